@@ -1,0 +1,58 @@
+# make demo and make test are all that a new machine needs: Python 3.11+, Node and make.
+.PHONY: help install demo up test lint types unit bench histories lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := activities bench chain commands db devstack domain starter telemetry tests workflows cli.py settings.py worker.py
+# Most tests wait for a server, not for a processor.
+TEST_PROCESSES ?= 4
+
+help: ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed node_modules/.installed ## Set everything up in .venv and node_modules
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "settle needs Python 3.11 or newer; $(PYTHON) is older. Use: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+node_modules/.installed: package.json package-lock.json
+	@command -v npm >/dev/null || { echo "settle needs Node with npm for the local chain (the anvil binary)."; exit 1; }
+	npm ci --silent --no-audit --no-fund
+	@touch $@
+
+demo: install ## Watch payments settle on a local chain, one with its worker killed half-way
+	@$(BIN)/settle demo
+
+up: install ## Run the whole system on this machine until Ctrl-C
+	@$(BIN)/settle up
+
+test: lint types unit ## Everything: linter, strict type checker, import directions, all tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+types: install
+	$(BIN)/mypy $(SOURCES)
+
+unit: install
+	$(BIN)/pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+
+bench: install ## Settlements and postings per second, as ratios against bare ones
+	@$(BIN)/settle bench
+
+histories: install ## Record the workflow's histories of every path anew
+	$(BIN)/python -m tests.workflow.record_histories
+
+lock: install ## Pin all dependencies anew, by hash and without addresses
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --all-extras --upgrade pyproject.toml -o requirements.txt
+
+clean: ## Remove what was installed; state folders stay
+	rm -rf $(VENV) node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache
