@@ -1,0 +1,144 @@
+"""A payment attempt's life: its states, the legal steps between them, and what a submission does."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from domain.errors import TooManyReplacements
+from domain.identifiers import Address, TxHash
+
+
+class Purpose(StrEnum):
+    """What the payer wants: credits of his own, or to keep the platform's account alive."""
+
+    SELF = "self"
+    SYSTEM = "system"
+
+
+class AttemptStatus(StrEnum):
+    """The states of SPEC 3. The last three are final."""
+
+    CREATED_INTENT = "CREATED_INTENT"
+    PENDING_UNVERIFIED = "PENDING_UNVERIFIED"
+    CREDITED = "CREDITED"
+    REJECTED = "REJECTED"
+    FAILED = "FAILED"
+
+
+class ClientStatus(StrEnum):
+    """What the payer sees."""
+
+    PENDING_VERIFICATION = "PENDING_VERIFICATION"
+    CONFIRMED = "CONFIRMED"
+    FAILED = "FAILED"
+
+
+class ErrorCode(StrEnum):
+    """Why an attempt ended without credits (SPEC 3)."""
+
+    INTENT_EXPIRED = "INTENT_EXPIRED"
+    TX_REVERTED = "TX_REVERTED"
+    TOKEN_TRANSFER_NOT_FOUND = "TOKEN_TRANSFER_NOT_FOUND"
+    SENDER_MISMATCH = "SENDER_MISMATCH"
+    RECIPIENT_MISMATCH = "RECIPIENT_MISMATCH"
+    INVALID_TOKEN = "INVALID_TOKEN"
+    INVALID_CHAIN = "INVALID_CHAIN"
+    INSUFFICIENT_AMOUNT = "INSUFFICIENT_AMOUNT"
+    RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
+    TX_ALREADY_SETTLED = "TX_ALREADY_SETTLED"
+
+
+LEGAL_TRANSITIONS: Final[dict[AttemptStatus, frozenset[AttemptStatus]]] = {
+    AttemptStatus.CREATED_INTENT: frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.FAILED}),
+    AttemptStatus.PENDING_UNVERIFIED: frozenset({AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED}),
+    AttemptStatus.CREDITED: frozenset(),
+    AttemptStatus.REJECTED: frozenset(),
+    AttemptStatus.FAILED: frozenset(),
+}
+"""The database holds the same table in a trigger; a test compares the two."""
+
+FINAL_STATUSES: Final = frozenset(status for status, following in LEGAL_TRANSITIONS.items() if not following)
+
+HOLDING_STATUSES: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.CREDITED})
+"""An attempt holds its hash while it waits and once it was paid with it; a refused payment lets go of it."""
+
+MAX_SUBMISSIONS: Final = 50
+"""No wallet replaces a transaction this often; without a bound one attempt could grow its history for ever."""
+
+
+class PaymentAttempt(BaseModel):
+    """One row of `payment_attempts`."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    billing_account_id: str
+    owner_user_id: str
+    from_address: Address
+    chain_id: int
+    token: Address
+    to_address: Address
+    amount_raw: int
+    amount_usd_cents: int
+    purpose: Purpose
+    status: AttemptStatus
+    tx_hash: TxHash | None = None
+    error_code: ErrorCode | None = None
+    expires_at: datetime | None = None
+    submitted_at: datetime | None = None
+    submission_count: int = 0
+    created_at: datetime
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can change any more."""
+        return self.status in FINAL_STATUSES
+
+    @property
+    def client_status(self) -> ClientStatus:
+        """The status in the payer's words."""
+        return client_status(self.status)
+
+
+def client_status(status: AttemptStatus) -> ClientStatus:
+    """The payer's word for a status: pending, confirmed or failed."""
+    match status:
+        case AttemptStatus.CREDITED:
+            return ClientStatus.CONFIRMED
+        case AttemptStatus.REJECTED | AttemptStatus.FAILED:
+            return ClientStatus.FAILED
+        case _:
+            return ClientStatus.PENDING_VERIFICATION
+
+
+class SubmissionEffect(StrEnum):
+    """What submitting a hash does to an attempt."""
+
+    RECORD = "record"
+    """The first hash, or another one that replaces it: the attempt (again) waits for this hash."""
+
+    NOTHING = "nothing"
+    """The same hash again, or the attempt has ended: the answer is what it already is."""
+
+    EXPIRE = "expire"
+    """Too late: the intent ends FAILED / INTENT_EXPIRED; the hash is kept in the audit trail."""
+
+
+def decide_submission(attempt: PaymentAttempt, tx_hash: str, *, submitted_at: datetime) -> SubmissionEffect:
+    """What a submission of `tx_hash` at `submitted_at` does (SPEC 3, rules "intent" and "submit").
+
+    Raises `TooManyReplacements` when one attempt's hash was replaced `MAX_SUBMISSIONS` times.
+    """
+    if attempt.is_final or attempt.tx_hash == tx_hash:
+        return SubmissionEffect.NOTHING
+    if attempt.status is AttemptStatus.CREATED_INTENT:
+        expired = attempt.expires_at is not None and submitted_at >= attempt.expires_at
+        return SubmissionEffect.EXPIRE if expired else SubmissionEffect.RECORD
+    if attempt.submission_count >= MAX_SUBMISSIONS:
+        raise TooManyReplacements(MAX_SUBMISSIONS)
+    return SubmissionEffect.RECORD

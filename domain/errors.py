@@ -1,0 +1,139 @@
+"""Everything that can go wrong, as one tree.
+
+SettleError                     has a stable `code`; knows nothing of HTTP or Temporal
+├── Refusal                     the request is answered "no"; nothing is lost, the caller can mend it
+│   ├── InvalidInput            a value is malformed; names the field
+│   ├── AttemptNotFound         no such attempt, or somebody else's
+│   ├── HashInUse               another attempt of the same payer holds that transaction hash
+│   ├── TooManyReplacements     the hash of one attempt was replaced too often
+│   └── WrongChain              the attempt belongs to another chain than this process settles
+├── Unavailable                 something outside does not answer now; the same call may go through later
+│   ├── ChainUnavailable        no chain node gave an answer that can be used
+│   ├── DatabaseUnavailable     PostgreSQL cannot be reached
+│   └── TemporalUnavailable     the Temporal service cannot be reached
+├── TransferAlreadySettled      that on-chain transfer has paid another attempt
+└── OperatorError               only somebody who runs the system can mend it
+    ├── ConfigurationError      a setting is missing or has a bad value
+    ├── StartupCheckFailed      schema, system tenant or rights are not what the code needs
+    └── BookkeepingError        the books contradict the request; never retried blindly
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SettleError(Exception):
+    """Base of all errors of the product; `code` is stable and may be shown to callers."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Refusal(SettleError):
+    """The request is answered "no"; asking again the same way gives the same answer."""
+
+    code = "REFUSED"
+
+
+class InvalidInput(Refusal):
+    """A value is malformed. `field` is the name the caller used for it."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class AttemptNotFound(Refusal):
+    """No attempt with that id is visible to the caller."""
+
+    code = "ATTEMPT_NOT_FOUND"
+
+    def __init__(self, attempt_id: object) -> None:
+        super().__init__(f"no payment attempt {attempt_id}")
+
+
+class HashInUse(Refusal):
+    """Another attempt of the same payer holds the transaction hash."""
+
+    code = "TX_HASH_IN_USE"
+
+    def __init__(self, tx_hash: str) -> None:
+        super().__init__(f"transaction {tx_hash} is already submitted for another of your payments")
+
+
+class TooManyReplacements(Refusal):
+    """The hash of one attempt was replaced more often than any wallet needs to."""
+
+    code = "TOO_MANY_REPLACEMENTS"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the transaction hash of this payment was already replaced {limit} times")
+
+
+class WrongChain(Refusal):
+    """The attempt was made for another chain than the one this process settles."""
+
+    code = "INVALID_CHAIN"
+
+    def __init__(self, attempt_chain_id: int, chain_id: int) -> None:
+        super().__init__(f"this payment is for chain {attempt_chain_id}; this service settles chain {chain_id}")
+
+
+class Unavailable(SettleError):
+    """Something outside does not answer now; retrying is right."""
+
+    code = "UNAVAILABLE"
+
+
+class ChainUnavailable(Unavailable):
+    """No chain node gave an answer that can be used."""
+
+    code = "CHAIN_UNAVAILABLE"
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL cannot be reached."""
+
+    code = "DATABASE_UNAVAILABLE"
+
+
+class TemporalUnavailable(Unavailable):
+    """The Temporal service cannot be reached."""
+
+    code = "TEMPORAL_UNAVAILABLE"
+
+
+class TransferAlreadySettled(SettleError):
+    """The on-chain transfer has already paid another attempt (unique in `settled_transfers`)."""
+
+    code = "TX_ALREADY_SETTLED"
+
+
+class OperatorError(SettleError):
+    """Only somebody who runs the system can mend it."""
+
+    code = "OPERATOR_ERROR"
+
+
+class ConfigurationError(OperatorError):
+    """A setting is missing or has a bad value; the message names the variable, what it got and wants."""
+
+    code = "CONFIGURATION"
+
+
+class StartupCheckFailed(OperatorError):
+    """The database is not what the code needs; the message says what to run."""
+
+    code = "STARTUP_CHECK_FAILED"
+
+
+class BookkeepingError(OperatorError):
+    """What was asked contradicts what the books say."""
+
+    code = "BOOKKEEPING"

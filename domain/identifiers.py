@@ -1,0 +1,51 @@
+"""Ids that are constants of the code, and the two kinds of hex string that cross every border."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+from uuid import UUID
+
+from pydantic import AfterValidator
+
+from domain.errors import InvalidInput
+
+SYSTEM_TENANT_USER_ID: Final = "cogni_system_principal"
+SYSTEM_TENANT_ACCOUNT_ID: Final = "cogni_system"
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
+_TX_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
+
+
+def parse_tx_hash(text: str, *, field: str = "txHash") -> str:
+    """A transaction hash in lower case (32 bytes, `0x` and 64 hex digits), or `InvalidInput`."""
+    if not isinstance(text, str) or _TX_HASH.fullmatch(text) is None:
+        raise InvalidInput(field, f"wants 0x and 64 hex digits (32 bytes), got {str(text)!r:.80}")
+    return text.lower()
+
+
+def parse_address(text: str, *, field: str = "address") -> str:
+    """An address as it was written (20 bytes, `0x` and 40 hex digits), or `InvalidInput`.
+
+    Whether a mixed-case checksum is right needs Keccak: see `chain.addresses`.
+    """
+    if not isinstance(text, str) or _ADDRESS.fullmatch(text) is None:
+        raise InvalidInput(field, f"wants 0x and 40 hex digits (20 bytes), got {str(text)!r:.80}")
+    return text
+
+
+def parse_attempt_id(text: str) -> UUID:
+    """A payment attempt's id, or `InvalidInput` naming `attemptId`."""
+    try:
+        return UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInput("attemptId", f"wants a UUID, got {str(text)!r:.80}") from None
+
+
+def same_address(left: str, right: str) -> bool:
+    """Whether two addresses are one: the checksum's upper and lower case carry no meaning."""
+    return left.lower() == right.lower()
+
+
+Address = Annotated[str, AfterValidator(parse_address)]
+TxHash = Annotated[str, AfterValidator(parse_tx_hash)]
