@@ -1,0 +1,50 @@
+"""Queries on users and billing accounts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.engine import AnyConnection, ServiceConnection
+from db.schema import BillingAccount, User
+
+_PROVISION = text("SELECT user_id, billing_account_id, created FROM provision_wallet(:wallet)")
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """A signed-in wallet: its user and the account that is credited."""
+
+    user_id: str
+    billing_account_id: str
+    wallet_address: str
+
+
+async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> Payer:
+    """Find the wallet's user and account, or open them with a default key. Safe twice and at once.
+
+    `wallet_address` is in EIP-55 checksum form.
+    """
+    row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
+    return Payer(row.user_id, row.billing_account_id, wallet_address)
+
+
+async def payer_of_attempt(connection: ServiceConnection, billing_account_id: str) -> Payer | None:
+    """The user behind a billing account, for operators' commands; None where it has no wallet."""
+    query = (
+        select(User.id, User.wallet_address)
+        .join(BillingAccount, BillingAccount.owner_user_id == User.id)
+        .where(BillingAccount.id == billing_account_id, User.wallet_address.is_not(None))
+    )
+    row = (await connection.connection.execute(query)).one_or_none()
+    return Payer(row.id, billing_account_id, row.wallet_address) if row else None
+
+
+async def balances(connection: AnyConnection) -> dict[str, int]:
+    """`balance_credits` of every account the connection may see."""
+    rows = await connection.connection.execute(
+        select(BillingAccount.id, BillingAccount.balance_credits).order_by(BillingAccount.id)
+    )
+    return {row.id: row.balance_credits for row in rows}

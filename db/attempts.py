@@ -1,0 +1,236 @@
+"""Queries on payment attempts, their audit trail and the transfers that paid them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from db.engine import AnyConnection, ServiceConnection
+from db.errors import HASH_HELD_BY_ACCOUNT, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
+from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
+from domain.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
+from domain.errors import HashInUse, TransferAlreadySettled
+from domain.verdict import SettledTransfer
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the audit trail."""
+
+    event_type: str
+    from_status: str | None
+    to_status: str
+    error_code: str | None
+    details: dict[str, Any]
+    created_at: datetime
+
+
+def _select_attempt() -> Select[Any]:
+    columns = [column for column in PaymentAttemptRow.__table__.columns if column.name != "updated_at"]
+    return select(*columns, BillingAccount.owner_user_id).join(
+        BillingAccount, BillingAccount.id == PaymentAttemptRow.billing_account_id
+    )
+
+
+_ATTEMPT = _select_attempt()
+
+
+def _to_attempt(row: Row[Any]) -> PaymentAttempt:
+    return PaymentAttempt.model_validate(row._mapping)
+
+
+async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> None:
+    """Write a new intent."""
+    values = attempt.model_dump(exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count"})
+    await connection.connection.execute(insert(PaymentAttemptRow).values(values))
+
+
+async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
+    """The attempt as it is, or None where the connection sees none."""
+    row = (await connection.connection.execute(_ATTEMPT.where(PaymentAttemptRow.id == attempt_id))).one_or_none()
+    return _to_attempt(row) if row else None
+
+
+async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
+    """The attempt, locked until the transaction ends; None where the connection sees none."""
+    query = _ATTEMPT.where(PaymentAttemptRow.id == attempt_id).with_for_update(of=PaymentAttemptRow)
+    row = (await connection.connection.execute(query)).one_or_none()
+    return _to_attempt(row) if row else None
+
+
+async def is_hash_held(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str) -> bool:
+    """Whether another attempt of the same account holds the hash: it waits for it, or was paid with it."""
+    query = select(PaymentAttemptRow.id).where(
+        PaymentAttemptRow.billing_account_id == attempt.billing_account_id,
+        PaymentAttemptRow.chain_id == attempt.chain_id,
+        PaymentAttemptRow.tx_hash == tx_hash,
+        PaymentAttemptRow.status.in_([status.value for status in HOLDING_STATUSES]),
+        PaymentAttemptRow.id != attempt.id,
+    )
+    return (await connection.connection.execute(query.limit(1))).first() is not None
+
+
+async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str, at: datetime) -> None:
+    """The attempt (again) waits for `tx_hash`. Raises `HashInUse` when an own attempt holds that hash."""
+    statement = (
+        update(PaymentAttemptRow)
+        .where(PaymentAttemptRow.id == attempt.id)
+        .values(
+            status=AttemptStatus.PENDING_UNVERIFIED.value,
+            tx_hash=tx_hash,
+            submitted_at=at,
+            expires_at=None,
+            submission_count=attempt.submission_count + 1,
+        )
+    )
+    try:
+        await connection.connection.execute(statement)
+    except IntegrityError as error:
+        if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
+            raise HashInUse(tx_hash) from error
+        raise
+
+
+async def update_credited(connection: AnyConnection, attempt_id: UUID, tx_hash: str) -> None:
+    """The attempt ends CREDITED, paid by `tx_hash`.
+
+    Raises `TransferAlreadySettled` when an own attempt holds that hash: this one let go of it by a replacement
+    after the chain had been read, and the other one will be paid by it.
+    """
+    statement = (
+        update(PaymentAttemptRow)
+        .where(PaymentAttemptRow.id == attempt_id)
+        .values(status=AttemptStatus.CREDITED.value, tx_hash=tx_hash)
+    )
+    try:
+        await connection.connection.execute(statement)
+    except IntegrityError as error:
+        if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
+            raise TransferAlreadySettled(f"transaction {tx_hash} is held by another attempt") from error
+        raise
+
+
+async def update_refused(
+    connection: AnyConnection, attempt_id: UUID, status: AttemptStatus, error_code: ErrorCode
+) -> None:
+    """The attempt ends without credits, REJECTED or FAILED."""
+    await connection.connection.execute(
+        update(PaymentAttemptRow)
+        .where(PaymentAttemptRow.id == attempt_id)
+        .values(status=status.value, error_code=error_code.value)
+    )
+
+
+async def insert_event(
+    connection: AnyConnection,
+    attempt_id: UUID,
+    event_type: str,
+    *,
+    from_status: AttemptStatus | None,
+    to_status: AttemptStatus,
+    error_code: ErrorCode | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Append to the audit trail."""
+    await connection.connection.execute(
+        insert(PaymentEvent).values(
+            attempt_id=attempt_id,
+            event_type=event_type,
+            from_status=from_status.value if from_status else None,
+            to_status=to_status.value,
+            error_code=error_code.value if error_code else None,
+            details=details or {},
+        )
+    )
+
+
+async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event]:
+    """The audit trail of one attempt, oldest first."""
+    rows = await connection.connection.execute(
+        select(PaymentEvent).where(PaymentEvent.attempt_id == attempt_id).order_by(PaymentEvent.id)
+    )
+    return [
+        Event(row.event_type, row.from_status, row.to_status, row.error_code, row._mapping["metadata"], row.created_at)
+        for row in rows
+    ]
+
+
+async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, transfer: SettledTransfer) -> None:
+    """Record which transfer paid the attempt.
+
+    Raises `TransferAlreadySettled` when that transfer has paid another attempt.
+    """
+    statement = insert(SettledTransferRow).values(
+        chain_id=transfer.chain_id,
+        tx_hash=transfer.tx_hash,
+        log_index=transfer.log_index,
+        attempt_id=attempt_id,
+        block_number=transfer.block_number,
+        block_hash=transfer.block_hash,
+        from_address=transfer.from_address,
+        value_raw=Decimal(transfer.value_raw),
+        surplus_raw=Decimal(transfer.surplus_raw),
+    )
+    try:
+        await connection.connection.execute(statement)
+    except IntegrityError as error:
+        if violated_constraint(error) == ONE_ATTEMPT_PER_TRANSFER:
+            raise TransferAlreadySettled(
+                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} has paid another attempt"
+            ) from error
+        raise
+
+
+async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> SettledTransfer | None:
+    """The transfer that paid the attempt, or None."""
+    row = (
+        await connection.connection.execute(
+            select(SettledTransferRow).where(SettledTransferRow.attempt_id == attempt_id)
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    return SettledTransfer(
+        chain_id=row.chain_id,
+        tx_hash=row.tx_hash,
+        log_index=row.log_index,
+        block_number=row.block_number,
+        block_hash=row.block_hash,
+        from_address=row.from_address,
+        value_raw=int(row.value_raw),
+        expected_raw=int(row.value_raw - row.surplus_raw),
+    )
+
+
+_UNDER_VERIFICATION = text(
+    """
+    SELECT a.status, a.tx_hash, a.submitted_at,
+           coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
+                      WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
+             AS settled_log_indexes
+      FROM payment_attempts a WHERE a.id = :attempt_id
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderVerification:
+    """What a look at the chain needs to know first."""
+
+    status: AttemptStatus
+    tx_hash: str
+    settled_log_indexes: frozenset[int]
+
+
+async def find_under_verification(connection: ServiceConnection, attempt_id: UUID) -> UnderVerification | None:
+    """The hash that the attempt waits for now, and the logs of that transaction that have paid others."""
+    row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
+    if row is None or row.tx_hash is None:
+        return None
+    return UnderVerification(AttemptStatus(row.status), row.tx_hash, frozenset(row.settled_log_indexes))

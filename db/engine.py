@@ -1,0 +1,139 @@
+"""Connections, one type for each role: what may run in a tenant's scope differs by type from what may not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from db.schema import TENANT_SETTING
+from domain.errors import DatabaseUnavailable
+
+CONNECT_TIMEOUT_SECONDS: Final = 5
+
+SESSION_SETTINGS: Final = {
+    # A lock that somebody else holds for longer is a fault: fail, and let the activity's retry come back.
+    "lock_timeout": "5s",
+    "statement_timeout": "20s",
+    # A paused process must not hold the system tenant's row for ever.
+    "idle_in_transaction_session_timeout": "30s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConnection:
+    """A transaction of role settle_app inside one user's scope."""
+
+    connection: AsyncConnection
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConnection:
+    """A transaction of role settle_service; row-level security does not apply."""
+
+    connection: AsyncConnection
+
+
+AnyConnection = TenantConnection | ServiceConnection
+
+
+def psycopg_url(url: str) -> URL:
+    """SQLAlchemy's form of a plain `postgresql://` address, with the psycopg 3 driver."""
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool) -> AsyncEngine:
+    settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+    connect_args: dict[str, Any] = {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": settings,
+    }
+    return create_async_engine(
+        psycopg_url(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+        pool_pre_ping=pre_ping,
+        connect_args=connect_args,
+        # An error must not carry an address or a payload into a log.
+        hide_parameters=True,
+    )
+
+
+@asynccontextmanager
+async def _unavailable_as_domain_error() -> AsyncIterator[None]:
+    """Turn "PostgreSQL is not there" into `DatabaseUnavailable`; leave every other error alone."""
+    try:
+        yield
+    except DBAPIError as error:
+        # Errors of the server itself carry an SQLSTATE; class 57 is a shutdown, 53 too many connections.
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        lost = isinstance(error, OperationalError | InterfaceError) and (sqlstate or "57")[:2] in {"57", "53", "08"}
+        if error.connection_invalidated or lost:
+            raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
+        raise
+    except OSError as error:
+        raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
+
+
+class TenantDatabase:
+    """Role settle_app: every transaction runs inside one user's scope."""
+
+    def __init__(
+        self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
+    ) -> None:
+        self.engine = _engine(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
+
+    @asynccontextmanager
+    async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:
+        """One transaction in the scope of `user_id`; commits at the end, rolls back on an error."""
+        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+            await connection.execute(_SET_TENANT, {"name": TENANT_SETTING, "user_id": user_id})
+            yield TenantConnection(connection, user_id)
+
+    @asynccontextmanager
+    async def unscoped(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction that belongs to nobody: row-level security shows it no rows."""
+        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+            yield connection
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+
+_SET_TENANT = text("SELECT set_config(:name, :user_id, true)")
+
+
+class ServiceDatabase:
+    """Role settle_service: for workers and operators' commands."""
+
+    def __init__(
+        self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
+    ) -> None:
+        self.engine = _engine(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[ServiceConnection]:
+        """One transaction; commits at the end, rolls back on an error."""
+        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+            yield ServiceConnection(connection)
+
+    @asynccontextmanager
+    async def single_statement(self) -> AsyncIterator[ServiceConnection]:
+        """Each statement is a transaction of its own: no BEGIN and COMMIT to wait for while a lock is held."""
+        async with _unavailable_as_domain_error(), self._autocommit.connect() as connection:
+            yield ServiceConnection(connection)
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()

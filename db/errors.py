@@ -1,0 +1,21 @@
+"""Which constraint refused: the names that the code reacts to, and how to ask an error for its name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy.exc import IntegrityError
+
+from db.schema import LEDGER_REFERENCE_INDEXES
+
+HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
+ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"
+ONE_TRANSFER_PER_ATTEMPT: Final = "settled_transfers_one_transfer_per_attempt"
+POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values())
+
+
+def violated_constraint(error: IntegrityError) -> str | None:
+    """Name of the constraint or unique index that refused the statement, or None where the server names none."""
+    diagnostic = getattr(error.orig, "diag", None)
+    name = getattr(diagnostic, "constraint_name", None)
+    return name if isinstance(name, str) else None

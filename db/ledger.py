@@ -1,0 +1,162 @@
+"""Queries on the ledger. Posting is one call of a database function: see `migrations/sql/0001_doors.sql`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import TextClause, bindparam, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import IntegrityError
+
+from db.engine import AnyConnection, ServiceConnection, TenantConnection
+from db.errors import POSTED_ONCE, violated_constraint
+from db.schema import CreditLedgerEntry
+from domain.errors import BookkeepingError
+from domain.ledger import Posting, Side
+
+
+@dataclass(frozen=True, slots=True)
+class PostedEntry:
+    """A ledger entry; `posted` is False where it was already there."""
+
+    entry_id: UUID
+    amount_credits: int
+    balance_after_credits: int
+    posted: bool
+
+
+class PostedMeanwhile(Exception):
+    """Somebody else posted the same entry between this transaction's look and its write: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One row of `credit_ledger`, for people to read."""
+
+    id: UUID
+    billing_account_id: str
+    amount: int
+    balance_after: int
+    reason: str
+    reference: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBalanceLine:
+    """Sum of one ledger account's journal lines."""
+
+    account_code: str
+    name: str
+    type: str
+    debits: int
+    credits: int
+
+
+_POST_ENTRY = text(
+    "SELECT entry_id, amount, balance_after, posted FROM post_entry("
+    ":billing_account_id, :amount, :reason, :reference, :contra_account, :metadata)"
+).bindparams(bindparam("metadata", type_=JSONB))
+
+_POST_OWN_PURCHASE = text(
+    "SELECT entry_id, amount, balance_after, posted FROM post_own_purchase("
+    ":attempt_id, :amount, :contra_account, :metadata)"
+).bindparams(bindparam("metadata", type_=JSONB))
+
+_TRIAL_BALANCE = text(
+    """
+    SELECT a.code, a.name, a.type,
+           coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) AS debits,
+           coalesce(sum(l.amount) FILTER (WHERE l.side = 'credit'), 0) AS credits
+      FROM ledger_accounts a LEFT JOIN journal_lines l ON l.account_code = a.code
+     GROUP BY a.code, a.name, a.type
+    HAVING count(l.id) > 0 OR a.billing_account_id IS NULL
+     ORDER BY a.type, a.code
+    """
+)
+
+
+async def _post(connection: AnyConnection, statement: TextClause, values: dict[str, Any], amount: int) -> PostedEntry:
+    try:
+        row = (await connection.connection.execute(statement, values)).one()
+    except IntegrityError as error:
+        if violated_constraint(error) in POSTED_ONCE:
+            raise PostedMeanwhile from error
+        raise
+    if row.amount != amount:
+        raise BookkeepingError(f"entry {row.entry_id} is posted with {row.amount} credits, not with {amount}")
+    return PostedEntry(row.entry_id, row.amount, row.balance_after, row.posted)
+
+
+async def post(connection: ServiceConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
+    """Post an entry to any account, once per account, reason and reference.
+
+    Raises `PostedMeanwhile` (transaction is lost, look again) and `BookkeepingError` where the same
+    reference is already posted with another amount.
+    """
+    return await _post(
+        connection,
+        _POST_ENTRY,
+        {
+            "billing_account_id": posting.billing_account_id,
+            "amount": posting.amount_credits,
+            "reason": posting.reason.value,
+            "reference": posting.reference,
+            "contra_account": posting.contra_account,
+            "metadata": details,
+        },
+        posting.amount_credits,
+    )
+
+
+async def post_own_purchase(connection: TenantConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
+    """Post the tenant's own purchase; the database refuses any other account, amount or purpose.
+
+    Raises as `post` does.
+    """
+    return await _post(
+        connection,
+        _POST_OWN_PURCHASE,
+        {
+            "attempt_id": UUID(posting.reference),
+            "amount": posting.amount_credits,
+            "contra_account": posting.contra_account,
+            "metadata": details,
+        },
+        posting.amount_credits,
+    )
+
+
+async def list_entries(connection: AnyConnection, reference: str | None = None) -> list[LedgerRow]:
+    """Ledger rows in the order they were posted, all that the connection sees or those of one reference."""
+    query = select(CreditLedgerEntry).order_by(CreditLedgerEntry.entry_seq)
+    if reference is not None:
+        query = query.where(CreditLedgerEntry.reference == reference)
+    return [
+        LedgerRow(
+            row.id,
+            row.billing_account_id,
+            row.amount,
+            row.balance_after,
+            row.reason,
+            row.reference,
+            row.created_at,
+        )
+        for row in await connection.connection.execute(query)
+    ]
+
+
+async def trial_balance(connection: ServiceConnection) -> list[TrialBalanceLine]:
+    """Debits and credits of every ledger account that was used; the two columns have the same sum."""
+    return [
+        TrialBalanceLine(row.code, row.name, row.type, int(row.debits), int(row.credits))
+        for row in await connection.connection.execute(_TRIAL_BALANCE)
+    ]
+
+
+def totals(lines: list[TrialBalanceLine]) -> dict[Side, int]:
+    """The sums of the two columns of a trial balance, in credits."""
+    return {Side.DEBIT: sum(line.debits for line in lines), Side.CREDIT: sum(line.credits for line in lines)}

@@ -1,0 +1,197 @@
+"""What happens to a payment attempt, each step as one piece of work inside the caller's transaction.
+
+Each locks the attempt, lets `domain` decide, and writes status, audit trail and books together. Each is safe to
+run twice and at the same time: the second one finds the work done and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from db import attempts, ledger
+from db.engine import AnyConnection, ServiceConnection, TenantConnection
+from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, SubmissionEffect, decide_submission
+from domain.errors import AttemptNotFound, BookkeepingError
+from domain.ledger import Posting, donation_posting, purchase_posting, revenue_share_posting
+from domain.money import credits_for_usd_cents
+from domain.verdict import Refused, SettledTransfer
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt stands after a step; `changed` is False where the step had already been done."""
+
+    attempt: PaymentAttempt
+    changed: bool
+    entry: ledger.PostedEntry | None = None
+
+    @property
+    def credited_credits(self) -> int:
+        """Credits that the attempt brought to whom it was meant for: all of what was paid, or nothing."""
+        credited = self.attempt.status is AttemptStatus.CREDITED
+        return credits_for_usd_cents(self.attempt.amount_usd_cents) if credited else 0
+
+
+async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -> None:
+    """Write a new intent and its first event."""
+    await attempts.insert_attempt(connection, attempt)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        "intent_created",
+        from_status=None,
+        to_status=attempt.status,
+        details={"amountUsdCents": attempt.amount_usd_cents, "purpose": attempt.purpose.value},
+    )
+
+
+async def submit(connection: TenantConnection, attempt_id: UUID, tx_hash: str, *, submitted_at: datetime) -> Ending:
+    """Record that the payer says `tx_hash` pays this attempt.
+
+    Raises `AttemptNotFound`, `HashInUse` and `TooManyReplacements`. An intent that has expired ends here.
+    """
+    attempt = await _lock(connection, attempt_id)
+    match decide_submission(attempt, tx_hash, submitted_at=submitted_at):
+        case SubmissionEffect.NOTHING:
+            return Ending(attempt, changed=False)
+        case SubmissionEffect.EXPIRE:
+            await _refuse(
+                connection, attempt, AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED, {"submittedTxHash": tx_hash}
+            )
+        case SubmissionEffect.RECORD:
+            await attempts.update_submitted(connection, attempt, tx_hash, submitted_at)
+            await attempts.insert_event(
+                connection,
+                attempt.id,
+                "hash_replaced" if attempt.tx_hash else "submitted",
+                from_status=attempt.status,
+                to_status=AttemptStatus.PENDING_UNVERIFIED,
+                details={"txHash": tx_hash, **({"replacedTxHash": attempt.tx_hash} if attempt.tx_hash else {})},
+            )
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def credit_buyer(connection: TenantConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
+    """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
+
+    Raises `TransferAlreadySettled` when the transfer has paid another attempt.
+    """
+    attempt = await _lock(connection, attempt_id)
+    posting = purchase_posting(attempt)
+    if attempt.is_final:
+        return Ending(attempt, changed=False)
+    await attempts.insert_settled_transfer(connection, attempt.id, transfer)
+    entry = await ledger.post_own_purchase(connection, posting, _facts(transfer))
+    await _mark_credited(connection, attempt, transfer, posting)
+    return Ending(attempt.model_copy(update={"status": AttemptStatus.CREDITED}), changed=True, entry=entry)
+
+
+async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
+    """A donation: the system tenant gets all of it, in the one transaction that ends the donor's attempt.
+
+    Raises `TransferAlreadySettled` when the transfer has paid another attempt.
+    """
+    attempt = await _lock(connection, attempt_id)
+    posting = donation_posting(attempt)
+    if attempt.is_final:
+        return Ending(attempt, changed=False)
+    await attempts.insert_settled_transfer(connection, attempt.id, transfer)
+    await _mark_credited(connection, attempt, transfer, posting)
+    # Last, because the system tenant's row stays locked from here to the commit and everybody needs it.
+    entry = await ledger.post(connection, posting, _facts(transfer))
+    return Ending(attempt.model_copy(update={"status": AttemptStatus.CREDITED}), changed=True, entry=entry)
+
+
+async def mint_revenue_share(
+    connection: ServiceConnection, attempt_id: UUID, share: Decimal
+) -> ledger.PostedEntry | None:
+    """The system tenant's bonus on a credited purchase, or None where the share mints nothing.
+
+    Raises `BookkeepingError` when the purchase is not credited: there is no bonus without one.
+    """
+    attempt = await attempts.find_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    if attempt.status is not AttemptStatus.CREDITED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: a bonus follows a credited purchase only")
+    posting = revenue_share_posting(attempt, share)
+    if posting is None:
+        return None
+    return await ledger.post(connection, posting, {"share": str(share), "amountUsdCents": attempt.amount_usd_cents})
+
+
+async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refused) -> Ending:
+    """The attempt ends without credits."""
+    attempt = await _lock(connection, attempt_id)
+    if attempt.is_final:
+        return Ending(attempt, changed=False)
+    await _refuse(connection, attempt, refused.status, refused.error_code, {"message": refused.message})
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def _mark_credited(
+    connection: AnyConnection, attempt: PaymentAttempt, transfer: SettledTransfer, posting: Posting
+) -> None:
+    await attempts.update_credited(connection, attempt.id, transfer.tx_hash)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        "credited",
+        from_status=attempt.status,
+        to_status=AttemptStatus.CREDITED,
+        details={
+            **_facts(transfer),
+            "billingAccountId": posting.billing_account_id,
+            "amountCredits": posting.amount_credits,
+        },
+    )
+
+
+async def _refuse(
+    connection: AnyConnection,
+    attempt: PaymentAttempt,
+    status: AttemptStatus,
+    error_code: ErrorCode,
+    details: dict[str, Any],
+) -> None:
+    await attempts.update_refused(connection, attempt.id, status, error_code)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        status.value.lower(),
+        from_status=attempt.status,
+        to_status=status,
+        error_code=error_code,
+        details=details,
+    )
+
+
+def _facts(transfer: SettledTransfer) -> dict[str, Any]:
+    """The transfer in the audit trail. Token amounts are text: a uint256 does not fit a JSON number."""
+    facts = {
+        "chainId": transfer.chain_id,
+        "txHash": transfer.tx_hash,
+        "logIndex": transfer.log_index,
+        "blockNumber": transfer.block_number,
+        "blockHash": transfer.block_hash,
+        "valueRaw": str(transfer.value_raw),
+    }
+    return {**facts, "surplusRaw": str(transfer.surplus_raw)} if transfer.surplus_raw else facts
+
+
+async def _lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.lock_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    return attempt
+
+
+async def _reread(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.find_attempt(connection, attempt_id)
+    if attempt is None:
+        raise BookkeepingError(f"attempt {attempt_id} vanished inside its own transaction")
+    return attempt

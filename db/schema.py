@@ -1,0 +1,225 @@
+"""The tables as SQLAlchemy sees them. Migrations make them; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Numeric, Text, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA_REVISION: Final = "0001"
+"""The migration that this code needs; a process that finds another one stops at start-up."""
+
+TENANT_SETTING: Final = "settle.user_id"
+"""Name of the transaction-local PostgreSQL setting that row-level security reads."""
+
+LEDGER_REFERENCE_INDEXES: Final[dict[str, str]] = {
+    "credits_purchase": "credit_ledger_one_purchase_per_reference",
+    "platform_revenue_share": "credit_ledger_one_revenue_share_per_reference",
+    "system_donation": "credit_ledger_one_donation_per_reference",
+}
+"""Unique index per reason; the last word on "posted once"."""
+
+
+class Base(DeclarativeBase):
+    """Base of all tables; text, bigint and timestamptz are the defaults of the whole schema."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        str: Text,
+        int: BigInteger,
+        datetime: TIMESTAMP(timezone=True),
+        Decimal: Numeric(78, 0),
+        dict[str, Any]: JSONB,
+    }
+
+
+class User(Base):
+    """Somebody who signs in with a wallet, or the platform's own principal (no wallet)."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    wallet_address: Mapped[str | None] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BillingAccount(Base):
+    """An account that holds credits. `balance_credits` is a cache of the ledger's sum."""
+
+    __tablename__ = "billing_accounts"
+    __table_args__ = (
+        Index(
+            "billing_accounts_one_system_tenant",
+            "is_system_tenant",
+            unique=True,
+            postgresql_where=text("is_system_tenant"),
+        ),
+        Index("billing_accounts_owner", "owner_user_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    balance_credits: Mapped[int] = mapped_column(server_default=text("0"))
+    is_system_tenant: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class VirtualKey(Base):
+    """A key of a billing account; each account has one default key."""
+
+    __tablename__ = "virtual_keys"
+    __table_args__ = (
+        Index(
+            "virtual_keys_one_default",
+            "billing_account_id",
+            unique=True,
+            postgresql_where=text("is_default"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    label: Mapped[str] = mapped_column(server_default=text("'Default'"))
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class LedgerAccount(Base):
+    """One account of the chart of accounts; a billing account's credits are a liability account of its own."""
+
+    __tablename__ = "ledger_accounts"
+
+    code: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    type: Mapped[str]
+    normal_side: Mapped[str]
+    billing_account_id: Mapped[str | None] = mapped_column(ForeignKey("billing_accounts.id"), index=True)
+
+
+class CreditLedgerEntry(Base):
+    """One change of one account's credits; the header of a balanced journal entry. Append-only."""
+
+    __tablename__ = "credit_ledger"
+    __table_args__ = (
+        *(
+            Index(
+                name,
+                "billing_account_id",
+                "reference",
+                unique=True,
+                postgresql_where=text(f"reason = '{reason}'"),
+            )
+            for reason, name in LEDGER_REFERENCE_INDEXES.items()
+        ),
+        Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    entry_seq: Mapped[int] = mapped_column(Identity(always=True))
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    virtual_key_id: Mapped[UUID | None] = mapped_column(ForeignKey("virtual_keys.id"))
+    amount: Mapped[int]
+    balance_after: Mapped[int]
+    reason: Mapped[str]
+    reference: Mapped[str | None]
+    # "metadata" is taken on a declarative class
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class JournalLine(Base):
+    """One side of a journal entry. Append-only; debits equal credits when the transaction commits."""
+
+    __tablename__ = "journal_lines"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    entry_id: Mapped[UUID] = mapped_column(ForeignKey("credit_ledger.id"), index=True)
+    account_code: Mapped[str] = mapped_column(ForeignKey("ledger_accounts.code"))
+    side: Mapped[str]
+    amount: Mapped[int]
+
+
+class PaymentAttemptRow(Base):
+    """One attempt to pay. What was agreed is write-once; only its progress changes."""
+
+    __tablename__ = "payment_attempts"
+    __table_args__ = (
+        Index(
+            "payment_attempts_hash_held_by_account",
+            "billing_account_id",
+            "chain_id",
+            "tx_hash",
+            unique=True,
+            postgresql_where=text("status IN ('PENDING_UNVERIFIED', 'CREDITED')"),
+        ),
+        Index("payment_attempts_by_hash", "tx_hash", postgresql_where=text("tx_hash IS NOT NULL")),
+        Index(
+            "payment_attempts_open",
+            "status",
+            "created_at",
+            postgresql_where=text("status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')"),
+        ),
+        Index("payment_attempts_by_account", "billing_account_id", "created_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    from_address: Mapped[str]
+    chain_id: Mapped[int]
+    token: Mapped[str]
+    to_address: Mapped[str]
+    amount_raw: Mapped[int]
+    amount_usd_cents: Mapped[int]
+    purpose: Mapped[str] = mapped_column(server_default=text("'self'"))
+    status: Mapped[str] = mapped_column(server_default=text("'CREATED_INTENT'"))
+    tx_hash: Mapped[str | None]
+    error_code: Mapped[str | None]
+    expires_at: Mapped[datetime | None]
+    submitted_at: Mapped[datetime | None]
+    submission_count: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PaymentEvent(Base):
+    """The audit trail of an attempt. Append-only."""
+
+    __tablename__ = "payment_events"
+    __table_args__ = (Index("payment_events_by_attempt", "attempt_id", "id"),)
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    event_type: Mapped[str]
+    from_status: Mapped[str | None]
+    to_status: Mapped[str]
+    error_code: Mapped[str | None]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SettledTransferRow(Base):
+    """An on-chain transfer that paid an attempt: one transfer, one attempt. Append-only."""
+
+    __tablename__ = "settled_transfers"
+    __table_args__ = (
+        UniqueConstraint("chain_id", "tx_hash", "log_index", name="settled_transfers_one_attempt_per_transfer"),
+        UniqueConstraint("attempt_id", name="settled_transfers_one_transfer_per_attempt"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    chain_id: Mapped[int]
+    tx_hash: Mapped[str]
+    log_index: Mapped[int]
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    from_address: Mapped[str]
+    # a uint256 on the chain: wider than a bigint
+    value_raw: Mapped[Decimal]
+    surplus_raw: Mapped[Decimal]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
