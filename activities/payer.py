@@ -1,0 +1,70 @@
+"""Steps on the payer's own rows: role settle_app, inside the payer's tenant scope."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from activities.contracts import (
+    AttemptEnding,
+    PaymentToCredit,
+    PaymentToRefuse,
+    RecordedSubmission,
+    Submission,
+)
+from activities.metrics import observe_ending
+from db import payments
+from db.engine import TenantDatabase
+from domain.attempt import AttemptStatus
+
+
+class PayerActivities:
+    """Each activity is one transaction and safe to run twice, at once, and late."""
+
+    def __init__(self, database: TenantDatabase, *, verification_timeout: timedelta) -> None:
+        self._database = database
+        self._verification_timeout = verification_timeout
+
+    @activity.defn(name="record_submission")
+    async def record_submission(self, submission: Submission) -> RecordedSubmission:
+        """Write down which hash the payer submitted, and until when the chain is asked about it."""
+        async with self._database.transaction(submission.owner_user_id) as connection:
+            ending = await payments.submit(
+                connection, submission.attempt_id, submission.tx_hash, submitted_at=submission.submitted_at
+            )
+        attempt = ending.attempt
+        waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED and attempt.submitted_at is not None
+        return RecordedSubmission(
+            status=attempt.status,
+            tx_hash=attempt.tx_hash,
+            error_code=attempt.error_code,
+            verify_until=attempt.submitted_at + self._verification_timeout
+            if waits and attempt.submitted_at is not None
+            else None,
+        )
+
+    @activity.defn(name="credit_buyer")
+    async def credit_buyer(self, payment: PaymentToCredit) -> AttemptEnding:
+        """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
+        async with self._database.transaction(payment.owner_user_id) as connection:
+            ending = await payments.credit_buyer(connection, payment.attempt_id, payment.transfer)
+        return _ending(ending)
+
+    @activity.defn(name="end_without_credits")
+    async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptEnding:
+        """REJECTED or FAILED, with its code."""
+        async with self._database.transaction(payment.owner_user_id) as connection:
+            ending = await payments.refuse(connection, payment.attempt_id, payment.refused)
+        return _ending(ending)
+
+
+def _ending(ending: payments.Ending) -> AttemptEnding:
+    if ending.changed:
+        observe_ending(ending.attempt)
+    return AttemptEnding(
+        status=ending.attempt.status,
+        error_code=ending.attempt.error_code,
+        tx_hash=ending.attempt.tx_hash,
+        amount_credits=ending.credited_credits,
+    )

@@ -1,0 +1,43 @@
+"""Steps on the system tenant's account: role settle_service, never in one transaction with the buyer's."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from temporalio import activity
+
+from activities.contracts import AttemptEnding, BonusToMint, MintedBonus, PaymentToCredit
+from activities.metrics import BONUS_CREDITS, observe_ending
+from db import payments
+from db.engine import ServiceDatabase
+
+
+class SystemTenantActivities:
+    """Each activity is one transaction and safe to run twice, at once, and late."""
+
+    def __init__(self, database: ServiceDatabase, *, revenue_share: Decimal) -> None:
+        self._database = database
+        self._revenue_share = revenue_share
+
+    @activity.defn(name="mint_bonus")
+    async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
+        """The system tenant's share of a credited purchase, minted on top."""
+        async with self._database.single_statement() as connection:
+            entry = await payments.mint_revenue_share(connection, bonus.attempt_id, self._revenue_share)
+        if entry is not None and entry.posted:
+            BONUS_CREDITS.inc(entry.amount_credits)
+        return MintedBonus(amount_credits=entry.amount_credits if entry else 0, share=self._revenue_share)
+
+    @activity.defn(name="credit_donation")
+    async def credit_donation(self, payment: PaymentToCredit) -> AttemptEnding:
+        """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
+        async with self._database.transaction() as connection:
+            ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)
+        if ending.changed:
+            observe_ending(ending.attempt)
+        return AttemptEnding(
+            status=ending.attempt.status,
+            error_code=ending.attempt.error_code,
+            tx_hash=ending.attempt.tx_hash,
+            amount_credits=ending.credited_credits,
+        )

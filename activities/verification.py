@@ -1,0 +1,118 @@
+"""Looking at the chain until there is a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.contracts import PaymentToVerify
+from activities.metrics import LOOKS
+from chain.opinions import EndpointsDisagree
+from chain.reader import ChainReader
+from db import attempts
+from db.engine import ServiceDatabase
+from domain.attempt import AttemptStatus, ErrorCode
+from domain.chain import ChainView
+from domain.errors import AttemptNotFound, ChainUnavailable
+from domain.verdict import Refused, Verdict, Verified, Waiting, WaitReason, judge, next_look_delay
+
+STILL_WAITING: Final = "STILL_WAITING"
+"""Type of the failure that asks Temporal to call again; its message and detail are what operators read."""
+
+LOOK_TIMEOUT: Final = timedelta(seconds=25)
+"""All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
+
+
+class VerificationActivities:
+    """Reads the chain; writes nothing."""
+
+    def __init__(
+        self, chain: ChainReader, database: ServiceDatabase, *, min_confirmations: int, block_time: timedelta
+    ) -> None:
+        self._chain = chain
+        self._database = database
+        self._min_confirmations = min_confirmations
+        self._block_time = block_time
+
+    @activity.defn(name="await_confirmation")
+    async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
+        """One look at the chain: a final verdict, or a failure whose next retry is timed from what is missing.
+
+        Waiting by retry leaves nothing in the workflow's history, however long it takes.
+        """
+        verdict = await self._look(payment)
+        if not isinstance(verdict, Waiting):
+            LOOKS.labels(outcome=verdict.kind).inc()
+            return verdict
+        LOOKS.labels(outcome=verdict.reason.value).inc()
+        if payment.is_last_look:
+            return Refused(
+                status=AttemptStatus.FAILED,
+                error_code=ErrorCode.RECEIPT_NOT_FOUND,
+                message=f"not confirmed in time; the last look said: {verdict.message}",
+            )
+        raise ApplicationError(
+            verdict.message,
+            verdict,
+            type=STILL_WAITING,
+            category=ApplicationErrorCategory.BENIGN,
+            next_retry_delay=self._delay(verdict, payment),
+        )
+
+    def _delay(self, waiting: Waiting, payment: PaymentToVerify) -> timedelta:
+        now = datetime.now(UTC)
+        return next_look_delay(
+            waiting,
+            waited=now - payment.submitted_at,
+            remaining=payment.verify_until - now,
+            block_time=self._block_time,
+        )
+
+    async def _look(self, payment: PaymentToVerify) -> Verdict:
+        async with self._database.single_statement() as connection:
+            attempt = await attempts.find_under_verification(connection, payment.attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(payment.attempt_id)
+
+        def verdict_on(view: ChainView) -> Verdict:
+            return judge(
+                payment.terms,
+                attempt.tx_hash,
+                view,
+                min_confirmations=self._min_confirmations,
+                settled_log_indexes=attempt.settled_log_indexes,
+            )
+
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+                view = await self._chain.look(attempt.tx_hash, block_hint=_block_seen_before())
+                verdict = verdict_on(view)
+                _remember_block(view)
+                if isinstance(verdict, Waiting):
+                    return verdict
+                # What follows cannot be taken back, and one node may lie: all the others are asked.
+                return verdict_on(await self._chain.cross_check(attempt.tx_hash, view))
+        except EndpointsDisagree as error:
+            return self._waiting(WaitReason.CONTRADICTION, error.message)
+        except ChainUnavailable as error:
+            return self._waiting(WaitReason.CHAIN_UNAVAILABLE, error.message)
+        except TimeoutError:
+            return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    def _waiting(self, reason: WaitReason, message: str) -> Waiting:
+        return Waiting(reason=reason, message=message, confirmations_needed=self._min_confirmations)
+
+
+def _block_seen_before() -> int | None:
+    """The block that the last look found the transaction in: asking for it at once saves a second request."""
+    details = activity.info().heartbeat_details
+    return details[0] if details and isinstance(details[0], int) else None
+
+
+def _remember_block(view: ChainView) -> None:
+    if view.receipt is not None:
+        activity.heartbeat(view.receipt.block_number)

@@ -1,0 +1,1 @@
+"""What Temporal runs: the story of a payment, and the names by which it is found."""

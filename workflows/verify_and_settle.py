@@ -1,0 +1,275 @@
+"""One payment, from the submitted hash to the credits."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, RetryState
+
+with workflow.unsafe.imports_passed_through():
+    from activities.contracts import (
+        AttemptEnding,
+        AttemptRef,
+        BonusToMint,
+        PaymentToCredit,
+        PaymentToRefuse,
+        PaymentToVerify,
+        RecordedSubmission,
+        Settlement,
+        SettlementResult,
+        Submission,
+    )
+    from activities.payer import PayerActivities
+    from activities.system_tenant import SystemTenantActivities
+    from activities.verification import VerificationActivities
+    from domain.attempt import FINAL_STATUSES, AttemptStatus, Purpose
+    from domain.errors import TransferAlreadySettled
+    from domain.verdict import Refused, Verified
+    from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
+
+
+@workflow.defn(name=VERIFY_AND_SETTLE)
+class VerifyAndSettle:
+    """Waits for the chain to confirm a payment, then credits the buyer and the system tenant, each once."""
+
+    @workflow.init
+    def __init__(self, payment: Settlement) -> None:
+        self._payment = payment
+        self._first_tx_hash = payment.submission.tx_hash
+        self._first_refusal: ApplicationError | None = None
+        self._recorded: RecordedSubmission | None = None
+        self._submitted_at = payment.submission.submitted_at
+        self._hash_replaced = False
+        self._one_submission_at_a_time = asyncio.Lock()
+
+    @workflow.run
+    async def run(self, payment: Settlement) -> SettlementResult:
+        """The story of a payment."""
+        recorded = await self._record_first_submission()
+        if recorded.status in FINAL_STATUSES:
+            result = await self._complete_what_ended(recorded)
+        else:
+            result = await self._verify_and_settle()
+        await self._publish_end(result)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return result
+
+    @workflow.update(name=SUBMIT_UPDATE)
+    async def submit(self, submission: Submission) -> RecordedSubmission:
+        """The payer submits a hash: the first, the same again, or one that replaces it."""
+        if submission.tx_hash == self._first_tx_hash and self._recorded is None:
+            # `run` is recording this very submission: it is in the input too, so that it outlives a lost update.
+            await workflow.wait_condition(lambda: self._recorded is not None or self._first_refusal is not None)
+            if self._first_refusal is not None:
+                raise self._first_refusal
+            assert self._recorded is not None
+            return self._recorded
+        return await self._record(submission)
+
+    async def _record_first_submission(self) -> RecordedSubmission:
+        try:
+            return await self._record(self._payment.submission)
+        except ApplicationError as refusal:
+            # A later submission may be a good one and starts a new run: a failed one does not stand in its way.
+            self._first_refusal = refusal
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            raise
+
+    async def _complete_what_ended(self, recorded: RecordedSubmission) -> SettlementResult:
+        """An earlier run ended the attempt. It may have been terminated before the bonus: minting is idempotent."""
+        ending = AttemptEnding(status=recorded.status, error_code=recorded.error_code, tx_hash=recorded.tx_hash)
+        purchase_credited = recorded.status is AttemptStatus.CREDITED and self._payment.purpose is Purpose.SELF
+        return self._result(ending, system_tenant_credits=await self._mint_bonus() if purchase_credited else 0)
+
+    async def _record(self, submission: Submission) -> RecordedSubmission:
+        async with self._one_submission_at_a_time:
+            try:
+                recorded = await workflow.execute_activity_method(
+                    PayerActivities.record_submission,
+                    submission,
+                    start_to_close_timeout=LEDGER_START_TO_CLOSE,
+                    retry_policy=LEDGER_RETRY,
+                    summary=f"record hash {_short(submission.tx_hash)}",
+                )
+            except ActivityError as error:
+                raise _cause(error) from error
+            before, self._recorded = self._recorded, recorded
+            if before is not None and before.tx_hash != recorded.tx_hash and recorded.tx_hash is not None:
+                self._submitted_at = submission.submitted_at
+                self._hash_replaced = True
+                workflow.upsert_search_attributes([TX_HASH.value_set(recorded.tx_hash)])
+            return recorded
+
+    async def _verify_and_settle(self) -> SettlementResult:
+        while True:
+            verdict = await self._await_verdict()
+            try:
+                return await self._settle(verdict)
+            except ApplicationError as error:
+                if error.type != TransferAlreadySettled.code:
+                    raise
+                # Somebody else's attempt was paid with that very transfer: look again without it.
+                workflow.logger.warning("transfer already settled, looking again: %s", error.message)
+
+    async def _await_verdict(self) -> Verified | Refused:
+        """Wait for the chain. A replaced hash is looked for at once; the wait itself leaves no history."""
+        while True:
+            self._hash_replaced = False
+            verify_until = self._verify_until()
+            remaining = verify_until - workflow.now()
+            if remaining.total_seconds() <= 0:
+                return await self._last_look(verify_until)
+            self._tell(
+                f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
+            )
+            look = workflow.start_activity_method(
+                VerificationActivities.await_confirmation,
+                self._to_verify(verify_until),
+                start_to_close_timeout=LOOK_START_TO_CLOSE,
+                schedule_to_close_timeout=remaining,
+                retry_policy=LOOK_RETRY,
+                summary=f"wait for {_short(self._tx_hash())} to be confirmed",
+            )
+            await self._done_or_hash_replaced(look)
+            if not look.done():
+                look.cancel()
+            try:
+                return await look
+            except ActivityError as error:
+                if not (self._hash_replaced or error.retry_state == RetryState.TIMEOUT):
+                    raise _cause(error) from error
+
+    async def _done_or_hash_replaced(self, look: workflow.ActivityHandle[Verified | Refused]) -> None:
+        await workflow.wait_condition(lambda: look.done() or self._hash_replaced)
+
+    async def _last_look(self, verify_until: datetime) -> Verified | Refused:
+        """Time is up, perhaps because nothing ran for a day: look once more before the payment is given up."""
+        self._tell("time is up: last look at the chain")
+        return await workflow.execute_activity_method(
+            VerificationActivities.await_confirmation,
+            self._to_verify(verify_until, is_last_look=True),
+            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            retry_policy=LOOK_RETRY,
+            summary=f"last look for {_short(self._tx_hash())}",
+        )
+
+    async def _settle(self, verdict: Verified | Refused) -> SettlementResult:
+        if isinstance(verdict, Refused):
+            return self._result(await self._end_without_credits(verdict))
+        if self._payment.purpose is Purpose.SYSTEM:
+            donation = await self._credit_donation(verdict)
+            return self._result(donation, system_tenant_credits=donation.amount_credits)
+        purchase = await self._credit_buyer(verdict)
+        bonus_credits = await self._mint_bonus() if purchase.status is AttemptStatus.CREDITED else 0
+        return self._result(purchase, buyer_credits=purchase.amount_credits, system_tenant_credits=bonus_credits)
+
+    async def _credit_buyer(self, verdict: Verified) -> AttemptEnding:
+        self._tell("confirmed: crediting the buyer")
+        try:
+            return await workflow.execute_activity_method(
+                PayerActivities.credit_buyer,
+                PaymentToCredit(**self._ref(), transfer=verdict.transfer),
+                start_to_close_timeout=LEDGER_START_TO_CLOSE,
+                retry_policy=LEDGER_RETRY,
+                summary="credit the buyer",
+            )
+        except ActivityError as error:
+            raise _cause(error) from error
+
+    async def _mint_bonus(self) -> int:
+        self._tell("buyer credited: crediting the system tenant's bonus")
+        bonus = await workflow.execute_activity_method(
+            SystemTenantActivities.mint_bonus,
+            BonusToMint(**self._ref()),
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary="credit the system tenant's bonus",
+        )
+        return bonus.amount_credits
+
+    async def _credit_donation(self, verdict: Verified) -> AttemptEnding:
+        self._tell("confirmed: crediting the donation to the system tenant")
+        try:
+            return await workflow.execute_activity_method(
+                SystemTenantActivities.credit_donation,
+                PaymentToCredit(**self._ref(), transfer=verdict.transfer),
+                start_to_close_timeout=LEDGER_START_TO_CLOSE,
+                retry_policy=LEDGER_RETRY,
+                summary="credit the donation to the system tenant",
+            )
+        except ActivityError as error:
+            raise _cause(error) from error
+
+    async def _end_without_credits(self, refused: Refused) -> AttemptEnding:
+        self._tell(f"{refused.error_code.value}: {refused.message}")
+        return await workflow.execute_activity_method(
+            PayerActivities.end_without_credits,
+            PaymentToRefuse(**self._ref(), refused=refused),
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary=f"end as {refused.status.value}: {refused.error_code.value}",
+        )
+
+    async def _publish_end(self, result: SettlementResult) -> None:
+        workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(result.status.value)])
+        error = f" / {result.error_code.value}" if result.error_code else ""
+        self._tell(
+            f"{result.status.value}{error}: {result.buyer_credits} credits to the buyer, "
+            f"{result.system_tenant_credits} to the system tenant"
+        )
+
+    def _tell(self, words: str) -> None:
+        """What an operator reads at the top of the workflow's page."""
+        workflow.set_current_details(words)
+        workflow.logger.info(words, extra=self._log_fields())
+
+    def _log_fields(self) -> dict[str, str]:
+        submission = self._payment.submission
+        return {"attempt_id": str(submission.attempt_id), "billing_account_id": submission.billing_account_id}
+
+    def _ref(self) -> dict[str, object]:
+        """The fields that every activity's input shares."""
+        return self._payment.submission.model_dump(include=set(AttemptRef.model_fields))
+
+    def _to_verify(self, verify_until: datetime, *, is_last_look: bool = False) -> PaymentToVerify:
+        return PaymentToVerify(
+            **self._ref(),
+            terms=self._payment.terms,
+            submitted_at=self._submitted_at,
+            verify_until=verify_until,
+            is_last_look=is_last_look,
+        )
+
+    def _tx_hash(self) -> str:
+        recorded = self._recorded
+        return (recorded.tx_hash if recorded else None) or self._first_tx_hash
+
+    def _verify_until(self) -> datetime:
+        recorded = self._recorded
+        if recorded is None or recorded.verify_until is None:
+            raise ApplicationError("a pending attempt has no end of its wait", type="BOOKKEEPING")
+        return recorded.verify_until
+
+    def _result(
+        self, ending: AttemptEnding, *, buyer_credits: int = 0, system_tenant_credits: int = 0
+    ) -> SettlementResult:
+        return SettlementResult(
+            attempt_id=self._payment.submission.attempt_id,
+            status=ending.status,
+            error_code=ending.error_code,
+            tx_hash=ending.tx_hash,
+            buyer_credits=buyer_credits,
+            system_tenant_credits=system_tenant_credits,
+        )
+
+
+def _cause(error: ActivityError) -> ApplicationError | ActivityError:
+    """The activity's own error where it gave one, so that its code is not hidden one level down."""
+    return error.cause if isinstance(error.cause, ApplicationError) else error
+
+
+def _short(tx_hash: str) -> str:
+    return f"{tx_hash[:10]}…"
