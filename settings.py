@@ -1,0 +1,247 @@
+"""Settings: environment variables (and a `.env` file), read once at an entry point and passed down.
+
+A bad value raises `ConfigurationError` with one line that names the variable, what it got and what it wants.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from chain.addresses import checksum_address
+from domain.errors import ConfigurationError, InvalidInput
+from domain.money import (
+    DEFAULT_PAYMENT_MAX_USD_CENTS,
+    DEFAULT_PAYMENT_MIN_USD_CENTS,
+    DEFAULT_REVENUE_SHARE,
+)
+
+BASE_CHAIN_ID: Final = 8453
+BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+
+_T = TypeVar("_T")
+
+_SECRET_WORDS: Final = ("URL", "KEY", "SECRET", "PASSWORD")
+
+
+class LogFormat(StrEnum):
+    """How log lines look: one JSON object each, or words for a terminal."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevel(StrEnum):
+    """Least level that is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+def _postgres_url(value: object) -> str:
+    parts = urlsplit(str(value))
+    if parts.scheme not in {"postgresql", "postgres"} or not parts.hostname or not parts.path.strip("/"):
+        raise ValueError
+    return urlunsplit(parts._replace(scheme="postgresql"))
+
+
+def _http_urls(value: object) -> tuple[str, ...]:
+    urls = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+    if not urls or any(urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname for url in urls):
+        raise ValueError
+    return urls
+
+
+def _address(value: object) -> str:
+    try:
+        return checksum_address(str(value), field="address")
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
+def _share(value: object) -> Decimal:
+    # A float has already lost the exact share, and Decimal("nan") compares with nothing.
+    try:
+        share = value if isinstance(value, Decimal) else Decimal(str(value).strip())
+    except InvalidOperation:
+        raise ValueError from None
+    if isinstance(value, float) or not share.is_finite() or not 0 <= share <= 1:
+        raise ValueError
+    return share
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
+HttpUrls = Annotated[tuple[str, ...], BeforeValidator(_http_urls)]
+ChecksumAddress = Annotated[str, BeforeValidator(_address)]
+_POSTGRES_WANTS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_ADDRESS_WANTS: Final = "an address, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
+
+
+class Settings(BaseModel):
+    """Every setting of SPEC 6. A field's description says what its variable wants."""
+
+    model_config = ConfigDict(frozen=True)
+
+    database_url: PostgresUrl | None = Field(None, alias="DATABASE_URL", repr=False, description=_POSTGRES_WANTS)
+    service_database_url: PostgresUrl | None = Field(
+        None, alias="SERVICE_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+    )
+    migration_database_url: PostgresUrl | None = Field(
+        None, alias="MIGRATION_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+    )
+
+    chain_id: int = Field(BASE_CHAIN_ID, alias="CHAIN_ID", gt=0, lt=2**53, description="a chain's number, 1 or more")
+    chain_rpc_urls: HttpUrls | None = Field(
+        None,
+        alias="CHAIN_RPC_URLS",
+        repr=False,
+        description="http or https addresses of chain nodes, separated by commas",
+    )
+    usdc_token_address: ChecksumAddress = Field(
+        BASE_USDC_ADDRESS, alias="USDC_TOKEN_ADDRESS", description=_ADDRESS_WANTS
+    )
+    treasury_address: ChecksumAddress | None = Field(None, alias="TREASURY_ADDRESS", description=_ADDRESS_WANTS)
+    min_confirmations: int = Field(
+        5, alias="MIN_CONFIRMATIONS", ge=1, le=10_000, description="a whole number of blocks, 1 to 10000"
+    )
+    chain_block_time_seconds: float = Field(
+        2.0, alias="CHAIN_BLOCK_TIME_SECONDS", gt=0, le=600, description="seconds between blocks, above 0 up to 600"
+    )
+    chain_rpc_timeout_seconds: float = Field(
+        10.0, alias="CHAIN_RPC_TIMEOUT_SECONDS", gt=0, le=60, description="seconds, above 0 up to 60"
+    )
+
+    payment_intent_ttl_seconds: int = Field(
+        1800, alias="PAYMENT_INTENT_TTL_SECONDS", ge=1, le=31 * 86_400, description="whole seconds, 1 to 2678400"
+    )
+    verification_timeout_seconds: int = Field(
+        86_400, alias="VERIFICATION_TIMEOUT_SECONDS", ge=1, le=31 * 86_400, description="whole seconds, 1 to 2678400"
+    )
+    payment_min_usd_cents: int = Field(
+        DEFAULT_PAYMENT_MIN_USD_CENTS, alias="PAYMENT_MIN_USD_CENTS", ge=1, le=10**12, description="whole US cents"
+    )
+    payment_max_usd_cents: int = Field(
+        DEFAULT_PAYMENT_MAX_USD_CENTS, alias="PAYMENT_MAX_USD_CENTS", ge=1, le=10**12, description="whole US cents"
+    )
+    system_tenant_revenue_share: Annotated[Decimal, BeforeValidator(_share)] = Field(
+        DEFAULT_REVENUE_SHARE, alias="SYSTEM_TENANT_REVENUE_SHARE", description="a decimal from 0 to 1, such as 0.75"
+    )
+
+    temporal_ui_url: str | None = Field(None, alias="TEMPORAL_UI_URL", description="http address of Temporal's UI")
+    worker_health_host: str = Field("127.0.0.1", alias="WORKER_HEALTH_HOST", description="an address to listen on")
+    worker_health_port: int = Field(
+        9464, alias="WORKER_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
+    )
+
+    log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
+        LogLevel.INFO, alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
+        LogFormat.JSON, alias="LOG_FORMAT", description="json or console"
+    )
+
+    @property
+    def payment_intent_ttl(self) -> timedelta:
+        """How long an unpaid intent lives."""
+        return timedelta(seconds=self.payment_intent_ttl_seconds)
+
+    @property
+    def verification_timeout(self) -> timedelta:
+        """How long after its submission a payment may take to appear and be confirmed."""
+        return timedelta(seconds=self.verification_timeout_seconds)
+
+    @property
+    def block_time(self) -> timedelta:
+        """Time between two blocks."""
+        return timedelta(seconds=self.chain_block_time_seconds)
+
+    def require_database_url(self) -> str:
+        """`DATABASE_URL`, or `ConfigurationError`."""
+        return _required("DATABASE_URL", self.database_url, _POSTGRES_WANTS)
+
+    def require_service_database_url(self) -> str:
+        """`SERVICE_DATABASE_URL`, or `ConfigurationError`."""
+        return _required("SERVICE_DATABASE_URL", self.service_database_url, _POSTGRES_WANTS)
+
+    def require_migration_database_url(self) -> str:
+        """`MIGRATION_DATABASE_URL`, or `ConfigurationError`."""
+        return _required("MIGRATION_DATABASE_URL", self.migration_database_url, _POSTGRES_WANTS)
+
+    def require_chain_rpc_urls(self) -> tuple[str, ...]:
+        """`CHAIN_RPC_URLS`, or `ConfigurationError`."""
+        return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, "addresses of chain nodes, separated by commas")
+
+    def require_treasury_address(self) -> str:
+        """`TREASURY_ADDRESS`, or `ConfigurationError`."""
+        return _required("TREASURY_ADDRESS", self.treasury_address, _ADDRESS_WANTS)
+
+
+def _required(name: str, value: _T | None, wants: str) -> _T:
+    if value is None:
+        raise ConfigurationError(
+            f"{name} is not set, it wants {wants} (`settle up` writes all settings to <state-dir>/env: "
+            "settle --env-file .settle/env ...)"
+        )
+    return value
+
+
+def environment(env_file: Path | None = None) -> dict[str, str]:
+    """The process's environment over the values of `env_file` (default: `.env`, where there is one).
+
+    Raises `ConfigurationError` when a file that was asked for is missing.
+    """
+    if env_file is not None and not env_file.is_file():
+        raise ConfigurationError(f"--env-file: there is no file {env_file}")
+    path = env_file or Path(".env")
+    from_file = dotenv_values(path, interpolate=False) if path.is_file() else {}
+    return {**{name: value for name, value in from_file.items() if value is not None}, **os.environ}
+
+
+def load(variables: Mapping[str, str]) -> Settings:
+    """The settings in `variables`. Raises `ConfigurationError` for the first bad value."""
+    known = {field.alias for field in Settings.model_fields.values()}
+    given = {name: value for name, value in variables.items() if name in known and value != ""}
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        raise ConfigurationError(_describe(error)) from None
+    if settings.payment_min_usd_cents > settings.payment_max_usd_cents:
+        raise ConfigurationError(
+            f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
+            f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+        )
+    return settings
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    wants = next(field.description for field in Settings.model_fields.values() if field.alias == name)
+    return f"{name}: got {_shown(name, first['input'])}, wants {wants}"
+
+
+def _shown(name: str, value: object) -> str:
+    """A value for an error line; addresses carry passwords and API keys, so they are cut to what is harmless."""
+    if any(word in name for word in _SECRET_WORDS):
+        scheme = str(value).partition("://")[0] if "://" in str(value) else "no scheme"
+        return f"an address with {scheme if scheme == 'no scheme' else f'scheme {scheme[:20]!r}'} (not shown)"
+    return repr(value)[:80]

@@ -1,0 +1,299 @@
+"""Create an intent, submit a hash, ask for status: all that an API or a script needs to take payments."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateNotAnswered
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.contracts import RecordedSubmission, Settlement, Submission
+from db import attempts, payments
+from db.accounts import Payer, provision_wallet
+from db.engine import TenantDatabase
+from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
+from domain.errors import (
+    AttemptNotFound,
+    BookkeepingError,
+    HashInUse,
+    SettleError,
+    TemporalUnavailable,
+    TooManyReplacements,
+    WrongChain,
+)
+from domain.identifiers import parse_tx_hash
+from domain.money import check_payment_amount, raw_for_usd_cents
+from domain.verdict import PaymentTerms
+from starter.models import AttemptView, Intent
+from starter.progress import read_progress
+from workflows.naming import (
+    BILLING_ACCOUNT_ID,
+    CHAIN_ID,
+    PAYMENT_PURPOSE,
+    PAYMENT_STATUS,
+    SUBMIT_UPDATE,
+    TASK_QUEUE,
+    TX_HASH,
+    submit_update_id,
+    workflow_id,
+)
+from workflows.verify_and_settle import VerifyAndSettle
+
+ANSWER_TIMEOUT: Final = timedelta(seconds=3)
+"""How long a submission waits for a worker. Without one the hash is recorded here and the workflow goes on later."""
+
+_UNAVAILABLE: Final = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentPolicy:
+    """What new intents are made with. `treasury` receives `token` on chain `chain_id`."""
+
+    chain_id: int
+    token: str
+    treasury: str
+    intent_ttl: timedelta
+    min_usd_cents: int
+    max_usd_cents: int
+    min_confirmations: int
+
+
+class PaymentsClient:
+    """The typed client. It holds a database of role settle_app and a Temporal client, and owns neither."""
+
+    def __init__(self, database: TenantDatabase, temporal: Client, policy: PaymentPolicy) -> None:
+        self._database = database
+        self._temporal = temporal
+        self._policy = policy
+
+    async def provision(self, wallet_address: str) -> Payer:
+        """The payer behind a wallet (EIP-55 checksum form); opens user, account and key when it has none."""
+        async with self._database.unscoped() as connection:
+            return await provision_wallet(connection, wallet_address)
+
+    async def create_intent(self, payer: Payer, amount_usd_cents: int, purpose: Purpose = Purpose.SELF) -> Intent:
+        """A new attempt that waits to be paid. Raises `InvalidInput` for an amount out of bounds."""
+        policy = self._policy
+        amount = check_payment_amount(amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
+        now = datetime.now(UTC)
+        attempt = PaymentAttempt(
+            id=uuid4(),
+            billing_account_id=payer.billing_account_id,
+            owner_user_id=payer.user_id,
+            from_address=payer.wallet_address,
+            chain_id=policy.chain_id,
+            token=policy.token,
+            to_address=policy.treasury,
+            amount_raw=raw_for_usd_cents(amount),
+            amount_usd_cents=amount,
+            purpose=purpose,
+            status=AttemptStatus.CREATED_INTENT,
+            expires_at=now + policy.intent_ttl,
+            created_at=now,
+        )
+        async with self._database.transaction(payer.user_id) as connection:
+            await payments.create_intent(connection, attempt)
+        return Intent.of(attempt, now + policy.intent_ttl)
+
+    async def submit(
+        self, user_id: str, attempt_id: UUID, tx_hash: str, *, request_id: str | None = None
+    ) -> AttemptView:
+        """Say that `tx_hash` pays the attempt. Safe to repeat: the same answer, one workflow.
+
+        When this returns, the hash is recorded and the durable workflow is running, whatever the chain does and
+        whether or not a worker is there. A finished attempt answers with its end; so does an intent that expired.
+
+        Raises `InvalidInput`, `AttemptNotFound`, `HashInUse`, `TooManyReplacements`, `WrongChain`,
+        `DatabaseUnavailable` and `TemporalUnavailable`.
+        """
+        tx_hash = parse_tx_hash(tx_hash)
+        submitted_at = datetime.now(UTC)
+        attempt = await self._find(user_id, attempt_id)
+        if attempt.is_final:
+            return AttemptView.of(attempt)
+        if attempt.chain_id != self._policy.chain_id:
+            raise WrongChain(attempt.chain_id, self._policy.chain_id)
+        if self._has_expired(attempt, submitted_at):
+            return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
+        # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
+        await self._refuse_early(attempt, tx_hash)
+
+        submission = Submission(
+            attempt_id=attempt.id,
+            owner_user_id=attempt.owner_user_id,
+            billing_account_id=attempt.billing_account_id,
+            tx_hash=tx_hash,
+            submitted_at=submitted_at,
+        )
+        try:
+            recorded = await self._start_and_submit(attempt, submission, request_id)
+        except WorkflowAlreadyStartedError as error:
+            # The run has completed since the attempt was read: the database has its end.
+            ended = await self._find(user_id, attempt_id)
+            if not ended.is_final:
+                raise BookkeepingError(f"the settlement of {attempt_id} is over, but it is {ended.status}") from error
+            return AttemptView.of(ended)
+        if recorded is None:
+            log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
+            return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
+        return AttemptView.of(
+            attempt.model_copy(
+                update={"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
+            )
+        )
+
+    async def status(self, user_id: str, attempt_id: UUID) -> AttemptView:
+        """How the attempt stands, with the confirmations so far while it waits.
+
+        Raises `AttemptNotFound`, also for somebody else's, and `DatabaseUnavailable`.
+        """
+        attempt = await self._find(user_id, attempt_id)
+        progress = None
+        if attempt.status is AttemptStatus.PENDING_UNVERIFIED:
+            progress = await read_progress(self._temporal, attempt_id, self._policy.min_confirmations)
+        return AttemptView.of(attempt, progress)
+
+    async def _find(self, user_id: str, attempt_id: UUID) -> PaymentAttempt:
+        async with self._database.transaction(user_id) as connection:
+            attempt = await attempts.find_attempt(connection, attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(attempt_id)
+        return attempt
+
+    async def _record(self, user_id: str, attempt_id: UUID, tx_hash: str, submitted_at: datetime) -> PaymentAttempt:
+        async with self._database.transaction(user_id) as connection:
+            ending = await payments.submit(connection, attempt_id, tx_hash, submitted_at=submitted_at)
+        return ending.attempt
+
+    @staticmethod
+    def _has_expired(attempt: PaymentAttempt, now: datetime) -> bool:
+        return (
+            attempt.status is AttemptStatus.CREATED_INTENT
+            and attempt.expires_at is not None
+            and now >= attempt.expires_at
+        )
+
+    async def _refuse_early(self, attempt: PaymentAttempt, tx_hash: str) -> None:
+        if attempt.tx_hash == tx_hash:
+            return
+        if attempt.submission_count >= MAX_SUBMISSIONS:
+            raise TooManyReplacements(MAX_SUBMISSIONS)
+        async with self._database.transaction(attempt.owner_user_id) as connection:
+            if await attempts.is_hash_held(connection, attempt, tx_hash):
+                raise HashInUse(tx_hash)
+
+    async def _start_and_submit(
+        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None
+    ) -> RecordedSubmission | None:
+        """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet."""
+        start = WithStartWorkflowOperation(
+            VerifyAndSettle.run,
+            Settlement(
+                submission=submission,
+                purpose=attempt.purpose,
+                amount_usd_cents=attempt.amount_usd_cents,
+                terms=_terms(attempt),
+                request_id=request_id,
+            ),
+            id=workflow_id(attempt.id),
+            task_queue=TASK_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            # Completed means that the attempt has ended; a run that failed or was terminated may be followed by one.
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            search_attributes=_search_attributes(attempt, submission.tx_hash),
+            static_summary=_summary(attempt),
+            memo={"requestId": request_id} if request_id else None,
+        )
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
+                recorded: RecordedSubmission = await self._temporal.execute_update_with_start_workflow(
+                    SUBMIT_UPDATE,
+                    submission,
+                    result_type=RecordedSubmission,
+                    id=submit_update_id(attempt.submission_count, submission.tx_hash),
+                    start_workflow_operation=start,
+                )
+                return recorded
+        except WorkflowUpdateFailedError as error:
+            raise _refusal(error, submission) from error
+        except (TimeoutError, UpdateNotAnswered):
+            await self._require_started(attempt.id)
+            return None
+        except RPCError as error:
+            if error.status in _UNAVAILABLE:
+                raise TemporalUnavailable(f"Temporal does not answer: {error.message}") from error
+            raise
+
+    async def _require_started(self, attempt_id: UUID) -> None:
+        """Raise `TemporalUnavailable` unless the workflow durably exists."""
+        try:
+            await self._temporal.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=ANSWER_TIMEOUT)
+        except RPCError as error:
+            raise TemporalUnavailable(f"Temporal has not started the settlement: {error.message}") from error
+
+
+def _terms(attempt: PaymentAttempt) -> PaymentTerms:
+    return PaymentTerms(
+        chain_id=attempt.chain_id,
+        token=attempt.token,
+        payer=attempt.from_address,
+        treasury=attempt.to_address,
+        amount_raw=attempt.amount_raw,
+    )
+
+
+def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttributes:
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(PAYMENT_PURPOSE, attempt.purpose.value),
+            SearchAttributePair(PAYMENT_STATUS, AttemptStatus.PENDING_UNVERIFIED.value),
+            SearchAttributePair(BILLING_ACCOUNT_ID, attempt.billing_account_id),
+            SearchAttributePair(CHAIN_ID, attempt.chain_id),
+            SearchAttributePair(TX_HASH, tx_hash),
+        ]
+    )
+
+
+def _summary(attempt: PaymentAttempt) -> str:
+    dollars, cents = divmod(attempt.amount_usd_cents, 100)
+    kind = "purchase" if attempt.purpose is Purpose.SELF else "donation"
+    return f"{kind} of {dollars}.{cents:02} USD by {attempt.from_address}"
+
+
+def _refusal(error: WorkflowUpdateFailedError, submission: Submission) -> SettleError | WorkflowUpdateFailedError:
+    """The domain error that the workflow refused with."""
+    cause = error.cause
+    if not isinstance(cause, ApplicationError):
+        return error
+    match cause.type:
+        case HashInUse.code:
+            return HashInUse(submission.tx_hash)
+        case TooManyReplacements.code:
+            return TooManyReplacements(MAX_SUBMISSIONS)
+        case AttemptNotFound.code:
+            return AttemptNotFound(submission.attempt_id)
+        case _:
+            # The run ended while the update was on its way: the same call again finds its end.
+            return TemporalUnavailable(f"the settlement could not take the submission: {cause.message}")

@@ -1,0 +1,238 @@
+"""The question that users ask most, "why is my payment not credited?", answered from all three sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from chain.reader import ChainReader
+from db import attempts, ledger
+from db.engine import ServiceDatabase
+from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.errors import AttemptNotFound, SettleError
+from domain.ledger import Reason
+from domain.verdict import PaymentTerms, Refused, Verdict, Verified, Waiting, judge
+from starter.models import Answer, AttemptView
+from starter.progress import WorkflowState, read_workflow
+from workflows.naming import workflow_id
+
+
+class EventView(Answer):
+    """One row of the audit trail."""
+
+    event_type: str
+    from_status: str | None
+    to_status: str
+    error_code: str | None
+    metadata: dict[str, Any]
+    created_at: datetime
+
+
+class LedgerRowView(Answer):
+    """One ledger row that this attempt caused, of whichever account."""
+
+    id: UUID
+    billing_account_id: str
+    amount: int
+    balance_after: int
+    reason: str
+    reference: str | None
+    created_at: datetime
+
+
+class Diagnosis(AttemptView):
+    """An attempt with everything that is known about it."""
+
+    explanation: str = Field(description="one sentence: why the payment is, or is not, credited")
+    billing_account_id: str
+    from_address: str
+    token: str
+    to: str
+    amount_raw: int
+    created_at: datetime
+    submitted_at: datetime | None
+    expires_at: datetime | None
+    surplus_raw: int = 0
+    chain: str | None = Field(description="what the chain says about the submitted transaction now")
+    workflow: str | None = Field(description="what Temporal says about the settlement now")
+    workflow_id: str
+    workflow_url: str | None
+    events: list[EventView]
+    ledger: list[LedgerRowView]
+
+
+async def diagnose(
+    attempt_id: UUID,
+    *,
+    service: ServiceDatabase,
+    temporal: Client,
+    chain: ChainReader,
+    min_confirmations: int,
+    ui_url: str | None,
+) -> Diagnosis:
+    """Ask database, workflow and chain about one attempt.
+
+    A silent Temporal or chain node becomes part of the answer. Raises `AttemptNotFound` and `DatabaseUnavailable`.
+    """
+    async with service.transaction() as connection:
+        attempt = await attempts.find_attempt(connection, attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(attempt_id)
+        events = await attempts.list_events(connection, attempt_id)
+        rows = await ledger.list_entries(connection, reference=str(attempt_id))
+        transfer = await attempts.find_settled_transfer(connection, attempt_id)
+        under = await attempts.find_under_verification(connection, attempt_id)
+
+    workflow, workflow_words = await _ask_temporal(temporal, attempt_id)
+    verdict, chain_words = await _ask_chain(
+        chain, attempt, min_confirmations, under.settled_log_indexes if under else frozenset()
+    )
+    return Diagnosis(
+        **AttemptView.of(attempt).model_dump(),
+        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words)),
+        billing_account_id=attempt.billing_account_id,
+        from_address=attempt.from_address,
+        token=attempt.token,
+        to=attempt.to_address,
+        amount_raw=attempt.amount_raw,
+        created_at=attempt.created_at,
+        submitted_at=attempt.submitted_at,
+        expires_at=attempt.expires_at,
+        surplus_raw=transfer.surplus_raw if transfer else 0,
+        chain=chain_words,
+        workflow=workflow_words,
+        workflow_id=workflow_id(attempt_id),
+        workflow_url=workflow_url(ui_url, temporal.namespace, attempt_id),
+        events=[
+            EventView(
+                event_type=event.event_type,
+                from_status=event.from_status,
+                to_status=event.to_status,
+                error_code=event.error_code,
+                metadata=event.details,
+                created_at=event.created_at,
+            )
+            for event in events
+        ],
+        ledger=[
+            LedgerRowView(
+                id=row.id,
+                billing_account_id=row.billing_account_id,
+                amount=row.amount,
+                balance_after=row.balance_after,
+                reason=row.reason,
+                reference=row.reference,
+                created_at=row.created_at,
+            )
+            for row in rows
+        ],
+    )
+
+
+def workflow_url(ui_url: str | None, namespace: str, attempt_id: UUID) -> str | None:
+    """Address of the attempt's workflow in Temporal's UI, where the UI's address is known."""
+    if ui_url is None:
+        return None
+    return f"{ui_url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id(attempt_id)}"
+
+
+async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowState | None, str]:
+    try:
+        state = await read_workflow(temporal, attempt_id)
+    except (RPCError, RuntimeError) as error:
+        return None, f"Temporal does not answer: {str(error).splitlines()[0]:.200}"
+    if state is None:
+        return None, "there is none"
+    words = f"{state.status}, {state.history_length} history events"
+    for pending in state.pending:
+        words += f"; {pending.name}, attempt {pending.attempt}"
+        if pending.last_failure:
+            words += f": {pending.last_failure}"
+        if pending.next_attempt_at:
+            seconds = (pending.next_attempt_at - datetime.now(UTC)).total_seconds()
+            words += f", next in {max(seconds, 0):.0f} s"
+    return state, words
+
+
+async def _ask_chain(
+    chain: ChainReader, attempt: PaymentAttempt, min_confirmations: int, settled: frozenset[int]
+) -> tuple[Verdict | None, str | None]:
+    if attempt.tx_hash is None:
+        return None, None
+    try:
+        view = await chain.look(attempt.tx_hash)
+    except SettleError as error:
+        return None, error.message
+    terms = PaymentTerms(
+        chain_id=attempt.chain_id,
+        token=attempt.token,
+        payer=attempt.from_address,
+        treasury=attempt.to_address,
+        amount_raw=attempt.amount_raw,
+    )
+    verdict = judge(terms, attempt.tx_hash, view, min_confirmations=min_confirmations, settled_log_indexes=settled)
+    match verdict:
+        case Verified(transfer=transfer, confirmations=confirmations):
+            return verdict, (
+                f"the right payment, in block {transfer.block_number}, log {transfer.log_index}, "
+                f"{confirmations} confirmations"
+            )
+        case Refused(error_code=code, message=message):
+            return verdict, f"{code.value}: {message}"
+        case Waiting(message=message):
+            return verdict, message
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What Temporal and the chain said, as values and in words."""
+
+    workflow: WorkflowState | None
+    workflow_words: str
+    verdict: Verdict | None
+    chain_words: str | None
+
+
+def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:
+    """One sentence for whoever has to answer the payer."""
+    match attempt.status:
+        case AttemptStatus.CREATED_INTENT:
+            if attempt.expires_at and datetime.now(UTC) >= attempt.expires_at:
+                return f"Not credited: the intent expired at {attempt.expires_at:%F %T} UTC without a transaction."
+            return "Not credited: no transaction has been submitted for this intent yet."
+        case AttemptStatus.CREDITED:
+            return _explain_credited(attempt, rows, seen.workflow_words)
+        case AttemptStatus.REJECTED | AttemptStatus.FAILED:
+            code = attempt.error_code.value if attempt.error_code else "no code"
+            then = f" The chain now says: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""
+            return f"Not credited: it ended {attempt.status.value} with {code}.{then}"
+        case AttemptStatus.PENDING_UNVERIFIED:
+            return _explain_pending(seen)
+
+
+def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], workflow_words: str) -> str:
+    amounts = {row.reason: row.amount for row in rows}
+    if attempt.purpose is Purpose.SYSTEM:
+        return f"Credited: {amounts.get(Reason.SYSTEM_DONATION, 0):,} credits donated to the system tenant."
+    credited = f"Credited: {amounts.get(Reason.CREDITS_PURCHASE, 0):,} credits to the buyer"
+    if Reason.PLATFORM_REVENUE_SHARE in amounts:
+        return f"{credited}, {amounts[Reason.PLATFORM_REVENUE_SHARE]:,} to the system tenant."
+    return f"{credited}; no bonus (the share is 0, or it is still due: workflow {workflow_words})."
+
+
+def _explain_pending(seen: _Seen) -> str:
+    if seen.workflow is None:
+        return f"Not credited: no workflow settles it ({seen.workflow_words}); submit the same hash again."
+    if not seen.workflow.is_running:
+        return f"Not credited: its workflow is {seen.workflow.status}; submit the same hash again to start another."
+    if isinstance(seen.verdict, Waiting):
+        return f"Not credited yet: {seen.chain_words}."
+    confirmed = isinstance(seen.verdict, Verified)
+    chain = "the chain has confirmed it" if confirmed else seen.chain_words or "the chain was not asked"
+    return f"Not credited yet: {chain}; the workflow is {seen.workflow_words}."

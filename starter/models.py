@@ -1,0 +1,82 @@
+"""What callers get, in the field names of SPEC 5 (camelCase on the wire)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+
+
+class Answer(BaseModel):
+    """Immutable answer; dump it with `by_alias=True`."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Intent(Answer):
+    """A new payment attempt: what to send, where, and until when."""
+
+    attempt_id: UUID
+    chain_id: int
+    token: str
+    to: str
+    amount_raw: int
+    amount_usd_cents: int
+    purpose: Purpose
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, attempt: PaymentAttempt, expires_at: datetime) -> Intent:
+        """The answer for a new attempt."""
+        return cls(
+            attempt_id=attempt.id,
+            chain_id=attempt.chain_id,
+            token=attempt.token,
+            to=attempt.to_address,
+            amount_raw=attempt.amount_raw,
+            amount_usd_cents=attempt.amount_usd_cents,
+            purpose=attempt.purpose,
+            expires_at=expires_at,
+        )
+
+
+class Progress(Answer):
+    """How far the wait for the chain has come, in the words of the last look."""
+
+    confirmations: int = 0
+    confirmations_needed: int
+    waiting_for: str | None = Field(default=None, description="why the payment is not credited yet")
+    next_look_at: datetime | None = None
+
+
+class AttemptView(Answer):
+    """How an attempt stands."""
+
+    attempt_id: UUID
+    status: AttemptStatus
+    client_status: ClientStatus
+    chain_id: int
+    tx_hash: str | None = None
+    error_code: ErrorCode | None = None
+    amount_usd_cents: int
+    purpose: Purpose
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, attempt: PaymentAttempt, progress: Progress | None = None) -> AttemptView:
+        """The answer for an attempt as the database has it."""
+        return cls(
+            attempt_id=attempt.id,
+            status=attempt.status,
+            client_status=attempt.client_status,
+            chain_id=attempt.chain_id,
+            tx_hash=attempt.tx_hash,
+            error_code=attempt.error_code,
+            amount_usd_cents=attempt.amount_usd_cents,
+            purpose=attempt.purpose,
+            progress=progress,
+        )

@@ -1,0 +1,103 @@
+"""Connecting to Temporal by its standard environment variables, and making sure it knows our search attributes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+from temporalio.api.enums.v1 import IndexedValueType, TaskQueueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from domain.errors import ConfigurationError, StartupCheckFailed, TemporalUnavailable
+from workflows.naming import SEARCH_ATTRIBUTES, TASK_QUEUE
+
+CONNECT_TIMEOUT_SECONDS: Final = 10
+RPC_TIMEOUT: Final = timedelta(seconds=5)
+
+
+async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = None, lazy: bool = False) -> Client:
+    """A client for the address, namespace, TLS and profile in `variables` (Temporal's own names).
+
+    With `lazy` nothing is asked of the server yet. Raises `ConfigurationError` and `TemporalUnavailable`.
+    """
+    try:
+        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
+    except Exception as error:  # the SDK's loader raises plain exceptions for a bad file or profile
+        raise ConfigurationError(f"Temporal's settings: {error}") from error
+    config.setdefault("target_host", "localhost:7233")
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=runtime, lazy=lazy)
+    except (RuntimeError, TimeoutError) as error:
+        raise TemporalUnavailable(
+            f"Temporal cannot be reached at {config['target_host']} (TEMPORAL_ADDRESS): "
+            f"{str(error).splitlines()[0] if str(error) else 'no answer'}"
+        ) from error
+
+
+async def register_search_attributes(client: Client) -> list[str]:
+    """Add the search attributes that are missing; the names of those added. Safe to repeat.
+
+    Raises as `list_missing_search_attributes` does.
+    """
+    missing = await list_missing_search_attributes(client)
+    if missing:
+        request = AddSearchAttributesRequest(namespace=client.namespace)
+        for key in SEARCH_ATTRIBUTES:
+            if key.name in missing:
+                request.search_attributes[key.name] = IndexedValueType.ValueType(int(key.indexed_value_type))
+        with _answered(client):
+            await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
+    return missing
+
+
+async def list_missing_search_attributes(client: Client) -> list[str]:
+    """Names of our search attributes that the namespace does not have.
+
+    Raises `TemporalUnavailable`, and `StartupCheckFailed` when one exists with another type: adding ours would
+    be accepted and ignored.
+    """
+    with _answered(client):
+        listed = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
+        )
+    found = listed.custom_attributes
+    for key in SEARCH_ATTRIBUTES:
+        if found.get(key.name, int(key.indexed_value_type)) != int(key.indexed_value_type):
+            raise StartupCheckFailed(
+                f"Temporal has a search attribute {key.name} of another type; remove it with "
+                f"`temporal operator search-attribute remove --name {key.name}`"
+            )
+    return [key.name for key in SEARCH_ATTRIBUTES if key.name not in found]
+
+
+async def count_pollers(client: Client) -> int:
+    """How many workers ask for workflow tasks of our queue. Raises `TemporalUnavailable`."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=TASK_QUEUE),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    with _answered(client):
+        answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+    return len({poller.identity for poller in answer.pollers})
+
+
+@contextmanager
+def _answered(client: Client) -> Iterator[None]:
+    try:
+        yield
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise StartupCheckFailed(f"Temporal has no namespace {client.namespace} (TEMPORAL_NAMESPACE)") from error
+        raise TemporalUnavailable(f"Temporal does not answer: {error.message}") from error

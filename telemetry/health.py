@@ -1,0 +1,87 @@
+"""The worker's health port: is it alive, can it work, and what has it counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from domain.errors import SettleError, TemporalUnavailable
+
+CHECK_TIMEOUT_SECONDS: Final = 5.0
+
+Check = Callable[[], Awaitable[object]]
+"""Returns where the dependency is fine, raises where it is not."""
+
+
+async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
+    """Each dependency by name: "ok", or one line that says what is wrong. Bounded in time, all at once."""
+
+    async def run(check: Check) -> str:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await check()
+        except TimeoutError:
+            return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
+        except SettleError as error:
+            return error.message
+        return "ok"
+
+    return dict(zip(checks, await asyncio.gather(*map(run, checks.values())), strict=True))
+
+
+@asynccontextmanager
+async def serve_health(
+    host: str, port: int, *, is_alive: Callable[[], bool], checks: Mapping[str, Check], sdk_metrics_address: str
+) -> AsyncIterator[int]:
+    """Serve `/livez`, `/readyz` and `/metrics` while the block runs; yields the port.
+
+    `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`.
+    """
+
+    async def livez(_: web.Request) -> web.Response:
+        alive = is_alive()
+        return web.json_response({"status": "ok" if alive else "stopping"}, status=200 if alive else 503)
+
+    async def readyz(_: web.Request) -> web.Response:
+        results = await run_checks(checks)
+        ready = is_alive() and all(result == "ok" for result in results.values())
+        return web.json_response(
+            {"status": "ok" if ready else "not ready", "checks": results}, status=200 if ready else 503
+        )
+
+    async def metrics(_: web.Request) -> web.Response:
+        body = generate_latest()
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
+            session.get(f"http://{sdk_metrics_address}/metrics") as response,
+        ):
+            body += await response.read()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        bound = runner.addresses[0]
+        yield int(bound[1])
+    finally:
+        await runner.cleanup()
+
+
+async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:
+    """Raise `TemporalUnavailable` unless the service says that it serves."""
+    try:
+        healthy = await check_health()
+    except Exception as error:  # the SDK raises its transport's errors as they are
+        raise TemporalUnavailable(f"Temporal does not answer: {str(error).splitlines()[0]:.200}") from error
+    if not healthy:
+        raise TemporalUnavailable("Temporal answers, but says that it does not serve")
