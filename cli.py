@@ -1,0 +1,278 @@
+"""The `settle` command. Exit codes: 0 done, 1 the answer is no, 2 wrong use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec
+from uuid import UUID
+
+import click
+
+from commands.output import ANSWER_IS_NO, DONE, WRONG_USE, print_json, progress
+from domain.attempt import Purpose
+from domain.errors import ConfigurationError, InvalidInput, SettleError
+from domain.identifiers import parse_attempt_id
+from settings import Settings, environment, load
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command gets: the environment, merged with the settings file."""
+
+    variables: dict[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings. Raises `ConfigurationError`."""
+        return load(self.variables)
+
+    def configure_logs(self, *, default_format: str = "console") -> None:
+        """Send log lines to standard error; a terminal's commands speak words unless LOG_FORMAT says otherwise."""
+        from telemetry.logs import configure
+
+        settings = self.settings
+        log_format = settings.log_format.value if "LOG_FORMAT" in self.variables else default_format
+        configure(level=settings.log_level.value, log_format=log_format)
+
+
+class AttemptId(click.ParamType[UUID]):
+    """A payment attempt's id."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """The UUID, or a usage error."""
+        try:
+            return value if isinstance(value, UUID) else parse_attempt_id(value)
+        except InvalidInput as error:
+            self.fail(error.message, param, ctx)
+
+
+def _fail(error: SettleError | Exception, *, code: str, exit_code: int, as_json: bool) -> int:
+    if as_json:
+        print_json({"code": code, "detail": str(error)})
+    progress(f"settle: {error}" if code in str(error) else f"settle: {code}: {error}")
+    return exit_code
+
+
+def command(function: Callable[P, Coroutine[Any, Any, bool | None]]) -> Callable[P, None]:
+    """Run an async command; one clear line for each error. A command that returns False says "no"."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from devstack.errors import DevstackError
+
+        as_json = bool(kwargs.get("as_json", False))
+        try:
+            answer = asyncio.run(function(*args, **kwargs))
+        except (ConfigurationError, InvalidInput) as error:
+            _exit(_fail(error, code=error.code, exit_code=WRONG_USE, as_json=as_json))
+        except SettleError as error:
+            _exit(_fail(error, code=error.code, exit_code=ANSWER_IS_NO, as_json=as_json))
+        except DevstackError as error:
+            _exit(_fail(error, code="LOCAL_SYSTEM", exit_code=ANSWER_IS_NO, as_json=as_json))
+        except KeyboardInterrupt:
+            _exit(130)
+        _exit(ANSWER_IS_NO if answer is False else DONE)
+
+    return run
+
+
+def _exit(exit_code: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    The Temporal SDK's native threads may call into Python while it finalizes, which aborts the process after its
+    work is done (seen as SIGABRT, "PyGILState_Release"). Everything that must be closed has been closed by now.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+state_dir_option = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".settle"),
+    show_default=True,
+    help="Folder that holds all state of the local system.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="settle")
+@click.option(
+    "--env-file",
+    type=click.Path(path_type=Path),
+    help="File of NAME=value settings, below the environment. Default: .env, where there is one.",
+)
+@click.pass_context
+def main(ctx: click.Context, env_file: Path | None) -> None:
+    """Turn payments on a public chain into prepaid credits, exactly once.
+
+    Start with `settle demo`, which needs nothing, or `settle up`, which runs the whole system on this machine.
+    """
+    try:
+        ctx.obj = Context(environment(env_file))
+    except ConfigurationError as error:
+        progress(f"settle: {error}")
+        sys.exit(WRONG_USE)
+
+
+@main.command()
+@state_dir_option
+@click.option("--without", multiple=True, metavar="PART", help="Leave a part out (repeatable): worker, chain, …")
+@json_option
+@click.pass_obj
+@command
+async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_json: bool) -> None:
+    """Run the whole system on this machine from embedded parts.
+
+    PostgreSQL, Temporal with its UI, a local chain with test USDC, and the worker. A part for which a server is
+    named in the settings is not started; that server is used. Addresses go to <state-dir>/env.
+    """
+    from commands.up import up as run
+
+    await run(state_dir, context.variables, without=without, as_json=as_json)
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around; Ctrl-C stops it.")
+@json_option
+@click.pass_obj
+@command
+async def demo(context: Context, keep: bool, as_json: bool) -> bool:
+    """Watch five payments settle on a local chain, one of them with its worker killed half-way.
+
+    Exit code 0 only if every expectation held.
+    """
+    from commands.demo import demo as run
+
+    return await run(context.variables, keep=keep, as_json=as_json)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+@command
+async def migrate(context: Context, as_json: bool) -> None:
+    """Create the two roles, bring the schema to this version's revision, and seed. Safe to repeat."""
+    from db.migrate import migrate as run
+
+    settings = context.settings
+    migrated = await asyncio.to_thread(
+        run,
+        settings.require_migration_database_url(),
+        app_url=settings.require_database_url(),
+        service_url=settings.require_service_database_url(),
+        on_progress=progress,
+    )
+    if as_json:
+        print_json(
+            {
+                "revisionBefore": migrated.revision_before,
+                "revision": migrated.revision,
+                "rolesCreated": list(migrated.roles_created),
+            }
+        )
+
+
+@main.command()
+@click.pass_obj
+@command
+async def worker(context: Context) -> None:
+    """Run a worker until SIGTERM, which drains it. Health and metrics are served on WORKER_HEALTH_PORT."""
+    from worker import run_worker
+
+    context.configure_logs(default_format="json")
+    await run_worker(context.settings, context.variables)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+@command
+async def doctor(context: Context, as_json: bool) -> bool:
+    """Check every part that the settings name: database, rights, system tenant, books, Temporal, chain, token."""
+    from commands.doctor import doctor as run
+
+    return await run(context.settings, context.variables, as_json=as_json)
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@click.option("--settlements", type=click.IntRange(20, 5000), default=300, show_default=True, help="Payments per run.")
+@click.option("--postings", type=click.IntRange(100, 100_000), default=4000, show_default=True, help="Ledger entries.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds; ratios are medians.")
+@json_option
+@click.pass_obj
+@command
+async def bench(context: Context, settlements: int, postings: int, rounds: int, as_json: bool) -> bool:
+    """Measure settlements against a bare workflow, and postings against raw statements, side by side."""
+    from bench.run import bench as run
+
+    return await run(context.variables, settlements=settlements, postings=postings, rounds=rounds, as_json=as_json)
+
+
+@main.group()
+def attempt() -> None:
+    """Create, submit and look at payment attempts."""
+
+
+@attempt.command("create")
+@click.option("--wallet", required=True, metavar="ADDRESS", help="The wallet that will pay.")
+@click.option("--cents", required=True, type=int, metavar="N", help="US cents.")
+@click.option(
+    "--purpose",
+    type=click.Choice([purpose.value for purpose in Purpose]),
+    default=Purpose.SELF.value,
+    show_default=True,
+)
+@json_option
+@click.pass_obj
+@command
+async def attempt_create(context: Context, wallet: str, cents: int, purpose: str, as_json: bool) -> None:
+    """Make an intent to pay; opens the wallet's account when it has none."""
+    from commands.attempt import create as run
+
+    await run(
+        context.settings, context.variables, wallet=wallet, cents=cents, purpose=Purpose(purpose), as_json=as_json
+    )
+
+
+@attempt.command("submit")
+@click.argument("attempt_id", type=AttemptId())
+@click.argument("tx_hash", metavar="TX_HASH")
+@json_option
+@click.pass_obj
+@command
+async def attempt_submit(context: Context, attempt_id: UUID, tx_hash: str, as_json: bool) -> bool:
+    """Say which transaction pays an attempt. Safe to repeat."""
+    from commands.attempt import submit as run
+
+    return await run(context.settings, context.variables, attempt_id=attempt_id, tx_hash=tx_hash, as_json=as_json)
+
+
+@attempt.command("show")
+@click.argument("attempt_id", type=AttemptId())
+@json_option
+@click.pass_obj
+@command
+async def attempt_show(context: Context, attempt_id: UUID, as_json: bool) -> bool:
+    """Say why a payment is, or is not, credited: from database, workflow and chain together."""
+    from commands.attempt import show as run
+
+    return await run(context.settings, context.variables, attempt_id=attempt_id, as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()

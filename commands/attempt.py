@@ -1,0 +1,137 @@
+"""`settle attempt create|submit|show`, for scripts and operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from chain.addresses import checksum_address
+from commands.connections import chain_reader, payments_client, service_database
+from commands.output import grouped, print_json, stdout, table
+from db import attempts
+from domain.attempt import AttemptStatus, Purpose
+from domain.errors import AttemptNotFound
+from domain.identifiers import parse_tx_hash
+from settings import Settings
+from starter.diagnosis import Diagnosis, diagnose
+from starter.models import AttemptView
+from starter.temporal import connect
+
+
+async def create(
+    settings: Settings, variables: Mapping[str, str], *, wallet: str, cents: int, purpose: Purpose, as_json: bool
+) -> None:
+    """Make an intent, and say what to send where."""
+    address = checksum_address(wallet, field="--wallet")
+    async with payments_client(settings, variables) as client:
+        intent = await client.create_intent(await client.provision(address), cents, purpose)
+    if as_json:
+        print_json(intent)
+        return
+    stdout.print(f"attempt {intent.attempt_id}", markup=False)
+    stdout.print(
+        f"send {intent.amount_raw} raw units of token {intent.token} on chain {intent.chain_id}\n"
+        f"from {address} to {intent.to}, before {intent.expires_at:%Y-%m-%d %H:%M:%S} UTC,\n"
+        f"then: settle attempt submit {intent.attempt_id} TX_HASH",
+        markup=False,
+    )
+
+
+async def submit(
+    settings: Settings, variables: Mapping[str, str], *, attempt_id: UUID, tx_hash: str, as_json: bool
+) -> bool:
+    """Submit as the attempt's own payer. False when the attempt has ended without credits."""
+    parse_tx_hash(tx_hash, field="TX_HASH")
+    async with service_database(settings) as service, payments_client(settings, variables) as client:
+        async with service.transaction() as connection:
+            attempt = await attempts.find_attempt(connection, attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(attempt_id)
+        view = await client.submit(attempt.owner_user_id, attempt_id, tx_hash)
+    if as_json:
+        print_json(view)
+    else:
+        stdout.print(_line(view), markup=False)
+    return view.status not in {AttemptStatus.FAILED, AttemptStatus.REJECTED}
+
+
+async def show(settings: Settings, variables: Mapping[str, str], *, attempt_id: UUID, as_json: bool) -> bool:
+    """Why the payment is, or is not, credited. False only when there is no such attempt (by its error)."""
+    async with service_database(settings) as service, chain_reader(settings) as chain:
+        temporal = await connect(variables, lazy=True)
+        diagnosis = await diagnose(
+            attempt_id,
+            service=service,
+            temporal=temporal,
+            chain=chain,
+            min_confirmations=settings.min_confirmations,
+            ui_url=settings.temporal_ui_url,
+        )
+    if as_json:
+        print_json(diagnosis)
+    else:
+        _print(diagnosis)
+    return True
+
+
+def _line(view: AttemptView) -> str:
+    error = f" / {view.error_code.value}" if view.error_code else ""
+    return f"{view.attempt_id} {view.status.value}{error} ({view.client_status.value}) {view.tx_hash or ''}".rstrip()
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    stdout.print(diagnosis.explanation, style="bold", markup=False)
+    facts = [
+        ("attempt", diagnosis.attempt_id),
+        ("status", f"{diagnosis.status.value} (the payer sees {diagnosis.client_status.value})"),
+        ("error", diagnosis.error_code.value if diagnosis.error_code else None),
+        ("purpose", diagnosis.purpose.value),
+        ("amount", f"{diagnosis.amount_usd_cents / 100:,.2f} USD = {grouped(diagnosis.amount_raw)} raw units"),
+        ("payer", diagnosis.from_address),
+        ("treasury", diagnosis.to),
+        ("token", f"{diagnosis.token} on chain {diagnosis.chain_id}"),
+        ("account", diagnosis.billing_account_id),
+        ("transaction", diagnosis.tx_hash),
+        ("created", diagnosis.created_at.isoformat(timespec="seconds")),
+        ("submitted", diagnosis.submitted_at.isoformat(timespec="seconds") if diagnosis.submitted_at else None),
+        ("expires", diagnosis.expires_at.isoformat(timespec="seconds") if diagnosis.expires_at else None),
+        ("surplus", f"{grouped(diagnosis.surplus_raw)} raw units" if diagnosis.surplus_raw else None),
+        ("chain says", diagnosis.chain),
+        ("workflow", diagnosis.workflow),
+        ("in Temporal's UI", diagnosis.workflow_url),
+    ]
+    stdout.print(table("", ("fact", "value"), [(name, value) for name, value in facts if value is not None]))
+    stdout.print(
+        table(
+            "Events",
+            ("when", "event", "from", "to", "error", "details"),
+            [
+                (
+                    event.created_at.isoformat(timespec="seconds"),
+                    event.event_type,
+                    event.from_status,
+                    event.to_status,
+                    event.error_code,
+                    ", ".join(f"{key}={value}" for key, value in event.metadata.items()),
+                )
+                for event in diagnosis.events
+            ],
+        )
+    )
+    stdout.print(
+        table(
+            "Ledger",
+            ("when", "account", "reason", "credits", "balance after"),
+            [
+                (
+                    row.created_at.isoformat(timespec="seconds"),
+                    row.billing_account_id,
+                    row.reason,
+                    grouped(row.amount),
+                    grouped(row.balance_after),
+                )
+                for row in diagnosis.ledger
+            ],
+            right=("credits", "balance after"),
+        )
+    )

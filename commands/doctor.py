@@ -1,0 +1,133 @@
+"""`settle doctor`: is everything there that a settlement needs, and do the books balance?"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from chain.reader import ChainReader
+from commands.connections import chain_reader, payment_policy, service_database, tenant_database
+from commands.output import grouped, print_json, stdout, table
+from db import ledger
+from db.books import find_violations
+from domain.errors import ChainUnavailable, ConfigurationError, SettleError, TemporalUnavailable
+from domain.ledger import Side
+from settings import Settings
+from starter.temporal import connect, count_pollers, list_missing_search_attributes
+from telemetry.health import temporal_answers
+from workflows.naming import TASK_QUEUE
+
+TOKEN_DECIMALS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+async def doctor(settings: Settings, variables: Mapping[str, str], *, as_json: bool) -> bool:
+    """Run every check, whatever the others say. True when all are fine."""
+    findings: list[Finding] = []
+
+    async def check(name: str, ask: Callable[[], Awaitable[str]]) -> None:
+        try:
+            findings.append(Finding(name, ok=True, detail=await ask()))
+        except SettleError as error:
+            findings.append(Finding(name, ok=False, detail=error.message))
+
+    await check("settings", lambda: _settings(settings))
+    await check("database, role settle_app", lambda: _tenant_database(settings))
+    await check("database, role settle_service", lambda: _service_database(settings))
+    await check("books", lambda: _books(settings))
+    await check("Temporal", lambda: _temporal(variables))
+    await check("workers", lambda: _workers(variables))
+    await check("chain nodes", lambda: _chain_nodes(settings))
+    await check("token and treasury", lambda: _token(settings))
+    ok = all(finding.ok for finding in findings)
+    if as_json:
+        print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})
+    else:
+        rows = [("ok" if f.ok else "NOT OK", f.name, f.detail) for f in findings]
+        stdout.print(table("settle doctor", ("", "check", "detail"), rows))
+    return ok
+
+
+async def _settings(settings: Settings) -> str:
+    policy = payment_policy(settings)
+    return (
+        f"chain {policy.chain_id}, {settings.min_confirmations} confirmations, revenue share "
+        f"{settings.system_tenant_revenue_share}, payments of {policy.min_usd_cents} to {policy.max_usd_cents} cents"
+    )
+
+
+async def _tenant_database(settings: Settings) -> str:
+    async with tenant_database(settings):
+        return "schema and rights are right, the system tenant is there"
+
+
+async def _service_database(settings: Settings) -> str:
+    async with service_database(settings):
+        return "schema and rights are right, the system tenant is there"
+
+
+async def _books(settings: Settings) -> str:
+    async with service_database(settings) as database, database.transaction() as connection:
+        violations = await find_violations(connection)
+        if violations:
+            raise BooksDoNotBalance("; ".join(violations))
+        totals = ledger.totals(await ledger.trial_balance(connection))
+    return f"debits = credits = {grouped(totals[Side.DEBIT])}, every balance is the sum of its entries"
+
+
+class BooksDoNotBalance(SettleError):
+    """The invariants of the ledger do not hold."""
+
+    code = "BOOKS_DO_NOT_BALANCE"
+
+
+async def _temporal(variables: Mapping[str, str]) -> str:
+    client = await connect(variables)
+    await temporal_answers(client.service_client.check_health)
+    missing = await list_missing_search_attributes(client)
+    if missing:
+        raise TemporalUnavailable(f"search attributes are missing, a worker registers them: {', '.join(missing)}")
+    return f"namespace {client.namespace}, search attributes are registered"
+
+
+async def _workers(variables: Mapping[str, str]) -> str:
+    client = await connect(variables)
+    pollers = await count_pollers(client)
+    if pollers == 0:
+        raise TemporalUnavailable(f"no worker polls task queue {TASK_QUEUE}: nothing is settled; run: settle worker")
+    return f"{pollers} on task queue {TASK_QUEUE}"
+
+
+async def _chain_nodes(settings: Settings) -> str:
+    async with chain_reader(settings) as chain:
+        nodes = await chain.health()
+    words = "; ".join(
+        f"{node.label}: {node.error or f'chain {node.chain_id}, head {node.head_number}'}" for node in nodes
+    )
+    if not any(node.reachable and node.error is None for node in nodes):
+        raise ChainUnavailable(words)
+    return words
+
+
+async def _token(settings: Settings) -> str:
+    async with AsyncExitStack() as stack:
+        chain: ChainReader = await stack.enter_async_context(chain_reader(settings))
+        info = await chain.token_info(settings.usdc_token_address, settings.require_treasury_address())
+    if not info.has_code:
+        raise ConfigurationError(f"USDC_TOKEN_ADDRESS: there is no contract at {settings.usdc_token_address}")
+    if info.decimals not in {None, TOKEN_DECIMALS}:
+        raise ConfigurationError(
+            f"USDC_TOKEN_ADDRESS: the token has {info.decimals} decimals, USDC has {TOKEN_DECIMALS}"
+        )
+    balance = "" if info.treasury_balance_raw is None else f", treasury holds {grouped(info.treasury_balance_raw)} raw"
+    return f"{info.symbol or 'token'} with {info.decimals} decimals{balance}"

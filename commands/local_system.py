@@ -1,0 +1,192 @@
+"""The whole system on this machine: embedded parts, migrated database, worker; what `up`, `demo` and `bench` run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from db.migrate import APP_ROLE, SERVICE_ROLE, migrate
+from devstack.chain import payer_wallets
+from devstack.database import DATABASE, OWNER_ROLE, prepare_database
+from devstack.processes import PortBook, ProcessService, write_atomically
+from devstack.stack import PART_NAMES, Stack
+from domain.errors import ConfigurationError
+from settings import Settings, load
+
+PROCESSES: Final = ("worker",)
+PARTS: Final = (*PART_NAMES, *PROCESSES)
+
+LOCAL_BLOCK_TIME_SECONDS: Final = 1
+WORKER_HEALTH_PORT: Final = 9464
+WORKER_STOP_SECONDS: Final = 15.0
+
+_DATABASE_URLS: Final = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
+
+
+class LocalSystem:
+    """Parts that the settings do not name as existing servers are started here; an async context manager.
+
+    `variables` are the settings that the caller was given; those of the parts started here are added to them.
+    Raises `DevstackError` and `SettleError`, in one line; nothing is left running then.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        variables: Mapping[str, str],
+        *,
+        without: Collection[str] = (),
+        on_progress: Callable[[str], None] = lambda _: None,
+        block_time_seconds: float | None = LOCAL_BLOCK_TIME_SECONDS,
+    ) -> None:
+        unknown = sorted(set(without) - set(PARTS))
+        if unknown:
+            raise ConfigurationError(f"--without: got {unknown[0]!r}, wants one of {', '.join(PARTS)}")
+        self.state_dir = state_dir.absolute()
+        self.variables = {name: value for name, value in variables.items() if value != ""}
+        self._without = set(without) | self._existing()
+        self._on_progress = on_progress
+        self._block_time_seconds = block_time_seconds
+        self._cleanup = AsyncExitStack()
+        self.stack = Stack(
+            self.state_dir,
+            without=[part for part in PART_NAMES if part in self._without],
+            block_time_seconds=block_time_seconds,
+            on_progress=on_progress,
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that all parts run with."""
+        return load(self.variables)
+
+    @property
+    def env_path(self) -> Path:
+        """Where the addresses are written."""
+        return self.state_dir / "env"
+
+    async def __aenter__(self) -> Self:
+        load(self.variables)
+        async with AsyncExitStack() as cleanup:
+            await cleanup.enter_async_context(self.stack)
+            await self._add_addresses()
+            self._write_env()
+            if "postgres" not in self._without or "MIGRATION_DATABASE_URL" in self.variables:
+                self._migrate()
+            if "worker" not in self._without:
+                await self.start_worker()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._cleanup.aclose()
+
+    async def start_worker(self, name: str = "worker") -> ProcessService:
+        """Start a supervised worker process and wait until it is ready."""
+        port = PortBook(self.state_dir).pick(f"{name}-health", WORKER_HEALTH_PORT)
+        self.variables["WORKER_HEALTH_PORT"] = str(port)
+        return await self.stack.add_process(
+            name,
+            [sys.executable, "-m", "cli", "worker"],
+            self.variables,
+            ready=_answers(f"http://127.0.0.1:{port}/readyz"),
+            stop_timeout_seconds=WORKER_STOP_SECONDS,
+        )
+
+    def _existing(self) -> set[str]:
+        """Parts that the settings name: those servers are used, none is started."""
+        named = [name for name in _DATABASE_URLS if name in self.variables]
+        if named and len(named) < len(_DATABASE_URLS):
+            missing = next(name for name in _DATABASE_URLS if name not in self.variables)
+            raise ConfigurationError(
+                f"{missing} is not set, but {named[0]} is: name an existing database with all three addresses, or none"
+            )
+        if "CHAIN_RPC_URLS" in self.variables and "TREASURY_ADDRESS" not in self.variables:
+            raise ConfigurationError("TREASURY_ADDRESS is not set, but CHAIN_RPC_URLS is: an existing chain needs both")
+        return {
+            *(("postgres",) if named else ()),
+            *(("temporal",) if "TEMPORAL_ADDRESS" in self.variables else ()),
+            *(("chain",) if "CHAIN_RPC_URLS" in self.variables else ()),
+        }
+
+    async def _add_addresses(self) -> None:
+        """Add what the started parts say of themselves to the settings."""
+        if "postgres" not in self._without:
+            passwords = self._passwords()
+            prepare_database(self.stack.postgres.superuser_url(), passwords[OWNER_ROLE])
+            host = self.stack.postgres.superuser_url(DATABASE).rpartition("@")[2]
+            for name, role in zip(_DATABASE_URLS, (APP_ROLE, SERVICE_ROLE, OWNER_ROLE), strict=True):
+                self.variables[name] = f"postgresql://{role}:{passwords[role]}@{host}"
+        if "temporal" not in self._without:
+            self.variables["TEMPORAL_ADDRESS"] = self.stack.temporal.address
+            self.variables.setdefault("TEMPORAL_NAMESPACE", "default")
+            self.variables["TEMPORAL_UI_URL"] = self.stack.temporal.ui_url
+        if "chain" not in self._without:
+            chain = self.stack.chain
+            await chain.deploy()
+            self.variables["CHAIN_ID"] = str(chain.chain_id)
+            self.variables["CHAIN_RPC_URLS"] = chain.url
+            self.variables["USDC_TOKEN_ADDRESS"] = chain.token_address
+            self.variables["TREASURY_ADDRESS"] = chain.treasury_address
+            self.variables.setdefault("CHAIN_BLOCK_TIME_SECONDS", str(self._block_time_seconds or 1))
+            self.variables["DEV_WALLET_KEYS"] = ",".join(wallet.private_key for wallet in payer_wallets())
+
+    def _passwords(self) -> dict[str, str]:
+        path = self.state_dir / "passwords.json"
+        if path.exists():
+            return {str(role): str(password) for role, password in json.loads(path.read_text()).items()}
+        passwords = {role: secrets.token_urlsafe(24) for role in (OWNER_ROLE, APP_ROLE, SERVICE_ROLE)}
+        write_atomically(path, json.dumps(passwords).encode())
+        return passwords
+
+    def _migrate(self) -> None:
+        settings = self.settings
+        self._on_progress("migrating the database")
+        migrate(
+            settings.require_migration_database_url(),
+            app_url=settings.require_database_url(),
+            service_url=settings.require_service_database_url(),
+        )
+
+    def _write_env(self) -> None:
+        """Write every setting as `NAME=value`; readable by the owner alone, because it holds passwords and keys."""
+        settings = self.settings
+        values = {
+            field.alias: self.variables.get(str(field.alias), _as_text(getattr(settings, name)))
+            for name, field in Settings.model_fields.items()
+        }
+        extra = ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "DEV_WALLET_KEYS")
+        values |= {name: self.variables[name] for name in extra if name in self.variables}
+        values |= {name: value for name, value in self.variables.items() if name.startswith("TEMPORAL_")}
+        lines = [f"{name}={value}" for name, value in values.items() if value is not None]
+        write_atomically(self.env_path, ("\n".join(lines) + "\n").encode())
+
+
+def _as_text(value: object) -> str | None:
+    if value is None:
+        return None
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _answers(url: str) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+                session.get(url) as response,
+            ):
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    return ask

@@ -1,0 +1,57 @@
+"""How commands speak: answers on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+DONE: Final = 0
+ANSWER_IS_NO: Final = 1
+WRONG_USE: Final = 2
+
+WIDTH_IN_A_FILE: Final = 200
+"""Columns where the output is no terminal: ids and hashes stay on one line, so that they can be found and copied."""
+
+stdout = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_FILE, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output, in the field names of the HTTP interface."""
+
+    def default(value: object) -> Any:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", by_alias=True)
+        if isinstance(value, Decimal):
+            return str(value)
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+
+    sys.stdout.write(json.dumps(document, indent=2, default=default) + "\n")
+    sys.stdout.flush()
+
+
+def progress(words: str) -> None:
+    """One line about what happens, on standard error."""
+    stderr.print(words, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """A table for people; `right` names the columns of figures. None shows as a dash."""
+    made = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*("–" if cell is None else str(cell) for cell in row))
+    return made
+
+
+def grouped(number: int) -> str:
+    """A number with its thousands apart: 1,000,000."""
+    return f"{number:,}"
