@@ -1,0 +1,159 @@
+"""Children end when they should, and nobody else does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from devstack.errors import MissingPartError, PartFailedError, StateInUseError
+from devstack.processes import (
+    PortBook,
+    ProcessService,
+    ProcessSpec,
+    end_leftovers,
+    ephemeral_port,
+    is_port_free,
+    process_identity,
+    start_process,
+    wait_until,
+)
+from tests.devstack.conftest import PythonRunner, all_gone, descendants, line_of
+
+STUBBORN = """trap "" TERM; sleep 1000 & echo ready; wait; wait; wait"""
+
+LEAVE_BEHIND = """
+    import sys
+    from pathlib import Path
+    from devstack.processes import ProcessSpec, start_process
+    spec = ProcessSpec(name="left", argv=["/bin/sh", "-c", sys.argv[2]], state_dir=Path(sys.argv[1]))
+    child = start_process(spec)
+    while child.is_running and "ready" not in child.last_log_line():
+        pass
+    print(child.pid, flush=True)
+    sys.stdin.read() if sys.argv[3] == "stay" else None
+    import time; time.sleep(1000)
+"""
+
+
+async def test_a_child_that_ignores_the_polite_signal_is_killed_with_its_own_children(tmp_path: Path) -> None:
+    spec = ProcessSpec(name="stubborn", argv=["/bin/sh", "-c", STUBBORN], state_dir=tmp_path, stop_timeout_seconds=0.3)
+    child = start_process(spec)
+    await wait_until(lambda: child.last_log_line() == "ready", timeout_seconds=5, what="the child")
+    below = descendants(child.pid)
+    assert below
+    started = time.monotonic()
+    await child.stop()
+    assert time.monotonic() - started < 3
+    assert child.exit_code == -signal.SIGKILL
+    await all_gone(below, timeout_seconds=2)
+    assert not list((tmp_path / "run").iterdir())
+
+
+async def test_a_child_is_not_in_the_terminals_process_group(tmp_path: Path) -> None:
+    child = start_process(ProcessSpec(name="sleeper", argv=["/bin/sleep", "1000"], state_dir=tmp_path))
+    try:
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    finally:
+        await child.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+async def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path, run_python: PythonRunner) -> None:
+    parent = run_python(LEAVE_BEHIND, tmp_path, "echo ready; exec sleep 1000", "die")
+    child_pid = int(await line_of(parent))
+    child = {child_pid: process_identity(child_pid) or ""}
+    parent.kill()
+    await all_gone(child, timeout_seconds=5)
+
+
+async def test_what_an_earlier_run_left_behind_is_ended(tmp_path: Path, run_python: PythonRunner) -> None:
+    parent = run_python(LEAVE_BEHIND, tmp_path, STUBBORN, "die")
+    child_pid = int(await line_of(parent))
+    with pytest.raises(StateInUseError, match="already running"):
+        await end_leftovers(tmp_path)
+    parent.kill()
+    parent.wait()
+    assert process_identity(child_pid) is not None
+    assert await end_leftovers(tmp_path, timeout_seconds=2) == ["left"]
+    assert process_identity(child_pid) is None
+    assert await end_leftovers(tmp_path) == []
+
+
+@pytest.fixture
+def bystander() -> Generator[subprocess.Popen[bytes], None, None]:
+    with subprocess.Popen(["/bin/sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_process_that_only_has_the_pid_of_a_leftover_is_spared(
+    tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
+    (tmp_path / "run").mkdir()
+    record = {
+        "name": "old",
+        "pid": bystander.pid,
+        "identity": "another-boot:1",
+        "parent_pid": 1,
+        "parent_identity": "another-boot:1",
+        "stop_signal": int(signal.SIGTERM),
+    }
+    (tmp_path / "run" / "old.pid").write_text(json.dumps(record))
+    assert await end_leftovers(tmp_path) == []
+    assert bystander.poll() is None
+    assert not (tmp_path / "run" / "old.pid").exists()
+
+
+async def test_a_damaged_pid_file_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old.pid").write_text("{")
+    assert await end_leftovers(tmp_path) == []
+
+
+def test_a_port_is_kept_as_long_as_it_is_free(tmp_path: Path) -> None:
+    wanted = ephemeral_port()
+    assert PortBook(tmp_path).pick("a", wanted) == wanted
+    assert PortBook(tmp_path).pick("a", ephemeral_port()) == wanted
+    assert PortBook(tmp_path).pick("b", wanted) != wanted
+    with socket.socket() as taker:
+        taker.bind(("127.0.0.1", wanted))
+        taker.listen()
+        assert not is_port_free(wanted)
+        moved = PortBook(tmp_path).pick("a", wanted)
+        assert moved != wanted
+    assert PortBook(tmp_path).pick("a", wanted) == moved
+
+
+async def test_a_service_that_ends_at_once_says_why_in_one_line(tmp_path: Path) -> None:
+    async def never() -> bool:
+        return False
+
+    service = ProcessService(
+        "broken", tmp_path, ["/bin/sh", "-c", "echo no such table; exit 3"], ready=never, ready_timeout_seconds=5
+    )
+    with pytest.raises(PartFailedError, match=r"broken ended with exit code 3: no such table") as caught:
+        await service.start()
+    assert "\n" not in str(caught.value)
+    assert not service.is_running
+
+
+async def test_a_service_that_never_answers_is_ended(tmp_path: Path) -> None:
+    async def never() -> bool:
+        return False
+
+    service = ProcessService("mute", tmp_path, ["sleep", "1000"], ready=never, ready_timeout_seconds=0.2)
+    with pytest.raises(PartFailedError, match=r"mute did not answer within 0.2 s"):
+        await service.start()
+    assert not service.is_running
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingPartError, match="there is no program /no/such"):
+        ProcessService("absent", tmp_path, ["/no/such"])

@@ -1,0 +1,174 @@
+"""The test token does what a payment can notice of USDC, and its committed artifact is what the source gives."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_utils.crypto import keccak
+
+from devstack.chain import MINT_RAW, LocalChain, call_data, payer_wallets
+from devstack.errors import ChainCallError, DevstackError
+from devstack.token import ARTIFACTS, FOLDER, load_artifact
+
+PAYER, OTHER, RELAYER = payer_wallets()[3:6]
+TRANSFER = "0x" + keccak(text="Transfer(address,address,uint256)").hex()
+USED = "0x" + keccak(text="AuthorizationUsed(address,bytes32)").hex()
+
+
+async def mined(chain: LocalChain, tx_hash: str) -> dict[str, Any]:
+    await chain.mine()
+    return await chain.wait_for_receipt(tx_hash)
+
+
+def transfers(receipt: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Payer, receiver and raw amount of each Transfer log, in order."""
+    return [
+        ("0x" + log["topics"][1][26:], "0x" + log["topics"][2][26:], int(log["data"], 16))
+        for log in receipt["logs"]
+        if log["topics"][0] == TRANSFER
+    ]
+
+
+def test_the_committed_artifacts_are_what_the_sources_compile_to(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    assert node is not None, "Node.js is needed to compile; run: make install"
+    done = subprocess.run(
+        [node, str(FOLDER / "compile.mjs"), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in ARTIFACTS.iterdir())
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (ARTIFACTS / name).read_bytes(), f"{name}: compile again"
+
+
+def test_an_artifact_names_its_source_and_an_unknown_one_is_refused() -> None:
+    for name in ("TestUSDC", "Multisend"):
+        artifact = load_artifact(name)
+        assert artifact.source_sha256 == hashlib.sha256((FOLDER / f"{name}.sol").read_bytes()).hexdigest()
+        assert artifact.compiler.startswith("0.8.37+")
+    with pytest.raises(DevstackError, match="there are: Multisend, TestUSDC"):
+        load_artifact("Other")
+
+
+async def test_it_calls_itself_what_usdc_does(chain: LocalChain) -> None:
+    names = [await chain.read("TestUSDC", name) for name in ("name", "symbol", "decimals", "version")]
+    assert names == ["USD Coin", "USDC", 6, "2"]
+
+
+@pytest.mark.parametrize("amount_raw", [0, 1, 1_000_000])
+async def test_a_transfer_even_of_nothing_emits_its_event(chain: LocalChain, amount_raw: int) -> None:
+    receipt = await mined(chain, await chain.pay(PAYER.private_key, chain.treasury_address, amount_raw))
+    assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), amount_raw)]
+    assert receipt["logs"][0]["address"] == chain.token_address.lower()
+
+
+async def test_only_the_owner_mints(chain: LocalChain) -> None:
+    data = call_data("TestUSDC", "mint", PAYER.address, 1)
+    stolen = await mined(chain, await chain.send(PAYER.private_key, chain.token_address, data))
+    assert int(stolen["status"], 16) == 0
+    receipt = await mined(chain, await chain.mint(PAYER.address, 5))
+    assert transfers(receipt) == [("0x" + "0" * 40, PAYER.address.lower(), 5)]
+
+
+async def test_transfer_from_needs_and_uses_up_an_allowance(chain: LocalChain) -> None:
+    token = chain.token_address
+    await chain.send(PAYER.private_key, token, call_data("TestUSDC", "approve", OTHER.address, 10))
+    await chain.mine()
+    take = call_data("TestUSDC", "transferFrom", PAYER.address, chain.treasury_address, 7)
+    receipt = await mined(chain, await chain.send(OTHER.private_key, token, take))
+    assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), 7)]
+    assert await chain.read("TestUSDC", "allowance", PAYER.address, OTHER.address) == 3
+    again = await mined(chain, await chain.send(OTHER.private_key, token, take))
+    assert int(again["status"], 16) == 0
+
+
+async def test_a_permit_gives_an_allowance_once(chain: LocalChain) -> None:
+    v, r, s = await chain.sign_permit(PAYER.private_key, RELAYER.address, 11)
+    data = call_data("TestUSDC", "permit", PAYER.address, RELAYER.address, 11, 2**48, v, r, s)
+    first = await mined(chain, await chain.send(RELAYER.private_key, chain.token_address, data))
+    assert int(first["status"], 16) == 1
+    assert await chain.read("TestUSDC", "allowance", PAYER.address, RELAYER.address) == 11
+    assert await chain.read("TestUSDC", "nonces", PAYER.address) == 1
+    second = await mined(chain, await chain.send(RELAYER.private_key, chain.token_address, data))
+    assert int(second["status"], 16) == 0
+
+
+async def test_an_authorization_pays_once_and_the_sender_is_somebody_else(chain: LocalChain) -> None:
+    payment = chain.sign_payment(PAYER.private_key, chain.treasury_address, 42)
+    receipt = await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment))
+    assert receipt["from"] == RELAYER.address.lower()
+    assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), 42)]
+    assert receipt["logs"][0]["topics"][0] == USED
+    assert await chain.read("TestUSDC", "authorizationState", PAYER.address, payment.nonce) is True
+    again = await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment))
+    assert int(again["status"], 16) == 0
+
+
+async def test_an_authorization_that_is_forged_early_late_or_cancelled_is_refused(chain: LocalChain) -> None:
+    async def refusal(*arguments: Any) -> str:
+        data = call_data("TestUSDC", "transferWithAuthorization", *arguments)
+        with pytest.raises(ChainCallError) as caught:
+            await chain.rpc("eth_call", {"from": RELAYER.address, "to": chain.token_address, "data": data}, "latest")
+        return str(caught.value)
+
+    good = chain.sign_payment(PAYER.private_key, chain.treasury_address, 42).as_arguments()
+    assert "invalid signature" in await refusal(*good[:2], 43, *good[3:])
+    assert "invalid signature" in await refusal(OTHER.address, *good[1:])
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    mirrored = (order - int.from_bytes(good[8], "big")).to_bytes(32, "big")
+    assert "invalid signature" in await refusal(*good[:6], 55 - good[6], good[7], mirrored)
+    early = chain.sign_payment(PAYER.private_key, chain.treasury_address, 1, valid_after=2**40)
+    assert "not valid yet" in await refusal(*early.as_arguments())
+    late = chain.sign_payment(PAYER.private_key, chain.treasury_address, 1, valid_before=1)
+    assert "expired" in await refusal(*late.as_arguments())
+    cancelled = chain.sign_payment(PAYER.private_key, chain.treasury_address, 1)
+    v, r, s = chain.sign_cancellation(PAYER.private_key, cancelled.nonce)
+    cancel = call_data("TestUSDC", "cancelAuthorization", PAYER.address, cancelled.nonce, v, r, s)
+    receipt = await mined(chain, await chain.send(RELAYER.private_key, chain.token_address, cancel))
+    assert int(receipt["status"], 16) == 1
+    assert "used or cancelled" in await refusal(*cancelled.as_arguments())
+
+
+async def test_only_the_payee_receives_with_an_authorization(chain: LocalChain) -> None:
+    payment = chain.sign_payment(PAYER.private_key, OTHER.address, 9, for_receiver=True)
+    data = call_data("TestUSDC", "receiveWithAuthorization", *payment.as_arguments())
+    stolen = await mined(chain, await chain.send(RELAYER.private_key, chain.token_address, data, gas=200_000))
+    assert int(stolen["status"], 16) == 0
+    receipt = await mined(chain, await chain.send(OTHER.private_key, chain.token_address, data, gas=200_000))
+    assert transfers(receipt) == [(PAYER.address.lower(), OTHER.address.lower(), 9)]
+
+
+async def test_several_payers_in_one_transaction(chain: LocalChain) -> None:
+    treasury = chain.treasury_address
+    signed = [chain.sign_payment(wallet.private_key, treasury, 100 + wallet.index) for wallet in (PAYER, OTHER)]
+    receipt = await mined(chain, await chain.pay_bundle(RELAYER.private_key, signed))
+    expected = [(wallet.address.lower(), treasury.lower(), 100 + wallet.index) for wallet in (PAYER, OTHER)]
+    assert transfers(receipt) == expected
+
+    for wallet in (PAYER, OTHER):
+        approve = call_data("TestUSDC", "approve", chain.multisend_address, 2**256 - 1)
+        await chain.send(wallet.private_key, chain.token_address, approve)
+    await chain.mine()
+    calls = [(chain.token_address, wallet.address, treasury, 100 + wallet.index) for wallet in (PAYER, OTHER)]
+    receipt = await mined(chain, await chain.pay_bundle_approved(RELAYER.private_key, calls))
+    assert transfers(receipt) == expected
+
+
+async def test_a_look_alike_emits_the_same_event_from_another_address(chain: LocalChain) -> None:
+    owner = payer_wallets()[-1]
+    fake = await chain.deploy_look_alike(owner)
+    assert fake != chain.token_address
+    await chain.mint(PAYER.address, MINT_RAW, token=fake, owner=owner)
+    await chain.mine()
+    receipt = await mined(chain, await chain.pay(PAYER.private_key, chain.treasury_address, 5, token=fake))
+    assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), 5)]
+    assert receipt["logs"][0]["address"] == fake.lower()
+
+
+def test_the_sources_folder_has_nothing_that_is_not_ours() -> None:
+    assert {path.name for path in FOLDER.glob("*.sol")} == {"TestUSDC.sol", "Multisend.sol"}
+    assert all(path.read_text().startswith("// SPDX-License-Identifier: UNLICENSED") for path in FOLDER.glob("*.sol"))
