@@ -1,0 +1,380 @@
+"""`settle demo`: five payments on a local chain, one of them with its worker killed between the two credits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from rich.console import Console
+from temporalio.client import Client, WorkflowExecutionStatus
+
+from commands.connections import payments_client, service_database
+from commands.local_system import LocalSystem
+from commands.output import grouped, print_json, progress, stdout, table
+from db import accounts, books, ledger
+from db.accounts import Payer
+from db.engine import ServiceDatabase
+from devstack.chain import LocalChain, Wallet, payer_wallets
+from devstack.database import DATABASE
+from devstack.stack import until_signalled
+from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.errors import SettleError
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.ledger import Reason, Side
+from domain.money import RAW_PER_USD_CENT, credits_for_usd_cents, revenue_share_credits
+from starter.client import PaymentsClient
+from starter.diagnosis import workflow_url
+from starter.models import Intent
+from starter.progress import read_workflow
+from starter.temporal import connect
+from workflows.naming import workflow_id
+
+SETTLED_TIMEOUT_SECONDS: Final = 90.0
+POLL_SECONDS: Final = 0.1
+
+# The demo brings its own servers: an address in the environment may be that of a real one.
+_SERVERS_OF_OTHERS: Final = (
+    "DATABASE_URL",
+    "SERVICE_DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
+    "CHAIN_ID",
+    "CHAIN_RPC_URLS",
+    "USDC_TOKEN_ADDRESS",
+    "TREASURY_ADDRESS",
+    "CHAIN_BLOCK_TIME_SECONDS",
+)
+
+
+class DemoFailed(SettleError):
+    """Something that the demo waits for did not happen."""
+
+    code = "DEMO_FAILED"
+
+
+@dataclass
+class Payment:
+    """One payment of the demo, and what is expected of it."""
+
+    title: str
+    payer: Payer
+    intent: Intent
+    expected_status: AttemptStatus
+    expected_error: ErrorCode | None = None
+    status: AttemptStatus | None = None
+    error: ErrorCode | None = None
+    workflow: str | None = None
+    rows: list[ledger.LedgerRow] = field(default_factory=list)
+    expected_rows: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def attempt_id(self) -> UUID:
+        """The attempt's id."""
+        return self.intent.attempt_id
+
+    @property
+    def expectation(self) -> str:
+        """What should be, in words."""
+        end = f"{self.expected_status.value}{f' / {self.expected_error.value}' if self.expected_error else ''}"
+        credits = ", ".join(f"{grouped(amount)} as {reason}" for (_, reason), amount in self.expected_rows.items())
+        return f"{end}, {credits or 'no credits'}"
+
+    @property
+    def held(self) -> bool:
+        """Whether it is so: the status, exactly these ledger rows, each once, and the workflow is done."""
+        rows = sorted(((row.billing_account_id, row.reason), row.amount) for row in self.rows)
+        return (
+            (self.status, self.error) == (self.expected_status, self.expected_error)
+            and rows == sorted(self.expected_rows.items())
+            and self.workflow == WorkflowExecutionStatus.COMPLETED.name
+        )
+
+
+async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bool:
+    """Run the demo in a folder of its own. True only if every expectation held."""
+    own = {
+        name: value
+        for name, value in variables.items()
+        if name not in _SERVERS_OF_OTHERS and not name.startswith("TEMPORAL_")
+    }
+    with TemporaryDirectory(prefix="settle-demo-") as folder:
+        async with until_signalled(), LocalSystem(Path(folder), own, on_progress=progress) as system:
+            settings = system.settings
+            async with (
+                payments_client(settings, system.variables) as client,
+                service_database(settings) as database,
+            ):
+                scenes = _Scenes(system, client, database, await connect(system.variables))
+                payments = await scenes.play()
+                ok = await _report(scenes, payments, as_json=as_json)
+            if keep:
+                progress(f"everything is left running; settings: {system.env_path}; Ctrl-C stops it")
+                await system.stack.wait()
+            return ok
+    raise DemoFailed("interrupted")
+
+
+class _Scenes:
+    """The payments, each as a person would make them: intent, transfer on the chain, hash submitted."""
+
+    def __init__(
+        self, system: LocalSystem, client: PaymentsClient, database: ServiceDatabase, temporal: Client
+    ) -> None:
+        self.system = system
+        self.temporal = temporal
+        self.client = client
+        self.database = database
+        self.started = time.monotonic()
+
+    @property
+    def chain(self) -> LocalChain:
+        """The local chain."""
+        return self.system.stack.chain
+
+    def say(self, words: str) -> None:
+        """Progress, with the seconds since the payments began."""
+        progress(f"[{time.monotonic() - self.started:5.1f} s] {words}")
+
+    async def play(self) -> list[Payment]:
+        """All scenes. The one with the crash comes last, so that the others are not disturbed by it."""
+        buyer, donor, miser, thief, unlucky = payer_wallets()[:5]
+        purchase = await self._intend("a purchase", buyer, 2500)
+        donation = await self._intend("a donation", donor, 1000, Purpose.SYSTEM)
+        too_little = await self._intend(
+            "a payment of one cent too little", miser, 1000, error=ErrorCode.INSUFFICIENT_AMOUNT
+        )
+        stolen = await self._intend("somebody else's hash", thief, 2500, error=ErrorCode.SENDER_MISMATCH)
+
+        purchase_hash = await self._pay(purchase, buyer)
+        # The thief is first: it gains him nothing, and the payer loses nothing.
+        await self._submit(stolen, purchase_hash)
+        await self._submit(purchase, purchase_hash)
+        await self._submit(donation, await self._pay(donation, donor))
+        await self._submit(too_little, await self._pay(too_little, miser, less_raw=RAW_PER_USD_CENT))
+        early = [purchase, donation, too_little, stolen]
+        await asyncio.gather(*(self._settled(payment) for payment in early))
+
+        crashed = await self._intend("a purchase whose worker is killed", unlucky, 10_000)
+        await self._crash_between_the_credits(crashed, unlucky)
+        await self._settled(crashed)
+        return [*early, crashed]
+
+    async def _intend(
+        self,
+        title: str,
+        wallet: Wallet,
+        amount_usd_cents: int,
+        purpose: Purpose = Purpose.SELF,
+        *,
+        error: ErrorCode | None = None,
+    ) -> Payment:
+        payer = await self.client.provision(wallet.address)
+        intent = await self.client.create_intent(payer, amount_usd_cents, purpose)
+        credits = credits_for_usd_cents(amount_usd_cents)
+        bonus = revenue_share_credits(credits, self.system.settings.system_tenant_revenue_share)
+        rows: dict[tuple[str, str], int] = {}
+        if error is None and purpose is Purpose.SYSTEM:
+            rows[SYSTEM_TENANT_ACCOUNT_ID, Reason.SYSTEM_DONATION] = credits
+        elif error is None:
+            rows[payer.billing_account_id, Reason.CREDITS_PURCHASE] = credits
+            if bonus:
+                rows[SYSTEM_TENANT_ACCOUNT_ID, Reason.PLATFORM_REVENUE_SHARE] = bonus
+        self.say(f"{title}: intent for {amount_usd_cents / 100:.2f} USD by {wallet.address[:8]}…")
+        status = AttemptStatus.REJECTED if error else AttemptStatus.CREDITED
+        return Payment(title, payer, intent, status, error, expected_rows=rows)
+
+    async def _pay(self, payment: Payment, wallet: Wallet, *, less_raw: int = 0) -> str:
+        tx_hash = await self.chain.pay(wallet.private_key, payment.intent.to, payment.intent.amount_raw - less_raw)
+        self.say(f"{payment.title}: sent in transaction {tx_hash[:10]}…")
+        return str(tx_hash)
+
+    async def _submit(self, payment: Payment, tx_hash: str) -> None:
+        view = await self.client.submit(payment.payer.user_id, payment.attempt_id, tx_hash)
+        self.say(f"{payment.title}: hash submitted, {view.status.value}")
+
+    async def _settled(self, payment: Payment) -> None:
+        """Wait for the payment's end and for its workflow's, and keep what is to be compared."""
+        told = ""
+        async with asyncio.timeout(SETTLED_TIMEOUT_SECONDS):
+            while True:
+                view = await self.client.status(payment.payer.user_id, payment.attempt_id)
+                words = (view.progress.waiting_for if view.progress else None) or ""
+                if words and words != told:
+                    self.say(f"{payment.title}: {words}")
+                    told = words
+                workflow = await read_workflow(self.temporal, payment.attempt_id)
+                if view.status is not AttemptStatus.PENDING_UNVERIFIED and workflow and not workflow.is_running:
+                    break
+                await asyncio.sleep(POLL_SECONDS)
+        payment.status, payment.error = view.status, view.error_code
+        payment.rows, payment.workflow = await self._rows(payment), workflow.status
+        self.say(f"{payment.title}: {view.status.value}{f' / {view.error_code.value}' if view.error_code else ''}")
+
+    async def _rows(self, payment: Payment) -> list[ledger.LedgerRow]:
+        async with self.database.transaction() as connection:
+            return await ledger.list_entries(connection, reference=str(payment.attempt_id))
+
+    async def _crash_between_the_credits(self, payment: Payment, wallet: Wallet) -> None:
+        """Kill the worker when the buyer has his credits and the system tenant does not have its bonus.
+
+        Holding the system tenant's row makes the moment last, so that it is hit every time.
+        """
+        worker = self.system.stack.processes["worker"]
+        async with _system_tenant_locked(self.system) as lock:
+            await self._submit(payment, await self._pay(payment, wallet))
+            await self._until("the buyer's credit", lambda: self._is_credited(payment))
+            await self._until("the bonus to be under way", lambda: _is_worker_blocked(lock))
+            pid = worker.pid
+            self.say(f"{payment.title}: buyer credited, bonus under way: SIGKILL to worker {pid}")
+            await worker.kill()
+            # Its statement would still run in the server once the row is free: it dies with the worker.
+            await lock.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'settle worker'"
+            )
+            reasons = [row.reason for row in await self._rows(payment)]
+            if reasons != [Reason.CREDITS_PURCHASE]:
+                raise DemoFailed(f"after the kill the ledger has {reasons}, not the buyer's credit alone")
+            self.say(f"{payment.title}: the worker is dead, the ledger has the buyer's credit alone")
+        await worker.start()
+        self.say(f"{payment.title}: worker started again as {worker.pid}")
+
+    async def _is_credited(self, payment: Payment) -> bool:
+        view = await self.client.status(payment.payer.user_id, payment.attempt_id)
+        return view.status is AttemptStatus.CREDITED
+
+    @staticmethod
+    async def _until(what: str, condition: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + SETTLED_TIMEOUT_SECONDS
+        while not await condition():
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"waited {SETTLED_TIMEOUT_SECONDS:.0f} s for {what}")
+            await asyncio.sleep(POLL_SECONDS)
+
+
+@asynccontextmanager
+async def _system_tenant_locked(system: LocalSystem) -> AsyncIterator[psycopg.AsyncConnection]:
+    url = system.stack.postgres.superuser_url(DATABASE)
+    async with await psycopg.AsyncConnection.connect(url, application_name="settle demo") as connection:
+        await connection.execute("SELECT 1 FROM billing_accounts WHERE id = %s FOR UPDATE", (SYSTEM_TENANT_ACCOUNT_ID,))
+        yield connection
+
+
+async def _is_worker_blocked(connection: psycopg.AsyncConnection) -> bool:
+    cursor = await connection.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'settle worker' AND wait_event_type = 'Lock'"
+    )
+    return await cursor.fetchone() is not None
+
+
+async def _report(scenes: _Scenes, payments: list[Payment], *, as_json: bool) -> bool:
+    settings = scenes.system.settings
+    async with scenes.database.transaction() as connection:
+        balances = await accounts.balances(connection)
+        trial_balance = await ledger.trial_balance(connection)
+        rows = await ledger.list_entries(connection)
+        violations = await books.find_violations(connection)
+    totals = ledger.totals(trial_balance)
+    expected: dict[str, int] = {}
+    for payment in payments:
+        for (account_id, _), amount in payment.expected_rows.items():
+            expected[account_id] = expected.get(account_id, 0) + amount
+    balances_held = {account_id: amount for account_id, amount in balances.items() if amount} == expected
+    ok = all(payment.held for payment in payments) and balances_held and not violations
+    if as_json:
+        print_json(
+            {
+                "ok": ok,
+                "payments": [
+                    {
+                        "attemptId": str(payment.attempt_id),
+                        "purpose": payment.intent.purpose.value,
+                        "status": payment.status.value if payment.status else None,
+                        "errorCode": payment.error.value if payment.error else None,
+                        "workflowId": workflow_id(payment.attempt_id),
+                        "expectation": payment.expectation,
+                        "held": payment.held,
+                    }
+                    for payment in payments
+                ],
+                "balances": balances,
+                "trialBalance": {"debits": totals[Side.DEBIT], "credits": totals[Side.CREDIT]},
+            }
+        )
+        return ok
+    namespace = scenes.system.variables["TEMPORAL_NAMESPACE"]
+    _print_tables(stdout, payments, rows, trial_balance)
+    for payment in payments:
+        stdout.print(
+            f"{payment.title}: {workflow_url(settings.temporal_ui_url, namespace, payment.attempt_id)}",
+            soft_wrap=True,
+            markup=False,
+        )
+    for violation in violations:
+        stdout.print(f"books: {violation}", style="red", markup=False)
+    if not balances_held:
+        stdout.print(f"balances are {balances}, expected {expected}", style="red", markup=False)
+    stdout.print("Every expectation held." if ok else "NOT every expectation held.", style="bold")
+    return ok
+
+
+def _print_tables(
+    console: Console,
+    payments: list[Payment],
+    rows: list[ledger.LedgerRow],
+    trial_balance: list[ledger.TrialBalanceLine],
+) -> None:
+    console.print(
+        table(
+            "Payments",
+            ("held", "payment", "ended", "expected"),
+            [
+                (
+                    "yes" if payment.held else "NO",
+                    payment.title,
+                    f"{payment.status}{f' / {payment.error}' if payment.error else ''}",
+                    payment.expectation,
+                )
+                for payment in payments
+            ],
+        )
+    )
+    titles = {str(payment.attempt_id): payment.title for payment in payments}
+    console.print(
+        table(
+            "Ledger",
+            ("account", "reason", "credits", "balance after", "of"),
+            [
+                (
+                    row.billing_account_id,
+                    row.reason,
+                    grouped(row.amount),
+                    grouped(row.balance_after),
+                    titles.get(row.reference or "", row.reference),
+                )
+                for row in rows
+            ],
+            right=("credits", "balance after"),
+        )
+    )
+    totals = ledger.totals(trial_balance)
+    console.print(
+        table(
+            "Trial balance, in credits",
+            ("ledger account", "type", "debit", "credit"),
+            [
+                *(
+                    (line.account_code, line.type, grouped(line.debits), grouped(line.credits))
+                    for line in trial_balance
+                ),
+                ("total", None, grouped(totals[Side.DEBIT]), grouped(totals[Side.CREDIT])),
+            ],
+            right=("debit", "credit"),
+        )
+    )
