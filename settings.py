@@ -148,8 +148,8 @@ class Settings(BaseModel):
 
     temporal_ui_url: str | None = Field(None, alias="TEMPORAL_UI_URL", description="http address of Temporal's UI")
     worker_health_host: str = Field("127.0.0.1", alias="WORKER_HEALTH_HOST", description="an address to listen on")
-    worker_health_port: int = Field(
-        9464, alias="WORKER_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
+    worker_health_port: int | None = Field(
+        None, alias="WORKER_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
     )
 
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(

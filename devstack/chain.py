@@ -227,8 +227,10 @@ class LocalChain(Service):
         slots_in_an_epoch: int = 32,
         keep_history: bool = False,
         deploy_contracts: bool = True,
+        listen_host: str = "127.0.0.1",
     ) -> None:
         super().__init__("chain", state_dir)
+        self._listen_host = listen_host
         self.chain_id = chain_id
         self._preferred_port = port or PREFERRED_PORT
         self._block_time_seconds = block_time_seconds
@@ -288,7 +290,7 @@ class LocalChain(Service):
         else:
             mining = [f"--block-time={self._block_time_seconds:g}"]
         arguments = [
-            "--host=127.0.0.1",
+            f"--host={self._listen_host}",
             f"--port={self._port}",
             f"--chain-id={self.chain_id}",
             f"--mnemonic={MNEMONIC}",

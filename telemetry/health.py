@@ -11,9 +11,10 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from domain.errors import SettleError, TemporalUnavailable
+from domain.errors import ConfigurationError, SettleError, TemporalUnavailable
 
 CHECK_TIMEOUT_SECONDS: Final = 5.0
+DEFAULT_PORT: Final = 9464
 
 Check = Callable[[], Awaitable[object]]
 """Returns where the dependency is fine, raises where it is not."""
@@ -37,11 +38,13 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
 
 @asynccontextmanager
 async def serve_health(
-    host: str, port: int, *, is_alive: Callable[[], bool], checks: Mapping[str, Check], sdk_metrics_address: str
+    host: str, port: int | None, *, is_alive: Callable[[], bool], checks: Mapping[str, Check], sdk_metrics_address: str
 ) -> AsyncIterator[int]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs; yields the port.
 
     `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`.
+    Without a `port` it is the usual one, or any free one where a second worker on this machine has that.
+    Raises `ConfigurationError` when a port that was asked for is taken.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -69,12 +72,22 @@ async def serve_health(
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        bound = runner.addresses[0]
-        yield int(bound[1])
+        await _listen(runner, host, port)
+        yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int | None) -> None:
+    try:
+        await web.TCPSite(runner, host, DEFAULT_PORT if port is None else port).start()
+    except OSError as error:
+        if port is not None:
+            raise ConfigurationError(
+                f"WORKER_HEALTH_PORT: got {port}, on which {host} cannot be listened on ({error.strerror}); "
+                "wants a free port, or 0 for any"
+            ) from error
+        await web.TCPSite(runner, host, 0).start()
 
 
 async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:

@@ -1,0 +1,1 @@
+"""Reading the chain: several JSON-RPC nodes, none of which is trusted alone."""

@@ -1,0 +1,452 @@
+"""Reads a payment's transaction from several endpoints, none of which is trusted alone.
+
+`look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
+follows from it. Judging is `domain.verdict`'s work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import aiohttp
+
+from chain.opinions import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included
+from chain.rpc import (
+    RESPONSE_BYTES_MAX,
+    Call,
+    Endpoint,
+    EndpointFailure,
+    Failure,
+    Reply,
+    RequestObserver,
+    labels,
+    open_session,
+)
+from chain.standing import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, HeadMark, Standing
+from chain.wire import read_data, read_header, read_quantity, read_receipt
+from domain.chain import BlockHeader, ChainView, Receipt
+from domain.errors import ChainUnavailable, InvalidInput
+from domain.identifiers import parse_address, parse_tx_hash
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS: Final = 10.0
+"""What one endpoint may take for one question, all its requests together. A healthy one needs well below 1 s."""
+
+ROUNDS_MAX: Final = 3
+"""First look, second look at the block that the first one named, and one more in case it was reorganised between."""
+
+ENDPOINTS_MAX: Final = 16
+"""Beyond that a setting is a mistake; also bounds how many are asked at once."""
+
+CONNECTIONS_MAX: Final = 32
+"""Connections to one endpoint. Providers allow about 50 calls a second, which a handful of connections can carry."""
+
+PARSE_INLINE_LOGS_MAX: Final = 50
+"""Receipts with more logs are read in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
+
+_CHAIN_ID: Final = Call("eth_chainId")
+_BLOCK_NUMBER: Final = Call("eth_blockNumber")
+_DECIMALS_CALLDATA: Final = "0x313ce567"
+_SYMBOL_CALLDATA: Final = "0x95d89b41"
+_BALANCE_OF_CALLDATA: Final = "0x70a08231"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """What one endpoint answers now. `error` is one line, None when everything is right."""
+
+    label: str
+    reachable: bool
+    chain_id: int | None = None
+    head_number: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """What is at the token's address. None where the contract does not answer that question."""
+
+    has_code: bool
+    decimals: int | None = None
+    symbol: str | None = None
+    treasury_balance_raw: int | None = None
+
+
+@dataclass(slots=True)
+class _Node:
+    """An endpoint and its record."""
+
+    endpoint: Endpoint
+    standing: Standing = field(default_factory=Standing)
+
+    @property
+    def label(self) -> str:
+        return self.endpoint.label
+
+
+class ChainReader:
+    """Several endpoints of one chain, in order of preference; use it as an async context manager.
+
+    `on_request` is told about every HTTP request; `clock` is a monotonic clock in seconds.
+    Raises `InvalidInput` naming `CHAIN_RPC_URLS` when the addresses are not usable.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        chain_id: int,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        response_bytes_max: int = RESPONSE_BYTES_MAX,
+        connections_max: int = CONNECTIONS_MAX,
+        head_tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS,
+        mark_expiry_seconds: float = MARK_EXPIRY_SECONDS,
+        on_request: RequestObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 1 <= len(urls) <= ENDPOINTS_MAX:
+            raise InvalidInput("CHAIN_RPC_URLS", f"wants 1 to {ENDPOINTS_MAX} addresses, got {len(urls)}")
+        self.chain_id = chain_id
+        self._urls = [url.strip() for url in urls]
+        self._labels = labels(self._urls)
+        self._timeout_seconds = timeout_seconds
+        self._response_bytes_max = response_bytes_max
+        self._connections_max = connections_max
+        self._on_request = on_request
+        self._clock = clock
+        self._mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
+        self._session: aiohttp.ClientSession | None = None
+        self._nodes: list[_Node] = []
+
+    def __repr__(self) -> str:
+        return f"ChainReader(chain {self.chain_id}, {', '.join(self._labels)})"
+
+    async def __aenter__(self) -> Self:
+        session = open_session(connections_max=self._connections_max)
+        self._session = session
+        self._nodes = [
+            _Node(
+                Endpoint(
+                    url,
+                    label=label,
+                    session=session,
+                    timeout_seconds=self._timeout_seconds,
+                    response_bytes_max=self._response_bytes_max,
+                    on_request=self._on_request,
+                )
+            )
+            for url, label in zip(self._urls, self._labels, strict=True)
+        ]
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The endpoints' printable names, in order of preference."""
+        return tuple(self._labels)
+
+    @property
+    def request_count(self) -> int:
+        """HTTP requests sent since the reader was opened."""
+        return sum(node.endpoint.request_count for node in self._nodes)
+
+    async def look(self, tx_hash: str, *, block_hint: int | None = None) -> ChainView:
+        """The transaction as the first endpoint shows it that has it in a block of its canonical chain.
+
+        With `block_hint`, the block of an earlier look, one HTTP request is enough. Endpoints that fail, are
+        behind, do not know the transaction or contradict themselves are passed over; when none has it in a block,
+        the best of what was said is returned (a receipt without its block, or no receipt, from the highest head).
+        Endpoints that failed lately are asked only when no other has answered. Takes at most `timeout_seconds`
+        for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason when no answer can be used.
+        """
+        tx_hash = parse_tx_hash(tx_hash)
+        answers: list[ChainView] = []
+        behind: list[ChainView] = []
+        reasons: list[str] = []
+        fresh, cooling = self._in_order()
+        for node in [*fresh, *cooling]:
+            if answers and node in cooling and node.standing.failure is not Failure.BEHIND:
+                # A lagging node does answer, and it may be the only one that knows the transaction.
+                continue
+            try:
+                view = (await self._ask(node, partial(self._read, tx_hash=tx_hash, block_hint=block_hint))).view
+            except EndpointFailure as failure:
+                reasons.append(f"{node.label}: {failure.message}")
+                continue
+            if self._mark.is_behind(view.head_number):
+                reasons.append(f"{node.label}: {self._behind(node, view.head_number).message}")
+                behind.append(view)
+                continue
+            self._served(node)
+            if is_included(view):
+                return view
+            answers.append(view)
+        if not answers:
+            raise ChainUnavailable("no usable chain endpoint: " + "; ".join(reasons))
+        # An endpoint that is in step does not know the transaction and one that lags does. It may be the one in step
+        # that is wrong (a forgetful node, or one with an invented head that makes all the others lag): the payment is
+        # shown, with the few confirmations that the lagging head gives, and final only after the cross-check.
+        known = [view for view in behind if is_included(view)]
+        return max(known or answers, key=lambda view: (view.receipt is not None, view.head_number))
+
+    async def cross_check(self, tx_hash: str, view: ChainView) -> ChainView:
+        """The view that may be judged finally, after all other endpoints were asked at once.
+
+        To be called when the verdict on `view` is final, and judged again: the result may have a lower head (the
+        lowest of those that agree), or be the majority's view instead. Endpoints in a cool-down are not waited for.
+        Without other endpoints, or without the transaction in a block, `view` itself, without a request.
+        Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a majority.
+        """
+        tx_hash = parse_tx_hash(tx_hash)
+        others = [node for node in self._open_nodes() if node.label != view.endpoint]
+        receipt = view.receipt
+        if not others or receipt is None or not is_included(view):
+            return view
+
+        async def hear(node: _Node) -> Reading | Silence:
+            if node.standing.is_cooling(self._clock()) and node.standing.failure is not Failure.BEHIND:
+                return Silence(node.label, f"not asked, it failed lately ({node.standing.failure})")
+            try:
+                reading = await self._ask(node, partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number))
+            except EndpointFailure as failure:
+                return Silence(node.label, failure.message)
+            if not self._mark.is_behind(reading.view.head_number):
+                self._served(node)
+            return reading
+
+        outcome = decide(view, await asyncio.gather(*(hear(node) for node in others)))
+        if not isinstance(outcome, Agreed):
+            log.warning("%s", outcome.message)
+            raise EndpointsDisagree(outcome.message)
+        if outcome.votes == 1 and self._mark.is_behind(view.head_number):
+            # Nobody confirms what a lagging node says, and it may still be on a branch that the others have left.
+            raise ChainUnavailable(f"only {view.endpoint} answers about {tx_hash}, and it is behind {self._mark.value}")
+        for node in self._nodes:
+            if node.label in outcome.outvoted:
+                self._failed(node, EndpointFailure(Failure.CONTRADICTION, "it was outvoted by the other endpoints"))
+        return outcome.view
+
+    async def head(self) -> int:
+        """The height of the chain; never below a height returned before, unless that one was given up as a lie.
+
+        Raises `ChainUnavailable`.
+        """
+
+        async def read(node: _Node, deadline: float) -> int:
+            head = await self._read_head(node, deadline)
+            if self._mark.is_behind(head):
+                raise self._behind(node, head)
+            return max(head, self._mark.value)
+
+        return await self._first(read)
+
+    async def health(self) -> list[EndpointHealth]:
+        """What each endpoint answers now, in order of preference; never raises for what an endpoint does."""
+
+        async def check(node: _Node) -> EndpointHealth:
+            try:
+                chain_id_reply, head_reply = await node.endpoint.batch([_CHAIN_ID, _BLOCK_NUMBER])
+                chain_id, head = read_quantity(chain_id_reply), read_quantity(head_reply)
+            except EndpointFailure as failure:
+                return EndpointHealth(node.label, reachable=False, error=failure.message)
+            error = None
+            if chain_id != self.chain_id:
+                error = self._wrong_chain(chain_id).message
+            elif self._mark.is_behind(head):
+                error = f"head {head} is behind {self._mark.value}, which was seen before"
+            return EndpointHealth(node.label, reachable=True, chain_id=chain_id, head_number=head, error=error)
+
+        return list(await asyncio.gather(*(check(node) for node in self._open_nodes())))
+
+    async def token_info(self, token: str, treasury: str) -> TokenInfo:
+        """Whether there is a contract at `token`, what it calls itself, and the treasury's balance in raw units.
+
+        Raises `ChainUnavailable` when no endpoint answers, `InvalidInput` for a malformed address.
+        """
+        parse_address(token, field="token")
+        parse_address(treasury, field="treasury")
+
+        def ask(calldata: str) -> Call:
+            return Call("eth_call", ({"to": token, "data": calldata}, "latest"))
+
+        async def read(node: _Node, deadline: float) -> TokenInfo:
+            replies = await node.endpoint.batch(
+                [
+                    _CHAIN_ID,
+                    Call("eth_getCode", (token, "latest")),
+                    ask(_DECIMALS_CALLDATA),
+                    ask(_SYMBOL_CALLDATA),
+                    ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
+                ],
+                deadline=deadline,
+            )
+            self._check_chain(replies[0])
+            code, decimals, symbol, balance = replies[1:]
+            if not read_data(code):
+                return TokenInfo(has_code=False)
+            return TokenInfo(
+                has_code=True,
+                decimals=_uint(decimals, below=256),
+                symbol=_text(symbol),
+                treasury_balance_raw=_uint(balance, below=2**256),
+            )
+
+        return await self._first(read)
+
+    # One endpoint ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, node: _Node, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
+        """Receipt, head and the block at the receipt's height, all three of the same batch."""
+        height = block_hint
+        asked: BlockHeader | None = None
+        for round_number in range(ROUNDS_MAX):
+            calls = [_CHAIN_ID, _BLOCK_NUMBER, Call("eth_getTransactionReceipt", (tx_hash,))]
+            if height is not None:
+                calls.append(Call("eth_getBlockByNumber", (hex(height), False)))
+            replies = await node.endpoint.batch(calls, deadline=deadline)
+            self._check_chain(replies[0])
+            head = self._saw_head(node, read_quantity(replies[1]))
+            receipt = await _receipt(replies[2], tx_hash)
+            block = read_header(replies[3], height) if height is not None else None
+            if round_number == 0:
+                asked = block
+            there = receipt is not None and receipt.block_number <= head
+            if receipt is None or not there or receipt.block_number == height:
+                view = ChainView(
+                    chain_id=self.chain_id,
+                    endpoint=node.label,
+                    head_number=head,
+                    receipt=receipt,
+                    canonical=block if there else None,
+                )
+                return Reading(view, asked, stalled=node.standing.is_stalled(self._clock()))
+            height = receipt.block_number
+        raise EndpointFailure(
+            Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} readings"
+        )
+
+    async def _read_head(self, node: _Node, deadline: float) -> int:
+        chain_id, head = await node.endpoint.batch([_CHAIN_ID, _BLOCK_NUMBER], deadline=deadline)
+        self._check_chain(chain_id)
+        return self._saw_head(node, read_quantity(head))
+
+    def _check_chain(self, reply: Reply) -> None:
+        """Every batch carries the chain's id, so no answer of another chain is ever used, whatever it was before."""
+        chain_id = read_quantity(reply)
+        if chain_id != self.chain_id:
+            raise self._wrong_chain(chain_id)
+
+    def _wrong_chain(self, chain_id: int) -> EndpointFailure:
+        return EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {self.chain_id}")
+
+    def _saw_head(self, node: _Node, head: int) -> int:
+        now = self._clock()
+        self._mark.observe(head, now)
+        node.standing.saw_head(head, now)
+        return head
+
+    # All endpoints ---------------------------------------------------------------------------------------------------
+
+    def _open_nodes(self) -> list[_Node]:
+        if self._session is None or self._session.closed:
+            raise RuntimeError("ChainReader is used outside of its `async with`")
+        return self._nodes
+
+    def _in_order(self) -> tuple[list[_Node], list[_Node]]:
+        """Those to ask in order of preference, and those that failed lately, the longest rested first."""
+        nodes, now = self._open_nodes(), self._clock()
+        fresh = [node for node in nodes if not node.standing.is_cooling(now)]
+        cooling = [node for node in nodes if node.standing.is_cooling(now)]
+        return fresh, sorted(cooling, key=lambda node: node.standing.cools_until)
+
+    async def _first(self, read: Callable[[_Node, float], Awaitable[_T]]) -> _T:
+        """The first endpoint's answer that can be used, or `ChainUnavailable` with everybody's reason."""
+        reasons: list[str] = []
+        fresh, cooling = self._in_order()
+        for node in [*fresh, *cooling]:
+            try:
+                answer = await self._ask(node, read)
+            except EndpointFailure as failure:
+                reasons.append(f"{node.label}: {failure.message}")
+            else:
+                self._served(node)
+                return answer
+        raise ChainUnavailable("no usable chain endpoint: " + "; ".join(reasons))
+
+    async def _ask(self, node: _Node, question: Callable[[_Node, float], Awaitable[_T]]) -> _T:
+        """One endpoint's answer before its deadline, which is handed on; a failure is entered into its record."""
+        try:
+            return await question(node, asyncio.get_running_loop().time() + self._timeout_seconds)
+        except EndpointFailure as failure:
+            self._failed(node, failure)
+            raise
+
+    def _served(self, node: _Node) -> None:
+        if node.standing.failure is not None:
+            log.info("chain endpoint %s is usable again", node.label)
+        node.standing.answered()
+
+    def _behind(self, node: _Node, head: int) -> EndpointFailure:
+        """That the endpoint lags, entered into its record: another one is asked first for a few seconds."""
+        failure = EndpointFailure(Failure.BEHIND, f"head {head} is behind {self._mark.value}, which was seen before")
+        self._failed(node, failure)
+        return failure
+
+    def _failed(self, node: _Node, failure: EndpointFailure) -> None:
+        if node.standing.failure is not failure.failure:
+            # Once for each change, not for each request: a node that is down for an hour is one fact.
+            log.warning("chain endpoint %s: %s", node.label, failure.message)
+        node.standing.failed(failure.failure, self._clock(), failure.retry_after_seconds)
+
+
+async def _receipt(reply: Reply, tx_hash: str) -> Receipt | None:
+    raw = reply.result
+    if isinstance(raw, dict) and isinstance(raw.get("logs"), list) and len(raw["logs"]) > PARSE_INLINE_LOGS_MAX:
+        return await asyncio.to_thread(read_receipt, reply, tx_hash)
+    return read_receipt(reply, tx_hash)
+
+
+def _uint(reply: Reply, *, below: int) -> int | None:
+    """A uint256 returned by a contract; None when it reverted or returned something else."""
+    data = _returned(reply)
+    if data is None or len(data) != 32:
+        return None
+    number = int.from_bytes(data, "big")
+    return number if number < below else None
+
+
+def _text(reply: Reply) -> str | None:
+    """A string returned by a contract, or the bytes32 that some old tokens return instead; None otherwise."""
+    from eth_abi.abi import decode as abi_decode  # here: only `settle doctor` pays for its import
+    from eth_abi.exceptions import DecodingError
+
+    data = _returned(reply)
+    if data is None:
+        return None
+    try:
+        text = data.rstrip(b"\0").decode() if len(data) == 32 else str(abi_decode(["string"], data)[0])
+    except (DecodingError, UnicodeDecodeError, OverflowError):
+        return None
+    return text if 0 < len(text) <= 32 and text.isprintable() else None
+
+
+def _returned(reply: Reply) -> bytes | None:
+    """What the contract returned; None when it refused (a revert is an answer of the contract, not a broken node)."""
+    if reply.error is not None:
+        return None
+    return read_data(reply)

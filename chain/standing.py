@@ -1,0 +1,109 @@
+"""What is remembered about endpoints between two requests: pure bookkeeping, given the time by its caller.
+
+All times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from chain.rpc import RETRY_AFTER_SECONDS_MAX, Failure
+
+HEAD_TOLERANCE_BLOCKS: Final = 3
+"""How far below the mark a head may be without being "behind": the nodes behind one load balancer differ by one or
+two blocks, and one more may be mined between two answers."""
+
+MARK_EXPIRY_SECONDS: Final = 60.0
+"""How long every answer has to stay below the mark until it is given up: long enough for a lagging pool to catch up
+(30 blocks on Base), short enough for a chain that was really rolled back, or a mark that was a lie."""
+
+STALL_SECONDS: Final = 60.0
+"""An endpoint whose head has not moved for this long, asked again, is stuck: five blocks even on a 12 s chain."""
+
+COOL_DOWN_SECONDS_MIN: Final = 1.0
+COOL_DOWN_SECONDS_MAX: Final = 60.0
+COOL_DOWN_WRONG_CHAIN_SECONDS: Final = 60.0
+"""A wrong chain is a wrong address in the settings: worth a look now and then, not at every payment."""
+
+COOL_DOWN_BEHIND_SECONDS: Final = 5.0
+"""A node that is behind answers and catches up by itself."""
+
+
+class HeadMark:
+    """The highest head seen over all endpoints: what "the chain does not run backwards" is measured against.
+
+    A head below the mark by more than the tolerance is behind. The mark is given up when for
+    `expiry_seconds` after the first answer below it no endpoint has reached it: then it was a lie, or the chain
+    was rolled back, and the highest head of that time takes its place. The time runs from an answer, not
+    from the mark's age, so that after a quiet hour the first lagging node is still recognised.
+    """
+
+    def __init__(
+        self, *, tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS, expiry_seconds: float = MARK_EXPIRY_SECONDS
+    ) -> None:
+        self.value = 0
+        self._tolerance_blocks = tolerance_blocks
+        self._expiry_seconds = expiry_seconds
+        self._below_since: float | None = None
+        self._below_best = 0
+
+    def observe(self, head: int, now: float) -> None:
+        """Takes note of a head that an endpoint of the right chain reported."""
+        if head >= self.value - self._tolerance_blocks:
+            self.value = max(self.value, head)
+            self._below_since = None
+            return
+        if self._below_since is None:
+            self._below_since, self._below_best = now, head
+        self._below_best = max(self._below_best, head)
+        if now - self._below_since >= self._expiry_seconds:
+            self.value, self._below_since = self._below_best, None
+
+    def is_behind(self, head: int) -> bool:
+        """Whether a node with this head lags too far to be asked."""
+        return head < self.value - self._tolerance_blocks
+
+
+@dataclass(slots=True)
+class Standing:
+    """One endpoint's record."""
+
+    failures: int = 0
+    cools_until: float = 0.0
+    failure: Failure | None = None
+    head: int | None = None
+    head_moved_at: float = 0.0
+
+    def answered(self) -> None:
+        """A usable answer wipes the record."""
+        self.failures, self.cools_until, self.failure = 0, 0.0, None
+
+    def failed(self, failure: Failure, now: float, retry_after_seconds: float | None = None) -> None:
+        """To the back for a while: longer with every failure in a row, as long as the node asks for, but bounded."""
+        self.failure = failure
+        if failure is Failure.BEHIND:
+            self.cools_until = now + COOL_DOWN_BEHIND_SECONDS
+            return
+        self.failures += 1
+        if failure is Failure.WRONG_CHAIN:
+            seconds = COOL_DOWN_WRONG_CHAIN_SECONDS
+        else:
+            # The exponent is cut before it is used: 2 to the power of a day of failures is a very long number.
+            seconds = min(COOL_DOWN_SECONDS_MIN * 2 ** min(self.failures - 1, 10), COOL_DOWN_SECONDS_MAX)
+        if retry_after_seconds is not None:
+            seconds = max(seconds, min(retry_after_seconds, RETRY_AFTER_SECONDS_MAX))
+        self.cools_until = now + seconds
+
+    def is_cooling(self, now: float) -> bool:
+        """Whether others are to be asked first."""
+        return now < self.cools_until
+
+    def saw_head(self, head: int, now: float) -> None:
+        """Takes note of the endpoint's own head. Any change counts as movement: pools jitter, chains roll back."""
+        if head != self.head:
+            self.head, self.head_moved_at = head, now
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether the head has stood still so long that the node must be stuck."""
+        return self.head is not None and now - self.head_moved_at >= STALL_SECONDS

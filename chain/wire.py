@@ -1,0 +1,184 @@
+"""What a node may send, checked strictly, and its translation into the domain's values.
+
+A node's mistake is `EndpointFailure` (the next endpoint is asked). What a *contract* emitted is no mistake of the
+node: anybody can emit any log, so logs that only look like a transfer are passed over and spoil nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, TypeVar
+
+from eth_utils.crypto import keccak
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+
+from chain.addresses import checksum_of_bytes
+from chain.rpc import EndpointFailure, Failure, Reply
+from domain.chain import BlockHeader, Receipt, TransferLog
+
+TRANSFER_TOPIC: Final[bytes] = keccak(text="Transfer(address,address,uint256)")
+"""Topic 0 of ERC-20's event. ERC-721 has the same one, and tells itself apart by a fourth topic."""
+
+_QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
+_DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
+_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
+
+
+def _quantity(value: object) -> int:
+    if not isinstance(value, str) or _QUANTITY.fullmatch(value) is None or (number := int(value, 16)) >= 2**63:
+        raise ValueError("wants a hex quantity below 2^63")
+    return number
+
+
+def _data(value: object) -> bytes:
+    if not isinstance(value, str) or _DATA.fullmatch(value) is None:
+        raise ValueError("wants hex bytes")
+    return bytes.fromhex(value[2:])
+
+
+def _hash(value: object) -> str:
+    if not isinstance(value, str) or _HASH.fullmatch(value) is None:
+        raise ValueError("wants 32 hex bytes")
+    return value.lower()
+
+
+Quantity = Annotated[int, BeforeValidator(_quantity)]
+Data = Annotated[bytes, BeforeValidator(_data)]
+Hash = Annotated[str, BeforeValidator(_hash)]
+
+
+class WireModel(BaseModel):
+    """A JSON object of the Ethereum JSON-RPC; members that are not needed are not looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
+
+
+class WireLog(WireModel):
+    """One log of a receipt that was not removed by a reorganisation."""
+
+    address: Annotated[Data, Field(min_length=20, max_length=20)]
+    topics: Annotated[list[Annotated[Data, Field(min_length=32, max_length=32)]], Field(max_length=4)]
+    data: Data
+    log_index: Quantity
+    block_number: Quantity
+    block_hash: Hash
+    transaction_hash: Hash
+
+
+class WireReceipt(WireModel):
+    """A receipt; its logs are checked one by one, since removed ones need not be complete."""
+
+    transaction_hash: Hash
+    status: Quantity
+    block_number: Quantity
+    block_hash: Hash
+    logs: list[dict[str, Any]]
+
+
+class WireHeader(WireModel):
+    """A block asked for with transaction hashes only."""
+
+    number: Quantity
+    hash: Hash
+    transactions: list[Hash]
+
+
+_QUANTITY_ADAPTER: Final[TypeAdapter[int]] = TypeAdapter(Quantity)
+_DATA_ADAPTER: Final[TypeAdapter[bytes]] = TypeAdapter(Data)
+_T = TypeVar("_T")
+
+
+def read_quantity(reply: Reply) -> int:
+    """A hex quantity below 2^63."""
+    return _checked(reply.method, _QUANTITY_ADAPTER, reply.value())
+
+
+def read_data(reply: Reply) -> bytes:
+    """Hex bytes."""
+    return _checked(reply.method, _DATA_ADAPTER, reply.value())
+
+
+def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
+    """The receipt of `tx_hash`, with its ERC-20 transfers only; None where the node has none.
+
+    A receipt without a block (some nodes answer so for a pending transaction) is one that is not there yet.
+    """
+    raw = reply.value()
+    if raw is None or (isinstance(raw, dict) and raw.get("blockHash", "") is None):
+        return None
+    receipt = _checked(reply.method, _RECEIPT_ADAPTER, raw)
+    if receipt.transaction_hash != tx_hash:
+        raise EndpointFailure(
+            Failure.CONTRADICTION, f"the receipt is of another transaction {receipt.transaction_hash}"
+        )
+    if receipt.status not in (0, 1):
+        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: status is {receipt.status}, wants 0 or 1")
+    logs = [_checked(reply.method, _LOG_ADAPTER, log) for log in receipt.logs if log.get("removed") is not True]
+    _contradictions(receipt, logs)
+    return Receipt(
+        tx_hash=receipt.transaction_hash,
+        succeeded=receipt.status == 1,
+        block_number=receipt.block_number,
+        block_hash=receipt.block_hash,
+        transfers=tuple(transfer for log in logs if (transfer := _transfer(log)) is not None),
+    )
+
+
+def read_header(reply: Reply, number: int) -> BlockHeader | None:
+    """The block that the node has at height `number`; None where it has none."""
+    raw = reply.value()
+    if raw is None:
+        return None
+    header = _checked(reply.method, _HEADER_ADAPTER, raw)
+    if header.number != number:
+        raise EndpointFailure(Failure.CONTRADICTION, f"asked for block {number}, got block {header.number}")
+    return BlockHeader(number=header.number, block_hash=header.hash, tx_hashes=frozenset(header.transactions))
+
+
+_RECEIPT_ADAPTER: Final = TypeAdapter(WireReceipt)
+_LOG_ADAPTER: Final = TypeAdapter(WireLog)
+_HEADER_ADAPTER: Final = TypeAdapter(WireHeader)
+
+
+def _checked(method: str, adapter: TypeAdapter[_T], raw: object) -> _T:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:60]
+        raise EndpointFailure(
+            Failure.MALFORMED, f"{method}: {where}: {first['msg']}" if where else f"{method}: {first['msg']}"
+        ) from None
+
+
+def _contradictions(receipt: WireReceipt, logs: list[WireLog]) -> None:
+    """A log of another block or transaction, or an index given twice: the parts are of different moments."""
+    seen: set[int] = set()
+    for log in logs:
+        if (log.block_hash, log.block_number) != (receipt.block_hash, receipt.block_number):
+            raise EndpointFailure(Failure.CONTRADICTION, f"log {log.log_index} is of another block than its receipt")
+        if log.transaction_hash != receipt.transaction_hash:
+            raise EndpointFailure(
+                Failure.CONTRADICTION, f"log {log.log_index} is of another transaction than its receipt"
+            )
+        if log.log_index in seen:
+            raise EndpointFailure(Failure.CONTRADICTION, f"two logs of the receipt have the index {log.log_index}")
+        seen.add(log.log_index)
+
+
+def _transfer(log: WireLog) -> TransferLog | None:
+    """The log as an ERC-20 transfer, or None when it is not one."""
+    if len(log.topics) != 3 or log.topics[0] != TRANSFER_TOPIC or len(log.data) != 32:
+        return None
+    _, sender, recipient = log.topics
+    if any(sender[:12]) or any(recipient[:12]):
+        # Not an ABI-encoded address. Cutting it to 20 bytes would let a contract write somebody's name.
+        return None
+    return TransferLog(
+        log_index=log.log_index,
+        emitter=checksum_of_bytes(log.address),
+        from_address=checksum_of_bytes(sender[12:]),
+        to_address=checksum_of_bytes(recipient[12:]),
+        value_raw=int.from_bytes(log.data, "big"),
+    )

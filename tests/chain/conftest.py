@@ -1,0 +1,52 @@
+"""A real node for each test, and readers and liars in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from chain.reader import ChainReader
+from tests.chain.anvil import CHAIN_ID, Clock, Node, running_anvil
+from tests.chain.faulty_node import FaultyNode
+
+Liars = Callable[[int], Awaitable[list[FaultyNode]]]
+Readers = Callable[..., Awaitable[ChainReader]]
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """A chain of its own for each test."""
+    async with running_anvil() as running:
+        yield running
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def liars(node: Node) -> AsyncIterator[Liars]:
+    """Makes proxies in front of the node."""
+    async with AsyncExitStack() as stack:
+
+        async def make(count: int) -> list[FaultyNode]:
+            return [await stack.enter_async_context(FaultyNode.in_front_of(node.url)) for _ in range(count)]
+
+        yield make
+
+
+@pytest.fixture
+async def readers(clock: Clock) -> AsyncIterator[Readers]:
+    """Makes open readers of the given endpoints."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*endpoints: FaultyNode | Node | str, **options: Any) -> ChainReader:
+            urls = [endpoint if isinstance(endpoint, str) else endpoint.url for endpoint in endpoints]
+            settings: dict[str, Any] = {"chain_id": CHAIN_ID, "timeout_seconds": 5.0, "clock": clock} | options
+            return await stack.enter_async_context(ChainReader(urls, **settings))
+
+        yield make

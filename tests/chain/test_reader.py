@@ -1,0 +1,837 @@
+"""The reader against a real node: what it sees, and what it does when endpoints fail, lag, forget or lie."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from datetime import timedelta
+
+import pytest
+from aiohttp import web
+
+from chain.opinions import EndpointsDisagree
+from chain.reader import ChainReader, EndpointHealth
+from chain.standing import MARK_EXPIRY_SECONDS, STALL_SECONDS
+from domain.chain import ChainView
+from domain.errors import ChainUnavailable, InvalidInput
+from domain.verdict import PaymentTerms, Refused, Verified, Waiting, WaitReason, judge, next_look_delay
+from tests.chain.anvil import ALICE, BOB, CHAIN_ID, TREASURY, Clock, Node, running_anvil, transfer, until, word
+from tests.chain.conftest import Liars, Readers
+from tests.chain.faulty_node import FaultyNode
+
+UNKNOWN_TX = "0x" + "12" * 32
+FORK = "0x" + "ee" * 32
+LOOK = ["eth_chainId", "eth_blockNumber", "eth_getTransactionReceipt"]
+LOOK_WITH_BLOCK = [*LOOK, "eth_getBlockByNumber"]
+
+
+def verdict(view: ChainView, tx_hash: str) -> Waiting | Verified | Refused:
+    """The domain's word on a payment of 100 from Alice, of whatever token emitted the first log."""
+    transfers = view.receipt.transfers if view.receipt else ()
+    token = transfers[0].emitter if transfers else ALICE
+    terms = PaymentTerms(chain_id=CHAIN_ID, token=token, payer=ALICE, treasury=TREASURY, amount_raw=100)
+    return judge(terms, tx_hash, view, min_confirmations=5)
+
+
+def waits_for(view: ChainView, tx_hash: str) -> WaitReason | None:
+    judged = verdict(view, tx_hash)
+    return judged.reason if isinstance(judged, Waiting) else None
+
+
+# What is read --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_confirmed_payment_is_seen_and_verified(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    view = await (await readers(node)).look(tx_hash)
+    assert (view.chain_id, view.head_number) == (CHAIN_ID, 5)
+    assert isinstance(verdict(view, tx_hash), Verified)
+
+
+async def test_a_hash_is_read_whatever_its_case(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay()
+    reader = await readers(node)
+    assert (await reader.look("0x" + tx_hash[2:].upper())).receipt is not None
+    with pytest.raises(InvalidInput):
+        await reader.look("0x12")
+
+
+async def test_every_transfer_of_a_transaction_is_read_in_full(node: Node, readers: Readers) -> None:
+    logs = [transfer(ALICE, TREASURY, number) for number in range(300)]
+    tx_hash = await node.pay(*logs, transfer(BOB, TREASURY, 7))
+    view = await (await readers(node)).look(tx_hash)
+    assert view.receipt is not None
+    assert [log.value_raw for log in view.receipt.transfers] == [*range(300), 7]
+    assert [log.log_index for log in view.receipt.transfers] == [*range(301)]
+
+
+async def test_logs_that_are_no_erc20_transfers_are_left_out(node: Node, readers: Readers) -> None:
+    topics, data = transfer(ALICE, TREASURY, 100)
+    tx_hash = await node.pay(([*topics, word(1)], b""), (topics, b"\x01"), ([], data), (topics, data))
+    view = await (await readers(node)).look(tx_hash)
+    assert view.receipt is not None
+    assert [(log.log_index, log.value_raw) for log in view.receipt.transfers] == [(3, 100)]
+
+
+async def test_a_reverted_transaction_is_refused_as_one(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(reverting=True)
+    judged = verdict(await (await readers(node)).look(tx_hash), tx_hash)
+    assert isinstance(judged, Refused)
+    assert judged.error_code == "TX_REVERTED"
+
+
+async def test_an_unmined_transaction_is_not_found_yet(node: Node, readers: Readers) -> None:
+    tx_hash = await node.send(transfer(ALICE, TREASURY, 100))
+    view = await (await readers(node)).look(tx_hash)
+    assert (view.receipt, view.canonical) == (None, None)
+    assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
+
+
+async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(confirmations=1)
+    reader = await readers(node)
+    for confirmations in range(1, 5):
+        judged = verdict(await reader.look(tx_hash), tx_hash)
+        assert isinstance(judged, Waiting)
+        assert judged.message == f"{confirmations} of 5 confirmations"
+        assert next_look_delay(
+            judged, waited=timedelta(), remaining=timedelta(hours=1), block_time=timedelta(seconds=2)
+        ) == timedelta(seconds=2 * (5 - confirmations))
+        await node.mine()
+    assert isinstance(verdict(await reader.look(tx_hash), tx_hash), Verified)
+
+
+# How many requests it takes -------------------------------------------------------------------------------------------
+
+
+async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    (liar,) = await liars(1)
+    reader = await readers(liar)
+    tx_hash = await node.pay()
+    first = await reader.look(tx_hash)
+    assert liar.requests == [LOOK, LOOK_WITH_BLOCK]
+    assert first.receipt is not None
+    again = await reader.look(tx_hash, block_hint=first.receipt.block_number)
+    assert liar.requests[2:] == [LOOK_WITH_BLOCK]
+    assert again == first
+    assert reader.request_count == 3
+
+
+async def test_a_wrong_hint_costs_a_request_and_nothing_else(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    reader = await readers(liar)
+    tx_hash = await node.pay()
+    assert await reader.look(tx_hash, block_hint=3) == await reader.look(tx_hash)
+    assert await reader.look(tx_hash, block_hint=10**9) == await reader.look(tx_hash)
+
+
+async def test_an_unknown_hash_takes_one_request(liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    await (await readers(liar)).look(UNKNOWN_TX)
+    assert liar.requests == [LOOK]
+
+
+async def test_a_receipt_that_moves_with_every_reading_is_given_up(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay(confirmations=9)
+    blocks = iter(range(1, 10))
+    liar.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
+    with pytest.raises(ChainUnavailable, match="in another block at each of 3 readings"):
+        await (await readers(liar)).look(tx_hash)
+    assert len(liar.requests) == 3
+
+
+async def test_one_healthy_endpoint_is_enough_and_the_others_are_left_alone(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    await (await readers(first, second)).look(await node.pay())
+    assert (len(first.requests), len(second.requests)) == (2, 0)
+
+
+# Reorganisations ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_payment_whose_block_is_reorganised_away_is_not_found_any_more(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(confirmations=3)
+    reader = await readers(node)
+    before = await reader.look(tx_hash)
+    assert waits_for(before, tx_hash) is WaitReason.CONFIRMATIONS
+    await node.call("anvil_reorg", 3, [])
+    await node.mine(3)
+    assert before.receipt is not None
+    after = await reader.look(tx_hash, block_hint=before.receipt.block_number)
+    assert after.receipt is None
+    assert waits_for(after, tx_hash) is WaitReason.NOT_FOUND
+
+
+async def test_a_payment_that_moves_to_another_block_is_seen_there(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(confirmations=4)
+    reader = await readers(node)
+    before = await reader.look(tx_hash)
+    raw = await node.call("eth_getRawTransactionByHash", tx_hash)
+    await node.call("anvil_reorg", 4, [[raw, 2]])
+    await until(lambda: node.call("eth_getTransactionReceipt", tx_hash))
+    assert before.receipt is not None
+    after = await reader.look(tx_hash, block_hint=before.receipt.block_number)
+    assert after.receipt is not None
+    assert after.canonical is not None
+    assert after.receipt.block_number == before.receipt.block_number + 2 == after.canonical.number
+    assert waits_for(after, tx_hash) is WaitReason.CONFIRMATIONS
+
+
+async def test_a_receipt_of_the_replaced_block_is_not_canonical(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay()
+    liar.wrong_block_hash()
+    assert waits_for(await (await readers(liar)).look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
+
+
+async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay()
+    liar.move_receipt(6, FORK)
+    view = await (await readers(liar)).look(tx_hash)
+    assert view.receipt is not None
+    assert waits_for(view, tx_hash) is WaitReason.PRE_CONFIRMED
+    assert len(liar.requests) == 1
+
+
+# Failing over ---------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "drop": (FaultyNode.drop, "the connection was closed without an answer"),
+    "hang": (FaultyNode.hang, "no answer within 0.5 s"),
+    "500": (lambda liar: liar.status(500), "HTTP 500"),
+    "429": (lambda liar: liar.status(429, retry_after="9"), "HTTP 429"),
+    "truncate": (FaultyNode.truncate, "not JSON"),
+    "ids": (FaultyNode.shift_ids, "id that was not sent"),
+    "lost": (FaultyNode.lose_last_reply, "no answer to eth_getTransactionReceipt"),
+    "refused": (FaultyNode.refuse_batches, "batch limit exceeded"),
+    "chain": (lambda liar: liar.other_chain(1), "answers for chain 1, not 31337"),
+    "head": (lambda liar: liar.fixed("eth_blockNumber", None), "eth_blockNumber: "),
+    "receipt": (lambda liar: liar.fixed("eth_getTransactionReceipt", {}), "eth_getTransactionReceipt: "),
+    "other": (
+        lambda liar: liar.change_receipt(lambda receipt: receipt.update(transactionHash=UNKNOWN_TX)),
+        "another transaction",
+    ),
+    "block": (
+        lambda liar: liar.fixed("eth_getBlockByNumber", {"number": "0x2", "hash": FORK, "transactions": []}),
+        "asked for block 1, got block 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_another_endpoint_answers_for_one_that_fails(
+    fault: str, node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    spoil, reason = FAULTS[fault]
+    tx_hash = await node.pay()
+    spoil(first)
+    reader = await readers(first, second, timeout_seconds=0.5 if fault == "hang" else 5.0)
+    view = await reader.look(tx_hash)
+    assert view.endpoint == reader.labels[1]
+    assert isinstance(verdict(view, tx_hash), Verified)
+
+    seen = len(first.requests)
+    await reader.look(tx_hash)
+    assert len(first.requests) == seen, "the one that failed rests for a while"
+
+    spoil(second)
+    with pytest.raises(ChainUnavailable) as unavailable:
+        await reader.look(tx_hash)
+    assert len(first.requests) > seen, "but it is asked when no other is left"
+    message = unavailable.value.message
+    assert all(f"{label}: " in message for label in reader.labels)
+    assert message.count(reason) == 2
+    assert "\n" not in message
+
+    first.heal()
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+
+
+async def test_an_endpoint_is_asked_first_again_when_it_has_rested(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    first, second = await liars(2)
+    reader = await readers(first, second)
+    tx_hash = await node.pay()
+    first.status(500)
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    first.heal()
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    clock.now += 1.0
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+
+
+async def test_a_node_that_asks_for_a_pause_gets_it(node: Node, liars: Liars, readers: Readers, clock: Clock) -> None:
+    first, second = await liars(2)
+    reader = await readers(first, second)
+    tx_hash = await node.pay()
+    first.status(429, retry_after="30")
+    await reader.look(tx_hash)
+    clock.now += 29.0
+    await reader.look(tx_hash)
+    assert len(first.requests) == 1
+    clock.now += 1.0
+    await reader.look(tx_hash)
+    assert len(first.requests) == 2
+
+
+async def test_an_endpoint_that_failed_lately_is_not_asked_about_an_unknown_hash(
+    liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    first.status(500)
+    reader = await readers(first, second)
+    for _ in range(3):
+        assert (await reader.look(UNKNOWN_TX)).receipt is None
+    assert (len(first.requests), len(second.requests)) == (1, 3)
+
+
+async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    reader = await readers(first, second)
+    first.status(429, retry_after="30")
+    second.status(500)
+    with pytest.raises(ChainUnavailable):
+        await reader.look(tx_hash)
+    first.heal()
+    second.heal()
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+
+
+async def test_a_look_with_all_its_readings_is_bounded_in_time(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay()
+    reader = await readers(liar, timeout_seconds=0.6)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.4)  # each of the two requests is fast enough, both together are not
+        return web.json_response(await liar.forward(await request.json()))
+
+    liar.wire(slow)
+    with pytest.raises(ChainUnavailable, match=r"no answer within 0\.6 s"):
+        await reader.look(tx_hash)
+
+
+async def test_a_wrong_chain_is_recognised_also_after_it_was_right(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    reader = await readers(liar)
+    tx_hash = await node.pay()
+    await reader.look(tx_hash)
+    liar.other_chain(8453)
+    with pytest.raises(ChainUnavailable, match="answers for chain 8453, not 31337"):
+        await reader.look(tx_hash)
+    with pytest.raises(ChainUnavailable, match="answers for chain 8453"):
+        await reader.head()
+
+
+async def test_a_failing_endpoint_is_logged_once_for_each_change(
+    node: Node, liars: Liars, readers: Readers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "chain")
+    (liar,) = await liars(1)
+    reader = await readers(liar)
+    tx_hash = await node.pay()
+    liar.status(500)
+    for _ in range(3):
+        with pytest.raises(ChainUnavailable):
+            await reader.look(tx_hash)
+    liar.heal()
+    await reader.look(tx_hash)
+    (label,) = reader.labels
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("chain")]
+    assert messages == [f"chain endpoint {label}: HTTP 500", f"chain endpoint {label} is usable again"]
+
+
+# Forgetful, lagging and boasting nodes -------------------------------------------------------------------------------
+
+
+async def test_a_node_that_does_not_know_the_payment_does_not_hide_it(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.null_receipt()
+    reader = await readers(first, second)
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda liar: liar.wrong_block_hash(),
+        lambda liar: liar.move_receipt(6, FORK),
+        lambda liar: liar.fixed("eth_getBlockByNumber", None),
+    ],
+    ids=["another branch", "pre-confirmed", "no block"],
+)
+async def test_a_node_that_does_not_confirm_its_own_receipt_does_not_hide_the_payment(
+    spoil: object, node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    assert callable(spoil)
+    spoil(first)
+    reader = await readers(first, second)
+    view = await reader.look(tx_hash)
+    assert view.endpoint == reader.labels[1]
+    assert isinstance(verdict(view, tx_hash), Verified)
+
+
+async def test_when_nobody_knows_the_payment_the_highest_head_is_told(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second, third = await liars(3)
+    await node.mine(10)
+    first.shift_head(-2)
+    third.shift_head(-1)
+    view = await (await readers(first, second, third)).look(UNKNOWN_TX)
+    assert (view.receipt, view.head_number) == (None, 10)
+
+
+async def test_a_receipt_without_its_block_says_more_than_a_higher_head(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.move_receipt(6, FORK)
+    second.null_receipt()
+    second.shift_head(1)
+    view = await (await readers(first, second)).look(tx_hash)
+    assert waits_for(view, tx_hash) is WaitReason.PRE_CONFIRMED
+
+
+@pytest.mark.parametrize(("lag", "asked_next"), [(3, False), (4, True)])
+async def test_a_lagging_endpoint_is_passed_over(
+    lag: int, asked_next: bool, node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay(confirmations=20)
+    reader = await readers(first, second)
+    await reader.look(tx_hash)
+    first.shift_head(-lag)
+    view = await reader.look(tx_hash)
+    assert view.endpoint == reader.labels[1 if asked_next else 0]
+    assert view.head_number == (20 if asked_next else 17)
+
+
+async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_and_then_is(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay(confirmations=20)
+    reader = await readers(liar)
+    await reader.look(tx_hash)
+    liar.shift_head(-10)
+    with pytest.raises(ChainUnavailable, match="head 10 is behind 20, which was seen before"):
+        await reader.look(tx_hash)
+    clock.now += MARK_EXPIRY_SECONDS - 0.1
+    with pytest.raises(ChainUnavailable):
+        await reader.look(tx_hash)
+    clock.now += 0.1
+    assert (await reader.look(tx_hash)).head_number == 10
+
+
+async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    boaster, honest = await liars(2)
+    tx_hash = await node.pay()
+    reader = await readers(boaster, honest)
+    boaster.shift_head(10**9)
+    await reader.head()
+    boaster.status(500)
+    with pytest.raises(ChainUnavailable, match="head 5 is behind 1000000005"):
+        await reader.look(tx_hash)
+    clock.now += MARK_EXPIRY_SECONDS
+    assert (await reader.look(tx_hash)).head_number == 5
+
+
+async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_keeps_boasting(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    boaster, honest = await liars(2)
+    tx_hash = await node.pay()
+    reader = await readers(boaster, honest)
+    boaster.shift_head(10**9)
+    boaster.null_receipt()
+    for _ in range(3):
+        view = await reader.look(tx_hash)
+        assert (view.endpoint, view.head_number) == (reader.labels[1], 5)
+
+
+async def test_the_head_never_falls_below_one_returned_before(node: Node, liars: Liars, readers: Readers) -> None:
+    first, second = await liars(2)
+    await node.mine(20)
+    reader = await readers(first, second)
+    assert await reader.head() == 20
+    first.shift_head(-3)
+    assert await reader.head() == 20
+    first.shift_head(-1)
+    assert await reader.head() == 20
+    await node.mine(10)
+    assert await reader.head() == 30
+
+
+# Cross-checks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_with_a_single_endpoint_a_cross_check_asks_nobody(node: Node, readers: Readers) -> None:
+    reader = await readers(node)
+    tx_hash = await node.pay()
+    view = await reader.look(tx_hash)
+    requests = reader.request_count
+    assert await reader.cross_check(tx_hash, view) is view
+    assert reader.request_count == requests
+
+
+async def test_a_view_without_the_transaction_in_a_block_is_not_cross_checked(liars: Liars, readers: Readers) -> None:
+    reader = await readers(*await liars(2))
+    view = await reader.look(UNKNOWN_TX)
+    requests = reader.request_count
+    assert await reader.cross_check(UNKNOWN_TX, view) is view
+    assert reader.request_count == requests
+
+
+async def test_a_receipt_without_its_block_is_not_cross_checked(node: Node, liars: Liars, readers: Readers) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    for liar in (first, second):
+        liar.wrong_block_hash()
+    reader = await readers(first, second)
+    view = await reader.look(tx_hash)
+    requests = reader.request_count
+    assert await reader.cross_check(tx_hash, view) is view
+    assert reader.request_count == requests
+
+
+async def test_a_lagging_endpoint_is_heard_in_a_cross_check(node: Node, liars: Liars, readers: Readers) -> None:
+    lagging, other = await liars(2)
+    tx_hash = await node.pay(confirmations=20)
+    reader = await readers(lagging, other)
+    await reader.head()
+    lagging.shift_head(-10)
+    view = await reader.look(tx_hash)
+    assert (view.endpoint, view.head_number) == (reader.labels[1], 20)
+    assert (await reader.cross_check(tx_hash, view)).head_number == 10
+
+
+async def test_a_good_answer_in_a_cross_check_wipes_the_record(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    reader = await readers(first, second)
+    view = await reader.look(tx_hash)
+    for is_down in (True, False, True, False):
+        second.heal()
+        if is_down:
+            second.status(500)
+        seen = len(second.requests)
+        await reader.cross_check(tx_hash, view)
+        assert len(second.requests) == seen + 1, "never rests for longer than after a first failure"
+        clock.now += 1.0
+
+
+async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block_that_was_asked_for(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    reader = await readers(first, second)
+    view = await reader.look(tx_hash)
+    receipts = iter([await node.call("eth_getTransactionReceipt", tx_hash) | {"blockNumber": "0x3", "logs": []}, None])
+    second.answers(lambda method, _params, real: next(receipts) if method == "eth_getTransactionReceipt" else real)
+    assert await reader.cross_check(tx_hash, view) == view, "it has the same block, so it only has no say"
+
+
+async def test_honest_endpoints_agree_with_one_request_each(node: Node, liars: Liars, readers: Readers) -> None:
+    proxies = await liars(3)
+    reader = await readers(*proxies)
+    tx_hash = await node.pay()
+    view = await reader.look(tx_hash)
+    assert await reader.cross_check(tx_hash, view) == view
+    assert [proxy.requests for proxy in proxies[1:]] == [[LOOK_WITH_BLOCK], [LOOK_WITH_BLOCK]]
+    assert len(proxies[0].requests) == 2
+
+
+LIES = {
+    "another value": lambda liar: liar.alter_values(10**12),
+    "reverted": lambda liar: liar.change_receipt(lambda receipt: receipt.update(status="0x0")),
+    "no logs": lambda liar: liar.change_receipt(lambda receipt: receipt.update(logs=[])),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_one_liar_of_two_makes_the_payment_wait(lie: str, node: Node, liars: Liars, readers: Readers) -> None:
+    liar, honest = await liars(2)
+    tx_hash = await node.pay()
+    LIES[lie](liar)
+    reader = await readers(liar, honest)
+    view = await reader.look(tx_hash)
+    with pytest.raises(EndpointsDisagree) as disagree:
+        await reader.cross_check(tx_hash, view)
+    a, b = reader.labels
+    assert disagree.value.message.startswith(f"endpoints disagree: {a}: in block 1 (")
+    assert f"; {b}: in block 1 (" in disagree.value.message
+    assert isinstance(disagree.value, ChainUnavailable)
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_one_liar_of_three_is_outvoted_and_then_asked_last(
+    lie: str, node: Node, liars: Liars, readers: Readers
+) -> None:
+    liar, *honest = await liars(3)
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    LIES[lie](liar)
+    reader = await readers(liar, *honest)
+    view = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    assert view.endpoint == reader.labels[1]
+    judged = verdict(view, tx_hash)
+    assert isinstance(judged, Verified)
+    assert judged.transfer.value_raw == 100
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+
+
+async def fabrication(node: Node, liar: FaultyNode, *, block_number: int = 1) -> str:
+    """Makes `liar` tell of a payment, in a block to go with it, that never happened."""
+    real = await node.pay()
+    receipt, block = (
+        await node.call("eth_getTransactionReceipt", real),
+        await node.call("eth_getBlockByNumber", "0x1", False),
+    )
+    text = json.dumps([receipt, block]).replace(receipt["transactionHash"], UNKNOWN_TX).replace(block["hash"], FORK)
+    receipt, block = json.loads(text)
+    for part in (receipt, *receipt["logs"]):
+        part["blockNumber"] = hex(block_number)
+    liar.fabricate(receipt, block | {"number": hex(block_number)})
+    return UNKNOWN_TX
+
+
+async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_second_endpoint(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    liar, honest = await liars(2)
+    tx_hash = await fabrication(node, liar)
+    reader = await readers(liar, honest)
+    view = await reader.look(tx_hash)
+    assert isinstance(verdict(view, tx_hash), Verified)
+    with pytest.raises(EndpointsDisagree, match="not in block 1"):
+        await reader.cross_check(tx_hash, view)
+
+
+async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    liar, *honest = await liars(3)
+    tx_hash = await fabrication(node, liar)
+    reader = await readers(liar, *honest)
+    view = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
+
+
+async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_can_contradict_it(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    liar, honest = await liars(2)
+    tx_hash = await fabrication(node, liar, block_number=1000)
+    liar.shift_head(2000)
+    reader = await readers(liar, honest)
+    view = await reader.look(tx_hash)
+    assert isinstance(verdict(view, tx_hash), Verified)
+    checked = await reader.cross_check(tx_hash, view)
+    assert checked.head_number == 5
+    assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
+
+
+async def test_invented_confirmations_do_not_count(node: Node, liars: Liars, readers: Readers) -> None:
+    boaster, honest = await liars(2)
+    tx_hash = await node.pay(confirmations=2)
+    boaster.shift_head(100)
+    reader = await readers(boaster, honest)
+    view = await reader.look(tx_hash)
+    assert isinstance(verdict(view, tx_hash), Verified)
+    judged = verdict(await reader.cross_check(tx_hash, view), tx_hash)
+    assert isinstance(judged, Waiting)
+    assert judged.message == "2 of 5 confirmations"
+
+
+async def test_a_node_that_is_stuck_delays_the_confirmations_only_until_that_is_plain(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    first, stuck = await liars(2)
+    tx_hash = await node.pay(confirmations=2)
+    stuck.fixed("eth_blockNumber", "0x2")
+    reader = await readers(first, stuck)
+    await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    await node.mine(20)
+    clock.now += STALL_SECONDS - 0.1
+    assert (await reader.cross_check(tx_hash, await reader.look(tx_hash))).head_number == 2
+    clock.now += 0.1
+    assert (await reader.cross_check(tx_hash, await reader.look(tx_hash))).head_number == 22
+
+
+async def test_an_endpoint_of_another_chain_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
+    first, other = await liars(2)
+    tx_hash = await node.pay()
+    other.other_chain(1)
+    other.null_receipt()
+    reader = await readers(first, other)
+    view = await reader.look(tx_hash)
+    assert await reader.cross_check(tx_hash, view) == view
+
+
+async def test_an_endpoint_that_is_down_has_no_say_and_is_not_waited_for_twice(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, down = await liars(2)
+    tx_hash = await node.pay()
+    down.hang()
+    reader = await readers(first, down, timeout_seconds=0.5)
+    view = await reader.look(tx_hash)
+    for _ in range(2):
+        assert await reader.cross_check(tx_hash, view) == view
+    assert len(down.requests) == 1
+
+
+async def test_a_late_index_of_receipts_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
+    first, late = await liars(2)
+    tx_hash = await node.pay()
+    late.null_receipt()
+    reader = await readers(first, late)
+    view = await reader.look(tx_hash)
+    assert await reader.cross_check(tx_hash, view) == view
+
+
+async def test_what_a_lagging_node_alone_says_is_not_final(node: Node, liars: Liars, readers: Readers) -> None:
+    lagging, other = await liars(2)
+    tx_hash = await node.pay(confirmations=30)
+    reader = await readers(lagging, other)
+    await reader.head()
+    lagging.shift_head(-10)
+    other.null_receipt()
+    view = await reader.look(tx_hash)
+    assert (view.endpoint, view.head_number) == (reader.labels[0], 20)
+    other.status(500)
+    with pytest.raises(ChainUnavailable, match="it is behind 30"):
+        await reader.cross_check(tx_hash, view)
+
+
+async def test_the_others_are_asked_at_the_same_time(node: Node, liars: Liars, readers: Readers) -> None:
+    first, *others = await liars(5)
+    tx_hash = await node.pay()
+    reader = await readers(first, *others, timeout_seconds=0.5)
+    view = await reader.look(tx_hash)
+    for other in others:
+        other.hang()
+    started = asyncio.get_running_loop().time()
+    await reader.cross_check(tx_hash, view)
+    assert asyncio.get_running_loop().time() - started < 1.5
+
+
+# Health, token, construction -----------------------------------------------------------------------------------------
+
+
+async def test_health_tells_about_each_endpoint(node: Node, liars: Liars, readers: Readers) -> None:
+    good, other, down = await liars(3)
+    await node.mine(7)
+    other.other_chain(1)
+    down.status(503)
+    reader = await readers(good, other, down)
+    a, b, c = reader.labels
+    assert await reader.health() == [
+        EndpointHealth(a, reachable=True, chain_id=CHAIN_ID, head_number=7),
+        EndpointHealth(b, reachable=True, chain_id=1, head_number=7, error="answers for chain 1, not 31337"),
+        EndpointHealth(c, reachable=False, error="HTTP 503"),
+    ]
+
+
+TOKEN = "0x" + "70" * 20
+
+
+def answering(answers: dict[str, bytes]) -> str:
+    """Code of a contract that returns these words for these selectors and reverts otherwise."""
+    cases, bodies, offset = b"", b"", len(answers) * 15 + 5
+    for selector, data in answers.items():
+        # PUSH1 0 CALLDATALOAD PUSH1 224 SHR PUSH4 selector EQ PUSH1 target JUMPI
+        cases += b"\x60\x00\x35\x60\xe0\x1c\x63" + bytes.fromhex(selector) + b"\x14\x60"
+        cases += bytes([offset + len(bodies)]) + b"\x57"
+        bodies += b"\x5b"  # JUMPDEST
+        for start in range(0, len(data), 32):
+            bodies += b"\x7f" + data[start : start + 32] + b"\x60" + bytes([start]) + b"\x52"
+        bodies += b"\x60" + bytes([len(data)]) + b"\x60\x00\xf3"
+    return "0x" + (cases + b"\x60\x00\x60\x00\xfd" + bodies).hex()
+
+
+STRING = word(32) + word(4) + b"USDC".ljust(32, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"313ce567": word(6), "95d89b41": STRING, "70a08231": word(5)}, (6, "USDC", 5)),
+        ({"313ce567": word(6), "95d89b41": b"MKR".ljust(32, b"\0")}, (6, "MKR", None)),
+        ({"313ce567": word(256), "95d89b41": word(32) + word(10**30)}, (None, None, None)),
+        ({"95d89b41": word(32) + word(3) + b"a\nb".ljust(32, b"\0")}, (None, None, None)),
+        ({}, (None, None, None)),
+    ],
+)
+async def test_a_token_is_asked_what_it_is_and_need_not_answer(
+    answers: dict[str, bytes], expected: tuple[object, ...], node: Node, readers: Readers
+) -> None:
+    await node.call("anvil_setCode", TOKEN, answering(answers))
+    info = await (await readers(node)).token_info(TOKEN, TREASURY)
+    assert info.has_code
+    assert (info.decimals, info.symbol, info.treasury_balance_raw) == expected
+
+
+async def test_an_address_without_code_is_no_token(node: Node, readers: Readers) -> None:
+    assert not (await (await readers(node)).token_info(TOKEN, TREASURY)).has_code
+
+
+async def test_a_token_is_not_asked_on_another_chain(liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    liar.other_chain(1)
+    with pytest.raises(ChainUnavailable, match="answers for chain 1"):
+        await (await readers(liar)).token_info(TOKEN, TREASURY)
+
+
+@pytest.mark.parametrize("urls", [[], ["http://a.example"] * 17, ["ftp://a.example"]])
+def test_addresses_that_are_not_usable_are_refused(urls: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="CHAIN_RPC_URLS"):
+        ChainReader(urls, CHAIN_ID)
+
+
+def test_a_reader_shows_no_key() -> None:
+    reader = ChainReader(["https://node.example/v2/s3cr3tK3y"], CHAIN_ID)
+    assert repr(reader) == "ChainReader(chain 31337, node.example)"
+
+
+async def test_a_reader_that_is_not_opened_says_so() -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await ChainReader(["http://node.example"], CHAIN_ID).look(UNKNOWN_TX)
+
+
+async def test_a_node_that_dies_and_comes_back_is_used_again(readers: Readers) -> None:
+    async with running_anvil() as dying:
+        reader = await readers(dying)
+        await dying.mine(3)
+        assert await reader.head() == 3
+        port = int(dying.url.rsplit(":", 1)[1])
+    with pytest.raises(ChainUnavailable, match="cannot connect"):
+        await reader.look(UNKNOWN_TX)
+    async with running_anvil(port) as back:
+        await back.mine(4)
+        assert await reader.head() == 4

@@ -1,0 +1,99 @@
+"""The mark that heads are measured against, and the endpoints' records: both sides of each rule."""
+
+import pytest
+
+from chain.rpc import Failure
+from chain.standing import (
+    COOL_DOWN_SECONDS_MAX,
+    COOL_DOWN_WRONG_CHAIN_SECONDS,
+    MARK_EXPIRY_SECONDS,
+    STALL_SECONDS,
+    HeadMark,
+    Standing,
+)
+
+
+@pytest.mark.parametrize(("head", "behind"), [(97, False), (96, True), (100, False), (101, False)])
+def test_a_head_is_behind_when_it_is_more_than_the_tolerance_below_the_mark(head: int, behind: bool) -> None:
+    mark = HeadMark(tolerance_blocks=3)
+    mark.observe(100, 0.0)
+    assert mark.is_behind(head) is behind
+
+
+def test_the_mark_is_given_up_only_when_nobody_has_reached_it_for_its_time() -> None:
+    mark = HeadMark()
+    mark.observe(1_000_000, 0.0)
+    mark.observe(100, 10.0)
+    mark.observe(110, 20.0)
+    mark.observe(90, 10.0 + MARK_EXPIRY_SECONDS - 0.1)
+    assert mark.value == 1_000_000
+    mark.observe(91, 10.0 + MARK_EXPIRY_SECONDS)
+    assert mark.value == 110, "the highest head of that time takes its place"
+
+
+def test_an_endpoint_that_reaches_the_mark_keeps_it() -> None:
+    mark = HeadMark()
+    mark.observe(100, 0.0)
+    mark.observe(50, 1.0)
+    mark.observe(100, 50.0)
+    mark.observe(50, 1.0 + MARK_EXPIRY_SECONDS)
+    assert mark.value == 100
+
+
+def test_after_a_quiet_hour_the_first_lagging_node_is_still_recognised() -> None:
+    mark = HeadMark()
+    mark.observe(100, 0.0)
+    mark.observe(50, 3600.0)
+    assert mark.is_behind(50)
+
+
+def test_a_jitter_within_the_tolerance_does_not_lower_the_mark() -> None:
+    mark = HeadMark(tolerance_blocks=3)
+    for second in range(200):
+        mark.observe(97, float(second)) if second else mark.observe(100, 0.0)
+    assert mark.value == 100
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 1.0), (2, 2.0), (4, 8.0), (7, 60.0), (5000, 60.0)])
+def test_the_cool_down_doubles_with_each_failure_and_is_bounded(failures: int, seconds: float) -> None:
+    standing = Standing()
+    for _ in range(failures):
+        standing.failed(Failure.UNREACHABLE, 100.0)
+    assert standing.cools_until == 100.0 + seconds <= 100.0 + COOL_DOWN_SECONDS_MAX
+    assert standing.is_cooling(100.0 + seconds - 0.01)
+    assert not standing.is_cooling(100.0 + seconds)
+
+
+def test_an_answer_ends_the_cool_down_and_its_growth() -> None:
+    standing = Standing()
+    for _ in range(5):
+        standing.failed(Failure.TIMEOUT, 0.0)
+    standing.answered()
+    assert not standing.is_cooling(0.0)
+    standing.failed(Failure.TIMEOUT, 0.0)
+    assert standing.cools_until == 1.0
+
+
+@pytest.mark.parametrize(("asked_for", "seconds"), [(30.0, 30.0), (0.0, 1.0), (1e9, 300.0)])
+def test_a_node_may_ask_for_a_longer_pause_but_not_for_an_endless_one(asked_for: float, seconds: float) -> None:
+    standing = Standing()
+    standing.failed(Failure.RATE_LIMITED, 0.0, asked_for)
+    assert standing.cools_until == seconds
+
+
+def test_a_wrong_chain_is_remembered_for_a_while_and_looked_at_again() -> None:
+    standing = Standing()
+    standing.failed(Failure.WRONG_CHAIN, 0.0)
+    assert standing.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS - 1)
+    assert not standing.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS)
+
+
+def test_a_head_that_stands_still_is_stalled_after_its_time_and_any_movement_ends_that() -> None:
+    standing = Standing()
+    assert not standing.is_stalled(1e6), "nothing is known yet"
+    standing.saw_head(100, 0.0)
+    standing.saw_head(100, STALL_SECONDS - 0.1)
+    assert not standing.is_stalled(STALL_SECONDS - 0.1)
+    assert standing.is_stalled(STALL_SECONDS)
+    standing.saw_head(99, STALL_SECONDS)
+    assert not standing.is_stalled(STALL_SECONDS)
