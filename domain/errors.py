@@ -8,7 +8,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── TooManyReplacements     the hash of one attempt was replaced too often
 │   └── WrongChain              the attempt belongs to another chain than this process settles
 ├── Unavailable                 something outside does not answer now; the same call may go through later
-│   ├── ChainUnavailable        no chain node gave an answer that can be used
+│   ├── ChainUnavailable        no chain node gave an answer that can be used (`chain/` has finer ones)
 │   ├── DatabaseUnavailable     PostgreSQL cannot be reached
 │   └── TemporalUnavailable     the Temporal service cannot be reached
 ├── TransferAlreadySettled      that on-chain transfer has paid another attempt

@@ -94,6 +94,8 @@ class Refused(Value):
     status: Literal[AttemptStatus.REJECTED, AttemptStatus.FAILED]
     error_code: ErrorCode
     message: str
+    tx_hash: TxHash | None = None
+    """The transaction that was judged, where a look at the chain found it wanting."""
 
 
 Verdict = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]

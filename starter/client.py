@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateNotAnswered
 from temporalio.common import (
     SearchAttributePair,
@@ -38,7 +38,7 @@ from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import PaymentTerms
 from starter.models import AttemptView, Intent
-from starter.progress import read_progress
+from starter.progress import read_progress, read_workflow
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
@@ -63,6 +63,9 @@ _UNAVAILABLE: Final = frozenset(
         RPCStatusCode.RESOURCE_EXHAUSTED,
     }
 )
+
+_REUSE_POLICY: Final = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+"""Completed means that the attempt has ended; a run that failed or was terminated may be followed by another."""
 
 log = structlog.get_logger(__name__)
 
@@ -124,6 +127,7 @@ class PaymentsClient:
 
         When this returns, the hash is recorded and the durable workflow is running, whatever the chain does and
         whether or not a worker is there. A finished attempt answers with its end; so does an intent that expired.
+        A credited purchase whose workflow was terminated before the bonus gets a new run, which mints it.
 
         Raises `InvalidInput`, `AttemptNotFound`, `HashInUse`, `TooManyReplacements`, `WrongChain`,
         `DatabaseUnavailable` and `TemporalUnavailable`.
@@ -132,6 +136,7 @@ class PaymentsClient:
         submitted_at = datetime.now(UTC)
         attempt = await self._find(user_id, attempt_id)
         if attempt.is_final:
+            await self._finish_what_was_interrupted(attempt)
             return AttemptView.of(attempt)
         if attempt.chain_id != self._policy.chain_id:
             raise WrongChain(attempt.chain_id, self._policy.chain_id)
@@ -148,7 +153,7 @@ class PaymentsClient:
             submitted_at=submitted_at,
         )
         try:
-            recorded = await self._start_and_submit(attempt, submission, request_id)
+            recorded = await self._submit_to_workflow(attempt, submission, request_id)
         except WorkflowAlreadyStartedError as error:
             # The run has completed since the attempt was read: the database has its end.
             ended = await self._find(user_id, attempt_id)
@@ -204,24 +209,40 @@ class PaymentsClient:
             if await attempts.is_hash_held(connection, attempt, tx_hash):
                 raise HashInUse(tx_hash)
 
-    async def _start_and_submit(
+    async def _submit_to_workflow(
         self, attempt: PaymentAttempt, submission: Submission, request_id: str | None
+    ) -> RecordedSubmission | None:
+        """`_start_and_submit`, which must not be content with what an earlier run answered that is dead by now."""
+        waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED
+        after_run_id = await self._dead_run_id(attempt.id) if waits else None
+        try:
+            return await self._start_and_submit(attempt, submission, request_id, after_run_id)
+        except HashInUse:
+            # A refusal is kept as long as its run is; whether it is still true, the database knows.
+            await self._refuse_early(attempt, submission.tx_hash)
+            return await self._start_and_submit(attempt, submission, request_id, await self._dead_run_id(attempt.id))
+
+    async def _dead_run_id(self, attempt_id: UUID) -> str | None:
+        """The attempt's latest run where it failed or was stopped, so that nobody settles the attempt now."""
+        try:
+            state = await read_workflow(self._temporal, attempt_id)
+        except RPCError as error:
+            raise _unavailable(error) from error
+        if state is None or state.is_running or state.status == WorkflowExecutionStatus.COMPLETED.name:
+            return None
+        return state.run_id
+
+    async def _start_and_submit(
+        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None, after_run_id: str | None
     ) -> RecordedSubmission | None:
         """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet."""
         start = WithStartWorkflowOperation(
             VerifyAndSettle.run,
-            Settlement(
-                submission=submission,
-                purpose=attempt.purpose,
-                amount_usd_cents=attempt.amount_usd_cents,
-                terms=_terms(attempt),
-                request_id=request_id,
-            ),
+            _settlement(attempt, submission, request_id),
             id=workflow_id(attempt.id),
             task_queue=TASK_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            # Completed means that the attempt has ended; a run that failed or was terminated may be followed by one.
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            id_reuse_policy=_REUSE_POLICY,
             search_attributes=_search_attributes(attempt, submission.tx_hash),
             static_summary=_summary(attempt),
             memo={"requestId": request_id} if request_id else None,
@@ -232,7 +253,7 @@ class PaymentsClient:
                     SUBMIT_UPDATE,
                     submission,
                     result_type=RecordedSubmission,
-                    id=submit_update_id(attempt.submission_count, submission.tx_hash),
+                    id=submit_update_id(attempt.submission_count, submission.tx_hash, after_run_id=after_run_id),
                     start_workflow_operation=start,
                 )
                 return recorded
@@ -243,8 +264,35 @@ class PaymentsClient:
             return None
         except RPCError as error:
             if error.status in _UNAVAILABLE:
-                raise TemporalUnavailable(f"Temporal does not answer: {error.message}") from error
+                raise _unavailable(error) from error
             raise
+
+    async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
+        """Start a run for a credited purchase, unless one has completed: the bonus may be missing.
+
+        Best effort, since the answer is in the database already.
+        """
+        if attempt.status is not AttemptStatus.CREDITED or attempt.purpose is not Purpose.SELF:
+            return
+        if attempt.tx_hash is None or attempt.submitted_at is None:
+            raise BookkeepingError(f"attempt {attempt.id} is CREDITED without a submitted hash")
+        submission = _submission(attempt, attempt.tx_hash, attempt.submitted_at)
+        try:
+            await self._temporal.start_workflow(
+                VerifyAndSettle.run,
+                _settlement(attempt, submission, None),
+                id=workflow_id(attempt.id),
+                task_queue=TASK_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=_REUSE_POLICY,
+                search_attributes=_search_attributes(attempt, attempt.tx_hash),
+                static_summary=_summary(attempt),
+                rpc_timeout=ANSWER_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            return
+        except (RPCError, RuntimeError) as error:
+            log.warning("could not make sure of the bonus", attempt_id=str(attempt.id), error=str(error))
 
     async def _require_started(self, attempt_id: UUID) -> None:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""
@@ -252,6 +300,30 @@ class PaymentsClient:
             await self._temporal.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=ANSWER_TIMEOUT)
         except RPCError as error:
             raise TemporalUnavailable(f"Temporal has not started the settlement: {error.message}") from error
+
+
+def _unavailable(error: RPCError) -> TemporalUnavailable:
+    return TemporalUnavailable(f"Temporal does not answer: {error.message}")
+
+
+def _submission(attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime) -> Submission:
+    return Submission(
+        attempt_id=attempt.id,
+        owner_user_id=attempt.owner_user_id,
+        billing_account_id=attempt.billing_account_id,
+        tx_hash=tx_hash,
+        submitted_at=submitted_at,
+    )
+
+
+def _settlement(attempt: PaymentAttempt, submission: Submission, request_id: str | None) -> Settlement:
+    return Settlement(
+        submission=submission,
+        purpose=attempt.purpose,
+        amount_usd_cents=attempt.amount_usd_cents,
+        terms=_terms(attempt),
+        request_id=request_id,
+    )
 
 
 def _terms(attempt: PaymentAttempt) -> PaymentTerms:

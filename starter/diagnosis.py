@@ -207,7 +207,7 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
                 return f"Not credited: the intent expired at {attempt.expires_at:%F %T} UTC without a transaction."
             return "Not credited: no transaction has been submitted for this intent yet."
         case AttemptStatus.CREDITED:
-            return _explain_credited(attempt, rows, seen.workflow_words)
+            return _explain_credited(attempt, rows, seen)
         case AttemptStatus.REJECTED | AttemptStatus.FAILED:
             code = attempt.error_code.value if attempt.error_code else "no code"
             then = f" The chain now says: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""
@@ -216,14 +216,19 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
             return _explain_pending(seen)
 
 
-def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], workflow_words: str) -> str:
+def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:
     amounts = {row.reason: row.amount for row in rows}
     if attempt.purpose is Purpose.SYSTEM:
         return f"Credited: {amounts.get(Reason.SYSTEM_DONATION, 0):,} credits donated to the system tenant."
     credited = f"Credited: {amounts.get(Reason.CREDITS_PURCHASE, 0):,} credits to the buyer"
     if Reason.PLATFORM_REVENUE_SHARE in amounts:
         return f"{credited}, {amounts[Reason.PLATFORM_REVENUE_SHARE]:,} to the system tenant."
-    return f"{credited}; no bonus (the share is 0, or it is still due: workflow {workflow_words})."
+    if seen.workflow is not None and seen.workflow.is_running:
+        return f"{credited}; the bonus is still due: the workflow is {seen.workflow_words}."
+    return (
+        f"{credited}; no bonus. Unless the share was 0 it is missing (workflow: {seen.workflow_words}): "
+        "submit the same hash again."
+    )
 
 
 def _explain_pending(seen: _Seen) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
@@ -52,13 +52,18 @@ async def register_search_attributes(client: Client) -> list[str]:
     """
     missing = await list_missing_search_attributes(client)
     if missing:
-        request = AddSearchAttributesRequest(namespace=client.namespace)
-        for key in SEARCH_ATTRIBUTES:
-            if key.name in missing:
-                request.search_attributes[key.name] = IndexedValueType.ValueType(int(key.indexed_value_type))
-        with _answered(client):
-            await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
+        await add_search_attributes(client, missing)
     return missing
+
+
+async def add_search_attributes(client: Client, names: Collection[str]) -> None:
+    """Add these of our search attributes, without a look at what is there."""
+    request = AddSearchAttributesRequest(namespace=client.namespace)
+    for key in SEARCH_ATTRIBUTES:
+        if key.name in names:
+            request.search_attributes[key.name] = IndexedValueType.ValueType(int(key.indexed_value_type))
+    with _answered(client):
+        await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
 
 
 async def list_missing_search_attributes(client: Client) -> list[str]:
