@@ -63,14 +63,31 @@ class Failure(StrEnum):
 
 OUTCOME_OK: Final = "ok"
 
+STATUSES_THAT_MAY_REFUSE_BATCHES: Final = frozenset({400, 404, 405, 413, 415, 422, 500, 501})
+"""What nodes and gateways that know no batches answer to one."""
+
+ONE_BY_ONE_SECONDS: Final = 600.0
+"""How long a node that refused a batch is asked one call at a time. It may have been a passing fault."""
+
 
 class EndpointFailure(ChainUnavailable):
-    """One endpoint gave no usable answer. `message` is one line without the endpoint's name or secrets."""
+    """One endpoint gave no usable answer. `message` is one line without the endpoint's name or secrets.
 
-    def __init__(self, failure: Failure, message: str, *, retry_after_seconds: float | None = None) -> None:
+    `may_refuse_batches` is set where a node that knows no batches would have answered the same.
+    """
+
+    def __init__(
+        self,
+        failure: Failure,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        may_refuse_batches: bool = False,
+    ) -> None:
         super().__init__(message)
         self.failure = failure
         self.retry_after_seconds = retry_after_seconds
+        self.may_refuse_batches = may_refuse_batches
 
 
 class RequestObserver(Protocol):
@@ -124,6 +141,7 @@ class Endpoint:
         self._response_bytes_max = response_bytes_max
         self._on_request = on_request
         self._ids = itertools.count(1)
+        self._one_by_one_until = 0.0
 
     def __repr__(self) -> str:
         return f"Endpoint({self.label})"
@@ -131,10 +149,35 @@ class Endpoint:
     async def batch(self, calls: Sequence[Call], *, deadline: float | None = None) -> list[Reply]:
         """The replies to `calls`, in their order, from one HTTP request.
 
+        Where the node refuses batches but answers a single call, the calls are sent one by one, and batches are not
+        tried again for `ONE_BY_ONE_SECONDS`: some providers do not offer batches on every plan.
+
         A refusal of a single call is in its `Reply`; whatever spoils the batch as a whole is raised as
         `EndpointFailure`, after `timeout_seconds` at the latest, or at `deadline` (the event loop's time) where a
         question of several batches has one.
         """
+        loop = asyncio.get_running_loop()
+        if deadline is None:
+            deadline = loop.time() + self._timeout_seconds
+        if loop.time() >= self._one_by_one_until:
+            try:
+                return await self._request(calls, deadline, as_array=True)
+            except EndpointFailure as refusal:
+                if not refusal.may_refuse_batches:
+                    raise
+                try:
+                    first = await self._request(calls[:1], deadline, as_array=False)
+                except EndpointFailure:
+                    raise refusal from None
+                self._one_by_one_until = loop.time() + ONE_BY_ONE_SECONDS
+                calls = calls[1:]
+        else:
+            first = []
+        rest = await asyncio.gather(*(self._request([call], deadline, as_array=False) for call in calls))
+        return [*first, *(reply for replies in rest for reply in replies)]
+
+    async def _request(self, calls: Sequence[Call], deadline: float, *, as_array: bool) -> list[Reply]:
+        """One HTTP request: the calls as a batch, or a single call as an object."""
         ids = {next(self._ids): call for call in calls}
         request = [
             {"jsonrpc": "2.0", "id": call_id, "method": call.method, "params": call.params}
@@ -143,15 +186,14 @@ class Endpoint:
         started = time.perf_counter()
         outcome: str = "cancelled"
         self.request_count += 1
-        if deadline is None:
-            deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
             try:
                 async with asyncio.timeout_at(deadline):
-                    document = await _decode(await self._post(json.dumps(request).encode()))
+                    body = json.dumps(request if as_array else request[0]).encode()
+                    document = await _decode(await self._post(body))
             except TimeoutError:
                 raise EndpointFailure(Failure.TIMEOUT, f"no answer within {self._timeout_seconds:g} s") from None
-            replies = self._match(ids, document)
+            replies = self._match(ids, document if as_array else [document])
             outcome = OUTCOME_OK
         except EndpointFailure as failure:
             outcome = failure.failure
@@ -178,7 +220,11 @@ class Endpoint:
         # Causes are cut off ("from None"): the text of several aiohttp errors is the whole URL.
         # ValueError: a host name that cannot be encoded shows only when it is resolved.
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise EndpointFailure(Failure.UNREACHABLE, _reason(error)) from None
+            raise EndpointFailure(
+                Failure.UNREACHABLE,
+                _reason(error),
+                may_refuse_batches=isinstance(error, aiohttp.ServerDisconnectedError),
+            ) from None
 
     async def _read_bounded(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
@@ -193,7 +239,9 @@ class Endpoint:
         if isinstance(document, dict):
             # Not an array: the node refuses the batch as a whole (too large, not supported, over a limit).
             if "error" in document:
-                raise self._refusal("batch", document["error"])
+                refusal = self._refusal("batch", document["error"])
+                refusal.may_refuse_batches = refusal.failure is Failure.RPC_ERROR
+                raise refusal
             raise EndpointFailure(Failure.MALFORMED, "one object in answer to a batch")
         if not isinstance(document, list):
             raise EndpointFailure(Failure.MALFORMED, "the answer to a batch is not an array")
@@ -326,7 +374,12 @@ def _status_failure(status: int, retry_after: str | None) -> EndpointFailure:
             Failure.RATE_LIMITED, "HTTP 429 (too many requests)", retry_after_seconds=_retry_after(retry_after)
         )
     # A 503 may carry Retry-After as well (RFC 9110, section 10.2.3).
-    return EndpointFailure(Failure.HTTP_STATUS, f"HTTP {status}", retry_after_seconds=_retry_after(retry_after))
+    return EndpointFailure(
+        Failure.HTTP_STATUS,
+        f"HTTP {status}",
+        retry_after_seconds=_retry_after(retry_after),
+        may_refuse_batches=status in STATUSES_THAT_MAY_REFUSE_BATCHES,
+    )
 
 
 def _retry_after(text: str | None) -> float | None:

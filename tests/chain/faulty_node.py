@@ -166,6 +166,14 @@ class FaultyNode:
             lambda _requests, _replies: {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
         )
 
+    def refuse(self, message: str = "over your limit", code: int = -32600) -> None:
+        """A single error object in answer to anything."""
+
+        async def answer(_request: web.Request) -> web.StreamResponse:
+            return web.json_response({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}})
+
+        self.wire(answer)
+
     def wire(self, fault: WireFault) -> None:
         """Any other answer than the node's."""
         self._wire_fault = fault

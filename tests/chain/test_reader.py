@@ -208,11 +208,12 @@ FAULTS = {
     "drop": (FaultyNode.drop, "the connection was closed without an answer"),
     "hang": (FaultyNode.hang, "no answer within 0.5 s"),
     "500": (lambda liar: liar.status(500), "HTTP 500"),
+    "503": (lambda liar: liar.status(503), "HTTP 503"),
     "429": (lambda liar: liar.status(429, retry_after="9"), "HTTP 429"),
     "truncate": (FaultyNode.truncate, "not JSON"),
     "ids": (FaultyNode.shift_ids, "id that was not sent"),
     "lost": (FaultyNode.lose_last_reply, "no answer to eth_getTransactionReceipt"),
-    "refused": (FaultyNode.refuse_batches, "batch limit exceeded"),
+    "refused": (FaultyNode.refuse, "over your limit"),
     "chain": (lambda liar: liar.other_chain(1), "answers for chain 1, not 31337"),
     "head": (lambda liar: liar.fixed("eth_blockNumber", None), "eth_blockNumber: "),
     "receipt": (lambda liar: liar.fixed("eth_getTransactionReceipt", {}), "eth_getTransactionReceipt: "),
@@ -289,7 +290,7 @@ async def test_an_endpoint_that_failed_lately_is_not_asked_about_an_unknown_hash
     liars: Liars, readers: Readers
 ) -> None:
     first, second = await liars(2)
-    first.status(500)
+    first.status(503)
     reader = await readers(first, second)
     for _ in range(3):
         assert (await reader.look(UNKNOWN_TX)).receipt is None
@@ -538,7 +539,7 @@ async def test_a_good_answer_in_a_cross_check_wipes_the_record(
     for is_down in (True, False, True, False):
         second.heal()
         if is_down:
-            second.status(500)
+            second.status(503)
         seen = len(second.requests)
         await reader.cross_check(tx_hash, view)
         assert len(second.requests) == seen + 1, "never rests for longer than after a first failure"

@@ -70,10 +70,63 @@ async def test_the_refusal_of_one_call_leaves_the_others_usable(endpoint: Endpoi
 
 
 async def test_a_single_error_for_the_whole_batch_is_a_refusal(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.refuse_batches("batch limit exceeded")
+    liar.refuse("over your limit")
     failure = await failure_of(endpoint)
     assert failure.failure is Failure.RPC_ERROR
-    assert failure.message == "batch: batch limit exceeded (code -32600)"
+    assert failure.message == "batch: over your limit (code -32600)"
+
+
+async def drop_batches(liar: FaultyNode) -> None:
+    """Close the connection on a batch, answer a single call: what a small proxy that knows no arrays does."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        document = await request.json()
+        if isinstance(document, list):
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+        return web.json_response(await liar.forward(document))
+
+    liar.wire(answer)
+
+
+async def answer_batches_with(liar: FaultyNode, status: int) -> None:
+    """An HTTP status for a batch, the node's answer to a single call."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        document = await request.json()
+        if isinstance(document, list):
+            return web.Response(status=status)
+        return web.json_response(await liar.forward(document))
+
+    liar.wire(answer)
+
+
+@pytest.mark.parametrize("how", ["error object", "HTTP 400", "HTTP 500", "closed connection"])
+async def test_a_node_that_refuses_batches_is_asked_one_call_at_a_time(
+    how: str, liar: FaultyNode, endpoint: Endpoint
+) -> None:
+    expected = [reply.value() for reply in await endpoint.batch(CALLS)]
+    liar.requests.clear()
+    match how:
+        case "error object":
+            liar.refuse_batches()
+        case "closed connection":
+            await drop_batches(liar)
+        case _:
+            await answer_batches_with(liar, int(how.removeprefix("HTTP ")))
+    assert [reply.value() for reply in await endpoint.batch(CALLS)] == expected
+    methods = [[call.method] for call in CALLS]
+    assert liar.requests == [[call.method for call in CALLS], *methods]
+    liar.requests.clear()
+    assert [reply.value() for reply in await endpoint.batch(CALLS)] == expected
+    assert sorted(liar.requests) == sorted(methods), "the batch is not tried again for a while"
+
+
+async def test_an_overloaded_node_is_not_asked_one_call_at_a_time(liar: FaultyNode, endpoint: Endpoint) -> None:
+    liar.status(503)
+    await failure_of(endpoint)
+    assert len(liar.requests) == 1
 
 
 async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(liar: FaultyNode, endpoint: Endpoint) -> None:
@@ -196,14 +249,14 @@ async def test_a_redirect_is_not_followed(liar: FaultyNode, endpoint: Endpoint) 
     assert len(liar.requests) == 1
 
 
-async def test_a_dropped_connection_is_unreachable_and_not_tried_again(liar: FaultyNode, endpoint: Endpoint) -> None:
+async def test_a_dropped_connection_is_unreachable_also_for_a_single_call(liar: FaultyNode, endpoint: Endpoint) -> None:
     liar.drop()
     failure = await failure_of(endpoint)
     assert (failure.failure, failure.message) == (
         Failure.UNREACHABLE,
         "the connection was closed without an answer",
     )
-    assert len(liar.requests) == 1
+    assert [len(calls) for calls in liar.requests] == [len(CALLS), 1]
 
 
 async def test_nobody_listening_is_unreachable(session: aiohttp.ClientSession) -> None:
@@ -250,7 +303,7 @@ async def test_the_observer_hears_of_every_request_with_its_outcome(
 
     endpoint = Endpoint(liar.url, label="liar", session=session, timeout_seconds=5.0, on_request=on_request)
     await endpoint.batch(CALLS)
-    liar.status(500)
+    liar.status(503)
     await failure_of(endpoint)
     liar.hang()
     with pytest.raises(EndpointFailure):
@@ -302,7 +355,7 @@ async def test_no_failure_shows_the_key(
         case "status":
             liar.status(403)
         case "quote":
-            liar.refuse_batches(f"project {KEY}\nis over its limit \x1b[31m" + "x" * 5000)
+            liar.refuse(f"project {KEY}\nis over its limit \x1b[31m" + "x" * 5000)
         case "unresolvable":
             url = f"http://user:{KEY}@does-not-exist.invalid/{KEY}"
         case "unencodable":
