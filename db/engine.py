@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db.schema import TENANT_SETTING
@@ -80,6 +81,10 @@ async def _unavailable_as_domain_error() -> AsyncIterator[None]:
         if error.connection_invalidated or lost:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
         raise
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailable(
+            "PostgreSQL cannot be reached: all of this process's connections are in use"
+        ) from error
     except OSError as error:
         raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
 

@@ -121,13 +121,19 @@ async def mint_revenue_share(
     posting = revenue_share_posting(attempt, share)
     if posting is None:
         return None
-    return await ledger.post(connection, posting, {"share": str(share), "amountUsdCents": attempt.amount_usd_cents})
+    return await ledger.post(
+        connection,
+        posting,
+        {"share": str(share), "amountUsdCents": attempt.amount_usd_cents},
+        # The share may have been changed between the commit and a retry: what was minted was right then.
+        earlier_amount_stands=True,
+    )
 
 
 async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refused) -> Ending:
-    """The attempt ends without credits."""
+    """The attempt ends without credits, unless its hash was replaced since the chain was asked about it."""
     attempt = await _lock(connection, attempt_id)
-    if attempt.is_final:
+    if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:
         return Ending(attempt, changed=False)
     await _refuse(connection, attempt, refused.status, refused.error_code, {"message": refused.message})
     return Ending(await _reread(connection, attempt_id), changed=True)

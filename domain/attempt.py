@@ -123,7 +123,7 @@ class SubmissionEffect(StrEnum):
     """The first hash, or another one that replaces it: the attempt (again) waits for this hash."""
 
     NOTHING = "nothing"
-    """The same hash again, or the attempt has ended: the answer is what it already is."""
+    """The same hash again, one older than what is recorded, or the attempt has ended: the answer is what it is."""
 
     EXPIRE = "expire"
     """Too late: the intent ends FAILED / INTENT_EXPIRED; the hash is kept in the audit trail."""
@@ -139,6 +139,9 @@ def decide_submission(attempt: PaymentAttempt, tx_hash: str, *, submitted_at: da
     if attempt.status is AttemptStatus.CREATED_INTENT:
         expired = attempt.expires_at is not None and submitted_at >= attempt.expires_at
         return SubmissionEffect.EXPIRE if expired else SubmissionEffect.RECORD
+    if attempt.submitted_at is not None and submitted_at < attempt.submitted_at:
+        # An earlier submission that comes late, from a process that was paused or a queue: the later one counts.
+        return SubmissionEffect.NOTHING
     if attempt.submission_count >= MAX_SUBMISSIONS:
         raise TooManyReplacements(MAX_SUBMISSIONS)
     return SubmissionEffect.RECORD

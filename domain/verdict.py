@@ -16,8 +16,8 @@ from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import ChainView, Receipt, TransferLog
 from domain.identifiers import Address, TxHash, same_address
 
-UNKNOWN_HASH_DELAY_MAX: Final = timedelta(seconds=60)
-"""Slowest rhythm of looking for a hash that no node knows: 1,440 looks in a day."""
+LOOK_DELAY_MAX: Final = timedelta(seconds=60)
+"""Slowest rhythm of looking at the chain: 1,440 looks in a day."""
 
 CONFIRMATION_DELAY_MIN: Final = timedelta(milliseconds=500)
 
@@ -232,13 +232,13 @@ def next_look_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta
     """How long to wait before the chain is asked again.
 
     Timed from what is still missing: confirmations take one block each; an unknown hash or a silent node is
-    asked for in a slow back-off, a tenth of the time waited so far, between one block and a minute. Never
-    beyond `remaining`, the time left until the verification times out: the last look is just before the end.
+    asked for in a slow back-off, a tenth of the time waited so far, between one block and a minute. While more than
+    a block of `remaining`, the time until the verification times out, is left, a look still fits in before the end.
     """
     if waiting.reason is WaitReason.CONFIRMATIONS:
         missing = waiting.confirmations_needed - waiting.confirmations
-        delay = max(block_time * missing, CONFIRMATION_DELAY_MIN)
+        delay = min(max(block_time * missing, CONFIRMATION_DELAY_MIN), LOOK_DELAY_MAX)
     else:
-        delay = min(max(waited / 10, block_time), UNKNOWN_HASH_DELAY_MAX)
+        delay = min(max(waited / 10, block_time), LOOK_DELAY_MAX)
     last_look = remaining - block_time
     return min(delay, last_look) if last_look > timedelta(0) else delay

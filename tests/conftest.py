@@ -1,0 +1,67 @@
+"""Fixtures for every folder: one PostgreSQL for the session, a fresh database for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import settings
+
+from devstack.chain import LocalChain
+from tests.support.engine import Engine, open_engine
+from tests.support.payments import Desk, open_desk
+from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
+from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
+
+# A shared machine is slow now and then: no example fails for its time. Nothing is kept between runs.
+settings.register_profile("settle", deadline=None, database=None, print_blob=True)
+settings.load_profile("settle")
+
+
+@pytest.fixture(scope="session")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """This process's PostgreSQL server, with a migrated template database."""
+    with state_folder(tmp_path_factory.mktemp("cluster")) as folder:
+        async with running_cluster(folder, worker_number=xdist_number()) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+async def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TemporalServer]:
+    """This process's Temporal server."""
+    async with running_temporal(tmp_path_factory.mktemp("temporal")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
+    """This process's chain node with the test token; it mines only when told to."""
+    async with running_chain(tmp_path_factory.mktemp("chain")) as running:
+        yield running
+
+
+@pytest.fixture
+async def namespace(temporal_server: TemporalServer) -> Namespace:
+    """A Temporal namespace of one's own."""
+    return await temporal_server.namespace()
+
+
+@pytest.fixture
+async def database(cluster: Cluster) -> AsyncIterator[Database]:
+    """A migrated database of one's own."""
+    async with cluster.temporary(template=MIGRATED_TEMPLATE) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+async def desk(database: Database) -> AsyncIterator[Desk]:
+    """Both roles on a migrated database of one's own."""
+    async with open_desk(database) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+    """The whole engine without a worker, on servers of the session and a database and namespace of one's own."""
+    async with open_engine(namespace, database, chain) as opened:
+        yield opened

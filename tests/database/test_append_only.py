@@ -1,0 +1,44 @@
+"""Append-only tables refuse change from everybody, the tables' owner and a superuser included."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg import sql
+from psycopg.errors import RestrictViolation
+
+from tests.database.conftest import Town
+from tests.support.sql import connect, refused, scalar
+
+TABLES = ("credit_ledger", "journal_lines", "payment_events", "settled_transfers")
+CHANGES = {
+    "update": "UPDATE {} SET created_at = created_at",
+    "update of no row": "UPDATE {} SET created_at = created_at WHERE false",
+    "delete": "DELETE FROM {}",
+    "truncate": "TRUNCATE {} CASCADE",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_an_append_only_table_refuses_change(town: Town, role: str, table: str, change: str) -> None:
+    url = town.database.migration_url if role == "owner" else town.database.superuser_url
+    statement = CHANGES[change].replace("created_at", "id") if table == "journal_lines" else CHANGES[change]
+    if table == "journal_lines" and change.startswith("update"):
+        statement = statement.replace("SET id = id", "SET amount = amount")
+    before = scalar(town.database.service_url, f"SELECT count(*) FROM {table}")
+    with refused(RestrictViolation, match=f"{table} is append-only"), connect(url) as connection:
+        connection.execute(sql.SQL(statement).format(sql.Identifier(table)))
+    assert scalar(town.database.service_url, f"SELECT count(*) FROM {table}") == before > 0
+
+
+@pytest.mark.parametrize("table", ["billing_accounts", "payment_attempts", "users", "ledger_accounts", "virtual_keys"])
+def test_emptying_a_table_that_the_books_refer_to_is_refused_too(town: Town, table: str) -> None:
+    with refused(RestrictViolation, match="append-only"), connect(town.database.migration_url) as owner:
+        owner.execute(sql.SQL("TRUNCATE {} CASCADE").format(sql.Identifier(table)))
+
+
+def test_appending_is_what_remains(town: Town) -> None:
+    statement = "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'note', 'CREDITED')"
+    with connect(town.database.migration_url) as owner:
+        assert owner.execute(statement, (town.alice.credited.id,)).rowcount == 1

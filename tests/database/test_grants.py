@@ -1,0 +1,166 @@
+"""What the two roles may do at all, as a table: everything that is not listed is refused."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from psycopg.errors import InsufficientPrivilege
+
+from tests.database.conftest import Town
+from tests.support.sql import connect, query, refused, scalar
+
+INSERT_COLUMNS = (
+    "amount_raw amount_usd_cents billing_account_id chain_id created_at expires_at from_address id purpose status"
+    " to_address token"
+)
+UPDATE_COLUMNS = "error_code expires_at status submission_count submitted_at tx_hash"
+
+READ_BY_TENANTS = {
+    "alembic_version", "billing_accounts", "credit_ledger", "payment_attempts", "payment_events", "settled_transfers",
+    "users", "virtual_keys",
+}  # fmt: skip
+READ_BY_SERVICE = READ_BY_TENANTS | {"journal_lines", "ledger_accounts"}
+APPENDED_BY_BOTH = {"payment_events", "settled_transfers"}
+
+ROLES = ("settle_app", "settle_service")
+
+
+@pytest.mark.parametrize(("role", "readable"), [("settle_app", READ_BY_TENANTS), ("settle_service", READ_BY_SERVICE)])
+def test_each_role_has_these_rights_on_tables_and_no_other(town: Town, role: str, readable: set[str]) -> None:
+    granted = set(
+        query(
+            town.database.superuser_url,
+            "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee IN (%s, 'PUBLIC')"
+            " AND table_schema = 'public'",
+            role,
+        )
+    )
+    assert granted == {(table, "SELECT") for table in readable} | {(table, "INSERT") for table in APPENDED_BY_BOTH}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(("privilege", "columns"), [("INSERT", INSERT_COLUMNS), ("UPDATE", UPDATE_COLUMNS)])
+def test_each_role_has_these_rights_on_columns_and_no_other(
+    town: Town, role: str, privilege: str, columns: str
+) -> None:
+    granted = query(
+        town.database.superuser_url,
+        "SELECT table_name::text, string_agg(column_name, ' ' ORDER BY column_name COLLATE \"C\")"
+        "  FROM information_schema.column_privileges"
+        " WHERE grantee IN (%s, 'PUBLIC') AND table_schema = 'public' AND privilege_type = %s"
+        "   AND table_name <> ALL (%s) GROUP BY table_name",
+        role,
+        privilege,
+        list(APPENDED_BY_BOTH) if privilege == "INSERT" else [],
+    )
+    assert granted == [("payment_attempts", columns)]
+
+
+@pytest.mark.parametrize(
+    ("role", "functions"),
+    [
+        ("settle_app", ["post_own_purchase", "provision_wallet", "system_tenant_is_flagged"]),
+        ("settle_service", ["post_entry", "provision_wallet", "system_tenant_is_flagged"]),
+    ],
+)
+def test_each_role_may_call_these_functions_of_the_owner_and_no_other(
+    town: Town, role: str, functions: list[str]
+) -> None:
+    callable_ = query(
+        town.database.superuser_url,
+        "SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
+        " AND prorettype <> 'trigger'::regtype AND has_function_privilege(%s, oid, 'EXECUTE') ORDER BY proname",
+        role,
+    )
+    assert [name for (name,) in callable_] == functions
+
+
+def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas(town: Town) -> None:
+    loose = query(
+        town.database.superuser_url,
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
+        " AND proconfig IS DISTINCT FROM ARRAY['search_path=public, pg_temp']",
+    )
+    assert loose == []
+
+
+@pytest.mark.parametrize(("role", "bypass"), [("settle_app", False), ("settle_service", True)])
+def test_the_roles_are_no_more_than_they_should_be(town: Town, role: str, bypass: bool) -> None:
+    [attributes] = query(
+        town.database.superuser_url,
+        "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+        " FROM pg_roles WHERE rolname = %s",
+        role,
+    )
+    assert attributes == (True, False, False, False, False, bypass)
+    assert (
+        scalar(
+            town.database.superuser_url,
+            "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = %s",
+            role,
+        )
+        == 0
+    )
+
+
+FORBIDDEN = [
+    "UPDATE billing_accounts SET balance_credits = 1",
+    "UPDATE billing_accounts SET is_system_tenant = true",
+    "UPDATE billing_accounts SET owner_user_id = 'cogni_system_principal'",
+    "INSERT INTO billing_accounts (id, owner_user_id, balance_credits) VALUES ('x', 'cogni_system_principal', 1)",
+    "DELETE FROM billing_accounts",
+    "UPDATE users SET wallet_address = NULL",
+    "INSERT INTO users (id) VALUES ('x')",
+    "DELETE FROM users",
+    "UPDATE virtual_keys SET active = false",
+    "INSERT INTO virtual_keys (billing_account_id) VALUES ('cogni_system')",
+    "INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason)"
+    " VALUES ('cogni_system', 1, 1, 'gift')",
+    "UPDATE credit_ledger SET amount = 1",
+    "DELETE FROM credit_ledger",
+    "TRUNCATE credit_ledger CASCADE",
+    "INSERT INTO journal_lines (entry_id, account_code, side, amount)"
+    " VALUES (gen_random_uuid(), 'cash:usdc', 'debit', 1)",
+    "UPDATE journal_lines SET amount = 1",
+    "DELETE FROM journal_lines",
+    "TRUNCATE journal_lines",
+    "INSERT INTO ledger_accounts (code, name, type, normal_side) VALUES ('x', 'x', 'asset', 'debit')",
+    "UPDATE ledger_accounts SET name = 'x'",
+    "DELETE FROM ledger_accounts",
+    "UPDATE payment_events SET to_status = 'CREDITED'",
+    "DELETE FROM payment_events",
+    "TRUNCATE payment_events",
+    "UPDATE settled_transfers SET log_index = 9",
+    "DELETE FROM settled_transfers",
+    "TRUNCATE settled_transfers",
+    "DELETE FROM payment_attempts",
+    "TRUNCATE payment_attempts CASCADE",
+    "UPDATE payment_attempts SET purpose = 'system'",
+    "UPDATE payment_attempts SET amount_raw = 1",
+    "UPDATE payment_attempts SET billing_account_id = 'cogni_system'",
+    "UPDATE payment_attempts SET from_address = to_address",
+    "UPDATE alembic_version SET version_num = 'x'",
+    "CREATE TABLE mine (id int)",
+    "ALTER TABLE credit_ledger DISABLE TRIGGER ALL",
+    "ALTER TABLE credit_ledger NO FORCE ROW LEVEL SECURITY",
+    "DROP TABLE journal_lines",
+    "SET session_replication_role = replica",
+    "SET ROLE settle_owner",
+]
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
+@pytest.mark.parametrize("role", ROLES)
+def test_neither_role_may_go_past_the_doors(town: Town, role: str, statement: str) -> None:
+    with psycopg.connect(town.database.url_as(role)) as connection:
+        connection.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+        with refused(InsufficientPrivilege):
+            connection.execute(statement)
+
+
+def test_provisioning_gives_the_service_what_it_gives_the_app(town: Town) -> None:
+    with connect(town.database.service_url) as service:
+        [(user_id, account, created)] = service.execute(
+            "SELECT user_id, billing_account_id, created FROM provision_wallet(%s)", (town.alice.payer.wallet_address,)
+        ).fetchall()
+    assert (user_id, account, created) == (town.alice.user_id, town.alice.account, False)

@@ -1,0 +1,252 @@
+"""`db.migrate`: from empty, again, twice at once, and what it mends or says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from psycopg import sql
+from sqlalchemy import create_engine
+
+from db.engine import psycopg_url
+from db.migrate import Migrated, _ensure_role, migrate
+from db.schema import SCHEMA_REVISION, Base
+from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
+from tests.support.oracle import check_books
+from tests.support.postgres import Cluster, Database, migrate_database
+from tests.support.sql import connect, query, scalar
+
+
+@pytest.fixture
+async def empty(cluster: Cluster) -> AsyncIterator[Database]:
+    """A database without a schema."""
+    async with cluster.temporary() as database:
+        yield database
+
+
+def _migrate(database: Database) -> Migrated:
+    return migrate(database.migration_url, app_url=database.app_url, service_url=database.service_url)
+
+
+SEEDS = """
+    SELECT (SELECT array_agg((id, wallet_address IS NULL)::text) FROM users),
+           (SELECT array_agg((id, owner_user_id, balance_credits, is_system_tenant)::text) FROM billing_accounts),
+           (SELECT array_agg((billing_account_id, is_default, active)::text) FROM virtual_keys),
+           (SELECT array_agg(code ORDER BY code) FROM ledger_accounts)
+"""
+
+SEEDED = [
+    (
+        ["(cogni_system_principal,t)"],
+        ["(cogni_system,cogni_system_principal,0,t)"],
+        ["(cogni_system,t,t)"],
+        ["cash:usdc", "credits:cogni_system", "expense:platform_revenue_share", "revenue:usage"],
+    )
+]
+
+
+async def test_one_migration_of_an_empty_database_leaves_everything_seeded(empty: Database) -> None:
+    migrated = await asyncio.to_thread(_migrate, empty)
+    assert migrated == Migrated(revision_before=None, revision=SCHEMA_REVISION, roles_created=())
+    assert query(empty.service_url, SEEDS) == SEEDED
+    assert await check_books(empty.service_url) == []
+
+
+async def test_a_second_migration_changes_nothing(database: Database) -> None:
+    before = query(database.service_url, SEEDS)
+    migrated = await asyncio.to_thread(_migrate, database)
+    assert migrated.revision_before == migrated.revision == SCHEMA_REVISION
+    assert query(database.service_url, SEEDS) == before == SEEDED
+
+
+async def test_a_migration_says_what_it_does(empty: Database) -> None:
+    said: list[str] = []
+    await asyncio.to_thread(
+        migrate, empty.migration_url, app_url=empty.app_url, service_url=empty.service_url, on_progress=said.append
+    )
+    assert said == [
+        f"schema at revision none, upgrading to {SCHEMA_REVISION}",
+        "system tenant and chart of accounts are seeded",
+    ]
+
+
+async def test_migrations_at_once_take_turns(empty: Database) -> None:
+    done = await asyncio.gather(*(asyncio.to_thread(_migrate, empty) for _ in range(4)))
+    assert sorted(str(migrated.revision_before) for migrated in done) == ["0001", "0001", "0001", "None"]
+    assert query(empty.service_url, SEEDS) == SEEDED
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE billing_accounts SET is_system_tenant = false",
+        "DELETE FROM virtual_keys",
+        "DELETE FROM ledger_accounts WHERE code = 'cash:usdc'",
+        "DELETE FROM virtual_keys; DELETE FROM billing_accounts; DELETE FROM ledger_accounts; DELETE FROM users",
+    ],
+)
+async def test_a_migration_mends_what_is_missing(database: Database, damage: str) -> None:
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute(damage)
+    assert query(database.service_url, SEEDS) != SEEDED
+    await migrate_database(database)
+    assert query(database.service_url, SEEDS) == SEEDED
+
+
+async def test_a_migration_keeps_the_system_tenants_credits(database: Database) -> None:
+    with connect(database.service_url) as service:
+        service.execute("SELECT * FROM post_entry('cogni_system', 5, 'adjustment', NULL, 'cash:usdc', '{}')")
+    await migrate_database(database)
+    assert scalar(database.service_url, "SELECT balance_credits FROM billing_accounts") == 5
+
+
+async def test_another_flagged_account_is_reported_in_one_line(database: Database) -> None:
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute("UPDATE billing_accounts SET is_system_tenant = false")
+        superuser.execute(
+            "INSERT INTO billing_accounts (id, owner_user_id, is_system_tenant)"
+            " VALUES ('usurper', 'cogni_system_principal', true)"
+        )
+    with pytest.raises(StartupCheckFailed) as caught:
+        await migrate_database(database)
+    assert "billing_accounts_one_system_tenant" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+async def test_a_database_of_a_newer_version_is_reported_in_one_line(database: Database) -> None:
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StartupCheckFailed, match="9999") as caught:
+        await migrate_database(database)
+    assert "\n" not in caught.value.message
+
+
+async def test_a_role_that_may_not_make_tables_is_reported_in_one_line(empty: Database) -> None:
+    with pytest.raises(StartupCheckFailed, match="permission denied") as caught:
+        await asyncio.to_thread(migrate, empty.app_url, app_url=empty.app_url, service_url=empty.service_url)
+    assert "\n" not in caught.value.message
+
+
+async def test_no_server_is_reported_as_unavailable(database: Database) -> None:
+    nowhere = "postgresql://settle_owner:x@127.0.0.1:1/settle"
+    with pytest.raises(DatabaseUnavailable, match="cannot be reached") as caught:
+        await asyncio.to_thread(migrate, nowhere, app_url=database.app_url, service_url=database.service_url)
+    assert "\n" not in caught.value.message
+
+
+# -- roles
+
+
+@pytest.fixture
+async def spare_role(cluster: Cluster) -> AsyncIterator[str]:
+    """The name of a role that does not exist before and after."""
+    yield "settle_spare"
+    await cluster.run(sql.SQL("DROP ROLE IF EXISTS settle_spare"))
+
+
+def _make_role(admin_url: str, role: str, role_url: str, *, bypass: bool = False) -> bool:
+    engine = create_engine(psycopg_url(admin_url))
+    try:
+        with engine.connect() as connection:
+            return _ensure_role(
+                connection, role, role_url, bypass_row_level_security=bypass, on_progress=lambda _: None
+            )
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+async def test_a_missing_role_is_made_with_the_password_of_its_address(
+    empty: Database, spare_role: str, bypass: bool
+) -> None:
+    url = empty.url_as(spare_role, "a-password")
+    assert _make_role(empty.migration_url, spare_role, url, bypass=bypass) is True
+    assert _make_role(empty.migration_url, spare_role, empty.url_as(spare_role, "another"), bypass=bypass) is False
+    attributes = "SELECT rolbypassrls, rolsuper, rolcreaterole FROM pg_roles WHERE rolname = current_user"
+    assert query(url, attributes) == [(bypass, False, False)]
+
+
+def test_a_role_without_a_password_in_its_address_is_a_mistake_of_configuration(
+    empty_url: Database, spare_role: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=spare_role):
+        _make_role(empty_url.migration_url, spare_role, f"postgresql://{spare_role}@127.0.0.1/x")
+
+
+@pytest.fixture
+def empty_url(empty: Database) -> Database:
+    """The same as `empty`, for tests that are not coroutines."""
+    return empty
+
+
+async def test_a_migration_without_the_right_to_make_roles_says_what_to_run(empty: Database, spare_role: str) -> None:
+    with pytest.raises(StartupCheckFailed, match=f"CREATE ROLE {spare_role} LOGIN NOBYPASSRLS"):
+        _make_role(empty.app_url, spare_role, empty.url_as(spare_role, "a-password"))
+
+
+async def test_two_migrations_of_one_server_may_make_the_same_role_at_once(empty: Database, spare_role: str) -> None:
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE ROLE%'"
+    async with await psycopg.AsyncConnection.connect(empty.superuser_url) as first:
+        await first.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(spare_role)))
+        second = asyncio.create_task(
+            asyncio.to_thread(_make_role, empty.migration_url, spare_role, empty.url_as(spare_role, "a-password"))
+        )
+        async with await psycopg.AsyncConnection.connect(empty.superuser_url, autocommit=True) as watcher:
+            while (await (await watcher.execute(waits)).fetchall()) == [(0,)]:
+                await asyncio.sleep(0)
+        await first.commit()
+        assert await second is False
+
+
+# -- the models
+
+
+def test_the_models_and_the_migrated_schema_are_the_same_to_alembic(migrated: Database) -> None:
+    engine = create_engine(psycopg_url(migrated.migration_url))
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"compare_type": True, "compare_server_default": True}
+            )
+            assert compare_metadata(context, Base.metadata) == []
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def migrated(database: Database) -> Database:
+    """The same as `database`, for tests that are not coroutines."""
+    return database
+
+
+COLUMNS = """
+    SELECT table_name::text, column_name::text, data_type::text, numeric_precision::text, is_nullable::text,
+           column_default::text, is_identity::text, identity_generation::text
+      FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+     ORDER BY table_name, column_name
+"""
+INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1"
+KEYS = """
+    SELECT conrelid::regclass::text, contype::text, pg_get_constraintdef(oid) FROM pg_constraint
+     WHERE connamespace = 'public'::regnamespace AND contype IN ('p', 'u', 'f')
+       AND conrelid <> coalesce(to_regclass('alembic_version'), 0) ORDER BY 1, 2, 3
+"""
+
+
+@pytest.mark.parametrize("catalogue", [COLUMNS, INDEXES, KEYS], ids=["columns", "indexes", "keys"])
+def test_tables_made_from_the_models_are_those_of_the_migrations(
+    migrated: Database, empty_url: Database, catalogue: str
+) -> None:
+    """Stricter than Alembic, which does not look at the conditions of partial indexes."""
+    engine = create_engine(psycopg_url(empty_url.superuser_url))
+    try:
+        Base.metadata.create_all(engine)
+    finally:
+        engine.dispose()
+    made: list[Any] = query(empty_url.superuser_url, catalogue)
+    assert made == query(migrated.superuser_url, catalogue) != []

@@ -1,0 +1,433 @@
+"""The oracle can fail: each kind of violation is planted past every guard, and it names exactly that one."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from db import ledger
+from domain.attempt import Purpose
+from domain.ledger import Posting, donation_posting, purchase_posting, revenue_share_posting
+from tests.database.conftest import Town
+from tests.support.oracle import check_books
+from tests.support.payments import SHARE, Desk, transfer_for, tx_hash, wallet
+from tests.support.sql import connect, query, scalar
+
+CREDITS = 1_000_000_000
+BONUS = 750_000_000
+
+
+def _plant(town: Town, statement: str, *values: object) -> None:
+    """What no role could do: neither triggers nor foreign keys look."""
+    with connect(town.database.superuser_url, triggers=False) as superuser:
+        cursor = superuser.execute(sql.SQL(statement), values or None)
+        assert cursor.rowcount > 0, "the violation was not planted"
+
+
+def _entry(town: Town, reference: UUID, reason: str = "credits_purchase") -> UUID:
+    found = scalar(
+        town.database.superuser_url,
+        "SELECT id FROM credit_ledger WHERE reference = %s AND reason = %s",
+        str(reference),
+        reason,
+    )
+    assert isinstance(found, UUID)
+    return found
+
+
+async def _complaints(town: Town, **options: bool | Decimal) -> list[str]:
+    # Whoever reads everything may ask: the answer does not depend on the role.
+    as_superuser = await check_books(town.database.superuser_url, **options)  # type: ignore[arg-type]
+    as_service = await check_books(town.database.service_url, **options)  # type: ignore[arg-type]
+    assert as_superuser == as_service
+    return as_superuser
+
+
+async def test_right_books_have_no_complaint(town: Town) -> None:
+    assert await _complaints(town) == []
+
+
+async def test_every_attempt_that_still_waits_is_named_when_none_may(town: Town) -> None:
+    waiting = {
+        f"attempt {attempt.id}: still PENDING_UNVERIFIED"
+        for tenant in (town.alice, town.bob)
+        for attempt in (tenant.pending, tenant.pending_donation)
+    }
+    assert set(await _complaints(town, nothing_stuck=True)) == waiting
+
+
+async def test_a_line_that_was_changed_is_named(town: Town) -> None:
+    entry = _entry(town, town.alice.credited.id)
+    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", entry)
+    total = 4 * CREDITS + 2 * BONUS
+    assert await _complaints(town) == [
+        f"entry {entry}: debits {CREDITS + 1}, credits {CREDITS}",
+        f"trial balance: debits {total + 1}, credits {total}",
+    ]
+
+
+async def test_entries_that_err_in_opposite_ways_are_named_though_the_total_is_right(town: Town) -> None:
+    first, second = _entry(town, town.alice.credited.id), _entry(town, town.bob.credited.id)
+    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", first)
+    _plant(town, "UPDATE journal_lines SET amount = amount - 1 WHERE entry_id = %s AND side = 'debit'", second)
+    assert set(await _complaints(town)) == {
+        f"entry {first}: debits {CREDITS + 1}, credits {CREDITS}",
+        f"entry {second}: debits {CREDITS - 1}, credits {CREDITS}",
+    }
+
+
+async def test_a_header_that_its_lines_do_not_bear_out_is_named(town: Town) -> None:
+    entry = _entry(town, town.alice.credited.id)
+    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s", entry)
+    assert await _complaints(town) == [f"entry {entry}: header says {CREDITS}, its liability lines say {CREDITS + 1}"]
+
+
+async def test_a_header_without_lines_is_named(town: Town) -> None:
+    entry = _entry(town, town.alice.credited.id)
+    _plant(town, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
+    assert await _complaints(town) == [f"entry {entry}: header says {CREDITS}, its liability lines say 0"]
+
+
+async def test_lines_without_a_header_are_named(town: Town) -> None:
+    lost = uuid4()
+    _plant(
+        town,
+        "INSERT INTO journal_lines (entry_id, account_code, side, amount) VALUES (%s, 'cash:usdc', 'debit', 1),"
+        " (%s, 'revenue:usage', 'credit', 1)",
+        lost,
+        lost,
+    )
+    complaints = await _complaints(town)
+    assert len(complaints) == 2
+    assert all(complaint.endswith(f"its entry {lost} does not exist") for complaint in complaints)
+
+
+async def test_an_entry_that_moves_somebody_elses_credits_is_named(town: Town) -> None:
+    entry = _entry(town, town.alice.credited.id)
+    theirs = f"credits:{town.bob.account}"
+    _plant(town, "UPDATE journal_lines SET account_code = %s WHERE entry_id = %s AND side = 'debit'", theirs, entry)
+    assert await _complaints(town) == [f"entry {entry}: is of account {town.alice.account} and moves {theirs}"]
+
+
+async def test_a_balance_that_is_not_the_sum_is_named(town: Town) -> None:
+    _plant(town, "UPDATE billing_accounts SET balance_credits = balance_credits + 1 WHERE id = %s", town.alice.account)
+    assert await _complaints(town) == [
+        f"account {town.alice.account}: balance {CREDITS + 1}, its entries sum to {CREDITS}"
+    ]
+
+
+async def test_a_running_balance_that_does_not_run_is_named(town: Town) -> None:
+    entry = _entry(town, town.alice.credited.id)
+    _plant(town, "UPDATE credit_ledger SET balance_after = balance_after - 1 WHERE id = %s", entry)
+    assert await _complaints(town) == [
+        f"entry {entry}: balance_after {CREDITS - 1}, the entries up to it sum to {CREDITS}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "flagged"),
+    [
+        ("UPDATE billing_accounts SET is_system_tenant = false WHERE is_system_tenant", "None"),
+        (
+            "UPDATE billing_accounts SET is_system_tenant = true WHERE NOT is_system_tenant",
+            "all",
+        ),
+    ],
+)
+async def test_a_wrong_number_of_system_tenants_is_named(town: Town, statement: str, flagged: str) -> None:
+    with connect(town.database.migration_url) as owner:
+        owner.execute("DROP INDEX billing_accounts_one_system_tenant")
+    _plant(town, statement)
+    everybody = str(sorted((town.alice.account, town.bob.account, "cogni_system")))
+    expected = everybody if flagged == "all" else flagged
+    assert await _complaints(town) == [f"system tenant: flagged are {expected}"]
+
+
+async def test_a_purchase_without_its_entry_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    entry = _entry(town, attempt.id)
+    _plant(town, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
+    _plant(town, "DELETE FROM credit_ledger WHERE id = %s", entry)
+    _plant(town, "UPDATE billing_accounts SET balance_credits = 0 WHERE id = %s", town.alice.account)
+    assert await _complaints(town) == [
+        f"attempt {attempt.id}: CREDITED with 0 entries credits_purchase of {CREDITS}"
+        f" on {town.alice.account}, not with 1"
+    ]
+
+
+async def test_an_entry_of_the_wrong_amount_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    entry = _entry(town, attempt.id)
+    wrong = CREDITS - 1
+    _plant(town, "UPDATE credit_ledger SET amount = %s, balance_after = %s WHERE id = %s", wrong, wrong, entry)
+    _plant(town, "UPDATE journal_lines SET amount = %s WHERE entry_id = %s", wrong, entry)
+    _plant(town, "UPDATE billing_accounts SET balance_credits = %s WHERE id = %s", wrong, town.alice.account)
+    account = town.alice.account
+    assert await _complaints(town) == [
+        f"attempt {attempt.id}: CREDITED with 0 entries credits_purchase of {CREDITS} on {account}, not with 1",
+        f"entry {entry}: credits_purchase of {wrong} on {account} is what no CREDITED attempt asks for",
+    ]
+
+
+async def test_a_donation_that_went_to_the_donor_is_named(town: Town) -> None:
+    attempt = town.alice.donated
+    with connect(town.database.service_url) as service:
+        [(entry,)] = service.execute(
+            "SELECT entry_id FROM post_entry(%s, %s, 'system_donation', %s, 'cash:usdc', '{}')",
+            (town.alice.account, CREDITS, str(attempt.id)),
+        ).fetchall()
+    assert await _complaints(town) == [
+        f"entry {entry}: system_donation of {CREDITS} on {town.alice.account} is what no CREDITED attempt asks for"
+    ]
+
+
+@pytest.mark.parametrize("reason", ["credits_purchase", "platform_revenue_share", "system_donation"])
+async def test_credits_that_no_attempt_asked_for_are_named(town: Town, reason: str) -> None:
+    for reference in (str(uuid4()), "no attempt", str(town.alice.pending.id), str(town.alice.rejected.id)):
+        with connect(town.database.service_url) as service:
+            service.execute(
+                "SELECT * FROM post_entry('cogni_system', 5, %s, %s, 'cash:usdc', '{}')", (reason, reference)
+            )
+    complaints = await _complaints(town)
+    assert len(complaints) == 4
+    assert all(
+        complaint.endswith(f": {reason} of 5 on cogni_system is what no CREDITED attempt asks for")
+        for complaint in complaints
+    )
+
+
+async def test_a_bonus_that_is_missing_is_named_unless_it_may_still_come(town: Town) -> None:
+    attempt = town.alice.credited
+    assert await _complaints(town, expected_share=Decimal("0.75")) == []
+    entry = _entry(town, attempt.id, "platform_revenue_share")
+    # Turned into another kind of entry, so that every balance stays right.
+    _plant(town, "UPDATE credit_ledger SET reason = 'adjustment' WHERE id = %s", entry)
+    missing = f"attempt {attempt.id}: CREDITED with 0 bonuses of {BONUS}, not with 1"
+    assert await _complaints(town) == [missing]
+    assert await _complaints(town, pending_bonus_ok=True) == []
+
+
+@pytest.mark.parametrize("pending_bonus_ok", [False, True])
+async def test_a_bonus_of_the_wrong_amount_is_named(town: Town, pending_bonus_ok: bool) -> None:
+    complaints = await _complaints(town, expected_share=Decimal("0.5"), pending_bonus_ok=pending_bonus_ok)
+    wrong = [complaint for complaint in complaints if complaint.startswith("entry ")]
+    missing = [complaint for complaint in complaints if complaint.startswith("attempt ")]
+    assert len(wrong) == 2
+    assert all(f"platform_revenue_share of {BONUS} on cogni_system is what no" in complaint for complaint in wrong)
+    assert len(missing) == (0 if pending_bonus_ok else 2)
+
+
+async def test_a_bonus_where_the_share_is_nothing_is_named(town: Town) -> None:
+    complaints = await _complaints(town, expected_share=Decimal(0))
+    assert len(complaints) == 2
+    assert all("platform_revenue_share" in complaint for complaint in complaints)
+
+
+@pytest.mark.parametrize("state", ["pending", "rejected"])
+async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(town: Town, state: str) -> None:
+    attempt = town.alice.pending if state == "pending" else town.alice.rejected
+    _plant(
+        town,
+        "UPDATE settled_transfers SET attempt_id = %s, tx_hash = %s, from_address = %s WHERE attempt_id = %s",
+        attempt.id,
+        attempt.tx_hash,
+        attempt.from_address,
+        town.bob.credited.id,
+    )
+    assert set(await _complaints(town)) == {
+        f"attempt {attempt.id}: {attempt.status if state == 'pending' else 'REJECTED'} with 1 settled transfers",
+        f"attempt {town.bob.credited.id}: CREDITED with 0 settled transfers",
+    }
+
+
+async def test_an_attempt_paid_by_two_transfers_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    with connect(town.database.migration_url) as owner:
+        owner.execute("ALTER TABLE settled_transfers DROP CONSTRAINT settled_transfers_one_transfer_per_attempt")
+        owner.execute(
+            "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
+            " from_address, value_raw, surplus_raw) SELECT chain_id, tx_hash, log_index + 1, attempt_id, block_number,"
+            " block_hash, from_address, value_raw, surplus_raw FROM settled_transfers WHERE attempt_id = %s",
+            (attempt.id,),
+        )
+    assert await _complaints(town) == [f"attempt {attempt.id}: CREDITED with 2 settled transfers"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "value_raw = value_raw - 1",
+        "surplus_raw = surplus_raw + 1",
+        "chain_id = chain_id + 1",
+        f"tx_hash = '{tx_hash(5_555)}'",
+        f"from_address = '{wallet(5_555)}'",
+    ],
+)
+async def test_a_transfer_that_is_not_what_was_asked_for_is_named(town: Town, change: str) -> None:
+    _plant(town, f"UPDATE settled_transfers SET {change} WHERE attempt_id = %s", town.alice.credited.id)
+    [complaint] = await _complaints(town)
+    assert complaint.startswith("transfer ")
+    assert complaint.endswith(f"is not what attempt {town.alice.credited.id} asked for")
+
+
+async def test_a_transfer_of_no_attempt_is_named(town: Town) -> None:
+    lost = uuid4()
+    _plant(town, "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
+                 " from_address, value_raw, surplus_raw) SELECT chain_id, tx_hash, 99, %s, block_number, block_hash,"
+                 " from_address, value_raw, surplus_raw FROM settled_transfers LIMIT 1", lost)  # fmt: skip
+    [complaint] = await _complaints(town)
+    assert complaint.endswith(f"is not what attempt {lost} asked for")
+
+
+# -- the audit trail
+
+
+async def test_an_attempt_without_a_trail_is_named(town: Town) -> None:
+    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s", town.alice.credited.id)
+    assert await _complaints(town) == [f"attempt {town.alice.credited.id}: CREDITED without an event"]
+
+
+async def test_a_status_that_the_trail_does_not_end_with_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s AND to_status = 'CREDITED'", attempt.id)
+    assert await _complaints(town) == [
+        f"attempt {attempt.id}: is CREDITED (None), its last event says PENDING_UNVERIFIED (None)"
+    ]
+
+
+async def test_an_error_that_the_trail_does_not_end_with_is_named(town: Town) -> None:
+    attempt = town.alice.rejected
+    _plant(town, "UPDATE payment_attempts SET error_code = 'INVALID_TOKEN' WHERE id = %s", attempt.id)
+    assert await _complaints(town) == [
+        f"attempt {attempt.id}: is REJECTED (INVALID_TOKEN), its last event says REJECTED (INSUFFICIENT_AMOUNT)"
+    ]
+
+
+async def test_a_step_that_is_missing_from_the_trail_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s AND event_type = 'submitted'", attempt.id)
+    assert await _complaints(town) == [
+        f"attempt {attempt.id}: event says PENDING_UNVERIFIED to CREDITED after CREATED_INTENT"
+    ]
+
+
+async def test_a_trail_with_an_illegal_step_is_named(town: Town) -> None:
+    attempt = town.alice.credited
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        app.execute(
+            "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status)"
+            " VALUES (%s, 'credited', 'CREDITED', 'CREDITED')",
+            (attempt.id,),
+        )
+    assert await _complaints(town) == [f"attempt {attempt.id}: event says CREDITED to CREDITED, which is no legal step"]
+
+
+# -- without one of the unique indexes
+
+
+def _posting(town: Town, index: str) -> Posting:
+    bob = town.bob
+    posting = {
+        "credit_ledger_one_purchase_per_reference": purchase_posting(bob.credited),
+        "credit_ledger_one_donation_per_reference": donation_posting(bob.donated),
+        "credit_ledger_one_revenue_share_per_reference": revenue_share_posting(bob.credited, SHARE),
+    }[index]
+    assert posting is not None
+    return posting
+
+
+def _complaint(posting: Posting) -> str:
+    if posting.reason == "platform_revenue_share":
+        return f"attempt {posting.reference}: CREDITED with 2 bonuses of {posting.amount_credits}, not with 1"
+    return (
+        f"attempt {posting.reference}: CREDITED with 2 entries {posting.reason} of {posting.amount_credits}"
+        f" on {posting.billing_account_id}, not with 1"
+    )
+
+
+INDEXES = (
+    "credit_ledger_one_purchase_per_reference",
+    "credit_ledger_one_donation_per_reference",
+    "credit_ledger_one_revenue_share_per_reference",
+)
+
+
+def _post_past_the_look(connection: psycopg.Connection[tuple[object, ...]], posting: Posting) -> None:
+    """What the function does after it has looked whether the entry is there: what a race comes down to."""
+    [(balance,)] = connection.execute(
+        "UPDATE billing_accounts SET balance_credits = balance_credits + %s WHERE id = %s RETURNING balance_credits",
+        (posting.amount_credits, posting.billing_account_id),
+    ).fetchall()
+    [(entry,)] = connection.execute(
+        "INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference)"
+        " VALUES (%s, %s, %s, %s, %s) RETURNING id",
+        (posting.billing_account_id, posting.amount_credits, balance, posting.reason.value, posting.reference),
+    ).fetchall()
+    for line in posting.lines:
+        connection.execute(
+            "INSERT INTO journal_lines (entry_id, account_code, side, amount) VALUES (%s, %s, %s, %s)",
+            (entry, line.account_code, line.side.value, line.amount_credits),
+        )
+
+
+@pytest.mark.parametrize("index", INDEXES)
+async def test_without_its_unique_index_a_double_credit_is_possible_and_named(town: Town, index: str) -> None:
+    posting = _posting(town, index)
+    with (
+        pytest.raises(psycopg.errors.UniqueViolation, match=index),
+        connect(town.database.migration_url) as owner,
+    ):
+        _post_past_the_look(owner, posting)
+    assert await _complaints(town) == []
+
+    with connect(town.database.migration_url) as owner:
+        owner.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index)))
+        _post_past_the_look(owner, posting)
+    assert await _complaints(town) == [_complaint(posting)]
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+async def test_the_unique_index_alone_decides_a_race_of_two_bonuses(desk: Desk, has_index: bool) -> None:
+    """Both transactions have looked before either writes; the lock on the account's row lets one wait."""
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    await desk.credit(attempt)
+    posting = revenue_share_posting(attempt, SHARE)
+    assert posting is not None
+    if not has_index:
+        with connect(desk.database.migration_url) as owner:
+            owner.execute("DROP INDEX credit_ledger_one_revenue_share_per_reference")
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+    async def second() -> ledger.PostedEntry:
+        async with desk.service.transaction() as connection:
+            return await ledger.post(connection, posting, {})
+
+    async with desk.service.transaction() as first:
+        assert (await ledger.post(first, posting, {})).posted
+        other = asyncio.create_task(second())
+        while scalar(desk.database.superuser_url, waits) == 0:
+            await asyncio.sleep(0)
+    if has_index:
+        with pytest.raises(ledger.PostedMeanwhile):
+            await other
+        assert await desk.books() == []
+    else:
+        assert (await other).posted
+        assert await desk.books() == [_complaint(posting)]
+
+
+async def test_without_its_unique_constraint_a_transfer_pays_two_attempts_and_is_named(desk: Desk) -> None:
+    first = await desk.create_submitted(await desk.open_account(1), 1)
+    second = await desk.create_submitted(await desk.open_account(2), 1, purpose=Purpose.SYSTEM)
+    with connect(desk.database.migration_url) as owner:
+        owner.execute("ALTER TABLE settled_transfers DROP CONSTRAINT settled_transfers_one_attempt_per_transfer")
+    await desk.credit(first)
+    await desk.mint(first)
+    await desk.credit(second, transfer_for(first, from_address=second.from_address))
+    assert await desk.books() == [f"transfer {first.chain_id}/{first.tx_hash}/0: pays 2 attempts"]
+    assert query(desk.database.service_url, "SELECT count(*) FROM credit_ledger") == [(3,)]

@@ -1,0 +1,554 @@
+"""Each step of `db.payments`: what it writes, what a second call finds, and what many calls at once make of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import TypeVar
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from db import accounts, attempts, ledger, payments
+from db.engine import TenantDatabase
+from db.ledger import PostedMeanwhile
+from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.errors import (
+    AttemptNotFound,
+    BookkeepingError,
+    DatabaseUnavailable,
+    HashInUse,
+    TooManyReplacements,
+    TransferAlreadySettled,
+)
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.ledger import Posting, Reason, Side
+from tests.database.conftest import Town
+from tests.support.payments import INTENT_TTL, NOW, REVERTED, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
+from tests.support.sql import connect, scalar
+
+AT_ONCE = 20
+CREDITS = 1_000_000_000
+BONUS = 750_000_000
+
+T = TypeVar("T")
+
+
+async def _at_once(call: Callable[[], Awaitable[T]], times: int = AT_ONCE) -> tuple[list[T], Counter[str]]:
+    """Answers and names of the errors of many calls at the same time."""
+    done = await asyncio.gather(*(call() for _ in range(times)), return_exceptions=True)
+    answers: list[T] = [answer for answer in done if not isinstance(answer, BaseException)]
+    return answers, Counter(type(error).__name__ for error in done if isinstance(error, BaseException))
+
+
+async def _trail(desk: Desk, attempt: PaymentAttempt) -> list[str]:
+    async with desk.service.transaction() as connection:
+        return [event.event_type for event in await attempts.list_events(connection, attempt.id)]
+
+
+async def _read(desk: Desk, attempt: PaymentAttempt) -> PaymentAttempt:
+    async with desk.service.transaction() as connection:
+        found = await attempts.find_attempt(connection, attempt.id)
+    assert found is not None
+    return found
+
+
+# -- accounts
+
+
+async def test_a_wallet_has_one_account_however_often_and_at_once_it_is_provisioned(desk: Desk) -> None:
+    payers, errors = await _at_once(lambda: desk.open_account(1))
+    assert errors == Counter()
+    assert len(set(payers)) == 1
+    assert await desk.open_account(1) == payers[0]
+    async with desk.service.transaction() as connection:
+        assert set(await accounts.balances(connection)) == {payers[0].billing_account_id, SYSTEM_TENANT_ACCOUNT_ID}
+    assert await desk.books() == []
+
+
+async def test_a_user_without_an_account_is_given_one_by_two_callers_at_once(desk: Desk) -> None:
+    with connect(desk.database.migration_url) as owner:
+        owner.execute("INSERT INTO users VALUES ('early', %s)", (wallet(1),))
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with desk.app.unscoped() as first:
+        opened = await accounts.provision_wallet(first, wallet(1))
+        second = asyncio.create_task(desk.open_account(1))
+        while not second.done() and scalar(desk.database.superuser_url, waits) == 0:
+            await asyncio.sleep(0)
+    assert await second == opened
+
+
+async def test_two_wallets_have_two_accounts(desk: Desk) -> None:
+    first, second = await desk.open_account(1), await desk.open_account(2)
+    assert first.user_id != second.user_id
+    assert first.billing_account_id != second.billing_account_id
+
+
+async def test_the_payer_of_an_attempt_is_found_and_the_system_tenant_has_none(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    async with desk.service.transaction() as connection:
+        assert await accounts.payer_of_attempt(connection, payer.billing_account_id) == payer
+        assert await accounts.payer_of_attempt(connection, SYSTEM_TENANT_ACCOUNT_ID) is None
+
+
+# -- intent and submission
+
+
+async def test_an_intent_is_read_back_as_it_was_written(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1), cents=12_345)
+    assert await _read(desk, attempt) == attempt
+    assert await _trail(desk, attempt) == ["intent_created"]
+
+
+async def test_a_first_hash_makes_the_attempt_wait_and_clears_its_expiry(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1))
+    ending = await desk.submit(attempt, tx_hash(1))
+    assert ending.changed
+    assert ending.attempt == await _read(desk, attempt)
+    assert (ending.attempt.status, ending.attempt.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, tx_hash(1))
+    assert (ending.attempt.expires_at, ending.attempt.submitted_at) == (None, NOW)
+    assert await _trail(desk, attempt) == ["intent_created", "submitted"]
+
+
+async def test_the_same_hash_again_changes_nothing(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    ending = await desk.submit(attempt, tx_hash(1), at=NOW + timedelta(hours=1))
+    assert (ending.changed, ending.attempt) == (False, attempt)
+    assert await _trail(desk, attempt) == ["intent_created", "submitted"]
+
+
+async def test_another_hash_replaces_the_first(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    ending = await desk.submit(attempt, tx_hash(2), at=NOW + timedelta(hours=1))
+    assert (ending.changed, ending.attempt.tx_hash, ending.attempt.submission_count) == (True, tx_hash(2), 2)
+    assert await _trail(desk, attempt) == ["intent_created", "submitted", "hash_replaced"]
+    assert await desk.books() == []
+
+
+async def test_a_submission_after_the_expiry_ends_the_intent_and_keeps_the_hash_in_the_trail(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1))
+    ending = await desk.submit(attempt, tx_hash(1), at=NOW + INTENT_TTL)
+    assert ending.changed
+    assert (ending.attempt.status, ending.attempt.error_code) == (AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED)
+    async with desk.service.transaction() as connection:
+        [*_, last] = await attempts.list_events(connection, attempt.id)
+    assert (last.event_type, last.details) == ("failed", {"submittedTxHash": tx_hash(1)})
+    again = await desk.submit(attempt, tx_hash(1), at=NOW)
+    assert (again.changed, again.attempt) == (False, ending.attempt)
+
+
+async def test_a_submission_just_before_the_expiry_counts(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1))
+    ending = await desk.submit(attempt, tx_hash(1), at=NOW + INTENT_TTL - timedelta(microseconds=1))
+    assert ending.attempt.status is AttemptStatus.PENDING_UNVERIFIED
+
+
+async def test_a_hash_is_replaced_only_so_often(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1))
+    for number in range(MAX_SUBMISSIONS):
+        await desk.submit(attempt, tx_hash(number))
+    with pytest.raises(TooManyReplacements):
+        await desk.submit(attempt, tx_hash(MAX_SUBMISSIONS))
+    assert (await desk.submit(attempt, tx_hash(MAX_SUBMISSIONS - 1))).changed is False
+
+
+async def test_many_submissions_of_one_hash_at_once_are_one(desk: Desk) -> None:
+    attempt = await desk.create(await desk.open_account(1))
+    endings, errors = await _at_once(lambda: desk.submit(attempt, tx_hash(1)))
+    assert errors == Counter()
+    assert Counter(ending.changed for ending in endings) == {True: 1, False: AT_ONCE - 1}
+    assert {ending.attempt.tx_hash for ending in endings} == {tx_hash(1)}
+    assert await _trail(desk, attempt) == ["intent_created", "submitted"]
+
+
+async def test_a_hash_that_an_own_attempt_holds_is_refused_and_anothers_is_not(desk: Desk) -> None:
+    alice, bob = await desk.open_account(1), await desk.open_account(2)
+    await desk.create_submitted(alice, 1)
+    second = await desk.create(alice)
+    with pytest.raises(HashInUse, match=tx_hash(1)):
+        await desk.submit(second, tx_hash(1))
+    assert (await _read(desk, second)).status is AttemptStatus.CREATED_INTENT
+    assert (await desk.create_submitted(bob, 1)).tx_hash == tx_hash(1)
+
+
+async def test_two_own_attempts_that_name_one_hash_at_once_do_not_both_get_it(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    intents = iter([await desk.create(payer) for _ in range(AT_ONCE)])
+    endings, errors = await _at_once(lambda: desk.submit(next(intents), tx_hash(1)))
+    assert (len(endings), errors) == (1, {"HashInUse": AT_ONCE - 1})
+
+
+@pytest.mark.parametrize("refused", [WRONG_PAYMENT, REVERTED], ids=["rejected", "failed"])
+async def test_a_refused_attempt_lets_go_of_its_hash(desk: Desk, refused: object) -> None:
+    payer = await desk.open_account(1)
+    first = await desk.create_submitted(payer, 1)
+    await desk.refuse(first, WRONG_PAYMENT if refused is WRONG_PAYMENT else REVERTED)
+    assert (await desk.create_submitted(payer, 1)).status is AttemptStatus.PENDING_UNVERIFIED
+
+
+async def test_a_credited_attempt_keeps_its_hash(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    await desk.settle(payer, 1)
+    with pytest.raises(HashInUse):
+        await desk.create_submitted(payer, 1)
+
+
+async def test_anothers_attempt_is_not_found(desk: Desk) -> None:
+    alice, bob = await desk.open_account(1), await desk.open_account(2)
+    attempt = await desk.create_submitted(alice, 1)
+    transfer = transfer_for(attempt)
+    async with desk.app.transaction(bob.user_id) as connection:
+        assert await attempts.find_attempt(connection, attempt.id) is None
+        with pytest.raises(AttemptNotFound):
+            await payments.submit(connection, attempt.id, tx_hash(2), submitted_at=NOW)
+        with pytest.raises(AttemptNotFound):
+            await payments.credit_buyer(connection, attempt.id, transfer)
+        with pytest.raises(AttemptNotFound):
+            await payments.refuse(connection, attempt.id, WRONG_PAYMENT)
+    async with desk.service.transaction() as service:
+        with pytest.raises(AttemptNotFound):
+            await payments.mint_revenue_share(service, uuid4(), Decimal("0.75"))
+    assert await _read(desk, attempt) == attempt
+
+
+# -- credits
+
+
+async def test_a_purchase_credits_the_buyer_and_mints_the_bonus(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    attempt = await desk.create_submitted(payer, 1)
+    ending = await desk.credit(attempt)
+    assert (ending.changed, ending.attempt.status) == (True, AttemptStatus.CREDITED)
+    assert (await desk.balance(payer.billing_account_id), await desk.balance(SYSTEM_TENANT_ACCOUNT_ID)) == (CREDITS, 0)
+    assert await desk.books(pending_bonus_ok=True) == []
+    assert await desk.books() == [f"attempt {attempt.id}: CREDITED with 0 bonuses of {BONUS}, not with 1"]
+
+    entry = await desk.mint(attempt)
+    assert entry is not None
+    assert (entry.amount_credits, entry.posted) == (BONUS, True)
+    assert await desk.balance(SYSTEM_TENANT_ACCOUNT_ID) == BONUS
+    assert [row.reason for row in await desk.entries(attempt)] == ["credits_purchase", "platform_revenue_share"]
+    assert await desk.books(nothing_stuck=True) == []
+
+
+async def test_a_donation_credits_the_system_tenant_and_nobody_else(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    attempt = await desk.settle(payer, 1, purpose=Purpose.SYSTEM)
+    assert attempt.status is AttemptStatus.CREDITED
+    assert (await desk.balance(payer.billing_account_id), await desk.balance(SYSTEM_TENANT_ACCOUNT_ID)) == (0, CREDITS)
+    assert [row.reason for row in await desk.entries(attempt)] == ["system_donation"]
+    with pytest.raises(BookkeepingError, match="purpose system"):
+        await desk.mint(attempt)
+    assert await desk.books(nothing_stuck=True) == []
+
+
+async def test_a_purchase_is_no_donation_and_a_donation_no_purchase(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    purchase = await desk.create_submitted(payer, 1)
+    donation = await desk.create_submitted(payer, 2, purpose=Purpose.SYSTEM)
+    async with desk.service.transaction() as service:
+        with pytest.raises(BookkeepingError):
+            await payments.credit_donation(service, purchase.id, transfer_for(purchase))
+    async with desk.app.transaction(payer.user_id) as connection:
+        with pytest.raises(BookkeepingError):
+            await payments.credit_buyer(connection, donation.id, transfer_for(donation))
+
+
+async def test_the_transfer_that_paid_is_read_back_with_its_surplus(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    # More than a bigint holds: a token's amounts are 256 bits wide.
+    transfer = transfer_for(attempt, value_raw=attempt.amount_raw + 2**200)
+    await desk.credit(attempt, transfer)
+    async with desk.service.transaction() as connection:
+        assert await attempts.find_settled_transfer(connection, attempt.id) == transfer
+        [*_, credited] = await attempts.list_events(connection, attempt.id)
+    assert credited.details["surplusRaw"] == str(2**200)
+    assert await desk.balance(attempt.billing_account_id) == CREDITS
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def test_an_attempt_that_no_transfer_paid_has_none(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    async with desk.service.transaction() as connection:
+        assert await attempts.find_settled_transfer(connection, attempt.id) is None
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+async def test_a_credit_done_twice_is_done_once(desk: Desk, purpose: Purpose) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1, purpose=purpose)
+    first, second = await desk.credit(attempt), await desk.credit(attempt)
+    assert (first.changed, second.changed) == (True, False)
+    assert first.attempt == second.attempt
+    assert len(await desk.entries(attempt)) == 1
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+async def test_many_credits_of_one_attempt_at_once_are_one(desk: Desk, purpose: Purpose) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1, purpose=purpose)
+    endings, errors = await _at_once(lambda: desk.credit(attempt))
+    assert errors == Counter()
+    assert Counter(ending.changed for ending in endings) == {True: 1, False: AT_ONCE - 1}
+    assert len(await desk.entries(attempt)) == 1
+    assert await _trail(desk, attempt) == ["intent_created", "submitted", "credited"]
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def test_a_bonus_minted_twice_is_minted_once(desk: Desk) -> None:
+    attempt = await desk.settle(await desk.open_account(1), 1)
+    again = await desk.mint(attempt)
+    assert again is not None
+    assert (again.amount_credits, again.posted) == (BONUS, False)
+    assert await desk.books() == []
+
+
+async def test_many_bonuses_of_one_attempt_at_once_are_one(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    await desk.credit(attempt)
+    entries, errors = await _at_once(lambda: desk.mint(attempt))
+    # Who looked before the first one committed is told to look again; nobody gets another error.
+    assert set(errors) <= {PostedMeanwhile.__name__}
+    assert Counter(entry.posted for entry in entries if entry)[True] == 1
+    again = await desk.mint(attempt)
+    assert again is not None
+    assert again.posted is False
+    assert await desk.books() == []
+
+
+async def test_a_bonus_follows_a_credited_purchase_only(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    pending, rejected = await desk.create_submitted(payer, 1), await desk.create_submitted(payer, 2)
+    await desk.refuse(rejected)
+    for attempt in (pending, rejected, await desk.create(payer)):
+        with pytest.raises(BookkeepingError, match="follows a credited purchase only"):
+            await desk.mint(attempt)
+    assert await desk.balance(SYSTEM_TENANT_ACCOUNT_ID) == 0
+
+
+async def test_a_share_of_nothing_writes_no_row(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    await desk.credit(attempt)
+    assert await desk.mint(attempt, Decimal(0)) is None
+    assert await desk.mint(attempt, Decimal("0.0000000009")) is None
+    assert await desk.books(expected_share=Decimal(0)) == []
+    minted = await desk.mint(attempt, Decimal("0.000000001"))
+    assert minted is not None
+    assert minted.amount_credits == 1
+
+
+async def test_a_bonus_that_was_minted_stands_when_the_share_is_changed_before_a_retry(desk: Desk) -> None:
+    attempt = await desk.settle(await desk.open_account(1), 1)
+    again = await desk.mint(attempt, Decimal(1))
+    assert again is not None
+    assert (again.posted, again.amount_credits) == (False, BONUS)
+    assert await desk.books() == []
+
+
+# -- one transfer, one attempt
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+async def test_a_transfer_that_paid_another_payers_attempt_is_refused_without_a_trace(
+    desk: Desk, purpose: Purpose
+) -> None:
+    first = await desk.create_submitted(await desk.open_account(1), 1)
+    second = await desk.create_submitted(await desk.open_account(2), 1, purpose=purpose)
+    await desk.credit(first)
+    with pytest.raises(TransferAlreadySettled):
+        await desk.credit(second)
+    assert await _read(desk, second) == second
+    assert await desk.entries(second) == []
+    assert (await desk.credit(second, transfer_for(second, log_index=1))).changed
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def test_two_attempts_that_race_for_one_transfer_do_not_both_get_it(desk: Desk) -> None:
+    racers = [await desk.create_submitted(await desk.open_account(number), 1) for number in range(AT_ONCE)]
+    queue = iter(racers)
+    endings, errors = await _at_once(lambda: desk.credit(next(queue)))
+    assert [ending.changed for ending in endings] == [True]
+    assert errors == {"TransferAlreadySettled": AT_ONCE - 1}
+    statuses = Counter([(await _read(desk, attempt)).status for attempt in racers])
+    assert statuses == {AttemptStatus.CREDITED: 1, AttemptStatus.PENDING_UNVERIFIED: AT_ONCE - 1}
+
+
+async def test_a_hash_given_up_for_another_does_not_pay_when_an_own_attempt_holds_it_now(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    first = await desk.create_submitted(payer, 1)
+    await desk.submit(first, tx_hash(2))
+    second = await desk.create_submitted(payer, 1)
+    with pytest.raises(TransferAlreadySettled, match="held by another attempt"):
+        await desk.credit(first, transfer_for(first))
+    assert (await desk.credit(second)).changed
+
+
+async def test_a_hash_given_up_for_another_still_pays_when_nobody_holds_it(desk: Desk) -> None:
+    first = await desk.create_submitted(await desk.open_account(1), 1)
+    await desk.submit(first, tx_hash(2))
+    await desk.credit(first, transfer_for(first))
+    assert (await _read(desk, first)).tx_hash == tx_hash(1)
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def test_what_a_look_at_the_chain_needs_names_the_logs_that_paid_others(desk: Desk) -> None:
+    first = await desk.create_submitted(await desk.open_account(1), 1)
+    second = await desk.create_submitted(await desk.open_account(2), 1)
+    await desk.credit(first, transfer_for(first, log_index=3))
+    async with desk.service.transaction() as connection:
+        waiting = await attempts.find_under_verification(connection, second.id)
+        paid = await attempts.find_under_verification(connection, first.id)
+        assert await attempts.find_under_verification(connection, uuid4()) is None
+    assert waiting is not None
+    assert (waiting.status, waiting.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, tx_hash(1))
+    assert waiting.settled_log_indexes == {3}
+    assert paid is not None
+    assert paid.settled_log_indexes == frozenset()
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize("refused", [WRONG_PAYMENT, REVERTED], ids=["rejected", "failed"])
+async def test_a_refusal_ends_the_attempt_with_its_code(desk: Desk, refused: object) -> None:
+    verdict = WRONG_PAYMENT if refused is WRONG_PAYMENT else REVERTED
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    ending = await desk.refuse(attempt, verdict)
+    assert ending.changed
+    assert (ending.attempt.status, ending.attempt.error_code) == (verdict.status, verdict.error_code)
+    assert await _trail(desk, attempt) == ["intent_created", "submitted", verdict.status.value.lower()]
+    assert await desk.books(nothing_stuck=True) == []
+
+
+async def test_a_refusal_of_a_hash_that_was_replaced_meanwhile_ends_nothing(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    waiting = (await desk.submit(attempt, tx_hash(2))).attempt
+    late = await desk.refuse(attempt, WRONG_PAYMENT.model_copy(update={"tx_hash": tx_hash(1)}))
+    assert (late.changed, late.attempt) == (False, waiting)
+    current = await desk.refuse(attempt, WRONG_PAYMENT.model_copy(update={"tx_hash": tx_hash(2)}))
+    assert (current.changed, current.attempt.status) == (True, AttemptStatus.REJECTED)
+
+
+async def test_many_refusals_at_once_are_one(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    endings, errors = await _at_once(lambda: desk.refuse(attempt))
+    assert errors == Counter()
+    assert Counter(ending.changed for ending in endings) == {True: 1, False: AT_ONCE - 1}
+    assert await desk.books() == []
+
+
+async def test_what_has_ended_one_way_does_not_end_the_other(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    credited, rejected = await desk.create_submitted(payer, 1), await desk.create_submitted(payer, 2)
+    await desk.credit(credited)
+    await desk.refuse(rejected)
+    assert (await desk.refuse(credited)).attempt.status is AttemptStatus.CREDITED
+    late = await desk.credit(rejected)
+    assert (late.changed, late.attempt.status) == (False, AttemptStatus.REJECTED)
+    assert await desk.submit(credited, tx_hash(3)) == await desk.refuse(credited)
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def test_a_credit_and_a_refusal_at_once_end_the_attempt_one_way(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    for number in range(5):
+        attempt = await desk.create_submitted(payer, number)
+        endings = await asyncio.gather(desk.credit(attempt), desk.refuse(attempt), desk.credit(attempt))
+        assert sum(ending.changed for ending in endings) == 1
+        assert len({ending.attempt.status for ending in endings}) == 1
+    assert await desk.books(pending_bonus_ok=True, nothing_stuck=True) == []
+
+
+# -- the ledger's own queries
+
+
+async def test_a_posting_with_another_amount_contradicts_the_books(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    posting = Posting(
+        billing_account_id=payer.billing_account_id, amount_credits=5, reason=Reason.CREDITS_PURCHASE, reference="x"
+    )
+    async with desk.service.transaction() as connection:
+        assert (await ledger.post(connection, posting, {})).posted is True
+    async with desk.service.transaction() as connection:
+        assert (await ledger.post(connection, posting, {})).posted is False
+        with pytest.raises(BookkeepingError, match="posted with 5 credits, not with 6"):
+            await ledger.post(connection, posting.model_copy(update={"amount_credits": 6}), {})
+
+
+async def test_the_trial_balance_adds_up_and_names_every_account_that_was_used(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    await desk.open_account(2)
+    await desk.settle(payer, 1)
+    await desk.settle(payer, 2, purpose=Purpose.SYSTEM)
+    async with desk.service.transaction() as connection:
+        lines = await ledger.trial_balance(connection)
+    assert {line.account_code: (line.debits, line.credits) for line in lines} == {
+        "cash:usdc": (2 * CREDITS, 0),
+        "expense:platform_revenue_share": (BONUS, 0),
+        "revenue:usage": (0, 0),
+        f"credits:{payer.billing_account_id}": (0, CREDITS),
+        f"credits:{SYSTEM_TENANT_ACCOUNT_ID}": (0, CREDITS + BONUS),
+    }
+    assert ledger.totals(lines) == {Side.DEBIT: 2 * CREDITS + BONUS, Side.CREDIT: 2 * CREDITS + BONUS}
+
+
+async def test_a_tenant_reads_its_own_entries_and_balance_only(town: Town, town_desk: Desk) -> None:
+    async with town_desk.app.transaction(town.alice.user_id) as connection:
+        assert await accounts.balances(connection) == {town.alice.account: CREDITS}
+        rows = await ledger.list_entries(connection)
+    assert [(row.billing_account_id, row.amount, row.balance_after) for row in rows] == [
+        (town.alice.account, CREDITS, CREDITS)
+    ]
+
+
+# -- a database that is not there
+
+
+async def test_no_server_is_a_domain_error() -> None:
+    database = TenantDatabase("postgresql://settle_app:x@127.0.0.1:1/settle")
+    with pytest.raises(DatabaseUnavailable):
+        async with database.transaction("nobody"):
+            raise AssertionError("there is nothing to connect to")
+    await database.dispose()
+
+
+async def test_a_connection_that_breaks_is_a_domain_error_and_the_next_call_goes_through(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    with pytest.raises(DatabaseUnavailable):  # noqa: PT012 - the break is in the middle
+        async with desk.app.transaction(attempt.owner_user_id) as connection:
+            await payments.credit_buyer(connection, attempt.id, transfer_for(attempt))
+            await _terminate_backends(desk)
+            await attempts.find_attempt(connection, attempt.id)
+    assert await _read(desk, attempt) == attempt
+    assert (await desk.credit(attempt)).changed
+    assert await desk.books(pending_bonus_ok=True) == []
+
+
+async def _terminate_backends(desk: Desk) -> None:
+    async with await psycopg.AsyncConnection.connect(desk.database.superuser_url, autocommit=True) as superuser:
+        await superuser.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+async def test_a_mistake_in_a_statement_is_not_taken_for_a_missing_server(desk: Desk) -> None:
+    with pytest.raises(Exception, match="no_such_table") as caught:
+        async with desk.service.transaction() as connection:
+            await connection.connection.exec_driver_sql("SELECT * FROM no_such_table")
+    assert not isinstance(caught.value, DatabaseUnavailable)
+
+
+async def test_a_pool_without_a_free_connection_is_a_domain_error(desk: Desk) -> None:
+    small = TenantDatabase(desk.database.app_url, pool_size=1)
+    small.engine.pool._timeout = 0.01  # type: ignore[attr-defined]  # not the seconds that the product waits
+    try:
+        async with small.transaction("nobody"):
+            with pytest.raises(DatabaseUnavailable):
+                async with small.transaction("nobody"):
+                    raise AssertionError("there is no second connection")
+    finally:
+        await small.dispose()

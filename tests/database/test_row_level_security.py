@@ -1,0 +1,274 @@
+"""What role settle_app sees and may write: its own tenant's rows, inside a scope, and nothing else."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege, InvalidTextRepresentation
+
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
+from tests.database.conftest import Tenant, Town
+from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, tx_hash, wallet
+from tests.support.sql import Connection, connect, query, refused, scalar
+
+OWNER_COLUMN = {
+    "users": "id = %(user)s",
+    "billing_accounts": "id = %(account)s",
+    "virtual_keys": "billing_account_id = %(account)s",
+    "credit_ledger": "billing_account_id = %(account)s",
+    "payment_attempts": "billing_account_id = %(account)s",
+    "payment_events": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
+    "settled_transfers": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
+}
+"""Tables that a tenant may read, and how to tell whose a row is."""
+
+HIDDEN_TABLES = ("ledger_accounts", "journal_lines")
+ALL_TABLES = (*OWNER_COLUMN, *HIDDEN_TABLES)
+
+
+def _count(connection: Connection, table: str, condition: str = "true", tenant: Tenant | None = None) -> int:
+    values = {"user": tenant.user_id, "account": tenant.account} if tenant else None
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE " + condition).format(sql.Identifier(table))
+    [(count,)] = connection.execute(statement, values).fetchall()
+    return int(count)
+
+
+@pytest.mark.parametrize("table", OWNER_COLUMN)
+def test_without_a_scope_a_tenant_sees_nothing(town: Town, table: str) -> None:
+    with connect(town.database.service_url) as service:
+        assert _count(service, table) > 0
+    with connect(town.database.app_url) as app:
+        assert _count(app, table) == 0
+
+
+@pytest.mark.parametrize("scope", ["", "nobody", "%", "' OR true --", SYSTEM_TENANT_ACCOUNT_ID])
+@pytest.mark.parametrize("table", OWNER_COLUMN)
+def test_a_scope_that_is_no_user_sees_nothing(town: Town, table: str, scope: str) -> None:
+    with connect(town.database.app_url, user_id=scope) as app:
+        assert _count(app, table) == 0
+
+
+@pytest.mark.parametrize("table", OWNER_COLUMN)
+def test_a_tenant_sees_all_of_its_own_rows_and_nobody_elses(town: Town, table: str) -> None:
+    own = OWNER_COLUMN[table]
+    with connect(town.database.service_url) as service:
+        rows = _count(service, table, own, town.alice)
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        assert _count(app, table) == rows > 0
+        assert _count(app, table, own, town.alice) == rows
+        assert _count(app, table, own, town.bob) == 0
+
+
+def test_a_scope_ends_with_its_transaction(town: Town) -> None:
+    with psycopg.connect(town.database.app_url) as app:
+        app.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+        assert _count(app, "users") == 1
+        app.commit()
+        assert _count(app, "users") == 0
+
+
+@pytest.mark.parametrize("table", HIDDEN_TABLES)
+def test_a_tenant_may_not_read_the_journal(town: Town, table: str) -> None:
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        _count(app, table)
+
+
+@pytest.mark.parametrize("table", ALL_TABLES)
+def test_the_service_sees_every_row(town: Town, table: str) -> None:
+    with connect(town.database.superuser_url) as superuser, connect(town.database.service_url) as service:
+        assert _count(service, table) == _count(superuser, table) > 0
+
+
+@pytest.mark.parametrize("table", ALL_TABLES)
+def test_row_level_security_is_on_and_binds_the_owner_too(town: Town, table: str) -> None:
+    [(enabled, forced)] = query(
+        town.database.superuser_url,
+        "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s::regclass",
+        table,
+    )
+    assert (enabled, forced) == (True, True)
+
+
+def test_no_table_is_left_without_row_level_security(town: Town) -> None:
+    unprotected = query(
+        town.database.superuser_url,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') "
+        "AND NOT relforcerowsecurity",
+    )
+    assert unprotected == [("alembic_version",)]
+
+
+@pytest.mark.parametrize("table", ALL_TABLES)
+def test_even_an_owner_without_bypass_needs_its_policy(town: Town, table: str) -> None:
+    with psycopg.connect(town.database.superuser_url) as connection:
+        # Undone by the rollback, so that no other test meets an owner who is bound.
+        connection.execute("ALTER ROLE settle_owner NOBYPASSRLS")
+        connection.execute(sql.SQL("DROP POLICY owner_sees_all ON {}").format(sql.Identifier(table)))
+        connection.execute("SET LOCAL ROLE settle_owner")
+        assert _count(connection, table) == 0
+        connection.rollback()
+
+
+# -- writing what belongs to others
+
+
+def _insert_attempt(app: Connection, billing_account_id: str) -> None:
+    app.execute(
+        "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address, amount_raw,"
+        " amount_usd_cents, purpose, status, expires_at, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, 1000000, 100, 'self', 'CREATED_INTENT', %s, %s)",
+        (uuid4(), billing_account_id, wallet(1), CHAIN_ID, TOKEN, TREASURY, NOW, NOW),
+    )
+
+
+def test_a_tenant_may_write_an_attempt_of_its_own(town: Town) -> None:
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        before = _count(app, "payment_attempts")
+        _insert_attempt(app, town.alice.account)
+        assert _count(app, "payment_attempts") == before + 1
+
+
+@pytest.mark.parametrize("whose", ["bob", "system"])
+def test_a_tenant_may_not_write_an_attempt_of_another(town: Town, whose: str) -> None:
+    account = town.bob.account if whose == "bob" else SYSTEM_TENANT_ACCOUNT_ID
+    with (
+        refused(InsufficientPrivilege, match="row-level security"),
+        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+    ):
+        _insert_attempt(app, account)
+
+
+def test_without_a_scope_no_attempt_may_be_written(town: Town) -> None:
+    with refused(InsufficientPrivilege, match="row-level security"), connect(town.database.app_url) as app:
+        _insert_attempt(app, town.alice.account)
+
+
+FAIL = "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED' WHERE id = %s"
+
+
+def test_a_tenant_moves_its_own_attempt_and_not_anothers(town: Town) -> None:
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        assert app.execute(FAIL, (town.bob.intent.id,)).rowcount == 0
+        assert app.execute(FAIL, (town.alice.intent.id,)).rowcount == 1
+    statuses = "SELECT status FROM payment_attempts WHERE id = %s"
+    assert scalar(town.database.service_url, statuses, town.bob.intent.id) == "CREATED_INTENT"
+    assert scalar(town.database.service_url, statuses, town.alice.intent.id) == "FAILED"
+
+
+INSERT_EVENT = "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'note', 'CREATED_INTENT')"
+
+
+def test_a_tenant_adds_to_its_own_trail_and_not_to_anothers(town: Town) -> None:
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        assert app.execute(INSERT_EVENT, (town.alice.intent.id,)).rowcount == 1
+    with (
+        refused(InsufficientPrivilege, match="row-level security"),
+        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+    ):
+        app.execute(INSERT_EVENT, (town.bob.intent.id,))
+
+
+INSERT_TRANSFER = (
+    "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash, from_address,"
+    f" value_raw, surplus_raw) VALUES ({CHAIN_ID}, '{tx_hash(999)}', 0, %s, 1, '{tx_hash(1)}', '{wallet(1)}', 100, 0)"
+)
+
+
+def test_a_tenant_may_not_claim_a_transfer_for_anothers_attempt(town: Town) -> None:
+    with (
+        refused(InsufficientPrivilege, match="row-level security"),
+        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+    ):
+        app.execute(INSERT_TRANSFER, (town.bob.pending.id,))
+
+
+# -- the doors
+
+
+def _post_own(app: Connection, attempt_id: object, amount: int = 1_000_000_000, contra: str = "cash:usdc") -> bool:
+    [(posted,)] = app.execute(
+        "SELECT posted FROM post_own_purchase(%s, %s, %s, '{}')", (attempt_id, amount, contra)
+    ).fetchall()
+    return bool(posted)
+
+
+def test_the_purchase_door_opens_for_an_own_paid_purchase(town: Town) -> None:
+    with psycopg.connect(town.database.app_url) as app:
+        app.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
+        assert _post_own(app, town.alice.pending.id) is True
+        assert _post_own(app, town.alice.pending.id) is False
+        assert _post_own(app, town.alice.credited.id) is False
+        app.rollback()
+
+
+@pytest.mark.parametrize("amount", [999_999_999, 1_000_000_001, 0, -1_000_000_000, 2_000_000_000])
+def test_the_purchase_door_refuses_another_amount(town: Town, amount: int) -> None:
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
+        _post_own(app, town.alice.pending.id, amount)
+
+
+def test_the_purchase_door_refuses_another_contra_account(town: Town) -> None:
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
+        _post_own(app, town.alice.pending.id, contra="expense:platform_revenue_share")
+
+
+def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(town: Town) -> None:
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        _post_own(app, town.alice.pending.id)
+
+
+def test_the_purchase_door_refuses_a_donation(town: Town) -> None:
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        app.execute(INSERT_TRANSFER, (town.alice.pending_donation.id,))
+        _post_own(app, town.alice.pending_donation.id)
+
+
+@pytest.mark.parametrize("state", ["intent", "rejected"])
+def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(town: Town, state: str) -> None:
+    attempt = town.alice.intent if state == "intent" else town.alice.rejected
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        app.execute(INSERT_TRANSFER, (attempt.id,))
+        _post_own(app, attempt.id)
+
+
+@pytest.mark.parametrize("scope", ["bob", "nobody", ""])
+def test_the_purchase_door_refuses_anothers_attempt(town: Town, scope: str) -> None:
+    user_id = town.bob.user_id if scope == "bob" else scope
+    # Credited and paid, so that nothing but the scope stands in the way.
+    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        assert _post_own(app, town.alice.credited.id) is False
+    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=user_id) as app:
+        _post_own(app, town.alice.credited.id)
+
+
+def test_a_tenant_may_not_post_to_accounts_of_its_choice(town: Town) -> None:
+    with (
+        refused(InsufficientPrivilege, match="post_entry"),
+        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+    ):
+        app.execute("SELECT * FROM post_entry(%s, 1, 'gift', 'x', 'cash:usdc', '{}')", (town.alice.account,))
+
+
+def test_the_service_has_no_use_for_the_tenants_door(town: Town) -> None:
+    with refused(InsufficientPrivilege, match="post_own_purchase"), connect(town.database.service_url) as service:
+        _post_own(service, town.alice.pending.id)
+
+
+def test_nobody_posts_to_an_account_that_does_not_exist(town: Town) -> None:
+    with refused(psycopg.errors.ForeignKeyViolation), connect(town.database.service_url) as service:
+        service.execute("SELECT * FROM post_entry('nobody', 1, 'gift', 'x', 'cash:usdc', '{}')")
+
+
+def test_the_system_tenants_user_has_no_wallet_to_sign_in_with(town: Town) -> None:
+    owner = scalar(town.database.service_url, "SELECT wallet_address FROM users WHERE id = %s", SYSTEM_TENANT_USER_ID)
+    assert owner is None
+    with refused(psycopg.errors.CheckViolation), connect(town.database.app_url) as app:
+        app.execute("SELECT * FROM provision_wallet('not a wallet')")
+    with refused(InvalidTextRepresentation), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+        _post_own(app, "not an id")

@@ -1,0 +1,170 @@
+"""The start-up check: a process with the wrong database or too many rights stops with one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from psycopg import sql
+
+from db.engine import ServiceDatabase, TenantDatabase
+from db.startup import check_service_database, check_tenant_database
+from domain.errors import DatabaseUnavailable, StartupCheckFailed
+from tests.support.postgres import ROLE_PASSWORD, Cluster, Database
+from tests.support.sql import connect
+
+
+async def _check(app_url: str | None = None, service_url: str | None = None) -> str | None:
+    """What the check says, or None when all is well: a message of two lines comes back as what it should not be."""
+    try:
+        if app_url is not None:
+            tenants = TenantDatabase(app_url)
+            try:
+                await check_tenant_database(tenants)
+            finally:
+                await tenants.dispose()
+        if service_url is not None:
+            service = ServiceDatabase(service_url)
+            try:
+                await check_service_database(service)
+            finally:
+                await service.dispose()
+    except StartupCheckFailed as error:
+        return "SEVERAL LINES" if "\n" in error.message else error.message
+    return None
+
+
+async def test_both_roles_pass_on_a_migrated_database(database: Database) -> None:
+    assert await _check(database.app_url, database.service_url) is None
+
+
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "SERVICE_DATABASE_URL"])
+async def test_a_superuser_is_refused(database: Database, setting: str) -> None:
+    url = database.superuser_url
+    said = await (_check(url) if setting == "DATABASE_URL" else _check(service_url=url))
+    assert said is not None
+    assert said.startswith(f"{setting}: role postgres has more rights than it needs")
+    assert "is a superuser" in said
+
+
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "SERVICE_DATABASE_URL"])
+async def test_the_tables_owner_is_refused(database: Database, setting: str) -> None:
+    url = database.migration_url
+    said = await (_check(url) if setting == "DATABASE_URL" else _check(service_url=url))
+    assert said is not None
+    assert "owns tables" in said
+    assert "settle_owner" in said
+
+
+async def test_a_tenants_process_that_bypasses_row_level_security_is_refused(database: Database) -> None:
+    said = await _check(app_url=database.service_url)
+    assert said is not None
+    assert "it bypasses row-level security" in said
+    assert "use role settle_app" in said
+
+
+async def test_a_service_that_is_bound_by_row_level_security_is_refused(database: Database) -> None:
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("GRANT EXECUTE ON FUNCTION post_entry TO settle_app")
+    said = await _check(service_url=database.app_url)
+    assert said is not None
+    assert "ALTER ROLE settle_app BYPASSRLS" in said
+
+
+CHANGES = ("UPDATE", "DELETE", "TRUNCATE")
+APPEND_ONLY = ("credit_ledger", "journal_lines", "payment_events", "settled_transfers")
+
+
+@pytest.mark.parametrize("role", ["settle_app", "settle_service"])
+@pytest.mark.parametrize(
+    ("grant", "words"),
+    [
+        *((f"{right} ON {table}", f"({table} {right})") for table in APPEND_ONLY for right in CHANGES),
+        ("INSERT ON credit_ledger", "(credit_ledger INSERT)"),
+        ("INSERT ON journal_lines", "(journal_lines INSERT)"),
+        ("UPDATE (amount) ON credit_ledger", "(credit_ledger UPDATE)"),
+        ("UPDATE (balance_credits) ON billing_accounts", "may set balances"),
+        ("UPDATE ON billing_accounts", "may set balances"),
+        ("INSERT ON billing_accounts", "may set balances"),
+    ],
+)  # fmt: skip
+async def test_a_right_to_write_past_the_doors_is_refused(
+    database: Database, role: str, grant: str, words: str
+) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute(sql.SQL(f"GRANT {grant} TO {role}"))
+    said = await (_check(database.app_url) if role == "settle_app" else _check(service_url=database.service_url))
+    assert said is not None
+    assert words in said
+    assert role in said
+
+
+async def test_a_tenants_process_that_may_post_to_every_account_is_refused(database: Database) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute("GRANT EXECUTE ON FUNCTION post_entry TO settle_app")
+    said = await _check(database.app_url)
+    assert said is not None
+    assert "it may post to every account;" in said
+
+
+@pytest.fixture
+async def odd_role(cluster: Cluster) -> AsyncIterator[str]:
+    """A role that a test makes; named before the database that depends on it, so that it goes after it."""
+    yield "settle_odd"
+    await cluster.run(sql.SQL("DROP ROLE IF EXISTS settle_odd"))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ("CREATEROLE", "may create roles"),
+        ("CREATEDB", "may create databases"),
+        ("REPLICATION", "may replicate"),
+        ("IN ROLE settle_owner", "owns tables"),
+        ("NOINHERIT IN ROLE settle_owner", "owns tables"),
+    ],
+)
+async def test_any_other_power_of_a_role_is_refused(
+    cluster: Cluster, odd_role: str, database: Database, attributes: str, words: str
+) -> None:
+    await cluster.run(sql.SQL(f"CREATE ROLE {odd_role} LOGIN PASSWORD '{ROLE_PASSWORD}' {attributes}"))
+    with connect(database.superuser_url) as superuser:
+        superuser.execute(sql.SQL(f"GRANT SELECT ON alembic_version TO {odd_role}"))
+    said = await _check(database.url_as(odd_role))
+    assert said is not None
+    assert words in said
+
+
+# -- schema and system tenant
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("UPDATE billing_accounts SET is_system_tenant = false", "is not flagged as the system tenant"),
+        ("DELETE FROM billing_accounts", "the system tenant's account cogni_system is missing"),
+        ("UPDATE alembic_version SET version_num = '0000'", "the schema is at revision 0000, the code needs 0001"),
+        ("DELETE FROM alembic_version", "the schema is at revision None, the code needs 0001"),
+        ("DROP TABLE alembic_version", "the database has no schema yet"),
+    ],
+)
+async def test_a_database_that_is_not_what_the_code_needs_is_refused(
+    database: Database, damage: str, words: str
+) -> None:
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute(damage)
+    for said in (await _check(app_url=database.app_url), await _check(service_url=database.service_url)):
+        assert said is not None
+        assert words in said
+        assert said.endswith("run: settle migrate")
+
+
+async def test_an_empty_database_is_refused(cluster: Cluster) -> None:
+    async with cluster.temporary() as empty:
+        for said in (await _check(app_url=empty.app_url), await _check(service_url=empty.service_url)):
+            assert said == "the database has no schema yet; run: settle migrate"
+
+
+async def test_a_database_that_is_not_there_is_unavailable(cluster: Cluster) -> None:
+    with pytest.raises(DatabaseUnavailable, match="does not exist"):
+        await _check(app_url=cluster.database("nowhere").app_url)

@@ -1,0 +1,74 @@
+"""What a worker process of the tests may be told to do to itself."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import BaseModel
+
+FAULT_VARIABLE: Final = "SETTLE_TEST_FAULT"
+GONE_ON: Final = "the trapped activity has gone on"
+"""Written by a worker that was paused and continued, when its activity's transaction is over."""
+
+
+class Moment(StrEnum):
+    """Where in an activity the fault comes."""
+
+    BEFORE_TRANSACTION = "before_transaction"
+    """Before its first statement is sent."""
+
+    BEFORE_COMMIT = "before_commit"
+    """All is written and the commit not sent; where the statement is the transaction, before the statement."""
+
+    AFTER_COMMIT = "after_commit"
+    """The server has committed, and nobody has been told."""
+
+
+class Action(StrEnum):
+    """What happens to the worker process there."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+
+
+class Fault(BaseModel):
+    """What a faulty worker does to itself, once. The time-outs are the product's where they are None."""
+
+    activity: str = ""
+    moment: Moment = Moment.BEFORE_COMMIT
+    action: Action = Action.KILL
+    ledger_start_to_close_seconds: float | None = None
+    look_start_to_close_seconds: float | None = None
+    sticky_seconds: float | None = None
+    idle_in_transaction_timeout: str | None = None
+    activities_only: bool = False
+    """It takes no workflow tasks, and one activity at a time: a paused process then holds nothing but its activity.
+
+    The polls of a paused worker stay open for a minute, and each swallows one task until that times out.
+    """
+
+
+def shortened(activity: str = "", moment: Moment = Moment.BEFORE_COMMIT) -> Fault:
+    """To be killed, with short time-outs: a dead worker costs a payment two seconds instead of ten.
+
+    At least one test of each kind keeps the real ones.
+    """
+    return Fault(
+        activity=activity,
+        moment=moment,
+        ledger_start_to_close_seconds=2,
+        look_start_to_close_seconds=3,
+        sticky_seconds=0.5,
+    )
+
+
+def paused(activity: str, moment: Moment, *, idle_in_transaction_timeout: str | None = None) -> Fault:
+    """To be paused in the middle of an activity, which is all that the process has taken on."""
+    return Fault(
+        activity=activity,
+        moment=moment,
+        action=Action.PAUSE,
+        idle_in_transaction_timeout=idle_in_transaction_timeout,
+        activities_only=True,
+    )

@@ -1,0 +1,231 @@
+"""The oracle: whether the books of a whole database are right, whatever has happened to it before.
+
+It reads the tables alone, with queries and numbers of its own, so that it shares no mistake with the code that it
+judges. Each violation is one sentence that begins with what it is about.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import dict_row
+
+CHECKS: Final = (
+    (
+        "journal line {id}: its entry {entry_id} does not exist",
+        """
+        SELECT l.id, l.entry_id FROM journal_lines l LEFT JOIN credit_ledger e ON e.id = l.entry_id WHERE e.id IS NULL
+        """,
+    ),
+    (
+        "entry {entry_id}: debits {debits}, credits {credits}",
+        """
+        SELECT entry_id, coalesce(sum(amount) FILTER (WHERE side = 'debit'), 0) AS debits,
+               coalesce(sum(amount) FILTER (WHERE side = 'credit'), 0) AS credits
+          FROM journal_lines GROUP BY entry_id
+        HAVING sum(CASE side WHEN 'debit' THEN amount ELSE -amount END) <> 0
+        """,
+    ),
+    (
+        "trial balance: debits {debits}, credits {credits}",
+        """
+        SELECT coalesce(sum(amount) FILTER (WHERE side = 'debit'), 0) AS debits,
+               coalesce(sum(amount) FILTER (WHERE side = 'credit'), 0) AS credits
+          FROM journal_lines HAVING sum(CASE side WHEN 'debit' THEN amount ELSE -amount END) <> 0
+        """,
+    ),
+    (
+        "entry {id}: header says {amount}, its liability lines say {moved}",
+        """
+        SELECT * FROM (
+            SELECT e.id, e.amount, coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END), 0) AS moved
+              FROM credit_ledger e
+              LEFT JOIN journal_lines l ON l.entry_id = e.id AND l.account_code = 'credits:' || e.billing_account_id
+             GROUP BY e.id, e.amount) entries
+         WHERE amount <> moved
+        """,
+    ),
+    (
+        "entry {id}: is of account {billing_account_id} and moves {account_code}",
+        """
+        SELECT e.id, e.billing_account_id, l.account_code FROM credit_ledger e
+          JOIN journal_lines l ON l.entry_id = e.id
+         WHERE l.account_code LIKE 'credits:%%' AND l.account_code <> 'credits:' || e.billing_account_id
+        """,
+    ),
+    (
+        "account {id}: balance {balance_credits}, its entries sum to {total}",
+        """
+        SELECT * FROM (
+            SELECT b.id, b.balance_credits, coalesce(sum(e.amount), 0) AS total
+              FROM billing_accounts b LEFT JOIN credit_ledger e ON e.billing_account_id = b.id
+             GROUP BY b.id, b.balance_credits) balances
+         WHERE balance_credits <> total
+        """,
+    ),
+    (
+        "entry {id}: balance_after {balance_after}, the entries up to it sum to {total}",
+        """
+        SELECT * FROM (
+            SELECT id, balance_after, sum(amount) OVER (PARTITION BY billing_account_id ORDER BY entry_seq) AS total
+              FROM credit_ledger) running
+         WHERE balance_after <> total
+        """,
+    ),
+    (
+        "system tenant: flagged are {flagged}",
+        """
+        SELECT array_agg(id ORDER BY id) AS flagged FROM billing_accounts WHERE is_system_tenant
+        HAVING coalesce(array_agg(id), '{}') <> ARRAY['cogni_system']
+        """,
+    ),
+    (
+        "attempt {id}: CREDITED with {entries} entries {reason} of {amount} on {account}, not with 1",
+        """
+        SELECT x.id, x.reason, x.amount, x.account, count(e.id) AS entries FROM expected x
+          LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
+                AND e.billing_account_id = x.account AND e.amount = x.amount
+         WHERE x.reason <> 'platform_revenue_share'
+         GROUP BY x.id, x.reason, x.amount, x.account HAVING count(e.id) <> 1
+        """,
+    ),
+    (
+        "attempt {id}: CREDITED with {entries} bonuses of {amount}, not with 1",
+        """
+        SELECT x.id, x.amount, count(e.id) AS entries FROM expected x
+          LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
+                AND e.billing_account_id = x.account AND e.amount = x.amount
+         WHERE x.reason = 'platform_revenue_share' AND x.amount > 0
+         GROUP BY x.id, x.amount HAVING count(e.id) > 1 OR (count(e.id) = 0 AND NOT %(pending_bonus_ok)s)
+        """,
+    ),
+    (
+        "entry {id}: {reason} of {amount} on {billing_account_id} is what no CREDITED attempt asks for",
+        """
+        SELECT e.id, e.reason, e.amount, e.billing_account_id FROM credit_ledger e
+         WHERE e.reason IN ('credits_purchase', 'platform_revenue_share', 'system_donation')
+           AND NOT EXISTS (
+               SELECT 1 FROM expected x WHERE x.id::text = e.reference AND x.reason = e.reason
+                  AND x.account = e.billing_account_id AND x.amount = e.amount)
+        """,
+    ),
+    (
+        "attempt {id}: {status} with {transfers} settled transfers",
+        """
+        SELECT a.id, a.status, count(s.id) AS transfers FROM payment_attempts a
+          LEFT JOIN settled_transfers s ON s.attempt_id = a.id
+         GROUP BY a.id, a.status HAVING count(s.id) <> CASE a.status WHEN 'CREDITED' THEN 1 ELSE 0 END
+        """,
+    ),
+    (
+        "transfer {chain_id}/{tx_hash}/{log_index}: pays {attempts} attempts",
+        """
+        SELECT chain_id, tx_hash, log_index, count(*) AS attempts FROM settled_transfers
+         GROUP BY chain_id, tx_hash, log_index HAVING count(*) <> 1
+        """,
+    ),
+    (
+        "transfer {chain_id}/{tx_hash}/{log_index}: is not what attempt {attempt_id} asked for",
+        """
+        SELECT s.chain_id, s.tx_hash, s.log_index, s.attempt_id FROM settled_transfers s
+          LEFT JOIN payment_attempts a ON a.id = s.attempt_id
+         WHERE (s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND lower(s.from_address) = lower(a.from_address)
+                AND s.value_raw >= a.amount_raw AND s.surplus_raw = s.value_raw - a.amount_raw) IS NOT TRUE
+        """,
+    ),
+    (
+        "attempt {id}: still PENDING_UNVERIFIED",
+        "SELECT id FROM payment_attempts WHERE status = 'PENDING_UNVERIFIED' AND %(nothing_stuck)s",
+    ),
+)
+"""Sentence and the query whose rows are the violations."""
+
+EXPECTED_ENTRIES: Final = """
+    WITH expected AS (
+        SELECT a.id, 'credits_purchase' AS reason, a.billing_account_id AS account,
+               a.amount_usd_cents::numeric * 100000 AS amount
+          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'self'
+        UNION ALL
+        SELECT a.id, 'system_donation', 'cogni_system', a.amount_usd_cents::numeric * 100000
+          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'system'
+        UNION ALL
+        SELECT a.id, 'platform_revenue_share', 'cogni_system',
+               floor(a.amount_usd_cents::numeric * 100000 * %(expected_share)s::numeric)
+          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'self'
+    )
+"""
+"""The entries that the attempts ask for: every one once, and no other."""
+
+TRAIL: Final = """
+    SELECT a.id, a.status, a.error_code, e.id AS event_id, e.from_status, e.to_status, e.error_code AS event_error_code
+      FROM payment_attempts a LEFT JOIN payment_events e ON e.attempt_id = a.id ORDER BY a.id, e.id
+"""
+
+LEGAL_STEPS: Final = frozenset(
+    {
+        (None, "CREATED_INTENT"),
+        ("CREATED_INTENT", "PENDING_UNVERIFIED"),
+        ("CREATED_INTENT", "FAILED"),
+        ("PENDING_UNVERIFIED", "PENDING_UNVERIFIED"),
+        ("PENDING_UNVERIFIED", "CREDITED"),
+        ("PENDING_UNVERIFIED", "REJECTED"),
+        ("PENDING_UNVERIFIED", "FAILED"),
+    }
+)
+
+
+async def check_books(
+    url: str,
+    *,
+    expected_share: Decimal = Decimal("0.75"),
+    pending_bonus_ok: bool = False,
+    nothing_stuck: bool = False,
+) -> list[str]:
+    """Violations in words, none when the books are right.
+
+    `url` is the superuser's or settle_service's: it must see every row. `pending_bonus_ok` accepts a purchase
+    whose bonus is still to come, `nothing_stuck` wants every submitted attempt ended.
+    """
+    values = {
+        "expected_share": expected_share,
+        "pending_bonus_ok": pending_bonus_ok,
+        "nothing_stuck": nothing_stuck,
+    }
+    violations: list[str] = []
+    async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
+        # One snapshot for all queries, so that payments which go on meanwhile do not look like violations.
+        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await connection.set_read_only(True)
+        for sentence, statement in CHECKS:
+            cursor = await connection.execute(EXPECTED_ENTRIES + statement, values)
+            violations += [sentence.format_map(row) for row in await cursor.fetchall()]
+        rows = await (await connection.execute(TRAIL)).fetchall()
+    for _, trail in groupby(rows, key=lambda row: row["id"]):
+        violations += _check_trail(list(trail))
+    return violations
+
+
+def _check_trail(trail: list[dict[str, Any]]) -> list[str]:
+    """Violations of one attempt's audit trail, whose rows are in order."""
+    attempt = trail[0]
+    if attempt["event_id"] is None:
+        return [f"attempt {attempt['id']}: {attempt['status']} without an event"]
+    found: list[str] = []
+    before: str | None = None
+    for event in trail:
+        step = (event["from_status"], event["to_status"])
+        if step not in LEGAL_STEPS:
+            found.append(f"attempt {attempt['id']}: event says {step[0]} to {step[1]}, which is no legal step")
+        elif event["from_status"] != before:
+            found.append(f"attempt {attempt['id']}: event says {step[0]} to {step[1]} after {before}")
+        before = event["to_status"]
+    last = trail[-1]
+    if (last["to_status"], last["event_error_code"]) != (attempt["status"], attempt["error_code"]):
+        found.append(
+            f"attempt {attempt['id']}: is {attempt['status']} ({attempt['error_code']}), "
+            f"its last event says {last['to_status']} ({last['event_error_code']})"
+        )
+    return found

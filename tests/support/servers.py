@@ -1,0 +1,87 @@
+"""The other real servers of a test session: Temporal with a namespace for each test, and a chain mined by hand."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
+
+from devstack.chain import LocalChain
+from devstack.temporal import EmbeddedTemporal
+from starter.temporal import connect, register_search_attributes
+
+FIRST_TEMPORAL_PORT: Final = 27_233
+FIRST_CHAIN_PORT: Final = 28_545
+RETENTION_SECONDS: Final = 86_400
+
+
+def xdist_number() -> int:
+    """Which of several parallel test processes this is; each has its own servers."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A Temporal namespace of one's own, with our search attributes."""
+
+    address: str
+    name: str
+    client: Client
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Temporal's own environment variables for it."""
+        return {"TEMPORAL_ADDRESS": self.address, "TEMPORAL_NAMESPACE": self.name}
+
+
+class TemporalServer:
+    """A running server that hands out namespaces."""
+
+    def __init__(self, server: EmbeddedTemporal) -> None:
+        self.server = server
+        self._numbers = itertools.count(1)
+
+    async def namespace(self) -> Namespace:
+        """A new namespace, ready to be used."""
+        name = f"test-{next(self._numbers)}"
+        admin = await connect({"TEMPORAL_ADDRESS": self.server.address})
+        await admin.workflow_service.register_namespace(
+            RegisterNamespaceRequest(
+                namespace=name,
+                workflow_execution_retention_period=Duration(seconds=RETENTION_SECONDS),
+            )
+        )
+        client = await connect({"TEMPORAL_ADDRESS": self.server.address, "TEMPORAL_NAMESPACE": name})
+        await register_search_attributes(client)
+        return Namespace(self.server.address, name, client)
+
+
+@asynccontextmanager
+async def running_temporal(state_dir: Path) -> AsyncIterator[TemporalServer]:
+    """A Temporal server for the session."""
+    server = EmbeddedTemporal(state_dir, FIRST_TEMPORAL_PORT + 2 * xdist_number())
+    await server.start()
+    try:
+        yield TemporalServer(server)
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def running_chain(state_dir: Path) -> AsyncIterator[LocalChain]:
+    """A chain with the test token that mines only when told to."""
+    chain = LocalChain(state_dir, FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None)
+    await chain.start()
+    try:
+        await chain.deploy()
+        yield chain
+    finally:
+        await chain.stop()
