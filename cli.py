@@ -35,13 +35,14 @@ class Context:
         """The settings. Raises `ConfigurationError`."""
         return load(self.variables)
 
-    def configure_logs(self, *, default_format: str = "console") -> None:
-        """Send log lines to standard error; a terminal's commands speak words unless LOG_FORMAT says otherwise."""
+    def configure_logs(self, *, default_format: str, default_level: str) -> None:
+        """Send log lines to standard error, in this form where the settings name none."""
         from telemetry.logs import configure
 
         settings = self.settings
-        log_format = settings.log_format.value if "LOG_FORMAT" in self.variables else default_format
-        configure(level=settings.log_level.value, log_format=log_format)
+        log_format = settings.log_format.value if self.variables.get("LOG_FORMAT") else default_format
+        level = settings.log_level.value if self.variables.get("LOG_LEVEL") else default_level
+        configure(level=level, log_format=log_format)
 
 
 class AttemptId(click.ParamType[UUID]):
@@ -65,14 +66,31 @@ def _fail(error: SettleError | Exception, *, code: str, exit_code: int, as_json:
 
 
 def command(function: Callable[P, Coroutine[Any, Any, bool | None]]) -> Callable[P, None]:
-    """Run an async command; one clear line for each error. A command that returns False says "no"."""
+    """Run an async command; one clear line for each error. A command that returns False says "no".
 
+    Its answer is its output: log lines are words, and few.
+    """
+    return _runs(function, log_format="console", log_level="WARNING")
+
+
+def service(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """The same for a process that runs until it is stopped: its log is what it says."""
+    return _runs(function, log_format="json", log_level="INFO")
+
+
+def _runs(
+    function: Callable[P, Coroutine[Any, Any, bool | None]], *, log_format: str, log_level: str
+) -> Callable[P, None]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         from devstack.errors import DevstackError
 
         as_json = bool(kwargs.get("as_json", False))
         try:
+            # Before anything can log: an unconfigured line would go to standard output, in the middle of the answer.
+            context = click.get_current_context().find_object(Context)
+            if context is not None:
+                context.configure_logs(default_format=log_format, default_level=log_level)
             answer = asyncio.run(function(*args, **kwargs))
         except (ConfigurationError, InvalidInput) as error:
             _exit(_fail(error, code=error.code, exit_code=WRONG_USE, as_json=as_json))
@@ -189,12 +207,11 @@ async def migrate(context: Context, as_json: bool) -> None:
 
 @main.command()
 @click.pass_obj
-@command
+@service
 async def worker(context: Context) -> None:
     """Run a worker until SIGTERM, which drains it. Health and metrics are served on WORKER_HEALTH_PORT."""
     from worker import run_worker
 
-    context.configure_logs(default_format="json")
     await run_worker(context.settings, context.variables)
 
 

@@ -6,13 +6,13 @@ A bad value raises `ConfigurationError` with one line that names the variable, w
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -27,6 +27,8 @@ from domain.money import (
 
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+
+SHARE_DIGITS_MAX: Final = 30
 
 _T = TypeVar("_T")
 
@@ -51,16 +53,27 @@ class LogLevel(StrEnum):
 
 def _postgres_url(value: object) -> str:
     parts = urlsplit(str(value))
-    if parts.scheme not in {"postgresql", "postgres"} or not parts.hostname or not parts.path.strip("/"):
+    if not _names_a_server(parts, {"postgresql", "postgres"}) or not parts.path.strip("/"):
         raise ValueError
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 
 def _http_urls(value: object) -> tuple[str, ...]:
     urls = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
-    if not urls or any(urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname for url in urls):
+    if not urls or not all(_names_a_server(urlsplit(url), {"http", "https"}) for url in urls):
         raise ValueError
     return urls
+
+
+def _http_url(value: object) -> str:
+    if not _names_a_server(urlsplit(str(value)), {"http", "https"}):
+        raise ValueError
+    return str(value)
+
+
+def _names_a_server(parts: SplitResult, schemes: Collection[str]) -> bool:
+    """Raises `ValueError` for a port that is none: only reading it tells."""
+    return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
 
 
 def _address(value: object) -> str:
@@ -77,6 +90,9 @@ def _share(value: object) -> Decimal:
     except InvalidOperation:
         raise ValueError from None
     if isinstance(value, float) or not share.is_finite() or not 0 <= share <= 1:
+        raise ValueError
+    # Exact arithmetic with an exponent such as 1e-999999999 would never end.
+    if int(share.as_tuple().exponent) < -SHARE_DIGITS_MAX:
         raise ValueError
     return share
 
@@ -146,7 +162,9 @@ class Settings(BaseModel):
         DEFAULT_REVENUE_SHARE, alias="SYSTEM_TENANT_REVENUE_SHARE", description="a decimal from 0 to 1, such as 0.75"
     )
 
-    temporal_ui_url: str | None = Field(None, alias="TEMPORAL_UI_URL", description="http address of Temporal's UI")
+    temporal_ui_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+        None, alias="TEMPORAL_UI_URL", description="http or https address of Temporal's UI"
+    )
     worker_health_host: str = Field("127.0.0.1", alias="WORKER_HEALTH_HOST", description="an address to listen on")
     worker_health_port: int | None = Field(
         None, alias="WORKER_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"

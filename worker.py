@@ -39,6 +39,13 @@ DATABASE_CONNECTIONS: Final = 8
 WORKFLOW_TASK_POLLERS: Final = 20
 """The default leaves one poller on the non-sticky queue, which costs throughput and most of the tail latency."""
 
+WORKER_OPTIONS: Final[dict[str, Any]] = {
+    "graceful_shutdown_timeout": GRACEFUL_SHUTDOWN,
+    "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
+    "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
+}
+"""`settle bench` runs its bare workflow with the same ones."""
+
 _D = TypeVar("_D", TenantDatabase, ServiceDatabase)
 
 log = structlog.get_logger(__name__)
@@ -64,7 +71,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             )
         )
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
-        temporal = await connect(variables, runtime=_runtime(sdk_metrics_address))
+        temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
         added = await register_search_attributes(temporal)
         if added:
             log.info("search attributes registered", names=added)
@@ -126,9 +133,7 @@ def build_worker(
             verification.await_confirmation,
         ],
         interceptors=[LogContext(), DomainErrors()],
-        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
-        workflow_task_poller_behavior=PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
-        activity_task_poller_behavior=PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
+        **WORKER_OPTIONS,
     )
 
 
@@ -145,7 +150,8 @@ def _closing(stack: AsyncExitStack, database: _D) -> _D:
     return database
 
 
-def _runtime(sdk_metrics_address: str) -> Runtime:
+def sdk_runtime(sdk_metrics_address: str) -> Runtime:
+    """The SDK's runtime, its metrics served at `sdk_metrics_address`."""
     return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=sdk_metrics_address)))
 
 

@@ -44,16 +44,18 @@ class VerificationActivities:
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
-        verdict = await self._look(payment)
+        attempt = await self._find(payment)
+        verdict = await self._look(payment, attempt)
         if not isinstance(verdict, Waiting):
             LOOKS.labels(outcome=verdict.kind).inc()
-            return verdict
+            return _about(attempt.tx_hash, verdict)
         LOOKS.labels(outcome=verdict.reason.value).inc()
         if payment.is_last_look:
             return Refused(
                 status=AttemptStatus.FAILED,
                 error_code=ErrorCode.RECEIPT_NOT_FOUND,
                 message=f"not confirmed in time; the last look said: {verdict.message}",
+                tx_hash=attempt.tx_hash,
             )
         raise ApplicationError(
             verdict.message,
@@ -72,12 +74,14 @@ class VerificationActivities:
             block_time=self._block_time,
         )
 
-    async def _look(self, payment: PaymentToVerify) -> Verdict:
+    async def _find(self, payment: PaymentToVerify) -> attempts.UnderVerification:
         async with self._database.single_statement() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
         if attempt is None:
             raise AttemptNotFound(payment.attempt_id)
+        return attempt
 
+    async def _look(self, payment: PaymentToVerify, attempt: attempts.UnderVerification) -> Verdict:
         def verdict_on(view: ChainView) -> Verdict:
             return judge(
                 payment.terms,
@@ -91,8 +95,8 @@ class VerificationActivities:
             async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
                 view = await self._chain.look(attempt.tx_hash, block_hint=_block_seen_before())
                 verdict = verdict_on(view)
-                _remember_block(view)
                 if isinstance(verdict, Waiting):
+                    _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request
                     return verdict
                 # What follows cannot be taken back, and one node may lie: all the others are asked.
                 return verdict_on(await self._chain.cross_check(attempt.tx_hash, view))
@@ -105,6 +109,11 @@ class VerificationActivities:
 
     def _waiting(self, reason: WaitReason, message: str) -> Waiting:
         return Waiting(reason=reason, message=message, confirmations_needed=self._min_confirmations)
+
+
+def _about(tx_hash: str, verdict: Verified | Refused) -> Verified | Refused:
+    """A refusal says which hash it is about: it does not end an attempt whose hash has been replaced since."""
+    return verdict.model_copy(update={"tx_hash": tx_hash}) if isinstance(verdict, Refused) else verdict
 
 
 def _block_seen_before() -> int | None:

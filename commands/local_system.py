@@ -20,12 +20,12 @@ from devstack.processes import PortBook, ProcessService, write_atomically
 from devstack.stack import PART_NAMES, Stack
 from domain.errors import ConfigurationError
 from settings import Settings, load
+from telemetry.health import DEFAULT_PORT
 
 PROCESSES: Final = ("worker",)
 PARTS: Final = (*PART_NAMES, *PROCESSES)
 
 LOCAL_BLOCK_TIME_SECONDS: Final = 1
-WORKER_HEALTH_PORT: Final = 9464
 WORKER_STOP_SECONDS: Final = 15.0
 
 _DATABASE_URLS: Final = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
@@ -93,12 +93,11 @@ class LocalSystem:
 
     async def start_worker(self, name: str = "worker") -> ProcessService:
         """Start a supervised worker process and wait until it is ready."""
-        port = PortBook(self.state_dir).pick(f"{name}-health", WORKER_HEALTH_PORT)
-        self.variables["WORKER_HEALTH_PORT"] = str(port)
+        port = PortBook(self.state_dir).pick(f"{name}-health", DEFAULT_PORT)
         return await self.stack.add_process(
             name,
             [sys.executable, "-m", "cli", "worker"],
-            self.variables,
+            {**self.variables, "WORKER_HEALTH_PORT": str(port)},
             ready=_answers(f"http://127.0.0.1:{port}/readyz"),
             stop_timeout_seconds=WORKER_STOP_SECONDS,
         )

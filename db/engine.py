@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
+import psycopg
+from psycopg.rows import TupleRow
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -45,12 +47,29 @@ class ServiceConnection:
 AnyConnection = TenantConnection | ServiceConnection
 
 
+async def fetch_one_by_driver(
+    connection: AnyConnection, statement: LiteralString, values: Mapping[str, object]
+) -> TupleRow | None:
+    """One statement by the driver alone, in the connection's transaction: for the few that are worth it.
+
+    Its parameters are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
+    """
+    driver = (await connection.connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, psycopg.AsyncConnection)
+    try:
+        return await (await driver.execute(statement, values)).fetchone()
+    except psycopg.OperationalError:
+        if driver.closed:
+            await connection.connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
+        raise
+
+
 def psycopg_url(url: str) -> URL:
     """SQLAlchemy's form of a plain `postgresql://` address, with the psycopg 3 driver."""
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
-def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool) -> AsyncEngine:
+def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool, **options: Any) -> AsyncEngine:
     settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
     connect_args: dict[str, Any] = {
         "application_name": application_name,
@@ -66,7 +85,12 @@ def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool) 
         connect_args=connect_args,
         # An error must not carry an address or a payload into a log.
         hide_parameters=True,
+        **options,
     )
+
+
+# Errors of the server itself carry an SQLSTATE; class 57 is a shutdown, 53 too many connections.
+_LOST: Final = frozenset({"57", "53", "08"})
 
 
 @asynccontextmanager
@@ -75,11 +99,14 @@ async def _unavailable_as_domain_error() -> AsyncIterator[None]:
     try:
         yield
     except DBAPIError as error:
-        # Errors of the server itself carry an SQLSTATE; class 57 is a shutdown, 53 too many connections.
         sqlstate = getattr(error.orig, "sqlstate", None)
-        lost = isinstance(error, OperationalError | InterfaceError) and (sqlstate or "57")[:2] in {"57", "53", "08"}
+        lost = isinstance(error, OperationalError | InterfaceError) and (sqlstate or "57")[:2] in _LOST
         if error.connection_invalidated or lost:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
+        raise
+    except psycopg.OperationalError as error:
+        if (error.sqlstate or "57")[:2] in _LOST:
+            raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error).splitlines()[0]}") from error
         raise
     except PoolTimeoutError as error:
         raise DatabaseUnavailable(
@@ -124,19 +151,26 @@ class ServiceDatabase:
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
-        self.engine = _engine(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Single statements are what a worker does all day: they get connections that need not be switched.
+        self.engine = _engine(
+            url,
+            application_name=application_name,
+            pool_size=pool_size,
+            pre_ping=pre_ping,
+            isolation_level="AUTOCOMMIT",
+        )
+        self._transactional = self.engine.execution_options(isolation_level="READ COMMITTED")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[ServiceConnection]:
         """One transaction; commits at the end, rolls back on an error."""
-        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+        async with _unavailable_as_domain_error(), self._transactional.begin() as connection:
             yield ServiceConnection(connection)
 
     @asynccontextmanager
     async def single_statement(self) -> AsyncIterator[ServiceConnection]:
         """Each statement is a transaction of its own: no BEGIN and COMMIT to wait for while a lock is held."""
-        async with _unavailable_as_domain_error(), self._autocommit.connect() as connection:
+        async with _unavailable_as_domain_error(), self.engine.connect() as connection:
             yield ServiceConnection(connection)
 
     async def dispose(self) -> None:

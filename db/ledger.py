@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import func, select, text
 
-from db.engine import AnyConnection, ServiceConnection, TenantConnection, driver_connection
+from db.engine import AnyConnection, ServiceConnection, TenantConnection, fetch_one_by_driver
 from db.errors import POSTED_ONCE
 from db.schema import CreditLedgerEntry
 from domain.errors import BookkeepingError
@@ -58,12 +58,12 @@ class TrialBalanceLine:
 
 # Posting goes straight to the driver: SQLAlchemy would take as long for it as the driver does, and nothing is
 # called as often. Amounts are cast because the driver types an integer by its size, and each type is a statement.
-POST_ENTRY: Final = (
+POST_ENTRY: Final[LiteralString] = (
     "SELECT entry_id, amount, balance_after, posted FROM post_entry("
     "%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s, %(contra_account)s, %(metadata)s)"
 )
 
-_POST_OWN_PURCHASE: Final = (
+_POST_OWN_PURCHASE: Final[LiteralString] = (
     "SELECT entry_id, amount, balance_after, posted FROM post_own_purchase("
     "%(attempt_id)s, %(amount)s::bigint, %(contra_account)s, %(metadata)s)"
 )
@@ -81,18 +81,26 @@ _TRIAL_BALANCE = text(
 )
 
 
-async def _post(connection: AnyConnection, statement: str, values: dict[str, Any], amount: int) -> PostedEntry:
-    driver = await driver_connection(connection)
+async def _post(
+    connection: AnyConnection,
+    statement: LiteralString,
+    values: dict[str, Any],
+    amount: int,
+    *,
+    earlier_amount_stands: bool = False,
+) -> PostedEntry:
     try:
-        row = await (await driver.execute(statement, values)).fetchone()
+        row = await fetch_one_by_driver(connection, statement, values)
     except psycopg.IntegrityError as error:
         if error.diag.constraint_name in POSTED_ONCE:
             raise PostedMeanwhile from error
         raise
     assert row is not None, "the function returns a row or raises"
     entry = PostedEntry(*row)
-    if entry.amount_credits != amount:
-        raise BookkeepingError(f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not {amount}")
+    if entry.amount_credits != amount and not earlier_amount_stands:
+        raise BookkeepingError(
+            f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not with {amount}"
+        )
     return entry
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
@@ -39,6 +40,7 @@ from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import PaymentTerms
 from starter.models import AttemptView, Intent
 from starter.progress import read_progress, read_workflow
+from starter.temporal import does_not_answer
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
@@ -224,10 +226,7 @@ class PaymentsClient:
 
     async def _dead_run_id(self, attempt_id: UUID) -> str | None:
         """The attempt's latest run where it failed or was stopped, so that nobody settles the attempt now."""
-        try:
-            state = await read_workflow(self._temporal, attempt_id)
-        except RPCError as error:
-            raise _unavailable(error) from error
+        state = await read_workflow(self._temporal, attempt_id)
         if state is None or state.is_running or state.status == WorkflowExecutionStatus.COMPLETED.name:
             return None
         return state.run_id
@@ -260,12 +259,20 @@ class PaymentsClient:
         except WorkflowUpdateFailedError as error:
             raise _refusal(error, submission) from error
         except (TimeoutError, UpdateNotAnswered):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The SDK says the same when the caller was cancelled: that one wants no answer any more.
+                raise asyncio.CancelledError from None
             await self._require_started(attempt.id)
             return None
         except RPCError as error:
             if error.status in _UNAVAILABLE:
-                raise _unavailable(error) from error
+                raise does_not_answer(error) from error
             raise
+        except RuntimeError as error:
+            raise does_not_answer(error) from error
+        finally:
+            await _forget(start)
 
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
         """Start a run for a credited purchase, unless one has completed: the bonus may be missing.
@@ -298,12 +305,8 @@ class PaymentsClient:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""
         try:
             await self._temporal.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=ANSWER_TIMEOUT)
-        except RPCError as error:
-            raise TemporalUnavailable(f"Temporal has not started the settlement: {error.message}") from error
-
-
-def _unavailable(error: RPCError) -> TemporalUnavailable:
-    return TemporalUnavailable(f"Temporal does not answer: {error.message}")
+        except (RPCError, RuntimeError) as error:
+            raise TemporalUnavailable(f"Temporal has not started the settlement: {error}") from error
 
 
 def _submission(attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime) -> Submission:
@@ -324,6 +327,13 @@ def _settlement(attempt: PaymentAttempt, submission: Submission, request_id: str
         terms=_terms(attempt),
         request_id=request_id,
     )
+
+
+async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
+    """Take the start's own error, which the call has raised already: asyncio complains about one nobody takes."""
+    with suppress(asyncio.CancelledError, Exception):
+        async with asyncio.timeout(0):
+            await start.workflow_handle()
 
 
 def _terms(attempt: PaymentAttempt) -> PaymentTerms:

@@ -9,13 +9,12 @@ from uuid import UUID
 
 from pydantic import Field
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from chain.reader import ChainReader
 from db import attempts, ledger
 from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.errors import AttemptNotFound, SettleError
+from domain.errors import AttemptNotFound, SettleError, TemporalUnavailable
 from domain.ledger import Reason
 from domain.verdict import PaymentTerms, Refused, Verdict, Verified, Waiting, judge
 from starter.models import Answer, AttemptView
@@ -145,8 +144,8 @@ def workflow_url(ui_url: str | None, namespace: str, attempt_id: UUID) -> str | 
 async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowState | None, str]:
     try:
         state = await read_workflow(temporal, attempt_id)
-    except (RPCError, RuntimeError) as error:
-        return None, f"Temporal does not answer: {str(error).splitlines()[0]:.200}"
+    except TemporalUnavailable as error:
+        return None, error.message
     if state is None:
         return None, "there is none"
     words = f"{state.status}, {state.history_length} history events"

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from domain.errors import TemporalUnavailable
 from domain.verdict import Waiting
 from starter.models import Progress
+from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 
 DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
@@ -46,13 +48,15 @@ class WorkflowState:
 
 
 async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | None:
-    """The attempt's workflow, or None where Temporal knows none. Raises `RPCError` when Temporal does not answer."""
+    """The attempt's workflow, or None where Temporal knows none. Raises `TemporalUnavailable`."""
     try:
         description = await client.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=DESCRIBE_TIMEOUT)
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None
-        raise
+        raise does_not_answer(error) from error
+    except RuntimeError as error:
+        raise does_not_answer(error) from error
     pending = []
     for raw in description.raw_description.pending_activities:
         failure = raw.last_failure if raw.HasField("last_failure") else None
@@ -84,7 +88,7 @@ async def read_progress(client: Client, attempt_id: UUID, confirmations_needed: 
     """How far the wait has come. Never fails: without Temporal's answer there is just less to say."""
     try:
         state = await read_workflow(client, attempt_id)
-    except RPCError:
+    except TemporalUnavailable:
         state = None
     for activity in state.pending if state else ():
         if activity.waiting is not None:

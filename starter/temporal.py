@@ -105,4 +105,12 @@ def _answered(client: Client) -> Iterator[None]:
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise StartupCheckFailed(f"Temporal has no namespace {client.namespace} (TEMPORAL_NAMESPACE)") from error
-        raise TemporalUnavailable(f"Temporal does not answer: {error.message}") from error
+        raise does_not_answer(error) from error
+    except RuntimeError as error:
+        raise does_not_answer(error) from error
+
+
+def does_not_answer(error: RPCError | RuntimeError) -> TemporalUnavailable:
+    """The SDK's error as ours. A client that connects lazily raises a bare `RuntimeError` where nobody listens."""
+    words = str(error).splitlines() or ["no reason given"]
+    return TemporalUnavailable(f"Temporal does not answer: {words[0]:.200}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import aiohttp
@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from domain.errors import ConfigurationError, SettleError, TemporalUnavailable
+from telemetry.logs import redact
 
 CHECK_TIMEOUT_SECONDS: Final = 5.0
 DEFAULT_PORT: Final = 9464
@@ -31,6 +32,8 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
             return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
         except SettleError as error:
             return error.message
+        except Exception as error:  # a fault of the check: said in its place, it must not hide the others
+            return f"{type(error).__name__}: {_first_line(error)}"
         return "ok"
 
     return dict(zip(checks, await asyncio.gather(*map(run, checks.values())), strict=True))
@@ -60,11 +63,13 @@ async def serve_health(
 
     async def metrics(_: web.Request) -> web.Response:
         body = generate_latest()
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
-            session.get(f"http://{sdk_metrics_address}/metrics") as response,
-        ):
-            body += await response.read()
+        # Ours are worth having though the SDK's do not come.
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
+                session.get(f"http://{sdk_metrics_address}/metrics") as response,
+            ):
+                body += await response.read()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
@@ -95,6 +100,11 @@ async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:
     try:
         healthy = await check_health()
     except Exception as error:  # the SDK raises its transport's errors as they are
-        raise TemporalUnavailable(f"Temporal does not answer: {str(error).splitlines()[0]:.200}") from error
+        raise TemporalUnavailable(f"Temporal does not answer: {_first_line(error)}") from error
     if not healthy:
         raise TemporalUnavailable("Temporal answers, but says that it does not serve")
+
+
+def _first_line(error: Exception) -> str:
+    lines = redact(str(error)).splitlines()
+    return lines[0][:200] if lines else "no reason given"

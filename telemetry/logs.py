@@ -52,12 +52,18 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
     return event
 
 
-def _flatten_workflow(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The SDK's description of the workflow as the same flat fields that activities' lines have."""
+def _flatten_sdk_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The SDK's descriptions of workflow and activity as the flat fields that our own lines have."""
     described = event.pop("temporal_workflow", None)
     if isinstance(described, dict):
         event["workflow_id"] = described.get("workflow_id")
         event["workflow_run_id"] = described.get("run_id")
+    described = event.pop("temporal_activity", None)
+    if isinstance(described, dict):
+        event["workflow_id"] = described.get("workflow_id")
+        event["workflow_run_id"] = described.get("workflow_run_id")
+        event["activity"] = described.get("activity_type")
+        event["activity_attempt"] = described.get("attempt")
     return event
 
 
@@ -69,7 +75,7 @@ def configure(*, level: str, log_format: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.stdlib.ExtraAdder(),
-        _flatten_workflow,
+        _flatten_sdk_fields,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _redact_event,
@@ -121,11 +127,12 @@ class _LogContextInbound(ActivityInboundInterceptor):
             for name in CONTEXT_FIELDS
             if isinstance(message, BaseModel) and hasattr(message, name)
         }
-        with structlog.contextvars.bound_contextvars(
+        # Not unbound afterwards: the activity's task ends here, and the SDK's line about its failure comes last.
+        structlog.contextvars.bind_contextvars(
             workflow_id=info.workflow_id,
             workflow_run_id=info.workflow_run_id,
             activity=info.activity_type,
             activity_attempt=info.attempt,
             **fields,
-        ):
-            return await super().execute_activity(input)
+        )
+        return await super().execute_activity(input)

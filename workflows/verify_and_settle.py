@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+import contextlib
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
@@ -76,6 +77,8 @@ class VerifyAndSettle:
             # A later submission may be a good one and starts a new run: a failed one does not stand in its way.
             self._first_refusal = refusal
             await workflow.wait_condition(workflow.all_handlers_finished)
+            if self._recorded is not None:
+                return self._recorded  # another hash was taken meanwhile: this run settles it
             raise
 
     async def _complete_what_ended(self, recorded: RecordedSubmission) -> SettlementResult:
@@ -96,23 +99,28 @@ class VerifyAndSettle:
                 )
             except ActivityError as error:
                 raise _cause(error) from error
-            before, self._recorded = self._recorded, recorded
-            if before is not None and before.tx_hash != recorded.tx_hash and recorded.tx_hash is not None:
+            before, self._recorded = self._tx_hash(), recorded
+            if recorded.tx_hash not in {None, before}:
                 self._submitted_at = submission.submitted_at
                 self._hash_replaced = True
-                workflow.upsert_search_attributes([TX_HASH.value_set(recorded.tx_hash)])
+                workflow.upsert_search_attributes([TX_HASH.value_set(self._tx_hash())])
             return recorded
 
     async def _verify_and_settle(self) -> SettlementResult:
         while True:
             verdict = await self._await_verdict()
             try:
-                return await self._settle(verdict)
+                result = await self._settle(verdict)
+                if result.status in FINAL_STATUSES:
+                    return result
+                # The hash was replaced while its refusal was on its way: nothing ended, look at the new one.
             except ApplicationError as error:
                 if error.type != TransferAlreadySettled.code:
                     raise
                 # Somebody else's attempt was paid with that very transfer: look again without it.
-                workflow.logger.warning("transfer already settled, looking again: %s", error.message)
+                workflow.logger.warning(
+                    "transfer already settled, looking again: %s", error.message, extra=self._log_fields()
+                )
 
     async def _await_verdict(self) -> Verified | Refused:
         """Wait for the chain. A replaced hash is looked for at once; the wait itself leaves no history."""
@@ -120,27 +128,42 @@ class VerifyAndSettle:
             self._hash_replaced = False
             verify_until = self._verify_until()
             remaining = verify_until - workflow.now()
-            if remaining.total_seconds() <= 0:
-                return await self._last_look(verify_until)
-            self._tell(
-                f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
+            verdict = (
+                await self._wait_for_verdict(verify_until, remaining)
+                if remaining > timedelta(0)
+                else await self._last_look(verify_until)
             )
-            look = workflow.start_activity_method(
-                VerificationActivities.await_confirmation,
-                self._to_verify(verify_until),
-                start_to_close_timeout=LOOK_START_TO_CLOSE,
-                schedule_to_close_timeout=remaining,
-                retry_policy=LOOK_RETRY,
-                summary=f"wait for {_short(self._tx_hash())} to be confirmed",
-            )
-            await self._done_or_hash_replaced(look)
-            if not look.done():
-                look.cancel()
-            try:
-                return await look
-            except ActivityError as error:
-                if not (self._hash_replaced or error.retry_state == RetryState.TIMEOUT):
-                    raise _cause(error) from error
+            if isinstance(verdict, Verified) or (verdict is not None and not self._hash_replaced):
+                return verdict
+
+    async def _wait_for_verdict(self, verify_until: datetime, remaining: timedelta) -> Verified | Refused | None:
+        """One wait, for one hash; None where it has been replaced, or where time is up."""
+        self._tell(f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC")
+        look = workflow.start_activity_method(
+            VerificationActivities.await_confirmation,
+            self._to_verify(verify_until),
+            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            schedule_to_close_timeout=remaining,
+            retry_policy=LOOK_RETRY,
+            summary=f"wait for {_short(self._tx_hash())} to be confirmed",
+        )
+        await self._done_or_hash_replaced(look)
+        if not look.done():
+            look.cancel()
+        try:
+            return await look
+        except ActivityError as error:
+            if not (self._hash_replaced or error.retry_state == RetryState.TIMEOUT):
+                raise _cause(error) from error
+        await self._time_up_or_hash_replaced(verify_until)
+        return None
+
+    async def _time_up_or_hash_replaced(self, verify_until: datetime) -> None:
+        """The wait ends early when no further look fits into it: what is left is waited for, not looked through."""
+        remaining = verify_until - workflow.now()
+        if remaining > timedelta(0) and not self._hash_replaced:
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self._hash_replaced, timeout=remaining)
 
     async def _done_or_hash_replaced(self, look: workflow.ActivityHandle[Verified | Refused]) -> None:
         await workflow.wait_condition(lambda: look.done() or self._hash_replaced)
