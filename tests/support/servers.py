@@ -15,12 +15,15 @@ from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
 from devstack.chain import LocalChain
+from devstack.processes import wait_until
 from devstack.temporal import EmbeddedTemporal
+from domain.errors import StartupCheckFailed, TemporalUnavailable
 from starter.temporal import connect, register_search_attributes
 
 FIRST_TEMPORAL_PORT: Final = 27_233
 FIRST_CHAIN_PORT: Final = 28_545
 RETENTION_SECONDS: Final = 86_400
+NAMESPACE_SECONDS_MAX: Final = 30.0
 
 
 def xdist_number() -> int:
@@ -57,10 +60,20 @@ class TemporalServer:
             RegisterNamespaceRequest(
                 namespace=name,
                 workflow_execution_retention_period=Duration(seconds=RETENTION_SECONDS),
-            )
+            ),
+            retry=True,  # the server limits how many are made in a second
         )
         client = await connect({"TEMPORAL_ADDRESS": self.server.address, "TEMPORAL_NAMESPACE": name})
-        await register_search_attributes(client)
+
+        async def known() -> bool:
+            try:
+                await register_search_attributes(client)
+            except (StartupCheckFailed, TemporalUnavailable):
+                return False
+            return True
+
+        # A new namespace reaches the server's own caches a moment later.
+        await wait_until(known, timeout_seconds=NAMESPACE_SECONDS_MAX, what=f"namespace {name}")
         return Namespace(self.server.address, name, client)
 
 

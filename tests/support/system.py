@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
@@ -148,21 +148,23 @@ class PaymentSystem(Engine):
 
         `changes` are settings by their variables' names.
         """
+        given = {"LOG_FORMAT": "json", "WORKER_HEALTH_PORT": "0", **self.variables, **changes}
+        if fault is not None:
+            given[FAULT_VARIABLE] = fault.model_dump_json()
+        return WorkerProcess(self._start("worker", FAULTY_WORKER if fault else PRODUCT_WORKER, given))
+
+    def start_command(self, *arguments: str) -> ChildProcess:
+        """One of the product's commands, as `settle ...` on a command line."""
+        return self._start(arguments[0], ("-m", "cli", *arguments), self.variables)
+
+    def _start(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> ChildProcess:
         environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TZ"}}
-        environment |= {
-            "PYTHONPATH": str(ROOT),
-            "LOG_FORMAT": "json",
-            "WORKER_HEALTH_PORT": "0",
-            **self.variables,
-            **changes,
-            **({FAULT_VARIABLE: fault.model_dump_json()} if fault else {}),
-        }
         child = start_process(
             ProcessSpec(
-                name=f"worker-{next(self._numbers)}",
-                argv=[sys.executable, *(FAULTY_WORKER if fault else PRODUCT_WORKER)],
+                name=f"{name}-{next(self._numbers)}",
+                argv=[sys.executable, *arguments],
                 state_dir=self.folder,
-                env=environment,
+                env={"PYTHONPATH": str(ROOT), **environment, **variables},
                 cwd=self.folder,
                 # Also a paused one must not outlive us, and a paused process takes no SIGTERM.
                 parent_death_signal=signal.SIGKILL,
@@ -170,7 +172,7 @@ class PaymentSystem(Engine):
             )
         )
         self._children.append(child)
-        return WorkerProcess(child)
+        return child
 
     @asynccontextmanager
     async def workflows_only(self) -> AsyncIterator[None]:

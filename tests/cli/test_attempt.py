@@ -1,0 +1,199 @@
+"""`settle attempt`, `migrate` and `doctor` on real servers: what they print, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from devstack.chain import LocalChain, payer_wallets
+from devstack.processes import ephemeral_port
+from domain.attempt import AttemptStatus
+from tests.cli.command import Answer, settle
+from tests.support import sql
+from tests.support.engine import Engine
+from tests.support.postgres import ROLE_PASSWORD, Cluster
+
+HASH = "0x" + "ab" * 32
+INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
+VIEW = {
+    "attemptId", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "purpose", "progress",
+}  # fmt: skip
+DIAGNOSIS = VIEW | {
+    "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "createdAt", "submittedAt",
+    "expiresAt", "surplusRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
+}  # fmt: skip
+
+
+async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> Answer:
+    answer = await asyncio.to_thread(settle, arguments, variables, folder)
+    assert ROLE_PASSWORD not in answer.stdout + answer.stderr
+    return answer
+
+
+async def _create(engine: Engine, folder: Path, *options: str, cents: int = 10_000, wallet: str | None = None) -> Any:
+    answer = await _run(
+        engine.variables,
+        folder,
+        *("attempt", "create", "--wallet", wallet or payer_wallets()[0].address, "--cents", str(cents), "--json"),
+        *options,
+    )
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    return answer.json()
+
+
+async def test_creating_for_one_wallet_twice_makes_two_attempts_of_one_account(engine: Engine, tmp_path: Path) -> None:
+    wallet = payer_wallets()[0].address
+    first = await _create(engine, tmp_path, wallet=wallet)
+    second = await _create(engine, tmp_path, "--purpose", "system", wallet=wallet.lower())
+    assert set(first) == set(second) == INTENT
+    assert (first["amountUsdCents"], first["amountRaw"], first["purpose"]) == (10_000, 100_000_000, "self")
+    assert second["purpose"] == "system"
+    assert (first["chainId"], first["token"]) == (engine.chain.chain_id, engine.chain.token_address)
+    assert first["to"] == engine.chain.treasury_address
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", first["expiresAt"])
+    assert first["attemptId"] != second["attemptId"]
+    accounts = sql.query(engine.database.superuser_url, "SELECT DISTINCT billing_account_id FROM payment_attempts")
+    users = sql.query(
+        engine.database.superuser_url, "SELECT wallet_address FROM users WHERE wallet_address IS NOT NULL"
+    )
+    assert (len(accounts), users) == (1, [(wallet,)])
+
+
+async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine, tmp_path: Path) -> None:
+    for cents in ("99", "1000001", "-5"):
+        answer = await _run(
+            engine.variables,
+            tmp_path,
+            *("attempt", "create", "--wallet", payer_wallets()[0].address, "--cents", cents, "--json"),
+        )
+        assert answer.exit_code == 2
+        assert answer.json() == {
+            "code": "INVALID_INPUT",
+            "detail": f"amountUsdCents: wants 100 to 1000000 US cents, got {cents}",
+        }
+
+
+async def test_a_payment_by_commands_alone(engine: Engine, chain: LocalChain, tmp_path: Path) -> None:
+    intent = await _create(engine, tmp_path)
+    attempt_id = intent["attemptId"]
+    sent = await chain.pay(payer_wallets()[0].private_key, intent["to"], intent["amountRaw"])
+    await chain.mine(2)
+    async with engine.worker():
+        submitted = await _run(
+            engine.variables, tmp_path, "attempt", "submit", attempt_id, "0x" + sent[2:].upper(), "--json"
+        )
+        assert (submitted.exit_code, submitted.stderr) == (0, "")
+        view = submitted.json()
+        assert set(view) == VIEW
+        assert (view["attemptId"], view["txHash"], view["chainId"]) == (attempt_id, sent, chain.chain_id)
+        assert view["status"] in {"PENDING_UNVERIFIED", "CREDITED"}
+        await engine.namespace.client.get_workflow_handle(f"verify-and-settle-{attempt_id}").result()
+
+    shown = await _run(
+        {**engine.variables, "TEMPORAL_UI_URL": "http://ui.example"}, tmp_path, "attempt", "show", attempt_id, "--json"
+    )
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    found = shown.json()
+    assert set(found) == DIAGNOSIS
+    assert (found["status"], found["clientStatus"], found["errorCode"]) == ("CREDITED", "CONFIRMED", None)
+    assert found["workflowUrl"].startswith(f"http://ui.example/namespaces/{engine.namespace.name}/workflows/")
+    assert {event["eventType"] for event in found["events"]} == {"intent_created", "submitted", "credited"}
+    assert {row["reason"]: row["amount"] for row in found["ledger"]} == {
+        "credits_purchase": 1_000_000_000,
+        "platform_revenue_share": 750_000_000,
+    }
+
+    in_words = await _run(engine.variables, tmp_path, "attempt", "show", attempt_id)
+    assert in_words.exit_code == 0
+    assert in_words.stdout.startswith("Credited: 1,000,000,000 credits to the buyer, 750,000,000 to the system tenant.")
+    again = await _run(engine.variables, tmp_path, "attempt", "submit", attempt_id, sent)
+    assert (again.exit_code, again.stdout) == (0, f"{attempt_id} CREDITED (CONFIRMED) {sent}\n")
+
+
+async def test_a_submission_that_ends_without_credits_is_a_no(engine: Engine, tmp_path: Path) -> None:
+    variables = {**engine.variables, "PAYMENT_INTENT_TTL_SECONDS": "1"}
+    created = await _run(
+        variables, tmp_path, "attempt", "create", "--wallet", payer_wallets()[0].address, "--cents", "100", "--json"
+    )
+    attempt_id = created.json()["attemptId"]
+    await asyncio.sleep(1)
+    answer = await _run(variables, tmp_path, "attempt", "submit", attempt_id, HASH, "--json")
+    assert answer.exit_code == 1
+    view = answer.json()
+    assert (view["status"], view["clientStatus"], view["errorCode"]) == ("FAILED", "FAILED", "INTENT_EXPIRED")
+
+
+async def test_an_attempt_that_does_not_exist_is_a_no(engine: Engine, tmp_path: Path) -> None:
+    attempt_id = str(uuid4())
+    for arguments in (("show", attempt_id), ("submit", attempt_id, HASH)):
+        answer = await _run(engine.variables, tmp_path, "attempt", *arguments, "--json")
+        assert answer.exit_code == 1
+        assert answer.json() == {"code": "ATTEMPT_NOT_FOUND", "detail": f"no payment attempt {attempt_id}"}
+        assert answer.stderr.splitlines() == [f"settle: ATTEMPT_NOT_FOUND: no payment attempt {attempt_id}"]
+
+
+async def test_servers_that_are_down_are_a_no_in_one_line(engine: Engine, tmp_path: Path) -> None:
+    _, intent = await engine.intent()
+    dead = f"127.0.0.1:{ephemeral_port()}"
+    without_temporal = await _run(
+        {**engine.variables, "TEMPORAL_ADDRESS": dead}, tmp_path, "attempt", "submit", str(intent.attempt_id), HASH
+    )
+    without_database = await _run(
+        {**engine.variables, "DATABASE_URL": f"postgresql://settle_app:{ROLE_PASSWORD}@{dead}/settle"},
+        *(tmp_path, "attempt", "submit", str(intent.attempt_id), HASH),
+    )
+    for answer, code in ((without_temporal, "TEMPORAL_UNAVAILABLE"), (without_database, "DATABASE_UNAVAILABLE")):
+        assert (answer.exit_code, answer.stdout) == (1, "")
+        [line] = answer.stderr.splitlines()
+        assert line.startswith(f"settle: {code}: ")
+    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREATED_INTENT
+
+
+async def test_without_a_worker_a_submission_is_taken_all_the_same(engine: Engine, tmp_path: Path) -> None:
+    _, intent = await engine.intent()
+    answer = await _run(engine.variables, tmp_path, "attempt", "submit", str(intent.attempt_id), HASH, "--json")
+    assert answer.exit_code == 0
+    assert (answer.json()["status"], answer.json()["txHash"]) == ("PENDING_UNVERIFIED", HASH)
+    assert len(answer.stderr.splitlines()) <= 1
+
+
+async def test_migrating_twice_says_what_was_done(engine: Engine, cluster: Cluster, tmp_path: Path) -> None:
+    async with cluster.temporary() as empty:
+        variables = {
+            "DATABASE_URL": empty.app_url,
+            "SERVICE_DATABASE_URL": empty.service_url,
+            "MIGRATION_DATABASE_URL": empty.migration_url,
+        }
+        first, second = [await _run(variables, tmp_path, "migrate", "--json") for _ in range(2)]
+    for answer, before in ((first, None), (second, first.json()["revision"])):
+        assert answer.exit_code == 0
+        assert answer.json() == {
+            "revisionBefore": before,
+            "revision": first.json()["revision"],
+            "rolesCreated": [],
+        }
+        assert answer.stderr
+
+
+async def test_the_doctor_finds_what_is_missing_and_says_yes_when_nothing_is(engine: Engine, tmp_path: Path) -> None:
+    without = await _run(engine.variables, tmp_path, "doctor", "--json")
+    assert without.exit_code == 1
+    assert [check["name"] for check in without.json()["checks"] if not check["ok"]] == ["workers"]
+    async with engine.worker():
+        found = await _run(engine.variables, tmp_path, "doctor", "--json")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert found.json()["ok"] is True
+    assert all(set(check) == {"name", "ok", "detail"} for check in found.json()["checks"])
+    dead = {
+        **engine.variables,
+        "CHAIN_RPC_URLS": f"http://127.0.0.1:{ephemeral_port()}/v2/sekret",
+        "TEMPORAL_ADDRESS": "x:1",
+    }
+    broken = await _run(dead, tmp_path, "doctor")
+    assert broken.exit_code == 1
+    assert broken.stdout.count("NOT OK") == 4
+    assert "sekret" not in broken.stdout + broken.stderr

@@ -1,0 +1,204 @@
+"""Every setting: its default, what it takes, and the one line that a bad value gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from domain.errors import ConfigurationError
+from settings import Settings, environment, load
+
+PASSWORD = "hunter2hunter2"
+CHECKSUMMED = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+POSTGRES = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
+ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
+
+BAD_POSTGRES = (
+    f"mysql://settle_app:{PASSWORD}@localhost/settle",
+    f"postgresql://settle_app:{PASSWORD}@/settle",
+    f"postgresql://settle_app:{PASSWORD}@localhost",
+    f"postgresql://settle_app:{PASSWORD}@localhost:port/settle",
+    f"postgresql://settle_app:{PASSWORD}@localhost:99999/settle",
+    f"settle_app {PASSWORD}",
+)
+BAD_ADDRESSES = (
+    "0x",
+    CHECKSUMMED[:-1],
+    CHECKSUMMED + "0",
+    CHECKSUMMED.swapcase().replace("0X", "0x"),
+    "0x" + "g" * 40,
+)
+
+BAD: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(POSTGRES, BAD_POSTGRES),
+    **dict.fromkeys(ADDRESSES, BAD_ADDRESSES),
+    "CHAIN_ID": ("0", "-1", "base", "1.5", str(2**53)),
+    "CHAIN_RPC_URLS": (
+        f"ws://node.example/{PASSWORD}",
+        f"node.example/{PASSWORD}",
+        f"https://node.example/{PASSWORD},ftp://x",
+        f"https://node.example:port/{PASSWORD}",
+        ",",
+    ),
+    "MIN_CONFIRMATIONS": ("0", "-5", "10001", "five", "2.5"),
+    "CHAIN_BLOCK_TIME_SECONDS": ("0", "-1", "601", "nan", "inf", "soon"),
+    "CHAIN_RPC_TIMEOUT_SECONDS": ("0", "-1", "61", "nan", "inf", "soon"),
+    "PAYMENT_INTENT_TTL_SECONDS": ("0", "-1", "2678401", "1.5", "30m"),
+    "VERIFICATION_TIMEOUT_SECONDS": ("0", "-1", "2678401", "1.5", "24h"),
+    "PAYMENT_MIN_USD_CENTS": ("0", "-1", "1.5", "1 USD", "1000001"),
+    "PAYMENT_MAX_USD_CENTS": ("0", "-1", "1.5", "1 USD", str(10**12 + 1)),
+    "SYSTEM_TENANT_REVENUE_SHARE": ("-0.01", "1.01", "75%", "nan", "inf", "a half", "1e-400"),
+    "TEMPORAL_UI_URL": ("localhost:8233", "ftp://ui.example", "http://"),
+    "WORKER_HEALTH_PORT": ("-1", "65536", "http"),
+    "LOG_LEVEL": ("TRACE", "10", "LOUD"),
+    "LOG_FORMAT": ("xml", "1"),
+}
+ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST"}
+"""Whether one can listen there shows when the worker does."""
+
+
+def test_every_setting_has_bad_values_here() -> None:
+    aliases = {str(field.alias) for field in Settings.model_fields.values()}
+    assert aliases == set(BAD) | ANY_VALUE_IS_GOOD
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_gets_one_line_that_names_it_and_what_it_wants(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load({name: value})
+    message = refused.value.message
+    assert message.startswith(f"{name}: got ")
+    assert ", wants " in message
+    assert "\n" not in message
+    assert PASSWORD not in message
+
+
+def test_a_value_of_many_lines_or_characters_still_gets_one_short_line() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load({"LOG_LEVEL": "INFO\nDEBUG" * 1_000})
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 200
+
+
+def test_the_defaults_are_base_mainnet_and_its_usdc() -> None:
+    settings = load({})
+    assert (settings.chain_id, settings.usdc_token_address) == (8453, CHECKSUMMED)
+    assert settings.min_confirmations == 5
+    assert settings.payment_intent_ttl == timedelta(minutes=30)
+    assert settings.verification_timeout == timedelta(hours=24)
+    assert settings.block_time == timedelta(seconds=2)
+    assert settings.system_tenant_revenue_share == Decimal("0.75")
+    assert (settings.payment_min_usd_cents, settings.payment_max_usd_cents) == (100, 1_000_000)
+    assert (settings.log_level, settings.log_format) == ("INFO", "json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("MIN_CONFIRMATIONS", "1", "min_confirmations", 1),
+        ("MIN_CONFIRMATIONS", "10000", "min_confirmations", 10_000),
+        ("CHAIN_ID", "1", "chain_id", 1),
+        ("PAYMENT_INTENT_TTL_SECONDS", "1", "payment_intent_ttl_seconds", 1),
+        ("VERIFICATION_TIMEOUT_SECONDS", "2678400", "verification_timeout_seconds", 2_678_400),
+        ("SYSTEM_TENANT_REVENUE_SHARE", "0", "system_tenant_revenue_share", Decimal(0)),
+        ("SYSTEM_TENANT_REVENUE_SHARE", "1", "system_tenant_revenue_share", Decimal(1)),
+        ("SYSTEM_TENANT_REVENUE_SHARE", " 0.123456789 ", "system_tenant_revenue_share", Decimal("0.123456789")),
+        ("USDC_TOKEN_ADDRESS", CHECKSUMMED.lower(), "usdc_token_address", CHECKSUMMED),
+        ("TREASURY_ADDRESS", CHECKSUMMED, "treasury_address", CHECKSUMMED),
+        ("CHAIN_RPC_URLS", " https://a.example , http://b.example:8545/x,", "chain_rpc_urls",
+         ("https://a.example", "http://b.example:8545/x")),
+        ("DATABASE_URL", "postgres://u:p@h/d", "database_url", "postgresql://u:p@h/d"),
+        ("TEMPORAL_UI_URL", "http://127.0.0.1:8233", "temporal_ui_url", "http://127.0.0.1:8233"),
+        ("WORKER_HEALTH_PORT", "0", "worker_health_port", 0),
+        ("WORKER_HEALTH_PORT", "65535", "worker_health_port", 65_535),
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("LOG_FORMAT", "CONSOLE", "log_format", "console"),
+        ("MIN_CONFIRMATIONS", "", "min_confirmations", 5),
+    ],
+)  # fmt: skip
+def test_a_good_value_is_taken(name: str, value: str, field: str, expected: object) -> None:
+    assert getattr(load({name: value}), field) == expected
+
+
+def test_a_share_that_is_a_float_has_lost_its_exactness() -> None:
+    with pytest.raises(ConfigurationError, match="SYSTEM_TENANT_REVENUE_SHARE"):
+        load({"SYSTEM_TENANT_REVENUE_SHARE": 0.75})  # type: ignore[dict-item]
+
+
+def test_a_minimum_above_the_maximum_names_both() -> None:
+    with pytest.raises(
+        ConfigurationError, match="PAYMENT_MIN_USD_CENTS: got 500, wants at most PAYMENT_MAX_USD_CENTS, 499"
+    ):
+        load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "499"})
+    assert load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "500"}).payment_max_usd_cents == 500
+
+
+def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:
+    settings = load({})
+    for name, required in {
+        "DATABASE_URL": settings.require_database_url,
+        "SERVICE_DATABASE_URL": settings.require_service_database_url,
+        "MIGRATION_DATABASE_URL": settings.require_migration_database_url,
+        "CHAIN_RPC_URLS": settings.require_chain_rpc_urls,
+        "TREASURY_ADDRESS": settings.require_treasury_address,
+    }.items():
+        with pytest.raises(ConfigurationError, match=f"^{name} is not set, it wants ") as refused:
+            required()
+        assert "\n" not in refused.value.message
+
+
+def test_the_settings_do_not_show_addresses_that_carry_secrets() -> None:
+    secret = {name: f"postgresql://u:{PASSWORD}@h/d" for name in POSTGRES}
+    settings = load({**secret, "CHAIN_RPC_URLS": f"https://node.example/{PASSWORD}"})
+    assert PASSWORD not in repr(settings) + str(settings)
+
+
+def test_unknown_variables_are_nobodys_business() -> None:
+    assert load({"PATH": "/bin", "chain_id": "nonsense"}) == load({})
+
+
+# -- where settings come from
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and an environment without our settings."""
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+    return tmp_path
+
+
+def test_the_environment_goes_before_the_file_that_was_asked_for_and_that_before_dot_env(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / ".env").write_text("CHAIN_ID=1\nMIN_CONFIRMATIONS=1\nLOG_LEVEL=ERROR\n")
+    asked_for = folder / "settings.env"
+    asked_for.write_text("CHAIN_ID=2\nMIN_CONFIRMATIONS=2\n")
+    assert load(environment()).chain_id == 1
+    assert load(environment(asked_for)).chain_id == 2
+    monkeypatch.setenv("CHAIN_ID", "3")
+    settings = load(environment(asked_for))
+    assert (settings.chain_id, settings.min_confirmations) == (3, 2)
+    # The file that was asked for takes the place of .env; the two are not mixed.
+    assert settings.log_level == "INFO"
+    assert load(environment()).min_confirmations == 1
+
+
+def test_without_a_file_there_is_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAIN_ID", "3")
+    assert load(environment()).chain_id == 3
+
+
+def test_a_file_that_was_asked_for_and_is_not_there_is_an_error(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--env-file: there is no file .*nowhere.env"):
+        environment(folder / "nowhere.env")
+
+
+def test_a_password_with_a_dollar_sign_is_taken_as_it_is(folder: Path) -> None:
+    (folder / ".env").write_text("DATABASE_URL=postgresql://u:a$HOME${b}@h/d\n")
+    assert load(environment()).database_url == "postgresql://u:a$HOME${b}@h/d"

@@ -1,0 +1,225 @@
+"""Why is my payment not credited? One sentence for every state that a payment can be in."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+from temporalio.client import Client
+
+from chain.reader import ChainReader
+from db import payments
+from devstack.chain import LocalChain
+from devstack.processes import ephemeral_port
+from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.errors import AttemptNotFound
+from domain.verdict import Refused
+from starter.diagnosis import Diagnosis, diagnose
+from tests.support.engine import Engine, open_engine
+from tests.support.payments import transfer_for
+from tests.support.postgres import Database
+from tests.support.servers import Namespace
+
+A = "0x" + "aa" * 32
+
+
+async def _diagnose(
+    engine: Engine,
+    attempt_id: UUID,
+    *,
+    temporal: Client | None = None,
+    reader: ChainReader | None = None,
+    ui_url: str | None = None,
+) -> Diagnosis:
+    return await diagnose(
+        attempt_id,
+        service=engine.service,
+        temporal=temporal or engine.namespace.client,
+        chain=reader or engine.reader,
+        min_confirmations=engine.settings.min_confirmations,
+        ui_url=ui_url,
+    )
+
+
+async def _record(engine: Engine, user_id: str, attempt_id: UUID, tx_hash: str) -> None:
+    """What a submission leaves in the database whose workflow is lost."""
+    async with engine.tenants.transaction(user_id) as connection:
+        await payments.submit(connection, attempt_id, tx_hash, submitted_at=datetime.now(UTC))
+
+
+async def test_an_attempt_that_does_not_exist(engine: Engine) -> None:
+    with pytest.raises(AttemptNotFound):
+        await _diagnose(engine, uuid4())
+
+
+async def test_an_intent_without_a_transaction(engine: Engine) -> None:
+    _, intent = await engine.intent()
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == "Not credited: no transaction has been submitted for this intent yet."
+    assert (found.chain, found.workflow, found.workflow_url) == (None, "there is none", None)
+    assert [event.event_type for event in found.events] == ["intent_created"]
+
+
+async def test_an_intent_that_expired_unpaid(namespace: Namespace, database: Database, chain: LocalChain) -> None:
+    async with open_engine(namespace, database, chain, PAYMENT_INTENT_TTL_SECONDS="1") as engine:
+        _, intent = await engine.intent()
+        await asyncio.sleep((intent.expires_at - datetime.now(UTC)).total_seconds() + 0.01)
+        found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == (
+        f"Not credited: the intent expired at {intent.expires_at:%F %T} UTC without a transaction."
+    )
+
+
+async def test_an_intent_whose_hash_came_too_late(namespace: Namespace, database: Database, chain: LocalChain) -> None:
+    async with open_engine(namespace, database, chain, PAYMENT_INTENT_TTL_SECONDS="1") as engine:
+        payer, intent = await engine.intent()
+        await asyncio.sleep((intent.expires_at - datetime.now(UTC)).total_seconds() + 0.01)
+        await engine.submit(payer, intent, A)
+        found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == "Not credited: it ended FAILED with INTENT_EXPIRED."
+    assert found.events[-1].metadata == {"submittedTxHash": A}
+
+
+async def test_a_payment_that_waits_says_what_for_from_all_three_sides(engine: Engine, chain: LocalChain) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        sent = await engine.pay(intent)
+        await engine.submit(payer, intent, sent)
+        await chain.mine(1)
+        await engine.looked_at(intent.attempt_id, "1 of 2 confirmations")
+        found = await _diagnose(engine, intent.attempt_id, ui_url="http://ui.example/")
+        assert found.explanation == "Not credited yet: 1 of 2 confirmations."
+        assert found.chain == "1 of 2 confirmations"
+        assert found.workflow is not None
+        assert found.workflow.startswith("RUNNING, ")
+        assert "; await_confirmation, attempt " in found.workflow
+        assert ": 1 of 2 confirmations, next in " in found.workflow
+        assert found.workflow_url == (
+            f"http://ui.example/namespaces/{engine.namespace.name}/workflows/verify-and-settle-{intent.attempt_id}"
+        )
+        await chain.mine(1)
+        await engine.result(intent.attempt_id)
+
+
+async def test_a_payment_that_nobody_settles_says_what_to_do(engine: Engine) -> None:
+    payer, intent = await engine.intent()
+    await _record(engine, payer.user_id, intent.attempt_id, A)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == ("Not credited: no workflow settles it (there is none); submit the same hash again.")
+
+
+async def test_a_payment_whose_run_was_terminated_says_what_to_do(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        await engine.submit(payer, intent, A)
+        await engine.handle(intent.attempt_id).terminate("by an operator")
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == (
+        "Not credited: its workflow is TERMINATED; submit the same hash again to start another."
+    )
+
+
+async def test_a_confirmed_payment_without_a_worker_points_at_the_workflow(engine: Engine) -> None:
+    payer, intent, sent = await engine.buy()
+    await engine.submit(payer, intent, sent)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation.startswith("Not credited yet: the chain has confirmed it; the workflow is RUNNING, ")
+    assert found.chain is not None
+    assert found.chain.startswith("the right payment, in block ")
+
+
+async def test_with_temporal_down_the_answer_says_so_and_keeps_the_rest(engine: Engine, dead_temporal: Client) -> None:
+    payer, intent, sent = await engine.buy()
+    await _record(engine, payer.user_id, intent.attempt_id, sent)
+    found = await _diagnose(engine, intent.attempt_id, temporal=dead_temporal)
+    assert found.workflow is not None
+    assert found.workflow.startswith("Temporal does not answer: ")
+    assert "Temporal does not answer" in found.explanation
+    assert found.chain is not None
+    assert found.chain.startswith("the right payment")
+    assert "\n" not in found.explanation
+
+
+async def test_with_the_node_down_the_answer_says_so_and_keeps_the_rest(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        await engine.submit(payer, intent, A)
+        async with ChainReader([f"http://127.0.0.1:{ephemeral_port()}/v2/an-api-key"], engine.chain.chain_id) as dead:
+            found = await _diagnose(engine, intent.attempt_id, reader=dead)
+    assert found.chain is not None
+    assert found.explanation.startswith(f"Not credited yet: {found.chain}; the workflow is RUNNING, ")
+    assert "an-api-key" not in found.model_dump_json()
+
+
+async def test_a_credited_purchase_names_both_credits(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent, sent = await engine.buy()
+        await engine.submit(payer, intent, sent)
+        await engine.result(intent.attempt_id)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == "Credited: 1,000,000,000 credits to the buyer, 750,000,000 to the system tenant."
+    assert found.workflow is not None
+    assert found.workflow.startswith("COMPLETED, ")
+    assert {row.reason: row.amount for row in found.ledger} == {
+        "credits_purchase": 1_000_000_000,
+        "platform_revenue_share": 750_000_000,
+    }
+    assert found.surplus_raw == 0
+
+
+async def test_a_surplus_is_told(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw + 7)
+        await engine.submit(payer, intent, sent)
+        await engine.result(intent.attempt_id)
+    assert (await _diagnose(engine, intent.attempt_id)).surplus_raw == 7
+
+
+async def test_a_credited_donation(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent, sent = await engine.buy(purpose=Purpose.SYSTEM)
+        await engine.submit(payer, intent, sent)
+        await engine.result(intent.attempt_id)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == "Credited: 1,000,000,000 credits donated to the system tenant."
+
+
+async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> None:
+    payer, intent = await engine.intent()
+    await _record(engine, payer.user_id, intent.attempt_id, A)
+    async with engine.tenants.transaction(payer.user_id) as connection:
+        transfer = transfer_for(await engine.attempt(intent.attempt_id))
+        await payments.credit_buyer(connection, intent.attempt_id, transfer)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation.startswith("Credited: 1,000,000,000 credits to the buyer; no bonus")
+    assert "there is none" in found.explanation
+
+
+async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: Engine) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw - 1)
+        await engine.submit(payer, intent, sent)
+        await engine.result(intent.attempt_id)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation == "Not credited: it ended REJECTED with INSUFFICIENT_AMOUNT."
+    assert found.chain == (
+        f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, {intent.amount_raw} are needed"
+    )
+
+
+async def test_a_payment_that_was_given_up_and_then_appeared_is_told_apart(engine: Engine) -> None:
+    payer, intent, sent = await engine.buy()
+    await _record(engine, payer.user_id, intent.attempt_id, sent)
+    given_up = Refused(
+        status=AttemptStatus.FAILED, error_code=ErrorCode.RECEIPT_NOT_FOUND, message="not confirmed in time"
+    )
+    async with engine.tenants.transaction(payer.user_id) as connection:
+        await payments.refuse(connection, intent.attempt_id, given_up)
+    found = await _diagnose(engine, intent.attempt_id)
+    assert found.explanation.startswith(
+        "Not credited: it ended FAILED with RECEIPT_NOT_FOUND. The chain now says: the right payment, in block "
+    )

@@ -1,0 +1,85 @@
+"""The health port: bounded in time, honest, and gone with its block."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import aiohttp
+import pytest
+
+from devstack.processes import ephemeral_port, is_port_free
+from domain.errors import DatabaseUnavailable, TemporalUnavailable
+from telemetry import health
+from telemetry.health import run_checks, serve_health, temporal_answers
+
+
+async def _fine() -> None:
+    return None
+
+
+async def _down() -> None:
+    raise DatabaseUnavailable("PostgreSQL cannot be reached")
+
+
+async def _hangs() -> None:
+    await asyncio.sleep(60)
+
+
+async def test_each_check_is_told_by_name_and_one_does_not_hide_another() -> None:
+    assert await run_checks({"a": _fine, "b": _down}) == {"a": "ok", "b": "PostgreSQL cannot be reached"}
+
+
+async def test_a_check_that_hangs_is_cut_off_and_all_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", 0.2)
+    started = time.monotonic()
+    results = await run_checks({str(number): _hangs for number in range(20)})
+    assert time.monotonic() - started < 2
+    assert set(results.values()) == {"no answer within 0.2 s"}
+
+
+async def test_a_check_that_breaks_says_so_in_its_place() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError("division by zero")
+
+    assert await run_checks({"a": broken, "b": _fine}) == {"a": "ZeroDivisionError: division by zero", "b": "ok"}
+
+
+async def test_metrics_of_our_own_are_served_though_the_sdks_are_not_there() -> None:
+    async with (
+        serve_health(
+            "127.0.0.1",
+            0,
+            is_alive=lambda: True,
+            checks={"a": _fine},
+            sdk_metrics_address=f"127.0.0.1:{ephemeral_port()}",
+        ) as port,
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+            assert response.status == 200
+            assert "python_info" in await response.text()
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+            assert (response.status, json.loads(await response.text())["checks"]) == (200, {"a": "ok"})
+        async with session.get(f"http://127.0.0.1:{port}/nothing") as response:
+            assert response.status == 404
+    assert is_port_free(port)
+
+
+@pytest.mark.parametrize("words", ["transport error\nsecond line", ""])
+async def test_a_temporal_that_does_not_answer_is_unavailable_in_one_line(words: str) -> None:
+    async def fails() -> bool:
+        raise RuntimeError(words)
+
+    with pytest.raises(TemporalUnavailable) as refused:
+        await temporal_answers(fails)
+    assert "\n" not in refused.value.message
+
+
+async def test_a_temporal_that_says_no_is_unavailable() -> None:
+    async def unhealthy() -> bool:
+        return False
+
+    with pytest.raises(TemporalUnavailable, match="says that it does not serve"):
+        await temporal_answers(unhealthy)

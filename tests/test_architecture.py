@@ -1,0 +1,118 @@
+"""Which way imports run: the contracts in `pyproject.toml`, and what import-linter cannot check."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CONFIG: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+PACKAGES: Final = tuple(CONFIG["root_packages"])
+MODULES: Final = ("settings", "worker", "cli")
+OURS: Final = frozenset({*PACKAGES, *MODULES, "tests"})
+
+VIOLATIONS: Final = {
+    "domain": "chain",
+    "chain": "db",
+    "db": "chain",
+    "telemetry": "settings",
+    "devstack": "domain",
+    "activities": "workflows",
+    "workflows": "db",
+    "starter": "commands",
+}
+"""Who imports whom, against each contract."""
+
+
+def _lint(folder: Path) -> tuple[int, str]:
+    program = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    run = subprocess.run(
+        [program, "--no-cache"],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def _foreign(imports: set[str]) -> set[str]:
+    tops = {name.partition(".")[0] for name in imports}
+    return tops - OURS - set(sys.stdlib_module_names)
+
+
+def test_imports_run_in_the_promised_direction() -> None:
+    exit_code, output = _lint(ROOT)
+    assert exit_code == 0, output
+
+
+def test_every_contract_breaks_when_it_is_violated(tmp_path: Path) -> None:
+    contracts = {contract["source_modules"][0]: contract["name"] for contract in CONFIG["contracts"]}
+    assert set(contracts) == set(VIOLATIONS)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in MODULES:
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    for importer, imported in VIOLATIONS.items():
+        (tmp_path / importer / "against_the_rules.py").write_text(f"import {imported}\n")
+    exit_code, output = _lint(tmp_path)
+    assert exit_code == 1
+    for importer, name in contracts.items():
+        assert f"{name} BROKEN" in output, f"the contract of {importer} does not notice {VIOLATIONS[importer]}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "domain").rglob("*.py")), ids=lambda path: path.stem)
+def test_domain_imports_the_standard_library_and_pydantic_only(path: Path) -> None:
+    assert _foreign(_imports(path)) <= {"pydantic"}
+
+
+def test_settings_import_addresses_and_domain_only() -> None:
+    ours = {name for name in _imports(ROOT / "settings.py") if name.partition(".")[0] in OURS}
+    assert all(name == "chain.addresses" or name.startswith("domain.") for name in ours), ours
+
+
+def test_workflows_know_of_activities_their_classes_and_messages_only() -> None:
+    known = {"activities.contracts", "activities.payer", "activities.system_tenant", "activities.verification"}
+    for path in (ROOT / "workflows").glob("*.py"):
+        assert {name for name in _imports(path) if name.startswith("activities")} <= known
+
+
+def test_the_starter_knows_of_activities_their_messages_only() -> None:
+    for path in (ROOT / "starter").glob("*.py"):
+        assert {name for name in _imports(path) if name.startswith("activities")} <= {"activities.contracts"}
+
+
+def test_only_db_speaks_sql() -> None:
+    for name in set(PACKAGES) - {"db", "devstack", "bench"}:
+        for path in (ROOT / name).rglob("*.py"):
+            assert not _foreign(_imports(path)) & {"sqlalchemy", "alembic"}, path
+
+
+def test_no_product_module_imports_the_tests() -> None:
+    paths = [ROOT / f"{name}.py" for name in MODULES]
+    for package in PACKAGES:
+        paths += (ROOT / package).rglob("*.py")
+    for path in paths:
+        assert not {name for name in _imports(path) if name.partition(".")[0] == "tests"}, path

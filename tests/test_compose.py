@@ -1,0 +1,73 @@
+"""docker-compose.yml fits together: no engine is needed to find a name that leads nowhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devstack.chain import LocalChain
+from settings import Settings, load
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+def with_defaults(text: str) -> str:
+    """A value as docker-compose makes it in an empty environment."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+@pytest.mark.parametrize(
+    ("service", "needed", "condition"),
+    [
+        (name, needed, how["condition"])
+        for name, service in SERVICES.items()
+        for needed, how in service.get("depends_on", {}).items()
+    ],
+)
+def test_what_a_service_waits_for_can_happen(service: str, needed: str, condition: str) -> None:
+    assert needed in SERVICES, service
+    assert "profiles" not in SERVICES[needed], f"{service} would pull in {needed}"
+    match condition:
+        case "service_healthy":
+            assert SERVICES[needed]["healthcheck"]["test"]
+        case "service_completed_successfully":
+            assert SERVICES[needed]["restart"] == "on-failure", f"{needed} would be started again when it is done"
+        case _:
+            pytest.fail(f"{service} waits for {needed} to be {condition}")
+
+
+def test_the_worker_starts_after_migrations_and_namespace() -> None:
+    assert set(SERVICES["worker"]["depends_on"]) == {"migrate", "temporal-namespace"}
+
+
+@pytest.mark.parametrize("name", ["worker", "migrate"])
+def test_every_setting_of_ours_is_one_and_has_a_good_value(name: str) -> None:
+    known = {str(field.alias) for field in Settings.model_fields.values()}
+    environment = {key: with_defaults(value) for key, value in SERVICES[name]["environment"].items()}
+    assert {key for key in environment if not key.startswith("TEMPORAL_")} <= known
+    load(environment)
+
+
+def test_the_local_chain_is_the_one_the_settings_name(tmp_path: Path) -> None:
+    chain = LocalChain(tmp_path)
+    settings = load({key: with_defaults(value) for key, value in SERVICES["worker"]["environment"].items()})
+    assert settings.chain_id == chain.chain_id
+    assert settings.usdc_token_address == chain.token_address
+    assert settings.treasury_address == chain.treasury_address
+
+
+def test_ports_are_published_on_this_machine_only() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert all(str(port).startswith("127.0.0.1:") for port in published)
+
+
+def test_every_named_volume_is_declared() -> None:
+    used = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
+    assert used == set(COMPOSE["volumes"])

@@ -1,0 +1,147 @@
+"""A worker that cannot do its work does not start: one clear line, an exit code, no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from devstack.processes import ephemeral_port
+from tests.support import sql
+from tests.support.engine import Engine
+from tests.support.postgres import ROLE_PASSWORD, Cluster
+from tests.worker.process import clean_environment, running_worker
+
+START_SECONDS_MAX = 30.0
+
+
+async def _refusal(folder: Path, variables: Mapping[str, str], **changes: str) -> tuple[int, str]:
+    """Exit code and the one line that it said."""
+    async with running_worker(folder, variables, **changes) as worker:
+        exit_code, _ = await worker.ends(timeout_seconds=START_SECONDS_MAX)
+    [line] = worker.log.splitlines()
+    assert ROLE_PASSWORD not in line
+    assert line.startswith("settle: ")
+    return exit_code, line
+
+
+async def test_a_role_with_more_rights_than_it_needs_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
+    exit_code, line = await _refusal(tmp_path, engine.variables, DATABASE_URL=engine.database.migration_url)
+    assert exit_code == 1
+    assert "DATABASE_URL: role settle_owner has more rights than it needs: it " in line
+    assert "owns tables" in line
+
+
+async def test_the_two_roles_the_wrong_way_round_stop_the_worker(engine: Engine, tmp_path: Path) -> None:
+    exit_code, line = await _refusal(
+        tmp_path,
+        engine.variables,
+        DATABASE_URL=engine.database.service_url,
+        SERVICE_DATABASE_URL=engine.database.app_url,
+    )
+    assert exit_code == 1
+    assert "DATABASE_URL: role settle_service has more rights than it needs" in line
+
+
+async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, cluster: Cluster, tmp_path: Path) -> None:
+    async with cluster.temporary() as empty:
+        exit_code, line = await _refusal(
+            tmp_path, engine.variables, DATABASE_URL=empty.app_url, SERVICE_DATABASE_URL=empty.service_url
+        )
+    assert exit_code == 1
+    assert "the database has no schema yet; run: settle migrate" in line
+
+
+async def test_a_schema_of_another_revision_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
+    with sql.connect(engine.database.superuser_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    exit_code, line = await _refusal(tmp_path, engine.variables)
+    assert exit_code == 1
+    assert "the schema is at revision 0000, the code needs " in line
+    assert line.endswith("; run: settle migrate")
+
+
+async def test_a_system_tenant_that_is_not_flagged_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
+    with sql.connect(engine.database.superuser_url, triggers=False) as connection:
+        connection.execute("UPDATE billing_accounts SET is_system_tenant = false WHERE id = 'cogni_system'")
+    exit_code, line = await _refusal(tmp_path, engine.variables)
+    assert exit_code == 1
+    assert "account cogni_system is not flagged as the system tenant; run: settle migrate" in line
+
+
+async def test_a_database_that_is_not_there_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
+    url = f"postgresql://settle_app:{ROLE_PASSWORD}@127.0.0.1:{ephemeral_port()}/settle"
+    exit_code, line = await _refusal(tmp_path, engine.variables, DATABASE_URL=url)
+    assert exit_code == 1
+    assert "DATABASE_UNAVAILABLE" in line
+
+
+async def test_a_wrong_password_stops_the_worker_and_is_not_shown(engine: Engine, tmp_path: Path) -> None:
+    exit_code, line = await _refusal(
+        tmp_path, engine.variables, DATABASE_URL=engine.database.url_as("settle_app", "a-wrong-password")
+    )
+    assert exit_code == 1
+    assert "password authentication failed" in line
+    assert "a-wrong-password" not in line
+
+
+async def test_a_temporal_that_is_not_there_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{ephemeral_port()}"
+    exit_code, line = await _refusal(tmp_path, engine.variables, TEMPORAL_ADDRESS=address)
+    assert exit_code == 1
+    assert f"Temporal cannot be reached at {address} (TEMPORAL_ADDRESS)" in line
+
+
+async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
+    exit_code, line = await _refusal(tmp_path, engine.variables, TEMPORAL_NAMESPACE="nowhere")
+    assert exit_code == 1
+    assert "Temporal has no namespace nowhere (TEMPORAL_NAMESPACE)" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("MIN_CONFIRMATIONS", "0", "MIN_CONFIRMATIONS: got '0', wants a whole number of blocks, 1 to 10000"),
+        ("DATABASE_URL", "", "DATABASE_URL is not set, it wants postgresql://"),
+        ("CHAIN_RPC_URLS", "", "CHAIN_RPC_URLS is not set, it wants "),
+    ],
+)
+async def test_a_bad_or_missing_setting_stops_the_worker_as_wrong_use(
+    engine: Engine, tmp_path: Path, variable: str, value: str, words: str
+) -> None:
+    exit_code, line = await _refusal(tmp_path, engine.variables, **{variable: value})
+    assert exit_code == 2
+    assert words in line
+
+
+async def test_a_health_port_that_is_taken_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with running_worker(tmp_path, engine.variables, WORKER_HEALTH_PORT=str(port)) as worker:
+            exit_code, _ = await worker.ends(timeout_seconds=START_SECONDS_MAX)
+    assert exit_code in {1, 2}
+    assert "Traceback" not in worker.log
+    assert "WORKER_HEALTH_PORT" in worker.log.splitlines()[-1]
+
+
+async def test_a_worker_started_without_any_settings_says_which_one_to_set(tmp_path: Path) -> None:
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "cli", "worker"],
+        cwd=tmp_path,
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS_MAX,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    [line] = run.stderr.splitlines()
+    assert "DATABASE_URL is not set" in line

@@ -1,0 +1,452 @@
+"""Every path through `VerifyAndSettle`, each as one function that walks it with scripted activities.
+
+A new path is a function with `@path`. Its history is then recorded with `python -m tests.workflow.record_histories`;
+a test fails until that is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
+from temporalio.common import WorkflowIDConflictPolicy
+
+from activities.contracts import (
+    AttemptEnding,
+    PaymentToCredit,
+    PaymentToRefuse,
+    PaymentToVerify,
+    RecordedSubmission,
+    SettlementResult,
+    Submission,
+)
+from devstack.processes import wait_until
+from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.errors import HashInUse, TransferAlreadySettled
+from domain.verdict import Refused, Verified
+from tests.workflow.scripted import (
+    BONUS,
+    CREDITS,
+    NOT_FOUND_IN_TIME,
+    A,
+    B,
+    Gate,
+    Script,
+    credited,
+    ended,
+    no,
+    not_yet,
+    now,
+    refused,
+    scripted_worker,
+    settlement,
+    submission,
+    verified,
+)
+from workflows.naming import SUBMIT_UPDATE, submit_update_id, workflow_id
+from workflows.verify_and_settle import VerifyAndSettle
+
+RECORDER: Final = "recorder"
+SOON: Final = timedelta(milliseconds=50)
+LONG: Final = timedelta(hours=1)
+
+Handle = WorkflowHandle[VerifyAndSettle, SettlementResult]
+
+
+@dataclass
+class Stage:
+    """One workflow on one server, and the script that its activities follow."""
+
+    client: Client
+    name: str
+    task_queue: str
+    script: Script
+    attempt_id: UUID
+    purpose: Purpose = Purpose.SELF
+
+    @property
+    def handle(self) -> Handle:
+        """The workflow."""
+        return self.client.get_workflow_handle_for(VerifyAndSettle.run, workflow_id(self.attempt_id))
+
+    async def submit(self, tx_hash: str = A, *, count: int = 0, age: timedelta = timedelta(0)) -> RecordedSubmission:
+        """Update with start, as the starter does; its answer."""
+        return await (await self.send(tx_hash, count=count, age=age)).result()
+
+    async def send(
+        self, tx_hash: str = A, *, count: int = 0, age: timedelta = timedelta(0)
+    ) -> WorkflowUpdateHandle[RecordedSubmission]:
+        """The same, as soon as the workflow has taken it in hand."""
+        submitted_at = now() - age
+        payment = settlement(self.attempt_id, purpose=self.purpose, submitted_at=submitted_at)
+        start = WithStartWorkflowOperation(
+            VerifyAndSettle.run,
+            payment,
+            id=workflow_id(self.attempt_id),
+            task_queue=self.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        )
+        return await self.client.start_update_with_start_workflow(
+            SUBMIT_UPDATE,
+            submission(self.attempt_id, tx_hash, submitted_at),
+            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            result_type=RecordedSubmission,
+            id=submit_update_id(count, tx_hash),
+            start_workflow_operation=start,
+        )
+
+    async def happens(self, event_type: EventType.ValueType) -> None:
+        """Wait for an event of the history."""
+
+        async def happened() -> bool:
+            return any(event.event_type == event_type for event in (await self.handle.fetch_history()).events)
+
+        await wait_until(happened, timeout_seconds=30, what=EventType.Name(event_type))
+
+    async def credited(self, tx_hash: str = A) -> None:
+        """The workflow ends with a credited purchase."""
+        result = await self.handle.result()
+        assert (result.status, result.tx_hash) == (AttemptStatus.CREDITED, tx_hash)
+        assert (result.buyer_credits, result.system_tenant_credits) == (CREDITS, BONUS)
+
+    async def not_credited(self, status: AttemptStatus, error_code: ErrorCode) -> None:
+        """The workflow ends without credits."""
+        result = await self.handle.result()
+        assert (result.status, result.error_code) == (status, error_code)
+        assert (result.buyer_credits, result.system_tenant_credits) == (0, 0)
+
+
+Path = Callable[[Stage], Awaitable[None]]
+PATHS: Final[dict[str, Path]] = {}
+
+
+def path(function: Path) -> Path:
+    """Name a path."""
+    PATHS[function.__name__] = function
+    return function
+
+
+async def walk(client: Client, name: str, *, workflow: type[object] = VerifyAndSettle) -> Stage:
+    """Walk one path to its end."""
+    attempt_id = uuid5(NAMESPACE_URL, f"settle/{name}")
+    stage = Stage(client, name, f"path-{name}", Script(), attempt_id)
+    async with scripted_worker(client, stage.script, stage.task_queue, workflow=workflow, identity=RECORDER):
+        await PATHS[name](stage)
+    return stage
+
+
+@path
+async def purchase(stage: Stage) -> None:
+    """The payment is confirmed at the third look."""
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        if len(stage.script.named("await_confirmation")) < 3:
+            raise not_yet(again_in=SOON)
+        return verified()
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.credited()
+
+
+@path
+async def donation(stage: Stage) -> None:
+    """The system tenant gets all of it, and no bonus."""
+    stage.purpose = Purpose.SYSTEM
+    await stage.submit()
+    result = await stage.handle.result()
+    assert (result.status, result.buyer_credits, result.system_tenant_credits) == (AttemptStatus.CREDITED, 0, CREDITS)
+    assert stage.script.named("mint_bonus") == []
+
+
+@path
+async def rejected(stage: Stage) -> None:
+    """The payment is there and wrong."""
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        return refused()
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.not_credited(AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT)
+
+
+@path
+async def reverted(stage: Stage) -> None:
+    """The transaction failed on the chain."""
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        return refused(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.not_credited(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
+
+
+@path
+async def not_found_in_time(stage: Stage) -> None:
+    """Time runs out, and the last look finds nothing either."""
+    stage.script.timeout = timedelta(seconds=1)
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        if not payment.is_last_look:
+            raise not_yet("not found yet", again_in=timedelta(milliseconds=300))
+        return NOT_FOUND_IN_TIME
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.not_credited(AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
+    assert [look.is_last_look for look in stage.script.named("await_confirmation")][-2:] == [False, True]
+
+
+@path
+async def last_look_finds_the_payment(stage: Stage) -> None:
+    """Nothing ran until time was up; the payment is there all the same."""
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        assert payment.is_last_look
+        return verified()
+
+    stage.script.look = look
+    await stage.submit(age=timedelta(hours=25))
+    await stage.credited()
+
+
+@path
+async def hash_replaced_during_the_last_look(stage: Stage) -> None:
+    """The payer speeds the transaction up at the last moment: that hash has a day of its own."""
+    gate = Gate()
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        if not payment.is_last_look:
+            return verified(B)
+        await gate.passed()
+        return NOT_FOUND_IN_TIME
+
+    stage.script.look = look
+    await stage.submit(age=timedelta(hours=25))
+    await gate.reached()
+    await stage.submit(B, count=1)
+    gate.open()
+    await stage.credited(B)
+
+
+@path
+async def hash_replaced_while_waiting(stage: Stage) -> None:
+    """The first hash would be looked for again in an hour; the one that replaces it is looked for at once."""
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        if len(stage.script.named("await_confirmation")) == 1:
+            raise not_yet("not found yet", again_in=LONG)
+        return verified(B)
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.submit(B, count=1)
+    await stage.credited(B)
+
+
+@path
+async def first_hash_again(stage: Stage) -> None:
+    """A, then B, then A: each is a submission of its own, and the last one counts."""
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        if len(stage.script.named("record_submission")) < 3:
+            raise not_yet("not found yet", again_in=LONG)
+        return verified()
+
+    stage.script.look = look
+    await stage.submit()
+    await stage.submit(B, count=1)
+    assert (await stage.submit(A, count=2)).tx_hash == A
+    await stage.credited(A)
+    assert [message.tx_hash for message in stage.script.named("record_submission")] == [A, B, A]
+
+
+@path
+async def first_submission_refused(stage: Stage) -> None:
+    """The database says no: the run fails, so that a later submission starts another."""
+
+    async def record(_: Submission) -> RecordedSubmission:
+        raise no(HashInUse.code)
+
+    stage.script.record = record
+    with pytest.raises(WorkflowUpdateFailedError):
+        await stage.submit()
+    with pytest.raises(WorkflowFailureError):
+        await stage.handle.result()
+
+
+@path
+async def first_refused_and_another_taken(stage: Stage) -> None:
+    """While the first hash is being refused the payer submits another: this run settles that one."""
+    gate = Gate()
+
+    async def record(message: Submission) -> RecordedSubmission:
+        if message.tx_hash == A:
+            await gate.passed()
+            raise no(HashInUse.code)
+        return stage.script.pending(message)
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        return verified(B)
+
+    stage.script.record, stage.script.look = record, look
+    first = await stage.send(A)
+    await gate.reached()
+    second = await stage.send(B)
+    gate.open()
+    with pytest.raises(WorkflowUpdateFailedError):
+        await first.result()
+    assert (await second.result()).tx_hash == B
+    await stage.credited(B)
+
+
+@path
+async def intent_expired(stage: Stage) -> None:
+    """The submission came too late: the attempt has ended when the run hears of it."""
+
+    async def record(_: Submission) -> RecordedSubmission:
+        return RecordedSubmission(status=AttemptStatus.FAILED, tx_hash=None, error_code=ErrorCode.INTENT_EXPIRED)
+
+    stage.script.record = record
+    assert (await stage.submit()).error_code is ErrorCode.INTENT_EXPIRED
+    await stage.not_credited(AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED)
+    assert stage.script.named("mint_bonus") == []
+
+
+@path
+async def already_credited(stage: Stage) -> None:
+    """An earlier run was terminated after the buyer's credit: this one mints the bonus."""
+
+    async def record(message: Submission) -> RecordedSubmission:
+        return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=message.tx_hash)
+
+    stage.script.record = record
+    await stage.submit()
+    result = await stage.handle.result()
+    assert (result.status, result.buyer_credits, result.system_tenant_credits) == (AttemptStatus.CREDITED, 0, BONUS)
+
+
+@path
+async def donation_already_credited(stage: Stage) -> None:
+    """The same for a donation, which has no bonus."""
+    stage.purpose = Purpose.SYSTEM
+
+    async def record(message: Submission) -> RecordedSubmission:
+        return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=message.tx_hash)
+
+    stage.script.record = record
+    await stage.submit()
+    assert (await stage.handle.result()).status is AttemptStatus.CREDITED
+    assert stage.script.named("mint_bonus") == []
+
+
+@path
+async def transfer_already_settled(stage: Stage) -> None:
+    """Another attempt is paid with the transfer between look and credit: look again, which finds another one."""
+    await _settled_by_another(stage)
+    await stage.credited(A)
+
+
+@path
+async def donation_transfer_already_settled(stage: Stage) -> None:
+    """The same for a donation."""
+    stage.purpose = Purpose.SYSTEM
+    await _settled_by_another(stage)
+    assert (await stage.handle.result()).system_tenant_credits == CREDITS
+
+
+async def _settled_by_another(stage: Stage) -> None:
+    async def credit(message: PaymentToCredit) -> AttemptEnding:
+        if len(stage.script.named("await_confirmation")) == 1:
+            raise no(TransferAlreadySettled.code)
+        return credited(message)
+
+    stage.script.credit = credit
+    await stage.submit()
+    await stage.handle.result()
+    assert len(stage.script.named("await_confirmation")) == 2
+
+
+@path
+async def hash_replaced_while_crediting(stage: Stage) -> None:
+    """The first hash is confirmed and being credited when another is submitted: what was paid is credited."""
+    gate = Gate()
+
+    async def credit(message: PaymentToCredit) -> AttemptEnding:
+        await gate.passed()
+        return credited(message)
+
+    stage.script.credit = credit
+    await stage.submit()
+    await gate.reached()
+    await stage.submit(B, count=1)
+    gate.open()
+    await stage.credited(A)
+
+
+@path
+async def hash_replaced_while_refusing(stage: Stage) -> None:
+    """The first hash reverted; its replacement arrives before the attempt has ended, and is looked at."""
+    gate = Gate()
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        replaced = any(message.tx_hash == B for message in stage.script.named("record_submission"))
+        return verified(B) if replaced else refused(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
+
+    async def refuse(_: PaymentToRefuse) -> AttemptEnding:
+        await gate.passed()
+        return AttemptEnding(status=AttemptStatus.PENDING_UNVERIFIED, tx_hash=B)
+
+    stage.script.look, stage.script.refuse = look, refuse
+    await stage.submit()
+    await gate.reached()
+    await stage.submit(B, count=1)
+    gate.open()
+    await stage.credited(B)
+
+
+@path
+async def submission_while_ending(stage: Stage) -> None:
+    """A submission that arrives while the attempt ends is answered before the run returns."""
+    gate = Gate()
+    last = Gate()
+
+    async def record(message: Submission) -> RecordedSubmission:
+        if message.tx_hash == A:
+            return stage.script.pending(message)
+        await last.passed()
+        return RecordedSubmission(status=AttemptStatus.REJECTED, tx_hash=A, error_code=ErrorCode.INSUFFICIENT_AMOUNT)
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        return refused()
+
+    async def refuse(message: PaymentToRefuse) -> AttemptEnding:
+        await gate.passed()
+        return ended(message)
+
+    stage.script.record, stage.script.look, stage.script.refuse = record, look, refuse
+    await stage.submit()
+    await gate.reached()
+    late = await stage.send(B, count=1)
+    await last.reached()
+    gate.open()
+    await stage.happens(EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES)
+    last.open()
+    assert (await late.result()).status is AttemptStatus.REJECTED
+    await stage.not_credited(AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT)

@@ -1,0 +1,189 @@
+"""Recorded histories of every path: running payments survive a change of the code."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from temporalio import workflow
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import ActivityTaskScheduledEventAttributes, HistoryEvent
+from temporalio.client import WorkflowHistory
+from temporalio.common import RetryPolicy
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from temporalio.workflow import NondeterminismError
+
+from activities.contracts import Settlement, SettlementResult
+from domain.verdict import Refused, Verified
+from tests.workflow.paths import PATHS, RECORDER
+from tests.workflow.record_histories import HISTORIES
+from workflows.naming import VERIFY_AND_SETTLE
+from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
+from workflows.verify_and_settle import VerifyAndSettle
+
+RECORDED = sorted(HISTORIES.glob("*.json"))
+RECORD_THEM = "record it: make histories"
+
+
+def _read(file: Path) -> WorkflowHistory:
+    return WorkflowHistory.from_json(file.stem, file.read_text())
+
+
+async def _replay(name: str, workflow_class: type[Any]) -> None:
+    replayer = Replayer(
+        workflows=[workflow_class],
+        data_converter=pydantic_data_converter,
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    )
+    await replayer.replay_workflow(_read(HISTORIES / f"{name}.json"))
+
+
+def test_every_path_has_its_recorded_history_and_no_other_is_kept() -> None:
+    assert {file.stem for file in RECORDED} == set(PATHS), RECORD_THEM
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+async def test_a_recorded_history_replays_with_the_code_as_it_is(file: Path) -> None:
+    replayer = Replayer(workflows=[VerifyAndSettle], data_converter=pydantic_data_converter)
+    await replayer.replay_workflow(_read(file))
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_a_recorded_history_tells_nothing_about_the_machine(file: Path) -> None:
+    content = file.read_text()
+    for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
+        assert tell_tale not in content
+    identities = {line.strip().rstrip(",") for line in content.splitlines() if '"identity"' in line}
+    assert identities == {f'"identity": "{RECORDER}"'}
+
+
+class _Changed(VerifyAndSettle):
+    """Base of the changed workflows: the same name, the same story until a step is overridden."""
+
+    async def _story(self, payment: Settlement) -> SettlementResult:
+        return await VerifyAndSettle.run(self, payment)
+
+
+@workflow.defn(name=VERIFY_AND_SETTLE)
+class _BonusFirst(_Changed):
+    @workflow.init
+    def __init__(self, payment: Settlement) -> None:
+        super().__init__(payment)
+
+    @workflow.run
+    async def run(self, payment: Settlement) -> SettlementResult:
+        return await self._story(payment)
+
+    async def _settle(self, verdict: Verified | Refused) -> SettlementResult:
+        await self._mint_bonus()
+        return await super()._settle(verdict)
+
+
+@workflow.defn(name=VERIFY_AND_SETTLE)
+class _WithoutBonus(_Changed):
+    @workflow.init
+    def __init__(self, payment: Settlement) -> None:
+        super().__init__(payment)
+
+    @workflow.run
+    async def run(self, payment: Settlement) -> SettlementResult:
+        return await self._story(payment)
+
+    async def _mint_bonus(self) -> int:
+        return 0
+
+
+@workflow.defn(name=VERIFY_AND_SETTLE)
+class _Unchanged(_Changed):
+    @workflow.init
+    def __init__(self, payment: Settlement) -> None:
+        super().__init__(payment)
+
+    @workflow.run
+    async def run(self, payment: Settlement) -> SettlementResult:
+        return await self._story(payment)
+
+
+@pytest.mark.parametrize("changed", [_BonusFirst, _WithoutBonus])
+async def test_replay_notices_a_workflow_whose_steps_are_others(changed: type[Any]) -> None:
+    with pytest.raises(NondeterminismError):
+        await _replay("purchase", changed)
+
+
+async def test_replay_accepts_the_same_steps_in_another_class() -> None:
+    # Without this the test above could fail for a reason of its own.
+    await _replay("purchase", _Unchanged)
+
+
+# Replay does not notice a changed timeout, retry policy or queue. The values are here a second time on purpose.
+
+LEDGER = {"record_submission", "credit_buyer", "credit_donation", "mint_bonus", "end_without_credits"}
+
+
+def test_the_timeouts_and_retry_policies_are_the_ones_that_were_reasoned_about() -> None:
+    assert timedelta(seconds=10) == LEDGER_START_TO_CLOSE
+    assert (
+        RetryPolicy(
+            initial_interval=timedelta(milliseconds=500),
+            backoff_coefficient=2.0,
+            maximum_interval=timedelta(seconds=30),
+            maximum_attempts=0,
+        )
+        == LEDGER_RETRY
+    )
+    assert timedelta(seconds=30) == LOOK_START_TO_CLOSE
+    assert (
+        RetryPolicy(
+            initial_interval=timedelta(seconds=1),
+            backoff_coefficient=2.0,
+            maximum_interval=timedelta(seconds=30),
+            maximum_attempts=0,
+        )
+        == LOOK_RETRY
+    )
+
+
+def _scheduled(file: Path) -> Iterator[tuple[HistoryEvent, ActivityTaskScheduledEventAttributes]]:
+    for event in _read(file).events:
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            yield event, event.activity_task_scheduled_event_attributes
+
+
+def _duration(length: timedelta) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(length)
+    return duration
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_every_recorded_activity_carries_its_timeouts_policy_queue_and_summary(file: Path) -> None:
+    own_queue = _read(file).events[0].workflow_execution_started_event_attributes.task_queue.name
+    for event, scheduled in _scheduled(file):
+        looks = scheduled.activity_type.name == "await_confirmation"
+        assert looks or scheduled.activity_type.name in LEDGER
+        retry = LOOK_RETRY if looks else LEDGER_RETRY
+        start_to_close = LOOK_START_TO_CLOSE if looks else LEDGER_START_TO_CLOSE
+        whole = scheduled.schedule_to_close_timeout.ToTimedelta() or start_to_close
+        assert scheduled.start_to_close_timeout == _duration(min(start_to_close, whole))
+        assert scheduled.retry_policy.initial_interval == _duration(retry.initial_interval)
+        assert scheduled.retry_policy.maximum_interval == _duration(retry.maximum_interval or timedelta(0))
+        assert scheduled.retry_policy.backoff_coefficient == retry.backoff_coefficient
+        assert scheduled.retry_policy.maximum_attempts == 0
+        assert scheduled.task_queue.name == own_queue
+        assert event.user_metadata.summary.data
+
+
+def test_only_the_wait_for_the_chain_is_bounded_by_the_end_of_the_attempt() -> None:
+    bounded = {
+        scheduled.activity_type.name: scheduled.schedule_to_close_timeout.ToTimedelta()
+        for _, scheduled in _scheduled(HISTORIES / "purchase.json")
+        if scheduled.schedule_to_close_timeout.ToTimedelta()
+    }
+    assert set(bounded) == {"await_confirmation"}
+    assert timedelta(hours=23, minutes=59) < bounded["await_confirmation"] <= timedelta(hours=24)

@@ -1,0 +1,174 @@
+"""Days that pass in no time: the time-skipping server, with scripted activities.
+
+The activities ask nobody for the time: while one waits for an answer the server would skip to its timeout.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+from temporalio import activity
+from temporalio.client import WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+
+from activities.contracts import PaymentToVerify, SettlementResult
+from domain.attempt import AttemptStatus, ErrorCode
+from domain.verdict import Refused, Verified
+from tests.workflow.scripted import (
+    NOT_FOUND_IN_TIME,
+    TIMEOUT,
+    A,
+    B,
+    Script,
+    not_yet,
+    scripted_worker,
+    settlement,
+    submission,
+    verified,
+)
+from workflows.naming import SUBMIT_UPDATE, workflow_id
+from workflows.verify_and_settle import VerifyAndSettle
+
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+
+async def _start(
+    environment: WorkflowEnvironment, attempt_id: UUID, submitted_at: datetime
+) -> WorkflowHandle[VerifyAndSettle, SettlementResult]:
+    return await environment.client.start_workflow(
+        VerifyAndSettle.run,
+        settlement(attempt_id, submitted_at=submitted_at),
+        id=workflow_id(attempt_id),
+        task_queue=f"time-{attempt_id}",
+    )
+
+
+async def test_a_payment_that_nobody_finds_is_given_up_after_a_day_and_one_last_look(
+    skipping: WorkflowEnvironment,
+) -> None:
+    script, looks, attempt_id = Script(), list[timedelta](), uuid4()
+    submitted_at = await skipping.get_current_time()
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        looks.append(activity.info().started_time - submitted_at)
+        if payment.is_last_look:
+            return NOT_FOUND_IN_TIME
+        raise not_yet("not found yet", again_in=HOUR)
+
+    script.look = look
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        result = await (await _start(skipping, attempt_id, submitted_at)).result()
+    assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
+    assert [look.is_last_look for look in script.named("await_confirmation")] == [False] * (len(looks) - 1) + [True]
+    assert 23 <= len(looks) <= 26
+    # The wait ends early where the next retry would not fit into it: the last look follows it at once.
+    assert TIMEOUT - HOUR - MINUTE <= looks[-1] <= TIMEOUT + MINUTE
+
+
+async def test_a_payment_that_appears_in_the_last_hour_is_credited(skipping: WorkflowEnvironment) -> None:
+    script, attempt_id = Script(), uuid4()
+    submitted_at = await skipping.get_current_time()
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        if activity.info().started_time - submitted_at < TIMEOUT - HOUR:
+            raise not_yet("not found yet", again_in=MINUTE * 10)
+        return verified()
+
+    script.look = look
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        result = await (await _start(skipping, attempt_id, submitted_at)).result()
+    assert result.status is AttemptStatus.CREDITED
+
+
+async def test_a_payment_that_only_the_last_look_sees_is_credited(skipping: WorkflowEnvironment) -> None:
+    script, attempt_id = Script(), uuid4()
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        if payment.is_last_look:
+            return verified()
+        raise not_yet("the nodes are down", again_in=HOUR)
+
+    script.look = look
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        result = await (await _start(skipping, attempt_id, await skipping.get_current_time())).result()
+    assert result.status is AttemptStatus.CREDITED
+
+
+async def test_a_look_that_breaks_every_time_is_retried_to_the_end_and_ends_nothing(
+    skipping: WorkflowEnvironment,
+) -> None:
+    script, attempt_id = Script(timeout=HOUR), uuid4()
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        if payment.is_last_look:
+            return verified()
+        raise RuntimeError("a fault of the worker")
+
+    script.look = look
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        result = await (await _start(skipping, attempt_id, await skipping.get_current_time())).result()
+    assert result.status is AttemptStatus.CREDITED
+    # After 1, 2, 4, 8 and 16 seconds, then every 30 seconds of the hour.
+    assert 120 <= len(script.named("await_confirmation")) <= 130
+
+
+async def test_a_hash_that_replaces_another_has_a_day_of_its_own(skipping: WorkflowEnvironment) -> None:
+    script, attempt_id = Script(), uuid4()
+    submitted_at = await skipping.get_current_time()
+
+    async def look(payment: PaymentToVerify) -> Verified | Refused:
+        if payment.is_last_look:
+            return NOT_FOUND_IN_TIME
+        raise not_yet("not found yet", again_in=MINUTE * 10)
+
+    script.look = look
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        handle = await _start(skipping, attempt_id, submitted_at)
+        await skipping.sleep(TIMEOUT - HOUR)
+        await handle.execute_update(
+            SUBMIT_UPDATE, submission(attempt_id, B, await skipping.get_current_time()), id="second"
+        )
+        result = await handle.result()
+        ended_at = await skipping.get_current_time()
+    assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
+    assert ended_at - submitted_at >= TIMEOUT - HOUR + TIMEOUT - MINUTE * 11
+    ends = {look.verify_until for look in script.named("await_confirmation")}
+    assert len(ends) == 2
+    assert [message.tx_hash for message in script.named("record_submission")] == [A, B]
+
+
+async def test_two_hundred_looks_leave_no_more_history_than_one(skipping: WorkflowEnvironment) -> None:
+    lengths = []
+    for polls in (1, 200):
+        script, attempt_id = Script(), uuid4()
+
+        async def look(_: PaymentToVerify, script: Script = script, polls: int = polls) -> Verified | Refused:
+            if len(script.named("await_confirmation")) <= polls:
+                raise not_yet("not found yet", again_in=MINUTE)
+            return verified()
+
+        script.look = look
+        async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+            handle = await _start(skipping, attempt_id, await skipping.get_current_time())
+            await handle.result()
+        assert len(script.named("await_confirmation")) == polls + 1
+        lengths.append(len((await handle.fetch_history()).events))
+    assert lengths[0] == lengths[1]
+
+
+async def test_the_ledger_is_tried_for_ever(skipping: WorkflowEnvironment) -> None:
+    script, attempt_id = Script(), uuid4()
+    record = script.pending
+    down_until = await skipping.get_current_time() + HOUR
+
+    async def unavailable(message: object) -> object:
+        if activity.info().started_time < down_until:
+            raise ConnectionError("PostgreSQL is down")
+        return record(message)  # type: ignore[arg-type]
+
+    script.record = unavailable  # type: ignore[assignment]
+    async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
+        result = await (await _start(skipping, attempt_id, down_until)).result()
+    assert result.status is AttemptStatus.CREDITED
