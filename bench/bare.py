@@ -1,0 +1,148 @@
+"""A settlement with nothing in it: the same Temporal operations, payloads, time-outs and words; no database, no chain.
+
+`settle bench` divides the product's settlements per second by this workflow's. Whoever changes the operations of
+`workflows.verify_and_settle` changes them here too: the bench compares the two histories and fails where they differ.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from temporalio import activity, workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.contracts import (
+        AttemptEnding,
+        BonusToMint,
+        MintedBonus,
+        PaymentToCredit,
+        PaymentToVerify,
+        RecordedSubmission,
+        Settlement,
+        SettlementResult,
+        Submission,
+    )
+    from domain.attempt import AttemptStatus
+    from domain.verdict import SettledTransfer, Verified
+    from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
+
+BARE_TASK_QUEUE: Final = "settlement-bare"
+BARE_WORKFLOW: Final = "BareSettlement"
+VERIFICATION_TIMEOUT: Final = timedelta(days=1)
+CREDITS: Final = 1_000_000_000
+BONUS_CREDITS: Final = 750_000_000
+
+
+def bare_workflow_id(attempt_id: UUID) -> str:
+    """An id as long as a settlement's."""
+    return f"verify-and-nothing-{attempt_id}"
+
+
+@activity.defn(name="record_submission")
+async def record_nothing(submission: Submission) -> RecordedSubmission:
+    """Answers at once, like all of these."""
+    return RecordedSubmission(
+        status=AttemptStatus.PENDING_UNVERIFIED,
+        tx_hash=submission.tx_hash,
+        verify_until=submission.submitted_at + VERIFICATION_TIMEOUT,
+    )
+
+
+@activity.defn(name="await_confirmation")
+async def await_nothing(payment: PaymentToVerify) -> Verified:
+    """A verdict as large as a real one."""
+    tx_hash = f"0x{payment.attempt_id.hex:0>64}"
+    return Verified(
+        transfer=SettledTransfer(
+            chain_id=payment.terms.chain_id,
+            tx_hash=tx_hash,
+            log_index=0,
+            block_number=100,
+            block_hash=tx_hash,
+            from_address=payment.terms.payer,
+            value_raw=payment.terms.amount_raw,
+            expected_raw=payment.terms.amount_raw,
+        ),
+        confirmations=10,
+    )
+
+
+@activity.defn(name="credit_buyer")
+async def credit_nobody(payment: PaymentToCredit) -> AttemptEnding:
+    """Credits nobody."""
+    return AttemptEnding(status=AttemptStatus.CREDITED, tx_hash=payment.transfer.tx_hash, amount_credits=CREDITS)
+
+
+@activity.defn(name="mint_bonus")
+async def mint_nothing(_bonus: BonusToMint) -> MintedBonus:
+    """Mints nothing."""
+    return MintedBonus(amount_credits=BONUS_CREDITS, share=Decimal("0.75"))
+
+
+@workflow.defn(name=BARE_WORKFLOW)
+class BareSettlement:
+    """The operations of a purchase whose payment is confirmed at the first look."""
+
+    @workflow.init
+    def __init__(self, payment: Settlement) -> None:
+        self._payment = payment
+        self._recorded: RecordedSubmission | None = None
+
+    @workflow.update(name=SUBMIT_UPDATE)
+    async def submit(self, _submission: Submission) -> RecordedSubmission:
+        """Answers when the first activity has."""
+        await workflow.wait_condition(lambda: self._recorded is not None)
+        assert self._recorded is not None
+        return self._recorded
+
+    @workflow.run
+    async def run(self, payment: Settlement) -> SettlementResult:
+        """Four activities, one after the other."""
+        submission = payment.submission
+        short_hash = f"{submission.tx_hash[:10]}…"
+        ref = submission.model_dump(include={"attempt_id", "owner_user_id", "billing_account_id"})
+        self._recorded = recorded = await workflow.execute_activity(
+            record_nothing,
+            submission,
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary=f"record hash {short_hash}",
+        )
+        verify_until = recorded.verify_until or workflow.now() + VERIFICATION_TIMEOUT
+        verdict = await workflow.execute_activity(
+            await_nothing,
+            PaymentToVerify(
+                **ref, terms=payment.terms, submitted_at=submission.submitted_at, verify_until=verify_until
+            ),
+            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            schedule_to_close_timeout=verify_until - workflow.now(),
+            retry_policy=LOOK_RETRY,
+            summary=f"wait for {short_hash} to be confirmed",
+        )
+        ending = await workflow.execute_activity(
+            credit_nobody,
+            PaymentToCredit(**ref, transfer=verdict.transfer),
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary="credit the buyer",
+        )
+        bonus = await workflow.execute_activity(
+            mint_nothing,
+            BonusToMint(**ref),
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary="credit the system tenant's bonus",
+        )
+        workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(ending.status.value)])
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return SettlementResult(
+            attempt_id=submission.attempt_id,
+            status=ending.status,
+            tx_hash=ending.tx_hash,
+            buyer_credits=ending.amount_credits,
+            system_tenant_credits=bonus.amount_credits,
+        )

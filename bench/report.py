@@ -1,0 +1,167 @@
+"""What the bench found: one model, as a table for people and as one JSON document for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from rich.console import Console
+
+from bench.rounds import Comparison, Spread
+from commands.output import grouped, table
+
+SETTLEMENTS_AIM: Final = 0.8
+POSTINGS_AIM: Final = 0.8
+
+
+class Part(BaseModel):
+    """Immutable part of the report, in camelCase on the wire."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Range(Part):
+    """Median, smallest and largest over the rounds."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, spread: Spread, *, digits: int) -> Range:
+        """The spread, rounded to what the measurement can tell."""
+        return cls(median=round(spread.median, digits), min=round(spread.min, digits), max=round(spread.max, digits))
+
+
+class Measured(Part):
+    """The product against its baseline."""
+
+    name: str
+    baseline: str
+    rounds: int
+    per_round: int
+    concurrency: int
+    product_per_second: Range
+    baseline_per_second: Range
+    ratio: Range
+    aim: float
+    aim_met: bool
+
+    @classmethod
+    def of(
+        cls, name: str, baseline: str, comparison: Comparison, *, per_round: int, concurrency: int, aim: float
+    ) -> Measured:
+        """The comparison with its aim; the median of the ratios is what counts."""
+        return cls(
+            name=name,
+            baseline=baseline,
+            rounds=comparison.rounds,
+            per_round=per_round,
+            concurrency=concurrency,
+            product_per_second=Range.of(comparison.product_per_second, digits=1),
+            baseline_per_second=Range.of(comparison.baseline_per_second, digits=1),
+            ratio=Range.of(comparison.ratio, digits=3),
+            aim=aim,
+            aim_met=comparison.ratio.median >= aim,
+        )
+
+
+class SettlementCost(Part):
+    """One purchase, confirmed at the first look, from `submit` to the completed run."""
+
+    sampled: int
+    history_events: float
+    history_bytes: float
+    workflow_tasks: float
+    activities: float
+    billed_actions_estimated: float
+    rpc_requests: float
+    rpc_calls: float
+    sql_statements: float
+    sql_transactions: float
+    sql_round_trips: float
+
+
+class Report(Part):
+    """The whole run. `violations` is empty in a run that counts."""
+
+    valid: bool
+    violations: list[str]
+    seconds: float
+    settlements: Measured
+    postings_spread: Measured
+    postings_one_account: Measured
+    buyer_credits_per_second: Range
+    settlement_cost: SettlementCost
+    settled: int
+    posted: int
+
+    @property
+    def comparisons(self) -> tuple[Measured, ...]:
+        """Everything that has an aim."""
+        return self.settlements, self.postings_spread, self.postings_one_account
+
+
+def show(report: Report, console: Console) -> None:
+    """The report for people."""
+    console.print(
+        table(
+            "settle bench: the product against the least that the same work costs",
+            ("what", "per second", "against", "per second ", "ratio", "min–max", "aim", ""),
+            (
+                (
+                    measured.name,
+                    f"{measured.product_per_second.median:,.0f}",
+                    measured.baseline,
+                    f"{measured.baseline_per_second.median:,.0f}",
+                    f"{measured.ratio.median:.2f}",
+                    f"{measured.ratio.min:.2f}–{measured.ratio.max:.2f}",
+                    f"≥ {measured.aim:.2f}",
+                    "PASS" if measured.aim_met else "below",
+                )
+                for measured in report.comparisons
+            ),
+            right=("per second", "per second ", "ratio", "min–max", "aim"),
+        )
+    )
+    console.print(
+        table(
+            "What one settlement costs (a purchase, confirmed at the first look)",
+            ("what", "measured"),
+            _cost_rows(report),
+            right=("measured",),
+        )
+    )
+    console.print(_conditions(report), markup=False)
+    if report.valid:
+        console.print(
+            f"The books balance: {grouped(report.settled)} settlements and {grouped(report.posted)} postings are there."
+        )
+    for violation in report.violations:
+        console.print(f"INVALID: {violation}", markup=False, style="bold red")
+
+
+def _conditions(report: Report) -> str:
+    whole, postings = report.settlements, report.postings_spread
+    return (
+        f"Medians of {whole.rounds} interleaved rounds of {grouped(whole.per_round)} settlements, {whole.concurrency} "
+        f"in flight, and of {postings.rounds} of {grouped(postings.per_round)} postings over {postings.concurrency} "
+        f"connections; {report.seconds:.0f} s in all. Rates belong to the machine, ratios travel."
+    )
+
+
+def _cost_rows(report: Report) -> Iterator[tuple[str, str]]:
+    cost = report.settlement_cost
+    yield "Temporal: events in the history", f"{cost.history_events:g} ({cost.history_bytes:,.0f} bytes)"
+    yield "Temporal: workflow tasks", f"{cost.workflow_tasks:g}"
+    yield "Temporal: activities", f"{cost.activities:g}"
+    yield "Temporal: billed actions (estimated)", f"{cost.billed_actions_estimated:g}"
+    yield "Chain node: HTTP requests", f"{cost.rpc_requests:g}"
+    yield "Chain node: calls in them", f"{cost.rpc_calls:g}"
+    yield "PostgreSQL: statements", f"{cost.sql_statements:g}"
+    yield "PostgreSQL: transactions", f"{cost.sql_transactions:g}"
+    yield "PostgreSQL: round trips", f"{cost.sql_round_trips:g}"
+    rate = report.buyer_credits_per_second
+    yield "Buyer's credits per second (one transaction each)", f"{rate.median:,.0f} ({rate.min:,.0f}–{rate.max:,.0f})"

@@ -1,0 +1,115 @@
+"""Two sides measured in turns: only ratios of neighbours in time mean anything on a machine that is shared."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+
+Work = Callable[[int], Awaitable[None]]
+"""Does so many pieces of work; what it needs has been prepared by the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, smallest and largest of what the rounds gave."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two that are compared: `prepare` is not timed, `work` is."""
+
+    name: str
+    prepare: Work
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The product against its baseline. `ratio` is the spread of each round's own ratio, not of the rates."""
+
+    product_per_second: Spread
+    baseline_per_second: Spread
+    ratio: Spread
+    rounds: int
+
+
+async def at_once(jobs: Iterable[Coroutine[object, object, None]]) -> None:
+    """All jobs at once. The first error ends the others and is raised as it is, not as a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(job)
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+class Deadline:
+    """A bound on the whole run: a round that would not fit is left out, the first never is."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends = clock() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the end; 0 after it."""
+        return max(self._ends - self._clock(), 0.0)
+
+    def leaves(self, seconds: float) -> bool:
+        """Whether so much time is left."""
+        return seconds <= self._ends - self._clock()
+
+
+async def measure(side: Side, count: int) -> float:
+    """Pieces of work per second."""
+    await side.prepare(count)
+    started = time.perf_counter()
+    await side.work(count)
+    return count / (time.perf_counter() - started)
+
+
+async def compare(
+    product: Side,
+    baseline: Side,
+    *,
+    count: int,
+    rounds: int,
+    deadline: Deadline,
+    on_round: Callable[[int, float, float], None] = lambda _number, _product, _baseline: None,
+) -> Comparison:
+    """Measure both sides in turns, `count` pieces of work at a time.
+
+    Every other round begins with the other side, so that what drifts (a growing database, a neighbour's load)
+    does not always meet the same one.
+    """
+    product_rates: list[float] = []
+    baseline_rates: list[float] = []
+    for number in range(rounds):
+        started = time.monotonic()
+        if number % 2 == 0:
+            product_rates.append(await measure(product, count))
+            baseline_rates.append(await measure(baseline, count))
+        else:
+            baseline_rates.append(await measure(baseline, count))
+            product_rates.append(await measure(product, count))
+        on_round(number + 1, product_rates[-1], baseline_rates[-1])
+        if not deadline.leaves(time.monotonic() - started):
+            break
+    return Comparison(
+        product_per_second=Spread.of(product_rates),
+        baseline_per_second=Spread.of(baseline_rates),
+        ratio=Spread.of([ours / bare for ours, bare in zip(product_rates, baseline_rates, strict=True)]),
+        rounds=len(product_rates),
+    )

@@ -1,0 +1,333 @@
+"""`settle bench`: starts a local system of its own, measures in turns, checks the books, and says what it found."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy.engine import make_url
+from temporalio.client import Client
+
+from bench.bare import bare_workflow_id
+from bench.cost import HistoryCost, RpcCount, SqlCount, counting_node, counting_postgres, read_history
+from bench.postings import CONNECTIONS, SYSTEM_TENANT, BuyerCredits, Postings, open_accounts, raw_connections
+from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, Measured, Range, Report, SettlementCost, show
+from bench.rounds import Comparison, Deadline, Spread, compare, measure
+from bench.settlements import IN_FLIGHT_MAX, BareSettlements, Settlements, Till
+from chain.reader import ChainReader
+from commands.connections import payment_policy
+from commands.local_system import LocalSystem
+from commands.output import print_json, progress, stdout
+from db import books, ledger
+from db.engine import ServiceDatabase, TenantDatabase
+from devstack.stack import until_signalled
+from domain.ledger import Reason
+from settings import Settings
+from starter.client import PaymentsClient
+from starter.temporal import connect
+from telemetry.logs import configure
+from worker import build_worker
+from workflows.naming import workflow_id
+
+SECONDS_MAX: Final = 210.0
+"""Rounds that would end later are left out; what comes before and after them takes some 20 s."""
+
+SETTLEMENTS_SHARE: Final = 0.7
+"""Of the time, for the settlements: a round of them takes ten times as long as a round of postings."""
+
+WARM_UP_SETTLEMENTS: Final = 48
+WARM_UP_POSTINGS: Final = 200
+"""Statements are prepared at their fifth use on each connection, code paths are compiled at their first."""
+
+COST_SAMPLE: Final = 10
+
+_KEPT_SETTINGS: Final = frozenset({"LOG_LEVEL", "LOG_FORMAT"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    settlements: int
+    postings: int
+    rounds: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """A running system, and everything that is measured on it."""
+
+    system: LocalSystem
+    settings: Settings
+    temporal: Client
+    tenants: TenantDatabase
+    service: ServiceDatabase
+    till: Till
+    settlements: Settlements
+    bare: BareSettlements
+
+
+async def bench(
+    variables: Mapping[str, str],
+    *,
+    settlements: int = 300,
+    postings: int = 4000,
+    rounds: int = 3,
+    as_json: bool = False,
+    seconds_max: float = SECONDS_MAX,
+) -> bool:
+    """Measure and print. True when the measurement is valid, whether or not the aims are met; they are data.
+
+    `settlements` and `postings` are what each side does in one round. Raises `DevstackError` and `SettleError`.
+    """
+    # Lines of the product's code go to standard error, and only what is wrong; the workers' own are in their logs.
+    configure(level="WARNING", log_format="console")
+    async with until_signalled():
+        with tempfile.TemporaryDirectory(prefix="settle-bench-") as folder:
+            report = await _run(Path(folder), variables, Sizes(settlements, postings, rounds), seconds_max)
+    if as_json:
+        print_json(report)
+    else:
+        show(report, stdout)
+    return report.valid
+
+
+async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seconds_max: float) -> Report:
+    started = time.monotonic()
+    async with _open(state_dir, variables) as running:
+        settlements = await _measure_settlements(running, sizes, Deadline(seconds_max * SETTLEMENTS_SHARE))
+        progress(f"counting what a settlement costs, on {COST_SAMPLE} of them")
+        cost, different = await _measure_cost(running, sizes)
+        deadline = Deadline(seconds_max - (time.monotonic() - started))
+        accounts = await open_accounts(running.tenants)
+        account_ids = [payer.billing_account_id for payer in accounts]
+        async with raw_connections(running.settings.require_service_database_url()) as raw:
+            work = Postings(running.service, raw)
+            spread = await _measure_postings(
+                work,
+                "postings over many accounts",
+                account_ids=account_ids,
+                reason=Reason.CREDITS_PURCHASE,
+                sizes=sizes,
+                deadline=deadline,
+            )
+            one = await _measure_postings(
+                work,
+                "postings on one account",
+                account_ids=SYSTEM_TENANT,
+                reason=Reason.SYSTEM_DONATION,
+                sizes=sizes,
+                deadline=deadline,
+            )
+        buyers = BuyerCredits(running.tenants, accounts, chain_id=running.settings.chain_id)
+        progress("buyers' credits")
+        side = buyers.side()
+        credit_rates = [await measure(side, max(sizes.postings // 8, CONNECTIONS)) for _ in range(max(sizes.rounds, 1))]
+        progress("checking the books")
+        violations = different + await find_violations(
+            running.service,
+            settled=len(running.settlements.settled),
+            posted=work.posted,
+            credited=buyers.credited,
+        )
+        return Report(
+            valid=not violations,
+            violations=violations,
+            seconds=round(time.monotonic() - started, 1),
+            settlements=settlements,
+            postings_spread=spread,
+            postings_one_account=one,
+            buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
+            settlement_cost=cost,
+            settled=len(running.settlements.settled),
+            posted=work.posted,
+        )
+
+
+@asynccontextmanager
+async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Bench]:
+    """A local system of its own, with the product's worker and the bare one in a process each."""
+    async with LocalSystem(
+        state_dir,
+        without_servers(variables),
+        on_progress=progress,
+        # Payments are mined by hand, so that all are confirmed before the time runs.
+        block_time_seconds=None,
+    ) as system:
+        await system.stack.add_process("bare-worker", [sys.executable, "-m", "bench.bare_worker"], system.variables)
+        settings = system.settings
+        async with _databases(settings) as (tenants, service):
+            temporal = await connect(system.variables)
+            payments = PaymentsClient(tenants, temporal, payment_policy(settings))
+            till = Till(system.stack.chain, payments, confirmations=settings.min_confirmations)
+            await till.open()
+            yield Bench(
+                system,
+                settings,
+                temporal,
+                tenants,
+                service,
+                till,
+                Settlements(till, payments, temporal),
+                BareSettlements(temporal, chain_id=settings.chain_id),
+            )
+
+
+@asynccontextmanager
+async def _databases(
+    settings: Settings, *, port: int | None = None
+) -> AsyncIterator[tuple[TenantDatabase, ServiceDatabase]]:
+    """Both roles with a worker's connections, through another port where one is given."""
+
+    def address(url: str) -> str:
+        return make_url(url).set(port=port or make_url(url).port).render_as_string(hide_password=False)
+
+    options: dict[str, Any] = {"application_name": "settle bench", "pool_size": CONNECTIONS, "pre_ping": False}
+    tenants = TenantDatabase(address(settings.require_database_url()), **options)
+    service = ServiceDatabase(address(settings.require_service_database_url()), **options)
+    try:
+        yield tenants, service
+    finally:
+        await tenants.dispose()
+        await service.dispose()
+
+
+def without_servers(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what names a server or changes a rule: load belongs on nobody's real system."""
+    ours = {str(field.alias) for field in Settings.model_fields.values()} - _KEPT_SETTINGS
+    return {
+        name: value
+        for name, value in variables.items()
+        if name not in ours and not name.startswith(("TEMPORAL_", "PG"))
+    }
+
+
+async def _measure_settlements(running: Bench, sizes: Sizes, deadline: Deadline) -> Measured:
+    product, baseline = running.settlements.side(), running.bare.side()
+    progress("warming up")
+    warm_up = min(WARM_UP_SETTLEMENTS, sizes.settlements)
+    seconds_each = 1 / await measure(product, warm_up) + 1 / await measure(baseline, warm_up)
+    # A slow or busy machine gets smaller rounds instead of fewer: one round alone is no measurement.
+    fitting = int(deadline.seconds_left / sizes.rounds / seconds_each)
+    count = max(min(sizes.settlements, fitting), min(sizes.settlements, IN_FLIGHT_MAX))
+    comparison = await compare(
+        product,
+        baseline,
+        count=count,
+        rounds=sizes.rounds,
+        deadline=deadline,
+        on_round=_report_round("settlements"),
+    )
+    return Measured.of(
+        "settlements, end to end",
+        baseline.name,
+        comparison,
+        per_round=count,
+        concurrency=IN_FLIGHT_MAX,
+        aim=SETTLEMENTS_AIM,
+    )
+
+
+async def _measure_postings(
+    work: Postings, name: str, *, account_ids: Sequence[str], reason: Reason, sizes: Sizes, deadline: Deadline
+) -> Measured:
+    product, baseline = work.sides(account_ids, reason)
+    warm_up = min(WARM_UP_POSTINGS, sizes.postings)
+    await measure(product, warm_up)
+    await measure(baseline, warm_up)
+    comparison: Comparison = await compare(
+        product,
+        baseline,
+        count=sizes.postings,
+        rounds=sizes.rounds,
+        deadline=deadline,
+        on_round=_report_round(name),
+    )
+    return Measured.of(
+        name, baseline.name, comparison, per_round=sizes.postings, concurrency=CONNECTIONS, aim=POSTINGS_AIM
+    )
+
+
+def _report_round(name: str) -> Callable[[int, float, float], None]:
+    def report(number: int, product: float, baseline: float) -> None:
+        progress(f"{name}, round {number}: {product:,.1f}/s against {baseline:,.1f}/s = {product / baseline:.2f}")
+
+    return report
+
+
+async def _measure_cost(running: Bench, sizes: Sizes) -> tuple[SettlementCost, list[str]]:
+    """Settle a few with a worker in this process, where everything that leaves it can be counted."""
+    await running.system.stack.remove_process("worker")
+    settings, rpc, sql = running.settings, RpcCount(), SqlCount()
+    server = make_url(settings.require_database_url())
+    async with (
+        counting_node(settings.require_chain_rpc_urls()[0], rpc) as chain_url,
+        counting_postgres(server.host or "127.0.0.1", server.port or 5432, sql) as port,
+        _databases(settings, port=port) as (tenants, service),
+        ChainReader([chain_url], settings.chain_id) as chain,
+        build_worker(running.temporal, settings, chain=chain, tenants=tenants, service=service),
+    ):
+        payments = PaymentsClient(tenants, running.temporal, payment_policy(settings))
+        side = running.settlements.side(payments)
+        await measure(side, min(WARM_UP_SETTLEMENTS, sizes.settlements))
+        await side.prepare(COST_SAMPLE)
+        rpc.requests = rpc.calls = sql.statements = sql.transactions = sql.round_trips = 0
+        await side.work(COST_SAMPLE)
+        counted_rpc, counted_sql = replace(rpc), replace(sql)
+    sampled = [
+        await read_history(running.temporal, workflow_id(attempt_id))
+        for attempt_id in running.settlements.settled[-COST_SAMPLE:]
+    ]
+    bare = await read_history(running.temporal, bare_workflow_id(running.bare.completed[-1]))
+    return _mean_cost(sampled, counted_rpc, counted_sql), differences(sampled[-1], bare)
+
+
+def _mean_cost(histories: Sequence[HistoryCost], rpc: RpcCount, sql: SqlCount) -> SettlementCost:
+    count = len(histories)
+
+    def mean(values: Sequence[int]) -> float:
+        return round(sum(values) / count, 1)
+
+    return SettlementCost(
+        sampled=count,
+        history_events=mean([history.events for history in histories]),
+        history_bytes=mean([history.bytes for history in histories]),
+        workflow_tasks=mean([history.workflow_tasks for history in histories]),
+        activities=mean([history.activities for history in histories]),
+        billed_actions_estimated=mean([history.billed_actions for history in histories]),
+        rpc_requests=mean([rpc.requests]),
+        rpc_calls=mean([rpc.calls]),
+        sql_statements=mean([sql.statements]),
+        sql_transactions=mean([sql.transactions]),
+        sql_round_trips=mean([sql.round_trips]),
+    )
+
+
+def differences(product: HistoryCost, bare: HistoryCost) -> list[str]:
+    """What is wrong with the bare workflow, in words: a comparison with another shape says nothing."""
+    if product.same_shape_as(bare):
+        return []
+    return [
+        "the bare workflow is not of the settlement's shape any more (bench/bare.py): "
+        f"{', '.join(bare.event_types)} against {', '.join(product.event_types)}"
+    ]
+
+
+async def find_violations(service: ServiceDatabase, *, settled: int, posted: int, credited: int) -> list[str]:
+    """What is wrong with the books after the run, in words: an invariant that does not hold, or a missing entry.
+
+    `settled` purchases left two entries each, `posted` postings and `credited` buyers' credits one.
+    """
+    async with service.transaction() as connection:
+        found = await books.find_violations(connection)
+        entries = await ledger.count_entries(connection)
+    expected = 2 * settled + posted + credited
+    if entries != expected:
+        found.append(f"the ledger has {entries} entries, and {expected} were to be posted")
+    return found

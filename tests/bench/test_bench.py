@@ -1,0 +1,192 @@
+"""`settle bench` runs, says what it promises to say, and notices when a run does not count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from bench.cost import HistoryCost, SqlCount, counting_postgres
+from bench.rounds import Deadline, Side, at_once, compare
+from bench.run import differences, find_violations, without_servers
+from db.engine import ServiceDatabase
+from db.ledger import count_entries
+from tests.support.payments import Desk
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_MAX = 180
+"""A machine that does much else at the same time takes many times as long as a quiet one."""
+
+RANGE = {"median", "min", "max"}
+MEASURED = {
+    "name",
+    "baseline",
+    "rounds",
+    "perRound",
+    "concurrency",
+    "productPerSecond",
+    "baselinePerSecond",
+    "ratio",
+    "aim",
+    "aimMet",
+}
+REPORT = {
+    "valid",
+    "violations",
+    "seconds",
+    "settlements",
+    "postingsSpread",
+    "postingsOneAccount",
+    "buyerCreditsPerSecond",
+    "settlementCost",
+    "settled",
+    "posted",
+}
+
+
+async def test_a_small_bench_prints_one_document_with_every_field() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli", "bench", "--settlements", "20", "--postings", "100", "--rounds", "1", "--json"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        # Servers that the environment names are somebody's: the bench never puts its load on them.
+        env={**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "TEMPORAL_ADDRESS": "127.0.0.1:1"},
+    )
+    try:
+        output, progress = await asyncio.wait_for(process.communicate(), SECONDS_MAX)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    assert process.returncode == 0, progress.decode()
+    report = json.loads(output)
+
+    assert set(report) == REPORT
+    assert report["valid"] is True
+    assert report["violations"] == []
+    for name in ("settlements", "postingsSpread", "postingsOneAccount"):
+        measured = report[name]
+        assert set(measured) == MEASURED
+        assert measured["rounds"] == 1
+        for figure in ("productPerSecond", "baselinePerSecond", "ratio"):
+            assert set(measured[figure]) == RANGE
+            assert measured[figure]["min"] <= measured[figure]["median"] <= measured[figure]["max"]
+        assert measured["aim"] == 0.8
+        assert measured["aimMet"] is (measured["ratio"]["median"] >= measured["aim"])
+    cost = report["settlementCost"]
+    assert cost["activities"] == 4
+    assert cost["workflowTasks"] * 3 < cost["historyEvents"] < 40
+    assert cost["billedActionsEstimated"] >= 2 + cost["activities"]
+    assert 1 <= cost["rpcRequests"] <= 2 < cost["rpcCalls"]
+    assert cost["sqlTransactions"] < cost["sqlStatements"] < cost["sqlRoundTrips"]
+    assert b"round 1" in progress
+
+
+async def test_a_missing_entry_makes_the_run_invalid(desk: Desk) -> None:
+    assert await find_violations(desk.service, settled=0, posted=0, credited=0) == []
+    assert await find_violations(desk.service, settled=2, posted=3, credited=1) == [
+        "the ledger has 0 entries, and 8 were to be posted"
+    ]
+
+
+async def test_books_that_do_not_balance_make_the_run_invalid(desk: Desk) -> None:
+    async with await psycopg.AsyncConnection.connect(desk.database.superuser_url) as superuser:
+        await superuser.execute("SET session_replication_role = replica")  # no trigger stands in the way
+        await superuser.execute("UPDATE billing_accounts SET balance_credits = 1 WHERE id = 'cogni_system'")
+
+    assert await find_violations(desk.service, settled=0, posted=0, credited=0) == [
+        "balance of account cogni_system is not the sum of its entries"
+    ]
+
+
+def test_a_bare_workflow_of_another_shape_makes_the_run_invalid() -> None:
+    product = HistoryCost(
+        events=5,
+        bytes=1,
+        workflow_tasks=1,
+        activities=1,
+        billed_actions=2,
+        event_types=("WORKFLOW_EXECUTION_STARTED", "WORKFLOW_TASK_COMPLETED", "ACTIVITY_TASK_SCHEDULED"),
+    )
+    batched_otherwise = replace(product, event_types=("WORKFLOW_EXECUTION_STARTED", "ACTIVITY_TASK_SCHEDULED"))
+    without_activity = replace(product, event_types=("WORKFLOW_EXECUTION_STARTED", "WORKFLOW_TASK_COMPLETED"))
+
+    assert differences(product, batched_otherwise) == []
+    assert len(differences(product, without_activity)) == 1
+
+
+def test_no_server_that_the_environment_names_is_used() -> None:
+    given = {
+        "DATABASE_URL": "x",
+        "CHAIN_RPC_URLS": "x",
+        "TEMPORAL_ADDRESS": "x",
+        "PGHOST": "x",
+        "PATH": "/bin",
+        "LOG_LEVEL": "INFO",
+    }
+    assert without_servers(given) == {"PATH": "/bin", "LOG_LEVEL": "INFO"}
+
+
+async def test_sides_take_turns_and_every_other_round_begins_with_the_other_one() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> Side:
+        async def prepare(_count: int) -> None:
+            order.append(f"prepare {name}")
+
+        async def work(_count: int) -> None:
+            order.append(name)
+
+        return Side(name, prepare, work)
+
+    compared = await compare(side("a"), side("b"), count=1, rounds=3, deadline=Deadline(60))
+
+    assert [step for step in order if not step.startswith("prepare")] == ["a", "b", "b", "a", "a", "b"]
+    assert order[:2] == ["prepare a", "a"]
+    assert compared.rounds == 3
+    assert compared.ratio.min <= compared.ratio.median <= compared.ratio.max
+
+
+async def test_the_first_round_is_always_measured_and_a_late_one_is_left_out() -> None:
+    async def nothing(_count: int) -> None:
+        pass
+
+    side = Side("a", nothing, nothing)
+    assert (await compare(side, side, count=1, rounds=5, deadline=Deadline(-1))).rounds == 1
+
+
+async def test_the_first_error_is_raised_as_it_is() -> None:
+    async def fail() -> None:
+        raise LookupError("this one")
+
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(LookupError, match="this one"):
+        await at_once([wait(), fail()])
+
+
+async def test_statements_and_transactions_are_counted_on_the_wire(desk: Desk) -> None:
+    count = SqlCount()
+    host = desk.database.host.rpartition(":")
+    async with counting_postgres(host[0], int(host[2]), count) as port:
+        url = desk.database.service_url.replace(desk.database.host, f"127.0.0.1:{port}")
+        service = ServiceDatabase(url, pool_size=1, pre_ping=False)
+        async with service.single_statement() as connection:
+            await count_entries(connection)
+        count.statements = count.transactions = count.round_trips = 0
+        async with service.single_statement() as connection:
+            await count_entries(connection)
+        assert (count.statements, count.transactions, count.round_trips) == (1, 1, 1)
+        async with service.transaction() as connection:
+            await count_entries(connection)
+            await count_entries(connection)
+        await service.dispose()
+    assert (count.statements, count.transactions, count.round_trips) == (3, 2, 5)

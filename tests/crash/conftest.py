@@ -1,0 +1,41 @@
+"""A whole payment system for each test, and as many more as it wants."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from devstack.chain import LocalChain
+from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
+from tests.support.servers import TemporalServer
+from tests.support.system import PaymentSystem, open_system
+
+Systems = Callable[..., Awaitable[PaymentSystem]]
+"""`await systems(SYSTEM_TENANT_REVENUE_SHARE="0", ...)`: a system with these settings."""
+
+
+@pytest.fixture
+async def systems(
+    cluster: Cluster, temporal_server: TemporalServer, chain: LocalChain, tmp_path: Path
+) -> AsyncIterator[Systems]:
+    """Makes systems, each with a database and a Temporal namespace of its own, on the session's servers."""
+    numbers = itertools.count(1)
+    async with AsyncExitStack() as stack:
+
+        async def make(**changes: str) -> PaymentSystem:
+            database = await stack.enter_async_context(cluster.temporary(template=MIGRATED_TEMPLATE))
+            namespace = await temporal_server.namespace()
+            folder = tmp_path / f"system-{next(numbers)}"
+            return await stack.enter_async_context(open_system(namespace, database, chain, folder, changes))
+
+        yield make
+
+
+@pytest.fixture
+async def system(systems: Systems) -> PaymentSystem:
+    """A system without a worker."""
+    return await systems()

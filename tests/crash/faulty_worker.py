@@ -1,0 +1,139 @@
+"""The product's worker, made to kill or pause itself at one exact point. All of it is done from out here.
+
+    SETTLE_TEST_FAULT='{"activity": "credit_buyer", "moment": "after_commit"}' python -m tests.crash.faulty_worker
+
+Statements and commits are watched at the driver, so the process dies between two messages to the server, not between
+two lines of Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, Final
+
+from psycopg import AsyncConnection, AsyncCursor
+from temporalio import activity
+from temporalio.worker import Worker
+
+from db import engine
+from settings import environment, load
+from tests.support.faults import FAULT_VARIABLE, GONE_ON, Action, Fault, Moment
+from workflows import policies
+
+SINGLE_STATEMENT_ACTIVITY: Final = "mint_bonus"
+SINGLE_STATEMENT: Final = "post_entry("
+
+
+class Trap:
+    """Springs once, at the moment that the fault names."""
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        self._sprung = False
+
+    def reached(self, moment: Moment) -> None:
+        """This process has come to `moment`; it may not come any further."""
+        if not self._sprung and moment is self._fault.moment and self._is_in_the_activity():
+            self._sprung = True
+            os.kill(os.getpid(), signal.SIGKILL if self._fault.action is Action.KILL else signal.SIGSTOP)
+
+    def ended(self) -> None:
+        """A transaction is over: say so to whoever paused this process in it."""
+        if self._sprung and self._is_in_the_activity():
+            print(GONE_ON, file=sys.stderr, flush=True)  # noqa: T201 - the test reads what the process writes
+
+    def _is_in_the_activity(self) -> bool:
+        return activity.in_activity() and activity.info().activity_type == self._fault.activity
+
+    def install(self) -> None:
+        """Watch every statement, commit and rollback of this process."""
+        execute, commit, rollback = AsyncCursor.execute, AsyncConnection.commit, AsyncConnection.rollback
+
+        async def watched_execute(cursor: Any, query: Any, *arguments: Any, **options: Any) -> Any:
+            is_transaction = self._is_transaction(query)
+            self.reached(Moment.BEFORE_TRANSACTION)
+            if is_transaction:
+                self.reached(Moment.BEFORE_COMMIT)
+            try:
+                answer = await execute(cursor, query, *arguments, **options)
+            except BaseException:
+                # Also cancelled: the SDK gives up an activity that has outlived its time.
+                self.ended()
+                raise
+            if is_transaction:
+                self.reached(Moment.AFTER_COMMIT)
+                self.ended()
+            return answer
+
+        async def watched_commit(connection: Any) -> None:
+            self.reached(Moment.BEFORE_COMMIT)
+            try:
+                await commit(connection)
+                self.reached(Moment.AFTER_COMMIT)
+            finally:
+                self.ended()
+
+        async def watched_rollback(connection: Any) -> None:
+            try:
+                await rollback(connection)
+            finally:
+                self.ended()
+
+        _replace(AsyncCursor, "execute", watched_execute)
+        _replace(AsyncConnection, "commit", watched_commit)
+        _replace(AsyncConnection, "rollback", watched_rollback)
+
+    @staticmethod
+    def _is_transaction(query: object) -> bool:
+        """Whether the statement is a transaction of its own, without a commit to wait for."""
+        return (
+            activity.in_activity()
+            and activity.info().activity_type == SINGLE_STATEMENT_ACTIVITY
+            and SINGLE_STATEMENT in str(query)
+        )
+
+
+def set_options(fault: Fault) -> None:
+    """The product's time-outs and the worker's options, changed where the fault says so."""
+    if fault.ledger_start_to_close_seconds is not None:
+        _replace(policies, "LEDGER_START_TO_CLOSE", timedelta(seconds=fault.ledger_start_to_close_seconds))
+    if fault.look_start_to_close_seconds is not None:
+        _replace(policies, "LOOK_START_TO_CLOSE", timedelta(seconds=fault.look_start_to_close_seconds))
+    if fault.idle_in_transaction_timeout is not None:
+        engine.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = fault.idle_in_transaction_timeout
+    import worker
+
+    options: dict[str, Any] = {}
+    if fault.sticky_seconds is not None:
+        options["sticky_queue_schedule_to_start_timeout"] = timedelta(seconds=fault.sticky_seconds)
+    if fault.activities_only:
+        options |= {"workflows": [], "max_concurrent_activities": 1}
+    _replace(worker, "Worker", lambda *arguments, **given: Worker(*arguments, **given | options))
+
+
+def _replace(owner: ModuleType | type, name: str, value: object) -> None:
+    assert hasattr(owner, name)
+    setattr(owner, name, value)
+
+
+def main() -> None:
+    """Run the worker as `settle worker` does, with the fault in it."""
+    fault = Fault.model_validate_json(os.environ[FAULT_VARIABLE])
+    set_options(fault)
+    Trap(fault).install()
+    from telemetry.logs import configure
+    from worker import run_worker
+
+    variables = environment()
+    settings = load(variables)
+    configure(level=settings.log_level.value, log_format=settings.log_format.value)
+    asyncio.run(run_worker(settings, variables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The oracle can fail: without one unique index a race doubles a credit, and it says so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import pytest
+
+from db.ledger import PostedEntry, PostedMeanwhile
+from db.payments import mint_revenue_share
+from domain.attempt import AttemptStatus
+from tests.support.sql import connect
+from tests.support.system import Payment, PaymentSystem
+
+BONUS_INDEX: Final = "credit_ledger_one_revenue_share_per_reference"
+RACERS: Final = 2
+
+
+async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[PostedEntry | BaseException | None]]:
+    """Two mints of one bonus, both past their look for an entry before either of them can write one."""
+    payment = await system.purchase()
+
+    async def mint() -> PostedEntry | None:
+        async with system.service.single_statement() as connection:
+            return await mint_revenue_share(connection, payment.attempt_id, system.settings.system_tenant_revenue_share)
+
+    async with system.locked_system_tenant():
+        worker = system.start_worker()
+        await system.hand_in(payment)
+        await system.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
+        await system.lock_waiters(1)
+        await worker.kill()  # its statement goes on waiting on the server: the first racer
+        second = asyncio.create_task(mint())
+        await system.lock_waiters(RACERS)
+
+    async def all_done() -> bool:
+        return second.done() and not await system.waits_for_locks()
+
+    await system.until(all_done, "end of both mints")
+    return payment, list(await asyncio.gather(second, return_exceptions=True))
+
+
+async def test_two_mints_of_one_bonus_at_once_leave_one_bonus(system: PaymentSystem) -> None:
+    payment, [outcome] = await race_for_the_bonus(system)
+    assert isinstance(outcome, PostedMeanwhile)
+    system.start_worker()
+    await system.must_be_settled(payment)
+    await system.books_are_right()
+
+
+async def test_without_its_unique_index_the_same_race_doubles_the_bonus_and_the_oracle_says_so(
+    system: PaymentSystem,
+) -> None:
+    with connect(system.database.superuser_url) as connection:
+        connection.execute(f"DROP INDEX {BONUS_INDEX}")
+    payment, [outcome] = await race_for_the_bonus(system)
+    assert isinstance(outcome, PostedEntry) and outcome.posted
+    assert await system.balance() == 2 * 750_000_000
+    assert await system.books(nothing_stuck=True) == [
+        f"attempt {payment.attempt_id}: CREDITED with 2 bonuses of 750000000, not with 1"
+    ]
+
+
+async def test_the_oracle_names_a_submitted_payment_that_nobody_works_on(system: PaymentSystem) -> None:
+    payment = await system.purchase()
+    await system.record_without_worker(payment)
+    assert await system.books() == []
+    assert await system.books(nothing_stuck=True) == [f"attempt {payment.attempt_id}: still PENDING_UNVERIFIED"]
+    with pytest.raises(AssertionError):
+        await system.books_are_right()
