@@ -143,7 +143,7 @@ class Settings(BaseModel):
         2.0, alias="CHAIN_BLOCK_TIME_SECONDS", gt=0, le=600, description="seconds between blocks, above 0 up to 600"
     )
     chain_rpc_timeout_seconds: float = Field(
-        5.0, alias="CHAIN_RPC_TIMEOUT_SECONDS", gt=0, le=20, description="seconds, above 0 up to 20"
+        5.0, alias="CHAIN_RPC_TIMEOUT_SECONDS", gt=0, le=8, description="seconds, above 0 up to 8"
     )
 
     payment_intent_ttl_seconds: int = Field(

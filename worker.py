@@ -115,10 +115,18 @@ def build_worker(
     task_queue: str = TASK_QUEUE,
 ) -> Worker:
     """The worker with all workflows and activities. It owns none of what it is given."""
-    payer = PayerActivities(tenants, verification_timeout=settings.verification_timeout)
-    system_tenant = SystemTenantActivities(service, revenue_share=settings.system_tenant_revenue_share)
+    payer = PayerActivities(
+        tenants,
+        verification_timeout=settings.verification_timeout,
+        revenue_share=settings.system_tenant_revenue_share,
+    )
+    system_tenant = SystemTenantActivities(service)
     verification = VerificationActivities(
-        chain, service, min_confirmations=settings.min_confirmations, block_time=settings.block_time
+        chain,
+        service,
+        min_confirmations=settings.min_confirmations,
+        block_time=settings.block_time,
+        verification_timeout=settings.verification_timeout,
     )
     return Worker(
         temporal,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -83,7 +82,6 @@ class MintedBonus(Message):
     """What the system tenant got for a purchase; 0 where the share mints nothing."""
 
     amount_credits: int
-    share: Decimal
 
 
 class Settlement(Message):

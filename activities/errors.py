@@ -7,12 +7,10 @@ from typing import Any, Final
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from domain.errors import AttemptNotFound, HashInUse, Refusal, SettleError, TooManyReplacements, TransferAlreadySettled
+from domain.errors import Refusal, SettleError, TransferAlreadySettled
 
 NON_RETRYABLE: Final[tuple[type[SettleError], ...]] = (Refusal, TransferAlreadySettled)
 """A "no" stays a "no". Everything else is retried until it is mended, in sight of the operator."""
-
-REFUSALS_OF_A_SUBMISSION: Final = frozenset({AttemptNotFound.code, HashInUse.code, TooManyReplacements.code})
 
 
 def to_application_error(error: SettleError) -> ApplicationError:

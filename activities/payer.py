@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 
 from temporalio import activity
 
@@ -22,8 +23,9 @@ from domain.attempt import AttemptStatus
 class PayerActivities:
     """Each activity is one transaction and safe to run twice, at once, and late."""
 
-    def __init__(self, database: TenantDatabase, *, verification_timeout: timedelta) -> None:
+    def __init__(self, database: TenantDatabase, *, verification_timeout: timedelta, revenue_share: Decimal) -> None:
         self._database = database
+        self._revenue_share = revenue_share
         self._verification_timeout = verification_timeout
 
     @activity.defn(name="record_submission")
@@ -48,7 +50,9 @@ class PayerActivities:
     async def credit_buyer(self, payment: PaymentToCredit) -> AttemptEnding:
         """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
         async with self._database.transaction(payment.owner_user_id) as connection:
-            ending = await payments.credit_buyer(connection, payment.attempt_id, payment.transfer)
+            ending = await payments.credit_buyer(
+                connection, payment.attempt_id, payment.transfer, revenue_share=self._revenue_share
+            )
         return _ending(ending)
 
     @activity.defn(name="end_without_credits")

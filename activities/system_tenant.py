@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from temporalio import activity
 
 from activities.contracts import AttemptEnding, BonusToMint, MintedBonus, PaymentToCredit
@@ -15,18 +13,17 @@ from db.engine import ServiceDatabase
 class SystemTenantActivities:
     """Each activity is one transaction and safe to run twice, at once, and late."""
 
-    def __init__(self, database: ServiceDatabase, *, revenue_share: Decimal) -> None:
+    def __init__(self, database: ServiceDatabase) -> None:
         self._database = database
-        self._revenue_share = revenue_share
 
     @activity.defn(name="mint_bonus")
     async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
         """The system tenant's share of a credited purchase, minted on top."""
         async with self._database.single_statement() as connection:
-            entry = await payments.mint_revenue_share(connection, bonus.attempt_id, self._revenue_share)
+            entry = await payments.mint_revenue_share(connection, bonus.attempt_id)
         if entry is not None and entry.posted:
             BONUS_CREDITS.inc(entry.amount_credits)
-        return MintedBonus(amount_credits=entry.amount_credits if entry else 0, share=self._revenue_share)
+        return MintedBonus(amount_credits=entry.amount_credits if entry else 0)
 
     @activity.defn(name="credit_donation")
     async def credit_donation(self, payment: PaymentToCredit) -> AttemptEnding:

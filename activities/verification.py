@@ -31,12 +31,19 @@ class VerificationActivities:
     """Reads the chain; writes nothing."""
 
     def __init__(
-        self, chain: ChainReader, database: ServiceDatabase, *, min_confirmations: int, block_time: timedelta
+        self,
+        chain: ChainReader,
+        database: ServiceDatabase,
+        *,
+        min_confirmations: int,
+        block_time: timedelta,
+        verification_timeout: timedelta,
     ) -> None:
         self._chain = chain
         self._database = database
         self._min_confirmations = min_confirmations
         self._block_time = block_time
+        self._verification_timeout = verification_timeout
 
     @activity.defn(name="await_confirmation")
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
@@ -50,7 +57,7 @@ class VerificationActivities:
             LOOKS.labels(outcome=verdict.kind).inc()
             return _about(attempt.tx_hash, verdict)
         LOOKS.labels(outcome=verdict.reason.value).inc()
-        if payment.is_last_look:
+        if payment.is_last_look and self._is_over(verdict, attempt):
             return Refused(
                 status=AttemptStatus.FAILED,
                 error_code=ErrorCode.RECEIPT_NOT_FOUND,
@@ -62,15 +69,25 @@ class VerificationActivities:
             verdict,
             type=STILL_WAITING,
             category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=self._delay(verdict, payment),
+            next_retry_delay=self._delay(verdict, attempt),
         )
 
-    def _delay(self, waiting: Waiting, payment: PaymentToVerify) -> timedelta:
+    def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
+        """Whether the last look is the end, by the clock of the hash that the database has now.
+
+        That hash may be younger than the one the workflow knows: the starter records it where no worker answers.
+        A payment that is there and lacks only confirmations gets the time that these take, twice.
+        """
+        confirming = waiting.reason is WaitReason.CONFIRMATIONS
+        grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
+        return datetime.now(UTC) >= attempt.submitted_at + self._verification_timeout + grace
+
+    def _delay(self, waiting: Waiting, attempt: attempts.UnderVerification) -> timedelta:
         now = datetime.now(UTC)
         return next_look_delay(
             waiting,
-            waited=now - payment.submitted_at,
-            remaining=payment.verify_until - now,
+            waited=now - attempt.submitted_at,
+            remaining=attempt.submitted_at + self._verification_timeout - now,
             block_time=self._block_time,
         )
 

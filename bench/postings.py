@@ -20,7 +20,7 @@ from db.engine import SESSION_SETTINGS, ServiceDatabase, TenantDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Posting, Reason
-from domain.money import raw_for_usd_cents
+from domain.money import DEFAULT_REVENUE_SHARE, raw_for_usd_cents
 from domain.verdict import SettledTransfer
 from worker import DATABASE_CONNECTIONS
 
@@ -183,7 +183,9 @@ class BuyerCredits:
             while self._queue:
                 attempt = self._queue.pop()
                 async with self._tenants.transaction(attempt.owner_user_id) as connection:
-                    await payments.credit_buyer(connection, attempt.id, _transfer(attempt))
+                    await payments.credit_buyer(
+                        connection, attempt.id, _transfer(attempt), revenue_share=DEFAULT_REVENUE_SHARE
+                    )
                 self.credited += 1
 
         await at_once(run() for _ in range(CONNECTIONS))

@@ -135,6 +135,13 @@ def show(report: Report, console: Console) -> None:
         )
     )
     console.print(_conditions(report), markup=False)
+    for measured in report.comparisons:
+        if measured.ratio.median > 1:
+            console.print(
+                f"{measured.name}: above 1 does not mean faster than its baseline, which does a part of the same work. "
+                "Something else was the limit (waiting for one row, a busy machine): measure again on a quiet one.",
+                markup=False,
+            )
     if report.valid:
         console.print(
             f"The books balance: {grouped(report.settled)} settlements and {grouped(report.posted)} postings are there."

@@ -18,7 +18,7 @@ from bench.bare import bare_workflow_id
 from bench.cost import HistoryCost, RpcCount, SqlCount, counting_node, counting_postgres, read_history
 from bench.postings import CONNECTIONS, SYSTEM_TENANT, BuyerCredits, Postings, open_accounts, raw_connections
 from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, Measured, Range, Report, SettlementCost, show
-from bench.rounds import Comparison, Deadline, Spread, compare, measure
+from bench.rounds import Comparison, Deadline, Side, Spread, compare, measure
 from bench.settlements import IN_FLIGHT_MAX, BareSettlements, Settlements, Till
 from chain.reader import ChainReader
 from commands.connections import payment_policy
@@ -40,6 +40,9 @@ SECONDS_MAX: Final = 210.0
 
 SETTLEMENTS_SHARE: Final = 0.7
 """Of the time, for the settlements: a round of them takes ten times as long as a round of postings."""
+
+POSTINGS_SHARE: Final = 0.8
+"""Of what is left then, for the postings."""
 
 WARM_UP_SETTLEMENTS: Final = 48
 WARM_UP_POSTINGS: Final = 200
@@ -104,7 +107,8 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
         settlements = await _measure_settlements(running, sizes, Deadline(seconds_max * SETTLEMENTS_SHARE))
         progress(f"counting what a settlement costs, on {COST_SAMPLE} of them")
         cost, different = await _measure_cost(running, sizes)
-        deadline = Deadline(seconds_max - (time.monotonic() - started))
+        # The buyers' credits and the books come after the two kinds of postings.
+        seconds_each = max(seconds_max - (time.monotonic() - started), 0.0) * POSTINGS_SHARE / 2
         accounts = await open_accounts(running.tenants)
         account_ids = [payer.billing_account_id for payer in accounts]
         async with raw_connections(running.settings.require_service_database_url()) as raw:
@@ -115,7 +119,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
                 account_ids=account_ids,
                 reason=Reason.CREDITS_PURCHASE,
                 sizes=sizes,
-                deadline=deadline,
+                seconds=seconds_each,
             )
             one = await _measure_postings(
                 work,
@@ -123,7 +127,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
                 account_ids=SYSTEM_TENANT,
                 reason=Reason.SYSTEM_DONATION,
                 sizes=sizes,
-                deadline=deadline,
+                seconds=seconds_each,
             )
         buyers = BuyerCredits(running.tenants, accounts, chain_id=running.settings.chain_id)
         progress("buyers' credits")
@@ -212,10 +216,9 @@ async def _measure_settlements(running: Bench, sizes: Sizes, deadline: Deadline)
     product, baseline = running.settlements.side(), running.bare.side()
     progress("warming up")
     warm_up = min(WARM_UP_SETTLEMENTS, sizes.settlements)
-    seconds_each = 1 / await measure(product, warm_up) + 1 / await measure(baseline, warm_up)
-    # A slow or busy machine gets smaller rounds instead of fewer: one round alone is no measurement.
-    fitting = int(deadline.seconds_left / sizes.rounds / seconds_each)
-    count = max(min(sizes.settlements, fitting), min(sizes.settlements, IN_FLIGHT_MAX))
+    count = await _fitting(
+        product, baseline, sizes.settlements, warm_up=warm_up, rounds=sizes.rounds, seconds=deadline.seconds_left
+    )
     comparison = await compare(
         product,
         baseline,
@@ -235,23 +238,29 @@ async def _measure_settlements(running: Bench, sizes: Sizes, deadline: Deadline)
 
 
 async def _measure_postings(
-    work: Postings, name: str, *, account_ids: Sequence[str], reason: Reason, sizes: Sizes, deadline: Deadline
+    work: Postings, name: str, *, account_ids: Sequence[str], reason: Reason, sizes: Sizes, seconds: float
 ) -> Measured:
     product, baseline = work.sides(account_ids, reason)
     warm_up = min(WARM_UP_POSTINGS, sizes.postings)
-    await measure(product, warm_up)
-    await measure(baseline, warm_up)
+    count = await _fitting(product, baseline, sizes.postings, warm_up=warm_up, rounds=sizes.rounds, seconds=seconds)
     comparison: Comparison = await compare(
         product,
         baseline,
-        count=sizes.postings,
+        count=count,
         rounds=sizes.rounds,
-        deadline=deadline,
+        deadline=Deadline(seconds),
         on_round=_report_round(name),
     )
-    return Measured.of(
-        name, baseline.name, comparison, per_round=sizes.postings, concurrency=CONNECTIONS, aim=POSTINGS_AIM
-    )
+    return Measured.of(name, baseline.name, comparison, per_round=count, concurrency=CONNECTIONS, aim=POSTINGS_AIM)
+
+
+async def _fitting(product: Side, baseline: Side, wanted: int, *, warm_up: int, rounds: int, seconds: float) -> int:
+    """How much of what is wanted each side can do in a round; both sides are warm afterwards.
+
+    A slow or busy machine gets smaller rounds instead of fewer: one round alone is no measurement.
+    """
+    seconds_each = 1 / await measure(product, warm_up) + 1 / await measure(baseline, warm_up)
+    return max(min(wanted, int(seconds / rounds / seconds_each)), warm_up)
 
 
 def _report_round(name: str) -> Callable[[int, float, float], None]:

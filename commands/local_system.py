@@ -20,6 +20,7 @@ from devstack.processes import PortBook, ProcessService, write_atomically
 from devstack.stack import PART_NAMES, Stack
 from domain.errors import ConfigurationError
 from settings import Settings, load
+from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
 
 PROCESSES: Final = ("worker",)
@@ -79,6 +80,9 @@ class LocalSystem:
             await cleanup.enter_async_context(self.stack)
             await self._add_addresses()
             self._write_env()
+            if "temporal" not in self._without:
+                # A submission may come before the first worker, which else registers them.
+                await register_search_attributes(await connect(self.variables))
             if "postgres" not in self._without or "MIGRATION_DATABASE_URL" in self.variables:
                 self._migrate()
             if "worker" not in self._without:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import AnyConnection, ServiceConnection
-from db.schema import BillingAccount, User
+from db.engine import AnyConnection
+from db.schema import BillingAccount
 
 _PROVISION = text("SELECT user_id, billing_account_id, created FROM provision_wallet(:wallet)")
 
@@ -29,17 +29,6 @@ async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> 
     """
     row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
     return Payer(row.user_id, row.billing_account_id, wallet_address)
-
-
-async def payer_of_attempt(connection: ServiceConnection, billing_account_id: str) -> Payer | None:
-    """The user behind a billing account, for operators' commands; None where it has no wallet."""
-    query = (
-        select(User.id, User.wallet_address)
-        .join(BillingAccount, BillingAccount.owner_user_id == User.id)
-        .where(BillingAccount.id == billing_account_id, User.wallet_address.is_not(None))
-    )
-    row = (await connection.connection.execute(query)).one_or_none()
-    return Payer(row.id, billing_account_id, row.wallet_address) if row else None
 
 
 async def balances(connection: AnyConnection) -> dict[str, int]:

@@ -47,7 +47,9 @@ def _to_attempt(row: Row[Any]) -> PaymentAttempt:
 
 async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> None:
     """Write a new intent."""
-    values = attempt.model_dump(exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count"})
+    values = attempt.model_dump(
+        exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count", "revenue_share"}
+    )
     await connection.connection.execute(insert(PaymentAttemptRow).values(values))
 
 
@@ -97,8 +99,10 @@ async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, t
         raise
 
 
-async def update_credited(connection: AnyConnection, attempt_id: UUID, tx_hash: str) -> None:
-    """The attempt ends CREDITED, paid by `tx_hash`.
+async def update_credited(
+    connection: AnyConnection, attempt_id: UUID, tx_hash: str, revenue_share: Decimal | None
+) -> None:
+    """The attempt ends CREDITED, paid by `tx_hash`; a purchase with the share of its bonus.
 
     Raises `TransferAlreadySettled` when an own attempt holds that hash: this one let go of it by a replacement
     after the chain had been read, and the other one will be paid by it.
@@ -106,7 +110,7 @@ async def update_credited(connection: AnyConnection, attempt_id: UUID, tx_hash: 
     statement = (
         update(PaymentAttemptRow)
         .where(PaymentAttemptRow.id == attempt_id)
-        .values(status=AttemptStatus.CREDITED.value, tx_hash=tx_hash)
+        .values(status=AttemptStatus.CREDITED.value, tx_hash=tx_hash, revenue_share=revenue_share)
     )
     try:
         await connection.connection.execute(statement)
@@ -210,7 +214,7 @@ async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> 
 
 _UNDER_VERIFICATION = text(
     """
-    SELECT a.status, a.tx_hash, a.submitted_at,
+    SELECT a.tx_hash, a.submitted_at,
            coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
                       WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
              AS settled_log_indexes
@@ -223,14 +227,14 @@ _UNDER_VERIFICATION = text(
 class UnderVerification:
     """What a look at the chain needs to know first."""
 
-    status: AttemptStatus
     tx_hash: str
+    submitted_at: datetime
     settled_log_indexes: frozenset[int]
 
 
 async def find_under_verification(connection: ServiceConnection, attempt_id: UUID) -> UnderVerification | None:
     """The hash that the attempt waits for now, and the logs of that transaction that have paid others."""
     row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
-    if row is None or row.tx_hash is None:
+    if row is None or row.tx_hash is None or row.submitted_at is None:
         return None
-    return UnderVerification(AttemptStatus(row.status), row.tx_hash, frozenset(row.settled_log_indexes))
+    return UnderVerification(row.tx_hash, row.submitted_at, frozenset(row.settled_log_indexes))

@@ -41,6 +41,14 @@ _CHECKS: Final = (
                   SELECT 1 FROM payment_attempts a
                    WHERE a.id::text = e.reference AND a.status = 'CREDITED' AND a.purpose = 'self')""",
     ),
+    (
+        "attempt {value} was credited over ten minutes ago and its bonus is missing: submit its hash again",
+        """SELECT a.id AS value FROM payment_attempts a
+            WHERE a.status = 'CREDITED' AND a.purpose = 'self' AND a.updated_at < now() - interval '10 minutes'
+              AND floor(a.amount_usd_cents * 100000 * a.revenue_share) > 0
+              AND NOT EXISTS (SELECT 1 FROM credit_ledger e
+                               WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')""",
+    ),
 )
 
 SHOWN_MAX: Final = 20

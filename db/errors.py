@@ -10,7 +10,6 @@ from db.schema import LEDGER_REFERENCE_INDEXES
 
 HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
 ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"
-ONE_TRANSFER_PER_ATTEMPT: Final = "settled_transfers_one_transfer_per_attempt"
 POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values())
 
 

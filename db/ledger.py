@@ -104,17 +104,11 @@ async def _post(
     return entry
 
 
-async def post(
-    connection: ServiceConnection,
-    posting: Posting,
-    details: dict[str, Any],
-    *,
-    earlier_amount_stands: bool = False,
-) -> PostedEntry:
+async def post(connection: ServiceConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
     """Post an entry to any account, once per account, reason and reference.
 
-    Raises `PostedMeanwhile` (transaction is lost, look again) and, unless `earlier_amount_stands`,
-    `BookkeepingError` where the same reference is already posted with another amount.
+    Raises `PostedMeanwhile` (transaction is lost, look again) and `BookkeepingError` where the same
+    reference is already posted with another amount.
     """
     return await _post(
         connection,
@@ -128,7 +122,6 @@ async def post(
             "metadata": Jsonb(details),
         },
         posting.amount_credits,
-        earlier_amount_stands=earlier_amount_stands,
     )
 
 

@@ -27,7 +27,6 @@ class Ending:
 
     attempt: PaymentAttempt
     changed: bool
-    entry: ledger.PostedEntry | None = None
 
     @property
     def credited_credits(self) -> int:
@@ -75,9 +74,12 @@ async def submit(connection: TenantConnection, attempt_id: UUID, tx_hash: str, *
     return Ending(await _reread(connection, attempt_id), changed=True)
 
 
-async def credit_buyer(connection: TenantConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
+async def credit_buyer(
+    connection: TenantConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
+) -> Ending:
     """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
 
+    `revenue_share` is that of the bonus that follows: decided here, so that no later setting changes it.
     Raises `TransferAlreadySettled` when the transfer has paid another attempt.
     """
     attempt = await _lock(connection, attempt_id)
@@ -85,9 +87,8 @@ async def credit_buyer(connection: TenantConnection, attempt_id: UUID, transfer:
     if attempt.is_final:
         return Ending(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
-    entry = await ledger.post_own_purchase(connection, posting, _facts(transfer))
-    await _mark_credited(connection, attempt, transfer, posting)
-    return Ending(attempt.model_copy(update={"status": AttemptStatus.CREDITED}), changed=True, entry=entry)
+    await ledger.post_own_purchase(connection, posting, _facts(transfer))
+    return Ending(await _mark_credited(connection, attempt, transfer, posting, revenue_share), changed=True)
 
 
 async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
@@ -100,16 +101,14 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
     if attempt.is_final:
         return Ending(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
-    await _mark_credited(connection, attempt, transfer, posting)
+    credited = await _mark_credited(connection, attempt, transfer, posting, revenue_share=None)
     # Last, because the system tenant's row stays locked from here to the commit and everybody needs it.
-    entry = await ledger.post(connection, posting, _facts(transfer))
-    return Ending(attempt.model_copy(update={"status": AttemptStatus.CREDITED}), changed=True, entry=entry)
+    await ledger.post(connection, posting, _facts(transfer))
+    return Ending(credited, changed=True)
 
 
-async def mint_revenue_share(
-    connection: ServiceConnection, attempt_id: UUID, share: Decimal
-) -> ledger.PostedEntry | None:
-    """The system tenant's bonus on a credited purchase, or None where the share mints nothing.
+async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
+    """The system tenant's bonus on a credited purchase, or None where its share mints nothing.
 
     Raises `BookkeepingError` when the purchase is not credited: there is no bonus without one.
     """
@@ -118,16 +117,11 @@ async def mint_revenue_share(
         raise AttemptNotFound(attempt_id)
     if attempt.status is not AttemptStatus.CREDITED:
         raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: a bonus follows a credited purchase only")
-    posting = revenue_share_posting(attempt, share)
+    posting = revenue_share_posting(attempt)
     if posting is None:
         return None
-    return await ledger.post(
-        connection,
-        posting,
-        {"share": str(share), "amountUsdCents": attempt.amount_usd_cents},
-        # The share may have been changed between the commit and a retry: what was minted was right then.
-        earlier_amount_stands=True,
-    )
+    details = {"share": str(attempt.revenue_share), "amountUsdCents": attempt.amount_usd_cents}
+    return await ledger.post(connection, posting, details)
 
 
 async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refused) -> Ending:
@@ -140,9 +134,13 @@ async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refuse
 
 
 async def _mark_credited(
-    connection: AnyConnection, attempt: PaymentAttempt, transfer: SettledTransfer, posting: Posting
-) -> None:
-    await attempts.update_credited(connection, attempt.id, transfer.tx_hash)
+    connection: AnyConnection,
+    attempt: PaymentAttempt,
+    transfer: SettledTransfer,
+    posting: Posting,
+    revenue_share: Decimal | None,
+) -> PaymentAttempt:
+    await attempts.update_credited(connection, attempt.id, transfer.tx_hash, revenue_share)
     await attempts.insert_event(
         connection,
         attempt.id,
@@ -154,6 +152,9 @@ async def _mark_credited(
             "billingAccountId": posting.billing_account_id,
             "amountCredits": posting.amount_credits,
         },
+    )
+    return attempt.model_copy(
+        update={"status": AttemptStatus.CREDITED, "tx_hash": transfer.tx_hash, "revenue_share": revenue_share}
     )
 
 

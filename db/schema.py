@@ -116,6 +116,7 @@ class CreditLedgerEntry(Base):
             )
             for reason, name in LEDGER_REFERENCE_INDEXES.items()
         ),
+        Index("credit_ledger_by_reference", "reference"),
         Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
     )
 
@@ -182,6 +183,7 @@ class PaymentAttemptRow(Base):
     expires_at: Mapped[datetime | None]
     submitted_at: Mapped[datetime | None]
     submission_count: Mapped[int] = mapped_column(server_default=text("0"))
+    revenue_share: Mapped[Decimal | None] = mapped_column(Numeric)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -92,6 +93,7 @@ class PaymentAttempt(BaseModel):
     expires_at: datetime | None = None
     submitted_at: datetime | None = None
     submission_count: int = 0
+    revenue_share: Decimal | None = None
     created_at: datetime
 
     @property

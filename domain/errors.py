@@ -15,7 +15,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 └── OperatorError               only somebody who runs the system can mend it
     ├── ConfigurationError      a setting is missing or has a bad value
     ├── StartupCheckFailed      schema, system tenant or rights are not what the code needs
-    └── BookkeepingError        the books contradict the request; never retried blindly
+    └── BookkeepingError        the books contradict the request
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ tenant's bonus is minted and therefore debits an expense.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
@@ -109,10 +108,12 @@ def purchase_posting(attempt: PaymentAttempt) -> Posting:
     )
 
 
-def revenue_share_posting(attempt: PaymentAttempt, share: Decimal) -> Posting | None:
-    """The system tenant's bonus for a purchase, or None where the share mints nothing."""
+def revenue_share_posting(attempt: PaymentAttempt) -> Posting | None:
+    """The system tenant's bonus for a credited purchase, or None where its share mints nothing."""
     _require(attempt, Purpose.SELF)
-    amount_credits = revenue_share_credits(credits_for_usd_cents(attempt.amount_usd_cents), share)
+    if attempt.revenue_share is None:
+        raise BookkeepingError(f"attempt {attempt.id} has no revenue share: it is not a credited purchase")
+    amount_credits = revenue_share_credits(credits_for_usd_cents(attempt.amount_usd_cents), attempt.revenue_share)
     if amount_credits == 0:
         return None
     return Posting(

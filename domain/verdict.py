@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from domain.attempt import AttemptStatus, ErrorCode
+from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.chain import ChainView, Receipt, TransferLog
 from domain.identifiers import Address, TxHash, same_address
 
@@ -36,6 +36,17 @@ class PaymentTerms(Value):
     payer: Address
     treasury: Address
     amount_raw: int
+
+
+def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
+    """What was agreed in an attempt."""
+    return PaymentTerms(
+        chain_id=attempt.chain_id,
+        token=attempt.token,
+        payer=attempt.from_address,
+        treasury=attempt.to_address,
+        amount_raw=attempt.amount_raw,
+    )
 
 
 class SettledTransfer(Value):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateNotAnswered
 from temporalio.common import (
     SearchAttributePair,
@@ -37,10 +37,10 @@ from domain.errors import (
 )
 from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
-from domain.verdict import PaymentTerms
+from domain.verdict import terms_of
 from starter.models import AttemptView, Intent
 from starter.progress import read_progress, read_workflow
-from starter.temporal import does_not_answer
+from starter.temporal import does_not_answer, register_search_attributes
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
@@ -57,19 +57,18 @@ from workflows.verify_and_settle import VerifyAndSettle
 ANSWER_TIMEOUT: Final = timedelta(seconds=3)
 """How long a submission waits for a worker. Without one the hash is recorded here and the workflow goes on later."""
 
-_UNAVAILABLE: Final = frozenset(
-    {
-        RPCStatusCode.UNAVAILABLE,
-        RPCStatusCode.DEADLINE_EXCEEDED,
-        RPCStatusCode.CANCELLED,
-        RPCStatusCode.RESOURCE_EXHAUSTED,
-    }
-)
-
 _REUSE_POLICY: Final = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
 """Completed means that the attempt has ended; a run that failed or was terminated may be followed by another."""
 
 log = structlog.get_logger(__name__)
+
+
+class _EndedMeanwhile(Exception):
+    """The attempt has ended since it was read."""
+
+    def __init__(self, attempt: PaymentAttempt) -> None:
+        super().__init__(f"attempt {attempt.id} is {attempt.status}")
+        self.attempt = attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,26 +141,15 @@ class PaymentsClient:
             return AttemptView.of(attempt)
         if attempt.chain_id != self._policy.chain_id:
             raise WrongChain(attempt.chain_id, self._policy.chain_id)
-        if self._has_expired(attempt, submitted_at):
+        if self._has_expired(attempt, submitted_at) and not await self._is_under_way(attempt_id):
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
         await self._refuse_early(attempt, tx_hash)
 
-        submission = Submission(
-            attempt_id=attempt.id,
-            owner_user_id=attempt.owner_user_id,
-            billing_account_id=attempt.billing_account_id,
-            tx_hash=tx_hash,
-            submitted_at=submitted_at,
-        )
         try:
-            recorded = await self._submit_to_workflow(attempt, submission, request_id)
-        except WorkflowAlreadyStartedError as error:
-            # The run has completed since the attempt was read: the database has its end.
-            ended = await self._find(user_id, attempt_id)
-            if not ended.is_final:
-                raise BookkeepingError(f"the settlement of {attempt_id} is over, but it is {ended.status}") from error
-            return AttemptView.of(ended)
+            recorded = await self._submit_to_workflow(attempt, _submission(attempt, tx_hash, submitted_at), request_id)
+        except _EndedMeanwhile as ended:
+            return AttemptView.of(ended.attempt)
         if recorded is None:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
@@ -211,37 +199,57 @@ class PaymentsClient:
             if await attempts.is_hash_held(connection, attempt, tx_hash):
                 raise HashInUse(tx_hash)
 
+    async def _is_under_way(self, attempt_id: UUID) -> bool:
+        """Whether a run has the attempt: an earlier submission, in time, that is not recorded yet."""
+        state = await read_workflow(self._temporal, attempt_id)
+        return state is not None and state.is_running
+
     async def _submit_to_workflow(
         self, attempt: PaymentAttempt, submission: Submission, request_id: str | None
     ) -> RecordedSubmission | None:
-        """`_start_and_submit`, which must not be content with what an earlier run answered that is dead by now."""
+        """`_start_and_submit`, which must not be content with what an earlier run answered that is over by now."""
         waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED
-        after_run_id = await self._dead_run_id(attempt.id) if waits else None
+        over = await self._run_that_is_over(attempt) if waits else None
         try:
-            return await self._start_and_submit(attempt, submission, request_id, after_run_id)
+            return await self._start_and_submit(attempt, submission, request_id, after=over)
+        except WorkflowAlreadyStartedError:
+            over = await self._run_that_is_over(attempt)
+            return await self._start_and_submit(attempt, submission, request_id, after=over)
         except HashInUse:
             # A refusal is kept as long as its run is; whether it is still true, the database knows.
             await self._refuse_early(attempt, submission.tx_hash)
-            return await self._start_and_submit(attempt, submission, request_id, await self._dead_run_id(attempt.id))
+            return await self._start_and_submit(
+                attempt, submission, request_id, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
+            )
 
-    async def _dead_run_id(self, attempt_id: UUID) -> str | None:
-        """The attempt's latest run where it failed or was stopped, so that nobody settles the attempt now."""
-        state = await read_workflow(self._temporal, attempt_id)
-        if state is None or state.is_running or state.status == WorkflowExecutionStatus.COMPLETED.name:
+    async def _run_that_is_over(self, attempt: PaymentAttempt) -> str | None:
+        """Id of the attempt's latest run where nobody settles the attempt any more, although it has not ended.
+
+        The run failed or was stopped; or it has completed, and the database was set back to an earlier moment.
+        Raises `_EndedMeanwhile` where the attempt has ended since it was read.
+        """
+        state = await read_workflow(self._temporal, attempt.id)
+        if state is None or state.is_running:
             return None
+        now = await self._find(attempt.owner_user_id, attempt.id)
+        if now.is_final:
+            raise _EndedMeanwhile(now)
         return state.run_id
 
     async def _start_and_submit(
-        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None, after_run_id: str | None
+        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None, *, after: str | None
     ) -> RecordedSubmission | None:
-        """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet."""
+        """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet.
+
+        `after` names what came before and does not count any more: a run that is over, or a refusal.
+        """
         start = WithStartWorkflowOperation(
             VerifyAndSettle.run,
             _settlement(attempt, submission, request_id),
             id=workflow_id(attempt.id),
             task_queue=TASK_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=_REUSE_POLICY,
+            id_reuse_policy=_REUSE_POLICY if after is None else WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=_search_attributes(attempt, submission.tx_hash),
             static_summary=_summary(attempt),
             memo={"requestId": request_id} if request_id else None,
@@ -252,7 +260,7 @@ class PaymentsClient:
                     SUBMIT_UPDATE,
                     submission,
                     result_type=RecordedSubmission,
-                    id=submit_update_id(attempt.submission_count, submission.tx_hash, after_run_id=after_run_id),
+                    id=submit_update_id(attempt.submission_count, submission.tx_hash, after=after),
                     start_workflow_operation=start,
                 )
                 return recorded
@@ -265,14 +273,17 @@ class PaymentsClient:
                 raise asyncio.CancelledError from None
             await self._require_started(attempt.id)
             return None
-        except RPCError as error:
-            if error.status in _UNAVAILABLE:
+        except (RPCError, RuntimeError) as error:
+            if not await self._search_attributes_were_missing(error):
                 raise does_not_answer(error) from error
-            raise
-        except RuntimeError as error:
-            raise does_not_answer(error) from error
         finally:
             await _forget(start)
+        return await self._start_and_submit(attempt, submission, request_id, after=after)
+
+    async def _search_attributes_were_missing(self, error: RPCError | RuntimeError) -> bool:
+        """Register what a worker would have registered, had one ever run here; True where that was the trouble."""
+        refused = isinstance(error, RPCError) and error.status == RPCStatusCode.INVALID_ARGUMENT
+        return refused and bool(await register_search_attributes(self._temporal))
 
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
         """Start a run for a credited purchase, unless one has completed: the bonus may be missing.
@@ -324,7 +335,7 @@ def _settlement(attempt: PaymentAttempt, submission: Submission, request_id: str
         submission=submission,
         purpose=attempt.purpose,
         amount_usd_cents=attempt.amount_usd_cents,
-        terms=_terms(attempt),
+        terms=terms_of(attempt),
         request_id=request_id,
     )
 
@@ -334,16 +345,6 @@ async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
     with suppress(asyncio.CancelledError, Exception):
         async with asyncio.timeout(0):
             await start.workflow_handle()
-
-
-def _terms(attempt: PaymentAttempt) -> PaymentTerms:
-    return PaymentTerms(
-        chain_id=attempt.chain_id,
-        token=attempt.token,
-        payer=attempt.from_address,
-        treasury=attempt.to_address,
-        amount_raw=attempt.amount_raw,
-    )
 
 
 def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttributes:

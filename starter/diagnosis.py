@@ -16,7 +16,7 @@ from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import AttemptNotFound, SettleError, TemporalUnavailable
 from domain.ledger import Reason
-from domain.verdict import PaymentTerms, Refused, Verdict, Verified, Waiting, judge
+from domain.verdict import Refused, Verdict, Verified, Waiting, judge, terms_of
 from starter.models import Answer, AttemptView
 from starter.progress import WorkflowState, read_workflow
 from workflows.naming import workflow_id
@@ -168,14 +168,9 @@ async def _ask_chain(
         view = await chain.look(attempt.tx_hash)
     except SettleError as error:
         return None, error.message
-    terms = PaymentTerms(
-        chain_id=attempt.chain_id,
-        token=attempt.token,
-        payer=attempt.from_address,
-        treasury=attempt.to_address,
-        amount_raw=attempt.amount_raw,
+    verdict = judge(
+        terms_of(attempt), attempt.tx_hash, view, min_confirmations=min_confirmations, settled_log_indexes=settled
     )
-    verdict = judge(terms, attempt.tx_hash, view, min_confirmations=min_confirmations, settled_log_indexes=settled)
     match verdict:
         case Verified(transfer=transfer, confirmations=confirmations):
             return verdict, (

@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from domain.errors import ConfigurationError, SettleError, TemporalUnavailable
 from telemetry.logs import redact
 
-CHECK_TIMEOUT_SECONDS: Final = 5.0
+CHECK_TIMEOUT_SECONDS: Final = 8.0
+"""Above the time-out of one chain node: the first one that hangs must not make the worker look unready."""
 DEFAULT_PORT: Final = 9464
 
 Check = Callable[[], Awaitable[object]]

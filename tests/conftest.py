@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,9 @@ from tests.support.engine import Engine, open_engine
 from tests.support.payments import Desk, open_desk
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
 from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
+
+# A library under eth-account raises it to 100,000, with which pytest's own report of a failure fails.
+sys.setrecursionlimit(1_000)
 
 # A shared machine is slow now and then: no example fails for its time. Nothing is kept between runs.
 settings.register_profile("settle", deadline=None, database=None, print_blob=True)

@@ -34,12 +34,11 @@ def attempt_id_of(id_of_workflow: str) -> UUID:
     return UUID(id_of_workflow.removeprefix(_WORKFLOW_ID_PREFIX))
 
 
-def submit_update_id(submission_count: int, tx_hash: str, *, after_run_id: str | None = None) -> str:
+def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None = None) -> str:
     """Id of the update that submits `tx_hash` after `submission_count` recorded submissions.
 
     The count is part of it because a stored answer is given again for the same id: a payer who goes back to
-    an earlier hash makes a new submission, a client that repeats its call does not. `after_run_id` is a run that
-    failed or was terminated: what it answered is of no use any more, and another run is to be started.
+    an earlier hash makes a new submission, a client that repeats its call does not. `after` names a run that is
+    over or a refusal that is not true any more: what was answered then is of no use.
     """
-    after = f"-after-{after_run_id}" if after_run_id else ""
-    return f"submit-{submission_count}-{tx_hash}{after}"
+    return f"submit-{submission_count}-{tx_hash}" + (f"-after-{after}" if after else "")

@@ -97,6 +97,17 @@ class FaultyNode:
         self.head = 0
         self.answers(shift)
 
+    def freeze_head(self, number: int) -> None:
+        """Stands still at that block; whatever came after it is unknown."""
+
+        def freeze(method: str, _params: list[Json], result: Json) -> Json:
+            if method == "eth_blockNumber":
+                return hex(number)
+            field = {"eth_getBlockByNumber": "number", "eth_getTransactionReceipt": "blockNumber"}.get(method)
+            return None if field and result and int(result[field], 16) > number else result
+
+        self.answers(freeze)
+
     def change_receipt(self, change: Callable[[Json], None]) -> None:
         """Receipts, where there are any, as `change` alters them."""
 

@@ -165,7 +165,14 @@ def test_a_majority_that_does_not_know_the_transaction_wins_with_a_view_without_
         ([paid("b", head=30)], 20),
         ([paid("b", head=13)], 13),
         ([paid("b", head=13, stalled=True)], 20),
-        ([paid("b", head=13), paid("c", head=12)], 12),
+        ([paid("b", head=13), paid("c", head=12)], 13),
+        ([paid("b", head=9999), paid("c", head=19)], 20),
+        ([paid("b", head=9999), paid("c", head=9998)], 9998),
+        ([paid("b", head=19), unknown("c", head=1)], 19),
+        ([paid("b", head=19), paid("c", head=18), unknown("d", head=1)], 18),
+        ([paid("b", head=19), unknown("c", head=1), unknown("d", head=0)], 1),
+        ([paid("b", head=30), paid("c", head=13, stalled=True)], 20),
+        ([unknown("b", head=9), unknown("c", head=8)], 9),
         ([unknown("b", head=9)], 9),
         ([unknown("b", head=9, stalled=True)], 20),
         ([unknown("b", head=13, asked=block())], 13),
@@ -174,12 +181,32 @@ def test_a_majority_that_does_not_know_the_transaction_wins_with_a_view_without_
         ([paid("b"), paid("c", head=12, block_hash=FORK)], 20),
     ],
 )
-def test_the_lowest_head_of_those_who_do_not_contradict_counts_unless_it_is_stuck(
+def test_the_head_that_most_of_those_who_do_not_contradict_have_reached_counts_without_the_stuck(
     others: list[Reading | Silence], head: int
 ) -> None:
     outcome = decide(CANDIDATE, others)
     assert isinstance(outcome, Agreed)
     assert outcome.view.head_number == head
+
+
+@pytest.mark.parametrize(
+    ("heads", "reached"),
+    [([104, 9999], 104), ([9999, 104, 103], 104), ([40001, 40000, 11], 40000), ([104], 104), ([104, 9999, 9999], 9999)],
+)
+def test_one_head_alone_neither_adds_confirmations_nor_withholds_them_from_a_majority(
+    heads: list[int], reached: int
+) -> None:
+    for turn in range(len(heads)):
+        candidate, *others = [paid(f"node{head}", head=head) for head in heads[turn:] + heads[:turn]]
+        outcome = decide(candidate.view, others)
+        assert isinstance(outcome, Agreed)
+        assert outcome.view.head_number == reached
+
+
+def test_where_all_who_agree_are_stuck_the_first_one_s_head_counts() -> None:
+    outcome = decide(CANDIDATE, [paid("x", block_hash=FORK, stalled=True), paid("y", block_hash=FORK, stalled=True)])
+    assert isinstance(outcome, Agreed)
+    assert (outcome.view.endpoint, outcome.view.head_number) == ("x", 20)
 
 
 def test_a_view_is_included_only_with_a_receipt_on_its_own_canonical_block() -> None:

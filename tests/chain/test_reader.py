@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from chain.opinions import EndpointsDisagree
-from chain.reader import ChainReader, EndpointHealth
+from chain.reader import HEALTHY_SECONDS, ChainReader, EndpointHealth
 from chain.standing import MARK_EXPIRY_SECONDS, STALL_SECONDS
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable, InvalidInput
@@ -356,6 +356,172 @@ async def test_a_failing_endpoint_is_logged_once_for_each_change(
     assert messages == [f"chain endpoint {label}: HTTP 500", f"chain endpoint {label} is usable again"]
 
 
+async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_first_again(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.hang()
+    reader = await readers(first, second)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(HEALTHY_SECONDS + 0.1):
+            await reader.look(tx_hash)
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert len(first.requests) == 1
+
+
+async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(node: Node, liars: Liars, readers: Readers) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.hang()
+    reader = await readers(first, second)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(HEALTHY_SECONDS / 5):
+            await reader.look(tx_hash)
+    first.heal()
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+
+
+async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second, third = await liars(3)
+    tx_hash = await node.pay()
+    first.status(500)
+    second.status(429, retry_after="30")
+    third.null_receipt()
+    reader = await readers(first, second, third)
+    assert waits_for(await reader.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
+    second.heal()
+    assert waits_for(await reader.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
+    view = await reader.look(tx_hash, ask_all=True)
+    assert view.endpoint == reader.labels[1]
+    assert isinstance(verdict(view, tx_hash), Verified)
+
+
+async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(node: Node, liars: Liars, readers: Readers) -> None:
+    *hanging, last = await liars(5)
+    tx_hash = await node.pay()
+    for liar in hanging:
+        liar.hang()
+    reader = await readers(*hanging, last, timeout_seconds=0.5)
+    started = asyncio.get_running_loop().time()
+    assert (await reader.look(tx_hash, ask_all=True)).endpoint == reader.labels[4]
+    assert asyncio.get_running_loop().time() - started < 1.5
+
+
+# No endpoint works ---------------------------------------------------------------------------------------------------
+
+
+async def looks(reader: ChainReader, tx_hash: str, count: int) -> list[ChainView | BaseException]:
+    return await asyncio.gather(*(reader.look(tx_hash) for _ in range(count)), return_exceptions=True)
+
+
+@pytest.mark.parametrize("rested_seconds", [0.0, 3600.0], ids=["cooling", "rested"])
+@pytest.mark.parametrize("endpoints", [1, 3])
+async def test_while_no_endpoint_works_one_look_at_a_time_asks(
+    endpoints: int, rested_seconds: float, node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    proxies = await liars(endpoints)
+    tx_hash = await node.pay()
+    for proxy in proxies:
+        proxy.hang()
+    reader = await readers(*proxies, timeout_seconds=0.5)
+    with pytest.raises(ChainUnavailable):
+        await reader.look(tx_hash)
+    for round_number in (2, 3):
+        clock.now += rested_seconds
+        outcomes = await looks(reader, tx_hash, 20)
+        assert [len(proxy.requests) for proxy in proxies] == [round_number] * endpoints
+        turned_away = [outcome for outcome in outcomes if "another look" in str(outcome)]
+        assert len(turned_away) == 19
+        assert all(isinstance(outcome, ChainUnavailable) for outcome in outcomes)
+        assert all(f"{label}: no answer within 0.5 s" in str(turned_away[0]) for label in reader.labels)
+
+    for proxy in proxies:
+        proxy.heal()
+    assert (await reader.look(tx_hash)).endpoint in reader.labels, "the very next look finds out"
+    assert all(isinstance(outcome, ChainView) for outcome in await looks(reader, tx_hash, 20))
+
+
+async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.hang()
+    second.status(500)
+    reader = await readers(first, second, timeout_seconds=1.0)
+    with pytest.raises(ChainUnavailable):
+        await reader.look(tx_hash)
+    second.heal()
+    probe = asyncio.create_task(reader.look(tx_hash))
+    await asyncio.sleep(0)  # it begins
+    async with asyncio.timeout(0.9):
+        while True:
+            try:
+                view = await reader.look(tx_hash)
+                break
+            except ChainUnavailable:
+                await asyncio.sleep(0.02)
+    assert view.endpoint == reader.labels[1]
+    assert not probe.done()
+    assert (await probe).endpoint == reader.labels[1]
+
+
+async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_next(
+    liars: Liars, readers: Readers
+) -> None:
+    (liar,) = await liars(1)
+    liar.hang()
+    reader = await readers(liar, timeout_seconds=0.5)
+    with pytest.raises(ChainUnavailable):
+        await reader.look(UNKNOWN_TX)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await reader.look(UNKNOWN_TX)
+    liar.heal()
+    assert (await reader.look(UNKNOWN_TX)).receipt is None
+
+
+async def test_the_last_look_is_never_turned_away(node: Node, liars: Liars, readers: Readers) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay()
+    liar.hang()
+    reader = await readers(liar, timeout_seconds=0.5)
+    with pytest.raises(ChainUnavailable):
+        await reader.look(tx_hash)
+    probe = asyncio.create_task(reader.look(tx_hash))
+    await asyncio.sleep(0)  # it begins
+    with pytest.raises(ChainUnavailable, match="another look"):
+        await reader.look(tx_hash)
+
+    async def recovered(request: web.Request) -> web.StreamResponse:
+        return web.json_response(await liar.forward(await request.json()))
+
+    while len(liar.requests) < 2:
+        await asyncio.sleep(0.005)
+    liar.wire(recovered)
+    assert (await reader.look(tx_hash, ask_all=True)).receipt is not None
+    with pytest.raises(ChainUnavailable):
+        await probe
+
+
+async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    (liar,) = await liars(1)
+    tx_hash = await node.pay(confirmations=20)
+    reader = await readers(liar)
+    await reader.head()
+    liar.shift_head(-10)
+    with pytest.raises(ChainUnavailable, match="is behind"):
+        await reader.look(tx_hash)
+    seen = len(liar.requests)
+    await looks(reader, tx_hash, 5)
+    assert len(liar.requests) >= seen + 5
+
+
 # Forgetful, lagging and boasting nodes -------------------------------------------------------------------------------
 
 
@@ -473,6 +639,73 @@ async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_
         assert (view.endpoint, view.head_number) == (reader.labels[1], 5)
 
 
+async def test_a_preferred_endpoint_that_is_stuck_does_not_hide_the_confirmations_that_others_see(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    frozen, other = await liars(2)
+    tx_hash = await node.pay(confirmations=2)
+    frozen.freeze_head(2)
+    reader = await readers(frozen, other)
+    await reader.look(tx_hash)
+    await node.mine(3)  # within the tolerance: the stuck one is not behind
+    clock.now += STALL_SECONDS - 0.1
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert other.requests == []
+    clock.now += 0.1
+    view = await reader.look(tx_hash)
+    assert (view.endpoint, view.head_number) == (reader.labels[1], 5)
+    assert isinstance(verdict(await reader.cross_check(tx_hash, view), tx_hash), Verified)
+
+
+async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_payment(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    frozen, other = await liars(2)
+    tx_hash = await node.pay(confirmations=2)
+    frozen.freeze_head(2)
+    reader = await readers(frozen, other)
+    await reader.look(tx_hash)
+    clock.now += STALL_SECONDS
+    other.null_receipt()
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    other.status(503)
+    for asked in (2, 2):
+        assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+        assert len(other.requests) == asked, "one that failed lately is left alone"
+    assert await reader.head() == 2
+
+
+async def test_of_several_stuck_endpoints_the_most_advanced_is_used(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    first, second = await liars(2)
+    tx_hash = await node.pay()
+    first.freeze_head(2)
+    second.freeze_head(4)
+    reader = await readers(first, second)
+    for _ in range(2):
+        await reader.cross_check(tx_hash, await reader.look(tx_hash))
+        clock.now += STALL_SECONDS
+    view = await reader.look(tx_hash)
+    assert (view.endpoint, view.head_number) == (reader.labels[1], 4)
+    assert await reader.head() == 4
+
+
+async def test_the_head_is_read_from_an_endpoint_that_is_not_stuck(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    frozen, other = await liars(2)
+    await node.mine(2)
+    frozen.freeze_head(2)
+    reader = await readers(frozen, other)
+    assert await reader.head() == 2
+    await node.mine(3)
+    clock.now += STALL_SECONDS - 0.1
+    assert await reader.head() == 2
+    clock.now += 0.1
+    assert await reader.head() == 5
+
+
 async def test_the_head_never_falls_below_one_returned_before(node: Node, liars: Liars, readers: Readers) -> None:
     first, second = await liars(2)
     await node.mine(20)
@@ -529,21 +762,18 @@ async def test_a_lagging_endpoint_is_heard_in_a_cross_check(node: Node, liars: L
     assert (await reader.cross_check(tx_hash, view)).head_number == 10
 
 
-async def test_a_good_answer_in_a_cross_check_wipes_the_record(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
-) -> None:
+async def test_a_good_answer_in_a_cross_check_wipes_the_record(node: Node, liars: Liars, readers: Readers) -> None:
     first, second = await liars(2)
     tx_hash = await node.pay()
+    first.status(503)
     reader = await readers(first, second)
     view = await reader.look(tx_hash)
-    for is_down in (True, False, True, False):
-        second.heal()
-        if is_down:
-            second.status(503)
-        seen = len(second.requests)
-        await reader.cross_check(tx_hash, view)
-        assert len(second.requests) == seen + 1, "never rests for longer than after a first failure"
-        clock.now += 1.0
+    assert view.endpoint == reader.labels[1]
+    await reader.cross_check(tx_hash, view)
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    first.heal()
+    await reader.cross_check(tx_hash, view)
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
 
 
 async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block_that_was_asked_for(
@@ -669,6 +899,33 @@ async def test_invented_confirmations_do_not_count(node: Node, liars: Liars, rea
     assert judged.message == "2 of 5 confirmations"
 
 
+async def test_a_payment_invented_in_the_far_future_is_not_final_for_a_majority_either(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    liar, *honest = await liars(3)
+    tx_hash = await fabrication(node, liar, block_number=1000)
+    liar.shift_head(2000)
+    reader = await readers(liar, *honest)
+    checked = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
+
+
+async def test_one_of_three_that_is_far_behind_but_moving_does_not_hold_up_a_payment(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    first, second, syncing = await liars(3)
+    await node.mine(20)
+    tx_hash = await node.pay()
+    syncing.shift_head(-20)
+    syncing.null_receipt()
+    reader = await readers(first, second, syncing)
+    for _ in range(3):
+        checked = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+        assert isinstance(verdict(checked, tx_hash), Verified)
+        await node.mine(1)
+        clock.now += STALL_SECONDS / 2
+
+
 async def test_a_node_that_is_stuck_delays_the_confirmations_only_until_that_is_plain(
     node: Node, liars: Liars, readers: Readers, clock: Clock
 ) -> None:
@@ -694,7 +951,7 @@ async def test_an_endpoint_of_another_chain_has_no_say(node: Node, liars: Liars,
     assert await reader.cross_check(tx_hash, view) == view
 
 
-async def test_an_endpoint_that_is_down_has_no_say_and_is_not_waited_for_twice(
+async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
     node: Node, liars: Liars, readers: Readers
 ) -> None:
     first, down = await liars(2)
@@ -704,7 +961,37 @@ async def test_an_endpoint_that_is_down_has_no_say_and_is_not_waited_for_twice(
     view = await reader.look(tx_hash)
     for _ in range(2):
         assert await reader.cross_check(tx_hash, view) == view
-    assert len(down.requests) == 1
+    assert len(down.requests) == 2
+
+
+async def test_an_endpoint_that_failed_lately_still_contradicts_in_a_cross_check(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    honest, liar = await liars(2)
+    tx_hash = await fabrication(node, liar)
+    honest.status(500)
+    reader = await readers(honest, liar)
+    view = await reader.look(tx_hash)
+    assert isinstance(verdict(view, tx_hash), Verified)
+    honest.heal()
+    with pytest.raises(EndpointsDisagree, match="not in block 1"):
+        await reader.cross_check(tx_hash, view)
+
+
+async def test_a_pause_that_an_endpoint_asked_for_is_respected_in_a_cross_check(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    busy, other = await liars(2)
+    tx_hash = await node.pay()
+    busy.status(429, retry_after="30")
+    reader = await readers(busy, other)
+    view = await reader.look(tx_hash)
+    clock.now += 29.9
+    assert await reader.cross_check(tx_hash, view) == view
+    assert len(busy.requests) == 1
+    clock.now += 0.1
+    await reader.cross_check(tx_hash, view)
+    assert len(busy.requests) == 2
 
 
 async def test_a_late_index_of_receipts_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:

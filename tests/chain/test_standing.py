@@ -2,7 +2,7 @@
 
 import pytest
 
-from chain.rpc import Failure
+from chain.rpc import RETRY_AFTER_SECONDS_MAX, Failure
 from chain.standing import (
     COOL_DOWN_SECONDS_MAX,
     COOL_DOWN_WRONG_CHAIN_SECONDS,
@@ -79,6 +79,25 @@ def test_a_node_may_ask_for_a_longer_pause_but_not_for_an_endless_one(asked_for:
     standing = Standing()
     standing.failed(Failure.RATE_LIMITED, 0.0, asked_for)
     assert standing.cools_until == seconds
+
+
+def test_a_pause_is_wanted_only_where_the_node_asked_for_it_and_only_until_it_answers() -> None:
+    standing = Standing()
+    standing.failed(Failure.RATE_LIMITED, 0.0)
+    assert standing.is_cooling(0.5)
+    assert not standing.wants_pause(0.5)
+    standing.failed(Failure.RATE_LIMITED, 0.0, 30.0)
+    assert standing.wants_pause(29.9)
+    assert not standing.wants_pause(30.0)
+    standing.failed(Failure.TIMEOUT, 1.0)
+    assert standing.wants_pause(29.9), "another failure does not shorten it"
+    standing.failed(Failure.BEHIND, 2.0)
+    assert not standing.wants_pause(2.0), "it has answered"
+    standing.failed(Failure.RATE_LIMITED, 3.0, 30.0)
+    standing.answered()
+    assert not standing.wants_pause(3.0)
+    standing.failed(Failure.RATE_LIMITED, 4.0, 1e9)
+    assert not standing.wants_pause(4.0 + RETRY_AFTER_SECONDS_MAX)
 
 
 def test_a_wrong_chain_is_remembered_for_a_while_and_looked_at_again() -> None:

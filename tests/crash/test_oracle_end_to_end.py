@@ -23,7 +23,7 @@ async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[Poste
 
     async def mint() -> PostedEntry | None:
         async with system.service.single_statement() as connection:
-            return await mint_revenue_share(connection, payment.attempt_id, system.settings.system_tenant_revenue_share)
+            return await mint_revenue_share(connection, payment.attempt_id)
 
     async with system.locked_system_tenant():
         worker = system.start_worker()

@@ -222,8 +222,12 @@ async def test_an_activity_that_runs_many_times_at_once_credits_once(system: Pay
     purchase, donation = await system.purchase(), await system.purchase(purpose=Purpose.SYSTEM, wallet=wallets(2)[1])
     for payment in (purchase, donation):
         await system.payments._record(payment.payer.user_id, payment.attempt_id, payment.tx_hash, datetime.now(UTC))
-    payer = PayerActivities(system.tenants, verification_timeout=system.settings.verification_timeout)
-    system_tenant = SystemTenantActivities(system.service, revenue_share=system.settings.system_tenant_revenue_share)
+    payer = PayerActivities(
+        system.tenants,
+        verification_timeout=system.settings.verification_timeout,
+        revenue_share=system.settings.system_tenant_revenue_share,
+    )
+    system_tenant = SystemTenantActivities(system.service)
 
     def ref(payment: Payment) -> dict[str, Any]:
         return {

@@ -19,9 +19,11 @@ COLUMNS_IN_STATUS = {
     AttemptStatus.PENDING_UNVERIFIED: (
         f"tx_hash = '{tx_hash(777)}', submitted_at = now(), error_code = NULL, expires_at = NULL"
     ),
-    AttemptStatus.CREDITED: (f"tx_hash = '{tx_hash(777)}', submitted_at = now(), error_code = NULL, expires_at = NULL"),
-    AttemptStatus.REJECTED: "error_code = 'INSUFFICIENT_AMOUNT'",
-    AttemptStatus.FAILED: "error_code = 'TX_REVERTED'",
+    AttemptStatus.CREDITED: (
+        f"tx_hash = '{tx_hash(777)}', submitted_at = now(), error_code = NULL, expires_at = NULL, revenue_share = 0.75"
+    ),
+    AttemptStatus.REJECTED: "error_code = 'INSUFFICIENT_AMOUNT', revenue_share = NULL",
+    AttemptStatus.FAILED: "error_code = 'TX_REVERTED', revenue_share = NULL",
 }
 """What a row must look like in each status, so that only the step itself can be refused."""
 
@@ -196,8 +198,10 @@ def test_a_step_with_the_wrong_facts_is_refused(town: Town, assignments: str, co
 
 TRANSFER = (
     "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash, from_address,"
-    f" value_raw, surplus_raw) VALUES ({CHAIN_ID}, %s, %s, %s, 1, '{tx_hash(1)}', '{wallet(1)}', 100, 0)"
+    f" value_raw, surplus_raw) SELECT chain_id, %s, %s, id, 1, '{tx_hash(1)}', from_address, amount_raw, 0"
+    " FROM payment_attempts WHERE id = %s"
 )
+"""Hash, log index and attempt: a transfer of just what was agreed."""
 
 
 def _post_purchase(owner: Connection, account: str, attempt_id: UUID, amount: int = 1_000_000_000) -> None:
@@ -208,7 +212,7 @@ def _post_purchase(owner: Connection, account: str, attempt_id: UUID, amount: in
 
 
 def _mark_credited(owner: Connection, attempt_id: UUID) -> None:
-    _set(owner, attempt_id, "status = 'CREDITED'")
+    _set(owner, attempt_id, "status = 'CREDITED', revenue_share = CASE purpose WHEN 'self' THEN 0.75 END")
 
 
 def test_credited_with_a_transfer_and_its_entry_is_accepted_in_any_order(town: Town) -> None:
@@ -277,6 +281,48 @@ def test_credited_with_an_entry_for_another_reason_is_refused(town: Town, purpos
             "SELECT * FROM post_entry(%s, 1000000000, %s, %s, 'cash:usdc', '{}')", (account, reason, str(attempt.id))
         )
         _mark_credited(owner, attempt.id)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("chain_id", "chain_id + 1"),
+        ("tx_hash", f"'{tx_hash(999)}'"),
+        ("from_address", f"'{wallet(99)}'"),
+        ("value_raw", "amount_raw - 1"),
+        ("value_raw", "amount_raw + 1"),
+        ("surplus_raw", "1"),
+    ],
+)
+def test_a_settled_transfer_is_what_was_agreed(town: Town, column: str, value: str) -> None:
+    attempt = town.alice.pending
+    facts = {"chain_id": "chain_id", "tx_hash": "tx_hash", "from_address": "from_address",
+             "value_raw": "amount_raw", "surplus_raw": "0"} | {column: value}  # fmt: skip
+    statement = (
+        f"INSERT INTO settled_transfers ({', '.join(facts)}, log_index, attempt_id, block_number, block_hash)"
+        f" SELECT {', '.join(facts.values())}, 0, id, 1, tx_hash FROM payment_attempts WHERE id = %s"
+    )
+    with (
+        refused(CheckViolation, "settled_transfers_pays_what_was_agreed"),
+        connect(town.database.migration_url) as owner,
+    ):
+        owner.execute(statement, (attempt.id,))
+        _post_purchase(owner, town.alice.account, attempt.id)
+        _mark_credited(owner, attempt.id)
+
+
+@pytest.mark.parametrize("share", ["NULL", "-0.01", "1.01"])
+def test_a_credited_purchase_has_a_share_from_0_to_1(town: Town, share: str) -> None:
+    with refused(CheckViolation), connect(town.database.migration_url) as owner:
+        _set(owner, town.alice.pending.id, f"status = 'CREDITED', revenue_share = {share}")
+
+
+def test_a_donation_has_no_share(town: Town) -> None:
+    with (
+        refused(CheckViolation, "payment_attempts_purchase_has_share"),
+        connect(town.database.migration_url) as owner,
+    ):
+        _set(owner, town.alice.pending_donation.id, "status = 'CREDITED', revenue_share = 0.75")
 
 
 @pytest.mark.parametrize("state", ["pending", "intent", "rejected"])

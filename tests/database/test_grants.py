@@ -13,7 +13,7 @@ INSERT_COLUMNS = (
     "amount_raw amount_usd_cents billing_account_id chain_id created_at expires_at from_address id purpose status"
     " to_address token"
 )
-UPDATE_COLUMNS = "error_code expires_at status submission_count submitted_at tx_hash"
+UPDATE_COLUMNS = "error_code expires_at revenue_share status submission_count submitted_at tx_hash"
 
 READ_BY_TENANTS = {
     "alembic_version", "billing_accounts", "credit_ledger", "payment_attempts", "payment_events", "settled_transfers",
@@ -164,3 +164,18 @@ def test_provisioning_gives_the_service_what_it_gives_the_app(town: Town) -> Non
             "SELECT user_id, billing_account_id, created FROM provision_wallet(%s)", (town.alice.payer.wallet_address,)
         ).fetchall()
     assert (user_id, account, created) == (town.alice.user_id, town.alice.account, False)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "refuse_change", "check_entry_balanced", "check_running_balance", "check_account_balance",
+        "open_liability_account", "guard_attempt", "check_credited_attempt", "check_settled_transfer",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("role", ["settle_app", "settle_service"])
+def test_no_role_may_attach_a_check_to_a_table_of_its_own(town: Town, role: str, function: str) -> None:
+    """A check's error says what its owner sees: another account's balance, for one."""
+    with connect(town.database.url_as(role)) as connection, refused(psycopg.errors.InsufficientPrivilege):
+        connection.execute("CREATE TEMP TABLE bait (LIKE credit_ledger)")
+        connection.execute(f"CREATE TRIGGER bait AFTER INSERT ON bait FOR EACH ROW EXECUTE FUNCTION {function}()")

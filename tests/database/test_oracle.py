@@ -15,7 +15,7 @@ from domain.attempt import Purpose
 from domain.ledger import Posting, donation_posting, purchase_posting, revenue_share_posting
 from tests.database.conftest import Town
 from tests.support.oracle import check_books
-from tests.support.payments import SHARE, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import Desk, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, scalar
 
 CREDITS = 1_000_000_000
@@ -335,7 +335,7 @@ def _posting(town: Town, index: str) -> Posting:
     posting = {
         "credit_ledger_one_purchase_per_reference": purchase_posting(bob.credited),
         "credit_ledger_one_donation_per_reference": donation_posting(bob.donated),
-        "credit_ledger_one_revenue_share_per_reference": revenue_share_posting(bob.credited, SHARE),
+        "credit_ledger_one_revenue_share_per_reference": revenue_share_posting(bob.credited),
     }[index]
     assert posting is not None
     return posting
@@ -395,8 +395,7 @@ async def test_without_its_unique_index_a_double_credit_is_possible_and_named(to
 async def test_the_unique_index_alone_decides_a_race_of_two_bonuses(desk: Desk, has_index: bool) -> None:
     """Both transactions have looked before either writes; the lock on the account's row lets one wait."""
     attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    await desk.credit(attempt)
-    posting = revenue_share_posting(attempt, SHARE)
+    posting = revenue_share_posting((await desk.credit(attempt)).attempt)
     assert posting is not None
     if not has_index:
         with connect(desk.database.migration_url) as owner:

@@ -28,7 +28,7 @@ from domain.errors import (
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Posting, Reason, Side
 from tests.database.conftest import Town
-from tests.support.payments import INTENT_TTL, NOW, REVERTED, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import INTENT_TTL, NOW, REVERTED, SHARE, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, scalar
 
 AT_ONCE = 20
@@ -86,13 +86,6 @@ async def test_two_wallets_have_two_accounts(desk: Desk) -> None:
     first, second = await desk.open_account(1), await desk.open_account(2)
     assert first.user_id != second.user_id
     assert first.billing_account_id != second.billing_account_id
-
-
-async def test_the_payer_of_an_attempt_is_found_and_the_system_tenant_has_none(desk: Desk) -> None:
-    payer = await desk.open_account(1)
-    async with desk.service.transaction() as connection:
-        assert await accounts.payer_of_attempt(connection, payer.billing_account_id) == payer
-        assert await accounts.payer_of_attempt(connection, SYSTEM_TENANT_ACCOUNT_ID) is None
 
 
 # -- intent and submission
@@ -206,12 +199,12 @@ async def test_anothers_attempt_is_not_found(desk: Desk) -> None:
         with pytest.raises(AttemptNotFound):
             await payments.submit(connection, attempt.id, tx_hash(2), submitted_at=NOW)
         with pytest.raises(AttemptNotFound):
-            await payments.credit_buyer(connection, attempt.id, transfer)
+            await payments.credit_buyer(connection, attempt.id, transfer, revenue_share=SHARE)
         with pytest.raises(AttemptNotFound):
             await payments.refuse(connection, attempt.id, WRONG_PAYMENT)
     async with desk.service.transaction() as service:
         with pytest.raises(AttemptNotFound):
-            await payments.mint_revenue_share(service, uuid4(), Decimal("0.75"))
+            await payments.mint_revenue_share(service, uuid4())
     assert await _read(desk, attempt) == attempt
 
 
@@ -255,7 +248,7 @@ async def test_a_purchase_is_no_donation_and_a_donation_no_purchase(desk: Desk) 
             await payments.credit_donation(service, purchase.id, transfer_for(purchase))
     async with desk.app.transaction(payer.user_id) as connection:
         with pytest.raises(BookkeepingError):
-            await payments.credit_buyer(connection, donation.id, transfer_for(donation))
+            await payments.credit_buyer(connection, donation.id, transfer_for(donation), revenue_share=SHARE)
 
 
 async def test_the_transfer_that_paid_is_read_back_with_its_surplus(desk: Desk) -> None:
@@ -330,22 +323,28 @@ async def test_a_bonus_follows_a_credited_purchase_only(desk: Desk) -> None:
 
 
 async def test_a_share_of_nothing_writes_no_row(desk: Desk) -> None:
-    attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    await desk.credit(attempt)
-    assert await desk.mint(attempt, Decimal(0)) is None
-    assert await desk.mint(attempt, Decimal("0.0000000009")) is None
+    payer = await desk.open_account(1)
+    for number, share in enumerate((Decimal(0), Decimal("0.0000000009")), start=1):
+        attempt = await desk.create_submitted(payer, number)
+        await desk.credit(attempt, share=share)
+        assert await desk.mint(attempt) is None
     assert await desk.books(expected_share=Decimal(0)) == []
-    minted = await desk.mint(attempt, Decimal("0.000000001"))
+    attempt = await desk.create_submitted(payer, 3)
+    await desk.credit(attempt, share=Decimal("0.000000001"))
+    minted = await desk.mint(attempt)
     assert minted is not None
     assert minted.amount_credits == 1
 
 
-async def test_a_bonus_that_was_minted_stands_when_the_share_is_changed_before_a_retry(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1)
-    again = await desk.mint(attempt, Decimal(1))
-    assert again is not None
-    assert (again.posted, again.amount_credits) == (False, BONUS)
-    assert await desk.books() == []
+async def test_the_bonus_has_the_share_of_the_moment_of_the_buyers_credit(desk: Desk) -> None:
+    attempt = await desk.create_submitted(await desk.open_account(1), 1)
+    await desk.credit(attempt, share=Decimal("0.5"))
+    again = await desk.credit(attempt, share=Decimal(1))
+    assert (again.changed, again.attempt.revenue_share) == (False, Decimal("0.5"))
+    minted = await desk.mint(attempt)
+    assert minted is not None
+    assert minted.amount_credits == CREDITS // 2
+    assert await desk.books(expected_share=Decimal("0.5")) == []
 
 
 # -- one transfer, one attempt
@@ -403,7 +402,7 @@ async def test_what_a_look_at_the_chain_needs_names_the_logs_that_paid_others(de
         paid = await attempts.find_under_verification(connection, first.id)
         assert await attempts.find_under_verification(connection, uuid4()) is None
     assert waiting is not None
-    assert (waiting.status, waiting.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, tx_hash(1))
+    assert (waiting.tx_hash, waiting.submitted_at) == (tx_hash(1), NOW)
     assert waiting.settled_log_indexes == {3}
     assert paid is not None
     assert paid.settled_log_indexes == frozenset()
@@ -519,7 +518,7 @@ async def test_a_connection_that_breaks_is_a_domain_error_and_the_next_call_goes
     attempt = await desk.create_submitted(await desk.open_account(1), 1)
     with pytest.raises(DatabaseUnavailable):  # noqa: PT012 - the break is in the middle
         async with desk.app.transaction(attempt.owner_user_id) as connection:
-            await payments.credit_buyer(connection, attempt.id, transfer_for(attempt))
+            await payments.credit_buyer(connection, attempt.id, transfer_for(attempt), revenue_share=SHARE)
             await _terminate_backends(desk)
             await attempts.find_attempt(connection, attempt.id)
     assert await _read(desk, attempt) == attempt

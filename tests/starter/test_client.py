@@ -26,6 +26,7 @@ from domain.errors import (
     TooManyReplacements,
     WrongChain,
 )
+from domain.money import DEFAULT_REVENUE_SHARE
 from starter.client import ANSWER_TIMEOUT, PaymentsClient
 from starter.progress import read_workflow
 from starter.temporal import connect
@@ -309,7 +310,9 @@ async def test_a_purchase_whose_run_was_terminated_before_the_bonus_gets_it_when
     payer, intent = await engine.intent()
     async with engine.tenants.transaction(payer.user_id) as connection:
         submitted = await payments.submit(connection, intent.attempt_id, A, submitted_at=datetime.now(UTC))
-        await payments.credit_buyer(connection, intent.attempt_id, transfer_for(submitted.attempt))
+        await payments.credit_buyer(
+            connection, intent.attempt_id, transfer_for(submitted.attempt), revenue_share=DEFAULT_REVENUE_SHARE
+        )
     async with engine.worker():
         view = await engine.submit(payer, intent, A)
         assert view.status is AttemptStatus.CREDITED

@@ -15,6 +15,7 @@ from devstack.chain import LocalChain
 from devstack.processes import ephemeral_port
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import AttemptNotFound
+from domain.money import DEFAULT_REVENUE_SHARE
 from domain.verdict import Refused
 from starter.diagnosis import Diagnosis, diagnose
 from tests.support.engine import Engine, open_engine
@@ -192,7 +193,7 @@ async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> N
     await _record(engine, payer.user_id, intent.attempt_id, A)
     async with engine.tenants.transaction(payer.user_id) as connection:
         transfer = transfer_for(await engine.attempt(intent.attempt_id))
-        await payments.credit_buyer(connection, intent.attempt_id, transfer)
+        await payments.credit_buyer(connection, intent.attempt_id, transfer, revenue_share=DEFAULT_REVENUE_SHARE)
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation.startswith("Credited: 1,000,000,000 credits to the buyer; no bonus")
     assert "there is none" in found.explanation

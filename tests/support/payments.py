@@ -106,19 +106,21 @@ class Desk:
         """An attempt that waits for hash `number`."""
         return (await self.submit(await self.create(payer, **values), tx_hash(number))).attempt
 
-    async def credit(self, attempt: PaymentAttempt, transfer: SettledTransfer | None = None) -> payments.Ending:
+    async def credit(
+        self, attempt: PaymentAttempt, transfer: SettledTransfer | None = None, *, share: Decimal = SHARE
+    ) -> payments.Ending:
         """The credit of whoever the attempt's purpose names."""
         transfer = transfer or transfer_for(attempt)
         if attempt.purpose is Purpose.SELF:
             async with self.app.transaction(attempt.owner_user_id) as connection:
-                return await payments.credit_buyer(connection, attempt.id, transfer)
+                return await payments.credit_buyer(connection, attempt.id, transfer, revenue_share=share)
         async with self.service.transaction() as service:
             return await payments.credit_donation(service, attempt.id, transfer)
 
-    async def mint(self, attempt: PaymentAttempt, share: Decimal = SHARE) -> ledger.PostedEntry | None:
+    async def mint(self, attempt: PaymentAttempt) -> ledger.PostedEntry | None:
         """The system tenant's bonus for an attempt."""
         async with self.service.single_statement() as connection:
-            return await payments.mint_revenue_share(connection, attempt.id, share)
+            return await payments.mint_revenue_share(connection, attempt.id)
 
     async def refuse(self, attempt: PaymentAttempt, refused: Refused = WRONG_PAYMENT) -> payments.Ending:
         """The attempt ends without credits."""

@@ -76,8 +76,8 @@ def test_a_donation_gives_the_system_tenant_all_of_it() -> None:
 
 
 def test_a_bonus_gives_the_system_tenant_its_share() -> None:
-    attempt = new_attempt(PAYER, cents=10_000)
-    posting = revenue_share_posting(attempt, Decimal("0.75"))
+    attempt = new_attempt(PAYER, cents=10_000, revenue_share=Decimal("0.75"))
+    posting = revenue_share_posting(attempt)
     assert posting is not None
     assert (posting.billing_account_id, posting.amount_credits) == (SYSTEM_TENANT_ACCOUNT_ID, 750_000_000)
     assert (posting.reason, posting.reference) == (Reason.PLATFORM_REVENUE_SHARE, str(attempt.id))
@@ -85,8 +85,13 @@ def test_a_bonus_gives_the_system_tenant_its_share() -> None:
 
 @pytest.mark.parametrize(("share", "amount"), [("0", None), ("0.0000000099", None), ("0.00000001", 1)])
 def test_a_share_that_mints_nothing_has_no_posting(share: str, amount: int | None) -> None:
-    posting = revenue_share_posting(new_attempt(PAYER, cents=1_000), Decimal(share))
+    posting = revenue_share_posting(new_attempt(PAYER, cents=1_000, revenue_share=Decimal(share)))
     assert (posting.amount_credits if posting else None) == amount
+
+
+def test_there_is_no_bonus_before_its_share_is_decided() -> None:
+    with pytest.raises(BookkeepingError, match="is not a credited purchase"):
+        revenue_share_posting(new_attempt(PAYER))
 
 
 def test_no_purpose_is_posted_as_the_other() -> None:
@@ -94,6 +99,6 @@ def test_no_purpose_is_posted_as_the_other() -> None:
     with pytest.raises(BookkeepingError, match="has purpose system, not self"):
         purchase_posting(donation)
     with pytest.raises(BookkeepingError, match="has purpose system, not self"):
-        revenue_share_posting(donation, Decimal("0.75"))
+        revenue_share_posting(donation)
     with pytest.raises(BookkeepingError, match="has purpose self, not system"):
         donation_posting(purchase)

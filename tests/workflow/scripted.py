@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -171,7 +170,7 @@ class Script:
     async def mint_bonus(self, message: BonusToMint) -> MintedBonus:
         """Three quarters."""
         self.calls.append(("mint_bonus", message))
-        return MintedBonus(amount_credits=BONUS, share=Decimal("0.75"))
+        return MintedBonus(amount_credits=BONUS)
 
     @activity.defn(name="end_without_credits")
     async def end_without_credits(self, message: PaymentToRefuse) -> AttemptEnding:

@@ -15,6 +15,7 @@ from db import payments
 from devstack.chain import LocalChain, payer_wallets
 from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import HashInUse
+from domain.money import DEFAULT_REVENUE_SHARE
 from domain.verdict import PaymentTerms, Refused
 from tests.support.engine import Engine
 from tests.support.payments import transfer_for
@@ -197,7 +198,9 @@ async def _credit_without_bonus(engine: Engine) -> PaymentAttempt:
         submitted = await payments.submit(
             connection, intent.attempt_id, "0x" + "ab" * 32, submitted_at=datetime.now(UTC)
         )
-        await payments.credit_buyer(connection, intent.attempt_id, transfer_for(submitted.attempt))
+        await payments.credit_buyer(
+            connection, intent.attempt_id, transfer_for(submitted.attempt), revenue_share=DEFAULT_REVENUE_SHARE
+        )
     assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS}
     return await engine.attempt(intent.attempt_id)
 

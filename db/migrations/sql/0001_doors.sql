@@ -97,3 +97,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 $$;
 REVOKE ALL ON FUNCTION system_tenant_is_flagged FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION system_tenant_is_flagged TO settle_app, settle_service;
+
+-- A trigger's function can be attached to a table of one's own and then shows, in its error, what its owner sees.
+REVOKE ALL ON FUNCTION refuse_change, check_entry_balanced, check_running_balance, check_account_balance,
+    open_liability_account, guard_attempt, check_credited_attempt, check_settled_transfer FROM PUBLIC;

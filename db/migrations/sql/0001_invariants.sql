@@ -185,6 +185,15 @@ BEGIN
         RAISE EXCEPTION 'payment attempt % has a settled transfer and is not CREDITED', NEW.attempt_id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_pays_credited_attempt';
     END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM payment_attempts a
+         WHERE a.id = NEW.attempt_id AND a.chain_id = NEW.chain_id AND a.tx_hash = NEW.tx_hash
+           AND lower(a.from_address) = lower(NEW.from_address)
+           AND NEW.value_raw >= a.amount_raw AND NEW.surplus_raw = NEW.value_raw - a.amount_raw
+    ) THEN
+        RAISE EXCEPTION 'the settled transfer of payment attempt % is not what was agreed', NEW.attempt_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_pays_what_was_agreed';
+    END IF;
     RETURN NULL;
 END $$;
 CREATE CONSTRAINT TRIGGER settled_transfers_pays_credited_attempt AFTER INSERT ON settled_transfers

@@ -22,20 +22,22 @@ END $$;
 CREATE POLICY own_user ON users FOR SELECT TO settle_app USING (id = (SELECT current_tenant()));
 CREATE POLICY own_accounts ON billing_accounts FOR SELECT TO settle_app
     USING (owner_user_id = (SELECT current_tenant()));
--- The inner query is itself under row-level security: it yields the tenant's own accounts, attempts or entries.
+-- Inner queries are themselves under row-level security: they yield the tenant's own accounts and attempts.
+-- = ANY (ARRAY(...)) is computed once and can use an index; EXISTS is one look by primary key. With IN the planner
+-- reads the whole inner table.
 CREATE POLICY own_keys ON virtual_keys FOR SELECT TO settle_app
-    USING (billing_account_id IN (SELECT id FROM billing_accounts));
+    USING (billing_account_id = ANY (ARRAY(SELECT id FROM billing_accounts)));
 CREATE POLICY own_ledger ON credit_ledger FOR SELECT TO settle_app
-    USING (billing_account_id IN (SELECT id FROM billing_accounts));
+    USING (billing_account_id = ANY (ARRAY(SELECT id FROM billing_accounts)));
 CREATE POLICY own_attempts ON payment_attempts FOR ALL TO settle_app
-    USING (billing_account_id IN (SELECT id FROM billing_accounts))
-    WITH CHECK (billing_account_id IN (SELECT id FROM billing_accounts));
+    USING (billing_account_id = ANY (ARRAY(SELECT id FROM billing_accounts)))
+    WITH CHECK (billing_account_id = ANY (ARRAY(SELECT id FROM billing_accounts)));
 CREATE POLICY own_events ON payment_events FOR ALL TO settle_app
-    USING (attempt_id IN (SELECT id FROM payment_attempts))
-    WITH CHECK (attempt_id IN (SELECT id FROM payment_attempts));
+    USING (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id))
+    WITH CHECK (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
 CREATE POLICY own_transfers ON settled_transfers FOR ALL TO settle_app
-    USING (attempt_id IN (SELECT id FROM payment_attempts))
-    WITH CHECK (attempt_id IN (SELECT id FROM payment_attempts));
+    USING (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id))
+    WITH CHECK (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
 
 GRANT USAGE ON SCHEMA public TO settle_app, settle_service;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
@@ -43,7 +45,7 @@ GRANT SELECT ON users, billing_accounts, virtual_keys, credit_ledger, payment_at
     TO settle_app;
 GRANT INSERT (id, billing_account_id, from_address, chain_id, token, to_address, amount_raw, amount_usd_cents, purpose,
               status, expires_at, created_at) ON payment_attempts TO settle_app, settle_service;
-GRANT UPDATE (status, tx_hash, error_code, expires_at, submitted_at, submission_count)
+GRANT UPDATE (status, tx_hash, error_code, expires_at, submitted_at, submission_count, revenue_share)
     ON payment_attempts TO settle_app, settle_service;
 GRANT INSERT ON payment_events, settled_transfers TO settle_app, settle_service;
 GRANT SELECT ON alembic_version TO settle_app, settle_service;

@@ -59,6 +59,8 @@ CREATE UNIQUE INDEX credit_ledger_one_revenue_share_per_reference
     ON credit_ledger (billing_account_id, reference) WHERE reason = 'platform_revenue_share';
 CREATE UNIQUE INDEX credit_ledger_one_donation_per_reference
     ON credit_ledger (billing_account_id, reference) WHERE reason = 'system_donation';
+-- For the doors: a generic plan cannot use the partial indexes, and would read an account's whole history instead.
+CREATE INDEX credit_ledger_by_reference ON credit_ledger (reference);
 CREATE UNIQUE INDEX credit_ledger_by_account ON credit_ledger (billing_account_id, entry_seq);
 
 CREATE TABLE journal_lines (
@@ -87,6 +89,8 @@ CREATE TABLE payment_attempts (
     expires_at timestamptz,
     submitted_at timestamptz,
     submission_count bigint NOT NULL DEFAULT 0,
+    -- The bonus's share of a credited purchase: decided with the credit, so that a later setting does not change it.
+    revenue_share numeric CHECK (revenue_share BETWEEN 0 AND 1),
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT payment_attempts_amounts_agree CHECK (amount_raw = amount_usd_cents * 10000),
@@ -97,6 +101,8 @@ CREATE TABLE payment_attempts (
             status NOT IN ('PENDING_UNVERIFIED', 'CREDITED')
             OR (tx_hash IS NOT NULL AND submitted_at IS NOT NULL AND expires_at IS NULL)
         ),
+    CONSTRAINT payment_attempts_purchase_has_share
+        CHECK ((revenue_share IS NOT NULL) = (status = 'CREDITED' AND purpose = 'self')),
     CONSTRAINT payment_attempts_error_iff_refused
         CHECK ((error_code IS NOT NULL) = (status IN ('REJECTED', 'FAILED')))
 );

@@ -1,0 +1,70 @@
+"""What is asked for every payment does not get slower with the number of payments."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+import pytest
+
+from tests.support.payments import Desk
+from tests.support.sql import connect
+
+PAYMENTS: Final = 20_000
+
+# Straight into the tables, with triggers off: only the number of rows matters here.
+FILL: Final = f"""
+    SET session_replication_role = replica;
+    INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(1, {PAYMENTS}) n;
+    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n
+      FROM generate_series(1, {PAYMENTS}) n;
+    INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,
+                                  amount_usd_cents, expires_at)
+    SELECT 'account-' || n, '0x' || repeat('1', 40), 1, '0x' || repeat('2', 40), '0x' || repeat('3', 40),
+           1000000, 100, now() FROM generate_series(1, {PAYMENTS}) n;
+    INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference)
+    SELECT 'cogni_system', 1, n, 'platform_revenue_share', gen_random_uuid() FROM generate_series(1, {PAYMENTS}) n;
+    INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference)
+    SELECT 'account-' || n, 1, 1, 'credits_purchase', gen_random_uuid() FROM generate_series(1, {PAYMENTS}) n;
+    SET session_replication_role = origin;
+    ANALYZE;
+"""
+
+
+def plan_of(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> str:
+    """The plan of a statement as text; the statement is not run."""
+    return "\n".join(str(row[0]) for row in connection.execute(f"EXPLAIN {statement}"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM payment_attempts",
+        "SELECT * FROM credit_ledger",
+        "SELECT * FROM virtual_keys",
+        "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (gen_random_uuid(), 'x', 'y')",
+        "SELECT * FROM payment_events WHERE attempt_id = gen_random_uuid()",
+        "SELECT * FROM settled_transfers WHERE attempt_id = gen_random_uuid()",
+    ],
+)
+async def test_a_tenant_never_reads_everybodys_rows(desk: Desk, statement: str) -> None:
+    payer = await desk.open_account(1)
+    with connect(desk.database.superuser_url) as superuser:
+        superuser.execute(FILL)
+    with connect(desk.database.app_url, user_id=payer.user_id) as app:
+        plan = plan_of(app, statement)
+    for table in ("payment_attempts", "billing_accounts", "credit_ledger"):
+        assert f"Seq Scan on {table}" not in plan, plan
+
+
+async def test_a_posting_does_not_read_the_account_s_history(desk: Desk) -> None:
+    with connect(desk.database.superuser_url) as superuser:
+        superuser.execute(FILL)
+    with connect(desk.database.migration_url) as owner:
+        owner.execute("SET plan_cache_mode = force_generic_plan")
+        owner.execute(
+            "PREPARE look (text, text, text) AS SELECT id FROM credit_ledger e"
+            " WHERE e.billing_account_id = $1 AND e.reference = $2 AND e.reason = $3"
+        )
+        plan = plan_of(owner, "EXECUTE look ('cogni_system', 'x', 'platform_revenue_share')")
+    assert "credit_ledger_by_reference" in plan
