@@ -205,7 +205,7 @@ class _Scenes:
         async with asyncio.timeout(SETTLED_TIMEOUT_SECONDS):
             while True:
                 view = await self.client.status(payment.payer.user_id, payment.attempt_id)
-                words = (view.progress.waiting_for if view.progress else None) or ""
+                words = view.waiting_for or ""
                 if words and words != told:
                     self.say(f"{payment.title}: {words}")
                     told = words

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, Select, insert, select, text, update
+from sqlalchemy import Row, Select, bindparam, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db.engine import AnyConnection, ServiceConnection
@@ -38,7 +38,25 @@ def _select_attempt() -> Select[Any]:
     )
 
 
-_ATTEMPT = _select_attempt()
+# Built once: putting a statement together costs more than sending it.
+_ATTEMPT: Final = _select_attempt().where(PaymentAttemptRow.id == bindparam("attempt_id"))
+_ATTEMPT_LOCKED: Final = _ATTEMPT.with_for_update(of=PaymentAttemptRow)
+_INSERT_ATTEMPT: Final = insert(PaymentAttemptRow)
+_INSERT_EVENT: Final = insert(PaymentEvent.__table__)  # type: ignore[arg-type]
+_INSERT_TRANSFER: Final = insert(SettledTransferRow)
+_UPDATE_ATTEMPT: Final = update(PaymentAttemptRow).where(PaymentAttemptRow.id == bindparam("attempt_id"))
+_UPDATE_SUBMITTED: Final = _UPDATE_ATTEMPT.values(
+    status=AttemptStatus.PENDING_UNVERIFIED.value,
+    tx_hash=bindparam("new_tx_hash"),
+    submitted_at=bindparam("new_submitted_at"),
+    submission_count=bindparam("new_submission_count"),
+    expires_at=None,
+)
+_UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
+    status=AttemptStatus.CREDITED.value,
+    tx_hash=bindparam("new_tx_hash"),
+    revenue_share=bindparam("new_revenue_share"),
+)
 
 
 def _to_attempt(row: Row[Any]) -> PaymentAttempt:
@@ -50,19 +68,18 @@ async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> 
     values = attempt.model_dump(
         exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count", "revenue_share"}
     )
-    await connection.connection.execute(insert(PaymentAttemptRow).values(values))
+    await connection.connection.execute(_INSERT_ATTEMPT, values)
 
 
 async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
     """The attempt as it is, or None where the connection sees none."""
-    row = (await connection.connection.execute(_ATTEMPT.where(PaymentAttemptRow.id == attempt_id))).one_or_none()
+    row = (await connection.connection.execute(_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
     return _to_attempt(row) if row else None
 
 
 async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
     """The attempt, locked until the transaction ends; None where the connection sees none."""
-    query = _ATTEMPT.where(PaymentAttemptRow.id == attempt_id).with_for_update(of=PaymentAttemptRow)
-    row = (await connection.connection.execute(query)).one_or_none()
+    row = (await connection.connection.execute(_ATTEMPT_LOCKED, {"attempt_id": attempt_id})).one_or_none()
     return _to_attempt(row) if row else None
 
 
@@ -80,19 +97,14 @@ async def is_hash_held(connection: AnyConnection, attempt: PaymentAttempt, tx_ha
 
 async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str, at: datetime) -> None:
     """The attempt (again) waits for `tx_hash`. Raises `HashInUse` when an own attempt holds that hash."""
-    statement = (
-        update(PaymentAttemptRow)
-        .where(PaymentAttemptRow.id == attempt.id)
-        .values(
-            status=AttemptStatus.PENDING_UNVERIFIED.value,
-            tx_hash=tx_hash,
-            submitted_at=at,
-            expires_at=None,
-            submission_count=attempt.submission_count + 1,
-        )
-    )
+    values = {
+        "attempt_id": attempt.id,
+        "new_tx_hash": tx_hash,
+        "new_submitted_at": at,
+        "new_submission_count": attempt.submission_count + 1,
+    }
     try:
-        await connection.connection.execute(statement)
+        await connection.connection.execute(_UPDATE_SUBMITTED, values)
     except IntegrityError as error:
         if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
             raise HashInUse(tx_hash) from error
@@ -107,13 +119,9 @@ async def update_credited(
     Raises `TransferAlreadySettled` when an own attempt holds that hash: this one let go of it by a replacement
     after the chain had been read, and the other one will be paid by it.
     """
-    statement = (
-        update(PaymentAttemptRow)
-        .where(PaymentAttemptRow.id == attempt_id)
-        .values(status=AttemptStatus.CREDITED.value, tx_hash=tx_hash, revenue_share=revenue_share)
-    )
+    values = {"attempt_id": attempt_id, "new_tx_hash": tx_hash, "new_revenue_share": revenue_share}
     try:
-        await connection.connection.execute(statement)
+        await connection.connection.execute(_UPDATE_CREDITED, values)
     except IntegrityError as error:
         if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
             raise TransferAlreadySettled(f"transaction {tx_hash} is held by another attempt") from error
@@ -142,16 +150,15 @@ async def insert_event(
     details: dict[str, Any] | None = None,
 ) -> None:
     """Append to the audit trail."""
-    await connection.connection.execute(
-        insert(PaymentEvent).values(
-            attempt_id=attempt_id,
-            event_type=event_type,
-            from_status=from_status.value if from_status else None,
-            to_status=to_status.value,
-            error_code=error_code.value if error_code else None,
-            details=details or {},
-        )
-    )
+    values = {
+        "attempt_id": attempt_id,
+        "event_type": event_type,
+        "from_status": from_status.value if from_status else None,
+        "to_status": to_status.value,
+        "error_code": error_code.value if error_code else None,
+        "metadata": details or {},
+    }
+    await connection.connection.execute(_INSERT_EVENT, values)
 
 
 async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event]:
@@ -170,19 +177,19 @@ async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, t
 
     Raises `TransferAlreadySettled` when that transfer has paid another attempt.
     """
-    statement = insert(SettledTransferRow).values(
-        chain_id=transfer.chain_id,
-        tx_hash=transfer.tx_hash,
-        log_index=transfer.log_index,
-        attempt_id=attempt_id,
-        block_number=transfer.block_number,
-        block_hash=transfer.block_hash,
-        from_address=transfer.from_address,
-        value_raw=Decimal(transfer.value_raw),
-        surplus_raw=Decimal(transfer.surplus_raw),
-    )
+    values = {
+        "chain_id": transfer.chain_id,
+        "tx_hash": transfer.tx_hash,
+        "log_index": transfer.log_index,
+        "attempt_id": attempt_id,
+        "block_number": transfer.block_number,
+        "block_hash": transfer.block_hash,
+        "from_address": transfer.from_address,
+        "value_raw": Decimal(transfer.value_raw),
+        "surplus_raw": Decimal(transfer.surplus_raw),
+    }
     try:
-        await connection.connection.execute(statement)
+        await connection.connection.execute(_INSERT_TRANSFER, values)
     except IntegrityError as error:
         if violated_constraint(error) == ONE_ATTEMPT_PER_TRANSFER:
             raise TransferAlreadySettled(

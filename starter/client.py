@@ -39,7 +39,7 @@ from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import terms_of
 from starter.models import AttemptView, Intent
-from starter.progress import read_progress, read_workflow
+from starter.progress import read_waiting, read_workflow
 from starter.temporal import does_not_answer, register_search_attributes
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
@@ -165,10 +165,19 @@ class PaymentsClient:
         Raises `AttemptNotFound`, also for somebody else's, and `DatabaseUnavailable`.
         """
         attempt = await self._find(user_id, attempt_id)
-        progress = None
-        if attempt.status is AttemptStatus.PENDING_UNVERIFIED:
-            progress = await read_progress(self._temporal, attempt_id, self._policy.min_confirmations)
-        return AttemptView.of(attempt, progress)
+        view = AttemptView.of(attempt)
+        if attempt.status is not AttemptStatus.PENDING_UNVERIFIED:
+            return view
+        look = await read_waiting(self._temporal, attempt_id)
+        waiting = look.waiting if look else None
+        return view.model_copy(
+            update={
+                "confirmations": waiting.confirmations if waiting else 0,
+                "confirmations_needed": waiting.confirmations_needed if waiting else self._policy.min_confirmations,
+                "waiting_for": waiting.message if waiting else None,
+                "next_look_at": look.next_attempt_at if look else None,
+            }
+        )
 
     async def _find(self, user_id: str, attempt_id: UUID) -> PaymentAttempt:
         async with self._database.transaction(user_id) as connection:
@@ -314,10 +323,8 @@ class PaymentsClient:
 
     async def _require_started(self, attempt_id: UUID) -> None:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""
-        try:
-            await self._temporal.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=ANSWER_TIMEOUT)
-        except (RPCError, RuntimeError) as error:
-            raise TemporalUnavailable(f"Temporal has not started the settlement: {error}") from error
+        if await read_workflow(self._temporal, attempt_id) is None:
+            raise TemporalUnavailable("Temporal has not started the settlement")
 
 
 def _submission(attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime) -> Submission:

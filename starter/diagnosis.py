@@ -92,8 +92,11 @@ async def diagnose(
     verdict, chain_words = await _ask_chain(
         chain, attempt, min_confirmations, under.settled_log_indexes if under else frozenset()
     )
+    view = AttemptView.of(attempt).model_dump()
+    if isinstance(verdict, Waiting | Verified):
+        view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
-        **AttemptView.of(attempt).model_dump(),
+        **view,
         explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words)),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,

@@ -44,15 +44,6 @@ class Intent(Answer):
         )
 
 
-class Progress(Answer):
-    """How far the wait for the chain has come, in the words of the last look."""
-
-    confirmations: int = 0
-    confirmations_needed: int
-    waiting_for: str | None = Field(default=None, description="why the payment is not credited yet")
-    next_look_at: datetime | None = None
-
-
 class AttemptView(Answer):
     """How an attempt stands."""
 
@@ -64,10 +55,13 @@ class AttemptView(Answer):
     error_code: ErrorCode | None = None
     amount_usd_cents: int
     purpose: Purpose
-    progress: Progress | None = None
+    confirmations: int | None = Field(default=None, description="so far, while the payment waits for the chain")
+    confirmations_needed: int | None = None
+    waiting_for: str | None = Field(default=None, description="in the words of the last look at the chain")
+    next_look_at: datetime | None = None
 
     @classmethod
-    def of(cls, attempt: PaymentAttempt, progress: Progress | None = None) -> AttemptView:
+    def of(cls, attempt: PaymentAttempt) -> AttemptView:
         """The answer for an attempt as the database has it."""
         return cls(
             attempt_id=attempt.id,
@@ -78,5 +72,4 @@ class AttemptView(Answer):
             error_code=attempt.error_code,
             amount_usd_cents=attempt.amount_usd_cents,
             purpose=attempt.purpose,
-            progress=progress,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -13,7 +14,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from domain.errors import TemporalUnavailable
 from domain.verdict import Waiting
-from starter.models import Progress
 from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 
@@ -50,12 +50,14 @@ class WorkflowState:
 async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | None:
     """The attempt's workflow, or None where Temporal knows none. Raises `TemporalUnavailable`."""
     try:
-        description = await client.get_workflow_handle(workflow_id(attempt_id)).describe(rpc_timeout=DESCRIBE_TIMEOUT)
+        # The SDK repeats a call that nobody answers, and `rpc_timeout` bounds each repetition only.
+        async with asyncio.timeout(DESCRIBE_TIMEOUT.total_seconds()):
+            description = await client.get_workflow_handle(workflow_id(attempt_id)).describe()
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None
         raise does_not_answer(error) from error
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise does_not_answer(error) from error
     pending = []
     for raw in description.raw_description.pending_activities:
@@ -84,21 +86,13 @@ async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | Non
     )
 
 
-async def read_progress(client: Client, attempt_id: UUID, confirmations_needed: int) -> Progress:
-    """How far the wait has come. Never fails: without Temporal's answer there is just less to say."""
+async def read_waiting(client: Client, attempt_id: UUID) -> PendingActivity | None:
+    """The activity that waits for the chain, with what it last saw. None where there is none, or no answer."""
     try:
         state = await read_workflow(client, attempt_id)
     except TemporalUnavailable:
-        state = None
-    for activity in state.pending if state else ():
-        if activity.waiting is not None:
-            return Progress(
-                confirmations=activity.waiting.confirmations,
-                confirmations_needed=activity.waiting.confirmations_needed,
-                waiting_for=activity.waiting.message,
-                next_look_at=activity.next_attempt_at,
-            )
-    return Progress(confirmations_needed=confirmations_needed)
+        return None
+    return next((activity for activity in state.pending if activity.waiting), None) if state else None
 
 
 async def _waiting(client: Client, payloads: list[object]) -> Waiting | None:

@@ -110,7 +110,7 @@ def _answered(client: Client) -> Iterator[None]:
         raise does_not_answer(error) from error
 
 
-def does_not_answer(error: RPCError | RuntimeError) -> TemporalUnavailable:
+def does_not_answer(error: RPCError | RuntimeError | TimeoutError) -> TemporalUnavailable:
     """The SDK's error as ours. A client that connects lazily raises a bare `RuntimeError` where nobody listens."""
-    words = str(error).splitlines() or ["no reason given"]
+    words = str(error).splitlines() or ["no answer in time"]
     return TemporalUnavailable(f"Temporal does not answer: {words[0]:.200}")

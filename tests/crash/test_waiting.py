@@ -40,9 +40,8 @@ async def test_the_history_of_a_waiting_payment_does_not_grow_however_often_the_
         await system.must_be_settled(payment)
 
     assert early.history_length == later.history_length == counted.history_length == nearly.history_length
-    assert view.progress is not None
-    assert (view.progress.confirmations, view.progress.confirmations_needed) == (1, 3)
-    assert view.progress.waiting_for == "1 of 3 confirmations"
+    assert (view.confirmations, view.confirmations_needed) == (1, 3)
+    assert view.waiting_for == "1 of 3 confirmations"
     assert (await system.state(payment.attempt_id)).history_length < 40
     await system.books_are_right()
 

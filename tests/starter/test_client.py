@@ -54,7 +54,7 @@ async def test_an_amount_within_the_bounds_makes_an_intent(engine: Engine, cents
     assert before + timedelta(minutes=30) <= intent.expires_at <= datetime.now(UTC) + timedelta(minutes=30)
     view = await engine.payments.status(payer.user_id, intent.attempt_id)
     assert (view.status, view.client_status) == (AttemptStatus.CREATED_INTENT, ClientStatus.PENDING_VERIFICATION)
-    assert (view.tx_hash, view.error_code, view.progress) == (None, None, None)
+    assert (view.tx_hash, view.error_code, view.confirmations) == (None, None, None)
 
 
 @pytest.mark.parametrize("cents", [99, 1_000_001, 0, -100, 10**30, True, 100.0, "100", None])
@@ -240,9 +240,8 @@ async def test_with_temporal_down_the_status_is_still_told_with_less_to_say(
     view = await cut_off.status(payer.user_id, intent.attempt_id)
     assert time.monotonic() - started < ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
     assert view.status is AttemptStatus.PENDING_UNVERIFIED
-    assert view.progress is not None
-    assert (view.progress.confirmations, view.progress.confirmations_needed) == (0, 2)
-    assert view.progress.waiting_for is None
+    assert (view.confirmations, view.confirmations_needed) == (0, 2)
+    assert view.waiting_for is None
 
 
 async def test_with_temporal_down_a_finished_attempt_still_answers_with_its_end(
@@ -337,10 +336,14 @@ async def test_the_confirmations_so_far_are_told_while_the_payment_waits(engine:
 
         async def told() -> bool:
             view = await engine.payments.status(payer.user_id, intent.attempt_id)
-            return view.progress is not None and view.progress.confirmations == 1
+            return view.confirmations == 1
 
         await wait_until(told, timeout_seconds=PATIENCE_SECONDS, what="1 confirmation")
         await chain.mine(1)
         await engine.result(intent.attempt_id)
     view = await engine.payments.status(payer.user_id, intent.attempt_id)
-    assert (view.status, view.client_status, view.progress) == (AttemptStatus.CREDITED, ClientStatus.CONFIRMED, None)
+    assert (view.status, view.client_status, view.confirmations) == (
+        AttemptStatus.CREDITED,
+        ClientStatus.CONFIRMED,
+        None,
+    )

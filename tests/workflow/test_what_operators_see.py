@@ -95,9 +95,8 @@ async def test_the_pending_activity_says_how_many_confirmations_are_there(engine
         await chain.mine(1)
         state = await engine.looked_at(intent.attempt_id, "1 of 2 confirmations")
         view = await engine.payments.status(payer.user_id, intent.attempt_id)
-        assert view.progress is not None
-        assert (view.progress.confirmations, view.progress.confirmations_needed) == (1, 2)
-        assert view.progress.waiting_for == "1 of 2 confirmations"
+        assert (view.confirmations, view.confirmations_needed) == (1, 2)
+        assert view.waiting_for == "1 of 2 confirmations"
         await chain.mine(1)
         await engine.result(intent.attempt_id)
     assert state.pending[0].waiting is not None
