@@ -141,7 +141,8 @@ class PaymentsClient:
             return AttemptView.of(attempt)
         if attempt.chain_id != self._policy.chain_id:
             raise WrongChain(attempt.chain_id, self._policy.chain_id)
-        if self._has_expired(attempt, submitted_at) and not await self._is_under_way(attempt_id):
+        expired = self._has_expired(attempt, submitted_at)
+        if expired and not await self._is_under_way(attempt_id):
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
         await self._refuse_early(attempt, tx_hash)
@@ -150,6 +151,9 @@ class PaymentsClient:
             recorded = await self._submit_to_workflow(attempt, _submission(attempt, tx_hash, submitted_at), request_id)
         except _EndedMeanwhile as ended:
             return AttemptView.of(ended.attempt)
+        if recorded is None and expired:
+            # The run has a submission that was in time: recording this late one here would spoil it.
+            return AttemptView.of(attempt)
         if recorded is None:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
