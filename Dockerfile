@@ -8,11 +8,11 @@ FROM python:3.12-slim-bookworm
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --create-home --uid 10001 settle
 WORKDIR /app
-COPY requirements.txt ./
-RUN python -m pip install --no-cache-dir --require-hashes -r requirements.txt
+COPY requirements-runtime.txt ./
+RUN python -m pip install --no-cache-dir --require-hashes -r requirements-runtime.txt
 COPY --from=npm /app/node_modules node_modules
 COPY . .
-RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+RUN python -m pip install --no-cache-dir --no-deps --editable . \
     && mkdir /state && chown settle /state
 USER settle
 ENTRYPOINT ["settle"]

@@ -7,6 +7,11 @@ BIN := $(VENV)/bin
 SOURCES := activities bench chain commands db devstack domain starter telemetry tests workflows cli.py settings.py worker.py
 # Most tests wait for a server, not for a processor.
 TEST_PROCESSES ?= 4
+# make lock UPGRADE=--upgrade takes the newest releases
+UPGRADE ?=
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links $(UPGRADE) pyproject.toml
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,8 +56,8 @@ histories: install ## Record the workflow's histories of every path anew
 	$(BIN)/python -m tests.workflow.record_histories
 
 lock: install ## Pin all dependencies anew, by hash and without addresses
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --all-extras --upgrade pyproject.toml -o requirements.txt
+	$(COMPILE) --all-extras -o requirements.txt
+	$(COMPILE) -o requirements-runtime.txt
 
 clean: ## Remove what was installed; state folders stay
 	rm -rf $(VENV) node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache
