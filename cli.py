@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from domain.identifiers import parse_attempt_id
 from settings import Settings, environment, load
 
 P = ParamSpec("P")
+
+DIGITS_MAX = 20
+"""More than any amount has; what is too much is refused with the bounds, not by the parser."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,16 @@ def _runs(
             _exit(_fail(error, code=error.code, exit_code=ANSWER_IS_NO, as_json=as_json))
         except DevstackError as error:
             _exit(_fail(error, code="LOCAL_SYSTEM", exit_code=ANSWER_IS_NO, as_json=as_json))
+        except BrokenPipeError:
+            _exit(DONE)
+        except OSError as error:
+            # Perhaps it is standard output that cannot be written to.
+            _exit(_fail(error, code="SYSTEM", exit_code=ANSWER_IS_NO, as_json=False))
+        except Exception as error:
+            if not type(error).__module__.startswith("sqlalchemy."):
+                raise
+            line = str(getattr(error, "orig", None) or error).splitlines()[0]
+            _exit(_fail(RuntimeError(line), code="DATABASE", exit_code=ANSWER_IS_NO, as_json=as_json))
         except KeyboardInterrupt:
             _exit(130)
         _exit(ANSWER_IS_NO if answer is False else DONE)
@@ -112,15 +126,45 @@ def _exit(exit_code: int) -> NoReturn:
     work is done (seen as SIGABRT, "PyGILState_Release"). Everything that must be closed has been closed by now.
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError):
+            # Closed by whoever started us, or full: a reader that has left takes no harm, a full disk does.
+            exit_code = exit_code if stream is None or stream is sys.stderr else max(exit_code, ANSWER_IS_NO)
     os._exit(exit_code)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+
+
+class StateDir(click.Path):
+    """A folder's name; an empty one would be the current folder, filled without having been asked for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or a usage error."""
+        if value == "":
+            self.fail("wants the name of a folder, got nothing", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class WholeNumber(click.ParamType[int]):
+    """Decimal digits and nothing else: no blanks, no underscores, no digits of other scripts."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or a usage error."""
+        if isinstance(value, int):
+            return value
+        if re.fullmatch(rf"-?[0-9]{{1,{DIGITS_MAX}}}", value) is None:
+            self.fail(f"wants a whole number of US cents, got {value!r:.40}", param, ctx)
+        return int(value)
+
+
 state_dir_option = click.option(
     "--state-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=StateDir(file_okay=False, path_type=Path),
     default=Path(".settle"),
     show_default=True,
     help="Folder that holds all state of the local system.",
@@ -247,7 +291,7 @@ def attempt() -> None:
 
 @attempt.command("create")
 @click.option("--wallet", required=True, metavar="ADDRESS", help="The wallet that will pay.")
-@click.option("--cents", required=True, type=int, metavar="N", help="US cents.")
+@click.option("--cents", required=True, type=WholeNumber(), metavar="N", help="US cents.")
 @click.option(
     "--purpose",
     type=click.Choice([purpose.value for purpose in Purpose]),

@@ -78,9 +78,12 @@ def _names_a_server(parts: SplitResult, schemes: Collection[str]) -> bool:
 
 def _address(value: object) -> str:
     try:
-        return checksum_address(str(value), field="address")
+        address = checksum_address(str(value), field="address")
     except InvalidInput as error:
         raise ValueError(str(error)) from None
+    if int(address, 16) == 0:
+        raise ValueError("nobody has the zero address")
+    return address
 
 
 def _share(value: object) -> Decimal:
@@ -109,7 +112,9 @@ PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
 HttpUrls = Annotated[tuple[str, ...], BeforeValidator(_http_urls)]
 ChecksumAddress = Annotated[str, BeforeValidator(_address)]
 _POSTGRES_WANTS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-_ADDRESS_WANTS: Final = "an address, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
+_ADDRESS_WANTS: Final = (
+    "an address that is not zero, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
+)
 
 
 class Settings(BaseModel):
@@ -230,7 +235,10 @@ def environment(env_file: Path | None = None) -> dict[str, str]:
     if env_file is not None and not env_file.is_file():
         raise ConfigurationError(f"--env-file: there is no file {env_file}")
     path = env_file or Path(".env")
-    from_file = dotenv_values(path, interpolate=False) if path.is_file() else {}
+    try:
+        from_file = dotenv_values(path, interpolate=False) if path.is_file() else {}
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read as settings, lines of NAME=value in UTF-8: {error}") from None
     return {**{name: value for name, value in from_file.items() if value is not None}, **os.environ}
 
 
@@ -246,6 +254,10 @@ def load(variables: Mapping[str, str]) -> Settings:
         raise ConfigurationError(
             f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
             f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+        )
+    if settings.treasury_address == settings.usdc_token_address:
+        raise ConfigurationError(
+            f"TREASURY_ADDRESS: got {settings.treasury_address}, which is the token itself, wants who receives it"
         )
     return settings
 

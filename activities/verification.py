@@ -110,7 +110,9 @@ class VerificationActivities:
 
         try:
             async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
-                view = await self._chain.look(attempt.tx_hash, block_hint=_block_seen_before())
+                view = await self._chain.look(
+                    attempt.tx_hash, block_hint=_block_seen_before(), ask_all=payment.is_last_look
+                )
                 verdict = verdict_on(view)
                 if isinstance(verdict, Waiting):
                     _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request

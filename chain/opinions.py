@@ -97,7 +97,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """The view that the majority holds, with the lowest head among those who have a say in it."""
+    """The view that the majority holds, with the head that most of those who have a say in it have reached."""
 
     view: ChainView
     votes: int
@@ -151,9 +151,10 @@ def opinion(candidate: ChainView, reading: Reading) -> Vote | Abstention:
 def decide(candidate: ChainView, others: Sequence[Reading | Silence]) -> Agreed | Disagreed:
     """The view to judge, or who claims what. Each vote counts one, the candidate's too.
 
-    A claim wins when its votes strictly outnumber all other votes. The head of the view is the lowest among the
-    winners and those that abstain for want of blocks (stuck ones excepted): a single node that invents blocks
-    adds no confirmations, an honest one that is a little late merely delays.
+    A claim wins when its votes strictly outnumber all other votes. The head of the view is the highest that a strict
+    majority of the winners and of those that abstain for want of blocks (stuck ones excepted) has reached: no minority
+    adds confirmations by inventing blocks, and none withholds them by lagging. Two nodes have no minority, so with two
+    it is the lower head.
     """
     candidate_vote = Vote(candidate.endpoint, _included(candidate), Reading(candidate))
     votes, abstentions = [candidate_vote], list[Abstention]()
@@ -172,15 +173,21 @@ def decide(candidate: ChainView, others: Sequence[Reading | Silence]) -> Agreed 
         by_claim.setdefault(vote.claim, []).append(vote)
     for group in by_claim.values():
         if len(group) > len(votes) - len(group):
-            heads = [vote.reading.view.head_number for vote in group[1:] if not vote.reading.stalled]
+            # The first one's head counts even if it is stuck: there has to be one.
+            heads = [vote.reading.view.head_number for vote in group[:1]]
+            heads += [vote.reading.view.head_number for vote in group[1:] if not vote.reading.stalled]
             heads += [abstention.head_number for abstention in abstentions if abstention.head_number is not None]
-            view = group[0].reading.view
             return Agreed(
-                view.model_copy(update={"head_number": min([view.head_number, *heads])}),
+                group[0].reading.view.model_copy(update={"head_number": _reached_by_most(heads)}),
                 votes=len(group),
                 outvoted=tuple(vote.endpoint for vote in votes if vote not in group),
             )
     return Disagreed(_message(by_claim, abstentions))
+
+
+def _reached_by_most(heads: Sequence[int]) -> int:
+    """The highest of `heads` that more than half of them have reached."""
+    return sorted(heads, reverse=True)[len(heads) // 2]
 
 
 def _included(view: ChainView) -> Included:

@@ -1,7 +1,8 @@
 """Reads a payment's transaction from several endpoints, none of which is trusted alone.
 
 `look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
-follows from it. Judging is `domain.verdict`'s work.
+follows from it. While no endpoint works, one look at a time finds out whether that is still so. Judging is
+`domain.verdict`'s work.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ TIMEOUT_SECONDS: Final = 10.0
 ROUNDS_MAX: Final = 3
 """First look, second look at the block that the first one named, and one more in case it was reorganised between."""
 
+HEALTHY_SECONDS: Final = 1.0
+"""A question given up by its caller after this long counts as a time-out; given up earlier it says nothing."""
+
 ENDPOINTS_MAX: Final = 16
 """Beyond that a setting is a mistake; also bounds how many are asked at once."""
 
@@ -57,6 +61,8 @@ _BLOCK_NUMBER: Final = Call("eth_blockNumber")
 _DECIMALS_CALLDATA: Final = "0x313ce567"
 _SYMBOL_CALLDATA: Final = "0x95d89b41"
 _BALANCE_OF_CALLDATA: Final = "0x70a08231"
+
+NO_ENDPOINT: Final = "no usable chain endpoint: "
 
 _T = TypeVar("_T")
 
@@ -84,14 +90,43 @@ class TokenInfo:
 
 @dataclass(slots=True)
 class _Node:
-    """An endpoint and its record."""
+    """An endpoint and its record. `reason` is its last failure in words."""
 
     endpoint: Endpoint
     standing: Standing = field(default_factory=Standing)
+    reason: str = ""
 
     @property
     def label(self) -> str:
         return self.endpoint.label
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What the endpoints asked so far have said about one transaction."""
+
+    included: list[ChainView] = field(default_factory=list)
+    """In a block, and the endpoint keeps up with the chain."""
+    stalled: list[ChainView] = field(default_factory=list)
+    """In a block, but the endpoint's head stands still: no confirmation will ever be added."""
+    behind: list[ChainView] = field(default_factory=list)
+    """In a block, but the endpoint lags."""
+    answers: list[ChainView] = field(default_factory=list)
+    """Anything else that an endpoint in step said."""
+    reasons: list[str] = field(default_factory=list)
+    """Why the others' answers cannot be used."""
+
+    def is_answered(self) -> bool:
+        return bool(self.included or self.stalled or self.answers)
+
+    def best(self) -> ChainView:
+        if not self.is_answered():
+            raise ChainUnavailable(NO_ENDPOINT + "; ".join(self.reasons))
+        # An endpoint that is in step does not know the transaction and one that lags does. It may be the one in step
+        # that is wrong (a forgetful node, or one with an invented head that makes all the others lag): the payment is
+        # shown, with the few confirmations that the lagging head gives, and final only after the cross-check.
+        views = self.included or [*self.stalled, *self.behind] or self.answers
+        return max(views, key=lambda view: (view.receipt is not None, view.head_number))
 
 
 class ChainReader:
@@ -127,6 +162,7 @@ class ChainReader:
         self._mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
         self._session: aiohttp.ClientSession | None = None
         self._nodes: list[_Node] = []
+        self._is_probing = False
 
     def __repr__(self) -> str:
         return f"ChainReader(chain {self.chain_id}, {', '.join(self._labels)})"
@@ -165,50 +201,44 @@ class ChainReader:
         """HTTP requests sent since the reader was opened."""
         return sum(node.endpoint.request_count for node in self._nodes)
 
-    async def look(self, tx_hash: str, *, block_hint: int | None = None) -> ChainView:
+    async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
         """The transaction as the first endpoint shows it that has it in a block of its canonical chain.
 
         With `block_hint`, the block of an earlier look, one HTTP request is enough. Endpoints that fail, are
-        behind, do not know the transaction or contradict themselves are passed over; when none has it in a block,
-        the best of what was said is returned (a receipt without its block, or no receipt, from the highest head).
-        Endpoints that failed lately are asked only when no other has answered. Takes at most `timeout_seconds`
-        for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason when no answer can be used.
+        behind or stuck, do not know the transaction or contradict themselves are passed over; when all are, the best
+        of what was said is returned (a block, then a receipt without its block, then no receipt; from the highest
+        head). Endpoints that failed lately are asked only when no other has answered.
+
+        With `ask_all`, for the last look before a payment is given up, every endpoint is asked, all at once.
+
+        Takes at most `timeout_seconds` for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason
+        when no answer can be used. While every endpoint's last answer was a failure, one look at a time asks them,
+        all at once, and the others raise without asking.
         """
-        tx_hash = parse_tx_hash(tx_hash)
-        answers: list[ChainView] = []
-        behind: list[ChainView] = []
-        reasons: list[str] = []
-        fresh, cooling = self._in_order()
-        for node in [*fresh, *cooling]:
-            if answers and node in cooling and node.standing.failure is not Failure.BEHIND:
-                # A lagging node does answer, and it may be the only one that knows the transaction.
-                continue
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_hint)
+        if ask_all:
+            heard = await self._hear_all(question)
+        elif not self._is_down():
+            heard = await self._hear_in_order(question)
+        elif self._is_probing:
+            # Hundreds of payments may be waiting: if each look waited for nodes that hang, nothing else would run.
+            reasons = "; ".join(f"{node.label}: {node.reason}" for node in self._nodes)
+            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} (another look is asking again)")
+        else:
+            self._is_probing = True
             try:
-                view = (await self._ask(node, partial(self._read, tx_hash=tx_hash, block_hint=block_hint))).view
-            except EndpointFailure as failure:
-                reasons.append(f"{node.label}: {failure.message}")
-                continue
-            if self._mark.is_behind(view.head_number):
-                reasons.append(f"{node.label}: {self._behind(node, view.head_number).message}")
-                behind.append(view)
-                continue
-            self._served(node)
-            if is_included(view):
-                return view
-            answers.append(view)
-        if not answers:
-            raise ChainUnavailable("no usable chain endpoint: " + "; ".join(reasons))
-        # An endpoint that is in step does not know the transaction and one that lags does. It may be the one in step
-        # that is wrong (a forgetful node, or one with an invented head that makes all the others lag): the payment is
-        # shown, with the few confirmations that the lagging head gives, and final only after the cross-check.
-        known = [view for view in behind if is_included(view)]
-        return max(known or answers, key=lambda view: (view.receipt is not None, view.head_number))
+                heard = await self._hear_all(question)
+            finally:
+                self._is_probing = False
+        return heard.best()
 
     async def cross_check(self, tx_hash: str, view: ChainView) -> ChainView:
         """The view that may be judged finally, after all other endpoints were asked at once.
 
-        To be called when the verdict on `view` is final, and judged again: the result may have a lower head (the
-        lowest of those that agree), or be the majority's view instead. Endpoints in a cool-down are not waited for.
+        To be called when the verdict on `view` is final, and judged again: the result may have another head (the
+        highest that most have reached), or be the majority's view instead. Endpoints that failed lately are asked as
+        well, or a burst of failures would leave the decision to one of them; only a pause that an endpoint asked for
+        is respected. Takes at most `timeout_seconds`.
         Without other endpoints, or without the transaction in a block, `view` itself, without a request.
         Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a majority.
         """
@@ -218,16 +248,13 @@ class ChainReader:
         if not others or receipt is None or not is_included(view):
             return view
 
+        question = partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number)
+
         async def hear(node: _Node) -> Reading | Silence:
-            if node.standing.is_cooling(self._clock()) and node.standing.failure is not Failure.BEHIND:
-                return Silence(node.label, f"not asked, it failed lately ({node.standing.failure})")
-            try:
-                reading = await self._ask(node, partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number))
-            except EndpointFailure as failure:
-                return Silence(node.label, failure.message)
-            if not self._mark.is_behind(reading.view.head_number):
-                self._served(node)
-            return reading
+            if node.standing.wants_pause(self._clock()):
+                return Silence(node.label, f"not asked, it wants a pause ({node.reason})")
+            heard = await self._try(node, question)
+            return Silence(node.label, heard.message) if isinstance(heard, EndpointFailure) else heard
 
         outcome = decide(view, await asyncio.gather(*(hear(node) for node in others)))
         if not isinstance(outcome, Agreed):
@@ -288,6 +315,7 @@ class ChainReader:
             replies = await node.endpoint.batch(
                 [
                     _CHAIN_ID,
+                    _BLOCK_NUMBER,
                     Call("eth_getCode", (token, "latest")),
                     ask(_DECIMALS_CALLDATA),
                     ask(_SYMBOL_CALLDATA),
@@ -296,7 +324,8 @@ class ChainReader:
                 deadline=deadline,
             )
             self._check_chain(replies[0])
-            code, decimals, symbol, balance = replies[1:]
+            self._saw_head(node, read_quantity(replies[1]))
+            code, decimals, symbol, balance = replies[2:]
             if not read_data(code):
                 return TokenInfo(has_code=False)
             return TokenInfo(
@@ -374,26 +403,103 @@ class ChainReader:
         cooling = [node for node in nodes if node.standing.is_cooling(now)]
         return fresh, sorted(cooling, key=lambda node: node.standing.cools_until)
 
+    def _is_down(self) -> bool:
+        """Whether no endpoint has given a usable answer since it failed, whatever its cool-down.
+
+        Where all are merely behind it is false: they do answer, and nobody waits for them.
+        """
+        failures = [node.standing.failure for node in self._open_nodes()]
+        return None not in failures and any(failure is not Failure.BEHIND for failure in failures)
+
     async def _first(self, read: Callable[[_Node, float], Awaitable[_T]]) -> _T:
-        """The first endpoint's answer that can be used, or `ChainUnavailable` with everybody's reason."""
+        """The first endpoint's answer that can be used, or `ChainUnavailable` with everybody's reason.
+
+        `read` takes note of the endpoint's head: the answer of one that is stuck is used when there is no other.
+        """
         reasons: list[str] = []
+        stalled: list[_T] = []
         fresh, cooling = self._in_order()
         for node in [*fresh, *cooling]:
+            if stalled and node in cooling:
+                break
             try:
                 answer = await self._ask(node, read)
             except EndpointFailure as failure:
                 reasons.append(f"{node.label}: {failure.message}")
-            else:
-                self._served(node)
+                continue
+            self._served(node)
+            if not node.standing.is_stalled(self._clock()):
                 return answer
-        raise ChainUnavailable("no usable chain endpoint: " + "; ".join(reasons))
+            stalled.append(answer)
+        if stalled:
+            return stalled[0]
+        raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
+
+    async def _hear_in_order(self, question: Callable[[_Node, float], Awaitable[Reading]]) -> _Heard:
+        """One endpoint after the other, until one that keeps up shows the transaction in a block."""
+        heard = _Heard()
+        fresh, cooling = self._in_order()
+        for node in [*fresh, *cooling]:
+            if heard.is_answered() and node in cooling and node.standing.failure is not Failure.BEHIND:
+                # A lagging node does answer, and it may be the only one that knows the transaction.
+                continue
+            self._sort_in(heard, node, await self._try(node, question))
+            if heard.included:
+                break
+        return heard
+
+    async def _hear_all(self, question: Callable[[_Node, float], Awaitable[Reading]]) -> _Heard:
+        """All endpoints at the same time, however they fared lately."""
+        fresh, cooling = self._in_order()
+        nodes = [*fresh, *cooling]
+        heard = _Heard()
+        outcomes = await asyncio.gather(*(self._try(node, question) for node in nodes))
+        for node, outcome in zip(nodes, outcomes, strict=True):
+            self._sort_in(heard, node, outcome)
+        return heard
+
+    def _sort_in(self, heard: _Heard, node: _Node, outcome: Reading | EndpointFailure) -> None:
+        if isinstance(outcome, EndpointFailure):
+            heard.reasons.append(f"{node.label}: {outcome.message}")
+            return
+        view = outcome.view
+        if self._mark.is_behind(view.head_number):
+            heard.reasons.append(f"{node.label}: {self._behind(node, view.head_number).message}")
+            if is_included(view):
+                heard.behind.append(view)
+        elif not is_included(view):
+            heard.answers.append(view)
+        elif outcome.stalled:
+            heard.stalled.append(view)
+        else:
+            heard.included.append(view)
+
+    async def _try(
+        self, node: _Node, question: Callable[[_Node, float], Awaitable[Reading]]
+    ) -> Reading | EndpointFailure:
+        try:
+            reading = await self._ask(node, question)
+        except EndpointFailure as failure:
+            return failure
+        if not self._mark.is_behind(reading.view.head_number):
+            self._served(node)  # at once: where others hang, this is what ends the waiting of other looks
+        return reading
 
     async def _ask(self, node: _Node, question: Callable[[_Node, float], Awaitable[_T]]) -> _T:
         """One endpoint's answer before its deadline, which is handed on; a failure is entered into its record."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
-            return await question(node, asyncio.get_running_loop().time() + self._timeout_seconds)
+            return await question(node, started + self._timeout_seconds)
         except EndpointFailure as failure:
             self._failed(node, failure)
+            raise
+        except asyncio.CancelledError:
+            # The caller's patience was shorter than the endpoint's time. Without an entry, every look would spend it
+            # on the same endpoint.
+            waited = loop.time() - started
+            if waited >= HEALTHY_SECONDS:
+                self._failed(node, EndpointFailure(Failure.TIMEOUT, f"no answer within {waited:.1f} s, given up"))
             raise
 
     def _served(self, node: _Node) -> None:
@@ -411,6 +517,7 @@ class ChainReader:
         if node.standing.failure is not failure.failure:
             # Once for each change, not for each request: a node that is down for an hour is one fact.
             log.warning("chain endpoint %s: %s", node.label, failure.message)
+        node.reason = failure.message
         node.standing.failed(failure.failure, self._clock(), failure.retry_after_seconds)
 
 

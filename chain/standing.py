@@ -71,19 +71,20 @@ class Standing:
 
     failures: int = 0
     cools_until: float = 0.0
+    pauses_until: float = 0.0
     failure: Failure | None = None
     head: int | None = None
     head_moved_at: float = 0.0
 
     def answered(self) -> None:
         """A usable answer wipes the record."""
-        self.failures, self.cools_until, self.failure = 0, 0.0, None
+        self.failures, self.cools_until, self.pauses_until, self.failure = 0, 0.0, 0.0, None
 
     def failed(self, failure: Failure, now: float, retry_after_seconds: float | None = None) -> None:
         """To the back for a while: longer with every failure in a row, as long as the node asks for, but bounded."""
         self.failure = failure
         if failure is Failure.BEHIND:
-            self.cools_until = now + COOL_DOWN_BEHIND_SECONDS
+            self.cools_until, self.pauses_until = now + COOL_DOWN_BEHIND_SECONDS, 0.0
             return
         self.failures += 1
         if failure is Failure.WRONG_CHAIN:
@@ -92,12 +93,18 @@ class Standing:
             # The exponent is cut before it is used: 2 to the power of a day of failures is a very long number.
             seconds = min(COOL_DOWN_SECONDS_MIN * 2 ** min(self.failures - 1, 10), COOL_DOWN_SECONDS_MAX)
         if retry_after_seconds is not None:
-            seconds = max(seconds, min(retry_after_seconds, RETRY_AFTER_SECONDS_MAX))
+            pause = min(retry_after_seconds, RETRY_AFTER_SECONDS_MAX)
+            self.pauses_until = now + pause
+            seconds = max(seconds, pause)
         self.cools_until = now + seconds
 
     def is_cooling(self, now: float) -> bool:
         """Whether others are to be asked first."""
         return now < self.cools_until
+
+    def wants_pause(self, now: float) -> bool:
+        """Whether the node itself asked not to be asked yet."""
+        return now < self.pauses_until
 
     def saw_head(self, head: int, now: float) -> None:
         """Takes note of the endpoint's own head. Any change counts as movement: pools jitter, chains roll back."""

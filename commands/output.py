@@ -19,7 +19,9 @@ WRONG_USE: Final = 2
 WIDTH_IN_A_FILE: Final = 200
 """Columns where the output is no terminal: ids and hashes stay on one line, so that they can be found and copied."""
 
-stdout = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_FILE, highlight=False)
+# A process may be started with its standard output closed.
+is_terminal = sys.stdout is not None and sys.stdout.isatty()
+stdout = Console(width=None if is_terminal else WIDTH_IN_A_FILE, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -33,8 +35,9 @@ def print_json(document: object) -> None:
             return str(value)
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    sys.stdout.write(json.dumps(document, indent=2, default=default) + "\n")
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.write(json.dumps(document, indent=2, default=default) + "\n")
+        sys.stdout.flush()
 
 
 def progress(words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -26,8 +27,7 @@ async def up(state_dir: Path, variables: Mapping[str, str], *, without: Collecti
             print_json({"stateDir": str(system.state_dir), "env": str(system.env_path), **addresses})
         else:
             stdout.print(table("settle is up", ("setting", "value"), addresses.items()))
-            stdout.print(
-                f"All settings: {system.env_path}  (use: settle --env-file {system.env_path} ...)", markup=False
-            )
+            use = f"settle --env-file {shlex.quote(str(system.env_path))} ..."
+            stdout.print(f"All settings: {system.env_path}  (use: {use})", markup=False, soft_wrap=True)
             stdout.print("Ctrl-C stops everything; started again, it goes on where it was.")
         await system.stack.wait()

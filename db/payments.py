@@ -179,7 +179,7 @@ async def _refuse(
 
 def _facts(transfer: SettledTransfer) -> dict[str, Any]:
     """The transfer in the audit trail. Token amounts are text: a uint256 does not fit a JSON number."""
-    facts = {
+    facts: dict[str, Any] = {
         "chainId": transfer.chain_id,
         "txHash": transfer.tx_hash,
         "logIndex": transfer.log_index,
@@ -187,7 +187,11 @@ def _facts(transfer: SettledTransfer) -> dict[str, Any]:
         "blockHash": transfer.block_hash,
         "valueRaw": str(transfer.value_raw),
     }
-    return {**facts, "surplusRaw": str(transfer.surplus_raw)} if transfer.surplus_raw else facts
+    if transfer.surplus_raw:
+        facts["surplusRaw"] = str(transfer.surplus_raw)
+    if transfer.unapplied_raw:
+        facts["unappliedRaw"] = str(transfer.unapplied_raw)
+    return facts
 
 
 async def _lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:

@@ -14,6 +14,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 SCHEMA_REVISION: Final = "0001"
 """The migration that this code needs; a process that finds another one stops at start-up."""
 
+KNOWN_REVISIONS: Final = frozenset({SCHEMA_REVISION})
+"""Every migration that this version has; any other was made by a newer one."""
+
 TENANT_SETTING: Final = "settle.user_id"
 """Name of the transaction-local PostgreSQL setting that row-level security reads."""
 
@@ -41,6 +44,7 @@ class User(Base):
     """Somebody who signs in with a wallet, or the platform's own principal (no wallet)."""
 
     __tablename__ = "users"
+    __table_args__ = (Index("users_one_per_wallet", text("lower(wallet_address)"), unique=True),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     wallet_address: Mapped[str | None] = mapped_column(unique=True)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import ServiceDatabase, TenantDatabase
-from db.schema import SCHEMA_REVISION
+from db.schema import KNOWN_REVISIONS, SCHEMA_REVISION
 from domain.errors import StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
@@ -23,16 +23,37 @@ _RIGHTS = text(
            EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                     WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
                       AND pg_has_role(current_user, c.relowner, 'MEMBER')) AS owns_tables,
-           (SELECT string_agg(DISTINCT t || ' ' || p, ', ')
-              FROM unnest(ARRAY['credit_ledger', 'journal_lines', 'payment_events', 'settled_transfers']) t,
-                   unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
-             WHERE (p <> 'INSERT' OR t IN ('credit_ledger', 'journal_lines'))
-               AND (has_table_privilege(current_user, t, p)
-                    OR (p IN ('INSERT', 'UPDATE') AND has_any_column_privilege(current_user, t, p)))) AS may_change,
-           has_any_column_privilege(current_user, 'billing_accounts', 'INSERT, UPDATE') AS may_set_balance,
+           has_schema_privilege(current_user, 'public', 'CREATE') AS may_create,
+           (SELECT string_agg(excess, ', ') FROM (
+               SELECT c.relname || ' ' || p AS excess
+                 FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
+                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+                  AND has_table_privilege(current_user, c.oid, p)
+                  AND NOT (p = 'INSERT' AND c.relname IN ('payment_events', 'settled_transfers'))
+                UNION ALL
+               SELECT c.relname || '.' || a.attname || ' ' || p
+                 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+                      unnest(ARRAY['INSERT', 'UPDATE']) p
+                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+                  AND has_column_privilege(current_user, c.oid, a.attnum, p)
+                  AND NOT has_table_privilege(current_user, c.oid, p)
+                  AND NOT (c.relname = 'payment_attempts' AND (p = 'INSERT' OR a.attname IN (
+                      'status', 'tx_hash', 'error_code', 'expires_at', 'submitted_at', 'submission_count',
+                      'revenue_share')))
+                ORDER BY 1 LIMIT 6) AS excesses) AS may_change,
            has_function_privilege(
                current_user, 'post_entry(text, bigint, text, text, text, jsonb)', 'EXECUTE') AS may_post_to_all
       FROM pg_roles WHERE rolname = current_user
+    """
+)
+
+_SWITCHED_OFF = text(
+    """
+    SELECT (SELECT string_agg(c.relname, ', ') FROM pg_class c
+             WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+               AND c.relname <> 'alembic_version' AND NOT (c.relrowsecurity AND c.relforcerowsecurity)) AS unprotected,
+           (SELECT string_agg(DISTINCT c.relname, ', ') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+             WHERE c.relnamespace = 'public'::regnamespace AND t.tgenabled = 'D') AS unchecked
     """
 )
 
@@ -44,6 +65,7 @@ async def check_tenant_database(database: TenantDatabase) -> None:
     async with database.unscoped() as connection:
         await _check_revision(connection)
         await _check_rights(connection, setting="DATABASE_URL", may_bypass_row_level_security=False)
+        await _check_protection(connection)
         await _check_system_tenant(connection)
 
 
@@ -53,6 +75,7 @@ async def check_service_database(database: ServiceDatabase) -> None:
         connection = transaction.connection
         await _check_revision(connection)
         await _check_rights(connection, setting="SERVICE_DATABASE_URL", may_bypass_row_level_security=True)
+        await _check_protection(connection)
         await _check_system_tenant(connection)
 
 
@@ -61,6 +84,11 @@ async def _check_revision(connection: AsyncConnection) -> None:
         found = (await connection.execute(_REVISION)).scalar_one_or_none()
     except ProgrammingError:
         raise StartupCheckFailed(f"the database has no schema yet; {RUN_MIGRATE}") from None
+    if found is not None and found not in KNOWN_REVISIONS:
+        raise StartupCheckFailed(
+            f"the schema is at revision {found}, which this version does not know (it needs {SCHEMA_REVISION}); "
+            "install the version that made it"
+        )
     if found != SCHEMA_REVISION:
         raise StartupCheckFailed(f"the schema is at revision {found}, the code needs {SCHEMA_REVISION}; {RUN_MIGRATE}")
 
@@ -76,8 +104,8 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, may_bypass
             ("may replicate", row.rolreplication),
             ("owns tables", row.owns_tables),
             ("bypasses row-level security", row.rolbypassrls and not may_bypass_row_level_security),
-            (f"may change append-only tables ({row.may_change})", bool(row.may_change)),
-            ("may set balances", row.may_set_balance),
+            ("may create tables and functions", row.may_create),
+            (f"may change what it should not ({row.may_change})", bool(row.may_change)),
             ("may post to every account", row.may_post_to_all and not may_bypass_row_level_security),
         )
         if found
@@ -89,9 +117,27 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, may_bypass
             f"use role {wanted} as `settle migrate` makes it"
         )
     if may_bypass_row_level_security and not row.rolbypassrls:
-        raise StartupCheckFailed(
-            f"{setting}: role {row.role} is bound by row-level security and would see nothing; "
+        mend = (
             f"as a superuser run: ALTER ROLE {row.role} BYPASSRLS"
+            if row.role == "settle_service"
+            else "use role settle_service as `settle migrate` makes it"
+        )
+        raise StartupCheckFailed(
+            f"{setting}: role {row.role} is bound by row-level security and would see nothing; {mend}"
+        )
+
+
+async def _check_protection(connection: AsyncConnection) -> None:
+    row = (await connection.execute(_SWITCHED_OFF)).one()
+    if row.unprotected:
+        raise StartupCheckFailed(
+            f"row-level security is not forced on {row.unprotected}; as the owner run, for each: "
+            "ALTER TABLE ... ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"
+        )
+    if row.unchecked:
+        raise StartupCheckFailed(
+            f"triggers are switched off on {row.unchecked}; as the owner run, for each: "
+            "ALTER TABLE ... ENABLE TRIGGER ALL, then: settle doctor"
         )
 
 

@@ -19,6 +19,9 @@ from domain.identifiers import Address, TxHash, same_address
 LOOK_DELAY_MAX: Final = timedelta(seconds=60)
 """Slowest rhythm of looking at the chain: 1,440 looks in a day."""
 
+SHOWN_TRANSFERS_MAX: Final = 10
+"""Transfers that a message names; a bundle may hold thousands."""
+
 CONFIRMATION_DELAY_MIN: Final = timedelta(milliseconds=500)
 
 
@@ -60,6 +63,8 @@ class SettledTransfer(Value):
     from_address: Address
     value_raw: int
     expected_raw: int
+    unapplied_raw: int = 0
+    """What the payer sent to the treasury in other transfers of the same transaction, which pay nothing."""
 
     @property
     def surplus_raw(self) -> int:
@@ -213,6 +218,7 @@ def _find_payment(
                 from_address=paid_by.from_address,
                 value_raw=paid_by.value_raw,
                 expected_raw=terms.amount_raw,
+                unapplied_raw=_unspent_raw(matching, settled_log_indexes) - paid_by.value_raw,
             ),
             confirmations=view.head_number - receipt.block_number + 1,
         )
@@ -223,8 +229,10 @@ def _find_payment(
     if enough:
         return rejected(ErrorCode.TX_ALREADY_SETTLED, "the transfer has already paid another attempt")
     if matching:
-        most = max(log.value_raw for log in matching)
-        return rejected(ErrorCode.INSUFFICIENT_AMOUNT, f"{most} raw units were sent, {terms.amount_raw} are needed")
+        sent = " and ".join(str(log.value_raw) for log in matching[:SHOWN_TRANSFERS_MAX])
+        return rejected(
+            ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
+        )
     # A zero-value transfer can be emitted in anybody's name, so it says nothing about who paid whom.
     if any(log.value_raw > 0 for log in to_treasury):
         return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")
@@ -233,6 +241,10 @@ def _find_payment(
     if any(_pays_in_another_token(log, terms) for log in receipt.transfers):
         return rejected(ErrorCode.INVALID_TOKEN, f"the transfer is not of token {terms.token}")
     return rejected(ErrorCode.TOKEN_TRANSFER_NOT_FOUND, f"no transfer of token {terms.token} in the transaction")
+
+
+def _unspent_raw(logs: list[TransferLog], settled_log_indexes: frozenset[int]) -> int:
+    return sum(log.value_raw for log in logs if log.log_index not in settled_log_indexes)
 
 
 def _pays_in_another_token(log: TransferLog, terms: PaymentTerms) -> bool:

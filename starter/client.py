@@ -309,20 +309,20 @@ class PaymentsClient:
             raise BookkeepingError(f"attempt {attempt.id} is CREDITED without a submitted hash")
         submission = _submission(attempt, attempt.tx_hash, attempt.submitted_at)
         try:
-            await self._temporal.start_workflow(
-                VerifyAndSettle.run,
-                _settlement(attempt, submission, None),
-                id=workflow_id(attempt.id),
-                task_queue=TASK_QUEUE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                id_reuse_policy=_REUSE_POLICY,
-                search_attributes=_search_attributes(attempt, attempt.tx_hash),
-                static_summary=_summary(attempt),
-                rpc_timeout=ANSWER_TIMEOUT,
-            )
+            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
+                await self._temporal.start_workflow(
+                    VerifyAndSettle.run,
+                    _settlement(attempt, submission, None),
+                    id=workflow_id(attempt.id),
+                    task_queue=TASK_QUEUE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=_REUSE_POLICY,
+                    search_attributes=_search_attributes(attempt, attempt.tx_hash),
+                    static_summary=_summary(attempt),
+                )
         except WorkflowAlreadyStartedError:
             return
-        except (RPCError, RuntimeError) as error:
+        except (RPCError, RuntimeError, TimeoutError) as error:
             log.warning("could not make sure of the bonus", attempt_id=str(attempt.id), error=str(error))
 
     async def _require_started(self, attempt_id: UUID) -> None:

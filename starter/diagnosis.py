@@ -19,6 +19,7 @@ from domain.ledger import Reason
 from domain.verdict import Refused, Verdict, Verified, Waiting, judge, terms_of
 from starter.models import Answer, AttemptView
 from starter.progress import WorkflowState, read_workflow
+from starter.temporal import count_pollers
 from workflows.naming import workflow_id
 
 
@@ -97,7 +98,9 @@ async def diagnose(
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
         **view,
-        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words)),
+        explanation=_explain(
+            attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, await _count_workers(temporal))
+        ),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,
         token=attempt.token,
@@ -162,6 +165,13 @@ async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowSta
     return state, words
 
 
+async def _count_workers(temporal: Client) -> int | None:
+    try:
+        return await count_pollers(temporal)
+    except SettleError:
+        return None
+
+
 async def _ask_chain(
     chain: ChainReader, attempt: PaymentAttempt, min_confirmations: int, settled: frozenset[int]
 ) -> tuple[Verdict | None, str | None]:
@@ -194,6 +204,7 @@ class _Seen:
     workflow_words: str
     verdict: Verdict | None
     chain_words: str | None
+    workers: int | None
 
 
 def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:
@@ -220,12 +231,11 @@ def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], see
     credited = f"Credited: {amounts.get(Reason.CREDITS_PURCHASE, 0):,} credits to the buyer"
     if Reason.PLATFORM_REVENUE_SHARE in amounts:
         return f"{credited}, {amounts[Reason.PLATFORM_REVENUE_SHARE]:,} to the system tenant."
+    if attempt.revenue_share == 0:
+        return f"{credited}; no bonus, the share was 0."
     if seen.workflow is not None and seen.workflow.is_running:
         return f"{credited}; the bonus is still due: the workflow is {seen.workflow_words}."
-    return (
-        f"{credited}; no bonus. Unless the share was 0 it is missing (workflow: {seen.workflow_words}): "
-        "submit the same hash again."
-    )
+    return f"{credited}; its bonus is missing (workflow: {seen.workflow_words}): submit the same hash again."
 
 
 def _explain_pending(seen: _Seen) -> str:
@@ -234,7 +244,10 @@ def _explain_pending(seen: _Seen) -> str:
     if not seen.workflow.is_running:
         return f"Not credited: its workflow is {seen.workflow.status}; submit the same hash again to start another."
     if isinstance(seen.verdict, Waiting):
-        return f"Not credited yet: {seen.chain_words}."
+        nobody = " No worker runs; run: settle worker." if seen.workers == 0 else ""
+        return f"Not credited yet: {seen.chain_words}.{nobody}"
     confirmed = isinstance(seen.verdict, Verified)
     chain = "the chain has confirmed it" if confirmed else seen.chain_words or "the chain was not asked"
+    if seen.workers == 0:
+        return f"Not credited yet: {chain}, but no worker runs; run: settle worker."
     return f"Not credited yet: {chain}; the workflow is {seen.workflow_words}."

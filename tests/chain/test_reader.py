@@ -673,6 +673,7 @@ async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_paym
         assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
         assert len(other.requests) == asked, "one that failed lately is left alone"
     assert await reader.head() == 2
+    assert len(other.requests) == 2
 
 
 async def test_of_several_stuck_endpoints_the_most_advanced_is_used(

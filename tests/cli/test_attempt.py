@@ -20,7 +20,8 @@ from tests.support.postgres import ROLE_PASSWORD, Cluster
 HASH = "0x" + "ab" * 32
 INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
 VIEW = {
-    "attemptId", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "purpose", "progress",
+    "attemptId", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "purpose",
+    "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
     "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "createdAt", "submittedAt",

@@ -58,8 +58,11 @@ def test_every_command_explains_itself(words: tuple[str, ...], option: str) -> N
         (["attempt", "submit", "12", HASH], "attemptId: wants a UUID"),
         (["attempt", "create", "--cents", "100"], "Missing option '--wallet'"),
         (["attempt", "create", "--wallet", WALLET], "Missing option '--cents'"),
-        (["attempt", "create", "--wallet", WALLET, "--cents", "12.50"], "'12.50' is not a valid integer"),
-        (["attempt", "create", "--wallet", WALLET, "--cents", "lots"], "'lots' is not a valid integer"),
+        (
+            ["attempt", "create", "--wallet", WALLET, "--cents", "12.50"],
+            "a whole number of US cents, got '12.50'",
+        ),
+        (["attempt", "create", "--wallet", WALLET, "--cents", "lots"], "wants a whole number of US cents, got 'lots'"),
         (["attempt", "create", "--wallet", WALLET, "--cents", "100", "--purpose", "gift"], "'gift' is not one of"),
         (["doctor", "--xml"], "No such option"),
         (["bench", "--rounds", "0"], "0 is not in the range"),

@@ -393,3 +393,13 @@ def test_the_same_hash_on_another_chain_is_another_transaction(town: Town) -> No
     with connect(town.database.migration_url) as owner:
         elsewhere = _insert(owner, town.alice.account, chain_id=CHAIN_ID + 1)
         _set(owner, elsewhere, HOLD.format(town.alice.pending.tx_hash))
+
+
+@pytest.mark.parametrize("role", ["settle_app", "settle_service", "settle_owner"])
+def test_an_attempt_is_from_the_wallet_of_its_account(town: Town, role: str) -> None:
+    """Else somebody would wait for a stranger's transfer."""
+    with (
+        refused(CheckViolation, "payment_attempts_from_own_wallet"),
+        connect(town.database.url_as(role), user_id=town.alice.user_id) as connection,
+    ):
+        _insert(connection, town.alice.account, from_address=wallet(2))

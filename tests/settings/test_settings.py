@@ -14,6 +14,7 @@ from settings import Settings, environment, load
 
 PASSWORD = "hunter2hunter2"
 CHECKSUMMED = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+OTHER_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 POSTGRES = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
@@ -28,6 +29,7 @@ BAD_POSTGRES = (
 BAD_ADDRESSES = (
     "0x",
     CHECKSUMMED[:-1],
+    "0x" + "0" * 40,
     CHECKSUMMED + "0",
     CHECKSUMMED.swapcase().replace("0X", "0x"),
     "0x" + "g" * 40,
@@ -108,7 +110,7 @@ def test_the_defaults_are_base_mainnet_and_its_usdc() -> None:
         ("SYSTEM_TENANT_REVENUE_SHARE", "1", "system_tenant_revenue_share", Decimal(1)),
         ("SYSTEM_TENANT_REVENUE_SHARE", " 0.123456789 ", "system_tenant_revenue_share", Decimal("0.123456789")),
         ("USDC_TOKEN_ADDRESS", CHECKSUMMED.lower(), "usdc_token_address", CHECKSUMMED),
-        ("TREASURY_ADDRESS", CHECKSUMMED, "treasury_address", CHECKSUMMED),
+        ("TREASURY_ADDRESS", OTHER_ADDRESS, "treasury_address", OTHER_ADDRESS),
         ("CHAIN_RPC_URLS", " https://a.example , http://b.example:8545/x,", "chain_rpc_urls",
          ("https://a.example", "http://b.example:8545/x")),
         ("DATABASE_URL", "postgres://u:p@h/d", "database_url", "postgresql://u:p@h/d"),
@@ -202,3 +204,8 @@ def test_a_file_that_was_asked_for_and_is_not_there_is_an_error(folder: Path) ->
 def test_a_password_with_a_dollar_sign_is_taken_as_it_is(folder: Path) -> None:
     (folder / ".env").write_text("DATABASE_URL=postgresql://u:a$HOME${b}@h/d\n")
     assert load(environment()).database_url == "postgresql://u:a$HOME${b}@h/d"
+
+
+def test_the_token_does_not_receive_the_payments() -> None:
+    with pytest.raises(ConfigurationError, match="^TREASURY_ADDRESS: got 0x833589fCD6.* which is the token itself"):
+        load({"TREASURY_ADDRESS": CHECKSUMMED})

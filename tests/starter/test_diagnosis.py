@@ -126,7 +126,9 @@ async def test_a_confirmed_payment_without_a_worker_points_at_the_workflow(engin
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith("Not credited yet: the chain has confirmed it; the workflow is RUNNING, ")
+    assert found.explanation == (
+        "Not credited yet: the chain has confirmed it, but no worker runs; run: settle worker."
+    )
     assert found.chain is not None
     assert found.chain.startswith("the right payment, in block ")
 
@@ -195,7 +197,7 @@ async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> N
         transfer = transfer_for(await engine.attempt(intent.attempt_id))
         await payments.credit_buyer(connection, intent.attempt_id, transfer, revenue_share=DEFAULT_REVENUE_SHARE)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith("Credited: 1,000,000,000 credits to the buyer; no bonus")
+    assert found.explanation.startswith("Credited: 1,000,000,000 credits to the buyer; its bonus is missing")
     assert "there is none" in found.explanation
 
 
@@ -208,7 +210,8 @@ async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: 
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation == "Not credited: it ended REJECTED with INSUFFICIENT_AMOUNT."
     assert found.chain == (
-        f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, {intent.amount_raw} are needed"
+        f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, "
+        f"{intent.amount_raw} are needed in one transfer"
     )
 
 

@@ -43,8 +43,8 @@ class WorkerProcess:
         return self.log_path.read_text()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The same, each line as the JSON that it is."""
-        return [json.loads(line) for line in self.log.splitlines()]
+        """The same, each line as the JSON that it is. The last one may be half written yet."""
+        return [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
 
     def said(self, event: str) -> dict[str, Any] | None:
         """The first line about this event."""

@@ -62,8 +62,8 @@ async def test_a_schema_of_another_revision_says_what_to_run(engine: Engine, tmp
         connection.execute("UPDATE alembic_version SET version_num = '0000'")
     exit_code, line = await _refusal(tmp_path, engine.variables)
     assert exit_code == 1
-    assert "the schema is at revision 0000, the code needs " in line
-    assert line.endswith("; run: settle migrate")
+    assert "the schema is at revision 0000, which this version does not know" in line
+    assert line.endswith("; install the version that made it")
 
 
 async def test_a_system_tenant_that_is_not_flagged_says_what_to_run(engine: Engine, tmp_path: Path) -> None:

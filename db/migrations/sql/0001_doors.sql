@@ -71,9 +71,9 @@ DECLARE
     v_created boolean := false;
 BEGIN
     INSERT INTO users (id, wallet_address) VALUES (gen_random_uuid()::text, p_wallet_address)
-    ON CONFLICT (wallet_address) DO NOTHING;
+    ON CONFLICT DO NOTHING;
     -- The lock makes a second caller wait until the first one's account is there.
-    SELECT u.id INTO v_user_id FROM users u WHERE u.wallet_address = p_wallet_address FOR UPDATE;
+    SELECT u.id INTO v_user_id FROM users u WHERE lower(u.wallet_address) = lower(p_wallet_address) FOR UPDATE;
     SELECT b.id INTO v_account_id FROM billing_accounts b
      WHERE b.owner_user_id = v_user_id ORDER BY b.created_at, b.id LIMIT 1;
     IF NOT FOUND THEN
@@ -100,4 +100,4 @@ GRANT EXECUTE ON FUNCTION system_tenant_is_flagged TO settle_app, settle_service
 
 -- A trigger's function can be attached to a table of one's own and then shows, in its error, what its owner sees.
 REVOKE ALL ON FUNCTION refuse_change, check_entry_balanced, check_running_balance, check_account_balance,
-    open_liability_account, guard_attempt, check_credited_attempt, check_settled_transfer FROM PUBLIC;
+    open_liability_account, guard_attempt, check_own_wallet, check_credited_attempt, check_settled_transfer FROM PUBLIC;

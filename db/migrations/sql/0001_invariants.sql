@@ -156,6 +156,21 @@ END $$;
 CREATE TRIGGER payment_attempts_guard BEFORE INSERT OR UPDATE ON payment_attempts
     FOR EACH ROW EXECUTE FUNCTION guard_attempt();
 
+-- The payer is the wallet that signed in: nobody makes an attempt that somebody else's transfer would pay.
+CREATE FUNCTION check_own_wallet() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
+         WHERE b.id = NEW.billing_account_id AND lower(u.wallet_address) = lower(NEW.from_address)
+    ) THEN
+        RAISE EXCEPTION 'payment attempt % is not from the wallet of the account that makes it', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_from_own_wallet';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER payment_attempts_own_wallet AFTER INSERT ON payment_attempts
+    FOR EACH ROW EXECUTE FUNCTION check_own_wallet();
+
 -- CREDITED means: a settled transfer and the ledger entry that it paid for are there, in the same commit.
 CREATE FUNCTION check_credited_attempt() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN

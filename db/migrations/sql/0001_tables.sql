@@ -6,6 +6,9 @@ CREATE TABLE users (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- One wallet, one user, however its address is written.
+CREATE UNIQUE INDEX users_one_per_wallet ON users (lower(wallet_address));
+
 CREATE TABLE billing_accounts (
     id text PRIMARY KEY CHECK (id <> ''),
     owner_user_id text NOT NULL REFERENCES users (id),
