@@ -13,6 +13,7 @@ import pytest
 from devstack import DevstackError, PartFailedError, Stack, StateInUseError
 from devstack.processes import process_identity, wait_until
 from tests.devstack.conftest import UNSAFE_BUT_FAST, PythonRunner, all_gone, descendants, line_of
+from tests.support.servers import xdist_number
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -22,7 +23,9 @@ RUN_A_STACK = """
     from devstack import Stack, payer_wallets, until_signalled
 
     async def main():
-        async with until_signalled(), Stack(Path(sys.argv[1]), postgres_settings={"fsync": "off"}) as stack:
+        ports = json.loads(sys.argv[2]) if len(sys.argv) > 2 else None
+        settings = {"fsync": "off"}
+        async with until_signalled(), Stack(Path(sys.argv[1]), ports=ports, postgres_settings=settings) as stack:
             await stack.add_process("worker", ["sleep", "1000"])
             chain = stack.chain
             tx_hash = await chain.pay(payer_wallets()[0].private_key, chain.treasury_address, 1)
@@ -43,7 +46,10 @@ RUN_A_STACK = """
 async def test_nothing_is_left_of_a_stack_that_is_killed_and_it_goes_on_later(
     tmp_path: Path, run_python: PythonRunner
 ) -> None:
-    first = run_python(RUN_A_STACK, tmp_path)
+    # Ports that no other test takes between the two runs.
+    number = 21_000 + 10 * xdist_number()
+    ports = {"postgres": number, "temporal": number + 1, "temporal-ui": number + 2, "chain": number + 3}
+    first = run_python(RUN_A_STACK, tmp_path, json.dumps(ports))
     facts = json.loads(await line_of(first))
     async with await psycopg.AsyncConnection.connect(facts["database"], autocommit=True) as connection:
         await connection.execute("CREATE TABLE kept AS SELECT 1 AS n")
