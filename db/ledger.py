@@ -82,12 +82,7 @@ _TRIAL_BALANCE = text(
 
 
 async def _post(
-    connection: AnyConnection,
-    statement: LiteralString,
-    values: dict[str, Any],
-    amount: int,
-    *,
-    earlier_amount_stands: bool = False,
+    connection: AnyConnection, statement: LiteralString, values: dict[str, Any], amount: int
 ) -> PostedEntry:
     try:
         row = await fetch_one_by_driver(connection, statement, values)
@@ -97,7 +92,7 @@ async def _post(
         raise
     assert row is not None, "the function returns a row or raises"
     entry = PostedEntry(*row)
-    if entry.amount_credits != amount and not earlier_amount_stands:
+    if entry.amount_credits != amount:
         raise BookkeepingError(
             f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not with {amount}"
         )
