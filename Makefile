@@ -28,7 +28,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 node_modules/.installed: package.json package-lock.json
 	@command -v npm >/dev/null || { echo "settle needs Node with npm for the local chain (the anvil binary)."; exit 1; }
-	npm ci --loglevel=error --no-audit --no-fund
+	@# Not `npm ci`: it wants every platform's binary in the lock file, and a registry need not have them all.
+	npm install --no-save --loglevel=error --no-audit --no-fund
 	@touch $@
 
 demo: install ## Watch payments settle on a local chain, one with its worker killed half-way
