@@ -98,6 +98,7 @@ def _print(diagnosis: Diagnosis) -> None:
         ("submitted", diagnosis.submitted_at.isoformat(timespec="seconds") if diagnosis.submitted_at else None),
         ("expires", diagnosis.expires_at.isoformat(timespec="seconds") if diagnosis.expires_at else None),
         ("surplus", f"{grouped(diagnosis.surplus_raw)} raw units" if diagnosis.surplus_raw else None),
+        ("unapplied", f"{grouped(diagnosis.unapplied_raw)} raw units" if diagnosis.unapplied_raw else None),
         ("chain says", diagnosis.chain),
         ("workflow", diagnosis.workflow),
         ("in Temporal's UI", diagnosis.workflow_url),

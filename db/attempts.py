@@ -187,6 +187,7 @@ async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, t
         "from_address": transfer.from_address,
         "value_raw": Decimal(transfer.value_raw),
         "surplus_raw": Decimal(transfer.surplus_raw),
+        "unapplied_raw": Decimal(transfer.unapplied_raw),
     }
     try:
         await connection.connection.execute(_INSERT_TRANSFER, values)
@@ -216,6 +217,7 @@ async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> 
         from_address=row.from_address,
         value_raw=int(row.value_raw),
         expected_raw=int(row.value_raw - row.surplus_raw),
+        unapplied_raw=int(row.unapplied_raw),
     )
 
 

@@ -228,4 +228,5 @@ class SettledTransferRow(Base):
     # a uint256 on the chain: wider than a bigint
     value_raw: Mapped[Decimal]
     surplus_raw: Mapped[Decimal]
+    unapplied_raw: Mapped[Decimal] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -59,6 +59,7 @@ class Diagnosis(AttemptView):
     submitted_at: datetime | None
     expires_at: datetime | None
     surplus_raw: int = 0
+    unapplied_raw: int = Field(default=0, description="sent in other transfers of the same transaction")
     chain: str | None = Field(description="what the chain says about the submitted transaction now")
     workflow: str | None = Field(description="what Temporal says about the settlement now")
     workflow_id: str
@@ -110,6 +111,7 @@ async def diagnose(
         submitted_at=attempt.submitted_at,
         expires_at=attempt.expires_at,
         surplus_raw=transfer.surplus_raw if transfer else 0,
+        unapplied_raw=transfer.unapplied_raw if transfer else 0,
         chain=chain_words,
         workflow=workflow_words,
         workflow_id=workflow_id(attempt_id),

@@ -25,7 +25,7 @@ VIEW = {
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
     "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "createdAt", "submittedAt",
-    "expiresAt", "surplusRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
+    "expiresAt", "surplusRaw", "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
 }  # fmt: skip
 
 

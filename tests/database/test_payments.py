@@ -254,12 +254,13 @@ async def test_a_purchase_is_no_donation_and_a_donation_no_purchase(desk: Desk) 
 async def test_the_transfer_that_paid_is_read_back_with_its_surplus(desk: Desk) -> None:
     attempt = await desk.create_submitted(await desk.open_account(1), 1)
     # More than a bigint holds: a token's amounts are 256 bits wide.
-    transfer = transfer_for(attempt, value_raw=attempt.amount_raw + 2**200)
+    transfer = transfer_for(attempt, value_raw=attempt.amount_raw + 2**200, unapplied_raw=2**201)
     await desk.credit(attempt, transfer)
     async with desk.service.transaction() as connection:
         assert await attempts.find_settled_transfer(connection, attempt.id) == transfer
         [*_, credited] = await attempts.list_events(connection, attempt.id)
     assert credited.details["surplusRaw"] == str(2**200)
+    assert credited.details["unappliedRaw"] == str(2**201)
     assert await desk.balance(attempt.billing_account_id) == CREDITS
     assert await desk.books(pending_bonus_ok=True) == []
 

@@ -118,6 +118,28 @@ def test_what_is_above_the_amount_is_recorded_as_surplus(surplus: int) -> None:
     assert decide(view(log(value_raw=EXPECTED_RAW + surplus))).transfer.surplus_raw == surplus
 
 
+def test_what_a_bundle_sends_beside_the_transfer_that_pays_is_recorded_too() -> None:
+    bundle = (
+        log(log_index=0, value_raw=EXPECTED_RAW + 7),
+        log(log_index=1),
+        log(log_index=2, value_raw=5),
+        log(log_index=3, from_address=STRANGER, value_raw=1_000),
+        log(log_index=4, to_address=SOMEWHERE, value_raw=1_000),
+        log(log_index=5, emitter=SOMEWHERE, value_raw=1_000),
+        log(log_index=6, value_raw=11),
+    )
+    transfer = decide(view(*bundle), settled=frozenset({6})).transfer
+    assert (transfer.log_index, transfer.surplus_raw, transfer.unapplied_raw) == (1, 0, EXPECTED_RAW + 7 + 5)
+
+
+def test_halves_are_both_named_and_do_not_pay_together() -> None:
+    verdict = decide(view(log(value_raw=EXPECTED_RAW - 1), log(log_index=1, value_raw=1)))
+    assert verdict.error_code is ErrorCode.INSUFFICIENT_AMOUNT
+    assert verdict.message == (
+        f"{EXPECTED_RAW - 1} and 1 raw units were sent, {EXPECTED_RAW} are needed in one transfer"
+    )
+
+
 def test_the_case_of_an_address_carries_no_meaning() -> None:
     shouted = log(emitter="0x" + "A" * 40, from_address="0x" + "E" * 40, to_address="0x" + "C" * 40)
     assert isinstance(decide(view(shouted)), Verified)

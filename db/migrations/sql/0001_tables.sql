@@ -140,6 +140,8 @@ CREATE TABLE settled_transfers (
     from_address text NOT NULL CHECK (from_address ~ '^0x[0-9a-fA-F]{40}$'),
     value_raw numeric(78, 0) NOT NULL CHECK (value_raw > 0),
     surplus_raw numeric(78, 0) NOT NULL CHECK (surplus_raw >= 0),
+    -- What the payer sent in other transfers of the same transaction, which pay nothing.
+    unapplied_raw numeric(78, 0) NOT NULL DEFAULT 0 CHECK (unapplied_raw >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT settled_transfers_one_attempt_per_transfer UNIQUE (chain_id, tx_hash, log_index),
     CONSTRAINT settled_transfers_one_transfer_per_attempt UNIQUE (attempt_id)
