@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import temporalio.api.workflowservice.v1 as workflowservice
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -129,14 +127,8 @@ class EmbeddedTemporal(Service):
             if not await client.service_client.check_health():
                 return False
             for namespace in {"default", *self._namespaces}:
-                # Any call that workers make will do: "describe namespace" reads the database, and answers before the
-                # part of the server that they talk to has heard of the namespace.
-                await client.workflow_service.describe_task_queue(
-                    workflowservice.DescribeTaskQueueRequest(
-                        namespace=namespace,
-                        task_queue=TaskQueue(name="is-ready"),
-                        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-                    )
+                await client.workflow_service.describe_namespace(
+                    workflowservice.DescribeNamespaceRequest(namespace=namespace)
                 )
         except (RPCError, RuntimeError):
             return False
