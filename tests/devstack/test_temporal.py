@@ -13,6 +13,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from devstack.temporal import EmbeddedTemporal, locate_test_server
+from tests.support.servers import xdist_number
 
 
 @workflow.defn
@@ -33,7 +34,9 @@ class Waits:
 
 
 async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) -> None:
-    temporal = EmbeddedTemporal(tmp_path, namespaces=["settle"])
+    # Ports that no other test takes while this server is down.
+    port = 22_000 + 10 * xdist_number()
+    temporal = EmbeddedTemporal(tmp_path, port, port + 1, namespaces=["settle"])
     await temporal.start()
     try:
         address, ui_url = temporal.address, temporal.ui_url
@@ -50,6 +53,7 @@ async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) ->
             await handle.signal(Waits.go)
             assert await handle.result() == "done, you"
         await temporal.restart()
+        assert temporal.address == address
         client = await Client.connect(address, namespace="settle")
         assert await client.get_workflow_handle_for(Waits.run, "waits").result() == "done, you"
     finally:
