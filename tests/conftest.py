@@ -14,6 +14,17 @@ from tests.support.payments import Desk, open_desk
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
 from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
 
+USUAL_PORTS = ("devstack", "bench")
+"""Folders whose tests start servers on their usual ports, and look for them there again after a kill."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run those one after another, in one of the processes of a parallel run."""
+    for item in items:
+        if item.path.parent.name in USUAL_PORTS:
+            item.add_marker(pytest.mark.xdist_group("usual ports"))
+
+
 # A library under eth-account raises it to 100,000, with which pytest's own report of a failure fails.
 sys.setrecursionlimit(1_000)
 
