@@ -14,7 +14,7 @@ from activities.contracts import (
     RecordedSubmission,
     Submission,
 )
-from activities.metrics import observe_ending
+from activities.endings import report
 from db import payments
 from db.engine import TenantDatabase
 from domain.attempt import AttemptStatus
@@ -36,14 +36,12 @@ class PayerActivities:
                 connection, submission.attempt_id, submission.tx_hash, submitted_at=submission.submitted_at
             )
         attempt = ending.attempt
-        waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED and attempt.submitted_at is not None
+        waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None
         return RecordedSubmission(
             status=attempt.status,
             tx_hash=attempt.tx_hash,
             error_code=attempt.error_code,
-            verify_until=attempt.submitted_at + self._verification_timeout
-            if waits and attempt.submitted_at is not None
-            else None,
+            verify_until=waits_since + self._verification_timeout if waits_since else None,
         )
 
     @activity.defn(name="credit_buyer")
@@ -53,22 +51,11 @@ class PayerActivities:
             ending = await payments.credit_buyer(
                 connection, payment.attempt_id, payment.transfer, revenue_share=self._revenue_share
             )
-        return _ending(ending)
+        return report(ending)
 
     @activity.defn(name="end_without_credits")
     async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptEnding:
         """REJECTED or FAILED, with its code."""
         async with self._database.transaction(payment.owner_user_id) as connection:
             ending = await payments.refuse(connection, payment.attempt_id, payment.refused)
-        return _ending(ending)
-
-
-def _ending(ending: payments.Ending) -> AttemptEnding:
-    if ending.changed:
-        observe_ending(ending.attempt)
-    return AttemptEnding(
-        status=ending.attempt.status,
-        error_code=ending.attempt.error_code,
-        tx_hash=ending.attempt.tx_hash,
-        amount_credits=ending.credited_credits,
-    )
+        return report(ending)

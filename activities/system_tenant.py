@@ -5,7 +5,8 @@ from __future__ import annotations
 from temporalio import activity
 
 from activities.contracts import AttemptEnding, BonusToMint, MintedBonus, PaymentToCredit
-from activities.metrics import BONUS_CREDITS, observe_ending
+from activities.endings import report
+from activities.metrics import BONUS_CREDITS
 from db import payments
 from db.engine import ServiceDatabase
 
@@ -30,11 +31,4 @@ class SystemTenantActivities:
         """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
         async with self._database.transaction() as connection:
             ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)
-        if ending.changed:
-            observe_ending(ending.attempt)
-        return AttemptEnding(
-            status=ending.attempt.status,
-            error_code=ending.attempt.error_code,
-            tx_hash=ending.attempt.tx_hash,
-            amount_credits=ending.credited_credits,
-        )
+        return report(ending)

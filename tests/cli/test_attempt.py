@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from devstack.chain import LocalChain, payer_wallets
-from devstack.processes import ephemeral_port
+from devstack.processes import ephemeral_port, wait_until
 from domain.attempt import AttemptStatus
 from tests.cli.command import Answer, settle
 from tests.support import sql
@@ -121,7 +122,8 @@ async def test_a_submission_that_ends_without_credits_is_a_no(engine: Engine, tm
         variables, tmp_path, "attempt", "create", "--wallet", payer_wallets()[0].address, "--cents", "100", "--json"
     )
     attempt_id = created.json()["attemptId"]
-    await asyncio.sleep(1)
+    expires_at = datetime.fromisoformat(created.json()["expiresAt"])
+    await wait_until(lambda: datetime.now(UTC) >= expires_at, timeout_seconds=5, what="the intent's expiry")
     answer = await _run(variables, tmp_path, "attempt", "submit", attempt_id, HASH, "--json")
     assert answer.exit_code == 1
     view = answer.json()

@@ -13,6 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from activities.contracts import RecordedSubmission, Settlement, Submission
 from db import payments
 from devstack.chain import LocalChain, payer_wallets
+from devstack.processes import wait_until
 from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import HashInUse
 from domain.money import DEFAULT_REVENUE_SHARE
@@ -89,11 +90,12 @@ async def test_a_payment_confirmed_while_no_worker_ran_is_found_by_the_last_look
     payer, intent, sent = await engine.buy()
     started = datetime.now(UTC)
     submitting = asyncio.create_task(engine.submit(payer, intent, sent))
-    await asyncio.sleep(1.2)  # the whole time that the attempt has
+    # A little more, because the attempt's own clock began when `submit` read it.
+    timeout = engine.settings.verification_timeout * 1.2
+    await wait_until(lambda: datetime.now(UTC) > started + timeout, timeout_seconds=5, what="the verification's end")
     async with engine.worker():
         await submitting
         result = await engine.result(intent.attempt_id)
-    assert datetime.now(UTC) - started > engine.settings.verification_timeout
     assert result.status is AttemptStatus.CREDITED
 
 

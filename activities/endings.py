@@ -1,0 +1,19 @@
+"""What a settling step reports of the attempt, to the workflow and to the metrics."""
+
+from __future__ import annotations
+
+from activities.contracts import AttemptEnding
+from activities.metrics import observe_ending
+from db.payments import Ending
+
+
+def report(ending: Ending) -> AttemptEnding:
+    """The ending as a message; counted where this step brought it about, and not where it found it done."""
+    if ending.changed:
+        observe_ending(ending.attempt)
+    return AttemptEnding(
+        status=ending.attempt.status,
+        error_code=ending.attempt.error_code,
+        tx_hash=ending.attempt.tx_hash,
+        amount_credits=ending.credited_credits,
+    )
