@@ -2,13 +2,14 @@
 
 `look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
 follows from it. While no endpoint works, one look at a time finds out whether that is still so. Judging is
-`domain.verdict`'s work.
+`domain.verdict`'s work. `deployless_call` asks all of them and takes nothing but one common answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,14 @@ CONNECTIONS_MAX: Final = 32
 PARSE_INLINE_LOGS_MAX: Final = 50
 """Receipts with more logs are read in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
 
+DEPLOYLESS_CALL_GAS: Final = 10_000_000
+"""Gas for code that a caller has a hand in: several times what the dearest smart wallet needs to be deployed and to
+verify a signature, and well below a second's work for a node. It also has every node give up at the same point."""
+
+DEPLOYLESS_CALL_SENDER: Final = "0x55578fc54aacafafa56d1da8ba07cf92dd66e631"
+"""The end of Keccak-256 of "settle: nobody": an address that nobody has, and that no contract knows. Not the zero
+address, which nodes fill in: a contract may take that for a simulation and let anything pass."""
+
 _CHAIN_ID: Final = Call("eth_chainId")
 _BLOCK_NUMBER: Final = Call("eth_blockNumber")
 _DECIMALS_CALLDATA: Final = "0x313ce567"
@@ -63,6 +72,10 @@ _SYMBOL_CALLDATA: Final = "0x95d89b41"
 _BALANCE_OF_CALLDATA: Final = "0x70a08231"
 
 NO_ENDPOINT: Final = "no usable chain endpoint: "
+
+_EXECUTION_FAILED: Final = re.compile(r"revert|out ?of ?gas|vm execution error", re.IGNORECASE)
+"""What nodes say when the code itself failed. No error code tells it: geth has -32000 for an empty revert, for used-up
+gas and for its own troubles. Opcodes that a node does not know are such a trouble: it cannot run our code."""
 
 _T = TypeVar("_T")
 
@@ -337,6 +350,52 @@ class ChainReader:
 
         return await self._first(read)
 
+    async def deployless_call(self, creation_code: bytes) -> bytes | None:
+        """What creating a contract returns at the head of the chain, without creating it; None where it reverts.
+
+        Every endpoint is asked at once, and all that answer have to say the same. Which of them has the newest head
+        plays no part: one that invents a head must not put the others' answers aside. Takes at most `timeout_seconds`.
+        Raises `EndpointsDisagree`, a `ChainUnavailable`, when two answers differ, `ChainUnavailable` naming each
+        endpoint's reason when there is none.
+        """
+        transaction = {
+            "from": DEPLOYLESS_CALL_SENDER,
+            "gas": hex(DEPLOYLESS_CALL_GAS),
+            "data": "0x" + creation_code.hex(),
+        }
+        calls = [_CHAIN_ID, Call("eth_call", (transaction, "latest"))]
+        answers: dict[bytes | None, list[str]] = {}
+        reasons: list[str] = []
+
+        async def hear(node: _Node) -> None:
+            if node.standing.wants_pause(self._clock()):
+                reasons.append(f"{node.label}: not asked, it wants a pause ({node.reason})")
+                return
+            try:
+                chain_id, result = await node.endpoint.batch(calls)
+                self._check_chain(chain_id)
+                answer = None if _has_failed_in_execution(result) else read_data(result)
+            except EndpointFailure as failure:
+                reasons.append(f"{node.label}: {failure.message}")
+                # No other failure is entered: the code is partly a stranger's, who must not be able to have the
+                # endpoints passed over when payments are looked for.
+                if failure.failure is Failure.RATE_LIMITED:
+                    self._failed(node, failure)
+                return
+            answers.setdefault(answer, []).append(node.label)
+
+        await asyncio.gather(*(hear(node) for node in self._open_nodes()))
+        match list(answers):
+            case []:
+                raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
+            case [answer]:
+                return answer
+            case _:
+                sides = [f"{', '.join(names)}: {_shown(answer)}" for answer, names in answers.items()]
+                message = "endpoints disagree about what a call returns: " + "; ".join(sides)
+                log.warning("%s", message)
+                raise EndpointsDisagree(message)
+
     # One endpoint ----------------------------------------------------------------------------------------------------
 
     async def _read(self, node: _Node, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
@@ -557,3 +616,15 @@ def _returned(reply: Reply) -> bytes | None:
     if reply.error is not None:
         return None
     return read_data(reply)
+
+
+def _has_failed_in_execution(reply: Reply) -> bool:
+    """Whether the node ran the code and the code failed, which is an answer; a node that could not run it has none."""
+    error = reply.error
+    return error is not None and error.failure is Failure.RPC_ERROR and bool(_EXECUTION_FAILED.search(error.message))
+
+
+def _shown(returned: bytes | None) -> str:
+    if returned is None:
+        return "reverted"
+    return f"0x{returned[:32].hex()}" + ("…" if len(returned) > 32 else "")

@@ -32,6 +32,7 @@ from eth_utils.abi import abi_to_signature, function_signature_to_4byte_selector
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
+from devstack.contracts import TOKEN_DECIMALS, load_artifact
 from devstack.errors import ChainCallError, MissingPartError, PartFailedError
 from devstack.processes import (
     ChildProcess,
@@ -42,7 +43,6 @@ from devstack.processes import (
     wait_until,
     write_atomically,
 )
-from devstack.token import TOKEN_DECIMALS, load_artifact
 
 PREFERRED_PORT = 8545
 LOCAL_CHAIN_ID = 31337
@@ -59,8 +59,12 @@ MINT_RAW = 1_000_000 * 10**TOKEN_DECIMALS
 TRANSFER_GAS = 120_000
 SIGNED_TRANSFER_GAS = 200_000
 DEPLOY_GAS = 3_000_000
+SMART_WALLET_GAS = 500_000
 MAX_FEE_WEI = 20_000_000_000
 PRIORITY_FEE_WEI = 1_000_000_000
+# The contract that anvil, like nearly every public chain, has from its first block. It creates what it is sent, behind
+# 32 bytes of salt, at an address that does not depend on who asks or when.
+CREATE2_DEPLOYER = "0x4e59b44847b379578588920cA78FbF26c0B4956C"
 NONCE_ATTEMPTS_MAX = 20
 REQUEST_TIMEOUT_SECONDS = 30
 STOP_SAVE_SECONDS = 3
@@ -120,6 +124,11 @@ def created_address(deployer: str, nonce: int) -> ChecksumAddress:
     return to_checksum_address(keccak(bytes([0xC0 + len(payload)]) + payload)[12:])
 
 
+def create2_address(deployer: str, salt: bytes, creation_code: bytes) -> ChecksumAddress:
+    """Where a contract lies that the contract `deployer` creates with CREATE2 (EIP-1014)."""
+    return to_checksum_address(keccak(b"\xff" + bytes.fromhex(deployer[2:]) + salt + keccak(creation_code))[12:])
+
+
 # -- contract calls ----------------------------------------------------------------------------------------
 
 
@@ -143,7 +152,7 @@ def _abi_type(argument: Mapping[str, Any]) -> str:
 
 
 def call_data(contract: str, function: str, *arguments: Any) -> HexStr:
-    """The data of a call to `TestUSDC` or `Multisend`, 0x-prefixed hex."""
+    """The data of a call to one of our contracts, 0x-prefixed hex."""
     selector, inputs, _ = _function(contract, function)
     return HexStr("0x" + (selector + encode(inputs, arguments)).hex())
 
@@ -250,6 +259,9 @@ class LocalChain(Service):
         deployer = dev_wallets()[DEPLOYER_INDEX].address
         self.token_address = created_address(deployer, 0)
         self.multisend_address = created_address(deployer, 1)
+        self.smart_wallet_factory_address = create2_address(
+            CREATE2_DEPLOYER, bytes(32), bytes.fromhex(load_artifact("SmartWalletFactory").bytecode[2:])
+        )
         self.treasury_address = dev_wallets()[TREASURY_INDEX].address
 
     @property
@@ -430,7 +442,7 @@ class LocalChain(Service):
         return results
 
     async def read(self, contract: str, function: str, *arguments: Any, address: str | None = None) -> Any:
-        """Calls a reading function of `TestUSDC` (or `Multisend`), by default the deployed one.
+        """Calls a reading function of one of our contracts; without `address`, of the deployed token or Multisend.
 
         Raises ChainCallError when it reverts.
         """
@@ -694,6 +706,62 @@ class LocalChain(Service):
         """The same through allowances for Multisend: tuples of token, payer, receiver and raw amount."""
         data = call_data("Multisend", "sendApproved", [tuple(payment) for payment in payments])
         return await self.send(relayer_key, self.multisend_address, data, gas=SIGNED_TRANSFER_GAS * (1 + len(payments)))
+
+    # -- smart wallets
+
+    def smart_wallet_address(self, owner: str, salt: int = 0) -> ChecksumAddress:
+        """Where the owner's smart wallet lies, or will lie: it can be paid and can sign before it is deployed."""
+        arguments = encode(["address"], [owner])
+        creation_code = bytes.fromhex(load_artifact("SmartWallet").bytecode[2:]) + arguments
+        return create2_address(self.smart_wallet_factory_address, salt.to_bytes(32, "big"), creation_code)
+
+    async def deploy_smart_wallet_factory(self) -> ChecksumAddress:
+        """Puts the factory on the chain unless it is there, and mines a block for it.
+
+        Raises ChainCallError when refused.
+        """
+        address = self.smart_wallet_factory_address
+        if await self.rpc("eth_getCode", address, "latest") == "0x":
+            data = "0x" + bytes(32).hex() + load_artifact("SmartWalletFactory").bytecode[2:]
+            await self._mine_successfully(payer_wallets()[-1].private_key, CREATE2_DEPLOYER, data, gas=DEPLOY_GAS)
+        return address
+
+    async def deploy_smart_wallet(self, owner: str, salt: int = 0) -> ChecksumAddress:
+        """Puts the owner's smart wallet on the chain, and the factory if need be; payer 8 pays the gas.
+
+        Mines a block for each. Raises ChainCallError when refused.
+        """
+        factory = await self.deploy_smart_wallet_factory()
+        data = call_data("SmartWalletFactory", "deploy", owner, salt.to_bytes(32, "big"))
+        await self._mine_successfully(payer_wallets()[-1].private_key, factory, data, gas=SMART_WALLET_GAS)
+        return self.smart_wallet_address(owner, salt)
+
+    async def _mine_successfully(self, private_key: str, to: str, data: str, *, gas: int) -> None:
+        tx_hash = await self.send(private_key, to, data, gas=gas)
+        await self.mine()
+        if int((await self.wait_for_receipt(tx_hash))["status"], 16) != 1:
+            raise ChainCallError("eth_sendRawTransaction", f"transaction {tx_hash} reverted")
+
+    async def pay_from_smart_wallet(
+        self, owner_key: str, to: str, amount_raw: int, *, salt: int = 0, relayer_key: str | None = None
+    ) -> HexStr:
+        """Has the owner's deployed smart wallet transfer tokens; gives back the transaction's hash.
+
+        The owner sends the transaction, or the relayer with the owner's signature: either way its sender is not the
+        wallet, which pays.
+        """
+        owner = Account.from_key(owner_key).address
+        wallet = self.smart_wallet_address(owner, salt)
+        call = (self.token_address, 0, bytes.fromhex(call_data("TestUSDC", "transfer", to, amount_raw)[2:]))
+        if relayer_key is None:
+            return await self.send(
+                owner_key, wallet, call_data("SmartWallet", "execute", *call), gas=SIGNED_TRANSFER_GAS
+            )
+        number = await self.read("SmartWallet", "nonce", address=wallet)
+        call_hash = await self.read("SmartWallet", "callHash", number, *call, address=wallet)
+        signature = bytes(Account.unsafe_sign_hash(call_hash, owner_key).signature)
+        data = call_data("SmartWallet", "executeSigned", *call, signature)
+        return await self.send(relayer_key, wallet, data, gas=SIGNED_TRANSFER_GAS)
 
 
 def _read_state(path: Path) -> bytes | None:

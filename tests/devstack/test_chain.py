@@ -10,9 +10,9 @@ import pytest
 
 from devstack import chain as module
 from devstack.chain import MINT_RAW, LocalChain, created_address, dev_wallets, locate_anvil, payer_wallets
+from devstack.contracts import load_artifact
 from devstack.errors import ChainCallError, MissingPartError, PartFailedError
 from devstack.processes import wait_until
-from devstack.token import load_artifact
 
 PAYER, OTHER, THIRD = payer_wallets()[:3]
 

@@ -1,17 +1,12 @@
-"""The test token does what a payment can notice of USDC, and its committed artifact is what the source gives."""
+"""The test token does what a payment can notice of USDC."""
 
-import hashlib
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from eth_utils.crypto import keccak
 
 from devstack.chain import MINT_RAW, LocalChain, call_data, payer_wallets
-from devstack.errors import ChainCallError, DevstackError
-from devstack.token import ARTIFACTS, FOLDER, load_artifact
+from devstack.errors import ChainCallError
 
 PAYER, OTHER, RELAYER = payer_wallets()[3:6]
 TRANSFER = "0x" + keccak(text="Transfer(address,address,uint256)").hex()
@@ -30,28 +25,6 @@ def transfers(receipt: dict[str, Any]) -> list[tuple[str, str, int]]:
         for log in receipt["logs"]
         if log["topics"][0] == TRANSFER
     ]
-
-
-def test_the_committed_artifacts_are_what_the_sources_compile_to(tmp_path: Path) -> None:
-    node = shutil.which("node")
-    assert node is not None, "Node.js is needed to compile; run: make install"
-    done = subprocess.run(
-        [node, str(FOLDER / "compile.mjs"), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(path.name for path in ARTIFACTS.iterdir())
-    for name in names:
-        assert (tmp_path / name).read_bytes() == (ARTIFACTS / name).read_bytes(), f"{name}: compile again"
-
-
-def test_an_artifact_names_its_source_and_an_unknown_one_is_refused() -> None:
-    for name in ("TestUSDC", "Multisend"):
-        artifact = load_artifact(name)
-        assert artifact.source_sha256 == hashlib.sha256((FOLDER / f"{name}.sol").read_bytes()).hexdigest()
-        assert artifact.compiler.startswith("0.8.37+")
-    with pytest.raises(DevstackError, match="there are: Multisend, TestUSDC"):
-        load_artifact("Other")
 
 
 async def test_it_calls_itself_what_usdc_does(chain: LocalChain) -> None:
@@ -167,8 +140,3 @@ async def test_a_look_alike_emits_the_same_event_from_another_address(chain: Loc
     receipt = await mined(chain, await chain.pay(PAYER.private_key, chain.treasury_address, 5, token=fake))
     assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), 5)]
     assert receipt["logs"][0]["address"] == fake.lower()
-
-
-def test_the_sources_folder_has_nothing_that_is_not_ours() -> None:
-    assert {path.name for path in FOLDER.glob("*.sol")} == {"TestUSDC.sol", "Multisend.sol"}
-    assert all(path.read_text().startswith("// SPDX-License-Identifier: UNLICENSED") for path in FOLDER.glob("*.sol"))

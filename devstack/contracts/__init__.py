@@ -1,6 +1,6 @@
 """The contracts of local chains: sources, their compiled artifacts, and the accessor for both.
 
-After a change of a source: `node devstack/token/compile.mjs`. A test recompiles and compares.
+After a change of a source: `node devstack/contracts/compile.mjs`. A test recompiles and compares.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Artifact:
 
 @functools.cache
 def load_artifact(name: str) -> Artifact:
-    """The committed artifact of a contract: `TestUSDC` or `Multisend`.
+    """The committed artifact of a contract, such as `TestUSDC`.
 
     Raises DevstackError when there is none of that name.
     """

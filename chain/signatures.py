@@ -1,0 +1,97 @@
+"""Whether a wallet has signed a message: what Sign-In with Ethereum rests on.
+
+A wallet with a key signs the hash of the personal message (EIP-191, version 0x45), which is verified here, without a
+node. A wallet that is a contract says itself what it accepts (ERC-1271), also before it is on the chain (ERC-6492);
+that is asked of every node, because one that lies would log anybody in.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from eth_abi.abi import encode as abi_encode
+
+# Not eth_account, which is built on this: it raises the interpreter's recursion limit to 100,000, with which deeply
+# nested JSON from anybody overflows the stack of the process.
+from eth_keys.datatypes import Signature
+from eth_keys.exceptions import BadSignature
+from eth_utils.crypto import keccak
+
+from chain.contracts import creation_code
+from chain.reader import ChainReader
+from domain.errors import ChainUnavailable, InvalidInput
+from domain.identifiers import parse_address, same_address
+
+SIGNATURE_BYTES_MAX: Final = 8 * 2**10
+"""A passkey's signature with the deployment of its wallet around it takes some 2 kB."""
+
+_HEX_BYTES: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+", re.ASCII)
+_PARITIES: Final = {0: 0, 1: 1, 27: 0, 28: 1}
+"""The last byte of a signature to the parity of its point: as the curve counts it, and as Bitcoin once began to."""
+
+_ACCEPTED: Final = (1).to_bytes(32, "big")
+_REFUSED: Final = bytes(32)
+
+
+async def signed_by(chain: ChainReader, address: str, message: str, signature: str) -> bool:
+    """Whether `signature`, 0x and hex as `personal_sign` returns it, is that of the wallet `address` over `message`.
+
+    The signature of a wallet with a key is verified without a request. Anything else is put to the contract at
+    `address`, or to the one that the signature says how to deploy, by every endpoint at once, in at most the
+    reader's `timeout_seconds`. The same wallet and message can have several valid signatures: none identifies anything.
+
+    Raises `InvalidInput` for a malformed address, message or signature, `ChainUnavailable` when no endpoint answers,
+    and `EndpointsDisagree`, also a `ChainUnavailable`, when they do not all say the same.
+    """
+    parse_address(address)
+    message_hash = _personal_message_hash(message)
+    raw = _parse_signature(signature)
+    signer = _recover(message_hash, raw)
+    if signer is not None and same_address(signer, address):
+        return True
+    return await _is_accepted_by_contract(chain, address, message_hash, raw)
+
+
+def _personal_message_hash(message: str) -> bytes:
+    """EIP-191, version 0x45: what a wallet signs when it is asked for a signature over text."""
+    try:
+        text = message.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("message", "wants text that can be written in UTF-8") from None
+    return keccak(b"\x19Ethereum Signed Message:\n%d%b" % (len(text), text))
+
+
+def _parse_signature(signature: str) -> bytes:
+    if not isinstance(signature, str) or len(signature) > 2 + 2 * SIGNATURE_BYTES_MAX:
+        raise InvalidInput("signature", f"wants text of at most {SIGNATURE_BYTES_MAX} bytes in hex")
+    if _HEX_BYTES.fullmatch(signature) is None:
+        raise InvalidInput("signature", f"wants 0x and hex digits, two for each byte, got {signature!r:.80}")
+    return bytes.fromhex(signature[2:])
+
+
+def _recover(message_hash: bytes, signature: bytes) -> str | None:
+    """The address whose key made the signature; None where it is no signature of a key."""
+    match len(signature):
+        case 65 if signature[64] in _PARITIES:
+            parity, s = _PARITIES[signature[64]], int.from_bytes(signature[32:64], "big")
+        case 64:  # EIP-2098: the parity is the highest bit of s
+            parity, s = signature[32] >> 7, int.from_bytes(signature[32:64], "big") % 2**255
+        case _:
+            return None
+    r = int.from_bytes(signature[:32], "big")
+    try:
+        return Signature(vrs=(parity, r, s)).recover_public_key_from_msg_hash(message_hash).to_address()
+    except BadSignature:
+        return None
+
+
+async def _is_accepted_by_contract(chain: ChainReader, address: str, message_hash: bytes, signature: bytes) -> bool:
+    """ERC-1271 and ERC-6492, by `contracts/SignatureValidator.sol`. An address without code accepts nothing."""
+    arguments = abi_encode(["address", "bytes32", "bytes"], [address, message_hash, signature])
+    answer = await chain.deployless_call(creation_code("SignatureValidator") + arguments)
+    if answer is None:  # the wrapper is malformed, or the wallet used up the gas
+        return False
+    if answer not in (_ACCEPTED, _REFUSED):
+        raise ChainUnavailable("no usable chain endpoint: none runs code without deploying it")
+    return answer == _ACCEPTED

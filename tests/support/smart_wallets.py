@@ -1,0 +1,70 @@
+"""Signatures as wallets make them, and contracts that answer wrongly when they are asked about one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from eth_abi.abi import encode
+from eth_account import Account
+from eth_account.messages import encode_defunct
+
+from devstack.chain import LocalChain, call_data
+
+ACCEPTED: Final = bytes.fromhex("1626ba7e") + bytes(28)
+"""What `isValidSignature` returns for yes (ERC-1271): its own selector, padded as bytes4 are."""
+
+WRAPPER_MAGIC: Final = bytes.fromhex("6492" * 16)
+
+HALF: Final = 32
+"""Where r ends and s begins."""
+
+
+def personal_sign(private_key: str, message: str) -> str:
+    """What a wallet with that key returns from `personal_sign`: r, s and 27 or 28."""
+    return "0x" + bytes(Account.sign_message(encode_defunct(text=message), private_key).signature).hex()
+
+
+def compact(signature: str) -> str:
+    """The 64-byte form of a signature (EIP-2098)."""
+    raw = bytearray.fromhex(signature[2:])
+    raw[HALF] |= (raw[64] - 27) << 7
+    return "0x" + raw[:64].hex()
+
+
+def wrap(factory: str, factory_calldata: bytes, signature: str) -> str:
+    """The signature of a wallet that is yet to be deployed, with how to deploy it (ERC-6492)."""
+    inner = bytes.fromhex(signature[2:])
+    return "0x" + (encode(["address", "bytes", "bytes"], [factory, factory_calldata, inner]) + WRAPPER_MAGIC).hex()
+
+
+def wrap_with_factory(chain: LocalChain, owner: str, signature: str, salt: int = 0) -> str:
+    """The same for a wallet of the local chain's own factory."""
+    deployment = call_data("SmartWalletFactory", "deploy", owner, salt.to_bytes(32, "big"))
+    return wrap(chain.smart_wallet_factory_address, bytes.fromhex(deployment[2:]), signature)
+
+
+# Runtime code --------------------------------------------------------------------------------------------------------
+
+
+def returning(word: bytes, size: int = 32) -> bytes:
+    """Answers anything with that word, cut or filled with zeros to `size` bytes."""
+    # PUSH32 word PUSH1 0 MSTORE PUSH3 size PUSH1 0 RETURN
+    return b"\x7f" + word + b"\x60\x00\x52\x62" + size.to_bytes(3, "big") + b"\x60\x00\xf3"
+
+
+REVERTING_WITH_ACCEPTED: Final = b"\x7f" + ACCEPTED + bytes.fromhex("60005260206000fd")
+LOOPING: Final = bytes.fromhex("5b600056")  # JUMPDEST PUSH1 0 JUMP
+INVALID: Final = b"\xfe"
+_SET_WITHOUT_DATA = bytes.fromhex("36600a576001600055005b")
+"""Called without data, it sets its first storage slot to 1; called with data, it goes on behind this."""
+_ANSWER = b"\x7f" + ACCEPTED + bytes.fromhex("0260005260206000f3")  # PUSH32 yes MUL PUSH1 0 MSTORE ... RETURN
+ACCEPTING_WHEN_SET: Final = _SET_WITHOUT_DATA + bytes.fromhex("600054") + _ANSWER  # PUSH1 0 SLOAD
+ACCEPTING_UNTIL_SET: Final = _SET_WITHOUT_DATA + bytes.fromhex("60005415") + _ANSWER  # PUSH1 0 SLOAD ISZERO
+ACCEPTING_FROM_NOBODY: Final = bytes.fromhex("3215") + _ANSWER  # ORIGIN ISZERO: it takes the zero address for a trial
+
+
+async def put_contract(chain: LocalChain, number: int, code: bytes) -> str:
+    """An address of one's own with that runtime code."""
+    address = "0x" + (0xC0DE << 128 | number).to_bytes(20, "big").hex()
+    await chain.rpc("anvil_setCode", address, "0x" + code.hex())
+    return address
