@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -27,6 +28,13 @@ from domain.money import (
 
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+
+CHAIN_NAMES: Final = {8453: "Base", 84532: "Base Sepolia", 1: "Ethereum", 31337: "Local chain"}
+EXPLORERS: Final = {
+    8453: "https://basescan.org/tx/{tx_hash}",
+    84532: "https://sepolia.basescan.org/tx/{tx_hash}",
+    1: "https://etherscan.io/tx/{tx_hash}",
+}
 
 SHARE_DIGITS_MAX: Final = 30
 
@@ -86,6 +94,43 @@ def _address(value: object) -> str:
     return address
 
 
+def _origin(value: object) -> str:
+    """Scheme, host and port, as a browser writes an origin."""
+    parts = urlsplit(str(value).strip())
+    if not _names_a_server(parts, {"http", "https"}) or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError
+    if parts.username is not None or parts.hostname is None:
+        raise ValueError
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in {None, usual} else "")
+
+
+def _explorer(value: object) -> str:
+    if "{tx_hash}" not in str(value):
+        raise ValueError
+    return _http_url(value)
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    given = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+    for network in given:
+        ip_network(network, strict=False)
+    return given
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    given = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+    return tuple(_address(part) for part in given)
+
+
+def _plain_text(value: object) -> str:
+    text = str(value).strip()
+    if not 1 <= len(text) <= 40 or not text.isprintable():
+        raise ValueError
+    return text
+
+
 def _share(value: object) -> Decimal:
     # A float has already lost the exact share, and Decimal("nan") compares with nothing.
     try:
@@ -111,6 +156,8 @@ def _lower(value: object) -> object:
 PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
 HttpUrls = Annotated[tuple[str, ...], BeforeValidator(_http_urls)]
 ChecksumAddress = Annotated[str, BeforeValidator(_address)]
+PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
+_PER_MINUTE_WANTS: Final = "requests in a minute, a whole number from 1 to 1000000"
 _POSTGRES_WANTS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _ADDRESS_WANTS: Final = (
     "an address that is not zero, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
@@ -167,6 +214,56 @@ class Settings(BaseModel):
         DEFAULT_REVENUE_SHARE, alias="SYSTEM_TENANT_REVENUE_SHARE", description="a decimal from 0 to 1, such as 0.75"
     )
 
+    api_url: Annotated[str, BeforeValidator(_origin)] | None = Field(
+        None,
+        alias="API_URL",
+        description="the address that people see, scheme, host and port, such as https://pay.example.com",
+    )
+    api_host: str = Field("127.0.0.1", alias="API_HOST", description="an address to listen on")
+    api_port: int = Field(8080, alias="API_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535")
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
+        (), alias="TRUSTED_PROXIES", description="addresses or networks of proxies, separated by commas"
+    )
+    session_ttl_seconds: int = Field(
+        86_400, alias="SESSION_TTL_SECONDS", ge=60, le=31 * 86_400, description="whole seconds, 60 to 2678400"
+    )
+    login_challenge_ttl_seconds: int = Field(
+        300, alias="LOGIN_CHALLENGE_TTL_SECONDS", ge=10, le=3600, description="whole seconds, 10 to 3600"
+    )
+    rate_limit_logins_per_address: PerMinute = Field(
+        300, alias="RATE_LIMIT_LOGINS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+    )
+    rate_limit_logins_per_account: PerMinute = Field(
+        30, alias="RATE_LIMIT_LOGINS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+    )
+    rate_limit_intents_per_address: PerMinute = Field(
+        300, alias="RATE_LIMIT_INTENTS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+    )
+    rate_limit_intents_per_account: PerMinute = Field(
+        60, alias="RATE_LIMIT_INTENTS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+    )
+    rate_limit_submits_per_address: PerMinute = Field(
+        600, alias="RATE_LIMIT_SUBMITS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+    )
+    rate_limit_submits_per_account: PerMinute = Field(
+        120, alias="RATE_LIMIT_SUBMITS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+    )
+    platform_name: Annotated[str, BeforeValidator(_plain_text)] = Field(
+        "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"
+    )
+    explorer_tx_url: Annotated[str, BeforeValidator(_explorer)] | None = Field(
+        None, alias="EXPLORER_TX_URL", description="an address with {tx_hash} in it"
+    )
+    public_rpc_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+        None, alias="PUBLIC_RPC_URL", description="address of a chain node that wallets may be told"
+    )
+    operator_wallets: Annotated[tuple[ChecksumAddress, ...], BeforeValidator(_addresses)] = Field(
+        (), alias="OPERATOR_WALLETS", description="addresses of wallets, separated by commas"
+    )
+    operator_database_url: PostgresUrl | None = Field(
+        None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+    )
+
     temporal_ui_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
         None, alias="TEMPORAL_UI_URL", description="http or https address of Temporal's UI"
     )
@@ -181,6 +278,11 @@ class Settings(BaseModel):
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         LogFormat.JSON, alias="LOG_FORMAT", description="json or console"
     )
+
+    @property
+    def explorer(self) -> str | None:
+        """Where a transaction can be looked at: what is set, or the usual explorer of a well-known chain."""
+        return self.explorer_tx_url or EXPLORERS.get(self.chain_id)
 
     @property
     def payment_intent_ttl(self) -> timedelta:
@@ -200,6 +302,10 @@ class Settings(BaseModel):
     def require_database_url(self) -> str:
         """`DATABASE_URL`, or `ConfigurationError`."""
         return _required("DATABASE_URL", self.database_url, _POSTGRES_WANTS)
+
+    def require_api_url(self) -> str:
+        """`API_URL`, or `ConfigurationError`."""
+        return _required("API_URL", self.api_url, "the address that people see, such as https://pay.example.com")
 
     def require_service_database_url(self) -> str:
         """`SERVICE_DATABASE_URL`, or `ConfigurationError`."""
@@ -255,6 +361,8 @@ def load(variables: Mapping[str, str]) -> Settings:
             f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
             f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
         )
+    if settings.operator_wallets and settings.operator_database_url is None:
+        raise ConfigurationError("OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: their pages need both")
     if settings.treasury_address == settings.usdc_token_address:
         raise ConfigurationError(
             f"TREASURY_ADDRESS: got {settings.treasury_address}, which is the token itself, wants who receives it"

@@ -24,6 +24,8 @@ class AttemptRef(Message):
     attempt_id: UUID
     owner_user_id: str
     billing_account_id: str
+    request_id: str | None = None
+    """Of the HTTP request that submitted the hash, so that its log lines and these are found together."""
 
 
 class Submission(AttemptRef):
@@ -91,7 +93,6 @@ class Settlement(Message):
     purpose: Purpose
     amount_usd_cents: int
     terms: PaymentTerms
-    request_id: str | None = None
 
 
 class SettlementResult(Message):

@@ -63,7 +63,7 @@ async def show(settings: Settings, variables: Mapping[str, str], *, attempt_id: 
         temporal = await connect(variables, lazy=True)
         diagnosis = await diagnose(
             attempt_id,
-            service=service,
+            database=service,
             temporal=temporal,
             chain=chain,
             min_confirmations=settings.min_confirmations,

@@ -37,3 +37,12 @@ async def balances(connection: AnyConnection) -> dict[str, int]:
         select(BillingAccount.id, BillingAccount.balance_credits).order_by(BillingAccount.id)
     )
     return {row.id: row.balance_credits for row in rows}
+
+
+async def find_balance(connection: AnyConnection, billing_account_id: str) -> int | None:
+    """Credits of one account, or None where the connection does not see it."""
+    return (
+        await connection.connection.execute(
+            select(BillingAccount.balance_credits).where(BillingAccount.id == billing_account_id)
+        )
+    ).scalar_one_or_none()

@@ -8,13 +8,13 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, insert, select, text, update
+from sqlalchemy import Row, Select, bindparam, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from db.engine import AnyConnection, ServiceConnection
+from db.engine import AnyConnection, ReadAllConnection, TenantConnection
 from db.errors import HASH_HELD_BY_ACCOUNT, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
 from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
-from domain.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
+from domain.attempt import HOLDING_STATUSES, OPEN_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.errors import HashInUse, TransferAlreadySettled
 from domain.verdict import SettledTransfer
 
@@ -75,6 +75,19 @@ async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAt
     """The attempt as it is, or None where the connection sees none."""
     row = (await connection.connection.execute(_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
     return _to_attempt(row) if row else None
+
+
+async def page_own_attempts(
+    connection: TenantConnection, *, open_only: bool, limit: int, before: UUID | None = None
+) -> list[PaymentAttempt]:
+    """The tenant's attempts, newest first, at most `limit`; those older than the attempt `before`."""
+    query = _select_attempt().order_by(PaymentAttemptRow.created_at.desc(), PaymentAttemptRow.id.desc()).limit(limit)
+    if open_only:
+        query = query.where(PaymentAttemptRow.status.in_([status.value for status in OPEN_STATUSES]))
+    if before is not None:
+        at = select(PaymentAttemptRow.created_at, PaymentAttemptRow.id).where(PaymentAttemptRow.id == before)
+        query = query.where(tuple_(PaymentAttemptRow.created_at, PaymentAttemptRow.id) < at.scalar_subquery())
+    return [_to_attempt(row) for row in await connection.connection.execute(query)]
 
 
 async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
@@ -241,7 +254,7 @@ class UnderVerification:
     settled_log_indexes: frozenset[int]
 
 
-async def find_under_verification(connection: ServiceConnection, attempt_id: UUID) -> UnderVerification | None:
+async def find_under_verification(connection: ReadAllConnection, attempt_id: UUID) -> UnderVerification | None:
     """The hash that the attempt waits for now, and the logs of that transaction that have paid others."""
     row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
     if row is None or row.tx_hash is None or row.submitted_at is None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db.schema import TENANT_SETTING
-from domain.errors import DatabaseUnavailable
+from domain.errors import DatabaseBusy, DatabaseUnavailable
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
@@ -44,7 +44,16 @@ class ServiceConnection:
     connection: AsyncConnection
 
 
-AnyConnection = TenantConnection | ServiceConnection
+@dataclass(frozen=True, slots=True)
+class OperatorConnection:
+    """A transaction of role settle_operator, which sees every payment and can change none."""
+
+    connection: AsyncConnection
+
+
+AnyConnection = TenantConnection | ServiceConnection | OperatorConnection
+ReadAllConnection = ServiceConnection | OperatorConnection
+"""Sees the rows of all tenants."""
 
 
 async def fetch_one_by_driver(
@@ -91,6 +100,8 @@ def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool, 
 
 # Errors of the server itself carry an SQLSTATE; class 57 is a shutdown, 53 too many connections.
 _LOST: Final = frozenset({"57", "53", "08"})
+# Deadlock, serialization failure, lock time-out: the server is well, and the same transaction may go through next.
+_BUSY: Final = frozenset({"40P01", "40001", "55P03"})
 
 
 @asynccontextmanager
@@ -100,11 +111,15 @@ async def _unavailable_as_domain_error() -> AsyncIterator[None]:
         yield
     except DBAPIError as error:
         sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate in _BUSY:
+            raise DatabaseBusy(f"PostgreSQL is busy: {str(error.orig).splitlines()[0]}") from error
         lost = isinstance(error, OperationalError | InterfaceError) and (sqlstate or "57")[:2] in _LOST
         if error.connection_invalidated or lost:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
         raise
     except psycopg.OperationalError as error:
+        if error.sqlstate in _BUSY:
+            raise DatabaseBusy(f"PostgreSQL is busy: {str(error).splitlines()[0]}") from error
         if (error.sqlstate or "57")[:2] in _LOST:
             raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error).splitlines()[0]}") from error
         raise
@@ -123,6 +138,7 @@ class TenantDatabase:
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
         self.engine = _engine(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
+        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:
@@ -135,6 +151,12 @@ class TenantDatabase:
     async def unscoped(self) -> AsyncIterator[AsyncConnection]:
         """One transaction that belongs to nobody: row-level security shows it no rows."""
         async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def unscoped_statement(self) -> AsyncIterator[AsyncConnection]:
+        """The same for single statements: each is a transaction of its own."""
+        async with _unavailable_as_domain_error(), self._single.connect() as connection:
             yield connection
 
     async def dispose(self) -> None:
@@ -176,3 +198,30 @@ class ServiceDatabase:
     async def dispose(self) -> None:
         """Close all connections."""
         await self.engine.dispose()
+
+
+class OperatorDatabase:
+    """Role settle_operator, for the operators' pages: a process that faces the internet must not hold the service's."""
+
+    def __init__(self, url: str, *, application_name: str = "settle", pool_size: int = 2) -> None:
+        self.engine = _engine(
+            url,
+            application_name=application_name,
+            pool_size=pool_size,
+            pre_ping=True,
+            isolation_level="REPEATABLE READ",
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[OperatorConnection]:
+        """One read-only transaction that sees one moment."""
+        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+            await connection.execute(_READ_ONLY)
+            yield OperatorConnection(connection)
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+
+_READ_ONLY = text("SET TRANSACTION READ ONLY")

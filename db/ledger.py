@@ -43,6 +43,7 @@ class LedgerRow:
     reason: str
     reference: str | None
     created_at: datetime
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +144,39 @@ async def list_entries(connection: AnyConnection, reference: str | None = None) 
     query = select(CreditLedgerEntry).order_by(CreditLedgerEntry.entry_seq)
     if reference is not None:
         query = query.where(CreditLedgerEntry.reference == reference)
-    return [
-        LedgerRow(
-            row.id,
-            row.billing_account_id,
-            row.amount,
-            row.balance_after,
-            row.reason,
-            row.reference,
-            row.created_at,
+    return [_to_row(row) for row in await connection.connection.execute(query)]
+
+
+async def page_entries(
+    connection: AnyConnection, billing_account_id: str, *, limit: int, before: UUID | None = None
+) -> list[LedgerRow]:
+    """An account's ledger rows, newest first, at most `limit`; those older than the entry `before`."""
+    query = (
+        select(CreditLedgerEntry)
+        .where(CreditLedgerEntry.billing_account_id == billing_account_id)
+        .order_by(CreditLedgerEntry.entry_seq.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        # An entry of another account, or of none, ends the list: there is nothing older than it here.
+        at = select(CreditLedgerEntry.entry_seq).where(
+            CreditLedgerEntry.id == before, CreditLedgerEntry.billing_account_id == billing_account_id
         )
-        for row in await connection.connection.execute(query)
-    ]
+        query = query.where(CreditLedgerEntry.entry_seq < at.scalar_subquery())
+    return [_to_row(row) for row in await connection.connection.execute(query)]
+
+
+def _to_row(row: Any) -> LedgerRow:
+    return LedgerRow(
+        row.id,
+        row.billing_account_id,
+        row.amount,
+        row.balance_after,
+        row.reason,
+        row.reference,
+        row.created_at,
+        row._mapping["metadata"],
+    )
 
 
 async def count_entries(connection: ServiceConnection) -> int:

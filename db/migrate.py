@@ -23,6 +23,7 @@ from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckF
 
 APP_ROLE: Final = "settle_app"
 SERVICE_ROLE: Final = "settle_service"
+OPERATOR_ROLE: Final = "settle_operator"
 
 _LOCK_KEY: Final = 0x5E771E
 """Advisory lock: two migrations at once take turns."""
@@ -38,11 +39,17 @@ class Migrated:
 
 
 def migrate(
-    migration_url: str, *, app_url: str, service_url: str, on_progress: Callable[[str], None] = lambda _: None
+    migration_url: str,
+    *,
+    app_url: str,
+    service_url: str,
+    operator_url: str | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Migrated:
     """Create missing roles, upgrade the schema to the code's revision, and seed.
 
-    The roles get the passwords of `app_url` and `service_url`; a role that exists keeps the one it has.
+    The roles get the passwords of their addresses; a role that exists keeps the one it has. The operators' role is
+    made only where it has an address.
     Raises `DatabaseUnavailable`, `ConfigurationError`, and `StartupCheckFailed` where rights are missing.
     """
     engine = create_engine(
@@ -55,7 +62,11 @@ def migrate(
             connection.commit()
             created = tuple(
                 role
-                for role, url, bypass in ((APP_ROLE, app_url, False), (SERVICE_ROLE, service_url, True))
+                for role, url, bypass in (
+                    (APP_ROLE, app_url, False),
+                    (SERVICE_ROLE, service_url, True),
+                    *(((OPERATOR_ROLE, operator_url, False),) if operator_url else ()),
+                )
                 if _ensure_role(connection, role, url, bypass_row_level_security=bypass, on_progress=on_progress)
             )
             before = _revision(connection)
@@ -64,6 +75,8 @@ def migrate(
             connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
             with connection.begin():
                 migrations.run_sql_file(connection, "seeds.sql")
+                if _has_role(connection, OPERATOR_ROLE):
+                    migrations.run_sql_file(connection, "operator_role.sql")
             on_progress("system tenant and chart of accounts are seeded")
             return Migrated(before, SCHEMA_REVISION, created)
     except OperationalError as error:
@@ -90,6 +103,10 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
+def _has_role(connection: Connection, role: str) -> bool:
+    return connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first() is not None
+
+
 def _ensure_role(
     connection: Connection,
     role: str,
@@ -99,7 +116,7 @@ def _ensure_role(
     on_progress: Callable[[str], None],
 ) -> bool:
     """Create the role if it is missing; True if it was created."""
-    if connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first():
+    if _has_role(connection, role):
         connection.commit()
         return False
     password = make_url(url).password

@@ -11,10 +11,10 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Numeric, Text, U
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """The migration that this code needs; a process that finds another one stops at start-up."""
 
-KNOWN_REVISIONS: Final = frozenset({SCHEMA_REVISION})
+KNOWN_REVISIONS: Final = frozenset({"0001", SCHEMA_REVISION})
 """Every migration that this version has; any other was made by a newer one."""
 
 TENANT_SETTING: Final = "settle.user_id"
@@ -122,6 +122,7 @@ class CreditLedgerEntry(Base):
         ),
         Index("credit_ledger_by_reference", "reference"),
         Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
+        Index("credit_ledger_by_time", "created_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -170,6 +171,8 @@ class PaymentAttemptRow(Base):
             postgresql_where=text("status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')"),
         ),
         Index("payment_attempts_by_account", "billing_account_id", "created_at"),
+        Index("payment_attempts_by_time", "created_at", "id"),
+        Index("payment_attempts_by_status", "status", "created_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -230,3 +233,52 @@ class SettledTransferRow(Base):
     surplus_raw: Mapped[Decimal]
     unapplied_raw: Mapped[Decimal] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class LoginChallenge(Base):
+    """A message that a wallet was asked to sign; it is gone once it was used."""
+
+    __tablename__ = "login_challenges"
+    __table_args__ = (Index("login_challenges_by_expiry", "expires_at"),)
+
+    nonce: Mapped[str] = mapped_column(primary_key=True)
+    wallet_address: Mapped[str]
+    message: Mapped[str] = mapped_column(unique=True)
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SessionRow(Base):
+    """A signed-in browser or program, by the SHA-256 of its cookie's value."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("sessions_by_user", "user_id"), Index("sessions_by_expiry", "expires_at"))
+
+    token_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """The answer that a request with this key got; the same request again gets it again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[bytes]
+    answer: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RateLimit(Base):
+    """When a bucket will be full again. Unlogged: a crash of the server forgets it."""
+
+    __tablename__ = "rate_limits"
+    __table_args__ = (Index("rate_limits_by_age", "full_at"), {"prefixes": ["UNLOGGED"]})
+
+    bucket: Mapped[str] = mapped_column(primary_key=True)
+    full_at: Mapped[datetime]

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import ServiceDatabase, TenantDatabase
+from db.engine import OperatorDatabase, ServiceDatabase, TenantDatabase
 from db.schema import KNOWN_REVISIONS, SCHEMA_REVISION
 from domain.errors import StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
@@ -29,7 +29,7 @@ _RIGHTS = text(
                  FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
                 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
                   AND has_table_privilege(current_user, c.oid, p)
-                  AND NOT (p = 'INSERT' AND c.relname IN ('payment_events', 'settled_transfers'))
+                  AND NOT (p = 'INSERT' AND c.relname IN ('payment_events', 'settled_transfers', 'idempotency_keys'))
                 UNION ALL
                SELECT c.relname || '.' || a.attname || ' ' || p
                  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
@@ -42,7 +42,8 @@ _RIGHTS = text(
                       'revenue_share')))
                 ORDER BY 1 LIMIT 6) AS excesses) AS may_change,
            has_function_privilege(
-               current_user, 'post_entry(text, bigint, text, text, text, jsonb)', 'EXECUTE') AS may_post_to_all
+               current_user, 'post_entry(text, bigint, text, text, text, jsonb)', 'EXECUTE') AS may_post_to_all,
+           has_any_column_privilege(current_user, 'payment_attempts', 'INSERT, UPDATE') AS may_write
       FROM pg_roles WHERE rolname = current_user
     """
 )
@@ -64,9 +65,37 @@ async def check_tenant_database(database: TenantDatabase) -> None:
     """Schema, system tenant, and no more rights than role settle_app has. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
         await _check_revision(connection)
-        await _check_rights(connection, setting="DATABASE_URL", may_bypass_row_level_security=False)
+        await _check_rights(connection, setting="DATABASE_URL", role="settle_app")
         await _check_protection(connection)
         await _check_system_tenant(connection)
+
+
+async def check_answers(database: TenantDatabase) -> None:
+    """The server is there, and its role has no more rights than it needs. Raises `SettleError`."""
+    async with database.unscoped() as connection:
+        await _check_rights(connection, setting="DATABASE_URL", role="settle_app")
+
+
+async def check_schema(database: TenantDatabase) -> None:
+    """The schema is at the code's revision, and its protection is switched on. Raises `StartupCheckFailed`."""
+    async with database.unscoped() as connection:
+        await _check_revision(connection)
+        await _check_protection(connection)
+
+
+async def check_system_tenant(database: TenantDatabase) -> None:
+    """The system tenant is there and flagged. Raises `StartupCheckFailed`."""
+    async with database.unscoped() as connection:
+        await _check_revision(connection)
+        await _check_system_tenant(connection)
+
+
+async def check_operator_database(database: OperatorDatabase) -> None:
+    """Schema, and no more rights than role settle_operator has: it changes nothing. Raises `StartupCheckFailed`."""
+    async with database.transaction() as transaction:
+        connection = transaction.connection
+        await _check_revision(connection)
+        await _check_rights(connection, setting="OPERATOR_DATABASE_URL", role="settle_operator")
 
 
 async def check_service_database(database: ServiceDatabase) -> None:
@@ -74,7 +103,7 @@ async def check_service_database(database: ServiceDatabase) -> None:
     async with database.transaction() as transaction:
         connection = transaction.connection
         await _check_revision(connection)
-        await _check_rights(connection, setting="SERVICE_DATABASE_URL", may_bypass_row_level_security=True)
+        await _check_rights(connection, setting="SERVICE_DATABASE_URL", role="settle_service")
         await _check_protection(connection)
         await _check_system_tenant(connection)
 
@@ -93,7 +122,8 @@ async def _check_revision(connection: AsyncConnection) -> None:
         raise StartupCheckFailed(f"the schema is at revision {found}, the code needs {SCHEMA_REVISION}; {RUN_MIGRATE}")
 
 
-async def _check_rights(connection: AsyncConnection, *, setting: str, may_bypass_row_level_security: bool) -> None:
+async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:
+    may_bypass_row_level_security = role == "settle_service"
     row = (await connection.execute(_RIGHTS)).one()
     excess = [
         words
@@ -107,14 +137,14 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, may_bypass
             ("may create tables and functions", row.may_create),
             (f"may change what it should not ({row.may_change})", bool(row.may_change)),
             ("may post to every account", row.may_post_to_all and not may_bypass_row_level_security),
+            ("may write", row.may_write and role == "settle_operator"),
         )
         if found
     ]
     if excess:
-        wanted = "settle_service" if may_bypass_row_level_security else "settle_app"
         raise StartupCheckFailed(
             f"{setting}: role {row.role} has more rights than it needs: it {', '.join(excess)}; "
-            f"use role {wanted} as `settle migrate` makes it"
+            f"use role {role} as `settle migrate` makes it"
         )
     if may_bypass_row_level_security and not row.rolbypassrls:
         mend = (

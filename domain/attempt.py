@@ -65,6 +65,9 @@ LEGAL_TRANSITIONS: Final[dict[AttemptStatus, frozenset[AttemptStatus]]] = {
 
 FINAL_STATUSES: Final = frozenset(status for status, following in LEGAL_TRANSITIONS.items() if not following)
 
+OPEN_STATUSES: Final = frozenset(LEGAL_TRANSITIONS) - FINAL_STATUSES
+"""What the payer may still do something about, or waits for."""
+
 HOLDING_STATUSES: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.CREDITED})
 """An attempt holds its hash while it waits and once it was paid with it; a refused payment lets go of it."""
 

@@ -6,10 +6,16 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── AttemptNotFound         no such attempt, or somebody else's
 │   ├── HashInUse               another attempt of the same payer holds that transaction hash
 │   ├── TooManyReplacements     the hash of one attempt was replaced too often
-│   └── WrongChain              the attempt belongs to another chain than this process settles
+│   ├── WrongChain              the attempt belongs to another chain than this process settles
+│   ├── NotSignedIn             nobody is signed in, or no longer
+│   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or too old
+│   ├── NotAnOperator           somebody is signed in who may not see this
+│   ├── IdempotencyKeyReused    the key came with another request before
+│   └── RateLimited             too many requests; says when to come back
 ├── Unavailable                 something outside does not answer now; the same call may go through later
 │   ├── ChainUnavailable        no chain node gave an answer that can be used (`chain/` has finer ones)
 │   ├── DatabaseUnavailable     PostgreSQL cannot be reached
+│   │   └── DatabaseBusy        it answers, but somebody held what was needed for too long
 │   └── TemporalUnavailable     the Temporal service cannot be reached
 ├── TransferAlreadySettled      that on-chain transfer has paid another attempt
 └── OperatorError               only somebody who runs the system can mend it
@@ -20,6 +26,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 
 from __future__ import annotations
 
+from math import ceil
 from typing import ClassVar
 
 
@@ -85,6 +92,49 @@ class WrongChain(Refusal):
         super().__init__(f"this payment is for chain {attempt_chain_id}; this service settles chain {chain_id}")
 
 
+class NotSignedIn(Refusal):
+    """Nobody is signed in, or no longer."""
+
+    code = "UNAUTHENTICATED"
+
+    def __init__(self) -> None:
+        super().__init__("sign in with your wallet first")
+
+
+class SignInRefused(Refusal):
+    """The signature is not the wallet's, or its challenge was used already, expired, or was never given."""
+
+    code = "SIGN_IN_REFUSED"
+
+
+class NotAnOperator(Refusal):
+    """Somebody is signed in who may not see this."""
+
+    code = "FORBIDDEN"
+
+    def __init__(self) -> None:
+        super().__init__("this page is for operators")
+
+
+class IdempotencyKeyReused(Refusal):
+    """The same key came with another request before."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"Idempotency-Key {key!r:.80} was used for another request before; take a new one")
+
+
+class RateLimited(Refusal):
+    """Too many requests. `retry_after_seconds` says when the next one is welcome."""
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, retry_after_seconds: float, what: str) -> None:
+        super().__init__(f"too many {what}; try again in {ceil(max(retry_after_seconds, 1))} s")
+        self.retry_after_seconds = ceil(max(retry_after_seconds, 1))
+
+
 class Unavailable(SettleError):
     """Something outside does not answer now; retrying is right."""
 
@@ -101,6 +151,12 @@ class DatabaseUnavailable(Unavailable):
     """PostgreSQL cannot be reached."""
 
     code = "DATABASE_UNAVAILABLE"
+
+
+class DatabaseBusy(DatabaseUnavailable):
+    """A lock that somebody else held for too long, or a deadlock that was resolved at this caller's cost."""
+
+    code = "DATABASE_BUSY"
 
 
 class TemporalUnavailable(Unavailable):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +24,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contracts import RecordedSubmission, Settlement, Submission
-from db import attempts, payments
+from db import attempts, idempotency, payments
 from db.accounts import Payer, provision_wallet
 from db.engine import TenantDatabase
 from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
@@ -39,7 +41,7 @@ from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import terms_of
 from starter.models import AttemptView, Intent
-from starter.progress import read_waiting, read_workflow
+from starter.progress import ProgressReader, read_workflow
 from starter.temporal import does_not_answer, register_search_attributes
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
@@ -87,18 +89,37 @@ class PaymentPolicy:
 class PaymentsClient:
     """The typed client. It holds a database of role settle_app and a Temporal client, and owns neither."""
 
-    def __init__(self, database: TenantDatabase, temporal: Client, policy: PaymentPolicy) -> None:
+    def __init__(
+        self,
+        database: TenantDatabase,
+        temporal: Client,
+        policy: PaymentPolicy,
+        *,
+        read_head: Callable[[], Awaitable[int]] | None = None,
+    ) -> None:
+        """With `read_head`, the chain's height, confirmations are counted block by block between two looks."""
         self._database = database
         self._temporal = temporal
         self._policy = policy
+        self._progress = ProgressReader(temporal, read_head)
 
     async def provision(self, wallet_address: str) -> Payer:
         """The payer behind a wallet (EIP-55 checksum form); opens user, account and key when it has none."""
         async with self._database.unscoped() as connection:
             return await provision_wallet(connection, wallet_address)
 
-    async def create_intent(self, payer: Payer, amount_usd_cents: int, purpose: Purpose = Purpose.SELF) -> Intent:
-        """A new attempt that waits to be paid. Raises `InvalidInput` for an amount out of bounds."""
+    async def create_intent(
+        self,
+        payer: Payer,
+        amount_usd_cents: int,
+        purpose: Purpose = Purpose.SELF,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Intent:
+        """A new attempt that waits to be paid; with an `idempotency_key` that came before, what it was answered then.
+
+        Raises `InvalidInput` for an amount out of bounds, and `IdempotencyKeyReused`.
+        """
         policy = self._policy
         amount = check_payment_amount(amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
         now = datetime.now(UTC)
@@ -117,9 +138,20 @@ class PaymentsClient:
             expires_at=now + policy.intent_ttl,
             created_at=now,
         )
+        intent = Intent.of(attempt, now + policy.intent_ttl)
         async with self._database.transaction(payer.user_id) as connection:
+            if idempotency_key is not None:
+                answered = await idempotency.keep_answer(
+                    connection,
+                    payer.billing_account_id,
+                    idempotency_key,
+                    _request_hash(amount, purpose),
+                    intent.model_dump(mode="json"),
+                )
+                if answered is not None:
+                    return Intent.model_validate(answered)
             await payments.create_intent(connection, attempt)
-        return Intent.of(attempt, now + policy.intent_ttl)
+        return intent
 
     async def submit(
         self, user_id: str, attempt_id: UUID, tx_hash: str, *, request_id: str | None = None
@@ -148,7 +180,8 @@ class PaymentsClient:
         await self._refuse_early(attempt, tx_hash)
 
         try:
-            recorded = await self._submit_to_workflow(attempt, _submission(attempt, tx_hash, submitted_at), request_id)
+            submission = _submission(attempt, tx_hash, submitted_at, request_id)
+            recorded = await self._submit_to_workflow(attempt, submission)
         except _EndedMeanwhile as ended:
             return AttemptView.of(ended.attempt)
         if recorded is None and expired:
@@ -157,11 +190,8 @@ class PaymentsClient:
         if recorded is None:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
-        return AttemptView.of(
-            attempt.model_copy(
-                update={"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
-            )
-        )
+        progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
+        return AttemptView.of(attempt.model_copy(update=progress | {"expires_at": None}))
 
     async def status(self, user_id: str, attempt_id: UUID) -> AttemptView:
         """How the attempt stands, with the confirmations so far while it waits.
@@ -169,10 +199,14 @@ class PaymentsClient:
         Raises `AttemptNotFound`, also for somebody else's, and `DatabaseUnavailable`.
         """
         attempt = await self._find(user_id, attempt_id)
+        return await self.with_progress(attempt)
+
+    async def with_progress(self, attempt: PaymentAttempt) -> AttemptView:
+        """The view of an attempt that was read already, with the confirmations so far while it waits."""
         view = AttemptView.of(attempt)
-        if attempt.status is not AttemptStatus.PENDING_UNVERIFIED:
+        if attempt.status is not AttemptStatus.PENDING_UNVERIFIED or attempt.tx_hash is None:
             return view
-        look = await read_waiting(self._temporal, attempt_id)
+        look = await self._progress.read(attempt.id, attempt.tx_hash)
         waiting = look.waiting if look else None
         return view.model_copy(
             update={
@@ -217,22 +251,20 @@ class PaymentsClient:
         state = await read_workflow(self._temporal, attempt_id)
         return state is not None and state.is_running
 
-    async def _submit_to_workflow(
-        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None
-    ) -> RecordedSubmission | None:
+    async def _submit_to_workflow(self, attempt: PaymentAttempt, submission: Submission) -> RecordedSubmission | None:
         """`_start_and_submit`, which must not be content with what an earlier run answered that is over by now."""
         waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED
         over = await self._run_that_is_over(attempt) if waits else None
         try:
-            return await self._start_and_submit(attempt, submission, request_id, after=over)
+            return await self._start_and_submit(attempt, submission, after=over)
         except WorkflowAlreadyStartedError:
             over = await self._run_that_is_over(attempt)
-            return await self._start_and_submit(attempt, submission, request_id, after=over)
+            return await self._start_and_submit(attempt, submission, after=over)
         except HashInUse:
             # A refusal is kept as long as its run is; whether it is still true, the database knows.
             await self._refuse_early(attempt, submission.tx_hash)
             return await self._start_and_submit(
-                attempt, submission, request_id, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
+                attempt, submission, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
             )
 
     async def _run_that_is_over(self, attempt: PaymentAttempt) -> str | None:
@@ -250,7 +282,7 @@ class PaymentsClient:
         return state.run_id
 
     async def _start_and_submit(
-        self, attempt: PaymentAttempt, submission: Submission, request_id: str | None, *, after: str | None
+        self, attempt: PaymentAttempt, submission: Submission, *, after: str | None
     ) -> RecordedSubmission | None:
         """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet.
 
@@ -258,14 +290,14 @@ class PaymentsClient:
         """
         start = WithStartWorkflowOperation(
             VerifyAndSettle.run,
-            _settlement(attempt, submission, request_id),
+            _settlement(attempt, submission),
             id=workflow_id(attempt.id),
             task_queue=TASK_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=_REUSE_POLICY if after is None else WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=_search_attributes(attempt, submission.tx_hash),
             static_summary=_summary(attempt),
-            memo={"requestId": request_id} if request_id else None,
+            memo={"requestId": submission.request_id} if submission.request_id else None,
         )
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
@@ -291,7 +323,7 @@ class PaymentsClient:
                 raise does_not_answer(error) from error
         finally:
             await _forget(start)
-        return await self._start_and_submit(attempt, submission, request_id, after=after)
+        return await self._start_and_submit(attempt, submission, after=after)
 
     async def _search_attributes_were_missing(self, error: RPCError | RuntimeError) -> bool:
         """Register what a worker would have registered, had one ever run here; True where that was the trouble."""
@@ -312,7 +344,7 @@ class PaymentsClient:
             async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
                 await self._temporal.start_workflow(
                     VerifyAndSettle.run,
-                    _settlement(attempt, submission, None),
+                    _settlement(attempt, submission),
                     id=workflow_id(attempt.id),
                     task_queue=TASK_QUEUE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -331,23 +363,30 @@ class PaymentsClient:
             raise TemporalUnavailable("Temporal has not started the settlement")
 
 
-def _submission(attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime) -> Submission:
+def _request_hash(amount_usd_cents: int, purpose: Purpose) -> bytes:
+    """What makes two requests for an intent the same one."""
+    return hashlib.sha256(f"intent:{amount_usd_cents}:{purpose.value}".encode()).digest()
+
+
+def _submission(
+    attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime, request_id: str | None = None
+) -> Submission:
     return Submission(
         attempt_id=attempt.id,
         owner_user_id=attempt.owner_user_id,
         billing_account_id=attempt.billing_account_id,
         tx_hash=tx_hash,
         submitted_at=submitted_at,
+        request_id=request_id,
     )
 
 
-def _settlement(attempt: PaymentAttempt, submission: Submission, request_id: str | None) -> Settlement:
+def _settlement(attempt: PaymentAttempt, submission: Submission) -> Settlement:
     return Settlement(
         submission=submission,
         purpose=attempt.purpose,
         amount_usd_cents=attempt.amount_usd_cents,
         terms=terms_of(attempt),
-        request_id=request_id,
     )
 
 

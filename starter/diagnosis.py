@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from temporalio.client import Client
 
 from chain.reader import ChainReader
 from db import attempts, ledger
-from db.engine import ServiceDatabase
+from db.engine import OperatorDatabase, ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import AttemptNotFound, SettleError, TemporalUnavailable
 from domain.ledger import Reason
@@ -21,6 +22,9 @@ from starter.models import Answer, AttemptView
 from starter.progress import WorkflowState, read_workflow
 from starter.temporal import count_pollers
 from workflows.naming import workflow_id
+
+ANSWER_SECONDS_MAX: Final = 10.0
+"""For Temporal and for the chain's nodes, which are asked one after another: whoever reads this waits for it."""
 
 
 class EventView(Answer):
@@ -55,9 +59,7 @@ class Diagnosis(AttemptView):
     token: str
     to: str
     amount_raw: int
-    created_at: datetime
     submitted_at: datetime | None
-    expires_at: datetime | None
     surplus_raw: int = 0
     unapplied_raw: int = Field(default=0, description="sent in other transfers of the same transaction")
     chain: str | None = Field(description="what the chain says about the submitted transaction now")
@@ -71,7 +73,7 @@ class Diagnosis(AttemptView):
 async def diagnose(
     attempt_id: UUID,
     *,
-    service: ServiceDatabase,
+    database: ServiceDatabase | OperatorDatabase,
     temporal: Client,
     chain: ChainReader,
     min_confirmations: int,
@@ -81,7 +83,7 @@ async def diagnose(
 
     A silent Temporal or chain node becomes part of the answer. Raises `AttemptNotFound` and `DatabaseUnavailable`.
     """
-    async with service.transaction() as connection:
+    async with database.transaction() as connection:
         attempt = await attempts.find_attempt(connection, attempt_id)
         if attempt is None:
             raise AttemptNotFound(attempt_id)
@@ -90,26 +92,24 @@ async def diagnose(
         transfer = await attempts.find_settled_transfer(connection, attempt_id)
         under = await attempts.find_under_verification(connection, attempt_id)
 
-    workflow, workflow_words = await _ask_temporal(temporal, attempt_id)
-    verdict, chain_words = await _ask_chain(
-        chain, attempt, min_confirmations, under.settled_log_indexes if under else frozenset()
+    settled = under.settled_log_indexes if under else frozenset[int]()
+    (workflow, workflow_words), (verdict, chain_words), workers = await asyncio.gather(
+        _ask_temporal(temporal, attempt_id),
+        _ask_chain(chain, attempt, min_confirmations, settled),
+        _count_workers(temporal),
     )
     view = AttemptView.of(attempt).model_dump()
     if isinstance(verdict, Waiting | Verified):
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
         **view,
-        explanation=_explain(
-            attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, await _count_workers(temporal))
-        ),
+        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, workers)),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,
         token=attempt.token,
         to=attempt.to_address,
         amount_raw=attempt.amount_raw,
-        created_at=attempt.created_at,
         submitted_at=attempt.submitted_at,
-        expires_at=attempt.expires_at,
         surplus_raw=transfer.surplus_raw if transfer else 0,
         unapplied_raw=transfer.unapplied_raw if transfer else 0,
         chain=chain_words,
@@ -169,8 +169,9 @@ async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowSta
 
 async def _count_workers(temporal: Client) -> int | None:
     try:
-        return await count_pollers(temporal)
-    except SettleError:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await count_pollers(temporal)
+    except (SettleError, TimeoutError):
         return None
 
 
@@ -180,9 +181,12 @@ async def _ask_chain(
     if attempt.tx_hash is None:
         return None, None
     try:
-        view = await chain.look(attempt.tx_hash)
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            view = await chain.look(attempt.tx_hash)
     except SettleError as error:
         return None, error.message
+    except TimeoutError:
+        return None, f"no chain node has answered within {ANSWER_SECONDS_MAX:.0f} s"
     verdict = judge(
         terms_of(attempt), attempt.tx_hash, view, min_confirmations=min_confirmations, settled_log_indexes=settled
     )

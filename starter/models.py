@@ -55,6 +55,8 @@ class AttemptView(Answer):
     error_code: ErrorCode | None = None
     amount_usd_cents: int
     purpose: Purpose
+    created_at: datetime
+    expires_at: datetime | None = Field(default=None, description="until when it can be paid, while it is not")
     confirmations: int | None = Field(default=None, description="so far, while the payment waits for the chain")
     confirmations_needed: int | None = None
     waiting_for: str | None = Field(default=None, description="in the words of the last look at the chain")
@@ -72,4 +74,6 @@ class AttemptView(Answer):
             error_code=attempt.error_code,
             amount_usd_cents=attempt.amount_usd_cents,
             purpose=attempt.purpose,
+            created_at=attempt.created_at,
+            expires_at=attempt.expires_at,
         )

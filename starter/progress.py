@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -12,12 +14,15 @@ from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.errors import TemporalUnavailable
-from domain.verdict import Waiting
+from domain.errors import ChainUnavailable, TemporalUnavailable
+from domain.verdict import Waiting, WaitReason
 from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 
 DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
+
+REMEMBERED_LOOKS_MAX: Final = 5_000
+"""Payments whose last look is remembered; the one asked for least recently is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +91,58 @@ async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | Non
     )
 
 
-async def read_waiting(client: Client, attempt_id: UUID) -> PendingActivity | None:
-    """The activity that waits for the chain, with what it last saw. None where there is none, or no answer."""
-    try:
-        state = await read_workflow(client, attempt_id)
-    except TemporalUnavailable:
-        return None
-    return next((activity for activity in state.pending if activity.waiting), None) if state else None
+class ProgressReader:
+    """How far the chain has confirmed a payment, for many who ask often.
+
+    A look at the chain happens when it may change something, so what it saw is true until the next one; between two
+    looks only the chain's head moves. Both are asked for once, whoever asks how often.
+    """
+
+    def __init__(self, client: Client, read_head: Callable[[], Awaitable[int]] | None = None) -> None:
+        """`read_head` gives the chain's height, or raises `ChainUnavailable`; it is asked at every call."""
+        self._client = client
+        self._read_head = read_head
+        self._seen: OrderedDict[tuple[UUID, str], PendingActivity] = OrderedDict()
+
+    async def read(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
+        """The activity that waits for `tx_hash`, with the confirmations so far.
+
+        None where nothing waits, or nobody answers.
+        """
+        activity = await self._last_look(attempt_id, tx_hash)
+        if activity is None or activity.waiting is None:
+            return activity
+        return replace(activity, waiting=await self._up_to_now(activity.waiting))
+
+    async def _last_look(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
+        seen = self._seen.get((attempt_id, tx_hash))
+        if seen is not None and seen.next_attempt_at is not None and datetime.now(UTC) < seen.next_attempt_at:
+            return seen
+        try:
+            state = await read_workflow(self._client, attempt_id)
+        except TemporalUnavailable:
+            return None
+        found = next((activity for activity in state.pending if activity.waiting), None) if state else None
+        if found is not None:
+            self._seen[attempt_id, tx_hash] = found
+            self._seen.move_to_end((attempt_id, tx_hash))
+            if len(self._seen) > REMEMBERED_LOOKS_MAX:
+                self._seen.popitem(last=False)
+        return found
+
+    async def _up_to_now(self, waiting: Waiting) -> Waiting:
+        """The same with the blocks counted that came since; a head that cannot be read changes nothing."""
+        if waiting.reason is not WaitReason.CONFIRMATIONS or waiting.block_number is None or self._read_head is None:
+            return waiting
+        try:
+            head = await self._read_head()
+        except ChainUnavailable:
+            return waiting
+        counted = min(head - waiting.block_number + 1, waiting.confirmations_needed)
+        if counted <= waiting.confirmations:
+            return waiting
+        message = f"{counted} of {waiting.confirmations_needed} confirmations"
+        return waiting.model_copy(update={"confirmations": counted, "message": message})
 
 
 async def _waiting(client: Client, payloads: list[object]) -> Waiting | None:

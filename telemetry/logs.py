@@ -21,7 +21,7 @@ _SECRET_FIELDS: Final = re.compile(
 )
 _REDACTED: Final = "[redacted]"
 
-CONTEXT_FIELDS: Final = ("attempt_id", "billing_account_id")
+CONTEXT_FIELDS: Final = ("attempt_id", "billing_account_id", "request_id")
 
 
 def redact(text: str) -> str:
@@ -125,7 +125,7 @@ class _LogContextInbound(ActivityInboundInterceptor):
         fields = {
             name: str(getattr(message, name))
             for name in CONTEXT_FIELDS
-            if isinstance(message, BaseModel) and hasattr(message, name)
+            if isinstance(message, BaseModel) and getattr(message, name, None) is not None
         }
         # Not unbound afterwards: the activity's task ends here, and the SDK's line about its failure comes last.
         structlog.contextvars.bind_contextvars(

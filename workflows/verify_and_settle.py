@@ -251,7 +251,8 @@ class VerifyAndSettle:
 
     def _log_fields(self) -> dict[str, str]:
         submission = self._payment.submission
-        return {"attempt_id": str(submission.attempt_id), "billing_account_id": submission.billing_account_id}
+        fields = {"attempt_id": str(submission.attempt_id), "billing_account_id": submission.billing_account_id}
+        return fields | ({"request_id": submission.request_id} if submission.request_id else {})
 
     def _ref(self) -> dict[str, object]:
         """The fields that every activity's input shares."""

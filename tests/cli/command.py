@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.worker.process import clean_environment
+from tests.support.service_process import clean_environment
 
 SECONDS_MAX: Final = 60
 

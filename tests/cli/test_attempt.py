@@ -22,11 +22,10 @@ HASH = "0x" + "ab" * 32
 INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
 VIEW = {
     "attemptId", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "purpose",
-    "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
+    "createdAt", "expiresAt", "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
-    "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "createdAt", "submittedAt",
-    "expiresAt", "surplusRaw", "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
+    "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "submittedAt", "surplusRaw", "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
 }  # fmt: skip
 
 

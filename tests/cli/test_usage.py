@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from cli import main
 from tests.cli.command import settle
-from tests.worker.process import clean_environment
+from tests.support.service_process import clean_environment
 
 HASH = "0x" + "ab" * 32
 WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"

@@ -21,12 +21,25 @@ READ_BY_TENANTS = {
 }  # fmt: skip
 READ_BY_SERVICE = READ_BY_TENANTS | {"journal_lines", "ledger_accounts"}
 APPENDED_BY_BOTH = {"payment_events", "settled_transfers"}
+READ_AND_APPENDED_BY_TENANTS = {"idempotency_keys"}
 
 ROLES = ("settle_app", "settle_service")
 
 
-@pytest.mark.parametrize(("role", "readable"), [("settle_app", READ_BY_TENANTS), ("settle_service", READ_BY_SERVICE)])
-def test_each_role_has_these_rights_on_tables_and_no_other(town: Town, role: str, readable: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("role", "readable", "appended"),
+    [
+        (
+            "settle_app",
+            READ_BY_TENANTS | READ_AND_APPENDED_BY_TENANTS,
+            APPENDED_BY_BOTH | READ_AND_APPENDED_BY_TENANTS,
+        ),
+        ("settle_service", READ_BY_SERVICE, APPENDED_BY_BOTH),
+    ],
+)
+def test_each_role_has_these_rights_on_tables_and_no_other(
+    town: Town, role: str, readable: set[str], appended: set[str]
+) -> None:
     granted = set(
         query(
             town.database.superuser_url,
@@ -35,7 +48,7 @@ def test_each_role_has_these_rights_on_tables_and_no_other(town: Town, role: str
             role,
         )
     )
-    assert granted == {(table, "SELECT") for table in readable} | {(table, "INSERT") for table in APPENDED_BY_BOTH}
+    assert granted == {(table, "SELECT") for table in readable} | {(table, "INSERT") for table in appended}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -51,7 +64,7 @@ def test_each_role_has_these_rights_on_columns_and_no_other(
         "   AND table_name <> ALL (%s) GROUP BY table_name",
         role,
         privilege,
-        list(APPENDED_BY_BOTH) if privilege == "INSERT" else [],
+        list(APPENDED_BY_BOTH | READ_AND_APPENDED_BY_TENANTS) if privilege == "INSERT" else [],
     )
     assert granted == [("payment_attempts", columns)]
 
@@ -59,8 +72,21 @@ def test_each_role_has_these_rights_on_columns_and_no_other(
 @pytest.mark.parametrize(
     ("role", "functions"),
     [
-        ("settle_app", ["post_own_purchase", "provision_wallet", "system_tenant_is_flagged"]),
-        ("settle_service", ["post_entry", "provision_wallet", "system_tenant_is_flagged"]),
+        (
+            "settle_app",
+            [
+                "end_session",
+                "find_login_challenge",
+                "find_session",
+                "open_login_challenge",
+                "open_session",
+                "post_own_purchase",
+                "provision_wallet",
+                "system_tenant_is_flagged",
+                "take_from_rate_limits",
+            ],
+        ),
+        ("settle_service", ["end_sessions_of_wallet", "post_entry", "provision_wallet", "system_tenant_is_flagged"]),
     ],
 )
 def test_each_role_may_call_these_functions_of_the_owner_and_no_other(

@@ -15,9 +15,12 @@ from settings import Settings, environment, load
 PASSWORD = "hunter2hunter2"
 CHECKSUMMED = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 OTHER_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
-POSTGRES = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
+POSTGRES = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL", "OPERATOR_DATABASE_URL")
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
+RATE_LIMITS = [
+    f"RATE_LIMIT_{kind}_PER_{whom}" for kind in ("LOGINS", "INTENTS", "SUBMITS") for whom in ("ADDRESS", "ACCOUNT")
+]
 BAD_POSTGRES = (
     f"mysql://settle_app:{PASSWORD}@localhost/settle",
     f"postgresql://settle_app:{PASSWORD}@/settle",
@@ -56,11 +59,30 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "SYSTEM_TENANT_REVENUE_SHARE": ("-0.01", "1.01", "75%", "nan", "inf", "a half", "1e-400"),
     "TEMPORAL_UI_URL": ("localhost:8233", "ftp://ui.example", "http://"),
     "WORKER_HEALTH_PORT": ("-1", "65536", "http"),
+    "API_URL": (
+        "pay.example.com",
+        "ftp://pay.example.com",
+        "https://",
+        "https://pay.example.com/shop",
+        "https://pay.example.com?x=1",
+        "https://pay.example.com#x",
+        f"https://me:{PASSWORD}@pay.example.com",
+        "https://pay.example.com:port",
+    ),
+    "API_PORT": ("-1", "65536", "http"),
+    "TRUSTED_PROXIES": ("10.0.0.0/99", "proxy", "10.0.0.1,proxy", "*"),
+    "SESSION_TTL_SECONDS": ("59", "2678401", "1d"),
+    "LOGIN_CHALLENGE_TTL_SECONDS": ("9", "3601", "5m"),
+    **dict.fromkeys(RATE_LIMITS, ("0", "-1", "1000001", "1.5", "many")),
+    "PLATFORM_NAME": (" ", "x" * 41, "two\nlines", "\x1b[31mred"),
+    "EXPLORER_TX_URL": ("https://explorer.example/tx/", "explorer.example/{tx_hash}", "javascript:{tx_hash}"),
+    "PUBLIC_RPC_URL": ("node.example", "ws://node.example"),
+    "OPERATOR_WALLETS": BAD_ADDRESSES,
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
 }
-ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST"}
-"""Whether one can listen there shows when the worker does."""
+ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST", "API_HOST"}
+"""Whether one can listen there shows when the process does."""
 
 
 def test_every_setting_has_bad_values_here() -> None:
@@ -209,3 +231,38 @@ def test_a_password_with_a_dollar_sign_is_taken_as_it_is(folder: Path) -> None:
 def test_the_token_does_not_receive_the_payments() -> None:
     with pytest.raises(ConfigurationError, match="^TREASURY_ADDRESS: got 0x833589fCD6.* which is the token itself"):
         load({"TREASURY_ADDRESS": CHECKSUMMED})
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("https://pay.example.com", "https://pay.example.com"),
+        ("https://Pay.Example.com/", "https://pay.example.com"),
+        ("https://pay.example.com:443", "https://pay.example.com"),
+        ("http://pay.example.com:443", "http://pay.example.com:443"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_the_apis_address_is_written_as_browsers_write_an_origin(given: str, origin: str) -> None:
+    assert load({"API_URL": given}).api_url == origin
+
+
+def test_operators_need_wallets_and_a_database_of_their_own() -> None:
+    with pytest.raises(ConfigurationError, match="OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is"):
+        load({"OPERATOR_WALLETS": CHECKSUMMED})
+    database = "postgresql://settle_operator:x@localhost/settle"
+    settings = load({"OPERATOR_WALLETS": f"{CHECKSUMMED.lower()}, {CHECKSUMMED}", "OPERATOR_DATABASE_URL": database})
+    assert settings.operator_wallets == (CHECKSUMMED, CHECKSUMMED)
+
+
+@pytest.mark.parametrize(
+    ("variables", "explorer"),
+    [
+        ({}, "https://basescan.org/tx/{tx_hash}"),
+        ({"CHAIN_ID": "31337"}, None),
+        ({"CHAIN_ID": "31337", "EXPLORER_TX_URL": "http://x.example/{tx_hash}"}, "http://x.example/{tx_hash}"),
+    ],
+)
+def test_a_well_known_chain_has_its_explorer(variables: dict[str, str], explorer: str | None) -> None:
+    assert load(variables).explorer == explorer

@@ -36,7 +36,7 @@ async def _diagnose(
 ) -> Diagnosis:
     return await diagnose(
         attempt_id,
-        service=engine.service,
+        database=engine.service,
         temporal=temporal or engine.namespace.client,
         chain=reader or engine.reader,
         min_confirmations=engine.settings.min_confirmations,

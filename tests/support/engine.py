@@ -67,10 +67,11 @@ class Engine:
     payments: PaymentsClient
 
     @asynccontextmanager
-    async def worker(self, *, identity: str | None = None) -> AsyncIterator[None]:
-        """The product's own worker, as long as the block runs."""
+    async def worker(self, **changes: str) -> AsyncIterator[None]:
+        """The product's own worker, as long as the block runs; `changes` are settings by their variables' names."""
+        settings = load({**self.variables, **changes})
         async with build_worker(
-            self.namespace.client, self.settings, chain=self.reader, tenants=self.tenants, service=self.service
+            self.namespace.client, settings, chain=self.reader, tenants=self.tenants, service=self.service
         ):
             yield
 

@@ -17,7 +17,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from db.migrate import APP_ROLE, SERVICE_ROLE, migrate
+from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, migrate
 from devstack.postgres import EmbeddedPostgres
 
 OWNER_ROLE: Final = "settle_owner"
@@ -53,6 +53,11 @@ class Database:
     def service_url(self) -> str:
         """Role settle_service: for workers."""
         return self.url_as(SERVICE_ROLE)
+
+    @property
+    def operator_url(self) -> str:
+        """Role settle_operator: for the operators' pages."""
+        return self.url_as(OPERATOR_ROLE)
 
     @property
     def migration_url(self) -> str:
@@ -105,8 +110,14 @@ class Cluster:
 
 
 async def migrate_database(database: Database) -> None:
-    """Bring a database to the code's revision, as `settle migrate` does."""
-    await asyncio.to_thread(migrate, database.migration_url, app_url=database.app_url, service_url=database.service_url)
+    """Bring a database to the code's revision, as `settle migrate` does where operators have an address."""
+    await asyncio.to_thread(
+        migrate,
+        database.migration_url,
+        app_url=database.app_url,
+        service_url=database.service_url,
+        operator_url=database.operator_url,
+    )
 
 
 @contextmanager

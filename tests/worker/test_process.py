@@ -19,7 +19,8 @@ from domain.attempt import AttemptStatus, ErrorCode
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.postgres import ROLE_PASSWORD
-from tests.worker.process import Relay, WorkerProcess, running_worker
+from tests.support.relay import Relay
+from tests.worker.process import WorkerProcess, running_worker
 
 API_KEY = "sekret-api-key"
 DRAIN_SECONDS_MAX = 12.0
@@ -104,6 +105,17 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_activity_it_has_begun(
     async with engine.worker():
         assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
     assert await engine.books() == []
+
+
+async def test_the_submitting_requests_id_is_found_in_the_workers_lines(
+    engine: Engine, quiet_worker: WorkerProcess
+) -> None:
+    payer, intent, sent = await engine.buy()
+    await engine.payments.submit(payer.user_id, intent.attempt_id, sent, request_id="checkout-42")
+    await engine.result(intent.attempt_id)
+    lines = [line for line in quiet_worker.lines() if line.get("attempt_id") == str(intent.attempt_id)]
+    assert lines
+    assert {line.get("request_id") for line in lines} == {"checkout-42"}
 
 
 async def test_metrics_join_the_sdks_with_ours(engine: Engine, worker: WorkerProcess) -> None:

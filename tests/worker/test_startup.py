@@ -15,7 +15,8 @@ from devstack.processes import ephemeral_port
 from tests.support import sql
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD, Cluster
-from tests.worker.process import clean_environment, running_worker
+from tests.support.service_process import clean_environment
+from tests.worker.process import running_worker
 
 START_SECONDS_MAX = 30.0
 

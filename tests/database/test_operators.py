@@ -1,0 +1,397 @@
+"""The operators' queries: what the filters find, in pages, and a balance that leads back from what it is now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import event
+
+from db import operators
+from db.engine import OperatorDatabase
+from db.operators import AttemptFilter, AttemptsPage, BalanceHistory
+from domain.attempt import AttemptStatus, Purpose
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from tests.database.conftest import Town
+from tests.support.payments import NOW, Desk, tx_hash
+from tests.support.postgres import Cluster, Database
+from tests.support.sql import connect
+
+
+@pytest.fixture
+async def reader(town: Town) -> AsyncIterator[OperatorDatabase]:
+    """The operators' role on the database of `town`."""
+    async with _opened(town.database) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _opened(database: Database) -> AsyncIterator[OperatorDatabase]:
+    opened = OperatorDatabase(database.operator_url)
+    try:
+        yield opened
+    finally:
+        await opened.dispose()
+
+
+async def _page(reader: OperatorDatabase, wanted: AttemptFilter | None = None, **options: Any) -> AttemptsPage:
+    async with reader.transaction() as connection:
+        return await operators.page_attempts(connection, wanted or AttemptFilter(), **{"limit": 100} | options)
+
+
+def _ids(page: AttemptsPage) -> set[UUID]:
+    return {attempt.id for attempt in page.attempts}
+
+
+# -- filters
+
+
+async def test_without_a_filter_every_tenants_attempts_are_listed_newest_first(
+    town: Town, reader: OperatorDatabase
+) -> None:
+    page = await _page(reader)
+    assert {attempt.billing_account_id for attempt in page.attempts} == {town.alice.account, town.bob.account}
+    assert len(page.attempts) == 12
+    assert page.attempts == sorted(page.attempts, key=lambda attempt: (attempt.created_at, attempt.id), reverse=True)
+    assert (page.older, page.newer, page.was_cut) == (None, None, False)
+
+
+async def test_each_filter_finds_what_it_names_and_nothing_else(town: Town, reader: OperatorDatabase) -> None:
+    alice, bob = town.alice, town.bob
+    found = [
+        (AttemptFilter(status=AttemptStatus.REJECTED), {alice.rejected.id, bob.rejected.id}),
+        (AttemptFilter(status=AttemptStatus.CREATED_INTENT), {alice.intent.id, bob.intent.id}),
+        (AttemptFilter(status=AttemptStatus.FAILED), set()),
+        (
+            AttemptFilter(purpose=Purpose.SYSTEM),
+            {tenant.donated.id for tenant in (alice, bob)} | {tenant.pending_donation.id for tenant in (alice, bob)},
+        ),
+        (AttemptFilter(tx_hash=alice.pending.tx_hash), {alice.pending.id}),
+        (AttemptFilter(tx_hash=tx_hash(999)), set()),
+        (AttemptFilter(billing_account_id="nobody"), set()),
+        (AttemptFilter(billing_account_id=bob.account, purpose=Purpose.SYSTEM, status=AttemptStatus.CREDITED),
+         {bob.donated.id}),
+        (AttemptFilter(billing_account_id=bob.account, tx_hash=alice.pending.tx_hash), set()),
+        (AttemptFilter(tx_hash=alice.pending.tx_hash, status=AttemptStatus.CREDITED), set()),
+    ]  # fmt: skip
+    for wanted, ids in found:
+        assert _ids(await _page(reader, wanted)) == ids, wanted
+    own = await _page(reader, AttemptFilter(billing_account_id=alice.account))
+    assert len(own.attempts) == 6
+    assert {attempt.billing_account_id for attempt in own.attempts} == {alice.account}
+
+
+async def test_a_listed_attempt_is_what_the_database_has(town: Town, reader: OperatorDatabase) -> None:
+    [listed] = (await _page(reader, AttemptFilter(tx_hash=town.bob.rejected.tx_hash))).attempts
+    assert listed.id == town.bob.rejected.id
+    assert (listed.status, listed.error_code, listed.purpose) == ("REJECTED", "INSUFFICIENT_AMOUNT", "self")
+    assert (listed.amount_usd_cents, listed.billing_account_id) == (10_000, town.bob.account)
+    assert (listed.from_address, listed.chain_id) == (town.bob.payer.wallet_address, 31_337)
+    assert (listed.created_at, listed.tx_hash) == (NOW, town.bob.rejected.tx_hash)
+
+
+async def test_each_status_is_counted(reader: OperatorDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reader.transaction() as connection:
+        assert await operators.count_by_status(connection) == {
+            "CREATED_INTENT": 2, "PENDING_UNVERIFIED": 4, "CREDITED": 4, "REJECTED": 2, "FAILED": 0,
+        }  # fmt: skip
+        monkeypatch.setattr(operators, "COUNTED_MAX", 2)
+        assert max((await operators.count_by_status(connection)).values()) == 3
+
+
+# -- pages
+
+
+async def _make(desk: Desk, number: int, **values: Any) -> list[UUID]:
+    """Attempts, oldest first: three at each second, because nothing says that two are never made at once."""
+    payer = await desk.open_account(1)
+    made = [await desk.create(payer, created_at=NOW + timedelta(seconds=n // 3), **values) for n in range(number)]
+    return [attempt.id for attempt in sorted(made, key=lambda attempt: (attempt.created_at, attempt.id))]
+
+
+async def test_paging_older_and_back_meets_every_attempt_once(desk: Desk) -> None:
+    newest_first = (await _make(desk, 10))[::-1]
+    async with _opened(desk.database) as reader:
+        first = await _page(reader, limit=4)
+        second = await _page(reader, limit=4, before=first.older)
+        third = await _page(reader, limit=4, before=second.older)
+        assert [len(page.attempts) for page in (first, second, third)] == [4, 4, 2]
+        assert [attempt.id for page in (first, second, third) for attempt in page.attempts] == newest_first
+        assert third.older is None
+        assert first.newer is None
+        back = await _page(reader, limit=4, after=third.newer)
+        assert back.attempts == second.attempts
+        assert await _page(reader, limit=4, before=back.older) == third
+        again = await _page(reader, limit=4, after=back.newer)
+        assert again.attempts == first.attempts
+        assert again.newer is None
+
+
+async def test_an_attempt_that_is_made_meanwhile_moves_no_page(desk: Desk) -> None:
+    newest_first = (await _make(desk, 6))[::-1]
+    async with _opened(desk.database) as reader:
+        first = await _page(reader, limit=3)
+        await desk.create(await desk.open_account(2), created_at=NOW + timedelta(hours=1))
+        second = await _page(reader, limit=3, before=first.older)
+    assert [attempt.id for attempt in second.attempts] == newest_first[3:]
+
+
+async def test_a_page_that_is_just_full_has_no_next(desk: Desk) -> None:
+    await _make(desk, 4)
+    async with _opened(desk.database) as reader:
+        assert (await _page(reader, limit=4)).older is None
+        assert (await _page(reader, limit=3)).older is not None
+
+
+async def test_after_an_attempt_that_is_not_there_comes_nothing(town: Town, reader: OperatorDatabase) -> None:
+    assert (await _page(reader, before=uuid4())).attempts == []
+    assert (await _page(reader, after=uuid4())).attempts == []
+
+
+@pytest.mark.parametrize("purpose", [Purpose.SYSTEM, Purpose.SELF])
+async def test_a_rare_combination_is_looked_for_a_window_at_a_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, purpose: Purpose
+) -> None:
+    """No index serves it, so it must not read on until it has found a whole page."""
+    monkeypatch.setattr(operators, "SCANNED_MAX", 4)
+    payer = await desk.open_account(1)
+    other = Purpose.SELF if purpose is Purpose.SYSTEM else Purpose.SYSTEM
+    wanted = (await desk.create(payer, purpose=purpose, created_at=NOW - timedelta(days=1))).id
+    await _make(desk, 9, purpose=other)
+    async with _opened(desk.database) as reader:
+        pages = [await _page(reader, AttemptFilter(purpose=purpose), limit=2)]
+        while pages[-1].older:
+            pages.append(await _page(reader, AttemptFilter(purpose=purpose), limit=2, before=pages[-1].older))
+        assert [[attempt.id for attempt in page.attempts] for page in pages] == [[], [], [wanted]]
+        assert [page.was_cut for page in pages] == [True, True, False]
+        # The way back is as long.
+        back = await _page(reader, AttemptFilter(purpose=purpose), limit=2, after=wanted)
+        assert (back.attempts, back.was_cut, back.older) == ([], True, wanted)
+        assert back.newer is not None
+        again = await _page(reader, AttemptFilter(purpose=purpose), limit=2, after=back.newer)
+        assert (again.attempts, again.was_cut) == ([], True)
+
+
+# -- the balance
+
+START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR: Final = timedelta(hours=1)
+
+
+def _post(database: Database, *entries: tuple[timedelta, int, str]) -> None:
+    """Entries of the system tenant at these times after `START`, through the door, then moved there."""
+    for at, amount, reason in entries:
+        reference = str(uuid4())
+        with connect(database.service_url) as service:
+            contra = "expense:platform_revenue_share" if reason == "platform_revenue_share" else "cash:usdc"
+            service.execute(
+                "SELECT * FROM post_entry('cogni_system', %s, %s, %s, %s, '{}')", (amount, reason, reference, contra)
+            )
+        with connect(database.superuser_url, triggers=False) as superuser:
+            superuser.execute("UPDATE credit_ledger SET created_at = %s WHERE reference = %s", (START + at, reference))
+
+
+async def _history(database: Database, hours: int = 24, **options: Any) -> BalanceHistory:
+    values = {"start": START, "end": START + hours * HOUR, "width": HOUR} | options
+    async with _opened(database) as reader, reader.transaction() as connection:
+        return await operators.balance_history(connection, SYSTEM_TENANT_ACCOUNT_ID, **values)
+
+
+async def test_a_balance_over_time_leads_from_what_it_was_to_what_it_is(database: Database) -> None:
+    _post(
+        database,
+        (-HOUR, 1_000, "system_donation"),  # before the period
+        (0 * HOUR, 70, "platform_revenue_share"),  # its very first moment
+        (HOUR - timedelta(microseconds=1), 30, "system_donation"),
+        (HOUR, 5, "platform_revenue_share"),
+        (3 * HOUR, -400, "usage"),
+        (24 * HOUR, 9_000, "system_donation"),  # after it
+    )
+    history = await _history(database)
+    assert (history.opening_credits, history.current_credits) == (1_000, 9_705)
+    assert [
+        (step.at - START, step.bonus_credits, step.donation_credits, step.other_credits, step.balance_credits)
+        for step in history.steps
+    ] == [
+        (0 * HOUR, 70, 30, 0, 1_100),
+        (1 * HOUR, 5, 0, 0, 1_105),
+        (3 * HOUR, 0, 0, -400, 705),
+    ]
+    assert (history.bonus_credits, history.donation_credits, history.other_credits) == (75, 30, -400)
+
+
+async def test_other_accounts_do_not_count(town: Town) -> None:
+    now = datetime.now(UTC)
+    history = await _history(town.database, start=now - HOUR, end=now + HOUR)
+    assert history.current_credits == history.bonus_credits + history.donation_credits == 3_500_000_000
+    assert (history.bonus_credits, history.opening_credits) == (1_500_000_000, 0)
+
+
+async def test_a_ledger_without_entries_is_a_flat_balance(database: Database) -> None:
+    history = await _history(database)
+    assert (history.steps, history.opening_credits, history.current_credits) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("changes", [{"end": START + 201 * HOUR}, {"end": START}, {"width": timedelta(seconds=1)}])
+async def test_more_points_than_a_picture_has_are_refused(database: Database, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="at most 200"):
+        await _history(database, **changes)
+
+
+# -- plans: what is asked for every page does not get slower with the number of payments
+
+PAYMENTS: Final = 30_000
+DAYS: Final = 300
+
+# Straight into the tables, with triggers off: one account in ten has a tenth of everything, a donation is one in a
+# thousand, a rejected payment one in ten thousand, and all are spread over most of a year.
+FILL: Final = f"""
+    SET session_replication_role = replica;
+    INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(1, 1000) n;
+    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n FROM generate_series(1, 1000) n;
+    INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,
+                                  amount_usd_cents, purpose, status, error_code, tx_hash, submitted_at, revenue_share,
+                                  expires_at, created_at)
+    SELECT 'account-' || CASE WHEN n % 10 = 0 THEN 1 ELSE n % 1000 + 1 END, '0x' || repeat('1', 40), 1,
+           '0x' || repeat('2', 40), '0x' || repeat('3', 40), 1000000, 100,
+           CASE WHEN n % 1000 = 0 THEN 'system' ELSE 'self' END,
+           CASE WHEN n % 10000 = 1 THEN 'REJECTED' WHEN n % 7 = 0 THEN 'PENDING_UNVERIFIED' ELSE 'CREDITED' END,
+           CASE WHEN n % 10000 = 1 THEN 'SENDER_MISMATCH' END, '0x' || lpad(n::text, 64, '0'), now(),
+           CASE WHEN n % 10000 <> 1 AND n % 7 <> 0 AND n % 1000 <> 0 THEN 0.75 END, NULL,
+           '2026-01-01Z'::timestamptz + n * interval '{DAYS} days' / {PAYMENTS}
+      FROM generate_series(1, {PAYMENTS}) n;
+    INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference, created_at)
+    SELECT CASE WHEN n % 2 = 0 THEN 'cogni_system' ELSE 'account-' || n % 1000 + 1 END, 1, n,
+           CASE WHEN n % 2 = 0 THEN 'platform_revenue_share' ELSE 'credits_purchase' END, gen_random_uuid(),
+           '2026-01-01Z'::timestamptz + n * interval '{DAYS} days' / {2 * PAYMENTS}
+      FROM generate_series(1, {2 * PAYMENTS}) n;
+    SET session_replication_role = origin;
+"""
+
+
+@pytest.fixture(scope="module")
+async def full_template(cluster: Cluster) -> Database:
+    """A database with many payments."""
+    from tests.support.postgres import MIGRATED_TEMPLATE
+
+    database = await cluster.create(template=MIGRATED_TEMPLATE, name="full_of_payments")
+    with connect(database.superuser_url) as superuser:
+        superuser.execute(FILL)
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("ANALYZE")
+    return database
+
+
+@contextmanager
+def _noted(reader: OperatorDatabase) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that run in the block, as they are sent."""
+    noted: list[tuple[str, Any]] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: Any, _x: object, _many: bool) -> None:
+        noted.append((statement, parameters))
+
+    event.listen(reader.engine.sync_engine, "before_cursor_execute", note)
+    yield noted
+    event.remove(reader.engine.sync_engine, "before_cursor_execute", note)
+
+
+async def _plans(reader: OperatorDatabase, statements: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The plans of queries, run and measured."""
+    plans = []
+    async with reader.transaction() as connection:
+        for statement, parameters in statements:
+            if "FROM" in statement and "set_config" not in statement:
+                explained = await connection.connection.exec_driver_sql(
+                    f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+                )
+                found = explained.scalar_one()
+                plans.append((json.loads(found) if isinstance(found, str) else found)[0]["Plan"])
+    return plans
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from _nodes(part)
+
+
+def _rows_read(plan: dict[str, Any]) -> int:
+    """The most rows that any one step of a plan has read from a table or an index."""
+    return max(
+        int((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
+        for node in _nodes(plan)
+        if "Relation Name" in node
+    )
+
+
+REJECTED_EARLY: Final = tx_hash(0)[:-5] + "10001"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows_max"),
+    [
+        (AttemptFilter(), 60),
+        (AttemptFilter(status=AttemptStatus.CREDITED), 60),
+        (AttemptFilter(status=AttemptStatus.REJECTED), 60),
+        (AttemptFilter(status=AttemptStatus.FAILED), 60),
+        (AttemptFilter(billing_account_id="account-1"), 60),
+        (AttemptFilter(billing_account_id="account-7"), 60),
+        (AttemptFilter(billing_account_id="nobody"), 60),
+        (AttemptFilter(tx_hash=REJECTED_EARLY), 60),
+        (AttemptFilter(tx_hash="0x" + "f" * 64), 60),
+        (AttemptFilter(purpose=Purpose.SYSTEM), operators.SCANNED_MAX),
+        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.CREDITED), operators.SCANNED_MAX),
+        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.REJECTED), 60),
+        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.REJECTED), operators.SCANNED_MAX),
+        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.FAILED), operators.SCANNED_MAX),
+        (AttemptFilter(billing_account_id="account-1", purpose=Purpose.SYSTEM), operators.SCANNED_MAX),
+        (AttemptFilter(tx_hash=REJECTED_EARLY, purpose=Purpose.SYSTEM, status=AttemptStatus.FAILED), 60),
+    ],
+)
+@pytest.mark.parametrize("direction", ["newest", "before", "after"])
+async def test_a_page_of_attempts_does_not_read_the_table(
+    full_template: Database, wanted: AttemptFilter, rows_max: int, direction: str
+) -> None:
+    async with _opened(full_template) as reader:
+        middle = (await _page(reader, AttemptFilter(tx_hash=tx_hash(0)[:-5] + "15000"))).attempts[0].id
+        with _noted(reader) as noted:
+            await _page(reader, wanted, limit=50, **({} if direction == "newest" else {direction: middle}))
+        plans = await _plans(reader, noted)
+    assert plans
+    for plan in plans:
+        assert _rows_read(plan) <= rows_max, json.dumps(plan, indent=1)
+
+
+async def test_counting_does_not_read_the_table(full_template: Database) -> None:
+    async with _opened(full_template) as reader:
+        with _noted(reader) as noted:
+            async with reader.transaction() as connection:
+                counts = await operators.count_by_status(connection)
+        [plan] = await _plans(reader, noted)
+    assert counts[AttemptStatus.CREDITED] == operators.COUNTED_MAX + 1
+    assert _rows_read(plan) <= len(AttemptStatus) * (operators.COUNTED_MAX + 1)
+
+
+async def test_the_picture_of_a_day_reads_a_day_and_not_the_ledger(full_template: Database) -> None:
+    end = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=DAYS, hours=1)
+    with connect(full_template.superuser_url) as superuser:
+        [(pages,)] = superuser.execute("SELECT pg_relation_size('credit_ledger') / 8192").fetchall()
+    async with _opened(full_template) as reader:
+        with _noted(reader) as noted:
+            async with reader.transaction() as connection:
+                history = await operators.balance_history(
+                    connection,
+                    SYSTEM_TENANT_ACCOUNT_ID,
+                    start=end - timedelta(days=1),
+                    end=end,
+                    width=timedelta(minutes=10),
+                )
+        plan = (await _plans(reader, noted))[-1]
+    assert history.bonus_credits == 2 * PAYMENTS / DAYS / 2 * 23 / 24 + 1 or len(history.steps) <= 144
+    assert any(node.get("Index Name") == "credit_ledger_by_time" for node in _nodes(plan)), json.dumps(plan, indent=1)
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < pages / 3

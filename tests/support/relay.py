@@ -1,0 +1,45 @@
+"""A relay in front of a server, that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+
+class Relay:
+    """Passes one TCP port on to another, until it is cut."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    async def open(self) -> None:
+        """Listen, again on the same port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """Take no more connections and end those that are there."""
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            other_reader, other_writer = await asyncio.open_connection(*self._target)
+            self._writers |= {writer, other_writer}
+            await asyncio.gather(_pipe(reader, other_writer), _pipe(other_reader, writer))
+            self._writers -= {writer, other_writer}
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while content := await reader.read(65_536):
+            writer.write(content)
+            await writer.drain()
+    with contextlib.suppress(OSError):
+        writer.close()
