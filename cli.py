@@ -193,15 +193,16 @@ def main(ctx: click.Context, env_file: Path | None) -> None:
 
 @main.command()
 @state_dir_option
-@click.option("--without", multiple=True, metavar="PART", help="Leave a part out (repeatable): worker, chain, …")
+@click.option("--without", multiple=True, metavar="PART", help="Leave a part out (repeatable): worker, api, chain, …")
 @json_option
 @click.pass_obj
 @command
 async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_json: bool) -> None:
     """Run the whole system on this machine from embedded parts.
 
-    PostgreSQL, Temporal with its UI, a local chain with test USDC, and the worker. A part for which a server is
-    named in the settings is not started; that server is used. Addresses go to <state-dir>/env.
+    PostgreSQL, Temporal with its UI, a local chain with test USDC, the worker, and the API with the Credits page. A
+    part for which a server is named in the settings is not started; that server is used. Addresses go to
+    <state-dir>/env.
     """
     from commands.up import up as run
 
@@ -237,6 +238,7 @@ async def migrate(context: Context, as_json: bool) -> None:
         settings.require_migration_database_url(),
         app_url=settings.require_database_url(),
         service_url=settings.require_service_database_url(),
+        operator_url=settings.operator_database_url,
         on_progress=progress,
     )
     if as_json:
@@ -260,6 +262,16 @@ async def worker(context: Context) -> None:
 
 
 @main.command()
+@click.pass_obj
+@service
+async def api(context: Context) -> None:
+    """Serve the HTTP interface and the Credits page on API_HOST and API_PORT until SIGTERM."""
+    from commands.api import run_api
+
+    await run_api(context.settings, context.variables)
+
+
+@main.command()
 @json_option
 @click.pass_obj
 @command
@@ -274,14 +286,29 @@ async def doctor(context: Context, as_json: bool) -> bool:
 @click.option("--settlements", type=click.IntRange(20, 5000), default=300, show_default=True, help="Payments per run.")
 @click.option("--postings", type=click.IntRange(100, 100_000), default=4000, show_default=True, help="Ledger entries.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds; ratios are medians.")
+@click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="HTTP clients at once.")
+@click.option("--payments", type=click.IntRange(1, 50), default=5, show_default=True, help="Payments per HTTP client.")
 @json_option
 @click.pass_obj
 @command
-async def bench(context: Context, settlements: int, postings: int, rounds: int, as_json: bool) -> bool:
-    """Measure settlements against a bare workflow, and postings against raw statements, side by side."""
+async def bench(
+    context: Context, *, settlements: int, postings: int, rounds: int, clients: int, payments: int, as_json: bool
+) -> bool:
+    """Measure settlements against a bare workflow, and postings against raw statements, side by side.
+
+    Then the HTTP interface: many clients at once, from the intent through submit and status to the credits.
+    """
     from bench.run import bench as run
 
-    return await run(context.variables, settlements=settlements, postings=postings, rounds=rounds, as_json=as_json)
+    return await run(
+        context.variables,
+        settlements=settlements,
+        postings=postings,
+        rounds=rounds,
+        clients=clients,
+        payments=payments,
+        as_json=as_json,
+    )
 
 
 @main.group()
@@ -333,6 +360,23 @@ async def attempt_show(context: Context, attempt_id: UUID, as_json: bool) -> boo
     from commands.attempt import show as run
 
     return await run(context.settings, context.variables, attempt_id=attempt_id, as_json=as_json)
+
+
+@main.group()
+def sessions() -> None:
+    """Sign-ins of the HTTP interface."""
+
+
+@sessions.command("revoke")
+@click.option("--wallet", required=True, metavar="ADDRESS", help="Whose.")
+@json_option
+@click.pass_obj
+@command
+async def sessions_revoke(context: Context, wallet: str, as_json: bool) -> None:
+    """Sign a wallet out everywhere. Safe to repeat."""
+    from commands.sessions import revoke as run
+
+    await run(context.settings, wallet=wallet, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,11 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
         if name not in _SERVERS_OF_OTHERS and not name.startswith("TEMPORAL_")
     }
     with TemporaryDirectory(prefix="settle-demo-") as folder:
-        async with until_signalled(), LocalSystem(Path(folder), own, on_progress=progress) as system:
+        without = () if keep else ("api",)
+        async with (
+            until_signalled(),
+            LocalSystem(Path(folder), own, without=without, on_progress=progress) as system,
+        ):
             settings = system.settings
             async with (
                 payments_client(settings, system.variables) as client,
@@ -115,7 +119,10 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
                 payments = await scenes.play()
                 ok = await _report(scenes, payments, as_json=as_json)
             if keep:
-                progress(f"everything is left running; settings: {system.env_path}; Ctrl-C stops it")
+                page = f"{system.variables['API_URL']}/credits"
+                progress(
+                    f"everything is left running; Credits page: {page}; settings: {system.env_path}; Ctrl-C stops it"
+                )
                 await system.stack.wait()
             return ok
     raise DemoFailed("interrupted")

@@ -1,4 +1,4 @@
-"""The whole system on this machine: embedded parts, migrated database, worker; what `up`, `demo` and `bench` run."""
+"""The whole system on this machine: parts, migrated database, worker, API; what `up`, `demo` and `bench` run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from db.migrate import APP_ROLE, SERVICE_ROLE, migrate
+from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, migrate
 from devstack.chain import payer_wallets
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically
@@ -23,11 +23,13 @@ from settings import Settings, load
 from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
 
-PROCESSES: Final = ("worker",)
+PROCESSES: Final = ("worker", "api")
 PARTS: Final = (*PART_NAMES, *PROCESSES)
 
 LOCAL_BLOCK_TIME_SECONDS: Final = 1
 WORKER_STOP_SECONDS: Final = 15.0
+API_STOP_SECONDS: Final = 15.0
+API_PORT: Final = 8080
 
 _DATABASE_URLS: Final = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
 
@@ -87,6 +89,8 @@ class LocalSystem:
                 self._migrate()
             if "worker" not in self._without:
                 await self.start_worker()
+            if "api" not in self._without:
+                await self.start_api()
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -104,6 +108,16 @@ class LocalSystem:
             {**self.variables, "WORKER_HEALTH_PORT": str(port)},
             ready=_answers(f"http://127.0.0.1:{port}/readyz"),
             stop_timeout_seconds=WORKER_STOP_SECONDS,
+        )
+
+    async def start_api(self) -> ProcessService:
+        """Start the API as a supervised process on `API_URL` and wait until it is ready."""
+        return await self.stack.add_process(
+            "api",
+            [sys.executable, "-m", "cli", "api"],
+            self.variables,
+            ready=_answers(f"http://127.0.0.1:{self.variables['API_PORT']}/readyz"),
+            stop_timeout_seconds=API_STOP_SECONDS,
         )
 
     def _existing(self) -> set[str]:
@@ -124,12 +138,17 @@ class LocalSystem:
 
     async def _add_addresses(self) -> None:
         """Add what the started parts say of themselves to the settings."""
+        if "API_PORT" not in self.variables:
+            self.variables["API_PORT"] = str(PortBook(self.state_dir).pick("api", API_PORT))
+        self.variables.setdefault("API_URL", f"http://127.0.0.1:{self.variables['API_PORT']}")
         if "postgres" not in self._without:
             passwords = self._passwords()
             prepare_database(self.stack.postgres.superuser_url(), passwords[OWNER_ROLE])
             host = self.stack.postgres.superuser_url(DATABASE).rpartition("@")[2]
             for name, role in zip(_DATABASE_URLS, (APP_ROLE, SERVICE_ROLE, OWNER_ROLE), strict=True):
                 self.variables[name] = f"postgresql://{role}:{passwords[role]}@{host}"
+            # Its pages stay off until OPERATOR_WALLETS names somebody.
+            self.variables["OPERATOR_DATABASE_URL"] = f"postgresql://{OPERATOR_ROLE}:{passwords[OPERATOR_ROLE]}@{host}"
         if "temporal" not in self._without:
             self.variables["TEMPORAL_ADDRESS"] = self.stack.temporal.address
             self.variables.setdefault("TEMPORAL_NAMESPACE", "default")
@@ -139,6 +158,7 @@ class LocalSystem:
             await chain.deploy()
             self.variables["CHAIN_ID"] = str(chain.chain_id)
             self.variables["CHAIN_RPC_URLS"] = chain.url
+            self.variables.setdefault("PUBLIC_RPC_URL", chain.url)
             self.variables["USDC_TOKEN_ADDRESS"] = chain.token_address
             self.variables["TREASURY_ADDRESS"] = chain.treasury_address
             self.variables.setdefault("CHAIN_BLOCK_TIME_SECONDS", str(self._block_time_seconds or 1))
@@ -146,9 +166,10 @@ class LocalSystem:
 
     def _passwords(self) -> dict[str, str]:
         path = self.state_dir / "passwords.json"
-        if path.exists():
-            return {str(role): str(password) for role, password in json.loads(path.read_text()).items()}
-        passwords = {role: secrets.token_urlsafe(24) for role in (OWNER_ROLE, APP_ROLE, SERVICE_ROLE)}
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        roles = (OWNER_ROLE, APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE)
+        # A folder of an earlier version lacks the passwords of roles that are newer.
+        passwords = {role: str(kept.get(role) or secrets.token_urlsafe(24)) for role in roles}
         write_atomically(path, json.dumps(passwords).encode())
         return passwords
 
@@ -159,6 +180,7 @@ class LocalSystem:
             settings.require_migration_database_url(),
             app_url=settings.require_database_url(),
             service_url=settings.require_service_database_url(),
+            operator_url=settings.operator_database_url,
         )
 
     def _write_env(self) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Final
 
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout, table
 from devstack.stack import until_signalled
+
+SHOWN: Final = (
+    "API_URL",
+    "TEMPORAL_UI_URL",
+    "TEMPORAL_ADDRESS",
+    "CHAIN_RPC_URLS",
+    "TREASURY_ADDRESS",
+    "USDC_TOKEN_ADDRESS",
+)
 
 
 async def up(state_dir: Path, variables: Mapping[str, str], *, without: Collection[str], as_json: bool) -> None:
@@ -17,17 +27,15 @@ async def up(state_dir: Path, variables: Mapping[str, str], *, without: Collecti
         until_signalled(),
         LocalSystem(state_dir, variables, without=without, on_progress=progress) as system,
     ):
-        addresses = {
-            name: value
-            for name, value in system.variables.items()
-            if name
-            in {"TEMPORAL_ADDRESS", "TEMPORAL_UI_URL", "CHAIN_RPC_URLS", "TREASURY_ADDRESS", "USDC_TOKEN_ADDRESS"}
-        }
+        addresses = {name: system.variables[name] for name in SHOWN if name in system.variables}
         if as_json:
-            print_json({"stateDir": str(system.state_dir), "env": str(system.env_path), **addresses})
+            folders = {"stateDir": str(system.state_dir), "env": str(system.env_path)}
+            print_json(folders | addresses)
         else:
             stdout.print(table("settle is up", ("setting", "value"), addresses.items()))
             use = f"settle --env-file {shlex.quote(str(system.env_path))} ..."
+            if "api" not in without:
+                stdout.print(f"Credits page: {system.variables['API_URL']}/credits", markup=False, soft_wrap=True)
             stdout.print(f"All settings: {system.env_path}  (use: {use})", markup=False, soft_wrap=True)
             stdout.print("Ctrl-C stops everything; started again, it goes on where it was.")
         await system.stack.wait()

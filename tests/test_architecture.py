@@ -28,6 +28,7 @@ VIOLATIONS: Final = {
     "activities": "workflows",
     "workflows": "db",
     "starter": "commands",
+    "api": "settings",
 }
 """Who imports whom, against each contract."""
 

@@ -1,0 +1,1 @@
+"""The HTTP interface: sign-in with a wallet, payments, and the pages that people pay on."""

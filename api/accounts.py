@@ -1,0 +1,54 @@
+"""What an account's owner sees of it."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from api.models import AttemptPage, CreditsSummary, LedgerEntry
+from api.services import Services
+from db import accounts, attempts, ledger
+from db.sessions import Session
+from domain.errors import BookkeepingError
+
+PAGE_SIZE: int = 20
+PAGE_SIZE_MAX: int = 100
+
+
+async def read_summary(
+    services: Services, session: Session, *, limit: int = PAGE_SIZE, cursor: UUID | None = None
+) -> CreditsSummary:
+    """Balance and `limit` ledger rows, those older than the entry `cursor` where it is given."""
+    async with services.database.transaction(session.user_id) as connection:
+        balance = await accounts.find_balance(connection, session.billing_account_id)
+        # One more than is shown tells whether there is a next page.
+        rows = await ledger.page_entries(connection, session.billing_account_id, limit=limit + 1, before=cursor)
+    if balance is None:
+        raise BookkeepingError(f"account {session.billing_account_id} of a session is not there")
+    entries = [
+        LedgerEntry(
+            id=row.id,
+            amount=row.amount,
+            balance_after=row.balance_after,
+            reason=row.reason,
+            reference=row.reference,
+            tx_hash=row.details.get("txHash"),
+            created_at=row.created_at,
+        )
+        for row in rows[:limit]
+    ]
+    return CreditsSummary(
+        billing_account_id=session.billing_account_id,
+        balance_credits=balance,
+        ledger=entries,
+        next_cursor=entries[-1].id if len(rows) > limit else None,
+    )
+
+
+async def read_attempts(
+    services: Services, session: Session, *, open_only: bool, limit: int = PAGE_SIZE, cursor: UUID | None = None
+) -> AttemptPage:
+    """`limit` payments, those older than the attempt `cursor` where it is given, with their progress."""
+    async with services.database.transaction(session.user_id) as connection:
+        found = await attempts.page_own_attempts(connection, open_only=open_only, limit=limit + 1, before=cursor)
+    views = [await services.payments.with_progress(attempt) for attempt in found[:limit]]
+    return AttemptPage(attempts=views, next_cursor=views[-1].attempt_id if len(found) > limit else None)

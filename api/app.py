@@ -1,0 +1,72 @@
+"""The ASGI application: routes, in the shell of what holds for every request."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from api import auth, health, operators, pages, payments
+from api.bodies import BODY_BYTES_MAX
+from api.health import Readiness
+from api.middleware import (
+    ANSWER_SECONDS_MAX,
+    BODY_SECONDS_MAX,
+    Limits,
+    RequestContext,
+    SameOriginOnly,
+    SecurityHeaders,
+)
+from api.openapi import TAGS, Api
+from api.problems import install_problem_handlers
+from api.services import Services
+
+DESCRIPTION = """\
+Prepaid credits, bought with USDC.
+
+Sign in with a wallet (`/api/v1/auth`), make an intent, send what it asks for, submit the transaction's hash, and watch
+it being confirmed. Errors are RFC 9457 problem documents with a stable `code`. Every answer carries `X-Request-ID`.
+"""
+
+
+def build_api() -> FastAPI:
+    """Routes and error handlers; enough to write the OpenAPI document."""
+    app = Api(
+        title="settle",
+        version=version("settle"),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        # The usual page for it loads scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=BODY_BYTES_MAX,
+    )
+    app.include_router(auth.router)
+    app.include_router(payments.router)
+    app.include_router(health.router)
+    install_problem_handlers(app)
+    return app
+
+
+def build_app(
+    services: Services,
+    *,
+    trusted_proxies: tuple[str, ...] = (),
+    body_seconds: float = BODY_SECONDS_MAX,
+    answer_seconds: float = ANSWER_SECONDS_MAX,
+) -> ASGIApp:
+    """The whole application. `trusted_proxies` are addresses and networks whose `X-Forwarded-For` is believed."""
+    api = build_api()
+    api.state.services = services
+    api.state.readiness = Readiness()
+    pages.install(api)
+    operators.install(api)
+    app: ASGIApp = Limits(api, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds, answer_seconds=answer_seconds)
+    app = SameOriginOnly(app, origin=services.settings.origin)
+    app = SecurityHeaders(app, is_secure=services.settings.is_secure)
+    app = RequestContext(app)
+    if trusted_proxies:
+        app = ProxyHeadersMiddleware(app, trusted_hosts=list(trusted_proxies))  # type: ignore[arg-type, assignment]
+    return app

@@ -1,0 +1,70 @@
+"""What routes are given: who is signed in, where the request comes from, and whether it is one too many."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie
+
+from api.rate_limits import client_address, take
+from api.services import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
+from api.sessions import find_session
+from db.rate_limits import Bucket
+from db.sessions import Session
+from domain.errors import NotSignedIn
+
+__all__ = ["ApiServices", "OptionalSession", "Services", "Session", "SignedIn", "limit_by_account", "limit_by_address"]
+
+# For the OpenAPI document only: which of the two it is depends on TLS.
+_cookie_scheme = APIKeyCookie(
+    name=SECURE_COOKIE,
+    scheme_name="session",
+    description=f"Set by login. Without TLS, as on a developer's machine, it is called `{LOCAL_COOKIE}`.",
+    auto_error=False,
+)
+
+
+async def _optional_session(request: Request, services: ApiServices) -> Session | None:
+    session = await find_session(services, request)
+    if session is not None:
+        structlog.contextvars.bind_contextvars(billing_account_id=session.billing_account_id)
+    return session
+
+
+OptionalSession = Annotated[Session | None, Depends(_optional_session)]
+
+
+async def _signed_in(session: OptionalSession, _: Annotated[str | None, Depends(_cookie_scheme)]) -> Session:
+    if session is None:
+        raise NotSignedIn
+    return session
+
+
+SignedIn = Annotated[Session, Depends(_signed_in)]
+
+
+def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callable[..., Awaitable[None]]:
+    """A dependency that counts the request against its address only: nobody is signed in yet."""
+
+    async def limit(request: Request, services: ApiServices) -> None:
+        await take(services, kind, [Bucket(f"{kind}:address:{client_address(request)}", per_minute(services))])
+
+    return limit
+
+
+def limit_by_account(
+    kind: str, per_account: Callable[[Services], int], per_address: Callable[[Services], int]
+) -> Callable[..., Awaitable[None]]:
+    """A dependency that counts the request against its account, then against its address."""
+
+    async def limit(request: Request, services: ApiServices, session: SignedIn) -> None:
+        buckets = [
+            Bucket(f"{kind}:account:{session.billing_account_id}", per_account(services)),
+            Bucket(f"{kind}:address:{client_address(request)}", per_address(services)),
+        ]
+        await take(services, kind, buckets)
+
+    return limit

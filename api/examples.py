@@ -1,0 +1,135 @@
+"""The examples of the OpenAPI document: what goes to and fro for one payment of one wallet."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from api.models import (
+    EXAMPLE_ADDRESS,
+    EXAMPLE_HASH,
+    AttemptPage,
+    ChallengeAnswer,
+    CreditsSummary,
+    Health,
+    LedgerEntry,
+    SessionAnswer,
+)
+from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
+from domain.sign_in import new_challenge
+from starter.models import AttemptView, Intent
+
+ATTEMPT_ID: Final = UUID("5f3c1e5e-8a4e-4c0f-9d2b-6a1f0c7e9b10")
+_ACCOUNT_ID: Final = "0b9d6f1c-2f5e-4b57-8a55-3f1f1f1d2c44"
+_CHAIN_ID: Final = 8453
+_USD_CENTS: Final = 2500
+_NOON: Final = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+_CHALLENGE: Final = new_challenge(
+    nonce="k3Jx8mQ2vTz7LpR4sWc9NbYd",
+    address=EXAMPLE_ADDRESS,
+    origin="https://pay.example.com",
+    chain_id=_CHAIN_ID,
+    platform="Cogni",
+    issued_at=_NOON,
+    lifetime=timedelta(minutes=5),
+)
+_SUBMITTED: Final = AttemptView(
+    attempt_id=ATTEMPT_ID,
+    status=AttemptStatus.PENDING_UNVERIFIED,
+    client_status=ClientStatus.PENDING_VERIFICATION,
+    chain_id=_CHAIN_ID,
+    tx_hash=EXAMPLE_HASH,
+    amount_usd_cents=_USD_CENTS,
+    purpose=Purpose.SELF,
+    created_at=_NOON + timedelta(minutes=1),
+)
+_WAITING: Final = _SUBMITTED.model_copy(
+    update={
+        "confirmations": 3,
+        "confirmations_needed": 5,
+        "waiting_for": "3 of 5 confirmations",
+        "next_look_at": _NOON + timedelta(minutes=1, seconds=34),
+    }
+)
+_CREDITED: Final = _SUBMITTED.model_copy(
+    update={"status": AttemptStatus.CREDITED, "client_status": ClientStatus.CONFIRMED}
+)
+_REJECTED: Final = _SUBMITTED.model_copy(
+    update={
+        "status": AttemptStatus.REJECTED,
+        "client_status": ClientStatus.FAILED,
+        "error_code": ErrorCode.INSUFFICIENT_AMOUNT,
+    }
+)
+_ALL_WELL: Final = {"database": "ok", "schema": "ok", "system_tenant": "ok", "temporal": "ok", "chain": "ok"}
+
+
+def _wire(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True)
+
+
+CHALLENGE_REQUEST: Final = {"address": EXAMPLE_ADDRESS}
+CHALLENGE: Final = _wire(ChallengeAnswer(**_CHALLENGE.model_dump()))
+LOGIN_REQUEST: Final = {"nonce": _CHALLENGE.nonce, "signature": "0x" + "7b" * 64 + "1c"}
+SESSION: Final = _wire(
+    SessionAnswer(
+        user_id="c1a7d0de-52a1-4f0b-9a87-1f64a7b0e3aa",
+        address=EXAMPLE_ADDRESS,
+        billing_account_id=_ACCOUNT_ID,
+        chain_id=_CHAIN_ID,
+        expires_at=_NOON + timedelta(days=1),
+    )
+)
+THIS_SESSION: Final[dict[str, Any]] = {}
+ALL_SESSIONS: Final = {"everywhere": True}
+
+PURCHASE: Final = {"amountUsdCents": _USD_CENTS}
+DONATION: Final = {"amountUsdCents": _USD_CENTS, "purpose": "system"}
+INTENT: Final = _wire(
+    Intent(
+        attempt_id=ATTEMPT_ID,
+        chain_id=_CHAIN_ID,
+        token="0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",  # noqa: S106 - USDC on Base
+        to="0xa0Ee7A142d267C1f36714E4a8F75612F20a79720",
+        amount_raw=_USD_CENTS * 10_000,
+        amount_usd_cents=_USD_CENTS,
+        purpose=Purpose.SELF,
+        expires_at=_NOON + timedelta(minutes=31),
+    )
+)
+SUBMIT_REQUEST: Final = {"txHash": EXAMPLE_HASH}
+SUBMITTED: Final = _wire(_SUBMITTED)
+WAITING: Final = _wire(_WAITING)
+CREDITED: Final = _wire(_CREDITED)
+REJECTED: Final = _wire(_REJECTED)
+EVENT: Final = f"event: status\ndata: {_WAITING.model_dump_json(by_alias=True)}\n\n"
+ATTEMPT_PAGE: Final = _wire(AttemptPage(attempts=[_CREDITED], next_cursor=ATTEMPT_ID))
+SUMMARY: Final = _wire(
+    CreditsSummary(
+        billing_account_id=_ACCOUNT_ID,
+        balance_credits=_USD_CENTS * 100_000,
+        ledger=[
+            LedgerEntry(
+                id=UUID("9a4f7c1d-6c1e-4f0a-bb0d-2d6c8f3e5a71"),
+                amount=_USD_CENTS * 100_000,
+                balance_after=_USD_CENTS * 100_000,
+                reason="credits_purchase",
+                reference=str(ATTEMPT_ID),
+                tx_hash=EXAMPLE_HASH,
+                created_at=_NOON + timedelta(minutes=1, seconds=40),
+            )
+        ],
+    )
+)
+LIVE: Final = _wire(Health(status="ok"))
+READY: Final = _wire(Health(status="ok", checks=_ALL_WELL))
+NOT_READY: Final = _wire(Health(status="not ready", checks={**_ALL_WELL, "chain": "no answer within 8 s"}))
+METRICS: Final = (
+    "# HELP settle_logins_total Logins by outcome.\n"
+    "# TYPE settle_logins_total counter\n"
+    'settle_logins_total{outcome="signed_in"} 3.0\n'
+)

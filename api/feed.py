@@ -1,0 +1,121 @@
+"""A payment's progress as server-sent events: an event when something has changed, and silence that is kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+from starlette.types import Receive, Scope, Send
+
+from api.metrics import EVENT_STREAMS
+from api.services import Services
+from api.sessions import find_session
+from db.sessions import Session
+from domain.attempt import ClientStatus
+from domain.errors import RateLimited, Unavailable
+from starter.models import AttemptView
+
+STREAMS_PER_ACCOUNT_MAX: Final = 10
+STREAMS_MAX: Final = 2_000
+STREAM_SECONDS_MAX: Final = 600.0
+"""Then the browser comes again by itself; a stream that nobody reads does not stay for ever."""
+
+KEEPALIVE_SECONDS: Final = 15.0
+SESSION_CHECK_SECONDS: Final = 10.0
+TICK_SECONDS_MIN: Final = 0.25
+TICK_SECONDS_MAX: Final = 2.0
+RETRY_MILLISECONDS: Final = 2_000
+"""When the browser comes again after a stream has ended without a final status."""
+
+_open_streams: Counter[str] = Counter()
+
+
+class EventStream(StreamingResponse):
+    """A stream of events, which holds one of the places for streams while it is sent, and whatever becomes of it."""
+
+    def __init__(self, events: AsyncIterator[bytes], session: Session) -> None:
+        # Proxies that collect a response before they pass it on would make nothing of it.
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events. Raises `RateLimited`, before anything is sent, where no place is free."""
+        with _place_for_stream(self._session):
+            await super().__call__(scope, receive, send)
+
+
+@contextmanager
+def _place_for_stream(session: Session) -> Iterator[None]:
+    """One of the places for streams, as long as the block runs. Raises `RateLimited` where none is free."""
+    account = session.billing_account_id
+    if _open_streams[account] >= STREAMS_PER_ACCOUNT_MAX or _open_streams.total() >= STREAMS_MAX:
+        raise RateLimited(TICK_SECONDS_MAX, "event streams")
+    _open_streams[account] += 1
+    EVENT_STREAMS.inc()
+    try:
+        yield
+    finally:
+        _open_streams[account] -= 1
+        if _open_streams[account] == 0:
+            del _open_streams[account]
+        EVENT_STREAMS.dec()
+
+
+async def attempt_events(
+    services: Services, request: Request, session: Session, attempt_id: UUID, first: AttemptView
+) -> AsyncIterator[bytes]:
+    """The attempt's view now and whenever it changes, until it is final, the session ends, or the process stops."""
+    tick_seconds = min(max(services.settings.block_time.total_seconds() / 2, TICK_SECONDS_MIN), TICK_SECONDS_MAX)
+    view = first
+    yield _event(view, retry=RETRY_MILLISECONDS)
+    started = said = checked = time.monotonic()
+    while view.client_status is ClientStatus.PENDING_VERIFICATION and time.monotonic() - started < STREAM_SECONDS_MAX:
+        if await _happens(services.stopping.wait, within_seconds=tick_seconds):
+            return
+        if time.monotonic() - checked >= SESSION_CHECK_SECONDS:
+            checked = time.monotonic()
+            if not await _is_still_signed_in(services, request):
+                return
+        try:
+            now = await services.payments.status(session.user_id, attempt_id)
+        except Unavailable:
+            now = view  # nothing new is known; it may be soon
+        if _tells(now) != _tells(view):
+            view, said = now, time.monotonic()
+            yield _event(view)
+        elif time.monotonic() - said >= KEEPALIVE_SECONDS:
+            said = time.monotonic()
+            yield format_sse_event(comment="waiting")
+
+
+def _tells(view: AttemptView) -> AttemptView:
+    """What is worth an event: not when the chain is looked at next."""
+    return view.model_copy(update={"next_look_at": None})
+
+
+def _event(view: AttemptView, *, retry: int | None = None) -> bytes:
+    return format_sse_event(event="status", data_str=view.model_dump_json(by_alias=True), retry=retry)
+
+
+async def _is_still_signed_in(services: Services, request: Request) -> bool:
+    try:
+        return await find_session(services, request) is not None
+    except Unavailable:
+        return True
+
+
+async def _happens(wait: Callable[[], Awaitable[object]], *, within_seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(within_seconds):
+            await wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,89 @@
+"""`/livez`, `/readyz`, `/metrics`: for whoever runs the service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from api import examples
+from api.dependencies import ApiServices
+from api.models import Health
+from api.openapi import answered
+from api.services import Services
+from telemetry.health import run_checks
+
+READINESS_SECONDS: Final = 1.0
+"""How long an answer is good for: anybody may ask, and each asking goes to every dependency."""
+
+router = APIRouter(tags=["health"])
+
+
+class Readiness:
+    """The dependencies' state, asked for at most once a second however many ask."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._checks: dict[str, str] = {}
+        self._until = 0.0
+
+    async def read(self, services: Services) -> dict[str, str]:
+        """Each dependency by name: "ok", or what is wrong."""
+        async with self._lock:
+            if time.monotonic() >= self._until:
+                self._checks = await run_checks(services.checks)
+                self._until = time.monotonic() + READINESS_SECONDS
+            return self._checks
+
+
+@router.get(
+    "/livez",
+    response_model_exclude_none=True,
+    operation_id="getLiveness",
+    summary="Is it alive?",
+    responses={200: answered("It is.", {"alive": examples.LIVE})},
+)
+async def livez() -> Health:
+    """The process is alive."""
+    return Health(status="ok")
+
+
+@router.get(
+    "/readyz",
+    operation_id="getReadiness",
+    summary="Can it work?",
+    responses={
+        200: answered("It can.", {"ready": examples.READY}),
+        503: {"model": Health, **answered("Something is missing.", {"notReady": examples.NOT_READY})},
+    },
+)
+async def readyz(request: Request, services: ApiServices) -> Health:
+    """It can work: database, schema, system tenant, Temporal and the chain, each by name."""
+    readiness: Readiness = request.app.state.readiness
+    checks = await readiness.read(services)
+    ready = not services.stopping.is_set() and all(result == "ok" for result in checks.values())
+    health = Health(status="ok" if ready else "not ready", checks=checks)
+    return health if ready else JSONResponse(health.model_dump(), 503)  # type: ignore[return-value]
+
+
+@router.get(
+    "/metrics",
+    operation_id="getMetrics",
+    summary="Counters and gauges",
+    response_class=Response,
+    responses={
+        200: answered(
+            "In Prometheus' text format.",
+            {"logins": examples.METRICS},
+            media_type="text/plain",
+            schema={"type": "string"},
+        )
+    },
+)
+async def metrics() -> Response:
+    """What the process has counted, for Prometheus. Not for the public: keep it behind the proxy."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

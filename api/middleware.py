@@ -1,0 +1,241 @@
+"""What holds for every request, whatever it asks for: an id, a log line, limits of time, no cross-site changes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from secrets import token_hex
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import REQUEST_SECONDS, REQUESTS
+from api.problems import (
+    BODY_TOO_LARGE,
+    BODY_TOO_SLOW,
+    CROSS_SITE_REQUEST,
+    INTERNAL,
+    OUT_OF_TIME,
+    ProblemKind,
+    problem_response,
+)
+
+REQUEST_ID_HEADER: Final = "X-Request-ID"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+BODY_SECONDS_MAX: Final = 10.0
+ANSWER_SECONDS_MAX: Final = 25.0
+"""Until the head of the response: a submission waits 3 s for a worker, a dead node costs 8 s, a lock 5 s."""
+
+CONTENT_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not "no-referrer": with that, a browser sends the origin "null" with a form.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=()",
+}
+HTTPS_ONLY: Final = "max-age=31536000"
+
+log = structlog.get_logger(__name__)
+
+
+class RequestContext:
+    """The outermost: gives the request an id, counts and logs it, and answers what nobody else caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app inside the request's context."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                REQUEST_SECONDS.labels(route=_route(scope)).observe(time.perf_counter() - started)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed", method=scope["method"], route=_route(scope))
+            if status is None:
+                response = problem_response(INTERNAL, INTERNAL.title, request_id=request_id)
+                await response(scope, receive, send_with_id)
+        finally:
+            # 499, as proxies write it: the caller left before there was an answer.
+            answered = status or 499
+            REQUESTS.labels(method=_method(scope), route=_route(scope), status=answered).inc()
+            log.info(
+                "request",
+                method=_method(scope),
+                route=_route(scope),
+                status=answered,
+                milliseconds=round((time.perf_counter() - started) * 1000, 1),
+            )
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, so that ids make no labels of their own."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else "none"
+
+
+def _method(scope: Scope) -> str:
+    known = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+    return scope["method"] if scope["method"] in known else "other"
+
+
+class SecurityHeaders:
+    """Headers that every response carries; what is not said to be cacheable is not kept."""
+
+    def __init__(self, app: ASGIApp, *, is_secure: bool) -> None:
+        self._app = app
+        self._headers = SECURITY_HEADERS | ({"Strict-Transport-Security": HTTPS_ONLY} if is_secure else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app, adding the headers to its response."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+class SameOriginOnly:
+    """Refuses changes that another site's page asks a browser for, whatever cookie comes with them.
+
+    Browsers say where a request comes from (`Sec-Fetch-Site`, else `Origin`); a program that says neither has no
+    cookie of anybody else's.
+    """
+
+    def __init__(self, app: ASGIApp, *, origin: str) -> None:
+        self._app = app
+        self._origin = _origin(origin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app, or refuse."""
+        if (
+            scope["type"] == "http"
+            and scope["method"] not in SAFE_METHODS
+            and not self._is_allowed(Headers(scope=scope))
+        ):
+            await _refuse(CROSS_SITE_REQUEST, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _is_allowed(self, headers: Headers) -> bool:
+        fetched_from = headers.get("sec-fetch-site")
+        if fetched_from is not None:
+            return fetched_from in {"same-origin", "none"}
+        origin = headers.get("origin")
+        return origin is None or _origin(origin) == self._origin
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None] | None:
+    """Scheme, host and port; None for what is no address, such as the origin "null"."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname else None
+
+
+class Limits:
+    """Bounds how large a body may say that it is, how long it may take, and how long an answer may take to begin.
+
+    A body that grows larger than it said, or did not say, is stopped where it is read (`max_body_size` of the app).
+    """
+
+    def __init__(self, app: ASGIApp, *, body_bytes: int, body_seconds: float, answer_seconds: float) -> None:
+        self._app = app
+        self._body_bytes = body_bytes
+        self._body_seconds = body_seconds
+        self._answer_seconds = answer_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app within the limits."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._body_bytes:
+            await _refuse(BODY_TOO_LARGE, scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        body_until = loop.time() + self._body_seconds
+        has_body = True
+        has_begun = False
+        is_slow_body = False
+
+        async def receive_in_time() -> Message:
+            nonlocal has_body, is_slow_body
+            if not has_body:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(body_until):
+                    message = await receive()
+            except TimeoutError:
+                is_slow_body = True
+                raise
+            has_body = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                limit.reschedule(None)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._answer_seconds) as limit:
+                await self._app(scope, receive_in_time, send_and_note)
+        except TimeoutError:
+            if has_begun or not (is_slow_body or limit.expired()):
+                raise
+            await _refuse(BODY_TOO_SLOW if is_slow_body else OUT_OF_TIME, scope, receive, send)
+
+
+async def _refuse(kind: ProblemKind, scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "2"} if kind.status == 503 else {"Connection": "close"} if kind is BODY_TOO_SLOW else None
+    response = problem_response(kind, kind.title, request_id=scope["state"]["request_id"], headers=headers)
+    await response(scope, receive, send)

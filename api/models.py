@@ -1,0 +1,140 @@
+"""Bodies of requests and answers, in the field names of SPEC 5 (camelCase on the wire)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from domain.attempt import Purpose
+from starter.models import Answer, AttemptView
+
+EXAMPLE_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+EXAMPLE_HASH = "0x" + "5e" * 32
+
+HexAddress = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$", max_length=42)]
+HexHash = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{64}$", max_length=66)]
+
+
+class Question(BaseModel):
+    """A request's body. Types are strict: a number in quotes is no number, and true is not 1."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=False, strict=True)
+
+
+class StrictQuestion(Question):
+    """The same, and no field more: a misspelt `purpose` must not quietly buy something else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChallengeRequest(Question):
+    """Which wallet wants to sign in."""
+
+    address: HexAddress = Field(
+        description="with or without EIP-55 checksum; a wrong checksum is refused", examples=[EXAMPLE_ADDRESS]
+    )
+
+
+class ChallengeAnswer(Answer):
+    """The message to sign with `personal_sign`, to the byte."""
+
+    nonce: str
+    address: str
+    message: str
+    chain_id: int
+    issued_at: datetime
+    expires_at: datetime
+
+
+class LoginRequest(Question):
+    """The wallet's signature over a challenge, which is named by its nonce, its message, or both."""
+
+    nonce: str | None = Field(default=None, min_length=8, max_length=64, pattern=r"^[0-9A-Za-z]+$")
+    message: str | None = Field(default=None, min_length=1, max_length=2000)
+    signature: str = Field(
+        min_length=4,
+        max_length=20_000,
+        pattern=r"^0x[0-9a-fA-F]+$",
+        description="of an externally owned account (65 bytes), or of a smart wallet (ERC-1271, ERC-6492)",
+    )
+
+
+class SessionAnswer(Answer):
+    """Who is signed in."""
+
+    user_id: str
+    address: str
+    billing_account_id: str
+    chain_id: int
+    expires_at: datetime
+
+
+class LogoutRequest(Question):
+    """Which sessions to end."""
+
+    everywhere: bool = Field(default=False, description="all sessions of this wallet, not only this one")
+
+
+class IntentRequest(StrictQuestion):
+    """What somebody wants to pay for. The account is the session's."""
+
+    amount_usd_cents: int = Field(
+        gt=0, le=2**53 - 1, description="within the bounds that the service is set to", examples=[2500]
+    )
+    # Not strict: JSON has no enumerations.
+    purpose: Annotated[Purpose, Field(strict=False)] = Field(
+        default=Purpose.SELF, description="`self` buys credits, `system` donates all of it to the platform's account"
+    )
+
+
+class SubmitRequest(StrictQuestion):
+    """Which transaction pays."""
+
+    tx_hash: HexHash = Field(description="32 bytes; a hint, checked on the chain", examples=[EXAMPLE_HASH])
+
+
+class AttemptPage(Answer):
+    """Payments of the session's account, newest first."""
+
+    attempts: list[AttemptView]
+    next_cursor: UUID | None = Field(
+        default=None, description="`cursor` of the next page, older ones; absent at the end"
+    )
+
+
+class LedgerEntry(Answer):
+    """One change of the account's credits."""
+
+    id: UUID
+    amount: int = Field(description="credits; negative where they were taken", examples=[1_000_000_000])
+    balance_after: int
+    reason: str = Field(examples=["credits_purchase"])
+    reference: str | None = Field(description="id of the payment attempt, for a payment's rows")
+    tx_hash: str | None = Field(default=None, description="of the transaction that paid", examples=[EXAMPLE_HASH])
+    created_at: datetime
+
+
+class CreditsSummary(Answer):
+    """The account's balance and its latest ledger rows."""
+
+    billing_account_id: str
+    balance_credits: int = Field(description="10,000,000 credits are one US dollar's worth")
+    ledger: list[LedgerEntry] = Field(description="newest first")
+    next_cursor: UUID | None = Field(
+        default=None, description="`cursor` of the next page, older ones; absent at the end"
+    )
+
+
+class Health(BaseModel):
+    """Whether the process is alive, or able to work."""
+
+    status: str = Field(examples=["ok"])
+    checks: dict[str, str] | None = Field(
+        default=None,
+        examples=[{"database": "ok", "chain": "no answer within 8 s"}],
+        description='"ok", or what is wrong',
+    )

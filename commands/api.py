@@ -1,0 +1,173 @@
+"""`settle api`: the HTTP interface until SIGTERM, which lets open requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+import uvicorn
+
+from api.app import build_app
+from api.services import ApiSettings, RateLimits, Services, SharedReading
+from commands.connections import chain_reader, payment_policy
+from db.engine import OperatorDatabase, TenantDatabase
+from db.startup import (
+    check_answers,
+    check_operator_database,
+    check_schema,
+    check_system_tenant,
+    check_tenant_database,
+)
+from domain.errors import ConfigurationError
+from settings import CHAIN_NAMES, Settings
+from starter.client import PaymentsClient
+from starter.temporal import connect
+from telemetry.health import temporal_answers
+
+DATABASE_CONNECTIONS: Final = 10
+CONNECTIONS_MAX: Final = 5_000
+"""Open connections, event streams among them; whoever comes then is told to come later."""
+
+GRACEFUL_SHUTDOWN_SECONDS: Final = 10
+KEEP_ALIVE_SECONDS: Final = 30
+HEAD_LIFETIME_SECONDS_MAX: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the interface is given of the settings. Raises `ConfigurationError` without `API_URL`."""
+    return ApiSettings(
+        origin=settings.require_api_url(),
+        platform_name=settings.platform_name,
+        chain_id=settings.chain_id,
+        chain_name=CHAIN_NAMES.get(settings.chain_id, f"Chain {settings.chain_id}"),
+        usdc_token_address=settings.usdc_token_address,
+        min_confirmations=settings.min_confirmations,
+        block_time=settings.block_time,
+        payment_min_usd_cents=settings.payment_min_usd_cents,
+        payment_max_usd_cents=settings.payment_max_usd_cents,
+        challenge_lifetime=timedelta(seconds=settings.login_challenge_ttl_seconds),
+        session_lifetime=timedelta(seconds=settings.session_ttl_seconds),
+        rate_limits=RateLimits(
+            logins_per_address=settings.rate_limit_logins_per_address,
+            logins_per_account=settings.rate_limit_logins_per_account,
+            intents_per_address=settings.rate_limit_intents_per_address,
+            intents_per_account=settings.rate_limit_intents_per_account,
+            submits_per_address=settings.rate_limit_submits_per_address,
+            submits_per_account=settings.rate_limit_submits_per_account,
+        ),
+        explorer_tx_url=settings.explorer,
+        public_rpc_url=settings.public_rpc_url,
+        operator_wallets=frozenset(settings.operator_wallets),
+        temporal_ui_url=settings.temporal_ui_url,
+    )
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, variables: Mapping[str, str]) -> AsyncIterator[Services]:
+    """Everything that the interface works with, checked. Raises `SettleError`."""
+    given = api_settings(settings)
+    async with AsyncExitStack() as stack:
+        database = TenantDatabase(
+            settings.require_database_url(), application_name="settle api", pool_size=DATABASE_CONNECTIONS
+        )
+        stack.push_async_callback(database.dispose)
+        await check_tenant_database(database)
+        operators = None
+        if settings.operator_wallets and settings.operator_database_url:
+            operators = OperatorDatabase(settings.operator_database_url, application_name="settle api")
+            stack.push_async_callback(operators.dispose)
+            await check_operator_database(operators)
+        chain = await stack.enter_async_context(chain_reader(settings))
+        temporal = await connect(variables, lazy=True)
+        head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
+        yield Services(
+            settings=given,
+            database=database,
+            payments=PaymentsClient(
+                database,
+                temporal,
+                payment_policy(settings),
+                read_head=SharedReading(chain.head, lifetime_seconds=head_lifetime_seconds),
+            ),
+            chain=chain,
+            temporal=temporal,
+            checks={
+                "database": partial(check_answers, database),
+                "schema": partial(check_schema, database),
+                "system_tenant": partial(check_system_tenant, database),
+                "temporal": lambda: temporal_answers(temporal.service_client.check_health),
+                "chain": chain.head,
+                **({"operator_database": partial(check_operator_database, operators)} if operators else {}),
+            },
+            operators=operators,
+        )
+
+
+async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `SettleError` when the start-up checks fail."""
+    # What it says at every start and stop, this says already, and in fields.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    async with open_services(settings, variables) as services:
+        with listen(settings.api_host, settings.api_port) as listening:
+            server = api_server(services, settings)
+
+            def stop() -> None:
+                services.stopping.set()
+                server.should_exit = True
+
+            loop = asyncio.get_running_loop()
+            for signal_number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(signal_number, stop)
+            host, port = listening.getsockname()[:2]
+            log.info("api serves", listens_on=f"{host}:{port}", origin=services.settings.origin)
+            await server.serve([listening])
+    log.info("api stopped")
+
+
+def api_server(services: Services, settings: Settings) -> uvicorn.Server:
+    """The server, to be told where to listen."""
+    return _Server(
+        uvicorn.Config(
+            build_app(services, trusted_proxies=settings.trusted_proxies),
+            log_config=None,
+            access_log=False,
+            # Applied in `build_app`, so that whoever embeds the app has it too.
+            proxy_headers=False,
+            server_header=False,
+            lifespan="off",
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        )
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its handling of signals: having drained, it would raise SIGTERM once more."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ConfigurationError` where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigurationError(
+            f"API_PORT: got {port}, on which {host} cannot be listened on ({error.strerror}); "
+            "wants a free port, or 0 for any"
+        ) from error

@@ -1,0 +1,289 @@
+"""The OpenAPI document says what the interface does, and no more: Schemathesis asks everything that it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema_rs
+import pytest
+import schemathesis
+
+from api.app import build_api
+from api.metrics import REQUESTS
+from api.problems import INTERNAL, KINDS, PROBLEM_JSON
+from devstack.chain import Wallet, payer_wallets
+from domain.errors import NotSignedIn
+from tests.api.write_openapi import DOCUMENT, as_text
+from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, running_api, sign
+from tests.support.engine import Engine
+
+OPERATIONS: Final = {
+    "createChallenge": "POST /api/v1/auth/challenge",
+    "logIn": "POST /api/v1/auth/login",
+    "logOut": "POST /api/v1/auth/logout",
+    "getSession": "GET /api/v1/auth/session",
+    "createIntent": "POST /api/v1/payments/intents",
+    "submitTransaction": "POST /api/v1/payments/attempts/{id}/submit",
+    "listAttempts": "GET /api/v1/payments/attempts",
+    "getAttempt": "GET /api/v1/payments/attempts/{id}",
+    "streamAttempt": "GET /api/v1/payments/attempts/{id}/events",
+    "getCreditsSummary": "GET /api/v1/payments/credits/summary",
+    "getLiveness": "GET /livez",
+    "getReadiness": "GET /readyz",
+    "getMetrics": "GET /metrics",
+}
+"""Names that generated clients are made of: a new one is welcome, a changed one breaks somebody."""
+
+PROTECTED: Final = {
+    "getSession",
+    "createIntent",
+    "submitTransaction",
+    "listAttempts",
+    "getAttempt",
+    "streamAttempt",
+    "getCreditsSummary",
+}
+
+# Over TLS the cookie has the name that the document gives. The amounts are any that the document allows, almost.
+SETTINGS: Final = {
+    "API_URL": "https://pay.example.com",
+    "PAYMENT_MIN_USD_CENTS": "1",
+    "PAYMENT_MAX_USD_CENTS": str(10**12),
+    **{
+        f"RATE_LIMIT_{what}_PER_{whom}": "1000000"
+        for what in ("LOGINS", "INTENTS", "SUBMITS")
+        for whom in ("ADDRESS", "ACCOUNT")
+    },
+}
+
+SECONDS_MAX: Final = 240
+"""A machine that does much else at the same time takes many times as long as a quiet one."""
+
+CONFIGURATION: Final = """
+color = false
+continue-on-failure = true
+# The stream of a payment that waits has no end: its first event is looked at.
+max-stream-events = 1
+request-timeout = 30.0
+
+[generation]
+deterministic = true
+database = "none"
+max-examples = {examples}
+
+[phases.stateful]
+max-steps = 4
+
+[warnings]
+fail-on = ["missing_deserializer", "method_not_allowed", "unsupported_regex", "unmatched_filter", "rate_limited"]
+
+# What JSON Schema cannot say: the checksum of an address, one of two fields, an amount within the settings' bounds.
+[[operations]]
+include-operation-id = ["createChallenge", "logIn", "createIntent"]
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", 401, 422]
+"""
+
+SIGNED_IN: Final = """
+# For Schemathesis the schema of a stream is that of each event; in OpenAPI 3.1 it is that of the whole, a text.
+[[operations]]
+include-operation-id = "streamAttempt"
+[operations.checks.response_schema_conformance]
+enabled = false
+
+[auth.wfc]
+path = "auth.json"
+# Neither may see what is the other's.
+peers = ["payer", "stranger"]
+
+# It would end the sessions that the others are asked with.
+[[operations]]
+include-operation-id = "logOut"
+enabled = false
+"""
+
+
+def test_the_committed_document_is_what_the_code_makes() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == as_text(), "run: python -m tests.api.write_openapi"
+
+
+def test_the_document_is_valid_openapi() -> None:
+    document = build_api().openapi()
+    assert document["openapi"] == "3.1.0"
+    schemathesis.openapi.from_dict(document).validate()
+
+
+def test_every_operation_has_a_name_for_clients_and_words_for_people() -> None:
+    found = {operation["operationId"]: label for label, operation in operations()}
+    assert found == OPERATIONS
+    for _, operation in operations():
+        assert operation["summary"] and operation["description"]
+        assert operation["tags"] in (["auth"], ["payments"], ["health"])
+
+
+def test_a_cookie_is_asked_for_exactly_where_nobody_else_may_come() -> None:
+    with_scheme = {operation["operationId"] for _, operation in operations() if "security" in operation}
+    refusing = {
+        operation["operationId"]
+        for _, operation in operations()
+        if NotSignedIn.code in operation["responses"].get("401", {}).get("description", "")
+    }
+    assert with_scheme == refusing == PROTECTED
+
+
+def test_every_body_has_examples_that_fit_its_schema() -> None:
+    document = build_api().openapi()
+    bodies = [
+        (f"{label}: {where}", media_type, content)
+        for label, operation in operations()
+        for where, body in (
+            ("request", operation.get("requestBody", {})),
+            *((f"answer {status}", answer) for status, answer in operation["responses"].items()),
+        )
+        for media_type, content in body.get("content", {}).items()
+    ]
+    for where, _, content in bodies:
+        schema = {**content["schema"], "components": document["components"]}
+        validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+        assert content["examples"], where
+        for name, example in content["examples"].items():
+            wrong = [error.message for error in validator.iter_errors(example["value"])]
+            assert not wrong, f"{where}: {name}: {wrong}"
+    assert len(bodies) > len(OPERATIONS)
+
+
+def test_every_error_is_a_problem_with_a_known_code() -> None:
+    codes = {kind.code: kind for kind in KINDS}
+    for label, operation in operations():
+        for status, answer in operation["responses"].items():
+            if int(status) < 400 or label == "GET /readyz":
+                continue
+            assert set(answer["content"]) == {PROBLEM_JSON}, label
+            for name, example in answer["content"][PROBLEM_JSON]["examples"].items():
+                assert example["value"]["code"] == name
+                assert codes[name].status == int(status) == example["value"]["status"]
+        if label.startswith(("POST /api", "GET /api")):
+            assert INTERNAL.code in operation["responses"]["500"]["description"]
+
+
+async def test_everything_that_the_document_promises_holds_for_those_who_are_signed_in(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async with running_api(engine, **SETTINGS) as api, engine.worker():
+        before = succeeded()
+        cookies = {
+            name: await cookie(api, wallet)
+            for name, wallet in zip(("payer", "stranger"), payer_wallets()[:2], strict=True)
+        }
+        (tmp_path / "auth.json").write_text(
+            json.dumps(
+                {
+                    "auth": [
+                        {"name": name, "fixedHeaders": [{"name": "Cookie", "value": value}]}
+                        for name, value in cookies.items()
+                    ]
+                }
+            )
+        )
+        await asked_everything(api, tmp_path, CONFIGURATION.format(examples=30) + SIGNED_IN)
+    # What only refused was not put to the test. Nobody guesses a signature: the two logins are our own.
+    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
+    assert await engine.books() == []
+
+
+async def test_everything_that_the_document_promises_holds_for_those_who_are_not(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async with running_api(engine, **SETTINGS) as api:
+        before = succeeded()
+        await asked_everything(api, tmp_path, CONFIGURATION.format(examples=15))
+    assert set(succeeded() - before) == {
+        label for name, label in OPERATIONS.items() if name not in PROTECTED and name != "logIn"
+    }
+
+
+async def test_the_data_of_an_event_is_an_attempt_as_documented(api: RunningApi, payer: Visitor) -> None:
+    attempt_id = (await payer.intent())["attemptId"]
+    async with (
+        asyncio.timeout(PATIENCE_SECONDS),
+        payer.session.get(f"/api/v1/payments/attempts/{attempt_id}/events") as stream,
+    ):
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        event = (await stream.content.readuntil(b"\n\n")).decode()
+    data = next(line.removeprefix("data: ") for line in event.splitlines() if line.startswith("data: "))
+    document = build_api().openapi()
+    schema = {"$ref": "#/components/schemas/AttemptView", "components": document["components"]}
+    jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(json.loads(data))
+
+
+async def test_a_promise_that_is_not_kept_is_noticed(engine: Engine, tmp_path: Path) -> None:
+    document = build_api().openapi()
+    lie = json.loads(json.dumps(document))
+    lie["paths"] = {"/livez": lie["paths"]["/livez"]}
+    lie["components"]["schemas"]["Health"]["properties"]["status"] = {"type": "integer"}
+    (tmp_path / "lie.json").write_text(json.dumps(lie))
+    async with running_api(engine, **SETTINGS) as api:
+        configuration = re.sub(r"(?s)\[\[operations\]\].*", "", CONFIGURATION.format(examples=1))
+        code, said = await schemathesis_run(tmp_path, configuration, "lie.json", "--url", api.url)
+    assert code == 1, said
+    assert "Response violates schema" in said
+
+
+async def asked_everything(api: RunningApi, folder: Path, configuration: str) -> None:
+    code, said = await schemathesis_run(folder, configuration, f"{api.url}/openapi.json")
+    if code != 0:
+        pytest.fail(said, pytrace=False)
+
+
+async def schemathesis_run(folder: Path, configuration: str, *arguments: str) -> tuple[int, str]:
+    """Its own command, as a process of its own: all its phases and checks, and our event loop stays free to answer."""
+    (folder / "schemathesis.toml").write_text(configuration)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run", *arguments),
+        cwd=folder,
+        env={name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), SECONDS_MAX)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, output.decode(errors="replace")
+
+
+async def cookie(api: RunningApi, wallet: Wallet) -> str:
+    """The session's cookie. A jar would not send it to an address without TLS."""
+    async with api.visitor() as visitor:
+        challenge = await visitor.challenge(wallet.address)
+        reply = await visitor.log_in(challenge["nonce"], sign(wallet, challenge["message"]))
+        assert reply.status == 200, reply.body
+        return str(reply.headers["Set-Cookie"]).partition(";")[0]
+
+
+def operations() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every operation of the document, by method and path."""
+    for path, methods in build_api().openapi()["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def succeeded() -> Counter[str]:
+    """How often each operation was answered with a success, as this process has counted until now."""
+    found: Counter[str] = Counter()
+    for sample in next(iter(REQUESTS.collect())).samples:
+        label = f"{sample.labels['method']} {sample.labels['route']}"
+        if sample.name.endswith("_total") and sample.labels["status"].startswith("2") and label in OPERATIONS.values():
+            found[label] += int(sample.value)
+    return found

@@ -1,0 +1,181 @@
+"""The HTTP interface on an engine's servers, served by this process, and somebody who uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from socket import socket
+from typing import Any, Final
+from uuid import UUID
+
+import aiohttp
+from yarl import URL
+
+from api.services import LOCAL_COOKIE, Services
+from commands.api import api_server, listen, open_services
+from devstack.chain import Wallet, payer_wallets
+from devstack.processes import wait_until
+from settings import Settings, load
+from tests.support.engine import Engine
+from tests.support.smart_wallets import personal_sign
+
+PATIENCE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningApi:
+    """A served interface."""
+
+    url: str
+    engine: Engine
+    services: Services
+
+    async def pay(self, intent: dict[str, Any], wallet: Wallet | None = None) -> str:
+        """Send what an intent asks for, without mining it; the transaction's hash."""
+        key = (wallet or first_wallet()).private_key
+        return await self.engine.chain.pay(key, intent["to"], intent["amountRaw"])
+
+    @asynccontextmanager
+    async def visitor(self, wallet: Wallet | None = None) -> AsyncIterator[Visitor]:
+        """Somebody with a cookie jar; signed in, where a wallet is given."""
+        jar = aiohttp.CookieJar(unsafe=True)
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
+        async with aiohttp.ClientSession(self.url, cookie_jar=jar, timeout=timeout) as session:
+            visitor = Visitor(session, self.url)
+            if wallet is not None:
+                await visitor.sign_in(wallet)
+            yield visitor
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, read to its end."""
+
+    status: int
+    headers: Any
+    body: Any
+
+    @property
+    def code(self) -> str:
+        """A problem's code."""
+        assert self.headers["Content-Type"].startswith("application/problem+json"), self.body
+        return str(self.body["code"])
+
+
+class Visitor:
+    """A client with cookies, without any other knowledge of the interface than its addresses."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self.session = session
+        self._url = URL(url)
+
+    @property
+    def cookie(self) -> str:
+        """The session cookie's value."""
+        return next(found.value for found in self.session.cookie_jar if found.key == LOCAL_COOKIE)
+
+    @cookie.setter
+    def cookie(self, value: str) -> None:
+        self.session.cookie_jar.update_cookies({LOCAL_COOKIE: value}, self._url)
+
+    async def call(self, method: str, path: str, body: object = None, **options: Any) -> Reply:
+        """One request; a body goes as JSON."""
+        if body is not None:
+            options["json"] = body
+        async with self.session.request(method, path, **options) as response:
+            is_json = "json" in response.headers.get("Content-Type", "")
+            read = await (response.json(content_type=None) if is_json else response.text())
+            return Reply(response.status, response.headers, read)
+
+    async def get(self, path: str, **options: Any) -> Reply:
+        """GET."""
+        return await self.call("GET", path, **options)
+
+    async def post(self, path: str, body: object = None, **options: Any) -> Reply:
+        """POST."""
+        return await self.call("POST", path, body, **options)
+
+    async def challenge(self, address: str) -> dict[str, Any]:
+        """A challenge for an address."""
+        reply = await self.post("/api/v1/auth/challenge", {"address": address})
+        assert reply.status == 200, reply.body
+        answer: dict[str, Any] = reply.body
+        return answer
+
+    async def sign_in(self, wallet: Wallet) -> dict[str, Any]:
+        """Sign in with a wallet's key."""
+        challenge = await self.challenge(wallet.address)
+        reply = await self.log_in(challenge["nonce"], sign(wallet, challenge["message"]))
+        assert reply.status == 200, reply.body
+        answer: dict[str, Any] = reply.body
+        return answer
+
+    async def log_in(self, nonce: str, signature: str) -> Reply:
+        """Answer a challenge."""
+        return await self.post("/api/v1/auth/login", {"nonce": nonce, "signature": signature})
+
+    async def intent(self, cents: int = 10_000, **fields: Any) -> dict[str, Any]:
+        """A new intent."""
+        reply = await self.post("/api/v1/payments/intents", {"amountUsdCents": cents, **fields})
+        assert reply.status == 201, reply.body
+        answer: dict[str, Any] = reply.body
+        return answer
+
+    async def submit(self, attempt_id: str | UUID, tx_hash: str, **options: Any) -> Reply:
+        """Hand in a hash."""
+        return await self.post(f"/api/v1/payments/attempts/{attempt_id}/submit", {"txHash": tx_hash}, **options)
+
+    async def status(self, attempt_id: str | UUID) -> dict[str, Any]:
+        """How an attempt stands."""
+        reply = await self.get(f"/api/v1/payments/attempts/{attempt_id}")
+        assert reply.status == 200, reply.body
+        answer: dict[str, Any] = reply.body
+        return answer
+
+    async def ends(self, attempt_id: str | UUID) -> dict[str, Any]:
+        """How an attempt stands once it is final."""
+        seen: list[dict[str, Any]] = []
+
+        async def is_final() -> bool:
+            seen.append(await self.status(attempt_id))
+            return bool(seen[-1]["clientStatus"] != "PENDING_VERIFICATION")
+
+        await wait_until(is_final, timeout_seconds=PATIENCE_SECONDS, what=f"end of {attempt_id}")
+        return seen[-1]
+
+
+def sign(wallet: Wallet, message: str) -> str:
+    """What `personal_sign` returns."""
+    return personal_sign(wallet.private_key, message)
+
+
+@asynccontextmanager
+async def running_api(engine: Engine, **changes: str) -> AsyncIterator[RunningApi]:
+    """The interface on the engine's servers; `changes` are settings by their variables' names."""
+    with listen("127.0.0.1", 0) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        variables = dict(engine.variables) | {"API_URL": url} | changes
+        settings = load(variables)
+        async with open_services(settings, variables) as services, serving(services, listening, settings):
+            yield RunningApi(url, engine, services)
+
+
+@asynccontextmanager
+async def serving(services: Services, listening: socket, settings: Settings) -> AsyncIterator[None]:
+    """A server in this process, as long as the block runs."""
+    server = api_server(services, settings)
+    task = asyncio.create_task(server.serve([listening]))
+    await wait_until(lambda: server.started or task.done(), timeout_seconds=PATIENCE_SECONDS, what="API")
+    try:
+        yield
+    finally:
+        services.stopping.set()
+        server.should_exit = True
+        await task
+
+
+def first_wallet() -> Wallet:
+    """A wallet with test USDC."""
+    return payer_wallets()[0]
