@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import settings
 
+from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import Desk, open_desk
@@ -23,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in USUAL_PORTS:
             item.add_marker(pytest.mark.xdist_group("usual ports"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests of the page that did not run for want of a browser are not to be overlooked."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "tests/browser/" in report.nodeid]
+    if skipped and not find_browser():
+        terminalreporter.section("browser tests", red=True)
+        terminalreporter.write_line(f"{len(skipped)} browser tests did not run: {NO_BROWSER}", red=True)
 
 
 # A library under eth-account raises it to 100,000, with which pytest's own report of a failure fails.

@@ -1,0 +1,76 @@
+"""Machines without a browser: installed where that is allowed, and otherwise said, in one line and at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from devstack import browser
+
+APT_GET: Final = """#!/bin/sh
+echo "$@" >> "{folder}/asked"
+case "$*" in
+  *update*) exit 100 ;;
+  *install*) {install} ;;
+esac
+"""
+
+
+def _apt_get(folder: Path, monkeypatch: pytest.MonkeyPatch, *, install: str, user_id: int = 0) -> None:
+    program = folder / "apt-get"
+    program.write_text(APT_GET.format(folder=folder, install=install))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(os, "geteuid", lambda: user_id)
+
+
+def test_root_gets_the_package_even_when_the_lists_cannot_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = f': > "{tmp_path}/chromium"; /bin/chmod +x "{tmp_path}/chromium"'
+    _apt_get(tmp_path, monkeypatch, install=made)
+    assert browser.install_browser() is None
+    assert browser.find_browser() == tmp_path / "chromium"
+    update, install = (tmp_path / "asked").read_text().splitlines()
+    assert update.endswith(" update")
+    assert install.endswith(" install --yes --no-install-recommends chromium")
+    assert browser.install_browser() is None
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2, "what is there is left alone"
+
+
+def test_what_cannot_be_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _apt_get(tmp_path, monkeypatch, install='echo "E: no such package" >&2; exit 100')
+    assert browser.install_browser() == (
+        "Chromium could not be installed (E: no such package): the browser tests will not run, everything else does."
+    )
+
+
+def test_nobody_but_root_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _apt_get(tmp_path, monkeypatch, install="exit 0", user_id=1000)
+    assert "sudo apt-get install chromium" in (browser.install_browser() or "")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert "there is no apt-get" in (browser.install_browser() or "")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_run_without_a_browser_ends_with_the_reason() -> None:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # The interpreter's own programs only: no browser is among them.
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", "tests/browser/test_sign_in.py"],
+        cwd=Path(__file__).parents[2],
+        env=outside | {"PATH": sysconfig.get_path("scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    last_lines = run.stdout.splitlines()[-2:]
+    assert "browser tests did not run: there is no Chromium on this machine" in last_lines[0], run.stdout
+    assert "skipped" in last_lines[1]
