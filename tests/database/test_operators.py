@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import event
 
@@ -19,7 +20,7 @@ from domain.attempt import AttemptStatus, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from tests.database.conftest import Town
 from tests.support.payments import NOW, Desk, tx_hash
-from tests.support.postgres import Cluster, Database
+from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.sql import connect
 
 
@@ -197,7 +198,7 @@ def _post(database: Database, *entries: tuple[timedelta, int, str]) -> None:
 
 
 async def _history(database: Database, hours: int = 24, **options: Any) -> BalanceHistory:
-    values = {"start": START, "end": START + hours * HOUR, "width": HOUR} | options
+    values: dict[str, Any] = {"start": START, "end": START + hours * HOUR, "width": HOUR} | options
     async with _opened(database) as reader, reader.transaction() as connection:
         return await operators.balance_history(connection, SYSTEM_TENANT_ACCOUNT_ID, **values)
 
@@ -248,23 +249,26 @@ async def test_more_points_than_a_picture_has_are_refused(database: Database, ch
 PAYMENTS: Final = 30_000
 DAYS: Final = 300
 
-# Straight into the tables, with triggers off: one account in ten has a tenth of everything, a donation is one in a
-# thousand, a rejected payment one in ten thousand, and all are spread over most of a year.
+# Straight into the tables, with triggers off, over most of a year. One payment in a thousand is a donation, one in ten
+# thousand rejected; of the oldest tenth all are one account's, and half have failed: frequent, but not lately.
 FILL: Final = f"""
     SET session_replication_role = replica;
     INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(1, 1000) n;
-    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n FROM generate_series(1, 1000) n;
+    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n
+      FROM generate_series(1, 1000) n;
     INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,
                                   amount_usd_cents, purpose, status, error_code, tx_hash, submitted_at, revenue_share,
                                   expires_at, created_at)
-    SELECT 'account-' || CASE WHEN n % 10 = 0 THEN 1 ELSE n % 1000 + 1 END, '0x' || repeat('1', 40), 1,
+    SELECT 'account-' || CASE WHEN n < {PAYMENTS} / 10 THEN 1 ELSE n % 900 + 10 END, '0x' || repeat('1', 40), 1,
            '0x' || repeat('2', 40), '0x' || repeat('3', 40), 1000000, 100,
            CASE WHEN n % 1000 = 0 THEN 'system' ELSE 'self' END,
-           CASE WHEN n % 10000 = 1 THEN 'REJECTED' WHEN n % 7 = 0 THEN 'PENDING_UNVERIFIED' ELSE 'CREDITED' END,
-           CASE WHEN n % 10000 = 1 THEN 'SENDER_MISMATCH' END, '0x' || lpad(n::text, 64, '0'), now(),
-           CASE WHEN n % 10000 <> 1 AND n % 7 <> 0 AND n % 1000 <> 0 THEN 0.75 END, NULL,
+           status, CASE WHEN status IN ('REJECTED', 'FAILED') THEN 'SENDER_MISMATCH' END,
+           '0x' || lpad(n::text, 64, '0'), now(),
+           CASE WHEN status = 'CREDITED' AND n % 1000 <> 0 THEN 0.75 END, NULL,
            '2026-01-01Z'::timestamptz + n * interval '{DAYS} days' / {PAYMENTS}
-      FROM generate_series(1, {PAYMENTS}) n;
+      FROM (SELECT n, CASE WHEN n % 10000 = 1 THEN 'REJECTED' WHEN n < {PAYMENTS} / 10 AND n % 2 = 0 THEN 'FAILED'
+                           WHEN n % 7 = 0 THEN 'PENDING_UNVERIFIED' ELSE 'CREDITED' END AS status
+              FROM generate_series(1, {PAYMENTS}) n) all_of_them;
     INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference, created_at)
     SELECT CASE WHEN n % 2 = 0 THEN 'cogni_system' ELSE 'account-' || n % 1000 + 1 END, 1, n,
            CASE WHEN n % 2 = 0 THEN 'platform_revenue_share' ELSE 'credits_purchase' END, gen_random_uuid(),
@@ -277,13 +281,12 @@ FILL: Final = f"""
 @pytest.fixture(scope="module")
 async def full_template(cluster: Cluster) -> Database:
     """A database with many payments."""
-    from tests.support.postgres import MIGRATED_TEMPLATE
-
     database = await cluster.create(template=MIGRATED_TEMPLATE, name="full_of_payments")
     with connect(database.superuser_url) as superuser:
         superuser.execute(FILL)
-    with connect(database.superuser_url) as superuser:
-        superuser.execute("ANALYZE")
+    # As autovacuum does: it is what tells the index of times about new pages.
+    with psycopg.connect(database.superuser_url, autocommit=True) as superuser:
+        superuser.execute("VACUUM ANALYZE")
     return database
 
 
@@ -329,34 +332,39 @@ def _rows_read(plan: dict[str, Any]) -> int:
     )
 
 
+SCANNED: Final = 100
+"""Instead of `SCANNED_MAX`, which is a good part of these few payments."""
+
 REJECTED_EARLY: Final = tx_hash(0)[:-5] + "10001"
 
 
 @pytest.mark.parametrize(
     ("wanted", "rows_max"),
     [
-        (AttemptFilter(), 60),
-        (AttemptFilter(status=AttemptStatus.CREDITED), 60),
-        (AttemptFilter(status=AttemptStatus.REJECTED), 60),
-        (AttemptFilter(status=AttemptStatus.FAILED), 60),
-        (AttemptFilter(billing_account_id="account-1"), 60),
-        (AttemptFilter(billing_account_id="account-7"), 60),
-        (AttemptFilter(billing_account_id="nobody"), 60),
-        (AttemptFilter(tx_hash=REJECTED_EARLY), 60),
-        (AttemptFilter(tx_hash="0x" + "f" * 64), 60),
-        (AttemptFilter(purpose=Purpose.SYSTEM), operators.SCANNED_MAX),
-        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.CREDITED), operators.SCANNED_MAX),
-        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.REJECTED), 60),
-        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.REJECTED), operators.SCANNED_MAX),
-        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.FAILED), operators.SCANNED_MAX),
-        (AttemptFilter(billing_account_id="account-1", purpose=Purpose.SYSTEM), operators.SCANNED_MAX),
-        (AttemptFilter(tx_hash=REJECTED_EARLY, purpose=Purpose.SYSTEM, status=AttemptStatus.FAILED), 60),
+        (AttemptFilter(), 51),
+        (AttemptFilter(status=AttemptStatus.CREDITED), 51),
+        (AttemptFilter(status=AttemptStatus.REJECTED), 51),
+        (AttemptFilter(status=AttemptStatus.FAILED), 51),
+        (AttemptFilter(status=AttemptStatus.CREATED_INTENT), 51),
+        (AttemptFilter(billing_account_id="account-1"), 51),
+        (AttemptFilter(billing_account_id="account-70"), 51),
+        (AttemptFilter(billing_account_id="nobody"), 51),
+        (AttemptFilter(tx_hash=REJECTED_EARLY), 51),
+        (AttemptFilter(tx_hash="0x" + "f" * 64), 51),
+        (AttemptFilter(purpose=Purpose.SYSTEM), SCANNED),
+        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.CREDITED), SCANNED),
+        (AttemptFilter(purpose=Purpose.SYSTEM, status=AttemptStatus.REJECTED), 51),
+        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.REJECTED), SCANNED),
+        (AttemptFilter(billing_account_id="account-1", status=AttemptStatus.FAILED), SCANNED),
+        (AttemptFilter(billing_account_id="account-1", purpose=Purpose.SYSTEM), SCANNED),
+        (AttemptFilter(tx_hash=REJECTED_EARLY, purpose=Purpose.SYSTEM, status=AttemptStatus.FAILED), 51),
     ],
 )
 @pytest.mark.parametrize("direction", ["newest", "before", "after"])
 async def test_a_page_of_attempts_does_not_read_the_table(
-    full_template: Database, wanted: AttemptFilter, rows_max: int, direction: str
+    full_template: Database, wanted: AttemptFilter, rows_max: int, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(operators, "SCANNED_MAX", SCANNED)
     async with _opened(full_template) as reader:
         middle = (await _page(reader, AttemptFilter(tx_hash=tx_hash(0)[:-5] + "15000"))).attempts[0].id
         with _noted(reader) as noted:
@@ -364,7 +372,8 @@ async def test_a_page_of_attempts_does_not_read_the_table(
         plans = await _plans(reader, noted)
     assert plans
     for plan in plans:
-        assert _rows_read(plan) <= rows_max, json.dumps(plan, indent=1)
+        # A few more: those of the same moment are sorted together.
+        assert _rows_read(plan) <= rows_max + 10, json.dumps(plan, indent=1)
 
 
 async def test_counting_does_not_read_the_table(full_template: Database) -> None:
@@ -392,6 +401,7 @@ async def test_the_picture_of_a_day_reads_a_day_and_not_the_ledger(full_template
                     width=timedelta(minutes=10),
                 )
         plan = (await _plans(reader, noted))[-1]
-    assert history.bonus_credits == 2 * PAYMENTS / DAYS / 2 * 23 / 24 + 1 or len(history.steps) <= 144
+    assert history.bonus_credits == pytest.approx(PAYMENTS / DAYS, rel=0.1)
+    assert history.current_credits - history.opening_credits == history.bonus_credits
     assert any(node.get("Index Name") == "credit_ledger_by_time" for node in _nodes(plan)), json.dumps(plan, indent=1)
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < pages / 3

@@ -1,0 +1,175 @@
+"""A balance over time as coordinates; `templates/operator_picture.html` draws them. Whole numbers, so that it is exact.
+
+Times are shares of the width, so that the picture is as wide as its place while its words keep their size. Levels are
+pixels: its height is always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+WIDTH: Final = 1_000
+"""Of the curve's own coordinates, which are stretched to the width there is."""
+
+TOP: Final = 8
+"""Pixels above the highest level, for half of its label."""
+
+HEIGHT: Final = 200
+"""Pixels between the lowest and the highest level."""
+
+BOTTOM: Final = 26
+"""Pixels below, for the times."""
+
+LEVELS_MAX: Final = 5
+SPREAD_MIN: Final = 1_000
+"""Of a balance that hardly moves, a thousandth is shown: more, and its levels would be numbers of many digits."""
+
+EDGE: Final = 25
+"""A time's label that is closer than this to an end, in thousandths, would be cut off."""
+
+UNITS: Final = ((10**12, " tn"), (10**9, " bn"), (10**6, " M"), (10**3, " k"), (1, ""))
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A line across, at pixel `y` from the top."""
+
+    y: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLabel:
+    """A time at `x` percent. `is_extra` where a narrow picture does without."""
+
+    x: str
+    label: str
+    is_extra: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """An interval in which the balance does not change, by percent: what a pointer over it is told."""
+
+    x: str
+    width: str
+    start: datetime
+    balance_credits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything that is drawn. `area` is empty where the lowest level is not zero: it would mislead."""
+
+    curve: str
+    area: str
+    levels: list[Level]
+    times: list[TimeLabel]
+    stretches: list[Stretch]
+    end_x: str
+    end_y: int
+    lowest_credits: int
+    highest_credits: int
+
+    @property
+    def height(self) -> int:
+        """Of the whole, in pixels."""
+        return TOP + HEIGHT + BOTTOM
+
+
+def draw(
+    opening_credits: int,
+    steps: Sequence[tuple[datetime, int]],
+    *,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    label_every: timedelta,
+) -> Picture:
+    """The picture of a balance that was `opening_credits` at `start` and, from each step's time on, what it says.
+
+    The curve ends at `now`, the axis at `end`; times are labelled at whole multiples of `label_every`.
+    """
+    points = [(start, opening_credits), *steps]
+    values = [value for _, value in points]
+    lowest, highest = min(values), max(values)
+    levels = _levels(lowest, highest)
+    low, high = levels[0], levels[-1]
+
+    def x_of(moment: datetime) -> int:
+        return min(max((moment - start) * WIDTH // (end - start), 0), WIDTH)
+
+    def y_of(value: int) -> int:
+        return TOP + HEIGHT - (value - low) * HEIGHT // max(high - low, 1)
+
+    last = x_of(min(now, end))
+    path = f"M0 {y_of(opening_credits)}"
+    for at, value in steps:
+        path += f"H{x_of(at)}V{y_of(value)}"
+    path += f"H{max(last, x_of(points[-1][0]))}"
+    return Picture(
+        curve=path,
+        area=f"{path}V{y_of(0)}H0Z" if low == 0 else "",
+        levels=[Level(y_of(level), in_short(level, levels[-1])) for level in levels],
+        times=_times(start, end, label_every),
+        stretches=_stretches(points, min(now, end), x_of),
+        end_x=_percent(max(last, x_of(points[-1][0]))),
+        end_y=y_of(values[-1]),
+        lowest_credits=lowest,
+        highest_credits=highest,
+    )
+
+
+def _levels(lowest: int, highest: int) -> list[int]:
+    """Round numbers from below the lowest value to above the highest; from zero, unless all are far above it."""
+    is_flat = lowest == highest
+    low = 0 if lowest >= 0 and (is_flat or lowest <= highest // 2) else lowest
+    high = 0 if is_flat and highest < 0 else highest
+    if low == high:
+        return [0]
+    if low > 0:
+        low = min(low, high - high // SPREAD_MIN)
+    step = 1
+    while (high - low) // step >= LEVELS_MAX - 1:
+        step = step * 5 // 2 if str(step)[0] == "2" else step * 2
+    first, last = low // step, -(-high // step)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _times(start: datetime, end: datetime, every: timedelta) -> list[TimeLabel]:
+    found = []
+    number = -(-(start - _EPOCH) // every)
+    while (moment := _EPOCH + number * every) <= end:
+        x = (moment - start) * WIDTH // (end - start)
+        if EDGE <= x <= WIDTH - EDGE:
+            is_midnight = moment.hour == moment.minute == 0
+            label = f"{moment.day} {moment:%b}" if is_midnight else f"{moment:%H:%M}"
+            found.append(TimeLabel(_percent(x), label, is_extra=number % 2 == 1))
+        number += 1
+    return found
+
+
+def _stretches(points: Sequence[tuple[datetime, int]], end: datetime, x_of: Callable[[datetime], int]) -> list[Stretch]:
+    ends = [at for at, _ in points[1:]] + [end]
+    return [
+        Stretch(_percent(x_of(at)), _percent(x_of(until) - x_of(at)), at, value)
+        for (at, value), until in zip(points, ends, strict=True)
+        if until > at
+    ]
+
+
+def _percent(thousandths: int) -> str:
+    return f"{thousandths // 10}.{thousandths % 10}%"
+
+
+def in_short(number: int, largest: int | None = None) -> str:
+    """`1.25 M`, exact; in the unit that suits the largest number beside it."""
+    size = max(abs(number), abs(largest or 0))
+    unit, name = next(((unit, name) for unit, name in UNITS if size >= unit), UNITS[-1])
+    whole, rest = divmod(abs(number), unit)
+    decimals = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else ""
+    return f"{'−' if number < 0 else ''}{whole:,}{'.' if decimals else ''}{decimals}{name if number else ''}"
