@@ -1,4 +1,4 @@
-# One image for the worker, migrations and (with the npm packages) the optional local chain.
+# One image for the worker, the API, migrations and (with the npm packages) the optional local chain.
 FROM node:22-bookworm-slim AS npm
 WORKDIR /app
 COPY package.json package-lock.json .npmrc ./

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := activities bench chain commands db devstack domain starter telemetry tests workflows cli.py settings.py worker.py
+SOURCES := activities api bench chain commands db devstack domain starter telemetry tests workflows cli.py settings.py worker.py
 # Most tests wait for a server, not for a processor.
 TEST_PROCESSES ?= 4
 # make lock UPGRADE=--upgrade takes the newest releases
@@ -16,7 +16,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-install: $(VENV)/.installed node_modules/.installed ## Set everything up in .venv and node_modules
+install: $(VENV)/.installed $(VENV)/.browser node_modules/.installed ## Set everything up in .venv and node_modules
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -24,6 +24,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.installed devstack/browser.py
+	@# For the tests of the page. Where it may not be installed it says so, and everything else goes on.
+	@$(BIN)/python -m devstack.browser
 	@touch $@
 
 node_modules/.installed: package.json package-lock.json

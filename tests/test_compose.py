@@ -42,11 +42,24 @@ def test_what_a_service_waits_for_can_happen(service: str, needed: str, conditio
             pytest.fail(f"{service} waits for {needed} to be {condition}")
 
 
-def test_the_worker_starts_after_migrations_and_namespace() -> None:
-    assert set(SERVICES["worker"]["depends_on"]) == {"migrate", "temporal-namespace"}
+@pytest.mark.parametrize("name", ["worker", "api"])
+def test_worker_and_api_start_after_migrations_and_namespace(name: str) -> None:
+    assert set(SERVICES[name]["depends_on"]) == {"migrate", "temporal-namespace"}
 
 
-@pytest.mark.parametrize("name", ["worker", "migrate"])
+def test_the_published_port_of_the_api_is_the_one_that_its_address_names() -> None:
+    environment = {key: with_defaults(value) for key, value in SERVICES["api"]["environment"].items()}
+    [published] = [with_defaults(port).split(":") for port in SERVICES["api"]["ports"]]
+    assert published[2] == environment["API_PORT"]
+    assert load(environment).api_url == f"http://localhost:{published[1]}"
+
+
+def test_no_two_services_want_the_same_port_of_this_machine() -> None:
+    taken = [with_defaults(port).split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(taken) == len(set(taken))
+
+
+@pytest.mark.parametrize("name", ["worker", "migrate", "api"])
 def test_every_setting_of_ours_is_one_and_has_a_good_value(name: str) -> None:
     known = {str(field.alias) for field in Settings.model_fields.values()}
     environment = {key: with_defaults(value) for key, value in SERVICES[name]["environment"].items()}
