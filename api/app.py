@@ -41,6 +41,8 @@ def build_api() -> FastAPI:
         # The usual page for it loads scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        # An address with a slash too many is another address; the redirect would repeat whatever host the caller names.
+        redirect_slashes=False,
         max_body_size=BODY_BYTES_MAX,
     )
     app.include_router(auth.router)

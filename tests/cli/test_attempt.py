@@ -25,7 +25,8 @@ VIEW = {
     "createdAt", "expiresAt", "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
-    "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "submittedAt", "surplusRaw", "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
+    "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "submittedAt", "surplusRaw",
+    "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
 }  # fmt: skip
 
 

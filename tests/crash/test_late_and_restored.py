@@ -77,7 +77,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
     # The workflow is durably started, and whoever started it died before anything was recorded.
     await system.namespace.client.start_workflow(
         VerifyAndSettle.run,
-        _settlement(attempt, _submission(attempt, payment.tx_hash, datetime.now(UTC)), None),
+        _settlement(attempt, _submission(attempt, payment.tx_hash, datetime.now(UTC))),
         id=workflow_id(attempt.id),
         task_queue=TASK_QUEUE,
     )
