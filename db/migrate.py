@@ -75,7 +75,8 @@ def migrate(
             connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
             with connection.begin():
                 migrations.run_sql_file(connection, "seeds.sql")
-                if _has_role(connection, OPERATOR_ROLE):
+                # Not wherever the role is: roles are the server's, and another database of it may have operators.
+                if operator_url:
                     migrations.run_sql_file(connection, "operator_role.sql")
             on_progress("system tenant and chart of accounts are seeded")
             return Migrated(before, SCHEMA_REVISION, created)

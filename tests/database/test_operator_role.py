@@ -177,7 +177,6 @@ async def test_a_database_gets_its_policies_when_the_address_is_first_set(empty:
     assert scalar(empty.operator_url, "SELECT count(*) FROM billing_accounts") == 1
 
 
-@pytest.mark.xfail(reason="`migrate` opens every database of a server that has the role", strict=True)
 async def test_a_database_migrated_without_its_address_is_closed_to_it(empty: Database) -> None:
     """Roles are the whole server's: another database's operators must not get in because theirs exist."""
     await asyncio.to_thread(migrate, empty.migration_url, app_url=empty.app_url, service_url=empty.service_url)

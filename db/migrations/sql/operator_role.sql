@@ -1,5 +1,5 @@
--- What role settle_operator may read; `settle migrate` runs this where the role exists, each time. It is bound by row-level
--- security and passes it by these policies, so that no table is open to it that is not named here.
+-- What role settle_operator may read; `settle migrate` runs this each time it is given that role's address. The role is
+-- bound by row-level security and passes it by these policies, so that no table is open to it that is not named here.
 
 DO $$
 DECLARE
@@ -10,8 +10,8 @@ BEGIN
         IF NOT EXISTS (SELECT 1 FROM pg_policies WHERE schemaname = 'public' AND tablename = v_table
                                                    AND policyname = 'operators_read_all') THEN
             EXECUTE format('CREATE POLICY operators_read_all ON %I FOR SELECT TO settle_operator USING (true)', v_table);
-            EXECUTE format('GRANT SELECT ON %I TO settle_operator', v_table);
         END IF;
+        EXECUTE format('GRANT SELECT ON %I TO settle_operator', v_table);
     END LOOP;
 END $$;
 GRANT USAGE ON SCHEMA public TO settle_operator;
