@@ -84,7 +84,7 @@ class Services:
     """Set when the process is about to end: whoever holds a connection open lets go of it."""
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -26,7 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.contracts import RecordedSubmission, Settlement, Submission
 from db import attempts, idempotency, payments
 from db.accounts import Payer, provision_wallet
-from db.engine import TenantDatabase
+from db.engine import TenantConnection, TenantDatabase
 from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import (
     AttemptNotFound,
@@ -167,7 +167,7 @@ class PaymentsClient:
         """
         tx_hash = parse_tx_hash(tx_hash)
         submitted_at = datetime.now(UTC)
-        attempt = await self._find(user_id, attempt_id)
+        attempt, is_held = await self._find_to_submit(user_id, attempt_id, tx_hash)
         if attempt.is_final:
             await self._finish_what_was_interrupted(attempt)
             return AttemptView.of(attempt)
@@ -177,7 +177,7 @@ class PaymentsClient:
         if expired and not await self._is_under_way(attempt_id):
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
-        await self._refuse_early(attempt, tx_hash)
+        _refuse_early(attempt, tx_hash, is_held=is_held)
 
         try:
             submission = _submission(attempt, tx_hash, submitted_at, request_id)
@@ -219,10 +219,14 @@ class PaymentsClient:
 
     async def _find(self, user_id: str, attempt_id: UUID) -> PaymentAttempt:
         async with self._database.transaction(user_id) as connection:
-            attempt = await attempts.find_attempt(connection, attempt_id)
-        if attempt is None:
-            raise AttemptNotFound(attempt_id)
-        return attempt
+            return await _find_in(connection, attempt_id)
+
+    async def _find_to_submit(self, user_id: str, attempt_id: UUID, tx_hash: str) -> tuple[PaymentAttempt, bool]:
+        """The attempt, and whether another one of the same payer holds the hash."""
+        async with self._database.transaction(user_id) as connection:
+            attempt = await _find_in(connection, attempt_id)
+            is_held = attempt.tx_hash != tx_hash and await attempts.is_hash_held(connection, attempt, tx_hash)
+        return attempt, is_held
 
     async def _record(self, user_id: str, attempt_id: UUID, tx_hash: str, submitted_at: datetime) -> PaymentAttempt:
         async with self._database.transaction(user_id) as connection:
@@ -236,15 +240,6 @@ class PaymentsClient:
             and attempt.expires_at is not None
             and now >= attempt.expires_at
         )
-
-    async def _refuse_early(self, attempt: PaymentAttempt, tx_hash: str) -> None:
-        if attempt.tx_hash == tx_hash:
-            return
-        if attempt.submission_count >= MAX_SUBMISSIONS:
-            raise TooManyReplacements(MAX_SUBMISSIONS)
-        async with self._database.transaction(attempt.owner_user_id) as connection:
-            if await attempts.is_hash_held(connection, attempt, tx_hash):
-                raise HashInUse(tx_hash)
 
     async def _is_under_way(self, attempt_id: UUID) -> bool:
         """Whether a run has the attempt: an earlier submission, in time, that is not recorded yet."""
@@ -262,7 +257,8 @@ class PaymentsClient:
             return await self._start_and_submit(attempt, submission, after=over)
         except HashInUse:
             # A refusal is kept as long as its run is; whether it is still true, the database knows.
-            await self._refuse_early(attempt, submission.tx_hash)
+            now, is_held = await self._find_to_submit(attempt.owner_user_id, attempt.id, submission.tx_hash)
+            _refuse_early(now, submission.tx_hash, is_held=is_held)
             return await self._start_and_submit(
                 attempt, submission, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
             )
@@ -361,6 +357,22 @@ class PaymentsClient:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""
         if await read_workflow(self._temporal, attempt_id) is None:
             raise TemporalUnavailable("Temporal has not started the settlement")
+
+
+async def _find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.find_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    return attempt
+
+
+def _refuse_early(attempt: PaymentAttempt, tx_hash: str, *, is_held: bool) -> None:
+    if attempt.tx_hash == tx_hash:
+        return
+    if attempt.submission_count >= MAX_SUBMISSIONS:
+        raise TooManyReplacements(MAX_SUBMISSIONS)
+    if is_held:
+        raise HashInUse(tx_hash)
 
 
 def _request_hash(amount_usd_cents: int, purpose: Purpose) -> bytes:

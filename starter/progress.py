@@ -21,6 +21,11 @@ from workflows.naming import workflow_id
 
 DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
 
+ASKED_AGAIN_AFTER: Final = timedelta(milliseconds=500)
+"""While a look or a credit is under way: it takes about as long, and many may be watching."""
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+
 REMEMBERED_LOOKS_MAX: Final = 5_000
 """Payments whose last look is remembered; the one asked for least recently is forgotten first."""
 
@@ -91,6 +96,14 @@ async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | Non
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was last heard of a payment, and until when nothing else can be heard."""
+
+    activity: PendingActivity | None
+    good_until: datetime
+
+
 class ProgressReader:
     """How far the chain has confirmed a payment, for many who ask often.
 
@@ -102,7 +115,7 @@ class ProgressReader:
         """`read_head` gives the chain's height, or raises `ChainUnavailable`; it is asked at every call."""
         self._client = client
         self._read_head = read_head
-        self._seen: OrderedDict[tuple[UUID, str], PendingActivity] = OrderedDict()
+        self._seen: OrderedDict[tuple[UUID, str], _Look] = OrderedDict()
 
     async def read(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
         """The activity that waits for `tx_hash`, with the confirmations so far.
@@ -115,19 +128,23 @@ class ProgressReader:
         return replace(activity, waiting=await self._up_to_now(activity.waiting))
 
     async def _last_look(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
-        seen = self._seen.get((attempt_id, tx_hash))
-        if seen is not None and seen.next_attempt_at is not None and datetime.now(UTC) < seen.next_attempt_at:
-            return seen
+        key = attempt_id, tx_hash
+        seen = self._seen.get(key)
+        if seen is not None and datetime.now(UTC) < seen.good_until:
+            return seen.activity
         try:
             state = await read_workflow(self._client, attempt_id)
         except TemporalUnavailable:
             return None
         found = next((activity for activity in state.pending if activity.waiting), None) if state else None
-        if found is not None:
-            self._seen[attempt_id, tx_hash] = found
-            self._seen.move_to_end((attempt_id, tx_hash))
-            if len(self._seen) > REMEMBERED_LOOKS_MAX:
-                self._seen.popitem(last=False)
+        if found is None and seen is not None:
+            # Nothing waits any more: it is being credited. What was counted stays counted until it is.
+            found = seen.activity
+        next_look_at = found.next_attempt_at if found else None
+        self._seen[key] = _Look(found, max(next_look_at or _LONG_AGO, datetime.now(UTC) + ASKED_AGAIN_AFTER))
+        self._seen.move_to_end(key)
+        if len(self._seen) > REMEMBERED_LOOKS_MAX:
+            self._seen.popitem(last=False)
         return found
 
     async def _up_to_now(self, waiting: Waiting) -> Waiting:

@@ -243,6 +243,7 @@ async def test_a_deployed_smart_wallet_signs_in_and_pays(api: RunningApi) -> Non
         await chain.mine(2)
         assert (await visitor.submit(intent["attemptId"], sent)).status == 202
         assert (await visitor.ends(intent["attemptId"]))["status"] == "CREDITED"
+        await api.engine.result(intent["attemptId"])
         summary = (await visitor.get("/api/v1/payments/credits/summary")).body
     assert summary["balanceCredits"] == 100_000_000
     assert await api.engine.books() == []

@@ -31,6 +31,7 @@ async def test_a_payment_from_sign_in_to_credits(api: RunningApi, payer: Visitor
         assert submitted.body["chainId"] == engine.chain.chain_id
         await engine.chain.mine(MIN_CONFIRMATIONS)
         end = await payer.ends(intent["attemptId"])
+        await engine.result(intent["attemptId"])
     assert (end["status"], end["clientStatus"]) == ("CREDITED", "CONFIRMED")
     summary = (await payer.get("/api/v1/payments/credits/summary")).body
     assert summary["balanceCredits"] == 250_000_000

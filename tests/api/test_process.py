@@ -109,6 +109,7 @@ async def test_a_fault_is_one_traceback_in_the_log_and_no_detail_in_the_answer(e
         reply = await payer.post("/api/v1/payments/intents", {"amountUsdCents": 500})
         assert (reply.status, reply.code) == (500, "INTERNAL")
         assert "surprise" not in json.dumps(reply.body)
+        await api.says("request failed")  # after the answer: the caller does not wait for the log
         faults = [line for line in api.lines() if line["event"] == "request failed"]
         assert len(faults) == 1
         assert "surprise" in faults[0]["exception"]

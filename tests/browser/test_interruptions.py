@@ -51,6 +51,24 @@ async def test_a_tab_that_is_closed_right_after_sending_is_made_up_for_by_the_ne
     assert not [url for url in told if url.endswith("/submit")]
 
 
+async def test_paying_again_before_the_first_is_told_is_a_payment_of_its_own(site: Site) -> None:
+    visitor = await site.signed_in()
+    visitor.allowed.append("ERR_FAILED")
+    await visitor.context.route(SUBMIT, _abort)
+    for sent in (1, 2):
+        await visitor.pay("25")
+        await expect(visitor.says()).to_contain_text("The server does not answer yet")
+        assert len(visitor.wallet.sent) == sent
+        await visitor.page.close()
+        visitor.page = await visitor.open_another_tab()
+    await visitor.context.unroute(SUBMIT)
+    await visitor.page.reload()
+    await expect(visitor.page.get_by_text("Confirming")).to_have_count(2)
+    await site.engine.chain.mine(2)
+    await expect(visitor.page.locator("#balance-credits")).to_have_text("500,000,000")
+    assert len(await site.attempt_ids()) == 2
+
+
 async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(site: Site) -> None:
     visitor = await site.signed_in()
     held = visitor.hold("eth_sendTransaction")
@@ -67,6 +85,10 @@ async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(sit
     await visitor.page.get_by_label("Its transaction hash").fill(visitor.wallet.sent[0])
     await visitor.page.get_by_role("button", name="Send the hash").click()
     await _credited(site, visitor)
+    # What is paid by now is not paid again.
+    await visitor.pay("25")
+    await expect(visitor.cards()).to_have_count(2)
+    assert len(await site.attempt_ids()) == 2
 
 
 async def test_a_session_that_ends_before_the_intent_is_renewed_and_the_choice_kept(site: Site) -> None:
