@@ -84,6 +84,42 @@ class SettlementCost(Part):
     sql_round_trips: float
 
 
+class Latency(Part):
+    """Exact percentiles of all samples; none where there are none."""
+
+    count: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class CallLatency(Latency):
+    """Of one call of the HTTP interface, as its clients saw it. An error is not among the samples."""
+
+    call: str
+    errors: int
+
+
+class HttpPath(Part):
+    """Clients at once, without a pause, each from the intent through submit and status to the credits.
+
+    `begun` is less than what was asked for where time was up.
+    """
+
+    clients: int
+    payments_per_client: int
+    begun: int
+    credited: int
+    seconds: float
+    payments_per_second: float
+    poll_seconds: float
+    sign_in: list[CallLatency]
+    calls: list[CallLatency]
+    submit_to_credited: Latency
+    errors: int
+    first_errors: list[str]
+
+
 class Report(Part):
     """The whole run. `violations` is empty in a run that counts."""
 
@@ -95,6 +131,7 @@ class Report(Part):
     postings_one_account: Measured
     buyer_credits_per_second: Range
     settlement_cost: SettlementCost
+    http_path: HttpPath
     settled: int
     posted: int
 
@@ -134,6 +171,15 @@ def show(report: Report, console: Console) -> None:
             right=("measured",),
         )
     )
+    console.print(
+        table(
+            f"The HTTP interface, with {report.http_path.clients} clients at once, in milliseconds",
+            ("call", "count", "p50", "p95", "p99", "errors"),
+            _http_rows(report.http_path),
+            right=("count", "p50", "p95", "p99", "errors"),
+        )
+    )
+    console.print(_http_conditions(report.http_path), markup=False)
     console.print(_conditions(report), markup=False)
     for measured in report.comparisons:
         if measured.ratio.median > 1:
@@ -156,6 +202,27 @@ def _conditions(report: Report) -> str:
         f"Medians of {whole.rounds} interleaved rounds of {grouped(whole.per_round)} settlements, {whole.concurrency} "
         f"in flight, and of {postings.rounds} of {grouped(postings.per_round)} postings over {postings.concurrency} "
         f"connections; {report.seconds:.0f} s in all. Rates belong to the machine, ratios travel."
+    )
+
+
+def _http_rows(path: HttpPath) -> Iterator[tuple[object, ...]]:
+    for calls, when in ((path.sign_in, " (beforehand)"), (path.calls, "")):
+        for measured in calls:
+            yield f"{measured.call}{when}", grouped(measured.count), *_percentiles(measured), measured.errors
+    whole = path.submit_to_credited
+    yield "from submit to the credit", grouped(whole.count), *_percentiles(whole), None
+
+
+def _percentiles(measured: Latency) -> Iterator[str | None]:
+    for found in (measured.p50_ms, measured.p95_ms, measured.p99_ms):
+        yield None if found is None else f"{found:,.1f}"
+
+
+def _http_conditions(path: HttpPath) -> str:
+    return (
+        f"{grouped(path.credited)} of {grouped(path.begun)} payments through to credited in {path.seconds:.1f} s, "
+        f"{path.payments_per_second:.1f} a second. One API process and one worker; the clients pay without a pause and "
+        f"ask for the status every {path.poll_seconds:g} s, so the times are those of a system that is kept busy."
     )
 
 

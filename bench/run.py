@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +16,11 @@ from temporalio.client import Client
 
 from bench.bare import bare_workflow_id
 from bench.cost import HistoryCost, RpcCount, SqlCount, counting_node, counting_postgres, read_history
+from bench.http_path import BLOCK_TIME_SECONDS as HTTP_BLOCK_TIME_SECONDS
+from bench.http_path import SETTINGS as HTTP_SETTINGS
+from bench.http_path import measure_http_path
 from bench.postings import CONNECTIONS, SYSTEM_TENANT, BuyerCredits, Postings, open_accounts, raw_connections
-from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, Measured, Range, Report, SettlementCost, show
+from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, HttpPath, Measured, Range, Report, SettlementCost, show
 from bench.rounds import Comparison, Deadline, Side, Spread, compare, measure
 from bench.settlements import IN_FLIGHT_MAX, BareSettlements, Settlements, Till
 from chain.reader import ChainReader
@@ -26,6 +29,8 @@ from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
 from db import books, ledger
 from db.engine import ServiceDatabase, TenantDatabase
+from devstack.errors import PartFailedError
+from devstack.processes import wait_until
 from devstack.stack import until_signalled
 from domain.ledger import Reason
 from settings import Settings
@@ -50,6 +55,8 @@ WARM_UP_POSTINGS: Final = 200
 
 COST_SAMPLE: Final = 10
 
+BONUS_SECONDS_MAX: Final = 30.0
+
 _KEPT_SETTINGS: Final = frozenset({"LOG_LEVEL", "LOG_FORMAT"})
 
 
@@ -60,6 +67,8 @@ class Sizes:
     settlements: int
     postings: int
     rounds: int
+    clients: int
+    payments: int
 
 
 @dataclass(slots=True)
@@ -82,18 +91,22 @@ async def bench(
     settlements: int = 300,
     postings: int = 4000,
     rounds: int = 3,
+    clients: int = 100,
+    payments: int = 5,
     as_json: bool = False,
     seconds_max: float = SECONDS_MAX,
 ) -> bool:
     """Measure and print. True when the measurement is valid, whether or not the aims are met; they are data.
 
-    `settlements` and `postings` are what each side does in one round. Raises `DevstackError` and `SettleError`.
+    `settlements` and `postings` are what each side does in one round; `payments` are what each of the `clients` makes
+    over HTTP. Raises `DevstackError` and `SettleError`.
     """
     # Lines of the product's code go to standard error, and only what is wrong; the workers' own are in their logs.
     configure(level="WARNING", log_format="console")
     async with until_signalled():
         with tempfile.TemporaryDirectory(prefix="settle-bench-") as folder:
-            report = await _run(Path(folder), variables, Sizes(settlements, postings, rounds), seconds_max)
+            sizes = Sizes(settlements, postings, rounds, clients, payments)
+            report = await _run(Path(folder), variables, sizes, seconds_max)
     if as_json:
         print_json(report)
     else:
@@ -103,7 +116,7 @@ async def bench(
 
 async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seconds_max: float) -> Report:
     started = time.monotonic()
-    async with _open(state_dir, variables) as running:
+    async with _open(state_dir / "ratios", variables) as running:
         settlements = await _measure_settlements(running, sizes, Deadline(seconds_max * SETTLEMENTS_SHARE))
         progress(f"counting what a settlement costs, on {COST_SAMPLE} of them")
         cost, different = await _measure_cost(running, sizes)
@@ -140,18 +153,68 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
             posted=work.posted,
             credited=buyers.credited,
         )
-        return Report(
-            valid=not violations,
-            violations=violations,
-            seconds=round(time.monotonic() - started, 1),
-            settlements=settlements,
-            postings_spread=spread,
-            postings_one_account=one,
-            buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
-            settlement_cost=cost,
-            settled=len(running.settlements.settled),
-            posted=work.posted,
+    # A system of its own: what the ratios have left behind would be in its way.
+    http_path, wrong = await _measure_http_path(state_dir / "http", variables, sizes)
+    violations += wrong
+    return Report(
+        valid=not violations,
+        violations=violations,
+        seconds=round(time.monotonic() - started, 1),
+        settlements=settlements,
+        postings_spread=spread,
+        postings_one_account=one,
+        buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
+        settlement_cost=cost,
+        http_path=http_path,
+        settled=len(running.settlements.settled),
+        posted=work.posted,
+    )
+
+
+async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], sizes: Sizes) -> tuple[HttpPath, list[str]]:
+    """What clients of the HTTP interface see, and what is wrong with it, in words."""
+    async with (
+        LocalSystem(
+            state_dir,
+            without_servers(variables) | HTTP_SETTINGS,
+            on_progress=progress,
+            block_time_seconds=HTTP_BLOCK_TIME_SECONDS,
+        ) as system,
+        _databases(system.settings) as (_, service),
+    ):
+        path = await measure_http_path(
+            system.stack.chain,
+            service,
+            system.settings.require_api_url(),
+            clients=sizes.clients,
+            payments=sizes.payments,
+            on_progress=progress,
         )
+        progress("checking the books")
+        await _until_bonuses_are_there(service, settled=path.credited)
+        violations = await find_violations(service, settled=path.credited, posted=0, credited=0)
+    return path, violations + http_violations(path)
+
+
+async def _until_bonuses_are_there(service: ServiceDatabase, *, settled: int) -> None:
+    """A payer sees CREDITED before the bonus is minted. Those that are not there in time, the books' check reports."""
+
+    async def all_there() -> bool:
+        async with service.transaction() as connection:
+            return await ledger.count_entries(connection) >= 2 * settled
+
+    with suppress(PartFailedError):
+        await wait_until(all_there, timeout_seconds=BONUS_SECONDS_MAX, what="bonuses")
+
+
+def http_violations(path: HttpPath) -> list[str]:
+    """Why the measurement of the HTTP path does not count, in words."""
+    found = []
+    if path.errors:
+        found.append(f"{path.errors} calls over HTTP failed, first: {'; '.join(path.first_errors)}")
+    if path.credited < path.begun:
+        found.append(f"{path.credited} payments over HTTP were credited, and {path.begun} were begun")
+    return found
 
 
 @asynccontextmanager
@@ -160,6 +223,7 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
     async with LocalSystem(
         state_dir,
         without_servers(variables),
+        without=("api",),
         on_progress=progress,
         # Payments are mined by hand, so that all are confirmed before the time runs.
         block_time_seconds=None,

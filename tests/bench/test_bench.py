@@ -36,6 +36,21 @@ MEASURED = {
     "aim",
     "aimMet",
 }
+CROWD = ("--clients", "5", "--payments", "2")
+HTTP_PATH = {
+    "clients",
+    "paymentsPerClient",
+    "begun",
+    "credited",
+    "seconds",
+    "paymentsPerSecond",
+    "pollSeconds",
+    "signIn",
+    "calls",
+    "submitToCredited",
+    "errors",
+    "firstErrors",
+}
 REPORT = {
     "valid",
     "violations",
@@ -45,6 +60,7 @@ REPORT = {
     "postingsOneAccount",
     "buyerCreditsPerSecond",
     "settlementCost",
+    "httpPath",
     "settled",
     "posted",
 }
@@ -52,7 +68,20 @@ REPORT = {
 
 async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli", "bench", "--settlements", "20", "--postings", "100", "--rounds", "1", "--json"),
+        *(
+            sys.executable,
+            "-m",
+            "cli",
+            "bench",
+            "--settlements",
+            "20",
+            "--postings",
+            "100",
+            "--rounds",
+            "1",
+            *CROWD,
+            "--json",
+        ),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -86,7 +115,16 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert cost["billedActionsEstimated"] >= 2 + cost["activities"]
     assert 1 <= cost["rpcRequests"] <= 2 < cost["rpcCalls"]
     assert cost["sqlTransactions"] < cost["sqlStatements"] < cost["sqlRoundTrips"]
+    path = report["httpPath"]
+    assert set(path) == HTTP_PATH
+    assert (path["begun"], path["credited"], path["errors"], path["firstErrors"]) == (10, 10, 0, [])
+    counts = {measured["call"]: measured["count"] for measured in path["signIn"] + path["calls"]}
+    assert counts.pop("status") >= 10
+    assert counts == {"challenge": 5, "login": 5, "intent": 10, "submit": 10}
+    for measured in (*path["signIn"], *path["calls"], path["submitToCredited"]):
+        assert 0 < measured["p50Ms"] <= measured["p95Ms"] <= measured["p99Ms"]
     assert b"round 1" in progress
+    assert b"5 clients, 2 payments each" in progress
 
 
 async def test_a_missing_entry_makes_the_run_invalid(desk: Desk) -> None:
