@@ -1,5 +1,5 @@
 # make demo and make test are all that a new machine needs: Python 3.11+, Node and make.
-.PHONY: help install demo up test lint types unit bench histories lock clean
+.PHONY: help install demo up test lint types unit bench histories openapi screenshots lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -60,6 +60,12 @@ bench: install ## Settlements and postings per second, as ratios against bare on
 
 histories: install ## Record the workflow's histories of every path anew
 	$(BIN)/python -m tests.workflow.record_histories
+
+openapi: install ## Write docs/openapi.json anew
+	$(BIN)/python -m tests.api.write_openapi
+
+screenshots: install ## Take the Credits page's pictures in docs/images anew
+	$(BIN)/python -m tests.browser.take_screenshots
 
 lock: install ## Pin all dependencies anew, by hash and without addresses
 	$(COMPILE) --all-extras -o requirements.txt
