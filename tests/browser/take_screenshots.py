@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -68,3 +70,7 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await many.page.get_by_role("button", name="Sign in with a wallet").click()
         await expect(many.page.get_by_role("dialog")).to_be_visible()
         await _save(many, "wallets")
+
+
+if __name__ == "__main__":
+    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "-q", __file__], check=False).returncode)

@@ -169,6 +169,8 @@ async def test_the_platforms_name_is_text_and_files_are_kept(open_site: OpenSite
     async with open_site(PLATFORM_NAME="A & <B>") as site:
         visitor = await site.signed_in()
         await expect(visitor.page.get_by_role("heading", name="Keep A & <B> Alive")).to_be_visible()
+        await expect(visitor.page.locator(".brand")).to_have_text("A & <B>")
+        await expect(visitor.form("system").locator("output")).to_have_text("25.00 USDC for A & <B>, 0 credits for you")
         async with visitor.page.expect_response("**/static/credits.js*") as loaded:
             await visitor.open()
         headers = (await loaded.value).headers
