@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -36,6 +37,8 @@ OPEN_PAYMENTS_MAX: Final = 20
 RECENT_PAYMENTS: Final = 5
 CURSORS_KEPT: Final = 20
 """How far back "Newer" goes step by step: each page's address carries the way to it."""
+
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 RETRY_AFTER_SECONDS: Final = "5"
 FOR_EVER: Final = "public, max-age=31536000, immutable"
@@ -118,6 +121,8 @@ async def show_credits(
 
     `cursor` is repeated: the last one is the page that is shown, those before it are the way back to the newest.
     """
+    if _goes_by_another_name(request, services.settings.origin):
+        return RedirectResponse(f"{services.settings.origin}/credits", status_code=307)
     context: dict[str, Any] = {"site": _site(services)}
     if session is None:
         return templates.TemplateResponse(request, "signed_out.html", context)
@@ -134,6 +139,15 @@ async def show_credits(
         "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
     }
     return templates.TemplateResponse(request, "credits.html", context)
+
+
+def _goes_by_another_name(request: Request, origin: str) -> bool:
+    """Whether this machine's own browser calls it `localhost` where the sign-in message says 127.0.0.1, or so.
+
+    Wallets warn of a message for another site. Other hosts' names are left alone: a proxy may have its own for us.
+    """
+    host, home = request.url, urlsplit(origin)
+    return host.hostname != home.hostname and {host.hostname, home.hostname} <= LOOPBACK and host.port == home.port
 
 
 async def _shown_payments(services: Services, session: Session) -> list[AttemptView]:

@@ -364,6 +364,15 @@ async def test_an_unknown_address_and_a_wrong_method_are_problems_too(payer: Vis
     assert wrong.body["requestId"] == wrong.headers["X-Request-ID"]
 
 
+async def test_this_machines_other_names_lead_to_the_one_that_is_signed_for(api: RunningApi) -> None:
+    port = api.url.rpartition(":")[2]
+    async with api.visitor() as visitor:
+        reply = await visitor.get("/credits", headers={"Host": f"localhost:{port}"}, allow_redirects=False)
+        assert (reply.status, reply.headers["Location"]) == (307, f"{api.url}/credits")
+        for host in (f"127.0.0.1:{port}", f"proxy.internal:{port}", "localhost:1", "pay.example.com"):
+            assert (await visitor.get("/credits", headers={"Host": host}, allow_redirects=False)).status == 200, host
+
+
 def test_each_code_stands_for_one_kind() -> None:
     codes = [kind.code for kind in KINDS]
     assert len(codes) == len(set(codes))

@@ -15,6 +15,7 @@ from playwright.async_api import Browser, expect
 from db import accounts
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain, payer_wallets
+from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from tests.support.api import RunningApi, running_api
 from tests.support.browser import (
@@ -24,7 +25,7 @@ from tests.support.browser import (
     running_browser,
     visiting,
 )
-from tests.support.engine import Engine, open_engine
+from tests.support.engine import PATIENCE_SECONDS, Engine, open_engine
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.sql import query
@@ -112,7 +113,12 @@ async def open_site(browser: Browser, namespace: Namespace, database: Database, 
             yield site
             complaints = [complaint for visitor in site.visitors for complaint in visitor.complaints]
             assert not complaints, complaints
-            assert not await engine.books()
+
+            async def balance() -> bool:
+                return not await engine.books()
+
+            # The bonus comes in a transaction of its own, a moment after the credit that the page shows.
+            await wait_until(balance, timeout_seconds=PATIENCE_SECONDS, what="books that balance")
 
     return open_with
 
