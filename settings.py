@@ -114,9 +114,8 @@ def _explorer(value: object) -> str:
 
 def _networks(value: object) -> tuple[str, ...]:
     given = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
-    for network in given:
-        ip_network(network, strict=False)
-    return given
+    # As a network is written: whoever applies it need not be as lenient about bits of the host as people are.
+    return tuple(str(ip_network(network, strict=False)) for network in given)
 
 
 def _addresses(value: object) -> tuple[str, ...]:

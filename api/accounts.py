@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 from api.models import AttemptPage, CreditsSummary, LedgerEntry
@@ -48,7 +49,8 @@ async def read_attempts(
     services: Services, session: Session, *, open_only: bool, limit: int = PAGE_SIZE, cursor: UUID | None = None
 ) -> AttemptPage:
     """`limit` payments, those older than the attempt `cursor` where it is given, with their progress."""
+    account = session.billing_account_id
     async with services.database.transaction(session.user_id) as connection:
-        found = await attempts.page_own_attempts(connection, open_only=open_only, limit=limit + 1, before=cursor)
-    views = [await services.payments.with_progress(attempt) for attempt in found[:limit]]
+        found = await attempts.page_attempts(connection, account, open_only=open_only, limit=limit + 1, before=cursor)
+    views = await asyncio.gather(*(services.payments.with_progress(attempt) for attempt in found[:limit]))
     return AttemptPage(attempts=views, next_cursor=views[-1].attempt_id if len(found) > limit else None)

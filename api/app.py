@@ -65,8 +65,8 @@ def build_app(
     api.state.readiness = Readiness()
     pages.install(api)
     operators.install(api)
-    app: ASGIApp = Limits(api, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds, answer_seconds=answer_seconds)
-    app = SameOriginOnly(app, origin=services.settings.origin)
+    app: ASGIApp = SameOriginOnly(api, origin=services.settings.origin)
+    app = Limits(app, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds, answer_seconds=answer_seconds)
     app = SecurityHeaders(app, is_secure=services.settings.is_secure)
     app = RequestContext(app)
     if trusted_proxies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 import structlog
@@ -12,11 +12,21 @@ from fastapi.security import APIKeyCookie
 from api.rate_limits import client_address, take
 from api.services import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
 from api.sessions import find_session
+from api.turns import turn
 from db.rate_limits import Bucket
 from db.sessions import Session
 from domain.errors import NotSignedIn
 
-__all__ = ["ApiServices", "OptionalSession", "Services", "Session", "SignedIn", "limit_by_account", "limit_by_address"]
+__all__ = [
+    "ONE_TURN",
+    "ApiServices",
+    "OptionalSession",
+    "Services",
+    "Session",
+    "SignedIn",
+    "limit_by_account",
+    "limit_by_address",
+]
 
 # For the OpenAPI document only: which of the two it is depends on TLS.
 _cookie_scheme = APIKeyCookie(
@@ -44,6 +54,15 @@ async def _signed_in(session: OptionalSession, _: Annotated[str | None, Depends(
 
 
 SignedIn = Annotated[Session, Depends(_signed_in)]
+
+
+async def _turn(session: SignedIn) -> AsyncIterator[None]:
+    async with turn(session.billing_account_id):
+        yield
+
+
+ONE_TURN = Depends(_turn, scope="function")
+"""For whatever asks the database on behalf of an account."""
 
 
 def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callable[..., Awaitable[None]]:

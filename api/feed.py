@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
@@ -19,12 +19,16 @@ from api.metrics import EVENT_STREAMS
 from api.services import Services
 from api.sessions import find_session
 from db.sessions import Session
-from domain.attempt import ClientStatus
+from domain.attempt import AttemptStatus, ClientStatus
 from domain.errors import RateLimited, Unavailable
 from starter.models import AttemptView
 
 STREAMS_PER_ACCOUNT_MAX: Final = 10
-STREAMS_MAX: Final = 2_000
+STREAMS_PER_ADDRESS_MAX: Final = 100
+STREAMS_MAX: Final = 1_000
+READS_AT_ONCE_MAX: Final = 3
+"""Of all streams together, so that the other connections to the database are for requests that somebody waits for."""
+
 STREAM_SECONDS_MAX: Final = 600.0
 """Then the browser comes again by itself; a stream that nobody reads does not stay for ever."""
 
@@ -32,41 +36,49 @@ KEEPALIVE_SECONDS: Final = 15.0
 SESSION_CHECK_SECONDS: Final = 10.0
 TICK_SECONDS_MIN: Final = 0.25
 TICK_SECONDS_MAX: Final = 2.0
+UNPAID_TICK_SECONDS: Final = 5.0
+"""Until a hash is submitted nothing happens that the submitter does not hear from the submission's own answer."""
+
 RETRY_MILLISECONDS: Final = 2_000
 """When the browser comes again after a stream has ended without a final status."""
 
 _open_streams: Counter[str] = Counter()
+_reads = asyncio.Semaphore(READS_AT_ONCE_MAX)
 
 
 class EventStream(StreamingResponse):
     """A stream of events, which holds one of the places for streams while it is sent, and whatever becomes of it."""
 
-    def __init__(self, events: AsyncIterator[bytes], session: Session) -> None:
+    def __init__(self, events: AsyncIterator[bytes], session: Session, address: str) -> None:
         # Proxies that collect a response before they pass it on would make nothing of it.
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._session = session
+        self._keys = {
+            f"account:{session.billing_account_id}": STREAMS_PER_ACCOUNT_MAX,
+            f"address:{address}": STREAMS_PER_ADDRESS_MAX,
+            "all": STREAMS_MAX,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raises `RateLimited`, before anything is sent, where no place is free."""
-        with _place_for_stream(self._session):
+        with _place_for_stream(self._keys):
             await super().__call__(scope, receive, send)
 
 
 @contextmanager
-def _place_for_stream(session: Session) -> Iterator[None]:
-    """One of the places for streams, as long as the block runs. Raises `RateLimited` where none is free."""
-    account = session.billing_account_id
-    if _open_streams[account] >= STREAMS_PER_ACCOUNT_MAX or _open_streams.total() >= STREAMS_MAX:
+def _place_for_stream(keys: Mapping[str, int]) -> Iterator[None]:
+    """One of the places of each key, as long as the block runs. Raises `RateLimited` where none is free."""
+    if any(_open_streams[key] >= most for key, most in keys.items()):
         raise RateLimited(TICK_SECONDS_MAX, "event streams")
-    _open_streams[account] += 1
+    _open_streams.update(keys.keys())
     EVENT_STREAMS.inc()
     try:
         yield
     finally:
-        _open_streams[account] -= 1
-        if _open_streams[account] == 0:
-            del _open_streams[account]
         EVENT_STREAMS.dec()
+        _open_streams.subtract(keys.keys())
+        for key in keys:
+            if _open_streams[key] == 0:
+                del _open_streams[key]
 
 
 async def attempt_events(
@@ -78,14 +90,17 @@ async def attempt_events(
     yield _event(view, retry=RETRY_MILLISECONDS)
     started = said = checked = time.monotonic()
     while view.client_status is ClientStatus.PENDING_VERIFICATION and time.monotonic() - started < STREAM_SECONDS_MAX:
-        if await _happens(services.stopping.wait, within_seconds=tick_seconds):
+        is_unpaid = view.status is AttemptStatus.CREATED_INTENT
+        pause_seconds = max(tick_seconds, UNPAID_TICK_SECONDS) if is_unpaid else tick_seconds
+        if await _happens(services.stopping.wait, within_seconds=pause_seconds):
             return
         if time.monotonic() - checked >= SESSION_CHECK_SECONDS:
             checked = time.monotonic()
             if not await _is_still_signed_in(services, request):
                 return
         try:
-            now = await services.payments.status(session.user_id, attempt_id)
+            async with _reads:
+                now = await services.payments.status(session.user_id, attempt_id)
         except Unavailable:
             now = view  # nothing new is known; it may be soon
         if _tells(now) != _tells(view):

@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import REQUEST_SECONDS, REQUESTS
 from api.problems import (
+    BAD_REQUEST,
     BODY_TOO_LARGE,
     BODY_TOO_SLOW,
     CROSS_SITE_REQUEST,
     INTERNAL,
     OUT_OF_TIME,
+    RETRY_AFTER_UNAVAILABLE_SECONDS,
     ProblemKind,
     problem_response,
 )
@@ -30,6 +32,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 BODY_SECONDS_MAX: Final = 10.0
+DRAINED_BYTES_MAX: Final = 2**20
+DRAIN_SECONDS_MAX: Final = 2.0
 ANSWER_SECONDS_MAX: Final = 25.0
 """Until the head of the response: a submission waits 3 s for a worker, a dead node costs 8 s, a lock 5 s."""
 
@@ -163,10 +167,11 @@ class SameOriginOnly:
 
     def _is_allowed(self, headers: Headers) -> bool:
         fetched_from = headers.get("sec-fetch-site")
-        if fetched_from is not None:
-            return fetched_from in {"same-origin", "none"}
+        if fetched_from is not None and fetched_from not in {"same-origin", "none"}:
+            return False
         origin = headers.get("origin")
-        return origin is None or _origin(origin) == self._origin
+        # The browser's own word for "same origin" counts although ours has another name for it.
+        return fetched_from == "same-origin" or origin is None or _origin(origin) == self._origin
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None] | None:
@@ -196,13 +201,15 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self._body_bytes:
-            await _refuse(BODY_TOO_LARGE, scope, receive, send)
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers may disagree about where such a request ends (RFC 9112, 6.1).
+            await _refuse(BAD_REQUEST, scope, receive, send, headers={"Connection": "close"})
             return
+        declared = headers.get("content-length", "")
+        has_body = declared not in {"", "0"} or "transfer-encoding" in headers
         loop = asyncio.get_running_loop()
         body_until = loop.time() + self._body_seconds
-        has_body = True
         has_begun = False
         is_slow_body = False
 
@@ -224,18 +231,44 @@ class Limits:
             if message["type"] == "http.response.start":
                 has_begun = True
                 limit.reschedule(None)
+                if has_body and not await self._drain(receive_in_time):
+                    # What nobody reads would be swallowed without end, for the sake of the next request.
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
             async with asyncio.timeout(self._answer_seconds) as limit:
-                await self._app(scope, receive_in_time, send_and_note)
+                if declared.isdecimal() and int(declared[:20]) > self._body_bytes:
+                    await _refuse(BODY_TOO_LARGE, scope, receive_in_time, send_and_note)
+                else:
+                    await self._app(scope, receive_in_time, send_and_note)
         except TimeoutError:
             if has_begun or not (is_slow_body or limit.expired()):
                 raise
             await _refuse(BODY_TOO_SLOW if is_slow_body else OUT_OF_TIME, scope, receive, send)
 
+    async def _drain(self, receive: Receive) -> bool:
+        """Read the rest of a body that is answered already; False where it does not end soon.
 
-async def _refuse(kind: ProblemKind, scope: Scope, receive: Receive, send: Send) -> None:
-    headers = {"Retry-After": "2"} if kind.status == 503 else {"Connection": "close"} if kind is BODY_TOO_SLOW else None
+        A connection that is closed while the other side still writes takes the answer with it.
+        """
+        left = DRAINED_BYTES_MAX
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS_MAX):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            pass
+        return False
+
+
+async def _refuse(
+    kind: ProblemKind, scope: Scope, receive: Receive, send: Send, *, headers: dict[str, str] | None = None
+) -> None:
+    if kind.status == 503:
+        headers = {"Retry-After": str(RETRY_AFTER_UNAVAILABLE_SECONDS)}
     response = problem_response(kind, kind.title, request_id=scope["state"]["request_id"], headers=headers)
     await response(scope, receive, send)

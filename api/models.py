@@ -54,7 +54,8 @@ class LoginRequest(Question):
     """The wallet's signature over a challenge, which is named by its nonce, its message, or both."""
 
     nonce: str | None = Field(default=None, min_length=8, max_length=64, pattern=r"^[0-9A-Za-z]+$")
-    message: str | None = Field(default=None, min_length=1, max_length=2000)
+    # PostgreSQL's text has no NUL.
+    message: str | None = Field(default=None, min_length=1, max_length=2000, pattern=r"^[^\x00]*$")
     signature: str = Field(
         min_length=4,
         max_length=20_000,

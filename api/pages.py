@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
@@ -21,11 +24,14 @@ from starlette.types import Scope
 from api.accounts import read_attempts, read_summary
 from api.dependencies import ApiServices, OptionalSession, Services, Session
 from api.sessions import sign_out
+from api.turns import turn
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import Unavailable
 from domain.ledger import Reason
 from domain.money import CREDITS_PER_USD_CENT, credits_for_usd_cents
 from starter.models import AttemptView
+
+log = structlog.get_logger(__name__)
 
 FOLDER: Final = Path(__file__).parent
 STATIC_FOLDER: Final = FOLDER / "static"
@@ -39,6 +45,9 @@ CURSORS_KEPT: Final = 20
 """How far back "Newer" goes step by step: each page's address carries the way to it."""
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+PAGE_SECONDS_MAX: Final = 15.0
+"""Then a person gets a page that says so, before the limit of all requests answers with a problem document."""
 
 RETRY_AFTER_SECONDS: Final = "5"
 FOR_EVER: Final = "public, max-age=31536000, immutable"
@@ -76,8 +85,11 @@ class PersonRoute(APIRoute):
 
         async def handle_for_a_person(request: Request) -> Response:
             try:
-                return await handle(request)
-            except Unavailable:
+                async with asyncio.timeout(PAGE_SECONDS_MAX):
+                    return await handle(request)
+            except (Unavailable, TimeoutError) as error:
+                reason = error.message if isinstance(error, Unavailable) else f"no answer within {PAGE_SECONDS_MAX:g} s"
+                log.warning("dependency unavailable", reason=reason)
                 headers = {"Retry-After": RETRY_AFTER_SECONDS}
                 return templates.TemplateResponse(request, "unavailable.html", status_code=503, headers=headers)
 
@@ -88,10 +100,14 @@ class FingerprintedFiles(StaticFiles):
     """Files whose address changes with them (see `_fingerprint`), so that a browser need not ask again."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file, to be kept for ever where it was asked for by its fingerprint."""
+        """The file, to be kept for ever where it was asked for by its own fingerprint.
+
+        Not by any other: during a release an old process may be asked for what a new one has named.
+        """
         response = await super().get_response(path, scope)
-        if scope["query_string"] and response.status_code in {200, 304}:
-            response.headers["Cache-Control"] = FOR_EVER
+        if response.status_code in {200, 304}:
+            is_this = scope["query_string"] == f"v={_fingerprint(path)}".encode()
+            response.headers["Cache-Control"] = FOR_EVER if is_this else "no-cache"
         return response
 
 
@@ -131,13 +147,14 @@ async def show_credits(
     except ValueError:
         return RedirectResponse("/credits", status_code=303)
     before = cursors[-1] if cursors else None
-    context |= {
-        "session": session,
-        "cursors": cursors,
-        # The payments first: whatever they show as credited, the balance has.
-        "payments": await _shown_payments(services, session),
-        "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
-    }
+    async with turn(session.billing_account_id):
+        context |= {
+            "session": session,
+            "cursors": cursors,
+            # The payments first: whatever they show as credited, the balance has.
+            "payments": await _shown_payments(services, session),
+            "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
+        }
     return templates.TemplateResponse(request, "credits.html", context)
 
 
@@ -276,6 +293,7 @@ def what_it_buys(attempt: AttemptView) -> str:
     return f"{credits_for_usd_cents(attempt.amount_usd_cents):,} credits for {paid}"
 
 
+@cache
 def _fingerprint(name: str) -> str:
     """Changes with the file, so that a browser that keeps it asks again after a release."""
     return hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]

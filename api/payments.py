@@ -12,11 +12,12 @@ from api import examples
 from api.accounts import PAGE_SIZE, PAGE_SIZE_MAX, read_attempts, read_summary
 from api.auth import POSTED
 from api.bodies import JsonRoute
-from api.dependencies import ApiServices, SignedIn, limit_by_account
+from api.dependencies import ONE_TURN, ApiServices, SignedIn, limit_by_account
 from api.feed import EventStream, attempt_events
 from api.models import AttemptPage, CreditsSummary, IntentRequest, SubmitRequest
 from api.openapi import answered, asked, followed_by
 from api.problems import INVALID_INPUT, documented
+from api.rate_limits import client_address
 from db.accounts import Payer
 from db.idempotency import KEY_LENGTH_MAX
 from domain.errors import (
@@ -63,7 +64,7 @@ _limit_submits = limit_by_account(
         ),
         **documented(*POSTED, NotSignedIn, IdempotencyKeyReused, RateLimited),
     },
-    dependencies=[Depends(_limit_intents)],
+    dependencies=[Depends(_limit_intents), ONE_TURN],
 )
 async def create_intent(
     body: Annotated[
@@ -114,7 +115,7 @@ async def create_intent(
             TemporalUnavailable,
         ),
     },
-    dependencies=[Depends(_limit_submits)],
+    dependencies=[Depends(_limit_submits), ONE_TURN],
 )
 async def submit(
     attempt_id: AttemptId,
@@ -135,6 +136,7 @@ async def submit(
 @router.get(
     "/attempts",
     operation_id="listAttempts",
+    dependencies=[ONE_TURN],
     summary="The account's payments",
     responses={
         200: answered("A page of payments.", {"page": examples.ATTEMPT_PAGE}),
@@ -155,6 +157,7 @@ async def list_attempts(
 @router.get(
     "/attempts/{id}",
     operation_id="getAttempt",
+    dependencies=[ONE_TURN],
     summary="How a payment stands",
     responses={
         200: answered(
@@ -187,12 +190,13 @@ async def attempt(attempt_id: AttemptId, session: SignedIn, services: ApiService
 async def events(attempt_id: AttemptId, session: SignedIn, services: ApiServices, request: Request) -> EventStream:
     """How it stands as server-sent events, block by block, until it is finished."""
     first = await services.payments.status(session.user_id, attempt_id)
-    return EventStream(attempt_events(services, request, session, attempt_id, first), session)
+    return EventStream(attempt_events(services, request, session, attempt_id, first), session, client_address(request))
 
 
 @router.get(
     "/credits/summary",
     operation_id="getCreditsSummary",
+    dependencies=[ONE_TURN],
     summary="Balance and ledger",
     responses={
         200: answered("The balance, and a page of the ledger.", {"summary": examples.SUMMARY}),

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 
 from api.app import build_app
+from api.pages import LOOPBACK
 from api.services import ApiSettings, RateLimits, Services, SharedReading
 from commands.connections import chain_reader, payment_policy
+from commands.http_server import http_server, listen
 from db.engine import OperatorDatabase, TenantDatabase
 from db.startup import (
     check_answers,
@@ -26,18 +27,12 @@ from db.startup import (
     check_system_tenant,
     check_tenant_database,
 )
-from domain.errors import ConfigurationError
 from settings import CHAIN_NAMES, Settings
 from starter.client import PaymentsClient
 from starter.temporal import connect
 from telemetry.health import temporal_answers
 
 DATABASE_CONNECTIONS: Final = 10
-CONNECTIONS_MAX: Final = 5_000
-"""Open connections, event streams among them; whoever comes then is told to come later."""
-
-GRACEFUL_SHUTDOWN_SECONDS: Final = 10
-KEEP_ALIVE_SECONDS: Final = 30
 HEAD_LIFETIME_SECONDS_MAX: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -119,7 +114,7 @@ async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     async with open_services(settings, variables) as services:
         with listen(settings.api_host, settings.api_port) as listening:
-            server = api_server(services, settings)
+            server = http_server(build_app(services, trusted_proxies=settings.trusted_proxies))
 
             def stop() -> None:
                 services.stopping.set()
@@ -129,49 +124,9 @@ async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
             for signal_number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(signal_number, stop)
             host, port = listening.getsockname()[:2]
+            origin = urlsplit(services.settings.origin)
+            if origin.scheme == "http" and origin.hostname not in LOOPBACK:
+                log.warning("API_URL is not https: cookies travel in the clear", origin=services.settings.origin)
             log.info("api serves", listens_on=f"{host}:{port}", origin=services.settings.origin)
             await server.serve([listening])
     log.info("api stopped")
-
-
-def api_server(services: Services, settings: Settings) -> uvicorn.Server:
-    """The server, to be told where to listen."""
-    return _Server(
-        uvicorn.Config(
-            build_app(services, trusted_proxies=settings.trusted_proxies),
-            log_config=None,
-            access_log=False,
-            # Applied in `build_app`, so that whoever embeds the app has it too.
-            proxy_headers=False,
-            server_header=False,
-            lifespan="off",
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-        )
-    )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its handling of signals: having drained, it would raise SIGTERM once more."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise ConfigurationError(
-            f"API_PORT: got {port}, on which {host} cannot be listened on ({error.strerror}); "
-            "wants a free port, or 0 for any"
-        ) from error
-    # Accepted connections inherit it. asyncio sets it on sockets that name their protocol, which this one does not, and
-    # without it every answer on a kept connection waits 40 ms for the client's acknowledgement.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening

@@ -77,11 +77,19 @@ async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAt
     return _to_attempt(row) if row else None
 
 
-async def page_own_attempts(
-    connection: TenantConnection, *, open_only: bool, limit: int, before: UUID | None = None
+async def page_attempts(
+    connection: TenantConnection, billing_account_id: str, *, open_only: bool, limit: int, before: UUID | None = None
 ) -> list[PaymentAttempt]:
-    """The tenant's attempts, newest first, at most `limit`; those older than the attempt `before`."""
-    query = _select_attempt().order_by(PaymentAttemptRow.created_at.desc(), PaymentAttemptRow.id.desc()).limit(limit)
+    """An account's attempts, newest first, at most `limit`; those older than the attempt `before`."""
+    account, *keys = PaymentAttemptRow.billing_account_id, PaymentAttemptRow.created_at, PaymentAttemptRow.id
+    # A range, and the account in the order, because that is what only the account's own index gives: for an equality
+    # the planner may walk the index of time, past everything newer of everybody's.
+    query = (
+        _select_attempt()
+        .where(account >= billing_account_id, account <= billing_account_id)
+        .order_by(account.desc(), *(key.desc() for key in keys))
+        .limit(limit)
+    )
     if open_only:
         query = query.where(PaymentAttemptRow.status.in_([status.value for status in OPEN_STATUSES]))
     if before is not None:

@@ -5,6 +5,7 @@ What the wallet signed is verified over the stored bytes, so no text that a call
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from domain.identifiers import Address
 
 STATEMENT: Final = "Sign in to {platform}. This costs nothing and moves no money."
+_IN_A_STATEMENT: Final = re.compile(r"[A-Za-z0-9 :/?#\[\]@!$&'()*+,;=._~-]+", re.ASCII)
+"""EIP-4361, rule "statement": what RFC 3986 calls reserved and unreserved, and blanks."""
 
 
 class Challenge(BaseModel):
@@ -50,7 +53,7 @@ def new_challenge(
         f"{urlsplit(origin).netloc} wants you to sign in with your Ethereum account:\n"
         f"{address}\n"
         "\n"
-        f"{STATEMENT.format(platform=platform)}\n"
+        f"{STATEMENT.format(platform=platform if _IN_A_STATEMENT.fullmatch(platform) else 'this service')}\n"
         "\n"
         f"URI: {origin}\n"
         "Version: 1\n"

@@ -39,7 +39,7 @@ from domain.errors import (
 )
 from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
-from domain.verdict import terms_of
+from domain.verdict import Waiting, WaitReason, terms_of
 from starter.models import AttemptView, Intent
 from starter.progress import ProgressReader, read_workflow
 from starter.temporal import does_not_answer, register_search_attributes
@@ -212,7 +212,7 @@ class PaymentsClient:
             update={
                 "confirmations": waiting.confirmations if waiting else 0,
                 "confirmations_needed": waiting.confirmations_needed if waiting else self._policy.min_confirmations,
-                "waiting_for": waiting.message if waiting else None,
+                "waiting_for": _in_the_payers_words(waiting) if waiting else None,
                 "next_look_at": look.next_attempt_at if look else None,
             }
         )
@@ -357,6 +357,15 @@ class PaymentsClient:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""
         if await read_workflow(self._temporal, attempt_id) is None:
             raise TemporalUnavailable("Temporal has not started the settlement")
+
+
+def _in_the_payers_words(waiting: Waiting) -> str:
+    """What the payment waits for. Which node said what is for operators: it names servers of ours."""
+    match waiting.reason:
+        case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION:
+            return "the chain cannot be read right now"
+        case _:
+            return waiting.message
 
 
 async def _find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:

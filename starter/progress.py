@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 
 DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
+
+ASKED_AT_ONCE_MAX: Final = 20
+HEAD_SECONDS_MAX: Final = 2.0
+SILENCE_SECONDS: Final = 5.0
+"""After a Temporal or a chain that did not answer: progress is worth having, and not worth everybody's waiting."""
 
 ASKED_AGAIN_AFTER: Final = timedelta(milliseconds=500)
 """While a look or a credit is under way: it takes about as long, and many may be watching."""
@@ -116,6 +122,9 @@ class ProgressReader:
         self._client = client
         self._read_head = read_head
         self._seen: OrderedDict[tuple[UUID, str], _Look] = OrderedDict()
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
+        self._silent_until = 0.0
+        self._no_head_until = 0.0
 
     async def read(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
         """The activity that waits for `tx_hash`, with the confirmations so far.
@@ -132,10 +141,14 @@ class ProgressReader:
         seen = self._seen.get(key)
         if seen is not None and datetime.now(UTC) < seen.good_until:
             return seen.activity
+        if time.monotonic() < self._silent_until:
+            return seen.activity if seen else None
         try:
-            state = await read_workflow(self._client, attempt_id)
+            async with self._asking:
+                state = await read_workflow(self._client, attempt_id)
         except TemporalUnavailable:
-            return None
+            self._silent_until = time.monotonic() + SILENCE_SECONDS
+            return seen.activity if seen else None
         found = next((activity for activity in state.pending if activity.waiting), None) if state else None
         if found is None and seen is not None:
             # Nothing waits any more: it is being credited. What was counted stays counted until it is.
@@ -151,9 +164,13 @@ class ProgressReader:
         """The same with the blocks counted that came since; a head that cannot be read changes nothing."""
         if waiting.reason is not WaitReason.CONFIRMATIONS or waiting.block_number is None or self._read_head is None:
             return waiting
+        if time.monotonic() < self._no_head_until:
+            return waiting
         try:
-            head = await self._read_head()
-        except ChainUnavailable:
+            async with asyncio.timeout(HEAD_SECONDS_MAX):
+                head = await self._read_head()
+        except (ChainUnavailable, TimeoutError):
+            self._no_head_until = time.monotonic() + SILENCE_SECONDS
             return waiting
         counted = min(head - waiting.block_number + 1, waiting.confirmations_needed)
         if counted <= waiting.confirmations:

@@ -78,28 +78,44 @@ function inUsdc(raw) {
 
 // -- what this browser keeps --------------------------------------------------------------------------------
 
-/** Where nothing may be written (some private windows), what is kept lives as long as the page. */
+/** What the browser does not keep (some private windows, a full disk) lives as long as the page: keeping never fails,
+ * because what is kept is the hash of money that has been sent. */
 const kept = (() => {
   /** @type {Map<string, string>} */
   const inPage = new Map();
-  try {
-    localStorage.setItem('settle:probe', '');
-    localStorage.removeItem('settle:probe');
-  } catch {
-    return {
-      /** @param {string} name */ get: (name) => inPage.get(name) ?? null,
-      /** @param {string} name @param {string} value */ set: (name, value) => void inPage.set(name, value),
-      /** @param {string} name */ remove: (name) => void inPage.delete(name),
-      names: () => [...inPage.keys()],
-    };
-  }
+  /** @template T @param {() => T} use @param {T} otherwise @returns {T} */
+  const tolerant = (use, otherwise) => {
+    try {
+      return use();
+    } catch {
+      return otherwise;
+    }
+  };
   return {
-    /** @param {string} name */ get: (name) => localStorage.getItem(name),
-    /** @param {string} name @param {string} value */ set: (name, value) => localStorage.setItem(name, value),
-    /** @param {string} name */ remove: (name) => localStorage.removeItem(name),
-    names: () => Object.keys(localStorage),
+    /** @param {string} name @returns {string | null} */
+    get: (name) => inPage.get(name) ?? tolerant(() => localStorage.getItem(name), null),
+    /** @param {string} name @param {string} value */
+    set: (name, value) => {
+      inPage.delete(name);
+      if (!tolerant(() => (localStorage.setItem(name, value), true), false)) inPage.set(name, value);
+    },
+    /** @param {string} name */
+    remove: (name) => {
+      inPage.delete(name);
+      tolerant(() => localStorage.removeItem(name), undefined);
+    },
+    names: () => [...inPage.keys(), ...tolerant(() => Object.keys(localStorage), [])],
   };
 })();
+
+/** What was kept as JSON; null where it is damaged. @param {string} name */
+const keptJson = (name) => {
+  try {
+    return JSON.parse(kept.get(name) ?? 'null');
+  } catch {
+    return null;
+  }
+};
 
 const SESSION = 'settle:session';
 const WALLET = 'settle:wallet';
@@ -433,7 +449,7 @@ function sessionIsOver() {
 async function offerFor(purpose, cents) {
   const name = offerName(purpose, cents);
   /** @type {Offer | null} */
-  const former = JSON.parse(kept.get(name) ?? 'null');
+  const former = keptJson(name);
   if (former?.intent && (await isStillOpen(former.intent))) return { name, offer: former, intent: former.intent };
   // Kept before asking: where the answer was lost, the same key brings the same intent.
   const wasLost = former !== null && !former.intent;

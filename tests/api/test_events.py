@@ -51,6 +51,7 @@ async def test_a_finished_payment_is_one_event(api: RunningApi, payer: Visitor) 
 
 async def test_signing_out_ends_the_stream(api: RunningApi, payer: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "SESSION_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(feed, "UNPAID_TICK_SECONDS", 0.1)
     intent = await payer.intent()
     heard: list[dict[str, Any]] = []
     listening = asyncio.create_task(listen(payer, intent["attemptId"], heard))
@@ -71,7 +72,7 @@ async def test_one_account_has_so_many_streams_and_no_more_and_gets_them_back(
         assert (refused.status, refused.code) == (429, "RATE_LIMITED")
         one.close()
         await wait_until(
-            lambda: feed._open_streams.total() == 1, timeout_seconds=PATIENCE_SECONDS, what="a place that is free"
+            lambda: feed._open_streams["all"] == 1, timeout_seconds=PATIENCE_SECONDS, what="a place that is free"
         )
         async with payer.session.get(path) as three:
             assert three.status == 200
@@ -80,6 +81,7 @@ async def test_one_account_has_so_many_streams_and_no_more_and_gets_them_back(
 
 async def test_silence_is_kept_alive(payer: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(feed, "UNPAID_TICK_SECONDS", 0.1)
     path = f"/api/v1/payments/attempts/{(await payer.intent())['attemptId']}/events"
     async with payer.session.get(path) as response, asyncio.timeout(PATIENCE_SECONDS):
         assert response.content_type == "text/event-stream"

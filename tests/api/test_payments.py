@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from socket import create_server
 from typing import Any
 
 import pytest
 
+from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from starter import progress
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, first_wallet, running_api
-from tests.support.engine import MIN_CONFIRMATIONS, Engine
-from tests.support.sql import scalar
+from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
+from tests.support.postgres import Database
+from tests.support.servers import Namespace
+from tests.support.sql import connect, scalar
 from workflows.naming import workflow_id
 
 INTENTS = "/api/v1/payments/intents"
@@ -123,16 +129,80 @@ async def test_an_intent_that_expired_answers_with_its_end(engine: Engine) -> No
     assert (reply.status, reply.body["status"], reply.body["errorCode"]) == (202, "FAILED", "INTENT_EXPIRED")
 
 
-async def test_the_requests_id_is_in_the_answer_the_workflow_and_the_workers_log(
-    api: RunningApi, payer: Visitor, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_requests_id_is_in_the_answer_and_in_the_workflow(api: RunningApi, payer: Visitor) -> None:
     intent = await payer.intent()
-    request_id = "checkout-42.a"
-    async with api.engine.worker():
-        reply = await payer.submit(intent["attemptId"], HASH, headers={"X-Request-ID": request_id})
-        assert reply.headers["X-Request-ID"] == request_id
-        description = await api.engine.namespace.client.get_workflow_handle(workflow_id(intent["attemptId"])).describe()
-    assert await description.memo() == {"requestId": request_id}
+    reply = await payer.submit(intent["attemptId"], HASH, headers={"X-Request-ID": "checkout-42.a"})
+    assert reply.headers["X-Request-ID"] == "checkout-42.a"
+    handle = api.engine.namespace.client.get_workflow_handle(workflow_id(intent["attemptId"]))
+    assert await (await handle.describe()).memo() == {"requestId": "checkout-42.a"}
+
+
+@pytest.mark.parametrize("hostile", ["a" * 65, "a b", "<script>", "-a"])
+async def test_a_request_id_that_could_spoil_a_log_is_replaced(payer: Visitor, hostile: str) -> None:
+    reply = await payer.get("/api/v1/auth/session", headers={"X-Request-ID": hostile})
+    assert len(reply.headers["X-Request-ID"]) == 16
+    assert reply.headers["X-Request-ID"] != hostile
+
+
+async def test_what_was_counted_stays_counted_while_the_credit_is_under_way(
+    api: RunningApi, payer: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "ASKED_AGAIN_AFTER", timedelta(0))
+    intent = await payer.intent()
+    engine = api.engine
+    sent = await api.pay(intent)
+    async with engine.worker():
+        await payer.submit(intent["attemptId"], sent)
+        await engine.chain.mine(1)
+        await sees(payer, intent, confirmations=1)
+        with connect(engine.database.superuser_url) as superuser:
+            # The credit waits for this row.
+            superuser.execute("SELECT 1 FROM payment_attempts WHERE id = %s FOR UPDATE", (intent["attemptId"],))
+            await engine.chain.mine(MIN_CONFIRMATIONS)
+            await engine.waits(
+                intent["attemptId"],
+                lambda state: any(pending.name == "credit_buyer" for pending in state.pending),
+                what="the credit",
+            )
+            for _ in range(3):
+                status = await payer.status(intent["attemptId"])
+                assert (status["status"], status["confirmations"]) == ("PENDING_UNVERIFIED", MIN_CONFIRMATIONS)
+        assert (await payer.ends(intent["attemptId"]))["status"] == "CREDITED"
+
+
+async def test_a_payer_is_not_told_which_node_said_what(
+    namespace: Namespace, database: Database, chain: LocalChain
+) -> None:
+    async with (
+        open_engine(namespace, database, chain, CHAIN_RPC_URLS="http://127.0.0.1:1") as engine,
+        engine.worker(),
+        running_api(engine) as api,
+        api.visitor(first_wallet()) as payer,
+    ):
+        intent = await payer.intent()
+        await payer.submit(intent["attemptId"], HASH)
+        await engine.looked_at(intent["attemptId"], "127.0.0.1")
+
+        async def says_why() -> bool:
+            return (await payer.status(intent["attemptId"]))["waitingFor"] is not None
+
+        await wait_until(says_why, timeout_seconds=PATIENCE_SECONDS, what="a reason")
+        assert (await payer.status(intent["attemptId"]))["waitingFor"] == "the chain cannot be read right now"
+
+
+async def test_a_temporal_that_hangs_costs_a_page_full_of_payments_seconds_not_its_answer(engine: Engine) -> None:
+    async with running_api(engine) as api, engine.worker(), api.visitor(first_wallet()) as payer:
+        for number in range(12):
+            intent = await payer.intent()
+            assert (await payer.submit(intent["attemptId"], f"0x{number:064x}")).status == 202
+    with create_server(("127.0.0.1", 0)) as silent:
+        nowhere = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with running_api(engine, TEMPORAL_ADDRESS=nowhere) as api, api.visitor(first_wallet()) as payer:
+            async with asyncio.timeout(10):
+                listed = await payer.get("/api/v1/payments/attempts?open=true")
+                page = await payer.get("/credits")
+    assert [found["status"] for found in listed.body["attempts"]] == ["PENDING_UNVERIFIED"] * 12
+    assert page.status == 200
 
 
 async def sees(payer: Visitor, intent: dict[str, Any], **fields: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -174,6 +175,12 @@ async def test_a_malformed_signature_is_named(api: RunningApi, signature: object
         challenge = await visitor.challenge(ALICE.address)
         reply = await visitor.post("/api/v1/auth/login", {"nonce": challenge["nonce"], "signature": signature})
     assert (reply.status, reply.body["errors"][0]["field"]) == (422, "signature")
+
+
+async def test_a_message_with_a_nul_is_named(api: RunningApi) -> None:
+    async with api.visitor() as visitor:
+        reply = await visitor.post("/api/v1/auth/login", {"message": "a\0b", "signature": "0x1111"})
+    assert (reply.status, reply.body["errors"][0]["field"]) == (422, "message")
 
 
 # -- whose account ---------------------------------------------------------------------------------------------------
@@ -354,6 +361,13 @@ async def test_every_answer_carries_the_security_headers(payer: Visitor) -> None
 async def test_answers_about_accounts_are_not_kept_by_anybody(payer: Visitor) -> None:
     for path in ("/credits", "/api/v1/auth/session", "/api/v1/payments/credits/summary"):
         assert (await payer.get(path)).headers["Cache-Control"] == "no-store"
+
+
+async def test_only_a_files_own_fingerprint_keeps_it_for_ever(payer: Visitor) -> None:
+    page = (await payer.get("/credits")).body
+    [address] = re.findall(r'src="(/static/credits.js[^"]*)"', page)
+    kept = {path: (await payer.get(path)).headers["Cache-Control"] for path in (address, "/static/credits.js?v=newer")}
+    assert kept == {address: "public, max-age=31536000, immutable", "/static/credits.js?v=newer": "no-cache"}
 
 
 async def test_an_unknown_address_and_a_wrong_method_are_problems_too(payer: Visitor) -> None:

@@ -297,3 +297,30 @@ async def test_a_tab_that_nobody_sees_lets_go_of_its_connection(site: Site) -> N
 
 def _streams() -> float:
     return sum(sample.value for metric in EVENT_STREAMS.collect() for sample in metric.samples)
+
+
+async def test_a_browser_that_keeps_nothing_any_more_still_hands_the_hash_in(site: Site) -> None:
+    visitor = await site.signed_in()
+    held = visitor.hold("eth_sendTransaction")
+    await visitor.pay("25")
+    await expect(visitor.says()).to_contain_text("Confirm 25.00 USDC")
+    await visitor.page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError') } }"
+    )
+    held.set()
+    await _credited(site, visitor)
+    assert len(visitor.wallet.sent) == 1
+    assert len(await site.attempt_ids()) == 1
+
+
+async def test_a_damaged_note_about_an_amount_does_not_block_it(site: Site) -> None:
+    visitor = await site.signed_in()
+    await visitor.pay("25")
+    await _credited(site, visitor)
+    await visitor.page.evaluate(
+        "for (const purpose of ['self', 'system'])"
+        " localStorage.setItem(`settle:offer:${document.querySelector('main').dataset.address.toLowerCase()}"
+        ":${purpose}:1000`, '{')"
+    )
+    await visitor.pay("10")
+    await expect(visitor.cards()).to_have_count(2)

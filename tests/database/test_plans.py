@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
+from uuid import UUID
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
+from db import attempts
+from db.accounts import Payer
 from tests.support.payments import Desk
 from tests.support.sql import connect
 
@@ -68,3 +73,46 @@ async def test_a_posting_does_not_read_the_account_s_history(desk: Desk) -> None
         )
         plan = plan_of(owner, "EXECUTE look ('cogni_system', 'x', 'platform_revenue_share')")
     assert "credit_ledger_by_reference" in plan
+
+
+async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk) -> None:
+    payer = await desk.open_account(1)
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,"
+            " amount_usd_cents, expires_at, created_at) SELECT %s, '0x' || repeat('1', 40), 1, '0x' || repeat('2', 40),"
+            " '0x' || repeat('3', 40), 1000000, 100, now(), now() - n * interval '1 s' FROM generate_series(1, %s) n",
+            (payer.billing_account_id, PAYMENTS),
+        )
+    with connect(desk.database.superuser_url) as superuser:
+        # Everybody else's, and all newer.
+        superuser.execute(FILL)
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def note(_: object, cursor: object, statement: str, values: dict[str, object], *rest: object) -> None:
+        if "FROM payment_attempts" in statement:
+            asked.append((statement, values))
+
+    event.listen(desk.app.engine.sync_engine, "before_cursor_execute", note)
+    for open_only, before in ((False, None), (True, None), (False, await newest(desk, payer))):
+        async with desk.app.transaction(payer.user_id) as connection:
+            found = await attempts.page_attempts(
+                connection, payer.billing_account_id, open_only=open_only, limit=21, before=before
+            )
+        assert len(found) == 21
+    with psycopg.connect(desk.database.app_url) as app:
+        app.execute("SELECT set_config('settle.user_id', %s, false)", (payer.user_id,))
+        for statement, values in asked:
+            plan = "\n".join(
+                str(row[0]) for row in app.execute(f"EXPLAIN (ANALYZE, BUFFERS) {statement}".encode(), values)
+            )
+            assert "payment_attempts_by_account" in plan, plan
+            [buffers] = re.findall(r"shared hit=(\d+)", plan.splitlines()[1])
+            assert int(buffers) < 200, plan
+
+
+async def newest(desk: Desk, payer: Payer) -> UUID:
+    """Id of an account's newest attempt."""
+    async with desk.app.transaction(payer.user_id) as connection:
+        [found] = await attempts.page_attempts(connection, payer.billing_account_id, open_only=False, limit=1)
+    return found.id

@@ -13,8 +13,10 @@ from uuid import UUID
 import aiohttp
 from yarl import URL
 
+from api.app import build_app
 from api.services import LOCAL_COOKIE, Services
-from commands.api import api_server, listen, open_services
+from commands.api import open_services
+from commands.http_server import http_server, listen
 from devstack.chain import Wallet, payer_wallets
 from devstack.processes import wait_until
 from settings import Settings, load
@@ -165,7 +167,7 @@ async def running_api(engine: Engine, **changes: str) -> AsyncIterator[RunningAp
 @asynccontextmanager
 async def serving(services: Services, listening: socket, settings: Settings) -> AsyncIterator[None]:
     """A server in this process, as long as the block runs."""
-    server = api_server(services, settings)
+    server = http_server(build_app(services, trusted_proxies=settings.trusted_proxies))
     task = asyncio.create_task(server.serve([listening]))
     await wait_until(lambda: server.started or task.done(), timeout_seconds=PATIENCE_SECONDS, what="API")
     try:

@@ -12,14 +12,14 @@ ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 ISSUED = datetime(2026, 1, 2, 3, 4, 5, 999_999, tzinfo=UTC)
 
 
-def challenge(origin: str = "https://pay.example.com", issued_at: datetime = ISSUED) -> str:
+def challenge(origin: str = "https://pay.example.com", issued_at: datetime = ISSUED, platform: str = "Cogni") -> str:
     """The message for an origin."""
     return new_challenge(
         nonce="abcdefgh12345678",
         address=ADDRESS,
         origin=origin,
         chain_id=8453,
-        platform="Cogni",
+        platform=platform,
         issued_at=issued_at,
         lifetime=timedelta(minutes=5),
     ).message
@@ -52,3 +52,8 @@ def test_the_domain_is_the_origins_host_and_port(origin: str) -> None:
 def test_times_are_in_utc_whatever_the_clock_of_the_host() -> None:
     there = ISSUED.astimezone(timezone(timedelta(hours=9)))
     assert challenge(issued_at=there) == challenge()
+
+
+@pytest.mark.parametrize(("platform", "named"), [("Cogni & Co.", "Cogni & Co."), ("Café", "this service")])
+def test_a_name_that_the_standards_grammar_does_not_know_stays_out_of_the_message(platform: str, named: str) -> None:
+    assert f"\nSign in to {named}. This costs nothing" in challenge(platform=platform)

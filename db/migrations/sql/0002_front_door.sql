@@ -1,5 +1,8 @@
 -- What the HTTP interface keeps: sign-in challenges, sessions, idempotency keys, rate limits; and indexes for lists.
 
+-- In the order in which a settlement takes them: a worker that runs meanwhile waits, and neither waits for the other.
+LOCK TABLE payment_attempts, users, billing_accounts, credit_ledger IN SHARE ROW EXCLUSIVE MODE;
+
 CREATE TABLE login_challenges (
     nonce text PRIMARY KEY CHECK (nonce ~ '^[0-9A-Za-z]{16,64}$'),
     wallet_address text NOT NULL CHECK (wallet_address ~ '^0x[0-9a-fA-F]{40}$'),
