@@ -1,0 +1,98 @@
+"""What PostgreSQL says, as errors of the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+
+from db import ledger
+from db.engine import ServiceConnection
+from domain.errors import DatabaseBusy, DatabaseUnavailable
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.ledger import Posting, Reason
+from tests.support.payments import Desk
+from tests.support.sql import connect, query
+
+BONUS = Posting(
+    billing_account_id=SYSTEM_TENANT_ACCOUNT_ID,
+    amount_credits=1,
+    reason=Reason.PLATFORM_REVENUE_SHARE,
+    reference="11111111-2222-4333-8444-555555555555",
+    contra_account="expense:platform_revenue_share",
+)
+LOCK = "SELECT 1 FROM billing_accounts WHERE id = 'cogni_system' FOR UPDATE"
+
+
+async def post_by_the_driver(service: ServiceConnection) -> None:
+    """As the product posts."""
+    await ledger.post(service, BONUS, {})
+
+
+async def post_by_sqlalchemy(service: ServiceConnection) -> None:
+    """The same as a statement of SQLAlchemy's, whose errors are other ones."""
+    await service.connection.execute(text("SELECT post_entry('cogni_system', 1, 'x', 'y', 'cash:usdc', '{}')"))
+
+
+@pytest.mark.parametrize("post", [post_by_the_driver, post_by_sqlalchemy])
+async def test_a_lock_that_is_held_too_long_is_busy_and_worth_another_try(
+    desk: Desk, post: Callable[[ServiceConnection], Awaitable[None]]
+) -> None:
+    async def wait_briefly() -> None:
+        async with desk.service.transaction() as service:
+            await service.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            await post(service)
+
+    with connect(desk.database.superuser_url) as holder:
+        holder.execute(LOCK)
+        with pytest.raises(DatabaseBusy, match="PostgreSQL is busy"):
+            await wait_briefly()
+    await wait_briefly()
+
+
+async def test_a_fault_of_ours_stays_what_it_is(desk: Desk) -> None:
+    with pytest.raises(ProgrammingError):
+        async with desk.service.transaction() as service:
+            await service.connection.execute(text("SELECT nonsense"))
+
+
+async def test_a_connection_that_broke_while_it_was_idle_is_not_lent(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.engine.IDLE_SECONDS_MAX", 0.0)
+    async with desk.app.unscoped():
+        pass
+    end_backends(desk)
+    async with desk.app.unscoped() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+
+
+async def test_one_that_breaks_in_use_is_unavailable_once(desk: Desk) -> None:
+    async with desk.app.unscoped():
+        pass
+    end_backends(desk)
+    with pytest.raises(DatabaseUnavailable):
+        async with desk.app.unscoped() as connection:
+            await connection.execute(text("SELECT 1"))
+    async with desk.app.unscoped() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+
+
+async def test_a_page_of_the_ledger_ends_at_another_accounts_entry(desk: Desk) -> None:
+    one, two = await desk.open_account(1), await desk.open_account(2)
+    for number, payer in enumerate((one, two, one)):
+        await desk.settle(payer, number + 1)
+    async with desk.service.transaction() as service:
+        [theirs] = await ledger.page_entries(service, two.billing_account_id, limit=5)
+        assert await ledger.page_entries(service, one.billing_account_id, limit=5, before=theirs.id) == []
+
+
+def end_backends(desk: Desk) -> None:
+    """As a restart of the server does."""
+    query(
+        desk.database.superuser_url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND usename IN ('settle_app', 'settle_service')",
+    )
