@@ -40,6 +40,9 @@ SHARE_DIGITS_MAX: Final = 30
 
 _T = TypeVar("_T")
 
+_SHOWN_ADDRESSES: Final = frozenset({"EXPLORER_TX_URL"})
+"""Addresses that go to every browser."""
+
 _SECRET_WORDS: Final = ("URL", "KEY", "SECRET", "PASSWORD")
 
 
@@ -360,8 +363,6 @@ def load(variables: Mapping[str, str]) -> Settings:
             f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
             f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
         )
-    if settings.operator_wallets and settings.operator_database_url is None:
-        raise ConfigurationError("OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: their pages need both")
     if settings.treasury_address == settings.usdc_token_address:
         raise ConfigurationError(
             f"TREASURY_ADDRESS: got {settings.treasury_address}, which is the token itself, wants who receives it"
@@ -378,7 +379,7 @@ def _describe(error: ValidationError) -> str:
 
 def _shown(name: str, value: object) -> str:
     """A value for an error line; addresses carry passwords and API keys, so they are cut to what is harmless."""
-    if any(word in name for word in _SECRET_WORDS):
+    if name not in _SHOWN_ADDRESSES and any(word in name for word in _SECRET_WORDS):
         scheme = str(value).partition("://")[0] if "://" in str(value) else "no scheme"
         return f"an address with {scheme if scheme == 'no scheme' else f'scheme {scheme[:20]!r}'} (not shown)"
     return repr(value)[:80]

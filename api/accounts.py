@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from uuid import UUID
 
 from api.models import AttemptPage, CreditsSummary, LedgerEntry
 from api.services import Services
 from db import accounts, attempts, ledger
 from db.sessions import Session
+from domain.attempt import AttemptStatus
 from domain.errors import BookkeepingError
 
 PAGE_SIZE: int = 20
@@ -46,11 +48,16 @@ async def read_summary(
 
 
 async def read_attempts(
-    services: Services, session: Session, *, open_only: bool, limit: int = PAGE_SIZE, cursor: UUID | None = None
+    services: Services,
+    session: Session,
+    *,
+    statuses: Collection[AttemptStatus] | None = None,
+    limit: int = PAGE_SIZE,
+    cursor: UUID | None = None,
 ) -> AttemptPage:
-    """`limit` payments, those older than the attempt `cursor` where it is given, with their progress."""
+    """`limit` payments with their progress, of any status or of some, older than the attempt `cursor` if given."""
     account = session.billing_account_id
     async with services.database.transaction(session.user_id) as connection:
-        found = await attempts.page_attempts(connection, account, open_only=open_only, limit=limit + 1, before=cursor)
+        found = await attempts.page_attempts(connection, account, statuses=statuses, limit=limit + 1, before=cursor)
     views = await asyncio.gather(*(services.payments.with_progress(attempt) for attempt in found[:limit]))
     return AttemptPage(attempts=views, next_cursor=views[-1].attempt_id if len(found) > limit else None)

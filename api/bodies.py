@@ -36,7 +36,8 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The decoded body. Raises `ApiProblem` where it is none."""
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            # NaN is no JSON, and is let through to the one who can say which field it is in: no field takes it.
+            return from_json(await self.body(), allow_inf_nan=True)
         except ValueError as error:
             reason = str(error)[:200]
             raise ApiProblem(

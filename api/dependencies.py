@@ -32,7 +32,7 @@ __all__ = [
 _cookie_scheme = APIKeyCookie(
     name=SECURE_COOKIE,
     scheme_name="session",
-    description=f"Set by login. Without TLS, as on a developer's machine, it is called `{LOCAL_COOKIE}`.",
+    description=f"Set by login. Without TLS, as on a developer's machine, it is called `{LOCAL_COOKIE}_` and the port.",
     auto_error=False,
 )
 

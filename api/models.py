@@ -102,9 +102,7 @@ class AttemptPage(Answer):
     """Payments of the session's account, newest first."""
 
     attempts: list[AttemptView]
-    next_cursor: UUID | None = Field(
-        default=None, description="`cursor` of the next page, older ones; absent at the end"
-    )
+    next_cursor: UUID | None = Field(default=None, description="`cursor` of the next page, older ones; null at the end")
 
 
 class LedgerEntry(Answer):
@@ -125,9 +123,7 @@ class CreditsSummary(Answer):
     billing_account_id: str
     balance_credits: int = Field(description="10,000,000 credits are one US dollar's worth")
     ledger: list[LedgerEntry] = Field(description="newest first")
-    next_cursor: UUID | None = Field(
-        default=None, description="`cursor` of the next page, older ones; absent at the end"
-    )
+    next_cursor: UUID | None = Field(default=None, description="`cursor` of the next page, older ones; null at the end")
 
 
 class Health(BaseModel):

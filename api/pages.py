@@ -25,7 +25,7 @@ from api.accounts import read_attempts, read_summary
 from api.dependencies import ApiServices, OptionalSession, Services, Session
 from api.sessions import sign_out
 from api.turns import turn
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from domain.errors import Unavailable
 from domain.ledger import Reason
 from domain.money import CREDITS_PER_USD_CENT, credits_for_usd_cents
@@ -39,8 +39,12 @@ STATIC_FOLDER: Final = FOLDER / "static"
 PRESETS_USD_CENTS: Final = (1_000, 2_500, 5_000, 10_000)
 CHOSEN_AT_FIRST_USD_CENTS: Final = 2_500
 LEDGER_PAGE_ROWS: Final = 20
-OPEN_PAYMENTS_MAX: Final = 20
-RECENT_PAYMENTS: Final = 5
+WAITING: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED})
+WAITING_PAYMENTS_MAX: Final = 20
+UNPAID: Final = frozenset({AttemptStatus.CREATED_INTENT})
+UNPAID_PAYMENTS_MAX: Final = 5
+ENDED: Final = FINAL_STATUSES
+RECENT_PAYMENTS: Final = 10
 CURSORS_KEPT: Final = 20
 """How far back "Newer" goes step by step: each page's address carries the way to it."""
 
@@ -168,11 +172,12 @@ def _goes_by_another_name(request: Request, origin: str) -> bool:
 
 
 async def _shown_payments(services: Services, session: Session) -> list[AttemptView]:
-    """All that are open and the latest of the others, newest first."""
-    still_open = await read_attempts(services, session, open_only=True, limit=OPEN_PAYMENTS_MAX)
-    recent = await read_attempts(services, session, open_only=False, limit=RECENT_PAYMENTS)
-    # One that ends between the two reads is in both: the later read knows better.
-    found = {attempt.attempt_id: attempt for attempt in [*still_open.attempts, *recent.attempts]}
+    """All that wait for the chain and the latest of the others, newest first."""
+    waiting = await read_attempts(services, session, statuses=WAITING, limit=WAITING_PAYMENTS_MAX)
+    unpaid = await read_attempts(services, session, statuses=UNPAID, limit=UNPAID_PAYMENTS_MAX)
+    recent = await read_attempts(services, session, statuses=ENDED, limit=RECENT_PAYMENTS)
+    # One that goes on between two reads is in both: the later read knows better.
+    found = {found.attempt_id: found for found in [*unpaid.attempts, *waiting.attempts, *recent.attempts]}
     shown = (attempt for attempt in found.values() if not _was_never_paid(attempt))
     return sorted(shown, key=lambda attempt: attempt.created_at, reverse=True)
 
@@ -268,8 +273,10 @@ def utc_words(moment: datetime) -> str:
 
 
 def payment_state(attempt: AttemptView) -> str:
-    """The name of a payment's state in templates and style: unpaid, pending, credited or failed."""
+    """The name of a payment's state in templates and style: unpaid, expired, pending, credited or failed."""
     match attempt.status:
+        case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= datetime.now(UTC):
+            return "expired"
         case AttemptStatus.CREATED_INTENT:
             return "unpaid"
         case AttemptStatus.PENDING_UNVERIFIED:

@@ -20,6 +20,7 @@ from api.problems import INVALID_INPUT, documented
 from api.rate_limits import client_address
 from db.accounts import Payer
 from db.idempotency import KEY_LENGTH_MAX
+from domain.attempt import OPEN_STATUSES
 from domain.errors import (
     AttemptNotFound,
     DatabaseUnavailable,
@@ -151,7 +152,9 @@ async def list_attempts(
     cursor: Cursor = None,
 ) -> AttemptPage:
     """Newest first, page by page."""
-    return await read_attempts(services, session, open_only=is_open, limit=limit, cursor=cursor)
+    return await read_attempts(
+        services, session, statuses=OPEN_STATUSES if is_open else None, limit=limit, cursor=cursor
+    )
 
 
 @router.get(

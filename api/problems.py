@@ -225,9 +225,13 @@ async def _on_settle_error(request: Request, error: Exception) -> JSONResponse:
         kind,
         detail,
         request_id=_request_id(request),
-        errors=[FieldError(field=error.field, message=error.message)] if isinstance(error, InvalidInput) else [],
+        errors=_named(error) if isinstance(error, InvalidInput) else [],
         headers=_retry_after(error, kind),
     )
+
+
+def _named(error: InvalidInput) -> list[FieldError]:
+    return [FieldError(field=error.field, message=error.message.removeprefix(f"{error.field}: "))]
 
 
 def _retry_after(error: SettleError, kind: ProblemKind) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from temporalio.client import Client
@@ -19,6 +20,7 @@ from telemetry.health import Check
 
 SECURE_COOKIE: Final = "__Host-settle_session"
 LOCAL_COOKIE: Final = "settle_session"
+"""Followed by the port: cookies are shared by all ports of a host, and two local systems are two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class ApiSettings:
     @property
     def cookie_name(self) -> str:
         """The session cookie's name: over TLS one that browsers accept from this very host only."""
-        return SECURE_COOKIE if self.is_secure else LOCAL_COOKIE
+        return SECURE_COOKIE if self.is_secure else f"{LOCAL_COOKIE}_{urlsplit(self.origin).port or 80}"
 
 
 @dataclass(frozen=True)

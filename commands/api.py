@@ -27,6 +27,7 @@ from db.startup import (
     check_system_tenant,
     check_tenant_database,
 )
+from domain.errors import ConfigurationError
 from settings import CHAIN_NAMES, Settings
 from starter.client import PaymentsClient
 from starter.temporal import connect
@@ -78,7 +79,11 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         stack.push_async_callback(database.dispose)
         await check_tenant_database(database)
         operators = None
-        if settings.operator_wallets and settings.operator_database_url:
+        if settings.operator_wallets:
+            if settings.operator_database_url is None:
+                raise ConfigurationError(
+                    "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: their pages need both"
+                )
             operators = OperatorDatabase(settings.operator_database_url, application_name="settle api")
             stack.push_async_callback(operators.dispose)
             await check_operator_database(operators)

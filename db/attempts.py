@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from db.engine import AnyConnection, ReadAllConnection, TenantConnection
 from db.errors import HASH_HELD_BY_ACCOUNT, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
 from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
-from domain.attempt import HOLDING_STATUSES, OPEN_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
+from domain.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.errors import HashInUse, TransferAlreadySettled
 from domain.verdict import SettledTransfer
 
@@ -78,9 +79,14 @@ async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAt
 
 
 async def page_attempts(
-    connection: TenantConnection, billing_account_id: str, *, open_only: bool, limit: int, before: UUID | None = None
+    connection: TenantConnection,
+    billing_account_id: str,
+    *,
+    limit: int,
+    statuses: Collection[AttemptStatus] | None = None,
+    before: UUID | None = None,
 ) -> list[PaymentAttempt]:
-    """An account's attempts, newest first, at most `limit`; those older than the attempt `before`."""
+    """An account's attempts, of any status or of some, newest first, at most `limit`; older than the one `before`."""
     query = (
         _select_attempt()
         # Row-level security says the same, in a form that no index can put in order.
@@ -88,8 +94,8 @@ async def page_attempts(
         .order_by(PaymentAttemptRow.created_at.desc(), PaymentAttemptRow.id.desc())
         .limit(limit)
     )
-    if open_only:
-        query = query.where(PaymentAttemptRow.status.in_([status.value for status in OPEN_STATUSES]))
+    if statuses is not None:
+        query = query.where(PaymentAttemptRow.status.in_([status.value for status in statuses]))
     if before is not None:
         at = select(PaymentAttemptRow.created_at, PaymentAttemptRow.id).where(PaymentAttemptRow.id == before)
         query = query.where(tuple_(PaymentAttemptRow.created_at, PaymentAttemptRow.id) < at.scalar_subquery())

@@ -80,8 +80,10 @@ def psycopg_url(url: str) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
-def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool, **options: Any) -> AsyncEngine:
-    """An engine; with `pre_ping`, connections that nobody used for a while are asked before they are lent."""
+def _engine(
+    url: str, *, application_name: str, pool_size: int, ping_after_idle_seconds: float | None, **options: Any
+) -> AsyncEngine:
+    """An engine. Connections that nobody used for that long are asked whether they are there before they are lent."""
     settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
     connect_args: dict[str, Any] = {
         "application_name": application_name,
@@ -98,8 +100,8 @@ def _engine(url: str, *, application_name: str, pool_size: int, pre_ping: bool, 
         hide_parameters=True,
         **options,
     )
-    if pre_ping:
-        _ping_idle_connections(engine)
+    if ping_after_idle_seconds is not None:
+        _ping_idle_connections(engine, ping_after_idle_seconds)
     return engine
 
 
@@ -108,14 +110,14 @@ IDLE_SECONDS_MAX: Final = 1.0
 that worked a moment ago is lent as it is; whoever finds it broken all the same gets a 503, and the pool is renewed."""
 
 
-def _ping_idle_connections(engine: AsyncEngine) -> None:
+def _ping_idle_connections(engine: AsyncEngine, after_seconds: float) -> None:
     @event.listens_for(engine.sync_engine, "checkin")
     def note_the_time(_: object, record: ConnectionPoolEntry) -> None:
         record.info["checked_in"] = time.monotonic()
 
     @event.listens_for(engine.sync_engine, "checkout")
     def ping(dbapi_connection: Any, record: ConnectionPoolEntry, _: object) -> None:
-        if time.monotonic() - record.info.get("checked_in", 0.0) < IDLE_SECONDS_MAX:
+        if time.monotonic() - record.info.get("checked_in", 0.0) < after_seconds:
             return
         dialect = engine.sync_engine.dialect
         try:
@@ -163,7 +165,12 @@ class TenantDatabase:
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
-        self.engine = _engine(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
+        self.engine = _engine(
+            url,
+            application_name=application_name,
+            pool_size=pool_size,
+            ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
+        )
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
@@ -204,7 +211,7 @@ class ServiceDatabase:
             url,
             application_name=application_name,
             pool_size=pool_size,
-            pre_ping=pre_ping,
+            ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
             isolation_level="AUTOCOMMIT",
         )
         self._transactional = self.engine.execution_options(isolation_level="READ COMMITTED")
@@ -234,7 +241,7 @@ class OperatorDatabase:
             url,
             application_name=application_name,
             pool_size=pool_size,
-            pre_ping=True,
+            ping_after_idle_seconds=0.0,
             isolation_level="REPEATABLE READ",
         )
 

@@ -10,6 +10,7 @@ A child started here
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from devstack.errors import MissingPartError, PartFailedError, StateInUseError
 
@@ -235,6 +238,33 @@ def _listens_on(pid: int, ports: frozenset[int]) -> bool:
     return ports <= listening
 
 
+_reserved: dict[int, IO[str]] = {}
+
+
+def _reserve(port: int) -> bool:
+    """Whether no other stack of this user has picked the port, which it may not listen on yet. Held as long as we live.
+
+    Two that start at the same moment would otherwise both find it free, and each take the other for itself.
+    """
+    if port in _reserved:
+        return True
+    folder = Path(tempfile.gettempdir()) / f"settle-ports-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            return True
+        lock = (folder / str(port)).open("a")
+    except OSError:
+        return True  # nowhere to note it: what is left is to look whether it is free
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return False
+    _reserved[port] = lock
+    return True
+
+
 class PortBook:
     """Which part listens where, remembered in the state folder so that addresses survive a restart."""
 
@@ -246,12 +276,12 @@ class PortBook:
         book = self._read()
         others = {port for other, port in book.items() if other != name}
         for candidate in (book.get(name), preferred):
-            if candidate and candidate not in avoid | others and is_port_free(candidate):
+            if candidate and candidate not in avoid | others and _reserve(candidate) and is_port_free(candidate):
                 port = candidate
                 break
         else:
             port = ephemeral_port()
-            while port in avoid | others:
+            while port in avoid | others or not _reserve(port):
                 port = ephemeral_port()
         if book.get(name) != port:
             write_atomically(self._path, json.dumps(self._read() | {name: port}, indent=1).encode())

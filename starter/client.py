@@ -191,7 +191,10 @@ class PaymentsClient:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
             return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
-        return AttemptView.of(attempt.model_copy(update=progress | {"expires_at": None}))
+        view = AttemptView.of(attempt.model_copy(update=progress | {"expires_at": None}))
+        if view.status is not AttemptStatus.PENDING_UNVERIFIED:
+            return view
+        return view.model_copy(update={"confirmations": 0, "confirmations_needed": self._policy.min_confirmations})
 
     async def status(self, user_id: str, attempt_id: UUID) -> AttemptView:
         """How the attempt stands, with the confirmations so far while it waits.

@@ -154,7 +154,7 @@ async def test_a_token_of_ones_own_making_is_nobodys(api: RunningApi) -> None:
     async with api.visitor() as visitor:
         for token in ("", "x", "a" * 43, "a" * 5_000, "ümlaut"):
             visitor.session.cookie_jar.clear()
-            reply = await visitor.get(SESSION, headers={"Cookie": f"settle_session={token}"})
+            reply = await visitor.get(SESSION, headers={"Cookie": f"{visitor.cookie_name}={token}"})
             assert (reply.status, reply.code) == (401, "UNAUTHENTICATED"), token
 
 
@@ -174,7 +174,7 @@ async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(api: Runnin
         challenge = await visitor.challenge(ALICE.address)
         reply = await visitor.log_in(challenge["nonce"], sign(ALICE, challenge["message"]))
     header = reply.headers["Set-Cookie"]
-    assert re.fullmatch(r"settle_session=[\w-]{43}; HttpOnly; Max-Age=86400; Path=/; SameSite=lax", header), header
+    assert re.fullmatch(r"settle_session_\d+=[\w-]{43}; HttpOnly; Max-Age=86400; Path=/; SameSite=lax", header), header
 
 
 async def test_over_tls_the_cookie_is_bound_to_this_host(engine: Engine) -> None:

@@ -160,7 +160,8 @@ def listed(document: Element) -> list[str]:
 
 # -- who may see them
 
-PATHS: Final = ("/operator", "/operator?status=nonsense", f"/operator/attempts/{uuid4()}", "/operator/attempts/x")
+NO_ATTEMPT: Final = "11111111-2222-4333-8444-555555555555"
+PATHS: Final = ("/operator", "/operator?status=nonsense", f"/operator/attempts/{NO_ATTEMPT}", "/operator/attempts/x")
 
 
 @pytest.mark.parametrize("configured", [{}, {"OPERATOR_DATABASE_URL": "theirs"}])

@@ -116,8 +116,11 @@ async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
     await visitor.page.get_by_text("Already sent it?").click()
     widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     assert await visitor.page.evaluate(widths) == [360, 360]
-    # The table has a scroller of its own.
-    assert await visitor.page.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('.scroller'))")
+    # The history too: its rows are laid out in lines, and say all that they say elsewhere.
+    assert await visitor.page.evaluate("(e => e.scrollWidth === e.clientWidth)(document.querySelector('.scroller'))")
+    row = visitor.page.get_by_role("row").nth(1)
+    await expect(row.get_by_role("rowheader")).to_have_text("Credits bought")
+    await expect(row.get_by_role("cell")).to_have_count(4)
     for target in await visitor.page.locator("button, input, summary, .brand, .paging a").all():
         box = await target.bounding_box()
         assert box is None or box["height"] >= TOUCH_PIXELS_MIN, (await target.inner_text(), box)

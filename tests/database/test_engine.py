@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from db import ledger
-from db.engine import ServiceConnection
+from db.engine import ServiceConnection, TenantDatabase
 from domain.errors import DatabaseBusy, DatabaseUnavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Posting, Reason
@@ -62,11 +62,13 @@ async def test_a_connection_that_broke_while_it_was_idle_is_not_lent(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.engine.IDLE_SECONDS_MAX", 0.0)
-    async with desk.app.unscoped():
+    database = TenantDatabase(desk.database.app_url)
+    async with database.unscoped():
         pass
     end_backends(desk)
-    async with desk.app.unscoped() as connection:
+    async with database.unscoped() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    await database.dispose()
 
 
 async def test_one_that_breaks_in_use_is_unavailable_once(desk: Desk) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import event
 
 from db import attempts
 from db.accounts import Payer
+from domain.attempt import OPEN_STATUSES
 from tests.support.payments import Desk
 from tests.support.sql import connect
 
@@ -94,10 +95,10 @@ async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk
             asked.append((statement, values))
 
     event.listen(desk.app.engine.sync_engine, "before_cursor_execute", note)
-    for open_only, before in ((False, None), (True, None), (False, await newest(desk, payer))):
+    for statuses, before in ((None, None), (OPEN_STATUSES, None), (None, await newest(desk, payer))):
         async with desk.app.transaction(payer.user_id) as connection:
             found = await attempts.page_attempts(
-                connection, payer.billing_account_id, open_only=open_only, limit=21, before=before
+                connection, payer.billing_account_id, statuses=statuses, limit=21, before=before
             )
         assert len(found) == 21
     with psycopg.connect(desk.database.app_url) as app:
@@ -114,5 +115,5 @@ async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk
 async def newest(desk: Desk, payer: Payer) -> UUID:
     """Id of an account's newest attempt."""
     async with desk.app.transaction(payer.user_id) as connection:
-        [found] = await attempts.page_attempts(connection, payer.billing_account_id, open_only=False, limit=1)
+        [found] = await attempts.page_attempts(connection, payer.billing_account_id, limit=1)
     return found.id

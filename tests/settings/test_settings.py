@@ -248,9 +248,7 @@ def test_the_apis_address_is_written_as_browsers_write_an_origin(given: str, ori
     assert load({"API_URL": given}).api_url == origin
 
 
-def test_operators_need_wallets_and_a_database_of_their_own() -> None:
-    with pytest.raises(ConfigurationError, match="OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is"):
-        load({"OPERATOR_WALLETS": CHECKSUMMED})
+def test_operators_are_named_by_their_wallets() -> None:
     database = "postgresql://settle_operator:x@localhost/settle"
     settings = load({"OPERATOR_WALLETS": f"{CHECKSUMMED.lower()}, {CHECKSUMMED}", "OPERATOR_DATABASE_URL": database})
     assert settings.operator_wallets == (CHECKSUMMED, CHECKSUMMED)

@@ -74,13 +74,18 @@ class Visitor:
         self._url = URL(url)
 
     @property
+    def cookie_name(self) -> str:
+        """What the session cookie is called."""
+        return f"{LOCAL_COOKIE}_{self._url.port}"
+
+    @property
     def cookie(self) -> str:
         """The session cookie's value."""
-        return next(found.value for found in self.session.cookie_jar if found.key == LOCAL_COOKIE)
+        return next(found.value for found in self.session.cookie_jar if found.key.startswith(LOCAL_COOKIE))
 
     @cookie.setter
     def cookie(self, value: str) -> None:
-        self.session.cookie_jar.update_cookies({LOCAL_COOKIE: value}, self._url)
+        self.session.cookie_jar.update_cookies({self.cookie_name: value}, self._url)
 
     async def call(self, method: str, path: str, body: object = None, **options: Any) -> Reply:
         """One request; a body goes as JSON."""
