@@ -13,6 +13,7 @@ from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from starter import progress
+from starter.progress import DESCRIBE_TIMEOUT
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, first_wallet, running_api
 from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
 from tests.support.postgres import Database
@@ -198,8 +199,9 @@ async def test_a_temporal_that_hangs_costs_a_page_full_of_payments_seconds_not_i
     with create_server(("127.0.0.1", 0)) as silent:
         nowhere = f"127.0.0.1:{silent.getsockname()[1]}"
         async with running_api(engine, TEMPORAL_ADDRESS=nowhere) as api, api.visitor(first_wallet()) as payer:
-            async with asyncio.timeout(10):
-                listed = await payer.get("/api/v1/payments/attempts?open=true")
+            listed = await payer.get("/api/v1/payments/attempts?open=true")
+            # Having waited once, nobody waits again for a while.
+            async with asyncio.timeout(DESCRIBE_TIMEOUT.total_seconds() * 0.9):
                 page = await payer.get("/credits")
     assert [found["status"] for found in listed.body["attempts"]] == ["PENDING_UNVERIFIED"] * 12
     assert page.status == 200

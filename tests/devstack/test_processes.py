@@ -1,5 +1,6 @@
 """Children end when they should, and nobody else does."""
 
+import contextlib
 import json
 import os
 import signal
@@ -157,3 +158,36 @@ async def test_a_service_that_never_answers_is_ended(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingPartError, match="there is no program /no/such"):
         ProcessService("absent", tmp_path, ["/no/such"])
+
+
+PICK_AND_WAIT = """
+import sys
+from pathlib import Path
+from devstack.processes import PortBook
+print(PortBook(Path(sys.argv[1])).pick("part", int(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_stacks_that_start_together_do_not_pick_one_port(tmp_path: Path) -> None:
+    wanted = ephemeral_port()
+    picked = []
+    with contextlib.ExitStack() as stack:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            # Nobody listens yet: what was picked is all that there is to see.
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", PICK_AND_WAIT, tmp_path / name, str(wanted)],
+                    cwd=Path(__file__).parents[2],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            assert process.stdout is not None
+            picked.append(int(process.stdout.readline()))
+    assert picked[0] == wanted
+    assert picked[1] != wanted
+    (tmp_path / "three").mkdir()
+    assert PortBook(tmp_path / "three").pick("part", wanted) == wanted, "who ends lets go"
