@@ -110,7 +110,7 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
-    type: str = Field(description="address of this kind's explanation", examples=["/problems/INVALID_INPUT"])
+    type: str = Field(description="identifies the kind; nothing is served there", examples=["/problems/INVALID_INPUT"])
     title: str = Field(description="the kind in words, the same at every occurrence")
     status: int
     detail: str = Field(description="this occurrence in words, fit to be shown")
