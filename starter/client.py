@@ -170,12 +170,12 @@ class PaymentsClient:
         attempt, is_held = await self._find_to_submit(user_id, attempt_id, tx_hash)
         if attempt.is_final:
             await self._finish_what_was_interrupted(attempt)
-            return AttemptView.of(attempt)
+            return self._answer(attempt)
         if attempt.chain_id != self._policy.chain_id:
             raise WrongChain(attempt.chain_id, self._policy.chain_id)
         expired = self._has_expired(attempt, submitted_at)
         if expired and not await self._is_under_way(attempt_id):
-            return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
+            return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
         _refuse_early(attempt, tx_hash, is_held=is_held)
 
@@ -183,15 +183,19 @@ class PaymentsClient:
             submission = _submission(attempt, tx_hash, submitted_at, request_id)
             recorded = await self._submit_to_workflow(attempt, submission)
         except _EndedMeanwhile as ended:
-            return AttemptView.of(ended.attempt)
+            return self._answer(ended.attempt)
         if recorded is None and expired:
             # The run has a submission that was in time: recording this late one here would spoil it.
-            return AttemptView.of(attempt)
+            return self._answer(attempt)
         if recorded is None:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
-            return AttemptView.of(await self._record(user_id, attempt_id, tx_hash, submitted_at))
+            return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
-        view = AttemptView.of(attempt.model_copy(update=progress | {"expires_at": None}))
+        return self._answer(attempt.model_copy(update=progress | {"expires_at": None}))
+
+    def _answer(self, attempt: PaymentAttempt) -> AttemptView:
+        """A submission's answer, the same on every way that it may take: the chain has not been asked yet."""
+        view = AttemptView.of(attempt)
         if view.status is not AttemptStatus.PENDING_UNVERIFIED:
             return view
         return view.model_copy(update={"confirmations": 0, "confirmations_needed": self._policy.min_confirmations})

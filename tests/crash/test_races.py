@@ -49,10 +49,14 @@ async def test_fifty_submissions_of_one_hash_at_once_are_one_workflow_one_credit
         await system.must_be_settled(payment)
 
     assert len(answers) == SUBMISSIONS
+    as_submitted = {
+        "status": AttemptStatus.PENDING_UNVERIFIED,
+        "client_status": answers[0].client_status,
+        "confirmations": 0,
+        "confirmations_needed": system.settings.min_confirmations,
+    }
     assert {answer.model_dump_json() for answer in answers} == {
-        AttemptView.of(await system.attempt(payment.attempt_id))
-        .model_copy(update={"status": AttemptStatus.PENDING_UNVERIFIED, "client_status": answers[0].client_status})
-        .model_dump_json()
+        AttemptView.of(await system.attempt(payment.attempt_id)).model_copy(update=as_submitted).model_dump_json()
     }
     query = f"WorkflowId = '{workflow_id(payment.attempt_id)}'"
 
