@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from socket import create_server
 from typing import Any
 
@@ -125,7 +125,10 @@ async def test_a_hash_of_another_own_payment_is_a_conflict(api: RunningApi, paye
 async def test_an_intent_that_expired_answers_with_its_end(engine: Engine) -> None:
     async with running_api(engine, PAYMENT_INTENT_TTL_SECONDS="1") as api, api.visitor(first_wallet()) as payer:
         intent = await payer.intent()
-        await asyncio.sleep(1.1)
+        expires_at = datetime.fromisoformat(intent["expiresAt"])
+        await wait_until(
+            lambda: datetime.now(UTC) > expires_at, timeout_seconds=PATIENCE_SECONDS, what="the intent's end"
+        )
         reply = await payer.submit(intent["attemptId"], HASH)
     assert (reply.status, reply.body["status"], reply.body["errorCode"]) == (202, "FAILED", "INTENT_EXPIRED")
 

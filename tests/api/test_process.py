@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -23,7 +23,7 @@ from tests.support import sql
 from tests.support.api import RunningApi, Visitor, first_wallet
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.postgres import ROLE_PASSWORD, Cluster
-from tests.support.relay import Relay
+from tests.support.relay import relay_to, through
 from tests.support.service_process import ServiceProcess, running_service
 
 STOP_SECONDS_MAX = 12.0
@@ -135,27 +135,16 @@ async def test_metrics_count_requests_by_route_and_logins_by_outcome(engine: Eng
         assert sample in metrics, sample
 
 
-def _through(relay: Relay, url: str) -> str:
-    parts = urlsplit(url)
-    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{relay.port}"))
-
-
-def _relay(url: str) -> Relay:
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    return Relay(str(parts.hostname), int(parts.port or 0))
-
-
 async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {"database": "DATABASE_URL", "chain": "CHAIN_RPC_URLS", "temporal": "TEMPORAL_ADDRESS"}
-    relays = {name: _relay(variables[variable]) for name, variable in names.items()}
+    relays = {name: relay_to(variables[variable]) for name, variable in names.items()}
     async with AsyncExitStack() as stack:
         for name, relay in relays.items():
             await relay.open()
             stack.push_async_callback(relay.cut)
-            through = f"127.0.0.1:{relay.port}" if name == "temporal" else _through(relay, variables[names[name]])
-            variables[names[name]] = through
+            address = variables[names[name]]
+            variables[names[name]] = f"127.0.0.1:{relay.port}" if name == "temporal" else through(relay, address)
         api = await stack.enter_async_context(running(tmp_path, variables))
         visitor = await stack.enter_async_context(api.visitor())
 
@@ -185,9 +174,9 @@ async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine:
 
 
 async def test_a_database_that_goes_away_is_a_503_that_says_when_to_come_back(engine: Engine, tmp_path: Path) -> None:
-    relay = _relay(engine.variables["DATABASE_URL"])
+    relay = relay_to(engine.variables["DATABASE_URL"])
     await relay.open()
-    changed = {"DATABASE_URL": _through(relay, engine.variables["DATABASE_URL"])}
+    changed = {"DATABASE_URL": through(relay, engine.variables["DATABASE_URL"])}
     async with running(tmp_path, engine.variables, **changed) as api, api.visitor() as payer:
         await payer.sign_in(first_wallet())
         await relay.cut()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from urllib.parse import urlsplit, urlunsplit
 
 
 class Relay:
@@ -43,3 +44,16 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     with contextlib.suppress(OSError):
         writer.close()
+
+
+def relay_to(url: str) -> Relay:
+    """A relay in front of the server that an address (or host and port) names; it is not open yet."""
+    parts = urlsplit(url if "://" in url else f"//{url}")
+    return Relay(str(parts.hostname), int(parts.port or 0))
+
+
+def through(relay: Relay, url: str) -> str:
+    """The same address by way of a relay."""
+    parts = urlsplit(url)
+    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{relay.port}"))

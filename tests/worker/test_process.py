@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import pytest
@@ -19,7 +18,7 @@ from domain.attempt import AttemptStatus, ErrorCode
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.postgres import ROLE_PASSWORD
-from tests.support.relay import Relay
+from tests.support.relay import relay_to, through
 from tests.worker.process import WorkerProcess, running_worker
 
 API_KEY = "sekret-api-key"
@@ -166,17 +165,6 @@ async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_acc
     assert {"timestamp", "level", "event", "logger"} <= set.intersection(*(set(line) for line in worker.lines()))
 
 
-def _through(relay: Relay, url: str) -> str:
-    parts = urlsplit(url)
-    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return urlunsplit(parts._replace(netloc=f"{user}127.0.0.1:{relay.port}"))
-
-
-def _relay(url: str) -> Relay:
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    return Relay(str(parts.hostname), int(parts.port or 0))
-
-
 async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {
@@ -185,13 +173,13 @@ async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine:
         "chain": "CHAIN_RPC_URLS",
         "temporal": "TEMPORAL_ADDRESS",
     }
-    relays = {name: _relay(variables[variable]) for name, variable in names.items()}
+    relays = {name: relay_to(variables[variable]) for name, variable in names.items()}
     async with AsyncExitStack() as stack:
         for name, relay in relays.items():
             await relay.open()
             stack.push_async_callback(relay.cut)
-            through = f"127.0.0.1:{relay.port}" if name == "temporal" else _through(relay, variables[names[name]])
-            variables[names[name]] = through
+            address = variables[names[name]]
+            variables[names[name]] = f"127.0.0.1:{relay.port}" if name == "temporal" else through(relay, address)
         worker = await stack.enter_async_context(running_worker(tmp_path, variables))
 
         async def ready() -> bool:
