@@ -28,7 +28,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from devstack.errors import MissingPartError, PartFailedError, StateInUseError
 
@@ -238,7 +237,8 @@ def _listens_on(pid: int, ports: frozenset[int]) -> bool:
     return ports <= listening
 
 
-_reserved: dict[int, IO[str]] = {}
+_reserved: dict[int, int] = {}
+"""Ports, and the open file whose lock says so."""
 
 
 def _reserve(port: int) -> bool:
@@ -253,13 +253,13 @@ def _reserve(port: int) -> bool:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             return True
-        lock = (folder / str(port)).open("a")
+        lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
         return True  # nowhere to note it: what is left is to look whether it is free
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         return False
     _reserved[port] = lock
     return True
