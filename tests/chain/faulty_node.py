@@ -20,6 +20,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from tests.chain.anvil import PATIENCE_SECONDS
+
 Json = Any
 AnswerFault = Callable[[str, list[Json], Json], Json]
 """(method, params, result) -> result"""
@@ -34,6 +36,7 @@ class FaultyNode:
     def __init__(self, upstream_url: str, session: aiohttp.ClientSession) -> None:
         self.url = ""
         self.requests: list[list[str]] = []
+        self._came = asyncio.Condition()
         self._upstream_url = upstream_url
         self._session = session
         self._released = asyncio.Event()
@@ -62,8 +65,17 @@ class FaultyNode:
     def heal(self) -> None:
         """No faults any more; what hangs is let go."""
         self._answer_faults, self._batch_faults, self._wire_fault = [], [], None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What hangs is answered with HTTP 503; what comes later hangs as before."""
         self._released.set()
         self._released = asyncio.Event()
+
+    async def received(self, count: int) -> None:
+        """Waits until this many requests have come in all."""
+        async with asyncio.timeout(PATIENCE_SECONDS), self._came:
+            await self._came.wait_for(lambda: len(self.requests) >= count)
 
     # Answer faults ---------------------------------------------------------------------------------------------------
 
@@ -215,7 +227,7 @@ class FaultyNode:
         self.wire(answer)
 
     def hang(self) -> None:
-        """Accepts the request and never answers, until healed or closed."""
+        """Accepts the request and never answers, until let go, healed or closed."""
 
         async def answer(_request: web.Request) -> web.StreamResponse:
             await self._released.wait()
@@ -238,7 +250,9 @@ class FaultyNode:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         document = await request.json()
         calls = document if isinstance(document, list) else [document]
-        self.requests.append([call["method"] for call in calls])
+        async with self._came:
+            self.requests.append([call["method"] for call in calls])
+            self._came.notify_all()
         if self._wire_fault is not None:
             return await self._wire_fault(request)
         return web.json_response(await self.forward(document))

@@ -16,7 +16,19 @@ from chain.standing import MARK_EXPIRY_SECONDS, STALL_SECONDS
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.verdict import PaymentTerms, Refused, Verified, Waiting, WaitReason, judge, next_look_delay
-from tests.chain.anvil import ALICE, BOB, CHAIN_ID, TREASURY, Clock, Node, running_anvil, transfer, until, word
+from tests.chain.anvil import (
+    ALICE,
+    BOB,
+    CHAIN_ID,
+    PATIENCE_SECONDS,
+    TREASURY,
+    Clock,
+    Node,
+    running_anvil,
+    transfer,
+    until,
+    word,
+)
 from tests.chain.conftest import Liars, Readers
 from tests.chain.faulty_node import FaultyNode
 
@@ -24,6 +36,8 @@ UNKNOWN_TX = "0x" + "12" * 32
 FORK = "0x" + "ee" * 32
 LOOK = ["eth_chainId", "eth_blockNumber", "eth_getTransactionReceipt"]
 LOOK_WITH_BLOCK = [*LOOK, "eth_getBlockByNumber"]
+LONG_SECONDS = 10 * PATIENCE_SECONDS
+"""A time-out that no test waits for: nodes that hang are let go when the requests have come."""
 
 
 def verdict(view: ChainView, tx_hash: str) -> Waiting | Verified | Refused:
@@ -206,7 +220,7 @@ async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
 
 FAULTS = {
     "drop": (FaultyNode.drop, "the connection was closed without an answer"),
-    "hang": (FaultyNode.hang, "no answer within 0.5 s"),
+    "hang": (FaultyNode.hang, "no answer within 2 s"),
     "500": (lambda liar: liar.status(500), "HTTP 500"),
     "503": (lambda liar: liar.status(503), "HTTP 503"),
     "429": (lambda liar: liar.status(429, retry_after="9"), "HTTP 429"),
@@ -236,7 +250,7 @@ async def test_another_endpoint_answers_for_one_that_fails(
     spoil, reason = FAULTS[fault]
     tx_hash = await node.pay()
     spoil(first)
-    reader = await readers(first, second, timeout_seconds=0.5 if fault == "hang" else 5.0)
+    reader = await readers(first, second, timeout_seconds=2.0 if fault == "hang" else 5.0)
     view = await reader.look(tx_hash)
     assert view.endpoint == reader.labels[1]
     assert isinstance(verdict(view, tx_hash), Verified)
@@ -370,13 +384,16 @@ async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_fir
     assert len(first.requests) == 1
 
 
-async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(node: Node, liars: Liars, readers: Readers) -> None:
+async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(
+    node: Node, liars: Liars, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chain.reader.HEALTHY_SECONDS", LONG_SECONDS)
     first, second = await liars(2)
     tx_hash = await node.pay()
     first.hang()
     reader = await readers(first, second)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(HEALTHY_SECONDS / 5):
+        async with asyncio.timeout(0.1):
             await reader.look(tx_hash)
     first.heal()
     assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
@@ -404,17 +421,28 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(node: Node, l
     tx_hash = await node.pay()
     for liar in hanging:
         liar.hang()
-    reader = await readers(*hanging, last, timeout_seconds=0.5)
-    started = asyncio.get_running_loop().time()
-    assert (await reader.look(tx_hash, ask_all=True)).endpoint == reader.labels[4]
-    assert asyncio.get_running_loop().time() - started < 1.5
+    reader = await readers(*hanging, last, timeout_seconds=LONG_SECONDS)
+    look = asyncio.create_task(reader.look(tx_hash, ask_all=True))
+    for liar in hanging:
+        await liar.received(1)
+    await last.received(1)
+    assert not look.done()
+    for liar in hanging:
+        liar.let_go()
+    assert (await look).endpoint == reader.labels[4]
 
 
 # No endpoint works ---------------------------------------------------------------------------------------------------
 
 
-async def looks(reader: ChainReader, tx_hash: str, count: int) -> list[ChainView | BaseException]:
-    return await asyncio.gather(*(reader.look(tx_hash) for _ in range(count)), return_exceptions=True)
+async def failed_look(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
+    """A look that finds each of these hanging, in turn."""
+    look = asyncio.create_task(reader.look(tx_hash))
+    for liar in hanging:
+        await liar.received(1)
+        liar.let_go()
+    with pytest.raises(ChainUnavailable):
+        await look
 
 
 @pytest.mark.parametrize("rested_seconds", [0.0, 3600.0], ids=["cooling", "rested"])
@@ -426,22 +454,27 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
     tx_hash = await node.pay()
     for proxy in proxies:
         proxy.hang()
-    reader = await readers(*proxies, timeout_seconds=0.5)
-    with pytest.raises(ChainUnavailable):
-        await reader.look(tx_hash)
+    reader = await readers(*proxies, timeout_seconds=LONG_SECONDS)
+    await failed_look(reader, tx_hash, *proxies)
     for round_number in (2, 3):
         clock.now += rested_seconds
-        outcomes = await looks(reader, tx_hash, 20)
+        pending = asyncio.gather(*(reader.look(tx_hash) for _ in range(20)), return_exceptions=True)
+        for proxy in proxies:
+            await proxy.received(round_number)
+        for proxy in proxies:
+            proxy.let_go()
+        outcomes = await pending
         assert [len(proxy.requests) for proxy in proxies] == [round_number] * endpoints
         turned_away = [outcome for outcome in outcomes if "another look" in str(outcome)]
         assert len(turned_away) == 19
         assert all(isinstance(outcome, ChainUnavailable) for outcome in outcomes)
-        assert all(f"{label}: no answer within 0.5 s" in str(turned_away[0]) for label in reader.labels)
+        assert all(f"{label}: HTTP 503" in str(turned_away[0]) for label in reader.labels)
 
     for proxy in proxies:
         proxy.heal()
     assert (await reader.look(tx_hash)).endpoint in reader.labels, "the very next look finds out"
-    assert all(isinstance(outcome, ChainView) for outcome in await looks(reader, tx_hash, 20))
+    again = await asyncio.gather(*(reader.look(tx_hash) for _ in range(20)))
+    assert all(isinstance(outcome, ChainView) for outcome in again)
 
 
 async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang(
@@ -451,13 +484,12 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
     tx_hash = await node.pay()
     first.hang()
     second.status(500)
-    reader = await readers(first, second, timeout_seconds=1.0)
-    with pytest.raises(ChainUnavailable):
-        await reader.look(tx_hash)
+    reader = await readers(first, second, timeout_seconds=LONG_SECONDS)
+    await failed_look(reader, tx_hash, first)
     second.heal()
     probe = asyncio.create_task(reader.look(tx_hash))
-    await asyncio.sleep(0)  # it begins
-    async with asyncio.timeout(0.9):
+    await first.received(2)
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 view = await reader.look(tx_hash)
@@ -466,6 +498,7 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
                 await asyncio.sleep(0.02)
     assert view.endpoint == reader.labels[1]
     assert not probe.done()
+    first.let_go()
     assert (await probe).endpoint == reader.labels[1]
 
 
@@ -474,9 +507,8 @@ async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_
 ) -> None:
     (liar,) = await liars(1)
     liar.hang()
-    reader = await readers(liar, timeout_seconds=0.5)
-    with pytest.raises(ChainUnavailable):
-        await reader.look(UNKNOWN_TX)
+    reader = await readers(liar, timeout_seconds=LONG_SECONDS)
+    await failed_look(reader, UNKNOWN_TX, liar)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await reader.look(UNKNOWN_TX)
@@ -488,21 +520,19 @@ async def test_the_last_look_is_never_turned_away(node: Node, liars: Liars, read
     (liar,) = await liars(1)
     tx_hash = await node.pay()
     liar.hang()
-    reader = await readers(liar, timeout_seconds=0.5)
-    with pytest.raises(ChainUnavailable):
-        await reader.look(tx_hash)
+    reader = await readers(liar, timeout_seconds=LONG_SECONDS)
+    await failed_look(reader, tx_hash, liar)
     probe = asyncio.create_task(reader.look(tx_hash))
-    await asyncio.sleep(0)  # it begins
+    await liar.received(2)
     with pytest.raises(ChainUnavailable, match="another look"):
         await reader.look(tx_hash)
 
     async def recovered(request: web.Request) -> web.StreamResponse:
         return web.json_response(await liar.forward(await request.json()))
 
-    while len(liar.requests) < 2:
-        await asyncio.sleep(0.005)
     liar.wire(recovered)
     assert (await reader.look(tx_hash, ask_all=True)).receipt is not None
+    liar.let_go()
     with pytest.raises(ChainUnavailable):
         await probe
 
@@ -518,7 +548,7 @@ async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
     with pytest.raises(ChainUnavailable, match="is behind"):
         await reader.look(tx_hash)
     seen = len(liar.requests)
-    await looks(reader, tx_hash, 5)
+    await asyncio.gather(*(reader.look(tx_hash) for _ in range(5)), return_exceptions=True)
     assert len(liar.requests) >= seen + 5
 
 
@@ -958,10 +988,13 @@ async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
     first, down = await liars(2)
     tx_hash = await node.pay()
     down.hang()
-    reader = await readers(first, down, timeout_seconds=0.5)
+    reader = await readers(first, down, timeout_seconds=LONG_SECONDS)
     view = await reader.look(tx_hash)
-    for _ in range(2):
-        assert await reader.cross_check(tx_hash, view) == view
+    for times in (1, 2):
+        check = asyncio.create_task(reader.cross_check(tx_hash, view))
+        await down.received(times)
+        down.let_go()
+        assert await check == view
     assert len(down.requests) == 2
 
 
@@ -1021,13 +1054,16 @@ async def test_what_a_lagging_node_alone_says_is_not_final(node: Node, liars: Li
 async def test_the_others_are_asked_at_the_same_time(node: Node, liars: Liars, readers: Readers) -> None:
     first, *others = await liars(5)
     tx_hash = await node.pay()
-    reader = await readers(first, *others, timeout_seconds=0.5)
+    reader = await readers(first, *others, timeout_seconds=LONG_SECONDS)
     view = await reader.look(tx_hash)
     for other in others:
         other.hang()
-    started = asyncio.get_running_loop().time()
-    await reader.cross_check(tx_hash, view)
-    assert asyncio.get_running_loop().time() - started < 1.5
+    check = asyncio.create_task(reader.cross_check(tx_hash, view))
+    for other in others:
+        await other.received(1)
+    for other in others:
+        other.let_go()
+    await check
 
 
 # Health, token, construction -----------------------------------------------------------------------------------------
