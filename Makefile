@@ -64,7 +64,7 @@ histories: install ## Record the workflow's histories of every path anew
 openapi: install ## Write docs/openapi.json anew
 	$(BIN)/python -m tests.api.write_openapi
 
-screenshots: install ## Take the Credits page's pictures in docs/images anew
+screenshots: install ## Take the pages' pictures in docs/images anew
 	$(BIN)/python -m tests.browser.take_screenshots
 
 lock: install ## Pin all dependencies anew, by hash and without addresses

@@ -154,6 +154,7 @@ async def show_credits(
     async with turn(session.billing_account_id):
         context |= {
             "session": session,
+            "is_operator": session.wallet_address in services.settings.operator_wallets,
             "cursors": cursors,
             # The payments first: whatever they show as credited, the balance has.
             "payments": await _shown_payments(services, session),

@@ -94,6 +94,16 @@ class Site:
         return [row[0] for row in rows]
 
 
+@asynccontextmanager
+async def visited(engine: Engine, browser: Browser, api: RunningApi) -> AsyncIterator[Site]:
+    """A running system for the length of a block, in which no page may complain."""
+    async with AsyncExitStack() as stack:
+        site = Site(engine, browser, api, stack, [])
+        yield site
+        complaints = [complaint for visitor in site.visitors for complaint in visitor.complaints]
+        assert not complaints, complaints
+
+
 OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 
 
@@ -107,12 +117,9 @@ async def open_site(browser: Browser, namespace: Namespace, database: Database, 
             open_engine(namespace, database, chain, **settings) as engine,
             engine.worker(),
             running_api(engine) as api,
-            AsyncExitStack() as stack,
+            visited(engine, browser, api) as site,
         ):
-            site = Site(engine, browser, api, stack, [])
             yield site
-            complaints = [complaint for visitor in site.visitors for complaint in visitor.complaints]
-            assert not complaints, complaints
 
             async def balance() -> bool:
                 return not await engine.books()

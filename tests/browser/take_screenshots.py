@@ -1,21 +1,33 @@
-"""Pictures of the page's main states for the documents; `make screenshots`. Not part of a test run."""
+"""Pictures of the pages' main states for the documents; `make screenshots`. Not part of a test run."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Final
 
 from playwright.async_api import ViewportSize, expect
 
+from db import accounts
+from devstack.chain import payer_wallets
+from domain.attempt import Purpose
 from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import DECLINED, Visitor
+from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, Desk, open_desk
+from tests.support.postgres import Database
+from tests.support.sql import connect
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: Final[ViewportSize] = {"width": 1100, "height": 820}
 TELEPHONE: Final[ViewportSize] = {"width": 390, "height": 844}
+BROAD: Final[ViewportSize] = {"width": 1280, "height": 1180}
 EXPLORER: Final = "https://explorer.example/tx/{tx_hash}"
+PAYMENTS: Final = 140
+DAYS: Final = 9
 
 
 async def _save(visitor: Visitor, name: str) -> None:
@@ -70,6 +82,65 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await many.page.get_by_role("button", name="Sign in with a wallet").click()
         await expect(many.page.get_by_role("dialog")).to_be_visible()
         await _save(many, "wallets")
+
+
+def _hex(number: int, name: str, digits: int) -> str:
+    """What looks like an address or a hash, the same at every run."""
+    return "0x" + hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:digits]
+
+
+async def _pay_for_days(desk: Desk, database: Database) -> None:
+    """Payments of several wallets, credited but for some, up to an hour ago."""
+    random = Random(1)
+    payers = []
+    for number in range(7):
+        async with desk.app.unscoped() as connection:
+            payers.append(await accounts.provision_wallet(connection, _hex(number, "wallet", 40)))
+    newest = datetime.now(UTC) - timedelta(hours=1)
+    times = sorted(newest - timedelta(days=DAYS) * random.random() for _ in range(PAYMENTS))
+    for number, at in enumerate(times):
+        purpose = Purpose.SYSTEM if random.random() < 0.15 else Purpose.SELF
+        cents = random.choice([1_000, 1_000, 2_500, 2_500, 5_000, 10_000])
+        attempt = await desk.create(
+            random.choice(payers), cents=cents, purpose=purpose, created_at=at, expires_at=at + INTENT_TTL
+        )
+        fate = random.random()
+        if fate < 0.05:
+            continue
+        attempt = (await desk.submit(attempt, _hex(number, "transaction", 64), at=at)).attempt
+        if fate < 0.2:
+            await desk.refuse(attempt, REVERTED if fate < 0.08 else WRONG_PAYMENT)
+            continue
+        await desk.credit(attempt)
+        if purpose is Purpose.SELF:
+            await desk.mint(attempt)
+    # The ledger's own time is that of the transaction.
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "UPDATE credit_ledger SET created_at = a.created_at FROM payment_attempts a WHERE reference = a.id::text"
+        )
+
+
+async def test_take_operators_screenshots(open_site: OpenSite, database: Database) -> None:
+    settings = {
+        "EXPLORER_TX_URL": EXPLORER,
+        "TEMPORAL_UI_URL": "https://temporal.example",
+        "OPERATOR_WALLETS": payer_wallets()[0].address,
+        "OPERATOR_DATABASE_URL": database.operator_url,
+    }
+    async with open_site(**settings) as site, open_desk(database, pool_size=2) as desk:
+        await _pay_for_days(desk, database)
+        visitor = await site.signed_in(viewport=BROAD)
+        await _credited(site, visitor, "25")
+        await visitor.pay("50", purpose="system")
+        await expect(visitor.cards().first).to_contain_text("Confirming")
+        await visitor.page.get_by_role("link", name="Operators").click()
+        await expect(visitor.page.get_by_role("row")).to_have_count(51)
+        await visitor.page.screenshot(path=FOLDER / "operator.png")
+        await visitor.page.get_by_role("rowheader").nth(1).get_by_role("link").click()
+        await expect(visitor.page.get_by_role("heading", level=1)).to_contain_text("187,500,000 to the system tenant")
+        await visitor.page.mouse.move(0, 0)
+        await visitor.page.screenshot(path=FOLDER / "operator-payment.png", full_page=True)
 
 
 if __name__ == "__main__":

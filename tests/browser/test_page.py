@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -15,12 +14,10 @@ from domain.errors import DatabaseUnavailable
 from domain.ledger import Reason
 from tests.browser.conftest import OpenSite, Site
 from tests.support.api import running_api
-from tests.support.browser import DECLINED, Visitor
+from tests.support.browser import DECLINED, SMALL_TELEPHONE, Visitor
 from tests.support.engine import Engine
 from tests.support.sql import query
 
-AXE: Final = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
-SMALL_TELEPHONE: Final = {"width": 360, "height": 640}
 TOUCH_PIXELS_MIN: Final = 44
 
 
@@ -114,8 +111,7 @@ async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
     visitor = await _main_states(site, viewport=SMALL_TELEPHONE, has_touch=True, is_mobile=True)
     await visitor.choose("1")
     await visitor.page.get_by_text("Already sent it?").click()
-    widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    assert await visitor.page.evaluate(widths) == [360, 360]
+    assert await visitor.widths() == [360, 360]
     # The history too: its rows are laid out in lines, and say all that they say elsewhere.
     assert await visitor.page.evaluate("(e => e.scrollWidth === e.clientWidth)(document.querySelector('.scroller'))")
     row = visitor.page.get_by_role("row").nth(1)
@@ -126,21 +122,20 @@ async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
         assert box is None or box["height"] >= TOUCH_PIXELS_MIN, (await target.inner_text(), box)
     out = await site.visitor(viewport=SMALL_TELEPHONE, has_touch=True, is_mobile=True)
     await out.open()
-    assert await out.page.evaluate(widths) == [360, 360]
+    assert await out.widths() == [360, 360]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_main_state_has_a_barrier_that_axe_knows(site: Site, scheme: str) -> None:
-    # Axe is an eval away from the content policy, which every other test keeps.
     visitor = await _main_states(site, bypass_csp=True, color_scheme=scheme, reduced_motion="reduce")
-    await _no_barriers(visitor)
+    assert await visitor.barriers() == []
     await visitor.form().get_by_role("radio", name="Other").check()
     await visitor.form().get_by_label("Other amount").fill("1,5")
     await visitor.page.get_by_text("Already sent it?").click()
-    await _no_barriers(visitor)
+    assert await visitor.barriers() == []
     await visitor.page.get_by_role("button", name="Sign out").click()
     await expect(visitor.page.get_by_role("button", name="Sign in with a wallet")).to_be_enabled()
-    await _no_barriers(visitor)
+    assert await visitor.barriers() == []
 
     several = await site.visitor(
         wallets=[site.wallet(), site.wallet(name="Second", rdns="second")], bypass_csp=True, color_scheme=scheme
@@ -148,15 +143,7 @@ async def test_no_main_state_has_a_barrier_that_axe_knows(site: Site, scheme: st
     await several.open()
     await several.page.get_by_role("button", name="Sign in with a wallet").click()
     await expect(several.page.get_by_role("dialog")).to_be_visible()
-    await _no_barriers(several)
-
-
-async def _no_barriers(visitor: Visitor) -> None:
-    await visitor.page.add_script_tag(path=AXE)
-    found = await visitor.page.evaluate("axe.run({ resultTypes: ['violations'] })")
-    assert found["passes"], "nothing was looked at"
-    shown = [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found["violations"]]
-    assert shown == []
+    assert await several.barriers() == []
 
 
 async def test_both_schemes_are_the_systems(site: Site) -> None:

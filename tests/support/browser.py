@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from eth_account import Account
@@ -18,6 +19,7 @@ from playwright.async_api import (
     Locator,
     Page,
     Request,
+    ViewportSize,
     async_playwright,
     expect,
 )
@@ -32,6 +34,9 @@ PATIENCE_MS: Final = 15_000
 DECLINED: Final = (4001, "User rejected the request.")
 PENDING: Final = (-32002, "Request of this type is already pending.")
 UNKNOWN_CHAIN: Final = (4902, "Unrecognized chain ID.")
+
+SMALL_TELEPHONE: Final[ViewportSize] = {"width": 360, "height": 640}
+AXE: Final = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 
 FOREIGN_CHAIN_ID: Final = 1
 ICON: Final = (
@@ -225,6 +230,22 @@ class Visitor:
     def notices(self, *, page: Page | None = None) -> Locator:
         """What is said above the page."""
         return (page or self.page).locator("#notices")
+
+    async def barriers(self) -> list[tuple[str, list[str]]]:
+        """What axe finds on the page as it is now: rules, and what breaks them.
+
+        It is an eval away from the content policy: the context needs `bypass_csp`.
+        """
+        await self.page.add_script_tag(path=AXE)
+        found = await self.page.evaluate("axe.run({ resultTypes: ['violations'] })")
+        assert found["passes"], "nothing was looked at"
+        return [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found["violations"]]
+
+    async def widths(self) -> list[int]:
+        """Of what is on the page, and of what is seen of it: if the first is more, the page scrolls sideways."""
+        root = "document.documentElement"
+        found: list[int] = await self.page.evaluate(f"[{root}.scrollWidth, {root}.clientWidth]")
+        return found
 
     def _complain(self, words: str) -> None:
         if not any(allowed in words for allowed in self.allowed):
