@@ -254,12 +254,13 @@ async def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(a
 
 async def test_answers_on_a_kept_connection_do_not_wait_for_an_acknowledgement(api: RunningApi) -> None:
     async with api.visitor() as visitor:
-        await visitor.get("/livez")
-        started = time.monotonic()
+        seconds = []
         for _ in range(50):
+            started = time.monotonic()
             await visitor.get("/livez")
-        # Delayed acknowledgements cost 40 ms each.
-        assert time.monotonic() - started < 50 * 0.04
+            seconds.append(time.monotonic() - started)
+        # A delayed acknowledgement costs every one of them 40 ms; a busy machine some of them more.
+        assert sorted(seconds)[len(seconds) // 4] < 0.04
 
 
 async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
