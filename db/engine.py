@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
+from psycopg.waiting import wait_async
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
@@ -28,7 +32,36 @@ SESSION_SETTINGS: Final = {
     "statement_timeout": "20s",
     # A paused process must not hold the system tenant's row for ever.
     "idle_in_transaction_session_timeout": "30s",
+    # Whoever is cancelled closes the connection and is gone (`PromptConnection`): its statement must not go on waiting
+    # for a lock, or holding one.
+    "client_connection_check_interval": "1s",
 }
+
+_T = TypeVar("_T")
+
+
+class PromptConnection(psycopg.AsyncConnection[TupleRow]):
+    """The driver's connection, whose caller is gone as soon as it is cancelled, whatever the server does.
+
+    The driver's own asks the server to cancel the statement and waits for its word, five seconds each: a server that
+    stands still would make a time limit of one second one of eleven. Here the connection is closed instead, which
+    SQLAlchemy does with it anyway after a cancellation. What was sent is as unknown either way: a COMMIT that was not
+    answered may have happened.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[_T],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the driver has it
+    ) -> _T:
+        """Run one of the driver's steps to its end."""
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+        except asyncio.CancelledError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +102,7 @@ async def fetch_one_by_driver(
     assert isinstance(driver, psycopg.AsyncConnection)
     try:
         return await (await driver.execute(statement, values)).fetchone()
-    except psycopg.OperationalError:
+    except (psycopg.OperationalError, asyncio.CancelledError):
         if driver.closed:
             await connection.connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
         raise
@@ -86,6 +119,7 @@ def _engine(
     """An engine. Connections that nobody used for that long are asked whether they are there before they are lent."""
     settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
     connect_args: dict[str, Any] = {
+        "async_creator_fn": PromptConnection.connect,
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "options": settings,

@@ -1,0 +1,97 @@
+"""Whoever is cancelled while PostgreSQL works for him is gone at once, whether the server listens or not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import pytest
+from sqlalchemy import text
+
+from db import ledger
+from db.engine import ServiceConnection
+from devstack.processes import wait_until
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.ledger import Posting, Reason
+from tests.support.frozen import frozen
+from tests.support.payments import Desk
+from tests.support.postgres import Cluster
+from tests.support.sql import connect, scalar
+
+LIMIT_SECONDS: Final = 0.5
+SECONDS_MAX: Final = 6.0
+"""The driver by itself would take ten more than the limit where the server stands still."""
+
+PATIENCE_SECONDS: Final = 30.0
+BONUS: Final = Posting(
+    billing_account_id=SYSTEM_TENANT_ACCOUNT_ID,
+    amount_credits=1,
+    reason=Reason.PLATFORM_REVENUE_SHARE,
+    reference="11111111-2222-4333-8444-555555555555",
+    contra_account="expense:platform_revenue_share",
+)
+LOCK: Final = "SELECT 1 FROM billing_accounts WHERE id = 'cogni_system' FOR UPDATE"
+AT_WORK: Final = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'settle_service'"
+    " AND state = 'active'"
+)
+
+
+async def by_the_driver(service: ServiceConnection) -> None:
+    """As the product posts."""
+    await ledger.post(service, BONUS, {})
+
+
+async def by_sqlalchemy(service: ServiceConnection) -> None:
+    """The same as a statement of SQLAlchemy's."""
+    await service.connection.execute(text("SELECT post_entry('cogni_system', 1, 'x', 'y', 'cash:usdc', '{}')"))
+
+
+@pytest.mark.parametrize("post", [by_the_driver, by_sqlalchemy])
+async def test_a_server_that_stands_still_holds_nobody_and_the_pool_recovers(
+    desk: Desk, cluster: Cluster, post: Callable[[ServiceConnection], Awaitable[None]]
+) -> None:
+    async def post_within_the_limit() -> None:
+        async with asyncio.timeout(LIMIT_SECONDS), desk.service.transaction() as service:
+            await post(service)
+
+    async with desk.service.transaction():
+        pass  # a connection in the pool: a new one could not even be opened
+    async with frozen(cluster.server):
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await post_within_the_limit()
+        assert time.monotonic() - started < SECONDS_MAX
+    assert desk.service.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    async with desk.service.transaction() as service:
+        await post(service)
+
+
+@pytest.mark.parametrize("post", [by_the_driver, by_sqlalchemy])
+async def test_the_statement_of_one_who_left_does_not_go_on_waiting_for_a_lock(
+    desk: Desk, post: Callable[[ServiceConnection], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: list[int] = []
+
+    async def post_until_cancelled() -> None:
+        async with desk.service.transaction() as service:
+            await service.connection.execute(text("SET LOCAL lock_timeout = 0"))
+            await service.connection.execute(text("SET LOCAL statement_timeout = 0"))
+            await post(service)
+
+    async def works(wanted: int) -> bool:
+        at_work.append(int(scalar(desk.database.superuser_url, AT_WORK)))
+        return at_work[-1] == wanted
+
+    with connect(desk.database.superuser_url) as holder:
+        holder.execute(LOCK)
+        posting = asyncio.create_task(post_until_cancelled())
+        await wait_until(lambda: works(1), timeout_seconds=PATIENCE_SECONDS, what="a statement that waits")
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await posting
+        await wait_until(lambda: works(0), timeout_seconds=PATIENCE_SECONDS, what="its end")
+    async with desk.service.transaction() as service:
+        await post(service)
