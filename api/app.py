@@ -14,6 +14,8 @@ from api.health import Readiness
 from api.middleware import (
     ANSWER_SECONDS_MAX,
     BODY_SECONDS_MAX,
+    AnswerInTime,
+    HeadAsGet,
     Limits,
     RequestContext,
     SameOriginOnly,
@@ -65,8 +67,10 @@ def build_app(
     api.state.readiness = Readiness()
     pages.install(api)
     operators.install(api)
-    app: ASGIApp = SameOriginOnly(api, origin=services.settings.origin)
-    app = Limits(app, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds, answer_seconds=answer_seconds)
+    app: ASGIApp = HeadAsGet(api)
+    app = SameOriginOnly(app, origin=services.settings.origin)
+    app = Limits(app, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds)
+    app = AnswerInTime(app, seconds=answer_seconds)
     app = SecurityHeaders(app, is_secure=services.settings.is_secure)
     app = RequestContext(app)
     if trusted_proxies:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 from uuid import UUID
 
@@ -29,11 +29,16 @@ STREAMS_MAX: Final = 1_000
 READS_AT_ONCE_MAX: Final = 3
 """Of all streams together, so that the other connections to the database are for requests that somebody waits for."""
 
+READ_SECONDS_MAX: Final = 8.0
+"""Then the others have their turn: a server that stands still must not hold all readings until it goes on."""
+
 STREAM_SECONDS_MAX: Final = 600.0
 """Then the browser comes again by itself; a stream that nobody reads does not stay for ever."""
 
 KEEPALIVE_SECONDS: Final = 15.0
-SESSION_CHECK_SECONDS: Final = 10.0
+SESSION_CHECK_SECONDS: Final = 2.0
+"""How long a stream may outlive its session. A check costs half a reading (0.4 ms), and waits its turn with them."""
+
 TICK_SECONDS_MIN: Final = 0.25
 TICK_SECONDS_MAX: Final = 2.0
 UNPAID_TICK_SECONDS: Final = 5.0
@@ -88,20 +93,22 @@ async def attempt_events(
     tick_seconds = min(max(services.settings.block_time.total_seconds() / 2, TICK_SECONDS_MIN), TICK_SECONDS_MAX)
     view = first
     yield _event(view, retry=RETRY_MILLISECONDS)
-    started = said = checked = time.monotonic()
+    started = said = time.monotonic()
+    check_at, read_at = started + SESSION_CHECK_SECONDS, started + _pause_seconds(view, tick_seconds)
     while view.client_status is ClientStatus.PENDING_VERIFICATION and time.monotonic() - started < STREAM_SECONDS_MAX:
-        is_unpaid = view.status is AttemptStatus.CREATED_INTENT
-        pause_seconds = max(tick_seconds, UNPAID_TICK_SECONDS) if is_unpaid else tick_seconds
+        pause_seconds = min(check_at, read_at) - time.monotonic()
         if await _happens(services.stopping.wait, within_seconds=pause_seconds):
             return
-        if time.monotonic() - checked >= SESSION_CHECK_SECONDS:
-            checked = time.monotonic()
+        if time.monotonic() >= check_at:
             if not await _is_still_signed_in(services, request):
                 return
+            check_at = time.monotonic() + SESSION_CHECK_SECONDS
+        if time.monotonic() < read_at:
+            continue
         try:
-            async with _reads:
+            async with _a_reading():
                 now = await services.payments.status(session.user_id, attempt_id)
-        except Unavailable:
+        except (Unavailable, TimeoutError):
             now = view  # nothing new is known; it may be soon
         if _tells(now) != _tells(view):
             view, said = now, time.monotonic()
@@ -109,6 +116,19 @@ async def attempt_events(
         elif time.monotonic() - said >= KEEPALIVE_SECONDS:
             said = time.monotonic()
             yield format_sse_event(comment="waiting")
+        read_at = time.monotonic() + _pause_seconds(view, tick_seconds)
+
+
+def _pause_seconds(view: AttemptView, tick_seconds: float) -> float:
+    is_unpaid = view.status is AttemptStatus.CREATED_INTENT
+    return max(tick_seconds, UNPAID_TICK_SECONDS) if is_unpaid else tick_seconds
+
+
+@asynccontextmanager
+async def _a_reading() -> AsyncIterator[None]:
+    """One of the readings that all streams share. Raises `TimeoutError` where it takes too long."""
+    async with _reads, asyncio.timeout(READ_SECONDS_MAX):
+        yield
 
 
 def _tells(view: AttemptView) -> AttemptView:
@@ -122,9 +142,10 @@ def _event(view: AttemptView, *, retry: int | None = None) -> bytes:
 
 async def _is_still_signed_in(services: Services, request: Request) -> bool:
     try:
-        return await find_session(services, request) is not None
-    except Unavailable:
-        return True
+        async with _a_reading():
+            return await find_session(services, request) is not None
+    except (Unavailable, TimeoutError):
+        return True  # who cannot be asked after has not signed out, as far as is known
 
 
 async def _happens(wait: Callable[[], Awaitable[object]], *, within_seconds: float) -> bool:

@@ -35,7 +35,8 @@ BODY_SECONDS_MAX: Final = 10.0
 DRAINED_BYTES_MAX: Final = 2**20
 DRAIN_SECONDS_MAX: Final = 2.0
 ANSWER_SECONDS_MAX: Final = 25.0
-"""Until the head of the response: a submission waits 3 s for a worker, a dead node costs 8 s, a lock 5 s."""
+"""Until the head of the response: a turn comes within 10 s, a submission waits 3 s for a worker, a lock is waited for
+5 s, a dead node costs 8 s. A page has its own, lower limit (`api.pages`)."""
 
 CONTENT_POLICY: Final = "; ".join(
     (
@@ -184,17 +185,113 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
     return (parts.scheme, parts.hostname, port) if parts.hostname else None
 
 
+class HeadAsGet:
+    """Answers HEAD wherever GET is answered: the same status and headers, and no body.
+
+    The response is over with its head. Whoever would go on writing, such as an event stream, learns that the caller has
+    left.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app, as if GET were asked for."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_head = scope["method"] == "HEAD"
+        is_over = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal is_over
+            if message["type"] == "http.response.start":
+                if message["status"] == 405:
+                    _allow_head(MutableHeaders(scope=message))
+                await send(message)
+                if is_head:
+                    is_over = True
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif not is_over:
+                await send(message)
+
+        async def receive_until_over() -> Message:
+            return {"type": "http.disconnect"} if is_over else await receive()
+
+        if not is_head:
+            await self._app(scope, receive, send_head)
+            return
+        # In place: the router leaves the route in it, by which the request is counted and logged.
+        scope["method"] = "GET"
+        try:
+            await self._app(scope, receive_until_over, send_head)
+        finally:
+            scope["method"] = "HEAD"
+
+
+def _allow_head(headers: MutableHeaders) -> None:
+    allowed = [method.strip() for method in headers.get("Allow", "").split(",")]
+    if "GET" in allowed and "HEAD" not in allowed:
+        headers["Allow"] = ", ".join([*allowed, "HEAD"])
+
+
+class AnswerInTime:
+    """Bounds how long an answer may take to begin, whatever the handler does when it is cancelled.
+
+    It is answered beside the handler, whose later words are dropped. The handler may clean up for as long as that
+    takes, in the task that it always had: nobody waits for it, and nothing that it does is lost.
+    """
+
+    def __init__(self, app: ASGIApp, *, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app, and answer in its place when its time is up."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answering: asyncio.Task[None] | None = None
+
+        def answer_instead() -> None:
+            nonlocal answering
+            answering = asyncio.create_task(_refuse(OUT_OF_TIME, scope, receive, send))
+
+        async def send_unless_late(message: Message) -> None:
+            if answering is not None:
+                return
+            if message["type"] == "http.response.start":
+                limit.reschedule(None)
+                instead.cancel()
+            await send(message)
+
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._seconds
+        instead = loop.call_at(until, answer_instead)
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                await self._app(scope, receive, send_unless_late)
+        except Exception as error:
+            if answering is None:
+                raise
+            if not isinstance(error, TimeoutError):
+                log.warning("request failed after its time", error=type(error).__name__)
+        finally:
+            instead.cancel()
+            if answering is not None:
+                await answering
+
+
 class Limits:
-    """Bounds how large a body may say that it is, how long it may take, and how long an answer may take to begin.
+    """Bounds how large a body may say that it is, and how long it may take.
 
     A body that grows larger than it said, or did not say, is stopped where it is read (`max_body_size` of the app).
     """
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int, body_seconds: float, answer_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, body_bytes: int, body_seconds: float) -> None:
         self._app = app
         self._body_bytes = body_bytes
         self._body_seconds = body_seconds
-        self._answer_seconds = answer_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app within the limits."""
@@ -230,22 +327,20 @@ class Limits:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                limit.reschedule(None)
                 if has_body and not await self._drain(receive_in_time):
                     # What nobody reads would be swallowed without end, for the sake of the next request.
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            async with asyncio.timeout(self._answer_seconds) as limit:
-                if declared.isdecimal() and int(declared[:20]) > self._body_bytes:
-                    await _refuse(BODY_TOO_LARGE, scope, receive_in_time, send_and_note)
-                else:
-                    await self._app(scope, receive_in_time, send_and_note)
+            if declared.isdecimal() and int(declared[:20]) > self._body_bytes:
+                await _refuse(BODY_TOO_LARGE, scope, receive_in_time, send_and_note)
+            else:
+                await self._app(scope, receive_in_time, send_and_note)
         except TimeoutError:
-            if has_begun or not (is_slow_body or limit.expired()):
+            if has_begun or not is_slow_body:
                 raise
-            await _refuse(BODY_TOO_SLOW if is_slow_body else OUT_OF_TIME, scope, receive, send)
+            await _refuse(BODY_TOO_SLOW, scope, receive, send)
 
     async def _drain(self, receive: Receive) -> bool:
         """Read the rest of a body that is answered already; False where it does not end soon.

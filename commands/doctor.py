@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import aiohttp
 
 from chain.reader import ChainReader
-from commands.connections import chain_reader, payment_policy, service_database, tenant_database
+from commands.connections import CONNECTIONS, chain_reader, payment_policy, service_database, tenant_database
 from commands.output import grouped, print_json, stdout, table
 from db import ledger
 from db.books import find_violations
+from db.engine import OperatorDatabase
+from db.startup import check_operator_database
 from domain.errors import ChainUnavailable, ConfigurationError, SettleError, TemporalUnavailable
 from domain.ledger import Side
 from settings import Settings
 from starter.temporal import connect, count_pollers, list_missing_search_attributes
-from telemetry.health import temporal_answers
+from telemetry.health import CHECK_TIMEOUT_SECONDS, temporal_answers
 from workflows.naming import TASK_QUEUE
 
 TOKEN_DECIMALS: Final = 6
+API_SECONDS_MAX: Final = CHECK_TIMEOUT_SECONDS + 2.0
+"""Above what the API's own checks may take: it says which one is late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Finding:
 
 
 async def doctor(settings: Settings, variables: Mapping[str, str], *, as_json: bool) -> bool:
-    """Run every check, whatever the others say. True when all are fine."""
+    """Run every check, whatever the others say. True when all are fine. What is not set up is not asked for."""
     findings: list[Finding] = []
 
     async def check(name: str, ask: Callable[[], Awaitable[str]]) -> None:
@@ -44,9 +51,14 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, as_json: b
     await check("settings", lambda: _settings(settings))
     await check("database, role settle_app", lambda: _tenant_database(settings))
     await check("database, role settle_service", lambda: _service_database(settings))
+    operator_url, api_url = settings.operator_database_url, settings.api_url
+    if operator_url is not None:
+        await check("database, role settle_operator", lambda: _operator_database(operator_url))
     await check("books", lambda: _books(settings))
     await check("Temporal", lambda: _temporal(variables))
     await check("workers", lambda: _workers(variables))
+    if api_url is not None:
+        await check("API", lambda: _api(api_url))
     await check("chain nodes", lambda: _chain_nodes(settings))
     await check("token and treasury", lambda: _token(settings))
     ok = all(finding.ok for finding in findings)
@@ -74,6 +86,15 @@ async def _tenant_database(settings: Settings) -> str:
 async def _service_database(settings: Settings) -> str:
     async with service_database(settings):
         return "schema and rights are right, the system tenant is there"
+
+
+async def _operator_database(url: str) -> str:
+    database = OperatorDatabase(url, application_name="settle cli", pool_size=CONNECTIONS)
+    try:
+        await check_operator_database(database)
+    finally:
+        await database.dispose()
+    return "schema and rights are right"
 
 
 async def _books(settings: Settings) -> str:
@@ -106,6 +127,53 @@ async def _workers(variables: Mapping[str, str]) -> str:
     if pollers == 0:
         raise TemporalUnavailable(f"no worker polls task queue {TASK_QUEUE}: nothing is settled; run: settle worker")
     return f"{pollers} on task queue {TASK_QUEUE}"
+
+
+class ApiNotReady(SettleError):
+    """The HTTP interface is not there, or says that it cannot work."""
+
+    code = "API_NOT_READY"
+
+
+async def _api(url: str) -> str:
+    try:
+        async with (
+            asyncio.timeout(API_SECONDS_MAX),
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
+        ):
+            status, found = await _read_health(session, f"{url}/readyz")
+            # README: a proxy keeps /readyz inside, and passes /livez on.
+            is_hidden = found is None and (await _read_health(session, f"{url}/livez"))[1] is not None
+    except aiohttp.ClientConnectorError as error:
+        reason = error.strerror if error.errno else "no connection"
+        raise ApiNotReady(f"nothing answers at {url} ({reason}); run: settle api") from error
+    except TimeoutError as error:
+        raise ApiNotReady(f"{url} does not answer within {API_SECONDS_MAX:g} s") from error
+    except aiohttp.ClientError as error:
+        raise ApiNotReady(f"what answers at {url} is not the API ({type(error).__name__})") from error
+    if is_hidden:
+        return f"alive at {url}; what it needs is not known: /readyz is not passed on (HTTP {status})"
+    if found is None:
+        raise ApiNotReady(f"what answers at {url} is not the API: HTTP {status} to /readyz and no word of readiness")
+    if found["status"] != "ok":
+        wrong = [f"{name}: {result}" for name, result in found.get("checks", {}).items() if result != "ok"]
+        raise ApiNotReady(f"not ready at {url}: {'; '.join(wrong) or 'it is stopping'}")
+    return f"ready at {url}"
+
+
+async def _read_health(session: aiohttp.ClientSession, url: str) -> tuple[int, dict[str, Any] | None]:
+    """The HTTP status, and the document where it is one of the API's own."""
+    async with session.get(url, allow_redirects=False) as response:
+        try:
+            found = await response.json(content_type=None)
+        except ValueError:
+            return response.status, None
+    is_ours = (
+        isinstance(found, dict)
+        and found.get("status") in ("ok", "not ready")
+        and isinstance(found.get("checks", {}), dict)
+    )
+    return response.status, found if is_ours else None
 
 
 async def _chain_nodes(settings: Settings) -> str:

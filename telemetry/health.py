@@ -18,26 +18,48 @@ CHECK_TIMEOUT_SECONDS: Final = 8.0
 """Above the time-out of one chain node: the first one that hangs must not make the worker look unready."""
 DEFAULT_PORT: Final = 9464
 
+_abandoned: Final[set[asyncio.Task[str]]] = set()
+"""Checks that nobody waits for any more. The event loop itself keeps no task from being collected half-way."""
+
 Check = Callable[[], Awaitable[object]]
 """Returns where the dependency is fine, raises where it is not."""
 
 
 async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
-    """Each dependency by name: "ok", or one line that says what is wrong. Bounded in time, all at once."""
+    """Each dependency by name: "ok", or one line that says what is wrong. All at once.
 
-    async def run(check: Check) -> str:
-        try:
-            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-                await check()
-        except TimeoutError:
-            return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
-        except SettleError as error:
-            return error.message
-        except Exception as error:  # a fault of the check: said in its place, it must not hide the others
-            return f"{type(error).__name__}: {_first_line(error)}"
-        return "ok"
+    Bounded in time, whatever a check does when it is cancelled: cleaning up may wait for the dependency once more.
+    """
+    if not checks:
+        return {}
+    running = {name: asyncio.create_task(_run(check)) for name, check in checks.items()}
+    try:
+        await asyncio.wait(running.values(), timeout=CHECK_TIMEOUT_SECONDS)
+        late = f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
+        return {name: task.result() if task.done() else late for name, task in running.items()}
+    finally:
+        for task in running.values():
+            if not task.done():
+                _abandon(task)
 
-    return dict(zip(checks, await asyncio.gather(*map(run, checks.values())), strict=True))
+
+async def _run(check: Check) -> str:
+    try:
+        await check()
+    except TimeoutError:
+        return "no answer in time"
+    except SettleError as error:
+        return error.message
+    except Exception as error:  # a fault of the check: said in its place, it must not hide the others
+        return f"{type(error).__name__}: {_first_line(error)}"
+    return "ok"
+
+
+def _abandon(task: asyncio.Task[str]) -> None:
+    """Let it end by itself. What it ends with is a line that nobody reads: `_run` catches every error."""
+    _abandoned.add(task)
+    task.add_done_callback(_abandoned.discard)
+    task.cancel()
 
 
 @asynccontextmanager

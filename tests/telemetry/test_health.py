@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 
 import aiohttp
 import pytest
 
-from devstack.processes import ephemeral_port, is_port_free
+from devstack.processes import ephemeral_port, is_port_free, wait_until
 from domain.errors import DatabaseUnavailable, TemporalUnavailable
 from telemetry import health
 from telemetry.health import run_checks, serve_health, temporal_answers
@@ -37,6 +38,50 @@ async def test_a_check_that_hangs_is_cut_off_and_all_run_at_once(monkeypatch: py
     results = await run_checks({str(number): _hangs for number in range(20)})
     assert time.monotonic() - started < 2
     assert set(results.values()) == {"no answer within 0.2 s"}
+
+
+async def test_a_check_that_does_not_go_when_it_is_told_to_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", 0.2)
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    let_go = asyncio.Event()
+
+    async def cleans_up_at_leisure() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await let_go.wait()
+            raise KeyError("nobody wants to know")
+
+    started = time.monotonic()
+    results = await run_checks({"a": cleans_up_at_leisure, "b": _fine, "c": _down})
+    assert time.monotonic() - started < 10
+    assert results == {"a": "no answer within 0.2 s", "b": "ok", "c": "PostgreSQL cannot be reached"}
+    gc.collect()
+    assert len(health._abandoned) == 1, "it would be collected half-way"
+    let_go.set()
+    await wait_until(lambda: not health._abandoned, timeout_seconds=10, what="its end")
+    gc.collect()
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert complaints == []
+
+
+async def test_whoever_leaves_takes_the_checks_with_him() -> None:
+    before = asyncio.all_tasks()
+    started: list[None] = []
+
+    async def hangs() -> None:
+        started.append(None)
+        await asyncio.sleep(60)
+
+    asking = asyncio.create_task(run_checks({"a": hangs, "b": hangs}))
+    await wait_until(lambda: len(started) == 2, timeout_seconds=10, what="two checks")
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await wait_until(lambda: asyncio.all_tasks() <= before, timeout_seconds=10, what="their end")
 
 
 async def test_a_check_that_breaks_says_so_in_its_place() -> None:

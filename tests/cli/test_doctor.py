@@ -1,0 +1,135 @@
+"""What `settle doctor` says of parts that not everybody has: the HTTP interface and the operators' role."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from aiohttp import web
+
+from commands import doctor
+from commands.doctor import ApiNotReady
+from devstack.processes import ephemeral_port
+from tests.cli.command import settle
+from tests.support.api import running_api
+from tests.support.engine import Engine
+from tests.support.postgres import ROLE_PASSWORD
+
+API: Final = "API"
+OPERATORS: Final = "database, role settle_operator"
+
+
+async def findings(engine: Engine, folder: Path, **changes: str) -> dict[str, tuple[bool, str]]:
+    """What it says of each part: whether it is fine, and why."""
+    variables: Mapping[str, str] = {**engine.variables, **changes}
+    answer = await asyncio.to_thread(settle, ("doctor", "--json"), variables, folder)
+    assert ROLE_PASSWORD not in answer.stdout + answer.stderr
+    found = answer.json()
+    assert (answer.exit_code == 0) == found["ok"] == all(check["ok"] for check in found["checks"])
+    return {check["name"]: (check["ok"], check["detail"]) for check in found["checks"]}
+
+
+async def test_what_is_not_set_up_is_not_listed(engine: Engine, tmp_path: Path) -> None:
+    assert not {API, OPERATORS} & (await findings(engine, tmp_path)).keys()
+
+
+async def test_an_api_that_is_ready_and_the_operators_role_are_fine(engine: Engine, tmp_path: Path) -> None:
+    async with engine.worker(), running_api(engine) as api:
+        found = await findings(engine, tmp_path, API_URL=api.url, OPERATOR_DATABASE_URL=engine.database.operator_url)
+    assert found[API] == (True, f"ready at {api.url}")
+    assert found[OPERATORS] == (True, "schema and rights are right")
+    assert all(is_fine for is_fine, _ in found.values())
+
+
+async def test_an_api_that_is_not_there_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{ephemeral_port()}"
+    async with engine.worker():
+        found = await findings(engine, tmp_path, API_URL=url)
+    assert [name for name, (is_fine, _) in found.items() if not is_fine] == [API]
+    assert f"nothing answers at {url}" in found[API][1]
+    assert "run: settle api" in found[API][1]
+
+
+async def test_an_api_that_is_not_ready_says_what_it_misses(engine: Engine, tmp_path: Path) -> None:
+    async with running_api(engine, TEMPORAL_ADDRESS=f"127.0.0.1:{ephemeral_port()}") as api:
+        is_fine, detail = (await findings(engine, tmp_path, API_URL=api.url))[API]
+        assert not is_fine
+        assert f"not ready at {api.url}: temporal: " in detail
+        assert "schema" not in detail, "what is fine is not news"
+
+
+@pytest.mark.parametrize("role", ["app", "service"])
+async def test_another_role_than_the_operators_is_not_right(engine: Engine, tmp_path: Path, role: str) -> None:
+    url = {"app": engine.database.app_url, "service": engine.database.service_url}[role]
+    is_fine, detail = (await findings(engine, tmp_path, OPERATOR_DATABASE_URL=url))[OPERATORS]
+    assert not is_fine
+    assert f"OPERATOR_DATABASE_URL: role settle_{role} has more rights than it needs" in detail
+
+
+# -- what may answer in its place ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def answering(documents: Mapping[str, Any]) -> AsyncIterator[str]:
+    """A server with these JSON documents, and 404 elsewhere."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path not in documents:
+            raise web.HTTPNotFound
+        return web.json_response(documents[request.path])
+
+    server = web.Server(answer)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_behind_a_proxy_that_keeps_readiness_inside_it_is_alive() -> None:
+    async with answering({"/livez": {"status": "ok"}}) as url:
+        detail = await doctor._api(url)
+    assert detail == f"alive at {url}; what it needs is not known: /readyz is not passed on (HTTP 404)"
+
+
+@pytest.mark.parametrize("document", [None, [], {}, "ok", {"status": "UP"}, {"status": "ok", "checks": ["x"]}], ids=str)
+async def test_what_is_not_the_api_is_not_taken_for_it(document: object) -> None:
+    async with answering({"/readyz": document, "/livez": document}) as url:
+        with pytest.raises(ApiNotReady, match="is not the API"):
+            await doctor._api(url)
+
+
+async def test_one_that_is_stopping_is_not_ready() -> None:
+    async with answering({"/readyz": {"status": "not ready", "checks": {"database": "ok"}}}) as url:
+        with pytest.raises(ApiNotReady, match="it is stopping"):
+            await doctor._api(url)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"), [(b"", "does not answer within 0.5 s"), (b"220 mail.example.com ESMTP\r\n", "is not the API")]
+)
+async def test_one_that_says_nothing_or_speaks_another_language_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "API_SECONDS_MAX", 0.5)
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(said)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        started = time.monotonic()
+        with pytest.raises(ApiNotReady, match=words):
+            await doctor._api(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert time.monotonic() - started < 10
+        for writer in writers:
+            writer.close()
