@@ -13,7 +13,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
-from psycopg.waiting import wait_async
+from psycopg.waiting import Wait, wait_async
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
@@ -55,13 +55,32 @@ class PromptConnection(psycopg.AsyncConnection[TupleRow]):
         interval: float = 0.1,
         timeout: float | None = None,  # noqa: ASYNC109 - as the driver has it
     ) -> _T:
-        """Run one of the driver's steps to its end."""
+        """Run one of the driver's steps to its end.
+
+        A step that has nothing to wait for is done without a pause. The driver makes one after it now and then, and
+        whoever is cancelled in it while SQLAlchemy sets the isolation level of a connection that it has just taken
+        from the pool takes the connection along.
+        """
         try:
-            return await wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+            awaited = next(gen)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
+        try:
+            return await wait_async(_resumed(gen, awaited), self.pgconn.socket, interval=interval, timeout=timeout)
         except asyncio.CancelledError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
+
+
+def _resumed(gen: PQGen[_T], awaited: Wait) -> PQGen[_T]:
+    """A step that has begun, from what it waits for now."""
+    while True:
+        ready = yield awaited
+        try:
+            awaited = gen.send(ready)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

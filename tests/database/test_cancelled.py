@@ -25,6 +25,9 @@ SECONDS_MAX: Final = 6.0
 """The driver by itself would take ten more than the limit where the server stands still."""
 
 PATIENCE_SECONDS: Final = 30.0
+PAUSES_MAX: Final = 100
+"""More than the driver makes in any of these."""
+
 BONUS: Final = Posting(
     billing_account_id=SYSTEM_TENANT_ACCOUNT_ID,
     amount_credits=1,
@@ -95,3 +98,56 @@ async def test_the_statement_of_one_who_left_does_not_go_on_waiting_for_a_lock(
         await wait_until(lambda: works(0), timeout_seconds=PATIENCE_SECONDS, what="its end")
     async with desk.service.transaction() as service:
         await post(service)
+
+
+async def in_a_scope(desk: Desk) -> None:
+    """As requests do."""
+    async with desk.app.transaction("somebody") as tenant:
+        await tenant.connection.execute(text("SELECT 1"))
+
+
+async def in_no_scope(desk: Desk) -> None:
+    """As sign-in does."""
+    async with desk.app.unscoped_statement() as connection:
+        await connection.execute(text("SELECT 1"))
+
+
+async def in_a_transaction(desk: Desk) -> None:
+    """As a worker credits."""
+    async with desk.service.transaction() as service:
+        await service.connection.execute(text("SELECT 1"))
+
+
+async def in_a_single_statement(desk: Desk) -> None:
+    """As a worker looks."""
+    async with desk.service.single_statement() as service:
+        await service.connection.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("work", [in_a_scope, in_no_scope, in_a_transaction, in_a_single_statement])
+async def test_whoever_is_cancelled_gives_the_connection_back_wherever_it_happens(
+    desk: Desk, work: Callable[[Desk], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_left = 0
+
+    async def pause(_: float) -> None:
+        nonlocal pauses_left
+        pauses_left -= 1
+        task = asyncio.current_task()
+        if pauses_left == 0 and task is not None:
+            task.cancel()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)  # the driver pauses wherever it may
+    monkeypatch.setattr("psycopg.waiting.sleep", pause)
+    pools = [database.engine.pool for database in (desk.app, desk.service)]
+    for last_pause in range(1, PAUSES_MAX):
+        pauses_left = 0
+        await work(desk)  # so that a connection waits in the pool
+        pauses_left = last_pause
+        task = asyncio.ensure_future(work(desk))
+        await asyncio.wait([task])
+        assert [pool.checkedout() for pool in pools] == [0, 0], last_pause  # type: ignore[attr-defined]
+        if not task.cancelled():
+            break
+    assert task.done() and not task.cancelled(), "it pauses more often than was tried"
