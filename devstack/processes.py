@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from devstack.errors import MissingPartError, PartFailedError, StateInUseError
 
@@ -211,11 +213,17 @@ def is_port_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def ephemeral_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now, chosen by the system."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+QUIET_PORTS: Final = range(10_000, 30_000)
+"""Below those that systems give away by themselves, to servers that ask for any port and to every outgoing connection:
+one of these stays free between the moment that it is picked and the moment that a server listens on it."""
+
+
+def quiet_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now, and that the system gives to nobody."""
+    chooser = random.SystemRandom()
+    while not is_port_free(port := chooser.choice(QUIET_PORTS)):
+        pass
+    return port
 
 
 def _listens_on(pid: int, ports: frozenset[int]) -> bool:
@@ -280,9 +288,9 @@ class PortBook:
                 port = candidate
                 break
         else:
-            port = ephemeral_port()
+            port = quiet_port()
             while port in avoid | others or not _reserve(port):
-                port = ephemeral_port()
+                port = quiet_port()
         if book.get(name) != port:
             write_atomically(self._path, json.dumps(self._read() | {name: port}, indent=1).encode())
         return port

@@ -20,7 +20,7 @@ from yarl import URL
 from api import operators as pages
 from db import operators as queries
 from devstack.chain import Wallet, payer_wallets
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from domain.attempt import PaymentAttempt, Purpose
 from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import Engine
@@ -625,7 +625,7 @@ async def test_what_was_sent_too_much_is_told(reader: Visitor, engine: Engine) -
 async def test_with_temporal_and_the_chain_silent_the_rest_is_told(engine: Engine) -> None:
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
-    nowhere = f"127.0.0.1:{ephemeral_port()}"
+    nowhere = f"127.0.0.1:{quiet_port()}"
     dead = {"TEMPORAL_ADDRESS": nowhere, "CHAIN_RPC_URLS": f"http://{nowhere}/a-secret-key"}
     async with running_api(engine, **settings_for(engine, **dead)) as api, api.visitor(operator()) as reader:
         reply = await reader.get(f"/operator/attempts/{intent.attempt_id}")

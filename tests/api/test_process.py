@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from commands import http_server
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from tests.support import sql
 from tests.support.api import RunningApi, Visitor, first_wallet
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -321,8 +321,8 @@ async def test_a_port_that_is_taken_stops_the_api(engine: Engine, tmp_path: Path
 
 async def test_it_starts_without_temporal_and_chain_and_says_so(engine: Engine, tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {
-        "TEMPORAL_ADDRESS": f"127.0.0.1:{ephemeral_port()}",
-        "CHAIN_RPC_URLS": f"http://127.0.0.1:{ephemeral_port()}",
+        "TEMPORAL_ADDRESS": f"127.0.0.1:{quiet_port()}",
+        "CHAIN_RPC_URLS": f"http://127.0.0.1:{quiet_port()}",
     }
     async with running(tmp_path, engine.variables, **nowhere) as api, api.visitor() as payer:
         await payer.sign_in(first_wallet())

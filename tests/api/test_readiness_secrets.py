@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from devstack.chain import payer_wallets
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from tests.support.api import PATIENCE_SECONDS, Reply, running_api
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD
@@ -19,13 +19,13 @@ KEY: Final = "sekret-api-key"
 async def test_with_every_dependency_gone_readiness_tells_no_secret(engine: Engine) -> None:
     relay = relay_to(engine.variables["DATABASE_URL"])
     await relay.open()
-    port = ephemeral_port()
+    port = quiet_port()
     settings = {
         "DATABASE_URL": through(relay, engine.database.app_url),
         "OPERATOR_DATABASE_URL": through(relay, engine.database.operator_url),
         "OPERATOR_WALLETS": payer_wallets()[0].address,
         "CHAIN_RPC_URLS": f"http://user:{KEY}@127.0.0.1:{port}/v2/{KEY}?key={KEY}",
-        "TEMPORAL_ADDRESS": f"127.0.0.1:{ephemeral_port()}",
+        "TEMPORAL_ADDRESS": f"127.0.0.1:{quiet_port()}",
         "TEMPORAL_API_KEY": KEY,
     }
     seen: list[Reply] = []

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from devstack.chain import LocalChain, payer_wallets
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from domain.attempt import AttemptStatus
 from tests.cli.command import Answer, settle
 from tests.support import sql
@@ -141,7 +141,7 @@ async def test_an_attempt_that_does_not_exist_is_a_no(engine: Engine, tmp_path: 
 
 async def test_servers_that_are_down_are_a_no_in_one_line(engine: Engine, tmp_path: Path) -> None:
     _, intent = await engine.intent()
-    dead = f"127.0.0.1:{ephemeral_port()}"
+    dead = f"127.0.0.1:{quiet_port()}"
     without_temporal = await _run(
         {**engine.variables, "TEMPORAL_ADDRESS": dead}, tmp_path, "attempt", "submit", str(intent.attempt_id), HASH
     )
@@ -193,7 +193,7 @@ async def test_the_doctor_finds_what_is_missing_and_says_yes_when_nothing_is(eng
     assert all(set(check) == {"name", "ok", "detail"} for check in found.json()["checks"])
     dead = {
         **engine.variables,
-        "CHAIN_RPC_URLS": f"http://127.0.0.1:{ephemeral_port()}/v2/sekret",
+        "CHAIN_RPC_URLS": f"http://127.0.0.1:{quiet_port()}/v2/sekret",
         "TEMPORAL_ADDRESS": "x:1",
     }
     broken = await _run(dead, tmp_path, "doctor")

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from commands import doctor
 from commands.doctor import ApiNotReady
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from tests.cli.command import settle
 from tests.support.api import running_api
 from tests.support.engine import Engine
@@ -47,7 +47,7 @@ async def test_an_api_that_is_ready_and_the_operators_role_are_fine(engine: Engi
 
 
 async def test_an_api_that_is_not_there_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{ephemeral_port()}"
+    url = f"http://127.0.0.1:{quiet_port()}"
     async with engine.worker():
         found = await findings(engine, tmp_path, API_URL=url)
     assert [name for name, (is_fine, _) in found.items() if not is_fine] == [API]
@@ -56,7 +56,7 @@ async def test_an_api_that_is_not_there_says_what_to_run(engine: Engine, tmp_pat
 
 
 async def test_an_api_that_is_not_ready_says_what_it_misses(engine: Engine, tmp_path: Path) -> None:
-    async with running_api(engine, TEMPORAL_ADDRESS=f"127.0.0.1:{ephemeral_port()}") as api:
+    async with running_api(engine, TEMPORAL_ADDRESS=f"127.0.0.1:{quiet_port()}") as api:
         is_fine, detail = (await findings(engine, tmp_path, API_URL=api.url))[API]
         assert not is_fine
         assert f"not ready at {api.url}: temporal: " in detail

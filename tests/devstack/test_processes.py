@@ -19,9 +19,9 @@ from devstack.processes import (
     ProcessService,
     ProcessSpec,
     end_leftovers,
-    ephemeral_port,
     is_port_free,
     process_identity,
+    quiet_port,
     start_process,
     wait_until,
 )
@@ -119,9 +119,9 @@ async def test_a_damaged_pid_file_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_port_is_kept_as_long_as_it_is_free(tmp_path: Path) -> None:
-    wanted = ephemeral_port()
+    wanted = quiet_port()
     assert PortBook(tmp_path).pick("a", wanted) == wanted
-    assert PortBook(tmp_path).pick("a", ephemeral_port()) == wanted
+    assert PortBook(tmp_path).pick("a", quiet_port()) == wanted
     assert PortBook(tmp_path).pick("b", wanted) != wanted
     with socket.socket() as taker:
         taker.bind(("127.0.0.1", wanted))
@@ -160,6 +160,13 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         ProcessService("absent", tmp_path, ["/no/such"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_ports_that_are_picked_are_not_those_that_the_system_gives_away() -> None:
+    lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    given_away = range(lowest, highest + 1)
+    assert not {quiet_port() for _ in range(100)} & set(given_away)
+
+
 PICK_AND_WAIT = """
 import sys
 from pathlib import Path
@@ -170,7 +177,7 @@ sys.stdin.read()
 
 
 def test_two_stacks_that_start_together_do_not_pick_one_port(tmp_path: Path) -> None:
-    wanted = ephemeral_port()
+    wanted = quiet_port()
     picked = []
     with contextlib.ExitStack() as stack:
         for name in ("one", "two"):

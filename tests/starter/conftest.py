@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client
 
 from commands.connections import payment_policy
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from starter.client import PaymentsClient
 from starter.temporal import connect
 from tests.support.engine import Engine
@@ -17,7 +17,7 @@ from tests.support.engine import Engine
 @pytest.fixture
 async def dead_temporal() -> Client:
     """A client of an address where nobody listens."""
-    return await connect({"TEMPORAL_ADDRESS": f"127.0.0.1:{ephemeral_port()}"}, lazy=True)
+    return await connect({"TEMPORAL_ADDRESS": f"127.0.0.1:{quiet_port()}"}, lazy=True)
 
 
 @pytest.fixture

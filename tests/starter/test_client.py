@@ -15,7 +15,7 @@ from temporalio.client import WorkflowExecutionStatus
 from commands.connections import payment_policy
 from db import payments
 from devstack.chain import LocalChain, payer_wallets
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
 from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import (
@@ -212,7 +212,7 @@ async def test_with_temporal_down_a_submission_is_refused_in_bounded_time_and_no
 async def test_a_temporal_that_dies_after_it_was_connected_is_unavailable_in_bounded_time(
     engine: Engine, tmp_path: Path
 ) -> None:
-    server = EmbeddedTemporal(tmp_path, ephemeral_port())
+    server = EmbeddedTemporal(tmp_path, quiet_port())
     await server.start()
     try:
         client = await connect({"TEMPORAL_ADDRESS": server.address})

@@ -12,7 +12,7 @@ from temporalio.client import Client
 from chain.reader import ChainReader
 from db import payments
 from devstack.chain import LocalChain
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import AttemptNotFound
 from domain.money import DEFAULT_REVENUE_SHARE
@@ -149,7 +149,7 @@ async def test_with_the_node_down_the_answer_says_so_and_keeps_the_rest(engine: 
     async with engine.worker():
         payer, intent = await engine.intent()
         await engine.submit(payer, intent, A)
-        async with ChainReader([f"http://127.0.0.1:{ephemeral_port()}/v2/an-api-key"], engine.chain.chain_id) as dead:
+        async with ChainReader([f"http://127.0.0.1:{quiet_port()}/v2/an-api-key"], engine.chain.chain_id) as dead:
             found = await _diagnose(engine, intent.attempt_id, reader=dead)
     assert found.chain is not None
     assert found.explanation.startswith(f"Not credited yet: {found.chain}; the workflow is RUNNING, ")

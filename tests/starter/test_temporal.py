@@ -13,7 +13,7 @@ from temporalio.api.operatorservice.v1 import (
 )
 from temporalio.client import Client
 
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from domain.errors import ConfigurationError, StartupCheckFailed, TemporalUnavailable
 from starter.temporal import (
     connect,
@@ -81,7 +81,7 @@ async def test_a_namespace_that_does_not_exist_is_named(namespace: Namespace) ->
 
 
 async def test_a_server_that_is_not_there_is_unavailable_by_its_address(dead_temporal: Client) -> None:
-    address = f"127.0.0.1:{ephemeral_port()}"
+    address = f"127.0.0.1:{quiet_port()}"
     with pytest.raises(TemporalUnavailable, match=f"cannot be reached at {address}") as refused:
         await connect({"TEMPORAL_ADDRESS": address})
     assert "\n" not in refused.value.message

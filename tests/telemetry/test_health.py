@@ -10,7 +10,7 @@ import time
 import aiohttp
 import pytest
 
-from devstack.processes import ephemeral_port, is_port_free, wait_until
+from devstack.processes import is_port_free, quiet_port, wait_until
 from domain.errors import DatabaseUnavailable, TemporalUnavailable
 from telemetry import health
 from telemetry.health import run_checks, serve_health, temporal_answers
@@ -98,7 +98,7 @@ async def test_metrics_of_our_own_are_served_though_the_sdks_are_not_there() -> 
             0,
             is_alive=lambda: True,
             checks={"a": _fine},
-            sdk_metrics_address=f"127.0.0.1:{ephemeral_port()}",
+            sdk_metrics_address=f"127.0.0.1:{quiet_port()}",
         ) as port,
         aiohttp.ClientSession() as session,
     ):

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from temporalio.api.enums.v1 import EventType
 
-from devstack.processes import ephemeral_port, wait_until
+from devstack.processes import quiet_port, wait_until
 from domain.attempt import AttemptStatus, ErrorCode
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -28,7 +28,7 @@ DRAIN_SECONDS_MAX = 12.0
 @pytest.fixture
 async def worker(engine: Engine, tmp_path: Path) -> AsyncIterator[WorkerProcess]:
     """A worker process on the engine's servers; one of its chain nodes is dead and its address holds a key."""
-    dead = f"http://127.0.0.1:{ephemeral_port()}/v2/{API_KEY}?token={API_KEY}"
+    dead = f"http://127.0.0.1:{quiet_port()}/v2/{API_KEY}?token={API_KEY}"
     nodes = f"{dead},{engine.chain.url}"
     async with running_worker(tmp_path, engine.variables, CHAIN_RPC_URLS=nodes, LOG_LEVEL="DEBUG") as process:
         await process.says("worker runs")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from tests.support import sql
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD, Cluster
@@ -76,7 +76,7 @@ async def test_a_system_tenant_that_is_not_flagged_says_what_to_run(engine: Engi
 
 
 async def test_a_database_that_is_not_there_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
-    url = f"postgresql://settle_app:{ROLE_PASSWORD}@127.0.0.1:{ephemeral_port()}/settle"
+    url = f"postgresql://settle_app:{ROLE_PASSWORD}@127.0.0.1:{quiet_port()}/settle"
     exit_code, line = await _refusal(tmp_path, engine.variables, DATABASE_URL=url)
     assert exit_code == 1
     assert "DATABASE_UNAVAILABLE" in line
@@ -92,7 +92,7 @@ async def test_a_wrong_password_stops_the_worker_and_is_not_shown(engine: Engine
 
 
 async def test_a_temporal_that_is_not_there_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{ephemeral_port()}"
+    address = f"127.0.0.1:{quiet_port()}"
     exit_code, line = await _refusal(tmp_path, engine.variables, TEMPORAL_ADDRESS=address)
     assert exit_code == 1
     assert f"Temporal cannot be reached at {address} (TEMPORAL_ADDRESS)" in line

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from devstack.processes import ephemeral_port
+from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from starter.temporal import connect, register_search_attributes
 from tests.workflow.paths import PATHS, RECORDER, Stage, walk
@@ -42,7 +42,7 @@ async def main(names: list[str]) -> None:
     """Record the named paths, or all, and forget histories of paths that are no more."""
     HISTORIES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), ephemeral_port())
+        server = EmbeddedTemporal(Path(folder), quiet_port())
         await server.start()
         try:
             client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
