@@ -229,7 +229,8 @@ def _find_payment(
     if enough:
         return rejected(ErrorCode.TX_ALREADY_SETTLED, "the transfer has already paid another attempt")
     if matching:
-        sent = " and ".join(str(log.value_raw) for log in matching[:SHOWN_TRANSFERS_MAX])
+        in_order = sorted(matching, key=lambda log: log.log_index)
+        sent = " and ".join(str(log.value_raw) for log in in_order[:SHOWN_TRANSFERS_MAX])
         return rejected(
             ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
         )

@@ -147,7 +147,10 @@ async def test_a_process_that_keeps_dying_ends_the_stack_with_one_line(
     monkeypatch.setattr("devstack.stack.RESTART_DELAYS_SECONDS", (0.0, 0.0))
     monkeypatch.setattr("devstack.stack.WATCH_SECONDS", 0.02)
     async with Stack(tmp_path, without=["postgres", "temporal", "chain"]) as stack:
-        await stack.add_process("worker", ["sh", "-c", "echo settings: DATABASE_URL is missing; exit 1"])
+        told = tmp_path / "told"
+        lives = f"echo settings: DATABASE_URL is missing; until [ -e {told} ]; do sleep 0.02; done; exit 1"
+        await stack.add_process("worker", ["sh", "-c", lives])
+        told.touch()
         with pytest.raises(PartFailedError, match=r"worker died 3 times in a minute; .* DATABASE_URL is missing"):
             await asyncio.wait_for(stack.wait(), 10)
 

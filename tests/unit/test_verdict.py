@@ -395,6 +395,13 @@ def test_other_payers_logs_never_change_the_verdict_on_ours(
         assert isinstance(together, Refused)
 
 
+def test_a_refusal_reads_the_same_in_whatever_order_a_node_lists_the_logs() -> None:
+    short = [log(log_index=index, value_raw=EXPECTED_RAW - 1 - index) for index in range(2)]
+    refused = decide(view(*short))
+    assert refused.message.startswith("99999999 and 99999998 raw units")
+    assert decide(view(*reversed(short))) == refused
+
+
 @given(log_sets(), SETTLED, st.randoms(use_true_random=False))
 def test_the_order_of_the_logs_carries_no_meaning(logs: list[TransferLog], settled: frozenset[int], order: Any) -> None:
     shuffled = list(logs)
