@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
+from uuid import UUID
 
 import pytest
 
 from db.ledger import PostedEntry, PostedMeanwhile
 from db.payments import mint_revenue_share
-from domain.attempt import AttemptStatus
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem
 
@@ -19,19 +19,14 @@ RACERS: Final = 2
 
 async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[PostedEntry | BaseException | None]]:
     """Two mints of one bonus, both past their look for an entry before either of them can write one."""
-    payment = await system.purchase()
 
-    async def mint() -> PostedEntry | None:
+    async def mint(attempt_id: UUID) -> PostedEntry | None:
         async with system.service.single_statement() as connection:
-            return await mint_revenue_share(connection, payment.attempt_id)
+            return await mint_revenue_share(connection, attempt_id)
 
-    async with system.locked_system_tenant():
-        worker = system.start_worker()
-        await system.hand_in(payment)
-        await system.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
-        await system.lock_waiters(1)
+    async with system.bonus_that_waits() as (payment, worker):
         worker.pause()  # its statement goes on waiting on the server, as a dead worker's would not: the first racer
-        second = asyncio.create_task(mint())
+        second = asyncio.create_task(mint(payment.attempt_id))
         await system.lock_waiters(RACERS)
 
     async def all_done() -> bool:

@@ -166,12 +166,7 @@ async def test_a_chain_node_that_is_down_for_a_while_only_delays_the_payment(
 async def test_a_bonus_whose_worker_dies_before_it_has_the_servers_answer_is_not_minted_again(
     system: PaymentSystem,
 ) -> None:
-    payment = await system.purchase()
-    worker = system.start_worker()
-    async with system.locked_system_tenant():
-        await system.hand_in(payment)
-        await system.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
-        await system.lock_waiters(1)
+    async with system.bonus_that_waits() as (payment, worker):
         # The statement is on the server and waits for the row; nobody will read its answer. Not killed yet: the server
         # gives up statements of those who are gone.
         worker.pause()
@@ -190,12 +185,7 @@ async def test_a_bonus_whose_worker_dies_before_it_has_the_servers_answer_is_not
 async def test_a_bonus_whose_worker_dies_while_it_waits_for_its_row_is_given_up_and_minted_by_the_next(
     system: PaymentSystem,
 ) -> None:
-    payment = await system.purchase()
-    worker = system.start_worker()
-    async with system.locked_system_tenant():
-        await system.hand_in(payment)
-        await system.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
-        await system.lock_waiters(1)
+    async with system.bonus_that_waits() as (payment, worker):
         await worker.kill()
 
         async def is_given_up() -> bool:

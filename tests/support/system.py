@@ -276,6 +276,17 @@ class PaymentSystem(Engine):
             await connection.execute("SELECT 1 FROM billing_accounts WHERE is_system_tenant FOR UPDATE")
             yield
 
+    @asynccontextmanager
+    async def bonus_that_waits(self) -> AsyncIterator[tuple[Payment, WorkerProcess]]:
+        """A credited purchase whose bonus waits, for the length of the block, for the system tenant's row."""
+        payment = await self.purchase()
+        async with self.locked_system_tenant():
+            worker = self.start_worker()
+            await self.hand_in(payment)
+            await self.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
+            await self.lock_waiters(1)
+            yield payment, worker
+
     async def waits_for_locks(self) -> int:
         """How many sessions wait for a lock in this database."""
         question = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
