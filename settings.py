@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from chain.addresses import checksum_address
 from domain.errors import ConfigurationError, InvalidInput
+from domain.finality import FinalityLevel, FinalityPolicy
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
     DEFAULT_PAYMENT_MIN_USD_CENTS,
@@ -193,6 +194,24 @@ class Settings(BaseModel):
     min_confirmations: int = Field(
         5, alias="MIN_CONFIRMATIONS", ge=1, le=10_000, description="a whole number of blocks, 1 to 10000"
     )
+    finality: Annotated[FinalityLevel, BeforeValidator(_lower)] = Field(
+        FinalityLevel.FINALIZED, alias="FINALITY", description="confirmations, safe or finalized"
+    )
+    finality_confirmations: int = Field(
+        64, alias="FINALITY_CONFIRMATIONS", ge=1, le=100_000, description="a whole number of blocks, 1 to 100000"
+    )
+    finality_large: Annotated[FinalityLevel, BeforeValidator(_lower)] = Field(
+        FinalityLevel.FINALIZED, alias="FINALITY_LARGE", description="confirmations, safe or finalized"
+    )
+    finality_large_from_usd_cents: int | None = Field(
+        None, alias="FINALITY_LARGE_FROM_USD_CENTS", ge=1, le=10**12, description="whole US cents"
+    )
+    chain_watch_from_block: int | None = Field(
+        None, alias="CHAIN_WATCH_FROM_BLOCK", ge=0, lt=2**53, description="a block's number, 0 or more"
+    )
+    chain_log_range_max: int = Field(
+        2000, alias="CHAIN_LOG_RANGE_MAX", ge=1, le=100_000, description="a whole number of blocks, 1 to 100000"
+    )
     chain_block_time_seconds: float = Field(
         2.0, alias="CHAIN_BLOCK_TIME_SECONDS", gt=0, le=600, description="seconds between blocks, above 0 up to 600"
     )
@@ -266,6 +285,14 @@ class Settings(BaseModel):
         None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
     )
 
+    schedules_file: Path | None = Field(
+        None, alias="SCHEDULES_FILE", description="a YAML file, as docs/schedules.md describes it"
+    )
+    event_sink_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+        None, alias="EVENT_SINK_URL", repr=False, description="http or https address that events are posted to"
+    )
+    reconciliation_dir: Path | None = Field(None, alias="RECONCILIATION_DIR", description="a folder")
+
     temporal_ui_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
         None, alias="TEMPORAL_UI_URL", description="http or https address of Temporal's UI"
     )
@@ -280,6 +307,16 @@ class Settings(BaseModel):
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         LogFormat.JSON, alias="LOG_FORMAT", description="json or console"
     )
+
+    @property
+    def finality_policy(self) -> FinalityPolicy:
+        """From when on a credited payment is not looked after any more."""
+        return FinalityPolicy(
+            level=self.finality,
+            large_level=self.finality_large,
+            large_from_usd_cents=self.finality_large_from_usd_cents,
+            confirmations=max(self.finality_confirmations, self.min_confirmations),
+        )
 
     @property
     def explorer(self) -> str | None:
@@ -362,6 +399,11 @@ def load(variables: Mapping[str, str]) -> Settings:
         raise ConfigurationError(
             f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
             f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+        )
+    if settings.finality_large.rank < settings.finality.rank:
+        raise ConfigurationError(
+            f"FINALITY_LARGE: got {settings.finality_large.value!r}, wants at least what FINALITY wants of all, "
+            f"{settings.finality.value!r}"
         )
     if settings.treasury_address == settings.usdc_token_address:
         raise ConfigurationError(

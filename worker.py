@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
+from activities.announcements import AnnouncementActivities
 from activities.errors import DomainErrors
 from activities.metrics import observe_rpc_request
 from activities.payer import PayerActivities
@@ -25,6 +26,7 @@ from db.engine import ServiceDatabase, TenantDatabase
 from db.startup import check_service_database, check_tenant_database
 from settings import Settings
 from starter.temporal import connect, register_search_attributes
+from telemetry.events import EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
 from workflows.naming import TASK_QUEUE
@@ -128,6 +130,7 @@ def build_worker(
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
     )
+    announcements = AnnouncementActivities(EventPublisher().publish)
     return Worker(
         temporal,
         task_queue=task_queue,
@@ -139,6 +142,7 @@ def build_worker(
             system_tenant.mint_bonus,
             system_tenant.credit_donation,
             verification.await_confirmation,
+            announcements.announce,
         ],
         interceptors=[LogContext(), DomainErrors()],
         **WORKER_OPTIONS,

@@ -33,6 +33,8 @@ class Submission(AttemptRef):
 
     tx_hash: TxHash
     submitted_at: datetime
+    mined_at: datetime | None = None
+    """Time of the block in which the chain watcher has seen the transfer, where it has."""
 
 
 class RecordedSubmission(Message):

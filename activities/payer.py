@@ -33,7 +33,11 @@ class PayerActivities:
         """Write down which hash the payer submitted, and until when the chain is asked about it."""
         async with self._database.transaction(submission.owner_user_id) as connection:
             ending = await payments.submit(
-                connection, submission.attempt_id, submission.tx_hash, submitted_at=submission.submitted_at
+                connection,
+                submission.attempt_id,
+                submission.tx_hash,
+                submitted_at=submission.submitted_at,
+                mined_at=submission.mined_at,
             )
         attempt = ending.attempt
         waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None

@@ -52,6 +52,7 @@ _UPDATE_SUBMITTED: Final = _UPDATE_ATTEMPT.values(
     submitted_at=bindparam("new_submitted_at"),
     submission_count=bindparam("new_submission_count"),
     expires_at=None,
+    error_code=None,
 )
 _UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
     status=AttemptStatus.CREDITED.value,
@@ -106,6 +107,16 @@ async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAt
     """The attempt, locked until the transaction ends; None where the connection sees none."""
     row = (await connection.connection.execute(_ATTEMPT_LOCKED, {"attempt_id": attempt_id})).one_or_none()
     return _to_attempt(row) if row else None
+
+
+_OBSERVED_PAYMENT_TIME: Final = text("SELECT observed_payment_time(:attempt_id, :tx_hash)")
+
+
+async def find_observed_payment_time(connection: TenantConnection, attempt_id: UUID, tx_hash: str) -> datetime | None:
+    """When the payer's own transfer in that transaction was mined; None where the chain watcher has not seen one."""
+    values = {"attempt_id": attempt_id, "tx_hash": tx_hash}
+    mined_at: datetime | None = (await connection.connection.execute(_OBSERVED_PAYMENT_TIME, values)).scalar_one()
+    return mined_at
 
 
 async def is_hash_held(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str) -> bool:

@@ -6,11 +6,11 @@ from typing import Final
 
 from sqlalchemy.exc import IntegrityError
 
-from db.schema import LEDGER_REFERENCE_INDEXES
+from db.schema import LEDGER_REFERENCE_INDEXES, ONE_OPERATOR_CREDIT
 
 HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
 ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"
-POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values())
+POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values()) | {ONE_OPERATOR_CREDIT}
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -48,13 +48,21 @@ async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -
     )
 
 
-async def submit(connection: TenantConnection, attempt_id: UUID, tx_hash: str, *, submitted_at: datetime) -> Ending:
-    """Record that the payer says `tx_hash` pays this attempt.
+async def submit(
+    connection: TenantConnection,
+    attempt_id: UUID,
+    tx_hash: str,
+    *,
+    submitted_at: datetime,
+    mined_at: datetime | None = None,
+) -> Ending:
+    """Record that the payer, or the chain watcher in his stead, says `tx_hash` pays this attempt.
 
+    `mined_at` is when its transfer was mined, where the watcher has seen it: before the intent's expiry it was in time.
     Raises `AttemptNotFound`, `HashInUse` and `TooManyReplacements`. An intent that has expired ends here.
     """
     attempt = await _lock(connection, attempt_id)
-    match decide_submission(attempt, tx_hash, submitted_at=submitted_at):
+    match decide_submission(attempt, tx_hash, submitted_at=submitted_at, mined_at=mined_at):
         case SubmissionEffect.NOTHING:
             return Ending(attempt, changed=False)
         case SubmissionEffect.EXPIRE:
@@ -69,7 +77,11 @@ async def submit(connection: TenantConnection, attempt_id: UUID, tx_hash: str, *
                 "hash_replaced" if attempt.tx_hash else "submitted",
                 from_status=attempt.status,
                 to_status=AttemptStatus.PENDING_UNVERIFIED,
-                details={"txHash": tx_hash, **({"replacedTxHash": attempt.tx_hash} if attempt.tx_hash else {})},
+                details={
+                    "txHash": tx_hash,
+                    **({"replacedTxHash": attempt.tx_hash} if attempt.tx_hash else {}),
+                    **({"minedAt": mined_at.isoformat()} if mined_at else {}),
+                },
             )
     return Ending(await _reread(connection, attempt_id), changed=True)
 

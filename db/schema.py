@@ -11,10 +11,10 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Numeric, Text, U
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """The migration that this code needs; a process that finds another one stops at start-up."""
 
-KNOWN_REVISIONS: Final = frozenset({"0001", SCHEMA_REVISION})
+KNOWN_REVISIONS: Final = frozenset({"0001", "0002", SCHEMA_REVISION})
 """Every migration that this version has; any other was made by a newer one."""
 
 TENANT_SETTING: Final = "settle.user_id"
@@ -24,8 +24,12 @@ LEDGER_REFERENCE_INDEXES: Final[dict[str, str]] = {
     "credits_purchase": "credit_ledger_one_purchase_per_reference",
     "platform_revenue_share": "credit_ledger_one_revenue_share_per_reference",
     "system_donation": "credit_ledger_one_donation_per_reference",
+    "payment_reversal": "credit_ledger_one_reversal_per_reference",
 }
-"""Unique index per reason; the last word on "posted once"."""
+"""Unique index per account, reference and reason; the last word on "posted once"."""
+
+ONE_OPERATOR_CREDIT: Final = "credit_ledger_one_operator_credit_per_reference"
+"""The same for operators' credits, over all accounts: a transfer is credited to one."""
 
 
 class Base(DeclarativeBase):
@@ -120,6 +124,7 @@ class CreditLedgerEntry(Base):
             )
             for reason, name in LEDGER_REFERENCE_INDEXES.items()
         ),
+        Index(ONE_OPERATOR_CREDIT, "reference", unique=True, postgresql_where=text("reason = 'operator_credit'")),
         Index("credit_ledger_by_reference", "reference"),
         Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
         Index("credit_ledger_by_time", "created_at", postgresql_using="brin"),
@@ -173,6 +178,8 @@ class PaymentAttemptRow(Base):
         Index("payment_attempts_by_account", "billing_account_id", "created_at"),
         Index("payment_attempts_by_time", "created_at", "id"),
         Index("payment_attempts_by_status", "status", "created_at"),
+        Index("payment_attempts_by_payer", text("lower(from_address)"), "amount_raw", "created_at"),
+        Index("payment_attempts_by_expiry", "expires_at", postgresql_where=text("status = 'CREATED_INTENT'")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -282,3 +289,121 @@ class RateLimit(Base):
 
     bucket: Mapped[str] = mapped_column(primary_key=True)
     full_at: Mapped[datetime]
+
+
+class TransferFinality(Base):
+    """What became of a settled transfer: final in the block named here, or gone. Append-only."""
+
+    __tablename__ = "transfer_finality"
+    __table_args__ = (Index("transfer_finality_by_transfer", "chain_id", "tx_hash"),)
+
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"), primary_key=True)
+    outcome: Mapped[str]
+    chain_id: Mapped[int]
+    tx_hash: Mapped[str]
+    log_index: Mapped[int]
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    level: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ObservedTransfer(Base):
+    """A transfer of the token to the treasury that the chain watcher has seen on the canonical chain."""
+
+    __tablename__ = "observed_transfers"
+    __table_args__ = (
+        Index("observed_transfers_by_block", "chain_id", "block_number"),
+        Index("observed_transfers_unhandled", "chain_id", "block_number", postgresql_where=text("handled_at IS NULL")),
+    )
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tx_hash: Mapped[str] = mapped_column(primary_key=True)
+    log_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    block_time: Mapped[datetime]
+    token: Mapped[str]
+    from_address: Mapped[str]
+    to_address: Mapped[str]
+    value_raw: Mapped[Decimal]
+    observed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    handled_at: Mapped[datetime | None]
+    attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"))
+
+
+class OrphanedTransfer(Base):
+    """An observed transfer whose block a reorganisation took off the canonical chain. Append-only."""
+
+    __tablename__ = "orphaned_transfers"
+    __table_args__ = (Index("orphaned_transfers_by_transaction", "chain_id", "tx_hash"),)
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    chain_id: Mapped[int]
+    tx_hash: Mapped[str]
+    log_index: Mapped[int]
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    from_address: Mapped[str]
+    value_raw: Mapped[Decimal]
+    observed_at: Mapped[datetime]
+    orphaned_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ChainCursor(Base):
+    """The last block whose transfers are all recorded, and the chain's height when that was so."""
+
+    __tablename__ = "chain_cursors"
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(primary_key=True)
+    to_address: Mapped[str] = mapped_column(primary_key=True)
+    block_number: Mapped[int]
+    block_hash: Mapped[str | None]
+    head_number: Mapped[int]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WatchedBlock(Base):
+    """The hash of a block that the cursor has passed."""
+
+    __tablename__ = "watched_blocks"
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(primary_key=True)
+    to_address: Mapped[str] = mapped_column(primary_key=True)
+    block_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    block_hash: Mapped[str]
+
+
+class FindingRow(Base):
+    """What nobody but an operator may decide."""
+
+    __tablename__ = "findings"
+    __table_args__ = (
+        Index("findings_open", "created_at", postgresql_where=text("resolved_at IS NULL")),
+        Index("findings_by_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
+        Index(
+            "findings_by_transfer",
+            "chain_id",
+            "tx_hash",
+            "log_index",
+            postgresql_where=text("tx_hash IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    key: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    chain_id: Mapped[int | None]
+    tx_hash: Mapped[str | None]
+    log_index: Mapped[int | None]
+    attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"))
+    billing_account_id: Mapped[str | None] = mapped_column(ForeignKey("billing_accounts.id"))
+    value_raw: Mapped[Decimal | None]
+    detail: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    resolved_at: Mapped[datetime | None]
+    resolution: Mapped[str | None]

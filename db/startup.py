@@ -15,6 +15,31 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
 RUN_MIGRATE: Final = "run: settle migrate"
 
+TENANT_WRITES: Final[dict[str, tuple[str, ...]]] = {
+    "payment_events": ("INSERT",),
+    "settled_transfers": ("INSERT",),
+    "idempotency_keys": ("INSERT",),
+}
+"""The rights on whole tables that role settle_app has beside reading; every other one is too much."""
+
+SERVICE_WRITES: Final[dict[str, tuple[str, ...]]] = {
+    "payment_events": ("INSERT",),
+    "settled_transfers": ("INSERT",),
+    "transfer_finality": ("INSERT",),
+    "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
+    "orphaned_transfers": ("INSERT",),
+    "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
+    "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
+    "findings": ("INSERT", "UPDATE"),
+}
+"""The same for role settle_service."""
+
+_WRITES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "settle_app": TENANT_WRITES,
+    "settle_service": SERVICE_WRITES,
+    "settle_operator": {},
+}
+
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 _RIGHTS = text(
@@ -29,7 +54,7 @@ _RIGHTS = text(
                  FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
                 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
                   AND has_table_privilege(current_user, c.oid, p)
-                  AND NOT (p = 'INSERT' AND c.relname IN ('payment_events', 'settled_transfers', 'idempotency_keys'))
+                  AND NOT (c.relname || ' ' || p) = ANY (CAST(:allowed AS text[]))
                 UNION ALL
                SELECT c.relname || '.' || a.attname || ' ' || p
                  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
@@ -126,7 +151,8 @@ async def _check_revision(connection: AsyncConnection) -> None:
 
 async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:
     may_bypass_row_level_security = role == "settle_service"
-    row = (await connection.execute(_RIGHTS)).one()
+    allowed = [f"{table} {right}" for table, rights in _WRITES[role].items() for right in rights]
+    row = (await connection.execute(_RIGHTS, {"allowed": allowed})).one()
     excess = [
         words
         for words, found in (

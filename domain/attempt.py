@@ -22,13 +22,15 @@ class Purpose(StrEnum):
 
 
 class AttemptStatus(StrEnum):
-    """The states of SPEC 3. The last three are final."""
+    """The states of SPEC 3, and what becomes of a credit whose payment the chain takes back."""
 
     CREATED_INTENT = "CREATED_INTENT"
     PENDING_UNVERIFIED = "PENDING_UNVERIFIED"
     CREDITED = "CREDITED"
     REJECTED = "REJECTED"
     FAILED = "FAILED"
+    REVERSED = "REVERSED"
+    """It was credited, the chain was reorganised, and the payment did not come back: the credits were taken back."""
 
 
 class ClientStatus(StrEnum):
@@ -57,13 +59,19 @@ class ErrorCode(StrEnum):
 LEGAL_TRANSITIONS: Final[dict[AttemptStatus, frozenset[AttemptStatus]]] = {
     AttemptStatus.CREATED_INTENT: frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.FAILED}),
     AttemptStatus.PENDING_UNVERIFIED: frozenset({AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED}),
-    AttemptStatus.CREDITED: frozenset(),
+    AttemptStatus.CREDITED: frozenset({AttemptStatus.REVERSED}),
     AttemptStatus.REJECTED: frozenset(),
-    AttemptStatus.FAILED: frozenset(),
+    # Only an intent that expired, when it turns out that its transfer was mined before (`was_paid_in_time`).
+    AttemptStatus.FAILED: frozenset({AttemptStatus.PENDING_UNVERIFIED}),
+    AttemptStatus.REVERSED: frozenset(),
 }
 """The database holds the same table in a trigger; a test compares the two."""
 
-FINAL_STATUSES: Final = frozenset(status for status, following in LEGAL_TRANSITIONS.items() if not following)
+FINAL_STATUSES: Final = frozenset(
+    {AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED, AttemptStatus.REVERSED}
+)
+"""Nothing that the payer does changes these any more. What the chain shows later still may: a credit is reversed, an
+intent that expired turns out to have been paid in time."""
 
 OPEN_STATUSES: Final = frozenset(LEGAL_TRANSITIONS) - FINAL_STATUSES
 """What the payer may still do something about, or waits for."""
@@ -101,8 +109,20 @@ class PaymentAttempt(BaseModel):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can change any more."""
+        """Whether nothing that the payer does changes it any more."""
         return self.status in FINAL_STATUSES
+
+    @property
+    def may_have_been_paid_in_time(self) -> bool:
+        """Whether it is an intent without a payment, expired or not: a transfer mined before its expiry pays it."""
+        expired = self.status is AttemptStatus.FAILED and self.error_code is ErrorCode.INTENT_EXPIRED
+        return (expired or self.status is AttemptStatus.CREATED_INTENT) and self.expires_at is not None
+
+    def was_paid_in_time(self, mined_at: datetime | None) -> bool:
+        """Whether a transfer mined at that time pays it, whatever the hour of its discovery or submission."""
+        if mined_at is None or self.expires_at is None:
+            return False
+        return self.may_have_been_paid_in_time and mined_at < self.expires_at
 
     @property
     def client_status(self) -> ClientStatus:
@@ -115,7 +135,7 @@ def client_status(status: AttemptStatus) -> ClientStatus:
     match status:
         case AttemptStatus.CREDITED:
             return ClientStatus.CONFIRMED
-        case AttemptStatus.REJECTED | AttemptStatus.FAILED:
+        case AttemptStatus.REJECTED | AttemptStatus.FAILED | AttemptStatus.REVERSED:
             return ClientStatus.FAILED
         case _:
             return ClientStatus.PENDING_VERIFICATION
@@ -134,11 +154,17 @@ class SubmissionEffect(StrEnum):
     """Too late: the intent ends FAILED / INTENT_EXPIRED; the hash is kept in the audit trail."""
 
 
-def decide_submission(attempt: PaymentAttempt, tx_hash: str, *, submitted_at: datetime) -> SubmissionEffect:
+def decide_submission(
+    attempt: PaymentAttempt, tx_hash: str, *, submitted_at: datetime, mined_at: datetime | None = None
+) -> SubmissionEffect:
     """What a submission of `tx_hash` at `submitted_at` does (SPEC 3, rules "intent" and "submit").
 
+    `mined_at` is the time of the block in which the chain watcher has seen the transfer, if it has. Mined before the
+    intent's expiry it was paid in time, also when the intent has ended by then.
     Raises `TooManyReplacements` when one attempt's hash was replaced `MAX_SUBMISSIONS` times.
     """
+    if attempt.was_paid_in_time(mined_at):
+        return SubmissionEffect.RECORD
     if attempt.is_final or attempt.tx_hash == tx_hash:
         return SubmissionEffect.NOTHING
     if attempt.status is AttemptStatus.CREATED_INTENT:

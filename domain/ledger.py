@@ -30,6 +30,8 @@ class Reason(StrEnum):
     CREDITS_PURCHASE = "credits_purchase"
     PLATFORM_REVENUE_SHARE = "platform_revenue_share"
     SYSTEM_DONATION = "system_donation"
+    PAYMENT_REVERSAL = "payment_reversal"
+    OPERATOR_CREDIT = "operator_credit"
 
 
 CASH_ACCOUNT: Final = "cash:usdc"
@@ -39,8 +41,9 @@ CONTRA_ACCOUNT: Final[dict[Reason, str]] = {
     Reason.CREDITS_PURCHASE: CASH_ACCOUNT,
     Reason.SYSTEM_DONATION: CASH_ACCOUNT,
     Reason.PLATFORM_REVENUE_SHARE: REVENUE_SHARE_EXPENSE_ACCOUNT,
+    Reason.OPERATOR_CREDIT: CASH_ACCOUNT,
 }
-"""The account on the other side of the billing account's liability."""
+"""The account on the other side of the billing account's liability; a reversal has that of what it reverses."""
 
 
 def liability_account(billing_account_id: str) -> str:
@@ -71,17 +74,21 @@ class Posting(BaseModel):
     amount_credits: int
     reason: Reason
     reference: str
+    reverses: Reason | None = None
+    """Of a reversal: the reason of the entry that it takes back."""
 
     @model_validator(mode="after")
     def _moves_something(self) -> Posting:
         if self.amount_credits == 0:
             raise ValueError("a posting of 0 credits is no posting")
+        if (self.reason is Reason.PAYMENT_REVERSAL) != (self.reverses is not None):
+            raise ValueError("a reversal names what it takes back, and nothing else does")
         return self
 
     @property
     def contra_account(self) -> str:
         """Ledger account code of the other side."""
-        return CONTRA_ACCOUNT[self.reason]
+        return CONTRA_ACCOUNT[self.reverses or self.reason]
 
     @property
     def lines(self) -> tuple[JournalLine, JournalLine]:
@@ -132,6 +139,17 @@ def donation_posting(attempt: PaymentAttempt) -> Posting:
         amount_credits=credits_for_usd_cents(attempt.amount_usd_cents),
         reason=Reason.SYSTEM_DONATION,
         reference=str(attempt.id),
+    )
+
+
+def reversal_posting(billing_account_id: str, reference: str, reason: Reason, amount_credits: int) -> Posting:
+    """What takes an entry of `amount_credits` back, in full: the balance may go below zero."""
+    return Posting(
+        billing_account_id=billing_account_id,
+        amount_credits=-amount_credits,
+        reason=Reason.PAYMENT_REVERSAL,
+        reference=reference,
+        reverses=reason,
     )
 
 

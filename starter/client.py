@@ -154,7 +154,13 @@ class PaymentsClient:
         return intent
 
     async def submit(
-        self, user_id: str, attempt_id: UUID, tx_hash: str, *, request_id: str | None = None
+        self,
+        user_id: str,
+        attempt_id: UUID,
+        tx_hash: str,
+        *,
+        request_id: str | None = None,
+        mined_at: datetime | None = None,
     ) -> AttemptView:
         """Say that `tx_hash` pays the attempt. Safe to repeat: the same answer, one workflow.
 
@@ -162,25 +168,31 @@ class PaymentsClient:
         whether or not a worker is there. A finished attempt answers with its end; so does an intent that expired.
         A credited purchase whose workflow was terminated before the bonus gets a new run, which mints it.
 
+        An intent whose payment was mined before it expired was paid in time, whenever it is submitted: `mined_at` says
+        so, or what the chain watcher has written down.
+
         Raises `InvalidInput`, `AttemptNotFound`, `HashInUse`, `TooManyReplacements`, `WrongChain`,
         `DatabaseUnavailable` and `TemporalUnavailable`.
         """
         tx_hash = parse_tx_hash(tx_hash)
         submitted_at = datetime.now(UTC)
         attempt, is_held = await self._find_to_submit(user_id, attempt_id, tx_hash)
-        if attempt.is_final:
+        if mined_at is None and attempt.may_have_been_paid_in_time and self._is_past_expiry(attempt, submitted_at):
+            mined_at = await self._find_time_of_payment(attempt, tx_hash)
+        in_time = attempt.was_paid_in_time(mined_at)
+        if attempt.is_final and not in_time:
             await self._finish_what_was_interrupted(attempt)
             return self._answer(attempt)
         if attempt.chain_id != self._policy.chain_id:
             raise WrongChain(attempt.chain_id, self._policy.chain_id)
-        expired = self._has_expired(attempt, submitted_at)
+        expired = self._has_expired(attempt, submitted_at) and not in_time
         if expired and not await self._is_under_way(attempt_id):
             return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at))
         # Refused before Temporal hears of it: a refused update would leave a started workflow behind.
         _refuse_early(attempt, tx_hash, is_held=is_held)
 
         try:
-            submission = _submission(attempt, tx_hash, submitted_at, request_id)
+            submission = _submission(attempt, tx_hash, submitted_at, request_id, mined_at if in_time else None)
             recorded = await self._submit_to_workflow(attempt, submission)
         except _EndedMeanwhile as ended:
             return self._answer(ended.attempt)
@@ -189,7 +201,7 @@ class PaymentsClient:
             return self._answer(attempt)
         if recorded is None:
             log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
-            return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at))
+            return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at, submission.mined_at))
         progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
         return self._answer(attempt.model_copy(update=progress | {"expires_at": None}))
 
@@ -235,18 +247,30 @@ class PaymentsClient:
             is_held = attempt.tx_hash != tx_hash and await attempts.is_hash_held(connection, attempt, tx_hash)
         return attempt, is_held
 
-    async def _record(self, user_id: str, attempt_id: UUID, tx_hash: str, submitted_at: datetime) -> PaymentAttempt:
+    async def _find_time_of_payment(self, attempt: PaymentAttempt, tx_hash: str) -> datetime | None:
+        async with self._database.transaction(attempt.owner_user_id) as connection:
+            return await attempts.find_observed_payment_time(connection, attempt.id, tx_hash)
+
+    async def _record(
+        self,
+        user_id: str,
+        attempt_id: UUID,
+        tx_hash: str,
+        submitted_at: datetime,
+        mined_at: datetime | None = None,
+    ) -> PaymentAttempt:
         async with self._database.transaction(user_id) as connection:
-            ending = await payments.submit(connection, attempt_id, tx_hash, submitted_at=submitted_at)
+            ending = await payments.submit(
+                connection, attempt_id, tx_hash, submitted_at=submitted_at, mined_at=mined_at
+            )
         return ending.attempt
 
+    def _has_expired(self, attempt: PaymentAttempt, now: datetime) -> bool:
+        return attempt.status is AttemptStatus.CREATED_INTENT and self._is_past_expiry(attempt, now)
+
     @staticmethod
-    def _has_expired(attempt: PaymentAttempt, now: datetime) -> bool:
-        return (
-            attempt.status is AttemptStatus.CREATED_INTENT
-            and attempt.expires_at is not None
-            and now >= attempt.expires_at
-        )
+    def _is_past_expiry(attempt: PaymentAttempt, now: datetime) -> bool:
+        return attempt.expires_at is not None and now >= attempt.expires_at
 
     async def _is_under_way(self, attempt_id: UUID) -> bool:
         """Whether a run has the attempt: an earlier submission, in time, that is not recorded yet."""
@@ -255,12 +279,12 @@ class PaymentsClient:
 
     async def _submit_to_workflow(self, attempt: PaymentAttempt, submission: Submission) -> RecordedSubmission | None:
         """`_start_and_submit`, which must not be content with what an earlier run answered that is over by now."""
-        waits = attempt.status is AttemptStatus.PENDING_UNVERIFIED
-        over = await self._run_that_is_over(attempt) if waits else None
+        is_new = attempt.status is AttemptStatus.CREATED_INTENT
+        over = None if is_new else await self._run_that_is_over(attempt, submission)
         try:
             return await self._start_and_submit(attempt, submission, after=over)
         except WorkflowAlreadyStartedError:
-            over = await self._run_that_is_over(attempt)
+            over = await self._run_that_is_over(attempt, submission)
             return await self._start_and_submit(attempt, submission, after=over)
         except HashInUse:
             # A refusal is kept as long as its run is; whether it is still true, the database knows.
@@ -270,17 +294,18 @@ class PaymentsClient:
                 attempt, submission, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
             )
 
-    async def _run_that_is_over(self, attempt: PaymentAttempt) -> str | None:
+    async def _run_that_is_over(self, attempt: PaymentAttempt, submission: Submission) -> str | None:
         """Id of the attempt's latest run where nobody settles the attempt any more, although it has not ended.
 
-        The run failed or was stopped; or it has completed, and the database was set back to an earlier moment.
+        The run failed or was stopped; or it has completed, and the database was set back to an earlier moment, or the
+        intent that expired turns out to have been paid in time.
         Raises `_EndedMeanwhile` where the attempt has ended since it was read.
         """
         state = await read_workflow(self._temporal, attempt.id)
         if state is None or state.is_running:
             return None
         now = await self._find(attempt.owner_user_id, attempt.id)
-        if now.is_final:
+        if now.is_final and not now.was_paid_in_time(submission.mined_at):
             raise _EndedMeanwhile(now)
         return state.run_id
 
@@ -397,7 +422,11 @@ def _request_hash(amount_usd_cents: int, purpose: Purpose) -> bytes:
 
 
 def _submission(
-    attempt: PaymentAttempt, tx_hash: str, submitted_at: datetime, request_id: str | None = None
+    attempt: PaymentAttempt,
+    tx_hash: str,
+    submitted_at: datetime,
+    request_id: str | None = None,
+    mined_at: datetime | None = None,
 ) -> Submission:
     return Submission(
         attempt_id=attempt.id,
@@ -406,6 +435,7 @@ def _submission(
         tx_hash=tx_hash,
         submitted_at=submitted_at,
         request_id=request_id,
+        mined_at=mined_at,
     )
 
 

@@ -222,6 +222,8 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
             return "Not credited: no transaction has been submitted for this intent yet."
         case AttemptStatus.CREDITED:
             return _explain_credited(attempt, rows, seen)
+        case AttemptStatus.REVERSED:
+            return "Reversed: it was credited, then the chain took the payment back, and its credits were taken back."
         case AttemptStatus.REJECTED | AttemptStatus.FAILED:
             code = attempt.error_code.value if attempt.error_code else "no code"
             then = f" The chain now says: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""

@@ -19,26 +19,38 @@ READ_BY_TENANTS = {
     "alembic_version", "billing_accounts", "credit_ledger", "payment_attempts", "payment_events", "settled_transfers",
     "users", "virtual_keys",
 }  # fmt: skip
-READ_BY_SERVICE = READ_BY_TENANTS | {"journal_lines", "ledger_accounts"}
+READ_BY_SERVICE = READ_BY_TENANTS | {
+    "chain_cursors", "findings", "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
+    "transfer_finality", "watched_blocks",
+}  # fmt: skip
 APPENDED_BY_BOTH = {"payment_events", "settled_transfers"}
 READ_AND_APPENDED_BY_TENANTS = {"idempotency_keys"}
+WRITTEN_BY_SERVICE = {
+    "chain_cursors": "INSERT UPDATE DELETE",
+    "findings": "INSERT UPDATE",
+    "observed_transfers": "INSERT UPDATE DELETE",
+    "orphaned_transfers": "INSERT",
+    "transfer_finality": "INSERT",
+    "watched_blocks": "INSERT UPDATE DELETE",
+}
 
 ROLES = ("settle_app", "settle_service")
 
 
 @pytest.mark.parametrize(
-    ("role", "readable", "appended"),
+    ("role", "readable", "appended", "written"),
     [
         (
             "settle_app",
             READ_BY_TENANTS | READ_AND_APPENDED_BY_TENANTS,
             APPENDED_BY_BOTH | READ_AND_APPENDED_BY_TENANTS,
+            {},
         ),
-        ("settle_service", READ_BY_SERVICE, APPENDED_BY_BOTH),
+        ("settle_service", READ_BY_SERVICE, APPENDED_BY_BOTH, WRITTEN_BY_SERVICE),
     ],
 )
 def test_each_role_has_these_rights_on_tables_and_no_other(
-    town: Town, role: str, readable: set[str], appended: set[str]
+    town: Town, role: str, readable: set[str], appended: set[str], written: dict[str, str]
 ) -> None:
     granted = set(
         query(
@@ -48,7 +60,11 @@ def test_each_role_has_these_rights_on_tables_and_no_other(
             role,
         )
     )
-    assert granted == {(table, "SELECT") for table in readable} | {(table, "INSERT") for table in appended}
+    assert granted == (
+        {(table, "SELECT") for table in readable}
+        | {(table, "INSERT") for table in appended}
+        | {(table, right) for table, rights in written.items() for right in rights.split()}
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -64,7 +80,10 @@ def test_each_role_has_these_rights_on_columns_and_no_other(
         "   AND table_name <> ALL (%s) GROUP BY table_name",
         role,
         privilege,
-        list(APPENDED_BY_BOTH | READ_AND_APPENDED_BY_TENANTS) if privilege == "INSERT" else [],
+        [
+            *(APPENDED_BY_BOTH | READ_AND_APPENDED_BY_TENANTS if privilege == "INSERT" else ()),
+            *(table for table, rights in WRITTEN_BY_SERVICE.items() if privilege in rights.split()),
+        ],
     )
     assert granted == [("payment_attempts", columns)]
 
@@ -78,6 +97,7 @@ def test_each_role_has_these_rights_on_columns_and_no_other(
                 "end_session",
                 "find_login_challenge",
                 "find_session",
+                "observed_payment_time",
                 "open_login_challenge",
                 "open_session",
                 "post_own_purchase",

@@ -99,7 +99,7 @@ async def test_a_listed_attempt_is_what_the_database_has(town: Town, reader: Ope
 async def test_each_status_is_counted(reader: OperatorDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reader.transaction() as connection:
         assert await operators.count_by_status(connection) == {
-            "CREATED_INTENT": 2, "PENDING_UNVERIFIED": 4, "CREDITED": 4, "REJECTED": 2, "FAILED": 0,
+            "CREATED_INTENT": 2, "PENDING_UNVERIFIED": 4, "CREDITED": 4, "REJECTED": 2, "FAILED": 0, "REVERSED": 0,
         }  # fmt: skip
         monkeypatch.setattr(operators, "COUNTED_MAX", 2)
         assert max((await operators.count_by_status(connection)).values()) == 3

@@ -50,6 +50,13 @@ BAD: Mapping[str, tuple[str, ...]] = {
         ",",
     ),
     "MIN_CONFIRMATIONS": ("0", "-5", "10001", "five", "2.5"),
+    "FINALITY": ("final", "latest", "5"),
+    "FINALITY_CONFIRMATIONS": ("0", "-5", "100001", "five", "2.5"),
+    "FINALITY_LARGE": ("final", "latest", "5"),
+    "FINALITY_LARGE_FROM_USD_CENTS": ("0", "-1", "1.5", "much"),
+    "CHAIN_WATCH_FROM_BLOCK": ("-1", "latest", "1.5", str(2**53)),
+    "CHAIN_LOG_RANGE_MAX": ("0", "-1", "100001", "all"),
+    "EVENT_SINK_URL": ("ftp://x", "events", "https://"),
     "CHAIN_BLOCK_TIME_SECONDS": ("0", "-1", "601", "nan", "inf", "soon"),
     "CHAIN_RPC_TIMEOUT_SECONDS": ("0", "-1", "61", "nan", "inf", "soon"),
     "PAYMENT_INTENT_TTL_SECONDS": ("0", "-1", "2678401", "1.5", "30m"),
@@ -81,8 +88,8 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
 }
-ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST", "API_HOST"}
-"""Whether one can listen there shows when the process does."""
+ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST", "API_HOST", "SCHEDULES_FILE", "RECONCILIATION_DIR"}
+"""Whether one can listen there, or read and write there, shows when the process does."""
 
 
 def test_every_setting_has_bad_values_here() -> None:

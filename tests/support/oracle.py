@@ -117,7 +117,7 @@ CHECKS: Final = (
         """
         SELECT a.id, a.status, count(s.id) AS transfers FROM payment_attempts a
           LEFT JOIN settled_transfers s ON s.attempt_id = a.id
-         GROUP BY a.id, a.status HAVING count(s.id) <> CASE a.status WHEN 'CREDITED' THEN 1 ELSE 0 END
+         GROUP BY a.id, a.status HAVING count(s.id) <> CASE WHEN a.status IN ('CREDITED', 'REVERSED') THEN 1 ELSE 0 END
         """,
     ),
     (
@@ -137,6 +137,35 @@ CHECKS: Final = (
         """,
     ),
     (
+        "attempt {id}: {status}, its entry {reason} is taken back {entries} times",
+        """
+        SELECT a.id, a.status, e.reason, count(r.id) AS entries FROM payment_attempts a
+          JOIN credit_ledger e ON e.reference = a.id::text AND e.reason <> 'payment_reversal'
+          LEFT JOIN credit_ledger r ON r.reference = e.reference AND r.reason = 'payment_reversal'
+                AND r.billing_account_id = e.billing_account_id AND r.amount = -e.amount
+         GROUP BY a.id, a.status, e.id, e.reason
+        HAVING count(r.id) <> CASE a.status WHEN 'REVERSED' THEN 1 ELSE 0 END AND NOT (
+            %(pending_bonus_ok)s AND a.status = 'REVERSED' AND e.reason = 'platform_revenue_share' AND count(r.id) = 0)
+        """,
+    ),
+    (
+        "entry {id}: takes back what was not given",
+        """
+        SELECT r.id FROM credit_ledger r WHERE r.reason = 'payment_reversal' AND NOT EXISTS (
+            SELECT 1 FROM credit_ledger e WHERE e.reference = r.reference AND e.reason <> 'payment_reversal'
+               AND e.billing_account_id = r.billing_account_id AND r.amount = -e.amount)
+        """,
+    ),
+    (
+        "attempt {id}: {status}, its transfer is on record as {outcome}",
+        """
+        SELECT a.id, a.status, f.outcome FROM payment_attempts a
+          LEFT JOIN transfer_finality f ON f.attempt_id = a.id
+         WHERE (a.status = 'REVERSED') <> (coalesce(f.outcome, 'none') = 'reversed')
+            OR (f.outcome = 'final' AND a.status <> 'CREDITED')
+        """,
+    ),
+    (
         "attempt {id}: still PENDING_UNVERIFIED",
         "SELECT id FROM payment_attempts WHERE status = 'PENDING_UNVERIFIED' AND %(nothing_stuck)s",
     ),
@@ -147,14 +176,14 @@ EXPECTED_ENTRIES: Final = """
     WITH expected AS (
         SELECT a.id, 'credits_purchase' AS reason, a.billing_account_id AS account,
                a.amount_usd_cents::numeric * 100000 AS amount
-          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'self'
+          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self'
         UNION ALL
         SELECT a.id, 'system_donation', 'cogni_system', a.amount_usd_cents::numeric * 100000
-          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'system'
+          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'system'
         UNION ALL
         SELECT a.id, 'platform_revenue_share', 'cogni_system',
                floor(a.amount_usd_cents::numeric * 100000 * %(expected_share)s::numeric)
-          FROM payment_attempts a WHERE a.status = 'CREDITED' AND a.purpose = 'self'
+          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self'
     )
 """
 """The entries that the attempts ask for: every one once, and no other."""
@@ -173,6 +202,8 @@ LEGAL_STEPS: Final = frozenset(
         ("PENDING_UNVERIFIED", "CREDITED"),
         ("PENDING_UNVERIFIED", "REJECTED"),
         ("PENDING_UNVERIFIED", "FAILED"),
+        ("CREDITED", "REVERSED"),
+        ("FAILED", "PENDING_UNVERIFIED"),
     }
 )
 

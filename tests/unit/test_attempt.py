@@ -13,6 +13,7 @@ from domain.attempt import (
     HOLDING_STATUSES,
     LEGAL_TRANSITIONS,
     MAX_SUBMISSIONS,
+    OPEN_STATUSES,
     AttemptStatus,
     ClientStatus,
     ErrorCode,
@@ -40,8 +41,9 @@ def _waiting(**changes: Any) -> PaymentAttempt:
     return new_attempt(PAYER, **values | changes)
 
 
-def test_the_last_three_states_are_final_and_the_first_two_are_not() -> None:
-    assert {AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED} == FINAL_STATUSES
+def test_the_first_two_states_are_open_and_all_others_final() -> None:
+    assert {AttemptStatus.CREATED_INTENT, AttemptStatus.PENDING_UNVERIFIED} == OPEN_STATUSES
+    assert {*AttemptStatus} - OPEN_STATUSES == FINAL_STATUSES
     assert set(LEGAL_TRANSITIONS) == set(AttemptStatus)
 
 
@@ -53,6 +55,8 @@ def test_the_steps_are_those_of_the_drawing() -> None:
         ("PENDING_UNVERIFIED", "CREDITED"),
         ("PENDING_UNVERIFIED", "REJECTED"),
         ("PENDING_UNVERIFIED", "FAILED"),
+        ("CREDITED", "REVERSED"),
+        ("FAILED", "PENDING_UNVERIFIED"),
     }
     births_and_replacements = {(None, "CREATED_INTENT"), ("PENDING_UNVERIFIED", "PENDING_UNVERIFIED")}
     assert steps | births_and_replacements == LEGAL_STEPS

@@ -22,6 +22,7 @@ from domain.ledger import (
     liability_account,
     purchase_posting,
     revenue_share_posting,
+    reversal_posting,
 )
 from tests.support.payments import new_attempt, wallet
 
@@ -31,7 +32,10 @@ AMOUNTS = st.integers(min_value=-(2**63) + 1, max_value=2**63 - 1).filter(bool)
 
 @given(AMOUNTS, st.sampled_from(Reason), st.text(min_size=1, max_size=20))
 def test_the_lines_balance_and_move_the_liability_by_the_amount(amount: int, reason: Reason, account: str) -> None:
-    posting = Posting(billing_account_id=account, amount_credits=amount, reason=reason, reference="x")
+    reverses = Reason.CREDITS_PURCHASE if reason is Reason.PAYMENT_REVERSAL else None
+    posting = Posting(
+        billing_account_id=account, amount_credits=amount, reason=reason, reference="x", reverses=reverses
+    )
     sums = {
         side: sum(line.amount_credits for line in posting.lines if line.side is side)
         for side in (Side.DEBIT, Side.CREDIT)
@@ -45,7 +49,10 @@ def test_the_lines_balance_and_move_the_liability_by_the_amount(amount: int, rea
         if line.account_code == liability_account(account)
     )
     assert moved == amount
-    assert {line.account_code for line in posting.lines} == {liability_account(account), CONTRA_ACCOUNT[reason]}
+    assert {line.account_code for line in posting.lines} == {
+        liability_account(account),
+        CONTRA_ACCOUNT[reverses or reason],
+    }
 
 
 def test_a_posting_of_nothing_is_no_posting() -> None:
@@ -58,7 +65,25 @@ def test_every_reason_has_an_account_on_the_other_side() -> None:
         Reason.CREDITS_PURCHASE: "cash:usdc",
         Reason.SYSTEM_DONATION: "cash:usdc",
         Reason.PLATFORM_REVENUE_SHARE: "expense:platform_revenue_share",
+        Reason.OPERATOR_CREDIT: "cash:usdc",
     }
+    assert set(CONTRA_ACCOUNT) == set(Reason) - {Reason.PAYMENT_REVERSAL}
+
+
+@pytest.mark.parametrize("reason", CONTRA_ACCOUNT)
+def test_a_reversal_is_the_mirror_image_of_what_it_takes_back(reason: Reason) -> None:
+    given = Posting(billing_account_id="x", amount_credits=7, reason=reason, reference="r")
+    taken = reversal_posting("x", "r", reason, 7)
+    assert (taken.reason, taken.amount_credits) == (Reason.PAYMENT_REVERSAL, -7)
+    sides = {(line.account_code, line.side) for line in given.lines}
+    opposite = {Side.DEBIT: Side.CREDIT, Side.CREDIT: Side.DEBIT}
+    assert {(line.account_code, opposite[line.side]) for line in taken.lines} == sides
+
+
+def test_a_reversal_says_what_it_takes_back_and_nothing_else_does() -> None:
+    for reason, reverses in ((Reason.PAYMENT_REVERSAL, None), (Reason.CREDITS_PURCHASE, Reason.SYSTEM_DONATION)):
+        with pytest.raises(ValidationError, match="a reversal names what it takes back"):
+            Posting(billing_account_id="x", amount_credits=1, reason=reason, reference="r", reverses=reverses)
 
 
 def test_a_purchase_gives_the_buyer_all_of_it() -> None:
