@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.finality import Gone
 from domain.identifiers import TxHash
 from domain.verdict import PaymentTerms, Refused, SettledTransfer
 
@@ -61,6 +62,7 @@ class PaymentToCredit(AttemptRef):
     """A verified payment."""
 
     transfer: SettledTransfer
+    confirmed_at: datetime | None = None
 
 
 class PaymentToRefuse(AttemptRef):
@@ -71,6 +73,24 @@ class PaymentToRefuse(AttemptRef):
 
 class BonusToMint(AttemptRef):
     """A credited purchase whose bonus is due."""
+
+
+class CreditedPayment(AttemptRef):
+    """A credited payment that the chain may still take back."""
+
+    terms: PaymentTerms
+
+
+class PaymentToReverse(AttemptRef):
+    """A credited payment that the chain has taken back."""
+
+    gone: Gone
+
+
+class ReversedBonus(Message):
+    """What the system tenant gave back for a reversed purchase; 0 where it had got nothing."""
+
+    amount_credits: int
 
 
 class AttemptEnding(Message):
@@ -105,4 +125,51 @@ class SettlementResult(Message):
     error_code: ErrorCode | None = None
     tx_hash: TxHash | None = None
     buyer_credits: int = 0
+    """What the payment brought; taken back where the status is REVERSED."""
     system_tenant_credits: int = 0
+    final_block: int | None = None
+    """Where the payment is for good, once it is."""
+
+
+class WatchedChain(Message):
+    """Which chain is followed."""
+
+    chain_id: int
+    follow_seconds: float = 1_200.0
+    """After so long the workflow begins anew, so that its history stays short."""
+    last_words: str = ""
+    """How far the run before this one came."""
+
+    @property
+    def follow_time(self) -> timedelta:
+        """The same as a time."""
+        return timedelta(seconds=self.follow_seconds)
+
+
+class Followed(Message):
+    """How far a chain was followed."""
+
+    block_number: int | None
+    words: str
+
+
+class Rescan(Message):
+    """How much of the chain is read again, with every endpoint."""
+
+    blocks: int = Field(default=600, ge=1, le=100_000)
+
+
+class RescanReport(Message):
+    """What reading again has found. Block numbers are None before the chain has been followed at all."""
+
+    first: int | None = None
+    last: int | None = None
+    endpoints: tuple[str, ...] = ()
+    """Those whose chain is the one that is followed, and which answered about all of it."""
+    silent: tuple[str, ...] = ()
+    """The others, each with its reason."""
+    added: int = 0
+    """Transfers that had been missed."""
+    orphaned: int = 0
+    """Transfers that had been kept although their block is not canonical."""
+    closed_findings: int = 0

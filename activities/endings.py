@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from activities.contracts import AttemptEnding
 from activities.metrics import observe_ending
 from db.payments import Ending
 
 
-def report(ending: Ending) -> AttemptEnding:
-    """The ending as a message; counted where this step brought it about, and not where it found it done."""
+def report(ending: Ending, *, confirmed_at: datetime | None = None) -> AttemptEnding:
+    """The ending as a message; counted where this step brought it about, and not where it found it done.
+
+    `confirmed_at` is when the chain had confirmed the payment, where that is known.
+    """
     if ending.changed:
-        observe_ending(ending.attempt)
+        observe_ending(ending.attempt, confirmed_at=confirmed_at)
     return AttemptEnding(
         status=ending.attempt.status,
         error_code=ending.attempt.error_code,

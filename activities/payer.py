@@ -15,6 +15,7 @@ from activities.contracts import (
     Submission,
 )
 from activities.endings import report
+from activities.metrics import SUBMISSIONS
 from db import payments
 from db.engine import TenantDatabase
 from domain.attempt import AttemptStatus
@@ -40,6 +41,8 @@ class PayerActivities:
                 mined_at=submission.mined_at,
             )
         attempt = ending.attempt
+        if ending.changed and attempt.status is AttemptStatus.PENDING_UNVERIFIED:
+            SUBMISSIONS.labels(attempt.purpose.value).inc()
         waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None
         return RecordedSubmission(
             status=attempt.status,
@@ -55,7 +58,7 @@ class PayerActivities:
             ending = await payments.credit_buyer(
                 connection, payment.attempt_id, payment.transfer, revenue_share=self._revenue_share
             )
-        return report(ending)
+        return report(ending, confirmed_at=payment.confirmed_at)
 
     @activity.defn(name="end_without_credits")
     async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptEnding:

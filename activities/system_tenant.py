@@ -31,4 +31,4 @@ class SystemTenantActivities:
         """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
         async with self._database.transaction() as connection:
             ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)
-        return report(ending)
+        return report(ending, confirmed_at=payment.confirmed_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -13,12 +14,22 @@ from activities.contracts import PaymentToVerify
 from activities.metrics import LOOKS
 from chain.opinions import EndpointsDisagree
 from chain.reader import ChainReader
-from db import attempts
+from db import attempts, remedies
 from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import ChainView
 from domain.errors import AttemptNotFound, ChainUnavailable
-from domain.verdict import Refused, Verdict, Verified, Waiting, WaitReason, judge, next_look_delay
+from domain.verdict import (
+    CreditedTransfer,
+    Refused,
+    Verdict,
+    Verified,
+    Waiting,
+    WaitReason,
+    credited_log_indexes,
+    judge,
+    next_look_delay,
+)
 
 STILL_WAITING: Final = "STILL_WAITING"
 """Type of the failure that asks Temporal to call again; its message and detail are what operators read."""
@@ -51,8 +62,8 @@ class VerificationActivities:
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
-        attempt = await self._find(payment)
-        verdict = await self._look(payment, attempt)
+        attempt, credited = await self._find(payment)
+        verdict = await self._look(payment, attempt, credited)
         if not isinstance(verdict, Waiting):
             LOOKS.labels(outcome=verdict.kind).inc()
             return _about(attempt.tx_hash, verdict)
@@ -91,21 +102,25 @@ class VerificationActivities:
             block_time=self._block_time,
         )
 
-    async def _find(self, payment: PaymentToVerify) -> attempts.UnderVerification:
+    async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
+        """What the attempt waits for, and which transfers of that transaction an operator has credited."""
         async with self._database.single_statement() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
-        if attempt is None:
-            raise AttemptNotFound(payment.attempt_id)
-        return attempt
+            if attempt is None:
+                raise AttemptNotFound(payment.attempt_id)
+            chain_id = payment.terms.chain_id
+            return attempt, await remedies.list_credited_transfers(connection, chain_id, attempt.tx_hash)
 
-    async def _look(self, payment: PaymentToVerify, attempt: attempts.UnderVerification) -> Verdict:
+    async def _look(
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, credited: Collection[CreditedTransfer]
+    ) -> Verdict:
         def verdict_on(view: ChainView) -> Verdict:
             return judge(
                 payment.terms,
                 attempt.tx_hash,
                 view,
                 min_confirmations=self._min_confirmations,
-                settled_log_indexes=attempt.settled_log_indexes,
+                settled_log_indexes=attempt.settled_log_indexes | credited_log_indexes(view.receipt, credited),
             )
 
         try:
@@ -118,13 +133,21 @@ class VerificationActivities:
                     _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request
                     return verdict
                 # What follows cannot be taken back, and one node may lie: all the others are asked.
-                return verdict_on(await self._chain.cross_check(attempt.tx_hash, view))
+                checked = await self._chain.cross_check(attempt.tx_hash, view)
+                return self._with_time(verdict_on(checked), checked)
         except EndpointsDisagree as error:
             return self._waiting(WaitReason.CONTRADICTION, error.message)
         except ChainUnavailable as error:
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, error.message)
         except TimeoutError:
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    def _with_time(self, verdict: Verdict, view: ChainView) -> Verdict:
+        """With the time at which the last confirmation was mined: blocks come evenly, and no look fetches that one."""
+        mined_at = view.canonical.mined_at if view.canonical else None
+        if not isinstance(verdict, Verified) or mined_at is None:
+            return verdict
+        return verdict.model_copy(update={"confirmed_at": mined_at + (self._min_confirmations - 1) * self._block_time})
 
     def _waiting(self, reason: WaitReason, message: str) -> Waiting:
         return Waiting(reason=reason, message=message, confirmations_needed=self._min_confirmations)

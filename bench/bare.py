@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.contracts import (
         AttemptEnding,
         BonusToMint,
+        CreditedPayment,
         MintedBonus,
         PaymentToCredit,
         PaymentToVerify,
@@ -26,9 +27,12 @@ with workflow.unsafe.imports_passed_through():
         Submission,
     )
     from domain.attempt import AttemptStatus
-    from domain.verdict import SettledTransfer, Verified
+    from domain.finality import Final as FinalPayment
+    from domain.finality import FinalityLevel
+    from domain.verdict import PaymentTerms, SettledTransfer, Verified
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE
     from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
+    from workflows.verify_and_settle import LOOKS_AFTER_THE_CREDIT
 
 BARE_TASK_QUEUE: Final = "settlement-bare"
 BARE_WORKFLOW: Final = "BareSettlement"
@@ -55,19 +59,26 @@ async def record_nothing(submission: Submission) -> RecordedSubmission:
 @activity.defn(name="await_confirmation")
 async def await_nothing(payment: PaymentToVerify) -> Verified:
     """A verdict as large as a real one."""
-    tx_hash = f"0x{payment.attempt_id.hex:0>64}"
-    return Verified(
-        transfer=SettledTransfer(
-            chain_id=payment.terms.chain_id,
-            tx_hash=tx_hash,
-            log_index=0,
-            block_number=100,
-            block_hash=tx_hash,
-            from_address=payment.terms.payer,
-            value_raw=payment.terms.amount_raw,
-            expected_raw=payment.terms.amount_raw,
-        ),
-        confirmations=10,
+    return Verified(transfer=_transfer(payment.attempt_id, payment.terms), confirmations=10)
+
+
+@activity.defn(name="await_finality")
+async def find_nothing_final(payment: CreditedPayment) -> FinalPayment:
+    """As large as a real answer."""
+    return FinalPayment(transfer=_transfer(payment.attempt_id, payment.terms), level=FinalityLevel.CONFIRMATIONS)
+
+
+def _transfer(attempt_id: UUID, terms: PaymentTerms) -> SettledTransfer:
+    tx_hash = f"0x{attempt_id.hex:0>64}"
+    return SettledTransfer(
+        chain_id=terms.chain_id,
+        tx_hash=tx_hash,
+        log_index=0,
+        block_number=100,
+        block_hash=tx_hash,
+        from_address=terms.payer,
+        value_raw=terms.amount_raw,
+        expected_raw=terms.amount_raw,
     )
 
 
@@ -101,7 +112,7 @@ class BareSettlement:
 
     @workflow.run
     async def run(self, payment: Settlement) -> SettlementResult:
-        """Four activities, one after the other."""
+        """Five activities, one after the other."""
         submission = payment.submission
         short_hash = f"{submission.tx_hash[:10]}…"
         ref = submission.model_dump(include={"attempt_id", "owner_user_id", "billing_account_id"})
@@ -138,6 +149,14 @@ class BareSettlement:
             summary="credit the system tenant's bonus",
         )
         workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(ending.status.value)])
+        workflow.patched(LOOKS_AFTER_THE_CREDIT)
+        final = await workflow.execute_activity(
+            find_nothing_final,
+            CreditedPayment(**ref, terms=payment.terms),
+            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            retry_policy=LOOK_RETRY,
+            summary=f"wait for {short_hash} to be final",
+        )
         await workflow.wait_condition(workflow.all_handlers_finished)
         return SettlementResult(
             attempt_id=submission.attempt_id,
@@ -145,4 +164,5 @@ class BareSettlement:
             tx_hash=ending.tx_hash,
             buyer_credits=ending.amount_credits,
             system_tenant_credits=bonus.amount_credits,
+            final_block=final.transfer.block_number,
         )

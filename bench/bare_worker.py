@@ -13,6 +13,7 @@ from bench.bare import (
     BareSettlement,
     await_nothing,
     credit_nobody,
+    find_nothing_final,
     mint_nothing,
     record_nothing,
 )
@@ -29,7 +30,7 @@ async def main() -> None:
         client,
         task_queue=BARE_TASK_QUEUE,
         workflows=[BareSettlement],
-        activities=[record_nothing, await_nothing, credit_nobody, mint_nothing],
+        activities=[record_nothing, await_nothing, credit_nobody, mint_nothing, find_nothing_final],
         **WORKER_OPTIONS,
     ):
         await stop.wait()

@@ -32,6 +32,8 @@ BLOCK_TIME_SECONDS: Final = 1
 SETTINGS: Final[dict[str, str]] = {
     # Mined is confirmed: the clock is to show this system, not how long a chain takes.
     "MIN_CONFIRMATIONS": "1",
+    "FINALITY": "confirmations",
+    "FINALITY_CONFIRMATIONS": "1",
     # All clients come from one address.
     **{
         f"RATE_LIMIT_{what}_PER_{whom}": "1000000"

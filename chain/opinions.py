@@ -178,14 +178,14 @@ def decide(candidate: ChainView, others: Sequence[Reading | Silence]) -> Agreed 
             heads += [vote.reading.view.head_number for vote in group[1:] if not vote.reading.stalled]
             heads += [abstention.head_number for abstention in abstentions if abstention.head_number is not None]
             return Agreed(
-                group[0].reading.view.model_copy(update={"head_number": _reached_by_most(heads)}),
+                group[0].reading.view.model_copy(update={"head_number": reached_by_most(heads)}),
                 votes=len(group),
                 outvoted=tuple(vote.endpoint for vote in votes if vote not in group),
             )
     return Disagreed(_message(by_claim, abstentions))
 
 
-def _reached_by_most(heads: Sequence[int]) -> int:
+def reached_by_most(heads: Sequence[int]) -> int:
     """The highest of `heads` that more than half of them have reached."""
     return sorted(heads, reverse=True)[len(heads) // 2]
 

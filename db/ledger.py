@@ -64,6 +64,14 @@ POST_ENTRY: Final[LiteralString] = (
     "%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s, %(contra_account)s, %(metadata)s)"
 )
 
+# The attempt's row is locked first: a purchase that is being reversed gets no bonus that nobody would take back.
+_POST_BONUS: Final[LiteralString] = (
+    "SELECT p.entry_id, p.amount, p.balance_after, p.posted"
+    "  FROM (SELECT FROM payment_attempts WHERE id = %(attempt_id)s AND status = 'CREDITED' FOR SHARE) purchase,"
+    "       LATERAL post_entry(%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s,"
+    " %(contra_account)s, %(metadata)s) p"
+)
+
 _POST_OWN_PURCHASE: Final[LiteralString] = (
     "SELECT entry_id, amount, balance_after, posted FROM post_own_purchase("
     "%(attempt_id)s, %(amount)s::bigint, %(contra_account)s, %(metadata)s)"
@@ -91,7 +99,8 @@ async def _post(
         if error.diag.constraint_name in POSTED_ONCE:
             raise PostedMeanwhile from error
         raise
-    assert row is not None, "the function returns a row or raises"
+    if row is None:
+        raise BookkeepingError(f"attempt {values['attempt_id']} is not CREDITED any more")
     entry = PostedEntry(*row)
     if entry.amount_credits != amount:
         raise BookkeepingError(
@@ -106,19 +115,29 @@ async def post(connection: ServiceConnection, posting: Posting, details: dict[st
     Raises `PostedMeanwhile` (transaction is lost, look again) and `BookkeepingError` where the same
     reference is already posted with another amount.
     """
-    return await _post(
-        connection,
-        POST_ENTRY,
-        {
-            "billing_account_id": posting.billing_account_id,
-            "amount": posting.amount_credits,
-            "reason": posting.reason.value,
-            "reference": posting.reference,
-            "contra_account": posting.contra_account,
-            "metadata": Jsonb(details),
-        },
-        posting.amount_credits,
-    )
+    return await _post(connection, POST_ENTRY, _values(posting, details), posting.amount_credits)
+
+
+async def post_bonus(
+    connection: ServiceConnection, attempt_id: UUID, posting: Posting, details: dict[str, Any]
+) -> PostedEntry:
+    """Post the bonus of a purchase, in one statement that holds the purchase CREDITED meanwhile.
+
+    Raises as `post` does, and `BookkeepingError` where the purchase is not CREDITED any more.
+    """
+    values = {**_values(posting, details), "attempt_id": attempt_id}
+    return await _post(connection, _POST_BONUS, values, posting.amount_credits)
+
+
+def _values(posting: Posting, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "billing_account_id": posting.billing_account_id,
+        "amount": posting.amount_credits,
+        "reason": posting.reason.value,
+        "reference": posting.reference,
+        "contra_account": posting.contra_account,
+        "metadata": Jsonb(details),
+    }
 
 
 async def post_own_purchase(connection: TenantConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:

@@ -12,11 +12,21 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from db import attempts, ledger
+from db import attempts, finality, ledger
 from db.engine import AnyConnection, ServiceConnection, TenantConnection
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, SubmissionEffect, decide_submission
+from db.findings import open_finding
+from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose, SubmissionEffect, decide_submission
 from domain.errors import AttemptNotFound, BookkeepingError
-from domain.ledger import Posting, donation_posting, purchase_posting, revenue_share_posting
+from domain.finality import Gone
+from domain.findings import Finding, FindingKind
+from domain.ledger import (
+    Posting,
+    Reason,
+    donation_posting,
+    purchase_posting,
+    revenue_share_posting,
+    reversal_posting,
+)
 from domain.money import credits_for_usd_cents
 from domain.verdict import Refused, SettledTransfer
 
@@ -122,7 +132,7 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
 async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
     """The system tenant's bonus on a credited purchase, or None where its share mints nothing.
 
-    Raises `BookkeepingError` when the purchase is not credited: there is no bonus without one.
+    Raises `BookkeepingError` when the purchase is not credited, or not any more: there is no bonus without one.
     """
     attempt = await attempts.find_attempt(connection, attempt_id)
     if attempt is None:
@@ -133,7 +143,68 @@ async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) ->
     if posting is None:
         return None
     details = {"share": str(attempt.revenue_share), "amountUsdCents": attempt.amount_usd_cents}
-    return await ledger.post(connection, posting, details)
+    return await ledger.post_bonus(connection, attempt_id, posting, details)
+
+
+async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone: Gone) -> Ending:
+    """Take back what a payment brought that the chain has taken back: entry, REVERSED, event and finding, or nothing.
+
+    Of a purchase the buyer's credit (`reverse_bonus` comes after it), of a donation the system tenant's. The balance
+    may go below zero. Raises `BookkeepingError` when the attempt is not credited, or on record as final.
+    """
+    attempt = await _lock(connection, attempt_id)
+    if attempt.status is AttemptStatus.REVERSED:
+        return Ending(attempt, changed=False)
+    if attempt.status is not AttemptStatus.CREDITED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a credited one can be reversed")
+    if not await finality.insert_finality(connection, attempt_id, gone.transfer, gone.level, outcome="reversed"):
+        raise BookkeepingError(f"the payment of attempt {attempt_id} is on record as final")
+    posted = purchase_posting(attempt) if attempt.purpose is Purpose.SELF else donation_posting(attempt)
+    reversal = reversal_posting(posted.billing_account_id, posted.reference, posted.reason, posted.amount_credits)
+    await attempts.update_reversed(connection, attempt_id)
+    await attempts.insert_event(
+        connection,
+        attempt_id,
+        "reversed",
+        from_status=attempt.status,
+        to_status=AttemptStatus.REVERSED,
+        details={**_facts(gone.transfer), "message": gone.message, "amountCredits": reversal.amount_credits},
+    )
+    await open_finding(
+        connection,
+        Finding(
+            kind=FindingKind.PAYMENT_REVERSED,
+            detail=f"{gone.message}; {posted.amount_credits} credits of {posted.billing_account_id} were taken back",
+            chain_id=gone.transfer.chain_id,
+            tx_hash=gone.transfer.tx_hash,
+            log_index=gone.transfer.log_index,
+            attempt_id=attempt_id,
+            billing_account_id=attempt.billing_account_id,
+            sender=gone.transfer.from_address,
+            value_raw=gone.transfer.value_raw,
+        ),
+    )
+    # Last, because of a donation the system tenant's row stays locked from here to the commit.
+    await ledger.post(connection, reversal, _facts(gone.transfer))
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
+    """Take the bonus of a reversed purchase back; None where it brought none.
+
+    None can come later: minting one locks the attempt and wants it CREDITED (`ledger.post_bonus`).
+    Raises `BookkeepingError` when the purchase is not reversed.
+    """
+    attempt = await _lock(connection, attempt_id)
+    if attempt.status is not AttemptStatus.REVERSED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: its bonus stands as long as it does")
+    for row in await ledger.list_entries(connection, reference=str(attempt_id)):
+        if row.reason == Reason.PLATFORM_REVENUE_SHARE:
+            reversal = reversal_posting(
+                row.billing_account_id, str(attempt_id), Reason.PLATFORM_REVENUE_SHARE, row.amount
+            )
+            return await ledger.post(connection, reversal, {"reverses": str(row.id)})
+    return None
 
 
 async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refused) -> Ending:

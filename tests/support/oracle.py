@@ -99,7 +99,8 @@ CHECKS: Final = (
           LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
                 AND e.billing_account_id = x.account AND e.amount = x.amount
          WHERE x.reason = 'platform_revenue_share' AND x.amount > 0
-         GROUP BY x.id, x.amount HAVING count(e.id) > 1 OR (count(e.id) = 0 AND NOT %(pending_bonus_ok)s)
+         GROUP BY x.id, x.amount HAVING count(e.id) > 1 OR (count(e.id) = 0 AND NOT %(pending_bonus_ok)s AND EXISTS (
+                    SELECT 1 FROM payment_attempts a WHERE a.id = x.id AND a.status = 'CREDITED'))
         """,
     ),
     (
@@ -110,6 +111,10 @@ CHECKS: Final = (
            AND NOT EXISTS (
                SELECT 1 FROM expected x WHERE x.id::text = e.reference AND x.reason = e.reason
                   AND x.account = e.billing_account_id AND x.amount = e.amount)
+           AND NOT EXISTS (
+               SELECT 1 FROM transfer_credits c WHERE c.reference = e.reference
+                  AND e.reason = 'platform_revenue_share' AND e.billing_account_id = 'cogni_system'
+                  AND e.amount = floor(c.amount_credits * c.revenue_share))
         """,
     ),
     (
@@ -163,6 +168,44 @@ CHECKS: Final = (
           LEFT JOIN transfer_finality f ON f.attempt_id = a.id
          WHERE (a.status = 'REVERSED') <> (coalesce(f.outcome, 'none') = 'reversed')
             OR (f.outcome = 'final' AND a.status <> 'CREDITED')
+        """,
+    ),
+    (
+        "transfer {reference}: an operator credited {amount_credits} to {billing_account_id}, posted {entries} times",
+        """
+        SELECT c.reference, c.amount_credits, c.billing_account_id, count(e.id) AS entries FROM transfer_credits c
+          LEFT JOIN credit_ledger e ON e.reference = c.reference AND e.reason = 'operator_credit'
+                AND e.billing_account_id = c.billing_account_id AND e.amount = c.amount_credits
+         GROUP BY c.reference, c.amount_credits, c.billing_account_id HAVING count(e.id) <> 1
+        """,
+    ),
+    (
+        "transfer {reference}: bonus of {bonus} posted {entries} times",
+        """
+        SELECT c.reference, floor(c.amount_credits * c.revenue_share) AS bonus, count(e.id) AS entries
+          FROM transfer_credits c
+          LEFT JOIN credit_ledger e ON e.reference = c.reference AND e.reason = 'platform_revenue_share'
+         GROUP BY c.reference, c.amount_credits, c.revenue_share
+        HAVING count(e.id) > 1 OR (count(e.id) = 0 AND floor(c.amount_credits * c.revenue_share) > 0
+                                   AND NOT %(pending_bonus_ok)s)
+        """,
+    ),
+    (
+        "entry {id}: {reason} of {amount} on {billing_account_id} is no operator's credit of a transfer",
+        """
+        SELECT e.id, e.reason, e.amount, e.billing_account_id FROM credit_ledger e
+         WHERE e.reason = 'operator_credit' AND NOT EXISTS (
+               SELECT 1 FROM transfer_credits c WHERE c.reference = e.reference AND c.amount_credits = e.amount
+                  AND c.billing_account_id = e.billing_account_id)
+        """,
+    ),
+    (
+        "transfer {tx_hash}/{log_index}: pays an attempt and was credited by an operator",
+        """
+        SELECT c.tx_hash, c.log_index FROM transfer_credits c
+          JOIN settled_transfers s USING (chain_id, tx_hash, log_index)
+          JOIN payment_attempts a ON a.id = s.attempt_id
+         WHERE c.part = 'whole' AND a.status <> 'REVERSED' AND c.block_hash = s.block_hash
         """,
     ),
     (

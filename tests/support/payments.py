@@ -13,6 +13,7 @@ from db import accounts, ledger, payments
 from db.accounts import Payer
 from db.engine import ServiceDatabase, TenantDatabase
 from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.finality import FinalityLevel, Gone
 from domain.verdict import Refused, SettledTransfer
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
@@ -77,6 +78,11 @@ def transfer_for(attempt: PaymentAttempt, **changes: Any) -> SettledTransfer:
     return SettledTransfer(**values | changes)
 
 
+def gone(attempt: PaymentAttempt) -> Gone:
+    """The verdict that the chain has taken an attempt's transfer back."""
+    return Gone(transfer=transfer_for(attempt), level=FinalityLevel.FINALIZED, message="it was reorganised away")
+
+
 class Desk:
     """Both roles on one database, each step in a transaction of its own as the activities open it."""
 
@@ -121,6 +127,16 @@ class Desk:
         """The system tenant's bonus for an attempt."""
         async with self.service.single_statement() as connection:
             return await payments.mint_revenue_share(connection, attempt.id)
+
+    async def reverse(self, attempt: PaymentAttempt) -> payments.Ending:
+        """Take back what the chain has taken back."""
+        async with self.service.transaction() as connection:
+            return await payments.reverse_payment(connection, attempt.id, gone(attempt))
+
+    async def reverse_bonus(self, attempt: PaymentAttempt) -> ledger.PostedEntry | None:
+        """Take back the bonus of a reversed purchase."""
+        async with self.service.transaction() as connection:
+            return await payments.reverse_bonus(connection, attempt.id)
 
     async def refuse(self, attempt: PaymentAttempt, refused: Refused = WRONG_PAYMENT) -> payments.Ending:
         """The attempt ends without credits."""

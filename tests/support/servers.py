@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator
@@ -13,12 +14,15 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
 
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
-from devstack.temporal import EmbeddedTemporal
+from devstack.temporal import EmbeddedTemporal, locate_test_server
 from domain.errors import StartupCheckFailed, TemporalUnavailable
-from starter.temporal import connect, register_search_attributes
+from starter.temporal import add_search_attributes, connect, register_search_attributes
+from workflows.naming import SEARCH_ATTRIBUTES
 
 FIRST_TEMPORAL_PORT: Final = 27_233
 FIRST_CHAIN_PORT: Final = 28_545
@@ -89,9 +93,25 @@ async def running_temporal(state_dir: Path) -> AsyncIterator[TemporalServer]:
 
 
 @asynccontextmanager
-async def running_chain(state_dir: Path) -> AsyncIterator[LocalChain]:
+async def running_skipping_temporal() -> AsyncIterator[WorkflowEnvironment]:
+    """A server on which a day passes in no time while nobody works. It has no schedules and lists no workflows."""
+    async with await WorkflowEnvironment.start_time_skipping(
+        data_converter=pydantic_data_converter, test_server_existing_path=str(locate_test_server())
+    ) as environment:
+        await add_search_attributes(environment.client, [key.name for key in SEARCH_ATTRIBUTES])
+        yield environment
+        await asyncio.sleep(0.2)  # its native threads need a moment, or they may crash an exiting process
+
+
+@asynccontextmanager
+async def running_chain(state_dir: Path, *, slots_in_an_epoch: int = 32) -> AsyncIterator[LocalChain]:
     """A chain with the test token that mines only when told to."""
-    chain = LocalChain(state_dir, FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None)
+    chain = LocalChain(
+        state_dir,
+        FIRST_CHAIN_PORT + xdist_number(),
+        block_time_seconds=None,
+        slots_in_an_epoch=slots_in_an_epoch,
+    )
     await chain.start()
     try:
         await chain.deploy()

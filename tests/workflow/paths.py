@@ -24,9 +24,11 @@ from temporalio.client import (
     WorkflowUpdateStage,
 )
 from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError
 
 from activities.contracts import (
     AttemptEnding,
+    CreditedPayment,
     PaymentToCredit,
     PaymentToRefuse,
     PaymentToVerify,
@@ -37,6 +39,9 @@ from activities.contracts import (
 from devstack.processes import wait_until
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import HashInUse, TransferAlreadySettled
+from domain.events import PAYMENT_REVERSED, PlatformEvent
+from domain.finality import Final as FinalPayment
+from domain.finality import Gone
 from domain.verdict import Refused, Verified
 from tests.workflow.scripted import (
     BONUS,
@@ -48,7 +53,10 @@ from tests.workflow.scripted import (
     Script,
     credited,
     ended,
+    final,
+    gone,
     no,
+    not_final_yet,
     not_yet,
     now,
     refused,
@@ -450,3 +458,93 @@ async def submission_while_ending(stage: Stage) -> None:
     last.open()
     assert (await late.result()).status is AttemptStatus.REJECTED
     await stage.not_credited(AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT)
+
+
+@path
+async def final_after_some_looks(stage: Stage) -> None:
+    """The credit is there long before its block is finalized; the run goes on until then."""
+
+    async def finality(_: CreditedPayment) -> FinalPayment | Gone:
+        if len(stage.script.named("await_finality")) < 3:
+            raise not_final_yet(again_in=SOON)
+        return final()
+
+    stage.script.finality = finality
+    await stage.submit()
+    await stage.credited(A)
+    assert (await stage.handle.result()).final_block == 17
+
+
+async def _gone(_: CreditedPayment) -> FinalPayment | Gone:
+    return gone()
+
+
+async def _reversed(stage: Stage) -> SettlementResult:
+    stage.script.finality = _gone
+    await stage.submit()
+    result = await stage.handle.result()
+    assert (result.status, result.final_block) == (AttemptStatus.REVERSED, None)
+    assert [event.type for event in stage.script.named("announce")][:1] == [PAYMENT_REVERSED]
+    return result
+
+
+@path
+async def purchase_reversed(stage: Stage) -> None:
+    """The chain takes a credited purchase back: credit and bonus are taken back, each in its own step."""
+    await _reversed(stage)
+    steps = [name for name, _ in stage.script.calls]
+    assert steps[-4:] == ["await_finality", "reverse_payment", "reverse_bonus", "announce"]
+
+
+@path
+async def donation_reversed(stage: Stage) -> None:
+    """The same for a donation, which has no bonus."""
+    stage.purpose = Purpose.SYSTEM
+    await _reversed(stage)
+    assert stage.script.named("reverse_bonus") == []
+
+
+@path
+async def reversal_that_nobody_hears_of(stage: Stage) -> None:
+    """The alert cannot be delivered: what is reversed stays reversed, and the run ends."""
+
+    async def announcement(_: PlatformEvent) -> None:
+        raise ApplicationError("nobody listens", non_retryable=True)
+
+    stage.script.announcement = announcement
+    await _reversed(stage)
+
+
+@path
+async def already_reversed(stage: Stage) -> None:
+    """An earlier run was terminated between the two reversals: this one takes the bonus back."""
+
+    async def record(message: Submission) -> RecordedSubmission:
+        return RecordedSubmission(status=AttemptStatus.REVERSED, tx_hash=message.tx_hash)
+
+    stage.script.record = record
+    await _reversed(stage)
+    assert stage.script.named("mint_bonus") == []
+    assert len(stage.script.named("reverse_bonus")) == 1
+
+
+@path
+async def submission_while_not_final(stage: Stage) -> None:
+    """The payer's page submits again while the run waits for finality: the answer is that it is credited."""
+    gate = Gate()
+
+    async def record(message: Submission) -> RecordedSubmission:
+        if message.tx_hash == A:
+            return stage.script.pending(message)
+        return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=A)
+
+    async def finality(_: CreditedPayment) -> FinalPayment | Gone:
+        await gate.passed()
+        return final()
+
+    stage.script.record, stage.script.finality = record, finality
+    await stage.submit()
+    await gate.reached()
+    assert (await stage.submit(B, count=1)).status is AttemptStatus.CREDITED
+    gate.open()
+    await stage.credited(A)

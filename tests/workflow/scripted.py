@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
+from typing import Final as Constant
 from uuid import UUID
 
 from temporalio import activity
@@ -17,29 +18,36 @@ from temporalio.worker import Worker
 
 from activities.contracts import (
     AttemptEnding,
+    AttemptRef,
     BonusToMint,
+    CreditedPayment,
     MintedBonus,
     PaymentToCredit,
     PaymentToRefuse,
+    PaymentToReverse,
     PaymentToVerify,
     RecordedSubmission,
+    ReversedBonus,
     Settlement,
     Submission,
 )
 from activities.errors import DomainErrors
+from activities.finality import NOT_FINAL_YET
 from activities.verification import STILL_WAITING
 from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.events import PlatformEvent
+from domain.finality import Final, FinalityLevel, Gone, NotFinal
 from domain.verdict import PaymentTerms, Refused, SettledTransfer, Verified, Waiting, WaitReason
 from workflows.verify_and_settle import VerifyAndSettle
 
-A: Final = "0x" + "aa" * 32
-B: Final = "0x" + "bb" * 32
-CENTS: Final = 10_000
-CREDITS: Final = 1_000_000_000
-BONUS: Final = 750_000_000
-TIMEOUT: Final = timedelta(hours=24)
+A: Constant = "0x" + "aa" * 32
+B: Constant = "0x" + "bb" * 32
+CENTS: Constant = 10_000
+CREDITS: Constant = 1_000_000_000
+BONUS: Constant = 750_000_000
+TIMEOUT: Constant = timedelta(hours=24)
 
-TERMS: Final = PaymentTerms(
+TERMS: Constant = PaymentTerms(
     chain_id=31_337,
     token="0x" + "70" * 20,
     payer="0x" + "72" * 20,
@@ -76,7 +84,30 @@ def refused(
     )
 
 
-NOT_FOUND_IN_TIME: Final = refused(AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
+def final() -> Final:
+    """The payment is there for good."""
+    return Final(transfer=verified().transfer, level=FinalityLevel.FINALIZED)
+
+
+def gone() -> Gone:
+    """The chain has taken the payment back."""
+    return Gone(transfer=verified().transfer, level=FinalityLevel.FINALIZED, message="as the script says")
+
+
+def not_final_yet(
+    message: str = "in block 17; finalized is block 9, 8 to go", *, again_in: timedelta
+) -> ApplicationError:
+    """What a look that finds a payment not final yet fails with, as the product's activity does."""
+    return ApplicationError(
+        message,
+        NotFinal(message=message, missing_blocks=8),
+        type=NOT_FINAL_YET,
+        category=ApplicationErrorCategory.BENIGN,
+        next_retry_delay=again_in,
+    )
+
+
+NOT_FOUND_IN_TIME: Constant = refused(AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
 
 
 def not_yet(message: str = "1 of 5 confirmations", *, again_in: timedelta) -> ApplicationError:
@@ -127,6 +158,8 @@ class Script:
     look: Callable[[PaymentToVerify], Awaitable[Verified | Refused]] | None = None
     credit: Callable[[PaymentToCredit], Awaitable[AttemptEnding]] | None = None
     refuse: Callable[[PaymentToRefuse], Awaitable[AttemptEnding]] | None = None
+    finality: Callable[[CreditedPayment], Awaitable[Final | Gone]] | None = None
+    announcement: Callable[[PlatformEvent], Awaitable[None]] | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
     timeout: timedelta = TIMEOUT
 
@@ -178,6 +211,31 @@ class Script:
         self.calls.append(("end_without_credits", message))
         return await self.refuse(message) if self.refuse else ended(message)
 
+    @activity.defn(name="await_finality")
+    async def await_finality(self, message: CreditedPayment) -> Final | Gone:
+        """As the script says."""
+        self.calls.append(("await_finality", message))
+        return await self.finality(message) if self.finality else final()
+
+    @activity.defn(name="reverse_payment")
+    async def reverse_payment(self, message: PaymentToReverse) -> AttemptEnding:
+        """Reversed."""
+        self.calls.append(("reverse_payment", message))
+        return AttemptEnding(status=AttemptStatus.REVERSED, tx_hash=message.gone.transfer.tx_hash)
+
+    @activity.defn(name="reverse_bonus")
+    async def reverse_bonus(self, message: AttemptRef) -> ReversedBonus:
+        """All of it."""
+        self.calls.append(("reverse_bonus", message))
+        return ReversedBonus(amount_credits=BONUS)
+
+    @activity.defn(name="announce")
+    async def announce(self, event: PlatformEvent) -> None:
+        """As the script says."""
+        self.calls.append(("announce", event))
+        if self.announcement:
+            await self.announcement(event)
+
 
 def credited(message: PaymentToCredit) -> AttemptEnding:
     """The usual answer to a credit."""
@@ -217,6 +275,10 @@ async def scripted_worker(
             script.credit_donation,
             script.mint_bonus,
             script.end_without_credits,
+            script.await_finality,
+            script.reverse_payment,
+            script.reverse_bonus,
+            script.announce,
         ],
         interceptors=[DomainErrors()],
         identity=identity,

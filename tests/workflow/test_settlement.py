@@ -16,10 +16,8 @@ from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
 from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import HashInUse
-from domain.money import DEFAULT_REVENUE_SHARE
 from domain.verdict import PaymentTerms, Refused
 from tests.support.engine import Engine
-from tests.support.payments import transfer_for
 from workflows.naming import SUBMIT_UPDATE, TASK_QUEUE, submit_update_id, workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
@@ -196,13 +194,7 @@ def _settlement(attempt: PaymentAttempt, sent: str) -> Settlement:
 async def _credit_without_bonus(engine: Engine) -> PaymentAttempt:
     """What a run leaves that was terminated between the two credits."""
     payer, intent = await engine.intent()
-    async with engine.tenants.transaction(payer.user_id) as connection:
-        submitted = await payments.submit(
-            connection, intent.attempt_id, "0x" + "ab" * 32, submitted_at=datetime.now(UTC)
-        )
-        await payments.credit_buyer(
-            connection, intent.attempt_id, transfer_for(submitted.attempt), revenue_share=DEFAULT_REVENUE_SHARE
-        )
+    await engine.credit_without_bonus(payer, intent)
     assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS}
     return await engine.attempt(intent.attempt_id)
 

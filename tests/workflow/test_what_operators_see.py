@@ -16,6 +16,7 @@ from temporalio.client import Client, WorkflowHandle
 from activities.contracts import (
     AttemptEnding,
     BonusToMint,
+    CreditedPayment,
     MintedBonus,
     PaymentToCredit,
     PaymentToVerify,
@@ -30,6 +31,7 @@ from devstack.processes import wait_until
 from domain import errors
 from domain.attempt import Purpose
 from domain.errors import SettleError
+from domain.finality import Final
 from domain.verdict import Refused, Verified
 from starter.progress import read_workflow
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -158,14 +160,15 @@ async def test_summaries_and_details_tell_the_story_in_words(engine: Engine, cha
         assert f"waiting for {sent[:10]}… to be confirmed, until 20" in await _current_details(handle)
         await chain.mine(2)
         await engine.result(intent.attempt_id)
-        assert await _current_details(handle) == (
-            "CREDITED: 1234500000 credits to the buyer, 925875000 to the system tenant"
-        )
+        details = await _current_details(handle)
+        assert details.startswith("CREDITED: 1234500000 credits to the buyer, 925875000 to the system tenant; block ")
+        assert details.endswith(" is confirmed for good")
     assert await _summaries(handle) == [
         f"record hash {sent[:10]}…",
         f"wait for {sent[:10]}… to be confirmed",
         "credit the buyer",
         "credit the system tenant's bonus",
+        f"wait for {sent[:10]}… to be final",
     ]
 
 
@@ -201,6 +204,7 @@ MODELS = {
     "await_confirmation": (PaymentToVerify, Verified),
     "credit_buyer": (PaymentToCredit, AttemptEnding),
     "mint_bonus": (BonusToMint, MintedBonus),
+    "await_finality": (CreditedPayment, Final),
 }
 
 

@@ -1,0 +1,108 @@
+"""What the reader asks after a credit: how far the chain is final, and who still sees a transaction."""
+
+from __future__ import annotations
+
+import pytest
+
+from chain.reader import TAG_SECONDS
+from domain.errors import ChainUnavailable
+from tests.chain.anvil import ALICE, TREASURY, Clock, Node, transfer
+from tests.chain.conftest import Liars, Readers
+
+FINALIZED_TRAILS = 64
+SAFE_TRAILS = 32
+
+
+async def _mined(node: Node, blocks: int) -> int:
+    await node.call("anvil_mine", hex(blocks))
+    return int(await node.call("eth_blockNumber"), 16)
+
+
+async def test_each_tag_has_the_block_that_the_node_names(node: Node, readers: Readers) -> None:
+    head = await _mined(node, 100)
+    reader = await readers(node)
+    assert await reader.tagged_number("safe") == head - SAFE_TRAILS
+    assert await reader.tagged_number("finalized") == head - FINALIZED_TRAILS
+
+
+async def test_a_tag_is_asked_for_once_by_all_who_wait_at_the_moment(
+    node: Node, liars: Liars, readers: Readers, clock: Clock
+) -> None:
+    await _mined(node, 100)
+    [proxy] = await liars(1)
+    reader = await readers(proxy)
+    first = await reader.tagged_number("finalized")
+    asked = reader.request_count
+    await _mined(node, 10)
+    assert await reader.tagged_number("finalized") == first
+    assert reader.request_count == asked
+    clock.now += TAG_SECONDS
+    assert await reader.tagged_number("finalized") == first + 10
+
+
+async def test_one_node_alone_makes_nothing_final_and_holds_nothing_up(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    head = await _mined(node, 100)
+    for invented in (1_000, -50):
+        proxies = await liars(3)
+        reader = await readers(*proxies)
+
+        def lie(method: str, params: list[object], result: object, invented: int = invented) -> object:
+            if method == "eth_getBlockByNumber" and params[0] == "finalized" and isinstance(result, dict):
+                return {**result, "number": hex(int(result["number"], 16) + invented)}
+            return result
+
+        proxies[1].answers(lie)
+        assert await reader.tagged_number("finalized") == head - FINALIZED_TRAILS
+
+
+async def test_a_node_that_does_not_know_the_tag_is_no_worse_for_payments(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    await _mined(node, 100)
+    [ignorant, knowing] = await liars(2)
+
+    def forget(method: str, params: list[object], result: object) -> object:
+        return None if method == "eth_getBlockByNumber" and params[0] == "finalized" else result
+
+    ignorant.answers(forget)
+    reader = await readers(ignorant, knowing)
+    assert await reader.tagged_number("finalized") > 0
+    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    alone = await readers(ignorant)
+    with pytest.raises(ChainUnavailable, match="knows no finalized block"):
+        await alone.tagged_number("finalized")
+
+
+async def test_a_transaction_is_seen_where_it_is(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    reader = await readers(node)
+    view = await reader.look(tx_hash)
+    assert view.receipt is not None
+    [sighting] = await reader.sightings(tx_hash, view.receipt.block_number)
+    assert sighting.receipt == view.receipt
+    assert sighting.block_at_height == view.receipt.block_hash
+
+
+async def test_after_a_reorganisation_another_block_is_seen_at_its_height(node: Node, readers: Readers) -> None:
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    reader = await readers(node)
+    before = (await reader.look(tx_hash)).receipt
+    assert before is not None
+    await node.call("anvil_reorg", 5, [])
+    [sighting] = await reader.sightings(tx_hash, before.block_number)
+    assert sighting.receipt is None
+    assert sighting.block_at_height not in {None, before.block_hash}
+
+
+async def test_who_is_silent_behind_or_stuck_is_not_counted(node: Node, liars: Liars, readers: Readers) -> None:
+    tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
+    await _mined(node, 20)
+    proxies = await liars(3)
+    reader = await readers(*proxies)
+    await reader.head()
+    proxies[1].status(500)
+    proxies[2].shift_head(-10)
+    assert [sighting.endpoint for sighting in await reader.sightings(tx_hash, 1)] == [reader.labels[0]]

@@ -1,0 +1,226 @@
+"""The chain after the credit: what stays is final, what is taken back is reversed, each credit exactly once."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from temporalio.client import WorkflowExecutionStatus
+
+from db import ledger
+from db.accounts import balances
+from devstack.chain import LocalChain
+from devstack.processes import wait_until
+from domain.attempt import AttemptStatus, ClientStatus, Purpose
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from starter.models import Intent
+from tests.finality.conftest import FINAL_AFTER
+from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
+from tests.support.sql import query
+
+CREDITS = 1_000_000_000
+BONUS = 750_000_000
+DEPTHS = (1, 10)
+
+
+async def _credited(engine: Engine, purpose: Purpose = Purpose.SELF, *, confirmations: int) -> tuple[Intent, str]:
+    """A credited payment with so many confirmations, whose workflow looks on."""
+    payer, intent, sent = await engine.buy(purpose=purpose)
+    await engine.submit(payer, intent, sent)
+    await engine.waits(
+        intent.attempt_id,
+        lambda state: any(pending.name == "await_finality" for pending in state.pending),
+        what="the look after the credit",
+    )
+    await engine.chain.mine(confirmations - MIN_CONFIRMATIONS)
+    return intent, sent
+
+
+async def _missed(engine: Engine, attempt_id: UUID) -> None:
+    await engine.looked_at(attempt_id, "not on the canonical chain")
+
+
+def _on_record(engine: Engine, attempt_id: UUID) -> list[tuple[object, ...]]:
+    return query(
+        engine.database.service_url,
+        "SELECT outcome, level, block_number, log_index FROM transfer_finality WHERE attempt_id = %s",
+        attempt_id,
+    )
+
+
+async def _balances(engine: Engine) -> dict[str, int]:
+    async with engine.service.transaction() as connection:
+        return await balances(connection)
+
+
+async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_there_meanwhile(engine: Engine) -> None:
+    async with engine.worker():
+        intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
+        assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS, "platform_revenue_share": BONUS}
+        state = await engine.looked_at(intent.attempt_id, "to go")
+        assert state.is_running
+        await engine.chain.mine(FINAL_AFTER)
+        result = await engine.result(intent.attempt_id)
+    [(outcome, level, block_number, _)] = _on_record(engine, intent.attempt_id)
+    assert (outcome, level) == ("final", "confirmations")
+    assert (result.status, result.final_block) == (AttemptStatus.CREDITED, block_number)
+    assert await engine.books() == []
+
+
+@pytest.mark.parametrize(("level", "trails"), [("safe", 8), ("finalized", 16)])
+async def test_a_nodes_own_word_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
+    async with engine.worker(FINALITY=level, FINALITY_LARGE="finalized"):
+        intent, _ = await _credited(engine, confirmations=trails)
+        await engine.looked_at(intent.attempt_id, "1 to go")
+        await engine.chain.mine(1)
+        await engine.result(intent.attempt_id)
+    [(outcome, found, *_)] = _on_record(engine, intent.attempt_id)
+    assert (outcome, found) == ("final", level)
+
+
+async def test_a_larger_payment_waits_for_more(engine: Engine) -> None:
+    changes = {"FINALITY_LARGE": "finalized", "FINALITY_LARGE_FROM_USD_CENTS": "10000"}
+    async with engine.worker(**changes):
+        intent, _ = await _credited(engine, confirmations=FINAL_AFTER)
+        await engine.looked_at(intent.attempt_id, "finalized is block")
+        await engine.chain.mine(16 + 1 - FINAL_AFTER)
+        await engine.result(intent.attempt_id)
+    assert _on_record(engine, intent.attempt_id)[0][:2] == ("final", "finalized")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_a_purchase_that_the_chain_takes_back_is_reversed(engine: Engine, depth: int) -> None:
+    async with engine.worker():
+        intent, sent = await _credited(engine, confirmations=max(depth, MIN_CONFIRMATIONS))
+        await engine.chain.reorg(max(depth, MIN_CONFIRMATIONS))
+        await engine.chain.mine(1)
+        await _missed(engine, intent.attempt_id)
+        # It is given as long to come back as a payment takes to be final.
+        assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
+        await engine.chain.mine(2 * FINAL_AFTER)
+        result = await engine.result(intent.attempt_id)
+    attempt = await engine.attempt(intent.attempt_id)
+    assert (result.status, attempt.status) == (AttemptStatus.REVERSED, AttemptStatus.REVERSED)
+    assert (attempt.client_status, attempt.tx_hash) == (ClientStatus.FAILED, sent)
+    async with engine.service.transaction() as connection:
+        rows = await ledger.list_entries(connection, str(intent.attempt_id))
+    assert [(row.billing_account_id == SYSTEM_TENANT_ACCOUNT_ID, row.reason, row.amount) for row in rows] == [
+        (False, "credits_purchase", CREDITS),
+        (True, "platform_revenue_share", BONUS),
+        (False, "payment_reversal", -CREDITS),
+        (True, "payment_reversal", -BONUS),
+    ]
+    assert set((await _balances(engine)).values()) == {0}
+    assert (await engine.events(intent.attempt_id))[-1].event_type == "reversed"
+    assert query(engine.database.service_url, "SELECT kind, attempt_id FROM findings") == [
+        ("payment_reversed", intent.attempt_id)
+    ]
+    assert await engine.books() == []
+
+
+async def test_a_donation_that_the_chain_takes_back_is_reversed(engine: Engine) -> None:
+    async with engine.worker():
+        intent, _ = await _credited(engine, Purpose.SYSTEM, confirmations=4)
+        await engine.chain.reorg(4)
+        await engine.chain.mine(1)
+        await _missed(engine, intent.attempt_id)
+        await engine.chain.mine(2 * FINAL_AFTER)
+        await engine.result(intent.attempt_id)
+    assert await engine.credits(intent.attempt_id) == {"system_donation": CREDITS, "payment_reversal": -CREDITS}
+    assert await engine.books() == []
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_a_payment_that_returns_in_another_block_stays_credited(engine: Engine, depth: int) -> None:
+    async with engine.worker():
+        replaced = max(depth, MIN_CONFIRMATIONS)
+        intent, sent = await _credited(engine, confirmations=replaced)
+        raw = await engine.chain.raw_transaction(sent)
+        before = int((await engine.chain.wait_for_receipt(sent))["blockNumber"], 16)
+        await engine.chain.reorg(replaced, [(raw, 1)])
+        await engine.chain.mine(FINAL_AFTER + 2)
+        result = await engine.result(intent.attempt_id)
+    assert (result.status, result.final_block) == (AttemptStatus.CREDITED, before + 1)
+    assert _on_record(engine, intent.attempt_id)[0][:3] == ("final", "confirmations", before + 1)
+    assert await engine.books() == []
+
+
+async def test_a_payment_that_returns_late_stays_credited(engine: Engine) -> None:
+    async with engine.worker():
+        intent, sent = await _credited(engine, confirmations=3)
+        raw = await engine.chain.raw_transaction(sent)
+        await engine.chain.reorg(3)
+        await engine.chain.mine(1)
+        await _missed(engine, intent.attempt_id)
+        await engine.chain.rpc("eth_sendRawTransaction", raw)
+        await engine.chain.mine(1)
+        await engine.chain.wait_for_receipt(sent)
+        await engine.looked_at(intent.attempt_id, "to go")
+        await engine.chain.mine(FINAL_AFTER)
+        assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
+    assert await engine.books() == []
+
+
+async def test_a_balance_that_was_spent_goes_below_zero(engine: Engine) -> None:
+    async with engine.worker():
+        intent, _ = await _credited(engine, confirmations=3)
+        attempt = await engine.attempt(intent.attempt_id)
+        query(
+            engine.database.service_url,
+            "SELECT post_entry(%s, -900000000, 'usage', 'call-1', 'revenue:usage', '{}')",
+            attempt.billing_account_id,
+        )
+        await engine.chain.reorg(3)
+        await engine.chain.mine(1)
+        await _missed(engine, intent.attempt_id)
+        await engine.chain.mine(2 * FINAL_AFTER)
+        await engine.result(intent.attempt_id)
+    assert (await _balances(engine))[attempt.billing_account_id] == -900_000_000
+    assert await engine.books() == []
+
+
+async def test_a_run_that_was_terminated_after_the_credit_is_taken_up_by_a_submission(engine: Engine) -> None:
+    async with engine.worker():
+        intent, sent = await _credited(engine, confirmations=3)
+        attempt = await engine.attempt(intent.attempt_id)
+        await engine.handle(intent.attempt_id).terminate("an operator's mistake")
+        await engine.chain.reorg(3)
+        await engine.chain.mine(1)
+        await engine.payments.submit(attempt.owner_user_id, attempt.id, sent)
+        await _missed(engine, intent.attempt_id)
+        await engine.chain.mine(2 * FINAL_AFTER)
+        assert (await engine.result(intent.attempt_id)).status is AttemptStatus.REVERSED
+    assert await engine.books() == []
+
+
+async def test_a_dead_node_after_the_credit_is_waited_for(engine: Engine, chain: LocalChain) -> None:
+    async with engine.worker(FINALITY="finalized"):
+        intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
+        await engine.looked_at(intent.attempt_id, "to go")
+        await chain.stop()
+        await engine.looked_at(intent.attempt_id, "no usable chain endpoint")
+        await chain.start()
+        await engine.chain.mine(20)
+        await engine.result(intent.attempt_id)
+    assert _on_record(engine, intent.attempt_id)[0][0] == "final"
+
+
+async def test_the_payer_may_pay_again_with_another_transaction_after_a_reversal(engine: Engine) -> None:
+    async with engine.worker():
+        intent, _ = await _credited(engine, confirmations=3)
+        await engine.chain.reorg(3)
+        await engine.chain.mine(1)
+        await _missed(engine, intent.attempt_id)
+        await engine.chain.mine(2 * FINAL_AFTER)
+        await engine.result(intent.attempt_id)
+        # Of another amount: with the nonce and all the rest the same it would be the same transaction.
+        payer, again = await engine.intent(20_000)
+        await engine.submit(payer, again, await engine.pay_and_confirm(again))
+
+        async def credited() -> bool:
+            return (await engine.attempt(again.attempt_id)).status is AttemptStatus.CREDITED
+
+        await wait_until(credited, timeout_seconds=PATIENCE_SECONDS, what="the second payment's credit")
+    state = await engine.state(intent.attempt_id)
+    assert state.status == WorkflowExecutionStatus.COMPLETED.name
+    assert await engine.books(pending_bonus_ok=True) == []

@@ -1,0 +1,225 @@
+"""Final, not yet, or gone: the pure decision after the credit."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.chain import Receipt, TransferLog
+from domain.finality import (
+    LOOK_DELAY_MAX,
+    Final,
+    FinalityLevel,
+    FinalityPolicy,
+    Gone,
+    NotFinal,
+    Sighting,
+    judge_absence,
+    judge_presence,
+    locate,
+    next_look_delay,
+)
+from domain.verdict import PaymentTerms, SettledTransfer
+
+TERMS = PaymentTerms(
+    chain_id=31_337,
+    token="0x" + "70" * 20,
+    payer="0x" + "72" * 20,
+    treasury="0x" + "71" * 20,
+    amount_raw=100_000_000,
+)
+OLD_BLOCK, NEW_BLOCK = "0x" + "0a" * 32, "0x" + "0b" * 32
+SETTLED = SettledTransfer(
+    chain_id=31_337,
+    tx_hash="0x" + "aa" * 32,
+    log_index=3,
+    block_number=100,
+    block_hash=OLD_BLOCK,
+    from_address=TERMS.payer,
+    value_raw=100_000_500,
+    expected_raw=TERMS.amount_raw,
+)
+LEVEL = FinalityLevel.FINALIZED
+
+
+def _log(log_index: int = 3, **changes: object) -> TransferLog:
+    values: dict[str, object] = {
+        "log_index": log_index,
+        "emitter": TERMS.token,
+        "from_address": TERMS.payer,
+        "to_address": TERMS.treasury,
+        "value_raw": SETTLED.value_raw,
+    }
+    return TransferLog.model_validate(values | changes)
+
+
+def _receipt(*logs: TransferLog, block: int = 100, block_hash: str = OLD_BLOCK, succeeded: bool = True) -> Receipt:
+    return Receipt(
+        tx_hash=SETTLED.tx_hash, succeeded=succeeded, block_number=block, block_hash=block_hash, transfers=logs
+    )
+
+
+def _sighting(
+    name: str = "a", head: int = 200, receipt: Receipt | None = None, at_height: str | None = NEW_BLOCK
+) -> Sighting:
+    return Sighting(endpoint=name, head_number=head, receipt=receipt, block_at_height=at_height)
+
+
+def _absence(
+    *sightings: Sighting, endpoints: int = 1, final_up_to: int = 200, since: int | None = 150
+) -> Gone | NotFinal:
+    return judge_absence(
+        TERMS,
+        SETTLED,
+        sightings,
+        LEVEL,
+        endpoints=endpoints,
+        final_up_to=final_up_to,
+        missing_since_head=since,
+    )
+
+
+# -- the policy
+
+
+@pytest.mark.parametrize(
+    ("cents", "level"),
+    [(99_999, FinalityLevel.SAFE), (100_000, FinalityLevel.FINALIZED), (100_001, FinalityLevel.FINALIZED)],
+)
+def test_a_larger_payment_may_need_a_stronger_level(cents: int, level: FinalityLevel) -> None:
+    policy = FinalityPolicy(level=FinalityLevel.SAFE, large_from_usd_cents=100_000)
+    assert policy.level_for(cents) is level
+
+
+def test_without_a_bound_no_payment_is_large() -> None:
+    assert FinalityPolicy(level=FinalityLevel.SAFE).level_for(10**12) is FinalityLevel.SAFE
+
+
+def test_the_levels_are_in_order() -> None:
+    assert FinalityLevel.CONFIRMATIONS.rank < FinalityLevel.SAFE.rank < FinalityLevel.FINALIZED.rank
+
+
+# -- where the transfer is now
+
+
+def test_a_transfer_that_did_not_move_is_where_it_was() -> None:
+    assert locate(TERMS, SETTLED, _receipt(_log(1), _log(3), _log(5))) == SETTLED
+
+
+def test_a_transfer_that_moved_has_another_block_and_another_index() -> None:
+    found = locate(TERMS, SETTLED, _receipt(_log(9), block=103, block_hash=NEW_BLOCK))
+    assert found == SETTLED.model_copy(update={"log_index": 9, "block_number": 103, "block_hash": NEW_BLOCK})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"emitter": "0x" + "01" * 20},
+        {"from_address": "0x" + "01" * 20},
+        {"to_address": "0x" + "01" * 20},
+        {"value_raw": SETTLED.value_raw - 1},
+        {"value_raw": SETTLED.value_raw + 1},
+    ],
+)
+def test_another_transfer_is_not_taken_for_it(changes: dict[str, object]) -> None:
+    assert locate(TERMS, SETTLED, _receipt(_log(**changes))) is None  # type: ignore[arg-type]
+
+
+def test_a_transaction_that_reverts_in_its_new_block_does_not_pay_any_more() -> None:
+    assert locate(TERMS, SETTLED, _receipt(_log(), block=103, succeeded=False)) is None
+
+
+# -- present
+
+
+@pytest.mark.parametrize(("final_up_to", "final"), [(99, False), (100, True), (101, True)])
+def test_a_transfer_is_final_as_soon_as_its_block_is(final_up_to: int, final: bool) -> None:
+    verdict = judge_presence(SETTLED, LEVEL, final_up_to=final_up_to)
+    assert isinstance(verdict, Final if final else NotFinal)
+
+
+def test_who_waits_reads_how_many_blocks_are_to_go() -> None:
+    verdict = judge_presence(SETTLED, LEVEL, final_up_to=92)
+    assert isinstance(verdict, NotFinal)
+    assert verdict.message == "in block 100; finalized is block 92, 8 to go"
+    assert next_look_delay(verdict, block_time=timedelta(seconds=2)) == timedelta(seconds=16)
+    assert next_look_delay(verdict, block_time=timedelta(minutes=5)) == LOOK_DELAY_MAX
+
+
+# -- absent
+
+
+def test_a_transfer_is_gone_when_its_height_and_the_head_that_missed_it_are_final_without_it() -> None:
+    assert isinstance(_absence(_sighting(), final_up_to=150, since=150), Gone)
+
+
+@pytest.mark.parametrize(("final_up_to", "since"), [(149, 150), (99, 50)])
+def test_it_has_until_then_to_come_back(final_up_to: int, since: int) -> None:
+    verdict = _absence(_sighting(), final_up_to=final_up_to, since=since)
+    assert isinstance(verdict, NotFinal)
+    assert (verdict.missing_blocks, verdict.missing_since_head) == (1, since)
+
+
+def test_the_time_to_come_back_begins_with_the_first_look_that_misses_it() -> None:
+    verdict = _absence(_sighting(head=200), final_up_to=190, since=None)
+    assert isinstance(verdict, NotFinal)
+    assert (verdict.missing_since_head, verdict.missing_blocks) == (200, 10)
+
+
+@pytest.mark.parametrize(("sightings", "endpoints", "gone"), [(1, 1, True), (1, 2, False), (2, 3, True), (1, 3, False)])
+def test_most_nodes_have_to_say_so(sightings: int, endpoints: int, gone: bool) -> None:
+    verdict = _absence(*(_sighting(str(n)) for n in range(sightings)), endpoints=endpoints)
+    assert isinstance(verdict, Gone if gone else NotFinal)
+
+
+def test_nobody_who_answers_is_no_proof() -> None:
+    assert isinstance(_absence(), NotFinal)
+
+
+def test_one_node_that_has_it_is_enough_to_wait_and_the_time_begins_anew() -> None:
+    moved = _sighting("b", receipt=_receipt(_log(), block=103, block_hash=NEW_BLOCK))
+    verdict = _absence(_sighting("a"), moved, _sighting("c"), endpoints=3)
+    assert isinstance(verdict, NotFinal)
+    assert verdict.missing_since_head is None
+
+
+def test_a_node_that_has_the_block_and_not_the_payment_contradicts_itself() -> None:
+    assert isinstance(_absence(_sighting(at_height=OLD_BLOCK)), NotFinal)
+    lie = _sighting(at_height=OLD_BLOCK, receipt=_receipt(block=100))
+    assert isinstance(_absence(lie), NotFinal)
+
+
+def test_a_node_that_does_not_have_the_height_yet_cannot_know() -> None:
+    assert isinstance(_absence(_sighting(at_height=None)), NotFinal)
+
+
+def test_a_payment_that_failed_in_its_new_block_is_gone() -> None:
+    failed = _sighting(receipt=_receipt(block=103, block_hash=NEW_BLOCK, succeeded=False))
+    assert isinstance(_absence(failed), Gone)
+
+
+SIGHTINGS = st.lists(
+    st.builds(
+        _sighting,
+        st.sampled_from("abcde"),
+        st.integers(90, 300),
+        st.sampled_from([None, _receipt(_log()), _receipt(_log(), block=103, block_hash=NEW_BLOCK), _receipt()]),
+        st.sampled_from([OLD_BLOCK, NEW_BLOCK, None]),
+    ),
+    max_size=5,
+)
+
+
+@given(SIGHTINGS, st.integers(1, 5), st.integers(0, 300), st.one_of(st.none(), st.integers(90, 300)))
+def test_nothing_is_gone_that_one_node_shows_or_that_is_not_final(
+    sightings: list[Sighting], endpoints: int, final_up_to: int, since: int | None
+) -> None:
+    verdict = _absence(*sightings, endpoints=endpoints, final_up_to=final_up_to, since=since)
+    if isinstance(verdict, Gone):
+        assert all(sighting.block_at_height == NEW_BLOCK for sighting in sightings)
+        assert not any(sighting.receipt and locate(TERMS, SETTLED, sighting.receipt) for sighting in sightings)
+        assert final_up_to >= SETTLED.block_number
+        assert len(sightings) > endpoints / 2
