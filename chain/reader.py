@@ -19,7 +19,9 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from chain.opinions import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included
+from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
+from chain.opinions import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included, reached_by_most
+from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
     Call,
@@ -32,9 +34,10 @@ from chain.rpc import (
     open_session,
 )
 from chain.standing import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, HeadMark, Standing
-from chain.wire import read_data, read_header, read_quantity, read_receipt
-from domain.chain import BlockHeader, ChainView, Receipt
+from chain.wire import read_data, read_head, read_header, read_quantity, read_receipt, read_tagged_header
+from domain.chain import BlockHeader, ChainHead, ChainView, MinedBlock, Receipt, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, InvalidInput
+from domain.finality import Sighting
 from domain.identifiers import parse_address, parse_tx_hash
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,12 @@ CONNECTIONS_MAX: Final = 32
 PARSE_INLINE_LOGS_MAX: Final = 50
 """Receipts with more logs are read in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
 
+TAG_SECONDS: Final = 1.0
+"""How long a tag's block is good: half a block of Base, and the tags trail by minutes."""
+
+LOG_RANGE_MAX: Final = 2_000
+"""Blocks asked for in one log query, where the settings say nothing and the endpoint does not refuse."""
+
 DEPLOYLESS_CALL_GAS: Final = 10_000_000
 """Gas for code that a caller has a hand in: several times what the dearest smart wallet needs to be deployed and to
 verify a signature, and well below a second's work for a node. It also has every node give up at the same point."""
@@ -67,6 +76,7 @@ address, which nodes fill in: a contract may take that for a simulation and let 
 
 _CHAIN_ID: Final = Call("eth_chainId")
 _BLOCK_NUMBER: Final = Call("eth_blockNumber")
+_NEWEST_BLOCK: Final = Call("eth_getBlockByNumber", ("latest", False))
 _DECIMALS_CALLDATA: Final = "0x313ce567"
 _SYMBOL_CALLDATA: Final = "0x95d89b41"
 _BALANCE_OF_CALLDATA: Final = "0x70a08231"
@@ -106,6 +116,10 @@ class _Node:
     """An endpoint and its record. `reason` is its last failure in words."""
 
     endpoint: Endpoint
+    history: Endpoint
+    """The same one for questions about the past: a log query that is refused must not have the endpoint taken for one
+    that knows no batches."""
+    log_range: LogRange
     standing: Standing = field(default_factory=Standing)
     reason: str = ""
 
@@ -157,6 +171,7 @@ class ChainReader:
         timeout_seconds: float = TIMEOUT_SECONDS,
         response_bytes_max: int = RESPONSE_BYTES_MAX,
         connections_max: int = CONNECTIONS_MAX,
+        log_range_max: int = LOG_RANGE_MAX,
         head_tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS,
         mark_expiry_seconds: float = MARK_EXPIRY_SECONDS,
         on_request: RequestObserver | None = None,
@@ -170,12 +185,14 @@ class ChainReader:
         self._timeout_seconds = timeout_seconds
         self._response_bytes_max = response_bytes_max
         self._connections_max = connections_max
+        self._log_range_max = log_range_max
         self._on_request = on_request
         self._clock = clock
         self._mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
         self._session: aiohttp.ClientSession | None = None
         self._nodes: list[_Node] = []
         self._is_probing = False
+        self._tags: dict[str, tuple[float, int]] = {}
 
     def __repr__(self) -> str:
         return f"ChainReader(chain {self.chain_id}, {', '.join(self._labels)})"
@@ -183,17 +200,19 @@ class ChainReader:
     async def __aenter__(self) -> Self:
         session = open_session(connections_max=self._connections_max)
         self._session = session
-        self._nodes = [
-            _Node(
-                Endpoint(
-                    url,
-                    label=label,
-                    session=session,
-                    timeout_seconds=self._timeout_seconds,
-                    response_bytes_max=self._response_bytes_max,
-                    on_request=self._on_request,
-                )
+
+        def open_endpoint(url: str, label: str) -> Endpoint:
+            return Endpoint(
+                url,
+                label=label,
+                session=session,
+                timeout_seconds=self._timeout_seconds,
+                response_bytes_max=self._response_bytes_max,
+                on_request=self._on_request,
             )
+
+        self._nodes = [
+            _Node(open_endpoint(url, label), open_endpoint(url, label), LogRange(self._log_range_max))
             for url, label in zip(self._urls, self._labels, strict=True)
         ]
         return self
@@ -212,7 +231,7 @@ class ChainReader:
     @property
     def request_count(self) -> int:
         """HTTP requests sent since the reader was opened."""
-        return sum(node.endpoint.request_count for node in self._nodes)
+        return sum(node.endpoint.request_count + node.history.request_count for node in self._nodes)
 
     async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
         """The transaction as the first endpoint shows it that has it in a block of its canonical chain.
@@ -292,6 +311,110 @@ class ChainReader:
             if self._mark.is_behind(head):
                 raise self._behind(node, head)
             return max(head, self._mark.value)
+
+        return await self._first(read)
+
+    async def newest_block(self) -> ChainHead:
+        """The newest block of the first endpoint that is not behind, with its time. Raises `ChainUnavailable`."""
+
+        async def read(node: _Node, deadline: float) -> ChainHead:
+            chain_id, block = await node.endpoint.batch([_CHAIN_ID, _NEWEST_BLOCK], deadline=deadline)
+            self._check_chain(chain_id)
+            newest = read_head(block)
+            if self._mark.is_behind(self._saw_head(node, newest.number)):
+                raise self._behind(node, newest.number)
+            return newest
+
+        return await self._first(read)
+
+    async def tagged_number(self, tag: str) -> int:
+        """The highest block that more than half of the answering endpoints call `tag` ("safe" or "finalized").
+
+        All are asked at once. An answer is good for `TAG_SECONDS`: every payment that waits asks the same.
+        Raises `ChainUnavailable` naming each endpoint's reason when none knows the tag.
+        """
+        kept = self._tags.get(tag)
+        if kept is not None and self._clock() - kept[0] < TAG_SECONDS:
+            return kept[1]
+        calls = [_CHAIN_ID, Call("eth_getBlockByNumber", (tag, False))]
+        numbers: list[int] = []
+        reasons: list[str] = []
+
+        async def hear(node: _Node) -> None:
+            if node.standing.wants_pause(self._clock()):
+                reasons.append(f"{node.label}: not asked, it wants a pause ({node.reason})")
+                return
+            try:
+                chain_id, block = await node.endpoint.batch(calls)
+                self._check_chain(chain_id)
+                header = read_tagged_header(block)
+            except EndpointFailure as failure:
+                # Not entered into its record: many a node does not know the tags, and serves payments well.
+                reasons.append(f"{node.label}: {failure.message}")
+                return
+            if header is None:
+                reasons.append(f"{node.label}: knows no {tag} block")
+            else:
+                numbers.append(header.number)
+
+        await asyncio.gather(*(hear(node) for node in self._open_nodes()))
+        if not numbers:
+            raise ChainUnavailable(f"no chain endpoint knows the tag {tag}: " + "; ".join(reasons))
+        number = reached_by_most(numbers)
+        self._tags[tag] = (self._clock(), number)
+        return number
+
+    async def sightings(self, tx_hash: str, block_number: int) -> list[Sighting]:
+        """What each endpoint that answers says about a transaction that was in block `block_number`; all at once.
+
+        Never raises for what an endpoint does: who is silent, stuck or behind is not in the list.
+        """
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number)
+
+        async def hear(node: _Node) -> Sighting | None:
+            heard = await self._try(node, question)
+            if isinstance(heard, EndpointFailure) or heard.stalled or self._mark.is_behind(heard.view.head_number):
+                return None
+            view, asked = heard.view, heard.asked
+            return Sighting(
+                endpoint=node.label,
+                head_number=view.head_number,
+                receipt=view.receipt if is_included(view) else None,
+                block_at_height=asked.block_hash if asked is not None else None,
+            )
+
+        heard = await asyncio.gather(*(hear(node) for node in self._open_nodes()))
+        return [sighting for sighting in heard if sighting is not None]
+
+    async def transfers(
+        self,
+        scope: TransferScope,
+        first: int,
+        last: int,
+        *,
+        anchor: int | None = None,
+        endpoint: str | None = None,
+    ) -> TransferRange:
+        """The transfers in blocks `first` to `last`, or to an earlier one where that is as much as is given at once.
+
+        One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A
+        range that an endpoint refuses is made smaller for it, which is remembered, and never keeps payments from being
+        looked for at that endpoint. With `endpoint`, a label, that one is asked and no other.
+        Raises `ChainUnavailable` with each endpoint's reason, also where a head is below `last`.
+        """
+
+        async def read(node: _Node, _: float) -> TransferRange:
+            return await self._read_transfers(node, scope, first, last, anchor)
+
+        if endpoint is None:
+            return await self._first(read)
+        return await self._ask(self._node(endpoint), read)
+
+    async def blocks(self, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
+        """The blocks at these heights as one endpoint has them now. Raises `ChainUnavailable`."""
+
+        async def read(node: _Node, _: float) -> dict[int, MinedBlock | None]:
+            return await read_blocks(node.history, scope, numbers)
 
         return await self._first(read)
 
@@ -428,6 +551,33 @@ class ChainReader:
             Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} readings"
         )
 
+    async def _read_transfers(
+        self, node: _Node, scope: TransferScope, first: int, last: int, anchor: int | None
+    ) -> TransferRange:
+        """As many of the blocks as the endpoint gives in one answer."""
+
+        def saw_head(head: int) -> None:
+            if self._mark.is_behind(self._saw_head(node, head)):
+                raise self._behind(node, head)
+
+        while True:
+            until = min(last, first + node.log_range.size - 1)
+            try:
+                found = await read_range(node.history, scope, first, until, anchor=anchor, saw_head=saw_head)
+            except RangeRefused as refusal:
+                if not node.log_range.refused(until - first + 1):
+                    raise
+                log.info(
+                    "chain endpoint %s refuses a log query of %d blocks (%s), asking for %d",
+                    node.label,
+                    until - first + 1,
+                    refusal.message,
+                    node.log_range.size,
+                )
+            else:
+                node.log_range.answered(until - first + 1)
+                return found
+
     async def _read_head(self, node: _Node, deadline: float) -> int:
         chain_id, head = await node.endpoint.batch([_CHAIN_ID, _BLOCK_NUMBER], deadline=deadline)
         self._check_chain(chain_id)
@@ -454,6 +604,9 @@ class ChainReader:
         if self._session is None or self._session.closed:
             raise RuntimeError("ChainReader is used outside of its `async with`")
         return self._nodes
+
+    def _node(self, label: str) -> _Node:
+        return next(node for node in self._open_nodes() if node.label == label)
 
     def _in_order(self) -> tuple[list[_Node], list[_Node]]:
         """Those to ask in order of preference, and those that failed lately, the longest rested first."""
@@ -550,6 +703,8 @@ class ChainReader:
         started = loop.time()
         try:
             return await question(node, started + self._timeout_seconds)
+        except HistoryRefused:
+            raise
         except EndpointFailure as failure:
             self._failed(node, failure)
             raise

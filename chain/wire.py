@@ -7,6 +7,7 @@ node: anybody can emit any log, so logs that only look like a transfer are passe
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 from eth_utils.crypto import keccak
@@ -15,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from chain.addresses import checksum_of_bytes
 from chain.rpc import EndpointFailure, Failure, Reply
-from domain.chain import BlockHeader, Receipt, TransferLog
+from domain.chain import BlockHeader, ChainHead, MinedBlock, Receipt, TransferLog
 
 TRANSFER_TOPIC: Final[bytes] = keccak(text="Transfer(address,address,uint256)")
 """Topic 0 of ERC-20's event. ERC-721 has the same one, and tells itself apart by a fourth topic."""
@@ -82,6 +83,20 @@ class WireHeader(WireModel):
     number: Quantity
     hash: Hash
     transactions: list[Hash]
+    timestamp: Annotated[Quantity, Field(lt=2**33)] | None = None
+
+
+class WireHead(WireModel):
+    """The newest block; only when it was mined."""
+
+    number: Quantity
+    timestamp: Annotated[Quantity, Field(lt=2**33)]
+
+
+class WireBlock(WireHead):
+    """A block's identity and its time."""
+
+    hash: Hash
 
 
 _QUANTITY_ADAPTER: Final[TypeAdapter[int]] = TypeAdapter(Quantity)
@@ -133,12 +148,57 @@ def read_header(reply: Reply, number: int) -> BlockHeader | None:
     header = _checked(reply.method, _HEADER_ADAPTER, raw)
     if header.number != number:
         raise EndpointFailure(Failure.CONTRADICTION, f"asked for block {number}, got block {header.number}")
-    return BlockHeader(number=header.number, block_hash=header.hash, tx_hashes=frozenset(header.transactions))
+    return _to_block(header)
+
+
+def read_tagged_header(reply: Reply) -> BlockHeader | None:
+    """The block that the node gives for a tag; None where it has none, or does not know the tag."""
+    raw = reply.value()
+    if raw is None:
+        return None
+    return _to_block(_checked(reply.method, _HEADER_ADAPTER, raw))
+
+
+def read_head(reply: Reply) -> ChainHead:
+    """The newest block of a node."""
+    head = _checked(reply.method, _HEAD_ADAPTER, reply.value())
+    return ChainHead(number=head.number, mined_at=datetime.fromtimestamp(head.timestamp, UTC))
+
+
+def read_block(reply: Reply, number: int) -> MinedBlock | None:
+    """The block that the node has at height `number`, with its time; None where it has none."""
+    raw = reply.value()
+    if raw is None:
+        return None
+    block = _checked(reply.method, _BLOCK_ADAPTER, raw)
+    if block.number != number:
+        raise EndpointFailure(Failure.CONTRADICTION, f"asked for block {number}, got block {block.number}")
+    return MinedBlock(number=block.number, block_hash=block.hash, mined_at=datetime.fromtimestamp(block.timestamp, UTC))
+
+
+def read_logs(reply: Reply) -> list[tuple[WireLog, TransferLog | None]]:
+    """Logs that were asked for by a filter, without removed ones; each with the ERC-20 transfer that it is, if any."""
+    raw = reply.value()
+    if not isinstance(raw, list):
+        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: wants an array")
+    there = [log for log in raw if not (isinstance(log, dict) and log.get("removed") is True)]
+    return [(log, _transfer(log)) for log in (_checked(reply.method, _LOG_ADAPTER, log) for log in there)]
+
+
+def _to_block(header: WireHeader) -> BlockHeader:
+    return BlockHeader(
+        number=header.number,
+        block_hash=header.hash,
+        tx_hashes=frozenset(header.transactions),
+        mined_at=None if header.timestamp is None else datetime.fromtimestamp(header.timestamp, UTC),
+    )
 
 
 _RECEIPT_ADAPTER: Final = TypeAdapter(WireReceipt)
 _LOG_ADAPTER: Final = TypeAdapter(WireLog)
 _HEADER_ADAPTER: Final = TypeAdapter(WireHeader)
+_HEAD_ADAPTER: Final = TypeAdapter(WireHead)
+_BLOCK_ADAPTER: Final = TypeAdapter(WireBlock)
 
 
 def _checked(method: str, adapter: TypeAdapter[_T], raw: object) -> _T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import BaseModel, ConfigDict
 
 from domain.identifiers import Address, TxHash
@@ -39,6 +41,56 @@ class BlockHeader(ChainValue):
     number: int
     block_hash: TxHash
     tx_hashes: frozenset[str] = frozenset()
+    mined_at: datetime | None = None
+    """By the node's word; nothing is decided by it."""
+
+
+class ChainHead(ChainValue):
+    """The newest block that a node has."""
+
+    number: int
+    mined_at: datetime
+
+
+class MinedBlock(ChainValue):
+    """A block that a node has now, and when it was mined, by its own clock."""
+
+    number: int
+    block_hash: TxHash
+    mined_at: datetime
+
+
+class TransferScope(ChainValue):
+    """Which transfers are watched: of `token` to `treasury`, on chain `chain_id`."""
+
+    chain_id: int
+    token: Address
+    treasury: Address
+
+
+class Transfer(ChainValue):
+    """One transfer of the token to the treasury, where it is on the canonical chain."""
+
+    tx_hash: TxHash
+    log_index: int
+    block_number: int
+    block_hash: TxHash
+    block_time: datetime
+    from_address: Address
+    value_raw: int
+
+
+class TransferRange(ChainValue):
+    """All transfers in blocks `first` to `last`, as one node has them; none is above the node's head."""
+
+    endpoint: str
+    head_number: int
+    first: int
+    last: int
+    last_block: MinedBlock
+    anchor: MinedBlock | None = None
+    """The block that the reader wanted to be shown with it, read at the same moment."""
+    transfers: tuple[Transfer, ...] = ()
 
 
 class ChainView(ChainValue):

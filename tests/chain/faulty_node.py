@@ -15,6 +15,7 @@ import copy
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -24,10 +25,18 @@ from tests.chain.anvil import PATIENCE_SECONDS
 
 Json = Any
 AnswerFault = Callable[[str, list[Json], Json], Json]
-"""(method, params, result) -> result"""
+"""(method, params, result) -> result, or a `Refusal` in its place"""
 BatchFault = Callable[[list[Json], list[Json]], Json]
 """(requests, replies) -> what is sent instead of the array of replies"""
 WireFault = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A JSON-RPC error in place of a result."""
+
+    message: str
+    code: int = -32602
 
 
 class FaultyNode:
@@ -36,6 +45,8 @@ class FaultyNode:
     def __init__(self, upstream_url: str, session: aiohttp.ClientSession) -> None:
         self.url = ""
         self.requests: list[list[str]] = []
+        self.log_ranges: list[int] = []
+        """Blocks that each log query wanted."""
         self._came = asyncio.Condition()
         self._upstream_url = upstream_url
         self._session = session
@@ -94,6 +105,29 @@ class FaultyNode:
     def other_chain(self, chain_id: int) -> None:
         """Claims to be of another chain."""
         self.fixed("eth_chainId", hex(chain_id))
+
+    def refuse_log_ranges_over(self, blocks: int, refusal: Refusal | None = None) -> None:
+        """Answers log queries over so many blocks at most."""
+        refused = refusal or Refusal(f"eth_getLogs is limited to a {blocks} block range")
+
+        def refuse(method: str, params: list[Json], result: Json) -> Json:
+            return refused if method == "eth_getLogs" and _blocks_in(params[0]) > blocks else result
+
+        self.answers(refuse)
+
+    def omit_newest_logs(self, blocks: int = 1) -> None:
+        """Knows no logs of the newest blocks yet, and does not say so."""
+        head = 0
+
+        def omit(method: str, _params: list[Json], result: Json) -> Json:
+            nonlocal head
+            if method == "eth_blockNumber":
+                head = int(result, 16)
+            if method == "eth_getLogs":
+                return [log for log in result if int(log["blockNumber"], 16) <= head - blocks]
+            return result
+
+        self.answers(omit)
 
     def shift_head(self, blocks: int) -> None:
         """A head that many blocks higher (lower when negative) than it is; blocks above a lowered head are gone."""
@@ -252,6 +286,7 @@ class FaultyNode:
         calls = document if isinstance(document, list) else [document]
         async with self._came:
             self.requests.append([call["method"] for call in calls])
+            self.log_ranges += [_blocks_in(call["params"][0]) for call in calls if call["method"] == "eth_getLogs"]
             self._came.notify_all()
         if self._wire_fault is not None:
             return await self._wire_fault(request)
@@ -275,4 +310,11 @@ class FaultyNode:
         result = copy.deepcopy(reply["result"])
         for fault in self._answer_faults:
             result = fault(call["method"], call.get("params", []), result)
+            if isinstance(result, Refusal):
+                error = {"code": result.code, "message": result.message}
+                return {"jsonrpc": "2.0", "id": reply["id"], "error": error}
         return {**reply, "result": result}
+
+
+def _blocks_in(query: Json) -> int:
+    return int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import web
@@ -748,6 +748,22 @@ async def test_the_head_never_falls_below_one_returned_before(node: Node, liars:
     assert await reader.head() == 20
     await node.mine(10)
     assert await reader.head() == 30
+
+
+async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not_behind(
+    node: Node, liars: Liars, readers: Readers
+) -> None:
+    first, second = await liars(2)
+    await node.mine(20)
+    reader = await readers(first, second)
+    newest = await reader.newest_block()
+    assert newest.number == 20
+    assert abs(datetime.now(UTC) - newest.mined_at) < timedelta(hours=1)
+    first.refuse()
+    assert (await reader.newest_block()).number == 20
+    second.refuse()
+    with pytest.raises(ChainUnavailable):
+        await reader.newest_block()
 
 
 # Cross-checks ---------------------------------------------------------------------------------------------------------

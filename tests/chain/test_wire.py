@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from chain.rpc import EndpointFailure, Failure, Reply
-from chain.wire import TRANSFER_TOPIC, read_data, read_header, read_quantity, read_receipt
+from chain.wire import TRANSFER_TOPIC, read_data, read_head, read_header, read_quantity, read_receipt
 
 TX = "0x" + "11" * 32
 BLOCK = "0x" + "bb" * 32
@@ -182,3 +183,16 @@ def test_a_quantity_is_read_up_to_its_bound() -> None:
     with pytest.raises(EndpointFailure):
         read_quantity(Reply("eth_blockNumber", hex(2**63)))
     assert read_data(Reply("eth_getCode", "0x")) == b""
+
+
+def test_the_newest_block_has_a_time() -> None:
+    found = read_head(Reply("eth_getBlockByNumber", {"number": "0xa", "timestamp": "0x6956a2b0", "extra": 1}))
+    assert (found.number, found.mined_at) == (10, datetime(2026, 1, 1, 16, 37, 4, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    "raw", [None, {}, {"number": "0xa"}, {"number": "0xa", "timestamp": 7}, {"number": "0xa", "timestamp": hex(2**33)}]
+)
+def test_a_newest_block_without_a_good_time_is_a_failure_of_the_node(raw: object) -> None:
+    with pytest.raises(EndpointFailure):
+        read_head(Reply("eth_getBlockByNumber", raw))

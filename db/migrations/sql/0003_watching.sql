@@ -41,7 +41,9 @@ CREATE TABLE chain_cursors (
     chain_id bigint NOT NULL,
     token text NOT NULL,
     to_address text NOT NULL,
-    block_number bigint NOT NULL CHECK (block_number >= -1),
+    -- The first block that was ever read: what was paid before is nobody's business.
+    first_block bigint NOT NULL CHECK (first_block >= 0),
+    block_number bigint NOT NULL CHECK (block_number >= first_block - 1),
     block_hash text,
     -- The chain's height at that moment: the difference is the watcher's lag.
     head_number bigint NOT NULL,
@@ -74,11 +76,14 @@ CREATE TABLE findings (
     metadata jsonb NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     last_seen_at timestamptz NOT NULL DEFAULT now(),
+    -- When the outside was told of it.
+    announced_at timestamptz,
     resolved_at timestamptz,
     -- The remedy that was taken.
     resolution text,
     CHECK ((resolved_at IS NULL) = (resolution IS NULL))
 );
 CREATE INDEX findings_open ON findings (created_at) WHERE resolved_at IS NULL;
+CREATE INDEX findings_to_announce ON findings (created_at) WHERE announced_at IS NULL;
 CREATE INDEX findings_by_attempt ON findings (attempt_id) WHERE attempt_id IS NOT NULL;
 CREATE INDEX findings_by_transfer ON findings (chain_id, tx_hash, log_index) WHERE tx_hash IS NOT NULL;

@@ -1,0 +1,260 @@
+"""Reading the chain into the database: range after range, back where it was reorganised, again where nodes omit."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from activities.contracts import RescanReport
+from activities.metrics import OBSERVED_TRANSFERS, REORGANISATIONS, WATCHER_BLOCK, WATCHER_LAG
+from chain.reader import ChainReader
+from db import observed
+from db.engine import ServiceDatabase
+from db.findings import close_settled_findings
+from db.observed import Cursor
+from domain.chain import MinedBlock, Transfer, TransferRange, TransferScope
+from domain.errors import ChainUnavailable, DatabaseBusy
+
+log = structlog.get_logger(__name__)
+
+OVERLAP_BLOCKS: Final = 5
+"""Blocks below the head that are read again with the next one: where nodes are behind a load balancer, the newest
+block's logs may be asked of one that does not have them yet. It costs no request."""
+
+FORK_SEARCH_BLOCKS: Final = 50
+"""Watched blocks compared at once when the chain was reorganised."""
+
+BLIND_REWIND_BLOCKS: Final = 1_024
+"""How far below the oldest watched block to go back when not even that one is canonical any more."""
+
+FIRST_LOOK_BACK_BLOCKS_MAX: Final = 50_000
+"""Where nothing says from which block to follow a chain: at most this far back, 25 questions of the usual size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How things stand after one range."""
+
+    cursor: Cursor
+    added: int = 0
+    is_at_head: bool = False
+    """There is nothing to read before the next block."""
+
+
+class ChainScan:
+    """Follows one chain for one treasury. Several at once do not spoil anything: the cursor takes turns."""
+
+    def __init__(
+        self,
+        chain: ChainReader,
+        database: ServiceDatabase,
+        scope: TransferScope,
+        *,
+        from_block: int | None,
+        look_back_blocks: int,
+    ) -> None:
+        """`from_block` is where a chain that was never followed begins; without one, `look_back_blocks` back."""
+        self.scope = scope
+        self._chain = chain
+        self._database = database
+        self._from_block = from_block
+        self._look_back_blocks = min(look_back_blocks, FIRST_LOOK_BACK_BLOCKS_MAX)
+        self._was_at_head = True
+
+    async def advance(self) -> Step:
+        """Read one range, as long as the endpoints give it, and move the cursor behind it.
+
+        Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
+        """
+        head = await self._chain.head()
+        cursor = await self._cursor(head)
+        if head <= cursor.block_number:
+            # Lower than before: a node that lags, or a chain that has become shorter.
+            went_back = head < cursor.block_number and await self._go_back(cursor, head)
+            self._was_at_head = not went_back
+            return self._step(replace(cursor, head_number=head), 0, is_at_head=not went_back)
+        found = await self._read(cursor, head)
+        if not self._continues(cursor, found):
+            if not await self._go_back(cursor, head):
+                raise ChainUnavailable(f"the endpoints show different blocks {cursor.block_number}")
+            self._was_at_head = False
+            return self._step(cursor, 0, is_at_head=False)
+        moved = replace(
+            cursor,
+            block_number=found.last,
+            block_hash=found.last_block.block_hash,
+            head_number=max(head, found.head_number),
+        )
+        added = await self._write(cursor, moved, found)
+        self._was_at_head = found.last >= head
+        return self._step(moved, added, is_at_head=self._was_at_head)
+
+    async def rescan(self, blocks: int) -> RescanReport:
+        """Read the last blocks behind the cursor again, with every endpoint that is on the same chain.
+
+        What one of them shows and the database has not is added; transfers of blocks that are not canonical are taken
+        out. Raises `ChainUnavailable` and `DatabaseUnavailable`.
+        """
+        async with self._database.single_statement() as connection:
+            cursor = await observed.find_cursor(connection, self.scope)
+        if cursor is None or cursor.block_hash is None:
+            return RescanReport()
+        first = max(cursor.block_number - blocks + 1, cursor.first_block)
+        answers = await asyncio.gather(*(self._read_again(label, first, cursor) for label in self._chain.labels))
+        silent = [answer for answer in answers if isinstance(answer, str)]
+        shown = [answer for answer in answers if not isinstance(answer, str)]
+        union = {(one.tx_hash, one.log_index): one for transfers in shown for one in transfers}
+        stale = await self._find_stale(first - 1, cursor, cursor) if shown else []
+        async with self._database.transaction() as connection:
+            watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
+            if (cursor.block_number, cursor.block_hash) not in watched[:1]:
+                raise DatabaseBusy("the chain was reorganised while it was read again")
+            orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
+            added = await observed.record_transfers(connection, self.scope, list(union.values()))
+            closed = await close_settled_findings(connection, self.scope.chain_id)
+        OBSERVED_TRANSFERS.inc(added)
+        return RescanReport(
+            first=first,
+            last=cursor.block_number,
+            endpoints=tuple(
+                label for label, answer in zip(self._chain.labels, answers, strict=True) if not isinstance(answer, str)
+            ),
+            silent=tuple(silent),
+            added=added,
+            orphaned=orphaned,
+            closed_findings=closed,
+        )
+
+    # Following -------------------------------------------------------------------------------------------------------
+
+    async def _cursor(self, head: int) -> Cursor:
+        async with self._database.single_statement() as connection:
+            cursor = await observed.find_cursor(connection, self.scope)
+            if cursor is None:
+                begin = self._from_block if self._from_block is not None else max(head - self._look_back_blocks, 0)
+                await observed.begin_at(connection, self.scope, begin, head)
+                cursor = await observed.find_cursor(connection, self.scope)
+        assert cursor is not None, "it was written just now, and nobody deletes it"
+        return cursor
+
+    async def _read(self, cursor: Cursor, head: int) -> TransferRange:
+        """The next range, with the block that the cursor stands on as it is now."""
+        anchor = cursor.block_number if cursor.block_hash is not None else None
+        begin = cursor.block_number + 1
+        if self._was_at_head:
+            overlapping = max(begin - OVERLAP_BLOCKS, cursor.first_block)
+            found = await self._chain.transfers(self.scope, overlapping, head, anchor=anchor)
+            if found.last > cursor.block_number:
+                return found
+        return await self._chain.transfers(self.scope, begin, head, anchor=anchor)
+
+    def _continues(self, cursor: Cursor, found: TransferRange) -> bool:
+        """Whether the range follows on what was read before, or on blocks that have been replaced since."""
+        if cursor.block_hash is None:
+            return True
+        if found.anchor is None:
+            raise ChainUnavailable(f"{found.endpoint} has no block {cursor.block_number}, which it is far beyond")
+        return found.anchor.block_hash == cursor.block_hash
+
+    async def _write(self, cursor: Cursor, moved: Cursor, found: TransferRange) -> int:
+        """The range and the cursor behind it, or nothing where somebody else has moved the cursor."""
+        async with self._database.transaction() as connection:
+            if not await observed.move_cursor(connection, self.scope, cursor, moved):
+                raise DatabaseBusy("somebody else follows the chain as well")
+            added = await observed.record_transfers(connection, self.scope, found.transfers)
+            await observed.watch_block(connection, self.scope, found.last_block)
+        OBSERVED_TRANSFERS.inc(added)
+        return added
+
+    def _step(self, cursor: Cursor, added: int, *, is_at_head: bool) -> Step:
+        chain = str(self.scope.chain_id)
+        WATCHER_BLOCK.labels(chain).set(cursor.block_number)
+        WATCHER_LAG.labels(chain).set(cursor.lag_blocks)
+        return Step(cursor, added, is_at_head)
+
+    # Reorganisations -------------------------------------------------------------------------------------------------
+
+    async def _go_back(self, cursor: Cursor, head: int) -> bool:
+        """Set the cursor to the newest block that is still canonical; False where that is where it stands.
+
+        Observed transfers whose blocks are gone become orphaned ones. What is read again from there finds those that
+        have come back in other blocks.
+        """
+        fork = await self._find_fork(cursor, head)
+        if fork is None:
+            return False
+        gone = await self._find_stale(fork.block_number, cursor, fork)
+        async with self._database.transaction() as connection:
+            if not await observed.move_cursor(connection, self.scope, cursor, fork):
+                raise DatabaseBusy("somebody else follows the chain as well")
+            await observed.forget_watched_above(connection, self.scope, fork.block_number)
+            orphaned = await observed.orphan_transfers(connection, self.scope, gone)
+        REORGANISATIONS.inc()
+        log.warning(
+            "the chain was reorganised: reading again",
+            chain_id=self.scope.chain_id,
+            from_block=fork.block_number + 1,
+            was_at_block=cursor.block_number,
+            orphaned_transfers=orphaned,
+        )
+        return True
+
+    async def _find_fork(self, cursor: Cursor, head: int) -> Cursor | None:
+        """Where the cursor belongs; None where nothing that was watched up to the chain's head has been replaced."""
+        if cursor.block_hash is None:
+            return None
+        async with self._database.single_statement() as connection:
+            watched = await observed.list_watched(connection, self.scope, up_to=min(head, cursor.block_number))
+        replaced = False
+        for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
+            part = watched[start : start + FORK_SEARCH_BLOCKS]
+            blocks = await self._chain.blocks(self.scope, [number for number, _ in part])
+            for number, block_hash in part:
+                if _has_hash(blocks[number], block_hash):
+                    return replace(cursor, block_number=number, block_hash=block_hash) if replaced else None
+                replaced = True
+        oldest = watched[-1][0] if watched else min(head, cursor.block_number)
+        number = max(oldest - BLIND_REWIND_BLOCKS, cursor.first_block - 1)
+        return replace(cursor, block_number=number, block_hash=None)
+
+    async def _find_stale(self, above: int, cursor: Cursor, known: Cursor) -> list[str]:
+        """Hashes of blocks up to the cursor that hold observed transfers and are not canonical.
+
+        Who is asked must have the block that is `known` to be canonical: one on another branch would say so of all.
+        """
+        async with self._database.single_statement() as connection:
+            held = await observed.list_blocks_with_transfers(connection, self.scope, above=above)
+        held = [(number, block_hash) for number, block_hash in held if number <= cursor.block_number]
+        if not held:
+            return []
+        numbers = {number for number, _ in held} | ({known.block_number} if known.block_hash is not None else set())
+        blocks = await self._chain.blocks(self.scope, sorted(numbers))
+        if known.block_hash is not None and not _has_hash(blocks[known.block_number], known.block_hash):
+            raise ChainUnavailable(f"the endpoints show different blocks {known.block_number}")
+        return [block_hash for number, block_hash in held if not _has_hash(blocks[number], block_hash)]
+
+    # Reading again ---------------------------------------------------------------------------------------------------
+
+    async def _read_again(self, label: str, first: int, cursor: Cursor) -> list[Transfer] | str:
+        """All that one endpoint shows up to the cursor; or why it does not count, in words."""
+        transfers: list[Transfer] = []
+        begin = first
+        try:
+            while True:
+                found = await self._chain.transfers(self.scope, begin, cursor.block_number, endpoint=label)
+                transfers += found.transfers
+                if found.last == cursor.block_number:
+                    break
+                begin = found.last + 1
+        except ChainUnavailable as error:
+            return f"{label}: {error.message}"
+        if found.last_block.block_hash != cursor.block_hash:
+            return f"{label}: has another block {cursor.block_number}"
+        return transfers
+
+
+def _has_hash(block: MinedBlock | None, block_hash: str) -> bool:
+    return block is not None and block.block_hash == block_hash

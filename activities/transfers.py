@@ -1,0 +1,211 @@
+"""What becomes of an observed transfer: it is found to be an attempt's, submitted for one, or left to an operator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, Protocol
+from uuid import UUID
+
+import structlog
+
+from activities.announcements import Publish
+from activities.metrics import FINDINGS_OPENED, WATCHER_SUBMISSIONS
+from db import observed
+from db.engine import ServiceConnection, ServiceDatabase
+from db.findings import list_to_announce, mark_announced, open_finding
+from domain.chain import Transfer, TransferScope
+from domain.errors import HashInUse, Refusal, SettleError, Unavailable
+from domain.events import FINDING_OPENED, PlatformEvent
+from domain.findings import Finding
+from domain.matching import AlreadyPaid, Candidate, Pays, Undecided, decide
+from domain.remedies import StoredFinding
+
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 100
+"""Transfers read at once."""
+
+SENDERS_AT_ONCE_MAX: Final = 4
+"""A submission waits for its workflow to begin: four at once take as long as one, and leave connections to others."""
+
+ANNOUNCE_MAX: Final = 50
+ANNOUNCE_AGAIN_SECONDS: Final = 30.0
+"""How long a receiver that did not take an event is left alone."""
+
+
+class Submit(Protocol):
+    """Hands a payment in as its payer would have; safe to repeat. Raises `SettleError`."""
+
+    async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
+
+
+class _MovedMeanwhile(Exception):
+    """The transfer is in another block by now, or somebody has decided about it."""
+
+
+class TransferDesk:
+    """Decides about transfers, one after the other. Two desks at once decide the same and do it once."""
+
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        scope: TransferScope,
+        submit: Submit,
+        publish: Publish,
+        *,
+        min_confirmations: int,
+    ) -> None:
+        self._database = database
+        self._scope = scope
+        self._submit = submit
+        self._publish = publish
+        self._min_confirmations = min_confirmations
+        self._announces_from = 0.0
+
+    async def act(self, head: int) -> None:
+        """Decide about every transfer that is confirmed by a chain of this height, and tell of new findings.
+
+        Before it is confirmed a transfer is the payer's own to submit. Raises `Unavailable` where the database or
+        Temporal is gone; what was not decided then is decided next time.
+        """
+        async with self._database.single_statement() as connection:
+            await observed.settle_unhandled(connection, self._scope)
+        after = (-1, -1)
+        while page := await self._page(head - self._min_confirmations + 1, after):
+            await self._decide_about(page)
+            after = (page[-1].block_number, page[-1].log_index)
+        await self._announce()
+
+    async def _page(self, up_to_block: int, after: tuple[int, int]) -> list[Transfer]:
+        async with self._database.single_statement() as connection:
+            return await observed.page_unhandled(
+                connection, self._scope, up_to_block=up_to_block, after=after, limit=PAGE
+            )
+
+    async def _decide_about(self, transfers: Sequence[Transfer]) -> None:
+        """Several senders at once, each one's transfers in their order: what one pays, the next one does not."""
+        of_senders: dict[str, list[Transfer]] = {}
+        for transfer in transfers:
+            of_senders.setdefault(transfer.from_address, []).append(transfer)
+        turns = asyncio.Semaphore(SENDERS_AT_ONCE_MAX)
+
+        async def decide_about_sender(of_sender: list[Transfer]) -> None:
+            async with turns:
+                for transfer in of_sender:
+                    await self._decide_unhindered(transfer)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for of_sender in of_senders.values():
+                    group.create_task(decide_about_sender(of_sender))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _decide_unhindered(self, transfer: Transfer) -> None:
+        """One transfer, so that whatever is wrong with it does not keep the others from being credited."""
+        try:
+            await self._decide(transfer)
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("transfer not decided about", tx_hash=transfer.tx_hash, log_index=transfer.log_index)
+
+    async def _decide(self, transfer: Transfer) -> None:
+        refused: set[UUID] = set()
+        while (attempt := await self._write_decision(transfer, refused)) is not None:
+            if await self._hand_in(transfer, attempt):
+                return
+            refused.add(attempt.attempt_id)
+
+    async def _write_decision(self, transfer: Transfer, refused: Iterable[UUID]) -> Candidate | None:
+        """Decide and write it down, in one transaction; or the attempt that the transfer is to be submitted for."""
+        try:
+            async with self._database.transaction() as connection:
+                around = await observed.find_surroundings(connection, self._scope, transfer)
+                match decide(self._scope.chain_id, transfer, around, refused=frozenset(refused)):
+                    case AlreadyPaid(attempt_id=attempt_id):
+                        await observed.mark_handled(connection, self._scope, transfer, attempt_id)
+                    case Undecided():
+                        pass
+                    case Pays(attempt=attempt):
+                        return attempt
+                    case finding:
+                        await self._open(connection, transfer, finding)
+        except _MovedMeanwhile:
+            return None
+        return None
+
+    async def _open(self, connection: ServiceConnection, transfer: Transfer, finding: Finding) -> None:
+        if not await observed.mark_handled(connection, self._scope, transfer, None):
+            raise _MovedMeanwhile
+        if await open_finding(connection, finding):
+            FINDINGS_OPENED.labels(finding.kind.value).inc()
+
+    async def _hand_in(self, transfer: Transfer, attempt: Candidate) -> bool:
+        """Submit as the payer would have; False where this attempt does not take the transaction.
+
+        What comes of it is seen next time: an attempt that waits for a transaction decides about its transfers.
+        """
+        try:
+            await self._submit(
+                attempt.owner_user_id, attempt.attempt_id, transfer.tx_hash, mined_at=transfer.block_time
+            )
+        except HashInUse:
+            # The payer has just submitted it himself, for another of his attempts.
+            return True
+        except Refusal as refusal:
+            log.warning(
+                "payment found, and not taken by its attempt",
+                attempt_id=str(attempt.attempt_id),
+                tx_hash=transfer.tx_hash,
+                error=refusal.message,
+            )
+            return False
+        WATCHER_SUBMISSIONS.inc()
+        log.info(
+            "payment found and submitted: nobody had done it",
+            attempt_id=str(attempt.attempt_id),
+            billing_account_id=attempt.billing_account_id,
+            tx_hash=transfer.tx_hash,
+            mined_at=transfer.block_time.isoformat(),
+        )
+        return True
+
+    # Findings are told ------------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Tell of findings, whoever has opened them, until they have been heard of."""
+        if time.monotonic() < self._announces_from:
+            return
+        async with self._database.single_statement() as connection:
+            for finding in await list_to_announce(connection, limit=ANNOUNCE_MAX):
+                try:
+                    await self._publish(_event(finding))
+                except SettleError as error:
+                    log.warning("finding not announced yet", finding=finding.key, error=error.message)
+                    self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
+                    return
+                await mark_announced(connection, finding)
+
+
+def _event(finding: StoredFinding) -> PlatformEvent:
+    return PlatformEvent(
+        id=f"{FINDING_OPENED}:{finding.key}:{finding.times_opened}",
+        type=FINDING_OPENED,
+        subject=finding.key,
+        time=finding.opened_at,
+        data={
+            "findingId": str(finding.id),
+            "kind": finding.kind.value,
+            "detail": finding.detail,
+            "chainId": finding.chain_id,
+            "txHash": finding.tx_hash,
+            "logIndex": finding.log_index,
+            "attemptId": str(finding.attempt_id) if finding.attempt_id else None,
+            "billingAccountId": finding.billing_account_id,
+            "valueRaw": str(finding.value_raw) if finding.value_raw is not None else None,
+        },
+    )

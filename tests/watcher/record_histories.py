@@ -1,0 +1,118 @@
+"""Record the histories of the watcher's workflows: `python -m tests.watcher.record_histories`.
+
+To be run by hand after a change that is meant to change histories, and the files committed with that change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.worker import Worker
+
+from activities.contracts import Followed, Rescan, RescanReport, WatchedChain
+from devstack.processes import quiet_port, wait_until
+from devstack.temporal import EmbeddedTemporal
+from starter.temporal import connect
+from tests.workflow.paths import RECORDER
+from tests.workflow.record_histories import without_traces
+from workflows.jobs.rescan_chain import RescanChain
+from workflows.naming import TASK_QUEUE
+from workflows.watch_chain import WatchChain
+
+HISTORIES: Final = Path(__file__).parent / "histories"
+CHAIN_ID: Final = 31_337
+
+
+@activity.defn(name="follow_chain")
+async def follow_chain(chain: WatchedChain) -> Followed:
+    """Follows nothing; for ever where it is told to follow for hours."""
+    while chain.follow_seconds > 3_600:
+        activity.heartbeat("block 7, 0 behind, 1 transfers")
+        await asyncio.sleep(0.1)
+    return Followed(block_number=7, words="block 7, 0 behind, 1 transfers")
+
+
+@activity.defn(name="rescan_chain")
+async def rescan_chain(rescan: Rescan) -> RescanReport:
+    """Finds one transfer."""
+    return RescanReport(first=1, last=rescan.blocks, endpoints=("node",), added=1)
+
+
+async def _watch(client: Client, name: str, chain: WatchedChain) -> WorkflowHandle[Any, Any]:
+    return await client.start_workflow(WatchChain.run, chain, id=name, task_queue=TASK_QUEUE)
+
+
+async def _follows_and_begins_anew(client: Client, name: str) -> WorkflowHandle[Any, Any]:
+    handle = await _watch(client, name, WatchedChain(chain_id=CHAIN_ID, follow_seconds=1.0))
+
+    async def begun_anew() -> bool:
+        return (await handle.describe()).run_id != handle.first_execution_run_id
+
+    await wait_until(begun_anew, timeout_seconds=30.0, what="a second run")
+    await handle.terminate()
+    return client.get_workflow_handle(name, run_id=handle.first_execution_run_id)
+
+
+async def _is_cancelled(client: Client, name: str) -> WorkflowHandle[Any, Any]:
+    handle = await _watch(client, name, WatchedChain(chain_id=CHAIN_ID, follow_seconds=10_000.0))
+
+    async def follows() -> bool:
+        description = (await handle.describe()).raw_description
+        return any(pending.HasField("last_started_time") for pending in description.pending_activities)
+
+    await wait_until(follows, timeout_seconds=30.0, what="the activity")
+    await handle.cancel()
+    with suppress(WorkflowFailureError):
+        await handle.result()
+    return handle
+
+
+async def _reads_again(client: Client, name: str) -> WorkflowHandle[Any, Any]:
+    handle = await client.start_workflow(RescanChain.run, Rescan(), id=name, task_queue=TASK_QUEUE)
+    await handle.result()
+    return handle
+
+
+PATHS: Final[dict[str, Callable[[Client, str], Awaitable[WorkflowHandle[Any, Any]]]]] = {
+    "watch_begins_anew": _follows_and_begins_anew,
+    "watch_is_cancelled": _is_cancelled,
+    "rescan": _reads_again,
+}
+
+
+async def main() -> None:
+    """Record every path."""
+    HISTORIES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        server = EmbeddedTemporal(Path(folder), quiet_port())
+        await server.start()
+        try:
+            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
+            client.service_client.config.identity = RECORDER
+            async with Worker(
+                client,
+                task_queue=TASK_QUEUE,
+                workflows=[WatchChain, RescanChain],
+                activities=[follow_chain, rescan_chain],
+                identity=RECORDER,
+            ):
+                for name, walk in PATHS.items():
+                    history = await (await walk(client, name)).fetch_history()
+                    content = json.dumps(without_traces(json.loads(history.to_json())), indent=1) + "\n"
+                    (HISTORIES / f"{name}.json").write_text(content)
+                    sys.stdout.write(f"{name}\n")
+        finally:
+            await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
