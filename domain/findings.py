@@ -44,6 +44,9 @@ class FindingKind(StrEnum):
     LEDGER_WITHOUT_TRANSFER = "ledger_without_transfer"
     """Credits were posted for a payment that the chain does not show: an alarm."""
 
+    LEDGER_DISAGREES = "ledger_disagrees"
+    """A payment, its transfer and its ledger entries contradict each other: an alarm."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each needs a name and a reason, and is safe to repeat."""
@@ -71,6 +74,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.RETURNED_AFTER_REVERSAL: (Remedy.CREDIT, Remedy.REFUND_RECORDED, Remedy.WRITE_OFF),
     FindingKind.PAYMENT_REVERSED: (Remedy.WRITE_OFF,),
     FindingKind.LEDGER_WITHOUT_TRANSFER: (Remedy.RETRY, Remedy.WRITE_OFF),
+    FindingKind.LEDGER_DISAGREES: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """What can be done about each kind, the likeliest first."""
 
@@ -90,19 +94,35 @@ class Finding(BaseModel):
     sender: Address | None = None
     value_raw: int | None = None
     """Raw token units that it is about: of a surplus, the surplus."""
+    ledger_reference: str | None = None
+    """Of the ledger entries that it is about, where no attempt is."""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """What makes two findings the same one: the transfer, or the attempt, and the kind only where both may be."""
         if self.kind in _OF_AN_ATTEMPT:
-            return f"{self.kind.value}:{self.attempt_id}"
+            return f"{self.kind.value}:{self.attempt_id or self.ledger_reference}"
         return transfer_key(self.chain_id, self.tx_hash, self.log_index)
 
 
 _OF_AN_ATTEMPT: Final = frozenset(
-    {FindingKind.SURPLUS, FindingKind.PAYMENT_REVERSED, FindingKind.LEDGER_WITHOUT_TRANSFER}
+    {
+        FindingKind.SURPLUS,
+        FindingKind.PAYMENT_REVERSED,
+        FindingKind.LEDGER_WITHOUT_TRANSFER,
+        FindingKind.LEDGER_DISAGREES,
+    }
 )
+
+ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
+"""Kinds that say that the books are wrong, not that somebody paid in an unexpected way."""
+
+SETTLED: Final = "settled"
+"""The resolution of a finding that nobody had to resolve: its transfer has paid an attempt since."""
+
+REOPENING_RESOLUTIONS: Final = (Remedy.RETRY.value, SETTLED)
+"""A finding that was resolved so is open again when the same thing is found again."""
 
 
 def transfer_key(chain_id: int | None, tx_hash: str | None, log_index: int | None) -> str:

@@ -1,0 +1,115 @@
+"""`settle reconcile`: chain, attempts, ledger and workflows laid side by side for a period."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from activities.reconciliation import Reconciliation
+from commands.connections import payments_client, service_database
+from commands.output import grouped, print_json, progress, stdout, table
+from domain.errors import InvalidInput
+from domain.reconciliation import Difference, Report
+from settings import Settings
+from starter.remedies import start_remedy
+from starter.temporal import connect
+
+SHOWN_MAX: Final = 50
+"""Differences that the table lists; `--json` has more."""
+
+
+async def reconcile(
+    settings: Settings,
+    variables: Mapping[str, str],
+    *,
+    from_time: str | None,
+    to_time: str | None,
+    csv_file: Path | None,
+    as_json: bool,
+) -> bool:
+    """Reconcile a period; False where something is wrong, and not where something merely waits for an operator."""
+    temporal = await connect(variables, lazy=True)
+    async with service_database(settings) as database, payments_client(settings, variables) as payments:
+        reconciliation = Reconciliation(
+            database,
+            chain_id=settings.chain_id,
+            block_time=settings.block_time,
+            pick_up=payments.pick_up,
+            carry=lambda request: start_remedy(temporal, request),
+        )
+        default = await reconciliation.default_period(whole_hours=False)
+        end = _moment("--to", to_time) or default[1]
+        begin = _moment("--from", from_time) or (default[0] if to_time is None else end - timedelta(days=1))
+        report = await reconciliation.run(begin, end, csv_file=csv_file, on_progress=progress)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    return report.is_well
+
+
+def _moment(option: str, given: str | None) -> datetime | None:
+    """A moment as ISO 8601 has it; without a zone it is UTC."""
+    if given is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(given)
+    except ValueError:
+        raise InvalidInput(option, f"wants a time such as 2026-01-31T12:00:00Z, got {given!r:.40}") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _print(report: Report) -> None:
+    period = report.period
+    verdict = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"
+    stdout.print(
+        f"{period.from_time:%Y-%m-%d %H:%M:%S} to {period.to_time:%Y-%m-%d %H:%M:%S} UTC, chain {report.chain_id}: "
+        f"{verdict}",
+        style="bold",
+        markup=False,
+    )
+    stdout.print(table("", ("total", "amount", "unit"), _totals(report), right=("amount",)))
+    if not report.counts:
+        stdout.print("no differences")
+    else:
+        stdout.print(
+            table(
+                "Differences",
+                ("severity", "kind", "detail", "what to do"),
+                [(one.severity.value, one.kind, _detail(one), one.remedy) for one in report.differences[:SHOWN_MAX]],
+            )
+        )
+        counted = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+        stdout.print(f"in all: {counted}", markup=False)
+    if report.csv:
+        stdout.print(f"written: {report.csv}", markup=False)
+    stdout.print(f"balance assertion {report.assertion_id}, {report.seconds} s", markup=False)
+
+
+def _detail(difference: Difference) -> str:
+    place = f" (transaction {difference.tx_hash})" if difference.tx_hash else ""
+    return difference.detail + place
+
+
+def _totals(report: Report) -> list[tuple[str, str, str]]:
+    totals = report.totals
+    rows = [
+        ("transfers", totals.transfers, ""),
+        ("inflow", totals.inflow_raw, "raw"),
+        ("= purchases", totals.purchases_credits // 10, "raw"),
+        ("+ donations", totals.donations_credits // 10, "raw"),
+        ("+ credited by operators", totals.operator_credits // 10, "raw"),
+        ("+ unapplied", totals.unapplied_raw, "raw"),
+        ("    of which waits for an operator", totals.open_raw, "raw"),
+        ("    of which in progress", totals.in_progress_raw, "raw"),
+        ("    of which refunded", totals.refunded_raw, "raw"),
+        ("    of which written off", totals.written_off_raw, "raw"),
+        ("taken back by reversals", totals.reversed_credits // 10, "raw"),
+        ("posted to cash:usdc, debit", totals.ledger_debit_credits, "credits"),
+        ("posted to cash:usdc, credit", totals.ledger_credit_credits, "credits"),
+    ]
+    if totals.unobserved_raw:
+        rows.append(("paid outside the watcher's blocks", totals.unobserved_raw, "raw"))
+    return [(name, grouped(value), unit) for name, value, unit in rows]

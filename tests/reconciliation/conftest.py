@@ -1,0 +1,32 @@
+"""The books of `open_books` as a template: each test gets its own copy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from tests.reconciliation.books import Books, Helpers, open_books
+from tests.support.payments import open_desk
+from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
+
+
+@pytest.fixture(scope="session")
+async def books_template(cluster: Cluster) -> Books:
+    """The database that `books` copies."""
+    database = await cluster.create(template=MIGRATED_TEMPLATE, name="books_template")
+    async with open_desk(database) as desk:
+        books = await open_books(desk)
+        assert await desk.books() == []
+    return books
+
+
+@pytest.fixture
+async def books(cluster: Cluster, books_template: Books) -> AsyncIterator[Books]:
+    """One of everything that is as it should be, in a database of one's own."""
+    async with (
+        cluster.temporary(template=books_template.desk.database.name) as database,
+        open_desk(database) as desk,
+    ):
+        yield replace(books_template, desk=desk, helpers=Helpers())

@@ -1,0 +1,111 @@
+"""Lays chain, attempts, ledger and workflows side by side for what has come since the last time."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import Field
+
+    from activities.announcements import AnnouncementActivities
+    from activities.contracts import Message
+    from activities.reconciliation import PeriodToReconcile, ReconciliationActivities
+    from domain.events import RECONCILED, PlatformEvent
+    from domain.reconciliation import Report
+    from workflows.naming import RECONCILE
+    from workflows.policies import (
+        ANNOUNCE_START_TO_CLOSE,
+        BATCHES_HEARTBEAT,
+        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+        JOB_RETRY,
+        RECONCILE_RETRY,
+        RECONCILE_START_TO_CLOSE,
+    )
+
+
+class ReconcileInput(Message):
+    """Which period."""
+
+    hours: int = Field(default=24, ge=1, le=24 * 31, description="length of the period; longer where one was missed")
+
+
+class Reconciled(Message):
+    """What a reconciliation came to; the report is in the worker's log, the findings and the CSV."""
+
+    assertion_id: int
+    closes: bool
+    alarms: int
+    counts: dict[str, int]
+    transfers: int
+    csv: str | None = None
+
+
+@workflow.defn(name=RECONCILE)
+class Reconcile:
+    """One reconciliation, and the event that tells of it."""
+
+    @workflow.run
+    async def run(self, wanted: ReconcileInput) -> Reconciled:
+        """The story of a reconciliation."""
+        report = await self._reconcile(wanted)
+        await self._announce(report)
+        self._tell(report)
+        return Reconciled(
+            assertion_id=report.assertion_id or 0,
+            closes=report.closes,
+            alarms=report.alarms,
+            counts=report.counts,
+            transfers=report.totals.transfers,
+            csv=report.csv,
+        )
+
+    async def _reconcile(self, wanted: ReconcileInput) -> Report:
+        return await workflow.execute_activity_method(
+            ReconciliationActivities.reconcile,
+            PeriodToReconcile(hours=wanted.hours),
+            start_to_close_timeout=RECONCILE_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=RECONCILE_RETRY,
+            summary=f"reconcile the last {wanted.hours} hours",
+        )
+
+    async def _announce(self, report: Report) -> None:
+        try:
+            await workflow.execute_activity_method(
+                AnnouncementActivities.announce,
+                _event(report),
+                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
+                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+                retry_policy=JOB_RETRY,
+                summary="announce the reconciliation",
+            )
+        except ActivityError as error:
+            # The assertion is stored and the findings are told of by themselves.
+            workflow.logger.error("the reconciliation could not be announced: %s", error.cause)
+
+    def _tell(self, report: Report) -> None:
+        words = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"
+        counted = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "no differences"
+        words = f"{report.totals.transfers} transfers, {words}, {report.alarms} alarms; {counted}"
+        workflow.set_current_details(words)
+        (workflow.logger.info if report.is_well else workflow.logger.error)(words)
+
+
+def _event(report: Report) -> PlatformEvent:
+    return PlatformEvent(
+        id=f"{RECONCILED}:{report.chain_id}:{report.assertion_id}",
+        type=RECONCILED,
+        subject=f"chain {report.chain_id}",
+        time=workflow.now(),
+        data={
+            "assertionId": report.assertion_id,
+            "from": report.period.from_time.isoformat(),
+            "to": report.period.to_time.isoformat(),
+            "closes": report.closes,
+            "alarms": report.alarms,
+            "differences": report.counts,
+            # Sums of token units do not fit a JSON number.
+            "totals": {name: str(value) for name, value in report.totals.by_name().items()},
+        },
+    )

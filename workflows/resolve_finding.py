@@ -1,0 +1,49 @@
+"""One operator's decision about a finding, carried out to its end."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.remedies import RemedyActivities
+    from domain.findings import Remedy
+    from domain.remedies import RemedyRequest, TakenRemedy, describe
+    from workflows.naming import RESOLVE_FINDING
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE
+
+
+@workflow.defn(name=RESOLVE_FINDING)
+class ResolveFinding:
+    """Takes the remedy, then mints the bonus of a credit: whatever dies in between, the other one still comes."""
+
+    @workflow.run
+    async def run(self, request: RemedyRequest) -> TakenRemedy:
+        """The story of a remedy."""
+        taken = await self._take_remedy(request)
+        if taken.remedy is Remedy.CREDIT:
+            await self._mint_bonus(taken)
+        workflow.set_current_details(describe(taken))
+        return taken
+
+    async def _take_remedy(self, request: RemedyRequest) -> TakenRemedy:
+        try:
+            return await workflow.execute_activity_method(
+                RemedyActivities.take_remedy,
+                request,
+                start_to_close_timeout=LEDGER_START_TO_CLOSE,
+                retry_policy=LEDGER_RETRY,
+                summary=f"{request.remedy.value}, as {request.operator} decided",
+            )
+        except ActivityError as error:
+            # The refusal itself, so that its code is not hidden one level down.
+            raise (error.cause if isinstance(error.cause, ApplicationError) else error) from error
+
+    async def _mint_bonus(self, taken: TakenRemedy) -> None:
+        await workflow.execute_activity_method(
+            RemedyActivities.mint_bonus_of_credit,
+            taken,
+            start_to_close_timeout=LEDGER_START_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            summary="credit the system tenant's bonus",
+        )
