@@ -1,0 +1,58 @@
+"""Workflows that run for ever: started once, and again where one has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from starter.temporal import RPC_TIMEOUT, answered
+from workflows.naming import TASK_QUEUE
+
+
+@dataclass(frozen=True, slots=True)
+class StandingWorkflow:
+    """A workflow of which exactly one shall run, whatever happens."""
+
+    workflow_id: str
+    workflow: str
+    input: BaseModel
+    summary: str
+
+
+async def list_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> list[StandingWorkflow]:
+    """Those that do not run. Raises `TemporalUnavailable` and `StartupCheckFailed`."""
+    return [standing for standing in wanted if not await _is_running(client, standing.workflow_id)]
+
+
+async def start_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> list[str]:
+    """Start those that do not run; the ids of those started. Safe to repeat, and at once with another one."""
+    missing = await list_missing(client, wanted)
+    with answered(client):
+        for standing in missing:
+            await client.start_workflow(
+                standing.workflow,
+                standing.input,
+                id=standing.workflow_id,
+                task_queue=TASK_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                static_summary=standing.summary,
+                rpc_timeout=RPC_TIMEOUT,
+            )
+    return [standing.workflow_id for standing in missing]
+
+
+async def _is_running(client: Client, workflow_id: str) -> bool:
+    with answered(client):
+        try:
+            description = await client.get_workflow_handle(workflow_id).describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND and "namespace" not in error.message.lower():
+                return False
+            raise
+    return description.status == WorkflowExecutionStatus.RUNNING

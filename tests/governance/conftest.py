@@ -1,0 +1,62 @@
+"""A worker with the product's jobs on real servers, and whoever listens to their events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from temporalio.worker import Worker
+
+from activities.announcements import Publish
+from domain.events import PlatformEvent
+from settings import load
+from tests.support.engine import Engine
+from tests.support.sink import Sink, running_sink
+from worker import build_worker
+
+
+@dataclass
+class Heard:
+    """Everything that was announced, in order; an event's publisher in the tests."""
+
+    events: list[PlatformEvent] = field(default_factory=list)
+
+    async def publish(self, event: PlatformEvent) -> None:
+        """Keep it."""
+        self.events.append(event)
+
+    def of_type(self, type_: str) -> list[PlatformEvent]:
+        """What was announced of one type."""
+        return [event for event in self.events if event.type == type_]
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[Sink]:
+    """An HTTP receiver."""
+    async with running_sink() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """An empty one."""
+    return Heard()
+
+
+@asynccontextmanager
+async def working(engine: Engine, publish: Publish, **changes: str) -> AsyncIterator[Worker]:
+    """The product's own worker for the length of the block; `changes` are settings by their variables' names."""
+    # The chain is the session's: a watcher must not find what other tests have paid.
+    unwatched = {"CHAIN_WATCH_FROM_BLOCK": str(await engine.reader.head() + 1)}
+    worker = build_worker(
+        engine.namespace.client,
+        load({**engine.variables, **unwatched, **changes}),
+        chain=engine.reader,
+        tenants=engine.tenants,
+        service=engine.service,
+        publish=publish,
+    )
+    async with worker:
+        yield worker

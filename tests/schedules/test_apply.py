@@ -1,0 +1,225 @@
+"""Schedules on a real Temporal: created, updated and deleted as the file says, with an operator's pause kept."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleCalendarSpec,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+
+from devstack.processes import wait_until
+from domain.errors import TemporalUnavailable
+from starter.schedule_file import Overlap, WantedSchedule, load_schedules
+from starter.schedules import (
+    CATCH_UP,
+    Change,
+    Difference,
+    Planned,
+    apply_schedules,
+    list_names,
+    plan_schedules,
+    read_schedules,
+)
+from starter.temporal import connect
+from tests.support.servers import Namespace
+from workflows.jobs import discover
+from workflows.naming import SCHEDULE_MEMO, TASK_QUEUE, schedule_id, schedule_name_of
+
+PATIENCE_SECONDS = 30.0
+
+BEAT = WantedSchedule(
+    name="beat",
+    job="GovernanceHeartbeat",
+    every=timedelta(minutes=5),
+    offset=timedelta(0),
+    jitter=timedelta(0),
+    overlap=Overlap.SKIP,
+    time_limit=timedelta(hours=1),
+    starts_paused=False,
+    note="",
+    input={"low_balance_credits": 7, "head_age_seconds_max": 60},
+)
+SWEEP = replace(BEAT, name="sweep", job="Housekeeping", every=timedelta(minutes=1), input={})
+
+
+async def changes(client: Client, *wanted: WantedSchedule) -> dict[str, Change]:
+    return {plan.name: plan.change for plan in await plan_schedules(client, wanted)}
+
+
+async def apply(client: Client, *wanted: WantedSchedule) -> list[Planned]:
+    planned = await plan_schedules(client, wanted)
+    await apply_schedules(client, planned)
+    return planned
+
+
+async def listed(client: Client, *names: str) -> None:
+    """Temporal's list is a moment behind."""
+
+    async def are_there() -> bool:
+        return await list_names(client) == sorted(names)
+
+    await wait_until(are_there, timeout_seconds=PATIENCE_SECONDS, what=f"schedules {names}")
+
+
+async def test_the_first_time_everything_is_created_and_the_second_time_nothing_is_done(namespace: Namespace) -> None:
+    wanted = load_schedules(None, discover())
+    assert set((await changes(namespace.client, *wanted)).values()) == {Change.CREATE}
+    await apply(namespace.client, *wanted)
+    assert set((await changes(namespace.client, *wanted)).values()) == {Change.UNCHANGED}
+    await listed(namespace.client, *(one.name for one in wanted))
+
+
+async def test_what_is_created_skips_overlaps_and_catches_nothing_up(namespace: Namespace) -> None:
+    await apply(namespace.client, BEAT)
+    schedule = (await namespace.client.get_schedule_handle(schedule_id("beat")).describe()).schedule
+    assert schedule.policy.overlap == ScheduleOverlapPolicy.SKIP
+    assert schedule.policy.catchup_window == CATCH_UP
+    assert schedule.spec.intervals == [ScheduleIntervalSpec(every=timedelta(minutes=5))]
+    assert isinstance(schedule.action, ScheduleActionStartWorkflow)
+    assert (schedule.action.workflow, schedule.action.task_queue) == ("GovernanceHeartbeat", TASK_QUEUE)
+    assert not schedule.state.paused
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"every": timedelta(minutes=6)}, Difference("every", "5m", "6m")),
+        ({"offset": timedelta(seconds=7)}, Difference("every", "5m", "5m + 7s")),
+        ({"jitter": timedelta(seconds=7)}, Difference("jitter", "0s", "7s")),
+        ({"overlap": Overlap.ALLOW_ALL}, Difference("overlap", "skip", "allow_all")),
+        ({"time_limit": timedelta(minutes=7)}, Difference("time limit", "1h", "7m")),
+        ({"job": "Housekeeping"}, Difference("job", "GovernanceHeartbeat", "Housekeeping")),
+    ],
+    ids=lambda value: value.field if isinstance(value, Difference) else "",
+)
+async def test_the_difference_names_what_changed_and_nothing_else(
+    shared: Client, changed: dict[str, object], difference: Difference
+) -> None:
+    before = replace(BEAT, name=f"beat-{difference.field.replace(' ', '-')}-{len(difference.wants or '')}")
+    await apply(shared, before)
+    after = replace(before, **changed)  # type: ignore[arg-type]
+    [planned] = [plan for plan in await plan_schedules(shared, [after]) if plan.name == before.name]
+    assert (planned.change, planned.differences) == (Change.UPDATE, (difference,))
+    await apply_schedules(shared, [planned])
+    assert (await changes(shared, after))[before.name] is Change.UNCHANGED
+
+
+async def test_the_difference_names_each_input_that_changed(shared: Client) -> None:
+    before = replace(BEAT, name="inputs")
+    await apply(shared, before)
+    after = replace(before, input={"low_balance_credits": 8, "new_one": [1]})
+    [planned] = [plan for plan in await plan_schedules(shared, [after]) if plan.name == before.name]
+    assert set(planned.differences) == {
+        Difference("input.low_balance_credits", "7", "8"),
+        Difference("input.new_one", None, "[1]"),
+        Difference("input.head_age_seconds_max", "60", None),
+    }
+
+
+async def test_an_operators_pause_and_note_outlive_an_update(namespace: Namespace) -> None:
+    await apply(namespace.client, BEAT)
+    handle = namespace.client.get_schedule_handle(schedule_id("beat"))
+    await handle.pause(note="the node is being moved")
+    [planned] = await apply(namespace.client, replace(BEAT, every=timedelta(minutes=6), note="another", input={}))
+    assert (planned.paused, planned.note) == (True, "the node is being moved")
+    schedule = (await handle.describe()).schedule
+    assert (schedule.state.paused, schedule.state.note) == (True, "the node is being moved")
+    assert schedule.spec.intervals[0].every == timedelta(minutes=6)
+    await handle.unpause(note="moved")
+    await apply(namespace.client, replace(BEAT, starts_paused=True))
+    assert not (await handle.describe()).schedule.state.paused
+
+
+async def test_a_schedule_can_begin_paused_with_a_note(shared: Client) -> None:
+    await apply(shared, replace(BEAT, name="later", starts_paused=True, note="not before the launch"))
+    state = (await shared.get_schedule_handle(schedule_id("later")).describe()).schedule.state
+    assert (state.paused, state.note) == (True, "not before the launch")
+
+
+async def test_what_the_file_names_no_more_is_deleted_and_nobody_elses(namespace: Namespace) -> None:
+    client = namespace.client
+    await apply(client, BEAT, SWEEP)
+    action = ScheduleActionStartWorkflow("Theirs", id="theirs", task_queue="theirs")
+    theirs = Schedule(action=action, spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(days=1))]))
+    await client.create_schedule("theirs", theirs, memo={SCHEDULE_MEMO: "schedule"})
+    await client.create_schedule(schedule_id("by-hand"), theirs)
+    await listed(client, "beat", "sweep")
+    assert await changes(client, BEAT) == {"beat": Change.UNCHANGED, "sweep": Change.DELETE}
+    await apply(client, BEAT)
+    await listed(client, "beat")
+    for kept in ("theirs", schedule_id("by-hand"), schedule_id("beat")):
+        await client.get_schedule_handle(kept).describe()
+    assert await changes(client, BEAT) == {"beat": Change.UNCHANGED}
+
+
+async def test_many_applies_at_once_end_with_what_they_all_want(namespace: Namespace) -> None:
+    planned = [await plan_schedules(namespace.client, [BEAT, SWEEP]) for _ in range(4)]
+    await asyncio.gather(*(apply_schedules(namespace.client, plan) for plan in planned))
+    assert await changes(namespace.client, BEAT, SWEEP) == {"beat": Change.UNCHANGED, "sweep": Change.UNCHANGED}
+
+
+async def test_what_vanished_since_the_plan_is_made_again_or_stays_gone(namespace: Namespace) -> None:
+    client = namespace.client
+    await apply(client, BEAT, SWEEP)
+    await listed(client, "beat", "sweep")
+    planned = await plan_schedules(client, [replace(BEAT, every=timedelta(minutes=6))])
+    for name in ("beat", "sweep"):
+        await client.get_schedule_handle(schedule_id(name)).delete()
+    await apply_schedules(client, planned)
+    assert (await changes(client, replace(BEAT, every=timedelta(minutes=6))))["beat"] is Change.UNCHANGED
+
+
+async def test_an_edit_by_hand_is_a_difference(shared: Client) -> None:
+    wanted = replace(BEAT, name="edited")
+    await apply(shared, wanted)
+
+    def edit(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        found.description.schedule.spec.calendars = [ScheduleCalendarSpec()]
+        found.description.schedule.policy.catchup_window = timedelta(days=1)
+        return ScheduleUpdate(found.description.schedule)
+
+    await shared.get_schedule_handle(schedule_id("edited")).update(edit)
+    [planned] = [plan for plan in await plan_schedules(shared, [wanted]) if plan.name == "edited"]
+    assert set(planned.differences) == {
+        Difference("every", "5m and calendars", "5m"),
+        Difference("catch-up", "1d", "10s"),
+    }
+
+
+async def test_the_list_says_what_is_next_and_what_is_paused(namespace: Namespace) -> None:
+    await apply(namespace.client, BEAT, replace(SWEEP, starts_paused=True, note="later"))
+    await listed(namespace.client, "beat", "sweep")
+    beat, sweep = await read_schedules(namespace.client)
+    assert (beat.name, beat.job, beat.every, beat.paused, beat.last_status) == (
+        "beat",
+        "GovernanceHeartbeat",
+        "5m",
+        False,
+        None,
+    )
+    assert beat.next_at is not None
+    assert (sweep.paused, sweep.note, sweep.next_at) == (True, "later", None)
+
+
+async def test_a_temporal_that_does_not_answer_is_one_error() -> None:
+    client = await connect({"TEMPORAL_ADDRESS": "127.0.0.1:1"}, lazy=True)
+    with pytest.raises(TemporalUnavailable):
+        await plan_schedules(client, [BEAT])
+
+
+def test_ids_of_schedules_go_both_ways() -> None:
+    assert schedule_name_of(schedule_id("beat")) == "beat"
+    with pytest.raises(ValueError, match="not the id of a schedule of ours"):
+        schedule_name_of("beat")

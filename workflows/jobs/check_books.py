@@ -1,0 +1,108 @@
+"""Do the books still balance? What is found is on record, and everybody who should know is told once."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import Field
+
+    from activities.announcements import AnnouncementActivities
+    from activities.bookkeeping import (
+        AnnouncedChanges,
+        BookkeepingActivities,
+        BooksChange,
+        BooksReport,
+        BooksToCheck,
+    )
+    from activities.contracts import Message
+    from domain.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
+    from workflows.naming import CHECK_BOOKS
+    from workflows.policies import (
+        ANNOUNCE_START_TO_CLOSE,
+        BATCHES_HEARTBEAT,
+        BATCHES_RETRY,
+        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+        BOOKS_START_TO_CLOSE,
+        JOB_RETRY,
+        JOB_SCHEDULE_TO_CLOSE,
+        JOB_START_TO_CLOSE,
+    )
+
+
+class CheckBooksInput(Message):
+    """Which check."""
+
+    full: bool = Field(default=False, description="true to check every row, not only what is new and some old ones")
+
+
+@workflow.defn(name=CHECK_BOOKS)
+class CheckBooks:
+    """One check of the books, and one event for each violation that is new or gone."""
+
+    @workflow.run
+    async def run(self, wanted: CheckBooksInput) -> BooksReport:
+        """The story of a check."""
+        report = await self._check(wanted)
+        announced = [change for change in report.changes if await self._announce(change)]
+        if announced:
+            await self._note_announced(announced)
+        self._tell(report)
+        return report
+
+    async def _check(self, wanted: CheckBooksInput) -> BooksReport:
+        return await workflow.execute_activity_method(
+            BookkeepingActivities.check_books,
+            BooksToCheck(full=wanted.full),
+            start_to_close_timeout=BOOKS_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="check every row of the books" if wanted.full else "check what is new in the books",
+        )
+
+    async def _announce(self, change: BooksChange) -> bool:
+        """Whether it arrived. Where not, it is still to be told, and the next run does."""
+        try:
+            await workflow.execute_activity_method(
+                AnnouncementActivities.announce,
+                _event(change),
+                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
+                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+                retry_policy=JOB_RETRY,
+                summary=f"announce: {change.detail}"[:200],
+            )
+        except ActivityError as error:
+            workflow.logger.error("a change of the books could not be announced: %s", error.cause)
+            return False
+        return True
+
+    async def _note_announced(self, announced: list[BooksChange]) -> None:
+        await workflow.execute_activity_method(
+            BookkeepingActivities.note_books_announced,
+            AnnouncedChanges(
+                opened=tuple(change.id for change in announced if not change.is_resolved),
+                resolved=tuple(change.id for change in announced if change.is_resolved),
+            ),
+            start_to_close_timeout=JOB_START_TO_CLOSE,
+            schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
+            retry_policy=JOB_RETRY,
+            summary="write down what was announced",
+        )
+
+    def _tell(self, report: BooksReport) -> None:
+        words = f"{report.entries_checked} new entries checked, {report.violations_open} violations are open"
+        workflow.set_current_details(words)
+        (workflow.logger.error if report.violations_open else workflow.logger.info)(words)
+
+
+def _event(change: BooksChange) -> PlatformEvent:
+    kind = BOOKS_RESTORED if change.is_resolved else BOOKS_VIOLATED
+    return PlatformEvent(
+        # A violation that comes back after it was gone is another one, with another number.
+        id=f"{kind}:{change.check}:{change.subject}:{change.id}",
+        type=kind,
+        subject=change.subject,
+        time=change.at,
+        data={"check": change.check, "detail": change.detail},
+    )

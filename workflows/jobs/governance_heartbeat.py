@@ -1,0 +1,115 @@
+"""The platform looks after its own account: is it there, what does it hold, and is the system around it alive?"""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import Field
+
+    from activities.announcements import AnnouncementActivities
+    from activities.contracts import Message
+    from activities.governance import GovernanceActivities, HeartbeatRef, HeartbeatToTake, TakenHeartbeat
+    from domain.events import HEARTBEAT, PlatformEvent
+    from domain.governance import DEFAULT_LOW_BALANCE_CREDITS, Heartbeat, heartbeat_event, low_balance_event
+    from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+    from workflows.naming import GOVERNANCE_HEARTBEAT
+    from workflows.occasion import Occasion, this_occasion
+    from workflows.policies import (
+        ANNOUNCE_START_TO_CLOSE,
+        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+        JOB_RETRY,
+        JOB_SCHEDULE_TO_CLOSE,
+        JOB_START_TO_CLOSE,
+    )
+
+
+class HeartbeatInput(Message):
+    """What a heartbeat measures with."""
+
+    low_balance_credits: int = Field(default=DEFAULT_LOW_BALANCE_CREDITS, ge=0)
+    """Below this balance it raises its voice, once."""
+
+    head_age_seconds_max: int = Field(default=600, ge=1)
+    """A chain whose newest block is older than this stands still."""
+
+
+@workflow.defn(name=GOVERNANCE_HEARTBEAT)
+class GovernanceHeartbeat:
+    """One heartbeat: one row, one event, and one more when the balance has fallen below the threshold."""
+
+    @workflow.run
+    async def run(self, wanted: HeartbeatInput) -> Heartbeat:
+        """The story of a heartbeat."""
+        occasion = this_occasion()
+        taken = await self._take(wanted, occasion)
+        await self._announce(heartbeat_event(taken.heartbeat))
+        for low in taken.low_balances:
+            if await self._announce(low_balance_event(low)):
+                await self._note_announced(low)
+        self._tell(taken.heartbeat)
+        return taken.heartbeat
+
+    async def _take(self, wanted: HeartbeatInput, occasion: Occasion) -> TakenHeartbeat:
+        try:
+            return await workflow.execute_activity_method(
+                GovernanceActivities.take_heartbeat,
+                HeartbeatToTake(
+                    key=occasion.key,
+                    scheduled_at=occasion.scheduled_at,
+                    low_balance_credits=wanted.low_balance_credits,
+                    head_age_seconds_max=wanted.head_age_seconds_max,
+                ),
+                start_to_close_timeout=JOB_START_TO_CLOSE,
+                schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
+                retry_policy=JOB_RETRY,
+                summary="look at the system tenant, the schema and the chain",
+            )
+        except ActivityError as error:
+            # The worst of all heartbeats is one that nobody hears of: without a database there is still the event.
+            await self._announce(_unread(occasion, str(error.cause or error)))
+            raise
+
+    async def _announce(self, event: PlatformEvent) -> bool:
+        """Whether it arrived. Where not, the next heartbeat comes all the same."""
+        try:
+            await workflow.execute_activity_method(
+                AnnouncementActivities.announce,
+                event,
+                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
+                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
+                retry_policy=JOB_RETRY,
+                summary=f"announce {event.type}",
+            )
+        except ActivityError as error:
+            workflow.logger.error("%s could not be announced: %s", event.type, error.cause)
+            return False
+        return True
+
+    async def _note_announced(self, low: Heartbeat) -> None:
+        await workflow.execute_activity_method(
+            GovernanceActivities.low_balance_announced,
+            HeartbeatRef(key=low.key),
+            start_to_close_timeout=JOB_START_TO_CLOSE,
+            schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
+            retry_policy=JOB_RETRY,
+            summary="note that the low balance was announced",
+        )
+
+    def _tell(self, heartbeat: Heartbeat) -> None:
+        """What an operator reads at the top of the workflow's page."""
+        words = (
+            f"{heartbeat.status.value}: balance {heartbeat.balance_credits}, threshold {heartbeat.threshold_credits}"
+        )
+        workflow.set_current_details("; ".join([words, *heartbeat.problems]))
+
+
+def _unread(occasion: Occasion, reason: str) -> PlatformEvent:
+    return PlatformEvent(
+        id=f"{HEARTBEAT}:{occasion.key}",
+        type=HEARTBEAT,
+        subject=SYSTEM_TENANT_ACCOUNT_ID,
+        time=occasion.scheduled_at,
+        data={"status": "failed", "problems": [reason]},
+    )

@@ -1,0 +1,76 @@
+"""The system tenant's day: what came in and why, what went out, and how long the rest lasts.
+
+A second scheduled job of the platform, and the shortest: a look, and an event.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import Field
+
+    from activities.announcements import AnnouncementActivities
+    from activities.contracts import Message
+    from activities.governance import GovernanceActivities, SpanToReport
+    from domain.events import GOVERNANCE_REPORT as REPORT_EVENT
+    from domain.events import PlatformEvent
+    from domain.governance import Income
+    from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+    from workflows.naming import GOVERNANCE_REPORT
+    from workflows.occasion import this_occasion
+    from workflows.policies import (
+        ANNOUNCE_SCHEDULE_TO_CLOSE,
+        ANNOUNCE_START_TO_CLOSE,
+        JOB_RETRY,
+        JOB_SCHEDULE_TO_CLOSE,
+        JOB_START_TO_CLOSE,
+    )
+
+
+class ReportInput(Message):
+    """How much time a report is about, up to when it was meant to be made."""
+
+    hours: int = Field(default=24, ge=1, le=24 * 366)
+
+
+@workflow.defn(name=GOVERNANCE_REPORT)
+class GovernanceReport:
+    """One report, as one event."""
+
+    @workflow.run
+    async def run(self, wanted: ReportInput) -> Income:
+        """The story of a report."""
+        occasion = this_occasion()
+        income: Income = await workflow.execute_activity_method(
+            GovernanceActivities.read_income,
+            SpanToReport(since=occasion.scheduled_at - timedelta(hours=wanted.hours), until=occasion.scheduled_at),
+            start_to_close_timeout=JOB_START_TO_CLOSE,
+            schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
+            retry_policy=JOB_RETRY,
+            summary=f"read what moved the system tenant's account in {wanted.hours} h",
+        )
+        await workflow.execute_activity_method(
+            AnnouncementActivities.announce,
+            PlatformEvent(
+                id=f"{REPORT_EVENT}:{occasion.key}",
+                type=REPORT_EVENT,
+                subject=SYSTEM_TENANT_ACCOUNT_ID,
+                time=occasion.scheduled_at,
+                data={
+                    "since": income.since.isoformat(),
+                    "until": income.until.isoformat(),
+                    "creditsByReason": income.by_reason,
+                    "balanceCredits": income.balance_credits,
+                    "spentCredits": income.spent_credits,
+                    "runwayDays": income.runway_days,
+                },
+            ),
+            start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
+            schedule_to_close_timeout=ANNOUNCE_SCHEDULE_TO_CLOSE,
+            retry_policy=JOB_RETRY,
+            summary=f"announce {REPORT_EVENT}",
+        )
+        return income

@@ -1,0 +1,139 @@
+"""Clears up: unpaid intents, rows that are over, payments and standing workflows that nobody is at work on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import Field
+
+    from activities.contracts import Message
+    from activities.housekeeping import (
+        HousekeepingActivities,
+        IntentsToExpire,
+        PaymentsToPickUp,
+        RowsToPrune,
+    )
+    from workflows.naming import HOUSEKEEPING
+    from workflows.policies import (
+        BATCHES_HEARTBEAT,
+        BATCHES_RETRY,
+        BATCHES_START_TO_CLOSE,
+        JOB_RETRY,
+        JOB_SCHEDULE_TO_CLOSE,
+        JOB_START_TO_CLOSE,
+    )
+
+
+class HousekeepingInput(Message):
+    """How to keep house."""
+
+    expiry_grace_seconds: int = Field(default=10, ge=0, le=3600)
+    """How long after its expiry an intent ends: what was submitted in its last second is recorded by then."""
+
+    batch_size: int = Field(default=500, ge=1, le=10_000)
+    """Rows that one transaction changes at most."""
+
+    idempotency_keys_hours: int = Field(default=24, ge=1)
+    """For how long the same `Idempotency-Key` gets the same answer."""
+
+    pick_up_after_seconds: int = Field(default=300, ge=1)
+    """Since when a submitted payment must have a workflow."""
+
+    pick_up_limit: int = Field(default=1000, ge=1, le=100_000)
+    """Payments that Temporal is asked about at most."""
+
+    look_back_hours: int = Field(default=24, ge=1)
+    """How far back it looks for credited purchases without their bonus; reconciliation looks further."""
+
+
+class HousekeepingResult(Message):
+    """What was done, how often."""
+
+    intents_expired: dict[str, int] = Field(default_factory=dict)
+    rows_pruned: dict[str, int] = Field(default_factory=dict)
+    payments_picked_up: dict[str, int] = Field(default_factory=dict)
+    standing_started: tuple[str, ...] = ()
+
+
+@workflow.defn(name=HOUSEKEEPING)
+class Housekeeping:
+    """Four steps that do not need each other: where one cannot be done the others are."""
+
+    def __init__(self) -> None:
+        self._failures: list[str] = []
+
+    @workflow.run
+    async def run(self, wanted: HousekeepingInput) -> HousekeepingResult:
+        """The story of an hour's housekeeping."""
+        result = HousekeepingResult()
+        for step in (self._expire_intents, self._prune, self._pick_up, self._ensure_standing):
+            result = await self._try(step, wanted, result)
+        if self._failures:
+            raise ApplicationError("; ".join(self._failures), type="HOUSEKEEPING_INCOMPLETE")
+        return result
+
+    async def _try(
+        self,
+        step: Callable[[HousekeepingInput], Awaitable[dict[str, object]]],
+        wanted: HousekeepingInput,
+        result: HousekeepingResult,
+    ) -> HousekeepingResult:
+        try:
+            return result.model_copy(update=await step(wanted))
+        except ActivityError as error:
+            self._failures.append(f"{error.activity_type}: {error.cause}")
+            return result
+
+    async def _expire_intents(self, wanted: HousekeepingInput) -> dict[str, object]:
+        done = await workflow.execute_activity_method(
+            HousekeepingActivities.expire_intents,
+            IntentsToExpire(
+                due_at=workflow.now() - timedelta(seconds=wanted.expiry_grace_seconds), batch_size=wanted.batch_size
+            ),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="end unpaid intents whose time is up",
+        )
+        return {"intents_expired": done.counts}
+
+    async def _prune(self, wanted: HousekeepingInput) -> dict[str, object]:
+        done = await workflow.execute_activity_method(
+            HousekeepingActivities.prune_expired_rows,
+            RowsToPrune(idempotency_keys_hours=wanted.idempotency_keys_hours, batch_size=wanted.batch_size),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="delete expired sessions, challenges, limits and keys",
+        )
+        return {"rows_pruned": done.counts}
+
+    async def _pick_up(self, wanted: HousekeepingInput) -> dict[str, object]:
+        done = await workflow.execute_activity_method(
+            HousekeepingActivities.pick_up_payments,
+            PaymentsToPickUp(
+                submitted_before=workflow.now() - timedelta(seconds=wanted.pick_up_after_seconds),
+                credited_since=workflow.now() - timedelta(hours=wanted.look_back_hours),
+                limit=wanted.pick_up_limit,
+            ),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="pick up payments that no workflow has",
+        )
+        return {"payments_picked_up": done.counts}
+
+    async def _ensure_standing(self, _: HousekeepingInput) -> dict[str, object]:
+        done = await workflow.execute_activity_method(
+            HousekeepingActivities.ensure_standing_workflows,
+            start_to_close_timeout=JOB_START_TO_CLOSE,
+            schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
+            retry_policy=JOB_RETRY,
+            summary="see that the chain watcher runs",
+        )
+        return {"standing_started": done.started}

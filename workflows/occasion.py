@@ -1,0 +1,26 @@
+"""Which run of a scheduled job this is: the facts that ids of rows and events come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.naming import SCHEDULED_START_TIME
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """One run. `scheduled_at` is when it was meant to start; of one that nobody scheduled, when it did."""
+
+    key: str
+    scheduled_at: datetime
+
+
+def this_occasion() -> Occasion:
+    """The run that the calling workflow is."""
+    info = workflow.info()
+    scheduled_at = info.typed_search_attributes.get(SCHEDULED_START_TIME) or info.start_time
+    return Occasion(key=f"{info.workflow_id}/{info.run_id}", scheduled_at=scheduled_at)
