@@ -20,16 +20,24 @@ READ_BY_TENANTS = {
     "users", "virtual_keys",
 }  # fmt: skip
 READ_BY_SERVICE = READ_BY_TENANTS | {
-    "chain_cursors", "findings", "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
-    "transfer_finality", "watched_blocks",
+    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "findings", "governance_heartbeats",
+    "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
+    "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
 }  # fmt: skip
 APPENDED_BY_BOTH = {"payment_events", "settled_transfers"}
 READ_AND_APPENDED_BY_TENANTS = {"idempotency_keys"}
 WRITTEN_BY_SERVICE = {
+    "books_checkpoints": "UPDATE",
+    "books_checks": "UPDATE",
+    "books_violations": "INSERT UPDATE",
     "chain_cursors": "INSERT UPDATE DELETE",
     "findings": "INSERT UPDATE",
+    "governance_heartbeats": "INSERT UPDATE",
     "observed_transfers": "INSERT UPDATE DELETE",
     "orphaned_transfers": "INSERT",
+    "operator_actions": "INSERT",
+    "transfer_credits": "INSERT",
+    "balance_assertions": "INSERT",
     "transfer_finality": "INSERT",
     "watched_blocks": "INSERT UPDATE DELETE",
 }
@@ -106,7 +114,10 @@ def test_each_role_has_these_rights_on_columns_and_no_other(
                 "take_from_rate_limits",
             ],
         ),
-        ("settle_service", ["end_sessions_of_wallet", "post_entry", "provision_wallet", "system_tenant_is_flagged"]),
+        (
+            "settle_service",
+            ["end_sessions_of_wallet", "post_entry", "provision_wallet", "prune_expired", "system_tenant_is_flagged"],
+        ),
     ],
 )
 def test_each_role_may_call_these_functions_of_the_owner_and_no_other(

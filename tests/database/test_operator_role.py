@@ -24,7 +24,9 @@ READABLE = (
 )  # fmt: skip
 SECRET = ("idempotency_keys", "login_challenges", "rate_limits", "sessions", "virtual_keys")
 NOT_SHOWN = (
-    "chain_cursors", "findings", "observed_transfers", "orphaned_transfers", "transfer_finality", "watched_blocks",
+    "books_checkpoints", "books_checks", "books_violations",
+    "chain_cursors", "findings", "governance_heartbeats", "observed_transfers", "orphaned_transfers",
+    "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
@@ -113,6 +115,7 @@ CALLS = {
     "find_session": "find_session('')",
     "end_session": "end_session('', true)",
     "end_sessions_of_wallet": "end_sessions_of_wallet('0x')",
+    "prune_expired": "prune_expired(1, interval '1 day')",
     "take_from_rate_limits": "take_from_rate_limits(ARRAY['x'], ARRAY[1])",
 }
 

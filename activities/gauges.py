@@ -1,0 +1,110 @@
+"""Gauges that the database sets: true whichever process did the work, and after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from prometheus_client import Gauge
+
+from activities.metrics import observe_books
+from db.books import CHECK_NAMES
+from db.engine import ServiceDatabase
+from db.gauges import Readings, read_gauges
+from domain.attempt import OPEN_STATUSES, Purpose
+from domain.errors import SettleError
+from domain.findings import FindingKind
+
+EVERY_SECONDS: Final = 15.0
+"""As often as Prometheus asks by default."""
+
+READING_SECONDS_MAX: Final = 10.0
+
+OPEN_ATTEMPTS: Final = Gauge("settle_attempts_open", "Payment attempts that have not ended", ["status", "purpose"])
+PENDING: Final = Gauge(
+    "settle_pending_attempts", "Submitted payments that wait for the chain, by the time since", ["age"]
+)
+PENDING_OLDEST: Final = Gauge("settle_pending_oldest_seconds", "Since when the oldest submitted payment waits")
+FINDINGS: Final = Gauge("settle_findings_open", "Findings that wait for an operator", ["kind"])
+FINDINGS_OLDEST: Final = Gauge(
+    "settle_findings_oldest_seconds", "Since when the oldest finding of a kind waits for an operator", ["kind"]
+)
+CURSOR_LAG: Final = Gauge(
+    "settle_watcher_cursor_lag_blocks", "Blocks between the watcher's cursor and the head that it last saw", ["chain"]
+)
+CURSOR_AGE: Final = Gauge("settle_watcher_cursor_age_seconds", "Seconds since the watcher's cursor moved", ["chain"])
+BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credits that the system tenant holds")
+HEARTBEAT: Final = Gauge("settle_heartbeat_timestamp_seconds", "When the last governance heartbeat was taken")
+RECONCILED: Final = Gauge("settle_reconciliation_timestamp_seconds", "When the last reconciliation came to its end")
+RECONCILIATION_CLOSES: Final = Gauge("settle_reconciliation_closes", "1 where the last reconciliation closed, 0 if not")
+REFRESHED: Final = Gauge(
+    "settle_gauges_refreshed_timestamp_seconds", "When the gauges that the database sets were last set"
+)
+
+log = logging.getLogger(__name__)
+
+
+class DatabaseGauges:
+    """Reads the database now and then and sets the gauges; each reading is one short transaction."""
+
+    def __init__(self, database: ServiceDatabase, *, chain_id: int, every_seconds: float = EVERY_SECONDS) -> None:
+        self._database = database
+        self._chain_id = chain_id
+        self._every_seconds = every_seconds
+
+    @asynccontextmanager
+    async def kept_fresh(self) -> AsyncIterator[None]:
+        """Refresh while the block runs."""
+        task = asyncio.create_task(self._keep_fresh())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            try:
+                await self.refresh()
+            except (SettleError, TimeoutError) as error:
+                # They stay as they were, and their own age says so.
+                log.warning("the gauges were not refreshed: %s", str(error) or "the database does not answer in time")
+            except Exception:
+                log.exception("the gauges were not refreshed")
+            await asyncio.sleep(self._every_seconds)
+
+    async def refresh(self) -> None:
+        """Set every gauge to what the database says now. Raises `SettleError`."""
+        async with asyncio.timeout(READING_SECONDS_MAX), self._database.transaction() as connection:
+            readings = await read_gauges(connection, chain_id=self._chain_id)
+        _set(readings)
+        REFRESHED.set_to_current_time()
+
+
+def _set(readings: Readings) -> None:
+    for status in OPEN_STATUSES:
+        for purpose in Purpose:
+            count = readings.open_attempts.get((status.value, purpose.value), 0)
+            OPEN_ATTEMPTS.labels(status.value, purpose.value).set(count)
+    for age, attempts in readings.pending_by_age.items():
+        PENDING.labels(age).set(attempts)
+    PENDING_OLDEST.set(readings.pending_oldest_seconds)
+    for kind in FindingKind:
+        found = readings.open_findings.get(kind.value)
+        FINDINGS.labels(kind.value).set(found.findings if found else 0)
+        FINDINGS_OLDEST.labels(kind.value).set(found.oldest_seconds if found else 0.0)
+    for chain_id, cursor in readings.cursors.items():
+        CURSOR_LAG.labels(chain_id).set(cursor.lag_blocks)
+        CURSOR_AGE.labels(chain_id).set(cursor.age_seconds)
+    for gauge, moment in ((HEARTBEAT, readings.last_heartbeat_at), (RECONCILED, readings.last_reconciled_at)):
+        if moment is not None:
+            gauge.set(moment.timestamp())
+    if readings.system_tenant_balance_credits is not None:
+        BALANCE.set(readings.system_tenant_balance_credits)
+    if readings.reconciliation_closes is not None:
+        RECONCILIATION_CLOSES.set(readings.reconciliation_closes)
+    observe_books(dict.fromkeys(CHECK_NAMES, 0) | readings.books_violations, readings.books_checked_at)

@@ -1,0 +1,597 @@
+"""The books check looks at what is new, misses nothing of it, and remembers what was wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from activities import bookkeeping
+from activities.bookkeeping import check_all_books, check_books
+from db import books_check
+from db.books import CHECK_NAMES
+from db.books_check import ROWS_MAX
+from db.engine import ServiceConnection
+from domain.attempt import PaymentAttempt, Purpose
+from tests.support.payments import Desk, open_desk, tx_hash
+from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
+from tests.support.sql import Connection, connect, query, scalar
+
+PENDING_MAX: Final = timedelta(days=1)
+
+CHECKPOINTS: Final = "SELECT stream, checked_to FROM books_checkpoints"
+NEWEST: Final = """
+    SELECT 'entries', coalesce(max(entry_seq), 0) FROM credit_ledger
+     UNION ALL SELECT 'lines', coalesce(max(id), 0) FROM journal_lines
+     UNION ALL SELECT 'events', coalesce(max(id), 0) FROM payment_events
+"""
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds a checkpoint up here does so on purpose."""
+    monkeypatch.setattr(bookkeeping, "HELD_SECONDS", 0.0)
+
+
+async def check(desk: Desk, *, rows_max: int = ROWS_MAX) -> set[str]:
+    """One run over what is new; the names of the checks that have a violation on record."""
+    await check_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    return on_record(desk.database)
+
+
+async def check_everything(desk: Desk, *, rows_max: int = ROWS_MAX) -> set[str]:
+    """A run over what is new, and one over all rows."""
+    await check_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    await check_all_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    return on_record(desk.database)
+
+
+def on_record(database: Database) -> set[str]:
+    """The names of the checks with open violations."""
+    return {
+        name
+        for (name,) in query(database.service_url, "SELECT check_name FROM books_violations WHERE resolved_at IS NULL")
+    }
+
+
+def age(database: Database) -> None:
+    """Let everything that was written so far have happened an hour ago: nothing that follows it is still to come."""
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute("UPDATE payment_events SET created_at = created_at - interval '1 hour'")
+        superuser.execute("UPDATE credit_ledger SET created_at = created_at - interval '1 hour'")
+        superuser.execute("UPDATE payment_attempts SET updated_at = updated_at - interval '1 hour'")
+
+
+def forget(database: Database) -> None:
+    """Let nothing have been checked."""
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("UPDATE books_checkpoints SET checked_to = 0, safe_to = 0, mark = 0")
+        superuser.execute("UPDATE books_checks SET mark_xid = 0, debits = 0, credits = 0, round = '{}'")
+
+
+def checkpoints(database: Database) -> dict[str, int]:
+    """How far each stream is checked."""
+    return dict(query(database.service_url, CHECKPOINTS))
+
+
+def newest(database: Database) -> dict[str, int]:
+    """The number of each stream's last row."""
+    return dict(query(database.service_url, NEWEST))
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A database with one attempt of each outcome, all long ago."""
+
+    desk: Desk
+    bought: PaymentAttempt
+    donated: PaymentAttempt
+    reversed: PaymentAttempt
+    intent: PaymentAttempt
+    pending: PaymentAttempt
+
+    @property
+    def database(self) -> Database:
+        """Where it all is."""
+        return self.desk.database
+
+
+@pytest.fixture(scope="session")
+async def shop_template(cluster: Cluster) -> Shop:
+    """The database that `shop` copies."""
+    database = await cluster.create(template=MIGRATED_TEMPLATE, name="shop_template")
+    async with open_desk(database) as desk:
+        return await _open_shop(desk)
+
+
+@pytest.fixture
+async def shop(shop_template: Shop, cluster: Cluster) -> AsyncIterator[Shop]:
+    """Nothing in it has been checked, and nothing is wrong."""
+    async with cluster.temporary(template=shop_template.database.name) as copy, open_desk(copy) as desk:
+        yield replace(shop_template, desk=desk)
+
+
+async def _open_shop(desk: Desk) -> Shop:
+    now = datetime.now(UTC)
+    intent = {"created_at": now, "expires_at": now + timedelta(minutes=30)}
+    payer = await desk.open_account(1)
+    bought = await desk.settle(payer, 1)
+    donated = await desk.settle(payer, 2, purpose=Purpose.SYSTEM)
+    gone = await desk.settle(payer, 3)
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(REVERSE, {"attempt_id": gone.id, "reference": str(gone.id)})
+        superuser.execute(OPERATORS_CREDIT, {"account": payer.billing_account_id})
+    pending = await desk.create(payer, **intent)
+    await desk.submit(pending, tx_hash(4), at=now)
+    shop = Shop(desk, bought, donated, gone, await desk.create(payer, **intent), pending)
+    age(desk.database)
+    return shop
+
+
+REVERSE: Final = """
+    WITH given AS (
+        SELECT * FROM credit_ledger WHERE reference = %(reference)s
+    ), taken AS (
+        SELECT g.*, p.* FROM given g, LATERAL post_entry(
+            g.billing_account_id, -g.amount, 'payment_reversal', g.reference,
+            CASE g.reason WHEN 'credits_purchase' THEN 'cash:usdc' ELSE 'expense:platform_revenue_share' END, '{}') p
+    ), gone AS (
+        INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number, block_hash,
+                                       level)
+        SELECT attempt_id, 'reversed', chain_id, tx_hash, log_index, block_number, block_hash, 'safe'
+          FROM settled_transfers WHERE attempt_id = %(attempt_id)s
+    )
+    UPDATE payment_attempts SET status = 'REVERSED' WHERE id = %(attempt_id)s AND (SELECT count(*) FROM taken) = 2
+"""
+
+OPERATORS_CREDIT: Final = """
+    WITH found AS (
+        INSERT INTO findings (key, kind, detail) VALUES ('x', 'transfer_without_intent', 'x') RETURNING id
+    ), credited AS (
+        INSERT INTO transfer_credits (chain_id, tx_hash, log_index, part, block_number, block_hash, from_address,
+                                      finding_id, billing_account_id, value_raw, amount_credits, revenue_share,
+                                      reference)
+        SELECT 1, h, 0, 'whole', 1, h, '0x' || repeat('1', 40), id, %(account)s, 1000, 10000, 0.5,
+               'transfer:1:' || h || ':0'
+          FROM found, (SELECT '0x' || repeat('a', 64) AS h) hashes RETURNING reference
+    )
+    SELECT post_entry(%(account)s, 10000, 'operator_credit', reference, 'cash:usdc', '{}'),
+           post_entry('cogni_system', 5000, 'platform_revenue_share', reference, 'expense:platform_revenue_share', '{}')
+      FROM credited
+"""
+
+# What somebody does to the tables who switches the triggers off.
+BREAK: Final[dict[str, str]] = {
+    "trial_balance": "UPDATE journal_lines SET amount = amount + 1 WHERE side = 'debit'",
+    "line_without_entry": "UPDATE journal_lines SET entry_id = gen_random_uuid() WHERE id = 1",
+    "entry_balanced": "UPDATE journal_lines SET amount = 1 WHERE entry_id = (SELECT id FROM credit_ledger LIMIT 1)",
+    "running_balance": "UPDATE credit_ledger SET balance_after = balance_after + 1 WHERE entry_seq = 1",
+    "account_balance": "UPDATE billing_accounts SET balance_credits = balance_credits + 1",
+    "credited_attempt": "DELETE FROM settled_transfers WHERE attempt_id = '{bought}'",
+    "reversed_attempt": "UPDATE credit_ledger SET amount = amount - 1"
+    " WHERE reference = '{reversed}' AND reason = 'payment_reversal'",
+    "bonus_without_purchase": "UPDATE credit_ledger SET reference = gen_random_uuid()"
+    " WHERE reference = '{bought}' AND reason = 'platform_revenue_share'",
+    "bonus_amount": "UPDATE payment_attempts SET revenue_share = 0.7 WHERE id = '{bought}'",
+    "bonus_missing": "UPDATE credit_ledger SET reason = 'gift'"
+    " WHERE reference = '{bought}' AND reason = 'platform_revenue_share'",
+    "operator_bonus_missing": "UPDATE credit_ledger SET reason = 'gift'"
+    " WHERE reference LIKE 'transfer:%' AND reason = 'platform_revenue_share'",
+    "intent_overdue": "UPDATE payment_attempts SET expires_at = now() - interval '11 minutes' WHERE id = '{intent}'",
+    "pending_overdue": "UPDATE payment_attempts SET created_at = now() - interval '2 days',"
+    " submitted_at = now() - interval '1 day 1 minute' WHERE id = '{pending}'",
+}
+
+# The same in other ways: whose entry it is, of how much, and which way round.
+BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
+    "entry_balanced": [
+        "UPDATE journal_lines SET account_code = 'credits:cogni_system' WHERE account_code = 'cash:usdc'",
+        "UPDATE journal_lines SET side = CASE side WHEN 'debit' THEN 'credit' ELSE 'debit' END",
+        "DELETE FROM journal_lines",
+        "INSERT INTO journal_lines (entry_id, account_code, side, amount)"
+        " SELECT id, 'cash:usdc', side, 1 FROM credit_ledger, (VALUES ('debit'), ('credit')) s (side)",
+    ],
+    "credited_attempt": [
+        "UPDATE credit_ledger SET amount = amount - 1 WHERE reference = '{bought}' AND reason = 'credits_purchase'",
+        "UPDATE credit_ledger SET billing_account_id = 'cogni_system' WHERE reference = '{bought}'",
+        "UPDATE credit_ledger SET billing_account_id = 'x' WHERE reference = '{donated}'",
+        "UPDATE credit_ledger SET reason = 'gift' WHERE reference = '{reversed}' AND reason = 'credits_purchase'",
+    ],
+    "reversed_attempt": [
+        "DELETE FROM transfer_finality",
+        "UPDATE credit_ledger SET reason = 'gift'"
+        " WHERE reason = 'payment_reversal' AND billing_account_id = 'cogni_system'",
+    ],
+    "bonus_without_purchase": [
+        "UPDATE payment_attempts SET purpose = 'system', revenue_share = NULL WHERE id = '{bought}'",
+        "UPDATE credit_ledger SET reference = 'no id' WHERE reference = '{bought}'",
+        "DELETE FROM transfer_credits",
+    ],
+    "bonus_amount": [
+        "UPDATE credit_ledger SET billing_account_id = 'x' WHERE reason = 'platform_revenue_share'",
+        "UPDATE transfer_credits SET revenue_share = 0.6",
+    ],
+}
+TABLES: Final = (
+    "credit_ledger", "journal_lines", "billing_accounts", "payment_attempts", "settled_transfers", "transfer_finality",
+    "transfer_credits",
+)  # fmt: skip
+
+
+@contextmanager
+def broken(shop: Shop, statement: str) -> Iterator[None]:
+    """What the statement does, until the end of the block; then every table is as it was."""
+    ids = {name: str(getattr(shop, name).id) for name in ("bought", "donated", "reversed", "intent", "pending")}
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        for table in TABLES:
+            superuser.execute(f"CREATE TABLE backup_{table} AS TABLE {table}")
+        superuser.execute(statement.format_map(ids).encode())
+    yield
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        for table in TABLES:
+            superuser.execute(f"DELETE FROM {table}")
+            superuser.execute(f"INSERT INTO {table} OVERRIDING SYSTEM VALUE TABLE backup_{table}")
+            superuser.execute(f"DROP TABLE backup_{table}")
+
+
+# -- what is found
+
+
+async def test_right_books_are_right_and_are_checked_to_their_end(shop: Shop) -> None:
+    assert await check(shop.desk) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+    assert await check_everything(shop.desk) == set()
+
+
+def test_every_check_is_broken_here() -> None:
+    assert {*BREAK, "recount"} == set(CHECK_NAMES)
+
+
+@pytest.mark.parametrize("name", BREAK)
+async def test_what_is_wrong_with_new_rows_is_found_until_it_is_mended(shop: Shop, name: str) -> None:
+    for statement in (BREAK[name], *BREAK_OTHERWISE.get(name, ())):
+        forget(shop.database)
+        with broken(shop, statement):
+            assert name in await check(shop.desk), statement
+            # The checkpoints have moved on: it is on record, not found anew.
+            assert name in await check(shop.desk), statement
+        assert await check_everything(shop.desk) == set(), statement
+
+
+@pytest.mark.parametrize("name", BREAK)
+async def test_what_is_done_to_checked_rows_is_found_by_the_check_of_everything(shop: Shop, name: str) -> None:
+    assert await check(shop.desk) == set()
+    for statement in (BREAK[name], *BREAK_OTHERWISE.get(name, ())):
+        with broken(shop, statement):
+            # The sums of lines that were checked are on record: their own check is the one that finds a change.
+            assert {"trial_balance": "recount"}.get(name, name) in await check_everything(shop.desk), statement
+        assert await check_everything(shop.desk) == set(), statement
+
+
+@pytest.mark.parametrize("name", ["intent_overdue", "pending_overdue"])
+async def test_what_becomes_overdue_is_found_though_nothing_happens_to_it(shop: Shop, name: str) -> None:
+    assert await check(shop.desk) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+    with broken(shop, BREAK[name]):
+        assert await check(shop.desk) == {name}
+    assert await check(shop.desk) == set()
+
+
+async def test_new_lines_of_an_old_entry_are_found(shop: Shop) -> None:
+    assert await check(shop.desk) == set()
+    lines = """
+        INSERT INTO journal_lines (entry_id, account_code, side, amount)
+        SELECT id, 'cash:usdc', side, 1 FROM credit_ledger, (VALUES ('debit'), ('credit')) s (side) WHERE entry_seq = 1
+    """
+    with broken(shop, lines):
+        assert await check(shop.desk) == {"entry_balanced"}
+
+
+async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(shop: Shop) -> None:
+    """Every balance still agrees, and no attempt misses it: only the sums know."""
+    with connect(shop.database.service_url) as service:
+        service.execute("SELECT post_entry('cogni_system', 7, 'gift', 'x', 'cash:usdc', '{}')")
+    assert await check(shop.desk) == set()
+    last = "(SELECT max(entry_seq) FROM credit_ledger)"
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            f"DELETE FROM journal_lines WHERE entry_id = (SELECT id FROM credit_ledger WHERE entry_seq = {last})"
+        )
+        superuser.execute(f"DELETE FROM credit_ledger WHERE entry_seq = {last}")
+        superuser.execute("UPDATE billing_accounts SET balance_credits = balance_credits - 7 WHERE is_system_tenant")
+    assert await check_everything(shop.desk) == {"recount"}
+    assert await check_everything(shop.desk) == {"recount"}, "nobody has said that they shall stay so"
+    with connect(shop.database.migration_url) as owner:
+        owner.execute("UPDATE books_checks SET lines_mended = lines_mended + 1")
+    assert await check_everything(shop.desk) == set()
+
+
+async def test_attempts_are_overdue_and_bonuses_late_from_a_moment_on(shop: Shop) -> None:
+    ids = {"intent": shop.intent.id, "pending": shop.pending.id, "bought": shop.bought.id}
+    almost = """
+        UPDATE payment_attempts SET expires_at = now() - interval '9 minutes' WHERE id = %(intent)s;
+        UPDATE payment_attempts SET submitted_at = now() - interval '23 hours 59 minutes' WHERE id = %(pending)s;
+        UPDATE credit_ledger SET reason = 'gift' WHERE reason = 'platform_revenue_share';
+        UPDATE payment_attempts SET updated_at = now() - interval '9 minutes' WHERE status IN ('CREDITED', 'REVERSED');
+        UPDATE payment_events SET created_at = now() - interval '9 minutes';
+        UPDATE credit_ledger SET created_at = now() - interval '9 minutes' WHERE reason = 'operator_credit';
+    """
+    with psycopg.ClientCursor(psycopg.connect(shop.database.superuser_url, autocommit=True)) as superuser:
+        superuser.execute("SET session_replication_role = replica")
+        superuser.execute(almost, ids)
+        assert await check(shop.desk) == set()
+        assert checkpoints(shop.database)["events"] == 0
+        later = almost.replace("9 minutes", "11 minutes").replace("23 hours 59 minutes", "1 day 1 minute")
+        superuser.execute(later, ids)
+        superuser.connection.close()
+    assert await check(shop.desk) == {"intent_overdue", "pending_overdue", "bonus_missing", "operator_bonus_missing"}
+    assert checkpoints(shop.database) == newest(shop.database)
+
+
+# -- rows that appear late
+
+
+@dataclass(slots=True)
+class Poster:
+    """A transaction that goes on for as long as it likes."""
+
+    connection: Connection
+
+    def begin(self) -> None:
+        """Be under way: have a transaction id."""
+        self.connection.execute("SELECT pg_current_xact_id()")
+
+    def post(self, account: str, *, lines: bool = True) -> None:
+        """An entry, with lines or, which is wrong, without."""
+        self.connection.execute(
+            "SELECT post_entry(%s, 5, 'gift', gen_random_uuid()::text, 'cash:usdc', '{}')", (account,)
+        )
+        if not lines:
+            self.connection.execute(
+                "DELETE FROM journal_lines WHERE entry_id ="
+                " (SELECT id FROM credit_ledger ORDER BY entry_seq DESC LIMIT 1)"
+            )
+
+
+@pytest.fixture
+def posters(shop: Shop) -> Iterator[tuple[Poster, Poster]]:
+    """Two that post to different accounts, with the triggers off."""
+    with ExitStack() as stack:
+        yield (
+            Poster(stack.enter_context(connect(shop.database.superuser_url, triggers=False))),
+            Poster(stack.enter_context(connect(shop.database.superuser_url, triggers=False))),
+        )
+
+
+@pytest.mark.parametrize("who_has_the_lower_id", ["the one that commits", "the one that goes on"])
+async def test_an_entry_that_appears_below_a_checked_one_is_checked(
+    shop: Shop, posters: tuple[Poster, Poster], who_has_the_lower_id: str
+) -> None:
+    """The highest id that has finished says nothing of those below it, nor of who is under way above it."""
+    slow, quick = posters
+    assert await check(shop.desk) == set()
+    for poster in (quick, slow) if who_has_the_lower_id == "the one that commits" else (slow, quick):
+        poster.begin()
+    slow.post("cogni_system", lines=False)
+    quick.post(shop.bought.billing_account_id)
+    quick.connection.commit()
+    for _ in range(4):
+        assert await check(shop.desk) == set()
+    slow.connection.commit()
+    assert await check(shop.desk) == {"entry_balanced"}
+    assert checkpoints(shop.database)["entries"] == newest(shop.database)["entries"]
+
+
+async def test_an_entry_that_appears_between_two_steps_is_checked(shop: Shop, posters: tuple[Poster, Poster]) -> None:
+    """By the second step it is known that no other can appear; that the first one saw all is not."""
+    slow, quick = posters
+    assert await check(shop.desk) == set()
+    slow.post("cogni_system", lines=False)
+    for _ in range(3):
+        quick.post(shop.bought.billing_account_id)
+    quick.connection.commit()
+    async with shop.desk.service.transaction() as connection:
+        await books_check.note_marks(connection)
+    async with shop.desk.service.transaction() as connection:
+        step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX, rows_max=2)
+    assert (step.is_last, step.is_held) == (False, True)
+    slow.connection.commit()
+    async with shop.desk.service.transaction() as connection:
+        step = await books_check.check_new(connection, step.positions, pending_max=PENDING_MAX)
+    assert (step.is_last, step.is_held) == (True, False)
+    assert await check(shop.desk) == {"entry_balanced"}
+
+
+async def test_what_is_new_is_checked_though_somebody_is_under_way_for_ever(
+    shop: Shop, posters: tuple[Poster, Poster]
+) -> None:
+    slow, quick = posters
+    slow.begin()
+    quick.post("cogni_system", lines=False)
+    quick.connection.commit()
+    assert await check(shop.desk) == {"entry_balanced"}
+    assert await check(shop.desk, rows_max=1) == {"entry_balanced"}
+    slow.connection.rollback()
+    assert await check(shop.desk, rows_max=1) == {"entry_balanced"}
+    assert checkpoints(shop.database) == newest(shop.database)
+
+
+async def test_lines_that_appear_late_are_counted_once(shop: Shop, posters: tuple[Poster, Poster]) -> None:
+    slow, quick = posters
+    slow.post("cogni_system")
+    for _ in range(3):
+        quick.post(shop.bought.billing_account_id)
+        quick.connection.commit()
+        assert await check(shop.desk) == set()
+    slow.connection.commit()
+    assert await check_everything(shop.desk) == set()
+    total = "SELECT coalesce(sum(amount) FILTER (WHERE side = %s), 0) FROM journal_lines"
+    assert query(shop.database.service_url, "SELECT debits, credits FROM books_checks") == [
+        (scalar(shop.database.service_url, total, "debit"), scalar(shop.database.service_url, total, "credit"))
+    ]
+
+
+async def test_a_backup_that_is_restored_on_another_server_is_checked_on(shop: Shop) -> None:
+    """Its marks are ids that nobody has reached here."""
+    with connect(shop.database.superuser_url) as superuser:
+        superuser.execute("UPDATE books_checks SET mark_xid = 2 ^ 60")
+    assert await check(shop.desk) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+
+
+# -- steps
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 3])
+async def test_a_check_in_small_steps_is_the_same(shop: Shop, rows_max: int) -> None:
+    assert await check_everything(shop.desk, rows_max=rows_max) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+    with broken(shop, BREAK["bonus_amount"]):
+        assert await check_everything(shop.desk, rows_max=rows_max) == {"bonus_amount"}
+    assert await check_everything(shop.desk, rows_max=rows_max) == set()
+
+
+async def test_the_round_over_old_rows_comes_by_all_of_them_and_begins_again(shop: Shop) -> None:
+    assert await check(shop.desk) == set()
+    for _ in range(2):
+        with broken(shop, BREAK["running_balance"]):
+            seen = 0
+            while "running_balance" not in on_record(shop.database):
+                async with shop.desk.service.transaction() as connection:
+                    await books_check.check_old(connection, pending_max=PENDING_MAX, rows_max=1)
+                seen += 1
+                assert seen <= 2 * newest(shop.database)["lines"]
+        assert await check(shop.desk) == set()
+    assert await check_everything(shop.desk) == set()
+
+
+async def test_checks_at_the_same_time_take_turns(shop: Shop) -> None:
+    await asyncio.gather(*(check_books(shop.desk.service, pending_max=PENDING_MAX, rows_max=2) for _ in range(5)))
+    assert await check_everything(shop.desk) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+
+
+async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> None:
+    payers = [await desk.open_account(number) for number in range(1, 5)]
+    numbers = iter(range(1, 10_000))
+    done = asyncio.Event()
+
+    async def pay(place: int) -> None:
+        for _ in range(10):
+            await desk.settle(payers[place], next(numbers), purpose=Purpose.SYSTEM if place == 0 else Purpose.SELF)
+
+    async def keep_checking() -> None:
+        while not done.is_set():
+            assert await check(desk, rows_max=7) == set()
+
+    checking = [asyncio.create_task(keep_checking()) for _ in range(2)]
+    try:
+        await asyncio.gather(*(pay(place) for place in range(4)))
+    finally:
+        done.set()
+        await asyncio.gather(*checking)
+    age(desk.database)
+    assert await check_everything(desk) == set()
+    assert checkpoints(desk.database) == newest(desk.database)
+    assert await desk.books() == []
+
+
+# -- who is told
+
+
+async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> None:
+    async def untold() -> list[tuple[str, bool]]:
+        async with shop.desk.service.transaction() as connection:
+            changes = await books_check.list_unannounced(connection)
+            await books_check.note_announced(
+                connection,
+                opened=[change.id for change in changes if not change.is_resolved],
+                resolved=[change.id for change in changes if change.is_resolved],
+            )
+        return [(change.check, change.is_resolved) for change in changes]
+
+    for _ in range(2):
+        with broken(shop, BREAK["bonus_amount"]):
+            await check_everything(shop.desk)
+            assert await untold() == [("bonus_amount", False)]
+            await check_everything(shop.desk)
+            assert await untold() == []
+        await check(shop.desk)
+        assert await untold() == [("bonus_amount", True)]
+        assert await untold() == []
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "INSERT INTO books_violations (check_name, subject, detail, resolved_at) VALUES"
+            " ('x', 'x', 'came and went', now())"
+        )
+    assert await untold() == [("x", False), ("x", True)]
+
+
+async def test_a_violation_that_is_not_told_is_told_by_the_next(shop: Shop) -> None:
+    with broken(shop, BREAK["bonus_amount"]):
+        for _ in range(2):
+            await check(shop.desk)
+            async with shop.desk.service.transaction() as connection:
+                [change] = await books_check.list_unannounced(connection)
+    assert (change.check, change.is_resolved) == ("bonus_amount", False)
+
+
+# -- what it costs
+
+
+ROWS_VISITED: Final = text(
+    "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+)
+FILL: Final = """
+    WITH first AS (SELECT coalesce(max(entry_seq), 0) AS seq FROM credit_ledger), entry AS (
+        INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference)
+        SELECT 'cogni_system', 1, (SELECT balance_credits FROM billing_accounts WHERE is_system_tenant) + n, 'gift',
+               gen_random_uuid() FROM generate_series(1, %(count)s) n RETURNING id
+    )
+    INSERT INTO journal_lines (entry_id, account_code, side, amount)
+    SELECT id, code, side, 1 FROM entry,
+           (VALUES ('cash:usdc', 'debit'), ('credits:cogni_system', 'credit')) l (code, side);
+    UPDATE billing_accounts SET balance_credits = balance_credits + %(count)s WHERE is_system_tenant;
+    INSERT INTO payment_events (attempt_id, event_type, to_status, created_at)
+    SELECT gen_random_uuid(), 'x', 'x', now() - interval '1 hour' FROM generate_series(1, %(count)s);
+"""
+
+
+async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(shop: Shop) -> None:
+    visited: list[int] = []
+
+    @asynccontextmanager
+    async def counted() -> AsyncIterator[ServiceConnection]:
+        """A transaction of a connection of its own, since a connection's numbers are of all that it has done lately."""
+        await shop.desk.service.dispose()
+        async with shop.desk.service.transaction() as connection:
+            yield connection
+            visited[-1] += int((await connection.connection.execute(ROWS_VISITED)).scalar_one())
+
+    with psycopg.ClientCursor(psycopg.connect(shop.database.superuser_url, autocommit=True)) as superuser:
+        superuser.execute("SET session_replication_role = replica")
+        for old_entries in (500, 20_000):
+            superuser.execute(FILL, {"count": old_entries})
+            superuser.execute("ANALYZE")
+            assert await check(shop.desk) == set()
+            assert checkpoints(shop.database) == newest(shop.database)
+            superuser.execute(FILL, {"count": 100})
+            visited.append(0)
+            async with counted() as connection:
+                await books_check.note_marks(connection)
+            async with counted() as connection:
+                step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX)
+                assert (step.entries_checked, step.is_last) == (100, True)
+            async with counted() as connection:
+                await books_check.check_known(connection, pending_max=PENDING_MAX)
+            assert checkpoints(shop.database) == newest(shop.database)
+        superuser.connection.close()
+    small, large = visited
+    assert 100 < large < small + 50 < 3_000

@@ -1,0 +1,159 @@
+"""What operators look at all the time: the right numbers, by an index each."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+import pytest
+from prometheus_client import REGISTRY
+from sqlalchemy import event
+
+from activities.gauges import DatabaseGauges
+from db.engine import ServiceDatabase
+from db.gauges import Readings, read_gauges
+from devstack.processes import wait_until
+from domain.attempt import Purpose
+from domain.errors import DatabaseUnavailable
+from tests.support.payments import Desk, tx_hash
+from tests.support.sql import connect
+
+CHAIN_ID: Final = 31_337
+
+
+async def read(desk: Desk) -> Readings:
+    """All gauges now."""
+    async with desk.service.transaction() as connection:
+        return await read_gauges(connection, chain_id=CHAIN_ID)
+
+
+async def test_an_empty_system_has_numbers_too(desk: Desk) -> None:
+    assert await read(desk) == Readings(
+        open_attempts={},
+        pending_by_age={"under_1m": 0, "under_10m": 0, "under_1h": 0, "over_1h": 0},
+        pending_oldest_seconds=0.0,
+        open_findings={},
+        cursors={},
+        system_tenant_balance_credits=0,
+        last_heartbeat_at=None,
+        last_reconciled_at=None,
+        reconciliation_closes=None,
+        books_violations={},
+        books_checked_at=None,
+    )
+
+
+async def test_pending_payments_are_counted_by_their_age_on_both_sides_of_each_edge(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    intent = {"created_at": now, "expires_at": now + timedelta(minutes=30)}
+    payer = await desk.open_account(1)
+    for number in range(8):
+        attempt = await desk.create(payer, **intent, purpose=Purpose.SYSTEM if number == 0 else Purpose.SELF)
+        await desk.submit(attempt, tx_hash(number), at=now)
+    await desk.create(payer, **intent)
+    ages = ("0 s", "50 s", "70 s", "590 s", "610 s", "3590 s", "3610 s", "2 days")
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        for number, age in enumerate(ages):
+            superuser.execute(
+                "UPDATE payment_attempts SET submitted_at = now() - %s::interval WHERE tx_hash = %s",
+                (age, tx_hash(number)),
+            )
+    readings = await read(desk)
+    assert readings.pending_by_age == {"under_1m": 2, "under_10m": 2, "under_1h": 2, "over_1h": 2}
+    assert 2 * 86_400 <= readings.pending_oldest_seconds < 2 * 86_400 + 600
+    assert readings.open_attempts == {
+        ("PENDING_UNVERIFIED", "self"): 7,
+        ("PENDING_UNVERIFIED", "system"): 1,
+        ("CREATED_INTENT", "self"): 1,
+    }
+
+
+async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(desk: Desk) -> None:
+    await desk.settle(await desk.open_account(1), 1)
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "INSERT INTO findings (key, kind, detail, opened_at, resolved_at, resolution) VALUES"
+            " ('a', 'surplus', 'x', now() - interval '2 h', NULL, NULL),"
+            " ('b', 'surplus', 'x', now() - interval '1 h', NULL, NULL),"
+            " ('c', 'late_payment', 'x', now(), now(), 'write_off')"
+        )
+        superuser.execute(
+            "INSERT INTO chain_cursors"
+            " (chain_id, token, to_address, first_block, block_number, head_number, updated_at)"
+            " VALUES (31337, 'x', 'x', 0, 90, 100, now() - interval '1 h')"
+        )
+        superuser.execute(
+            "INSERT INTO balance_assertions (chain_id, period_from, period_to, transfers, inflow_raw,"
+            " purchases_credits, donations_credits, operator_credits, unapplied_raw, reversed_credits,"
+            " ledger_debit_credits, ledger_credit_credits, differences, totals, closes)"
+            " SELECT 31337, now() - n * interval '1 day' - interval '1 day', now() - n * interval '1 day',"
+            " 0, 0, 0, 0, 0, 0, 0, 0, 0, '{}', '{}', n > 0 FROM generate_series(0, 1) n"
+        )
+        superuser.execute(
+            "INSERT INTO books_violations (check_name, subject, detail, resolved_at) VALUES"
+            " ('bonus_missing', 'a', 'x', NULL), ('bonus_missing', 'b', 'x', now())"
+        )
+    readings = await read(desk)
+    assert readings.open_findings.keys() == {"surplus"}
+    assert readings.open_findings["surplus"].findings == 2
+    assert 7200 <= readings.open_findings["surplus"].oldest_seconds < 7800
+    assert readings.cursors[CHAIN_ID].lag_blocks == 10
+    assert 3600 <= readings.cursors[CHAIN_ID].age_seconds < 4200
+    assert readings.reconciliation_closes is False
+    assert readings.system_tenant_balance_credits == 750_000_000
+    assert readings.books_violations == {"bonus_missing": 1}
+
+
+FILL: Final = """
+    INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,
+                                  amount_usd_cents, status, error_code, created_at)
+    SELECT 'x', '0x' || repeat('1', 40), 1, '0x' || repeat('2', 40), '0x' || repeat('3', 40), 1000000, 100, 'FAILED',
+           'INTENT_EXPIRED', now() FROM generate_series(1, 20000) n;
+    INSERT INTO findings (key, kind, detail, resolved_at, resolution)
+    SELECT n, 'surplus', 'x', now(), 'write_off' FROM generate_series(1, 20000) n;
+    INSERT INTO books_violations (check_name, subject, detail, resolved_at)
+    SELECT 'x', n, 'x', now() FROM generate_series(1, 20000) n;
+    ANALYZE;
+"""
+
+
+async def test_no_gauge_reads_what_is_over(desk: Desk) -> None:
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(FILL)
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def note(_: object, cursor: object, statement: str, values: dict[str, object], *rest: object) -> None:
+        asked.append((statement, values))
+
+    event.listen(desk.service.engine.sync_engine, "before_cursor_execute", note)
+    await read(desk)
+    assert len(asked) == 9
+    with psycopg.connect(desk.database.service_url) as connection:
+        for statement, values in asked:
+            plan = "\n".join(
+                str(row[0]) for row in connection.execute(f"EXPLAIN (ANALYZE, BUFFERS) {statement}".encode(), values)
+            )
+            execution, _, _ = plan.partition("Planning:")
+            buffers = [int(number) for number in re.findall(r"shared hit=(\d+)", execution)]
+            assert max(buffers, default=0) < 50, plan
+
+
+async def test_gauges_that_cannot_be_read_stay_as_they_are_and_grow_old(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refreshed() -> float:
+        return REGISTRY.get_sample_value("settle_gauges_refreshed_timestamp_seconds") or 0.0
+
+    async with DatabaseGauges(desk.service, chain_id=CHAIN_ID, every_seconds=0.01).kept_fresh():
+        before = refreshed()
+        await wait_until(lambda: refreshed() > before, timeout_seconds=30, what="a fresh gauge")
+    before = refreshed()
+    gone = ServiceDatabase(desk.database.service_url.replace(desk.database.name, "not_there"))
+    with pytest.raises(DatabaseUnavailable):
+        await DatabaseGauges(gone, chain_id=CHAIN_ID).refresh()
+    async with DatabaseGauges(gone, chain_id=CHAIN_ID, every_seconds=0.01).kept_fresh():
+        await wait_until(lambda: "were not refreshed" in caplog.text, timeout_seconds=30, what="a word about it")
+    assert refreshed() == before
+    await gone.dispose()

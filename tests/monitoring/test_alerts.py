@@ -1,0 +1,262 @@
+"""Each alert fires when it should and is silent a little short of that: Prometheus' own tool runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.monitoring.test_files import MONITORING, RULES
+
+PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
+
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None,
+    reason="promtool is not there: install Prometheus (Debian's package `prometheus`), or set PROMTOOL to its path",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An alert, series at which it fires, the same a little better at which it does not, and for how long they last."""
+
+    alert: str
+    fires: dict[str, str]
+    silent: dict[str, str]
+    minutes: int
+    silent_minutes: int | None = None
+
+
+def steady(value: float) -> str:
+    """The same value, a sample each minute."""
+    return f"{value}"
+
+
+def rising(step: float) -> str:
+    """A counter that grows by so much each minute."""
+    return f"0+{step}"
+
+
+UP: Final = {'up{job="settle-worker"}': steady(1), 'up{job="settle-api"}': steady(1)}
+OK_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="ok"}'
+BAD_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="timeout"}'
+CANCELLED_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="cancelled"}'
+BUCKET: Final = 'settle_confirmed_to_credited_seconds_bucket{purpose="self",le="%s"}'
+
+
+def violations(check: str) -> str:
+    """The series of one check's violations."""
+    return f'settle_books_violations{{check="{check}"}}'
+
+
+# Timestamps are seconds since the beginning of the test, which is second 0.
+CASES: Final = (
+    Case("SettleWorkerDown", {'up{job="settle-worker"}': steady(0)}, UP, 3),
+    Case("SettleWorkerDown", {}, UP, 3),
+    Case("SettleApiDown", {'up{job="settle-api"}': steady(0)}, UP, 3),
+    Case(
+        "SettleApiFailing",
+        {'settle_http_requests_total{status="503"}': rising(6), 'settle_http_requests_total{status="200"}': rising(94)},
+        {'settle_http_requests_total{status="503"}': rising(4), 'settle_http_requests_total{status="200"}': rising(96)},
+        15,
+    ),
+    Case(
+        "SettleGaugesStale",
+        {"settle_gauges_refreshed_timestamp_seconds": steady(0)},
+        {"settle_gauges_refreshed_timestamp_seconds": rising(60)},
+        6,
+    ),
+    Case(
+        "SettleEventsNotDelivered",
+        {'settle_events_total{type="books.violated",outcome="refused"}': rising(0.2)},
+        {
+            'settle_events_total{type="books.violated",outcome="refused"}': rising(0.05),
+            'settle_events_total{type="books.violated",outcome="delivered"}': rising(9),
+        },
+        40,
+    ),
+    Case(
+        "SettleWatcherBehind",
+        {'settle_watcher_cursor_lag_blocks{chain="1"}': steady(151)},
+        {'settle_watcher_cursor_lag_blocks{chain="1"}': steady(150)},
+        12,
+    ),
+    Case(
+        "SettleWatcherStuck",
+        {'settle_watcher_cursor_age_seconds{chain="1"}': steady(301)},
+        {'settle_watcher_cursor_age_seconds{chain="1"}': steady(300)},
+        7,
+    ),
+    Case(
+        "SettleRpcErrors",
+        {OK_RPC: rising(78), BAD_RPC: rising(22)},
+        {OK_RPC: rising(82), BAD_RPC: rising(18), CANCELLED_RPC: rising(500)},
+        25,
+    ),
+    Case(
+        "SettleAllRpcFailing",
+        {OK_RPC: steady(7), BAD_RPC: rising(60)},
+        {OK_RPC: rising(1), BAD_RPC: rising(60)},
+        12,
+    ),
+    Case("SettleAllRpcFailing", {BAD_RPC: rising(60)}, {OK_RPC: steady(7), BAD_RPC: steady(7)}, 12),
+    Case(
+        "SettlePaymentsPendingLong",
+        {'settle_pending_attempts{age="over_1h"}': steady(11), 'settle_pending_attempts{age="under_1m"}': steady(0)},
+        {'settle_pending_attempts{age="over_1h"}': steady(10), 'settle_pending_attempts{age="under_1m"}': steady(99)},
+        17,
+    ),
+    Case(
+        "SettleConfirmedToCreditedSlow",
+        {BUCKET % "60": rising(94), BUCKET % "120": rising(100), BUCKET % "+Inf": rising(100)},
+        {BUCKET % "60": rising(96), BUCKET % "120": rising(100), BUCKET % "+Inf": rising(100)},
+        30,
+    ),
+    Case(
+        "SettlePaymentReversed",
+        {'settle_findings_open{kind="payment_reversed"}': steady(1)},
+        {'settle_findings_open{kind="payment_reversed"}': steady(0), 'settle_findings_open{kind="surplus"}': steady(9)},
+        1,
+    ),
+    Case(
+        "SettleFindingsWaiting",
+        {'settle_findings_oldest_seconds{kind="surplus"}': steady(86_401)},
+        {'settle_findings_oldest_seconds{kind="surplus"}': steady(86_400)},
+        17,
+    ),
+    Case(
+        "SettleLedgerWithoutTransfer",
+        {'settle_findings_open{kind="ledger_without_transfer"}': steady(1)},
+        {'settle_findings_open{kind="ledger_without_transfer"}': steady(0)},
+        1,
+    ),
+    Case(
+        "SettleBooksViolated",
+        {violations("account_balance"): steady(1)},
+        {violations("account_balance"): steady(0), violations("bonus_missing"): steady(1)},
+        1,
+    ),
+    Case(
+        "SettleBonusMissing",
+        {violations("bonus_missing"): steady(1)},
+        {violations("bonus_missing"): steady(0), violations("account_balance"): steady(1)},
+        1,
+    ),
+    Case("SettleBonusMissing", {violations("operator_bonus_missing"): steady(1)}, {}, 1),
+    Case(
+        "SettleAttemptsStuck",
+        {violations("pending_overdue"): steady(1)},
+        {violations("pending_overdue"): steady(0), violations("intent_overdue"): steady(0)},
+        7,
+    ),
+    Case("SettleAttemptsStuck", {violations("intent_overdue"): steady(1)}, {violations("bonus_missing"): steady(1)}, 7),
+    Case(
+        "SettleBooksCheckNotRun",
+        {"settle_books_last_check_timestamp_seconds": steady(0)},
+        {"settle_books_last_check_timestamp_seconds": rising(60)},
+        70,
+    ),
+    Case(
+        "SettleReconciliationNotClosing",
+        {"settle_reconciliation_closes": steady(0), "settle_reconciliation_timestamp_seconds": steady(1)},
+        # None has run yet.
+        {"settle_reconciliation_closes": steady(0), "settle_reconciliation_timestamp_seconds": steady(0)},
+        2,
+    ),
+    Case(
+        "SettleReconciliationNotRun",
+        {"settle_reconciliation_timestamp_seconds": steady(0)},
+        {"settle_reconciliation_timestamp_seconds": steady(0)},
+        2 * 24 * 60 + 60,
+        silent_minutes=2 * 24 * 60 - 60,
+    ),
+    Case(
+        "SettleHeartbeatMissing",
+        {"settle_heartbeat_timestamp_seconds": steady(0)},
+        {"settle_heartbeat_timestamp_seconds": rising(60)},
+        27,
+    ),
+    Case(
+        "SettleSystemTenantLow",
+        {
+            "settle_system_tenant_balance_credits": steady(99_999_999),
+            "settle_gauges_refreshed_timestamp_seconds": rising(60),
+        },
+        {
+            "settle_system_tenant_balance_credits": steady(100_000_000),
+            "settle_gauges_refreshed_timestamp_seconds": rising(60),
+        },
+        12,
+    ),
+    Case(
+        "SettleSystemTenantLow",
+        {
+            "settle_system_tenant_balance_credits": steady(-5),
+            "settle_gauges_refreshed_timestamp_seconds": rising(60),
+        },
+        # Before the first reading every gauge says 0.
+        {"settle_system_tenant_balance_credits": steady(0), "settle_gauges_refreshed_timestamp_seconds": steady(0)},
+        15,
+    ),
+)
+
+
+def run_promtool(*arguments: str, folder: Path = MONITORING) -> str:
+    """What the tool says; it must be content."""
+    assert PROMTOOL is not None
+    run = subprocess.run([PROMTOOL, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def test_every_alert_is_tried_on_both_sides() -> None:
+    assert {case.alert for case in CASES} == {rule["alert"] for rule in RULES}
+
+
+@needs_promtool
+def test_the_rules_and_the_example_configuration_are_valid() -> None:
+    assert f"{len(RULES)} rules found" in run_promtool("check", "rules", "alerts.yaml")
+    run_promtool("check", "config", "prometheus.yaml")
+
+
+@needs_promtool
+@pytest.mark.parametrize("step_minutes", [1, 30])
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path, step_minutes: int) -> None:
+    """Alerts that wait for days are tried in longer steps."""
+    tests = [
+        {
+            "name": f"{case.alert} {'fires' if fires else 'is silent'}",
+            "interval": f"{step_minutes}m",
+            "input_series": [
+                {"series": name, "values": f"{values}x{minutes // step_minutes + 1}"} for name, values in series.items()
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{case.alert}", alertstate="firing"}})',
+                    "eval_time": f"{minutes}m",
+                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                }
+            ],
+        }
+        for case in CASES
+        for series, fires, minutes in (
+            (case.fires, True, case.minutes),
+            (case.silent, False, case.silent_minutes or case.minutes),
+        )
+        if (case.minutes > 600) == (step_minutes > 1)
+    ]
+    assert tests
+    document = {
+        "rule_files": [str(MONITORING / "alerts.yaml")],
+        "evaluation_interval": f"{step_minutes}m",
+        "tests": tests,
+    }
+    # JSON is YAML.
+    (tmp_path / "tests.yaml").write_text(json.dumps(document))
+    assert "SUCCESS" in run_promtool("test", "rules", "tests.yaml", folder=tmp_path)
