@@ -19,6 +19,7 @@ import click
 from commands.output import ANSWER_IS_NO, DONE, WRONG_USE, print_json, progress
 from domain.attempt import Purpose
 from domain.errors import ConfigurationError, InvalidInput, SettleError
+from domain.findings import FindingKind, Remedy
 from domain.identifiers import parse_attempt_id
 from settings import Settings, environment, load
 
@@ -215,7 +216,7 @@ async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_jso
 @click.pass_obj
 @command
 async def demo(context: Context, keep: bool, as_json: bool) -> bool:
-    """Watch five payments settle on a local chain, one of them with its worker killed half-way.
+    """Watch seven payments on a local chain: a worker killed half-way, a closed tab, a payment taken back.
 
     Exit code 0 only if every expectation held.
     """
@@ -272,14 +273,15 @@ async def api(context: Context) -> None:
 
 
 @main.command()
+@click.option("--full", is_flag=True, help="Check every row of the books, not only what is new: minutes per million.")
 @json_option
 @click.pass_obj
 @command
-async def doctor(context: Context, as_json: bool) -> bool:
+async def doctor(context: Context, full: bool, as_json: bool) -> bool:
     """Check every part that the settings name: database, rights, system tenant, books, Temporal, chain, token."""
     from commands.doctor import doctor as run
 
-    return await run(context.settings, context.variables, as_json=as_json)
+    return await run(context.settings, context.variables, full=full, as_json=as_json)
 
 
 @main.command(context_settings={"ignore_unknown_options": False})
@@ -360,6 +362,164 @@ async def attempt_show(context: Context, attempt_id: UUID, as_json: bool) -> boo
     from commands.attempt import show as run
 
     return await run(context.settings, context.variables, attempt_id=attempt_id, as_json=as_json)
+
+
+@main.group()
+def schedules() -> None:
+    """What runs by the clock: the governance heartbeat, housekeeping and the other jobs."""
+
+
+@schedules.command("apply")
+@click.option("--dry-run", is_flag=True, help="Show the difference and leave it.")
+@json_option
+@click.pass_obj
+@command
+async def schedules_apply(context: Context, dry_run: bool, as_json: bool) -> None:
+    """Show how Temporal differs from the schedules' file (SCHEDULES_FILE), then make it so. Safe to repeat.
+
+    An operator's pause and note stay. Schedules of ours that the file does not name any more are deleted.
+    """
+    from commands.schedules import apply as run
+
+    await run(context.settings, context.variables, dry_run=dry_run, as_json=as_json)
+
+
+@schedules.command("list")
+@json_option
+@click.pass_obj
+@command
+async def schedules_list(context: Context, as_json: bool) -> None:
+    """List the schedules that Temporal has: paused or not, next run, and how the last one ended."""
+    from commands.schedules import list_all as run
+
+    await run(context.variables, as_json=as_json)
+
+
+operator_option = click.option("--operator", required=True, metavar="NAME", help="Who decides; in the audit trail.")
+reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; in the audit trail.")
+
+
+@attempt.command("retry")
+@click.argument("attempt_id", type=AttemptId())
+@operator_option
+@reason_option
+@json_option
+@click.pass_obj
+@command
+async def attempt_retry(context: Context, attempt_id: UUID, operator: str, reason: str, as_json: bool) -> bool:
+    """Start a payment's workflow again where none is at work on it. Safe to repeat: what is done is not done twice."""
+    from commands.findings import retry_attempt as run
+
+    return await run(
+        context.settings, context.variables, attempt_id=attempt_id, operator=operator, reason=reason, as_json=as_json
+    )
+
+
+@main.command()
+@click.option("--from", "from_time", metavar="TIME", help="Begin, as ISO 8601. Default: a day before the end.")
+@click.option("--to", "to_time", metavar="TIME", help="End, which is not in it. Default: now.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write each transfer, and what it was credited for, to this file.",
+)
+@json_option
+@click.pass_obj
+@command
+async def reconcile(
+    context: Context, from_time: str | None, to_time: str | None, csv_file: Path | None, as_json: bool
+) -> bool:
+    """Lay chain transfers, attempts, ledger and workflows side by side for a period.
+
+    The default period is the last day, or since the last reconciliation where that is longer ago. Every difference is
+    named with what to do about it; workflows that are missing are started. The result is stored as a balance assertion.
+
+    Exit code 1: the totals do not close, or credits were posted that no transfer explains. What merely waits for an
+    operator (settle findings list) is not wrong, and exits with 0.
+    """
+    from commands.reconcile import reconcile as run
+
+    return await run(
+        context.settings,
+        context.variables,
+        from_time=from_time,
+        to_time=to_time,
+        csv_file=csv_file,
+        as_json=as_json,
+    )
+
+
+@main.group()
+def findings() -> None:
+    """What waits for an operator: transfers that nobody awaited, surpluses, alarms."""
+
+
+@findings.command("list")
+@click.option("--all", "with_resolved", is_flag=True, help="Resolved ones too.")
+@click.option("--kind", type=click.Choice([kind.value for kind in FindingKind]), help="Of this kind only.")
+@json_option
+@click.pass_obj
+@command
+async def findings_list(context: Context, with_resolved: bool, kind: str | None, as_json: bool) -> None:
+    """List findings, newest first."""
+    from commands.findings import list_findings as run
+
+    await run(
+        context.settings,
+        kind=FindingKind(kind) if kind else None,
+        with_resolved=with_resolved,
+        as_json=as_json,
+    )
+
+
+@findings.command("show")
+@click.argument("finding_id", metavar="ID")
+@json_option
+@click.pass_obj
+@command
+async def findings_show(context: Context, finding_id: str, as_json: bool) -> None:
+    """Show one finding, what can be done about it, and what was. The first digits of its id are enough."""
+    from commands.findings import show as run
+
+    await run(context.settings, prefix=finding_id, as_json=as_json)
+
+
+@findings.command("resolve")
+@click.argument("finding_id", metavar="ID")
+@click.option("--remedy", required=True, type=click.Choice([remedy.value for remedy in Remedy]), help="What to do.")
+@operator_option
+@reason_option
+@click.option("--account", metavar="ID", help="Whom to credit. Default: the sender's own account.")
+@click.option("--refund-tx", metavar="TX_HASH", help="The transaction that sent the money back.")
+@json_option
+@click.pass_obj
+@command
+async def findings_resolve(
+    context: Context,
+    *,
+    finding_id: str,
+    remedy: str,
+    operator: str,
+    reason: str,
+    account: str | None,
+    refund_tx: str | None,
+    as_json: bool,
+) -> bool:
+    """Do something about a finding, once. Safe to repeat: the same again answers the same, anything else is refused."""
+    from commands.findings import resolve as run
+
+    return await run(
+        context.settings,
+        context.variables,
+        prefix=finding_id,
+        remedy=Remedy(remedy),
+        operator=operator,
+        reason=reason,
+        account=account,
+        refund_tx=refund_tx,
+        as_json=as_json,
+    )
 
 
 @main.group()

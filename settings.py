@@ -334,6 +334,14 @@ class Settings(BaseModel):
         return timedelta(seconds=self.verification_timeout_seconds)
 
     @property
+    def payment_wait_max(self) -> timedelta:
+        """How long after its submission a payment may wait until nobody can be looking after it any more.
+
+        One that lacks only confirmations gets the time that these take, twice; and ten minutes are for whoever is slow.
+        """
+        return self.verification_timeout + 2 * self.min_confirmations * self.block_time + timedelta(minutes=10)
+
+    @property
     def block_time(self) -> timedelta:
         """Time between two blocks."""
         return timedelta(seconds=self.chain_block_time_seconds)

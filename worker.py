@@ -8,6 +8,8 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from importlib.metadata import version
+from math import ceil
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -15,22 +17,42 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
-from activities.announcements import AnnouncementActivities
+from activities.announcements import AnnouncementActivities, Publish
+from activities.bookkeeping import BookkeepingActivities
 from activities.errors import DomainErrors
+from activities.finality import FinalityActivities
+from activities.gauges import DatabaseGauges
+from activities.governance import GovernanceActivities
+from activities.housekeeping import HousekeepingActivities, Resume
 from activities.metrics import observe_rpc_request
 from activities.payer import PayerActivities
+from activities.reconciliation import Reconciliation, ReconciliationActivities
+from activities.remedies import RemedyActivities
+from activities.scanning import ChainScan
 from activities.system_tenant import SystemTenantActivities
+from activities.transfers import TransferDesk
 from activities.verification import VerificationActivities
+from activities.watching import WatchingActivities
 from chain.reader import ChainReader
+from commands.connections import payment_policy, standing_workflows
 from db.engine import ServiceDatabase, TenantDatabase
+from db.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_tenant_database
+from domain.chain import TransferScope
 from settings import Settings
+from starter.client import PaymentsClient
+from starter.progress import read_workflow
+from starter.remedies import start_remedy
+from starter.standing import start_missing
 from starter.temporal import connect, register_search_attributes
-from telemetry.events import EventPublisher
+from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
+from workflows.jobs import discover
 from workflows.naming import TASK_QUEUE
+from workflows.resolve_finding import ResolveFinding
 from workflows.verify_and_settle import VerifyAndSettle
+from workflows.watch_chain import WatchChain
 
 GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
 """As long as a ledger activity may take: a worker that is asked to stop finishes what it has begun."""
@@ -69,6 +91,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 settings.require_chain_rpc_urls(),
                 settings.chain_id,
                 timeout_seconds=settings.chain_rpc_timeout_seconds,
+                log_range_max=settings.chain_log_range_max,
                 on_request=observe_rpc_request,
             )
         )
@@ -77,7 +100,8 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         added = await register_search_attributes(temporal)
         if added:
             log.info("search attributes registered", names=added)
-        worker = build_worker(temporal, settings, chain=chain, tenants=tenants, service=service)
+        events = await stack.enter_async_context(event_publisher(settings))
+        worker = build_worker(temporal, settings, chain=chain, tenants=tenants, service=service, publish=events.publish)
         health_port = await stack.enter_async_context(
             serve_health(
                 settings.worker_health_host,
@@ -92,6 +116,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 sdk_metrics_address=sdk_metrics_address,
             )
         )
+        await stack.enter_async_context(DatabaseGauges(service, chain_id=settings.chain_id).kept_fresh())
         async with worker:
             log.info(
                 "worker runs",
@@ -114,9 +139,13 @@ def build_worker(
     chain: ChainReader,
     tenants: TenantDatabase,
     service: ServiceDatabase,
+    publish: Publish | None = None,
     task_queue: str = TASK_QUEUE,
 ) -> Worker:
-    """The worker with all workflows and activities. It owns none of what it is given."""
+    """The worker with all workflows and activities. It owns none of what it is given.
+
+    Without `publish` events go to the log only.
+    """
     payer = PayerActivities(
         tenants,
         verification_timeout=settings.verification_timeout,
@@ -130,11 +159,35 @@ def build_worker(
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
     )
-    announcements = AnnouncementActivities(EventPublisher().publish)
+    finality = FinalityActivities(chain, service, policy=settings.finality_policy, block_time=settings.block_time)
+    payments = PaymentsClient(tenants, temporal, payment_policy(settings))
+    governance = GovernanceActivities(tenants, service, chain, worker_version=version("settle"))
+    housekeeping = HousekeepingActivities(
+        service,
+        chain_id=settings.chain_id,
+        resume=_resume(temporal, payments),
+        ensure_standing=lambda: start_missing(temporal, standing_workflows(settings)),
+    )
+    remedies = RemedyActivities(service, revenue_share=settings.system_tenant_revenue_share)
+    bookkeeping = BookkeepingActivities(service, pending_max=settings.payment_wait_max)
+    publish = publish or EventPublisher().publish
+    reconciliation = ReconciliationActivities(
+        Reconciliation(
+            service,
+            chain_id=settings.chain_id,
+            block_time=settings.block_time,
+            pick_up=payments.pick_up,
+            carry=lambda request: start_remedy(temporal, request),
+        ),
+        chain_id=settings.chain_id,
+        directory=settings.reconciliation_dir,
+    )
+    announcements = AnnouncementActivities(publish)
+    watching = _watching(settings, chain, service, payments, publish)
     return Worker(
         temporal,
         task_queue=task_queue,
-        workflows=[VerifyAndSettle],
+        workflows=[VerifyAndSettle, WatchChain, ResolveFinding, *(job.workflow for job in discover().values())],
         activities=[
             payer.record_submission,
             payer.credit_buyer,
@@ -142,11 +195,64 @@ def build_worker(
             system_tenant.mint_bonus,
             system_tenant.credit_donation,
             verification.await_confirmation,
+            finality.await_finality,
+            finality.reverse_payment,
+            finality.reverse_bonus,
+            governance.take_heartbeat,
+            governance.low_balance_announced,
+            governance.read_income,
+            housekeeping.expire_intents,
+            housekeeping.prune_expired_rows,
+            housekeeping.pick_up_payments,
+            housekeeping.ensure_standing_workflows,
+            remedies.take_remedy,
+            remedies.mint_bonus_of_credit,
+            reconciliation.reconcile,
+            bookkeeping.check_books,
+            bookkeeping.note_books_announced,
+            watching.follow_chain,
+            watching.rescan_chain,
             announcements.announce,
         ],
         interceptors=[LogContext(), DomainErrors()],
         **WORKER_OPTIONS,
     )
+
+
+def event_publisher(settings: Settings) -> EventPublisher:
+    """Publishes to the log, and to the receiver that the settings name."""
+    return EventPublisher(settings.event_sink_url, source=settings.api_url or DEFAULT_SOURCE)
+
+
+def _watching(
+    settings: Settings, chain: ChainReader, service: ServiceDatabase, payments: PaymentsClient, publish: Publish
+) -> WatchingActivities:
+    """Follows the chain for the treasury; submits as the payers do."""
+    scope = TransferScope(
+        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
+    )
+    scan = ChainScan(
+        chain,
+        service,
+        scope,
+        from_block=settings.chain_watch_from_block,
+        look_back_blocks=ceil(settings.payment_intent_ttl / settings.block_time),
+    )
+    desk = TransferDesk(service, scope, payments.submit, publish, min_confirmations=settings.min_confirmations)
+    return WatchingActivities(scan, desk, block_time=settings.block_time)
+
+
+def _resume(temporal: Client, payments: PaymentsClient) -> Resume:
+    """Submits a payment's own hash again where no workflow has it: what its payer would do."""
+
+    async def resume(payment: UnfinishedPayment) -> bool:
+        state = await read_workflow(temporal, payment.attempt_id)
+        if state is not None and (state.is_running or (payment.is_credited and state.has_completed)):
+            return False
+        await payments.submit(payment.owner_user_id, payment.attempt_id, payment.tx_hash)
+        return True
+
+    return resume
 
 
 _POOL: Final[dict[str, Any]] = {

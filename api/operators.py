@@ -68,6 +68,8 @@ REASONS_IN_WORDS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "purchase",
     Reason.PLATFORM_REVENUE_SHARE: "bonus",
     Reason.SYSTEM_DONATION: "donation",
+    Reason.PAYMENT_REVERSAL: "reversal",
+    Reason.OPERATOR_CREDIT: "operator's credit",
 }
 PURPOSES_IN_WORDS: Final[Mapping[str, str]] = {Purpose.SELF: "purchase", Purpose.SYSTEM: "donation"}
 

@@ -60,6 +60,8 @@ REASONS_IN_WORDS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "Credits bought",
     Reason.PLATFORM_REVENUE_SHARE: "Share of a purchase",
     Reason.SYSTEM_DONATION: "Donation received",
+    Reason.PAYMENT_REVERSAL: "Payment taken back",
+    Reason.OPERATOR_CREDIT: "Payment credited by support",
 }
 
 _KEEP_THE_REFERENCE: Final = "Write to support with the reference below."
@@ -78,6 +80,12 @@ ERRORS_IN_WORDS: Final[Mapping[str, str]] = {
     "done, write to support with the reference below.",
     ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already paid for something else. {_KEEP_THE_REFERENCE}",
 }
+
+
+REVERSED_IN_WORDS: Final = (
+    "It was credited, then the network dropped the transaction, and the credits were taken back. If your wallet shows "
+    "it as done, write to support with the reference below."
+)
 
 
 class PersonRoute(APIRoute):
@@ -278,6 +286,8 @@ def payment_state(attempt: AttemptView) -> str:
     match attempt.status:
         case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= datetime.now(UTC):
             return "expired"
+        case AttemptStatus.FAILED if attempt.error_code is ErrorCode.INTENT_EXPIRED:
+            return "expired"
         case AttemptStatus.CREATED_INTENT:
             return "unpaid"
         case AttemptStatus.PENDING_UNVERIFIED:
@@ -290,6 +300,8 @@ def payment_state(attempt: AttemptView) -> str:
 
 def why_it_failed(attempt: AttemptView) -> str:
     """The error code for the payer."""
+    if attempt.status is AttemptStatus.REVERSED:
+        return REVERSED_IN_WORDS
     return ERRORS_IN_WORDS.get(attempt.error_code or "", f"It could not be credited. {_KEEP_THE_REFERENCE}")
 
 

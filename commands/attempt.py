@@ -8,7 +8,7 @@ from uuid import UUID
 from chain.addresses import checksum_address
 from commands.connections import chain_reader, payments_client, service_database
 from commands.output import grouped, print_json, stdout, table
-from db import attempts
+from db import attempts, findings
 from domain.attempt import AttemptStatus, Purpose
 from domain.errors import AttemptNotFound, InvalidInput
 from domain.identifiers import parse_tx_hash
@@ -69,10 +69,15 @@ async def show(settings: Settings, variables: Mapping[str, str], *, attempt_id: 
             min_confirmations=settings.min_confirmations,
             ui_url=settings.temporal_ui_url,
         )
+        async with service.transaction() as connection:
+            found = await findings.list_findings_of_attempt(connection, attempt_id)
     if as_json:
         print_json(diagnosis)
-    else:
-        _print(diagnosis)
+        return True
+    _print(diagnosis)
+    for finding in found:
+        if finding.is_open:
+            stdout.print(f"{finding.kind.value}: settle findings show {finding.id}", markup=False)
     return True
 
 

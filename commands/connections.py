@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from activities.contracts import WatchedChain
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase, TenantDatabase
 from db.startup import check_service_database, check_tenant_database
 from settings import Settings
 from starter.client import PaymentPolicy, PaymentsClient
+from starter.standing import StandingWorkflow
 from starter.temporal import connect
+from workflows.naming import WATCH_CHAIN, watch_workflow_id
 
 CONNECTIONS = 2
 """A command asks one thing at a time."""
@@ -27,6 +30,20 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
     )
+
+
+def standing_workflows(settings: Settings) -> list[StandingWorkflow]:
+    """What runs for ever beside the schedules: the watch of the chain, where it is known for whom."""
+    if settings.treasury_address is None:
+        return []
+    return [
+        StandingWorkflow(
+            workflow_id=watch_workflow_id(settings.chain_id),
+            workflow=WATCH_CHAIN,
+            input=WatchedChain(chain_id=settings.chain_id),
+            summary=f"transfers to {settings.treasury_address} on chain {settings.chain_id}",
+        )
+    ]
 
 
 @asynccontextmanager
@@ -64,5 +81,8 @@ async def payments_client(settings: Settings, variables: Mapping[str, str]) -> A
 def chain_reader(settings: Settings) -> ChainReader:
     """The chain's nodes. Raises `ConfigurationError` without addresses."""
     return ChainReader(
-        settings.require_chain_rpc_urls(), settings.chain_id, timeout_seconds=settings.chain_rpc_timeout_seconds
+        settings.require_chain_rpc_urls(),
+        settings.chain_id,
+        timeout_seconds=settings.chain_rpc_timeout_seconds,
+        log_range_max=settings.chain_log_range_max,
     )

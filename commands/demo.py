@@ -1,4 +1,7 @@
-"""`settle demo`: five payments on a local chain, one of them with its worker killed between the two credits."""
+"""`settle demo`: seven payments on a local chain, each with a trouble of its own.
+
+Of one the worker is killed between the two credits, of one the payer closes the tab, and one the chain takes back.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from db.engine import ServiceDatabase
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.database import DATABASE
 from devstack.stack import until_signalled
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from domain.errors import SettleError
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Reason, Side
@@ -51,6 +54,12 @@ _SERVERS_OF_OTHERS: Final = (
     "TREASURY_ADDRESS",
     "CHAIN_BLOCK_TIME_SECONDS",
 )
+
+
+FINAL_AFTER_BLOCKS: Final = 12
+"""On a real chain a node's own word decides, which takes 20 minutes; nobody watches a demo for that long."""
+
+DEMO_SETTINGS: Final = {"FINALITY": "confirmations", "FINALITY_CONFIRMATIONS": str(FINAL_AFTER_BLOCKS)}
 
 
 class DemoFailed(SettleError):
@@ -108,7 +117,7 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
         without = () if keep else ("api",)
         async with (
             until_signalled(),
-            LocalSystem(Path(folder), own, without=without, on_progress=progress) as system,
+            LocalSystem(Path(folder), own | DEMO_SETTINGS, without=without, on_progress=progress) as system,
         ):
             settings = system.settings
             async with (
@@ -150,8 +159,11 @@ class _Scenes:
         progress(f"[{time.monotonic() - self.started:5.1f} s] {words}")
 
     async def play(self) -> list[Payment]:
-        """All scenes. The one with the crash comes last, so that the others are not disturbed by it."""
-        buyer, donor, miser, thief, unlucky = payer_wallets()[:5]
+        """All scenes. Those with the crash and the reorganisation come last, so that they disturb no other."""
+        buyer, donor, miser, thief, closer, unlucky, orphan = payer_wallets()[:7]
+        closed_tab = await self._intend("a purchase whose tab was closed", closer, 1500)
+        await self._pay(closed_tab, closer)
+        self.say(f"{closed_tab.title}: nothing is submitted; the chain watcher has to find it")
         purchase = await self._intend("a purchase", buyer, 2500)
         donation = await self._intend("a donation", donor, 1000, Purpose.SYSTEM)
         too_little = await self._intend(
@@ -165,13 +177,19 @@ class _Scenes:
         await self._submit(purchase, purchase_hash)
         await self._submit(donation, await self._pay(donation, donor))
         await self._submit(too_little, await self._pay(too_little, miser, less_raw=RAW_PER_USD_CENT))
-        early = [purchase, donation, too_little, stolen]
-        await asyncio.gather(*(self._settled(payment) for payment in early))
+        early = [purchase, donation, too_little, stolen, closed_tab]
+        await asyncio.gather(*(self._ended(payment) for payment in early))
 
         crashed = await self._intend("a purchase whose worker is killed", unlucky, 10_000)
         await self._crash_between_the_credits(crashed, unlucky)
-        await self._settled(crashed)
-        return [*early, crashed]
+        await self._ended(crashed)
+
+        reversed_ = await self._intend("a purchase that the chain takes back", orphan, 5000, is_taken_back=True)
+        await self._reorganise_away(reversed_, orphan)
+
+        payments = [*early, crashed, reversed_]
+        await asyncio.gather(*(self._looked_after(payment) for payment in payments))
+        return payments
 
     async def _intend(
         self,
@@ -181,6 +199,7 @@ class _Scenes:
         purpose: Purpose = Purpose.SELF,
         *,
         error: ErrorCode | None = None,
+        is_taken_back: bool = False,
     ) -> Payment:
         payer = await self.client.provision(wallet.address)
         intent = await self.client.create_intent(payer, amount_usd_cents, purpose)
@@ -195,6 +214,9 @@ class _Scenes:
                 rows[SYSTEM_TENANT_ACCOUNT_ID, Reason.PLATFORM_REVENUE_SHARE] = bonus
         self.say(f"{title}: intent for {amount_usd_cents / 100:.2f} USD by {wallet.address[:8]}…")
         status = AttemptStatus.REJECTED if error else AttemptStatus.CREDITED
+        if is_taken_back:
+            status = AttemptStatus.REVERSED
+            rows |= {(account_id, Reason.PAYMENT_REVERSAL): -amount for (account_id, _), amount in rows.items()}
         return Payment(title, payer, intent, status, error, expected_rows=rows)
 
     async def _pay(self, payment: Payment, wallet: Wallet, *, less_raw: int = 0) -> str:
@@ -206,8 +228,8 @@ class _Scenes:
         view = await self.client.submit(payment.payer.user_id, payment.attempt_id, tx_hash)
         self.say(f"{payment.title}: hash submitted, {view.status.value}")
 
-    async def _settled(self, payment: Payment) -> None:
-        """Wait for the payment's end and for its workflow's, and keep what is to be compared."""
+    async def _ended(self, payment: Payment) -> None:
+        """Wait for the payment's end: credited, or refused."""
         told = ""
         async with asyncio.timeout(SETTLED_TIMEOUT_SECONDS):
             while True:
@@ -216,13 +238,37 @@ class _Scenes:
                 if words and words != told:
                     self.say(f"{payment.title}: {words}")
                     told = words
-                workflow = await read_workflow(self.temporal, payment.attempt_id)
-                if view.status is not AttemptStatus.PENDING_UNVERIFIED and workflow and not workflow.is_running:
+                if view.status in FINAL_STATUSES:
                     break
                 await asyncio.sleep(POLL_SECONDS)
-        payment.status, payment.error = view.status, view.error_code
-        payment.rows, payment.workflow = await self._rows(payment), workflow.status
         self.say(f"{payment.title}: {view.status.value}{f' / {view.error_code.value}' if view.error_code else ''}")
+
+    async def _looked_after(self, payment: Payment) -> None:
+        """Wait until its workflow has seen that the payment is final, or gone, and keep what is to be compared."""
+
+        async def is_over() -> bool:
+            workflow = await read_workflow(self.temporal, payment.attempt_id)
+            payment.workflow = workflow.status if workflow else None
+            return workflow is not None and not workflow.is_running
+
+        await self._until(f"the end of the workflow of {payment.title}", is_over)
+        view = await self.client.status(payment.payer.user_id, payment.attempt_id)
+        payment.status, payment.error = view.status, view.error_code
+        payment.rows = await self._rows(payment)
+        if payment.status is AttemptStatus.CREDITED:
+            self.say(f"{payment.title}: final")
+        elif payment.status is AttemptStatus.REVERSED:
+            self.say(f"{payment.title}: REVERSED, its credits and the bonus were taken back")
+
+    async def _reorganise_away(self, payment: Payment, wallet: Wallet) -> None:
+        """Replace the blocks from the payment's on by others, as soon as it is credited."""
+        tx_hash = await self._pay(payment, wallet)
+        await self._submit(payment, tx_hash)
+        await self._ended(payment)
+        mined_in = int((await self.chain.wait_for_receipt(tx_hash))["blockNumber"], 16)
+        depth = await self.chain.block_number() - mined_in + 1
+        await self.chain.reorg(depth)
+        self.say(f"{payment.title}: the last {depth} blocks were replaced by others, without the payment")
 
     async def _rows(self, payment: Payment) -> list[ledger.LedgerRow]:
         async with self.database.transaction() as connection:
@@ -292,6 +338,7 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, as_json: bool) ->
     for payment in payments:
         for (account_id, _), amount in payment.expected_rows.items():
             expected[account_id] = expected.get(account_id, 0) + amount
+    expected = {account_id: amount for account_id, amount in expected.items() if amount}
     balances_held = {account_id: amount for account_id, amount in balances.items() if amount} == expected
     ok = all(payment.held for payment in payments) and balances_held and not violations
     if as_json:

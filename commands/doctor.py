@@ -6,25 +6,28 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import aiohttp
 
+from activities.bookkeeping import check_all_books, check_books
 from chain.reader import ChainReader
 from commands.connections import CONNECTIONS, chain_reader, payment_policy, service_database, tenant_database
-from commands.output import grouped, print_json, stdout, table
-from db import ledger
-from db.books import find_violations
+from commands.output import grouped, print_json, progress, stdout, table
+from db import books_check
+from db.books import SHOWN_MAX
 from db.engine import OperatorDatabase
 from db.startup import check_operator_database
 from domain.errors import ChainUnavailable, ConfigurationError, SettleError, TemporalUnavailable
-from domain.ledger import Side
 from settings import Settings
 from starter.temporal import connect, count_pollers, list_missing_search_attributes
 from telemetry.health import CHECK_TIMEOUT_SECONDS, temporal_answers
 from workflows.naming import TASK_QUEUE
 
 TOKEN_DECIMALS: Final = 6
+PROGRESS_EVERY: Final = 100_000
+"""Entries, when the books are checked for the first time, or all of them."""
 API_SECONDS_MAX: Final = CHECK_TIMEOUT_SECONDS + 2.0
 """Above what the API's own checks may take: it says which one is late."""
 
@@ -38,8 +41,11 @@ class Finding:
     detail: str
 
 
-async def doctor(settings: Settings, variables: Mapping[str, str], *, as_json: bool) -> bool:
-    """Run every check, whatever the others say. True when all are fine. What is not set up is not asked for."""
+async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool, as_json: bool) -> bool:
+    """Run every check, whatever the others say. True when all are fine. What is not set up is not asked for.
+
+    Of the books what is new and what is on record as wrong is checked, and every row where `full`.
+    """
     findings: list[Finding] = []
 
     async def check(name: str, ask: Callable[[], Awaitable[str]]) -> None:
@@ -54,7 +60,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, as_json: b
     operator_url, api_url = settings.operator_database_url, settings.api_url
     if operator_url is not None:
         await check("database, role settle_operator", lambda: _operator_database(operator_url))
-    await check("books", lambda: _books(settings))
+    await check("books", lambda: _books(settings, full=full))
     await check("Temporal", lambda: _temporal(variables))
     await check("workers", lambda: _workers(variables))
     if api_url is not None:
@@ -97,13 +103,38 @@ async def _operator_database(url: str) -> str:
     return "schema and rights are right"
 
 
-async def _books(settings: Settings) -> str:
-    async with service_database(settings) as database, database.transaction() as connection:
-        violations = await find_violations(connection)
-        if violations:
-            raise BooksDoNotBalance("; ".join(violations))
-        totals = ledger.totals(await ledger.trial_balance(connection))
-    return f"debits = credits = {grouped(totals[Side.DEBIT])}, every balance is the sum of its entries"
+async def _books(settings: Settings, *, full: bool) -> str:
+    pending_max = settings.payment_wait_max
+    told = PROGRESS_EVERY
+
+    def tell(checked: int) -> None:
+        nonlocal told
+        if checked >= told:
+            progress(f"books: {grouped(checked)} entries checked")
+            told = checked + PROGRESS_EVERY
+
+    async with service_database(settings) as database:
+        await check_books(database, pending_max=pending_max, on_step=tell)
+        if full:
+            told = PROGRESS_EVERY
+            await check_all_books(database, pending_max=pending_max, on_step=lambda round_: tell(round_.entries))
+        async with database.transaction() as connection:
+            violations = await books_check.list_open_violations(connection, shown_max=SHOWN_MAX)
+            standing = await books_check.find_standing(connection)
+    scheduled = _scheduled(standing.checked_ago)
+    if violations:
+        raise BooksDoNotBalance("; ".join([*(violation.detail for violation in violations), scheduled]))
+    return (
+        f"debits = credits = {grouped(standing.debits)}, every balance is the sum of its entries"
+        f"{', every row was checked' if full else ''}; {scheduled}"
+    )
+
+
+def _scheduled(ago: timedelta | None) -> str:
+    if ago is None:
+        return "no scheduled check has run yet"
+    minutes = int(ago.total_seconds()) // 60
+    return f"the last scheduled check was {minutes} min ago"
 
 
 class BooksDoNotBalance(SettleError):

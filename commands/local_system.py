@@ -13,6 +13,7 @@ from typing import Final, Self
 
 import aiohttp
 
+from commands.schedules import apply_quietly, check_file
 from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, migrate
 from devstack.chain import payer_wallets
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
@@ -77,7 +78,7 @@ class LocalSystem:
         return self.state_dir / "env"
 
     async def __aenter__(self) -> Self:
-        load(self.variables)
+        check_file(load(self.variables))
         async with AsyncExitStack() as cleanup:
             await cleanup.enter_async_context(self.stack)
             await self._add_addresses()
@@ -91,6 +92,9 @@ class LocalSystem:
                 await self.start_worker()
             if "api" not in self._without:
                 await self.start_api()
+            if "temporal" not in self._without or "TEMPORAL_ADDRESS" in self.variables:
+                self._on_progress("applying the schedules")
+                await apply_quietly(self.settings, self.variables, on_progress=self._on_progress)
             self._cleanup = cleanup.pop_all()
         return self
 

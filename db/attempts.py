@@ -13,7 +13,7 @@ from sqlalchemy import Row, Select, bindparam, insert, select, text, tuple_, upd
 from sqlalchemy.exc import IntegrityError
 
 from db.engine import AnyConnection, ReadAllConnection, TenantConnection
-from db.errors import HASH_HELD_BY_ACCOUNT, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
+from db.errors import HASH_HELD_BY_ACCOUNT, NOT_CREDITED_BY_OPERATOR, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
 from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.errors import HashInUse, TransferAlreadySettled
@@ -164,6 +164,13 @@ async def update_credited(
         raise
 
 
+async def update_reversed(connection: AnyConnection, attempt_id: UUID) -> None:
+    """The credited attempt ends REVERSED."""
+    await connection.connection.execute(
+        update(PaymentAttemptRow).where(PaymentAttemptRow.id == attempt_id).values(status=AttemptStatus.REVERSED.value)
+    )
+
+
 async def update_refused(
     connection: AnyConnection, attempt_id: UUID, status: AttemptStatus, error_code: ErrorCode
 ) -> None:
@@ -228,9 +235,12 @@ async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, t
     try:
         await connection.connection.execute(_INSERT_TRANSFER, values)
     except IntegrityError as error:
-        if violated_constraint(error) == ONE_ATTEMPT_PER_TRANSFER:
+        constraint = violated_constraint(error)
+        if constraint in {ONE_ATTEMPT_PER_TRANSFER, NOT_CREDITED_BY_OPERATOR}:
+            has_paid = constraint == ONE_ATTEMPT_PER_TRANSFER
+            what = "has paid another attempt" if has_paid else "was credited by an operator"
             raise TransferAlreadySettled(
-                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} has paid another attempt"
+                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {what}"
             ) from error
         raise
 

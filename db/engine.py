@@ -268,11 +268,19 @@ class ServiceDatabase:
             isolation_level="AUTOCOMMIT",
         )
         self._transactional = self.engine.execution_options(isolation_level="READ COMMITTED")
+        self._one_moment = self.engine.execution_options(isolation_level="REPEATABLE READ")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[ServiceConnection]:
         """One transaction; commits at the end, rolls back on an error."""
         async with _unavailable_as_domain_error(), self._transactional.begin() as connection:
+            yield ServiceConnection(connection)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[ServiceConnection]:
+        """One read-only transaction that sees one moment, however long it reads."""
+        async with _unavailable_as_domain_error(), self._one_moment.begin() as connection:
+            await connection.execute(_READ_ONLY)
             yield ServiceConnection(connection)
 
     @asynccontextmanager

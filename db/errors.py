@@ -10,6 +10,7 @@ from db.schema import LEDGER_REFERENCE_INDEXES, ONE_OPERATOR_CREDIT
 
 HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
 ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"
+NOT_CREDITED_BY_OPERATOR: Final = "settled_transfers_not_credited_by_operator"
 POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values()) | {ONE_OPERATOR_CREDIT}
 
 

@@ -128,6 +128,7 @@ class CreditLedgerEntry(Base):
         Index("credit_ledger_by_reference", "reference"),
         Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
         Index("credit_ledger_by_time", "created_at", postgresql_using="brin"),
+        Index("credit_ledger_by_number", text("(entry_seq + 0)"), unique=True),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -180,6 +181,7 @@ class PaymentAttemptRow(Base):
         Index("payment_attempts_by_status", "status", "created_at"),
         Index("payment_attempts_by_payer", text("lower(from_address)"), "amount_raw", "created_at"),
         Index("payment_attempts_by_expiry", "expires_at", postgresql_where=text("status = 'CREATED_INTENT'")),
+        Index("payment_attempts_by_change", "updated_at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -225,6 +227,7 @@ class SettledTransferRow(Base):
     __table_args__ = (
         UniqueConstraint("chain_id", "tx_hash", "log_index", name="settled_transfers_one_attempt_per_transfer"),
         UniqueConstraint("attempt_id", name="settled_transfers_one_transfer_per_attempt"),
+        Index("settled_transfers_by_time", "created_at", postgresql_using="brin"),
     )
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
@@ -314,6 +317,7 @@ class ObservedTransfer(Base):
     __tablename__ = "observed_transfers"
     __table_args__ = (
         Index("observed_transfers_by_block", "chain_id", "block_number"),
+        Index("observed_transfers_by_time", "chain_id", "block_time"),
         Index("observed_transfers_unhandled", "chain_id", "block_number", postgresql_where=text("handled_at IS NULL")),
     )
 
@@ -358,6 +362,7 @@ class ChainCursor(Base):
     chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     token: Mapped[str] = mapped_column(primary_key=True)
     to_address: Mapped[str] = mapped_column(primary_key=True)
+    first_block: Mapped[int]
     block_number: Mapped[int]
     block_hash: Mapped[str | None]
     head_number: Mapped[int]
@@ -382,7 +387,9 @@ class FindingRow(Base):
     __tablename__ = "findings"
     __table_args__ = (
         Index("findings_open", "created_at", postgresql_where=text("resolved_at IS NULL")),
+        Index("findings_to_announce", "created_at", postgresql_where=text("announced_at IS NULL")),
         Index("findings_by_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
+        Index("findings_by_kind", "kind", "created_at"),
         Index(
             "findings_by_transfer",
             "chain_id",
@@ -405,5 +412,165 @@ class FindingRow(Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    announced_at: Mapped[datetime | None]
     resolved_at: Mapped[datetime | None]
     resolution: Mapped[str | None]
+    times_opened: Mapped[int] = mapped_column(server_default=text("1"))
+    opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OperatorAction(Base):
+    """A remedy that an operator took: the audit trail. Append-only."""
+
+    __tablename__ = "operator_actions"
+    __table_args__ = (
+        UniqueConstraint("finding_id", "opening", name="operator_actions_one_per_opening"),
+        Index("operator_actions_by_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    action: Mapped[str]
+    operator: Mapped[str]
+    reason: Mapped[str]
+    finding_id: Mapped[UUID | None] = mapped_column(ForeignKey("findings.id"))
+    opening: Mapped[int | None]
+    attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"))
+    outcome: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TransferCredit(Base):
+    """A transfer, or the surplus of one, that an operator credited to an account. Append-only."""
+
+    __tablename__ = "transfer_credits"
+    __table_args__ = (Index("transfer_credits_by_time", "created_at"),)
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tx_hash: Mapped[str] = mapped_column(primary_key=True)
+    log_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    part: Mapped[str]
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    from_address: Mapped[str]
+    finding_id: Mapped[UUID] = mapped_column(ForeignKey("findings.id"), unique=True)
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    value_raw: Mapped[Decimal]
+    amount_credits: Mapped[int]
+    revenue_share: Mapped[Decimal] = mapped_column(Numeric())
+    reference: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BalanceAssertion(Base):
+    """What a reconciliation of a period found. Append-only."""
+
+    __tablename__ = "balance_assertions"
+    __table_args__ = (Index("balance_assertions_by_period", "chain_id", "period_to"),)
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    chain_id: Mapped[int]
+    period_from: Mapped[datetime]
+    period_to: Mapped[datetime]
+    transfers: Mapped[int]
+    inflow_raw: Mapped[Decimal]
+    purchases_credits: Mapped[Decimal]
+    donations_credits: Mapped[Decimal]
+    operator_credits: Mapped[Decimal]
+    unapplied_raw: Mapped[Decimal]
+    reversed_credits: Mapped[Decimal]
+    ledger_debit_credits: Mapped[Decimal]
+    ledger_credit_credits: Mapped[Decimal]
+    differences: Mapped[dict[str, Any]]
+    totals: Mapped[dict[str, Any]]
+    closes: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class GovernanceHeartbeatRow(Base):
+    """What one heartbeat of the platform found."""
+
+    __tablename__ = "governance_heartbeats"
+    __table_args__ = (
+        Index("governance_heartbeats_one_after_another", text("coalesce(previous_id, 0)"), unique=True),
+        Index(
+            "governance_heartbeats_to_announce",
+            "id",
+            postgresql_where=text("crossed AND low_balance_announced_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("governance_heartbeats.id"))
+    scheduled_at: Mapped[datetime]
+    status: Mapped[str]
+    account_present: Mapped[bool]
+    is_flagged: Mapped[bool]
+    balance_credits: Mapped[int | None]
+    threshold_credits: Mapped[int]
+    is_low: Mapped[bool]
+    crossed: Mapped[bool]
+    last_revenue_share_at: Mapped[datetime | None]
+    schema_revision: Mapped[str | None]
+    worker_version: Mapped[str]
+    chain_id: Mapped[int]
+    head_number: Mapped[int | None]
+    head_age_seconds: Mapped[int | None]
+    problems: Mapped[list[str]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    low_balance_announced_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BooksCheckpoint(Base):
+    """How far the books check has come in one table whose rows are numbered and never change."""
+
+    __tablename__ = "books_checkpoints"
+
+    stream: Mapped[str] = mapped_column(primary_key=True)
+    checked_to: Mapped[int] = mapped_column(server_default=text("0"))
+    safe_to: Mapped[int] = mapped_column(server_default=text("0"))
+    mark: Mapped[int] = mapped_column(server_default=text("0"))
+
+
+class BooksCheck(Base):
+    """What the books check knows between its runs; one row."""
+
+    __tablename__ = "books_checks"
+
+    is_only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    mark_xid: Mapped[int] = mapped_column(server_default=text("0"))
+    debits: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    credits: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    lines_mended: Mapped[int] = mapped_column(server_default=text("0"))
+    sums_of: Mapped[int] = mapped_column(server_default=text("0"))
+    round: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    checked_at: Mapped[datetime | None]
+    checked_in_full_at: Mapped[datetime | None]
+
+
+class BooksViolation(Base):
+    """An invariant of the books that did not hold; open until it holds again."""
+
+    __tablename__ = "books_violations"
+    __table_args__ = (
+        Index(
+            "books_violations_open", "check_name", "subject", unique=True, postgresql_where=text("resolved_at IS NULL")
+        ),
+        Index(
+            "books_violations_unannounced",
+            "id",
+            postgresql_where=text(
+                "announced_at IS NULL OR (resolved_at IS NOT NULL AND resolution_announced_at IS NULL)"
+            ),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    check_name: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str]
+    first_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    resolved_at: Mapped[datetime | None]
+    announced_at: Mapped[datetime | None]
+    resolution_announced_at: Mapped[datetime | None]

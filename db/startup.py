@@ -31,6 +31,13 @@ SERVICE_WRITES: Final[dict[str, tuple[str, ...]]] = {
     "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
     "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
     "findings": ("INSERT", "UPDATE"),
+    "operator_actions": ("INSERT",),
+    "transfer_credits": ("INSERT",),
+    "balance_assertions": ("INSERT",),
+    "books_checkpoints": ("UPDATE",),
+    "books_checks": ("UPDATE",),
+    "books_violations": ("INSERT", "UPDATE"),
+    "governance_heartbeats": ("INSERT", "UPDATE"),
 }
 """The same for role settle_service."""
 

@@ -216,6 +216,10 @@ def locate_anvil() -> Path:
 # -- the chain ---------------------------------------------------------------------------------------------
 
 
+SLOTS_IN_AN_EPOCH = 16
+"""Of a chain that people watch, a block a second: `safe` trails by 16 blocks, `finalized` by 32, half a minute."""
+
+
 class LocalChain(Service):
     """An anvil node with its state in `<state dir>/chain`, and TestUSDC and Multisend deployed on it.
 

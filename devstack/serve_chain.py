@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from devstack.chain import PREFERRED_PORT, LocalChain
+from devstack.chain import PREFERRED_PORT, SLOTS_IN_AN_EPOCH, LocalChain
 from devstack.stack import until_signalled
 
 SAVE_SECONDS = 1.0
@@ -13,7 +13,7 @@ SAVE_SECONDS = 1.0
 
 async def serve(host: str, port: int, state_dir: Path) -> None:
     """Run the chain with the test token until SIGTERM, its state saved as it advances."""
-    chain = LocalChain(state_dir, port, listen_host=host)
+    chain = LocalChain(state_dir, port, listen_host=host, slots_in_an_epoch=SLOTS_IN_AN_EPOCH)
     async with until_signalled():
         await chain.start()
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from devstack.chain import LOCAL_CHAIN_ID, LocalChain
+from devstack.chain import LOCAL_CHAIN_ID, SLOTS_IN_AN_EPOCH, LocalChain
 from devstack.errors import DevstackError, PartFailedError, StateInUseError
 from devstack.postgres import EmbeddedPostgres
 from devstack.processes import ProcessService, Service, end_leftovers
@@ -72,7 +72,13 @@ class Stack:
             else None
         )
         self._chain = (
-            LocalChain(self.state_dir, wanted.get("chain"), chain_id=chain_id, block_time_seconds=block_time_seconds)
+            LocalChain(
+                self.state_dir,
+                wanted.get("chain"),
+                chain_id=chain_id,
+                block_time_seconds=block_time_seconds,
+                slots_in_an_epoch=SLOTS_IN_AN_EPOCH,
+            )
             if "chain" not in without
             else None
         )

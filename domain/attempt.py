@@ -124,6 +124,10 @@ class PaymentAttempt(BaseModel):
             return False
         return self.may_have_been_paid_in_time and mined_at < self.expires_at
 
+    def was_submitted_in_time(self, submitted_at: datetime) -> bool:
+        """Whether a submission of that time counts although the intent has been ended as expired since."""
+        return self.may_have_been_paid_in_time and self.expires_at is not None and submitted_at < self.expires_at
+
     @property
     def client_status(self) -> ClientStatus:
         """The status in the payer's words."""
@@ -160,10 +164,11 @@ def decide_submission(
     """What a submission of `tx_hash` at `submitted_at` does (SPEC 3, rules "intent" and "submit").
 
     `mined_at` is the time of the block in which the chain watcher has seen the transfer, if it has. Mined before the
-    intent's expiry it was paid in time, also when the intent has ended by then.
+    intent's expiry it was paid in time, also when the intent has ended by then. The same holds for what was submitted
+    before it and is recorded late, behind the housekeeping that ends expired intents.
     Raises `TooManyReplacements` when one attempt's hash was replaced `MAX_SUBMISSIONS` times.
     """
-    if attempt.was_paid_in_time(mined_at):
+    if attempt.was_paid_in_time(mined_at) or attempt.was_submitted_in_time(submitted_at):
         return SubmissionEffect.RECORD
     if attempt.is_final or attempt.tx_hash == tx_hash:
         return SubmissionEffect.NOTHING

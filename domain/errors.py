@@ -11,16 +11,20 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or too old
 │   ├── NotAnOperator           somebody is signed in who may not see this
 │   ├── IdempotencyKeyReused    the key came with another request before
+│   ├── FindingNotFound         no such finding, or an abbreviated id that several have
+│   ├── RemedyRefused           that remedy is not for this finding, or it is resolved otherwise
 │   └── RateLimited             too many requests; says when to come back
 ├── Unavailable                 something outside does not answer now; the same call may go through later
 │   ├── ChainUnavailable        no chain node gave an answer that can be used (`chain/` has finer ones)
 │   ├── DatabaseUnavailable     PostgreSQL cannot be reached
 │   │   └── DatabaseBusy        it answers, but somebody held what was needed for too long
-│   └── TemporalUnavailable     the Temporal service cannot be reached
+│   ├── TemporalUnavailable     the Temporal service cannot be reached
+│   └── EventNotDelivered       the receiver of events did not take one
 ├── TransferAlreadySettled      that on-chain transfer has paid another attempt
 └── OperatorError               only somebody who runs the system can mend it
     ├── ConfigurationError      a setting is missing or has a bad value
     ├── StartupCheckFailed      schema, system tenant or rights are not what the code needs
+    ├── WatcherBehind           the chain has not been followed as far as is asked about
     └── BookkeepingError        the books contradict the request
 """
 
@@ -125,6 +129,21 @@ class IdempotencyKeyReused(Refusal):
         super().__init__(f"Idempotency-Key {key!r:.80} was used for another request before; take a new one")
 
 
+class FindingNotFound(Refusal):
+    """No finding with that id, or several with an id that begins so."""
+
+    code = "FINDING_NOT_FOUND"
+
+    def __init__(self, finding_id: object, found: int = 0) -> None:
+        super().__init__(f"{found} findings begin with {finding_id}" if found else f"no finding {finding_id}")
+
+
+class RemedyRefused(Refusal):
+    """The remedy is not for this finding, or the finding was resolved otherwise."""
+
+    code = "REMEDY_REFUSED"
+
+
 class RateLimited(Refusal):
     """Too many requests. `retry_after_seconds` says when the next one is welcome."""
 
@@ -165,6 +184,15 @@ class TemporalUnavailable(Unavailable):
     code = "TEMPORAL_UNAVAILABLE"
 
 
+class EventNotDelivered(Unavailable):
+    """The receiver of events did not take one. Names its host and nothing else of its address."""
+
+    code = "EVENT_NOT_DELIVERED"
+
+    def __init__(self, sink: str, what: str) -> None:
+        super().__init__(f"the event receiver {sink} {what}")
+
+
 class TransferAlreadySettled(SettleError):
     """The on-chain transfer has already paid another attempt (unique in `settled_transfers`)."""
 
@@ -187,6 +215,12 @@ class StartupCheckFailed(OperatorError):
     """The database is not what the code needs; the message says what to run."""
 
     code = "STARTUP_CHECK_FAILED"
+
+
+class WatcherBehind(OperatorError):
+    """The chain has not been followed as far as is asked about."""
+
+    code = "WATCHER_BEHIND"
 
 
 class BookkeepingError(OperatorError):

@@ -13,6 +13,7 @@ BOOKS_VIOLATED: Final = "books.violated"
 BOOKS_RESTORED: Final = "books.restored"
 HEARTBEAT: Final = "governance.heartbeat"
 LOW_BALANCE: Final = "governance.heartbeat.low_balance"
+GOVERNANCE_REPORT: Final = "governance.report"
 RECONCILED: Final = "reconciliation.completed"
 
 

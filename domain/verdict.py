@@ -6,7 +6,8 @@ canonical chain. Everything that a lagging, lying or contradictory node can say 
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Collection
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -50,6 +51,15 @@ def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
         treasury=attempt.to_address,
         amount_raw=attempt.amount_raw,
     )
+
+
+class CreditedTransfer(Value):
+    """A transfer that an operator has credited, and the block in which it was then."""
+
+    log_index: int
+    block_hash: TxHash
+    from_address: Address
+    value_raw: int
 
 
 class SettledTransfer(Value):
@@ -101,6 +111,8 @@ class Verified(Value):
     kind: Literal["verified"] = "verified"
     transfer: SettledTransfer
     confirmations: int
+    confirmed_at: datetime | None = None
+    """When the block that confirmed it was mined, as far as that is known: for a metric."""
 
 
 class Refused(Value):
@@ -142,6 +154,26 @@ def judge(
             message=f"transaction reverted in block {receipt.block_number}",
         )
     return _find_payment(terms, receipt, view, settled_log_indexes)
+
+
+def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedTransfer]) -> frozenset[int]:
+    """The logs of a transaction that an operator has credited: they pay nothing any more.
+
+    Log indexes count in the whole block, so a log has another one when its transaction has moved to another block: then
+    all that are alike count, as the database has it.
+    """
+    if receipt is None:
+        return frozenset()
+    return frozenset(
+        log.log_index
+        for log in receipt.transfers
+        for one in credited
+        if (
+            log.log_index == one.log_index
+            if receipt.block_hash == one.block_hash
+            else log.value_raw == one.value_raw and same_address(log.from_address, one.from_address)
+        )
+    )
 
 
 def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmations: int) -> Waiting | None:

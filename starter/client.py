@@ -177,7 +177,8 @@ class PaymentsClient:
         tx_hash = parse_tx_hash(tx_hash)
         submitted_at = datetime.now(UTC)
         attempt, is_held = await self._find_to_submit(user_id, attempt_id, tx_hash)
-        if mined_at is None and attempt.may_have_been_paid_in_time and self._is_past_expiry(attempt, submitted_at):
+        is_late = attempt.is_final or self._is_past_expiry(attempt, submitted_at)
+        if mined_at is None and is_late and attempt.may_have_been_paid_in_time:
             mined_at = await self._find_time_of_payment(attempt, tx_hash)
         in_time = attempt.was_paid_in_time(mined_at)
         if attempt.is_final and not in_time:
@@ -204,6 +205,29 @@ class PaymentsClient:
             return self._answer(await self._record(user_id, attempt_id, tx_hash, submitted_at, submission.mined_at))
         progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
         return self._answer(attempt.model_copy(update=progress | {"expires_at": None}))
+
+    async def pick_up(self, user_id: str, attempt_id: UUID) -> bool:
+        """Start a run for an attempt for which the books say that something is due; False where one is at it.
+
+        Also after a run that has completed: the database may have been set back since. The new run finds in the
+        database what is done, and does the rest. Raises `AttemptNotFound`, `DatabaseUnavailable`, `TemporalUnavailable`
+        and what `submit` raises.
+        """
+        state = await read_workflow(self._temporal, attempt_id)
+        if state is not None and state.is_running:
+            return False
+        attempt = await self._find(user_id, attempt_id)
+        if attempt.status is AttemptStatus.PENDING_UNVERIFIED and attempt.tx_hash is not None:
+            await self.submit(user_id, attempt_id, attempt.tx_hash)
+            return True
+        if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
+                await self._start_after_the_credit(attempt, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            raise does_not_answer(error) from error
+        return True
 
     def _answer(self, attempt: PaymentAttempt) -> AttemptView:
         """A submission's answer, the same on every way that it may take: the chain has not been asked yet."""
@@ -365,25 +389,28 @@ class PaymentsClient:
         """
         if attempt.status is not AttemptStatus.CREDITED or attempt.purpose is not Purpose.SELF:
             return
-        if attempt.tx_hash is None or attempt.submitted_at is None:
-            raise BookkeepingError(f"attempt {attempt.id} is CREDITED without a submitted hash")
-        submission = _submission(attempt, attempt.tx_hash, attempt.submitted_at)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
-                await self._temporal.start_workflow(
-                    VerifyAndSettle.run,
-                    _settlement(attempt, submission),
-                    id=workflow_id(attempt.id),
-                    task_queue=TASK_QUEUE,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    id_reuse_policy=_REUSE_POLICY,
-                    search_attributes=_search_attributes(attempt, attempt.tx_hash),
-                    static_summary=_summary(attempt),
-                )
+                await self._start_after_the_credit(attempt, _REUSE_POLICY)
         except WorkflowAlreadyStartedError:
             return
         except (RPCError, RuntimeError, TimeoutError) as error:
             log.warning("could not make sure of the bonus", attempt_id=str(attempt.id), error=str(error))
+
+    async def _start_after_the_credit(self, attempt: PaymentAttempt, reuse_policy: WorkflowIDReusePolicy) -> None:
+        if attempt.tx_hash is None or attempt.submitted_at is None:
+            raise BookkeepingError(f"attempt {attempt.id} is {attempt.status} without a submitted hash")
+        submission = _submission(attempt, attempt.tx_hash, attempt.submitted_at)
+        await self._temporal.start_workflow(
+            VerifyAndSettle.run,
+            _settlement(attempt, submission),
+            id=workflow_id(attempt.id),
+            task_queue=TASK_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=reuse_policy,
+            search_attributes=_search_attributes(attempt, attempt.tx_hash),
+            static_summary=_summary(attempt),
+        )
 
     async def _require_started(self, attempt_id: UUID) -> None:
         """Raise `TemporalUnavailable` unless the workflow durably exists."""

@@ -62,6 +62,11 @@ class WorkflowState:
         """Whether it can still do something."""
         return self.status == WorkflowExecutionStatus.RUNNING.name
 
+    @property
+    def has_completed(self) -> bool:
+        """Whether it has done all that it had to do."""
+        return self.status == WorkflowExecutionStatus.COMPLETED.name
+
 
 async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | None:
     """The attempt's workflow, or None where Temporal knows none. Raises `TemporalUnavailable`."""

@@ -62,7 +62,7 @@ async def add_search_attributes(client: Client, names: Collection[str]) -> None:
     for key in SEARCH_ATTRIBUTES:
         if key.name in names:
             request.search_attributes[key.name] = IndexedValueType.ValueType(int(key.indexed_value_type))
-    with _answered(client):
+    with answered(client):
         await client.operator_service.add_search_attributes(request, timeout=RPC_TIMEOUT)
 
 
@@ -72,7 +72,7 @@ async def list_missing_search_attributes(client: Client) -> list[str]:
     Raises `TemporalUnavailable`, and `StartupCheckFailed` when one exists with another type: adding ours would
     be accepted and ignored.
     """
-    with _answered(client):
+    with answered(client):
         listed = await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
         )
@@ -93,13 +93,14 @@ async def count_pollers(client: Client) -> int:
         task_queue=TaskQueue(name=TASK_QUEUE),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
     )
-    with _answered(client):
+    with answered(client):
         answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
     return len({poller.identity for poller in answer.pollers})
 
 
 @contextmanager
-def _answered(client: Client) -> Iterator[None]:
+def answered(client: Client) -> Iterator[None]:
+    """The SDK's errors in the block as ours: `TemporalUnavailable`, and `StartupCheckFailed` without a namespace."""
     try:
         yield
     except RPCError as error:

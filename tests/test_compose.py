@@ -59,7 +59,7 @@ def test_no_two_services_want_the_same_port_of_this_machine() -> None:
     assert len(taken) == len(set(taken))
 
 
-@pytest.mark.parametrize("name", ["worker", "migrate", "api"])
+@pytest.mark.parametrize("name", ["worker", "migrate", "api", "schedules"])
 def test_every_setting_of_ours_is_one_and_has_a_good_value(name: str) -> None:
     known = {str(field.alias) for field in Settings.model_fields.values()}
     environment = {key: with_defaults(value) for key, value in SERVICES[name]["environment"].items()}

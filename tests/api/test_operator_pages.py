@@ -329,7 +329,7 @@ async def test_payments_are_counted_by_status_where_that_is_all_that_is_chosen(
         return document.one("nav", class_="counts").text.split()
 
     document = await page(reader, status="REJECTED", days=30)
-    expected = "All CREATED_INTENT 1 PENDING_UNVERIFIED 0 CREDITED 2 REJECTED 1 FAILED 0"
+    expected = "All CREATED_INTENT 1 PENDING_UNVERIFIED 0 CREDITED 2 REJECTED 1 FAILED 0 REVERSED 0"
     assert counts(document) == expected.split()
     current = [link for link in document.one("nav", class_="counts").all("a") if "aria-current" in link.attributes]
     assert [link.text for link in current] == ["REJECTED 1"]

@@ -20,6 +20,8 @@ HASH = "0x" + "ab" * 32
 WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 PROMISED = {
     "demo", "up", "migrate", "worker", "doctor", "bench", "attempt", "attempt create", "attempt submit", "attempt show",
+    "schedules apply", "schedules list", "attempt retry", "findings list", "findings show", "findings resolve",
+    "reconcile",
 }  # fmt: skip
 
 

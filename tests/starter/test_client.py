@@ -322,13 +322,13 @@ async def test_a_purchase_whose_run_was_terminated_before_the_bonus_gets_it_when
     engine: Engine,
 ) -> None:
     payer, intent = await engine.intent()
-    await _credit(engine, payer.user_id, intent.attempt_id)
+    sent = await engine.credit_without_bonus(payer, intent)
     async with engine.worker():
-        view = await engine.submit(payer, intent, A)
+        view = await engine.submit(payer, intent, sent)
         assert view.status is AttemptStatus.CREDITED
         await engine.result(intent.attempt_id)
         run = (await engine.state(intent.attempt_id)).run_id
-        await engine.submit(payer, intent, A)
+        await engine.submit(payer, intent, sent)
     state = await engine.state(intent.attempt_id)
     assert (state.status, state.run_id) == (WorkflowExecutionStatus.COMPLETED.name, run)
     assert await engine.credits(intent.attempt_id) == {

@@ -161,3 +161,20 @@ def test_a_finished_attempt_answers_with_its_end(status: AttemptStatus, number: 
 def test_an_attempt_is_a_value() -> None:
     with pytest.raises(ValueError, match="frozen"):
         new_attempt(PAYER).status = AttemptStatus.CREDITED  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("before_expiry", "effect"),
+    [(MICROSECOND, SubmissionEffect.RECORD), (timedelta(0), SubmissionEffect.NOTHING)],
+)
+def test_a_submission_in_time_counts_though_the_intent_was_ended_before_it_was_recorded(
+    before_expiry: timedelta, effect: SubmissionEffect
+) -> None:
+    ended = new_attempt(PAYER, status=AttemptStatus.FAILED, error_code=ErrorCode.INTENT_EXPIRED)
+    at = NOW + INTENT_TTL - before_expiry
+    assert decide_submission(ended, tx_hash(1), submitted_at=at) is effect
+
+
+def test_a_payment_that_failed_otherwise_stays_failed() -> None:
+    failed = new_attempt(PAYER, status=AttemptStatus.FAILED, error_code=ErrorCode.RECEIPT_NOT_FOUND, expires_at=None)
+    assert decide_submission(failed, tx_hash(1), submitted_at=NOW) is SubmissionEffect.NOTHING

@@ -5,7 +5,9 @@ DECLARE
     v_table text;
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['transfer_finality', 'observed_transfers', 'orphaned_transfers', 'chain_cursors',
-                                   'watched_blocks', 'findings'] LOOP
+                                   'watched_blocks', 'findings', 'governance_heartbeats',
+                                   'books_checkpoints', 'books_checks', 'books_violations',
+                                   'operator_actions', 'transfer_credits', 'balance_assertions'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', v_table);
         EXECUTE format('CREATE POLICY owner_sees_all ON %I TO CURRENT_USER USING (true) WITH CHECK (true)', v_table);
         EXECUTE format('REVOKE ALL ON %I FROM PUBLIC', v_table);
@@ -15,7 +17,10 @@ END $$;
 
 GRANT INSERT ON transfer_finality, orphaned_transfers TO settle_service;
 GRANT INSERT, UPDATE, DELETE ON observed_transfers, chain_cursors, watched_blocks TO settle_service;
-GRANT INSERT, UPDATE ON findings TO settle_service;
+GRANT INSERT, UPDATE ON findings, governance_heartbeats TO settle_service;
+GRANT INSERT ON operator_actions, transfer_credits, balance_assertions TO settle_service;
+GRANT UPDATE ON books_checkpoints, books_checks TO settle_service;
+GRANT INSERT, UPDATE ON books_violations TO settle_service;
 
 -- When a transfer that a payer names was mined, as far as the watcher has seen it: he may name it after his intent has
 -- expired, and was in time all the same. Tells of an own attempt's payer only.

@@ -14,6 +14,9 @@ depends_on = None
 SQL_FILES = (
     "0003_finality.sql",
     "0003_watching.sql",
+    "0003_governance.sql",
+    "0003_books.sql",
+    "0003_remedies.sql",
     "0003_rights.sql",
 )
 
