@@ -60,6 +60,7 @@ bench: install ## Settlements and postings per second, as ratios against bare on
 
 histories: install ## Record the workflow's histories of every path anew
 	$(BIN)/python -m tests.workflow.record_histories
+	$(BIN)/python -m tests.reconciliation.record_histories
 
 openapi: install ## Write docs/openapi.json anew
 	$(BIN)/python -m tests.api.write_openapi

@@ -30,7 +30,7 @@ from activities.reconciliation import Reconciliation, ReconciliationActivities
 from activities.remedies import RemedyActivities
 from activities.scanning import ChainScan
 from activities.system_tenant import SystemTenantActivities
-from activities.transfers import TransferDesk
+from activities.transfers import Submit, TransferDesk
 from activities.verification import VerificationActivities
 from activities.watching import WatchingActivities
 from chain.reader import ChainReader
@@ -168,7 +168,16 @@ def build_worker(
         resume=_resume(temporal, payments),
         ensure_standing=lambda: start_missing(temporal, standing_workflows(settings)),
     )
-    remedies = RemedyActivities(service, revenue_share=settings.system_tenant_revenue_share)
+    scope = TransferScope(
+        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
+    )
+    remedies = RemedyActivities(
+        service,
+        chain,
+        scope,
+        revenue_share=settings.system_tenant_revenue_share,
+        min_confirmations=settings.min_confirmations,
+    )
     bookkeeping = BookkeepingActivities(service, pending_max=settings.payment_wait_max)
     publish = publish or EventPublisher().publish
     reconciliation = ReconciliationActivities(
@@ -183,7 +192,7 @@ def build_worker(
         directory=settings.reconciliation_dir,
     )
     announcements = AnnouncementActivities(publish)
-    watching = _watching(settings, chain, service, payments, publish)
+    watching = _watching(settings, scope, chain, service, submit=payments.submit, publish=publish)
     return Worker(
         temporal,
         task_queue=task_queue,
@@ -225,12 +234,15 @@ def event_publisher(settings: Settings) -> EventPublisher:
 
 
 def _watching(
-    settings: Settings, chain: ChainReader, service: ServiceDatabase, payments: PaymentsClient, publish: Publish
+    settings: Settings,
+    scope: TransferScope,
+    chain: ChainReader,
+    service: ServiceDatabase,
+    *,
+    submit: Submit,
+    publish: Publish,
 ) -> WatchingActivities:
     """Follows the chain for the treasury; submits as the payers do."""
-    scope = TransferScope(
-        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
-    )
     scan = ChainScan(
         chain,
         service,
@@ -238,7 +250,7 @@ def _watching(
         from_block=settings.chain_watch_from_block,
         look_back_blocks=ceil(settings.payment_intent_ttl / settings.block_time),
     )
-    desk = TransferDesk(service, scope, payments.submit, publish, min_confirmations=settings.min_confirmations)
+    desk = TransferDesk(service, scope, submit, publish, min_confirmations=settings.min_confirmations)
     return WatchingActivities(scan, desk, block_time=settings.block_time)
 
 

@@ -8,26 +8,70 @@ from temporalio import activity
 
 from activities.contracts import MintedBonus
 from activities.metrics import BONUS_CREDITS, REMEDIES_TAKEN
+from activities.receipts import find_receipt, transfers_in
+from chain.reader import ChainReader
 from db import remedies
 from db.engine import ServiceDatabase
+from db.findings import find_finding
+from db.observed import find_observed
+from domain.chain import TransferScope
+from domain.errors import ChainUnavailable, RemedyRefused
+from domain.findings import FindingKind, Remedy
+from domain.identifiers import same_address
 from domain.remedies import RemedyRequest, TakenRemedy
 
 
 class RemedyActivities:
-    """Each activity is one transaction and safe to run twice, at once, and late."""
+    """Each activity is at most one transaction and safe to run twice, at once, and late."""
 
-    def __init__(self, database: ServiceDatabase, *, revenue_share: Decimal) -> None:
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        chain: ChainReader,
+        scope: TransferScope,
+        *,
+        revenue_share: Decimal,
+        min_confirmations: int,
+    ) -> None:
         self._database = database
+        self._chain = chain
+        self._scope = scope
         self._revenue_share = revenue_share
+        self._min_confirmations = min_confirmations
 
     @activity.defn(name="take_remedy")
     async def take_remedy(self, request: RemedyRequest) -> TakenRemedy:
-        """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction."""
+        """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
+
+        Before a transfer is credited all nodes are asked for it: what was observed is the word of one. Raises
+        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree.
+        """
+        if request.remedy is Remedy.CREDIT:
+            await self._require_on_chain(request)
         async with self._database.transaction() as connection:
             taken = await remedies.take_remedy(connection, request, revenue_share=self._revenue_share)
         if not taken.is_repeated:
             REMEDIES_TAKEN.labels(taken.kind.value, taken.remedy.value).inc()
         return taken
+
+    async def _require_on_chain(self, request: RemedyRequest) -> None:
+        async with self._database.single_statement() as connection:
+            finding = await find_finding(connection, request.finding_id)
+        if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
+            # Nothing is credited any more; or what is credited belongs to a payment that was verified.
+            return
+        async with self._database.single_statement() as connection:
+            observed = await find_observed(connection, self._scope, finding.tx_hash, finding.log_index)
+        if observed is None:
+            return  # refused below, with the reason
+        receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
+        for log in transfers_in(receipt, self._scope):
+            is_same = (log.log_index, log.value_raw) == (observed.log_index, observed.value_raw)
+            if is_same and same_address(log.from_address, observed.from_address):
+                if confirmations < self._min_confirmations:
+                    raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
+                return
+        raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
 
     @activity.defn(name="mint_bonus_of_credit")
     async def mint_bonus_of_credit(self, taken: TakenRemedy) -> MintedBonus:

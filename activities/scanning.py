@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 
 from activities.contracts import RescanReport
 from activities.metrics import OBSERVED_TRANSFERS, REORGANISATIONS, WATCHER_BLOCK, WATCHER_LAG
+from activities.receipts import find_receipt, transfers_in
 from chain.reader import ChainReader
 from db import observed
 from db.engine import ServiceDatabase
@@ -29,6 +30,9 @@ FORK_SEARCH_BLOCKS: Final = 50
 
 BLIND_REWIND_BLOCKS: Final = 1_024
 """How far below the oldest watched block to go back when not even that one is canonical any more."""
+
+DISPUTES_MAX: Final = 50
+"""Transactions whose receipts are asked for in one reading again."""
 
 FIRST_LOOK_BACK_BLOCKS_MAX: Final = 50_000
 """Where nothing says from which block to follow a chain: at most this far back, 25 questions of the usual size."""
@@ -107,13 +111,21 @@ class ChainScan:
         silent = [answer for answer in answers if isinstance(answer, str)]
         shown = [answer for answer in answers if not isinstance(answer, str)]
         union = {(one.tx_hash, one.log_index): one for transfers in shown for one in transfers}
+        disputed = await self._find_disputed(shown, first, cursor)
+        settled = [await self._settle_dispute(transfers) for transfers in disputed]
+        agreed = [one for one in union.values() if one.tx_hash not in {each[0].tx_hash for each in disputed}]
         stale = await self._find_stale(first - 1, cursor, cursor) if shown else []
         async with self._database.transaction() as connection:
             watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
             if (cursor.block_number, cursor.block_hash) not in watched[:1]:
                 raise DatabaseBusy("the chain was reorganised while it was read again")
             orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
-            added = await observed.record_transfers(connection, self.scope, list(union.values()))
+            added = await observed.record_transfers(connection, self.scope, agreed)
+            for dispute in settled:
+                added += await observed.record_transfers(connection, self.scope, dispute.there, corrects=True)
+                orphaned += await observed.disown_transfers(
+                    connection, self.scope, dispute.tx_hash, dispute.invented_log_indexes
+                )
             closed = await close_settled_findings(connection, self.scope.chain_id)
         OBSERVED_TRANSFERS.inc(added)
         return RescanReport(
@@ -254,6 +266,67 @@ class ChainScan:
         if found.last_block.block_hash != cursor.block_hash:
             return f"{label}: has another block {cursor.block_number}"
         return transfers
+
+    async def _find_disputed(self, shown: list[list[Transfer]], first: int, cursor: Cursor) -> list[list[Transfer]]:
+        """Transactions of which not everybody shows the same, the database included; each with all that is said of it.
+
+        At most `DISPUTES_MAX`: whoever lies about more is asked about the rest the next time.
+        """
+        async with self._database.single_statement() as connection:
+            recorded = await observed.list_observed(connection, self.scope, first=first, last=cursor.block_number)
+        said: dict[str, list[frozenset[Transfer]]] = {}
+        for transfers in [*shown, recorded]:
+            by_transaction: dict[str, set[Transfer]] = {}
+            for one in transfers:
+                by_transaction.setdefault(one.tx_hash, set()).add(one)
+            for tx_hash, of_it in by_transaction.items():
+                said.setdefault(tx_hash, []).append(frozenset(of_it))
+        disputed = [
+            sorted(frozenset().union(*versions), key=lambda one: (one.log_index, one.value_raw))
+            for versions in said.values()
+            if len(versions) < len(shown) + 1 or len(set(versions)) > 1
+        ]
+        return disputed[:DISPUTES_MAX]
+
+    async def _settle_dispute(self, transfers: list[Transfer]) -> _Dispute:
+        """What the transaction's receipt says, as all endpoints together have it; as it was where they do not agree."""
+        one = transfers[0]
+        try:
+            receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number)
+        except ChainUnavailable as error:
+            log.warning("transfers in dispute", tx_hash=one.tx_hash, error=error.message)
+            return _Dispute(one.tx_hash)
+        there = {log.log_index: log for log in transfers_in(receipt, self.scope)}
+        times = {each.block_hash: each.block_time for each in transfers}
+        if receipt is not None and receipt.block_hash not in times:
+            # It has moved meanwhile: following the chain finds it where it is.
+            return _Dispute(one.tx_hash)
+        return _Dispute(
+            one.tx_hash,
+            there=[
+                Transfer(
+                    tx_hash=one.tx_hash,
+                    log_index=index,
+                    block_number=receipt.block_number,
+                    block_hash=receipt.block_hash,
+                    block_time=times[receipt.block_hash],
+                    from_address=found.from_address,
+                    value_raw=found.value_raw,
+                )
+                for index, found in there.items()
+                if receipt is not None
+            ],
+            invented_log_indexes=sorted({each.log_index for each in transfers} - set(there)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Dispute:
+    """A transaction of which endpoints show different transfers, and what they agree on when asked for its receipt."""
+
+    tx_hash: str
+    there: list[Transfer] = field(default_factory=list)
+    invented_log_indexes: list[int] = field(default_factory=list)
 
 
 def _has_hash(block: MinedBlock | None, block_hash: str) -> bool:

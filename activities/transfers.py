@@ -32,6 +32,10 @@ SENDERS_AT_ONCE_MAX: Final = 4
 """A submission waits for its workflow to begin: four at once take as long as one, and leave connections to others."""
 
 ANNOUNCE_MAX: Final = 50
+ACT_SECONDS_MAX: Final = 10.0
+ANNOUNCE_SECONDS_MAX: Final = 3.0
+"""Then the chain is followed again; what was not decided about, or told, is so the next time."""
+
 ANNOUNCE_AGAIN_SECONDS: Final = 30.0
 """How long a receiver that did not take an event is left alone."""
 
@@ -74,9 +78,12 @@ class TransferDesk:
         async with self._database.single_statement() as connection:
             await observed.settle_unhandled(connection, self._scope)
         after = (-1, -1)
+        until = time.monotonic() + ACT_SECONDS_MAX
         while page := await self._page(head - self._min_confirmations + 1, after):
             await self._decide_about(page)
             after = (page[-1].block_number, page[-1].log_index)
+            if time.monotonic() > until:
+                break
         await self._announce()
 
     async def _page(self, up_to_block: int, after: tuple[int, int]) -> list[Transfer]:
@@ -181,14 +188,19 @@ class TransferDesk:
         if time.monotonic() < self._announces_from:
             return
         async with self._database.single_statement() as connection:
-            for finding in await list_to_announce(connection, limit=ANNOUNCE_MAX):
-                try:
-                    await self._publish(_event(finding))
-                except SettleError as error:
-                    log.warning("finding not announced yet", finding=finding.key, error=error.message)
-                    self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
-                    return
+            findings = await list_to_announce(connection, limit=ANNOUNCE_MAX)
+        until = time.monotonic() + ANNOUNCE_SECONDS_MAX
+        for finding in findings:
+            try:
+                await self._publish(_event(finding))
+            except SettleError as error:
+                log.warning("finding not announced yet", finding=finding.key, error=error.message)
+                self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
+                return
+            async with self._database.single_statement() as connection:
                 await mark_announced(connection, finding)
+            if time.monotonic() > until:
+                return
 
 
 def _event(finding: StoredFinding) -> PlatformEvent:

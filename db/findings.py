@@ -25,10 +25,15 @@ _OPEN: Final = text(
         last_seen_at = statement_timestamp(),
         opened_at = CASE WHEN f.resolution = ANY (:reopening) THEN statement_timestamp() ELSE f.opened_at END,
         times_opened = f.times_opened + CASE WHEN f.resolution = ANY (:reopening) THEN 1 ELSE 0 END,
-        kind = CASE WHEN f.resolution = ANY (:reopening) THEN excluded.kind ELSE f.kind END,
-        detail = CASE WHEN f.resolution = ANY (:reopening) THEN excluded.detail ELSE f.detail END,
-        attempt_id = CASE WHEN f.resolution = ANY (:reopening) THEN excluded.attempt_id ELSE f.attempt_id END,
-        metadata = CASE WHEN f.resolution = ANY (:reopening) THEN excluded.metadata ELSE f.metadata END,
+        -- Whoever decides about it reads how it is now: what was resolved stays as it was then.
+        (kind, detail, attempt_id, billing_account_id, value_raw, metadata) = (
+            SELECT CASE WHEN open THEN excluded.kind ELSE f.kind END,
+                   CASE WHEN open THEN excluded.detail ELSE f.detail END,
+                   CASE WHEN open THEN excluded.attempt_id ELSE f.attempt_id END,
+                   CASE WHEN open THEN excluded.billing_account_id ELSE f.billing_account_id END,
+                   CASE WHEN open THEN excluded.value_raw ELSE f.value_raw END,
+                   CASE WHEN open THEN excluded.metadata ELSE f.metadata END
+              FROM (SELECT f.resolved_at IS NULL OR f.resolution = ANY (:reopening) AS open) is_it),
         announced_at = CASE WHEN f.resolution = ANY (:reopening) THEN NULL ELSE f.announced_at END,
         resolved_at = CASE WHEN f.resolution = ANY (:reopening) THEN NULL ELSE f.resolved_at END,
         resolution = CASE WHEN f.resolution = ANY (:reopening) THEN NULL ELSE f.resolution END

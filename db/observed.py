@@ -15,7 +15,7 @@ from sqlalchemy import Row, text
 
 from db.engine import ReadAllConnection, ServiceConnection
 from domain.chain import MinedBlock, Transfer, TransferScope
-from domain.matching import RECENT, Candidate, PaidTransfer, Surroundings
+from domain.matching import CLOCK_SLACK, RECENT, Candidate, PaidTransfer, Surroundings
 
 WATCHED_BLOCKS_MAX: Final = 1_024
 """Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
@@ -113,6 +113,7 @@ _RECORD: Final = text(
        SET block_number = EXCLUDED.block_number, block_hash = EXCLUDED.block_hash, block_time = EXCLUDED.block_time,
            from_address = EXCLUDED.from_address, value_raw = EXCLUDED.value_raw, handled_at = NULL, attempt_id = NULL
      WHERE o.block_hash <> EXCLUDED.block_hash
+        OR (:corrects AND (o.value_raw, lower(o.from_address)) <> (EXCLUDED.value_raw, lower(EXCLUDED.from_address)))
     RETURNING (o.xmax = 0) AS is_new
     """
 )
@@ -131,6 +132,28 @@ _ORPHAN: Final = text(
         DELETE FROM observed_transfers
          WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
            AND block_hash = ANY (CAST(:block_hashes AS text[]))
+        RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
+    )
+    INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
+                                    observed_at)
+    SELECT * FROM gone
+    """
+)
+
+_OBSERVED: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.token = :token AND o.to_address = :to_address
+       AND o.block_number BETWEEN :first AND :last ORDER BY o.block_number, o.log_index
+    """
+)
+
+_DISOWN: Final = text(
+    """
+    WITH gone AS (
+        DELETE FROM observed_transfers
+         WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = ANY (CAST(:log_indexes AS bigint[]))
         RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
     )
     INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
@@ -172,6 +195,16 @@ _SIBLINGS: Final = text(
     """
 )
 
+_ALIKE: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.value_raw = :value_raw
+       AND lower(o.from_address) = lower(:from_address)
+     ORDER BY o.log_index
+    """
+)
+
 _PAID: Final = text(
     """
     SELECT s.attempt_id, a.status, s.log_index, s.from_address, s.value_raw
@@ -180,24 +213,46 @@ _PAID: Final = text(
      UNION ALL
     SELECT NULL, NULL, c.log_index, c.from_address, c.value_raw
       FROM transfer_credits c
-     WHERE c.chain_id = :chain_id AND c.tx_hash = :tx_hash AND c.part = 'whole'
+     WHERE c.chain_id = :chain_id AND c.tx_hash = :tx_hash AND c.part <> 'surplus'
     """
 )
 
-# One statement, so that an attempt is seen in one state. Of what has ended only what may still say something.
+CANDIDATES_MAX: Final = 50
+"""Attempts of each sort that are looked at: a payer may have thousands, and every dust transfer asks."""
+
+# One statement, so that an attempt is seen in one state. What the transfer may pay, the oldest first; then what may say
+# why it pays nothing: the latest of that amount that had expired, the latest of another amount.
 _CANDIDATES: Final = text(
     """
+    WITH own AS NOT MATERIALIZED (
+        SELECT * FROM payment_attempts
+         WHERE lower(from_address) = lower(:from_address) AND chain_id = :chain_id
+           AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
+    )
     SELECT a.id AS attempt_id, b.owner_user_id, a.billing_account_id, a.from_address, a.amount_raw, a.status,
            a.error_code, a.tx_hash, a.created_at, a.expires_at,
            EXISTS (SELECT FROM observed_transfers o WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash)
              AS hash_is_observed
-      FROM (SELECT * FROM payment_attempts
-             WHERE lower(from_address) = lower(:from_address) AND chain_id = :chain_id
-               AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
-               AND (status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')
-                    OR (error_code = 'INTENT_EXPIRED' AND (amount_raw = :value_raw OR expires_at > :recent)))
+      FROM ((SELECT * FROM own
+              WHERE amount_raw = :value_raw AND expires_at > :mined_at
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at LIMIT :most)
              UNION
-            SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id) a
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND status = 'PENDING_UNVERIFIED' ORDER BY created_at LIMIT :most)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND expires_at <= :mined_at
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at DESC LIMIT 1)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw <> :value_raw AND expires_at > :recent AND created_at <= :made_before
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at DESC LIMIT 1)
+             UNION
+            (SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id
+              ORDER BY (lower(from_address) = lower(:from_address)) DESC, created_at LIMIT :most)) a
       JOIN billing_accounts b ON b.id = a.billing_account_id
     """
 )
@@ -261,8 +316,13 @@ async def forget_watched_above(connection: ServiceConnection, scope: TransferSco
     await connection.connection.execute(_FORGET_ABOVE, {**_of(scope), "block_number": block_number})
 
 
-async def record_transfers(connection: ServiceConnection, scope: TransferScope, transfers: Sequence[Transfer]) -> int:
-    """Write transfers down, those known already where they are now; how many are new."""
+async def record_transfers(
+    connection: ServiceConnection, scope: TransferScope, transfers: Sequence[Transfer], *, corrects: bool = False
+) -> int:
+    """Write transfers down, those known already where they are now; how many are new.
+
+    With `corrects` they are what all nodes agree on, and change what one node had shown otherwise.
+    """
     if not transfers:
         return 0
     values = {
@@ -274,6 +334,7 @@ async def record_transfers(connection: ServiceConnection, scope: TransferScope, 
         "block_times": [one.block_time for one in transfers],
         "senders": [one.from_address for one in transfers],
         "values_raw": [Decimal(one.value_raw) for one in transfers],
+        "corrects": corrects,
     }
     return sum(row.is_new for row in await connection.connection.execute(_RECORD, values))
 
@@ -290,6 +351,33 @@ async def orphan_transfers(connection: ServiceConnection, scope: TransferScope, 
     """Transfers of these blocks are not on the canonical chain any more; how many."""
     values = {**_of(scope), "block_hashes": list(block_hashes)}
     return (await connection.connection.execute(_ORPHAN, values)).rowcount
+
+
+async def list_observed(
+    connection: ReadAllConnection, scope: TransferScope, *, first: int, last: int
+) -> list[Transfer]:
+    """The transfers that were observed in these blocks."""
+    rows = await connection.connection.execute(_OBSERVED, {**_of(scope), "first": first, "last": last})
+    return [_transfer(row) for row in rows]
+
+
+async def find_observed(
+    connection: ReadAllConnection, scope: TransferScope, tx_hash: str, log_index: int | None
+) -> Transfer | None:
+    """The transfer that was observed in that place, or None."""
+    values = {"chain_id": scope.chain_id, "tx_hash": tx_hash}
+    for row in await connection.connection.execute(_SIBLINGS, values):
+        if row.log_index == log_index:
+            return _transfer(row)
+    return None
+
+
+async def disown_transfers(
+    connection: ServiceConnection, scope: TransferScope, tx_hash: str, log_indexes: Collection[int]
+) -> int:
+    """Logs of a transaction that it does not have, as all nodes together say; how many were written down."""
+    values = {"chain_id": scope.chain_id, "tx_hash": tx_hash, "log_indexes": list(log_indexes)}
+    return (await connection.connection.execute(_DISOWN, values)).rowcount
 
 
 async def settle_unhandled(connection: ServiceConnection, scope: TransferScope) -> int:
@@ -321,12 +409,16 @@ async def find_surroundings(connection: ReadAllConnection, scope: TransferScope,
         "from_address": transfer.from_address,
         "value_raw": Decimal(transfer.value_raw),
         "recent": transfer.block_time - RECENT,
+        "mined_at": transfer.block_time,
+        "made_before": transfer.block_time + CLOCK_SLACK,
+        "most": CANDIDATES_MAX,
     }
     execute = connection.connection.execute
     candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
     # After the candidates: an attempt that is credited in between is then seen as paid, not as one without a transfer.
     paid = [PaidTransfer.model_validate(row) for row in await execute(_PAID, values)]
-    siblings = [_transfer(row) for row in await execute(_SIBLINGS, values)]
+    # Only where something was paid: a transaction of thousands of transfers is looked at for each of them.
+    siblings = [_transfer(row) for row in await execute(_ALIKE, values)] if paid else []
     account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
     return Surroundings(
         candidates=tuple(candidates), paid=tuple(paid), siblings=tuple(siblings), senders_account_id=account

@@ -84,7 +84,15 @@ _TRANSACTIONS: Final = f"""
                EXISTS (SELECT FROM chain_cursors c
                         WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
                           AND lower(c.to_address) = lower(a.to_address)
-                          AND coalesce(f.block_number, s.block_number) BETWEEN c.first_block AND c.block_number)
+                          -- A block that the watcher has read, or one that nobody can have been paid in: below where
+                          -- it began, though settled since; or above where it is, though settled long ago.
+                          AND CASE
+                              WHEN coalesce(f.block_number, s.block_number) < c.first_block
+                              THEN s.created_at >= c.created_at
+                              WHEN coalesce(f.block_number, s.block_number) > c.block_number
+                              THEN s.created_at < c.updated_at - CAST(:grace AS interval)
+                                OR coalesce(f.block_number, s.block_number) > c.head_number + 1000
+                              ELSE true END)
                  AS is_covered
           FROM transactions t
           JOIN settled_transfers s ON s.chain_id = :chain_id AND s.tx_hash = t.tx_hash
@@ -92,7 +100,8 @@ _TRANSACTIONS: Final = f"""
           LEFT JOIN transfer_finality f ON f.attempt_id = s.attempt_id
     ), credited AS MATERIALIZED (
         SELECT c.*, floor(c.amount_credits::numeric * c.revenue_share) AS bonus_credits
-          FROM transactions t JOIN transfer_credits c ON c.chain_id = :chain_id AND c.tx_hash = t.tx_hash
+          FROM transactions t
+          JOIN transfer_credits c ON c.chain_id = :chain_id AND c.tx_hash = t.tx_hash AND c.part <> 'refund'
     ), wanted AS (
         SELECT reference FROM settled UNION ALL SELECT reference FROM credited
     ), posts AS MATERIALIZED (
@@ -221,7 +230,18 @@ _WATCHED: Final = text(
       FROM chain_cursors WHERE chain_id = :chain_id
     """
 )
-_LAST_ASSERTION: Final = text("SELECT max(period_to) AS period_to FROM balance_assertions WHERE chain_id = :chain_id")
+# Up to where there is no gap: a period that was reconciled out of turn does not hide what lies before it.
+_LAST_ASSERTION: Final = text(
+    """
+    WITH ordered AS (
+        SELECT period_from, period_to,
+               max(period_to) OVER (ORDER BY period_from, period_to
+                                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+          FROM balance_assertions WHERE chain_id = :chain_id
+    )
+    SELECT coalesce((SELECT min(before) FROM ordered WHERE before < period_from), max(period_to)) FROM ordered
+    """
+)
 _TRANSFER: Final = text(
     """
     SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw, o.token,

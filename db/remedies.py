@@ -22,6 +22,7 @@ from db.engine import ReadAllConnection, ServiceConnection
 from db.errors import violated_constraint
 from domain.errors import BookkeepingError, RemedyRefused
 from domain.findings import FindingKind, Remedy, transfer_key
+from domain.identifiers import same_address
 from domain.money import revenue_share_credits
 from domain.remedies import (
     RemedyRequest,
@@ -110,15 +111,19 @@ _CREDIT_OF_FINDING: Final = text(
 _CREDITED: Final = text(
     """
     SELECT log_index, block_hash, from_address, value_raw FROM transfer_credits
-     WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND part = 'whole'
+     WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND part <> 'surplus'
+     UNION ALL
+    SELECT s.log_index, s.block_hash, s.from_address, s.value_raw
+      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+     WHERE s.chain_id = :chain_id AND s.tx_hash = :tx_hash AND a.status = 'REVERSED'
     """
 )
 _ACCOUNT: Final = text("SELECT is_system_tenant FROM billing_accounts WHERE id = :id")
 
 _NOT_CREDITABLE: Final = {
-    "transfer_credits_not_settled": "the transfer has paid an attempt, or was credited, already",
+    "transfer_credits_not_settled": "the transfer has paid an attempt, or was credited or sent back, already",
     "transfer_credits_of_transfer_on_chain": "the chain does not show the transfer as it was found",
-    "transfer_credits_of_surplus": "there is no such surplus any more",
+    "transfer_credits_of_surplus": "there is no such surplus, or its payment is not final yet",
     "transfer_credits_pkey": "the transfer was credited already",
     "transfer_credits_reference_key": "the transfer was credited already",
     "transfer_credits_finding_id_key": "the finding was credited already",
@@ -143,6 +148,7 @@ async def take_remedy(connection: ServiceConnection, request: RemedyRequest, *, 
         case Remedy.RETRY:
             await _match_anew(connection, finding)
         case Remedy.REFUND_RECORDED:
+            await _claim_for_refund(connection, finding)
             outcome = {"refundTxHash": request.refund_tx_hash} if request.refund_tx_hash else {}
         case Remedy.WRITE_OFF:
             pass
@@ -174,7 +180,7 @@ async def mint_bonus_of_credit(connection: ServiceConnection, finding_id: UUID) 
 
 
 async def list_credited_transfers(connection: ServiceConnection, chain_id: int, tx_hash: str) -> list[CreditedTransfer]:
-    """Those of a transaction that operators have credited: they pay nothing any more."""
+    """Those of a transaction that pay nothing any more: credited or sent back by operators, or reversed before."""
     rows = await connection.connection.execute(_CREDITED, {"chain_id": chain_id, "tx_hash": tx_hash})
     return [CreditedTransfer.model_validate(row._mapping) for row in rows]
 
@@ -271,7 +277,33 @@ async def _credit(
     }
 
 
+async def _claim_for_refund(connection: ServiceConnection, finding: StoredFinding) -> None:
+    """What is sent back pays nothing any more; refused where it has paid. A surplus nobody else can use."""
+    if finding.tx_hash is None or finding.kind is FindingKind.SURPLUS:
+        return
+    transfer = await _find_creditable(connection, finding)
+    await _insert_credit(
+        connection,
+        {
+            "chain_id": finding.chain_id,
+            "tx_hash": finding.tx_hash,
+            "log_index": transfer.log_index,
+            "part": "refund",
+            "block_number": transfer.block_number,
+            "block_hash": transfer.block_hash,
+            "from_address": transfer.from_address,
+            "finding_id": finding.id,
+            "billing_account_id": None,
+            "value_raw": Decimal(transfer.value_raw),
+            "amount_credits": 0,
+            "revenue_share": Decimal(0),
+            "reference": None,
+        },
+    )
+
+
 async def _find_creditable(connection: ServiceConnection, finding: StoredFinding) -> _Creditable:
+    """The transfer that was found, where it is now. Raises `RemedyRefused` where another one is in its place."""
     query = _SURPLUS if finding.kind is FindingKind.SURPLUS else _OBSERVED
     values = {
         "attempt_id": finding.attempt_id,
@@ -283,8 +315,15 @@ async def _find_creditable(connection: ServiceConnection, finding: StoredFinding
     row = (await connection.connection.execute(query, {name: values[name] for name in names})).one_or_none()
     if row is None:
         constraint = "transfer_credits_of_surplus" if query is _SURPLUS else "transfer_credits_of_transfer_on_chain"
-        raise RemedyRefused(f"{_NOT_CREDITABLE[constraint]}: nothing is credited")
-    return _Creditable(row.part, row.log_index, row.block_number, row.block_hash, row.from_address, int(row.value_raw))
+        raise RemedyRefused(f"{_NOT_CREDITABLE[constraint]}: nothing was done")
+    found = _Creditable(row.part, row.log_index, row.block_number, row.block_hash, row.from_address, int(row.value_raw))
+    sender = finding.details.get("sender")
+    if finding.value_raw not in {None, found.value_raw} or (sender and not same_address(sender, found.from_address)):
+        raise RemedyRefused(
+            f"another transfer is in its place now, {found.value_raw} raw units from {found.from_address}: "
+            "nothing was done"
+        )
+    return found
 
 
 async def _require_account(connection: ServiceConnection, account_id: str) -> None:
@@ -302,7 +341,7 @@ async def _insert_credit(connection: ServiceConnection, values: dict[str, Any]) 
         why = _NOT_CREDITABLE.get(violated_constraint(error) or "")
         if why is None:
             raise
-        raise RemedyRefused(f"{why}: nothing is credited") from error
+        raise RemedyRefused(f"{why}: nothing was done") from error
 
 
 def _taken(finding: StoredFinding, action: Action) -> TakenRemedy:

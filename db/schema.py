@@ -367,6 +367,7 @@ class ChainCursor(Base):
     block_hash: Mapped[str | None]
     head_number: Mapped[int]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WatchedBlock(Base):
@@ -440,7 +441,7 @@ class OperatorAction(Base):
 
 
 class TransferCredit(Base):
-    """A transfer, or the surplus of one, that an operator credited to an account. Append-only."""
+    """A transfer, or the surplus of one, that an operator credited to an account, or sent back. Append-only."""
 
     __tablename__ = "transfer_credits"
     __table_args__ = (Index("transfer_credits_by_time", "created_at"),)
@@ -453,11 +454,11 @@ class TransferCredit(Base):
     block_hash: Mapped[str]
     from_address: Mapped[str]
     finding_id: Mapped[UUID] = mapped_column(ForeignKey("findings.id"), unique=True)
-    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    billing_account_id: Mapped[str | None] = mapped_column(ForeignKey("billing_accounts.id"))
     value_raw: Mapped[Decimal]
     amount_credits: Mapped[int]
     revenue_share: Mapped[Decimal] = mapped_column(Numeric())
-    reference: Mapped[str] = mapped_column(unique=True)
+    reference: Mapped[str | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

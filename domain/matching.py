@@ -67,7 +67,7 @@ class Surroundings(Value):
     paid: tuple[PaidTransfer, ...] = ()
     """The transfers of this transaction that have paid attempts; behind them, those that an operator has credited."""
     siblings: tuple[Transfer, ...] = ()
-    """All observed transfers of this transaction."""
+    """The observed transfers of this transaction that are like this one, where any of them has paid."""
     senders_account_id: str | None = None
 
 

@@ -46,7 +46,7 @@ BATCHES_RETRY: Final = RetryPolicy(
     maximum_attempts=4,
 )
 
-# One of everything takes minutes for each ten million entries. It says after each step that it lives, and one that is
+# One of everything takes about a minute for each million entries. It says after each step that it lives, and one that is
 # tried again goes on where it was.
 BOOKS_START_TO_CLOSE: Final = timedelta(hours=11)
 

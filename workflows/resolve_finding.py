@@ -10,7 +10,7 @@ with workflow.unsafe.imports_passed_through():
     from domain.findings import Remedy
     from domain.remedies import RemedyRequest, TakenRemedy, describe
     from workflows.naming import RESOLVE_FINDING
-    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_START_TO_CLOSE
 
 
 @workflow.defn(name=RESOLVE_FINDING)
@@ -31,7 +31,8 @@ class ResolveFinding:
             return await workflow.execute_activity_method(
                 RemedyActivities.take_remedy,
                 request,
-                start_to_close_timeout=LEDGER_START_TO_CLOSE,
+                # Before a credit the chain's nodes are asked.
+                start_to_close_timeout=LOOK_START_TO_CLOSE,
                 retry_policy=LEDGER_RETRY,
                 summary=f"{request.remedy.value}, as {request.operator} decided",
             )

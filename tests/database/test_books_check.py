@@ -484,8 +484,16 @@ async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> No
     done = asyncio.Event()
 
     async def pay(place: int) -> None:
+        purpose = Purpose.SYSTEM if place == 0 else Purpose.SELF
         for _ in range(10):
-            await desk.settle(payers[place], next(numbers), purpose=Purpose.SYSTEM if place == 0 else Purpose.SELF)
+            now = datetime.now(UTC)
+            intent = await desk.create(
+                payers[place], purpose=purpose, created_at=now, expires_at=now + timedelta(minutes=30)
+            )
+            attempt = (await desk.submit(intent, tx_hash(next(numbers)), at=now)).attempt
+            await desk.credit(attempt)
+            if purpose is Purpose.SELF:
+                await desk.mint(attempt)
 
     async def keep_checking() -> None:
         while not done.is_set():

@@ -102,6 +102,16 @@ async def find_transfer(
         return (await findings.write_finding(connection, finding)).finding_id
 
 
+def confirm_all(desk: Desk) -> None:
+    """Every settled payment is on record as final, where it was settled."""
+    with connect(desk.database.service_url) as service:
+        service.execute(
+            "INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number,"
+            " block_hash, level) SELECT attempt_id, 'final', chain_id, tx_hash, log_index, block_number, block_hash,"
+            " 'finalized' FROM settled_transfers"
+        )
+
+
 async def find_receipt(engine: Engine, sent: str, sender: str, value_raw: int) -> UUID:
     """A real transfer, observed as its receipt has it, with a finding; the finding's id."""
     receipt = await engine.chain.wait_for_receipt(sent)

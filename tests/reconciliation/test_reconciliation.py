@@ -426,6 +426,8 @@ async def test_nothing_is_said_of_blocks_that_the_watcher_has_not_been_through(b
         await books.desk.credit(attempt, transfer_for(attempt, block_number=block))
         await books.desk.mint(attempt)
         finalise(books.desk, attempt)
+    # One was settled before the chain was followed at all, the other one a moment ago.
+    plant(books.desk, "UPDATE chain_cursors SET created_at = now() + interval '1 minute'")
     report = await books.reconcile()
     assert (differences(report), report.closes) == ([], True)
     assert report.totals.unobserved_raw == 200_000_000
@@ -591,6 +593,18 @@ async def test_all_of_them_at_once_are_found(books: Books) -> None:
 
 
 # -- workflows
+
+
+async def test_all_of_it_is_as_of_one_moment(books: Books) -> None:
+    """What is posted while it reads belongs to the next run, wherever it is posted to."""
+
+    def on_progress(words: str) -> None:
+        if "reading the journal" in words:
+            _post(books.desk, books.payer.billing_account_id, 500, "gift", "meanwhile", "cash:usdc")
+
+    report = await books.reconciliation().run(ago(6 * HOUR), ago(-HOUR), on_progress=on_progress)
+    assert (differences(report), report.closes) == ([], True)
+    assert (await books.reconcile()).counts == {"ledger_without_transfer": 1, "totals_do_not_close": 1}
 
 
 async def test_without_temporal_the_books_are_reconciled_all_the_same(books: Books) -> None:

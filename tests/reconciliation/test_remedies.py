@@ -19,6 +19,7 @@ from domain.remedies import TakenRemedy, parse_request
 from tests.reconciliation.planting import (
     OPERATOR,
     REASON,
+    confirm_all,
     find_transfer,
     mint,
     observe,
@@ -251,6 +252,9 @@ async def _settled_with_surplus(desk: Desk, surplus_raw: int) -> UUID:
 
 async def test_a_surplus_is_credited_beside_what_it_came_with(desk: Desk) -> None:
     finding_id = await _settled_with_surplus(desk, 700)
+    with pytest.raises(RemedyRefused, match="not final yet"):
+        await take(desk.service, finding_id, Remedy.CREDIT)
+    confirm_all(desk)
     taken = await take(desk.service, finding_id, Remedy.CREDIT)
     payer = await desk.open_account(1)
     assert (taken.amount_credits, taken.bonus_credits) == (7_000, 5_250)
@@ -266,7 +270,7 @@ async def test_a_surplus_is_credited_beside_what_it_came_with(desk: Desk) -> Non
 async def test_a_settled_transfer_is_not_credited(desk: Desk) -> None:
     attempt = await desk.settle(await desk.open_account(1), 1)
     await observe_payment(desk, attempt)
-    finding_id = await find_transfer(desk.service, 1, observed=False)
+    finding_id = await find_transfer(desk.service, 1, observed=False, value_raw=attempt.amount_raw)
     with pytest.raises(RemedyRefused, match="has paid an attempt"):
         await take(desk.service, finding_id, Remedy.CREDIT)
     assert await desk.books() == []
@@ -535,8 +539,8 @@ async def test_observed_twice_is_still_once(desk: Desk) -> None:
     await desk.credit(attempt)
     await observe_payment(desk, attempt)
     await observe(desk.service, tx_hash(1), wallet(1), attempt.amount_raw, log_index=4)
-    first = await find_transfer(desk.service, 1, observed=False, log_index=4)
-    second = await find_transfer(desk.service, 1, observed=False, log_index=0)
+    first = await find_transfer(desk.service, 1, observed=False, log_index=4, value_raw=attempt.amount_raw)
+    second = await find_transfer(desk.service, 1, observed=False, log_index=0, value_raw=attempt.amount_raw)
     # The one that has paid is refused although its like is free; then that one, and nothing after it.
     with pytest.raises(RemedyRefused, match="has paid an attempt"):
         await take(desk.service, second, Remedy.CREDIT)

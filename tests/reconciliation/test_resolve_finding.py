@@ -13,6 +13,8 @@ from temporalio.worker import Worker
 from activities.contracts import MintedBonus
 from activities.errors import DomainErrors
 from activities.remedies import RemedyActivities
+from chain.reader import ChainReader
+from domain.chain import TransferScope
 from domain.errors import FindingNotFound, RemedyRefused, TemporalUnavailable
 from domain.findings import Remedy
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
@@ -21,7 +23,7 @@ from starter import remedies as starter
 from starter.remedies import carry_out, start_remedy
 from tests.reconciliation.planting import REASON, find_receipt, find_transfer, take
 from tests.support.engine import RESULT_TIMEOUT, Engine
-from tests.support.payments import SHARE, Desk
+from tests.support.payments import CHAIN_ID, SHARE, TOKEN, TREASURY, Desk
 from tests.support.servers import Namespace
 from tests.support.sql import query, scalar
 from workflows.naming import TASK_QUEUE, resolve_workflow_id
@@ -48,10 +50,19 @@ def worker(namespace: Namespace, remedies: RemedyActivities | None, *activities:
     )
 
 
+class _Believing(RemedyActivities):
+    """Takes what was observed for true, as these transfers are on no chain; test_one_lying_node.py asks a real one."""
+
+    async def _require_on_chain(self, request: RemedyRequest) -> None:
+        pass
+
+
 @pytest.fixture
 def remedies(desk: Desk) -> RemedyActivities:
     """The activities, on the desk's database."""
-    return RemedyActivities(desk.service, revenue_share=SHARE)
+    scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
+    nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
+    return _Believing(desk.service, nobody, scope, revenue_share=SHARE, min_confirmations=1)
 
 
 def postings(desk: Desk) -> dict[str, int]:

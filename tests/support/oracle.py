@@ -176,6 +176,7 @@ CHECKS: Final = (
         SELECT c.reference, c.amount_credits, c.billing_account_id, count(e.id) AS entries FROM transfer_credits c
           LEFT JOIN credit_ledger e ON e.reference = c.reference AND e.reason = 'operator_credit'
                 AND e.billing_account_id = c.billing_account_id AND e.amount = c.amount_credits
+         WHERE c.part <> 'refund'
          GROUP BY c.reference, c.amount_credits, c.billing_account_id HAVING count(e.id) <> 1
         """,
     ),

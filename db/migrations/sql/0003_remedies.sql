@@ -29,27 +29,31 @@ CREATE TABLE operator_actions (
 );
 CREATE INDEX operator_actions_by_attempt ON operator_actions (attempt_id) WHERE attempt_id IS NOT NULL;
 
--- A transfer, or the surplus of one that paid an attempt, that an operator credited to an account.
+-- A transfer, or the surplus of one that paid an attempt, that an operator credited to an account; or a transfer that
+-- was sent back: that, too, is what it was used for, and it pays nothing any more.
 CREATE TABLE transfer_credits (
     chain_id bigint NOT NULL,
     tx_hash text NOT NULL,
     log_index bigint NOT NULL,
-    part text NOT NULL CHECK (part IN ('whole', 'surplus')),
+    part text NOT NULL CHECK (part IN ('whole', 'surplus', 'refund')),
     -- Where the transfer was then: with it, one can tell whether its transaction has moved since.
     block_number bigint NOT NULL,
     block_hash text NOT NULL,
     from_address text NOT NULL,
     finding_id uuid NOT NULL UNIQUE REFERENCES findings (id),
-    billing_account_id text NOT NULL REFERENCES billing_accounts (id) CHECK (billing_account_id <> 'cogni_system'),
+    billing_account_id text REFERENCES billing_accounts (id) CHECK (billing_account_id <> 'cogni_system'),
     value_raw numeric(78, 0) NOT NULL CHECK (value_raw > 0),
     amount_credits bigint NOT NULL,
     -- The bonus's share: decided with the credit, so that a later setting does not change it.
     revenue_share numeric NOT NULL CHECK (revenue_share BETWEEN 0 AND 1),
-    -- Of the ledger's entries.
-    reference text NOT NULL UNIQUE,
+    -- Of the ledger's entries; what was sent back has none.
+    reference text UNIQUE,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (chain_id, tx_hash, log_index),
-    CONSTRAINT transfer_credits_amounts_agree CHECK (amount_credits = value_raw * 10),
+    CONSTRAINT transfer_credits_amounts_agree
+        CHECK (amount_credits = CASE part WHEN 'refund' THEN 0 ELSE value_raw * 10 END),
+    CONSTRAINT transfer_credits_refund_credits_nobody CHECK (
+        (part = 'refund') = (billing_account_id IS NULL) AND (part = 'refund') = (reference IS NULL)),
     CONSTRAINT transfer_credits_reference_is_transfer
         CHECK (reference = 'transfer:' || chain_id::text || ':' || tx_hash || ':' || log_index::text)
 );
@@ -105,20 +109,29 @@ BEGIN
     PERFORM lock_transfers_of(NEW.chain_id, NEW.tx_hash);
     IF EXISTS (
         SELECT 1 FROM transfer_credits c
-         WHERE c.chain_id = NEW.chain_id AND c.tx_hash = NEW.tx_hash AND c.part = 'whole'
+         WHERE c.chain_id = NEW.chain_id AND c.tx_hash = NEW.tx_hash AND c.part <> 'surplus'
            AND CASE WHEN c.block_hash = NEW.block_hash THEN c.log_index = NEW.log_index
                     ELSE lower(c.from_address) = lower(NEW.from_address) AND c.value_raw = NEW.value_raw END
     ) THEN
         RAISE EXCEPTION 'transfer % of transaction % was credited by an operator', NEW.log_index, NEW.tx_hash
             USING ERRCODE = 'unique_violation', CONSTRAINT = 'settled_transfers_not_credited_by_operator';
     END IF;
+    -- What comes back after its reversal is for an operator, whatever index its log has in its new block.
+    IF EXISTS (
+        SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+         WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND a.status = 'REVERSED'
+           AND lower(s.from_address) = lower(NEW.from_address) AND s.value_raw = NEW.value_raw
+    ) THEN
+        RAISE EXCEPTION 'transfer % of transaction % has paid an attempt that was reversed', NEW.log_index, NEW.tx_hash
+            USING ERRCODE = 'unique_violation', CONSTRAINT = 'settled_transfers_one_attempt_per_transfer';
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER settled_transfers_not_credited_by_operator BEFORE INSERT ON settled_transfers
     FOR EACH ROW EXECUTE FUNCTION refuse_credited_transfer();
 
--- The other way round: an operator credits what the canonical chain shows and no attempt was paid with; or the surplus
--- of what an attempt was paid with, as long as that stands.
+-- The other way round: an operator credits, or sends back, what the canonical chain shows and no attempt was paid with;
+-- or credits the surplus of what an attempt was paid with, once that is final.
 CREATE FUNCTION check_transfer_credit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -130,6 +143,7 @@ BEGIN
           WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND s.log_index = NEW.log_index
             AND s.surplus_raw = NEW.value_raw AND lower(s.from_address) = lower(NEW.from_address)
             AND a.status = 'CREDITED'
+            AND EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = a.id AND f.outcome = 'final')
             FOR SHARE OF a;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'transfer % of transaction % has no such surplus', NEW.log_index, NEW.tx_hash
@@ -155,7 +169,7 @@ BEGIN
                AND lower(s.from_address) = lower(NEW.from_address) AND a.status <> 'REVERSED')
          - (SELECT count(*) FROM transfer_credits c
              WHERE c.chain_id = NEW.chain_id AND c.tx_hash = NEW.tx_hash AND c.value_raw = NEW.value_raw
-               AND lower(c.from_address) = lower(NEW.from_address) AND c.part = 'whole')
+               AND lower(c.from_address) = lower(NEW.from_address) AND c.part <> 'surplus')
       INTO v_free;
     IF v_free < 1 OR EXISTS (
         SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
@@ -176,7 +190,7 @@ CREATE TRIGGER transfer_credits_not_settled BEFORE INSERT ON transfer_credits
 CREATE FUNCTION check_transfer_credit_posted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    IF NOT EXISTS (
+    IF NEW.part <> 'refund' AND NOT EXISTS (
         SELECT 1 FROM credit_ledger e JOIN journal_lines l ON l.entry_id = e.id
          WHERE e.reference = NEW.reference AND e.reason = 'operator_credit' AND e.amount = NEW.amount_credits
            AND e.billing_account_id = NEW.billing_account_id AND l.account_code = 'cash:usdc' AND l.side = 'debit'

@@ -48,6 +48,8 @@ CREATE TABLE chain_cursors (
     -- The chain's height at that moment: the difference is the watcher's lag.
     head_number bigint NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Since when the chain is followed: what was settled before may lie below first_block.
+    created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (chain_id, token, to_address)
 );
 
