@@ -63,8 +63,9 @@ Progress = Callable[[str], None]
 """Is told in words how far it has come."""
 
 DAY: Final = timedelta(hours=24)
-WATCHER_LAG_MAX: Final = timedelta(minutes=10)
-"""How far behind the end of a period the watcher may be before the report says so."""
+WATCHER_LAG_MAX: Final = timedelta(minutes=1)
+WATCHER_LAG_BLOCKS_MAX: Final = 10
+"""How far behind the end of a period the watcher may be before the report says so; whichever is longer."""
 
 UNFINISHED_MAX: Final = 20_000
 """Attempts whose workflows are asked after in one run; the next run finds the others."""
@@ -115,6 +116,8 @@ class Reconciliation:
         async with self._database.transaction() as connection:
             watched = await db.find_watched(connection, self._chain_id)
             last_end = await db.find_last_end(connection, self._chain_id)
+        if last_end is not None and last_end > watched.now:
+            last_end = None  # somebody reconciled a time to come, which is not done with that
         to_time = watched.now
         if whole_hours:
             covered = self._covered_until(watched)
@@ -207,7 +210,9 @@ class Reconciliation:
 
     def _check_coverage(self, span: db.Span, watched: db.Watched, found: _Found) -> None:
         covered = self._covered_until(watched)
-        if covered is not None and covered >= min(span.to_time, watched.now) - WATCHER_LAG_MAX:
+        if covered is not None and covered >= min(span.to_time, watched.now) - max(
+            WATCHER_LAG_MAX, WATCHER_LAG_BLOCKS_MAX * self._block_time
+        ):
             return
         where = "not at all" if covered is None else f"up to about {covered:%Y-%m-%d %H:%M:%S} UTC"
         found.differ(

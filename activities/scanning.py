@@ -14,7 +14,7 @@ from activities.receipts import find_receipt, transfers_in
 from chain.reader import ChainReader
 from db import observed
 from db.engine import ServiceDatabase
-from db.findings import close_settled_findings
+from db.findings import close_settled_findings, look_at_claims_again
 from db.observed import Cursor
 from domain.chain import MinedBlock, Transfer, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, DatabaseBusy
@@ -127,6 +127,7 @@ class ChainScan:
                     connection, self.scope, dispute.tx_hash, dispute.invented_log_indexes
                 )
             closed = await close_settled_findings(connection, self.scope.chain_id)
+            await look_at_claims_again(connection, self.scope.chain_id)
         OBSERVED_TRANSFERS.inc(added)
         return RescanReport(
             first=first,

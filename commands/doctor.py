@@ -28,6 +28,9 @@ from workflows.naming import TASK_QUEUE
 TOKEN_DECIMALS: Final = 6
 PROGRESS_EVERY: Final = 100_000
 """Entries, when the books are checked for the first time, or all of them."""
+FULL_UP_TO_ENTRIES: Final = 50_000
+"""A ledger of this size is checked row by row every time, in a few seconds: also what was tampered with long ago."""
+
 API_SECONDS_MAX: Final = CHECK_TIMEOUT_SECONDS + 2.0
 """Above what the API's own checks may take: it says which one is late."""
 
@@ -115,6 +118,8 @@ async def _books(settings: Settings, *, full: bool) -> str:
 
     async with service_database(settings) as database:
         await check_books(database, pending_max=pending_max, on_step=tell)
+        async with database.transaction() as connection:
+            full = full or await books_check.has_at_most(connection, FULL_UP_TO_ENTRIES)
         if full:
             told = PROGRESS_EVERY
             await check_all_books(database, pending_max=pending_max, on_step=lambda round_: tell(round_.entries))

@@ -506,6 +506,11 @@ async def note_announced(connection: ServiceConnection, opened: Collection[int],
     await connection.connection.execute(_ANNOUNCED, {"opened": list(opened), "resolved": list(resolved)})
 
 
+async def has_at_most(connection: ReadAllConnection, entries: int) -> bool:
+    """Whether the ledger is so small; reads no more than that."""
+    return (await connection.connection.execute(_HAS_MORE_THAN, {"entries": entries})).first() is None
+
+
 async def find_standing(connection: ServiceConnection) -> Standing:
     """The sums of all journal lines, and how long ago the scheduled checks were."""
     row = (await connection.connection.execute(_STANDING)).one()
@@ -516,6 +521,8 @@ async def find_standing(connection: ServiceConnection) -> Standing:
         checked_in_full_ago=row.now - row.checked_in_full_at if row.checked_in_full_at else None,
     )
 
+
+_HAS_MORE_THAN: Final = text("SELECT 1 FROM credit_ledger OFFSET :entries LIMIT 1")
 
 # One step ------------------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,31 @@ _CLOSE_SETTLED: Final = text(
     """
 )
 
+# The watcher had lost sight of the transfer, and has it again.
+_CLOSE_MENDED: Final = text(
+    """
+    UPDATE findings f SET resolved_at = now(), resolution = :settled
+     WHERE f.resolved_at IS NULL AND f.chain_id = :chain_id AND f.kind = 'ledger_without_transfer'
+       AND EXISTS (
+           SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+             JOIN observed_transfers o ON o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash
+            WHERE s.attempt_id = f.attempt_id AND a.status = 'CREDITED' AND s.value_raw = o.value_raw
+              AND lower(s.from_address) = lower(o.from_address))
+    """
+)
+# A transfer was found before the submission of its hash was refused: now it is known what it was meant for.
+_LOOK_AT_CLAIMS_AGAIN: Final = text(
+    """
+    UPDATE observed_transfers o SET handled_at = NULL, attempt_id = NULL
+      FROM findings f
+     WHERE f.resolved_at IS NULL AND f.chain_id = :chain_id AND f.key LIKE 'transfer:%'
+       AND o.chain_id = f.chain_id AND o.tx_hash = f.tx_hash AND o.log_index = f.log_index AND o.handled_at IS NOT NULL
+       AND EXISTS (SELECT 1 FROM payment_attempts a
+                    WHERE a.tx_hash = f.tx_hash AND a.chain_id = f.chain_id AND a.status IN ('REJECTED', 'FAILED')
+                      AND a.updated_at > f.last_seen_at)
+    """
+)
+
 PREFIX_LENGTH_MIN: Final = 4
 """Of an abbreviated id."""
 
@@ -179,9 +204,16 @@ async def resolve_finding(connection: ServiceConnection, finding_id: UUID, resol
 
 
 async def close_settled_findings(connection: ServiceConnection, chain_id: int) -> int:
-    """Close what needs no remedy any more, because the transfer has paid an attempt since; how many."""
-    result = await connection.connection.execute(_CLOSE_SETTLED, {"chain_id": chain_id, "settled": SETTLED})
-    return result.rowcount
+    """Close what needs no remedy any more: the transfer has paid an attempt, or is on the chain again; how many."""
+    values = {"chain_id": chain_id, "settled": SETTLED}
+    settled = await connection.connection.execute(_CLOSE_SETTLED, values)
+    mended = await connection.connection.execute(_CLOSE_MENDED, values)
+    return settled.rowcount + mended.rowcount
+
+
+async def look_at_claims_again(connection: ServiceConnection, chain_id: int) -> int:
+    """Have the watcher decide anew about open findings whose transaction an attempt has ended with since; how many."""
+    return (await connection.connection.execute(_LOOK_AT_CLAIMS_AGAIN, {"chain_id": chain_id})).rowcount
 
 
 def _one(finding_id: UUID, row: Row[Any] | None) -> StoredFinding:

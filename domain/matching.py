@@ -108,6 +108,9 @@ def decide(
         if candidate.status is AttemptStatus.PENDING_UNVERIFIED:
             return Undecided(attempt_id=candidate.attempt_id)
         if candidate.status in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
+            if all(one.attempt_id != candidate.attempt_id for one in around.paid):
+                # Somebody has removed what it was paid with: this may be it, and is nothing to credit once more.
+                return AlreadyPaid(attempt_id=candidate.attempt_id)
             # A payer's hash is good for one payment of his; the database refuses it for a second one.
             return report.beside(candidate)
     open_to_it = [candidate for candidate in own if candidate.attempt_id not in refused]

@@ -46,8 +46,8 @@ BATCHES_RETRY: Final = RetryPolicy(
     maximum_attempts=4,
 )
 
-# One of everything takes about a minute for each million entries. It says after each step that it lives, and one that is
-# tried again goes on where it was.
+# One of everything takes about a minute for each million entries. It says after each step that it lives, and one that
+# is tried again goes on where it was.
 BOOKS_START_TO_CLOSE: Final = timedelta(hours=11)
 
 # A heartbeat that nobody receives is followed by another one: three tries, and the next tick is not skipped for them.

@@ -19,6 +19,7 @@ from tests.cli.command import settle
 from tests.support.api import running_api
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD
+from tests.support.sql import connect
 
 API: Final = "API"
 OPERATORS: Final = "database, role settle_operator"
@@ -133,3 +134,15 @@ async def test_one_that_says_nothing_or_speaks_another_language_is_not_waited_fo
         assert time.monotonic() - started < 10
         for writer in writers:
             writer.close()
+
+
+async def test_of_a_small_ledger_also_what_was_tampered_with_long_ago_is_seen(engine: Engine, tmp_path: Path) -> None:
+    payer, intent = await engine.intent()
+    await engine.credit_without_bonus(payer, intent)
+    assert (await findings(engine, tmp_path))["books"][0]
+    with connect(engine.database.superuser_url) as owner:
+        owner.execute("SET session_replication_role = replica")
+        owner.execute("DELETE FROM settled_transfers")
+    fine, words = (await findings(engine, tmp_path))["books"]
+    assert not fine
+    assert f"attempt {intent.attempt_id} is CREDITED without" in words

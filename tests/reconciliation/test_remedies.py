@@ -547,3 +547,14 @@ async def test_observed_twice_is_still_once(desk: Desk) -> None:
     await take(desk.service, first, Remedy.CREDIT)
     with pytest.raises(RemedyRefused, match="has paid an attempt"):
         await take(desk.service, second, Remedy.CREDIT)
+
+
+async def test_what_an_attempt_was_paid_with_is_not_credited_though_the_record_of_it_is_gone(desk: Desk) -> None:
+    attempt = await desk.settle(await desk.open_account(1), 1)
+    await observe_payment(desk, attempt)
+    with connect(desk.database.superuser_url) as owner:
+        owner.execute("SET session_replication_role = replica")
+        owner.execute("DELETE FROM settled_transfers")
+    finding_id = await find_transfer(desk.service, 1, observed=False, value_raw=attempt.amount_raw)
+    with pytest.raises(RemedyRefused, match="has paid an attempt"):
+        await take(desk.service, finding_id, Remedy.CREDIT)

@@ -8,11 +8,14 @@ from datetime import timedelta
 import pytest
 
 from db import observed, payments
+from db.findings import open_finding
 from devstack.chain import payer_wallets
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.errors import EventNotDelivered, HashInUse, TemporalUnavailable, TooManyReplacements
 from domain.finality import FinalityLevel, Gone
+from domain.findings import Finding, FindingKind
 from domain.verdict import Refused
+from tests.support.payments import WRONG_PAYMENT
 from tests.watcher.conftest import MIN_CONFIRMATIONS, TTL, Watch, Watches
 
 MINUTE = timedelta(minutes=1)
@@ -299,3 +302,47 @@ async def test_a_receiver_that_does_not_answer_is_left_alone_for_a_while(watch: 
     await watch.act()
     assert len(await watch.findings()) == 3
     assert watch.told == []
+
+
+async def test_a_finding_says_what_is_known_by_now_of_what_it_was_meant_for(watch: Watch) -> None:
+    """The transfer was found first, then its hash was submitted for an intent of more, and refused."""
+    attempt = await watch.intent(20_000)
+    sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
+    await watch.act()
+    assert await watch.findings() == [("wrong_amount", sent, attempt.id)]
+    await watch.submit(attempt, sent)
+    await watch.desk_of_payers.refuse(
+        attempt, WRONG_PAYMENT.model_copy(update={"tx_hash": sent, "error_code": ErrorCode.INSUFFICIENT_AMOUNT})
+    )
+    await watch.scan.rescan(600)
+    await watch.act()
+    assert await watch.findings() == [("underpayment", sent, attempt.id)]
+
+
+async def test_what_a_credited_payment_was_paid_with_is_nobodys_to_credit_again(watch: Watch) -> None:
+    """Somebody who owns the tables has removed the record: the transfer is not one that nobody awaits."""
+    attempt = await watch.intent()
+    sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
+    await watch.submit(attempt, sent)
+    await watch.credit(attempt, sent)
+    await watch.change("SET session_replication_role = replica; DELETE FROM settled_transfers")
+    await watch.act()
+    assert await watch.findings() == []
+
+
+async def test_an_alarm_ends_when_the_transfer_is_seen_again(watch: Watch) -> None:
+    attempt = await watch.intent()
+    sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
+    await watch.submit(attempt, sent)
+    await watch.credit(attempt, sent)
+    alarm = Finding(
+        kind=FindingKind.LEDGER_WITHOUT_TRANSFER,
+        detail="not seen",
+        chain_id=watch.chain.chain_id,
+        attempt_id=attempt.id,
+    )
+    async with watch.desk_of_payers.service.transaction() as connection:
+        await open_finding(connection, alarm)
+    assert (await watch.scan.rescan(600)).closed_findings == 0
+    await watch.act()
+    assert (await watch.scan.rescan(600)).closed_findings == 1

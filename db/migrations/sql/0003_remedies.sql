@@ -177,6 +177,12 @@ BEGIN
          WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND a.status <> 'REVERSED'
            AND coalesce(f.log_index, s.log_index) = NEW.log_index
            AND coalesce(f.block_hash, s.block_hash) = NEW.block_hash
+    ) OR EXISTS (
+        -- Credited by this transaction, and what it was paid with has been removed: nobody knows that it was not this.
+        SELECT 1 FROM payment_attempts a
+         WHERE a.tx_hash = NEW.tx_hash AND a.chain_id = NEW.chain_id AND a.status = 'CREDITED'
+           AND lower(a.from_address) = lower(NEW.from_address)
+           AND NOT EXISTS (SELECT 1 FROM settled_transfers s WHERE s.attempt_id = a.id)
     ) THEN
         RAISE EXCEPTION 'transfer % of transaction % has paid already', NEW.log_index, NEW.tx_hash
             USING ERRCODE = 'unique_violation', CONSTRAINT = 'transfer_credits_not_settled';
