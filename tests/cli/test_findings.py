@@ -12,8 +12,8 @@ from typing import Any
 from devstack.chain import payer_wallets
 from domain.findings import FindingKind
 from tests.cli.command import Answer, settle
-from tests.reconciliation.planting import find_transfer
-from tests.support.engine import Engine
+from tests.reconciliation.planting import find_receipt, find_transfer
+from tests.support.engine import MIN_CONFIRMATIONS, Engine
 from tests.support.payments import Desk, open_desk
 from tests.support.sql import connect, query, scalar
 
@@ -25,7 +25,11 @@ async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> A
 
 
 async def test_an_operator_finds_reads_and_resolves(engine: Engine, tmp_path: Path) -> None:
-    finding_id = str(await find_transfer(engine.service, 1))
+    # A credit is checked against the chain, so this one is really there.
+    wallet = payer_wallets()[1]
+    sent = await engine.chain.pay(wallet.private_key, engine.chain.treasury_address, 5_000_000)
+    await engine.chain.mine(MIN_CONFIRMATIONS)
+    finding_id = str(await find_receipt(engine, sent, wallet.address, 5_000_000))
     other = str(await find_transfer(engine.service, 2, kind=FindingKind.WRONG_SENDER))
     listed, narrowed, shown = await asyncio.gather(
         _run(engine.variables, tmp_path, "findings", "list"),

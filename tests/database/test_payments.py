@@ -130,8 +130,16 @@ async def test_a_submission_after_the_expiry_ends_the_intent_and_keeps_the_hash_
     async with desk.service.transaction() as connection:
         [*_, last] = await attempts.list_events(connection, attempt.id)
     assert (last.event_type, last.details) == ("failed", {"submittedTxHash": tx_hash(1)})
-    again = await desk.submit(attempt, tx_hash(1), at=NOW)
+    again = await desk.submit(attempt, tx_hash(1), at=NOW + INTENT_TTL)
     assert (again.changed, again.attempt) == (False, ending.attempt)
+
+
+async def test_a_submission_in_time_that_is_recorded_after_the_intents_end_counts(desk: Desk) -> None:
+    """It waited for its workflow while housekeeping ended what had expired."""
+    attempt = await desk.create(await desk.open_account(1))
+    await desk.submit(attempt, tx_hash(1), at=NOW + INTENT_TTL)
+    ending = await desk.submit(attempt, tx_hash(2), at=NOW + INTENT_TTL - timedelta(microseconds=1))
+    assert (ending.attempt.status, ending.attempt.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, tx_hash(2))
 
 
 async def test_a_submission_just_before_the_expiry_counts(desk: Desk) -> None:
