@@ -110,7 +110,7 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
         assert measured["aim"] == 0.8
         assert measured["aimMet"] is (measured["ratio"]["median"] >= measured["aim"])
     cost = report["settlementCost"]
-    assert cost["activities"] == 4
+    assert cost["activities"] == 5
     assert cost["workflowTasks"] * 3 < cost["historyEvents"] < 40
     assert cost["billedActionsEstimated"] >= 2 + cost["activities"]
     assert 1 <= cost["rpcRequests"] <= 2 < cost["rpcCalls"]
