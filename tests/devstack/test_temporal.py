@@ -55,7 +55,8 @@ async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) ->
         await temporal.restart()
         assert temporal.address == address
         client = await Client.connect(address, namespace="settle")
-        assert await client.get_workflow_handle_for(Waits.run, "waits").result() == "done, you"
+        handle = client.get_workflow_handle_for(Waits.run, "waits")
+        assert await handle.result() == "done, you"
     finally:
         await temporal.stop()
     assert not temporal.is_running
