@@ -231,6 +231,8 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
         on_progress=progress,
         # Payments are mined by hand, so that all are confirmed before the time runs.
         block_time_seconds=None,
+        # What runs by schedule, and the chain watcher, ask for themselves: what a payment costs is to be counted.
+        with_schedules=False,
     ) as system:
         await system.stack.add_process("bare-worker", [sys.executable, "-m", "bench.bare_worker"], system.variables)
         settings = system.settings

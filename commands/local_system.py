@@ -50,6 +50,7 @@ class LocalSystem:
         without: Collection[str] = (),
         on_progress: Callable[[str], None] = lambda _: None,
         block_time_seconds: float | None = LOCAL_BLOCK_TIME_SECONDS,
+        with_schedules: bool = True,
     ) -> None:
         unknown = sorted(set(without) - set(PARTS))
         if unknown:
@@ -59,6 +60,7 @@ class LocalSystem:
         self._without = set(without) | self._existing()
         self._on_progress = on_progress
         self._block_time_seconds = block_time_seconds
+        self._with_schedules = with_schedules
         self._cleanup = AsyncExitStack()
         self.stack = Stack(
             self.state_dir,
@@ -92,7 +94,7 @@ class LocalSystem:
                 await self.start_worker()
             if "api" not in self._without:
                 await self.start_api()
-            if "temporal" not in self._without or "TEMPORAL_ADDRESS" in self.variables:
+            if self._with_schedules and ("temporal" not in self._without or "TEMPORAL_ADDRESS" in self.variables):
                 self._on_progress("applying the schedules")
                 await apply_quietly(self.settings, self.variables, on_progress=self._on_progress)
             self._cleanup = cleanup.pop_all()
