@@ -227,10 +227,10 @@ _ANNOUNCED: Final = text(
     """
     UPDATE books_violations
        SET announced_at = coalesce(announced_at, now()),
-           resolution_announced_at = CASE WHEN id = ANY (:resolved) THEN now() ELSE resolution_announced_at END
-     WHERE id = ANY (:opened) OR id = ANY (:resolved)
+           resolution_announced_at = CASE WHEN id = ANY (:resolved_ids) THEN now() ELSE resolution_announced_at END
+     WHERE id = ANY (:opened) OR id = ANY (:resolved_ids)
     """
-).bindparams(bindparam("opened", type_=ARRAY(BigInteger)), bindparam("resolved", type_=ARRAY(BigInteger)))
+).bindparams(bindparam("opened", type_=ARRAY(BigInteger)), bindparam("resolved_ids", type_=ARRAY(BigInteger)))
 
 _STANDING: Final = text(
     """
@@ -503,7 +503,7 @@ async def list_unannounced(connection: ServiceConnection) -> list[Change]:
 async def note_announced(connection: ServiceConnection, opened: Collection[int], resolved: Collection[int]) -> None:
     """Write down which violations were announced, as new and as gone."""
     await connection.connection.execute(_ALONE)
-    await connection.connection.execute(_ANNOUNCED, {"opened": list(opened), "resolved": list(resolved)})
+    await connection.connection.execute(_ANNOUNCED, {"opened": list(opened), "resolved_ids": list(resolved)})
 
 
 async def has_at_most(connection: ReadAllConnection, entries: int) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from db import findings, observed
-from domain.attempt import AttemptStatus
+from domain.attempt import AttemptStatus, PaymentAttempt
 from domain.chain import Transfer, TransferScope
 from domain.errors import RemedyRefused, TransferAlreadySettled
 from domain.findings import Finding, FindingKind, Remedy
@@ -59,14 +61,8 @@ async def test_money_that_was_sent_back_is_not_credited_where_its_transaction_ha
 # -- what is not final
 
 
-async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(desk: Desk) -> None:
-    """10 USD more than asked, credited before the payment was final; the chain takes all of it back."""
-    payer = await desk.open_account(1)
-    attempt = await desk.create_submitted(payer, 1)
-    paid = transfer_for(attempt, value_raw=VALUE_RAW + 10_000_000)
-    await desk.credit(attempt, paid)
-    await desk.mint(attempt)
-    await observe_payment(desk, attempt, value_raw=paid.value_raw)
+async def _find_surplus(desk: Desk, attempt: PaymentAttempt) -> UUID:
+    """10 USD more than the attempt wanted; the finding's id."""
     finding = Finding(
         kind=FindingKind.SURPLUS,
         detail="more came",
@@ -78,7 +74,18 @@ async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(desk: Desk) ->
         value_raw=10_000_000,
     )
     async with desk.service.transaction() as connection:
-        finding_id = (await findings.write_finding(connection, finding)).finding_id
+        return (await findings.write_finding(connection, finding)).finding_id
+
+
+async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(desk: Desk) -> None:
+    """10 USD more than asked, credited before the payment was final; the chain takes all of it back."""
+    payer = await desk.open_account(1)
+    attempt = await desk.create_submitted(payer, 1)
+    paid = transfer_for(attempt, value_raw=VALUE_RAW + 10_000_000)
+    await desk.credit(attempt, paid)
+    await desk.mint(attempt)
+    await observe_payment(desk, attempt, value_raw=paid.value_raw)
+    finding_id = await _find_surplus(desk, attempt)
     try:
         await take(desk.service, finding_id, Remedy.CREDIT)
     except RemedyRefused:
@@ -94,18 +101,7 @@ async def test_a_payment_that_returns_brings_no_more_than_was_paid(desk: Desk) -
     attempt = await desk.create_submitted(payer, 1)
     value_raw = VALUE_RAW + 10_000_000
     await desk.credit(attempt, transfer_for(attempt, value_raw=value_raw))
-    surplus = Finding(
-        kind=FindingKind.SURPLUS,
-        detail="more came",
-        chain_id=CHAIN_ID,
-        tx_hash=tx_hash(1),
-        log_index=0,
-        attempt_id=attempt.id,
-        sender=attempt.from_address,
-        value_raw=10_000_000,
-    )
-    async with desk.service.transaction() as connection:
-        finding_id = (await findings.write_finding(connection, surplus)).finding_id
+    finding_id = await _find_surplus(desk, attempt)
     try:
         await take(desk.service, finding_id, Remedy.CREDIT)
     except RemedyRefused:
