@@ -11,10 +11,10 @@ from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Numeric, Text, U
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0005"
 """The migration that this code needs; a process that finds another one stops at start-up."""
 
-KNOWN_REVISIONS: Final = frozenset({"0001", "0002", SCHEMA_REVISION})
+KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", SCHEMA_REVISION})
 """Every migration that this version has; any other was made by a newer one."""
 
 TENANT_SETTING: Final = "settle.user_id"

@@ -1,0 +1,1 @@
+-- A payment belongs to one chain, and only a worker of that chain looks after it.

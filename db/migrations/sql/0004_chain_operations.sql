@@ -1,0 +1,1 @@
+-- Gaps in what was read of the chain, finality that does not come, clocks.

@@ -1,0 +1,1 @@
+-- Which revisions of the code may run with the schema as it is.

@@ -1,0 +1,1 @@
+-- The role that credits purchases: workers have it, processes that people reach do not.

@@ -1,0 +1,1 @@
+-- Which transfers may pay: who sent them, when they were mined, and for which scope.

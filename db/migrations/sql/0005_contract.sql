@@ -1,0 +1,1 @@
+-- What only processes of revision 0003 needed.

@@ -1,0 +1,32 @@
+"""Expand: what faults that cost money or misled operators need. Runs beside processes of revision 0003."""
+
+from __future__ import annotations
+
+from alembic import op
+
+from db.migrations import run_sql_file
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+SQL_FILES = (
+    "0004_compatibility.sql",
+    "0004_settlement_role.sql",
+    "0004_chain_identity.sql",
+    "0004_transfer_rules.sql",
+    "0004_chain_operations.sql",
+    "0004_findings.sql",
+)
+
+
+def upgrade() -> None:
+    """Add what is new; nothing that a process of the revision before relies on goes away."""
+    for name in SQL_FILES:
+        run_sql_file(op.get_bind(), name)
+
+
+def downgrade() -> None:
+    """Like the first revision: what goes wrong is restored from a backup, not by dropping tables."""
+    raise NotImplementedError("revision 0004 cannot be undone; restore a backup instead")

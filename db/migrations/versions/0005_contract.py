@@ -1,0 +1,22 @@
+"""Contract: take away what only processes of revision 0003 needed."""
+
+from __future__ import annotations
+
+from alembic import op
+
+from db.migrations import run_sql_file
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Remove the rights that no process of revision 0004 uses."""
+    run_sql_file(op.get_bind(), "0005_contract.sql")
+
+
+def downgrade() -> None:
+    """Like the first revision: what goes wrong is restored from a backup, not by granting again."""
+    raise NotImplementedError("revision 0005 cannot be undone; restore a backup instead")
