@@ -21,7 +21,7 @@ from activities.announcements import AnnouncementActivities, Publish
 from activities.bookkeeping import BookkeepingActivities
 from activities.errors import DomainErrors
 from activities.finality import FinalityActivities
-from activities.gauges import DatabaseGauges
+from activities.gauges import DatabaseGauges, PreconditionGauge
 from activities.governance import GovernanceActivities
 from activities.housekeeping import HousekeepingActivities, Resume
 from activities.metrics import observe_rpc_request
@@ -33,6 +33,7 @@ from activities.system_tenant import SystemTenantActivities
 from activities.transfers import Submit, TransferDesk
 from activities.verification import VerificationActivities
 from activities.watching import WatchingActivities
+from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
 from commands.connections import payment_policy, standing_workflows
 from db.engine import ServiceDatabase, TenantDatabase
@@ -95,13 +96,26 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 on_request=observe_rpc_request,
             )
         )
+        token = settings.usdc_token_address
+        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        asked = await preconditions.require_at_start(token)
+        if asked.state is not State.MET:
+            log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
         temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
         added = await register_search_attributes(temporal)
         if added:
             log.info("search attributes registered", names=added)
         events = await stack.enter_async_context(event_publisher(settings))
-        worker = build_worker(temporal, settings, chain=chain, tenants=tenants, service=service, publish=events.publish)
+        worker = build_worker(
+            temporal,
+            settings,
+            chain=chain,
+            tenants=tenants,
+            service=service,
+            publish=events.publish,
+            preconditions=preconditions,
+        )
         health_port = await stack.enter_async_context(
             serve_health(
                 settings.worker_health_host,
@@ -112,11 +126,14 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                     "service_database": lambda: check_service_database(service),
                     "temporal": lambda: temporal_answers(temporal.service_client.check_health),
                     "chain": chain.head,
+                    "token": lambda: preconditions.require_known(token),
                 },
                 sdk_metrics_address=sdk_metrics_address,
             )
         )
         await stack.enter_async_context(DatabaseGauges(service, chain_id=settings.chain_id).kept_fresh())
+        watched = PreconditionGauge(preconditions, token, chain_id=settings.chain_id)
+        await stack.enter_async_context(watched.kept_fresh())
         async with worker:
             log.info(
                 "worker runs",
@@ -140,12 +157,15 @@ def build_worker(
     tenants: TenantDatabase,
     service: ServiceDatabase,
     publish: Publish | None = None,
+    preconditions: SettlementPreconditions | None = None,
     task_queue: str = TASK_QUEUE,
 ) -> Worker:
     """The worker with all workflows and activities. It owns none of what it is given.
 
     Without `publish` events go to the log only.
     """
+    if preconditions is None:
+        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
     payer = PayerActivities(
         tenants,
         verification_timeout=settings.verification_timeout,
@@ -155,6 +175,7 @@ def build_worker(
     verification = VerificationActivities(
         chain,
         service,
+        preconditions,
         min_confirmations=settings.min_confirmations,
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
@@ -175,6 +196,7 @@ def build_worker(
         service,
         chain,
         scope,
+        preconditions,
         revenue_share=settings.system_tenant_revenue_share,
         min_confirmations=settings.min_confirmations,
     )

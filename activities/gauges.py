@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from prometheus_client import Gauge
 
-from activities.metrics import observe_books
+from activities.metrics import PRECONDITIONS_MET, observe_books
+from chain.preconditions import LIFETIME_SECONDS, SettlementPreconditions, State
 from db.books import CHECK_NAMES
 from db.engine import ServiceDatabase
 from db.gauges import Readings, read_gauges
@@ -58,24 +59,8 @@ class DatabaseGauges:
     @asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
         """Refresh while the block runs."""
-        task = asyncio.create_task(self._keep_fresh())
-        try:
+        async with kept_fresh(self.refresh, every_seconds=self._every_seconds):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def _keep_fresh(self) -> None:
-        while True:
-            try:
-                await self.refresh()
-            except (SettleError, TimeoutError) as error:
-                # They stay as they were, and their own age says so.
-                log.warning("the gauges were not refreshed: %s", str(error) or "the database does not answer in time")
-            except Exception:
-                log.exception("the gauges were not refreshed")
-            await asyncio.sleep(self._every_seconds)
 
     async def refresh(self) -> None:
         """Set every gauge to what the database says now. Raises `SettleError`."""
@@ -83,6 +68,50 @@ class DatabaseGauges:
             readings = await read_gauges(connection, chain_id=self._chain_id)
         _set(readings)
         REFRESHED.set_to_current_time()
+
+
+@asynccontextmanager
+async def kept_fresh(refresh: Callable[[], Awaitable[None]], *, every_seconds: float) -> AsyncIterator[None]:
+    """Call `refresh` again and again while the block runs; what goes wrong in it is logged and tried again."""
+
+    async def repeat() -> None:
+        while True:
+            try:
+                await refresh()
+            except (SettleError, TimeoutError) as error:
+                # They stay as they were, and their own age says so.
+                log.warning("the gauges were not refreshed: %s", str(error) or "no answer in time")
+            except Exception:
+                log.exception("the gauges were not refreshed")
+            await asyncio.sleep(every_seconds)
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class PreconditionGauge:
+    """Asks the nodes again about the preconditions of settling, also while nobody pays, and sets their gauge."""
+
+    def __init__(self, preconditions: SettlementPreconditions, token: str, *, chain_id: int) -> None:
+        self._preconditions = preconditions
+        self._token = token
+        self._chain_id = chain_id
+
+    @asynccontextmanager
+    async def kept_fresh(self) -> AsyncIterator[None]:
+        """Refresh while the block runs."""
+        async with kept_fresh(self.refresh, every_seconds=LIFETIME_SECONDS / 2):
+            yield
+
+    async def refresh(self) -> None:
+        """Ask, and set the gauge."""
+        found = await self._preconditions.check(self._token)
+        PRECONDITIONS_MET.labels(self._chain_id).set(found.state is State.MET)
 
 
 def _set(readings: Readings) -> None:

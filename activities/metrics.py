@@ -52,6 +52,11 @@ BOOKS_CHECK_SECONDS: Final = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
 BOOKS_ENTRIES_CHECKED: Final = Counter("settle_books_entries_checked", "New ledger entries that books checks checked")
+PRECONDITIONS_MET: Final = Gauge(
+    "settle_preconditions_met",
+    "1 where the chain's nodes confirm what must be true before credits, 0 if not",
+    ["chain"],
+)
 WATCHER_BLOCK: Final = Gauge("settle_watcher_block", "Last block whose transfers are recorded", ["chain"])
 WATCHER_LAG: Final = Gauge("settle_watcher_lag_blocks", "Blocks that the chain watcher is behind the head", ["chain"])
 OBSERVED_TRANSFERS: Final = Counter("settle_observed_transfers", "Transfers to the treasury seen on the chain")

@@ -9,6 +9,7 @@ from temporalio import activity
 from activities.contracts import MintedBonus
 from activities.metrics import BONUS_CREDITS, REMEDIES_TAKEN
 from activities.receipts import find_receipt, transfers_in
+from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from db import remedies
 from db.engine import ServiceDatabase
@@ -29,6 +30,7 @@ class RemedyActivities:
         database: ServiceDatabase,
         chain: ChainReader,
         scope: TransferScope,
+        preconditions: SettlementPreconditions,
         *,
         revenue_share: Decimal,
         min_confirmations: int,
@@ -36,6 +38,7 @@ class RemedyActivities:
         self._database = database
         self._chain = chain
         self._scope = scope
+        self._preconditions = preconditions
         self._revenue_share = revenue_share
         self._min_confirmations = min_confirmations
 
@@ -44,7 +47,8 @@ class RemedyActivities:
         """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
 
         Before a transfer is credited all nodes are asked for it: what was observed is the word of one. Raises
-        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree.
+        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree, and
+        `PreconditionNotMet` where the token is not known to be USDC.
         """
         if request.remedy is Remedy.CREDIT:
             await self._require_on_chain(request)
@@ -70,6 +74,7 @@ class RemedyActivities:
             if is_same and same_address(log.from_address, observed.from_address):
                 if confirmations < self._min_confirmations:
                     raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
+                await self._preconditions.require(self._scope.token, at_block=observed.block_number)
                 return
         raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
 

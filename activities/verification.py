@@ -13,12 +13,13 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from activities.contracts import PaymentToVerify
 from activities.metrics import LOOKS
 from chain.opinions import EndpointsDisagree
+from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from db import attempts, remedies
 from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import ChainView
-from domain.errors import AttemptNotFound, ChainUnavailable
+from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
 from domain.verdict import (
     CreditedTransfer,
     Refused,
@@ -45,6 +46,7 @@ class VerificationActivities:
         self,
         chain: ChainReader,
         database: ServiceDatabase,
+        preconditions: SettlementPreconditions,
         *,
         min_confirmations: int,
         block_time: timedelta,
@@ -52,6 +54,7 @@ class VerificationActivities:
     ) -> None:
         self._chain = chain
         self._database = database
+        self._preconditions = preconditions
         self._min_confirmations = min_confirmations
         self._block_time = block_time
         self._verification_timeout = verification_timeout
@@ -89,6 +92,9 @@ class VerificationActivities:
         That hash may be younger than the one the workflow knows: the starter records it where no worker answers.
         A payment that is there and lacks only confirmations gets the time that these take, twice.
         """
+        if waiting.reason is WaitReason.PRECONDITION:
+            # The transaction is there and judged. What is wrong is with the token or the nodes, and no payer's fault.
+            return False
         confirming = waiting.reason is WaitReason.CONFIRMATIONS
         grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
         return datetime.now(UTC) >= attempt.submitted_at + self._verification_timeout + grace
@@ -123,6 +129,7 @@ class VerificationActivities:
                 settled_log_indexes=attempt.settled_log_indexes | credited_log_indexes(view.receipt, credited),
             )
 
+        is_judged = False
         try:
             async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
                 view = await self._chain.look(
@@ -134,13 +141,26 @@ class VerificationActivities:
                     return verdict
                 # What follows cannot be taken back, and one node may lie: all the others are asked.
                 checked = await self._chain.cross_check(attempt.tx_hash, view)
-                return self._with_time(verdict_on(checked), checked)
+                verdict = verdict_on(checked)
+                is_judged = not isinstance(verdict, Waiting)
+                if is_judged:
+                    await self._require_preconditions(payment, checked)
+                return self._with_time(verdict, checked)
+        except PreconditionNotMet as error:
+            return self._judged_but_not_believed(error.message)
         except EndpointsDisagree as error:
             return self._waiting(WaitReason.CONTRADICTION, error.message)
         except ChainUnavailable as error:
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, error.message)
         except TimeoutError:
+            if is_judged:
+                return self._judged_but_not_believed("the chain nodes did not answer in time about the token")
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
+        """Of the attempt's own token, which need not be that of the settings, as of the block that is judged."""
+        assert view.receipt is not None, "a final verdict is about a receipt"
+        await self._preconditions.require(payment.terms.token, at_block=view.receipt.block_number)
 
     def _with_time(self, verdict: Verdict, view: ChainView) -> Verdict:
         """With the time at which the last confirmation was mined: blocks come evenly, and no look fetches that one."""
@@ -148,6 +168,11 @@ class VerificationActivities:
         if not isinstance(verdict, Verified) or mined_at is None:
             return verdict
         return verdict.model_copy(update={"confirmed_at": mined_at + (self._min_confirmations - 1) * self._block_time})
+
+    def _judged_but_not_believed(self, message: str) -> Waiting:
+        """The payment has its confirmations; what they mean is not known before the preconditions are."""
+        waiting = self._waiting(WaitReason.PRECONDITION, message)
+        return waiting.model_copy(update={"confirmations": self._min_confirmations})
 
     def _waiting(self, reason: WaitReason, message: str) -> Waiting:
         return Waiting(reason=reason, message=message, confirmations_needed=self._min_confirmations)

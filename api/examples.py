@@ -65,7 +65,14 @@ _REJECTED: Final = _SUBMITTED.model_copy(
         "error_code": ErrorCode.INSUFFICIENT_AMOUNT,
     }
 )
-_ALL_WELL: Final = {"database": "ok", "schema": "ok", "system_tenant": "ok", "temporal": "ok", "chain": "ok"}
+_ALL_WELL: Final = {
+    "database": "ok",
+    "schema": "ok",
+    "system_tenant": "ok",
+    "temporal": "ok",
+    "chain": "ok",
+    "token": "ok",
+}
 
 
 def _wire(model: BaseModel) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import aiohttp
 
 from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
 from chain.opinions import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included, reached_by_most
+from chain.preconditions import TokenAnswer
 from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
@@ -99,16 +100,6 @@ class EndpointHealth:
     chain_id: int | None = None
     head_number: int | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenInfo:
-    """What is at the token's address. None where the contract does not answer that question."""
-
-    has_code: bool
-    decimals: int | None = None
-    symbol: str | None = None
-    treasury_balance_raw: int | None = None
 
 
 @dataclass(slots=True)
@@ -436,10 +427,11 @@ class ChainReader:
 
         return list(await asyncio.gather(*(check(node) for node in self._open_nodes())))
 
-    async def token_info(self, token: str, treasury: str) -> TokenInfo:
-        """Whether there is a contract at `token`, what it calls itself, and the treasury's balance in raw units.
+    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[Silence]]:
+        """What each endpoint says of the contract at `token`, all asked at once; and who gave no usable answer.
 
-        Raises `ChainUnavailable` when no endpoint answers, `InvalidInput` for a malformed address.
+        An endpoint of another chain answers with that chain's id alone. One that is behind, or that cannot run a call,
+        has no say. Raises `InvalidInput` for a malformed address.
         """
         parse_address(token, field="token")
         parse_address(treasury, field="treasury")
@@ -447,31 +439,51 @@ class ChainReader:
         def ask(calldata: str) -> Call:
             return Call("eth_call", ({"to": token, "data": calldata}, "latest"))
 
-        async def read(node: _Node, deadline: float) -> TokenInfo:
-            replies = await node.endpoint.batch(
-                [
-                    _CHAIN_ID,
-                    _BLOCK_NUMBER,
-                    Call("eth_getCode", (token, "latest")),
-                    ask(_DECIMALS_CALLDATA),
-                    ask(_SYMBOL_CALLDATA),
-                    ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
-                ],
-                deadline=deadline,
-            )
-            self._check_chain(replies[0])
-            self._saw_head(node, read_quantity(replies[1]))
-            code, decimals, symbol, balance = replies[2:]
-            if not read_data(code):
-                return TokenInfo(has_code=False)
-            return TokenInfo(
-                has_code=True,
-                decimals=_uint(decimals, below=256),
-                symbol=_text(symbol),
-                treasury_balance_raw=_uint(balance, below=2**256),
+        calls = [
+            _CHAIN_ID,
+            _BLOCK_NUMBER,
+            Call("eth_getCode", (token, "latest")),
+            ask(_DECIMALS_CALLDATA),
+            ask(_SYMBOL_CALLDATA),
+            ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
+        ]
+
+        async def hear(node: _Node) -> TokenAnswer | Silence:
+            if node.standing.wants_pause(self._clock()):
+                return Silence(node.label, f"not asked, it wants a pause ({node.reason})")
+            try:
+                chain_id_reply, head_reply, code, decimals, symbol, balance = await node.endpoint.batch(calls)
+                chain_id = read_quantity(chain_id_reply)
+                if chain_id != self.chain_id:
+                    return TokenAnswer(node.label, chain_id)
+                head = self._saw_head(node, read_quantity(head_reply))
+                has_code = bool(read_data(code))
+                for reply in (decimals, balance) if has_code else ():
+                    if reply.error is not None and not _has_failed_in_execution(reply):
+                        raise reply.error
+            except EndpointFailure as failure:
+                # Not entered into its record: a node that answers no calls may serve payments well.
+                return Silence(node.label, failure.message)
+            return TokenAnswer(
+                node.label,
+                chain_id,
+                head,
+                has_code=has_code,
+                decimals=_uint(decimals, below=256) if has_code else None,
+                symbol=_text(symbol) if has_code else None,
+                treasury_balance_raw=_uint(balance, below=2**256) if has_code else None,
             )
 
-        return await self._first(read)
+        answers: list[TokenAnswer] = []
+        silent: list[Silence] = []
+        for heard in await asyncio.gather(*(hear(node) for node in self._open_nodes())):
+            if isinstance(heard, Silence):
+                silent.append(heard)
+            elif heard.chain_id == self.chain_id and self._mark.is_behind(heard.head_number):
+                silent.append(Silence(heard.endpoint, f"head {heard.head_number} is behind {self._mark.value}"))
+            else:
+                answers.append(heard)
+        return answers, silent
 
     async def deployless_call(self, creation_code: bytes) -> bytes | None:
         """What creating a contract returns at the head of the chain, without creating it; None where it reverts.

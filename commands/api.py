@@ -17,6 +17,7 @@ import structlog
 from api.app import build_app
 from api.pages import LOOPBACK
 from api.services import ApiSettings, RateLimits, Services, SharedReading
+from chain.preconditions import SettlementPreconditions
 from commands.connections import chain_reader, payment_policy
 from commands.http_server import http_server, listen
 from db.engine import OperatorDatabase, TenantDatabase
@@ -88,6 +89,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             stack.push_async_callback(operators.dispose)
             await check_operator_database(operators)
         chain = await stack.enter_async_context(chain_reader(settings))
+        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
         yield Services(
@@ -107,6 +109,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
                 "system_tenant": partial(check_system_tenant, database),
                 "temporal": lambda: temporal_answers(temporal.service_client.check_health),
                 "chain": chain.head,
+                "token": partial(preconditions.require_known, settings.usdc_token_address),
                 **({"operator_database": partial(check_operator_database, operators)} if operators else {}),
             },
             operators=operators,

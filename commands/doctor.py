@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -12,20 +11,19 @@ from typing import Any, Final
 import aiohttp
 
 from activities.bookkeeping import check_all_books, check_books
-from chain.reader import ChainReader
+from chain.preconditions import SettlementPreconditions, State
 from commands.connections import CONNECTIONS, chain_reader, payment_policy, service_database, tenant_database
 from commands.output import grouped, print_json, progress, stdout, table
 from db import books_check
 from db.books import SHOWN_MAX
 from db.engine import OperatorDatabase
 from db.startup import check_operator_database
-from domain.errors import ChainUnavailable, ConfigurationError, SettleError, TemporalUnavailable
+from domain.errors import ChainUnavailable, PreconditionNotMet, SettleError, TemporalUnavailable
 from settings import Settings
 from starter.temporal import connect, count_pollers, list_missing_search_attributes
 from telemetry.health import CHECK_TIMEOUT_SECONDS, temporal_answers
 from workflows.naming import TASK_QUEUE
 
-TOKEN_DECIMALS: Final = 6
 PROGRESS_EVERY: Final = 100_000
 """Entries, when the books are checked for the first time, or all of them."""
 FULL_UP_TO_ENTRIES: Final = 50_000
@@ -69,7 +67,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     if api_url is not None:
         await check("API", lambda: _api(api_url))
     await check("chain nodes", lambda: _chain_nodes(settings))
-    await check("token and treasury", lambda: _token(settings))
+    await check("token and treasury", lambda: _preconditions(settings))
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})
@@ -218,20 +216,19 @@ async def _chain_nodes(settings: Settings) -> str:
     words = "; ".join(
         f"{node.label}: {node.error or f'chain {node.chain_id}, head {node.head_number}'}" for node in nodes
     )
-    if not any(node.reachable and node.error is None for node in nodes):
+    is_of_another_chain = any(node.chain_id not in {None, settings.chain_id} for node in nodes)
+    if is_of_another_chain or not any(node.reachable and node.error is None for node in nodes):
         raise ChainUnavailable(words)
     return words
 
 
-async def _token(settings: Settings) -> str:
-    async with AsyncExitStack() as stack:
-        chain: ChainReader = await stack.enter_async_context(chain_reader(settings))
-        info = await chain.token_info(settings.usdc_token_address, settings.require_treasury_address())
-    if not info.has_code:
-        raise ConfigurationError(f"USDC_TOKEN_ADDRESS: there is no contract at {settings.usdc_token_address}")
-    if info.decimals not in {None, TOKEN_DECIMALS}:
-        raise ConfigurationError(
-            f"USDC_TOKEN_ADDRESS: the token has {info.decimals} decimals, USDC has {TOKEN_DECIMALS}"
-        )
-    balance = "" if info.treasury_balance_raw is None else f", treasury holds {grouped(info.treasury_balance_raw)} raw"
-    return f"{info.symbol or 'token'} with {info.decimals} decimals{balance}"
+async def _preconditions(settings: Settings) -> str:
+    """The same check that a worker makes before it starts, and before it credits a payment."""
+    async with chain_reader(settings) as chain:
+        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        found = await preconditions.check(settings.usdc_token_address)
+    words = "; ".join([found.message, *(f"contradicted by {dissenter}" for dissenter in found.dissenters)])
+    answer = found.answer
+    if found.state is not State.MET or found.dissenters or answer is None:
+        raise PreconditionNotMet(words, is_broken=found.state is State.BROKEN)
+    return f"{answer.symbol or 'token'} with {words}, treasury holds {grouped(answer.treasury_balance_raw or 0)} raw"

@@ -16,6 +16,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   └── RateLimited             too many requests; says when to come back
 ├── Unavailable                 something outside does not answer now; the same call may go through later
 │   ├── ChainUnavailable        no chain node gave an answer that can be used (`chain/` has finer ones)
+│   │   └── PreconditionNotMet  what must be true of chain and token before money is credited is not confirmed
 │   ├── DatabaseUnavailable     PostgreSQL cannot be reached
 │   │   └── DatabaseBusy        it answers, but somebody held what was needed for too long
 │   ├── TemporalUnavailable     the Temporal service cannot be reached
@@ -164,6 +165,19 @@ class ChainUnavailable(Unavailable):
     """No chain node gave an answer that can be used."""
 
     code = "CHAIN_UNAVAILABLE"
+
+
+class PreconditionNotMet(ChainUnavailable):
+    """What must be true of chain and token before money is credited is not confirmed; nothing is, until it is.
+
+    `is_broken` says that most nodes contradict it, and that only an operator can mend it.
+    """
+
+    code = "PRECONDITION_NOT_MET"
+
+    def __init__(self, message: str, *, is_broken: bool = False) -> None:
+        super().__init__(message)
+        self.is_broken = is_broken
 
 
 class DatabaseUnavailable(Unavailable):

@@ -92,6 +92,8 @@ class WaitReason(StrEnum):
     NOT_CANONICAL = "not_canonical"
     CONTRADICTION = "contradiction"
     CONFIRMATIONS = "confirmations"
+    PRECONDITION = "precondition"
+    """The payment itself is judged; what must be true of token and chain before that counts is not confirmed."""
 
 
 class Waiting(Value):

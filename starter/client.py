@@ -421,7 +421,7 @@ class PaymentsClient:
 def _in_the_payers_words(waiting: Waiting) -> str:
     """What the payment waits for. Which node said what is for operators: it names servers of ours."""
     match waiting.reason:
-        case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION:
+        case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION | WaitReason.PRECONDITION:
             return "the chain cannot be read right now"
         case _:
             return waiting.message

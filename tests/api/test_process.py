@@ -329,4 +329,5 @@ async def test_it_starts_without_temporal_and_chain_and_says_so(engine: Engine, 
         assert (await payer.intent())["attemptId"]
         reply = await payer.get("/readyz")
         assert reply.status == 503
-        assert {name for name, result in reply.body["checks"].items() if result != "ok"} == {"temporal", "chain"}
+        wrong = {name for name, result in reply.body["checks"].items() if result != "ok"}
+        assert wrong == {"temporal", "chain", "token"}

@@ -42,5 +42,5 @@ async def test_with_every_dependency_gone_readiness_tells_no_secret(engine: Engi
 
         await wait_until(names_them_all, timeout_seconds=PATIENCE_SECONDS, what="all dependencies gone")
     told = json.dumps(seen[-1].body)
-    assert len(seen[-1].body["checks"]) == 6
+    assert len(seen[-1].body["checks"]) == 7
     assert KEY not in told and ROLE_PASSWORD not in told and "postgresql://" not in told, told

@@ -107,6 +107,12 @@ CASES: Final = (
     ),
     Case("SettleAllRpcFailing", {BAD_RPC: rising(60)}, {OK_RPC: steady(7), BAD_RPC: steady(7)}, 12),
     Case(
+        "SettlePreconditionsNotMet",
+        {'settle_preconditions_met{chain="1"}': steady(0)},
+        {'settle_preconditions_met{chain="1"}': steady(1)},
+        5,
+    ),
+    Case(
         "SettlePaymentsPendingLong",
         {'settle_pending_attempts{age="over_1h"}': steady(11), 'settle_pending_attempts{age="under_1m"}': steady(0)},
         {'settle_pending_attempts{age="over_1h"}': steady(10), 'settle_pending_attempts{age="under_1m"}': steady(99)},

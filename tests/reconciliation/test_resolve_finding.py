@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 from activities.contracts import MintedBonus
 from activities.errors import DomainErrors
 from activities.remedies import RemedyActivities
+from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from domain.chain import TransferScope
 from domain.errors import FindingNotFound, RemedyRefused, TemporalUnavailable
@@ -62,7 +63,8 @@ def remedies(desk: Desk) -> RemedyActivities:
     """The activities, on the desk's database."""
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
     nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
-    return _Believing(desk.service, nobody, scope, revenue_share=SHARE, min_confirmations=1)
+    preconditions = SettlementPreconditions(nobody, TREASURY)
+    return _Believing(desk.service, nobody, scope, preconditions, revenue_share=SHARE, min_confirmations=1)
 
 
 def postings(desk: Desk) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from activities.remedies import RemedyActivities
+from chain.preconditions import SettlementPreconditions
 from db import findings
 from devstack.chain import LocalChain, payer_wallets
 from domain.errors import RemedyRefused
@@ -67,8 +68,10 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     async with service.transaction() as connection:
         [finding] = await findings.list_findings(connection, limit=5)
     assert finding.value_raw == 10**12
+    scope = watch.scan.scope
+    preconditions = SettlementPreconditions(watch.reader, scope.treasury)
     remedies = RemedyActivities(
-        service, watch.reader, watch.scan.scope, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
+        service, watch.reader, scope, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
     )
     request = parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="he wrote to us")
     with pytest.raises(RemedyRefused, match="do not show the transfer"):

@@ -184,7 +184,7 @@ async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine:
 
         async def ready() -> bool:
             status, checks = await worker.readiness()
-            return status == 200 and set(checks.values()) == {"ok"} and set(checks) == set(names)
+            return status == 200 and set(checks.values()) == {"ok"} and set(checks) == {*names, "token"}
 
         await wait_until(ready, timeout_seconds=PATIENCE_SECONDS, what="readiness")
         assert (await worker.get("/livez")) == (200, '{"status": "ok"}')

@@ -1,0 +1,254 @@
+"""What must be true of the chain before money may be credited, asked of every node and decided by most of them.
+
+Written once: `settle doctor` reports it, a worker refuses to start without it, and no verdict on a payment is final
+before it was confirmed at or after the payment's block. Decided as receipts are (`chain.opinions`): a claim counts when
+its votes outnumber all others, so one node that lies neither stops the others nor gets anything credited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from chain.opinions import Silence, reached_by_most
+from domain.errors import PreconditionNotMet, StartupCheckFailed
+from domain.identifiers import same_address
+
+TOKEN_DECIMALS: Final = 6
+"""USDC's: an amount in raw units is worth what the intent says with these decimals only."""
+
+LIFETIME_SECONDS: Final = 60.0
+"""How long an answer may stand where no payment asks for a newer one: a token that is upgraded is noticed within it."""
+
+RETRY_SECONDS: Final = 2.0
+"""The same while they are not met: what is mended, or answers again, is noticed soon."""
+
+CHECK_SECONDS_MAX: Final = 7.0
+"""All nodes together, so that a readiness check ends in time with the reason."""
+
+RESERVED_ADDRESSES: Final = 0x10000
+"""Below are the zero address, precompiled contracts and 0x…dEaD: nobody has a key for what is sent there."""
+
+TOKENS_MAX: Final = 16
+"""Tokens whose answer is kept: the one of the settings, and those that open intents name."""
+
+log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """How the preconditions are known to be."""
+
+    MET = "met"
+    BROKEN = "broken"
+    """Most of the nodes that answer say so: only an operator can mend it."""
+    UNKNOWN = "unknown"
+    """No node answers, or they contradict each other: wait and ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """What one node says of the token. None where the contract does not answer that question, or was not asked."""
+
+    endpoint: str
+    chain_id: int
+    head_number: int = 0
+    has_code: bool = False
+    decimals: int | None = None
+    symbol: str | None = None
+    treasury_balance_raw: int | None = None
+
+    @property
+    def claim(self) -> tuple[bool, int | None, bool]:
+        """What nodes have to agree on: the balance itself moves with every block."""
+        return self.has_code, self.decimals, self.treasury_balance_raw is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Preconditions:
+    """What the nodes said together. `message` is one line; where it is broken it names the setting."""
+
+    state: State
+    message: str
+    head_number: int = 0
+    """What most of those that agree have reached: the answer is true of blocks up to here."""
+    answer: TokenAnswer | None = None
+    dissenters: tuple[str, ...] = ()
+    """Nodes that answer otherwise, each with what it says."""
+    is_answered: bool = True
+    """Whether any node answered at all."""
+
+
+class _AsksForTokens(Protocol):
+    @property
+    def chain_id(self) -> int: ...
+
+    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[Silence]]: ...
+
+
+def judge(
+    chain_id: int, token: str, treasury: str, answers: Sequence[TokenAnswer], silent: Sequence[Silence]
+) -> Preconditions:
+    """Whether payments in `token` to `treasury` may be credited, by what all nodes say."""
+    if int(treasury, 16) < RESERVED_ADDRESSES or same_address(treasury, token):
+        what = "the token itself" if same_address(treasury, token) else "an address that nobody has a key for"
+        return Preconditions(State.BROKEN, f"TREASURY_ADDRESS is invalid: {treasury} is {what}, expected who is paid")
+    right = [answer for answer in answers if answer.chain_id == chain_id]
+    wrong = [answer for answer in answers if answer.chain_id != chain_id]
+    strangers = tuple(f"{answer.endpoint}: answers for chain {answer.chain_id}" for answer in wrong)
+    if len(wrong) > len(right):
+        return Preconditions(
+            State.BROKEN,
+            f"CHAIN_ID is {chain_id}, but the nodes of CHAIN_RPC_URLS are of another chain: {'; '.join(strangers)}",
+            dissenters=strangers,
+        )
+    if not right:
+        reasons = "; ".join(f"{one.endpoint}: {one.reason}" for one in silent)
+        message = f"no chain node answers about token {token}: {reasons}"
+        return Preconditions(State.UNKNOWN, message, is_answered=False)
+    group = max(([one for one in right if one.claim == answer.claim] for answer in right), key=len)
+    others = [answer for answer in right if answer not in group]
+    if len(group) <= len(others):
+        sides = "; ".join(f"{answer.endpoint}: {_said(answer)}" for answer in right)
+        return Preconditions(State.UNKNOWN, f"the nodes contradict each other about token {token}: {sides}")
+    answer = group[0]
+    problem = _problem(token, answer)
+    names = ", ".join(one.endpoint for one in group)
+    return Preconditions(
+        State.BROKEN if problem else State.MET,
+        f"USDC_TOKEN_ADDRESS is invalid: {problem} ({names})" if problem else f"{_said(answer)} ({names})",
+        head_number=reached_by_most([one.head_number for one in group]),
+        answer=answer,
+        dissenters=strangers + tuple(f"{one.endpoint}: {_said(one)}" for one in others),
+    )
+
+
+def _problem(token: str, answer: TokenAnswer) -> str | None:
+    """Why the contract cannot be USDC, or None."""
+    if not answer.has_code:
+        return f"there is no contract at {token}"
+    if answer.decimals is None:
+        return f"the contract at {token} does not say its decimals, expected {TOKEN_DECIMALS}"
+    if answer.decimals != TOKEN_DECIMALS:
+        return f"the token at {token} has {answer.decimals} decimals, expected {TOKEN_DECIMALS}"
+    if answer.treasury_balance_raw is None:
+        return f"the contract at {token} does not say balances, expected an ERC-20 token"
+    return None
+
+
+def _said(answer: TokenAnswer) -> str:
+    if not answer.has_code:
+        return "no contract there"
+    decimals = "no decimals" if answer.decimals is None else f"{answer.decimals} decimals"
+    return f"{decimals}{'' if answer.treasury_balance_raw is not None else ', no balances'}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    found: Preconditions
+    asked_at: float
+
+
+class SettlementPreconditions:
+    """The check and what it found last, for each token. Any number of callers share one question.
+
+    `clock` is a monotonic clock in seconds.
+    """
+
+    def __init__(self, chain: _AsksForTokens, treasury: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._chain = chain
+        self._treasury = treasury
+        self._clock = clock
+        self._kept: dict[str, _Kept] = {}
+        self._confirmed: dict[str, bool] = {}
+        """Whether the token was fine when any node last answered."""
+        self._asking: dict[str, asyncio.Task[Preconditions]] = {}
+
+    async def check(self, token: str) -> Preconditions:
+        """Ask every node now; those who ask while it is asked wait for the question after that one."""
+        under_way = self._asking.get(token)
+        if under_way is not None and not under_way.done():
+            # It may have been answered before what this caller wants to know of.
+            await asyncio.wait([under_way])
+        under_way = self._asking.get(token)
+        if under_way is None or under_way.done():
+            under_way = self._asking[token] = asyncio.ensure_future(self._ask(token))
+        # Shielded: one caller that leaves must not take the answer from the others.
+        return await asyncio.shield(under_way)
+
+    async def known(self, token: str) -> Preconditions:
+        """The same, at most `LIFETIME_SECONDS` old, and where they are not met `RETRY_SECONDS`."""
+        kept = self._fresh(token)
+        return kept.found if kept is not None else await self.check(token)
+
+    async def require(self, token: str, *, at_block: int) -> None:
+        """Pass where most nodes confirm the token as of `at_block` or later. Raises `PreconditionNotMet`.
+
+        One question serves all payments of the blocks up to the head at which it was answered.
+        """
+        kept = self._fresh(token)
+        found = kept.found if kept is not None and kept.found.state is State.MET else None
+        if found is None or found.head_number < at_block:
+            found = await self.check(token)
+        if found.state is not State.MET:
+            raise PreconditionNotMet(found.message, is_broken=found.state is State.BROKEN)
+
+    async def require_at_start(self, token: str) -> Preconditions:
+        """What a process asks before it starts. Raises `StartupCheckFailed` where the preconditions are broken.
+
+        Where they are not known, because nodes do not answer, it starts: it is not ready, and credits nothing.
+        """
+        found = await self.check(token)
+        if found.state is State.BROKEN:
+            raise StartupCheckFailed(found.message)
+        return found
+
+    async def require_known(self, token: str) -> None:
+        """For readiness. Raises `PreconditionNotMet` where the preconditions are not known to be met.
+
+        That no node answers any more says nothing new about the token, and readiness says it of the nodes.
+        """
+        found = await self.known(token)
+        silent_since = not found.is_answered and self._confirmed.get(token, False)
+        if found.state is not State.MET and not silent_since:
+            raise PreconditionNotMet(found.message, is_broken=found.state is State.BROKEN)
+
+    def _fresh(self, token: str) -> _Kept | None:
+        kept = self._kept.get(token)
+        if kept is None:
+            return None
+        lifetime_seconds = LIFETIME_SECONDS if kept.found.state is State.MET else RETRY_SECONDS
+        return kept if self._clock() - kept.asked_at < lifetime_seconds else None
+
+    async def _ask(self, token: str) -> Preconditions:
+        asked_at = self._clock()
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                answers, silent = await self._chain.ask_about_token(token, self._treasury)
+            found = judge(self._chain.chain_id, token, self._treasury, answers, silent)
+        except TimeoutError:
+            message = f"the chain nodes did not answer in time about token {token}"
+            found = Preconditions(State.UNKNOWN, message, is_answered=False)
+        self._keep(token, _Kept(found, asked_at))
+        return found
+
+    def _keep(self, token: str, kept: _Kept) -> None:
+        before = self._kept.pop(token, None)
+        if before is not None and before.found.state is not kept.found.state:
+            # Once for each change, not for each question; of the first answer whoever asked for it says the rest.
+            level = logging.INFO if kept.found.state is State.MET else logging.ERROR
+            log.log(level, "preconditions of settling are %s: %s", kept.found.state.value, kept.found.message)
+        known = before.found.dissenters if before else ()
+        for dissenter in set(kept.found.dissenters) - set(known) if kept.found.state is State.MET else ():
+            log.warning("chain node contradicts the others about token %s: %s", token, dissenter)
+        self._kept[token] = kept
+        if kept.found.is_answered:
+            self._confirmed[token] = kept.found.state is State.MET
+        while len(self._kept) > TOKENS_MAX:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self._confirmed.pop(oldest, None)
