@@ -21,7 +21,7 @@ from domain.attempt import Purpose
 from domain.errors import ConfigurationError, InvalidInput, SettleError
 from domain.findings import FindingKind, Remedy
 from domain.identifiers import parse_attempt_id
-from settings import Settings, environment, load
+from settings import Settings, environment, load, name_warnings
 
 P = ParamSpec("P")
 
@@ -48,6 +48,8 @@ class Context:
         log_format = settings.log_format.value if self.variables.get("LOG_FORMAT") else default_format
         level = settings.log_level.value if self.variables.get("LOG_LEVEL") else default_level
         configure(level=level, log_format=log_format)
+        for warning in name_warnings(self.variables):
+            logging.getLogger("settings").warning(warning)
 
 
 class AttemptId(click.ParamType[UUID]):

@@ -6,18 +6,21 @@ A bad value raises `ConfigurationError` with one line that names the variable, w
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from enum import StrEnum
-from ipaddress import ip_network
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+import idna
+from dotenv.parser import Original, parse_stream
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+import domain.setting_values as values
 from chain.addresses import checksum_address
 from domain.errors import ConfigurationError, InvalidInput
 from domain.finality import FinalityLevel, FinalityPolicy
@@ -37,13 +40,40 @@ EXPLORERS: Final = {
     1: "https://etherscan.io/tx/{tx_hash}",
 }
 
-SHARE_DIGITS_MAX: Final = 30
-
 _T = TypeVar("_T")
 
 _SHOWN_ADDRESSES: Final = frozenset({"EXPLORER_TX_URL"})
 """Addresses that go to every browser."""
 
+_NAMES_READ_ELSEWHERE: Final = frozenset(
+    {
+        "DEV_WALLET_KEYS",
+        "SETTLE_NODE_MODULES",
+        *(
+            f"TEMPORAL_{name}"
+            for name in (
+                "ADDRESS",
+                "NAMESPACE",
+                "API_KEY",
+                "PROFILE",
+                "CONFIG_FILE",
+                "TLS",
+                "TLS_CLIENT_CERT_PATH",
+                "TLS_CLIENT_CERT_DATA",
+                "TLS_CLIENT_KEY_PATH",
+                "TLS_CLIENT_KEY_DATA",
+                "TLS_SERVER_CA_CERT_PATH",
+                "TLS_SERVER_CA_CERT_DATA",
+                "TLS_SERVER_NAME",
+                "TLS_DISABLE_HOST_VERIFICATION",
+                "CODEC_ENDPOINT",
+                "CODEC_AUTH",
+            )
+        ),
+    }
+)
+
+_HOST: Final = re.compile(r"(?P<before>://(?:[^/?#,\s]*@)?)(?P<host>[^/?#,\s@:\[\]]+)")
 _SECRET_WORDS: Final = ("URL", "KEY", "SECRET", "PASSWORD")
 
 
@@ -70,82 +100,43 @@ def _postgres_url(value: object) -> str:
     return urlunsplit(parts._replace(scheme="postgresql"))
 
 
-def _http_urls(value: object) -> tuple[str, ...]:
-    urls = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
-    if not urls or not all(_names_a_server(urlsplit(url), {"http", "https"}) for url in urls):
-        raise ValueError
-    return urls
-
-
-def _http_url(value: object) -> str:
-    if not _names_a_server(urlsplit(str(value)), {"http", "https"}):
-        raise ValueError
-    return str(value)
-
-
 def _names_a_server(parts: SplitResult, schemes: Collection[str]) -> bool:
     """Raises `ValueError` for a port that is none: only reading it tells."""
     return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
 
 
-def _address(value: object) -> str:
+def _chain_address(value: object) -> str:
+    """An address in its EIP-55 form; not the zero address."""
     try:
         address = checksum_address(str(value), field="address")
-    except InvalidInput as error:
-        raise ValueError(str(error)) from None
+    except InvalidInput:
+        raise ValueError from None
     if int(address, 16) == 0:
-        raise ValueError("nobody has the zero address")
+        raise ValueError
     return address
 
 
-def _origin(value: object) -> str:
-    """Scheme, host and port, as a browser writes an origin."""
-    parts = urlsplit(str(value).strip())
-    if not _names_a_server(parts, {"http", "https"}) or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError
-    if parts.username is not None or parts.hostname is None:
-        raise ValueError
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    usual = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in {None, usual} else "")
+def _chain_addresses(value: object) -> tuple[str, ...]:
+    return tuple(_chain_address(entry) for entry in values.split_list(value))
 
 
-def _explorer(value: object) -> str:
-    if "{tx_hash}" not in str(value):
-        raise ValueError
-    return _http_url(value)
+def _with_ascii_hosts(value: object) -> object:
+    """The text with the hosts of the addresses in it in punycode, as browsers look them up (UTS 46).
+
+    Python's own codec is that of 2003: it knows another address for a host with an ß in it.
+    """
+    if not isinstance(value, str):
+        return value
+    return _HOST.sub(lambda found: found["before"] + _punycode(found["host"]), value)
 
 
-def _networks(value: object) -> tuple[str, ...]:
-    given = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
-    # As a network is written: whoever applies it need not be as lenient about bits of the host as people are.
-    return tuple(str(ip_network(network, strict=False)) for network in given)
-
-
-def _addresses(value: object) -> tuple[str, ...]:
-    given = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
-    return tuple(_address(part) for part in given)
-
-
-def _plain_text(value: object) -> str:
-    text = str(value).strip()
-    if not 1 <= len(text) <= 40 or not text.isprintable():
-        raise ValueError
-    return text
-
-
-def _share(value: object) -> Decimal:
-    # A float has already lost the exact share, and Decimal("nan") compares with nothing.
+def _punycode(host: str) -> str:
+    if host.isascii() and "xn--" not in host.lower():
+        return host
     try:
-        share = value if isinstance(value, Decimal) else Decimal(str(value).strip())
-    except InvalidOperation:
-        raise ValueError from None
-    if isinstance(value, float) or not share.is_finite() or not 0 <= share <= 1:
-        raise ValueError
-    # Exact arithmetic with an exponent such as 1e-999999999 would never end.
-    if int(share.as_tuple().exponent) < -SHARE_DIGITS_MAX:
-        raise ValueError
-    return share
+        return idna.encode(host, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError):
+        raise values.Unusable("an address whose host is no international domain name") from None
 
 
 def _upper(value: object) -> object:
@@ -157,11 +148,17 @@ def _lower(value: object) -> object:
 
 
 PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
-HttpUrls = Annotated[tuple[str, ...], BeforeValidator(_http_urls)]
-ChecksumAddress = Annotated[str, BeforeValidator(_address)]
+_International: Final = BeforeValidator(_with_ascii_hosts)
+HttpUrl = Annotated[str, BeforeValidator(values.http_url), _International]
+HttpUrls = Annotated[tuple[str, ...], BeforeValidator(values.http_urls), _International]
+PublicUrl = Annotated[str, BeforeValidator(values.public_url), _International]
+ChecksumAddress = Annotated[str, BeforeValidator(_chain_address)]
+ListeningHost = Annotated[str, BeforeValidator(values.listening_host)]
+FilePath = Annotated[Path, BeforeValidator(values.path)]
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
 _PER_MINUTE_WANTS: Final = "requests in a minute, a whole number from 1 to 1000000"
 _POSTGRES_WANTS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_NODES_WANTS: Final = "http or https addresses of different chain nodes, separated by commas"
 _ADDRESS_WANTS: Final = (
     "an address that is not zero, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
 )
@@ -171,6 +168,19 @@ class Settings(BaseModel):
     """Every setting of SPEC 6. A field's description says what its variable wants."""
 
     model_config = ConfigDict(frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_plain(cls, value: object, info: ValidationInfo) -> object:
+        """What holds for every setting, whatever its type makes of it afterwards."""
+        if not isinstance(value, str):
+            return value
+        text = values.clean_text(value)
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if int in kinds:
+            return values.plain_integer(text)
+        return values.plain_decimal(text) if float in kinds else text
 
     database_url: PostgresUrl | None = Field(None, alias="DATABASE_URL", repr=False, description=_POSTGRES_WANTS)
     service_database_url: PostgresUrl | None = Field(
@@ -185,7 +195,7 @@ class Settings(BaseModel):
         None,
         alias="CHAIN_RPC_URLS",
         repr=False,
-        description="http or https addresses of chain nodes, separated by commas",
+        description=_NODES_WANTS,
     )
     usdc_token_address: ChecksumAddress = Field(
         BASE_USDC_ADDRESS, alias="USDC_TOKEN_ADDRESS", description=_ADDRESS_WANTS
@@ -231,18 +241,20 @@ class Settings(BaseModel):
     payment_max_usd_cents: int = Field(
         DEFAULT_PAYMENT_MAX_USD_CENTS, alias="PAYMENT_MAX_USD_CENTS", ge=1, le=10**12, description="whole US cents"
     )
-    system_tenant_revenue_share: Annotated[Decimal, BeforeValidator(_share)] = Field(
+    system_tenant_revenue_share: Annotated[Decimal, BeforeValidator(values.share)] = Field(
         DEFAULT_REVENUE_SHARE, alias="SYSTEM_TENANT_REVENUE_SHARE", description="a decimal from 0 to 1, such as 0.75"
     )
 
-    api_url: Annotated[str, BeforeValidator(_origin)] | None = Field(
+    api_url: Annotated[str, BeforeValidator(values.origin), _International] | None = Field(
         None,
         alias="API_URL",
         description="the address that people see, scheme, host and port, such as https://pay.example.com",
     )
-    api_host: str = Field("127.0.0.1", alias="API_HOST", description="an address to listen on")
+    api_host: ListeningHost = Field(
+        "127.0.0.1", alias="API_HOST", description="an IP address or name to listen on, without a port, such as 0.0.0.0"
+    )
     api_port: int = Field(8080, alias="API_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535")
-    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(values.networks)] = Field(
         (), alias="TRUSTED_PROXIES", description="addresses or networks of proxies, separated by commas"
     )
     session_ttl_seconds: int = Field(
@@ -269,34 +281,38 @@ class Settings(BaseModel):
     rate_limit_submits_per_account: PerMinute = Field(
         120, alias="RATE_LIMIT_SUBMITS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
     )
-    platform_name: Annotated[str, BeforeValidator(_plain_text)] = Field(
+    platform_name: Annotated[str, BeforeValidator(values.plain_name)] = Field(
         "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"
     )
-    explorer_tx_url: Annotated[str, BeforeValidator(_explorer)] | None = Field(
-        None, alias="EXPLORER_TX_URL", description="an address with {tx_hash} in it"
+    explorer_tx_url: Annotated[str, BeforeValidator(values.transaction_url), _International] | None = Field(
+        None, alias="EXPLORER_TX_URL", description="an http or https address with {tx_hash} in it, once"
     )
-    public_rpc_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+    public_rpc_url: PublicUrl | None = Field(
         None, alias="PUBLIC_RPC_URL", description="address of a chain node that wallets may be told"
     )
-    operator_wallets: Annotated[tuple[ChecksumAddress, ...], BeforeValidator(_addresses)] = Field(
+    operator_wallets: Annotated[tuple[ChecksumAddress, ...], BeforeValidator(_chain_addresses)] = Field(
         (), alias="OPERATOR_WALLETS", description="addresses of wallets, separated by commas"
     )
     operator_database_url: PostgresUrl | None = Field(
         None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
     )
 
-    schedules_file: Path | None = Field(
+    schedules_file: FilePath | None = Field(
         None, alias="SCHEDULES_FILE", description="a YAML file, as docs/schedules.md describes it"
     )
-    event_sink_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+    event_sink_url: HttpUrl | None = Field(
         None, alias="EVENT_SINK_URL", repr=False, description="http or https address that events are posted to"
     )
-    reconciliation_dir: Path | None = Field(None, alias="RECONCILIATION_DIR", description="a folder")
+    reconciliation_dir: FilePath | None = Field(None, alias="RECONCILIATION_DIR", description="a folder")
 
-    temporal_ui_url: Annotated[str, BeforeValidator(_http_url)] | None = Field(
+    temporal_ui_url: PublicUrl | None = Field(
         None, alias="TEMPORAL_UI_URL", description="http or https address of Temporal's UI"
     )
-    worker_health_host: str = Field("127.0.0.1", alias="WORKER_HEALTH_HOST", description="an address to listen on")
+    worker_health_host: ListeningHost = Field(
+        "127.0.0.1",
+        alias="WORKER_HEALTH_HOST",
+        description="an IP address or name to listen on, without a port, such as 0.0.0.0",
+    )
     worker_health_port: int | None = Field(
         None, alias="WORKER_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
     )
@@ -364,7 +380,7 @@ class Settings(BaseModel):
 
     def require_chain_rpc_urls(self) -> tuple[str, ...]:
         """`CHAIN_RPC_URLS`, or `ConfigurationError`."""
-        return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, "addresses of chain nodes, separated by commas")
+        return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, _NODES_WANTS)
 
     def require_treasury_address(self) -> str:
         """`TREASURY_ADDRESS`, or `ConfigurationError`."""
@@ -383,16 +399,61 @@ def _required(name: str, value: _T | None, wants: str) -> _T:
 def environment(env_file: Path | None = None) -> dict[str, str]:
     """The process's environment over the values of `env_file` (default: `.env`, where there is one).
 
-    Raises `ConfigurationError` when a file that was asked for is missing.
+    Raises `ConfigurationError` when a file that was asked for is missing, or has a line that is no setting.
     """
     if env_file is not None and not env_file.is_file():
         raise ConfigurationError(f"--env-file: there is no file {env_file}")
     path = env_file or Path(".env")
     try:
-        from_file = dotenv_values(path, interpolate=False) if path.is_file() else {}
+        from_file = read_env_file(path) if path.is_file() else {}
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"{path} cannot be read as settings, lines of NAME=value in UTF-8: {error}") from None
-    return {**{name: value for name, value in from_file.items() if value is not None}, **os.environ}
+    return {**from_file, **os.environ}
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The settings of a file, as written: a `$` is a `$`. A name that is set twice has its last value.
+
+    Raises `ConfigurationError` for a line that is none of `NAME=value`, `export NAME=value` and a comment.
+    """
+    found: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig") as file:
+        for binding in parse_stream(file):
+            if binding.error or (binding.key is not None and binding.value is None):
+                # Not the line itself: it may carry a password.
+                raise ConfigurationError(
+                    f"{path}: line {_first_line_of(binding.original)} is no setting, wants NAME=value"
+                )
+            if binding.key is not None and binding.value is not None:
+                found[binding.key] = binding.value
+    return found
+
+
+def _first_line_of(original: Original) -> int:
+    """The binding's own line: blank lines before it are part of what was read for it."""
+    return original.line + len(original.string[: len(original.string) - len(original.string.lstrip())].splitlines())
+
+
+def env_file_line(name: str, value: str) -> str:
+    """`NAME=value` as `read_env_file` reads it back; in quotation marks only where it has to be."""
+    quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    for written in (value, quoted):
+        line = f"{name}={written}"
+        read = list(parse_stream(StringIO(line + "\n")))
+        if [(binding.key, binding.value) for binding in read] == [(name, value)]:
+            return line
+    raise ConfigurationError(f"{name}: got a value that no file of settings can hold, wants one without line breaks")
+
+
+def name_warnings(variables: Mapping[str, str]) -> list[str]:
+    """One line for each variable that nothing reads and that looks like a setting's name mistyped."""
+    mistyped = values.suspicious_names(variables, known_names())
+    return [f"{name} is not a setting and has no effect; {meant} is one" for name, meant in mistyped.items()]
+
+
+def known_names() -> frozenset[str]:
+    """Names of all variables that this program, or Temporal's SDK for it, reads."""
+    return frozenset(str(field.alias) for field in Settings.model_fields.values()) | _NAMES_READ_ELSEWHERE
 
 
 def load(variables: Mapping[str, str]) -> Settings:
@@ -424,7 +485,13 @@ def _describe(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     wants = next(field.description for field in Settings.model_fields.values() if field.alias == name)
-    return f"{name}: got {_shown(name, first['input'])}, wants {wants}"
+    return f"{name}: got {_reason(first.get('ctx', {})) or _shown(name, first['input'])}, wants {wants}"
+
+
+def _reason(context: Mapping[str, Any]) -> str | None:
+    """What a parser of ours says. Other errors quote the value, which may carry a password."""
+    error = context.get("error")
+    return str(error) if isinstance(error, values.Unusable) else None
 
 
 def _shown(name: str, value: object) -> str:

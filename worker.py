@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib.metadata import version
 from math import ceil
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -40,6 +42,7 @@ from db.engine import ServiceDatabase, TenantDatabase
 from db.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_tenant_database
 from domain.chain import TransferScope
+from domain.errors import ConfigurationError
 from settings import Settings
 from starter.client import PaymentsClient
 from starter.progress import read_workflow
@@ -82,6 +85,8 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
+    if settings.reconciliation_dir is not None:
+        _prepare_folder("RECONCILIATION_DIR", settings.reconciliation_dir)
     async with AsyncExitStack() as stack:
         tenants = _closing(stack, TenantDatabase(settings.require_database_url(), **_POOL))
         service = _closing(stack, ServiceDatabase(settings.require_service_database_url(), **_POOL))
@@ -147,6 +152,21 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             await stop.wait()
             log.info("worker drains", seconds_max=GRACEFUL_SHUTDOWN.total_seconds())
     log.info("worker stopped")
+
+
+def _prepare_folder(name: str, folder: Path) -> None:
+    """Make the folder of the setting `name`. Raises `ConfigurationError` where nothing can be written to it.
+
+    Otherwise the job that writes there would be the first to know, at night.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{name}: got {str(folder)!r}, which cannot be written to ({error.strerror}); wants a folder"
+        ) from None
 
 
 def build_worker(

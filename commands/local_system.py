@@ -20,7 +20,7 @@ from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically
 from devstack.stack import PART_NAMES, Stack
 from domain.errors import ConfigurationError
-from settings import Settings, load
+from settings import Settings, env_file_line, load
 from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
 
@@ -199,7 +199,7 @@ class LocalSystem:
         extra = ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "DEV_WALLET_KEYS")
         values |= {name: self.variables[name] for name in extra if name in self.variables}
         values |= {name: value for name, value in self.variables.items() if name.startswith("TEMPORAL_")}
-        lines = [f"{name}={value}" for name, value in values.items() if value is not None]
+        lines = [env_file_line(str(name), value) for name, value in values.items() if value is not None]
         write_atomically(self.env_path, ("\n".join(lines) + "\n").encode())
 
 

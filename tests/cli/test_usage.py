@@ -148,3 +148,28 @@ def test_the_installed_program_is_the_same_command(tmp_path: Path) -> None:
         [program, "--version"], cwd=tmp_path, env=clean_environment({}), capture_output=True, text=True, check=True
     )
     assert run.stdout.startswith("settle, version ")
+
+
+def test_a_mistyped_setting_gets_a_line_and_nothing_else_changes(tmp_path: Path) -> None:
+    answer = settle(
+        ["worker"], {"CHAIN_RPC_URL": "https://node.example/hunter2hunter2", "LOG_FORMAT": "console"}, tmp_path
+    )
+    assert answer.exit_code == 2
+    warning, refusal = answer.stderr.splitlines()
+    assert "CHAIN_RPC_URL " in warning
+    assert "CHAIN_RPC_URLS" in warning
+    assert "hunter2" not in warning
+    assert "DATABASE_URL is not set" in refusal
+
+
+@pytest.mark.parametrize(
+    "command", [["worker"], ["api"], ["migrate"], ["doctor"], ["up"], ["attempt", "show", str(uuid4())]]
+)
+def test_nodes_on_two_lines_stop_every_command(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "settings.env").write_text('CHAIN_RPC_URLS="https://a.example/hunter2\nhttps://b.example/hunter2"\n')
+    answer = settle(["--env-file", "settings.env", *command], {}, tmp_path)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    [line] = answer.stderr.splitlines()
+    assert "CHAIN_RPC_URLS" in line
+    assert "commas" in line
+    assert "hunter2" not in line

@@ -110,6 +110,7 @@ async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, 
         ("MIN_CONFIRMATIONS", "0", "MIN_CONFIRMATIONS: got '0', wants a whole number of blocks, 1 to 10000"),
         ("DATABASE_URL", "", "DATABASE_URL is not set, it wants postgresql://"),
         ("CHAIN_RPC_URLS", "", "CHAIN_RPC_URLS is not set, it wants "),
+        ("RECONCILIATION_DIR", "/dev/null/books", "RECONCILIATION_DIR: got '/dev/null/books'"),
     ],
 )
 async def test_a_bad_or_missing_setting_stops_the_worker_as_wrong_use(
