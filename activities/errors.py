@@ -1,21 +1,46 @@
-"""Domain errors as Temporal sees them: one table, and the interceptor that applies it."""
+"""Domain errors as Temporal carries them, both ways, and the interceptor that applies it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from domain.errors import Refusal, SettleError, TransferAlreadySettled
+from domain.errors import Refusal, SettleError, TemporalUnavailable, registered
 
-NON_RETRYABLE: Final[tuple[type[SettleError], ...]] = (Refusal, TransferAlreadySettled)
-"""A "no" stays a "no". Everything else is retried until it is mended, in sight of the operator."""
+RUN_ENDED_TYPE: Final = "AcceptedUpdateCompletedWorkflow"
+"""The server's own type of failure for an update whose run ended before its handler did."""
 
 
 def to_application_error(error: SettleError) -> ApplicationError:
-    """The error with its stable code as `type`, retryable unless it is a "no"."""
-    return ApplicationError(error.message, type=error.code, non_retryable=isinstance(error, NON_RETRYABLE))
+    """The error with its stable code as `type` and its facts as details, retryable unless it is a "no"."""
+    facts = error.facts()
+    return ApplicationError(error.message, *([facts] if facts else []), type=error.code, non_retryable=error.is_refusal)
+
+
+def from_application_error(failure: ApplicationError) -> SettleError:
+    """The way back: an error of the class that it had, also where a workflow or a validator has raised it as it is.
+
+    A "no" of a kind that this process does not know (a worker of a later version says it) stays a "no", with its code.
+    Anything else is a fault, which somebody has to look at.
+    """
+    facts = failure.details[0] if failure.details and isinstance(failure.details[0], Mapping) else {}
+    if failure.type == RUN_ENDED_TYPE:
+        # The same call again finds the end of the run, or starts another.
+        return TemporalUnavailable("the run ended before it could answer")
+    known = SettleError.from_code(_code(failure.type or ""), failure.message, facts)
+    if known is not None:
+        return known
+    if failure.non_retryable and failure.type:
+        return Refusal.of_unknown_code(failure.type, failure.message)
+    return SettleError(f"{failure.type or 'a failure without a type'}: {failure.message}")
+
+
+def _code(failure_type: str) -> str:
+    """The code that a failure's type stands for. What leaves a workflow unconverted has its class for a type."""
+    return next((code for code, kind in registered().items() if kind.__name__ == failure_type), failure_type)
 
 
 class DomainErrors(Interceptor):

@@ -88,11 +88,13 @@ class OperatorRoute(APIRoute):
                 return await handle(request)
             except NotSignedIn:
                 return RedirectResponse("/credits", status_code=303)
-            except (NotAnOperator, AttemptNotFound) as error:
-                return _refusal(request, error)
             except Unavailable as error:
                 log.warning("dependency unavailable", code=error.code, reason=error.message)
                 return _refusal(request, error, headers={"Retry-After": pages.RETRY_AFTER_SECONDS})
+            except SettleError as error:
+                if not error.is_refusal:
+                    raise
+                return _refusal(request, error)
 
         return handle_for_an_operator
 

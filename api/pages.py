@@ -25,7 +25,7 @@ from api.accounts import read_attempts, read_summary
 from api.dependencies import ApiServices, OptionalSession, Services, Session
 from api.sessions import sign_out
 from api.turns import turn
-from domain.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
+from domain.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
 from domain.errors import Unavailable
 from domain.ledger import Reason
 from domain.money import CREDITS_PER_USD_CENT, credits_for_usd_cents
@@ -63,24 +63,6 @@ REASONS_IN_WORDS: Final[Mapping[str, str]] = {
     Reason.PAYMENT_REVERSAL: "Payment taken back",
     Reason.OPERATOR_CREDIT: "Payment credited by support",
 }
-
-_KEEP_THE_REFERENCE: Final = "Write to support with the reference below."
-ERRORS_IN_WORDS: Final[Mapping[str, str]] = {
-    ErrorCode.INTENT_EXPIRED: "It was not paid in time. If your wallet shows it as sent, write to support with the "
-    "reference below.",
-    ErrorCode.TX_REVERTED: "The chain refused the transaction, so no USDC has left your wallet. You can pay again.",
-    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: f"The transaction holds no transfer of USDC. {_KEEP_THE_REFERENCE}",
-    ErrorCode.SENDER_MISMATCH: "The USDC came from another wallet than the one you signed in with. "
-    + _KEEP_THE_REFERENCE,
-    ErrorCode.RECIPIENT_MISMATCH: f"The USDC went to another address than the one asked for. {_KEEP_THE_REFERENCE}",
-    ErrorCode.INVALID_TOKEN: f"Another token than USDC was sent. {_KEEP_THE_REFERENCE}",
-    ErrorCode.INVALID_CHAIN: f"The payment was made on another network. {_KEEP_THE_REFERENCE}",
-    ErrorCode.INSUFFICIENT_AMOUNT: f"Less was sent than the payment needs. {_KEEP_THE_REFERENCE}",
-    ErrorCode.RECEIPT_NOT_FOUND: "The transaction did not appear on the chain in time. If your wallet shows it as "
-    "done, write to support with the reference below.",
-    ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already paid for something else. {_KEEP_THE_REFERENCE}",
-}
-
 
 REVERSED_IN_WORDS: Final = (
     "It was credited, then the network dropped the transaction, and the credits were taken back. If your wallet shows "
@@ -302,7 +284,7 @@ def why_it_failed(attempt: AttemptView) -> str:
     """The error code for the payer."""
     if attempt.status is AttemptStatus.REVERSED:
         return REVERSED_IN_WORDS
-    return ERRORS_IN_WORDS.get(attempt.error_code or "", f"It could not be credited. {_KEEP_THE_REFERENCE}")
+    return attempt.error_code.for_the_payer if attempt.error_code else f"It could not be credited. {KEEP_THE_REFERENCE}"
 
 
 def what_it_buys(attempt: AttemptView) -> str:

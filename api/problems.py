@@ -15,23 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 
-from domain.errors import (
-    AttemptNotFound,
-    ChainUnavailable,
-    DatabaseBusy,
-    DatabaseUnavailable,
-    HashInUse,
-    IdempotencyKeyReused,
-    InvalidInput,
-    NotAnOperator,
-    NotSignedIn,
-    RateLimited,
-    SettleError,
-    SignInRefused,
-    TemporalUnavailable,
-    TooManyReplacements,
-    WrongChain,
-)
+from domain.errors import REPEATABLE, Category, InvalidInput, RateLimited, SettleError, registered
 
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_UNAVAILABLE_SECONDS: Final = 2
@@ -47,40 +31,46 @@ class ProblemKind:
     code: str
     status: int
     title: str
+    is_repeatable: bool = False
+    """Whether the very same request may go through later."""
 
 
-INVALID_INPUT: Final = ProblemKind(InvalidInput.code, 422, "A value is malformed or out of bounds")
+STATUSES: Final[Mapping[Category, int]] = {
+    Category.INVALID: 422,
+    Category.UNAUTHENTICATED: 401,
+    Category.FORBIDDEN: 403,
+    Category.NOT_FOUND: 404,
+    Category.CONFLICT: 409,
+    Category.RATE_LIMITED: 429,
+    Category.UNAVAILABLE: 503,
+    Category.MISCONFIGURED: 500,
+    Category.BOOKKEEPING: 500,
+    Category.INTERNAL: 500,
+}
+"""All that HTTP adds to the registry of errors (`domain.errors`)."""
+
+
+def kind_of(error: SettleError | type[SettleError]) -> ProblemKind:
+    """How a domain error is answered."""
+    kind = error if isinstance(error, type) else type(error)
+    status = STATUSES[kind.category]
+    return ProblemKind(error.code, status, kind.title, is_repeatable=kind.category in REPEATABLE)
+
+
+INVALID_INPUT: Final = kind_of(InvalidInput)
 MALFORMED_JSON: Final = ProblemKind("MALFORMED_JSON", 400, "The body is not JSON")
 CROSS_SITE_REQUEST: Final = ProblemKind("CROSS_SITE_REQUEST", 403, "Only pages of this service may ask for a change")
 NOT_FOUND: Final = ProblemKind("NOT_FOUND", 404, "There is nothing at this address")
 METHOD_NOT_ALLOWED: Final = ProblemKind("METHOD_NOT_ALLOWED", 405, "This address does not take that method")
-BODY_TOO_SLOW: Final = ProblemKind("BODY_TOO_SLOW", 408, "The body did not arrive in time")
+BODY_TOO_SLOW: Final = ProblemKind("BODY_TOO_SLOW", 408, "The body did not arrive in time", is_repeatable=True)
 BODY_TOO_LARGE: Final = ProblemKind("BODY_TOO_LARGE", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("UNSUPPORTED_MEDIA_TYPE", 415, "The body must be application/json")
 BAD_REQUEST: Final = ProblemKind("BAD_REQUEST", 400, "The request is malformed")
-OUT_OF_TIME: Final = ProblemKind("OUT_OF_TIME", 503, "The answer took too long; ask again")
-INTERNAL: Final = ProblemKind("INTERNAL", 500, "Something is wrong here, and it was recorded")
-
-DOMAIN_PROBLEMS: Final[dict[type[SettleError], ProblemKind]] = {
-    InvalidInput: INVALID_INPUT,
-    NotSignedIn: ProblemKind(NotSignedIn.code, 401, "Nobody is signed in"),
-    SignInRefused: ProblemKind(SignInRefused.code, 401, "The sign-in was refused"),
-    NotAnOperator: ProblemKind(NotAnOperator.code, 403, "This is for operators"),
-    AttemptNotFound: ProblemKind(AttemptNotFound.code, 404, "There is no such payment of yours"),
-    HashInUse: ProblemKind(HashInUse.code, 409, "The transaction is submitted for another of your payments"),
-    TooManyReplacements: ProblemKind(TooManyReplacements.code, 409, "The hash was replaced too often"),
-    WrongChain: ProblemKind(WrongChain.code, 409, "The payment belongs to another chain"),
-    IdempotencyKeyReused: ProblemKind(IdempotencyKeyReused.code, 422, "The key was used for another request"),
-    RateLimited: ProblemKind(RateLimited.code, 429, "Too many requests"),
-    ChainUnavailable: ProblemKind(ChainUnavailable.code, 503, "The chain cannot be asked now"),
-    TemporalUnavailable: ProblemKind(TemporalUnavailable.code, 503, "Settlements cannot be started now"),
-    DatabaseBusy: ProblemKind(DatabaseBusy.code, 503, "The database is busy"),
-    DatabaseUnavailable: ProblemKind(DatabaseUnavailable.code, 503, "The database cannot be reached"),
-}
-"""Domain errors as HTTP. The closest base counts; what has none here is a fault of the server's."""
+OUT_OF_TIME: Final = ProblemKind("OUT_OF_TIME", 503, "The answer took too long; ask again", is_repeatable=True)
+INTERNAL: Final = kind_of(SettleError)
 
 KINDS: Final = (
-    *DOMAIN_PROBLEMS.values(),
+    *(kind_of(error) for error in registered().values()),
     BAD_REQUEST,
     MALFORMED_JSON,
     CROSS_SITE_REQUEST,
@@ -90,8 +80,9 @@ KINDS: Final = (
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     OUT_OF_TIME,
-    INTERNAL,
 )
+"""Everything that the interface may answer with."""
+
 _BY_STATUS: Final = {
     kind.status: kind
     for kind in (NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_SLOW, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, BAD_REQUEST)
@@ -114,7 +105,8 @@ class Problem(BaseModel):
     title: str = Field(description="the kind in words, the same at every occurrence")
     status: int
     detail: str = Field(description="this occurrence in words, fit to be shown")
-    code: str = Field(description="stable name of the kind", examples=["INVALID_INPUT"])
+    code: str = Field(description="stable name of the kind (docs/errors.md)", examples=["INVALID_INPUT"])
+    retryable: bool = Field(description="whether the very same request may go through later")
     request_id: str | None = Field(default=None, description="to quote to whoever runs the service")
     errors: list[FieldError] | None = Field(default=None, description="the values that are wrong")
 
@@ -150,16 +142,12 @@ def problem_response(
         status=kind.status,
         detail=detail,
         code=kind.code,
+        retryable=kind.is_repeatable,
         request_id=request_id,
         errors=list(errors)[:SHOWN_ERRORS_MAX] or None,
     )
     body = problem.model_dump(mode="json", by_alias=True, exclude_none=True)
     return JSONResponse(body, kind.status, dict(headers) if headers else None, media_type=PROBLEM_JSON)
-
-
-def kind_of(error: SettleError) -> ProblemKind:
-    """How a domain error is answered."""
-    return next((DOMAIN_PROBLEMS[base] for base in type(error).__mro__ if base in DOMAIN_PROBLEMS), INTERNAL)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -174,8 +162,10 @@ def documented(*kinds: type[SettleError] | ProblemKind) -> dict[int | str, dict[
     """The `responses` of a route for OpenAPI: each status with an example of every problem it may stand for."""
     by_status: dict[int, list[ProblemKind]] = {}
     for given in (*kinds, BAD_REQUEST, OUT_OF_TIME, INTERNAL):
-        kind = given if isinstance(given, ProblemKind) else DOMAIN_PROBLEMS[given]
-        by_status.setdefault(kind.status, []).append(kind)
+        for kind in [given] if isinstance(given, ProblemKind) else _with_finer_ones(given):
+            of_status = by_status.setdefault(kind.status, [])
+            if kind not in of_status:
+                of_status.append(kind)
     return {
         status: {
             "description": "; ".join(f"`{kind.code}`: {kind.title}" for kind in found),
@@ -191,6 +181,11 @@ def documented(*kinds: type[SettleError] | ProblemKind) -> dict[int | str, dict[
     }
 
 
+def _with_finer_ones(error: type[SettleError]) -> list[ProblemKind]:
+    """Where a route may raise an error, it may raise one of its subclasses."""
+    return [kind_of(error), *(kind_of(kind) for kind in registered().values() if error in kind.__mro__[1:])]
+
+
 _RETRY_AFTER: Final = {"description": "whole seconds until it is worth asking again", "schema": {"type": "integer"}}
 
 
@@ -201,6 +196,7 @@ def _example(kind: ProblemKind) -> dict[str, Any]:
         "status": kind.status,
         "detail": kind.title,
         "code": kind.code,
+        "retryable": kind.is_repeatable,
         "requestId": "0f6c2f0e5d1f4a4c",
         **({"errors": [{"field": "amountUsdCents", "message": "wants a whole number"}]} if kind.status == 422 else {}),
     }
@@ -214,10 +210,12 @@ def _request_id(request: Request) -> str | None:
 async def _on_settle_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SettleError)
     kind = kind_of(error)
-    if kind is INTERNAL:
-        return await _on_fault(request, error)
     detail = error.message
-    if kind.status == 503:
+    if kind.status == 500:
+        # Nobody else logs it: to the server it is an answer like any other.
+        log.error("request failed", code=error.code, exc_info=error)
+        detail = kind.title
+    elif kind.status == 503:
         # Which server, and why, is for the log: the caller can do nothing with it.
         log.warning("dependency unavailable", code=error.code, reason=error.message)
         detail = f"{kind.title}; try again in a moment"
@@ -261,7 +259,10 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             error.kind, error.detail, request_id=request_id, errors=error.errors, headers=error.headers
         )
     kind = _BY_STATUS.get(error.status_code) or ProblemKind(
-        HTTPStatus(error.status_code).name, error.status_code, HTTPStatus(error.status_code).phrase
+        HTTPStatus(error.status_code).name,
+        error.status_code,
+        HTTPStatus(error.status_code).phrase,
+        is_repeatable=error.status_code >= 500,
     )
     return problem_response(kind, kind.title, request_id=request_id, headers=error.headers)
 

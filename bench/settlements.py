@@ -25,7 +25,7 @@ from bench.rounds import Side, at_once
 from db.accounts import Payer
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from domain.attempt import AttemptStatus, Purpose
-from domain.errors import SettleError
+from domain.errors import SettlementFailed
 from domain.money import credits_for_usd_cents
 from domain.verdict import PaymentTerms
 from starter.client import PaymentsClient
@@ -54,12 +54,6 @@ TRANSACTIONS_PER_BLOCK: Final = 100
 PREPARED_AT_ONCE: Final = 8
 
 _T = TypeVar("_T")
-
-
-class SettlementFailed(SettleError):
-    """A settlement that the bench started did not end CREDITED with its bonus."""
-
-    code = "BENCH_SETTLEMENT_FAILED"
 
 
 @dataclass(frozen=True, slots=True)

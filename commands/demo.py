@@ -29,7 +29,7 @@ from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.database import DATABASE
 from devstack.stack import until_signalled
 from domain.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
-from domain.errors import SettleError
+from domain.errors import DemoFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Reason, Side
 from domain.money import RAW_PER_USD_CENT, credits_for_usd_cents, revenue_share_credits
@@ -60,12 +60,6 @@ FINAL_AFTER_BLOCKS: Final = 12
 """On a real chain a node's own word decides, which takes 20 minutes; nobody watches a demo for that long."""
 
 DEMO_SETTINGS: Final = {"FINALITY": "confirmations", "FINALITY_CONFIRMATIONS": str(FINAL_AFTER_BLOCKS)}
-
-
-class DemoFailed(SettleError):
-    """Something that the demo waits for did not happen."""
-
-    code = "DEMO_FAILED"
 
 
 @dataclass

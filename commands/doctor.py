@@ -18,7 +18,14 @@ from db import books_check
 from db.books import SHOWN_MAX
 from db.engine import OperatorDatabase
 from db.startup import check_operator_database
-from domain.errors import ChainUnavailable, PreconditionNotMet, SettleError, TemporalUnavailable
+from domain.errors import (
+    ApiNotReady,
+    BooksDoNotBalance,
+    ChainUnavailable,
+    PreconditionNotMet,
+    SettleError,
+    TemporalUnavailable,
+)
 from settings import Settings
 from starter.temporal import connect, count_pollers, list_missing_search_attributes
 from telemetry.health import CHECK_TIMEOUT_SECONDS, temporal_answers
@@ -140,12 +147,6 @@ def _scheduled(ago: timedelta | None) -> str:
     return f"the last scheduled check was {minutes} min ago"
 
 
-class BooksDoNotBalance(SettleError):
-    """The invariants of the ledger do not hold."""
-
-    code = "BOOKS_DO_NOT_BALANCE"
-
-
 async def _temporal(variables: Mapping[str, str]) -> str:
     client = await connect(variables)
     await temporal_answers(client.service_client.check_health)
@@ -161,12 +162,6 @@ async def _workers(variables: Mapping[str, str]) -> str:
     if pollers == 0:
         raise TemporalUnavailable(f"no worker polls task queue {TASK_QUEUE}: nothing is settled; run: settle worker")
     return f"{pollers} on task queue {TASK_QUEUE}"
-
-
-class ApiNotReady(SettleError):
-    """The HTTP interface is not there, or says that it cannot work."""
-
-    code = "API_NOT_READY"
 
 
 async def _api(url: str) -> str:

@@ -55,6 +55,50 @@ class ErrorCode(StrEnum):
     RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
     TX_ALREADY_SETTLED = "TX_ALREADY_SETTLED"
 
+    @property
+    def for_the_payer(self) -> str:
+        """What it means for who paid, and what to do."""
+        return _FOR_THE_PAYER[self]
+
+    @property
+    def for_the_operator(self) -> str:
+        """What it means, and what can be done about it."""
+        return _FOR_THE_OPERATOR[self]
+
+
+KEEP_THE_REFERENCE: Final = "Write to support with the reference below."
+
+_FOR_THE_PAYER: Final[dict[ErrorCode, str]] = {
+    ErrorCode.INTENT_EXPIRED: "It was not paid in time. If your wallet shows it as sent, write to support with the "
+    "reference below.",
+    ErrorCode.TX_REVERTED: "The chain refused the transaction, so no USDC has left your wallet. You can pay again.",
+    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: f"The transaction holds no transfer of USDC. {KEEP_THE_REFERENCE}",
+    ErrorCode.SENDER_MISMATCH: "The USDC came from another wallet than the one you signed in with. "
+    + KEEP_THE_REFERENCE,
+    ErrorCode.RECIPIENT_MISMATCH: f"The USDC went to another address than the one asked for. {KEEP_THE_REFERENCE}",
+    ErrorCode.INVALID_TOKEN: f"Another token than USDC was sent. {KEEP_THE_REFERENCE}",
+    ErrorCode.INVALID_CHAIN: f"The payment was made on another network. {KEEP_THE_REFERENCE}",
+    ErrorCode.INSUFFICIENT_AMOUNT: f"Less was sent than the payment needs. {KEEP_THE_REFERENCE}",
+    ErrorCode.RECEIPT_NOT_FOUND: "The transaction did not appear on the chain in time. If your wallet shows it as "
+    "done, write to support with the reference below.",
+    ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already paid for something else. {KEEP_THE_REFERENCE}",
+}
+
+_FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
+    ErrorCode.INTENT_EXPIRED: "no transfer was mined before `expires_at`; one that was pays it whenever it is found",
+    ErrorCode.TX_REVERTED: "the transaction failed on the chain: nothing was paid",
+    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: "the transaction has no transfer of a token: nothing arrived",
+    ErrorCode.SENDER_MISMATCH: "another wallet paid than the one that signed in: a finding, unless it claims it",
+    ErrorCode.RECIPIENT_MISMATCH: "the money went to another address: nothing arrived",
+    ErrorCode.INVALID_TOKEN: "another token arrived than the attempt's: it can be sent back by hand",
+    ErrorCode.INVALID_CHAIN: "the transaction is on another chain than the attempt",
+    ErrorCode.INSUFFICIENT_AMOUNT: "too little arrived: a finding; a new intent of at most that amount and the same "
+    "hash credits it",
+    ErrorCode.RECEIPT_NOT_FOUND: "not confirmed within `VERIFICATION_TIMEOUT_SECONDS`; mined later, a new intent and "
+    "the same hash credit it",
+    ErrorCode.TX_ALREADY_SETTLED: "its transfer has paid another attempt, or an operator has credited it",
+}
+
 
 LEGAL_TRANSITIONS: Final[dict[AttemptStatus, frozenset[AttemptStatus]]] = {
     AttemptStatus.CREATED_INTENT: frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.FAILED}),

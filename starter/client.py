@@ -20,7 +20,7 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contracts import RecordedSubmission, Settlement, Submission
@@ -32,7 +32,6 @@ from domain.errors import (
     AttemptNotFound,
     BookkeepingError,
     HashInUse,
-    SettleError,
     TemporalUnavailable,
     TooManyReplacements,
     WrongChain,
@@ -42,7 +41,7 @@ from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import Waiting, WaitReason, terms_of
 from starter.models import AttemptView, Intent
 from starter.progress import ProgressReader, read_workflow
-from starter.temporal import does_not_answer, register_search_attributes
+from starter.temporal import does_not_answer, refused_with, register_search_attributes
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
@@ -362,7 +361,7 @@ class PaymentsClient:
                 )
                 return recorded
         except WorkflowUpdateFailedError as error:
-            raise _refusal(error, submission) from error
+            raise refused_with(error) from error
         except (TimeoutError, UpdateNotAnswered):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -498,20 +497,3 @@ def _summary(attempt: PaymentAttempt) -> str:
     dollars, cents = divmod(attempt.amount_usd_cents, 100)
     kind = "purchase" if attempt.purpose is Purpose.SELF else "donation"
     return f"{kind} of {dollars}.{cents:02} USD by {attempt.from_address}"
-
-
-def _refusal(error: WorkflowUpdateFailedError, submission: Submission) -> SettleError | WorkflowUpdateFailedError:
-    """The domain error that the workflow refused with."""
-    cause = error.cause
-    if not isinstance(cause, ApplicationError):
-        return error
-    match cause.type:
-        case HashInUse.code:
-            return HashInUse(submission.tx_hash)
-        case TooManyReplacements.code:
-            return TooManyReplacements(MAX_SUBMISSIONS)
-        case AttemptNotFound.code:
-            return AttemptNotFound(submission.attempt_id)
-        case _:
-            # The run ended while the update was on its way: the same call again finds its end.
-            return TemporalUnavailable(f"the settlement could not take the submission: {cause.message}")

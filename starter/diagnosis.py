@@ -15,7 +15,7 @@ from chain.reader import ChainReader
 from db import attempts, ledger
 from db.engine import OperatorDatabase, ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.errors import AttemptNotFound, SettleError, TemporalUnavailable
+from domain.errors import AttemptNotFound, SettleError
 from domain.ledger import Reason
 from domain.verdict import Refused, Verdict, Verified, Waiting, judge, terms_of
 from starter.models import Answer, AttemptView
@@ -152,7 +152,7 @@ def workflow_url(ui_url: str | None, namespace: str, attempt_id: UUID) -> str | 
 async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowState | None, str]:
     try:
         state = await read_workflow(temporal, attempt_id)
-    except TemporalUnavailable as error:
+    except SettleError as error:
         return None, error.message
     if state is None:
         return None, "there is none"

@@ -11,14 +11,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+import structlog
 from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.errors import ChainUnavailable, TemporalUnavailable
+from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
 from domain.verdict import Waiting, WaitReason
 from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
+
+log = structlog.get_logger(__name__)
 
 DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
 
@@ -151,7 +154,9 @@ class ProgressReader:
         try:
             async with self._asking:
                 state = await read_workflow(self._client, attempt_id)
-        except TemporalUnavailable:
+        except SettleError as error:
+            if not isinstance(error, TemporalUnavailable):
+                log.warning("progress cannot be read", code=error.code, error=error.message)
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             return seen.activity if seen else None
         found = next((activity for activity in state.pending if activity.waiting), None) if state else None

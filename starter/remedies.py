@@ -8,12 +8,11 @@ from typing import Final
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from domain.errors import FindingNotFound, RemedyRefused, SettleError, TemporalUnavailable
+from domain.errors import RemedyRefused, TemporalUnavailable
 from domain.remedies import RemedyRequest, TakenRemedy, describe
-from starter.temporal import does_not_answer
+from starter.temporal import does_not_answer, refused_with
 from workflows.naming import TASK_QUEUE, resolve_workflow_id
 from workflows.resolve_finding import ResolveFinding
 
@@ -51,7 +50,7 @@ async def carry_out(temporal: Client, request: RemedyRequest) -> TakenRemedy:
         async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
             taken = await handle.result()
     except WorkflowFailureError as error:
-        raise _refusal(error, request) from error
+        raise refused_with(error) from error
     except TimeoutError:
         raise TemporalUnavailable(
             "no worker has answered yet; the remedy is taken as soon as one does: repeat the command to see its answer"
@@ -65,17 +64,3 @@ async def carry_out(temporal: Client, request: RemedyRequest) -> TakenRemedy:
         # Joined a run of somebody else's who decided otherwise a moment before.
         raise RemedyRefused(f"finding {request.finding_id} is resolved: {describe(taken)}")
     return taken
-
-
-def _refusal(error: WorkflowFailureError, request: RemedyRequest) -> SettleError | WorkflowFailureError:
-    """The domain error that the workflow ended with."""
-    cause = error.cause
-    if not isinstance(cause, ApplicationError):
-        return error
-    match cause.type:
-        case FindingNotFound.code:
-            return FindingNotFound(request.finding_id)
-        case RemedyRefused.code:
-            return RemedyRefused(cause.message)
-        case _:
-            return error

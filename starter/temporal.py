@@ -9,16 +9,27 @@ from datetime import timedelta
 from typing import Final
 
 from temporalio.api.enums.v1 import IndexedValueType, TaskQueueType
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TerminatedError
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 
-from domain.errors import ConfigurationError, StartupCheckFailed, TemporalUnavailable
+from activities.errors import from_application_error
+from domain.errors import (
+    ConfigurationError,
+    SettleError,
+    StartupCheckFailed,
+    TemporalBusy,
+    TemporalRefused,
+    TemporalRequestInvalid,
+    TemporalUnavailable,
+)
 from workflows.naming import SEARCH_ATTRIBUTES, TASK_QUEUE
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -111,7 +122,40 @@ def answered(client: Client) -> Iterator[None]:
         raise does_not_answer(error) from error
 
 
-def does_not_answer(error: RPCError | RuntimeError | TimeoutError) -> TemporalUnavailable:
-    """The SDK's error as ours. A client that connects lazily raises a bare `RuntimeError` where nobody listens."""
-    words = str(error).splitlines() or ["no answer in time"]
-    return TemporalUnavailable(f"Temporal does not answer: {words[0]:.200}")
+def does_not_answer(error: RPCError | RuntimeError | TimeoutError) -> SettleError:
+    """The SDK's error as ours, each as what it is.
+
+    A client that connects lazily raises a bare `RuntimeError` where nobody listens.
+    """
+    words = f"{(str(error).splitlines() or ['no answer in time'])[0]:.200}"
+    match error.status if isinstance(error, RPCError) else None:
+        case RPCStatusCode.PERMISSION_DENIED | RPCStatusCode.UNAUTHENTICATED:
+            return TemporalRefused(f"Temporal does not let this process in (TEMPORAL_API_KEY, TLS): {words}")
+        case RPCStatusCode.NOT_FOUND if _is_about_the_namespace(error):
+            return TemporalRefused(f"Temporal has no such namespace (TEMPORAL_NAMESPACE): {words}")
+        case RPCStatusCode.RESOURCE_EXHAUSTED:
+            return TemporalBusy(f"Temporal has too much to do: {words}")
+        case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.UNIMPLEMENTED | RPCStatusCode.OUT_OF_RANGE:
+            return TemporalRequestInvalid(f"Temporal does not take this request: {words}")
+        case _:
+            return TemporalUnavailable(f"Temporal does not answer: {words}")
+
+
+def refused_with(error: WorkflowUpdateFailedError | WorkflowFailureError) -> SettleError:
+    """What a workflow has answered an update, or ended with, as the error that it was where it was raised."""
+    cause = error.cause
+    if isinstance(cause, ActivityError) and isinstance(cause.cause, ApplicationError):
+        cause = cause.cause
+    if isinstance(cause, ApplicationError):
+        return from_application_error(cause)
+    if isinstance(cause, CancelledError | TerminatedError):
+        # The same call again finds the end of the run, or starts another.
+        return TemporalUnavailable(f"the run was stopped before it could answer: {cause}")
+    return SettleError(f"the workflow has failed: {cause}")
+
+
+def _is_about_the_namespace(error: Exception) -> bool:
+    """Whether it says that the namespace is not there, and not, as a usual NOT_FOUND does, that a workflow is not."""
+    if not isinstance(error, RPCError):
+        return False
+    return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)

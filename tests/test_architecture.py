@@ -113,9 +113,12 @@ def test_workflows_know_of_activities_their_classes_and_messages_only() -> None:
         assert {name for name in _imports(path) if name.startswith("activities")} <= known
 
 
-def test_the_starter_knows_of_activities_their_messages_only() -> None:
+def test_the_starter_knows_of_activities_their_messages_and_errors_only() -> None:
     for path in (ROOT / "starter").glob("*.py"):
-        assert {name for name in _imports(path) if name.startswith("activities")} <= {"activities.contracts"}
+        assert {name for name in _imports(path) if name.startswith("activities")} <= {
+            "activities.contracts",
+            "activities.errors",
+        }
 
 
 def test_only_db_speaks_sql() -> None:

@@ -130,11 +130,15 @@ const offerName = (purpose, cents) => `settle:offer:${mine}:${purpose}:${cents}`
 
 /** The server has said no, or nothing. */
 class Problem extends Stop {
-  /** @param {string} words @param {{ status?: number, code?: string, retryAfterMs?: number }} [facts] */
-  constructor(words, { status = 0, code = '', retryAfterMs = 0 } = {}) {
+  /**
+   * @param {string} words
+   * @param {{ status?: number, code?: string, isRepeatable?: boolean, retryAfterMs?: number }} [facts]
+   */
+  constructor(words, { status = 0, code = '', isRepeatable = true, retryAfterMs = 0 } = {}) {
     super(words);
     this.status = status;
     this.code = code;
+    this.isRepeatable = isRepeatable;
     this.retryAfterMs = retryAfterMs;
   }
 
@@ -144,7 +148,7 @@ class Problem extends Stop {
 
   /** Worth another try. A refusal without a code is not ours: something between here and the server has said it. */
   get isPassing() {
-    return !this.code || this.status === 408 || this.status === 429 || this.status >= 500;
+    return !this.code || this.isRepeatable;
   }
 }
 
@@ -178,6 +182,8 @@ async function call(method, path, body, headers = {}) {
   throw new Problem(problem.detail || problem.title || `The server has answered ${response.status}.`, {
     status: response.status,
     code: problem.code,
+    // A server of an earlier version does not say it.
+    isRepeatable: problem.retryable ?? ([408, 429].includes(response.status) || response.status >= 500),
     retryAfterMs: (Number(response.headers.get('Retry-After')) || 0) * 1_000,
   });
 }

@@ -15,7 +15,7 @@ from bench.http_path import SETTINGS, Client, Node, SignedPayment, Tally, client
 from bench.report import CallLatency, HttpPath, Latency
 from bench.rounds import Deadline
 from bench.run import http_violations
-from bench.settlements import SettlementFailed
+from domain.errors import SettlementFailed
 from tests.support.api import running_api
 from tests.support.engine import Engine, open_engine
 from tests.support.postgres import Database

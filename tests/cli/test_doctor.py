@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from commands import doctor
-from commands.doctor import ApiNotReady
 from devstack.processes import quiet_port
+from domain.errors import ApiNotReady
 from tests.cli.command import settle
 from tests.support.api import running_api
 from tests.support.engine import Engine

@@ -25,12 +25,12 @@ from activities.contracts import (
     SettlementResult,
     Submission,
 )
-from activities.errors import NON_RETRYABLE, to_application_error
+from activities.errors import to_application_error
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
 from domain import errors
 from domain.attempt import Purpose
-from domain.errors import SettleError
+from domain.errors import Refusal, SettleError, TransferAlreadySettled
 from domain.finality import Final
 from domain.verdict import Refused, Verified
 from starter.progress import read_workflow
@@ -260,14 +260,6 @@ def _leaves(base: type[SettleError]) -> list[type[SettleError]]:
 
 @pytest.mark.parametrize("kind", [kind for kind in _leaves(SettleError) if kind.__module__ == errors.__name__])
 def test_a_domain_error_leaves_an_activity_with_its_code_and_only_a_no_is_final(kind: type[SettleError]) -> None:
-    error = kind.__new__(kind)
-    SettleError.__init__(error, "why")
-    failure = to_application_error(error)
+    failure = to_application_error(kind.restored("why"))
     assert (failure.type, failure.message) == (kind.code, "why")
-    assert failure.non_retryable == issubclass(kind, NON_RETRYABLE)
-
-
-def test_what_refuses_a_submission_is_final() -> None:
-    for kind in (errors.AttemptNotFound, errors.HashInUse, errors.TooManyReplacements):
-        assert issubclass(kind, NON_RETRYABLE)
-    assert not any(issubclass(kind, NON_RETRYABLE) for kind in (errors.Unavailable, errors.OperatorError))
+    assert failure.non_retryable == issubclass(kind, (Refusal, TransferAlreadySettled))
