@@ -232,7 +232,7 @@ async def demo(context: Context, keep: bool, as_json: bool) -> bool:
 @click.pass_obj
 @command
 async def migrate(context: Context, as_json: bool) -> None:
-    """Create the two roles, bring the schema to this version's revision, and seed. Safe to repeat."""
+    """Create the roles, bring the schema to this version's revision, and seed. Safe to repeat."""
     from db.migrate import migrate as run
 
     settings = context.settings
@@ -240,6 +240,7 @@ async def migrate(context: Context, as_json: bool) -> None:
         run,
         settings.require_migration_database_url(),
         app_url=settings.require_database_url(),
+        settlement_url=settings.require_settlement_database_url(),
         service_url=settings.require_service_database_url(),
         operator_url=settings.operator_database_url,
         on_progress=progress,

@@ -183,6 +183,9 @@ class Settings(BaseModel):
         return values.plain_decimal(text) if float in kinds else text
 
     database_url: PostgresUrl | None = Field(None, alias="DATABASE_URL", repr=False, description=_POSTGRES_WANTS)
+    settlement_database_url: PostgresUrl | None = Field(
+        None, alias="SETTLEMENT_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+    )
     service_database_url: PostgresUrl | None = Field(
         None, alias="SERVICE_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
     )
@@ -369,6 +372,10 @@ class Settings(BaseModel):
     def require_api_url(self) -> str:
         """`API_URL`, or `ConfigurationError`."""
         return _required("API_URL", self.api_url, "the address that people see, such as https://pay.example.com")
+
+    def require_settlement_database_url(self) -> str:
+        """`SETTLEMENT_DATABASE_URL`, or `ConfigurationError`."""
+        return _required("SETTLEMENT_DATABASE_URL", self.settlement_database_url, _POSTGRES_WANTS)
 
     def require_service_database_url(self) -> str:
         """`SERVICE_DATABASE_URL`, or `ConfigurationError`."""

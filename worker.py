@@ -38,9 +38,9 @@ from activities.watching import WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
 from commands.connections import payment_policy, standing_workflows
-from db.engine import ServiceDatabase, TenantDatabase
+from db.engine import ServiceDatabase, SettlementDatabase
 from db.housekeeping import UnfinishedPayment
-from db.startup import check_service_database, check_tenant_database
+from db.startup import check_service_database, check_settlement_database
 from domain.chain import TransferScope
 from domain.errors import ConfigurationError
 from settings import Settings
@@ -74,7 +74,7 @@ WORKER_OPTIONS: Final[dict[str, Any]] = {
 }
 """`settle bench` runs its bare workflow with the same ones."""
 
-_D = TypeVar("_D", TenantDatabase, ServiceDatabase)
+_D = TypeVar("_D", SettlementDatabase, ServiceDatabase)
 
 log = structlog.get_logger(__name__)
 
@@ -88,9 +88,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
     if settings.reconciliation_dir is not None:
         _prepare_folder("RECONCILIATION_DIR", settings.reconciliation_dir)
     async with AsyncExitStack() as stack:
-        tenants = _closing(stack, TenantDatabase(settings.require_database_url(), **_POOL))
+        settlement = _closing(stack, SettlementDatabase(settings.require_settlement_database_url(), **_POOL))
         service = _closing(stack, ServiceDatabase(settings.require_service_database_url(), **_POOL))
-        await check_tenant_database(tenants)
+        await check_settlement_database(settlement)
         await check_service_database(service)
         chain = await stack.enter_async_context(
             ChainReader(
@@ -116,7 +116,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             temporal,
             settings,
             chain=chain,
-            tenants=tenants,
+            settlement=settlement,
             service=service,
             publish=events.publish,
             preconditions=preconditions,
@@ -127,7 +127,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 settings.worker_health_port,
                 is_alive=lambda: worker.is_running and not stop.is_set(),
                 checks={
-                    "database": lambda: check_tenant_database(tenants),
+                    "database": lambda: check_settlement_database(settlement),
                     "service_database": lambda: check_service_database(service),
                     "temporal": lambda: temporal_answers(temporal.service_client.check_health),
                     "chain": chain.head,
@@ -174,7 +174,7 @@ def build_worker(
     settings: Settings,
     *,
     chain: ChainReader,
-    tenants: TenantDatabase,
+    settlement: SettlementDatabase,
     service: ServiceDatabase,
     publish: Publish | None = None,
     preconditions: SettlementPreconditions | None = None,
@@ -187,7 +187,7 @@ def build_worker(
     if preconditions is None:
         preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
     payer = PayerActivities(
-        tenants,
+        settlement,
         verification_timeout=settings.verification_timeout,
         revenue_share=settings.system_tenant_revenue_share,
     )
@@ -201,8 +201,8 @@ def build_worker(
         verification_timeout=settings.verification_timeout,
     )
     finality = FinalityActivities(chain, service, policy=settings.finality_policy, block_time=settings.block_time)
-    payments = PaymentsClient(tenants, temporal, payment_policy(settings))
-    governance = GovernanceActivities(tenants, service, chain, worker_version=version("settle"))
+    payments = PaymentsClient(settlement, temporal, payment_policy(settings))
+    governance = GovernanceActivities(settlement, service, chain, worker_version=version("settle"))
     housekeeping = HousekeepingActivities(
         service,
         chain_id=settings.chain_id,

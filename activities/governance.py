@@ -50,7 +50,7 @@ class SpanToReport(Message):
 
 
 class GovernanceActivities:
-    """Reads as the system tenant's principal, role settle_app; writes as role settle_service. Safe to run twice."""
+    """Reads as the system tenant's principal, role settle_settlement; writes as settle_service. Safe to run twice."""
 
     def __init__(
         self, tenants: TenantDatabase, service: ServiceDatabase, chain: ChainReader, *, worker_version: str

@@ -1,4 +1,4 @@
-"""Steps on the payer's own rows: role settle_app, inside the payer's tenant scope."""
+"""Steps on the payer's own rows: role settle_settlement, inside the payer's tenant scope."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from activities.contracts import (
 from activities.endings import report
 from activities.metrics import SUBMISSIONS
 from db import payments
-from db.engine import TenantDatabase
+from db.engine import SettlementDatabase
 from domain.attempt import AttemptStatus
 
 
 class PayerActivities:
     """Each activity is one transaction and safe to run twice, at once, and late."""
 
-    def __init__(self, database: TenantDatabase, *, verification_timeout: timedelta, revenue_share: Decimal) -> None:
+    def __init__(
+        self, database: SettlementDatabase, *, verification_timeout: timedelta, revenue_share: Decimal
+    ) -> None:
         self._database = database
         self._revenue_share = revenue_share
         self._verification_timeout = verification_timeout

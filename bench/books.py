@@ -228,9 +228,15 @@ async def run(entries: int, folder: Path) -> None:
         await server.start()
         try:
             prepare_database(server.superuser_url(), PASSWORD)
-            urls = {role: _url(server, role) for role in (OWNER_ROLE, "settle_app", "settle_service")}
+            urls = {
+                role: _url(server, role) for role in (OWNER_ROLE, "settle_app", "settle_settlement", "settle_service")
+            }
             await asyncio.to_thread(
-                migrate, urls[OWNER_ROLE], app_url=urls["settle_app"], service_url=urls["settle_service"]
+                migrate,
+                urls[OWNER_ROLE],
+                app_url=urls["settle_app"],
+                settlement_url=urls["settle_settlement"],
+                service_url=urls["settle_service"],
             )
             ledger = Ledger(server.superuser_url(DATABASE))
             service = ServiceDatabase(urls["settle_service"], application_name="settle bench", pool_size=2)

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from bench.rounds import Side, Work, at_once
 from db import ledger, payments
 from db.accounts import Payer, provision_wallet
-from db.engine import SESSION_SETTINGS, ServiceDatabase, TenantDatabase
+from db.engine import SESSION_SETTINGS, ServiceDatabase, SettlementDatabase, TenantDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Posting, Reason
@@ -135,8 +135,11 @@ async def raw_connections(service_url: str) -> AsyncIterator[list[RawConnection]
 class BuyerCredits:
     """The buyer's credit, the one transaction of several statements, on attempts that were submitted before."""
 
-    def __init__(self, tenants: TenantDatabase, payers: Sequence[Payer], *, chain_id: int) -> None:
+    def __init__(
+        self, tenants: TenantDatabase, settlement: SettlementDatabase, payers: Sequence[Payer], *, chain_id: int
+    ) -> None:
         self._tenants = tenants
+        self._settlement = settlement
         self._payers = payers
         self._chain_id = chain_id
         self._queue: list[PaymentAttempt] = []
@@ -182,7 +185,7 @@ class BuyerCredits:
         async def run() -> None:
             while self._queue:
                 attempt = self._queue.pop()
-                async with self._tenants.transaction(attempt.owner_user_id) as connection:
+                async with self._settlement.transaction(attempt.owner_user_id) as connection:
                     await payments.credit_buyer(
                         connection, attempt.id, _transfer(attempt), revenue_share=DEFAULT_REVENUE_SHARE
                     )

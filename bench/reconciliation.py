@@ -200,10 +200,14 @@ async def run(folder: Path, *, ledger_rows: int, transfers: int, days: int) -> l
             prepare_database(server.superuser_url(), PASSWORD)
             urls = {
                 role: f"postgresql://{role}:{PASSWORD}@127.0.0.1:{server.port}/{DATABASE}"
-                for role in (OWNER_ROLE, "settle_app", "settle_service")
+                for role in (OWNER_ROLE, "settle_app", "settle_settlement", "settle_service")
             }
             await asyncio.to_thread(
-                migrate, urls[OWNER_ROLE], app_url=urls["settle_app"], service_url=urls["settle_service"]
+                migrate,
+                urls[OWNER_ROLE],
+                app_url=urls["settle_app"],
+                settlement_url=urls["settle_settlement"],
+                service_url=urls["settle_service"],
             )
             ledger = Ledger(
                 server.superuser_url(DATABASE), to_time=to_time, transfers=transfers, ledger_rows=ledger_rows

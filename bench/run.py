@@ -28,7 +28,7 @@ from commands.connections import payment_policy
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
 from db import books, ledger
-from db.engine import ServiceDatabase, TenantDatabase
+from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from devstack.errors import PartFailedError
 from devstack.processes import wait_until
 from devstack.stack import until_signalled
@@ -79,6 +79,7 @@ class Bench:
     settings: Settings
     temporal: Client
     tenants: TenantDatabase
+    settlement: SettlementDatabase
     service: ServiceDatabase
     till: Till
     settlements: Settlements
@@ -142,7 +143,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
                 sizes=sizes,
                 seconds=seconds_each,
             )
-        buyers = BuyerCredits(running.tenants, accounts, chain_id=running.settings.chain_id)
+        buyers = BuyerCredits(running.tenants, running.settlement, accounts, chain_id=running.settings.chain_id)
         progress("buyers' credits")
         side = buyers.side()
         credit_rates = [await measure(side, max(sizes.postings // 8, CONNECTIONS)) for _ in range(max(sizes.rounds, 1))]
@@ -180,7 +181,7 @@ async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], size
             on_progress=progress,
             block_time_seconds=HTTP_BLOCK_TIME_SECONDS,
         ) as system,
-        _databases(system.settings) as (_, service),
+        _databases(system.settings) as (_, _, service),
     ):
         path = await measure_http_path(
             system.stack.chain,
@@ -236,7 +237,7 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
     ) as system:
         await system.stack.add_process("bare-worker", [sys.executable, "-m", "bench.bare_worker"], system.variables)
         settings = system.settings
-        async with _databases(settings) as (tenants, service):
+        async with _databases(settings) as (tenants, settlement, service):
             temporal = await connect(system.variables)
             payments = PaymentsClient(tenants, temporal, payment_policy(settings))
             till = Till(system.stack.chain, payments, confirmations=settings.min_confirmations)
@@ -246,6 +247,7 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
                 settings,
                 temporal,
                 tenants,
+                settlement,
                 service,
                 till,
                 Settlements(till, payments, temporal),
@@ -256,19 +258,21 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
 @asynccontextmanager
 async def _databases(
     settings: Settings, *, port: int | None = None
-) -> AsyncIterator[tuple[TenantDatabase, ServiceDatabase]]:
-    """Both roles with a worker's connections, through another port where one is given."""
+) -> AsyncIterator[tuple[TenantDatabase, SettlementDatabase, ServiceDatabase]]:
+    """All roles with a worker's connections, through another port where one is given."""
 
     def address(url: str) -> str:
         return make_url(url).set(port=port or make_url(url).port).render_as_string(hide_password=False)
 
     options: dict[str, Any] = {"application_name": "settle bench", "pool_size": CONNECTIONS, "pre_ping": False}
     tenants = TenantDatabase(address(settings.require_database_url()), **options)
+    settlement = SettlementDatabase(address(settings.require_settlement_database_url()), **options)
     service = ServiceDatabase(address(settings.require_service_database_url()), **options)
     try:
-        yield tenants, service
+        yield tenants, settlement, service
     finally:
         await tenants.dispose()
+        await settlement.dispose()
         await service.dispose()
 
 
@@ -348,9 +352,9 @@ async def _measure_cost(running: Bench, sizes: Sizes) -> tuple[SettlementCost, l
     async with (
         counting_node(settings.require_chain_rpc_urls()[0], rpc) as chain_url,
         counting_postgres(server.host or "127.0.0.1", server.port or 5432, sql) as port,
-        _databases(settings, port=port) as (tenants, service),
+        _databases(settings, port=port) as (tenants, settlement, service),
         ChainReader([chain_url], settings.chain_id) as chain,
-        build_worker(running.temporal, settings, chain=chain, tenants=tenants, service=service),
+        build_worker(running.temporal, settings, chain=chain, settlement=settlement, service=service),
     ):
         payments = PaymentsClient(tenants, running.temporal, payment_policy(settings))
         side = running.settlements.side(payments)

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from activities.contracts import WatchedChain
 from chain.reader import ChainReader
-from db.engine import ServiceDatabase, TenantDatabase
-from db.startup import check_service_database, check_tenant_database
+from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from settings import Settings
 from starter.client import PaymentPolicy, PaymentsClient
 from starter.standing import StandingWorkflow
@@ -52,6 +52,19 @@ async def tenant_database(settings: Settings) -> AsyncIterator[TenantDatabase]:
     database = TenantDatabase(settings.require_database_url(), application_name="settle cli", pool_size=CONNECTIONS)
     try:
         await check_tenant_database(database)
+        yield database
+    finally:
+        await database.dispose()
+
+
+@asynccontextmanager
+async def settlement_database(settings: Settings) -> AsyncIterator[SettlementDatabase]:
+    """Role settle_settlement, checked."""
+    database = SettlementDatabase(
+        settings.require_settlement_database_url(), application_name="settle cli", pool_size=CONNECTIONS
+    )
+    try:
+        await check_settlement_database(database)
         yield database
     finally:
         await database.dispose()

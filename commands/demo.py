@@ -46,6 +46,7 @@ POLL_SECONDS: Final = 0.1
 # The demo brings its own servers: an address in the environment may be that of a real one.
 _SERVERS_OF_OTHERS: Final = (
     "DATABASE_URL",
+    "SETTLEMENT_DATABASE_URL",
     "SERVICE_DATABASE_URL",
     "MIGRATION_DATABASE_URL",
     "CHAIN_ID",

@@ -12,7 +12,14 @@ import aiohttp
 
 from activities.bookkeeping import check_all_books, check_books
 from chain.preconditions import SettlementPreconditions, State
-from commands.connections import CONNECTIONS, chain_reader, payment_policy, service_database, tenant_database
+from commands.connections import (
+    CONNECTIONS,
+    chain_reader,
+    payment_policy,
+    service_database,
+    settlement_database,
+    tenant_database,
+)
 from commands.output import grouped, print_json, progress, stdout, table
 from db import books_check
 from db.books import SHOWN_MAX
@@ -64,6 +71,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
 
     await check("settings", lambda: _settings(settings))
     await check("database, role settle_app", lambda: _tenant_database(settings))
+    await check("database, role settle_settlement", lambda: _settlement_database(settings))
     await check("database, role settle_service", lambda: _service_database(settings))
     operator_url, api_url = settings.operator_database_url, settings.api_url
     if operator_url is not None:
@@ -94,6 +102,11 @@ async def _settings(settings: Settings) -> str:
 
 async def _tenant_database(settings: Settings) -> str:
     async with tenant_database(settings):
+        return "schema and rights are right, the system tenant is there"
+
+
+async def _settlement_database(settings: Settings) -> str:
+    async with settlement_database(settings):
         return "schema and rights are right, the system tenant is there"
 
 

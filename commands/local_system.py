@@ -14,7 +14,7 @@ from typing import Final, Self
 import aiohttp
 
 from commands.schedules import apply_quietly, check_file
-from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, migrate
+from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE, migrate
 from devstack.chain import payer_wallets
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically
@@ -32,7 +32,12 @@ WORKER_STOP_SECONDS: Final = 15.0
 API_STOP_SECONDS: Final = 15.0
 API_PORT: Final = 8080
 
-_DATABASE_URLS: Final = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")
+_ROLE_OF_URL: Final = {
+    "DATABASE_URL": APP_ROLE,
+    "SETTLEMENT_DATABASE_URL": SETTLEMENT_ROLE,
+    "SERVICE_DATABASE_URL": SERVICE_ROLE,
+    "MIGRATION_DATABASE_URL": OWNER_ROLE,
+}
 
 
 class LocalSystem:
@@ -128,11 +133,11 @@ class LocalSystem:
 
     def _existing(self) -> set[str]:
         """Parts that the settings name: those servers are used, none is started."""
-        named = [name for name in _DATABASE_URLS if name in self.variables]
-        if named and len(named) < len(_DATABASE_URLS):
-            missing = next(name for name in _DATABASE_URLS if name not in self.variables)
+        named = [name for name in _ROLE_OF_URL if name in self.variables]
+        if named and len(named) < len(_ROLE_OF_URL):
+            missing = next(name for name in _ROLE_OF_URL if name not in self.variables)
             raise ConfigurationError(
-                f"{missing} is not set, but {named[0]} is: name an existing database with all three addresses, or none"
+                f"{missing} is not set, but {named[0]} is: name an existing database with all its addresses, or none"
             )
         if "CHAIN_RPC_URLS" in self.variables and "TREASURY_ADDRESS" not in self.variables:
             raise ConfigurationError("TREASURY_ADDRESS is not set, but CHAIN_RPC_URLS is: an existing chain needs both")
@@ -151,7 +156,7 @@ class LocalSystem:
             passwords = self._passwords()
             prepare_database(self.stack.postgres.superuser_url(), passwords[OWNER_ROLE])
             host = self.stack.postgres.superuser_url(DATABASE).rpartition("@")[2]
-            for name, role in zip(_DATABASE_URLS, (APP_ROLE, SERVICE_ROLE, OWNER_ROLE), strict=True):
+            for name, role in _ROLE_OF_URL.items():
                 self.variables[name] = f"postgresql://{role}:{passwords[role]}@{host}"
             # Its pages stay off until OPERATOR_WALLETS names somebody.
             self.variables["OPERATOR_DATABASE_URL"] = f"postgresql://{OPERATOR_ROLE}:{passwords[OPERATOR_ROLE]}@{host}"
@@ -173,7 +178,7 @@ class LocalSystem:
     def _passwords(self) -> dict[str, str]:
         path = self.state_dir / "passwords.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        roles = (OWNER_ROLE, APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE)
+        roles = (*_ROLE_OF_URL.values(), OPERATOR_ROLE)
         # A folder of an earlier version lacks the passwords of roles that are newer.
         passwords = {role: str(kept.get(role) or secrets.token_urlsafe(24)) for role in roles}
         write_atomically(path, json.dumps(passwords).encode())
@@ -185,6 +190,7 @@ class LocalSystem:
         migrate(
             settings.require_migration_database_url(),
             app_url=settings.require_database_url(),
+            settlement_url=settings.require_settlement_database_url(),
             service_url=settings.require_service_database_url(),
             operator_url=settings.operator_database_url,
         )

@@ -92,6 +92,11 @@ class TenantConnection:
 
 
 @dataclass(frozen=True, slots=True)
+class SettlementConnection(TenantConnection):
+    """The same of role settle_settlement, which may end a payment and credit its buyer."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConnection:
     """A transaction of role settle_service; row-level security does not apply."""
 
@@ -229,9 +234,14 @@ class TenantDatabase:
     @asynccontextmanager
     async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:
         """One transaction in the scope of `user_id`; commits at the end, rolls back on an error."""
+        async with self._scoped(user_id) as connection:
+            yield TenantConnection(connection, user_id)
+
+    @asynccontextmanager
+    async def _scoped(self, user_id: str) -> AsyncIterator[AsyncConnection]:
         async with _unavailable_as_domain_error(), self.engine.begin() as connection:
             await connection.execute(_SET_TENANT, {"name": TENANT_SETTING, "user_id": user_id})
-            yield TenantConnection(connection, user_id)
+            yield connection
 
     @asynccontextmanager
     async def unscoped(self) -> AsyncIterator[AsyncConnection]:
@@ -251,6 +261,16 @@ class TenantDatabase:
 
 
 _SET_TENANT = text("SELECT set_config(:name, :user_id, true)")
+
+
+class SettlementDatabase(TenantDatabase):
+    """Role settle_settlement, of workers: the tenants' scopes, and the right to credit a purchase in them."""
+
+    @asynccontextmanager
+    async def transaction(self, user_id: str) -> AsyncIterator[SettlementConnection]:
+        """One transaction in the scope of `user_id`; commits at the end, rolls back on an error."""
+        async with self._scoped(user_id) as connection:
+            yield SettlementConnection(connection, user_id)
 
 
 class ServiceDatabase:

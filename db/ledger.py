@@ -11,7 +11,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import func, select, text
 
-from db.engine import AnyConnection, ServiceConnection, TenantConnection, fetch_one_by_driver
+from db.engine import AnyConnection, ServiceConnection, SettlementConnection, fetch_one_by_driver
 from db.errors import POSTED_ONCE
 from db.schema import CreditLedgerEntry
 from domain.errors import BookkeepingError
@@ -140,7 +140,7 @@ def _values(posting: Posting, details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def post_own_purchase(connection: TenantConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
+async def post_own_purchase(connection: SettlementConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
     """Post the tenant's own purchase; the database refuses any other account, amount or purpose.
 
     Raises as `post` does.

@@ -22,6 +22,7 @@ from db.schema import SCHEMA_REVISION
 from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
 
 APP_ROLE: Final = "settle_app"
+SETTLEMENT_ROLE: Final = "settle_settlement"
 SERVICE_ROLE: Final = "settle_service"
 OPERATOR_ROLE: Final = "settle_operator"
 
@@ -42,6 +43,7 @@ def migrate(
     migration_url: str,
     *,
     app_url: str,
+    settlement_url: str,
     service_url: str,
     operator_url: str | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
@@ -64,6 +66,7 @@ def migrate(
                 role
                 for role, url, bypass in (
                     (APP_ROLE, app_url, False),
+                    (SETTLEMENT_ROLE, settlement_url, False),
                     (SERVICE_ROLE, service_url, True),
                     *(((OPERATOR_ROLE, operator_url, False),) if operator_url else ()),
                 )

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from db import attempts, finality, ledger
-from db.engine import AnyConnection, ServiceConnection, TenantConnection
+from db.engine import AnyConnection, ServiceConnection, SettlementConnection, TenantConnection
 from db.findings import open_finding
 from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose, SubmissionEffect, decide_submission
 from domain.errors import AttemptNotFound, BookkeepingError
@@ -97,7 +97,7 @@ async def submit(
 
 
 async def credit_buyer(
-    connection: TenantConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
+    connection: SettlementConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
 ) -> Ending:
     """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
 
@@ -207,7 +207,7 @@ async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledg
     return None
 
 
-async def refuse(connection: TenantConnection, attempt_id: UUID, refused: Refused) -> Ending:
+async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> Ending:
     """The attempt ends without credits, unless its hash was replaced since the chain was asked about it."""
     attempt = await _lock(connection, attempt_id)
     if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:

@@ -8,79 +8,156 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import OperatorDatabase, ServiceDatabase, TenantDatabase
+from db.engine import OperatorDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.schema import KNOWN_REVISIONS, SCHEMA_REVISION
 from domain.errors import StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
 RUN_MIGRATE: Final = "run: settle migrate"
 
-TENANT_WRITES: Final[dict[str, tuple[str, ...]]] = {
-    "payment_events": ("INSERT",),
-    "settled_transfers": ("INSERT",),
-    "idempotency_keys": ("INSERT",),
-}
-"""The rights on whole tables that role settle_app has beside reading; every other one is too much."""
+_SUBMITTED_COLUMNS: Final = ("status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count")
+_EVENT_COLUMNS: Final = ("attempt_id", "event_type", "from_status", "to_status", "error_code", "metadata")
+_INTENT_COLUMNS: Final = (
+    "id",
+    "billing_account_id",
+    "from_address",
+    "chain_id",
+    "token",
+    "to_address",
+    "amount_raw",
+    "amount_usd_cents",
+    "purpose",
+    "status",
+    "expires_at",
+    "created_at",
+)
+_TRANSFER_COLUMNS: Final = (
+    "chain_id",
+    "tx_hash",
+    "log_index",
+    "attempt_id",
+    "block_number",
+    "block_hash",
+    "from_address",
+    "value_raw",
+    "surplus_raw",
+    "unapplied_raw",
+)
 
-SERVICE_WRITES: Final[dict[str, tuple[str, ...]]] = {
-    "payment_events": ("INSERT",),
-    "settled_transfers": ("INSERT",),
-    "transfer_finality": ("INSERT",),
-    "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
-    "orphaned_transfers": ("INSERT",),
-    "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
-    "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
-    "findings": ("INSERT", "UPDATE"),
-    "operator_actions": ("INSERT",),
-    "transfer_credits": ("INSERT",),
-    "balance_assertions": ("INSERT",),
-    "books_checkpoints": ("UPDATE",),
-    "books_checks": ("UPDATE",),
-    "books_violations": ("INSERT", "UPDATE"),
-    "governance_heartbeats": ("INSERT", "UPDATE"),
-}
-"""The same for role settle_service."""
 
-_WRITES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "settle_app": TENANT_WRITES,
-    "settle_service": SERVICE_WRITES,
-    "settle_operator": {},
+def _columns(table: str, right: str, columns: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(f"{table}.{column} {right}" for column in columns)
+
+
+def _tables(rights: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    return frozenset(f"{table} {right}" for table, of_table in rights.items() for right in of_table)
+
+
+WRITES: Final[dict[str, frozenset[str]]] = {
+    "settle_app": _columns("payment_attempts", "INSERT", _INTENT_COLUMNS)
+    | _columns("payment_attempts", "UPDATE", _SUBMITTED_COLUMNS)
+    | _columns("payment_events", "INSERT", _EVENT_COLUMNS)
+    | _columns("idempotency_keys", "INSERT", ("billing_account_id", "key", "request_hash", "answer")),
+    "settle_settlement": _columns("payment_attempts", "UPDATE", (*_SUBMITTED_COLUMNS, "revenue_share"))
+    | _columns("payment_events", "INSERT", _EVENT_COLUMNS)
+    | _columns("settled_transfers", "INSERT", _TRANSFER_COLUMNS),
+    "settle_service": _columns("payment_attempts", "INSERT", _INTENT_COLUMNS)
+    | _columns("payment_attempts", "UPDATE", (*_SUBMITTED_COLUMNS, "revenue_share"))
+    | _tables(
+        {
+            "payment_events": ("INSERT",),
+            "settled_transfers": ("INSERT",),
+            "transfer_finality": ("INSERT",),
+            "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
+            "orphaned_transfers": ("INSERT",),
+            "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
+            "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
+            "findings": ("INSERT", "UPDATE"),
+            "operator_actions": ("INSERT",),
+            "transfer_credits": ("INSERT",),
+            "balance_assertions": ("INSERT",),
+            "books_checkpoints": ("UPDATE",),
+            "books_checks": ("UPDATE",),
+            "books_violations": ("INSERT", "UPDATE"),
+            "governance_heartbeats": ("INSERT", "UPDATE"),
+        }
+    ),
+    "settle_operator": frozenset(),
 }
+"""What each role may write, "TABLE RIGHT" or "TABLE.COLUMN RIGHT"; every other right to write is too much."""
+
+BEFORE_CONTRACT: Final[dict[str, frozenset[str]]] = {
+    "settle_app": _tables(
+        {"payment_events": ("INSERT",), "settled_transfers": ("INSERT",), "idempotency_keys": ("INSERT",)}
+    )
+    | _columns("payment_attempts", "UPDATE", ("revenue_share",))
+    | {"post_own_purchase()"},
+}
+"""What a role still has while workers of the version before may run: revision 0005 takes it."""
+
+_EXPANDED_REVISION: Final = "0004"
+
+SHOWN_MAX: Final = 6
+"""How many rights that are too much a message names."""
+
+RESERVED_FUNCTIONS: Final[dict[str, frozenset[str]]] = {
+    "post_entry": frozenset({"settle_service"}),
+    "post_own_purchase": frozenset({"settle_settlement"}),
+    "prune_expired": frozenset({"settle_service"}),
+    "end_sessions_of_wallet": frozenset({"settle_service"}),
+    "open_session": frozenset({"settle_app"}),
+}
+"""Functions with the owner's rights that are too much for any other role."""
 
 _REVISION = text("SELECT version_num FROM alembic_version")
 
+# Of the role itself, and of every role that it can become: a member has its group's rights, or takes them by SET ROLE.
 _RIGHTS = text(
     """
-    SELECT current_user AS role, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication,
-           EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                    WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p')
-                      AND pg_has_role(current_user, c.relowner, 'MEMBER')) AS owns_tables,
-           has_schema_privilege(current_user, 'public', 'CREATE') AS may_create,
-           (SELECT string_agg(excess, ', ') FROM (
-               SELECT c.relname || ' ' || p AS excess
-                 FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
-                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                  AND has_table_privilege(current_user, c.oid, p)
-                  AND NOT (c.relname || ' ' || p) = ANY (CAST(:allowed AS text[]))
-                UNION ALL
-               SELECT c.relname || '.' || a.attname || ' ' || p
-                 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+    WITH acting AS (
+        SELECT oid, rolname, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls
+          FROM pg_roles WHERE pg_has_role(current_user, oid, 'MEMBER')),
+    own_tables AS (
+        SELECT oid, relname, relowner FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p'))
+    SELECT current_user AS role, (SELECT rolbypassrls FROM acting WHERE rolname = current_user) AS sees_all,
+           bool_or(rolsuper) AS rolsuper, bool_or(rolcreaterole) AS rolcreaterole, bool_or(rolcreatedb) AS rolcreatedb,
+           bool_or(rolreplication) AS rolreplication, bool_or(rolbypassrls) AS rolbypassrls,
+           EXISTS (SELECT 1 FROM own_tables t WHERE pg_has_role(current_user, t.relowner, 'MEMBER')) AS owns_tables,
+           bool_or(has_schema_privilege(oid, 'public', 'CREATE')
+                   OR has_database_privilege(oid, current_database(), 'CREATE')) AS may_create,
+           (SELECT string_agg(m.rolname, ', ' ORDER BY m.rolname) FROM acting m
+             WHERE m.rolname <> current_user
+               AND (m.rolname = ANY (CAST(:roles AS text[])) OR starts_with(m.rolname, 'pg_'))
+               AND m.rolname <> ALL (CAST(:harmless AS text[]))) AS may_become,
+           ARRAY(
+               SELECT DISTINCT t.relname || ' ' || p
+                 FROM acting a, own_tables t, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) p
+                WHERE has_table_privilege(a.oid, t.oid, p)
+                UNION
+               SELECT DISTINCT t.relname || '.' || c.attname || ' ' || p
+                 FROM acting a, own_tables t
+                 JOIN pg_attribute c ON c.attrelid = t.oid AND c.attnum > 0 AND NOT c.attisdropped,
                       unnest(ARRAY['INSERT', 'UPDATE']) p
-                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                  AND has_column_privilege(current_user, c.oid, a.attnum, p)
-                  AND NOT has_table_privilege(current_user, c.oid, p)
-                  AND NOT (c.relname = 'payment_attempts' AND (p = 'INSERT' OR a.attname IN (
-                      'status', 'tx_hash', 'error_code', 'expires_at', 'submitted_at', 'submission_count',
-                      'revenue_share')))
-                ORDER BY 1 LIMIT 6) AS excesses) AS may_change,
-           has_function_privilege(
-               current_user, 'post_entry(text, bigint, text, text, text, jsonb)', 'EXECUTE') AS may_post_to_all,
-           EXISTS (SELECT 1 FROM pg_class c
-                    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                      AND has_any_column_privilege(current_user, c.oid, 'INSERT, UPDATE')) AS may_write
-      FROM pg_roles WHERE rolname = current_user
+                WHERE has_column_privilege(a.oid, t.oid, c.attnum, p) AND NOT has_table_privilege(a.oid, t.oid, p)
+                UNION
+               SELECT DISTINCT f.proname || '()'
+                 FROM acting a, pg_proc f
+                WHERE f.pronamespace = 'public'::regnamespace AND f.proname = ANY (CAST(:reserved AS text[]))
+                  AND has_function_privilege(a.oid, f.oid, 'EXECUTE')
+                ORDER BY 1) AS may_do
+      FROM acting
     """
 )
+
+HARMLESS_ROLES: Final = (
+    "pg_monitor",
+    "pg_read_all_settings",
+    "pg_read_all_stats",
+    "pg_stat_scan_tables",
+    "pg_use_reserved_connections",
+)
+"""Of PostgreSQL's own: who may look at how the server does, or connect when it is full, sees and changes no rows."""
 
 _SWITCHED_OFF = text(
     """
@@ -100,6 +177,15 @@ async def check_tenant_database(database: TenantDatabase) -> None:
     async with database.unscoped() as connection:
         await _check_revision(connection)
         await _check_rights(connection, setting="DATABASE_URL", role="settle_app")
+        await _check_protection(connection)
+        await _check_system_tenant(connection)
+
+
+async def check_settlement_database(database: SettlementDatabase) -> None:
+    """The same for role settle_settlement. Raises `StartupCheckFailed`."""
+    async with database.unscoped() as connection:
+        await _check_revision(connection)
+        await _check_rights(connection, setting="SETTLEMENT_DATABASE_URL", role="settle_settlement")
         await _check_protection(connection)
         await _check_system_tenant(connection)
 
@@ -158,8 +244,11 @@ async def _check_revision(connection: AsyncConnection) -> None:
 
 async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:
     may_bypass_row_level_security = role == "settle_service"
-    allowed = [f"{table} {right}" for table, rights in _WRITES[role].items() for right in rights]
-    row = (await connection.execute(_RIGHTS, {"allowed": allowed})).one()
+    asked = {"roles": list(WRITES), "harmless": list(HARMLESS_ROLES), "reserved": list(RESERVED_FUNCTIONS)}
+    row = (await connection.execute(_RIGHTS, asked)).one()
+    may_do = await _excess(connection, role, row.may_do)
+    may_change = [right for right in may_do if not right.endswith("()")]
+    may_call = [right for right in may_do if right.endswith("()") and right != "post_entry()"]
     excess = [
         words
         for words, found in (
@@ -170,9 +259,11 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
             ("owns tables", row.owns_tables),
             ("bypasses row-level security", row.rolbypassrls and not may_bypass_row_level_security),
             ("may create tables and functions", row.may_create),
-            (f"may change what it should not ({row.may_change})", bool(row.may_change)),
-            ("may post to every account", row.may_post_to_all and not may_bypass_row_level_security),
-            ("may write", row.may_write and role == "settle_operator"),
+            (f"may become {row.may_become}", bool(row.may_become) and not row.rolsuper),
+            (f"may change what it should not ({', '.join(may_change[:SHOWN_MAX])})", bool(may_change)),
+            ("may post to every account", "post_entry()" in may_do),
+            (f"may call what it should not ({', '.join(may_call)})", bool(may_call)),
+            ("may write", bool(may_change) and role == "settle_operator"),
         )
         if found
     ]
@@ -181,7 +272,7 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
             f"{setting}: role {row.role} has more rights than it needs: it {', '.join(excess)}; "
             f"use role {role} as `settle migrate` makes it"
         )
-    if may_bypass_row_level_security and not row.rolbypassrls:
+    if may_bypass_row_level_security and not row.sees_all:
         mend = (
             f"as a superuser run: ALTER ROLE {row.role} BYPASSRLS"
             if row.role == "settle_service"
@@ -190,6 +281,17 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
         raise StartupCheckFailed(
             f"{setting}: role {row.role} is bound by row-level security and would see nothing; {mend}"
         )
+
+
+async def _excess(connection: AsyncConnection, role: str, may_do: list[str]) -> list[str]:
+    """The rights that are none of the role's."""
+    allowed = WRITES[role] | {f"{function}()" for function, roles in RESERVED_FUNCTIONS.items() if role in roles}
+    excess = [right for right in may_do if right not in allowed]
+    if excess and set(excess) <= BEFORE_CONTRACT.get(role, frozenset()):
+        # Between the two halves of an upgrade; what comes after the contracting revision has no excuse.
+        revision = (await connection.execute(_REVISION)).scalar_one_or_none()
+        return [] if revision == _EXPANDED_REVISION else excess
+    return excess
 
 
 async def _check_protection(connection: AsyncConnection) -> None:

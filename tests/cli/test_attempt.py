@@ -168,6 +168,7 @@ async def test_migrating_twice_says_what_was_done(engine: Engine, cluster: Clust
     async with cluster.temporary() as empty:
         variables = {
             "DATABASE_URL": empty.app_url,
+            "SETTLEMENT_DATABASE_URL": empty.settlement_url,
             "SERVICE_DATABASE_URL": empty.service_url,
             "MIGRATION_DATABASE_URL": empty.migration_url,
         }

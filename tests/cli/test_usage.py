@@ -85,7 +85,7 @@ def test_wrong_use_is_exit_code_2_with_what_is_wrong(arguments: list[str], words
         (["--env-file", "nowhere.env", "doctor"], "--env-file: there is no file nowhere.env"),
         (["up", "--without", "everything"], "--without: got 'everything', wants one of "),
         (["migrate"], "MIGRATION_DATABASE_URL is not set, it wants "),
-        (["worker"], "DATABASE_URL is not set, it wants "),
+        (["worker"], "SETTLEMENT_DATABASE_URL is not set, it wants "),
         (["api"], "API_URL is not set, it wants "),
         (["sessions", "revoke", "--wallet", "0x12"], "--wallet: wants 0x and 40 hex digits"),
         (["attempt", "show", str(uuid4())], "SERVICE_DATABASE_URL is not set, it wants "),

@@ -227,7 +227,7 @@ async def test_an_activity_that_runs_many_times_at_once_credits_once(system: Pay
     for payment in (purchase, donation):
         await system.payments._record(payment.payer.user_id, payment.attempt_id, payment.tx_hash, datetime.now(UTC))
     payer = PayerActivities(
-        system.tenants,
+        system.settlement,
         verification_timeout=system.settings.verification_timeout,
         revenue_share=system.settings.system_tenant_revenue_share,
     )

@@ -339,14 +339,14 @@ def test_a_settled_transfer_of_an_attempt_that_is_not_credited_is_refused(town: 
         owner.execute(TRANSFER, (tx_hash(5), 0, attempt.id))
 
 
-def test_a_tenant_cannot_keep_the_credits_of_a_purchase_that_did_not_end(town: Town) -> None:
+def test_a_worker_cannot_keep_the_credits_of_a_purchase_that_did_not_end(town: Town) -> None:
     attempt = town.alice.pending
     with (
         refused(CheckViolation, "settled_transfers_pays_credited_attempt"),
-        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+        connect(town.database.settlement_url, user_id=town.alice.user_id) as worker,
     ):
-        app.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
-        app.execute("SELECT * FROM post_own_purchase(%s, 1000000000, 'cash:usdc', '{}')", (attempt.id,))
+        worker.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
+        worker.execute("SELECT * FROM post_own_purchase(%s, 1000000000, 'cash:usdc', '{}')", (attempt.id,))
 
 
 def test_one_transfer_does_not_pay_two_attempts(town: Town) -> None:

@@ -30,7 +30,17 @@ async def empty(cluster: Cluster) -> AsyncIterator[Database]:
 
 
 def _migrate(database: Database) -> Migrated:
-    return migrate(database.migration_url, app_url=database.app_url, service_url=database.service_url)
+    return _migrate_from(database.migration_url, database)
+
+
+def _migrate_from(migration_url: str, database: Database, **options: Any) -> Migrated:
+    return migrate(
+        migration_url,
+        app_url=database.app_url,
+        settlement_url=database.settlement_url,
+        service_url=database.service_url,
+        **options,
+    )
 
 
 SEEDS = """
@@ -66,9 +76,7 @@ async def test_a_second_migration_changes_nothing(database: Database) -> None:
 
 async def test_a_migration_says_what_it_does(empty: Database) -> None:
     said: list[str] = []
-    await asyncio.to_thread(
-        migrate, empty.migration_url, app_url=empty.app_url, service_url=empty.service_url, on_progress=said.append
-    )
+    await asyncio.to_thread(_migrate_from, empty.migration_url, empty, on_progress=said.append)
     assert said == [
         f"schema at revision none, upgrading to {SCHEMA_REVISION}",
         "system tenant and chart of accounts are seeded",
@@ -128,14 +136,14 @@ async def test_a_database_of_a_newer_version_is_reported_in_one_line(database: D
 
 async def test_a_role_that_may_not_make_tables_is_reported_in_one_line(empty: Database) -> None:
     with pytest.raises(StartupCheckFailed, match="permission denied") as caught:
-        await asyncio.to_thread(migrate, empty.app_url, app_url=empty.app_url, service_url=empty.service_url)
+        await asyncio.to_thread(_migrate_from, empty.app_url, empty)
     assert "\n" not in caught.value.message
 
 
 async def test_no_server_is_reported_as_unavailable(database: Database) -> None:
     nowhere = "postgresql://settle_owner:x@127.0.0.1:1/settle"
     with pytest.raises(DatabaseUnavailable, match="cannot be reached") as caught:
-        await asyncio.to_thread(migrate, nowhere, app_url=database.app_url, service_url=database.service_url)
+        await asyncio.to_thread(_migrate_from, nowhere, database)
     assert "\n" not in caught.value.message
 
 

@@ -179,7 +179,13 @@ async def test_migrating_again_leaves_the_policies_as_they_are(database: Databas
 
 
 async def test_a_database_gets_its_policies_when_the_address_is_first_set(empty: Database) -> None:
-    await asyncio.to_thread(migrate, empty.migration_url, app_url=empty.app_url, service_url=empty.service_url)
+    await asyncio.to_thread(
+        migrate,
+        empty.migration_url,
+        app_url=empty.app_url,
+        settlement_url=empty.settlement_url,
+        service_url=empty.service_url,
+    )
     await migrate_database(empty)
     assert len(query(empty.superuser_url, POLICIES)) == len(READABLE) - 1
     assert scalar(empty.operator_url, "SELECT count(*) FROM billing_accounts") == 1
@@ -187,7 +193,13 @@ async def test_a_database_gets_its_policies_when_the_address_is_first_set(empty:
 
 async def test_a_database_migrated_without_its_address_is_closed_to_it(empty: Database) -> None:
     """Roles are the whole server's: another database's operators must not get in because theirs exist."""
-    await asyncio.to_thread(migrate, empty.migration_url, app_url=empty.app_url, service_url=empty.service_url)
+    await asyncio.to_thread(
+        migrate,
+        empty.migration_url,
+        app_url=empty.app_url,
+        settlement_url=empty.settlement_url,
+        service_url=empty.service_url,
+    )
     assert scalar(empty.superuser_url, "SELECT count(*) FROM pg_roles WHERE rolname = %s", OPERATOR_ROLE) == 1
     assert query(empty.superuser_url, POLICIES) == []
     for table in READABLE:

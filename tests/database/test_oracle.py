@@ -318,8 +318,8 @@ async def test_a_step_that_is_missing_from_the_trail_is_named(town: Town) -> Non
 
 async def test_a_trail_with_an_illegal_step_is_named(town: Town) -> None:
     attempt = town.alice.credited
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
-        app.execute(
+    with connect(town.database.service_url) as service:
+        service.execute(
             "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status)"
             " VALUES (%s, 'credited', 'CREDITED', 'CREDITED')",
             (attempt.id,),

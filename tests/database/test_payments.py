@@ -202,7 +202,7 @@ async def test_anothers_attempt_is_not_found(desk: Desk) -> None:
     alice, bob = await desk.open_account(1), await desk.open_account(2)
     attempt = await desk.create_submitted(alice, 1)
     transfer = transfer_for(attempt)
-    async with desk.app.transaction(bob.user_id) as connection:
+    async with desk.settlement.transaction(bob.user_id) as connection:
         assert await attempts.find_attempt(connection, attempt.id) is None
         with pytest.raises(AttemptNotFound):
             await payments.submit(connection, attempt.id, tx_hash(2), submitted_at=NOW)
@@ -254,7 +254,7 @@ async def test_a_purchase_is_no_donation_and_a_donation_no_purchase(desk: Desk) 
     async with desk.service.transaction() as service:
         with pytest.raises(BookkeepingError):
             await payments.credit_donation(service, purchase.id, transfer_for(purchase))
-    async with desk.app.transaction(payer.user_id) as connection:
+    async with desk.settlement.transaction(payer.user_id) as connection:
         with pytest.raises(BookkeepingError):
             await payments.credit_buyer(connection, donation.id, transfer_for(donation), revenue_share=SHARE)
 
@@ -526,7 +526,7 @@ async def test_no_server_is_a_domain_error() -> None:
 async def test_a_connection_that_breaks_is_a_domain_error_and_the_next_call_goes_through(desk: Desk) -> None:
     attempt = await desk.create_submitted(await desk.open_account(1), 1)
     with pytest.raises(DatabaseUnavailable):  # noqa: PT012 - the break is in the middle
-        async with desk.app.transaction(attempt.owner_user_id) as connection:
+        async with desk.settlement.transaction(attempt.owner_user_id) as connection:
             await payments.credit_buyer(connection, attempt.id, transfer_for(attempt), revenue_share=SHARE)
             await _terminate_backends(desk)
             await attempts.find_attempt(connection, attempt.id)

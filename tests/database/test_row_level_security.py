@@ -158,7 +158,9 @@ def test_a_tenant_moves_its_own_attempt_and_not_anothers(town: Town) -> None:
     assert scalar(town.database.service_url, statuses, town.alice.intent.id) == "FAILED"
 
 
-INSERT_EVENT = "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'note', 'CREATED_INTENT')"
+INSERT_EVENT = (
+    "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'intent_created', 'CREATED_INTENT')"
+)
 
 
 def test_a_tenant_adds_to_its_own_trail_and_not_to_anothers(town: Town) -> None:
@@ -180,7 +182,7 @@ INSERT_TRANSFER = (
 def test_a_tenant_may_not_claim_a_transfer_for_anothers_attempt(town: Town) -> None:
     with (
         refused(InsufficientPrivilege, match="row-level security"),
-        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+        connect(town.database.settlement_url, user_id=town.alice.user_id) as app,
     ):
         app.execute(INSERT_TRANSFER, (town.bob.pending.id,))
 
@@ -196,7 +198,7 @@ def _post_own(app: Connection, attempt_id: object, amount: int = 1_000_000_000, 
 
 
 def test_the_purchase_door_opens_for_an_own_paid_purchase(town: Town) -> None:
-    with psycopg.connect(town.database.app_url) as app:
+    with psycopg.connect(town.database.settlement_url) as app:
         app.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
         app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
         assert _post_own(app, town.alice.pending.id) is True
@@ -207,24 +209,24 @@ def test_the_purchase_door_opens_for_an_own_paid_purchase(town: Town) -> None:
 
 @pytest.mark.parametrize("amount", [999_999_999, 1_000_000_001, 0, -1_000_000_000, 2_000_000_000])
 def test_the_purchase_door_refuses_another_amount(town: Town, amount: int) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
         _post_own(app, town.alice.pending.id, amount)
 
 
 def test_the_purchase_door_refuses_another_contra_account(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
         _post_own(app, town.alice.pending.id, contra="expense:platform_revenue_share")
 
 
 def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         _post_own(app, town.alice.pending.id)
 
 
 def test_the_purchase_door_refuses_a_donation(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         app.execute(INSERT_TRANSFER, (town.alice.pending_donation.id,))
         _post_own(app, town.alice.pending_donation.id)
 
@@ -232,7 +234,7 @@ def test_the_purchase_door_refuses_a_donation(town: Town) -> None:
 @pytest.mark.parametrize("state", ["intent", "rejected"])
 def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(town: Town, state: str) -> None:
     attempt = town.alice.intent if state == "intent" else town.alice.rejected
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         app.execute(INSERT_TRANSFER, (attempt.id,))
         _post_own(app, attempt.id)
 
@@ -241,9 +243,9 @@ def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(town: Town, sta
 def test_the_purchase_door_refuses_anothers_attempt(town: Town, scope: str) -> None:
     user_id = town.bob.user_id if scope == "bob" else scope
     # Credited and paid, so that nothing but the scope stands in the way.
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         assert _post_own(app, town.alice.credited.id) is False
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=user_id) as app:
+    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=user_id) as app:
         _post_own(app, town.alice.credited.id)
 
 
@@ -270,5 +272,5 @@ def test_the_system_tenants_user_has_no_wallet_to_sign_in_with(town: Town) -> No
     assert owner is None
     with refused(psycopg.errors.CheckViolation), connect(town.database.app_url) as app:
         app.execute("SELECT * FROM provision_wallet('not a wallet')")
-    with refused(InvalidTextRepresentation), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with refused(InvalidTextRepresentation), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
         _post_own(app, "not an id")

@@ -54,7 +54,7 @@ async def working(engine: Engine, publish: Publish, **changes: str) -> AsyncIter
         engine.namespace.client,
         load({**engine.variables, **unwatched, **changes}),
         chain=engine.reader,
-        tenants=engine.tenants,
+        settlement=engine.settlement,
         service=engine.service,
         publish=publish,
     )

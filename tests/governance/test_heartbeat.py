@@ -50,7 +50,7 @@ def execute(url: str, statement: LiteralString) -> None:
 
 
 def activities(engine: Engine) -> GovernanceActivities:
-    return GovernanceActivities(engine.tenants, engine.service, engine.reader, worker_version="1.2.3")
+    return GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
 
 
 def wanted(key: str, *, threshold: int = 1) -> HeartbeatToTake:

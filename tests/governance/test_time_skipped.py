@@ -51,7 +51,7 @@ async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -
     async def nothing_stands() -> list[str]:
         return []
 
-    governance = GovernanceActivities(engine.tenants, engine.service, engine.reader, worker_version="1.2.3")
+    governance = GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
     housekeeping = HousekeepingActivities(
         engine.service, chain_id=engine.settings.chain_id, resume=resume, ensure_standing=nothing_stands
     )

@@ -15,7 +15,13 @@ from settings import Settings, environment, load
 PASSWORD = "hunter2hunter2"
 CHECKSUMMED = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 OTHER_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
-POSTGRES = ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL", "OPERATOR_DATABASE_URL")
+POSTGRES = (
+    "DATABASE_URL",
+    "SETTLEMENT_DATABASE_URL",
+    "SERVICE_DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
+    "OPERATOR_DATABASE_URL",
+)
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
 RATE_LIMITS = [
@@ -172,6 +178,7 @@ def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:
     settings = load({})
     for name, required in {
         "DATABASE_URL": settings.require_database_url,
+        "SETTLEMENT_DATABASE_URL": settings.require_settlement_database_url,
         "SERVICE_DATABASE_URL": settings.require_service_database_url,
         "MIGRATION_DATABASE_URL": settings.require_migration_database_url,
         "CHAIN_RPC_URLS": settings.require_chain_rpc_urls,

@@ -169,7 +169,7 @@ async def test_the_last_replacement_that_is_allowed_is_taken_and_the_next_is_ref
 
 async def _credit(engine: Engine, user_id: str, attempt_id: UUID) -> None:
     """The buyer is credited; the bonus is still due."""
-    async with engine.tenants.transaction(user_id) as connection:
+    async with engine.settlement.transaction(user_id) as connection:
         submitted = await payments.submit(connection, attempt_id, A, submitted_at=datetime.now(UTC))
         await payments.credit_buyer(
             connection, attempt_id, transfer_for(submitted.attempt), revenue_share=DEFAULT_REVENUE_SHARE

@@ -193,7 +193,7 @@ async def test_a_credited_donation(engine: Engine) -> None:
 async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> None:
     payer, intent = await engine.intent()
     await _record(engine, payer.user_id, intent.attempt_id, A)
-    async with engine.tenants.transaction(payer.user_id) as connection:
+    async with engine.settlement.transaction(payer.user_id) as connection:
         transfer = transfer_for(await engine.attempt(intent.attempt_id))
         await payments.credit_buyer(connection, intent.attempt_id, transfer, revenue_share=DEFAULT_REVENUE_SHARE)
     found = await _diagnose(engine, intent.attempt_id)
@@ -221,7 +221,7 @@ async def test_a_payment_that_was_given_up_and_then_appeared_is_told_apart(engin
     given_up = Refused(
         status=AttemptStatus.FAILED, error_code=ErrorCode.RECEIPT_NOT_FOUND, message="not confirmed in time"
     )
-    async with engine.tenants.transaction(payer.user_id) as connection:
+    async with engine.settlement.transaction(payer.user_id) as connection:
         await payments.refuse(connection, intent.attempt_id, given_up)
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation.startswith(

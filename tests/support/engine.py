@@ -16,7 +16,7 @@ from chain.reader import ChainReader
 from commands.connections import chain_reader, payment_policy
 from db import attempts, ledger, payments
 from db.accounts import Payer
-from db.engine import ServiceDatabase, TenantDatabase
+from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import wait_until
 from domain.attempt import PaymentAttempt, Purpose
@@ -42,6 +42,7 @@ def variables_for(database: Database, chain: LocalChain, namespace: Namespace | 
     """The environment variables of an engine on these servers."""
     return {
         "DATABASE_URL": database.app_url,
+        "SETTLEMENT_DATABASE_URL": database.settlement_url,
         "SERVICE_DATABASE_URL": database.service_url,
         "MIGRATION_DATABASE_URL": database.migration_url,
         "CHAIN_ID": str(chain.chain_id),
@@ -67,6 +68,7 @@ class Engine:
     variables: Mapping[str, str]
     settings: Settings
     tenants: TenantDatabase
+    settlement: SettlementDatabase
     service: ServiceDatabase
     reader: ChainReader
     payments: PaymentsClient
@@ -76,7 +78,7 @@ class Engine:
         """The product's own worker, as long as the block runs; `changes` are settings by their variables' names."""
         settings = load({**self.variables, **changes})
         async with build_worker(
-            self.namespace.client, settings, chain=self.reader, tenants=self.tenants, service=self.service
+            self.namespace.client, settings, chain=self.reader, settlement=self.settlement, service=self.service
         ):
             yield
 
@@ -111,7 +113,7 @@ class Engine:
     async def credit_without_bonus(self, payer: Payer, intent: Intent) -> str:
         """Pay an intent and credit its buyer, as a run leaves it that was terminated between the two credits."""
         sent = await self.pay_and_confirm(intent)
-        async with self.tenants.transaction(payer.user_id) as connection:
+        async with self.settlement.transaction(payer.user_id) as connection:
             submitted = await payments.submit(connection, intent.attempt_id, sent, submitted_at=datetime.now(UTC))
             verdict = judge(
                 terms_of(submitted.attempt), sent, await self.reader.look(sent), min_confirmations=MIN_CONFIRMATIONS
@@ -192,11 +194,15 @@ async def open_engine(
     variables = variables_for(database, chain, namespace) | changes
     settings = load(variables)
     tenants = TenantDatabase(database.app_url, application_name="settle tests")
+    settlement = SettlementDatabase(database.settlement_url, application_name="settle tests")
     service = ServiceDatabase(database.service_url, application_name="settle tests")
     try:
         async with chain_reader(settings) as reader:
             payments = PaymentsClient(tenants, namespace.client, payment_policy(settings))
-            yield Engine(namespace, database, chain, variables, settings, tenants, service, reader, payments)
+            yield Engine(
+                namespace, database, chain, variables, settings, tenants, settlement, service, reader, payments
+            )
     finally:
         await tenants.dispose()
+        await settlement.dispose()
         await service.dispose()

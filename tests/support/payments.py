@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from db import accounts, ledger, payments
 from db.accounts import Payer
-from db.engine import ServiceDatabase, TenantDatabase
+from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.finality import FinalityLevel, Gone
 from domain.verdict import Refused, SettledTransfer
@@ -84,11 +84,12 @@ def gone(attempt: PaymentAttempt) -> Gone:
 
 
 class Desk:
-    """Both roles on one database, each step in a transaction of its own as the activities open it."""
+    """All roles on one database, each step in a transaction of its own as the activities open it."""
 
     def __init__(self, database: Database, *, pool_size: int = 20) -> None:
         self.database = database
         self.app = TenantDatabase(database.app_url, pool_size=pool_size)
+        self.settlement = SettlementDatabase(database.settlement_url, pool_size=pool_size)
         self.service = ServiceDatabase(database.service_url, pool_size=pool_size)
 
     async def open_account(self, number: int) -> Payer:
@@ -118,7 +119,7 @@ class Desk:
         """The credit of whoever the attempt's purpose names."""
         transfer = transfer or transfer_for(attempt)
         if attempt.purpose is Purpose.SELF:
-            async with self.app.transaction(attempt.owner_user_id) as connection:
+            async with self.settlement.transaction(attempt.owner_user_id) as connection:
                 return await payments.credit_buyer(connection, attempt.id, transfer, revenue_share=share)
         async with self.service.transaction() as service:
             return await payments.credit_donation(service, attempt.id, transfer)
@@ -140,7 +141,7 @@ class Desk:
 
     async def refuse(self, attempt: PaymentAttempt, refused: Refused = WRONG_PAYMENT) -> payments.Ending:
         """The attempt ends without credits."""
-        async with self.app.transaction(attempt.owner_user_id) as connection:
+        async with self.settlement.transaction(attempt.owner_user_id) as connection:
             return await payments.refuse(connection, attempt.id, refused)
 
     async def settle(self, payer: Payer, number: int, **values: Any) -> PaymentAttempt:
@@ -168,6 +169,7 @@ class Desk:
     async def dispose(self) -> None:
         """Close all connections."""
         await self.app.dispose()
+        await self.settlement.dispose()
         await self.service.dispose()
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, migrate
+from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE, migrate
 from devstack.postgres import EmbeddedPostgres
 
 OWNER_ROLE: Final = "settle_owner"
@@ -48,6 +48,11 @@ class Database:
     def app_url(self) -> str:
         """Role settle_app: bound by row-level security."""
         return self.url_as(APP_ROLE)
+
+    @property
+    def settlement_url(self) -> str:
+        """Role settle_settlement: for workers, bound by row-level security."""
+        return self.url_as(SETTLEMENT_ROLE)
 
     @property
     def service_url(self) -> str:
@@ -115,6 +120,7 @@ async def migrate_database(database: Database) -> None:
         migrate,
         database.migration_url,
         app_url=database.app_url,
+        settlement_url=database.settlement_url,
         service_url=database.service_url,
         operator_url=database.operator_url,
     )

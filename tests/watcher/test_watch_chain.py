@@ -166,7 +166,7 @@ async def test_a_payment_made_in_time_is_credited_although_its_intent_has_ended(
             (mined_at + timedelta(seconds=1), intent.attempt_id),
         )
     expired = Refused(status=AttemptStatus.FAILED, error_code=ErrorCode.INTENT_EXPIRED, message="expired")
-    async with watched.tenants.transaction(payer.user_id) as tenant:
+    async with watched.settlement.transaction(payer.user_id) as tenant:
         await payments.refuse(tenant, intent.attempt_id, expired)
     async with watched.worker():
         await start_watch(watched)

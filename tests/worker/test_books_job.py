@@ -75,7 +75,7 @@ async def test_a_violation_is_announced_once_and_its_end_too(engine: Engine, tmp
         engine.namespace.client,
         engine.settings,
         chain=engine.reader,
-        tenants=engine.tenants,
+        settlement=engine.settlement,
         service=engine.service,
         publish=receiver.publish,
     ):
@@ -116,7 +116,7 @@ async def test_what_the_receiver_did_not_take_is_announced_by_the_next_check(
         engine.namespace.client,
         engine.settings,
         chain=engine.reader,
-        tenants=engine.tenants,
+        settlement=engine.settlement,
         service=engine.service,
         publish=receiver.publish,
     ):
@@ -147,7 +147,7 @@ async def test_a_check_without_a_database_fails_in_sight(engine: Engine, monkeyp
     )
     gone = ServiceDatabase(engine.database.service_url.replace(engine.database.name, "not_there"))
     async with build_worker(
-        engine.namespace.client, engine.settings, chain=engine.reader, tenants=engine.tenants, service=gone
+        engine.namespace.client, engine.settings, chain=engine.reader, settlement=engine.settlement, service=gone
     ):
         with pytest.raises(WorkflowFailureError):
             await check(engine)

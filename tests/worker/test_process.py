@@ -168,7 +168,7 @@ async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_acc
 async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {
-        "database": "DATABASE_URL",
+        "database": "SETTLEMENT_DATABASE_URL",
         "service_database": "SERVICE_DATABASE_URL",
         "chain": "CHAIN_RPC_URLS",
         "temporal": "TEMPORAL_ADDRESS",

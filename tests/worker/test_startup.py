@@ -32,9 +32,9 @@ async def _refusal(folder: Path, variables: Mapping[str, str], **changes: str) -
 
 
 async def test_a_role_with_more_rights_than_it_needs_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
-    exit_code, line = await _refusal(tmp_path, engine.variables, DATABASE_URL=engine.database.migration_url)
+    exit_code, line = await _refusal(tmp_path, engine.variables, SETTLEMENT_DATABASE_URL=engine.database.migration_url)
     assert exit_code == 1
-    assert "DATABASE_URL: role settle_owner has more rights than it needs: it " in line
+    assert "SETTLEMENT_DATABASE_URL: role settle_owner has more rights than it needs: it " in line
     assert "owns tables" in line
 
 
@@ -42,17 +42,20 @@ async def test_the_two_roles_the_wrong_way_round_stop_the_worker(engine: Engine,
     exit_code, line = await _refusal(
         tmp_path,
         engine.variables,
-        DATABASE_URL=engine.database.service_url,
-        SERVICE_DATABASE_URL=engine.database.app_url,
+        SETTLEMENT_DATABASE_URL=engine.database.service_url,
+        SERVICE_DATABASE_URL=engine.database.settlement_url,
     )
     assert exit_code == 1
-    assert "DATABASE_URL: role settle_service has more rights than it needs" in line
+    assert "SETTLEMENT_DATABASE_URL: role settle_service has more rights than it needs" in line
 
 
 async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, cluster: Cluster, tmp_path: Path) -> None:
     async with cluster.temporary() as empty:
         exit_code, line = await _refusal(
-            tmp_path, engine.variables, DATABASE_URL=empty.app_url, SERVICE_DATABASE_URL=empty.service_url
+            tmp_path,
+            engine.variables,
+            SETTLEMENT_DATABASE_URL=empty.settlement_url,
+            SERVICE_DATABASE_URL=empty.service_url,
         )
     assert exit_code == 1
     assert "the database has no schema yet; run: settle migrate" in line
@@ -76,15 +79,17 @@ async def test_a_system_tenant_that_is_not_flagged_says_what_to_run(engine: Engi
 
 
 async def test_a_database_that_is_not_there_stops_the_worker(engine: Engine, tmp_path: Path) -> None:
-    url = f"postgresql://settle_app:{ROLE_PASSWORD}@127.0.0.1:{quiet_port()}/settle"
-    exit_code, line = await _refusal(tmp_path, engine.variables, DATABASE_URL=url)
+    url = f"postgresql://settle_settlement:{ROLE_PASSWORD}@127.0.0.1:{quiet_port()}/settle"
+    exit_code, line = await _refusal(tmp_path, engine.variables, SETTLEMENT_DATABASE_URL=url)
     assert exit_code == 1
     assert "DATABASE_UNAVAILABLE" in line
 
 
 async def test_a_wrong_password_stops_the_worker_and_is_not_shown(engine: Engine, tmp_path: Path) -> None:
     exit_code, line = await _refusal(
-        tmp_path, engine.variables, DATABASE_URL=engine.database.url_as("settle_app", "a-wrong-password")
+        tmp_path,
+        engine.variables,
+        SETTLEMENT_DATABASE_URL=engine.database.url_as("settle_settlement", "a-wrong-password"),
     )
     assert exit_code == 1
     assert "password authentication failed" in line
@@ -108,7 +113,7 @@ async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, 
     ("variable", "value", "words"),
     [
         ("MIN_CONFIRMATIONS", "0", "MIN_CONFIRMATIONS: got '0', wants a whole number of blocks, 1 to 10000"),
-        ("DATABASE_URL", "", "DATABASE_URL is not set, it wants postgresql://"),
+        ("SETTLEMENT_DATABASE_URL", "", "SETTLEMENT_DATABASE_URL is not set, it wants postgresql://"),
         ("CHAIN_RPC_URLS", "", "CHAIN_RPC_URLS is not set, it wants "),
         ("RECONCILIATION_DIR", "/dev/null/books", "RECONCILIATION_DIR: got '/dev/null/books'"),
     ],

@@ -290,7 +290,7 @@ async def test_a_refusal_does_not_end_an_attempt_whose_hash_was_replaced_meanwhi
         bad = await engine.pay_and_confirm(intent, amount_raw=10**18)
         good = await engine.pay_and_confirm(intent)
         # The database moves on from `bad` to `good` between the look and the refusal.
-        async with engine.tenants.transaction(payer.user_id) as connection:
+        async with engine.settlement.transaction(payer.user_id) as connection:
             await payments.submit(connection, intent.attempt_id, bad, submitted_at=datetime.now(UTC))
             await payments.submit(connection, intent.attempt_id, good, submitted_at=datetime.now(UTC))
             reverted = await payments.refuse(connection, intent.attempt_id, _reverted(bad))

@@ -1,1 +1,43 @@
 -- What only processes of revision 0003 needed.
+
+LOCK TABLE payment_attempts, settled_transfers, payment_events IN ACCESS EXCLUSIVE MODE;
+
+-- Role settle_app is that of processes that people reach: from here on its password mints nothing. It makes intents,
+-- records submissions and ends intents that have expired.
+REVOKE EXECUTE ON FUNCTION post_own_purchase FROM settle_app;
+REVOKE INSERT ON settled_transfers, payment_events, idempotency_keys FROM settle_app;
+REVOKE UPDATE (revenue_share) ON payment_attempts FROM settle_app;
+-- Numbers and times of rows are the database's own.
+GRANT INSERT (attempt_id, event_type, from_status, to_status, error_code, metadata) ON payment_events TO settle_app;
+GRANT INSERT (billing_account_id, key, request_hash, answer) ON idempotency_keys TO settle_app;
+
+DROP TRIGGER payment_attempts_guard_by_role ON payment_attempts;
+CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
+    FOR EACH ROW EXECUTE FUNCTION guard_attempt_by_role();
+
+DROP POLICY own_transfers ON settled_transfers;
+CREATE POLICY own_transfers ON settled_transfers FOR SELECT TO settle_app, settle_settlement
+    USING (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
+CREATE POLICY own_transfers_written ON settled_transfers FOR INSERT TO settle_settlement
+    WITH CHECK (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
+
+-- The audit trail says what has happened: an event is written with the step that it tells of, and by who may take it.
+DROP POLICY own_events ON payment_events;
+CREATE POLICY own_events ON payment_events FOR SELECT TO settle_app, settle_settlement
+    USING (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
+CREATE POLICY own_events_of_workers ON payment_events FOR INSERT TO settle_settlement
+    WITH CHECK (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id AND a.status = to_status));
+CREATE POLICY own_events_of_payers ON payment_events FOR INSERT TO settle_app
+    WITH CHECK (EXISTS (
+        SELECT 1 FROM payment_attempts a
+         WHERE a.id = attempt_id AND a.status = to_status AND a.error_code IS NOT DISTINCT FROM payment_events.error_code
+           AND CASE event_type
+               WHEN 'intent_created' THEN from_status IS NULL AND to_status = 'CREATED_INTENT'
+               WHEN 'submitted' THEN from_status IN ('CREATED_INTENT', 'FAILED') AND to_status = 'PENDING_UNVERIFIED'
+                                     AND metadata ->> 'txHash' = a.tx_hash
+               WHEN 'hash_replaced' THEN from_status = 'PENDING_UNVERIFIED' AND to_status = 'PENDING_UNVERIFIED'
+                                         AND metadata ->> 'txHash' = a.tx_hash
+               WHEN 'failed' THEN from_status = 'CREATED_INTENT' AND to_status = 'FAILED'
+                                  AND payment_events.error_code = 'INTENT_EXPIRED'
+               ELSE false
+               END));
