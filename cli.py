@@ -111,7 +111,7 @@ def _runs(
             # Perhaps it is standard output that cannot be written to.
             _exit(_fail(error, code="SYSTEM", exit_code=ANSWER_IS_NO, as_json=False))
         except Exception as error:
-            if not type(error).__module__.startswith("sqlalchemy."):
+            if not type(error).__module__.startswith(("sqlalchemy.", "psycopg")):
                 raise
             line = str(getattr(error, "orig", None) or error).splitlines()[0]
             _exit(_fail(RuntimeError(line), code="DATABASE", exit_code=ANSWER_IS_NO, as_json=as_json))

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_args
-from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import idna
 from dotenv.parser import Original, parse_stream
@@ -22,6 +21,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 import domain.setting_values as values
 from chain.addresses import checksum_address
+from db.address import EXPECTED as _POSTGRES_WANTS
+from db.address import normalize_address
 from domain.errors import ConfigurationError, InvalidInput
 from domain.finality import FinalityLevel, FinalityPolicy
 from domain.money import (
@@ -94,15 +95,10 @@ class LogLevel(StrEnum):
 
 
 def _postgres_url(value: object) -> str:
-    parts = urlsplit(str(value))
-    if not _names_a_server(parts, {"postgresql", "postgres"}) or not parts.path.strip("/"):
-        raise ValueError
-    return urlunsplit(parts._replace(scheme="postgresql"))
-
-
-def _names_a_server(parts: SplitResult, schemes: Collection[str]) -> bool:
-    """Raises `ValueError` for a port that is none: only reading it tells."""
-    return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    try:
+        return normalize_address(str(value))
+    except ValueError as error:
+        raise values.Unusable(str(error)) from None
 
 
 def _chain_address(value: object) -> str:
@@ -157,7 +153,6 @@ ListeningHost = Annotated[str, BeforeValidator(values.listening_host)]
 FilePath = Annotated[Path, BeforeValidator(values.path)]
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
 _PER_MINUTE_WANTS: Final = "requests in a minute, a whole number from 1 to 1000000"
-_POSTGRES_WANTS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 _NODES_WANTS: Final = "http or https addresses of different chain nodes, separated by commas"
 _ADDRESS_WANTS: Final = (
     "an address that is not zero, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -40,7 +41,7 @@ from chain.reader import ChainReader
 from commands.connections import payment_policy, standing_workflows
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.housekeeping import UnfinishedPayment
-from db.startup import check_service_database, check_settlement_database
+from db.startup import check_service_database, check_settlement_database, check_writes
 from domain.chain import TransferScope
 from domain.errors import ConfigurationError
 from settings import Settings
@@ -127,8 +128,8 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 settings.worker_health_port,
                 is_alive=lambda: worker.is_running and not stop.is_set(),
                 checks={
-                    "database": lambda: check_settlement_database(settlement),
-                    "service_database": lambda: check_service_database(service),
+                    "database": partial(_check_settlement, settlement),
+                    "service_database": partial(_check_service, service),
                     "temporal": lambda: temporal_answers(temporal.service_client.check_health),
                     "chain": chain.head,
                     "token": lambda: preconditions.require_known(token),
@@ -167,6 +168,16 @@ def _prepare_folder(name: str, folder: Path) -> None:
         raise ConfigurationError(
             f"{name}: got {str(folder)!r}, which cannot be written to ({error.strerror}); wants a folder"
         ) from None
+
+
+async def _check_settlement(database: SettlementDatabase) -> None:
+    await check_settlement_database(database)
+    await check_writes(database)
+
+
+async def _check_service(database: ServiceDatabase) -> None:
+    await check_service_database(database)
+    await check_writes(database)
 
 
 def build_worker(

@@ -95,6 +95,8 @@ class GovernanceActivities:
         problems: list[str] = []
         if account.is_flagged is None:
             problems.append(f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}")
+        if account.schema_problem is not None:
+            problems.append(account.schema_problem)
         newest = None
         try:
             newest = await self._chain.newest_block()
@@ -124,7 +126,6 @@ class GovernanceActivities:
                     now=datetime.now(UTC),
                     threshold_credits=wanted.low_balance_credits,
                     head_age_max=timedelta(seconds=wanted.head_age_seconds_max),
-                    expected_revision=governance.EXPECTED_REVISION,
                     worker_version=self._worker_version,
                     was_low=latest is not None and latest.is_low,
                 )

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy.engine import make_url
 from temporalio.client import Client
 
 from bench.bare import bare_workflow_id
@@ -28,6 +27,7 @@ from commands.connections import payment_policy
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
 from db import books, ledger
+from db.address import format_address, parse_address
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from devstack.errors import PartFailedError
 from devstack.processes import wait_until
@@ -262,7 +262,7 @@ async def _databases(
     """All roles with a worker's connections, through another port where one is given."""
 
     def address(url: str) -> str:
-        return make_url(url).set(port=port or make_url(url).port).render_as_string(hide_password=False)
+        return format_address(parse_address(url) | ({"port": str(port)} if port else {}))
 
     options: dict[str, Any] = {"application_name": "settle bench", "pool_size": CONNECTIONS, "pre_ping": False}
     tenants = TenantDatabase(address(settings.require_database_url()), **options)
@@ -348,10 +348,10 @@ async def _measure_cost(running: Bench, sizes: Sizes) -> tuple[SettlementCost, l
     """Settle a few with a worker in this process, where everything that leaves it can be counted."""
     await running.system.stack.remove_process("worker")
     settings, rpc, sql = running.settings, RpcCount(), SqlCount()
-    server = make_url(settings.require_database_url())
+    server = parse_address(settings.require_database_url())
     async with (
         counting_node(settings.require_chain_rpc_urls()[0], rpc) as chain_url,
-        counting_postgres(server.host or "127.0.0.1", server.port or 5432, sql) as port,
+        counting_postgres(server["host"], int(server.get("port", 5432)), sql) as port,
         _databases(settings, port=port) as (tenants, settlement, service),
         ChainReader([chain_url], settings.chain_id) as chain,
         build_worker(running.temporal, settings, chain=chain, settlement=settlement, service=service),

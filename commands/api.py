@@ -27,6 +27,7 @@ from db.startup import (
     check_schema,
     check_system_tenant,
     check_tenant_database,
+    check_writes,
 )
 from domain.errors import ConfigurationError
 from settings import CHAIN_NAMES, Settings
@@ -104,7 +105,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             chain=chain,
             temporal=temporal,
             checks={
-                "database": partial(check_answers, database),
+                "database": partial(_check_database, database),
                 "schema": partial(check_schema, database),
                 "system_tenant": partial(check_system_tenant, database),
                 "temporal": lambda: temporal_answers(temporal.service_client.check_health),
@@ -114,6 +115,11 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             },
             operators=operators,
         )
+
+
+async def _check_database(database: TenantDatabase) -> None:
+    await check_answers(database)
+    await check_writes(database)
 
 
 async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:

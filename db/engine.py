@@ -15,16 +15,22 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.waiting import Wait, wait_async
 from sqlalchemy import event, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from db.address import has_several_hosts, parse_address
+from db.outages import READ_ONLY, as_unavailable, sqlstate_of
+from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
-from domain.errors import DatabaseBusy, DatabaseUnavailable
+from domain.errors import DatabaseUnavailable
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
+
+CONNECTION_SECONDS_MAX: Final = 600
+"""How old a connection of a pool may become: where another server has taken the address over, the pool follows."""
 
 SESSION_SETTINGS: Final = {
     # A lock that somebody else holds for longer is a fault: fail, and let the activity's retry come back.
@@ -126,41 +132,59 @@ async def fetch_one_by_driver(
     assert isinstance(driver, psycopg.AsyncConnection)
     try:
         return await (await driver.execute(statement, values)).fetchone()
-    except (psycopg.OperationalError, asyncio.CancelledError):
-        if driver.closed:
+    except (psycopg.Error, asyncio.CancelledError) as error:
+        if driver.closed or sqlstate_of(error) == READ_ONLY:
             await connection.connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
         raise
 
 
-def psycopg_url(url: str) -> URL:
-    """SQLAlchemy's form of a plain `postgresql://` address, with the psycopg 3 driver."""
-    return make_url(url).set(drivername="postgresql+psycopg")
+ADDRESS_IN_ARGUMENTS: Final = URL.create("postgresql+psycopg")
+"""For SQLAlchemy, whose own reading of an address knows no socket and other forms of several hosts than libpq's."""
+
+
+def connection_arguments(url: str, *, application_name: str) -> dict[str, Any]:
+    """What the driver connects to `url` with; what the address says itself goes before what we would say.
+
+    Of several servers it is the one that takes writes.
+    """
+    found = parse_address(url)
+    several = {"target_session_attrs": "read-write"} if has_several_hosts(found) else {}
+    return {"application_name": application_name, "connect_timeout": CONNECT_TIMEOUT_SECONDS, **several, **found}
 
 
 def _engine(
     url: str, *, application_name: str, pool_size: int, ping_after_idle_seconds: float | None, **options: Any
-) -> AsyncEngine:
+) -> tuple[AsyncEngine, Route]:
     """An engine. Connections that nobody used for that long are asked whether they are there before they are lent."""
+    connect_args = connection_arguments(url, application_name=application_name)
+    own_options = connect_args.get("options", "")
     settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
-    connect_args: dict[str, Any] = {
-        "async_creator_fn": PromptConnection.connect,
-        "application_name": application_name,
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "options": settings,
-    }
+    route = Route(PromptConnection, own_options)
     engine = create_async_engine(
-        psycopg_url(url),
+        ADDRESS_IN_ARGUMENTS,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
-        connect_args=connect_args,
+        pool_recycle=CONNECTION_SECONDS_MAX,
+        connect_args={
+            **connect_args,
+            "async_creator_fn": route.connect,
+            "options": f"{settings} {own_options}".strip(),
+        },
         # An error must not carry an address or a payload into a log.
         hide_parameters=True,
         **options,
     )
     if ping_after_idle_seconds is not None:
         _ping_idle_connections(engine, ping_after_idle_seconds)
-    return engine
+    event.listen(engine.sync_engine, "handle_error", _renew_pool_of_read_only_server)
+    return engine, route
+
+
+def _renew_pool_of_read_only_server(context: ExceptionContext) -> None:
+    """After a failover the address leads to another server: nobody may be lent a connection to the one that was."""
+    if sqlstate_of(context.original_exception) == READ_ONLY:
+        context.is_disconnect = True
 
 
 IDLE_SECONDS_MAX: Final = 1.0
@@ -184,31 +208,16 @@ def _ping_idle_connections(engine: AsyncEngine, after_seconds: float) -> None:
             raise DisconnectionError from error
 
 
-# Errors of the server itself carry an SQLSTATE; class 57 is a shutdown, 53 too many connections.
-_LOST: Final = frozenset({"57", "53", "08"})
-# Deadlock, serialization failure, lock time-out: the server is well, and the same transaction may go through next.
-_BUSY: Final = frozenset({"40P01", "40001", "55P03"})
-
-
 @asynccontextmanager
 async def _unavailable_as_domain_error() -> AsyncIterator[None]:
-    """Turn "PostgreSQL is not there" into `DatabaseUnavailable`; leave every other error alone."""
+    """Turn "PostgreSQL cannot work now" into `DatabaseUnavailable`; leave every other error alone."""
     try:
         yield
-    except DBAPIError as error:
-        sqlstate = getattr(error.orig, "sqlstate", None)
-        if sqlstate in _BUSY:
-            raise DatabaseBusy(f"PostgreSQL is busy: {str(error.orig).splitlines()[0]}") from error
-        lost = isinstance(error, OperationalError | InterfaceError) and (sqlstate or "57")[:2] in _LOST
-        if error.connection_invalidated or lost:
-            raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
-        raise
-    except psycopg.OperationalError as error:
-        if error.sqlstate in _BUSY:
-            raise DatabaseBusy(f"PostgreSQL is busy: {str(error).splitlines()[0]}") from error
-        if (error.sqlstate or "57")[:2] in _LOST:
-            raise DatabaseUnavailable(f"PostgreSQL does not answer: {str(error).splitlines()[0]}") from error
-        raise
+    except (DBAPIError, psycopg.Error) as error:
+        unavailable = as_unavailable(error)
+        if unavailable is None:
+            raise
+        raise unavailable from error
     except PoolTimeoutError as error:
         raise DatabaseUnavailable(
             "PostgreSQL cannot be reached: all of this process's connections are in use"
@@ -217,19 +226,51 @@ async def _unavailable_as_domain_error() -> AsyncIterator[None]:
         raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {error}") from error
 
 
-class TenantDatabase:
+class _Database:
+    """One role's connections. Through a pooler the limits on waiting are set in each transaction."""
+
+    def __init__(self, engine: AsyncEngine, route: Route) -> None:
+        self.engine = engine
+        self._route = route
+        self._limits = text(f"SELECT {limits_sql(SESSION_SETTINGS)}")
+
+    @asynccontextmanager
+    async def _begin(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        async with _unavailable_as_domain_error(), engine.begin() as connection:
+            if self._route.is_pooled:
+                await connection.execute(self._limits)
+            yield connection
+
+    @asynccontextmanager
+    async def _statements(self, single: AsyncEngine, transactional: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """Each statement is a transaction; through a pooler, where only a transaction has limits, all are one."""
+        if not self._route.is_pooled:
+            async with _unavailable_as_domain_error(), single.connect() as connection:
+                if not self._route.is_pooled:  # the first connection finds out
+                    yield connection
+                    return
+        async with self._begin(transactional) as connection:
+            yield connection
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+
+class TenantDatabase(_Database):
     """Role settle_app: every transaction runs inside one user's scope."""
 
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
-        self.engine = _engine(
+        engine, route = _engine(
             url,
             application_name=application_name,
             pool_size=pool_size,
             ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
         )
-        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        super().__init__(engine, route)
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:
@@ -239,25 +280,21 @@ class TenantDatabase:
 
     @asynccontextmanager
     async def _scoped(self, user_id: str) -> AsyncIterator[AsyncConnection]:
-        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+        async with self._begin(self.engine) as connection:
             await connection.execute(_SET_TENANT, {"name": TENANT_SETTING, "user_id": user_id})
             yield connection
 
     @asynccontextmanager
     async def unscoped(self) -> AsyncIterator[AsyncConnection]:
         """One transaction that belongs to nobody: row-level security shows it no rows."""
-        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+        async with self._begin(self.engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def unscoped_statement(self) -> AsyncIterator[AsyncConnection]:
         """The same for single statements: each is a transaction of its own."""
-        async with _unavailable_as_domain_error(), self._single.connect() as connection:
+        async with self._statements(self._single, self.engine) as connection:
             yield connection
-
-    async def dispose(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()
 
 
 _SET_TENANT = text("SELECT set_config(:name, :user_id, true)")
@@ -273,69 +310,63 @@ class SettlementDatabase(TenantDatabase):
             yield SettlementConnection(connection, user_id)
 
 
-class ServiceDatabase:
+class ServiceDatabase(_Database):
     """Role settle_service: for workers and operators' commands."""
 
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
         # Single statements are what a worker does all day: they get connections that need not be switched.
-        self.engine = _engine(
+        engine, route = _engine(
             url,
             application_name=application_name,
             pool_size=pool_size,
             ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
             isolation_level="AUTOCOMMIT",
         )
-        self._transactional = self.engine.execution_options(isolation_level="READ COMMITTED")
-        self._one_moment = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        super().__init__(engine, route)
+        self._transactional = engine.execution_options(isolation_level="READ COMMITTED")
+        self._one_moment = engine.execution_options(isolation_level="REPEATABLE READ")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[ServiceConnection]:
         """One transaction; commits at the end, rolls back on an error."""
-        async with _unavailable_as_domain_error(), self._transactional.begin() as connection:
+        async with self._begin(self._transactional) as connection:
             yield ServiceConnection(connection)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[ServiceConnection]:
         """One read-only transaction that sees one moment, however long it reads."""
-        async with _unavailable_as_domain_error(), self._one_moment.begin() as connection:
+        async with self._begin(self._one_moment) as connection:
             await connection.execute(_READ_ONLY)
             yield ServiceConnection(connection)
 
     @asynccontextmanager
     async def single_statement(self) -> AsyncIterator[ServiceConnection]:
         """Each statement is a transaction of its own: no BEGIN and COMMIT to wait for while a lock is held."""
-        async with _unavailable_as_domain_error(), self.engine.connect() as connection:
+        async with self._statements(self.engine, self._transactional) as connection:
             yield ServiceConnection(connection)
 
-    async def dispose(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()
 
-
-class OperatorDatabase:
+class OperatorDatabase(_Database):
     """Role settle_operator, for the operators' pages: a process that faces the internet must not hold the service's."""
 
     def __init__(self, url: str, *, application_name: str = "settle", pool_size: int = 2) -> None:
-        self.engine = _engine(
+        engine, route = _engine(
             url,
             application_name=application_name,
             pool_size=pool_size,
             ping_after_idle_seconds=0.0,
             isolation_level="REPEATABLE READ",
         )
+        super().__init__(engine, route)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[OperatorConnection]:
         """One read-only transaction that sees one moment."""
-        async with _unavailable_as_domain_error(), self.engine.begin() as connection:
+        async with self._begin(self.engine) as connection:
             await connection.execute(_READ_ONLY)
             yield OperatorConnection(connection)
-
-    async def dispose(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()
 
 
 _READ_ONLY = text("SET TRANSACTION READ ONLY")

@@ -10,13 +10,10 @@ from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from db.engine import ServiceConnection, TenantConnection
-from db.schema import SCHEMA_REVISION
+from db.startup import find_misfit
 from domain.governance import Heartbeat, Income
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger import Reason
-
-EXPECTED_REVISION: Final = SCHEMA_REVISION
-"""What a heartbeat compares the schema's revision with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +24,8 @@ class SystemTenant:
     balance_credits: int | None
     last_revenue_share_at: datetime | None
     schema_revision: str | None
+    schema_problem: str | None
+    """Why this code must not run with the schema."""
 
 
 _SYSTEM_TENANT: Final = text(
@@ -45,7 +44,8 @@ async def read_system_tenant(connection: TenantConnection) -> SystemTenant:
     """The system tenant's account and when it last got a share of a purchase, in the scope of the connection."""
     values = {"account": SYSTEM_TENANT_ACCOUNT_ID, "reason": Reason.PLATFORM_REVENUE_SHARE.value}
     row = (await connection.connection.execute(_SYSTEM_TENANT, values)).one()
-    return SystemTenant(row.is_system_tenant, row.balance_credits, row.share_at, row.revision)
+    problem = await find_misfit(connection.connection)
+    return SystemTenant(row.is_system_tenant, row.balance_credits, row.share_at, row.revision, problem)
 
 
 _INCOME: Final = text(

@@ -13,13 +13,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from db import migrations
-from db.engine import CONNECT_TIMEOUT_SECONDS, psycopg_url
+from db.address import parse_address
+from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
+from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
+from db.outages import as_unavailable
+from db.pooler import refuse_pooler
 from db.schema import SCHEMA_REVISION
-from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
+from domain.errors import ConfigurationError, StartupCheckFailed
 
 APP_ROLE: Final = "settle_app"
 SETTLEMENT_ROLE: Final = "settle_settlement"
@@ -55,13 +58,10 @@ def migrate(
     Raises `DatabaseUnavailable`, `ConfigurationError`, and `StartupCheckFailed` where rights are missing.
     """
     engine = create_engine(
-        psycopg_url(migration_url),
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "settle migrate"},
+        ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(migration_url, application_name=APPLICATION_NAME)
     )
     try:
-        with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
-            connection.commit()
+        with engine.connect() as connection, LockWatch(migration_url, _prepare(connection, on_progress)) as watch:
             created = tuple(
                 role
                 for role, url, bypass in (
@@ -74,24 +74,53 @@ def migrate(
             )
             before = _revision(connection)
             on_progress(f"schema at revision {before or 'none'}, upgrading to {SCHEMA_REVISION}")
-            command.upgrade(_alembic(connection), SCHEMA_REVISION)
-            connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
-            with connection.begin():
-                migrations.run_sql_file(connection, "seeds.sql")
-                # Not wherever the role is: roles are the server's, and another database of it may have operators.
-                if operator_url:
-                    migrations.run_sql_file(connection, "operator_role.sql")
+            patiently(connection, lambda: _upgrade(connection), watch=watch, on_progress=on_progress)
+            patiently(
+                connection,
+                lambda: _seed(connection, with_operators=bool(operator_url)),
+                watch=watch,
+                on_progress=on_progress,
+            )
             on_progress("system tenant and chart of accounts are seeded")
             return Migrated(before, SCHEMA_REVISION, created)
-    except OperationalError as error:
-        raise DatabaseUnavailable(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
-    except DBAPIError as error:
-        raise StartupCheckFailed(f"migration failed: {_first_line(error)}") from error
-    except (psycopg.Error, CommandError) as error:
-        # The SQL files run on the driver itself; Alembic's own errors say that it does not know the revision.
+    except (DBAPIError, psycopg.Error) as error:
+        # The SQL files run on the driver itself.
+        unavailable = as_unavailable(error)
+        if unavailable is not None:
+            raise unavailable from error
+        line = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()[0]
+        raise StartupCheckFailed(f"migration failed: {line}") from error
+    except CommandError as error:
+        # Alembic's own errors say that it does not know the revision.
         raise StartupCheckFailed(f"migration failed: {str(error).strip().splitlines()[0]}") from error
     finally:
         engine.dispose()
+
+
+def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
+    """Make the session one that migrates, alone: the number of its server process. Raises `ConfigurationError`."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    refuse_pooler(driver, setting="MIGRATION_DATABASE_URL")
+    if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
+        on_progress("another migration of this database is running; waiting for its end")
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+    connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS_MAX}s'"))
+    connection.commit()
+    return driver.pgconn.backend_pid
+
+
+def _upgrade(connection: Connection) -> None:
+    command.upgrade(_alembic(connection), SCHEMA_REVISION)
+    connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
+
+
+def _seed(connection: Connection, *, with_operators: bool) -> None:
+    with connection.begin():
+        migrations.run_sql_file(connection, "seeds.sql")
+        # Not wherever the role is: roles are the server's, and another database of it may have operators.
+        if with_operators:
+            migrations.run_sql_file(connection, "operator_role.sql")
 
 
 def _alembic(connection: Connection) -> Config:
@@ -123,7 +152,7 @@ def _ensure_role(
     if _has_role(connection, role):
         connection.commit()
         return False
-    password = make_url(url).password
+    password = parse_address(url).get("password")
     if not password:
         raise ConfigurationError(f"the address of role {role} carries no password to create the role with")
     driver = connection.connection.driver_connection
@@ -150,7 +179,3 @@ def _ensure_role(
         return False
     on_progress(f"role {role} created")
     return True
-
-
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0]

@@ -12,10 +12,14 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA_REVISION: Final = "0005"
-"""The migration that this code needs; a process that finds another one stops at start-up."""
+"""The newest migration of this code; `settle migrate` goes up to it."""
+
+EXPANDED_REVISION: Final = "0004"
+"""The oldest schema that this code runs with: everything that it uses is there. What comes after it up to
+`SCHEMA_REVISION` only takes away what older code used."""
 
 KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", SCHEMA_REVISION})
-"""Every migration that this version has; any other was made by a newer one."""
+"""Every migration that this version has; any other was made by a newer one, which says whether this one may go on."""
 
 TENANT_SETTING: Final = "settle.user_id"
 """Name of the transaction-local PostgreSQL setting that row-level security reads."""
@@ -575,3 +579,22 @@ class BooksViolation(Base):
     resolved_at: Mapped[datetime | None]
     announced_at: Mapped[datetime | None]
     resolution_announced_at: Mapped[datetime | None]
+
+
+class SchemaCompatibility(Base):
+    """Which code may run with a revision of the schema: its own, and what is not older than `compatible_from`."""
+
+    __tablename__ = "schema_compatibility"
+
+    revision: Mapped[str] = mapped_column(primary_key=True)
+    compatible_from: Mapped[str]
+    applied_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WriteProbe(Base):
+    """When a role's process last proved that what it commits reaches the disk."""
+
+    __tablename__ = "write_probes"
+
+    role_name: Mapped[str] = mapped_column(primary_key=True)
+    written_at: Mapped[datetime]

@@ -9,8 +9,8 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import OperatorDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
-from db.schema import KNOWN_REVISIONS, SCHEMA_REVISION
-from domain.errors import StartupCheckFailed
+from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION
+from domain.errors import DatabaseUnavailable, StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
 RUN_MIGRATE: Final = "run: settle migrate"
@@ -95,8 +95,6 @@ BEFORE_CONTRACT: Final[dict[str, frozenset[str]]] = {
 }
 """What a role still has while workers of the version before may run: revision 0005 takes it."""
 
-_EXPANDED_REVISION: Final = "0004"
-
 SHOWN_MAX: Final = 6
 """How many rights that are too much a message names."""
 
@@ -109,7 +107,12 @@ RESERVED_FUNCTIONS: Final[dict[str, frozenset[str]]] = {
 }
 """Functions with the owner's rights that are too much for any other role."""
 
+PROOF_SECONDS_MAX: Final = 30.0
+"""Somebody of the role proves every five seconds that it can write, and is not that slow."""
+
 _REVISION = text("SELECT version_num FROM alembic_version")
+_COMPATIBLE_FROM = text("SELECT schema_compatible_from(:revision)")
+_PROVE_WRITES = text("SELECT prove_writes()")
 
 # Of the role itself, and of every role that it can become: a member has its group's rights, or takes them by SET ROLE.
 _RIGHTS = text(
@@ -228,18 +231,50 @@ async def check_service_database(database: ServiceDatabase) -> None:
         await _check_system_tenant(connection)
 
 
-async def _check_revision(connection: AsyncConnection) -> None:
+async def check_writes(database: TenantDatabase | ServiceDatabase) -> None:
+    """What the role commits reaches the disk, as was proved within the last seconds. Raises `DatabaseUnavailable`."""
+    opened = database.transaction() if isinstance(database, ServiceDatabase) else database.unscoped()
+    async with opened as transaction:
+        connection = transaction if isinstance(transaction, AsyncConnection) else transaction.connection
+        age_seconds = float((await connection.execute(_PROVE_WRITES)).scalar_one())
+    if age_seconds > PROOF_SECONDS_MAX:
+        raise DatabaseUnavailable(f"PostgreSQL has confirmed no write for {age_seconds:.0f} s")
+
+
+async def find_misfit(connection: AsyncConnection) -> str | None:
+    """Why this code must not run with the schema as it is, in one line; None where it may.
+
+    A newer schema says itself from which revision of the code on it may be used.
+    """
     try:
-        found = (await connection.execute(_REVISION)).scalar_one_or_none()
+        found: str | None = (await connection.execute(_REVISION)).scalar_one_or_none()
     except ProgrammingError:
-        raise StartupCheckFailed(f"the database has no schema yet; {RUN_MIGRATE}") from None
-    if found is not None and found not in KNOWN_REVISIONS:
-        raise StartupCheckFailed(
+        return f"the database has no schema yet; {RUN_MIGRATE}"
+    if found is None or (found in KNOWN_REVISIONS and found < EXPANDED_REVISION):
+        return f"the schema is at revision {found}, the code needs {SCHEMA_REVISION}; {RUN_MIGRATE}"
+    if found in KNOWN_REVISIONS:
+        return None
+    try:
+        compatible_from = (await connection.execute(_COMPATIBLE_FROM, {"revision": found})).scalar_one()
+    except ProgrammingError:
+        compatible_from = None
+    if compatible_from is None:
+        return (
             f"the schema is at revision {found}, which this version does not know (it needs {SCHEMA_REVISION}); "
             "install the version that made it"
         )
-    if found != SCHEMA_REVISION:
-        raise StartupCheckFailed(f"the schema is at revision {found}, the code needs {SCHEMA_REVISION}; {RUN_MIGRATE}")
+    if compatible_from > SCHEMA_REVISION:
+        return (
+            f"the schema is at revision {found}, which is for code of revision {compatible_from} or newer, and this is "
+            f"{SCHEMA_REVISION}; install the version that made it"
+        )
+    return None
+
+
+async def _check_revision(connection: AsyncConnection) -> None:
+    misfit = await find_misfit(connection)
+    if misfit is not None:
+        raise StartupCheckFailed(misfit)
 
 
 async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:
@@ -290,7 +325,7 @@ async def _excess(connection: AsyncConnection, role: str, may_do: list[str]) -> 
     if excess and set(excess) <= BEFORE_CONTRACT.get(role, frozenset()):
         # Between the two halves of an upgrade; what comes after the contracting revision has no excuse.
         revision = (await connection.execute(_REVISION)).scalar_one_or_none()
-        return [] if revision == _EXPANDED_REVISION else excess
+        return [] if revision == EXPANDED_REVISION else excess
     return excess
 
 

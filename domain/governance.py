@@ -78,7 +78,6 @@ def judge_heartbeat(
     now: datetime,
     threshold_credits: int,
     head_age_max: timedelta,
-    expected_revision: str,
     worker_version: str,
     was_low: bool,
 ) -> Heartbeat:
@@ -87,8 +86,6 @@ def judge_heartbeat(
     problems = [*reading.problems]
     if reading.balance_credits is not None and not reading.is_flagged:
         problems.append(f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant")
-    if reading.schema_revision is not None and reading.schema_revision != expected_revision:
-        problems.append(f"the schema is at revision {reading.schema_revision}, this worker needs {expected_revision}")
     if head_age is not None and head_age > head_age_max:
         problems.append(f"the chain's newest block is {_seconds(head_age)} s old, more than {_seconds(head_age_max)} s")
     is_low = was_low if reading.balance_credits is None else reading.balance_credits < threshold_credits

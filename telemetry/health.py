@@ -51,7 +51,7 @@ async def _run(check: Check) -> str:
     except SettleError as error:
         return error.message
     except Exception as error:  # a fault of the check: said in its place, it must not hide the others
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return "ok"
 
 
@@ -123,11 +123,12 @@ async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:
     try:
         healthy = await check_health()
     except Exception as error:  # the SDK raises its transport's errors as they are
-        raise TemporalUnavailable(f"Temporal does not answer: {_first_line(error)}") from error
+        raise TemporalUnavailable(f"Temporal does not answer: {first_line(error)}") from error
     if not healthy:
         raise TemporalUnavailable("Temporal answers, but says that it does not serve")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, without secrets."""
     lines = redact(str(error)).splitlines()
     return lines[0][:200] if lines else "no reason given"

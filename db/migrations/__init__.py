@@ -1,15 +1,72 @@
-"""The schema's history. Statements are plain SQL files: what runs is what a DBA reads."""
+"""The schema's history. Statements are plain SQL files: what runs is what a DBA reads.
+
+A new revision runs beside processes of the one before (docs/decisions/rolling-deploys.md). Its module says with
+`compatible_from` which revision of the code may still run with the schema that it leaves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.script import Script
+from psycopg import sql
+from sqlalchemy import Connection, text
+
+FIRST_DECLARED: Final = "0004"
+"""The first revision that writes down which code may run with it."""
 
 
 def run_sql_file(connection: Connection, name: str) -> None:
     """Run `sql/<name>` in the connection's transaction, as it stands (a `%` is a `%`)."""
+    _driver(connection).execute((Path(__file__).parent / "sql" / name).read_bytes())
+
+
+def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None:
+    """Build indexes, given as `{name: "ON table (columns) ..."}`, while others read and write their tables.
+
+    Outside of a transaction, each at once and for good: call it first in a revision, so that nothing else of it is
+    committed half. An index that a killed run left invalid is built again, one that is there stays.
+    """
+    assert context.connection is not None
+    with context.autocommit_block():
+        driver = _driver(context.connection)
+        [lock_timeout] = driver.execute("SHOW lock_timeout").fetchone() or ("0",)
+        # It waits for those who began before it, and nobody waits for it.
+        driver.execute("SET lock_timeout = 0")
+        for name, definition in indexes.items():
+            row = driver.execute(
+                "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"public.{name}",)
+            ).fetchone()
+            if row is not None and not row[0]:
+                driver.execute(sql.SQL("DROP INDEX CONCURRENTLY public.{}").format(sql.Identifier(name)))
+            if row is None or not row[0]:
+                driver.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}".encode())
+        driver.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(lock_timeout)))
+
+
+def declare_compatibility(
+    ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
+) -> None:
+    """Write down, in a migration's own transaction, which code may run with the schema after it."""
+    revision, script = step.up_revision_id, step.up_revision
+    if revision is None or revision < FIRST_DECLARED:
+        return
+    assert isinstance(script, Script)
+    assert ctx.connection is not None
+    ctx.connection.execute(
+        text(
+            "INSERT INTO schema_compatibility (revision, compatible_from) VALUES (:revision, :compatible_from)"
+            " ON CONFLICT (revision) DO UPDATE SET compatible_from = excluded.compatible_from, applied_at = now()"
+        ),
+        {"revision": revision, "compatible_from": script.module.compatible_from},
+    )
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
-    driver.execute((Path(__file__).parent / "sql" / name).read_bytes())
+    return driver

@@ -11,15 +11,20 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from psycopg import sql
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 
-from db.engine import psycopg_url
+from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.migrate import Migrated, _ensure_role, migrate
 from db.schema import SCHEMA_REVISION, Base
 from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
 from tests.support.oracle import check_books
 from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import connect, query, scalar
+
+
+def engine_on(url: str) -> Engine:
+    """An engine of SQLAlchemy's own kind, as migrations have."""
+    return create_engine(ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(url, application_name="settle tests"))
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ async def test_a_role_that_may_not_make_tables_is_reported_in_one_line(empty: Da
 
 async def test_no_server_is_reported_as_unavailable(database: Database) -> None:
     nowhere = "postgresql://settle_owner:x@127.0.0.1:1/settle"
-    with pytest.raises(DatabaseUnavailable, match="cannot be reached") as caught:
+    with pytest.raises(DatabaseUnavailable, match="PostgreSQL") as caught:
         await asyncio.to_thread(_migrate_from, nowhere, database)
     assert "\n" not in caught.value.message
 
@@ -158,7 +163,7 @@ async def spare_role(cluster: Cluster) -> AsyncIterator[str]:
 
 
 def _make_role(admin_url: str, role: str, role_url: str, *, bypass: bool = False) -> bool:
-    engine = create_engine(psycopg_url(admin_url))
+    engine = engine_on(admin_url)
     try:
         with engine.connect() as connection:
             return _ensure_role(
@@ -215,7 +220,7 @@ async def test_two_migrations_of_one_server_may_make_the_same_role_at_once(empty
 
 
 def test_the_models_and_the_migrated_schema_are_the_same_to_alembic(migrated: Database) -> None:
-    engine = create_engine(psycopg_url(migrated.migration_url))
+    engine = engine_on(migrated.migration_url)
     try:
         with engine.connect() as connection:
             context = MigrationContext.configure(
@@ -251,7 +256,7 @@ def test_tables_made_from_the_models_are_those_of_the_migrations(
     migrated: Database, empty_url: Database, catalogue: str
 ) -> None:
     """Stricter than Alembic, which does not look at the conditions of partial indexes."""
-    engine = create_engine(psycopg_url(empty_url.superuser_url))
+    engine = engine_on(empty_url.superuser_url)
     try:
         Base.metadata.create_all(engine)
     finally:

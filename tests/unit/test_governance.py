@@ -37,7 +37,6 @@ def judge(*, was_low: bool = False, **changes: Any) -> Heartbeat:
         now=NOW,
         threshold_credits=100,
         head_age_max=timedelta(seconds=60),
-        expected_revision="7",
         worker_version="1.2.3",
         was_low=was_low,
     )
@@ -77,7 +76,6 @@ def test_a_low_balance_is_no_failure_and_a_failure_is_worse() -> None:
     ("changes", "problems"),
     [
         ({"is_flagged": False}, ("account cogni_system is not flagged as the system tenant",)),
-        ({"schema_revision": "6"}, ("the schema is at revision 6, this worker needs 7",)),
         (
             {"head_mined_at": NOW - timedelta(seconds=61)},
             ("the chain's newest block is 61 s old, more than 60 s",),

@@ -16,4 +16,4 @@ BEGIN
 END $$;
 GRANT USAGE ON SCHEMA public TO settle_operator;
 GRANT SELECT ON alembic_version TO settle_operator;
-GRANT EXECUTE ON FUNCTION system_tenant_is_flagged TO settle_operator;
+GRANT EXECUTE ON FUNCTION system_tenant_is_flagged, schema_compatible_from TO settle_operator;
