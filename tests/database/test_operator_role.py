@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.engine import OperatorDatabase
 from db.migrate import OPERATOR_ROLE, migrate
+from domain.errors import DatabaseUnavailable
 from tests.database.conftest import Town
 from tests.database.test_grants import FORBIDDEN
 from tests.support.postgres import Cluster, Database, migrate_database
@@ -143,12 +144,13 @@ async def test_its_transactions_refuse_to_write_whatever_its_rights_are(town: To
     """The second lock: even a role with more rights, given by mistake, changes nothing through this connection."""
     database = OperatorDatabase(town.database.superuser_url)
     try:
-        with pytest.raises(DBAPIError) as caught:
+        with pytest.raises(DatabaseUnavailable) as caught:
             async with database.transaction() as connection:
                 await connection.connection.execute(text("DELETE FROM payment_attempts"))
     finally:
         await database.dispose()
-    assert isinstance(caught.value.orig, ReadOnlySqlTransaction)
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert isinstance(caught.value.__cause__.orig, ReadOnlySqlTransaction)
 
 
 async def test_a_transaction_sees_one_moment(town: Town) -> None:
