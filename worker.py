@@ -49,7 +49,7 @@ from starter.client import PaymentsClient
 from starter.progress import read_workflow
 from starter.remedies import start_remedy
 from starter.standing import start_missing
-from starter.temporal import connect, register_search_attributes
+from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
@@ -109,6 +109,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
         temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
+        await temporal_answers(lambda: is_serving(temporal))
         added = await register_search_attributes(temporal)
         if added:
             log.info("search attributes registered", names=added)
@@ -130,7 +131,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 checks={
                     "database": partial(_check_settlement, settlement),
                     "service_database": partial(_check_service, service),
-                    "temporal": lambda: temporal_answers(temporal.service_client.check_health),
+                    "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
                     "chain": chain.head,
                     "token": lambda: preconditions.require_known(token),
                 },

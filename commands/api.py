@@ -32,7 +32,7 @@ from db.startup import (
 from domain.errors import ConfigurationError
 from settings import CHAIN_NAMES, Settings
 from starter.client import PaymentsClient
-from starter.temporal import connect
+from starter.temporal import connect, is_serving
 from telemetry.health import temporal_answers
 
 DATABASE_CONNECTIONS: Final = 10
@@ -108,7 +108,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
                 "database": partial(_check_database, database),
                 "schema": partial(check_schema, database),
                 "system_tenant": partial(check_system_tenant, database),
-                "temporal": lambda: temporal_answers(temporal.service_client.check_health),
+                "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
                 "chain": chain.head,
                 "token": partial(preconditions.require_known, settings.usdc_token_address),
                 **({"operator_database": partial(check_operator_database, operators)} if operators else {}),

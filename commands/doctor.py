@@ -34,7 +34,14 @@ from domain.errors import (
     TemporalUnavailable,
 )
 from settings import Settings
-from starter.temporal import connect, count_pollers, list_missing_search_attributes
+from starter.temporal import (
+    connect,
+    count_pollers,
+    is_serving,
+    list_missing_search_attributes,
+    refusal_of,
+    registration_command,
+)
 from telemetry.health import CHECK_TIMEOUT_SECONDS, first_line, temporal_answers
 from workflows.naming import TASK_QUEUE
 
@@ -169,16 +176,25 @@ def _scheduled(ago: timedelta | None) -> str:
 
 async def _temporal(variables: Mapping[str, str]) -> str:
     client = await connect(variables)
-    await temporal_answers(client.service_client.check_health)
+    await temporal_answers(lambda: is_serving(client))
     missing = await list_missing_search_attributes(client)
     if missing:
-        raise TemporalUnavailable(f"search attributes are missing, a worker registers them: {', '.join(missing)}")
+        raise TemporalUnavailable(
+            f"search attributes are missing: {', '.join(missing)}; a worker that may registers them, else run: "
+            f"{registration_command(client, missing)}"
+        )
     return f"namespace {client.namespace}, search attributes are registered"
 
 
 async def _workers(variables: Mapping[str, str]) -> str:
     client = await connect(variables)
-    pollers = await count_pollers(client)
+    try:
+        pollers = await count_pollers(client)
+    except SettleError as error:
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise
+        return f"how many there are is not known: Temporal does not tell these credentials ({refusal})"
     if pollers == 0:
         raise TemporalUnavailable(f"no worker polls task queue {TASK_QUEUE}: nothing is settled; run: settle worker")
     return f"{pollers} on task queue {TASK_QUEUE}"

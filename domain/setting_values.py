@@ -151,6 +151,22 @@ def _ipv6(text: str) -> str:
     return address.compressed
 
 
+def host_and_port(text: str) -> str:
+    """`host:port` of one server, in ASCII; IPv6 in brackets."""
+    if "://" in text or "/" in text:
+        raise Unusable("an address with a scheme or a path")
+    if re.search(r"[\s,;|]", text):
+        raise Unusable("several addresses, or one with a blank in it")
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None:
+        raise Unusable("an address with a host or a port that is none")
+    if found["port"] is None:
+        raise Unusable("an address without a port")
+    if not 1 <= int(found["port"]) <= 65_535:
+        raise Unusable("an address with a port that is not one of 1 to 65535")
+    return f"{host_name(found['host'])}:{int(found['port'])}"
+
+
 def listening_host(value: object) -> str:
     """An IP address or name of this machine to listen on, without a port."""
     text = str(value)

@@ -32,6 +32,7 @@ from domain.errors import (
     AttemptNotFound,
     BookkeepingError,
     HashInUse,
+    StartupCheckFailed,
     TemporalUnavailable,
     TooManyReplacements,
     WrongChain,
@@ -379,7 +380,10 @@ class PaymentsClient:
     async def _search_attributes_were_missing(self, error: RPCError | RuntimeError) -> bool:
         """Register what a worker would have registered, had one ever run here; True where that was the trouble."""
         refused = isinstance(error, RPCError) and error.status == RPCStatusCode.INVALID_ARGUMENT
-        return refused and bool(await register_search_attributes(self._temporal))
+        try:
+            return refused and bool(await register_search_attributes(self._temporal))
+        except StartupCheckFailed as missing:  # for an operator; the payer's submission is on record and can wait
+            raise TemporalUnavailable(missing.message) from error
 
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
         """Start a run for a credited purchase, unless one has completed: the bonus may be missing.

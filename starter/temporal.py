@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from temporalio.api.enums.v1 import IndexedValueType, TaskQueueType
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import (
+    CountWorkflowExecutionsRequest,
+    DescribeNamespaceRequest,
+    DescribeTaskQueueRequest,
+)
 from temporalio.client import Client, WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TerminatedError
@@ -30,45 +36,184 @@ from domain.errors import (
     TemporalRequestInvalid,
     TemporalUnavailable,
 )
+from domain.setting_values import Unusable, clean_text, host_and_port
 from workflows.naming import SEARCH_ATTRIBUTES, TASK_QUEUE
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 RPC_TIMEOUT: Final = timedelta(seconds=5)
 
+REFUSED: Final = frozenset(
+    {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNIMPLEMENTED}
+)
+"""Temporal is there, and asking again helps nobody."""
+
+_CREDENTIALS: Final = "TEMPORAL_API_KEY, or the client's certificate"
+_MEANINGS: Final[Mapping[RPCStatusCode, tuple[type[SettleError], str]]] = {
+    RPCStatusCode.UNAUTHENTICATED: (
+        TemporalRefused,
+        f"does not know these credentials, which may have expired ({_CREDENTIALS})",
+    ),
+    RPCStatusCode.PERMISSION_DENIED: (TemporalRefused, f"refuses this to these credentials ({_CREDENTIALS})"),
+    RPCStatusCode.RESOURCE_EXHAUSTED: (TemporalBusy, "has too much to do, or is over its rate limit"),
+    RPCStatusCode.INVALID_ARGUMENT: (TemporalRequestInvalid, "does not take this request"),
+    RPCStatusCode.OUT_OF_RANGE: (TemporalRequestInvalid, "does not take this request"),
+    RPCStatusCode.UNIMPLEMENTED: (TemporalRequestInvalid, "does not offer this"),
+}
+_NOT_CONNECTED: Final = (
+    ("code: Unauthenticated", _MEANINGS[RPCStatusCode.UNAUTHENTICATED][1]),
+    ("code: PermissionDenied", _MEANINGS[RPCStatusCode.PERMISSION_DENIED][1]),
+    ("code: ResourceExhausted", _MEANINGS[RPCStatusCode.RESOURCE_EXHAUSTED][1]),
+    (
+        "InvalidContentType",
+        "what listens there speaks no TLS, which TEMPORAL_TLS, a certificate or TEMPORAL_API_KEY asks for",
+    ),
+    ("UnknownIssuer", "its certificate is of no authority that is known here (TEMPORAL_TLS_SERVER_CA_CERT_PATH)"),
+    ("NotValidForName", "its certificate is for another name (TEMPORAL_TLS_SERVER_NAME)"),
+    ("InvalidCertificate", "its certificate is not valid"),
+    (
+        "tonic::transport::Error(Transport, hyper",
+        "what listens there speaks no gRPC without TLS: it is another server, such as Temporal's UI, or wants TLS "
+        "(TEMPORAL_TLS=true)",
+    ),
+)
+"""What the SDK's text has in it, and what that means."""
+_SAID: Final = re.compile(r'(?:message|error): "([^"]{1,200})"')
+
+_TRUTHS: Final = frozenset({"true", "false", "1", "0"})
+_WANTS: Final = {
+    "TEMPORAL_ADDRESS": "host:port, such as localhost:7233",
+    "TEMPORAL_NAMESPACE": "a namespace's name",
+    "TEMPORAL_API_KEY": "a key on one line",
+    "TEMPORAL_TLS": "true or false",
+}
+
+_CLOUD_HOSTS: Final = (".tmprl.cloud", ".temporal.io")
+_KINDS: Final = {
+    IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD: "Keyword",
+    IndexedValueType.INDEXED_VALUE_TYPE_INT: "Int",
+}
+_PROBES: Final = {
+    int(IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD): "'none'",
+    int(IndexedValueType.INDEXED_VALUE_TYPE_INT): "-1",
+}
+"""A value of each type of ours in a query; the server refuses one of another type."""
+_OTHER_TYPE: Final = "invalid value type"
+
 
 async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = None, lazy: bool = False) -> Client:
     """A client for the address, namespace, TLS and profile in `variables` (Temporal's own names).
 
-    With `lazy` nothing is asked of the server yet. Raises `ConfigurationError` and `TemporalUnavailable`.
+    An empty variable counts as not set. With `lazy` nothing is asked of the server yet.
+    Raises `ConfigurationError` and `TemporalUnavailable`.
     """
+    given = {name: _clean(name, value) for name, value in variables.items() if value != ""}
     try:
-        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
+        config = ClientConfig.load_client_connect_config(override_env_vars=given)
     except Exception as error:  # the SDK's loader raises plain exceptions for a bad file or profile
         raise ConfigurationError(f"Temporal's settings: {error}") from error
-    config.setdefault("target_host", "localhost:7233")
+    config["target_host"] = _address(config.get("target_host") or "localhost:7233")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=runtime, lazy=lazy)
+    except ValueError as error:  # half a pair of key and certificate
+        raise ConfigurationError(f"Temporal's settings: {error}") from error
     except (RuntimeError, TimeoutError) as error:
         raise TemporalUnavailable(
-            f"Temporal cannot be reached at {config['target_host']} (TEMPORAL_ADDRESS): "
-            f"{str(error).splitlines()[0] if str(error) else 'no answer'}"
+            f"Temporal cannot be reached at {config['target_host']} (TEMPORAL_ADDRESS): {_why_not_connected(error)}"
         ) from error
+
+
+def _clean(name: str, value: str) -> str:
+    """A variable of Temporal's without white space around it; certificates have many lines and stay as they are."""
+    if not name.startswith("TEMPORAL_") or name.endswith("_DATA"):
+        return value
+    try:
+        text = clean_text(value)
+    except Unusable as error:
+        raise ConfigurationError(f"{name}: got {error}, wants {_WANTS.get(name, 'a plain value')}") from None
+    if name == "TEMPORAL_TLS" and text.lower() not in _TRUTHS:
+        raise ConfigurationError(f"{name}: got {text!r:.40}, wants {_WANTS[name]}")
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        return host_and_port(text)
+    except ValueError as error:
+        reason = error if isinstance(error, Unusable) else "what is no address"
+        raise ConfigurationError(f"TEMPORAL_ADDRESS: got {reason}, wants {_WANTS['TEMPORAL_ADDRESS']}") from None
+
+
+def _why_not_connected(error: RuntimeError | TimeoutError) -> str:
+    """What the SDK says, in words of an operator's and without the insides of its transport that it shows."""
+    text = str(error)
+    said = next((found[1] for found in _SAID.finditer(text)), None)
+    for sign, meaning in _NOT_CONNECTED:
+        if sign in text:
+            return f"{meaning}: {said}" if said and sign.startswith("code: ") else meaning
+    if said is None and text and "tonic" not in text:
+        return _first_line(error)
+    return said or ("the connection failed" if text else "no answer in time")
+
+
+async def is_serving(client: Client) -> bool:
+    """Whether Temporal says that it serves, and to these credentials in this namespace.
+
+    Raises `TemporalUnavailable`, and `StartupCheckFailed` without the namespace.
+    """
+    with answered(client):
+        try:
+            serves = await client.service_client.check_health(timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status not in REFUSED:  # a gateway need not pass it on; what follows says more
+                raise
+            serves = True
+        # What every worker begins with. Health is told to anybody, with a key that has expired, too.
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
+        )
+    return serves
 
 
 async def register_search_attributes(client: Client) -> list[str]:
     """Add the search attributes that are missing; the names of those added. Safe to repeat.
 
-    Raises as `list_missing_search_attributes` does.
+    Where all are there, nothing is registered and no right to do it is needed.
+    Raises as `list_missing_search_attributes` does, and `StartupCheckFailed` where adding is refused.
     """
     missing = await list_missing_search_attributes(client)
     if missing:
-        await add_search_attributes(client, missing)
+        try:
+            await add_search_attributes(client, missing)
+        except SettleError as error:
+            reason = refusal_of(error)
+            if reason is None:
+                raise
+            raise StartupCheckFailed(
+                f"Temporal's namespace {client.namespace} lacks the search attributes {', '.join(missing)}, and these "
+                f"credentials may not add them ({reason}); somebody who may runs: "
+                f"{registration_command(client, missing)}"
+            ) from error
     return missing
 
 
+def registration_command(client: Client, names: Collection[str]) -> str:
+    """The command with which a person adds these of our search attributes, for Temporal Cloud or a server of one's own.
+
+    Cloud keeps the operator's interface to itself: there attributes are added by its control plane's tool.
+    """
+    host = client.service_client.config.target_host.rpartition(":")[0]
+    keys = [key for key in SEARCH_ATTRIBUTES if key.name in names]
+    kinds = {key.name: _KINDS[IndexedValueType.ValueType(int(key.indexed_value_type))] for key in keys}
+    if host.endswith(_CLOUD_HOSTS):
+        flags = " ".join(f"--sa {name}={kind}" for name, kind in kinds.items())
+        return f"tcld namespace search-attributes add --namespace {client.namespace} {flags}"
+    flags = " ".join(f"--name {name} --type {kind}" for name, kind in kinds.items())
+    return f"temporal operator search-attribute create --namespace {client.namespace} {flags}"
+
+
 async def add_search_attributes(client: Client, names: Collection[str]) -> None:
-    """Add these of our search attributes, without a look at what is there."""
+    """Add these of our search attributes, without a look at what is there. Raises `TemporalUnavailable`."""
     request = AddSearchAttributesRequest(namespace=client.namespace)
     for key in SEARCH_ATTRIBUTES:
         if key.name in names:
@@ -83,18 +228,49 @@ async def list_missing_search_attributes(client: Client) -> list[str]:
     Raises `TemporalUnavailable`, and `StartupCheckFailed` when one exists with another type: adding ours would
     be accepted and ignored.
     """
-    with answered(client):
-        listed = await client.operator_service.list_search_attributes(
-            ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
-        )
+    try:
+        with answered(client):
+            listed = await client.operator_service.list_search_attributes(
+                ListSearchAttributesRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
+            )
+    except SettleError as error:
+        if refusal_of(error) is None:
+            raise
+        return await _probe_missing_search_attributes(client)
     found = listed.custom_attributes
     for key in SEARCH_ATTRIBUTES:
         if found.get(key.name, int(key.indexed_value_type)) != int(key.indexed_value_type):
-            raise StartupCheckFailed(
-                f"Temporal has a search attribute {key.name} of another type; remove it with "
-                f"`temporal operator search-attribute remove --name {key.name}`"
-            )
+            raise _another_type(key.name)
     return [key.name for key in SEARCH_ATTRIBUTES if key.name not in found]
+
+
+async def _probe_missing_search_attributes(client: Client) -> list[str]:
+    """The same without the operator's interface, as on Temporal Cloud: a query may name only what is there."""
+    if await _may_be_queried(client, *SEARCH_ATTRIBUTES):
+        return []
+    return [key.name for key in SEARCH_ATTRIBUTES if not await _may_be_queried(client, key)]
+
+
+async def _may_be_queried(client: Client, *keys: SearchAttributeKey[Any]) -> bool:
+    query = " OR ".join(f"{key.name} = {_PROBES[int(key.indexed_value_type)]}" for key in keys)
+    request = CountWorkflowExecutionsRequest(namespace=client.namespace, query=query)
+    try:
+        with answered(client):
+            await client.workflow_service.count_workflow_executions(request, timeout=RPC_TIMEOUT)
+    except TemporalRequestInvalid as error:
+        if refusal_of(error) is not None:
+            raise
+        if len(keys) == 1 and _OTHER_TYPE in error.message:
+            raise _another_type(keys[0].name) from None
+        return False
+    return True
+
+
+def _another_type(name: str) -> StartupCheckFailed:
+    return StartupCheckFailed(
+        f"Temporal has a search attribute {name} of another type; remove it with "
+        f"`temporal operator search-attribute remove --name {name}`"
+    )
 
 
 async def count_pollers(client: Client) -> int:
@@ -107,6 +283,12 @@ async def count_pollers(client: Client) -> int:
     with answered(client):
         answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
     return len({poller.identity for poller in answer.pollers})
+
+
+def refusal_of(error: SettleError) -> str | None:
+    """What Temporal says where it is there and does not do it for these credentials, or at all."""
+    cause = error.__cause__
+    return _first_line(cause) if isinstance(cause, RPCError) and cause.status in REFUSED else None
 
 
 @contextmanager
@@ -127,18 +309,16 @@ def does_not_answer(error: RPCError | RuntimeError | TimeoutError) -> SettleErro
 
     A client that connects lazily raises a bare `RuntimeError` where nobody listens.
     """
-    words = f"{(str(error).splitlines() or ['no answer in time'])[0]:.200}"
-    match error.status if isinstance(error, RPCError) else None:
-        case RPCStatusCode.PERMISSION_DENIED | RPCStatusCode.UNAUTHENTICATED:
-            return TemporalRefused(f"Temporal does not let this process in (TEMPORAL_API_KEY, TLS): {words}")
-        case RPCStatusCode.NOT_FOUND if _is_about_the_namespace(error):
-            return TemporalRefused(f"Temporal has no such namespace (TEMPORAL_NAMESPACE): {words}")
-        case RPCStatusCode.RESOURCE_EXHAUSTED:
-            return TemporalBusy(f"Temporal has too much to do: {words}")
-        case RPCStatusCode.INVALID_ARGUMENT | RPCStatusCode.UNIMPLEMENTED | RPCStatusCode.OUT_OF_RANGE:
-            return TemporalRequestInvalid(f"Temporal does not take this request: {words}")
-        case _:
-            return TemporalUnavailable(f"Temporal does not answer: {words}")
+    if not isinstance(error, RPCError):
+        return TemporalUnavailable(f"Temporal does not answer: {_why_not_connected(error)}")
+    kind, meaning = _MEANINGS.get(error.status, (TemporalUnavailable, "does not answer"))
+    if error.status == RPCStatusCode.NOT_FOUND and _is_about_the_namespace(error):
+        kind, meaning = TemporalRefused, "has no such namespace (TEMPORAL_NAMESPACE)"
+    return kind(f"Temporal {meaning}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{(str(error).splitlines() or ['no answer in time'])[0]:.200}"
 
 
 def refused_with(error: WorkflowUpdateFailedError | WorkflowFailureError) -> SettleError:

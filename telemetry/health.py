@@ -119,9 +119,11 @@ async def _listen(runner: web.AppRunner, host: str, port: int | None) -> None:
 
 
 async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:
-    """Raise `TemporalUnavailable` unless the service says that it serves."""
+    """Raise `TemporalUnavailable` unless the service says that it serves, and whatever of ours the question raises."""
     try:
         healthy = await check_health()
+    except SettleError:
+        raise
     except Exception as error:  # the SDK raises its transport's errors as they are
         raise TemporalUnavailable(f"Temporal does not answer: {first_line(error)}") from error
     if not healthy:
