@@ -228,11 +228,22 @@ async def demo(context: Context, keep: bool, as_json: bool) -> bool:
 
 
 @main.command()
+@click.option(
+    "--expand-only",
+    is_flag=True,
+    help="Take nothing away that processes of the version before use; a later `settle migrate` does.",
+)
+@click.option(
+    "--set-passwords", is_flag=True, help="Give roles that exist the passwords of the settings where they differ."
+)
 @json_option
 @click.pass_obj
 @command
-async def migrate(context: Context, as_json: bool) -> None:
-    """Create the roles, bring the schema to this version's revision, and seed. Safe to repeat."""
+async def migrate(context: Context, expand_only: bool, set_passwords: bool, as_json: bool) -> None:
+    """Create the roles, bring the schema to this version's revision, and seed. Safe to repeat.
+
+    Exit code 1 where a role that exists does not accept the password of its address.
+    """
     from db.migrate import migrate as run
 
     settings = context.settings
@@ -243,6 +254,8 @@ async def migrate(context: Context, as_json: bool) -> None:
         settlement_url=settings.require_settlement_database_url(),
         service_url=settings.require_service_database_url(),
         operator_url=settings.operator_database_url,
+        expand_only=expand_only,
+        set_passwords=set_passwords,
         on_progress=progress,
     )
     if as_json:
@@ -251,6 +264,7 @@ async def migrate(context: Context, as_json: bool) -> None:
                 "revisionBefore": migrated.revision_before,
                 "revision": migrated.revision,
                 "rolesCreated": list(migrated.roles_created),
+                **({"passwordsSet": list(migrated.passwords_set)} if set_passwords else {}),
             }
         )
 

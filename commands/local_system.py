@@ -39,6 +39,10 @@ _ROLE_OF_URL: Final = {
     "MIGRATION_DATABASE_URL": OWNER_ROLE,
 }
 
+_NOT_OF_THE_WORKER: Final = frozenset({"DATABASE_URL", "MIGRATION_DATABASE_URL", "OPERATOR_DATABASE_URL"})
+_NOT_OF_THE_API: Final = frozenset({"SETTLEMENT_DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL"})
+"""What a process does not use, it is not given: nobody finds it there."""
+
 
 class LocalSystem:
     """Parts that the settings do not name as existing servers are started here; an async context manager.
@@ -116,7 +120,7 @@ class LocalSystem:
         return await self.stack.add_process(
             name,
             [sys.executable, "-m", "cli", "worker"],
-            {**self.variables, "WORKER_HEALTH_PORT": str(port)},
+            {**self._without_settings(_NOT_OF_THE_WORKER), "WORKER_HEALTH_PORT": str(port)},
             ready=_answers(f"http://127.0.0.1:{port}/readyz"),
             stop_timeout_seconds=WORKER_STOP_SECONDS,
         )
@@ -126,10 +130,14 @@ class LocalSystem:
         return await self.stack.add_process(
             "api",
             [sys.executable, "-m", "cli", "api"],
-            self.variables,
+            self._without_settings(_NOT_OF_THE_API),
             ready=_answers(f"http://127.0.0.1:{self.variables['API_PORT']}/readyz"),
             stop_timeout_seconds=API_STOP_SECONDS,
         )
+
+    def _without_settings(self, names: Collection[str]) -> dict[str, str]:
+        # Empty, not absent: a process also reads the `.env` of its folder, and the environment goes before it.
+        return {**self.variables, **dict.fromkeys(names, "")}
 
     def _existing(self) -> set[str]:
         """Parts that the settings name: those servers are used, none is started."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from alembic import command
@@ -19,9 +19,10 @@ from db import migrations
 from db.address import parse_address
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
+from db.logins import Login, LoginResult, try_login
 from db.outages import as_unavailable
 from db.pooler import refuse_pooler
-from db.schema import SCHEMA_REVISION
+from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
 from domain.errors import ConfigurationError, StartupCheckFailed
 
 APP_ROLE: Final = "settle_app"
@@ -40,6 +41,17 @@ class Migrated:
     revision_before: str | None
     revision: str
     roles_created: tuple[str, ...]
+    passwords_set: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _RoleAddress:
+    """A role of the product, and the setting whose address it logs in with."""
+
+    role: str
+    setting: str
+    url: str
+    bypass_row_level_security: bool = False
 
 
 def migrate(
@@ -49,32 +61,49 @@ def migrate(
     settlement_url: str,
     service_url: str,
     operator_url: str | None = None,
+    expand_only: bool = False,
+    set_passwords: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Migrated:
     """Create missing roles, upgrade the schema to the code's revision, and seed.
 
-    The roles get the passwords of their addresses; a role that exists keeps the one it has. The operators' role is
-    made only where it has an address.
-    Raises `DatabaseUnavailable`, `ConfigurationError`, and `StartupCheckFailed` where rights are missing.
+    The roles get the passwords of their addresses; a role that exists keeps the one it has, unless `set_passwords`.
+    The operators' role is made only where it has an address. With `expand_only` nothing is taken away that processes of
+    the version before use: the next migration does that.
+    Raises `DatabaseUnavailable`, `ConfigurationError`, and `StartupCheckFailed` where rights are missing or, when the
+    rest is done, where a role does not get in with the password of its address.
     """
+    addresses = [
+        _RoleAddress(APP_ROLE, "DATABASE_URL", app_url),
+        _RoleAddress(SETTLEMENT_ROLE, "SETTLEMENT_DATABASE_URL", settlement_url),
+        _RoleAddress(SERVICE_ROLE, "SERVICE_DATABASE_URL", service_url, bypass_row_level_security=True),
+        *([_RoleAddress(OPERATOR_ROLE, "OPERATOR_DATABASE_URL", operator_url)] if operator_url else []),
+    ]
     engine = create_engine(
         ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(migration_url, application_name=APPLICATION_NAME)
     )
     try:
         with engine.connect() as connection, LockWatch(migration_url, _prepare(connection, on_progress)) as watch:
             created = tuple(
-                role
-                for role, url, bypass in (
-                    (APP_ROLE, app_url, False),
-                    (SETTLEMENT_ROLE, settlement_url, False),
-                    (SERVICE_ROLE, service_url, True),
-                    *(((OPERATOR_ROLE, operator_url, False),) if operator_url else ()),
+                address.role
+                for address in addresses
+                if _ensure_role(
+                    connection,
+                    address.role,
+                    address.url,
+                    bypass_row_level_security=address.bypass_row_level_security,
+                    on_progress=on_progress,
                 )
-                if _ensure_role(connection, role, url, bypass_row_level_security=bypass, on_progress=on_progress)
+            )
+            passwords_set = tuple(
+                address.role
+                for address in addresses
+                if set_passwords and _ensure_password(connection, address, on_progress=on_progress)
             )
             before = _revision(connection)
-            on_progress(f"schema at revision {before or 'none'}, upgrading to {SCHEMA_REVISION}")
-            patiently(connection, lambda: _upgrade(connection), watch=watch, on_progress=on_progress)
+            revision = _target(before, expand_only=expand_only)
+            on_progress(f"schema at revision {before or 'none'}, upgrading to {revision}")
+            patiently(connection, lambda: _upgrade(connection, revision), watch=watch, on_progress=on_progress)
             patiently(
                 connection,
                 lambda: _seed(connection, with_operators=bool(operator_url)),
@@ -82,7 +111,8 @@ def migrate(
                 on_progress=on_progress,
             )
             on_progress("system tenant and chart of accounts are seeded")
-            return Migrated(before, SCHEMA_REVISION, created)
+            _check_logins(addresses, on_progress=on_progress)
+            return Migrated(before, revision, created, passwords_set)
     except (DBAPIError, psycopg.Error) as error:
         # The SQL files run on the driver itself.
         unavailable = as_unavailable(error)
@@ -99,8 +129,7 @@ def migrate(
 
 def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
     """Make the session one that migrates, alone: the number of its server process. Raises `ConfigurationError`."""
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
+    driver = _driver(connection)
     refuse_pooler(driver, setting="MIGRATION_DATABASE_URL")
     if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
         on_progress("another migration of this database is running; waiting for its end")
@@ -110,8 +139,15 @@ def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
     return driver.pgconn.backend_pid
 
 
-def _upgrade(connection: Connection) -> None:
-    command.upgrade(_alembic(connection), SCHEMA_REVISION)
+def _target(before: str | None, *, expand_only: bool) -> str:
+    """The revision to upgrade to: the code's, or the last one that takes nothing away."""
+    if not expand_only:
+        return SCHEMA_REVISION
+    return max(before or EXPANDED_REVISION, EXPANDED_REVISION)
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    command.upgrade(_alembic(connection), revision)
     connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
 
 
@@ -152,13 +188,8 @@ def _ensure_role(
     if _has_role(connection, role):
         connection.commit()
         return False
-    password = parse_address(url).get("password")
-    if not password:
-        raise ConfigurationError(f"the address of role {role} carries no password to create the role with")
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
-    # Hashed here, so that the password itself never reaches the server's log.
-    verifier = driver.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    driver = _driver(connection)
+    verifier = _verifier(driver, role, url)
     statement = sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {} PASSWORD {}").format(
         sql.Identifier(role),
         sql.SQL("BYPASSRLS" if bypass_row_level_security else "NOBYPASSRLS"),
@@ -179,3 +210,62 @@ def _ensure_role(
         return False
     on_progress(f"role {role} created")
     return True
+
+
+def _ensure_password(connection: Connection, address: _RoleAddress, *, on_progress: Callable[[str], None]) -> bool:
+    """Give the role the password of its address where it does not get in with it; True if that was done."""
+    if try_login(address.url).result is LoginResult.ACCEPTED:
+        return False
+    driver = _driver(connection)
+    verifier = _verifier(driver, address.role, address.url)
+    try:
+        driver.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(address.role), sql.Literal(verifier)))
+        connection.commit()
+    except psycopg.errors.InsufficientPrivilege:
+        raise StartupCheckFailed(
+            f"MIGRATION_DATABASE_URL may not set the password of role {address.role}; as a superuser run: "
+            f"ALTER ROLE {address.role} PASSWORD '...'"
+        ) from None
+    on_progress(f"role {address.role} has the password of {address.setting}")
+    return True
+
+
+def _check_logins(addresses: Sequence[_RoleAddress], *, on_progress: Callable[[str], None]) -> None:
+    """Each role gets in with its address, as far as that can be tried from here. Raises `StartupCheckFailed`."""
+    refused = []
+    for address in addresses:
+        login = try_login(address.url)
+        if login.result is LoginResult.REFUSED:
+            refused.append(address)
+        elif login.result is not LoginResult.ACCEPTED:
+            on_progress(_untried(address, login))
+        elif login.role != address.role:
+            raise StartupCheckFailed(f"{address.setting} logs in as role {login.role}: expected {address.role}")
+    if refused:
+        which = ", ".join(
+            f"role {address.role} does not accept the password of {address.setting}" for address in refused
+        )
+        raise StartupCheckFailed(
+            f"{which}; a role that exists keeps its password: correct the setting, or run: "
+            "settle migrate --set-passwords"
+        )
+
+
+def _untried(address: _RoleAddress, login: Login) -> str:
+    """What is said of an address with which the password could not be tried; it may be for other machines only."""
+    what = "cannot be reached from here" if login.result is LoginResult.UNREACHABLE else "lets nobody in"
+    return f"{address.setting}: {what}, the password of role {address.role} was not tried: {login.detail}"
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
+def _verifier(driver: psycopg.Connection[Any], role: str, url: str) -> str:
+    """What the server keeps of the address's password: hashed here, so that it never reaches the server's log."""
+    password = parse_address(url).get("password")
+    if not password:
+        raise ConfigurationError(f"the address of role {role} carries no password to create the role with")
+    return driver.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()

@@ -14,11 +14,11 @@ from psycopg import sql
 from sqlalchemy import Engine, create_engine
 
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
-from db.migrate import Migrated, _ensure_role, migrate
-from db.schema import SCHEMA_REVISION, Base
+from db.migrate import APP_ROLE, SERVICE_ROLE, Migrated, _ensure_role, migrate
+from db.schema import EXPANDED_REVISION, SCHEMA_REVISION, Base
 from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
 from tests.support.oracle import check_books
-from tests.support.postgres import Cluster, Database, migrate_database
+from tests.support.postgres import ROLE_PASSWORD, Cluster, Database, migrate_database
 from tests.support.sql import connect, query, scalar
 
 
@@ -214,6 +214,113 @@ async def test_two_migrations_of_one_server_may_make_the_same_role_at_once(empty
                 await asyncio.sleep(0)
         await first.commit()
         assert await second is False
+
+
+# -- passwords of roles that exist
+
+
+@pytest.fixture
+async def own_password(cluster: Cluster) -> AsyncIterator[None]:
+    """Roles are the server's: whatever a test makes of settle_app's password, the other tests get it back."""
+    yield
+    await cluster.run(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(APP_ROLE), sql.Literal(ROLE_PASSWORD)))
+
+
+def _with_app_url(database: Database, app_url: str, **options: Any) -> Migrated:
+    return migrate(
+        database.migration_url,
+        app_url=app_url,
+        settlement_url=database.settlement_url,
+        service_url=database.service_url,
+        **options,
+    )
+
+
+async def test_another_password_for_a_role_that_exists_is_said_and_not_set(database: Database) -> None:
+    other = database.url_as(APP_ROLE, "another-password")
+    with pytest.raises(StartupCheckFailed) as caught:
+        await asyncio.to_thread(_with_app_url, database, other)
+    assert f"role {APP_ROLE} does not accept the password of DATABASE_URL" in caught.value.message
+    assert "settle migrate --set-passwords" in caught.value.message
+    assert "SETTLEMENT_DATABASE_URL" not in caught.value.message
+    assert "another-password" not in caught.value.message
+    assert scalar(database.app_url, "SELECT 1") == 1
+
+
+async def test_the_schema_is_upgraded_although_a_password_is_another(empty: Database) -> None:
+    with pytest.raises(StartupCheckFailed, match="does not accept"):
+        await asyncio.to_thread(_with_app_url, empty, empty.url_as(APP_ROLE, "another-password"))
+    assert scalar(empty.service_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+
+
+@pytest.mark.usefixtures("own_password")
+async def test_passwords_are_set_where_that_is_asked_for_and_they_differ(database: Database) -> None:
+    other = database.url_as(APP_ROLE, "another%20p%40ssword%20%3F%25")
+    said: list[str] = []
+    migrated = await asyncio.to_thread(_with_app_url, database, other, set_passwords=True, on_progress=said.append)
+    assert migrated.passwords_set == (APP_ROLE,)
+    assert f"role {APP_ROLE} has the password of DATABASE_URL" in said
+    assert scalar(other, "SELECT current_user::text") == APP_ROLE
+    with pytest.raises(psycopg.OperationalError):
+        scalar(database.app_url, "SELECT 1")
+    again = await asyncio.to_thread(_with_app_url, database, other, set_passwords=True)
+    assert again.passwords_set == ()
+
+
+@pytest.mark.usefixtures("own_password")
+async def test_a_password_that_may_not_be_set_says_what_to_run(cluster: Cluster, database: Database) -> None:
+    role = sql.Identifier("settle_weak_owner")
+    await cluster.run(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(ROLE_PASSWORD)))
+    try:
+        with pytest.raises(StartupCheckFailed, match=f"ALTER ROLE {APP_ROLE} PASSWORD"):
+            await asyncio.to_thread(
+                migrate,
+                database.url_as("settle_weak_owner"),
+                app_url=database.url_as(APP_ROLE, "another-password"),
+                settlement_url=database.settlement_url,
+                service_url=database.service_url,
+                set_passwords=True,
+            )
+    finally:
+        await cluster.run(sql.SQL("DROP ROLE {}").format(role))
+
+
+async def test_an_address_that_is_not_reached_from_here_is_no_refusal(database: Database) -> None:
+    """A role's address may be for other machines: a pooler's, inside their network."""
+    said: list[str] = []
+    elsewhere = f"postgresql://{APP_ROLE}:x@127.0.0.1:1/settle"
+    migrated = await asyncio.to_thread(_with_app_url, database, elsewhere, on_progress=said.append)
+    assert migrated.revision == SCHEMA_REVISION
+    [line] = [line for line in said if line.startswith("DATABASE_URL")]
+    assert "cannot be reached from here" in line
+
+
+async def test_a_database_that_is_not_there_is_no_refusal_of_a_password(database: Database) -> None:
+    said: list[str] = []
+    nowhere = database.app_url.replace(database.name, "no_such_database")
+    await asyncio.to_thread(_with_app_url, database, nowhere, on_progress=said.append)
+    [line] = [line for line in said if line.startswith("DATABASE_URL")]
+    assert "no_such_database" in line
+
+
+async def test_an_address_of_another_role_is_refused(database: Database) -> None:
+    with pytest.raises(StartupCheckFailed, match=f"DATABASE_URL logs in as role {SERVICE_ROLE}: expected {APP_ROLE}"):
+        await asyncio.to_thread(_with_app_url, database, database.service_url)
+
+
+# -- in two steps, under processes of the version before
+
+
+async def test_an_upgrade_may_stop_before_it_takes_anything_away(empty: Database) -> None:
+    expanded = await asyncio.to_thread(_migrate_from, empty.migration_url, empty, expand_only=True)
+    assert expanded.revision == EXPANDED_REVISION
+    may_post = "SELECT has_function_privilege('settle_app', 'post_own_purchase(uuid, bigint, text, jsonb)', 'EXECUTE')"
+    assert scalar(empty.superuser_url, may_post) is True
+    whole = await asyncio.to_thread(_migrate, empty)
+    assert (whole.revision_before, whole.revision) == (EXPANDED_REVISION, SCHEMA_REVISION)
+    assert scalar(empty.superuser_url, may_post) is False
+    again = await asyncio.to_thread(_migrate_from, empty.migration_url, empty, expand_only=True)
+    assert again.revision == SCHEMA_REVISION
 
 
 # -- the models
