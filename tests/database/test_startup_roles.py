@@ -150,12 +150,14 @@ async def test_a_process_that_may_look_at_the_servers_health_goes_on(cluster: Cl
 async def test_between_the_two_halves_of_an_upgrade_processes_start(cluster: Cluster) -> None:
     """settle_app has what old workers use until the contracting half: that is no fault of the process."""
     async with cluster.temporary() as empty:
-        urls = {
-            "app_url": empty.app_url,
-            "settlement_url": empty.settlement_url,
-            "service_url": empty.service_url,
-        }
-        expanded = await asyncio.to_thread(migrate, empty.migration_url, **urls, expand_only=True)
+        expanded = await asyncio.to_thread(
+            migrate,
+            empty.migration_url,
+            app_url=empty.app_url,
+            settlement_url=empty.settlement_url,
+            service_url=empty.service_url,
+            expand_only=True,
+        )
         assert expanded.revision == EXPANDED_REVISION
         for role in (*TENANT_ROLES, "settle_service"):
             assert await _check(role, empty.url_as(role)) is None
