@@ -33,12 +33,42 @@ _ABOUT_THE_RANGE: Final = re.compile(r"\b(range|results?|blocks?|response size)\
 """Providers use the code of rate limits also for "query returned more than 10000 results"."""
 
 
+PRUNED_CODES: Final = frozenset({4444, -32001})
+"""JSON-RPC error codes of history that a node does not keep: go-ethereum's and Reth's for pruned history (EIP-4444),
+and EIP-1474's "resource not found"."""
+
+_PRUNED: Final = re.compile(
+    r"\bprun|missing trie node|\barchiv"
+    r"|histor\w* (?:\w+ ){0,4}(?:not available|unavailable|not found)"
+    r"|\b(?:blocks?|range|data|state|logs?|receipts?|bod(?:y|ies)|headers?)\b[^.;]{0,60}"
+    r"\b(?:(?:not|no longer) (?:available|stored|kept|found)|unavailable|discarded|deleted|expired)\b",
+    re.IGNORECASE,
+)
+"""The same in words, as clients and providers say it."""
+
+_FOR_NOW: Final = re.compile(r"temporar|try again|\bretry|overload|internal", re.IGNORECASE)
+"""What says that the same question may be answered later."""
+
+
 class HistoryRefused(EndpointFailure):
     """No answer to a question about the past, from an endpoint that is well: not to be entered into its record."""
 
 
 class RangeRefused(HistoryRefused):
     """The range is larger than the endpoint likes; a smaller one may be answered."""
+
+
+class HistoryPruned(HistoryRefused):
+    """The endpoint says that it does not keep what was asked for; no smaller range from that block is answered."""
+
+
+def says_pruned(refusal: EndpointFailure) -> bool:
+    """Whether an endpoint's error says that it does not keep the blocks that were asked for."""
+    if refusal.failure is not Failure.RPC_ERROR:
+        return False
+    if refusal.code in PRUNED_CODES:
+        return True
+    return bool(_PRUNED.search(refusal.message)) and not _FOR_NOW.search(refusal.message)
 
 
 async def read_range(
@@ -53,7 +83,8 @@ async def read_range(
     """The transfers in blocks `first` to `last`; `saw_head` is told the node's height and may raise.
 
     Head, logs, the last block and the anchor come from one batch. What holds transfers is asked for in a second one,
-    for its time; both have to show the same chain. Raises `RangeRefused`, and `EndpointFailure` for everything else.
+    for its time; both have to show the same chain. An anchor that the node does not show is None in the answer. Raises
+    `RangeRefused`, `HistoryPruned`, `HistoryRefused`, and `EndpointFailure` for everything else.
     """
     calls = [_CHAIN_ID, _BLOCK_NUMBER, _block_call(last), _logs_call(scope, first, last)]
     if anchor is not None:
@@ -67,10 +98,12 @@ async def read_range(
     _check_chain(replies[0], scope)
     head = read_quantity(replies[1])
     saw_head(head)
-    last_block = read_block(replies[2], last)
-    if head < last or last_block is None:
+    if head < last:
         # Beyond its head a node gives a part of the logs, and does not say so.
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
+    last_block = _past_block(replies[2], last, head)
+    if last_block is None:
+        raise HistoryRefused(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
     found = await _found(replies[3], scope, first, last)
     blocks = (
         await read_blocks(endpoint, scope, sorted({log.block_number for log, _ in found} | {last})) if found else {}
@@ -82,20 +115,50 @@ async def read_range(
         first=first,
         last=last,
         last_block=last_block,
-        anchor=read_block(replies[4], anchor) if anchor is not None else None,
+        anchor=_anchor(replies[4], anchor) if anchor is not None else None,
         transfers=tuple(_placed(log, transfer, blocks) for log, transfer in found),
     )
 
 
 async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
-    """The blocks that the node has at these heights now; None where it has none."""
+    """The blocks that the node has at these heights now; None above its head.
+
+    What is not above its head and it does not show all the same is missing from the answer: it was pruned, or is
+    broken, and nothing follows from that about the chain. Raises `EndpointFailure`.
+    """
     blocks: dict[int, MinedBlock | None] = {}
     for start in range(0, len(numbers), HEADERS_MAX):
         wanted = numbers[start : start + HEADERS_MAX]
-        chain_id, *replies = await endpoint.batch([_CHAIN_ID, *(_block_call(number) for number in wanted)])
+        calls = [_CHAIN_ID, _BLOCK_NUMBER, *(_block_call(number) for number in wanted)]
+        chain_id, height, *replies = await endpoint.batch(calls)
         _check_chain(chain_id, scope)
-        blocks |= {number: read_block(reply, number) for number, reply in zip(wanted, replies, strict=True)}
+        head = read_quantity(height)
+        for number, reply in zip(wanted, replies, strict=True):
+            try:
+                block = _past_block(reply, number, head)
+            except HistoryRefused:
+                continue
+            if block is not None or number > head:
+                blocks[number] = block
     return blocks
+
+
+def _past_block(reply: Reply, number: int, head: int) -> MinedBlock | None:
+    """The block; what the node says in its place is about the past, unless it says that it is asked too often."""
+    try:
+        return read_block(reply, number)
+    except EndpointFailure as failure:
+        if failure.failure is Failure.RATE_LIMITED:
+            raise
+        kind = HistoryPruned if says_pruned(failure) else HistoryRefused
+        raise kind(failure.failure, f"block {number} of {head}: {failure.message}") from None
+
+
+def _anchor(reply: Reply, number: int) -> MinedBlock | None:
+    try:
+        return _past_block(reply, number, number)
+    except HistoryRefused:
+        return None
 
 
 async def _answers(endpoint: Endpoint) -> bool:
@@ -114,6 +177,8 @@ async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> l
         limited = refusal.failure is Failure.RATE_LIMITED
         if limited and not _ABOUT_THE_RANGE.search(refusal.message):
             raise refusal
+        if says_pruned(refusal):
+            raise HistoryPruned(refusal.failure, refusal.message)
         raise RangeRefused(refusal.failure, refusal.message)
     many = isinstance(reply.result, list) and len(reply.result) > PARSE_INLINE_LOGS_MAX
     try:
@@ -147,10 +212,12 @@ def _check_same_chain(
     if not found:
         return
     hashes = {number: block.block_hash for number, block in blocks.items() if block is not None}
-    if hashes.get(last_block.number) != last_block.block_hash:
+    if hashes.get(last_block.number, last_block.block_hash) != last_block.block_hash:
         raise HistoryRefused(Failure.CONTRADICTION, f"block {last_block.number} changed between two readings")
     for log, _ in found:
-        if hashes.get(log.block_number) != log.block_hash:
+        if log.block_number not in hashes:
+            raise HistoryRefused(Failure.CONTRADICTION, f"does not show block {log.block_number}, which holds a log")
+        if hashes[log.block_number] != log.block_hash:
             raise HistoryRefused(
                 Failure.CONTRADICTION, f"a log is of another block {log.block_number} than the canonical one"
             )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -89,6 +89,33 @@ _EXECUTION_FAILED: Final = re.compile(r"revert|out ?of ?gas|vm execution error",
 gas and for its own troubles. Opcodes that a node does not know are such a trouble: it cannot run our code."""
 
 _T = TypeVar("_T")
+
+
+class EndpointsFailed(ChainUnavailable):
+    """No endpoint gave a usable answer; `failures` has each one's reason, by its label."""
+
+    def __init__(self, failures: Mapping[str, EndpointFailure]) -> None:
+        super().__init__(NO_ENDPOINT + "; ".join(f"{label}: {failure.message}" for label, failure in failures.items()))
+        self.failures = dict(failures)
+
+    @property
+    def history_refusals(self) -> list[HistoryRefused]:
+        """Of the endpoints that are well and have the blocks below their head, and do not give what was asked for."""
+        return [
+            failure
+            for failure in self.failures.values()
+            if isinstance(failure, HistoryRefused) and failure.failure is not Failure.BEHIND
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedBlock:
+    """What one endpoint calls "safe" or "finalized" now. `error` is one line, None where it is a usable block."""
+
+    label: str
+    head_number: int | None = None
+    number: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,33 +354,37 @@ class ChainReader:
         kept = self._tags.get(tag)
         if kept is not None and self._clock() - kept[0] < TAG_SECONDS:
             return kept[1]
-        calls = [_CHAIN_ID, Call("eth_getBlockByNumber", (tag, False))]
-        numbers: list[int] = []
-        reasons: list[str] = []
+        number = reached_by_tag(tag, await self.tagged_blocks(tag))
+        self._tags[tag] = (self._clock(), number)
+        return number
 
-        async def hear(node: _Node) -> None:
+    async def tagged_blocks(self, tag: str) -> list[TaggedBlock]:
+        """What each endpoint calls `tag` now, in order of preference; never raises for what an endpoint does.
+
+        The first block of a chain says that nothing is final yet, and one above the endpoint's own head says nothing.
+        """
+        calls = [_CHAIN_ID, Call("eth_getBlockByNumber", (tag, False)), _BLOCK_NUMBER]
+
+        async def hear(node: _Node) -> TaggedBlock:
             if node.standing.wants_pause(self._clock()):
-                reasons.append(f"{node.label}: not asked, it wants a pause ({node.reason})")
-                return
+                return TaggedBlock(node.label, error=f"not asked, it wants a pause ({node.reason})")
+            head: int | None = None
             try:
-                chain_id, block = await node.endpoint.batch(calls)
+                chain_id, block, height = await node.endpoint.batch(calls)
                 self._check_chain(chain_id)
+                head = read_quantity(height)
                 header = read_tagged_header(block)
             except EndpointFailure as failure:
                 # Not entered into its record: many a node does not know the tags, and serves payments well.
-                reasons.append(f"{node.label}: {failure.message}")
-                return
-            if header is None:
-                reasons.append(f"{node.label}: knows no {tag} block")
-            else:
-                numbers.append(header.number)
+                return TaggedBlock(node.label, head, error=failure.message)
+            if header is None or header.number == 0:
+                what = "answers null" if header is None else "names block 0, the chain's first"
+                return TaggedBlock(node.label, head, error=f"knows no {tag} block ({what})")
+            if header.number > head:
+                return TaggedBlock(node.label, head, error=f"calls block {header.number} {tag}, its head is {head}")
+            return TaggedBlock(node.label, head, header.number)
 
-        await asyncio.gather(*(hear(node) for node in self._open_nodes()))
-        if not numbers:
-            raise ChainUnavailable(f"no chain endpoint knows the tag {tag}: " + "; ".join(reasons))
-        number = reached_by_most(numbers)
-        self._tags[tag] = (self._clock(), number)
-        return number
+        return list(await asyncio.gather(*(hear(node) for node in self._open_nodes())))
 
     async def sightings(self, tx_hash: str, block_number: int) -> list[Sighting]:
         """What each endpoint that answers says about a transaction that was in block `block_number`; all at once.
@@ -391,7 +422,8 @@ class ChainReader:
         One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A
         range that an endpoint refuses is made smaller for it, which is remembered, and never keeps payments from being
         looked for at that endpoint. With `endpoint`, a label, that one is asked and no other.
-        Raises `ChainUnavailable` with each endpoint's reason, also where a head is below `last`.
+        Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a single endpoint its
+        own failure. Both are `ChainUnavailable`.
         """
 
         async def read(node: _Node, _: float) -> TransferRange:
@@ -402,12 +434,27 @@ class ChainReader:
         return await self._ask(self._node(endpoint), read)
 
     async def blocks(self, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
-        """The blocks at these heights as one endpoint has them now. Raises `ChainUnavailable`."""
+        """The blocks at these heights as one endpoint has them now; None above its head.
+
+        A block that no endpoint shows, although it is below their heads, is missing from the answer. Raises
+        `ChainUnavailable`.
+        """
+
+        partial: list[dict[int, MinedBlock | None]] = []
 
         async def read(node: _Node, _: float) -> dict[int, MinedBlock | None]:
-            return await read_blocks(node.history, scope, numbers)
+            blocks = await read_blocks(node.history, scope, numbers)
+            if missing := sorted(set(numbers) - blocks.keys()):
+                partial.append(blocks)
+                raise HistoryRefused(Failure.CONTRADICTION, f"does not show block {missing[0]}, which is below its head")
+            return blocks
 
-        return await self._first(read)
+        try:
+            return await self._first(read)
+        except EndpointsFailed:
+            if not partial:
+                raise
+            return max(partial, key=len)
 
     async def health(self) -> list[EndpointHealth]:
         """What each endpoint answers now, in order of preference; never raises for what an endpoint does."""
@@ -636,11 +683,11 @@ class ChainReader:
         return None not in failures and any(failure is not Failure.BEHIND for failure in failures)
 
     async def _first(self, read: Callable[[_Node, float], Awaitable[_T]]) -> _T:
-        """The first endpoint's answer that can be used, or `ChainUnavailable` with everybody's reason.
+        """The first endpoint's answer that can be used, or `EndpointsFailed` with everybody's reason.
 
         `read` takes note of the endpoint's head: the answer of one that is stuck is used when there is no other.
         """
-        reasons: list[str] = []
+        failures: dict[str, EndpointFailure] = {}
         stalled: list[_T] = []
         fresh, cooling = self._in_order()
         for node in [*fresh, *cooling]:
@@ -649,7 +696,7 @@ class ChainReader:
             try:
                 answer = await self._ask(node, read)
             except EndpointFailure as failure:
-                reasons.append(f"{node.label}: {failure.message}")
+                failures[node.label] = failure
                 continue
             self._served(node)
             if not node.standing.is_stalled(self._clock()):
@@ -657,7 +704,7 @@ class ChainReader:
             stalled.append(answer)
         if stalled:
             return stalled[0]
-        raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
+        raise EndpointsFailed(failures)
 
     async def _hear_in_order(self, question: Callable[[_Node, float], Awaitable[Reading]]) -> _Heard:
         """One endpoint after the other, until one that keeps up shows the transaction in a block."""
@@ -745,6 +792,18 @@ class ChainReader:
             log.warning("chain endpoint %s: %s", node.label, failure.message)
         node.reason = failure.message
         node.standing.failed(failure.failure, self._clock(), failure.retry_after_seconds)
+
+
+def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:
+    """The highest block that more than half of the endpoints with a usable one call `tag`.
+
+    Raises `ChainUnavailable` naming each endpoint's reason when there is none.
+    """
+    numbers = [block.number for block in blocks if block.number is not None]
+    if not numbers:
+        reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
+        raise ChainUnavailable(f"the nodes know no {tag} block: {reasons}")
+    return reached_by_most(numbers)
 
 
 async def _receipt(reply: Reply, tx_hash: str) -> Receipt | None:
