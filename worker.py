@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from math import ceil
@@ -35,7 +35,7 @@ from activities.scanning import ChainScan
 from activities.system_tenant import SystemTenantActivities
 from activities.transfers import Submit, TransferDesk
 from activities.verification import VerificationActivities
-from activities.watching import WatchingActivities
+from activities.watching import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
 from commands.connections import payment_policy, standing_workflows
@@ -44,6 +44,7 @@ from db.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_settlement_database, check_writes
 from domain.chain import TransferScope
 from domain.errors import ConfigurationError
+from domain.watching import Promise
 from settings import Settings
 from starter.client import PaymentsClient
 from starter.progress import read_workflow
@@ -296,16 +297,21 @@ def _watching(
     submit: Submit,
     publish: Publish,
 ) -> WatchingActivities:
-    """Follows the chain for the treasury; submits as the payers do."""
-    scan = ChainScan(
-        chain,
-        service,
-        scope,
-        from_block=settings.chain_watch_from_block,
-        look_back_blocks=ceil(settings.payment_intent_ttl / settings.block_time),
-    )
-    desk = TransferDesk(service, scope, submit, publish, min_confirmations=settings.min_confirmations)
-    return WatchingActivities(scan, desk, block_time=settings.block_time)
+    """Follows the chain for the treasury, and for those that attempts still name; submits as the payers do."""
+
+    def open_scope(scope: TransferScope, promise: Promise | None) -> ScopeWatch:
+        age = max(datetime.now(UTC) - promise.since, timedelta(0)) if promise is not None else timedelta(0)
+        scan = ChainScan(
+            chain,
+            service,
+            scope,
+            from_block=settings.chain_watch_from_block,
+            look_back_blocks=ceil((settings.payment_intent_ttl + age) / settings.block_time),
+        )
+        desk = TransferDesk(service, scope, submit, publish, min_confirmations=settings.min_confirmations)
+        return ScopeWatch(scan, desk)
+
+    return WatchingActivities(ScopeWatches(service, scope, open_scope), block_time=settings.block_time)
 
 
 def _resume(temporal: Client, payments: PaymentsClient) -> Resume:

@@ -65,11 +65,12 @@ class RemedyActivities:
             # Nothing is credited any more; or what is credited belongs to a payment that was verified.
             return
         async with self._database.single_statement() as connection:
-            observed = await find_observed(connection, self._scope, finding.tx_hash, finding.log_index)
-        if observed is None:
+            known = await find_observed(connection, self._scope.chain_id, finding.tx_hash, finding.log_index)
+        if known is None:
             return  # refused below, with the reason
+        scope, observed = known
         receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
-        for log in transfers_in(receipt, self._scope):
+        for log in transfers_in(receipt, scope):
             is_same = (log.log_index, log.value_raw) == (observed.log_index, observed.value_raw)
             if is_same and same_address(log.from_address, observed.from_address):
                 if confirmations < self._min_confirmations:

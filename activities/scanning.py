@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Final
 
 import structlog
 
 from activities.contracts import RescanReport
-from activities.metrics import OBSERVED_TRANSFERS, REORGANISATIONS, WATCHER_BLOCK, WATCHER_LAG
+from activities.metrics import FINDINGS_OPENED, OBSERVED_TRANSFERS, REORGANISATIONS, WATCHER_BLOCK, WATCHER_LAG
 from activities.receipts import find_receipt, transfers_in
-from chain.reader import ChainReader
-from db import observed
+from chain.history import HistoryPruned
+from chain.reader import ChainReader, EndpointsFailed
+from db import gaps, observed
 from db.engine import ServiceDatabase
 from db.findings import close_settled_findings, look_at_claims_again
 from db.observed import Cursor
 from domain.chain import MinedBlock, Transfer, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, DatabaseBusy
+from domain.findings import FindingKind
+from domain.watching import PATIENCE_PRUNED, PATIENCE_REFUSED, PATIENCE_SOME_SILENT, Patience, Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +42,13 @@ DISPUTES_MAX: Final = 50
 
 FIRST_LOOK_BACK_BLOCKS_MAX: Final = 50_000
 """Where nothing says from which block to follow a chain: at most this far back, 25 questions of the usual size."""
+
+
+GAP_EVERY: Final = timedelta(minutes=1)
+"""How often a stretch that no node showed is asked for again; at a node that still does not have it, one request."""
+
+GAP_SECONDS_MAX: Final = 10.0
+"""For so long such a stretch is read at once; then the newest blocks come first again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +72,15 @@ class ChainScan:
         *,
         from_block: int | None,
         look_back_blocks: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`from_block` is where a chain that was never followed begins; without one, `look_back_blocks` back."""
+        """`from_block` is where a chain that was never followed begins; without one, `look_back_blocks` back.
+
+        `clock` is a monotonic clock in seconds.
+        """
         self.scope = scope
+        self._clock = clock
+        self._refusals = Refusals()
         self._chain = chain
         self._database = database
         self._from_block = from_block
@@ -71,7 +90,8 @@ class ChainScan:
     async def advance(self) -> Step:
         """Read one range, as long as the endpoints give it, and move the cursor behind it.
 
-        Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
+        Blocks that endpoints which are well have refused for long enough are written down as a gap, and the cursor
+        moves behind them. Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
         """
         head = await self._chain.head()
         cursor = await self._cursor(head)
@@ -80,12 +100,23 @@ class ChainScan:
             went_back = head < cursor.block_number and await self._go_back(cursor, head)
             self._was_at_head = not went_back
             return self._step(replace(cursor, head_number=head), 0, is_at_head=not went_back)
-        found = await self._read(cursor, head)
+        try:
+            found = await self._read(cursor, head)
+        except EndpointsFailed as error:
+            return await self._get_past(cursor, head, error)
+        if cursor.block_hash is not None and found.anchor is None:
+            return await self._anchor_anew(cursor, head, found.endpoint)
         if not self._continues(cursor, found):
-            if not await self._go_back(cursor, head):
-                raise ChainUnavailable(f"the endpoints show different blocks {cursor.block_number}")
-            self._was_at_head = False
-            return self._step(cursor, 0, is_at_head=False)
+            return await self._return_to_fork(cursor, head)
+        return await self._take(cursor, head, found)
+
+    async def _return_to_fork(self, cursor: Cursor, head: int) -> Step:
+        if not await self._go_back(cursor, head):
+            raise ChainUnavailable(f"the endpoints show different blocks {cursor.block_number}")
+        self._was_at_head = False
+        return self._step(cursor, 0, is_at_head=False)
+
+    async def _take(self, cursor: Cursor, head: int, found: TransferRange) -> Step:
         moved = replace(
             cursor,
             block_number=found.last,
@@ -93,8 +124,64 @@ class ChainScan:
             head_number=max(head, found.head_number),
         )
         added = await self._write(cursor, moved, found)
+        self._refusals.forget()
         self._was_at_head = found.last >= head
         return self._step(moved, added, is_at_head=self._was_at_head)
+
+    async def note_waiting(self, waits_for: str | None) -> None:
+        """Write down what keeps this scope from being followed; None when it goes on. Raises `DatabaseUnavailable`."""
+        async with self._database.single_statement() as connection:
+            await observed.note_waiting(connection, self.scope, waits_for)
+
+    async def read_due_gap(self) -> int:
+        """Ask once more for blocks that no endpoint showed, where that is due; how many blocks were read.
+
+        Raises `DatabaseUnavailable`.
+        """
+        async with self._database.single_statement() as connection:
+            gap = await gaps.find_due_gap(connection, self.scope, every=GAP_EVERY)
+        if gap is None:
+            return 0
+        try:
+            return await self.read_again(gap.first_block, gap.last_block)
+        except ChainUnavailable as error:
+            async with self._database.transaction() as connection:
+                await gaps.note_tried(connection, gap, error.message)
+            return 0
+
+    async def read_again(
+        self,
+        first: int,
+        last: int,
+        *,
+        seconds_max: float = GAP_SECONDS_MAX,
+        on_range: Callable[[int], None] | None = None,
+    ) -> int:
+        """Read blocks that lie behind the cursor, as one endpoint after the other shows them; how many were read.
+
+        What is missing of them is not missing any more. `on_range` is told the last block of each range. Ends early
+        after `seconds_max`. Raises `ChainUnavailable` where the next range is shown by nobody.
+        """
+        until = self._clock() + seconds_max
+        begin = first
+        while begin <= last and self._clock() < until:
+            async with self._database.single_statement() as connection:
+                cursor = await observed.find_cursor(connection, self.scope)
+            if cursor is None or cursor.block_number < last:
+                raise ChainUnavailable(f"block {last} has not been come to yet")
+            anchor = cursor.block_number if cursor.block_hash is not None else None
+            found = await self._chain.transfers(self.scope, begin, last, anchor=anchor)
+            if anchor is not None and (found.anchor is None or found.anchor.block_hash != cursor.block_hash):
+                raise ChainUnavailable(f"{found.endpoint} shows another block {anchor} than was read before")
+            async with self._database.transaction() as connection:
+                added = await observed.record_transfers(connection, self.scope, found.transfers)
+                ended = await gaps.take_out_read(connection, self.scope, found.first, found.last)
+            OBSERVED_TRANSFERS.inc(added)
+            log.info("blocks read that were missing", first=begin, last=found.last, transfers=added, gaps_closed=ended)
+            if on_range is not None:
+                on_range(found.last)
+            begin = found.last + 1
+        return begin - first
 
     async def rescan(self, blocks: int) -> RescanReport:
         """Read the last blocks behind the cursor again, with every endpoint that is on the same chain.
@@ -106,7 +193,9 @@ class ChainScan:
             cursor = await observed.find_cursor(connection, self.scope)
         if cursor is None or cursor.block_hash is None:
             return RescanReport()
-        first = max(cursor.block_number - blocks + 1, cursor.first_block)
+        first = max(cursor.block_number - blocks + 1, cursor.first_block, _above_gap(cursor))
+        if first > cursor.block_number:
+            return RescanReport()
         answers = await asyncio.gather(*(self._read_again(label, first, cursor) for label in self._chain.labels))
         silent = [answer for answer in answers if isinstance(answer, str)]
         shown = [answer for answer in answers if not isinstance(answer, str)]
@@ -158,7 +247,7 @@ class ChainScan:
         anchor = cursor.block_number if cursor.block_hash is not None else None
         begin = cursor.block_number + 1
         if self._was_at_head:
-            overlapping = max(begin - OVERLAP_BLOCKS, cursor.first_block)
+            overlapping = min(max(begin - OVERLAP_BLOCKS, cursor.first_block, _above_gap(cursor)), begin)
             found = await self._chain.transfers(self.scope, overlapping, head, anchor=anchor)
             if found.last > cursor.block_number:
                 return found
@@ -166,11 +255,7 @@ class ChainScan:
 
     def _continues(self, cursor: Cursor, found: TransferRange) -> bool:
         """Whether the range follows on what was read before, or on blocks that have been replaced since."""
-        if cursor.block_hash is None:
-            return True
-        if found.anchor is None:
-            raise ChainUnavailable(f"{found.endpoint} has no block {cursor.block_number}, which it is far beyond")
-        return found.anchor.block_hash == cursor.block_hash
+        return cursor.block_hash is None or _has_hash(found.anchor, cursor.block_hash)
 
     async def _write(self, cursor: Cursor, moved: Cursor, found: TransferRange) -> int:
         """The range and the cursor behind it, or nothing where somebody else has moved the cursor."""
@@ -179,6 +264,7 @@ class ChainScan:
                 raise DatabaseBusy("somebody else follows the chain as well")
             added = await observed.record_transfers(connection, self.scope, found.transfers)
             await observed.watch_block(connection, self.scope, found.last_block)
+            await gaps.take_out_read(connection, self.scope, found.first, found.last)
         OBSERVED_TRANSFERS.inc(added)
         return added
 
@@ -187,6 +273,138 @@ class ChainScan:
         WATCHER_BLOCK.labels(chain).set(cursor.block_number)
         WATCHER_LAG.labels(chain).set(cursor.lag_blocks)
         return Step(cursor, added, is_at_head)
+
+    # What nobody shows -----------------------------------------------------------------------------------------------
+
+    async def _get_past(self, cursor: Cursor, head: int, error: EndpointsFailed) -> Step:
+        """Read as much as can be read behind the cursor; where that is not one block, go on behind what cannot.
+
+        Raises `error` until the blocks have been refused often and long enough, and where nothing up to the head is
+        given: then it is not a stretch of the chain that is missing, but the nodes' logs.
+        """
+        self._refusals.note(cursor.block_number, self._clock())
+        if not self._is_settled(error):
+            raise error
+        begin = cursor.block_number + 1
+        anchor = cursor.block_number if cursor.block_hash is not None else None
+        found = await self._try(begin, begin, anchor)
+        if found is None:
+            return await self._skip(cursor, head, error)
+        blocks = 2
+        while begin + blocks - 1 <= head:
+            longer = await self._try(begin, begin + blocks - 1, anchor)
+            if longer is None or longer.last == found.last:
+                break
+            found, blocks = longer, 2 * blocks
+        if anchor is not None and found.anchor is None:
+            return await self._anchor_anew(cursor, head, found.endpoint)
+        if not self._continues(cursor, found):
+            return await self._return_to_fork(cursor, head)
+        step = await self._take(cursor, head, found)
+        return replace(step, is_at_head=False)
+
+    async def _skip(self, cursor: Cursor, head: int, error: EndpointsFailed) -> Step:
+        """Set the cursor behind the blocks that nobody shows, and write them down: in one transaction."""
+        first = cursor.block_number + 1
+        last = await self._find_gap_end(first, head, error)
+        blocks = await self._chain.blocks(self.scope, sorted({cursor.block_number, last} - {-1}))
+        if cursor.block_hash is not None and _is_replaced(blocks, cursor.block_number, cursor.block_hash):
+            return await self._return_to_fork(cursor, head)
+        edge = blocks.get(last)
+        moved = replace(
+            cursor,
+            block_number=last,
+            block_hash=edge.block_hash if edge is not None else None,
+            head_number=head,
+            gap_end=last,
+        )
+        async with self._database.transaction() as connection:
+            if not await observed.move_cursor(connection, self.scope, cursor, moved):
+                raise DatabaseBusy("somebody else follows the chain as well")
+            if edge is not None:
+                await observed.watch_block(connection, self.scope, edge)
+            is_new = await gaps.open_gap(connection, self.scope, first, last, error.message)
+        if is_new:
+            FINDINGS_OPENED.labels(FindingKind.CHAIN_GAP.value).inc()
+        log.error(
+            "blocks that no node shows: going on behind them",
+            chain_id=self.scope.chain_id,
+            treasury=self.scope.treasury,
+            first=first,
+            last=last,
+            error=error.message,
+        )
+        self._refusals.forget()
+        self._was_at_head = False
+        return self._step(moved, 0, is_at_head=False)
+
+    async def _find_gap_end(self, first: int, head: int, error: EndpointsFailed) -> int:
+        """The block before the first one that is shown again: by doubling, then by halving the distance."""
+        refused, distance = first, 1
+        while True:
+            probed = min(first + distance, head)
+            if probed <= refused:
+                raise error
+            if await self._try(probed, probed, None) is not None:
+                break
+            refused, distance = probed, 2 * distance
+        shown = probed
+        while shown - refused > 1:
+            middle = (refused + shown) // 2
+            if await self._try(middle, middle, None) is not None:
+                shown = middle
+            else:
+                refused = middle
+        return refused
+
+    async def _try(self, first: int, last: int, anchor: int | None) -> TransferRange | None:
+        """The range, or None where it is refused as what is tried to get past; raises where nodes are away by now."""
+        try:
+            return await self._chain.transfers(self.scope, first, last, anchor=anchor)
+        except EndpointsFailed as error:
+            if not self._is_settled(error):
+                raise
+            return None
+
+    async def _anchor_anew(self, cursor: Cursor, head: int, endpoint: str) -> Step:
+        """The cursor's own block is not shown any more: go on from the newest watched one that is.
+
+        Raises `ChainUnavailable` until it has been missing often and long enough. Where no watched block is shown, all
+        of them lie in what the nodes have pruned, which no reorganisation reaches.
+        """
+        self._refusals.note(cursor.block_number, self._clock())
+        if not self._refusals.has_lasted(PATIENCE_PRUNED, self._clock()):
+            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which it is far beyond")
+        async with self._database.single_statement() as connection:
+            watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
+        anchor: Cursor | None = None
+        for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
+            part = watched[start : start + FORK_SEARCH_BLOCKS]
+            blocks = await self._chain.blocks(self.scope, [number for number, _ in part])
+            if any(_is_replaced(blocks, number, block_hash) for number, block_hash in part):
+                return await self._return_to_fork(cursor, head)
+            shown = next(((number, block_hash) for number, block_hash in part if number in blocks), None)
+            if shown is not None:
+                anchor = replace(cursor, block_number=shown[0], block_hash=shown[1])
+                break
+        if anchor is not None and anchor.block_number == cursor.block_number:
+            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which others have")
+        moved = anchor or replace(cursor, block_hash=None)
+        async with self._database.transaction() as connection:
+            if not await observed.move_cursor(connection, self.scope, cursor, moved):
+                raise DatabaseBusy("somebody else follows the chain as well")
+            await observed.forget_watched_above(connection, self.scope, moved.block_number)
+        log.warning(
+            "a block that was read is not shown any more", block=cursor.block_number, goes_on=moved.block_number
+        )
+        self._refusals.moved(moved.block_number)
+        self._was_at_head = False
+        return self._step(moved, 0, is_at_head=False)
+
+    def _is_settled(self, error: EndpointsFailed) -> bool:
+        """Whether these refusals are to be taken for the answer, as long as they have lasted."""
+        patience = _patience(error)
+        return patience is not None and self._refusals.has_lasted(patience, self._clock())
 
     # Reorganisations -------------------------------------------------------------------------------------------------
 
@@ -226,9 +444,13 @@ class ChainScan:
             part = watched[start : start + FORK_SEARCH_BLOCKS]
             blocks = await self._chain.blocks(self.scope, [number for number, _ in part])
             for number, block_hash in part:
+                if number not in blocks:
+                    continue  # not shown, which does not say that it was replaced
                 if _has_hash(blocks[number], block_hash):
                     return replace(cursor, block_number=number, block_hash=block_hash) if replaced else None
                 replaced = True
+        if not replaced and watched:
+            return None
         oldest = watched[-1][0] if watched else min(head, cursor.block_number)
         number = max(oldest - BLIND_REWIND_BLOCKS, cursor.first_block - 1)
         return replace(cursor, block_number=number, block_hash=None)
@@ -245,9 +467,9 @@ class ChainScan:
             return []
         numbers = {number for number, _ in held} | ({known.block_number} if known.block_hash is not None else set())
         blocks = await self._chain.blocks(self.scope, sorted(numbers))
-        if known.block_hash is not None and not _has_hash(blocks[known.block_number], known.block_hash):
+        if known.block_hash is not None and not _has_hash(blocks.get(known.block_number), known.block_hash):
             raise ChainUnavailable(f"the endpoints show different blocks {known.block_number}")
-        return [block_hash for number, block_hash in held if not _has_hash(blocks[number], block_hash)]
+        return [block_hash for number, block_hash in held if _is_replaced(blocks, number, block_hash)]
 
     # Reading again ---------------------------------------------------------------------------------------------------
 
@@ -332,3 +554,25 @@ class _Dispute:
 
 def _has_hash(block: MinedBlock | None, block_hash: str) -> bool:
     return block is not None and block.block_hash == block_hash
+
+
+def _is_replaced(blocks: Mapping[int, MinedBlock | None], number: int, block_hash: str) -> bool:
+    """Whether another block, or none, is at that height now; a block that nobody shows says neither."""
+    return number in blocks and not _has_hash(blocks[number], block_hash)
+
+
+def _above_gap(cursor: Cursor) -> int:
+    """The first block above what lies behind the cursor and no node has shown."""
+    return cursor.gap_end + 1 if cursor.gap_end is not None else 0
+
+
+def _patience(error: EndpointsFailed) -> Patience | None:
+    """How long these refusals have to last until they count; None where nobody is there to refuse anything."""
+    refusals = error.history_refusals
+    if not refusals:
+        return None
+    if len(refusals) < len(error.failures):
+        return PATIENCE_SOME_SILENT
+    if all(isinstance(refusal, HistoryPruned) for refusal in refusals):
+        return PATIENCE_PRUNED
+    return PATIENCE_REFUSED

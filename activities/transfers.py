@@ -193,8 +193,11 @@ class TransferDesk:
         for finding in findings:
             try:
                 await self._publish(_event(finding))
-            except SettleError as error:
-                log.warning("finding not announced yet", finding=finding.key, error=error.message)
+            except Exception as error:
+                # Whatever is wrong with the receiver, or with what it is told, keeps nobody from being credited.
+                known = isinstance(error, SettleError)
+                words = str(error) if known else type(error).__name__
+                log.warning("finding not announced yet", finding=finding.key, error=words, exc_info=not known)
                 self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
                 return
             async with self._database.single_statement() as connection:

@@ -66,7 +66,7 @@ def says_pruned(refusal: EndpointFailure) -> bool:
     """Whether an endpoint's error says that it does not keep the blocks that were asked for."""
     if refusal.failure is not Failure.RPC_ERROR:
         return False
-    if refusal.code in PRUNED_CODES:
+    if refusal.rpc_code in PRUNED_CODES:
         return True
     return bool(_PRUNED.search(refusal.message)) and not _FOR_NOW.search(refusal.message)
 

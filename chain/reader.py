@@ -422,8 +422,8 @@ class ChainReader:
         One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A
         range that an endpoint refuses is made smaller for it, which is remembered, and never keeps payments from being
         looked for at that endpoint. With `endpoint`, a label, that one is asked and no other.
-        Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a single endpoint its
-        own failure. Both are `ChainUnavailable`.
+        Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a single endpoint
+        its own failure. Both are `ChainUnavailable`.
         """
 
         async def read(node: _Node, _: float) -> TransferRange:
@@ -446,7 +446,9 @@ class ChainReader:
             blocks = await read_blocks(node.history, scope, numbers)
             if missing := sorted(set(numbers) - blocks.keys()):
                 partial.append(blocks)
-                raise HistoryRefused(Failure.CONTRADICTION, f"does not show block {missing[0]}, which is below its head")
+                raise HistoryRefused(
+                    Failure.CONTRADICTION, f"does not show block {missing[0]}, which is below its head"
+                )
             return blocks
 
         try:

@@ -73,8 +73,8 @@ ONE_BY_ONE_SECONDS: Final = 600.0
 class EndpointFailure(ChainUnavailable):
     """One endpoint gave no usable answer. `message` is one line without the endpoint's name or secrets.
 
-    `may_refuse_batches` is set where a node that knows no batches would have answered the same. `code` is the JSON-RPC
-    error's own, where there is one.
+    `may_refuse_batches` is set where a node that knows no batches would have answered the same. `rpc_code` is that of
+    a JSON-RPC error.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class EndpointFailure(ChainUnavailable):
         *,
         retry_after_seconds: float | None = None,
         may_refuse_batches: bool = False,
-        code: int | None = None,
+        rpc_code: int | None = None,
     ) -> None:
         super().__init__(message)
         self.failure = failure
-        self.code = code
+        self.rpc_code = rpc_code
         self.retry_after_seconds = retry_after_seconds
         self.may_refuse_batches = may_refuse_batches
 
@@ -279,7 +279,7 @@ class Endpoint:
         if type(code) is not int:
             return EndpointFailure(Failure.RPC_ERROR, f"{what}: {text}")
         failure = Failure.RATE_LIMITED if code in RATE_LIMIT_CODES else Failure.RPC_ERROR
-        return EndpointFailure(failure, f"{what}: {text} (code {code})", code=code)
+        return EndpointFailure(failure, f"{what}: {text} (code {code})", rpc_code=code)
 
 
 def labels(urls: Sequence[str]) -> list[str]:

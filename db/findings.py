@@ -203,6 +203,18 @@ async def resolve_finding(connection: ServiceConnection, finding_id: UUID, resol
     await connection.connection.execute(_RESOLVE, {"id": finding_id, "resolution": resolution})
 
 
+_SETTLE: Final = text(
+    "UPDATE findings SET resolved_at = now(), resolution = :settled WHERE key = :key AND"
+    " (resolved_at IS NULL OR resolution = ANY (:reopening))"
+).bindparams(bindparam("reopening", type_=ARRAY(TEXT)))
+
+
+async def settle_finding(connection: ServiceConnection, key: str) -> None:
+    """What the finding of this key is about is over by itself; one that an operator has ended stays as it is."""
+    values = {"key": key, "settled": SETTLED, "reopening": list(REOPENING_RESOLUTIONS)}
+    await connection.connection.execute(_SETTLE, values)
+
+
 async def close_settled_findings(connection: ServiceConnection, chain_id: int) -> int:
     """Close what needs no remedy any more: the transfer has paid an attempt, or is on the chain again; how many."""
     values = {"chain_id": chain_id, "settled": SETTLED}

@@ -30,6 +30,8 @@ class Cursor:
     block_number: int
     block_hash: str | None
     head_number: int
+    gap_end: int | None = None
+    """Where the highest stretch behind the cursor ends that no node has shown: nobody reads across it in passing."""
 
     @property
     def lag_blocks(self) -> int:
@@ -43,7 +45,11 @@ def _of(scope: TransferScope) -> dict[str, Any]:
 
 _CURSOR: Final = text(
     """
-    SELECT first_block, block_number, block_hash, head_number FROM chain_cursors
+    SELECT first_block, block_number, block_hash, head_number,
+           (SELECT max(g.last_block) FROM chain_gaps g
+             WHERE g.chain_id = c.chain_id AND g.token = c.token AND g.to_address = c.to_address
+               AND g.read_at IS NULL AND g.first_block <= c.block_number)
+      FROM chain_cursors c
      WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
     """
 )
@@ -61,6 +67,16 @@ _MOVE_CURSOR: Final = text(
        SET block_number = :block_number, block_hash = :block_hash, head_number = :head_number, updated_at = now()
      WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
        AND block_number = :old_number AND block_hash IS NOT DISTINCT FROM :old_hash
+    """
+)
+
+_NOTE_WAITING: Final = text(
+    """
+    UPDATE chain_cursors
+       SET waits_for = :waits_for,
+           waits_since = CASE WHEN CAST(:waits_for AS text) IS NOT NULL THEN coalesce(waits_since, now()) END
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND waits_for IS DISTINCT FROM :waits_for
     """
 )
 
@@ -111,6 +127,7 @@ _RECORD: Final = text(
            AS t (tx_hash, log_index, block_number, block_hash, block_time, from_address, value_raw)
     ON CONFLICT (chain_id, tx_hash, log_index) DO UPDATE
        SET block_number = EXCLUDED.block_number, block_hash = EXCLUDED.block_hash, block_time = EXCLUDED.block_time,
+           token = EXCLUDED.token, to_address = EXCLUDED.to_address,
            from_address = EXCLUDED.from_address, value_raw = EXCLUDED.value_raw, handled_at = NULL, attempt_id = NULL
      WHERE o.block_hash <> EXCLUDED.block_hash
         OR (:corrects AND (o.value_raw, lower(o.from_address)) <> (EXCLUDED.value_raw, lower(EXCLUDED.from_address)))
@@ -187,11 +204,12 @@ _UNHANDLED: Final = text(
     """
 )
 
-_SIBLINGS: Final = text(
+_OBSERVED_AT: Final = text(
     """
-    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw, o.token,
+           o.to_address
       FROM observed_transfers o
-     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash ORDER BY o.log_index
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
     """
 )
 
@@ -201,18 +219,24 @@ _ALIKE: Final = text(
       FROM observed_transfers o
      WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.value_raw = :value_raw
        AND lower(o.from_address) = lower(:from_address)
+       AND lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address)
      ORDER BY o.log_index
     """
 )
 
 _PAID: Final = text(
     """
-    SELECT s.attempt_id, a.status, s.log_index, s.from_address, s.value_raw
+    SELECT s.attempt_id, a.status, s.log_index, s.from_address, s.value_raw,
+           lower(a.token) = lower(:token) AND lower(a.to_address) = lower(:to_address) AS in_scope
       FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
      WHERE s.chain_id = :chain_id AND s.tx_hash = :tx_hash
      UNION ALL
-    SELECT NULL, NULL, c.log_index, c.from_address, c.value_raw
+    SELECT NULL, NULL, c.log_index, c.from_address, c.value_raw,
+           coalesce(lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address), true)
       FROM transfer_credits c
+      LEFT JOIN observed_transfers o
+        ON o.chain_id = c.chain_id AND o.tx_hash = c.tx_hash AND o.log_index = c.log_index
+       AND o.block_hash = c.block_hash
      WHERE c.chain_id = :chain_id AND c.tx_hash = :tx_hash AND c.part <> 'surplus'
     """
 )
@@ -316,6 +340,11 @@ async def forget_watched_above(connection: ServiceConnection, scope: TransferSco
     await connection.connection.execute(_FORGET_ABOVE, {**_of(scope), "block_number": block_number})
 
 
+async def note_waiting(connection: ServiceConnection, scope: TransferScope, waits_for: str | None) -> None:
+    """Write down what the watcher waits for, since when it waits at all; None when it goes on."""
+    await connection.connection.execute(_NOTE_WAITING, {**_of(scope), "waits_for": waits_for})
+
+
 async def record_transfers(
     connection: ServiceConnection, scope: TransferScope, transfers: Sequence[Transfer], *, corrects: bool = False
 ) -> int:
@@ -362,14 +391,14 @@ async def list_observed(
 
 
 async def find_observed(
-    connection: ReadAllConnection, scope: TransferScope, tx_hash: str, log_index: int | None
-) -> Transfer | None:
-    """The transfer that was observed in that place, or None."""
-    values = {"chain_id": scope.chain_id, "tx_hash": tx_hash}
-    for row in await connection.connection.execute(_SIBLINGS, values):
-        if row.log_index == log_index:
-            return _transfer(row)
-    return None
+    connection: ReadAllConnection, chain_id: int, tx_hash: str, log_index: int | None
+) -> tuple[TransferScope, Transfer] | None:
+    """The transfer that was observed in that place, and of which token to which treasury it is; or None."""
+    values = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
+    row = (await connection.connection.execute(_OBSERVED_AT, values)).one_or_none()
+    if row is None:
+        return None
+    return TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address), _transfer(row)
 
 
 async def disown_transfers(

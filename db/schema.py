@@ -372,6 +372,35 @@ class ChainCursor(Base):
     head_number: Mapped[int]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    waits_for: Mapped[str | None]
+    waits_since: Mapped[datetime | None]
+
+
+class ChainGap(Base):
+    """Blocks that no node showed: what was paid in them is not known until they are read after all."""
+
+    __tablename__ = "chain_gaps"
+    __table_args__ = (
+        Index(
+            "chain_gaps_unread",
+            "chain_id",
+            "token",
+            "to_address",
+            "last_block",
+            postgresql_where=text("read_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    chain_id: Mapped[int]
+    token: Mapped[str]
+    to_address: Mapped[str]
+    first_block: Mapped[int]
+    last_block: Mapped[int]
+    reason: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    tried_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    read_at: Mapped[datetime | None]
 
 
 class WatchedBlock(Base):

@@ -71,6 +71,7 @@ WRITES: Final[dict[str, frozenset[str]]] = {
             "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
             "orphaned_transfers": ("INSERT",),
             "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
+            "chain_gaps": ("INSERT", "UPDATE"),
             "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
             "findings": ("INSERT", "UPDATE"),
             "operator_actions": ("INSERT",),

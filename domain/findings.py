@@ -47,6 +47,9 @@ class FindingKind(StrEnum):
     LEDGER_DISAGREES = "ledger_disagrees"
     """A payment, its transfer and its ledger entries contradict each other: an alarm."""
 
+    CHAIN_GAP = "chain_gap"
+    """No chain node shows the transfers of some blocks; the watcher goes on behind them."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each needs a name and a reason, and is safe to repeat."""
@@ -75,6 +78,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.PAYMENT_REVERSED: (Remedy.WRITE_OFF,),
     FindingKind.LEDGER_WITHOUT_TRANSFER: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.LEDGER_DISAGREES: (Remedy.RETRY, Remedy.WRITE_OFF),
+    FindingKind.CHAIN_GAP: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """What can be done about each kind, the likeliest first."""
 
@@ -96,11 +100,15 @@ class Finding(BaseModel):
     """Raw token units that it is about: of a surplus, the surplus."""
     ledger_reference: str | None = None
     """Of the ledger entries that it is about, where no attempt is."""
+    gap_id: int | None = None
+    """Of the row of `chain_gaps` that it is about."""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """What makes two findings the same one: the transfer, or the attempt, and the kind only where both may be."""
+        if self.kind is FindingKind.CHAIN_GAP:
+            return gap_key(self.gap_id)
         if self.kind in _OF_AN_ATTEMPT:
             return f"{self.kind.value}:{self.attempt_id or self.ledger_reference}"
         return transfer_key(self.chain_id, self.tx_hash, self.log_index)
@@ -123,6 +131,11 @@ SETTLED: Final = "settled"
 
 REOPENING_RESOLUTIONS: Final = (Remedy.RETRY.value, SETTLED)
 """A finding that was resolved so is open again when the same thing is found again."""
+
+
+def gap_key(gap_id: int | None) -> str:
+    """The key of the finding about a row of `chain_gaps`."""
+    return f"{FindingKind.CHAIN_GAP.value}:{gap_id}"
 
 
 def transfer_key(chain_id: int | None, tx_hash: str | None, log_index: int | None) -> str:

@@ -58,6 +58,8 @@ class PaidTransfer(Value):
     log_index: int
     from_address: Address
     value_raw: int
+    in_scope: bool = True
+    """Whether it is of the same token to the same treasury as the transfer that is decided about."""
 
 
 class Surroundings(Value):
@@ -130,7 +132,7 @@ def _paid_by(transfer: Transfer, around: Surroundings) -> PaidTransfer | None:
     def is_like(other: Transfer | PaidTransfer) -> bool:
         return other.value_raw == transfer.value_raw and same_address(other.from_address, transfer.from_address)
 
-    paid = {one.log_index: one for one in around.paid if is_like(one)}
+    paid = {one.log_index: one for one in around.paid if one.in_scope and is_like(one)}
     places = sorted(other.log_index for other in around.siblings if is_like(other))
     moved = [paid[place] for place in sorted(paid) if place not in places]
     unpaid = [place for place in places if place not in paid]

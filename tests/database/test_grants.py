@@ -22,7 +22,7 @@ READ_BY_TENANTS = {
     "users", "virtual_keys",
 }  # fmt: skip
 READ_BY_SERVICE = READ_BY_TENANTS | {
-    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "findings", "governance_heartbeats",
+    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "chain_gaps", "findings", "governance_heartbeats",
     "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
 }  # fmt: skip
@@ -39,6 +39,7 @@ WRITTEN: dict[str, dict[str, str]] = {
         "books_checks": "UPDATE",
         "books_violations": "INSERT UPDATE",
         "chain_cursors": "INSERT UPDATE DELETE",
+        "chain_gaps": "INSERT UPDATE",
         "findings": "INSERT UPDATE",
         "governance_heartbeats": "INSERT UPDATE",
         "observed_transfers": "INSERT UPDATE DELETE",
