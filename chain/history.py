@@ -37,6 +37,9 @@ PRUNED_CODES: Final = frozenset({4444, -32001})
 """JSON-RPC error codes of history that a node does not keep: go-ethereum's and Reth's for pruned history (EIP-4444),
 and EIP-1474's "resource not found"."""
 
+POOL_LAG_BLOCKS_MAX: Final = 16
+"""A node of a pool that does not have a block so far below the pool's head does not lag: it does not keep it."""
+
 _PRUNED: Final = re.compile(
     r"\bprun|missing trie node|\barchiv"
     r"|histor\w* (?:\w+ ){0,4}(?:not available|unavailable|not found)"
@@ -101,9 +104,12 @@ async def read_range(
     if head < last:
         # Beyond its head a node gives a part of the logs, and does not say so.
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
+    if replies[3].error is not None and says_pruned(replies[3].error):
+        raise HistoryPruned(replies[3].error.failure, replies[3].error.message)
     last_block = _past_block(replies[2], last, head)
     if last_block is None:
-        raise HistoryRefused(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
+        kind = HistoryPruned if head - last > POOL_LAG_BLOCKS_MAX else HistoryRefused
+        raise kind(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
     found = await _found(replies[3], scope, first, last)
     blocks = (
         await read_blocks(endpoint, scope, sorted({log.block_number for log, _ in found} | {last})) if found else {}
@@ -177,8 +183,6 @@ async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> l
         limited = refusal.failure is Failure.RATE_LIMITED
         if limited and not _ABOUT_THE_RANGE.search(refusal.message):
             raise refusal
-        if says_pruned(refusal):
-            raise HistoryPruned(refusal.failure, refusal.message)
         raise RangeRefused(refusal.failure, refusal.message)
     many = isinstance(reply.result, list) and len(reply.result) > PARSE_INLINE_LOGS_MAX
     try:

@@ -27,8 +27,11 @@ _PROMISED: Final = text(
            AND a.updated_at > now() - CAST(:after AS interval)
     )
     SELECT min(token) AS token, min(to_address) AS to_address, min(created_at) AS since,
-           CASE WHEN bool_and(until IS NOT NULL) THEN max(until) END AS until
-      FROM promised GROUP BY lower(token), lower(to_address)
+           CASE WHEN bool_and(until IS NOT NULL) THEN max(until) END AS until,
+           EXISTS (SELECT FROM chain_cursors c
+                    WHERE c.chain_id = :chain_id AND c.token = min(p.token) AND c.to_address = min(p.to_address))
+             AS is_known
+      FROM promised p GROUP BY lower(token), lower(to_address)
     HAVING bool_or(until IS NULL) OR max(until) > now()
      ORDER BY since
     """
@@ -43,6 +46,7 @@ async def list_promises(connection: ReadAllConnection, chain_id: int) -> list[Pr
             scope=TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address),
             until=row.until,
             since=row.since,
+            is_known=row.is_known,
         )
         for row in await connection.connection.execute(_PROMISED, values)
     ]

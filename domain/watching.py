@@ -26,6 +26,8 @@ class Promise:
     """When their day after the last one's end is over; None while one of them is open."""
     since: datetime
     """When the oldest of them was made."""
+    is_known: bool = False
+    """Whether a worker has followed them before: its settings, or an attempt, had them then."""
 
 
 def is_same_scope(one: TransferScope, other: TransferScope) -> bool:
@@ -38,9 +40,9 @@ def is_same_scope(one: TransferScope, other: TransferScope) -> bool:
 
 
 def old_promises(current: TransferScope, promises: Sequence[Promise]) -> list[Promise]:
-    """Those that the settings do not name, and that are followed all the same; the oldest first."""
+    """Those that the settings do not name, and that are followed all the same; first those that were before."""
     others = [promise for promise in promises if not is_same_scope(promise.scope, current)]
-    return sorted(others, key=lambda promise: promise.since)[:SCOPES_MAX]
+    return sorted(others, key=lambda promise: (not promise.is_known, promise.since))[:SCOPES_MAX]
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,36 @@ class FaultyNode:
 
         self.answers(refuse)
 
+    def prune_logs_below(self, block: int, refusal: Refusal | None = None) -> None:
+        """Keeps no logs of the blocks below this one; their headers it has."""
+        self.refuse_logs_of(0, block - 1, refusal or Refusal("pruned history unavailable", code=4444))
+
+    def refuse_logs_of(self, first: int, last: int, refusal: Refusal) -> None:
+        """Refuses each log query that touches these blocks."""
+
+        def refuse(method: str, params: list[Json], result: Json) -> Json:
+            if method != "eth_getLogs":
+                return result
+            return refusal if _touches(params[0], first, last) else result
+
+        self.answers(refuse)
+
+    def lose_headers(self, first: int, last: int, answer: Json = None) -> None:
+        """Answers null, or this, for these blocks by their numbers."""
+
+        def lose(method: str, params: list[Json], result: Json) -> Json:
+            if method != "eth_getBlockByNumber" or not str(params[0]).startswith("0x"):
+                return result
+            return answer if first <= int(params[0], 16) <= last else result
+
+        self.answers(lose)
+
+    def name_tag(self, tag: str, block: Json) -> None:
+        """Answers this for a tag."""
+        self.answers(
+            lambda method, params, real: block if method == "eth_getBlockByNumber" and params[0] == tag else real
+        )
+
     def omit_newest_logs(self, blocks: int = 1) -> None:
         """Knows no logs of the newest blocks yet, and does not say so."""
         head = 0
@@ -318,3 +348,7 @@ class FaultyNode:
 
 def _blocks_in(query: Json) -> int:
     return int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1
+
+
+def _touches(query: Json, first: int, last: int) -> bool:
+    return int(query["fromBlock"], 16) <= last and int(query["toBlock"], 16) >= first

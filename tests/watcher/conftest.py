@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from activities.scanning import ChainScan, Step
 from activities.transfers import TransferDesk
+from activities.watching import Followers, OpenScope, ScopeWatch, ScopeWatches
 from chain.reader import ChainReader
 from db import accounts, attempts, payments
 from devstack.chain import LocalChain, Wallet, payer_wallets
@@ -22,6 +23,8 @@ from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.chain import TransferScope
 from domain.events import PlatformEvent
 from domain.verdict import Refused, SettledTransfer
+from domain.watching import Promise
+from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import Desk
@@ -60,6 +63,16 @@ class Watch:
     submitted: list[tuple[UUID, str]]
     trouble: dict[UUID, Exception]
     deaf: list[Exception] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    """By which refusals of nodes last; it stands still until a test moves it."""
+
+    open_scope: OpenScope = field(init=False)
+
+    def followers(self, treasury: str | None = None) -> Followers:
+        """What follows all that is to be followed, when the settings name this treasury."""
+        scope = self.scan.scope.model_copy(update={"treasury": treasury} if treasury else {})
+        watches = ScopeWatches(self.desk_of_payers.service, scope, self.open_scope)
+        return Followers(watches, 0.25, clock=self.clock)
 
     # The watcher ------------------------------------------------------------------------------------------------------
 
@@ -108,10 +121,12 @@ class Watch:
 
     # The chain --------------------------------------------------------------------------------------------------------
 
-    async def pay(self, cents: int = 10_000, *, wallet: Wallet | None = None, blocks: int = 1) -> str:
+    async def pay(
+        self, cents: int = 10_000, *, wallet: Wallet | None = None, blocks: int = 1, treasury: str | None = None
+    ) -> str:
         """A transfer to the treasury, mined with that many blocks (0: not yet)."""
         key = (wallet or payer_wallets()[0]).private_key
-        sent = await self.chain.pay(key, self.chain.treasury_address, cents * 10_000)
+        sent = await self.chain.pay(key, treasury or self.chain.treasury_address, cents * 10_000)
         if blocks:
             await self.chain.mine(blocks)
             await self.chain.wait_for_receipt(sent)
@@ -229,9 +244,24 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
                     raise made.deaf[0]
                 told.append(event)
 
-            scan = ChainScan(reader, desk.service, scope, from_block=from_block, look_back_blocks=look_back_blocks)
-            transfers = TransferDesk(desk.service, scope, submit, publish, min_confirmations=MIN_CONFIRMATIONS)
-            made = Watch(chain, desk, reader, scan, transfers, told, submitted, trouble)
+            clock = Clock()
+
+            def open_scope(scope: TransferScope, promise: Promise | None = None) -> ScopeWatch:
+                scan = ChainScan(
+                    reader,
+                    desk.service,
+                    scope,
+                    from_block=from_block,
+                    look_back_blocks=look_back_blocks,
+                    clock=clock,
+                )
+                return ScopeWatch(
+                    scan, TransferDesk(desk.service, scope, submit, publish, min_confirmations=MIN_CONFIRMATIONS)
+                )
+
+            current = open_scope(scope)
+            made = Watch(chain, desk, reader, current.scan, current.desk, told, submitted, trouble, clock=clock)
+            made.open_scope = open_scope
             return made
 
         yield make
