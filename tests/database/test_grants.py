@@ -22,7 +22,8 @@ READ_BY_TENANTS = {
     "users", "virtual_keys",
 }  # fmt: skip
 READ_BY_SERVICE = READ_BY_TENANTS | {
-    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "chain_gaps", "findings", "governance_heartbeats",
+    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "chain_gaps", "findings",
+    "governance_heartbeats",
     "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
 }  # fmt: skip
