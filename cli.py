@@ -331,6 +331,28 @@ async def bench(
 
 
 @main.group()
+def chain() -> None:
+    """Look after what is read of the chain."""
+
+
+@chain.command("rescan")
+@click.option("--from", "first", required=True, type=click.IntRange(min=0), metavar="BLOCK", help="The first block.")
+@click.option("--to", "last", required=True, type=click.IntRange(min=0), metavar="BLOCK", help="The last block.")
+@json_option
+@click.pass_obj
+@command
+async def rescan_chain(context: Context, *, first: int, last: int, as_json: bool) -> bool:
+    """Read blocks again that lie behind the watcher, and close what was missing of them.
+
+    With CHAIN_RPC_URLS of a node that has them, an archive node say. What is found is acted upon by the worker. Exit
+    code 1 where no node shows all of them.
+    """
+    from commands.chain import rescan
+
+    return await rescan(context.settings, first=first, last=last, as_json=as_json)
+
+
+@main.group()
 def attempt() -> None:
     """Create, submit and look at payment attempts."""
 

@@ -139,7 +139,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                 sdk_metrics_address=sdk_metrics_address,
             )
         )
-        await stack.enter_async_context(DatabaseGauges(service, chain_id=settings.chain_id).kept_fresh())
+        await stack.enter_async_context(
+            DatabaseGauges(service, chain_id=settings.chain_id, finality=settings.finality_policy).kept_fresh()
+        )
         watched = PreconditionGauge(preconditions, token, chain_id=settings.chain_id)
         await stack.enter_async_context(watched.kept_fresh())
         async with worker:

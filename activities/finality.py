@@ -113,7 +113,10 @@ class FinalityActivities:
         found = judging.locate(payment.terms, settled, view.receipt)
         if found is None or view.canonical.block_hash != view.receipt.block_hash:
             return await self._judge_absence(payment, settled, level, view.head_number)
-        final_up_to = await self._final_up_to(level, view.head_number)
+        try:
+            final_up_to = await self._final_up_to(level, view.head_number)
+        except ChainUnavailable as error:
+            return NotFinal(message=f"in block {found.block_number}; {error.message}")
         verdict = judging.judge_presence(found, level, final_up_to=final_up_to)
         if isinstance(verdict, NotFinal):
             return verdict

@@ -13,10 +13,12 @@ from prometheus_client import Gauge
 from activities.metrics import PRECONDITIONS_MET, observe_books
 from chain.preconditions import LIFETIME_SECONDS, SettlementPreconditions, State
 from db.books import CHECK_NAMES
-from db.engine import ServiceDatabase
+from db.engine import ReadAllConnection, ServiceDatabase
+from db.finality import find_last_settled, find_oldest_waiting
 from db.gauges import Readings, read_gauges
 from domain.attempt import OPEN_STATUSES, Purpose
 from domain.errors import SettleError
+from domain.finality import FinalityLevel, FinalityPolicy
 from domain.findings import FindingKind
 
 EVERY_SECONDS: Final = 15.0
@@ -37,6 +39,14 @@ CURSOR_LAG: Final = Gauge(
     "settle_watcher_cursor_lag_blocks", "Blocks between the watcher's cursor and the head that it last saw", ["chain"]
 )
 CURSOR_AGE: Final = Gauge("settle_watcher_cursor_age_seconds", "Seconds since the watcher's cursor moved", ["chain"])
+UNREAD_BLOCKS: Final = Gauge(
+    "settle_watcher_unread_blocks", "Blocks behind the watcher's cursor that no chain node has shown", ["chain"]
+)
+FINALITY_OLDEST: Final = Gauge(
+    "settle_finality_oldest_seconds",
+    "Since when the oldest payment is credited and not final, by the level that it needs",
+    ["level"],
+)
 BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credits that the system tenant holds")
 HEARTBEAT: Final = Gauge("settle_heartbeat_timestamp_seconds", "When the last governance heartbeat was taken")
 RECONCILED: Final = Gauge("settle_reconciliation_timestamp_seconds", "When the last reconciliation came to its end")
@@ -51,9 +61,19 @@ log = logging.getLogger(__name__)
 class DatabaseGauges:
     """Reads the database now and then and sets the gauges; each reading is one short transaction."""
 
-    def __init__(self, database: ServiceDatabase, *, chain_id: int, every_seconds: float = EVERY_SECONDS) -> None:
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        *,
+        chain_id: int,
+        finality: FinalityPolicy | None = None,
+        every_seconds: float = EVERY_SECONDS,
+    ) -> None:
+        """With `finality`, the policy of the settings, also how long payments have been waiting for it."""
         self._database = database
         self._chain_id = chain_id
+        self._sizes = finality.by_size if finality is not None else {}
+        self._waiting: dict[FinalityLevel, int] = {}
         self._every_seconds = every_seconds
 
     @asynccontextmanager
@@ -66,8 +86,27 @@ class DatabaseGauges:
         """Set every gauge to what the database says now. Raises `SettleError`."""
         async with asyncio.timeout(READING_SECONDS_MAX), self._database.transaction() as connection:
             readings = await read_gauges(connection, chain_id=self._chain_id)
+            for level in self._sizes:
+                await self._read_finality(connection, level)
         _set(readings)
+        UNREAD_BLOCKS.labels(self._chain_id).set(readings.unread_blocks)
         REFRESHED.set_to_current_time()
+
+    async def _read_finality(self, connection: ReadAllConnection, level: FinalityLevel) -> None:
+        from_cents, below_cents = self._sizes[level]
+        last = await find_last_settled(connection)
+        waiting = await find_oldest_waiting(
+            connection,
+            self._chain_id,
+            from_cents=from_cents,
+            below_cents=below_cents,
+            not_before=self._waiting.get(level),
+        )
+        if waiting is not None:
+            self._waiting[level] = waiting.id
+        elif last is not None:
+            self._waiting[level] = last
+        FINALITY_OLDEST.labels(level.value).set(waiting.seconds if waiting is not None else 0.0)
 
 
 @asynccontextmanager

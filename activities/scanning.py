@@ -183,6 +183,11 @@ class ChainScan:
             begin = found.last + 1
         return begin - first
 
+    async def count_recorded(self, first: int, last: int) -> int:
+        """How many transfers in these blocks are on record. Raises `DatabaseUnavailable`."""
+        async with self._database.single_statement() as connection:
+            return len(await observed.list_observed(connection, self.scope, first=first, last=last))
+
     async def rescan(self, blocks: int) -> RescanReport:
         """Read the last blocks behind the cursor again, with every endpoint that is on the same chain.
 

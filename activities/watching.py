@@ -19,7 +19,7 @@ from activities.contracts import Followed, Rescan, RescanReport, WatchedChain
 from activities.scanning import ChainScan, Step
 from activities.transfers import TransferDesk
 from db.engine import ServiceDatabase
-from db.scopes import list_promises
+from db.scopes import list_promises, mark_followed
 from domain.chain import TransferScope
 from domain.errors import ConfigurationError, Unavailable
 from domain.watching import Promise, old_promises
@@ -79,6 +79,8 @@ class ScopeWatches:
             if scope not in self._open:
                 self._open[scope] = self._open_scope(scope, promise)
                 log.info("an old treasury is followed", treasury=scope.treasury, token=scope.token)
+        async with self._database.transaction() as connection:
+            await mark_followed(connection, self.current.chain_id, list(self._open))
         return dict(self._open)
 
     def known(self) -> dict[TransferScope, ScopeWatch]:

@@ -12,6 +12,7 @@ import aiohttp
 
 from activities.bookkeeping import check_all_books, check_books
 from chain.preconditions import SettlementPreconditions, State
+from commands.chain_checks import check_finality, check_watcher
 from commands.connections import (
     CONNECTIONS,
     chain_reader,
@@ -94,6 +95,8 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
         await check("API", lambda: _api(api_url))
     await check("chain nodes", lambda: _chain_nodes(settings))
     await check("token and treasury", lambda: _preconditions(settings))
+    await check("chain watcher", lambda: check_watcher(settings))
+    await check("finality", lambda: check_finality(settings))
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})

@@ -241,7 +241,15 @@ def _remedies(finding: StoredFinding) -> tuple[RemedyView, ...]:
     )
 
 
+GAP_MEANINGS: Final = {
+    Remedy.RETRY: "have the worker ask for the blocks again, now",
+    Remedy.WRITE_OFF: "acknowledge it: the blocks are not asked for any more",
+}
+
+
 def _meaning(finding: StoredFinding, remedy: Remedy) -> str:
+    if finding.kind is FindingKind.CHAIN_GAP:
+        return GAP_MEANINGS[remedy]
     if remedy is not Remedy.CREDIT:
         return MEANINGS[remedy]
     whose = finding.billing_account_id or "the sender's own, opened where he has none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -25,6 +26,63 @@ _CREDITED: Final = text(
      WHERE a.id = :attempt_id
     """
 )
+
+LOOKED_BACK: Final = timedelta(days=30)
+"""What has not become final for longer than that was told of before."""
+
+LATE_COMMITS_MAX: Final = 1_000
+"""How many rows with lower numbers may be committed after one that was seen."""
+
+_FIRST: Final = text("SELECT min(id) FROM settled_transfers WHERE created_at > now() - CAST(:looked_back AS interval)")
+_LAST: Final = text("SELECT max(id) FROM settled_transfers")
+# Rows are numbered in the order of time, and nearly all are final: the first one that is not is soon found.
+_OLDEST_WAITING: Final = text(
+    """
+    SELECT s.id, extract(epoch FROM now() - s.created_at)::float AS seconds, s.attempt_id, s.block_number
+      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+     WHERE s.id >= :first AND s.chain_id = :chain_id AND a.status = 'CREDITED'
+       AND a.amount_usd_cents >= :from_cents AND a.amount_usd_cents < :below_cents
+       AND NOT EXISTS (SELECT FROM transfer_finality f WHERE f.attempt_id = s.attempt_id)
+     ORDER BY s.id LIMIT 1
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingForFinality:
+    """The payment that has been credited for longest and is not final."""
+
+    id: int
+    """Of its row of `settled_transfers`."""
+    seconds: float
+    attempt_id: UUID
+    block_number: int
+
+
+async def find_last_settled(connection: ReadAllConnection) -> int | None:
+    """Number of the newest settled transfer."""
+    last: int | None = (await connection.connection.execute(_LAST)).scalar_one()
+    return last
+
+
+async def find_oldest_waiting(
+    connection: ReadAllConnection, chain_id: int, *, from_cents: int, below_cents: int, not_before: int | None = None
+) -> WaitingForFinality | None:
+    """The oldest payment of such a size that is credited and not final; None where there is none.
+
+    `not_before` is the `id` of an answer before this one, or of the newest transfer where there was none: what was
+    final then is so now.
+    """
+    if not_before is None:
+        first = (await connection.connection.execute(_FIRST, {"looked_back": LOOKED_BACK})).scalar_one()
+    else:
+        first = not_before - LATE_COMMITS_MAX
+    if first is None:
+        return None
+    values = {"first": first, "chain_id": chain_id, "from_cents": from_cents, "below_cents": below_cents}
+    row = (await connection.connection.execute(_OLDEST_WAITING, values)).one_or_none()
+    return WaitingForFinality(row.id, row.seconds, row.attempt_id, row.block_number) if row is not None else None
+
 
 _INSERT: Final = text(
     """

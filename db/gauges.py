@@ -39,7 +39,14 @@ _CURSORS: Final = text(
     """
     SELECT chain_id, max(head_number - block_number) AS lag_blocks,
            extract(epoch FROM now() - min(updated_at))::float AS age_seconds
-      FROM chain_cursors GROUP BY chain_id
+      FROM chain_cursors WHERE retired_at IS NULL GROUP BY chain_id
+    """
+)
+
+_GAPS: Final = text(
+    """
+    SELECT coalesce(sum(g.last_block - g.first_block + 1), 0)::bigint AS blocks FROM chain_gaps g
+     WHERE g.read_at IS NULL AND g.chain_id = :chain_id
     """
 )
 
@@ -85,6 +92,8 @@ class Readings:
     pending_oldest_seconds: float
     open_findings: dict[str, OpenFindings]
     cursors: dict[int, CursorPosition]
+    unread_blocks: int
+    """Of this chain, that no node has shown."""
     system_tenant_balance_credits: int | None
     last_heartbeat_at: datetime | None
     last_reconciled_at: datetime | None
@@ -111,6 +120,7 @@ async def read_gauges(connection: ReadAllConnection, *, chain_id: int) -> Readin
             row.kind: OpenFindings(row.findings, row.oldest_seconds) for row in await sql.execute(_FINDINGS)
         },
         cursors={row.chain_id: CursorPosition(row.lag_blocks, row.age_seconds) for row in await sql.execute(_CURSORS)},
+        unread_blocks=(await sql.execute(_GAPS, {"chain_id": chain_id})).scalar_one(),
         system_tenant_balance_credits=(await sql.execute(_BALANCE)).scalar_one_or_none(),
         last_heartbeat_at=(await sql.execute(_HEARTBEAT)).scalar_one_or_none(),
         last_reconciled_at=reconciled.created_at if reconciled else None,

@@ -93,6 +93,10 @@ _TRANSACTIONS: Final = f"""
                               THEN s.created_at < c.updated_at - CAST(:grace AS interval)
                                 OR coalesce(f.block_number, s.block_number) > c.head_number + 1000
                               ELSE true END)
+               AND NOT EXISTS (SELECT FROM chain_gaps g
+                                WHERE g.read_at IS NULL AND g.chain_id = s.chain_id
+                                  AND lower(g.token) = lower(a.token) AND lower(g.to_address) = lower(a.to_address)
+                                  AND coalesce(f.block_number, s.block_number) BETWEEN g.first_block AND g.last_block)
                  AS is_covered
           FROM transactions t
           JOIN settled_transfers s ON s.chain_id = :chain_id AND s.tx_hash = t.tx_hash
@@ -225,9 +229,11 @@ _JOURNAL: Final = f"""
 
 _WATCHED: Final = text(
     """
-    SELECT min(first_block) AS first_block, max(block_number) AS block_number, max(head_number) AS head_number,
-           max(updated_at) AS updated_at, now() AS now
-      FROM chain_cursors WHERE chain_id = :chain_id
+    SELECT c.first_block, c.block_number, c.head_number, c.updated_at, n.now
+      FROM (SELECT now() AS now) n
+      LEFT JOIN LATERAL (
+           SELECT * FROM chain_cursors WHERE chain_id = :chain_id AND retired_at IS NULL
+            ORDER BY greatest(head_number - block_number, 0) DESC, updated_at LIMIT 1) c ON true
     """
 )
 # Up to where there is no gap: a period that was reconciled out of turn does not hide what lies before it.
@@ -416,7 +422,7 @@ async def read_journal(connection: ServiceConnection, span: Span) -> Totals:
 
 
 async def find_watched(connection: ServiceConnection, chain_id: int) -> Watched:
-    """How far the chain has been followed."""
+    """How far the chain has been followed: of all that is followed, what lags most."""
     row = (await connection.connection.execute(_WATCHED, {"chain_id": chain_id})).one()
     return Watched(row.first_block, row.block_number, row.head_number, row.updated_at, row.now)
 

@@ -374,6 +374,7 @@ class ChainCursor(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     waits_for: Mapped[str | None]
     waits_since: Mapped[datetime | None]
+    retired_at: Mapped[datetime | None]
 
 
 class ChainGap(Base):

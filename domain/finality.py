@@ -23,6 +23,13 @@ LOOK_DELAY_MAX: Constant = timedelta(seconds=120)
 """Slowest rhythm of looking: on Base ten looks until a block is finalized."""
 
 
+LATE_AFTER: Constant = timedelta(hours=1)
+"""Three times what a block of Base or Ethereum takes until it is finalized: then something stands still."""
+
+CENTS_MAX: Constant = 10**15
+"""Above every payment."""
+
+
 class FinalityLevel(StrEnum):
     """How sure of a block one has to be, in a node's own words; the first is counted by us."""
 
@@ -63,6 +70,13 @@ class FinalityPolicy(Value):
     large_from_usd_cents: int | None = None
     confirmations: int = 64
     """Blocks that level `confirmations` wants, the one with the payment included."""
+
+    @property
+    def by_size(self) -> dict[FinalityLevel, tuple[int, int]]:
+        """Which payments need which level: from so many US cents, and below so many."""
+        if self.large_from_usd_cents is None or self.large_level is self.level:
+            return {self.level: (0, CENTS_MAX)}
+        return {self.level: (0, self.large_from_usd_cents), self.large_level: (self.large_from_usd_cents, CENTS_MAX)}
 
     def level_for(self, amount_usd_cents: int) -> FinalityLevel:
         """The level that a payment of this size needs."""

@@ -129,7 +129,7 @@ async def test_no_gauge_reads_what_is_over(desk: Desk) -> None:
 
     event.listen(desk.service.engine.sync_engine, "before_cursor_execute", note)
     await read(desk)
-    assert len(asked) == 9
+    assert len(asked) == 10
     with psycopg.connect(desk.database.service_url) as connection:
         for statement, values in asked:
             plan = "\n".join(

@@ -94,6 +94,12 @@ CASES: Final = (
         7,
     ),
     Case(
+        "SettleChainGap",
+        {'settle_findings_open{kind="chain_gap"}': steady(1)},
+        {'settle_findings_open{kind="chain_gap"}': steady(0), 'settle_findings_open{kind="surplus"}': steady(9)},
+        1,
+    ),
+    Case(
         "SettleRpcErrors",
         {OK_RPC: rising(78), BAD_RPC: rising(22)},
         {OK_RPC: rising(82), BAD_RPC: rising(18), CANCELLED_RPC: rising(500)},
@@ -123,6 +129,12 @@ CASES: Final = (
         {BUCKET % "60": rising(94), BUCKET % "120": rising(100), BUCKET % "+Inf": rising(100)},
         {BUCKET % "60": rising(96), BUCKET % "120": rising(100), BUCKET % "+Inf": rising(100)},
         30,
+    ),
+    Case(
+        "SettleFinalityLate",
+        {'settle_finality_oldest_seconds{level="finalized"}': steady(3_601)},
+        {'settle_finality_oldest_seconds{level="finalized"}': steady(3_600)},
+        7,
     ),
     Case(
         "SettlePaymentReversed",

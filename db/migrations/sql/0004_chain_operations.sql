@@ -20,8 +20,10 @@ CREATE TABLE chain_gaps (
 );
 CREATE INDEX chain_gaps_unread ON chain_gaps (chain_id, token, to_address, last_block) WHERE read_at IS NULL;
 
--- What the watcher waits for, and since when; empty while it goes on.
-ALTER TABLE chain_cursors ADD COLUMN waits_for text, ADD COLUMN waits_since timestamptz;
+-- What the watcher waits for, and since when; empty while it goes on. A token and treasury that neither the settings nor
+-- an attempt names any more is retired: nobody moves its cursor.
+ALTER TABLE chain_cursors ADD COLUMN waits_for text, ADD COLUMN waits_since timestamptz,
+    ADD COLUMN retired_at timestamptz;
 
 ALTER TABLE chain_gaps ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_sees_all ON chain_gaps TO CURRENT_USER USING (true) WITH CHECK (true);

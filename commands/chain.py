@@ -1,0 +1,86 @@
+"""`settle chain rescan`: read blocks again by hand, with the nodes that the settings name now."""
+
+from __future__ import annotations
+
+from math import inf
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from activities.scanning import ChainScan
+from commands.connections import chain_reader, service_database
+from commands.output import print_json, progress, stdout
+from db.gaps import list_gaps
+from db.scopes import WatchedScope, list_watched_scopes
+from domain.errors import ChainUnavailable, InvalidInput
+from settings import Settings
+
+
+class RescannedScope(BaseModel):
+    """What was read of one token and treasury. Blocks are None where none of those wanted belongs to it."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    token: str
+    treasury: str
+    first_block: int | None
+    last_block: int | None
+    blocks_read: int
+    transfers: int
+    error: str | None = None
+
+
+async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) -> bool:
+    """Read these blocks again of all that is followed; what was missing of them is not missing any more.
+
+    What is found is acted upon by the worker. False where some of it was shown by no node. Raises `InvalidInput`.
+    """
+    if first > last:
+        raise InvalidInput("--to", f"wants a block from {first} on, got {last}")
+    done: list[RescannedScope] = []
+    async with service_database(settings) as database, chain_reader(settings) as chain:
+        async with database.transaction() as connection:
+            watched = await list_watched_scopes(connection, settings.chain_id)
+            missing = {gap.scope for gap in await list_gaps(connection, settings.chain_id)}
+        if not watched:
+            raise ChainUnavailable(f"chain {settings.chain_id} has not been followed yet: a worker does")
+        for one in watched:
+            scan = ChainScan(chain, database, one.scope, from_block=None, look_back_blocks=0)
+            done.append(await _rescan_one(scan, one, first, last))
+        async with database.transaction() as connection:
+            left = [gap for gap in await list_gaps(connection, settings.chain_id) if gap.scope in missing]
+    if as_json:
+        print_json(done)
+    for scope in done:
+        what = f"{scope.blocks_read} blocks, {scope.transfers} transfers to {scope.treasury}"
+        (progress if as_json else stdout.print)(f"{what}: {scope.error}" if scope.error else what)
+    for gap in left:
+        progress(f"still not read: blocks {gap.first_block} to {gap.last_block} of {gap.scope.treasury}")
+    return all(scope.error is None for scope in done)
+
+
+async def _rescan_one(scan: ChainScan, one: WatchedScope, first: int, last: int) -> RescannedScope:
+    """What was paid before a scope was followed is not looked for; what comes behind the cursor is read in passing."""
+    begin, end = max(first, one.first_block), min(last, one.block_number)
+    names = {"token": one.scope.token, "treasury": one.scope.treasury}
+    if begin > end:
+        return RescannedScope(**names, first_block=None, last_block=None, blocks_read=0, transfers=0)
+    read_to = begin - 1
+    error: str | None = None
+
+    def note(block: int) -> None:
+        nonlocal read_to
+        read_to = block
+
+    try:
+        await scan.read_again(begin, end, seconds_max=inf, on_range=note)
+    except ChainUnavailable as unavailable:
+        error = f"from block {read_to + 1} on: {unavailable.message}"
+    return RescannedScope(
+        **names,
+        first_block=begin,
+        last_block=end,
+        blocks_read=read_to - begin + 1,
+        transfers=await scan.count_recorded(begin, read_to),
+        error=error,
+    )

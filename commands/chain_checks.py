@@ -1,0 +1,190 @@
+"""What `settle doctor` says of the watch of the chain, and of whether payments can become final."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from chain.reader import ChainReader, TaggedBlock, reached_by_tag
+from commands.connections import chain_reader, service_database
+from db.engine import ServiceDatabase
+from db.finality import find_oldest_waiting
+from db.gaps import Gap, list_gaps
+from db.scopes import WatchedScope, list_promises, list_watched_scopes
+from domain.chain import ChainHead, TransferScope
+from domain.errors import ChainUnavailable
+from domain.finality import LATE_AFTER, FinalityLevel
+from domain.watching import Promise, is_same_scope, old_promises
+from settings import Settings
+
+BEHIND_BLOCKS_MAX: Final = 150
+"""The bound of the alert SettleWatcherBehind."""
+
+STANDS_AFTER: Final = timedelta(minutes=5)
+"""A watcher that is behind by more than a few blocks and has not moved for so long stands; as SettleWatcherStuck."""
+
+CATCHES_UP_BLOCKS: Final = 5
+"""As far behind as a watcher at the head may be at the moment of asking."""
+
+WAITS_MAX: Final = timedelta(minutes=1)
+
+
+async def check_watcher(settings: Settings) -> str:
+    """Where the watch of the chain is, what it waits for, and what it has not read.
+
+    Raises `ChainUnavailable` with the same words where it is not well, and what `service_database` raises.
+    """
+    current = TransferScope(
+        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
+    )
+    head = await _head(settings)
+    async with service_database(settings) as database, database.transaction() as connection:
+        watched = await list_watched_scopes(connection, settings.chain_id)
+        every = await list_promises(connection, settings.chain_id)
+        promises = old_promises(current, every)
+        gaps = [gap for gap in await list_gaps(connection, settings.chain_id) if not gap.is_acknowledged]
+    troubles: list[str] = []
+    words: list[str] = []
+    for one in watched:
+        is_current = is_same_scope(one.scope, current)
+        promise = next((promise for promise in promises if is_same_scope(promise.scope, one.scope)), None)
+        if is_current or promise is not None:
+            said, is_well = _describe(one, head)
+            words.append(said if is_current else f"{_old(one.scope, current, promise)}: {said}")
+            if not is_well:
+                troubles.append(words[-1])
+    followed = [one.scope for one in watched]
+    for promise in promises:
+        if not any(is_same_scope(promise.scope, scope) for scope in followed):
+            words.append(f"{_old(promise.scope, current, promise)}: not followed yet")
+            if datetime.now(UTC) - promise.since > STANDS_AFTER:
+                troubles.append(words[-1])
+    if not any(is_same_scope(scope, current) for scope in followed):
+        words.insert(0, f"transfers to {current.treasury} are not followed yet: settle worker, settle schedules apply")
+        if watched or any(datetime.now(UTC) - promise.since > STANDS_AFTER for promise in every):
+            troubles.append(words[0])
+    words += [_gap(gap) for gap in gaps]
+    if troubles or gaps:
+        raise ChainUnavailable("; ".join(words))
+    return "; ".join(words)
+
+
+async def _head(settings: Settings) -> int | None:
+    """The height that the nodes have now; None where none answers, which another line says."""
+    async with chain_reader(settings) as chain:
+        try:
+            return await chain.head()
+        except ChainUnavailable:
+            return None
+
+
+def _describe(one: WatchedScope, head: int | None) -> tuple[str, bool]:
+    """Where a scope is, and whether that is well."""
+    behind = max((head if head is not None else one.head_number) - one.block_number, 0)
+    moved = f"moved {_ago(one.moved_ago)} ago"
+    stands = behind > CATCHES_UP_BLOCKS and one.moved_ago > STANDS_AFTER
+    is_well = behind <= BEHIND_BLOCKS_MAX and not stands
+    words = f"block {one.block_number}, {behind} behind, {moved}"
+    if one.waits_for is not None and one.waits is not None:
+        words += f", waiting for {_ago(one.waits)}: {one.waits_for}"
+        is_well = is_well and one.waits <= WAITS_MAX
+    return words, is_well
+
+
+def _old(scope: TransferScope, current: TransferScope, promise: Promise | None) -> str:
+    until = promise.until if promise is not None else None
+    end = f"until {until:%Y-%m-%d %H:%M} UTC" if until is not None else "as long as an attempt that names it is open"
+    token = "" if scope.token == current.token else f" (token {scope.token})"
+    return f"old treasury {scope.treasury}{token}, followed {end}"
+
+
+def _gap(gap: Gap) -> str:
+    return (
+        f"blocks {gap.first_block} to {gap.last_block} were not read since {gap.created_at:%Y-%m-%d %H:%M} UTC "
+        f"({gap.reason}): settle chain rescan --from {gap.first_block} --to {gap.last_block} with a node that has "
+        "them, or settle findings list --kind chain_gap"
+    )
+
+
+def _ago(length: timedelta) -> str:
+    seconds = max(int(length.total_seconds()), 0)
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h"
+
+
+async def check_finality(settings: Settings) -> str:
+    """How far the chain is final by the nodes' word, for each level that the policy needs, and who waits for it.
+
+    Raises `ChainUnavailable` with the same words where payments do not become final, and what `service_database`
+    raises.
+    """
+    policy = settings.finality_policy
+    blocks_max = max(round(LATE_AFTER / settings.block_time), 1)
+    words: list[str] = []
+    is_well = True
+    async with chain_reader(settings) as chain:
+        for level in policy.by_size:
+            said, is_level_well = await _describe_level(settings, chain, level, blocks_max)
+            words.append(said)
+            is_well = is_well and is_level_well
+    async with service_database(settings) as database:
+        for level, (from_cents, below_cents) in policy.by_size.items():
+            late = await _describe_waiting(settings, database, level, from_cents, below_cents)
+            if late is not None:
+                words.append(late)
+                is_well = False
+    if not is_well:
+        raise ChainUnavailable("; ".join(words))
+    return "; ".join(words)
+
+
+async def _describe_level(
+    settings: Settings, chain: ChainReader, level: FinalityLevel, blocks_max: int
+) -> tuple[str, bool]:
+    if level is FinalityLevel.CONFIRMATIONS:
+        return _describe_head(settings, await chain.newest_block())
+    blocks = await chain.tagged_blocks(level.value)
+    try:
+        number = reached_by_tag(level.value, blocks)
+    except ChainUnavailable as error:
+        return f"{error.message}; credited payments wait for ever, or until FINALITY names what the nodes know", False
+    head = max((block.head_number for block in blocks if block.head_number is not None), default=number)
+    words = f"{level.value} is block {number}, {max(head - number, 0)} below the head{_dissent(blocks)}"
+    if head - number > blocks_max:
+        return f"{words}: more than {blocks_max}, it stands still", False
+    return words, True
+
+
+def _describe_head(settings: Settings, head: ChainHead) -> tuple[str, bool]:
+    """Confirmations are counted by blocks, so the chain has to grow."""
+    words = f"final after {settings.finality_policy.confirmations} confirmations, head {head.number}"
+    age = datetime.now(UTC) - head.mined_at
+    if age > LATE_AFTER:
+        return f"{words}, which is {_ago(age)} old: the chain does not grow", False
+    return words, True
+
+
+def _dissent(blocks: Sequence[TaggedBlock]) -> str:
+    reasons = [f"{block.label}: {block.error}" for block in blocks if block.error is not None]
+    return f" (not counted: {'; '.join(reasons)})" if reasons else ""
+
+
+async def _describe_waiting(
+    settings: Settings, database: ServiceDatabase, level: FinalityLevel, from_cents: int, below_cents: int
+) -> str | None:
+    """That the oldest payment waits for too long, in words."""
+    async with database.transaction() as connection:
+        waiting = await find_oldest_waiting(
+            connection, settings.chain_id, from_cents=from_cents, below_cents=below_cents
+        )
+    allowed = LATE_AFTER
+    if level is FinalityLevel.CONFIRMATIONS:
+        allowed = max(allowed, 4 * settings.finality_policy.confirmations * settings.block_time)
+    if waiting is None or waiting.seconds <= allowed.total_seconds():
+        return None
+    return (
+        f"attempt {waiting.attempt_id} has been credited for {_ago(timedelta(seconds=waiting.seconds))} and is not "
+        f"{level.value} (block {waiting.block_number}): settle attempt show {waiting.attempt_id} says what it waits for"
+    )
