@@ -26,6 +26,7 @@ from activities.metrics import RECONCILIATION_DIFFERENCES, RECONCILIATION_SECOND
 from db import findings, observed
 from db import reconciliation as db
 from db.engine import ServiceConnection, ServiceDatabase
+from db.gaps import Gap, list_gaps
 from domain.errors import InvalidInput, Refusal, Unavailable, WatcherBehind
 from domain.findings import Finding, FindingKind, Remedy
 from domain.matching import Pays, decide
@@ -191,6 +192,7 @@ class Reconciliation:
         async with self._database.snapshot() as connection:
             await db.prepare(connection)
             self._check_coverage(span, await db.find_watched(connection, self._chain_id), found)
+            self._check_gaps(await list_gaps(connection, self._chain_id), found)
             on_progress("reading transfers and what was credited for them")
             told = 0
             async for transaction in db.stream_transactions(connection, span):
@@ -224,6 +226,23 @@ class Reconciliation:
                 chain_id=self._chain_id,
             )
         )
+
+    def _check_gaps(self, gaps: Sequence[Gap], found: _Found) -> None:
+        """Whatever the period is: when blocks were mined that nobody shows is not known."""
+        for gap in gaps:
+            if gap.is_acknowledged:
+                continue
+            blocks = f"--from {gap.first_block} --to {gap.last_block}"
+            found.differ(
+                Difference(
+                    kind=WATCHER_BEHIND,
+                    severity=Severity.NOTICE,
+                    detail=f"blocks {gap.first_block} to {gap.last_block} were not read: transfers to "
+                    f"{gap.scope.treasury} in them are not in these totals",
+                    remedy=f"settle chain rescan {blocks}, with a node that has them; then: settle reconcile",
+                    chain_id=self._chain_id,
+                )
+            )
 
     def _covered_until(self, watched: db.Watched) -> datetime | None:
         """When the last block that was read was mined, about."""

@@ -110,7 +110,10 @@ class EndpointsFailed(ChainUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class TaggedBlock:
-    """What one endpoint calls "safe" or "finalized" now. `error` is one line, None where it is a usable block."""
+    """What one endpoint calls "safe" or "finalized" now. `error` is one line, None where it is a usable block.
+
+    The chain's first block has both: it is a true answer on a chain of a few blocks, and a fault on any other.
+    """
 
     label: str
     head_number: int | None = None
@@ -377,9 +380,10 @@ class ChainReader:
             except EndpointFailure as failure:
                 # Not entered into its record: many a node does not know the tags, and serves payments well.
                 return TaggedBlock(node.label, head, error=failure.message)
-            if header is None or header.number == 0:
-                what = "answers null" if header is None else "names block 0, the chain's first"
-                return TaggedBlock(node.label, head, error=f"knows no {tag} block ({what})")
+            if header is None:
+                return TaggedBlock(node.label, head, error=f"knows no {tag} block (answers null)")
+            if header.number == 0:
+                return TaggedBlock(node.label, head, 0, error=f"knows no {tag} block but the chain's first")
             if header.number > head:
                 return TaggedBlock(node.label, head, error=f"calls block {header.number} {tag}, its head is {head}")
             return TaggedBlock(node.label, head, header.number)
@@ -799,9 +803,12 @@ class ChainReader:
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:
     """The highest block that more than half of the endpoints with a usable one call `tag`.
 
-    Raises `ChainUnavailable` naming each endpoint's reason when there is none.
+    0 where nothing but the chain's first block is. Raises `ChainUnavailable` naming each endpoint's reason when there is
+    none.
     """
     numbers = [block.number for block in blocks if block.number is not None]
+    # A node on which nothing has ever become final has no say in how far others are.
+    numbers = [number for number in numbers if number > 0] or numbers
     if not numbers:
         reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
         raise ChainUnavailable(f"the nodes know no {tag} block: {reasons}")

@@ -150,6 +150,9 @@ async def _describe_level(
         number = reached_by_tag(level.value, blocks)
     except ChainUnavailable as error:
         return f"{error.message}; credited payments wait for ever, or until FINALITY names what the nodes know", False
+    if number == 0:
+        reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
+        return f"the nodes know no {level.value} block but the chain's first: {reasons}", False
     head = max((block.head_number for block in blocks if block.head_number is not None), default=number)
     words = f"{level.value} is block {number}, {max(head - number, 0)} below the head{_dissent(blocks)}"
     if head - number > blocks_max:

@@ -157,8 +157,9 @@ def judge_presence(found: SettledTransfer, level: FinalityLevel, *, final_up_to:
     missing_blocks = found.block_number - final_up_to
     if missing_blocks <= 0:
         return Final(transfer=found, level=level)
+    first = " (the nodes know none but the chain's first)" if final_up_to == 0 else ""
     return NotFinal(
-        message=f"in block {found.block_number}; {level.words} is block {final_up_to}, {missing_blocks} to go",
+        message=f"in block {found.block_number}; {level.words} is block {final_up_to}{first}, {missing_blocks} to go",
         missing_blocks=missing_blocks,
     )
 

@@ -13,11 +13,13 @@ from sqlalchemy import event
 
 from activities.gauges import DatabaseGauges
 from db.engine import ServiceDatabase
+from db.finality import insert_finality
 from db.gauges import Readings, read_gauges
 from devstack.processes import wait_until
 from domain.attempt import Purpose
 from domain.errors import DatabaseUnavailable
-from tests.support.payments import Desk, tx_hash
+from domain.finality import FinalityLevel, FinalityPolicy
+from tests.support.payments import Desk, transfer_for, tx_hash
 from tests.support.sql import connect
 
 CHAIN_ID: Final = 31_337
@@ -36,6 +38,7 @@ async def test_an_empty_system_has_numbers_too(desk: Desk) -> None:
         pending_oldest_seconds=0.0,
         open_findings={},
         cursors={},
+        unread_blocks=0,
         system_tenant_balance_credits=0,
         last_heartbeat_at=None,
         last_reconciled_at=None,
@@ -104,6 +107,54 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(de
     assert readings.reconciliation_closes is False
     assert readings.system_tenant_balance_credits == 750_000_000
     assert readings.books_violations == {"bonus_missing": 1}
+
+
+async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(desk: Desk) -> None:
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "INSERT INTO chain_cursors"
+            " (chain_id, token, to_address, first_block, block_number, head_number, updated_at, retired_at)"
+            " VALUES (31337, 'x', 'x', 0, 90, 100, now() - interval '1 h', now()),"
+            "        (31337, 'x', 'y', 0, 99, 100, now(), NULL)"
+        )
+        superuser.execute(
+            "INSERT INTO chain_gaps (chain_id, token, to_address, first_block, last_block, reason, read_at) VALUES"
+            " (31337, 'x', 'y', 1, 10, 'pruned', NULL), (31337, 'x', 'y', 20, 29, 'pruned', now())"
+        )
+    readings = await read(desk)
+    assert readings.cursors[CHAIN_ID].lag_blocks == 1
+    assert readings.cursors[CHAIN_ID].age_seconds < 600
+    assert readings.unread_blocks == 10
+
+
+async def test_the_oldest_payment_that_is_not_final_is_told_by_the_level_that_it_needs(desk: Desk) -> None:
+    def oldest(level: FinalityLevel) -> float:
+        return REGISTRY.get_sample_value("settle_finality_oldest_seconds", {"level": level.value}) or 0.0
+
+    policy = FinalityPolicy(level=FinalityLevel.SAFE, large_level=FinalityLevel.FINALIZED, large_from_usd_cents=50_000)
+    gauges = DatabaseGauges(desk.service, chain_id=CHAIN_ID, finality=policy)
+    payer = await desk.open_account(1)
+    small = await desk.settle(payer, 1, cents=49_999)
+    await desk.settle(payer, 2, cents=50_000)
+    with connect(desk.database.superuser_url, triggers=False) as superuser:
+        for number, age in ((1, "3 h"), (2, "2 h")):
+            superuser.execute(
+                f"UPDATE settled_transfers SET created_at = now() - interval '{age}' WHERE tx_hash = %s",
+                (tx_hash(number),),
+            )
+    for _ in range(2):
+        await gauges.refresh()
+        assert 3 * 3_600 <= oldest(FinalityLevel.SAFE) < 3 * 3_600 + 600
+        assert 2 * 3_600 <= oldest(FinalityLevel.FINALIZED) < 2 * 3_600 + 600
+    async with desk.service.transaction() as connection:
+        transfer = transfer_for(small.model_copy(update={"tx_hash": tx_hash(1)}))
+        await insert_finality(connection, small.id, transfer, FinalityLevel.SAFE, outcome="final")
+    await gauges.refresh()
+    assert oldest(FinalityLevel.SAFE) == 0
+    assert oldest(FinalityLevel.FINALIZED) > 0
+    await desk.settle(payer, 3, cents=100)
+    await gauges.refresh()
+    assert oldest(FinalityLevel.SAFE) > 0, "one that was credited after all were final"
 
 
 FILL: Final = """
