@@ -803,8 +803,8 @@ class ChainReader:
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:
     """The highest block that more than half of the endpoints with a usable one call `tag`.
 
-    0 where nothing but the chain's first block is. Raises `ChainUnavailable` naming each endpoint's reason when there is
-    none.
+    0 where nothing but the chain's first block is. Raises `ChainUnavailable` naming each endpoint's reason when there
+    is none.
     """
     numbers = [block.number for block in blocks if block.number is not None]
     # A node on which nothing has ever become final has no say in how far others are.
