@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from commands import doctor
 from devstack.processes import quiet_port
 from domain.errors import ApiNotReady
 from tests.cli.command import settle
+from tests.database.test_outages import read_only
 from tests.support.api import running_api
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD
@@ -146,3 +148,43 @@ async def test_of_a_small_ledger_also_what_was_tampered_with_long_ago_is_seen(en
     fine, words = (await findings(engine, tmp_path))["books"]
     assert not fine
     assert f"attempt {intent.attempt_id} is CREDITED without" in words
+
+
+# -- a report in any case --------------------------------------------------------------------------------------------
+
+
+async def test_a_database_that_takes_no_writes_is_in_the_report(engine: Engine, tmp_path: Path) -> None:
+    with read_only(engine.database):
+        found = await findings(engine, tmp_path)
+    for role in ("settle_app", "settle_settlement", "settle_service"):
+        is_fine, detail = found[f"database, role {role}"]
+        assert not is_fine
+        assert "read-only" in detail
+    assert len(found) > 6, "the other checks are in it"
+
+
+async def test_whatever_a_check_raises_the_others_are_reported(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def break_down(*_: object, **__: object) -> str:
+        raise ZeroDivisionError("of a check")
+
+    monkeypatch.setattr(doctor, "_settings", break_down)
+    monkeypatch.setattr(doctor, "_books", break_down)
+    assert not await doctor.doctor(engine.settings, engine.variables, full=False, as_json=True)
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert "ZeroDivisionError" in checks["settings"]["detail"]
+    assert checks["database, role settle_app"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("attempt", "create", "--wallet", "0x" + "1" * 40, "--cents", "1000"), 1)]
+)
+async def test_a_command_that_cannot_write_says_so_in_one_line(
+    engine: Engine, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    with read_only(engine.database):
+        answer = await asyncio.to_thread(settle, arguments, engine.variables, tmp_path)
+    assert answer.exit_code == code
+    assert "read-only" in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1

@@ -7,7 +7,7 @@ import fcntl
 import itertools
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +154,13 @@ def _remove_folders_of_killed_runs() -> None:
 
 
 @asynccontextmanager
-async def running_cluster(state_dir: Path, *, worker_number: int = 0) -> AsyncIterator[Cluster]:
+async def running_cluster(
+    state_dir: Path, *, worker_number: int = 0, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Cluster]:
     """A server of one's own with a migrated template database; each worker process of a test run has one."""
-    server = EmbeddedPostgres(state_dir, port=FIRST_PORT + worker_number, settings=SERVER_SETTINGS)
+    server = EmbeddedPostgres(
+        state_dir, port=FIRST_PORT + worker_number, settings={**SERVER_SETTINGS, **(settings or {})}
+    )
     await server.start()
     try:
         cluster = Cluster(server)

@@ -1,0 +1,387 @@
+"""A new schema under old processes: who may go on, what a migration waits for, and that none of it stops a payment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine
+
+from db import locks, migrations
+from db.engine import ADDRESS_IN_ARGUMENTS, OperatorDatabase, connection_arguments
+from db.migrate import _alembic
+from db.migrations import FIRST_DECLARED, build_indexes, run_sql_file
+from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
+from db.startup import check_operator_database, check_service_database, check_tenant_database
+from devstack.processes import wait_until
+from domain.errors import DatabaseBusy, StartupCheckFailed
+from tests.support.oracle import check_books
+from tests.support.payments import Desk
+from tests.support.postgres import Cluster, Database, migrate_database
+from tests.support.sql import connect, query, scalar
+
+LANDED: Final = "0003"
+"""The schema that processes in production may have been written for."""
+
+NEXT: Final = f"{int(SCHEMA_REVISION) + 1:04}"
+AFTER_NEXT: Final = f"{int(SCHEMA_REVISION) + 2:04}"
+PATIENCE_SECONDS: Final = 30.0
+
+
+@contextmanager
+def engine_on(url: str) -> Iterator[Engine]:
+    """An engine as migrations have."""
+    engine = create_engine(
+        ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(url, application_name="settle tests")
+    )
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def upgrade_to(database: Database, revision: str) -> None:
+    """Bring a database to a revision, and seed it."""
+    with engine_on(database.migration_url) as engine, engine.connect() as connection:
+        command.upgrade(_alembic(connection), revision)
+        connection.commit()
+        with connection.begin():
+            run_sql_file(connection, "seeds.sql")
+
+
+@pytest.fixture
+async def landed(cluster: Cluster) -> AsyncIterator[Database]:
+    """A database of the landed schema."""
+    async with cluster.temporary() as database:
+        await asyncio.to_thread(upgrade_to, database, LANDED)
+        yield database
+
+
+# -- who may run with which schema
+
+
+def fabricate(database: Database, revision: str, compatible_from: str | None) -> None:
+    """As a newer version's `settle migrate` leaves it."""
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("UPDATE alembic_version SET version_num = %s", (revision,))
+        if compatible_from is not None:
+            superuser.execute(
+                "INSERT INTO schema_compatibility (revision, compatible_from) VALUES (%s, %s)",
+                (revision, compatible_from),
+            )
+
+
+async def check_all(desk: Desk) -> None:
+    """What every process asks at its start, and `/readyz` after it."""
+    await check_tenant_database(desk.app)
+    await check_service_database(desk.service)
+    operators = OperatorDatabase(desk.database.operator_url)
+    try:
+        await check_operator_database(operators)
+    finally:
+        await operators.dispose()
+
+
+@pytest.mark.parametrize("compatible_from", [LANDED, SCHEMA_REVISION])
+async def test_a_newer_schema_that_says_so_is_run_with(desk: Desk, compatible_from: str) -> None:
+    fabricate(desk.database, NEXT, compatible_from)
+    await check_all(desk)
+
+
+@pytest.mark.parametrize(
+    ("revision", "compatible_from"), [(NEXT, NEXT), (AFTER_NEXT, NEXT), (AFTER_NEXT, AFTER_NEXT), (NEXT, None)]
+)
+async def test_a_newer_schema_for_newer_code_is_not(desk: Desk, revision: str, compatible_from: str | None) -> None:
+    fabricate(desk.database, revision, compatible_from)
+    with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install the version that made it"):
+        await check_all(desk)
+
+
+async def test_an_older_schema_is_not_run_with(landed: Database) -> None:
+    operators = OperatorDatabase(landed.superuser_url)
+    try:
+        with pytest.raises(StartupCheckFailed, match=f"revision {LANDED}.*run: settle migrate$"):
+            await check_operator_database(operators)
+    finally:
+        await operators.dispose()
+
+
+def test_every_migration_says_which_code_may_go_on(database: Database) -> None:
+    scripts = ScriptDirectory(migrations.__path__[0]).walk_revisions()
+    said = {one.revision: one.module.compatible_from for one in scripts if one.revision >= FIRST_DECLARED}
+    assert all(compatible_from < revision for revision, compatible_from in said.items()), "the version before goes on"
+    assert EXPANDED_REVISION in said
+    assert dict(query(database.superuser_url, "SELECT revision, compatible_from FROM schema_compatibility")) == said
+
+
+# -- a loaded database under processes of the landed version
+
+
+@dataclass
+class OldProcess:
+    """What a worker and an API of the landed version say to the database, in their words, as fast as they can."""
+
+    database: Database
+    number: int
+    stopping: threading.Event
+    credited: list[UUID] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Settle payments until told to stop."""
+        wallet = f"0x{self.number:040d}"
+        with (
+            closing(
+                psycopg.connect(self.database.app_url, options="-c lock_timeout=5s -c statement_timeout=20s")
+            ) as app,
+            closing(psycopg.connect(self.database.service_url, options="-c lock_timeout=5s")) as service,
+        ):
+            while not self.stopping.is_set():
+                try:
+                    self._settle(app, service, wallet, len(self.credited))
+                except psycopg.Error as error:
+                    self.failures.append(f"{error.sqlstate}: {error}")
+                    return
+
+    def _settle(self, app: Any, service: Any, wallet: str, round_: int) -> None:
+        attempt = uuid4()
+        tx_hash = f"0x{self.number:032x}{round_:032x}"
+        with app.transaction():
+            user, account = app.execute(
+                "SELECT user_id, billing_account_id FROM provision_wallet(%s)", (wallet,)
+            ).fetchone()
+        with app.transaction():
+            self._scope(app, user)
+            app.execute(
+                "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address,"
+                " amount_raw, amount_usd_cents, purpose, status, expires_at, created_at) VALUES"
+                " (%s, %s, %s, 31337, %s, %s, 1000000, 100, 'self', 'CREATED_INTENT', now() + interval '1 hour',"
+                " now())",
+                (attempt, account, wallet, "0x" + "70" * 20, "0x" + "71" * 20),
+            )
+            self._note(app, attempt, None, "CREATED_INTENT")
+        with app.transaction():
+            self._scope(app, user)
+            app.execute("SELECT 1 FROM payment_attempts WHERE id = %s FOR UPDATE", (attempt,))
+            app.execute(
+                "UPDATE payment_attempts SET status = 'PENDING_UNVERIFIED', tx_hash = %s, submitted_at = now(),"
+                " expires_at = NULL, submission_count = submission_count + 1 WHERE id = %s",
+                (tx_hash, attempt),
+            )
+            self._note(app, attempt, "CREATED_INTENT", "PENDING_UNVERIFIED")
+        with app.transaction():
+            self._scope(app, user)
+            app.execute("SELECT 1 FROM payment_attempts WHERE id = %s FOR UPDATE", (attempt,))
+            app.execute(
+                "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
+                " from_address, value_raw, surplus_raw) VALUES (31337, %s, 0, %s, 7, %s, %s, 1000000, 0)",
+                (tx_hash, attempt, "0x" + "7" * 64, wallet),
+            )
+            app.execute("SELECT * FROM post_own_purchase(%s, 10000000::bigint, 'cash:usdc', '{}')", (attempt,))
+            app.execute(
+                "UPDATE payment_attempts SET status = 'CREDITED', revenue_share = 0.75 WHERE id = %s", (attempt,)
+            )
+            self._note(app, attempt, "PENDING_UNVERIFIED", "CREDITED")
+        with service.transaction():
+            service.execute(
+                "SELECT * FROM post_entry('cogni_system', 7500000::bigint, 'platform_revenue_share', %s,"
+                " 'expense:platform_revenue_share', '{}')",
+                (str(attempt),),
+            )
+        self.credited.append(attempt)
+
+    def _scope(self, app: Any, user: str) -> None:
+        app.execute("SELECT set_config('settle.user_id', %s, true)", (user,))
+
+    def _note(self, app: Any, attempt: UUID, before: str | None, after: str) -> None:
+        app.execute(
+            "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, metadata)"
+            " VALUES (%s, %s, %s, %s, '{}')",
+            (attempt, "status_changed", before, after),
+        )
+
+
+async def test_the_expanding_migration_fails_no_statement_of_the_landed_version(landed: Database) -> None:
+    stopping = threading.Event()
+    processes = [OldProcess(landed, number, stopping) for number in range(1, 5)]
+    threads = [threading.Thread(target=process.run) for process in processes]
+    for thread in threads:
+        thread.start()
+    try:
+        for revision in (None, EXPANDED_REVISION, None):
+            if revision is not None:
+                await migrate_expanded(landed)
+            counts = [len(process.credited) for process in processes]
+            await wait_until(
+                lambda counts=counts: all(
+                    len(process.credited) >= count + 5 or process.failures
+                    for process, count in zip(processes, counts, strict=True)
+                ),
+                timeout_seconds=PATIENCE_SECONDS,
+                what="payments before and after the migration",
+            )
+    finally:
+        stopping.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    assert [process.failures for process in processes] == [[]] * len(processes)
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == EXPANDED_REVISION
+    await migrate_database(landed)
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+    total = sum(len(process.credited) for process in processes)
+    assert scalar(landed.superuser_url, "SELECT count(*) FROM payment_attempts WHERE status = 'CREDITED'") == total
+    assert await check_books(landed.service_url) == []
+
+
+async def migrate_expanded(database: Database) -> None:
+    """To the expanding revision, as patiently as `settle migrate` is."""
+
+    def run() -> None:
+        with engine_on(database.migration_url) as engine, engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            driver.execute(f"SET lock_timeout = '{locks.LOCK_SECONDS_MAX}s'")
+            connection.commit()
+
+            def upgrade() -> None:
+                command.upgrade(_alembic(connection), EXPANDED_REVISION)
+                connection.commit()
+
+            with locks.LockWatch(database.migration_url, driver.pgconn.backend_pid) as watch:
+                locks.patiently(connection, upgrade, watch=watch, on_progress=lambda _: None)
+
+    await asyncio.to_thread(run)
+
+
+# -- locks
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that do not take a test's time."""
+    monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "TRIES_MAX", 2)
+    monkeypatch.setattr(locks, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("db.migrate.LOCK_SECONDS_MAX", 1)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_lock_that_is_never_free_ends_the_migration_with_the_name_of_its_holder(landed: Database) -> None:
+    with connect(landed.app_url) as holder:
+        holder.execute("SELECT count(*) FROM payment_attempts")
+        with pytest.raises(DatabaseBusy, match=f"process {holder.info.backend_pid} of settle_app") as caught:
+            await migrate_database(landed)
+    assert "\n" not in caught.value.message
+    await migrate_database(landed)
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_waits_behind_a_migration_waits_no_longer_than_one_of_its_tries(landed: Database) -> None:
+    with connect(landed.app_url) as holder:
+        holder.execute("SELECT count(*) FROM payment_attempts")
+        migrating = asyncio.create_task(migrate_database(landed))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'settle migrate' AND wait_event_type = 'Lock'"
+        )
+
+        async def waits() -> bool:
+            return bool(await asyncio.to_thread(scalar, landed.superuser_url, waiting))
+
+        await wait_until(waits, timeout_seconds=PATIENCE_SECONDS, what="a migration that waits")
+
+        def read() -> None:
+            with closing(psycopg.connect(landed.app_url, options="-c lock_timeout=5s")) as reader:
+                reader.execute("SELECT count(*) FROM payment_attempts")
+
+        await asyncio.to_thread(read)
+        with pytest.raises(DatabaseBusy):
+            await migrating
+
+
+# -- killed at any moment
+
+
+FILES: Final = sorted(path.name for path in (Path(migrations.__path__[0]) / "sql").glob("000[4-9]_*.sql"))
+
+
+@pytest.mark.parametrize("name", [*FILES, "seeds.sql"])
+async def test_a_migration_that_is_killed_at_any_file_can_be_run_again(
+    landed: Database, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = migrations.run_sql_file
+
+    def run_until_killed(connection: Any, file: str) -> None:
+        run(connection, file)
+        if file == name:
+            pid = connection.connection.driver_connection.pgconn.backend_pid
+            query(landed.superuser_url, "SELECT pg_terminate_backend(%s, 5000)", pid)
+            connection.connection.driver_connection.execute("SELECT 1")
+
+    monkeypatch.setattr(migrations, "run_sql_file", run_until_killed)
+    with pytest.raises(Exception, match="PostgreSQL"):
+        await migrate_database(landed)
+    monkeypatch.undo()
+    await migrate_database(landed)
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+    assert await check_books(landed.service_url) == []
+
+
+# -- indexes
+
+
+INDEX: Final = {"findings_for_tests": "ON findings (kind)"}
+VALID: Final = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('findings_for_tests')"
+
+
+def build(database: Database) -> None:
+    """As a revision does."""
+    with engine_on(database.migration_url) as engine, engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"transaction_per_migration": True})
+        with context.begin_transaction(_per_migration=True):
+            build_indexes(context, INDEX)
+
+
+async def test_an_index_is_built_while_others_write(database: Database) -> None:
+    with connect(database.service_url) as writer:
+        writer.execute("SELECT count(*) FROM users")
+        writer.execute("UPDATE findings SET detail = detail")
+        building = asyncio.create_task(asyncio.to_thread(build, database))
+        waits = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND wait_event_type = 'Lock'"
+        )
+
+        async def is_waiting() -> bool:
+            return bool(await asyncio.to_thread(scalar, database.superuser_url, waits))
+
+        await wait_until(is_waiting, timeout_seconds=PATIENCE_SECONDS, what="an index that waits for the writer")
+        with connect(database.service_url) as other:
+            other.execute("SET lock_timeout = '1s'")
+            other.execute("UPDATE findings SET detail = detail")
+    await building
+    assert query(database.superuser_url, VALID) == [(True,)]
+    await asyncio.to_thread(build, database)
+
+
+async def test_an_index_that_a_killed_run_left_invalid_is_built_again(database: Database) -> None:
+    with connect(database.service_url) as writer:
+        writer.execute("UPDATE findings SET detail = detail")
+        with closing(psycopg.connect(database.migration_url, autocommit=True)) as builder:
+            builder.execute("SET statement_timeout = '500ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                builder.execute("CREATE INDEX CONCURRENTLY findings_for_tests ON findings (kind)")
+    assert query(database.superuser_url, VALID) == [(False,)]
+    await asyncio.to_thread(build, database)
+    assert query(database.superuser_url, VALID) == [(True,)]
