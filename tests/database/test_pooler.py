@@ -68,8 +68,8 @@ async def test_every_transaction_has_its_limits(through_pooler: Database) -> Non
         for _ in range(TIMES):
             for open_ in (tenants.unscoped, tenants.unscoped_statement, lambda: tenants.transaction("somebody")):
                 assert await limits(open_()) == expected
-            for open_ in (service.transaction, service.snapshot, service.single_statement, operators.transaction):
-                assert await limits(open_()) == expected
+            for begin in (service.transaction, service.snapshot, service.single_statement, operators.transaction):
+                assert await limits(begin()) == expected
     finally:
         for database in (tenants, service, operators):
             await database.dispose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,15 +222,7 @@ async def test_the_expanding_migration_fails_no_statement_of_the_landed_version(
         for revision in (None, EXPANDED_REVISION, None):
             if revision is not None:
                 await migrate_expanded(landed)
-            counts = [len(process.credited) for process in processes]
-            await wait_until(
-                lambda counts=counts: all(
-                    len(process.credited) >= count + 5 or process.failures
-                    for process, count in zip(processes, counts, strict=True)
-                ),
-                timeout_seconds=PATIENCE_SECONDS,
-                what="payments before and after the migration",
-            )
+            await settle_more(processes)
     finally:
         stopping.set()
         for thread in threads:
@@ -242,6 +234,17 @@ async def test_the_expanding_migration_fails_no_statement_of_the_landed_version(
     total = sum(len(process.credited) for process in processes)
     assert scalar(landed.superuser_url, "SELECT count(*) FROM payment_attempts WHERE status = 'CREDITED'") == total
     assert await check_books(landed.service_url) == []
+
+
+async def settle_more(processes: Sequence[OldProcess]) -> None:
+    """Wait until each has settled some more payments, or failed."""
+    wanted = [len(process.credited) + 5 for process in processes]
+
+    def have() -> bool:
+        counts = zip(processes, wanted, strict=True)
+        return all(len(process.credited) >= count or process.failures for process, count in counts)
+
+    await wait_until(have, timeout_seconds=PATIENCE_SECONDS, what="payments")
 
 
 async def migrate_expanded(database: Database) -> None:
