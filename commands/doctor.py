@@ -53,6 +53,9 @@ FULL_UP_TO_ENTRIES: Final = 50_000
 
 DATABASE_IS_RIGHT: Final = "schema and rights are right, the system tenant is there, writes reach the disk"
 
+CHECK_SECONDS_MAX: Final = 60
+"""Of each check but that of the books, whose length is the ledger's: what hangs must not keep the report back."""
+
 API_SECONDS_MAX: Final = CHECK_TIMEOUT_SECONDS + 2.0
 """Above what the API's own checks may take: it says which one is late."""
 
@@ -73,9 +76,12 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     """
     findings: list[Finding] = []
 
-    async def check(name: str, ask: Callable[[], Awaitable[str]]) -> None:
+    async def check(name: str, ask: Callable[[], Awaitable[str]], *, is_bounded: bool = True) -> None:
         try:
-            findings.append(Finding(name, ok=True, detail=await ask()))
+            async with asyncio.timeout(CHECK_SECONDS_MAX if is_bounded else None):
+                findings.append(Finding(name, ok=True, detail=await ask()))
+        except TimeoutError:
+            findings.append(Finding(name, ok=False, detail=f"no answer within {CHECK_SECONDS_MAX} s"))
         except SettleError as error:
             findings.append(Finding(name, ok=False, detail=error.message))
         except Exception as error:  # a fault of the check: said in its place, the report comes all the same
@@ -88,7 +94,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     operator_url, api_url = settings.operator_database_url, settings.api_url
     if operator_url is not None:
         await check("database, role settle_operator", lambda: _operator_database(operator_url))
-    await check("books", lambda: _books(settings, full=full))
+    await check("books", lambda: _books(settings, full=full), is_bounded=False)
     await check("Temporal", lambda: _temporal(variables))
     await check("workers", lambda: _workers(variables))
     if api_url is not None:

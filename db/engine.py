@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from db.address import has_several_hosts, parse_address
 from db.outages import READ_ONLY, as_unavailable, sqlstate_of
@@ -128,14 +128,19 @@ async def fetch_one_by_driver(
 
     Its parameters are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
     """
-    driver = (await connection.connection.get_raw_connection()).driver_connection
-    assert isinstance(driver, psycopg.AsyncConnection)
+    driver = _driver(await connection.connection.get_raw_connection())
     try:
         return await (await driver.execute(statement, values)).fetchone()
     except (psycopg.Error, asyncio.CancelledError) as error:
         if driver.closed or sqlstate_of(error) == READ_ONLY:
             await connection.connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
         raise
+
+
+def _driver(connection: PoolProxiedConnection) -> psycopg.AsyncConnection[TupleRow]:
+    driver = connection.driver_connection
+    assert isinstance(driver, psycopg.AsyncConnection)
+    return driver
 
 
 ADDRESS_IN_ARGUMENTS: Final = URL.create("postgresql+psycopg")
@@ -232,13 +237,14 @@ class _Database:
     def __init__(self, engine: AsyncEngine, route: Route) -> None:
         self.engine = engine
         self._route = route
-        self._limits = text(f"SELECT {limits_sql(SESSION_SETTINGS)}")
+        self._limits = limits_sql(SESSION_SETTINGS)
 
     @asynccontextmanager
     async def _begin(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with _unavailable_as_domain_error(), engine.begin() as connection:
             if self._route.is_pooled:
-                await connection.execute(self._limits)
+                # By the driver, which sends several statements at once where they have no parameters.
+                await _driver(await connection.get_raw_connection()).execute(self._limits)
             yield connection
 
     @asynccontextmanager

@@ -15,7 +15,7 @@ from domain.errors import DatabaseBusy, DatabaseUnavailable
 
 UNAVAILABLE_CLASSES: Final = {
     "08": "the connection was lost",
-    "25": "it takes no writes",  # a standby, or default_transaction_read_only
+    "25": "it takes no such statement now",  # a standby, or default_transaction_read_only
     "53": "it lacks what it needs",  # disk, memory, connections, a limit of its configuration
     "57": "it ended the statement or the connection",  # shutdown, crash, time-out, an administrator
     "58": "its system failed",  # files, input and output

@@ -80,6 +80,9 @@ def refuse_pooler(connection: psycopg.Connection[Any], *, setting: str) -> None:
         )
 
 
-def limits_sql(settings: Mapping[str, str]) -> str:
-    """One expression list that sets `settings`, which are constants of ours, for the transaction."""
-    return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+def limits_sql(settings: Mapping[str, str]) -> bytes:
+    """Statements that set `settings`, which are constants of ours, for the transaction.
+
+    No query: after one the transaction's isolation could not be chosen any more.
+    """
+    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()).encode()

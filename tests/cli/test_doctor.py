@@ -169,11 +169,18 @@ async def test_whatever_a_check_raises_the_others_are_reported(
     async def break_down(*_: object, **__: object) -> str:
         raise ZeroDivisionError("of a check")
 
+    async def hang(*_: object) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    monkeypatch.setattr(doctor, "CHECK_SECONDS_MAX", 8)
+    monkeypatch.setattr(doctor, "_workers", hang)
     monkeypatch.setattr(doctor, "_settings", break_down)
     monkeypatch.setattr(doctor, "_books", break_down)
     assert not await doctor.doctor(engine.settings, engine.variables, full=False, as_json=True)
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert "ZeroDivisionError" in checks["settings"]["detail"]
+    assert not checks["workers"]["ok"]
     assert checks["database, role settle_app"]["ok"]
 
 
