@@ -207,6 +207,9 @@ def build_worker(
         revenue_share=settings.system_tenant_revenue_share,
     )
     system_tenant = SystemTenantActivities(service)
+    scope = TransferScope(
+        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
+    )
     verification = VerificationActivities(
         chain,
         service,
@@ -214,6 +217,7 @@ def build_worker(
         min_confirmations=settings.min_confirmations,
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
+        own_destination=scope,
     )
     finality = FinalityActivities(chain, service, policy=settings.finality_policy, block_time=settings.block_time)
     payments = PaymentsClient(settlement, temporal, payment_policy(settings))
@@ -223,9 +227,6 @@ def build_worker(
         chain_id=settings.chain_id,
         resume=_resume(temporal, payments),
         ensure_standing=lambda: start_missing(temporal, standing_workflows(settings)),
-    )
-    scope = TransferScope(
-        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
     )
     remedies = RemedyActivities(
         service,

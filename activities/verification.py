@@ -15,10 +15,10 @@ from activities.metrics import LOOKS
 from chain.opinions import EndpointsDisagree
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
-from db import attempts, remedies
+from db import attempts, destinations, remedies
 from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, ErrorCode
-from domain.chain import ChainView
+from domain.chain import ChainView, TransferScope
 from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
 from domain.verdict import (
     CreditedTransfer,
@@ -51,13 +51,17 @@ class VerificationActivities:
         min_confirmations: int,
         block_time: timedelta,
         verification_timeout: timedelta,
+        own_destination: TransferScope | None = None,
     ) -> None:
+        """`own_destination` is where payments go to by the settings: they may, from then on, under any others, too."""
         self._chain = chain
         self._database = database
         self._preconditions = preconditions
         self._min_confirmations = min_confirmations
         self._block_time = block_time
         self._verification_timeout = verification_timeout
+        self._own_destination = own_destination
+        self._is_own_noted = False
 
     @activity.defn(name="await_confirmation")
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
@@ -143,6 +147,11 @@ class VerificationActivities:
                 checked = await self._chain.cross_check(attempt.tx_hash, view)
                 verdict = verdict_on(checked)
                 is_judged = not isinstance(verdict, Waiting)
+                if isinstance(verdict, Verified) and not await self._is_known_destination(payment):
+                    return self._waiting(
+                        WaitReason.UNKNOWN_TREASURY,
+                        "the treasury or token that was promised is none of this system, as far as its workers know",
+                    )
                 if is_judged:
                     await self._require_preconditions(payment, checked)
                 return self._with_time(verdict, checked)
@@ -156,6 +165,16 @@ class VerificationActivities:
             if is_judged:
                 return self._judged_but_not_believed("the chain nodes did not answer in time about the token")
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    async def _is_known_destination(self, payment: PaymentToVerify) -> bool:
+        """Whether money that went where the intent says came in: the intent alone is the word of who wrote it."""
+        terms, own = payment.terms, self._own_destination
+        promised = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        async with self._database.single_statement() as connection:
+            if own is not None and not self._is_own_noted:
+                await destinations.note_destination(connection, own)
+                self._is_own_noted = True
+            return promised == own or await destinations.is_known_destination(connection, promised)
 
     async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
         """Of the attempt's own token, which need not be that of the settings, as of the block that is judged."""

@@ -628,3 +628,15 @@ class WriteProbe(Base):
 
     role_name: Mapped[str] = mapped_column(primary_key=True)
     written_at: Mapped[datetime]
+
+
+class PaymentDestinationRow(Base):
+    """A token and treasury that payments may go to; addresses in lower case."""
+
+    __tablename__ = "payment_destinations"
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(primary_key=True)
+    to_address: Mapped[str] = mapped_column(primary_key=True)
+    noted_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

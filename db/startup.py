@@ -70,6 +70,7 @@ WRITES: Final[dict[str, frozenset[str]]] = {
             "transfer_finality": ("INSERT",),
             "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
             "orphaned_transfers": ("INSERT",),
+            "payment_destinations": ("INSERT", "UPDATE"),
             "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
             "chain_gaps": ("INSERT", "UPDATE"),
             "watched_blocks": ("INSERT", "UPDATE", "DELETE"),

@@ -92,6 +92,8 @@ class WaitReason(StrEnum):
     NOT_CANONICAL = "not_canonical"
     CONTRADICTION = "contradiction"
     CONFIRMATIONS = "confirmations"
+    UNKNOWN_TREASURY = "unknown_treasury"
+    """The intent names a token or treasury that no worker has been configured with: nobody knows whose they are."""
     PRECONDITION = "precondition"
     """The payment itself is judged; what must be true of token and chain before that counts is not confirmed."""
 

@@ -26,6 +26,7 @@ READ_BY_SERVICE = READ_BY_TENANTS | {
     "governance_heartbeats",
     "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
+    "payment_destinations",
 }  # fmt: skip
 READ = {
     "settle_app": READ_BY_TENANTS | {"idempotency_keys"},
@@ -46,6 +47,7 @@ WRITTEN: dict[str, dict[str, str]] = {
         "observed_transfers": "INSERT UPDATE DELETE",
         "orphaned_transfers": "INSERT",
         "operator_actions": "INSERT",
+        "payment_destinations": "INSERT UPDATE",
         "payment_events": "INSERT",
         "settled_transfers": "INSERT",
         "transfer_credits": "INSERT",

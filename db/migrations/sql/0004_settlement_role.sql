@@ -78,3 +78,36 @@ REVOKE ALL ON FUNCTION guard_attempt_by_role FROM PUBLIC;
 -- Workers of the revision before still do all of it as settle_app; the contracting revision ends that.
 CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
     FOR EACH ROW WHEN (current_user <> 'settle_app') EXECUTE FUNCTION guard_attempt_by_role();
+
+-- Where payments may go to. An intent names token and treasury, and processes that people reach write intents: one that
+-- named its writer's own token and address would be paid with nothing. So workers write down what their settings name,
+-- and credit no payment to anywhere else. Before any worker has, on a system that is new, what intents name counts;
+-- what was named before this revision does, too.
+CREATE TABLE payment_destinations (
+    chain_id bigint NOT NULL CHECK (chain_id > 0),
+    token text NOT NULL CHECK (token ~ '^0x[0-9a-f]{40}$'),
+    to_address text NOT NULL CHECK (to_address ~ '^0x[0-9a-f]{40}$'),
+    noted_by text NOT NULL CHECK (noted_by IN ('worker', 'upgrade', 'intent')),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (chain_id, token, to_address)
+);
+INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
+SELECT DISTINCT chain_id, lower(token), lower(to_address), 'upgrade' FROM payment_attempts;
+
+ALTER TABLE payment_destinations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner_sees_all ON payment_destinations TO CURRENT_USER USING (true) WITH CHECK (true);
+REVOKE ALL ON payment_destinations FROM PUBLIC;
+GRANT SELECT, INSERT, UPDATE ON payment_destinations TO settle_service;
+
+CREATE FUNCTION note_first_destination() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM payment_destinations d WHERE d.chain_id = NEW.chain_id AND d.noted_by <> 'intent') THEN
+        INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
+        VALUES (NEW.chain_id, lower(NEW.token), lower(NEW.to_address), 'intent') ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $$;
+REVOKE ALL ON FUNCTION note_first_destination FROM PUBLIC;
+CREATE TRIGGER payment_attempts_first_destination AFTER INSERT ON payment_attempts
+    FOR EACH ROW EXECUTE FUNCTION note_first_destination();

@@ -1,0 +1,40 @@
+"""Where payments may go to: the tokens and treasuries that workers have been configured with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import text
+
+from db.engine import ReadAllConnection, ServiceConnection
+from domain.chain import TransferScope
+
+_NOTE: Final = text(
+    """
+    INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
+    VALUES (:chain_id, lower(:token), lower(:to_address), 'worker')
+    ON CONFLICT (chain_id, token, to_address) DO UPDATE SET noted_by = 'worker'
+     WHERE payment_destinations.noted_by = 'intent'
+    """
+)
+
+_IS_KNOWN: Final = text(
+    """
+    SELECT EXISTS (SELECT 1 FROM payment_destinations
+                    WHERE chain_id = :chain_id AND token = lower(:token) AND to_address = lower(:to_address))
+    """
+)
+
+
+def _of(scope: TransferScope) -> dict[str, object]:
+    return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
+
+
+async def note_destination(connection: ServiceConnection, scope: TransferScope) -> None:
+    """A worker's settings name this token and treasury. Safe to repeat."""
+    await connection.connection.execute(_NOTE, _of(scope))
+
+
+async def is_known_destination(connection: ReadAllConnection, scope: TransferScope) -> bool:
+    """Whether payments may go there: by some worker's settings, of now or before."""
+    return bool((await connection.connection.execute(_IS_KNOWN, _of(scope))).scalar_one())
