@@ -39,6 +39,7 @@ from activities.watching import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
 from commands.connections import payment_policy, standing_workflows
+from db.destinations import note_destination
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_settlement_database, check_writes
@@ -108,6 +109,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         asked = await preconditions.require_at_start(token)
         if asked.state is not State.MET:
             log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
+        async with service.single_statement() as connection:
+            # Before anybody is credited: from here on no intent says by itself where payments may go.
+            await note_destination(connection, _scope_of(settings))
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
         temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
         await temporal_answers(lambda: is_serving(temporal))
@@ -184,6 +188,12 @@ async def _check_service(database: ServiceDatabase) -> None:
     await check_writes(database)
 
 
+def _scope_of(settings: Settings) -> TransferScope:
+    return TransferScope(
+        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
+    )
+
+
 def build_worker(
     temporal: Client,
     settings: Settings,
@@ -207,9 +217,7 @@ def build_worker(
         revenue_share=settings.system_tenant_revenue_share,
     )
     system_tenant = SystemTenantActivities(service)
-    scope = TransferScope(
-        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
-    )
+    scope = _scope_of(settings)
     verification = VerificationActivities(
         chain,
         service,

@@ -35,7 +35,11 @@ _PROMISED: Final = text(
                     WHERE c.chain_id = :chain_id AND c.token = min(p.token) AND c.to_address = min(p.to_address))
              AS is_known
       FROM promised p GROUP BY lower(token), lower(to_address)
-    HAVING bool_or(until IS NULL) OR max(until) > now()
+    HAVING (bool_or(until IS NULL) OR max(until) > now())
+       -- What an intent names is the word of who wrote it (db/destinations.py).
+       AND EXISTS (SELECT FROM payment_destinations d
+                    WHERE d.chain_id = :chain_id AND d.token = lower(min(p.token))
+                      AND d.to_address = lower(min(p.to_address)))
      ORDER BY since
     """
 )

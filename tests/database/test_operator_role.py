@@ -28,7 +28,7 @@ NOT_SHOWN = (
     "books_checkpoints", "books_checks", "books_violations",
     "chain_cursors", "chain_gaps", "findings", "governance_heartbeats", "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
-    "schema_compatibility", "write_probes",
+    "schema_compatibility", "write_probes", "payment_destinations",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 

@@ -138,10 +138,17 @@ async def _set_time(watch: Watch, expression: str) -> None:
     await watch.change(f"SET session_replication_role = replica; UPDATE payment_attempts SET updated_at = {expression}")
 
 
+NOTE = (
+    "INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)"
+    " SELECT DISTINCT chain_id, lower(token), lower(to_address), 'worker' FROM payment_attempts ON CONFLICT DO NOTHING"
+)
+"""As if some worker had once had settings that name them."""
+
+
 async def test_an_old_token_is_followed_like_an_old_treasury(watch: Watch) -> None:
     other = await watch.chain.deploy_look_alike()
     await watch.intent()
-    await watch.change(f"SET session_replication_role = replica; UPDATE payment_attempts SET token = '{other}'")
+    await watch.change(f"SET session_replication_role = replica; UPDATE payment_attempts SET token = '{other}'; {NOTE}")
     followers = watch.followers()
     await followers.go_on()
     rows = await watch.rows("SELECT token FROM chain_cursors ORDER BY token")
@@ -237,9 +244,14 @@ async def test_many_invented_treasuries_do_not_keep_the_watcher_from_its_own(wat
         " SELECT billing_account_id, from_address, chain_id, token, '0x' || lpad(to_hex(n), 40, '0'), amount_raw,"
         " amount_usd_cents, now() + interval '1 hour' FROM payment_attempts, generate_series(1, 100) n"
     )
+    current = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
     async with watch.desk_of_payers.service.single_statement() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)
-    old = old_promises(watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY}), promises)
+    assert [promise.scope for promise in promises] == [watch.scan.scope], "an intent's word alone is nobody's promise"
+    await watch.change(NOTE)
+    async with watch.desk_of_payers.service.single_statement() as connection:
+        promises = await list_promises(connection, watch.chain.chain_id)
+    old = old_promises(current, promises)
     assert len(old) == SCOPES_MAX
     assert old[0].scope == watch.scan.scope
 
