@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -36,6 +37,7 @@ LANDED: Final = "0003"
 
 NEXT: Final = f"{int(SCHEMA_REVISION) + 1:04}"
 AFTER_NEXT: Final = f"{int(SCHEMA_REVISION) + 2:04}"
+SQL_FOLDER: Final = Path(migrations.__path__[0]) / "sql"
 PATIENCE_SECONDS: Final = 30.0
 
 
@@ -123,6 +125,21 @@ def test_every_migration_says_which_code_may_go_on(database: Database) -> None:
     assert all(compatible_from < revision for revision, compatible_from in said.items()), "the version before goes on"
     assert EXPANDED_REVISION in said
     assert dict(query(database.superuser_url, "SELECT revision, compatible_from FROM schema_compatibility")) == said
+
+
+HEAVY: Final = {
+    "an index that is not built CONCURRENTLY": r"CREATE (?:UNIQUE )?INDEX (?!CONCURRENTLY)\w+\s+ON (?:ONLY )?(\w+)",
+    "a constraint that reads every row": r"ALTER TABLE (\w+)[^;]*ADD CONSTRAINT(?:(?!NOT VALID)[^;])*;",
+    "a column that must not be empty": r"ALTER TABLE (\w+)[^;]*SET NOT NULL",
+    "another type of a column": r"ALTER TABLE (\w+)[^;]*ALTER COLUMN \w+ (?:SET DATA )?TYPE",
+}
+
+
+@pytest.mark.parametrize("what", HEAVY)
+def test_no_migration_holds_a_table_that_has_rows_for_as_long_as_it_has_rows(what: str) -> None:
+    files = [path.read_text() for path in sorted(SQL_FOLDER.glob("000[4-9]_*.sql"))]
+    new = {table for text in files for table in re.findall(r"CREATE (?:UNLOGGED )?TABLE (\w+)", text)}
+    assert {table for text in files for table in re.findall(HEAVY[what], text)} <= new
 
 
 # -- a loaded database under processes of the landed version
@@ -317,7 +334,7 @@ async def test_who_waits_behind_a_migration_waits_no_longer_than_one_of_its_trie
 # -- killed at any moment
 
 
-FILES: Final = sorted(path.name for path in (Path(migrations.__path__[0]) / "sql").glob("000[4-9]_*.sql"))
+FILES: Final = sorted(path.name for path in SQL_FOLDER.glob("000[4-9]_*.sql"))
 
 
 @pytest.mark.parametrize("name", [*FILES, "seeds.sql"])
