@@ -75,7 +75,7 @@ class RemedyActivities:
             if is_same and same_address(log.from_address, observed.from_address):
                 if confirmations < self._min_confirmations:
                     raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
-                await self._preconditions.require(self._scope.token, at_block=observed.block_number)
+                await self._preconditions.require(scope.token, at_block=observed.block_number)
                 return
         raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
 

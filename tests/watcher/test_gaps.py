@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 
 from activities.scanning import GAP_EVERY
+from commands.chain_checks import check_watcher
+from db.findings import list_findings
+from devstack.chain import LocalChain
 from domain.errors import ChainUnavailable
+from domain.findings import FindingKind, Remedy
+from domain.remedies import parse_request
 from domain.watching import PATIENCE_PRUNED, PATIENCE_REFUSED, PATIENCE_SOME_SILENT, Patience
+from starter.remedies import carry_out
 from tests.chain.faulty_node import FaultyNode, Refusal
+from tests.support.engine import open_engine
+from tests.support.postgres import Database
+from tests.support.servers import Namespace
 from tests.watcher.conftest import MIN_CONFIRMATIONS, Liars, Watch, Watches
+from tests.watcher.test_watch_chain import ends, start_watch
 
 PRUNED = {
     "go-ethereum": Refusal("pruned history unavailable", code=4444),
@@ -347,3 +357,50 @@ async def test_two_watchers_write_one_gap(watches: Watches, liar: FaultyNode) ->
     other = await watches(liar)
     await other.catch_up()
     assert len(await gaps(watch)) == 1
+
+
+async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
+    watches: Watches, liar: FaultyNode
+) -> None:
+    """The newest blocks are read twice, in passing; not across what is refused."""
+    watch = await watches(liar)
+    await watch.catch_up()
+    bad = await watch.head() + 1
+    await watch.chain.mine(3)
+    liar.refuse_logs_of(bad, bad, OTHERS["for ever an error"])
+    await waited(watch, PATIENCE_REFUSED)
+    await watch.catch_up()
+    for _ in range(2):
+        sent = await watch.pay()
+        await watch.scan.advance()
+        assert list(await watch.seen())[-1] == sent
+
+
+async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowledges_it(
+    namespace: Namespace, database: Database, chain: LocalChain, liar: FaultyNode
+) -> None:
+    """The whole engine, with the patience that it has."""
+    begin = str(await chain.block_number() + 1)
+    settings = {
+        "CHAIN_WATCH_FROM_BLOCK": begin,
+        "PAYMENT_INTENT_TTL_SECONDS": "864000",
+        "CHAIN_RPC_URLS": liar.url,
+        "FINALITY": "finalized",
+    }
+    await chain.mine(20)
+    liar.prune_logs_below(await chain.block_number() - 3)
+    liar.name_tag("finalized", None)
+    async with open_engine(namespace, database, chain, **settings) as engine, engine.worker():
+        await start_watch(engine)
+        _, intent, _ = await engine.buy()
+        await ends(engine, intent.attempt_id)
+        await engine.looked_at(intent.attempt_id, "the nodes know no finalized block")
+        async with engine.service.transaction() as connection:
+            [finding] = await list_findings(connection, kind=FindingKind.CHAIN_GAP, limit=10)
+        assert f"--from {begin} " in finding.details["command"]
+        with pytest.raises(ChainUnavailable, match="were not read"):
+            await check_watcher(engine.settings)
+        request = parse_request(finding.id, Remedy.WRITE_OFF, operator="ann", reason="nobody paid in these blocks")
+        taken = await carry_out(engine.namespace.client, request)
+        assert taken.remedy is Remedy.WRITE_OFF
+        assert "were not read" not in await check_watcher(engine.settings)

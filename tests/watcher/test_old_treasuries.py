@@ -8,16 +8,22 @@ from uuid import UUID
 
 import pytest
 
+from activities.remedies import RemedyActivities
 from activities.watching import PROMISES_EVERY_SECONDS
+from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
+from db.findings import list_findings
 from db.scopes import list_promises
 from devstack.processes import wait_until
 from domain.attempt import AttemptStatus
 from domain.chain import TransferScope
+from domain.findings import Remedy
+from domain.remedies import parse_request
 from domain.watching import FOLLOWED_AFTER, SCOPES_MAX, old_promises
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.support.engine import MIN_CONFIRMATIONS as ENGINE_CONFIRMATIONS
 from tests.support.engine import PATIENCE_SECONDS, Engine
+from tests.support.payments import SHARE
 from tests.watcher.conftest import MIN_CONFIRMATIONS, Watch, Watches
 from tests.watcher.test_watch_chain import ends, start_watch
 
@@ -132,6 +138,17 @@ async def test_an_old_treasury_is_followed_a_day_longer_than_its_last_attempt_an
     watch.clock.now += PROMISES_EVERY_SECONDS + 1
     await followers.go_on()
     assert watch.chain.treasury_address not in followers.words
+    assert await _retired(watch) == {watch.chain.treasury_address: True, NEW_TREASURY: False}
+    await watch.intent()
+    watch.clock.now += PROMISES_EVERY_SECONDS + 1
+    await followers.go_on()
+    assert await _retired(watch) == {watch.chain.treasury_address: False, NEW_TREASURY: False}
+
+
+async def _retired(watch: Watch) -> dict[str, bool]:
+    """Of each cursor, whether nobody follows it any more."""
+    rows = await watch.rows("SELECT to_address, retired_at FROM chain_cursors")
+    return {row["to_address"]: row["retired_at"] is not None for row in rows}
 
 
 async def _set_time(watch: Watch, expression: str) -> None:
@@ -266,3 +283,24 @@ async def test_the_reader_needs_nothing_of_the_settings_but_the_nodes(watch: Wat
     await _turn(watch)
     rows = await watch.rows("SELECT to_address FROM chain_cursors")
     assert {row["to_address"] for row in rows} == {watch.chain.treasury_address, NEW_TREASURY}
+
+
+async def test_an_operator_credits_what_came_to_the_old_treasury(watch: Watch) -> None:
+    """All nodes are asked for the transfer before, by its own treasury and not by that of the settings."""
+    await watch.intent()
+    await watch.pay(12_300, blocks=MIN_CONFIRMATIONS)
+    await _turn(watch)
+    service = watch.desk_of_payers.service
+    async with service.transaction() as connection:
+        [finding] = await list_findings(connection, limit=5)
+    scope = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
+    remedies = RemedyActivities(
+        service,
+        watch.reader,
+        scope,
+        SettlementPreconditions(watch.reader, scope.treasury),
+        revenue_share=SHARE,
+        min_confirmations=MIN_CONFIRMATIONS,
+    )
+    taken = await remedies.take_remedy(parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="it is theirs"))
+    assert taken.amount_credits == 1_230_000_000
