@@ -198,6 +198,19 @@ async def test_an_outage_is_waited_for_and_nothing_is_skipped_however_long_it_la
     assert list(await watch.seen()) == [sent]
 
 
+async def test_a_node_that_is_asked_too_often_is_waited_for(watches: Watches, liar: FaultyNode) -> None:
+    watch = await watches(liar)
+    await watch.catch_up()
+    bad = await watch.head() + 1
+    await watch.pay(blocks=4)
+    liar.refuse_logs_of(bad, bad, Refusal("too many requests, slow down", code=429))
+    for _ in range(8):
+        with pytest.raises(ChainUnavailable, match="slow down"):
+            await watch.scan.advance()
+        watch.clock.now += 3_600
+    assert await gaps(watch) == []
+
+
 async def test_a_node_that_gives_no_logs_at_all_is_no_gap(watches: Watches, liar: FaultyNode) -> None:
     """There is nothing behind it to go on with."""
     watch = await watches(liar)

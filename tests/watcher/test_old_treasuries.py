@@ -257,9 +257,10 @@ async def test_many_invented_treasuries_do_not_keep_the_watcher_from_its_own(wat
     await watch.catch_up()
     await watch.change(
         "SET session_replication_role = replica; INSERT INTO payment_attempts (billing_account_id, from_address,"
-        " chain_id, token, to_address, amount_raw, amount_usd_cents, expires_at)"
+        " chain_id, token, to_address, amount_raw, amount_usd_cents, expires_at,"
+        " created_at)"
         " SELECT billing_account_id, from_address, chain_id, token, '0x' || lpad(to_hex(n), 40, '0'), amount_raw,"
-        " amount_usd_cents, now() + interval '1 hour' FROM payment_attempts, generate_series(1, 100) n"
+        " amount_usd_cents, now() + interval '1 hour', '2020-01-01' FROM payment_attempts, generate_series(1, 100) n"
     )
     current = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
     async with watch.desk_of_payers.service.single_statement() as connection:
