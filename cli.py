@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 from uuid import UUID
 
 import click
@@ -22,6 +22,9 @@ from domain.errors import ConfigurationError, InvalidInput, SettleError
 from domain.findings import FindingKind, Remedy
 from domain.identifiers import parse_attempt_id
 from settings import Settings, environment, load, name_warnings
+
+if TYPE_CHECKING:
+    from db.findings import FindingFilter
 
 P = ParamSpec("P")
 
@@ -494,20 +497,96 @@ def findings() -> None:
     """What waits for an operator: transfers that nobody awaited, surpluses, alarms."""
 
 
+_KINDS = click.Choice([kind.value for kind in FindingKind])
+_RAW = click.IntRange(min=0, max=10**DIGITS_MAX)
+
+
+def _narrowing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which findings are meant."""
+    for option in (
+        click.option("--kind", "kinds", multiple=True, type=_KINDS, help="Of this kind only; repeatable."),
+        click.option("--sender", metavar="ADDRESS", help="Of what this address sent only."),
+        click.option("--of-account", "of_account", metavar="ID", help="Of this billing account only."),
+        click.option(
+            "--min-value", "min_value_raw", metavar="RAW", type=_RAW, help="Worth at least so many raw units."
+        ),
+        click.option("--below", "below_raw", metavar="RAW", type=_RAW, help="Worth less, in raw token units."),
+    ):
+        function = option(function)
+    return function
+
+
+def _finding_filter(
+    *,
+    kinds: Sequence[str],
+    sender: str | None,
+    of_account: str | None,
+    min_value_raw: int | None,
+    below_raw: int | None,
+    with_resolved: bool = False,
+) -> FindingFilter:
+    from chain.addresses import checksum_address
+    from db.findings import FindingFilter
+
+    return FindingFilter(
+        kinds=tuple(FindingKind(kind) for kind in kinds) or None,
+        sender=None if sender is None else checksum_address(sender, field="--sender"),
+        billing_account_id=of_account,
+        min_value_raw=min_value_raw,
+        below_raw=below_raw,
+        with_resolved=with_resolved,
+    )
+
+
 @findings.command("list")
 @click.option("--all", "with_resolved", is_flag=True, help="Resolved ones too.")
-@click.option("--kind", type=click.Choice([kind.value for kind in FindingKind]), help="Of this kind only.")
+@_narrowing
+@click.option(
+    "--sort",
+    type=click.Choice(["value", "newest", "oldest"]),
+    default="value",
+    show_default=True,
+    help="What comes first. By value: what nobody knows the worth of, then what is worth most.",
+)
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1_000), help="Rows. Default: 100, with --json 1000.")
+@click.option("--after", metavar="ID", help="Go on behind this finding, in the same order.")
+@click.option("--totals", "with_totals", is_flag=True, help="With --json: a document with the totals and the list.")
 @json_option
 @click.pass_obj
 @command
-async def findings_list(context: Context, with_resolved: bool, kind: str | None, as_json: bool) -> None:
-    """List findings, newest first."""
+async def findings_list(
+    context: Context,
+    *,
+    with_resolved: bool,
+    kinds: tuple[str, ...],
+    sender: str | None,
+    of_account: str | None,
+    min_value_raw: int | None,
+    below_raw: int | None,
+    sort: str,
+    limit: int | None,
+    after: str | None,
+    with_totals: bool,
+    as_json: bool,
+) -> None:
+    """List findings, what is worth most first, with how many there are and what they are worth in all."""
     from commands.findings import list_findings as run
+    from db.findings import Sort
 
     await run(
         context.settings,
-        kind=FindingKind(kind) if kind else None,
-        with_resolved=with_resolved,
+        _finding_filter(
+            kinds=kinds,
+            sender=sender,
+            of_account=of_account,
+            min_value_raw=min_value_raw,
+            below_raw=below_raw,
+            with_resolved=with_resolved,
+        ),
+        sort=Sort(sort),
+        after=after,
+        limit=limit,
+        with_totals=with_totals,
         as_json=as_json,
     )
 
@@ -525,7 +604,10 @@ async def findings_show(context: Context, finding_id: str, as_json: bool) -> Non
 
 
 @findings.command("resolve")
-@click.argument("finding_id", metavar="ID")
+@click.argument("finding_id", metavar="[ID]", required=False)
+@click.option("--all", "all_of_them", is_flag=True, help="All that the options below name, instead of one.")
+@_narrowing
+@click.option("--yes", "confirmed", is_flag=True, help="With --all: do it. Without it only says what it would do.")
 @click.option("--remedy", required=True, type=click.Choice([remedy.value for remedy in Remedy]), help="What to do.")
 @operator_option
 @reason_option
@@ -537,7 +619,14 @@ async def findings_show(context: Context, finding_id: str, as_json: bool) -> Non
 async def findings_resolve(
     context: Context,
     *,
-    finding_id: str,
+    finding_id: str | None,
+    all_of_them: bool,
+    kinds: tuple[str, ...],
+    sender: str | None,
+    of_account: str | None,
+    min_value_raw: int | None,
+    below_raw: int | None,
+    confirmed: bool,
     remedy: str,
     operator: str,
     reason: str,
@@ -545,10 +634,38 @@ async def findings_resolve(
     refund_tx: str | None,
     as_json: bool,
 ) -> bool:
-    """Do something about a finding, once. Safe to repeat: the same again answers the same, anything else is refused."""
-    from commands.findings import resolve as run
+    """Do something about a finding, once. Safe to repeat: the same again answers the same, anything else is refused.
 
-    return await run(
+    With --all the same for many at once: says how many and what they are worth, and does it with --yes.
+    """
+    from commands.findings import resolve, resolve_all
+
+    wanted = _finding_filter(
+        kinds=kinds, sender=sender, of_account=of_account, min_value_raw=min_value_raw, below_raw=below_raw
+    )
+    if all_of_them:
+        if finding_id is not None:
+            raise InvalidInput("ID", "goes without --all only")
+        if account is not None:
+            raise InvalidInput("--account", "goes without --all only")
+        return await resolve_all(
+            context.settings,
+            context.variables,
+            wanted,
+            remedy=Remedy(remedy),
+            operator=operator,
+            reason=reason,
+            refund_tx=refund_tx,
+            confirmed=confirmed,
+            as_json=as_json,
+        )
+    if finding_id is None:
+        raise InvalidInput("ID", "expected the id of a finding, or --all with what is meant")
+    if confirmed or wanted != _finding_filter(
+        kinds=(), sender=None, of_account=None, min_value_raw=None, below_raw=None
+    ):
+        raise InvalidInput("--all", "is missing: --yes and what narrows a list go with it only")
+    return await resolve(
         context.settings,
         context.variables,
         prefix=finding_id,

@@ -25,10 +25,12 @@ from db.address import EXPECTED as _POSTGRES_WANTS
 from db.address import normalize_address
 from domain.errors import ConfigurationError, InvalidInput
 from domain.finality import FinalityLevel, FinalityPolicy
+from domain.findings import DEFAULT_DUST_BELOW_RAW
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
     DEFAULT_PAYMENT_MIN_USD_CENTS,
     DEFAULT_REVENUE_SHARE,
+    raw_for_usd_cents,
 )
 
 BASE_CHAIN_ID: Final = 8453
@@ -235,6 +237,13 @@ class Settings(BaseModel):
     )
     payment_min_usd_cents: int = Field(
         DEFAULT_PAYMENT_MIN_USD_CENTS, alias="PAYMENT_MIN_USD_CENTS", ge=1, le=10**12, description="whole US cents"
+    )
+    dust_below_raw: int = Field(
+        DEFAULT_DUST_BELOW_RAW,
+        alias="DUST_BELOW_RAW",
+        ge=0,
+        le=10**16,
+        description="whole token units (a millionth of a USDC), 0 or more",
     )
     payment_max_usd_cents: int = Field(
         DEFAULT_PAYMENT_MAX_USD_CENTS, alias="PAYMENT_MAX_USD_CENTS", ge=1, le=10**12, description="whole US cents"
@@ -470,6 +479,11 @@ def load(variables: Mapping[str, str]) -> Settings:
         raise ConfigurationError(
             f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
             f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+        )
+    if settings.dust_below_raw > raw_for_usd_cents(settings.payment_min_usd_cents):
+        raise ConfigurationError(
+            f"DUST_BELOW_RAW: got {settings.dust_below_raw}, wants at most what the smallest payment is "
+            f"(PAYMENT_MIN_USD_CENTS), {raw_for_usd_cents(settings.payment_min_usd_cents)}"
         )
     if settings.finality_large.rank < settings.finality.rank:
         raise ConfigurationError(

@@ -253,6 +253,7 @@ def build_worker(
             block_time=settings.block_time,
             pick_up=payments.pick_up,
             carry=lambda request: start_remedy(temporal, request),
+            dust_below_raw=settings.dust_below_raw,
         ),
         chain_id=settings.chain_id,
         directory=settings.reconciliation_dir,
@@ -319,7 +320,14 @@ def _watching(
             from_block=settings.chain_watch_from_block,
             look_back_blocks=ceil((settings.payment_intent_ttl + age) / settings.block_time),
         )
-        desk = TransferDesk(service, scope, submit, publish, min_confirmations=settings.min_confirmations)
+        desk = TransferDesk(
+            service,
+            scope,
+            submit,
+            publish,
+            min_confirmations=settings.min_confirmations,
+            dust_below_raw=settings.dust_below_raw,
+        )
         return ScopeWatch(scan, desk)
 
     return WatchingActivities(ScopeWatches(service, scope, open_scope), block_time=settings.block_time)

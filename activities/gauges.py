@@ -32,6 +32,9 @@ PENDING: Final = Gauge(
 )
 PENDING_OLDEST: Final = Gauge("settle_pending_oldest_seconds", "Since when the oldest submitted payment waits")
 FINDINGS: Final = Gauge("settle_findings_open", "Findings that wait for an operator", ["kind"])
+FINDINGS_VALUE: Final = Gauge(
+    "settle_findings_open_value_raw", "Token units that the open findings of a kind are about", ["kind"]
+)
 FINDINGS_OLDEST: Final = Gauge(
     "settle_findings_oldest_seconds", "Since when the oldest finding of a kind waits for an operator", ["kind"]
 )
@@ -164,6 +167,7 @@ def _set(readings: Readings) -> None:
     for kind in FindingKind:
         found = readings.open_findings.get(kind.value)
         FINDINGS.labels(kind.value).set(found.findings if found else 0)
+        FINDINGS_VALUE.labels(kind.value).set(found.value_raw if found else 0)
         FINDINGS_OLDEST.labels(kind.value).set(found.oldest_seconds if found else 0.0)
     for chain_id, cursor in readings.cursors.items():
         CURSOR_LAG.labels(chain_id).set(cursor.lag_blocks)

@@ -63,6 +63,8 @@ OBSERVED_TRANSFERS: Final = Counter("settle_observed_transfers", "Transfers to t
 REORGANISATIONS: Final = Counter("settle_watcher_reorganisations", "Reorganisations that the chain watcher met")
 WATCHER_SUBMISSIONS: Final = Counter("settle_watcher_submissions", "Payments that the chain watcher submitted")
 FINDINGS_OPENED: Final = Counter("settle_findings_opened", "Transfers left to an operator", ["kind"])
+DUST_TRANSFERS: Final = Counter("settle_dust_transfers", "Transfers too small for a finding, which pay nothing")
+DUST_RAW: Final = Counter("settle_dust_raw", "Token units of transfers too small for a finding")
 RPC_REQUESTS: Final = Counter("settle_chain_rpc_requests", "HTTP requests to chain nodes", ["endpoint", "outcome"])
 RPC_SECONDS: Final = Histogram("settle_chain_rpc_seconds", "Seconds that a chain node took to answer", ["endpoint"])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import heapq
 import os
 import tempfile
 import time
@@ -36,6 +37,7 @@ from domain.reconciliation import (
     OPERATOR_BONUS_MISSING,
     REVERSAL_MISSING,
     SHOWN_PER_KIND_MAX,
+    TOO_MANY,
     TOTALS_DO_NOT_CLOSE,
     TRANSFER_UNDECIDED,
     WATCHER_BEHIND,
@@ -101,7 +103,9 @@ class Reconciliation:
         block_time: timedelta,
         pick_up: PickUp,
         carry: Carry,
+        dust_below_raw: int = 0,
     ) -> None:
+        self._dust_below_raw = dust_below_raw
         self._database = database
         self._chain_id = chain_id
         self._block_time = block_time
@@ -153,6 +157,8 @@ class Reconciliation:
             await self._read(span, found, lines, on_progress)
         await self._write_down(found, on_progress)
         started_workflows = await self._pick_up_all(found, on_progress)
+        if found.left_for_next_time:
+            found.differ(_cut(found.left_for_next_time))
         contradictions = found.totals.contradictions()
         for words in contradictions:
             found.differ(
@@ -177,6 +183,7 @@ class Reconciliation:
             totals=found.totals,
             closes=not contradictions,
             counts=dict(sorted(found.counts.items())),
+            values_raw=dict(sorted(found.values_raw.items())),
             alarms=found.alarms,
             differences=tuple(found.differences),
             started=tuple(started_workflows),
@@ -196,7 +203,7 @@ class Reconciliation:
             on_progress("reading transfers and what was credited for them")
             told = 0
             async for transaction in db.stream_transactions(connection, span):
-                outcome = reconcile(transaction)
+                outcome = reconcile(transaction, dust_below_raw=self._dust_below_raw)
                 found.take(transaction.chain_id, transaction.tx_hash, outcome)
                 for line in outcome.lines:
                     lines.write(transaction.chain_id, transaction.tx_hash, line)
@@ -207,8 +214,10 @@ class Reconciliation:
                     on_progress(f"{told} transfers read")
             on_progress(f"{found.totals.transfers} transfers read; reading the journal")
             found.totals.add(await db.read_journal(connection, span))
-            for entry in await db.list_unexplained(connection, span, limit=UNEXPLAINED_MAX):
+            unexplained = await db.list_unexplained(connection, span, limit=UNEXPLAINED_MAX + 1)
+            for entry in unexplained[:UNEXPLAINED_MAX]:
                 found.take_unexplained(self._chain_id, entry)
+            found.left_for_next_time += len(unexplained[UNEXPLAINED_MAX:])
 
     def _check_coverage(self, span: db.Span, watched: db.Watched, found: _Found) -> None:
         covered = self._covered_until(watched)
@@ -387,18 +396,35 @@ class _Found:
         self.totals = Totals()
         self.counts: Counter[str] = Counter()
         self.alarms = 0
-        self.differences: list[Difference] = []
+        self.values_raw: Counter[str] = Counter()
+        self._shown: dict[str, list[tuple[int, int, Difference]]] = {}
         self.findings: list[Finding] = []
         self.undecided: list[tuple[str, Observed]] = []
         self.unfinished: list[UUID] = []
         self.unfinished_credits: list[UUID] = []
+        self.left_for_next_time = 0
+        """Transfers and attempts that were counted, and not looked at: there are too many for one run."""
 
     def differ(self, difference: Difference) -> None:
         """Count a difference; list it where there are not many like it."""
         self.counts[difference.kind] += 1
         self.alarms += difference.severity is Severity.ALARM
-        if self.counts[difference.kind] <= SHOWN_PER_KIND_MAX:
-            self.differences.append(difference)
+        self.values_raw[difference.kind] += difference.value_raw or 0
+        # Of many alike those are listed that are worth most; before them what nobody knows the worth of.
+        worth = _WORTH_UNKNOWN if difference.value_raw is None else difference.value_raw
+        shown = self._shown.setdefault(difference.kind, [])
+        keep = heapq.heappush if len(shown) < SHOWN_PER_KIND_MAX else heapq.heappushpop
+        keep(shown, (worth, -self.counts[difference.kind], difference))
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Some of each kind, in the order in which they want to be read."""
+        kept = [
+            (_SEVERITIES.index(one.severity), -worth, -number, one.kind, one)
+            for shown in self._shown.values()
+            for worth, number, one in shown
+        ]
+        return [one for *_, one in sorted(kept, key=lambda each: each[:4])]
 
     def take(self, chain_id: int, tx_hash: str, outcome: Outcome) -> None:
         """Add what one transaction contributes."""
@@ -408,8 +434,10 @@ class _Found:
         self.findings += outcome.findings
         room = UNDECIDED_MAX - len(self.undecided)
         self.undecided += [(tx_hash, transfer) for transfer in outcome.undecided[:room]]
+        self.left_for_next_time += len(outcome.undecided[room:])
         room = UNFINISHED_MAX - len(self.unfinished)
         self.unfinished += outcome.unfinished[:room]
+        self.left_for_next_time += len(outcome.unfinished[room:])
         self.unfinished_credits += outcome.unfinished_credits
 
     def take_unexplained(self, chain_id: int, entry: db.Unexplained) -> None:
@@ -437,6 +465,19 @@ async def _write(connection: ServiceConnection, finding: Finding, found: _Found)
     written = await findings.write_finding(connection, finding)
     if written.resolution is None:  # else it was decided about since the books were read
         found.differ(difference_of(finding, written.finding_id))
+
+
+_WORTH_UNKNOWN: Final = 10**78
+_SEVERITIES: Final = (Severity.ALARM, Severity.OPERATOR, Severity.STARTED, Severity.NOTICE)
+
+
+def _cut(number: int) -> Difference:
+    return Difference(
+        kind=TOO_MANY,
+        severity=Severity.NOTICE,
+        detail=f"{number} more transfers, attempts or entries were counted and not looked at: too many for one run",
+        remedy="settle reconcile the same period again, or parts of it (--from, --to)",
+    )
 
 
 _LACKS: Final = (WORKFLOW_MISSING, BONUS_MISSING, REVERSAL_MISSING, FINALITY_MISSING)

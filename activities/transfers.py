@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -12,14 +13,14 @@ from uuid import UUID
 import structlog
 
 from activities.announcements import Publish
-from activities.metrics import FINDINGS_OPENED, WATCHER_SUBMISSIONS
+from activities.metrics import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, WATCHER_SUBMISSIONS
 from db import observed
 from db.engine import ServiceConnection, ServiceDatabase
 from db.findings import list_to_announce, mark_announced, open_finding
 from domain.chain import Transfer, TransferScope
 from domain.errors import HashInUse, Refusal, SettleError, Unavailable
-from domain.events import FINDING_OPENED, PlatformEvent
-from domain.findings import Finding
+from domain.events import FINDING_OPENED, FINDINGS_OPENED_TOGETHER, PlatformEvent
+from domain.findings import Finding, is_dust
 from domain.matching import AlreadyPaid, Candidate, Pays, Undecided, decide
 from domain.remedies import StoredFinding
 
@@ -32,6 +33,10 @@ SENDERS_AT_ONCE_MAX: Final = 4
 """A submission waits for its workflow to begin: four at once take as long as one, and leave connections to others."""
 
 ANNOUNCE_MAX: Final = 50
+"""Findings that are told one by one at once, those worth most first; of more, the others are told together."""
+
+ANNOUNCE_TOGETHER_MAX: Final = 10_000
+
 ACT_SECONDS_MAX: Final = 10.0
 ANNOUNCE_SECONDS_MAX: Final = 3.0
 """Then the chain is followed again; what was not decided about, or told, is so the next time."""
@@ -61,7 +66,10 @@ class TransferDesk:
         publish: Publish,
         *,
         min_confirmations: int,
+        dust_below_raw: int = 0,
     ) -> None:
+        """A transfer of less than `dust_below_raw` that pays nothing is recorded and counted, and no finding."""
+        self._dust_below_raw = dust_below_raw
         self._database = database
         self._scope = scope
         self._submit = submit
@@ -148,6 +156,10 @@ class TransferDesk:
     async def _open(self, connection: ServiceConnection, transfer: Transfer, finding: Finding) -> None:
         if not await observed.mark_handled(connection, self._scope, transfer, None):
             raise _MovedMeanwhile
+        if is_dust(finding, self._dust_below_raw):
+            DUST_TRANSFERS.inc()
+            DUST_RAW.inc(transfer.value_raw)
+            return
         if await open_finding(connection, finding):
             FINDINGS_OPENED.labels(finding.kind.value).inc()
 
@@ -184,7 +196,11 @@ class TransferDesk:
     # Findings are told ------------------------------------------------------------------------------------------------
 
     async def _announce(self) -> None:
-        """Tell of findings, whoever has opened them, until they have been heard of."""
+        """Tell of findings, whoever has opened them, until they have been heard of.
+
+        Somebody who makes a thousand of them does not keep the receiver busy, nor one that counts waiting: what is
+        worth most is told first, and what is left over beyond `ANNOUNCE_MAX` in one event.
+        """
         if time.monotonic() < self._announces_from:
             return
         async with self._database.single_statement() as connection:
@@ -204,6 +220,23 @@ class TransferDesk:
                 await mark_announced(connection, finding)
             if time.monotonic() > until:
                 return
+        if len(findings) == ANNOUNCE_MAX:
+            await self._announce_together()
+
+    async def _announce_together(self) -> None:
+        """One event for all that were too many to be told one by one; the same again is the same event."""
+        async with self._database.single_statement() as connection:
+            findings = await list_to_announce(connection, limit=ANNOUNCE_TOGETHER_MAX)
+        if not findings:
+            return
+        try:
+            await self._publish(_event_of_many(findings))
+        except SettleError as error:
+            log.warning("findings not announced yet", findings=len(findings), error=error.message)
+            self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
+            return
+        async with self._database.single_statement() as connection:
+            await mark_announced(connection, *findings)
 
 
 def _event(finding: StoredFinding) -> PlatformEvent:
@@ -222,5 +255,26 @@ def _event(finding: StoredFinding) -> PlatformEvent:
             "attemptId": str(finding.attempt_id) if finding.attempt_id else None,
             "billingAccountId": finding.billing_account_id,
             "valueRaw": str(finding.value_raw) if finding.value_raw is not None else None,
+        },
+    )
+
+
+def _event_of_many(findings: Sequence[StoredFinding]) -> PlatformEvent:
+    names = sorted(f"{finding.key}:{finding.times_opened}" for finding in findings)
+    by_kind: dict[str, list[StoredFinding]] = {}
+    for finding in findings:
+        by_kind.setdefault(finding.kind.value, []).append(finding)
+    return PlatformEvent(
+        id=f"{FINDINGS_OPENED_TOGETHER}:{hashlib.sha256(chr(10).join(names).encode()).hexdigest()}",
+        type=FINDINGS_OPENED_TOGETHER,
+        subject="findings",
+        time=max(finding.opened_at for finding in findings),
+        data={
+            "findings": len(findings),
+            "valueRaw": str(sum(finding.value_raw or 0 for finding in findings)),
+            "byKind": {
+                kind: {"findings": len(few), "valueRaw": str(sum(finding.value_raw or 0 for finding in few))}
+                for kind, few in sorted(by_kind.items())
+            },
         },
     )

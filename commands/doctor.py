@@ -166,10 +166,12 @@ async def _books(settings: Settings, *, full: bool) -> str:
             await check_all_books(database, pending_max=pending_max, on_step=lambda round_: tell(round_.entries))
         async with database.transaction() as connection:
             violations = await books_check.list_open_violations(connection, shown_max=SHOWN_MAX)
+            number = sum((await books_check.count_open_violations(connection)).values())
             standing = await books_check.find_standing(connection)
     scheduled = _scheduled(standing.checked_ago)
     if violations:
-        raise BooksDoNotBalance("; ".join([*(violation.detail for violation in violations), scheduled]))
+        cut = [f"{len(violations)} of {number} violations are named here"] if number > len(violations) else []
+        raise BooksDoNotBalance("; ".join([*(violation.detail for violation in violations), *cut, scheduled]))
     return (
         f"debits = credits = {grouped(standing.debits)}, every balance is the sum of its entries"
         f"{', every row was checked' if full else ''}; {scheduled}"

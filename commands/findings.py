@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+from temporalio.client import Client
 
 from commands.connections import payments_client, service_database
-from commands.output import grouped, print_json, stdout, table
+from commands.output import grouped, print_json, progress, stdout, table
 from db import attempts, findings, remedies
 from db.engine import ServiceConnection
+from db.findings import FindingFilter, FindingsPage, FindingTotals, Sort
 from db.remedies import Action
-from domain.errors import AttemptNotFound, RemedyRefused
-from domain.findings import REMEDIES, FindingKind, Remedy
-from domain.remedies import StoredFinding, TakenRemedy, describe, parse_operator, parse_reason, parse_request
+from domain.errors import AttemptNotFound, InvalidInput, Refusal, RemedyRefused
+from domain.findings import ALARMS, REMEDIES, FindingKind, Remedy
+from domain.remedies import (
+    RemedyRequest,
+    StoredFinding,
+    TakenRemedy,
+    describe,
+    parse_operator,
+    parse_reason,
+    parse_request,
+)
 from settings import Settings
 from starter.remedies import carry_out
 from starter.temporal import connect
 
 LISTED_MAX: Final = 1_000
+"""Rows of a list for a program, and at most of any."""
+
+SHOWN_MAX: Final = 100
+"""Rows of a list for people."""
+
+BULK_PAGE: Final = 500
+BULK_AT_ONCE: Final = 8
+"""Workflows that a bulk remedy waits for at the same time."""
+
+SAMPLE: Final = 5
+
+BULK_REMEDIES: Final = (Remedy.WRITE_OFF, Remedy.REFUND_RECORDED, Remedy.RETRY)
+"""What may be done about many at once. A credit is decided one by one: it gives money to somebody."""
 
 
 class Answer(BaseModel):
@@ -51,6 +76,41 @@ class FindingView(Answer):
     times_opened: int
     resolved_at: datetime | None
     resolution: str | None
+
+
+class TotalsView(Answer):
+    """All findings of a kind that were asked for."""
+
+    kind: FindingKind
+    findings: int
+    value_raw: int
+    without_value: int
+    oldest_at: datetime
+
+
+class ListView(Answer):
+    """A page of findings, and what there is in all. `next` is what `--after` takes; None on the last page."""
+
+    findings: tuple[FindingView, ...]
+    shown: int
+    shown_value_raw: int
+    total: int
+    total_value_raw: int
+    by_kind: tuple[TotalsView, ...]
+    next: UUID | None
+
+    @classmethod
+    def of(cls, page: FindingsPage, totals: Sequence[FindingTotals]) -> ListView:
+        """The page as an answer."""
+        return cls(
+            findings=tuple(FindingView.model_validate(finding) for finding in page.findings),
+            shown=len(page.findings),
+            shown_value_raw=sum(finding.value_raw or 0 for finding in page.findings),
+            total=sum(one.findings for one in totals),
+            total_value_raw=sum(one.value_raw for one in totals),
+            by_kind=tuple(TotalsView.model_validate(one) for one in totals),
+            next=page.next,
+        )
 
 
 class ActionView(Answer):
@@ -86,15 +146,34 @@ MEANINGS: Final = {
 }
 
 
-async def list_findings(settings: Settings, *, kind: FindingKind | None, with_resolved: bool, as_json: bool) -> None:
-    """Findings, newest first."""
-    async with service_database(settings) as database, database.transaction() as connection:
-        found = await findings.list_findings(connection, kind=kind, with_resolved=with_resolved, limit=LISTED_MAX)
+async def list_findings(
+    settings: Settings,
+    wanted: FindingFilter,
+    *,
+    sort: Sort,
+    after: str | None,
+    limit: int | None,
+    with_totals: bool,
+    as_json: bool,
+) -> None:
+    """A page of findings, what is worth most first, with how many there are and what they are worth in all.
+
+    As JSON a list, as ever; `with_totals` puts it into a document that also says what is not in it. Either way a list
+    that is cut is said to be, on standard error. Raises `FindingNotFound` for a place that is none.
+    """
+    rows_max = limit or (LISTED_MAX if as_json else SHOWN_MAX)
+    async with service_database(settings) as database, database.snapshot() as connection:
+        behind = await findings.find_id_beginning_with(connection, after) if after else None
+        page = await findings.page_findings(connection, wanted, sort=sort, after=behind, limit=rows_max)
+        totals = await findings.total_findings(connection, wanted)
+    shown = ListView.of(page, totals)
+    if shown.next is not None:
+        progress(f"{_shown_of(shown)}; the next ones: the same with --after {shown.next}")
     if as_json:
-        print_json([FindingView.model_validate(finding) for finding in found])
+        print_json(shown if with_totals else list(shown.findings))
         return
-    if not found:
-        stdout.print("no findings" if with_resolved else "no open findings")
+    if not totals:
+        stdout.print("no findings" if wanted.with_resolved else "no open findings")
         return
     stdout.print(
         table(
@@ -109,12 +188,41 @@ async def list_findings(settings: Settings, *, kind: FindingKind | None, with_re
                     finding.detail,
                     finding.resolution,
                 )
-                for finding in found
+                for finding in page.findings
             ],
             right=("raw units",),
         )
     )
+    _print_totals(totals)
+    stdout.print(_shown_of(shown), markup=False)
     stdout.print("settle findings show ID says what can be done about one", markup=False)
+
+
+def _shown_of(shown: ListView) -> str:
+    return (
+        f"{grouped(shown.shown)} of {grouped(shown.total)} shown, "
+        f"{grouped(shown.shown_value_raw)} of {grouped(shown.total_value_raw)} raw units"
+    )
+
+
+def _print_totals(totals: Sequence[FindingTotals]) -> None:
+    stdout.print(
+        table(
+            "In all",
+            ("kind", "findings", "raw units", "of unknown value", "oldest"),
+            [
+                (
+                    one.kind.value,
+                    grouped(one.findings),
+                    grouped(one.value_raw),
+                    grouped(one.without_value) if one.without_value else None,
+                    f"{one.oldest_at:%Y-%m-%d %H:%M}",
+                )
+                for one in totals
+            ],
+            right=("findings", "raw units", "of unknown value"),
+        )
+    )
 
 
 async def show(settings: Settings, *, prefix: str, as_json: bool) -> None:
@@ -170,6 +278,170 @@ async def resolve(
         if taken.bonus_credits:
             stdout.print(f"{grouped(taken.bonus_credits)} credits to the system tenant on top", markup=False)
     return True
+
+
+async def resolve_all(
+    settings: Settings,
+    variables: Mapping[str, str],
+    wanted: FindingFilter,
+    *,
+    remedy: Remedy,
+    operator: str,
+    reason: str,
+    refund_tx: str | None,
+    confirmed: bool,
+    as_json: bool,
+) -> bool:
+    """The same remedy for every open finding that passes the filter; without `confirmed` only what it would be.
+
+    Each gets its own workflow and its own line in the audit trail, those worth least first. Safe to repeat and to be
+    killed half-way: what is done is done, and the next call does the rest. What was found after the call began is left
+    alone: nobody has seen it. False where some were not resolved. Raises `InvalidInput` and `TemporalUnavailable`.
+    """
+    operator, reason = parse_operator(operator), parse_reason(reason)
+    _check_bulk(wanted, remedy)
+    async with service_database(settings) as database:
+        async with database.snapshot() as connection:
+            wanted = replace(
+                wanted,
+                kinds=wanted.kinds or tuple(kind for kind in FindingKind if _is_for_bulk(kind, remedy)),
+                opened_until=await findings.read_clock(connection),
+            )
+            totals = await findings.total_findings(connection, wanted)
+            largest = (await findings.page_findings(connection, wanted, limit=SAMPLE)).findings
+        preview = BulkView.of(remedy, totals, largest)
+        if not confirmed or not preview.matching:
+            _tell_preview(preview, confirmed=confirmed, as_json=as_json)
+            return True
+        if not as_json:
+            progress(f"{remedy.value} of {grouped(preview.matching)} findings, by {operator}: {reason}")
+        bulk = _Bulk(await connect(variables, lazy=True), preview.matching)
+        after: UUID | None = None
+        while True:
+            async with database.transaction() as connection:
+                # Oldest first is an order that nothing new comes before, and resolving one moves none of the others.
+                page = await findings.page_findings(connection, wanted, sort=Sort.OLDEST, after=after, limit=BULK_PAGE)
+            await bulk.resolve(
+                [
+                    parse_request(finding.id, remedy, operator=operator, reason=reason, refund_tx_hash=refund_tx)
+                    for finding in page.findings
+                ]
+            )
+            if page.next is None:
+                break
+            after = page.next
+    done = preview.model_copy(update={"resolved": bulk.resolved, "refused": tuple(bulk.refused), "confirmed": True})
+    if as_json:
+        print_json(done)
+    else:
+        for refusal in bulk.refused[:SAMPLE]:
+            stdout.print(f"{refusal.finding_id}: {refusal.detail}", markup=False)
+        stdout.print(f"{grouped(bulk.resolved)} resolved, {grouped(len(bulk.refused))} not", markup=False)
+    return not bulk.refused
+
+
+class _Bulk:
+    """Carries out one remedy after another, a few at a time, and says how far it is."""
+
+    def __init__(self, temporal: Client, matching: int) -> None:
+        self._temporal = temporal
+        self._matching = matching
+        self._turns = asyncio.Semaphore(BULK_AT_ONCE)
+        self.resolved = 0
+        self.refused: list[RefusalView] = []
+
+    async def resolve(self, requests: Sequence[RemedyRequest]) -> None:
+        """Have all of them carried out. Raises what is no refusal, `TemporalUnavailable` say, at once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for request in requests:
+                    group.create_task(self._resolve(request))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        done = self.resolved + len(self.refused)
+        progress(f"{grouped(done)} of {grouped(self._matching)}")
+
+    async def _resolve(self, request: RemedyRequest) -> None:
+        async with self._turns:
+            try:
+                await carry_out(self._temporal, request)
+            except Refusal as refusal:
+                self.refused.append(
+                    RefusalView(finding_id=request.finding_id, code=refusal.code, detail=refusal.message)
+                )
+            else:
+                self.resolved += 1
+
+
+class RefusalView(Answer):
+    """A finding that a bulk remedy has not resolved."""
+
+    finding_id: UUID
+    code: str
+    detail: str
+
+
+class BulkView(Answer):
+    """What a bulk remedy does, or would do."""
+
+    remedy: Remedy
+    confirmed: bool = False
+    matching: int
+    matching_value_raw: int
+    by_kind: tuple[TotalsView, ...]
+    largest: tuple[FindingView, ...]
+    resolved: int = 0
+    refused: tuple[RefusalView, ...] = ()
+
+    @classmethod
+    def of(cls, remedy: Remedy, totals: Sequence[FindingTotals], largest: Sequence[StoredFinding]) -> BulkView:
+        """What matches."""
+        return cls(
+            remedy=remedy,
+            matching=sum(one.findings for one in totals),
+            matching_value_raw=sum(one.value_raw for one in totals),
+            by_kind=tuple(TotalsView.model_validate(one) for one in totals),
+            largest=tuple(FindingView.model_validate(finding) for finding in largest),
+        )
+
+
+def _check_bulk(wanted: FindingFilter, remedy: Remedy) -> None:
+    if remedy not in BULK_REMEDIES:
+        allowed = ", ".join(one.value for one in BULK_REMEDIES)
+        raise InvalidInput("--remedy", f"{remedy.value} is decided one by one: expected one of {allowed} with --all")
+    narrowed = (wanted.kinds, wanted.sender, wanted.billing_account_id, wanted.below_raw, wanted.min_value_raw)
+    if all(one is None for one in narrowed):
+        raise InvalidInput(
+            "--all", "everything at once is too much: expected --kind, --below, --min-value, --sender or --account"
+        )
+    for kind in wanted.kinds or ():
+        if remedy not in REMEDIES[kind]:
+            raise InvalidInput("--remedy", f"{remedy.value} is no remedy for {kind.value}")
+
+
+def _is_for_bulk(kind: FindingKind, remedy: Remedy) -> bool:
+    """Alarms are never among the others: they are named, or not meant."""
+    return remedy in REMEDIES[kind] and kind not in ALARMS
+
+
+def _tell_preview(preview: BulkView, *, confirmed: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(preview)
+        return
+    if not preview.matching:
+        stdout.print("no open finding is like that: nothing is done")
+        return
+    if preview.by_kind:
+        _print_totals([FindingTotals(**dict(one)) for one in preview.by_kind])
+    stdout.print("the largest of them:", style="bold")
+    for finding in preview.largest:
+        value = "of unknown value" if finding.value_raw is None else f"{grouped(finding.value_raw)} raw units"
+        stdout.print(f"  {finding.id}  {value}: {finding.detail}", markup=False)
+    stdout.print(
+        f"{preview.remedy.value} of {grouped(preview.matching)} findings, {grouped(preview.matching_value_raw)} raw "
+        "units in all: nothing is done yet; the same with --yes does it",
+        markup=False,
+    )
 
 
 class TakenView(Answer):

@@ -38,6 +38,7 @@ async def reconcile(
             block_time=settings.block_time,
             pick_up=payments.pick_up,
             carry=lambda request: start_remedy(temporal, request),
+            dust_below_raw=settings.dust_below_raw,
         )
         default = await reconciliation.default_period(whole_hours=False)
         end = _moment("--to", to_time) or default[1]
@@ -81,7 +82,15 @@ def _print(report: Report) -> None:
                 [(one.severity.value, one.kind, _detail(one), one.remedy) for one in report.differences[:SHOWN_MAX]],
             )
         )
-        counted = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+        number = sum(report.counts.values())
+        if number > SHOWN_MAX:
+            stdout.print(
+                f"{SHOWN_MAX} of {grouped(number)} shown, what is worth most first; --json has more", markup=False
+            )
+        counted = ", ".join(
+            f"{count} {kind}" + (f" ({grouped(worth)} raw)" if (worth := report.values_raw.get(kind)) else "")
+            for kind, count in report.counts.items()
+        )
         stdout.print(f"in all: {counted}", markup=False)
     if report.csv:
         stdout.print(f"written: {report.csv}", markup=False)
@@ -104,6 +113,7 @@ def _totals(report: Report) -> list[tuple[str, str, str]]:
         ("+ unapplied", totals.unapplied_raw, "raw"),
         ("    of which waits for an operator", totals.open_raw, "raw"),
         ("    of which in progress", totals.in_progress_raw, "raw"),
+        ("    of which dust, too small for a finding", totals.dust_raw, "raw"),
         ("    of which refunded", totals.refunded_raw, "raw"),
         ("    of which written off", totals.written_off_raw, "raw"),
         ("taken back by reversals", totals.reversed_credits // 10, "raw"),

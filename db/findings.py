@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -40,6 +42,61 @@ _OPEN: Final = text(
     RETURNING f.id, f.resolution, f.opened_at = f.last_seen_at AS is_new
     """
 ).bindparams(bindparam("metadata", type_=JSONB), bindparam("reopening", type_=ARRAY(TEXT)))
+
+
+class Sort(StrEnum):
+    """The order of a list of findings."""
+
+    VALUE = "value"
+    """What is worth most first, and before it what nobody knows the worth of: nothing small hides money."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFilter:
+    """Which findings; None is any. Values are in raw token units."""
+
+    kinds: tuple[FindingKind, ...] | None = None
+    with_resolved: bool = False
+    sender: str | None = None
+    billing_account_id: str | None = None
+    min_value_raw: int | None = None
+    below_raw: int | None = None
+    opened_until: datetime | None = None
+
+    def values(self) -> dict[str, Any]:
+        """For the query."""
+        return {
+            "kinds": None if self.kinds is None else [kind.value for kind in self.kinds],
+            "with_resolved": self.with_resolved,
+            "sender": self.sender,
+            "account": self.billing_account_id,
+            "min_value_raw": None if self.min_value_raw is None else Decimal(self.min_value_raw),
+            "below_raw": None if self.below_raw is None else Decimal(self.below_raw),
+            "opened_until": self.opened_until,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FindingsPage:
+    """Findings in their order. `next` is what the next page continues from; None where this is the last one."""
+
+    findings: tuple[StoredFinding, ...]
+    next: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class FindingTotals:
+    """All findings of one kind that were asked for."""
+
+    kind: FindingKind
+    findings: int
+    value_raw: int
+    without_value: int
+    """Of which nobody knows what they are worth."""
+    oldest_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +152,47 @@ _LOCK: Final = text(f"{_SELECT} WHERE f.id = :id FOR UPDATE")
 _BEGINNING_WITH: Final = text(
     "SELECT f.id FROM findings f WHERE f.id BETWEEN CAST(:first AS uuid) AND CAST(:last AS uuid) LIMIT :limit"
 )
-_LIST: Final = text(
-    f"""
-    {_SELECT}
-     WHERE (:with_resolved OR f.resolved_at IS NULL) AND (CAST(:kind AS text) IS NULL OR f.kind = :kind)
-     ORDER BY f.created_at DESC, f.id DESC LIMIT :limit
-    """
+_MATCHING: Final = """
+    (:with_resolved OR f.resolved_at IS NULL)
+       AND (CAST(:kinds AS text[]) IS NULL OR f.kind = ANY (CAST(:kinds AS text[])))
+       AND (CAST(:sender AS text) IS NULL OR lower(f.metadata ->> 'sender') = lower(:sender))
+       AND (CAST(:account AS text) IS NULL OR f.billing_account_id = :account)
+       AND (CAST(:min_value_raw AS numeric) IS NULL OR f.value_raw >= :min_value_raw)
+       AND (CAST(:below_raw AS numeric) IS NULL OR f.value_raw < :below_raw)
+       AND (CAST(:opened_until AS timestamptz) IS NULL OR f.opened_at <= :opened_until)
+"""
+# A value that nobody knows comes first: it is not to be hidden behind those that are known.
+_ORDERS: Final = {
+    Sort.VALUE: "f.value_raw DESC NULLS FIRST, f.created_at DESC, f.id DESC",
+    Sort.NEWEST: "f.created_at DESC, f.id DESC",
+    Sort.OLDEST: "f.created_at, f.id",
+}
+_BEHIND: Final = {
+    Sort.VALUE: "(f.value_raw IS NOT NULL OR (f.created_at, f.id) < (:created_at, :id))",
+    Sort.NEWEST: "(f.created_at, f.id) < (:created_at, :id)",
+    Sort.OLDEST: "(f.created_at, f.id) > (:created_at, :id)",
+}
+_BEHIND_A_VALUE: Final = (
+    "f.value_raw <= :value_raw AND (f.value_raw < :value_raw OR (f.created_at, f.id) < (:created_at, :id))"
 )
+_TOTALS: Final = text(
+    f"""
+    SELECT f.kind, count(*) AS findings, coalesce(sum(f.value_raw), 0) AS value_raw,
+           count(*) FILTER (WHERE f.value_raw IS NULL) AS without_value, min(f.opened_at) AS oldest_at
+      FROM findings f WHERE {_MATCHING} GROUP BY f.kind ORDER BY value_raw DESC, f.kind
+    """  # noqa: S608 - constants
+)
+_NOW: Final = text("SELECT statement_timestamp() AS now")
 _OF_ATTEMPT: Final = text(f"{_SELECT} WHERE f.attempt_id = :attempt_id ORDER BY f.created_at, f.id")
-_TO_ANNOUNCE: Final = text(f"{_SELECT} WHERE f.announced_at IS NULL ORDER BY f.created_at, f.id LIMIT :limit")
+_TO_ANNOUNCE: Final = text(
+    f"{_SELECT} WHERE f.announced_at IS NULL ORDER BY {_ORDERS[Sort.VALUE]} LIMIT :limit OFFSET :skip"
+)
 _ANNOUNCED: Final = text(
-    "UPDATE findings SET announced_at = now() WHERE id = :id AND times_opened = :times_opened AND announced_at IS NULL"
+    """
+    UPDATE findings f SET announced_at = now()
+      FROM unnest(CAST(:ids AS uuid[]), CAST(:times_opened AS bigint[])) AS told (id, times_opened)
+     WHERE f.id = told.id AND f.times_opened = told.times_opened AND f.announced_at IS NULL
+    """
 )
 _RESOLVE: Final = text("UPDATE findings SET resolved_at = now(), resolution = :resolution WHERE id = :id")
 # A late payment, say, for whose transaction the payer made a new intent: the transfer has paid that one.
@@ -175,12 +262,48 @@ async def find_id_beginning_with(connection: ServiceConnection, prefix: str) -> 
     return finding_id
 
 
-async def list_findings(
-    connection: ServiceConnection, *, kind: FindingKind | None = None, with_resolved: bool = False, limit: int
-) -> list[StoredFinding]:
-    """Findings, newest first, at most `limit`: the open ones, or all."""
-    values = {"kind": kind.value if kind else None, "with_resolved": with_resolved, "limit": limit}
-    return [_stored(row) for row in await connection.connection.execute(_LIST, values)]
+async def page_findings(
+    connection: ReadAllConnection,
+    wanted: FindingFilter,
+    *,
+    sort: Sort = Sort.VALUE,
+    after: UUID | None = None,
+    limit: int,
+) -> FindingsPage:
+    """At most `limit` findings that pass the filter, in this order; those behind the finding `after`.
+
+    Raises `FindingNotFound` where there is no such finding. A finding is behind another by what both are now: one that
+    was resolved meanwhile is still a place to go on from.
+    """
+    values: dict[str, Any] = wanted.values() | {"limit": limit + 1}
+    condition = _MATCHING
+    if after is not None:
+        row = (await connection.connection.execute(_FIND, {"id": after})).one_or_none()
+        if row is None:
+            raise FindingNotFound(after)
+        is_behind_a_value = sort is Sort.VALUE and row.value_raw is not None
+        condition += f" AND {_BEHIND_A_VALUE if is_behind_a_value else _BEHIND[sort]}"
+        values |= {"created_at": row.created_at, "id": row.id}
+        values |= {"value_raw": row.value_raw} if is_behind_a_value else {}
+    query = text(f"{_SELECT} WHERE {condition} ORDER BY {_ORDERS[sort]} LIMIT :limit")
+    rows = [_stored(row) for row in await connection.connection.execute(query, values)]
+    shown = tuple(rows[:limit])
+    return FindingsPage(shown, next=shown[-1].id if len(rows) > limit and shown else None)
+
+
+async def total_findings(connection: ReadAllConnection, wanted: FindingFilter) -> list[FindingTotals]:
+    """How many findings pass the filter and what they are worth, by kind, what is worth most first."""
+    rows = await connection.connection.execute(_TOTALS, wanted.values())
+    return [
+        FindingTotals(FindingKind(row.kind), row.findings, int(row.value_raw), row.without_value, row.oldest_at)
+        for row in rows
+    ]
+
+
+async def read_clock(connection: ReadAllConnection) -> datetime:
+    """The database's time now."""
+    now: datetime = (await connection.connection.execute(_NOW)).scalar_one()
+    return now
 
 
 async def list_findings_of_attempt(connection: ReadAllConnection, attempt_id: UUID) -> list[StoredFinding]:
@@ -188,14 +311,16 @@ async def list_findings_of_attempt(connection: ReadAllConnection, attempt_id: UU
     return [_stored(row) for row in await connection.connection.execute(_OF_ATTEMPT, {"attempt_id": attempt_id})]
 
 
-async def list_to_announce(connection: ReadAllConnection, *, limit: int) -> list[StoredFinding]:
-    """Findings that the outside has not been told of since they were opened (again), oldest first."""
-    return [_stored(row) for row in await connection.connection.execute(_TO_ANNOUNCE, {"limit": limit})]
+async def list_to_announce(connection: ReadAllConnection, *, limit: int, skip: int = 0) -> list[StoredFinding]:
+    """Findings that the outside has not been told of since they were opened (again), what is worth most first."""
+    rows = await connection.connection.execute(_TO_ANNOUNCE, {"limit": limit, "skip": skip})
+    return [_stored(row) for row in rows]
 
 
-async def mark_announced(connection: ServiceConnection, finding: StoredFinding) -> None:
-    """The outside has been told, unless the finding was opened again meanwhile."""
-    await connection.connection.execute(_ANNOUNCED, {"id": finding.id, "times_opened": finding.times_opened})
+async def mark_announced(connection: ServiceConnection, *told: StoredFinding) -> None:
+    """The outside has been told, except of those that were opened again meanwhile."""
+    values = {"ids": [finding.id for finding in told], "times_opened": [finding.times_opened for finding in told]}
+    await connection.connection.execute(_ANNOUNCED, values)
 
 
 async def resolve_finding(connection: ServiceConnection, finding_id: UUID, resolution: str) -> None:

@@ -30,7 +30,8 @@ _PENDING: Final = text(
 
 _FINDINGS: Final = text(
     """
-    SELECT kind, count(*) AS findings, extract(epoch FROM now() - min(opened_at))::float AS oldest_seconds
+    SELECT kind, count(*) AS findings, coalesce(sum(value_raw), 0) AS value_raw,
+           extract(epoch FROM now() - min(opened_at))::float AS oldest_seconds
       FROM findings WHERE resolved_at IS NULL GROUP BY kind
     """
 )
@@ -71,6 +72,8 @@ class OpenFindings:
     """Findings of one kind that wait for an operator."""
 
     findings: int
+    value_raw: int
+    """Token units that they are about, as far as that is known."""
     oldest_seconds: float
 
 
@@ -117,7 +120,8 @@ async def read_gauges(connection: ReadAllConnection, *, chain_id: int) -> Readin
         },
         pending_oldest_seconds=pending.oldest_seconds,
         open_findings={
-            row.kind: OpenFindings(row.findings, row.oldest_seconds) for row in await sql.execute(_FINDINGS)
+            row.kind: OpenFindings(row.findings, int(row.value_raw), row.oldest_seconds)
+            for row in await sql.execute(_FINDINGS)
         },
         cursors={row.chain_id: CursorPosition(row.lag_blocks, row.age_seconds) for row in await sql.execute(_CURSORS)},
         unread_blocks=(await sql.execute(_GAPS, {"chain_id": chain_id})).scalar_one(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,8 @@ OPERATOR_ROLE: Final = "settle_operator"
 
 _LOCK_KEY: Final = 0x5E771E
 """Advisory lock: two migrations at once take turns."""
+
+LOCK_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +134,15 @@ def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
     """Make the session one that migrates, alone: the number of its server process. Raises `ConfigurationError`."""
     driver = _driver(connection)
     refuse_pooler(driver, setting="MIGRATION_DATABASE_URL")
-    if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
-        on_progress("another migration of this database is running; waiting for its end")
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+    is_waiting = False
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
+        if not is_waiting:
+            on_progress("another migration of this database is running; waiting for its end")
+        is_waiting = True
+        # Not inside of a statement: the other one may be building an index concurrently, which waits for the end of
+        # every transaction, and would wait for one that waits for it.
+        connection.rollback()
+        time.sleep(LOCK_POLL_SECONDS)
     connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS_MAX}s'"))
     connection.commit()
     return driver.pgconn.backend_pid

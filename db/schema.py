@@ -423,6 +423,14 @@ class FindingRow(Base):
     __table_args__ = (
         Index("findings_open", "created_at", postgresql_where=text("resolved_at IS NULL")),
         Index("findings_to_announce", "created_at", postgresql_where=text("announced_at IS NULL")),
+        Index("findings_open_by_value", "value_raw", "created_at", "id", postgresql_where=text("resolved_at IS NULL")),
+        Index(
+            "findings_to_announce_by_value",
+            "value_raw",
+            "created_at",
+            "id",
+            postgresql_where=text("announced_at IS NULL"),
+        ),
         Index("findings_by_attempt", "attempt_id", postgresql_where=text("attempt_id IS NOT NULL")),
         Index("findings_by_kind", "kind", "created_at"),
         Index(

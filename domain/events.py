@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 PAYMENT_REVERSED: Final = "payment.reversed"
 FINDING_OPENED: Final = "finding.opened"
+FINDINGS_OPENED_TOGETHER: Final = "findings.opened"
 BOOKS_VIOLATED: Final = "books.violated"
 BOOKS_RESTORED: Final = "books.restored"
 HEARTBEAT: Final = "governance.heartbeat"

@@ -126,6 +126,28 @@ _OF_AN_ATTEMPT: Final = frozenset(
 ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
 """Kinds that say that the books are wrong, not that somebody paid in an unexpected way."""
 
+DEFAULT_DUST_BELOW_RAW: Final = 10_000
+"""One cent. Whoever sends less pays more for sending it, and a thousand of them are no ten dollars."""
+
+_OF_A_TRANSFER: Final = frozenset(
+    {
+        FindingKind.TRANSFER_WITHOUT_INTENT,
+        FindingKind.WRONG_AMOUNT,
+        FindingKind.UNDERPAYMENT,
+        FindingKind.LATE_PAYMENT,
+        FindingKind.WRONG_SENDER,
+    }
+)
+
+
+def is_dust(finding: Finding, dust_below_raw: int) -> bool:
+    """Whether it is about a transfer of so little that it is counted, and no operator asked about it.
+
+    Only of what anybody can send us for next to nothing: what has to do with a credited payment is never dust.
+    """
+    return finding.kind in _OF_A_TRANSFER and finding.value_raw is not None and finding.value_raw < dust_below_raw
+
+
 SETTLED: Final = "settled"
 """The resolution of a finding that nobody had to resolve: its transfer has paid an attempt since."""
 

@@ -33,6 +33,12 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, same_address
 from domain.ledger import Reason
 from domain.money import CREDITS_PER_RAW
 
+TOO_MANY: Final = "too_many"
+"""More was found than one run looks at."""
+
+DUST: Final = "dust"
+"""What a line of the books calls a transfer that is too small for a finding."""
+
 SHOWN_PER_KIND_MAX: Final = 200
 """Differences of one kind that a report lists; all are counted, and those for an operator are findings."""
 
@@ -225,6 +231,9 @@ class Totals:
     """Part of what is unapplied: an attempt or the watcher is at work on it."""
     open_raw: int = 0
     """Part of what is unapplied: waits for an operator."""
+    dust_transfers: int = 0
+    dust_raw: int = 0
+    """Part of what is unapplied: transfers too small for a finding, which no operator is asked about."""
     unobserved_raw: int = 0
     """Not in the inflow: paid attempts from blocks that the watcher has not been through."""
     ledger_debit_credits: int = 0
@@ -315,9 +324,12 @@ class Outcome:
     """Findings that were credited and whose bonus is due."""
 
 
-def reconcile(transaction: Transaction) -> Outcome:
-    """Lay one transaction's transfers and what was credited for them side by side."""
-    return _Reconciler(transaction).run()
+def reconcile(transaction: Transaction, *, dust_below_raw: int = 0) -> Outcome:
+    """Lay one transaction's transfers and what was credited for them side by side.
+
+    A transfer of less than `dust_below_raw` that pays nothing is counted, and nobody is asked about it.
+    """
+    return _Reconciler(transaction, dust_below_raw).run()
 
 
 def match(
@@ -354,8 +366,9 @@ def match(
 class _Reconciler:
     """One transaction at a time."""
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, transaction: Transaction, dust_below_raw: int) -> None:
         self._transaction = transaction
+        self._dust_below_raw = dust_below_raw
         self._outcome = Outcome()
         self._counted: list[Application] = []
 
@@ -432,7 +445,7 @@ class _Reconciler:
         self._add_line(
             Line(
                 transfer,
-                kind=_kind_of_unapplied(known),
+                kind=DUST if self._is_dust(transfer) else _kind_of_unapplied(known),
                 unapplied_raw=transfer.value_raw,
                 finding_id=known.finding_id if known else None,
             )
@@ -458,11 +471,20 @@ class _Reconciler:
         elif known is not None and (known.is_open or known.is_excused):
             self._count_unapplied(known, transfer.value_raw)
             self._find(known.kind, known, known.detail, **facts)
+        elif self._is_dust(transfer):
+            self._outcome.totals.dust_transfers += 1
+            self._outcome.totals.dust_raw += transfer.value_raw
         elif transfer.is_ripe:
             self._outcome.totals.open_raw += transfer.value_raw
             self._outcome.undecided.append(transfer)
         else:
             self._outcome.totals.in_progress_raw += transfer.value_raw
+
+    def _is_dust(self, transfer: Observed) -> bool:
+        """Too little for a finding. One that there is already, from when the floor was lower, counts as it did."""
+        known = transfer.finding
+        is_free = known is None or known.resolution in REOPENING_RESOLUTIONS
+        return is_free and transfer.is_ripe and transfer.value_raw < self._dust_below_raw
 
     def _count_unapplied(self, known: KnownFinding | None, value_raw: int) -> None:
         totals = self._outcome.totals
@@ -672,6 +694,8 @@ class Report(Part):
     totals: Totals
     closes: bool
     counts: dict[str, int]
+    values_raw: dict[str, int] = Field(default_factory=dict)
+    """What the differences of each kind are about, in token units, as far as that is known."""
     alarms: int = 0
     """How many differences say that the books are wrong."""
     differences: tuple[Difference, ...] = ()

@@ -77,10 +77,10 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(de
     await desk.settle(await desk.open_account(1), 1)
     with connect(desk.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
-            "INSERT INTO findings (key, kind, detail, opened_at, resolved_at, resolution) VALUES"
-            " ('a', 'surplus', 'x', now() - interval '2 h', NULL, NULL),"
-            " ('b', 'surplus', 'x', now() - interval '1 h', NULL, NULL),"
-            " ('c', 'late_payment', 'x', now(), now(), 'write_off')"
+            "INSERT INTO findings (key, kind, detail, value_raw, opened_at, resolved_at, resolution) VALUES"
+            " ('a', 'surplus', 'x', 5, now() - interval '2 h', NULL, NULL),"
+            " ('b', 'surplus', 'x', NULL, now() - interval '1 h', NULL, NULL),"
+            " ('c', 'late_payment', 'x', 7, now(), now(), 'write_off')"
         )
         superuser.execute(
             "INSERT INTO chain_cursors"
@@ -101,6 +101,7 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(de
     readings = await read(desk)
     assert readings.open_findings.keys() == {"surplus"}
     assert readings.open_findings["surplus"].findings == 2
+    assert readings.open_findings["surplus"].value_raw == 5
     assert 7200 <= readings.open_findings["surplus"].oldest_seconds < 7800
     assert readings.cursors[CHAIN_ID].lag_blocks == 10
     assert 3600 <= readings.cursors[CHAIN_ID].age_seconds < 4200

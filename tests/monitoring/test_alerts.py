@@ -149,6 +149,12 @@ CASES: Final = (
         17,
     ),
     Case(
+        "SettleFindingsMany",
+        {'settle_findings_open{kind="transfer_without_intent"}': steady(501)},
+        {'settle_findings_open{kind="transfer_without_intent"}': steady(500)},
+        17,
+    ),
+    Case(
         "SettleLedgerWithoutTransfer",
         {'settle_findings_open{kind="ledger_without_transfer"}': steady(1)},
         {'settle_findings_open{kind="ledger_without_transfer"}': steady(0)},

@@ -50,6 +50,7 @@ class Books:
     desk: Desk
     payer: Payer
     helpers: Helpers = field(default_factory=Helpers)
+    dust_below_raw: int = 0
 
     async def reconcile(
         self,
@@ -74,6 +75,7 @@ class Books:
             block_time=timedelta(seconds=2),
             pick_up=pick_up or self.helpers.pick_up,
             carry=self.helpers.carry,
+            dust_below_raw=self.dust_below_raw,
         )
 
     async def settle(

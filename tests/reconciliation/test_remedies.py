@@ -498,7 +498,7 @@ async def test_a_finding_that_is_found_again_says_so_once(desk: Desk) -> None:
             async with desk.service.transaction() as connection:
                 told.append(await findings.open_finding(connection, finding))
         async with desk.service.transaction() as connection:
-            [open_] = await findings.list_findings(connection, limit=5)
+            [open_] = (await findings.page_findings(connection, findings.FindingFilter(), limit=5)).findings
         await take(desk.service, open_.id, Remedy.RETRY)
     assert told == [True, False, True, False]
 

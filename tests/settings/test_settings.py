@@ -69,6 +69,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "VERIFICATION_TIMEOUT_SECONDS": ("0", "-1", "2678401", "1.5", "24h"),
     "PAYMENT_MIN_USD_CENTS": ("0", "-1", "1.5", "1 USD", "1000001"),
     "PAYMENT_MAX_USD_CENTS": ("0", "-1", "1.5", "1 USD", str(10**12 + 1)),
+    "DUST_BELOW_RAW": ("-1", "1.5", "1 cent", "1000001"),
     "SYSTEM_TENANT_REVENUE_SHARE": ("-0.01", "1.01", "75%", "nan", "inf", "a half", "1e-400"),
     "TEMPORAL_UI_URL": ("localhost:8233", "ftp://ui.example", "http://"),
     "WORKER_HEALTH_PORT": ("-1", "65536", "http"),
@@ -172,6 +173,14 @@ def test_a_minimum_above_the_maximum_names_both() -> None:
     ):
         load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "499"})
     assert load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "500"}).payment_max_usd_cents == 500
+
+
+def test_no_payment_is_dust() -> None:
+    assert load({}).dust_below_raw == 10_000
+    assert load({"DUST_BELOW_RAW": "0"}).dust_below_raw == 0
+    assert load({"DUST_BELOW_RAW": "1000000"}).dust_below_raw == 1_000_000
+    with pytest.raises(ConfigurationError, match=r"DUST_BELOW_RAW: got 20000, .*PAYMENT_MIN_USD_CENTS.* 10000"):
+        load({"DUST_BELOW_RAW": "20000", "PAYMENT_MIN_USD_CENTS": "1"})
 
 
 def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:

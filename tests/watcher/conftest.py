@@ -132,6 +132,13 @@ class Watch:
             await self.chain.wait_for_receipt(sent)
         return sent
 
+    async def pay_raw(self, value_raw: int) -> str:
+        """A transfer of so many raw units to the treasury, mined."""
+        sent = await self.chain.pay(payer_wallets()[0].private_key, self.chain.treasury_address, value_raw)
+        await self.chain.mine(1)
+        await self.chain.wait_for_receipt(sent)
+        return sent
+
     async def now(self) -> datetime:
         """The chain's time: that of its newest block."""
         block = await self.chain.rpc("eth_getBlockByNumber", "latest", False)
@@ -221,7 +228,11 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
     async with AsyncExitStack() as stack:
 
         async def make(
-            *nodes: FaultyNode, from_block: int | None = begin, look_back_blocks: int = 10, **options: Any
+            *nodes: FaultyNode,
+            from_block: int | None = begin,
+            look_back_blocks: int = 10,
+            dust_below_raw: int = 0,
+            **options: Any,
         ) -> Watch:
             urls = [node.url for node in nodes] or [chain.url]
             reader = await stack.enter_async_context(ChainReader(urls, chain.chain_id, timeout_seconds=5.0, **options))
@@ -255,9 +266,15 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
                     look_back_blocks=look_back_blocks,
                     clock=clock,
                 )
-                return ScopeWatch(
-                    scan, TransferDesk(desk.service, scope, submit, publish, min_confirmations=MIN_CONFIRMATIONS)
+                transfers = TransferDesk(
+                    desk.service,
+                    scope,
+                    submit,
+                    publish,
+                    min_confirmations=MIN_CONFIRMATIONS,
+                    dust_below_raw=dust_below_raw,
                 )
+                return ScopeWatch(scan, transfers)
 
             current = open_scope(scope)
             made = Watch(chain, desk, reader, current.scan, current.desk, told, submitted, trouble, clock=clock)

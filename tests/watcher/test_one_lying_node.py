@@ -66,7 +66,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()
     async with service.transaction() as connection:
-        [finding] = await findings.list_findings(connection, limit=5)
+        [finding] = (await findings.page_findings(connection, findings.FindingFilter(), limit=5)).findings
     assert finding.value_raw == 10**12
     scope = watch.scan.scope
     preconditions = SettlementPreconditions(watch.reader, scope.treasury)

@@ -1,1 +1,2 @@
--- Findings by the thousand: paging, totals, value.
+-- Findings by the thousand: paging, totals, value. Their indexes are built while the tables are in use, by the revision's
+-- module (INDEXES): a flooded table is a large one.
