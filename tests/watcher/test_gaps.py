@@ -8,7 +8,7 @@ import pytest
 
 from activities.scanning import GAP_EVERY
 from commands.chain_checks import check_watcher
-from db.findings import list_findings
+from db.findings import FindingFilter, page_findings
 from devstack.chain import LocalChain
 from domain.errors import ChainUnavailable
 from domain.findings import FindingKind, Remedy
@@ -409,7 +409,8 @@ async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowle
         await ends(engine, intent.attempt_id)
         await engine.looked_at(intent.attempt_id, "the nodes know no finalized block")
         async with engine.service.transaction() as connection:
-            [finding] = await list_findings(connection, kind=FindingKind.CHAIN_GAP, limit=10)
+            wanted = FindingFilter(kinds=(FindingKind.CHAIN_GAP,))
+            [finding] = (await page_findings(connection, wanted, limit=10)).findings
         assert f"--from {begin} " in finding.details["command"]
         with pytest.raises(ChainUnavailable, match="were not read"):
             await check_watcher(engine.settings)

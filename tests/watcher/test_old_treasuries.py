@@ -12,7 +12,7 @@ from activities.remedies import RemedyActivities
 from activities.watching import PROMISES_EVERY_SECONDS
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
-from db.findings import list_findings
+from db.findings import FindingFilter, page_findings
 from db.scopes import list_promises
 from devstack.processes import wait_until
 from domain.attempt import AttemptStatus
@@ -293,7 +293,7 @@ async def test_an_operator_credits_what_came_to_the_old_treasury(watch: Watch) -
     await _turn(watch)
     service = watch.desk_of_payers.service
     async with service.transaction() as connection:
-        [finding] = await list_findings(connection, limit=5)
+        [finding] = (await page_findings(connection, FindingFilter(), limit=5)).findings
     scope = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
     remedies = RemedyActivities(
         service,
