@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # `python -m cli`: before what takes time to import
+    from commands.entry import leave_on_interrupt
+
+    leave_on_interrupt()
+
 import asyncio
 import logging
 import os
@@ -16,6 +21,7 @@ from uuid import UUID
 
 import click
 
+from commands.entry import INTERRUPTED, interrupt_as_usual
 from commands.output import ANSWER_IS_NO, DONE, WRONG_USE, print_json, progress
 from domain.attempt import Purpose
 from domain.errors import ConfigurationError, InvalidInput, SettleError
@@ -101,6 +107,7 @@ def _runs(
             context = click.get_current_context().find_object(Context)
             if context is not None:
                 context.configure_logs(default_format=log_format, default_level=log_level)
+            interrupt_as_usual()
             answer = asyncio.run(function(*args, **kwargs))
         except (ConfigurationError, InvalidInput) as error:
             _exit(_fail(error, code=error.code, exit_code=WRONG_USE, as_json=as_json))
@@ -119,7 +126,7 @@ def _runs(
             line = str(getattr(error, "orig", None) or error).splitlines()[0]
             _exit(_fail(RuntimeError(line), code="DATABASE", exit_code=ANSWER_IS_NO, as_json=as_json))
         except KeyboardInterrupt:
-            _exit(130)
+            _exit(INTERRUPTED)
         _exit(ANSWER_IS_NO if answer is False else DONE)
 
     return run

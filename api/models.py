@@ -57,10 +57,11 @@ class LoginRequest(Question):
     # PostgreSQL's text has no NUL.
     message: str | None = Field(default=None, min_length=1, max_length=2000, pattern=r"^[^\x00]*$")
     signature: str = Field(
-        min_length=4,
+        min_length=2,
         max_length=20_000,
-        pattern=r"^0x[0-9a-fA-F]+$",
-        description="of an externally owned account (65 bytes), or of a smart wallet (ERC-1271, ERC-6492)",
+        pattern=r"^0x[0-9a-fA-F]*$",
+        description="of an externally owned account (65 bytes), or of a smart wallet (ERC-1271, ERC-6492); `0x` of a "
+        "smart wallet whose owners have signed the message on the chain",
     )
 
 

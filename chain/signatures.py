@@ -2,7 +2,8 @@
 
 A wallet with a key signs the hash of the personal message (EIP-191, version 0x45), which is verified here, without a
 node. A wallet that is a contract says itself what it accepts (ERC-1271), also before it is on the chain (ERC-6492);
-that is asked of every node, because one that lies would log anybody in.
+that is asked of every node, because one that lies would log anybody in. A wallet whose owners sign on the chain (a Safe
+does, by a transaction that stores the hash) has nothing to hand over: its signature is empty, and it knows the hash.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from domain.identifiers import parse_address, same_address
 SIGNATURE_BYTES_MAX: Final = 8 * 2**10
 """A passkey's signature with the deployment of its wallet around it takes some 2 kB."""
 
-_HEX_BYTES: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+", re.ASCII)
+_HEX_BYTES: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _PARITIES: Final = {0: 0, 1: 1, 27: 0, 28: 1}
 """The last byte of a signature to the parity of its point: as the curve counts it, and as Bitcoin once began to."""
 
@@ -36,6 +37,8 @@ _REFUSED: Final = bytes(32)
 
 async def signed_by(chain: ChainReader, address: str, message: str, signature: str) -> bool:
     """Whether `signature`, 0x and hex as `personal_sign` returns it, is that of the wallet `address` over `message`.
+
+    An empty one, `0x`, is that of a contract that says so: its owners have signed on the chain.
 
     The signature of a wallet with a key is verified without a request. Anything else is put to the contract at
     `address`, or to the one that the signature says how to deploy, by every endpoint at once, in at most the

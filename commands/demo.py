@@ -108,6 +108,7 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
         for name, value in variables.items()
         if name not in _SERVERS_OF_OTHERS and not name.startswith("TEMPORAL_")
     }
+    ok: bool | None = None
     with TemporaryDirectory(prefix="settle-demo-") as folder:
         without = () if keep else ("api",)
         async with (
@@ -121,15 +122,17 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
             ):
                 scenes = _Scenes(system, client, database, await connect(system.variables))
                 payments = await scenes.play()
-                ok = await _report(scenes, payments, as_json=as_json)
+                ok = await _report(scenes, payments, keep=keep, as_json=as_json)
             if keep:
                 page = f"{system.variables['API_URL']}/credits"
                 progress(
                     f"everything is left running; Credits page: {page}; settings: {system.env_path}; Ctrl-C stops it"
                 )
                 await system.stack.wait()
-            return ok
-    raise DemoFailed("interrupted")
+    if ok is None:
+        progress("settle: interrupted; everything has been stopped")
+        raise KeyboardInterrupt
+    return ok
 
 
 class _Scenes:
@@ -321,7 +324,7 @@ async def _is_worker_blocked(connection: psycopg.AsyncConnection) -> bool:
     return await cursor.fetchone() is not None
 
 
-async def _report(scenes: _Scenes, payments: list[Payment], *, as_json: bool) -> bool:
+async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_json: bool) -> bool:
     settings = scenes.system.settings
     async with scenes.database.transaction() as connection:
         balances = await accounts.balances(connection)
@@ -359,7 +362,7 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, as_json: bool) ->
         return ok
     namespace = scenes.system.variables["TEMPORAL_NAMESPACE"]
     _print_tables(stdout, payments, rows, trial_balance)
-    for payment in payments:
+    for payment in payments if keep else ():  # links into servers that are about to stop help nobody
         stdout.print(
             f"{payment.title}: {workflow_url(settings.temporal_ui_url, namespace, payment.attempt_id)}",
             soft_wrap=True,
@@ -370,6 +373,8 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, as_json: bool) ->
     if not balances_held:
         stdout.print(f"balances are {balances}, expected {expected}", style="red", markup=False)
     stdout.print("Every expectation held." if ok else "NOT every expectation held.", style="bold")
+    if not keep:
+        stdout.print("To look around in Temporal's UI and on the Credits page: settle demo --keep")
     return ok
 
 

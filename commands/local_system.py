@@ -119,7 +119,7 @@ class LocalSystem:
         port = PortBook(self.state_dir).pick(f"{name}-health", DEFAULT_PORT)
         return await self.stack.add_process(
             name,
-            [sys.executable, "-m", "cli", "worker"],
+            [sys.executable, "-P", "-m", "cli", "worker"],
             {**self._without_settings(_NOT_OF_THE_WORKER), "WORKER_HEALTH_PORT": str(port)},
             ready=_answers(f"http://127.0.0.1:{port}/readyz"),
             stop_timeout_seconds=WORKER_STOP_SECONDS,
@@ -129,7 +129,7 @@ class LocalSystem:
         """Start the API as a supervised process on `API_URL` and wait until it is ready."""
         return await self.stack.add_process(
             "api",
-            [sys.executable, "-m", "cli", "api"],
+            [sys.executable, "-P", "-m", "cli", "api"],
             self._without_settings(_NOT_OF_THE_API),
             ready=_answers(f"http://127.0.0.1:{self.variables['API_PORT']}/readyz"),
             stop_timeout_seconds=API_STOP_SECONDS,

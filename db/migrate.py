@@ -170,7 +170,8 @@ def _seed(connection: Connection, *, with_operators: bool) -> None:
 
 def _alembic(connection: Connection) -> Config:
     config = Config()
-    config.set_main_option("script_location", migrations.__path__[0])
+    # The parser of the options takes a `%` for the beginning of a name; CI servers have it in their folders' names.
+    config.set_main_option("script_location", migrations.__path__[0].replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 

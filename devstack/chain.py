@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from devstack.contracts import TOKEN_DECIMALS, load_artifact
-from devstack.errors import ChainCallError, MissingPartError, PartFailedError
+from devstack.errors import INSTALL_COMMAND, IS_CHECKOUT, ChainCallError, MissingPartError, PartFailedError
 from devstack.processes import (
     ChildProcess,
     PortBook,
@@ -45,6 +46,7 @@ from devstack.processes import (
 )
 
 PREFERRED_PORT = 8545
+ANVIL_VERSION = "1.7.1"
 LOCAL_CHAIN_ID = 31337
 # The mnemonic that local chain tools share. Its keys are public: nothing of value may ever be sent to them.
 MNEMONIC = "test test test test test test test test test test test junk"
@@ -196,7 +198,10 @@ def _signed(
 
 
 def locate_anvil() -> Path:
-    """The anvil binary for this platform in `node_modules` (or SETTLE_NODE_MODULES).
+    """The anvil binary for this platform.
+
+    In SETTLE_NODE_MODULES, where it is set; else in `node_modules` beside the product or in the current folder, as npm
+    leaves it there, or on the PATH. npm's own wrapper, which is called anvil as well, is on no PATH by itself.
 
     Raises MissingPartError when it is not installed, or not made for this platform.
     """
@@ -205,12 +210,20 @@ def locate_anvil() -> Path:
         raise MissingPartError(
             f"there is no anvil for {key[0]} on {key[1]}: leave the chain out or use another machine"
         )
-    default = Path(__file__).resolve().parents[1] / "node_modules"
-    modules = Path(os.environ.get("SETTLE_NODE_MODULES") or default)
-    binary = modules / "@foundry-rs" / f"anvil-{PLATFORMS[key]}" / "bin" / "anvil"
-    if not binary.exists():
-        raise MissingPartError(f"anvil is not installed in {modules}; run: make install")
-    return binary
+    package = f"@foundry-rs/anvil-{PLATFORMS[key]}"
+    named = os.environ.get("SETTLE_NODE_MODULES")
+    beside = Path(__file__).resolve().parents[1] / "node_modules"
+    for modules in [Path(named)] if named else [beside, Path.cwd() / "node_modules"]:
+        binary = (modules / package / "bin" / "anvil").absolute()
+        if binary.exists():
+            return binary
+    if named:
+        raise MissingPartError(f"anvil is not installed in {named} (SETTLE_NODE_MODULES); run: npm install {package}")
+    on_path = shutil.which("anvil")
+    if on_path is None:
+        command = INSTALL_COMMAND if IS_CHECKOUT else f"npm install {package}@{ANVIL_VERSION}"
+        raise MissingPartError(f"anvil, the local chain, is not installed; run: {command}")
+    return Path(on_path).absolute()
 
 
 # -- the chain ---------------------------------------------------------------------------------------------

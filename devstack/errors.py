@@ -7,6 +7,12 @@ DevstackError
 └── ChainCallError       the local chain answered a request with an error
 """
 
+from pathlib import Path
+
+IS_CHECKOUT = Path(__file__).resolve().parents[1].joinpath("Makefile").is_file()
+INSTALL_COMMAND = "make install" if IS_CHECKOUT else "pip install 'settle[devstack]'"
+"""What brings a part that is missing: a checkout has its own way."""
+
 
 class DevstackError(Exception):
     """Anything the embedded parts have to say to the person who started them."""

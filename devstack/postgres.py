@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from devstack.errors import DevstackError, MissingPartError, PartFailedError, StateInUseError
+from devstack.errors import INSTALL_COMMAND, DevstackError, MissingPartError, PartFailedError, StateInUseError
 from devstack.processes import (
     ChildProcess,
     PortBook,
@@ -63,6 +63,11 @@ SETTINGS: Mapping[str, str] = {
     "cluster_name": "settle",
 }
 
+_FULL = "No space left on device"
+DISK_FREE_BYTES_MIN = 2**20
+_CAUSES = (_FULL, "Disk quota exceeded", "PANIC:", "FATAL:", "initdb: error:", "ERROR:")
+"""What a line of initdb's log has in it that names the cause; the nearest to it first."""
+
 
 @dataclass(frozen=True)
 class _Account:
@@ -77,7 +82,7 @@ def _find_binaries() -> Path:
         install = Path(place) / INSTALL_FOLDER
         if (install / "bin" / "postgres").exists():
             return install
-    raise MissingPartError(f"PostgreSQL's binaries ({WHEEL}) are not installed; run: make install")
+    raise MissingPartError(f"PostgreSQL's binaries ({WHEEL}) are not installed; run: {INSTALL_COMMAND}")
 
 
 def _may_everybody_enter(path: Path) -> bool:
@@ -145,6 +150,16 @@ def _copy_binaries(install: Path, cache: Path, target: Path) -> None:
 def _binaries_for_everybody() -> Path:
     install = _find_binaries()
     return install if _may_everybody_enter(install / "bin") else _copy_for_everybody(install)
+
+
+def _cause(log: str) -> str:
+    """The line of initdb's log that says why it failed: what it does afterwards, it reports as well."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for sign in _CAUSES:
+        for line in lines:
+            if sign in line:
+                return line
+    return lines[-1] if lines else "it wrote nothing"
 
 
 def _processes_working_in(folder: Path) -> list[int]:
@@ -268,6 +283,7 @@ class EmbeddedPostgres(Service):
         write_atomically(password_copy, password.encode())
         if account is not None:
             os.chown(password_copy, account.uid, account.gid)
+        (self.state_dir / "logs" / "postgres-initdb.log").unlink(missing_ok=True)  # what failed then is no cause now
         try:
             child = self._run(
                 "postgres-initdb",
@@ -294,7 +310,10 @@ class EmbeddedPostgres(Service):
             finally:
                 await child.stop()
             if child.exit_code != 0:
-                raise PartFailedError(f"PostgreSQL's initdb failed: {child.last_log_line()} (log: {child.log_path})")
+                cause = _cause(child.log_text())
+                if shutil.disk_usage(self._root).free < DISK_FREE_BYTES_MIN and _FULL not in cause:
+                    cause = f"{_FULL}: {cause}"  # its log had no room either
+                raise PartFailedError(f"PostgreSQL's initdb failed: {cause} (log: {child.log_path})")
             building.rename(self._data)
         finally:
             password_copy.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from devstack.errors import MissingPartError, PartFailedError, StateInUseError
 LAUNCHER = Path(__file__).with_name("_launch.py")
 POLL_SECONDS = 0.02
 LOG_BYTES_MAX = 10 * 1024 * 1024
+LOG_TEXT_BYTES = 64 * 1024
 # A port that was free a moment ago may be taken when the child binds it, for example by a second stack
 # that starts at the same time.
 START_ATTEMPTS_MAX = 4
@@ -417,16 +418,24 @@ class ChildProcess:
         if record is not None and record.pid == self.pid:
             path.unlink(missing_ok=True)
 
+    def log_text(self) -> str:
+        """The end of what it wrote, at most `LOG_TEXT_BYTES`; '' when there is nothing."""
+        return _end_of(self.log_path, LOG_TEXT_BYTES)
+
     def last_log_line(self) -> str:
         """The last line it wrote that is not blank, for a message of one line; '' when there is none."""
-        try:
-            with self.log_path.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 8192))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
+        lines = _end_of(self.log_path, 8192).splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _end_of(path: Path, size_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size_bytes))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def start_process(spec: ProcessSpec) -> ChildProcess:

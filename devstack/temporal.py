@@ -10,7 +10,7 @@ import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from devstack.errors import MissingPartError
+from devstack.errors import INSTALL_COMMAND, MissingPartError
 from devstack.processes import ChildProcess, PortBook, ProcessSpec, Service, start_process
 
 PREFERRED_PORT = 7233
@@ -33,7 +33,7 @@ def _locate(program: str, wheel: str) -> Path:
         return beside_python
     elsewhere = shutil.which(program)
     if elsewhere is None:
-        raise MissingPartError(f"the program {program} ({wheel}) is not installed; run: make install")
+        raise MissingPartError(f"the program {program} ({wheel}) is not installed; run: {INSTALL_COMMAND}")
     return Path(elsewhere)
 
 
@@ -102,7 +102,8 @@ class EmbeddedTemporal(Service):
             f"--port={self._port}",
             f"--ui-port={self._ui_port}",
             "--ui-disable-news-fetch",
-            f"--db-filename={self._folder / 'temporal.db'}",
+            # Relative: the server makes a URL of it, in which `%`, `?` and `#` of a folder's name mean something.
+            "--db-filename=temporal.db",
             f"--log-level={self._log_level}",
             *(f"--sqlite-pragma={pragma}" for pragma in SQLITE_PRAGMAS),
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
@@ -117,7 +118,7 @@ class EmbeddedTemporal(Service):
                 argv=[str(locate_temporal_cli()), *arguments],
                 state_dir=self.state_dir,
                 env=environment,
-                cwd=Path("/"),
+                cwd=self._folder,
             )
         )
 

@@ -403,6 +403,8 @@ async function explained(wallet, error) {
   return new Stop(`Your wallet has no ETH on ${site.chainName} to pay the network’s fee. Nothing was sent.`);
 }
 
+const ON_CHAIN_ASK_MS = 4_000;
+
 // -- signing in -------------------------------------------------------------------------------------------------
 
 /** @param {string} text */
@@ -416,11 +418,34 @@ async function signIn(say) {
   const [address] = await ask(wallet, 'eth_requestAccounts');
   if (!address) throw new Stop('Your wallet shows no account to this page.');
   // Some wallets write checksums of their own.
-  const { nonce, message } = await call('POST', '/auth/challenge', { address: address.toLowerCase() });
+  const challenge = await call('POST', '/auth/challenge', { address: address.toLowerCase() });
+  const { nonce, message } = challenge;
+  const lifetimeMs = Date.parse(challenge.expiresAt) - Date.parse(challenge.issuedAt);
+  const goodUntil = performance.now() + lifetimeMs - ON_CHAIN_ASK_MS;
   say('Sign the message in your wallet. It costs nothing.');
   const signature = await ask(wallet, 'personal_sign', [toHex(message), address]);
-  await call('POST', '/auth/login', { nonce, signature });
+  await logIn({ nonce, signature }, goodUntil, say);
   location.reload();
+}
+
+/**
+ * An empty signature is that of a wallet whose owners sign on the chain: it is good as soon as they have.
+ * @param {{nonce: string, signature: string}} answer @param {number} goodUntil on the page's clock @param {Say} say
+ */
+async function logIn(answer, goodUntil, say) {
+  for (;;) {
+    try {
+      return await call('POST', '/auth/login', answer);
+    } catch (error) {
+      const mayComeYet = answer.signature === '0x' && error instanceof Problem && error.status === 401;
+      if (!mayComeYet) throw error;
+      if (performance.now() > goodUntil) {
+        throw new Stop('Your wallet has not signed on the chain in time. Sign in again when its owners are ready.');
+      }
+    }
+    say('Your wallet signs on the chain. You are signed in as soon as its owners have; keep this page open.');
+    await pause(ON_CHAIN_ASK_MS);
+  }
 }
 
 /** Each tab says whose page it shows; one that shows another's is loaded anew. */

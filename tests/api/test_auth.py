@@ -7,10 +7,11 @@ import re
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
+from chain.addresses import checksum_address
 from devstack.chain import dev_wallets, payer_wallets
 from tests.support.api import RunningApi, first_wallet, running_api, sign
 from tests.support.engine import Engine
-from tests.support.smart_wallets import wrap_with_factory
+from tests.support.smart_wallets import SIGNING_ON_CHAIN, put_contract, sign_on_chain, wrap_with_factory
 from tests.support.sql import query, scalar
 
 LOGIN = "/api/v1/auth/login"
@@ -259,6 +260,29 @@ async def test_a_smart_wallet_that_is_not_deployed_yet_signs_in(api: RunningApi)
         signature = wrap_with_factory(chain, owner.address, sign(owner, challenge["message"]))
         session = await visitor.log_in(challenge["nonce"], signature)
     assert (session.status, session.body["address"]) == (200, address), session.body
+
+
+async def test_a_wallet_whose_owners_sign_on_the_chain_signs_in_when_they_have(api: RunningApi) -> None:
+    chain = api.engine.chain
+    address = checksum_address(await put_contract(chain, 0x5AFE, SIGNING_ON_CHAIN))
+    async with api.visitor() as visitor:
+        challenge = await visitor.challenge(address)
+        early = await visitor.log_in(challenge["nonce"], "0x")
+        assert (early.status, early.code) == (401, "SIGN_IN_REFUSED")
+        await sign_on_chain(chain, ALICE.private_key, address, challenge["message"])
+        session = await visitor.log_in(challenge["nonce"], "0x")
+        assert (session.status, session.body["address"]) == (200, address), session.body
+        assert (await visitor.log_in(challenge["nonce"], "0x")).status == 401, "a challenge is good once"
+
+
+async def test_an_empty_signature_of_a_wallet_with_a_key_is_a_wrong_one(api: RunningApi) -> None:
+    async with api.visitor() as visitor:
+        challenge = await visitor.challenge(ALICE.address)
+        refused = await visitor.log_in(challenge["nonce"], "0x")
+        assert (refused.status, refused.code) == (401, "SIGN_IN_REFUSED")
+        for malformed in ("", "0X", "0x1", "0x 12", " 0x", "0x\n", "0xzz", "0x" + "00" * 9000, "0x" + "00" * 10_001):
+            answer = await visitor.log_in(challenge["nonce"], malformed)
+            assert (answer.status, answer.code) == (422, "INVALID_INPUT"), malformed
 
 
 async def test_a_smart_wallets_owner_is_the_only_one_who_signs_for_it(api: RunningApi) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from eth_utils.address import to_checksum_address
 from playwright.async_api import expect
 
 from devstack.chain import payer_wallets
 from tests.browser.conftest import Site
 from tests.support.browser import DECLINED, PENDING, Visitor
+from tests.support.smart_wallets import SIGNING_ON_CHAIN, put_contract, sign_on_chain
 
 
 async def _press_sign_in(visitor: Visitor) -> None:
@@ -101,3 +105,19 @@ async def test_a_signature_of_another_account_is_refused_in_words(site: Site) ->
     visitor.wallet.account = payer_wallets()[1]
     held.set()
     await expect(visitor.page.locator("#welcome .says")).to_contain_text("the signature is not that of wallet")
+
+
+async def test_a_wallet_that_signs_on_the_chain_is_waited_for(site: Site) -> None:
+    owner = payer_wallets()[2]
+    wallet = site.wallet()
+    address = to_checksum_address(await put_contract(wallet.chain, 0x5AFE1, SIGNING_ON_CHAIN))
+    wallet = site.wallet(account=replace(owner, address=address))
+    wallet.results = {**wallet.results, "personal_sign": "0x"}
+    visitor = await site.visitor(wallets=[wallet])
+    visitor.allowed.append("401")
+    await visitor.open()
+    await _press_sign_in(visitor)
+    await expect(visitor.page.locator("#welcome .says")).to_contain_text("signs on the chain")
+    [[message, _]] = [params for method, params in wallet.calls if method == "personal_sign"]
+    await sign_on_chain(wallet.chain, owner.private_key, address, bytes.fromhex(message.removeprefix("0x")).decode())
+    await expect(visitor.page.get_by_role("heading", name="Your balance")).to_be_visible(timeout=15_000)

@@ -28,11 +28,13 @@ from tests.support.smart_wallets import (
     INVALID,
     LOOPING,
     REVERTING_WITH_ACCEPTED,
+    SIGNING_ON_CHAIN,
     WRAPPER_MAGIC,
     compact,
     personal_sign,
     put_contract,
     returning,
+    sign_on_chain,
     wrap,
     wrap_with_factory,
 )
@@ -159,7 +161,7 @@ async def test_numbers_that_are_no_signature_are_refused(honest: ChainReader, r:
     "signature",
     [
         "",
-        "0x",
+        "0",
         "0x1",
         SIGNATURE[2:],
         SIGNATURE[:-1],
@@ -539,3 +541,23 @@ async def test_a_deployless_call_has_the_same_gas_on_every_node(honest: ChainRea
     gas_left = await honest.deployless_call(bytes.fromhex("5a60005260206000f3"))  # GAS PUSH1 0 MSTORE ... RETURN
     assert gas_left is not None
     assert DEPLOYLESS_CALL_GAS - 100_000 < int.from_bytes(gas_left, "big") < DEPLOYLESS_CALL_GAS
+
+
+# Wallets that sign on the chain --------------------------------------------------------------------------------------
+
+
+async def test_an_empty_signature_is_good_once_the_owners_have_signed_on_the_chain(
+    chain: LocalChain, honest: ChainReader
+) -> None:
+    address = await put_contract(chain, next(numbers), SIGNING_ON_CHAIN)
+    assert not await signed_by(honest, address, MESSAGE, "0x")
+    await sign_on_chain(chain, OWNER.private_key, address, MESSAGE)
+    assert await signed_by(honest, address, MESSAGE, "0x")
+    assert not await signed_by(honest, address, MESSAGE + "!", "0x")
+    assert not await signed_by(honest, address, MESSAGE, "0x00")
+    assert not await signed_by(honest, address, MESSAGE, SIGNATURE)
+
+
+async def test_an_empty_signature_is_nobodys_who_has_a_key(honest: ChainReader) -> None:
+    for address in (OWNER.address, OTHER.address, *PRECOMPILES):
+        assert not await signed_by(honest, address, MESSAGE, "0x")

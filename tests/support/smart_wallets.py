@@ -7,6 +7,7 @@ from typing import Final
 from eth_abi.abi import encode
 from eth_account import Account
 from eth_account.messages import encode_defunct
+from eth_utils.crypto import keccak
 
 from devstack.chain import LocalChain, call_data
 
@@ -22,6 +23,14 @@ HALF: Final = 32
 def personal_sign(private_key: str, message: str) -> str:
     """What a wallet with that key returns from `personal_sign`: r, s and 27 or 28."""
     return "0x" + bytes(Account.sign_message(encode_defunct(text=message), private_key).signature).hex()
+
+
+async def sign_on_chain(chain: LocalChain, owner_key: str, address: str, message: str) -> None:
+    """The transaction with which the owners of a `SIGNING_ON_CHAIN` wallet sign a message; mined."""
+    prefixed = b"\x19Ethereum Signed Message:\n%d%b" % (len(message.encode()), message.encode())
+    sent = await chain.send(owner_key, address, "0x" + keccak(prefixed).hex())
+    await chain.mine(1)
+    assert int((await chain.wait_for_receipt(sent))["status"], 16) == 1
 
 
 def compact(signature: str) -> str:
@@ -61,6 +70,15 @@ _ANSWER = b"\x7f" + ACCEPTED + bytes.fromhex("0260005260206000f3")  # PUSH32 yes
 ACCEPTING_WHEN_SET: Final = _SET_WITHOUT_DATA + bytes.fromhex("600054") + _ANSWER  # PUSH1 0 SLOAD
 ACCEPTING_UNTIL_SET: Final = _SET_WITHOUT_DATA + bytes.fromhex("60005415") + _ANSWER  # PUSH1 0 SLOAD ISZERO
 ACCEPTING_FROM_NOBODY: Final = bytes.fromhex("3215") + _ANSWER  # ORIGIN ISZERO: it takes the zero address for a trial
+
+
+_STORE: Final = bytes.fromhex("5b60016000355500")  # JUMPDEST, storage[the 32 bytes sent] = 1, STOP
+_KNOWN_AND_EMPTY: Final = bytes.fromhex("6004355460443515" + "02") + _ANSWER  # storage[hash] and no signature's bytes
+SIGNING_ON_CHAIN: Final = (
+    bytes.fromhex("3660201460") + bytes([7 + len(_KNOWN_AND_EMPTY)]) + b"\x57" + _KNOWN_AND_EMPTY + _STORE
+)
+"""Sent 32 bytes, it takes them for a hash that its owners have signed; asked about that hash and an empty signature it
+says yes, as a Safe does."""
 
 
 async def put_contract(chain: LocalChain, number: int, code: bytes) -> str:
