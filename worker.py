@@ -226,6 +226,7 @@ def build_worker(
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
         own_destination=scope,
+        from_block=settings.chain_watch_from_block,
     )
     finality = FinalityActivities(chain, service, policy=settings.finality_policy, block_time=settings.block_time)
     payments = PaymentsClient(settlement, temporal, payment_policy(settings))

@@ -30,7 +30,7 @@ from db.engine import ServiceConnection, ServiceDatabase
 from db.gaps import Gap, list_gaps
 from domain.errors import InvalidInput, Refusal, Unavailable, WatcherBehind
 from domain.findings import Finding, FindingKind, Remedy
-from domain.matching import Pays, decide
+from domain.matching import Pays, Renews, decide
 from domain.reconciliation import (
     BONUS_MISSING,
     FINALITY_MISSING,
@@ -288,7 +288,7 @@ class Reconciliation:
         decision = decide(self._chain_id, one, around)
         if isinstance(decision, Finding):
             await _write(connection, decision, found)
-        elif isinstance(decision, Pays):
+        elif isinstance(decision, Pays | Renews):
             if is_handled:
                 await observed.look_again(connection, scope, one)
             found.differ(
@@ -296,7 +296,7 @@ class Reconciliation:
                     kind=TRANSFER_UNDECIDED,
                     severity=Severity.NOTICE,
                     detail=f"{one.from_address} sent {one.value_raw} raw units that attempt "
-                    f"{decision.attempt.attempt_id} waits for, and the watcher has not handed them in",
+                    f"{decision.attempt.attempt_id} was to be paid with, and the watcher has not handed them in",
                     remedy="see that the chain's watcher runs (settle doctor), and what the worker's log says of the "
                     "transaction",
                     chain_id=self._chain_id,

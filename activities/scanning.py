@@ -86,6 +86,7 @@ class ChainScan:
         self._from_block = from_block
         self._look_back_blocks = min(look_back_blocks, FIRST_LOOK_BACK_BLOCKS_MAX)
         self._was_at_head = True
+        self._has_noted_from_block = False
 
     async def advance(self) -> Step:
         """Read one range, as long as the endpoints give it, and move the cursor behind it.
@@ -244,6 +245,9 @@ class ChainScan:
                 begin = self._from_block if self._from_block is not None else max(head - self._look_back_blocks, 0)
                 await observed.begin_at(connection, self.scope, begin, head)
                 cursor = await observed.find_cursor(connection, self.scope)
+            if not self._has_noted_from_block:
+                await observed.note_from_block(connection, self.scope, self._from_block)
+                self._has_noted_from_block = True
         assert cursor is not None, "it was written just now, and nobody deletes it"
         return cursor
 

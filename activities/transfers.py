@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
@@ -14,14 +15,14 @@ import structlog
 
 from activities.announcements import Publish
 from activities.metrics import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, WATCHER_SUBMISSIONS
-from db import observed
+from db import observed, payments
 from db.engine import ServiceConnection, ServiceDatabase
 from db.findings import list_to_announce, mark_announced, open_finding
 from domain.chain import Transfer, TransferScope
 from domain.errors import HashInUse, Refusal, SettleError, Unavailable
 from domain.events import FINDING_OPENED, FINDINGS_OPENED_TOGETHER, PlatformEvent
 from domain.findings import Finding, is_dust
-from domain.matching import AlreadyPaid, Candidate, Pays, Undecided, decide
+from domain.matching import AlreadyPaid, Candidate, NoIncome, Pays, Renews, Undecided, decide
 from domain.remedies import StoredFinding
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,15 @@ class Submit(Protocol):
 
 class _MovedMeanwhile(Exception):
     """The transfer is in another block by now, or somebody has decided about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """What a transfer pays: the attempt that it was found for, and the id of the one that takes it."""
+
+    attempt: Candidate
+    attempt_id: UUID
+    """The attempt's own, or that of one made in its place."""
 
 
 class TransferDesk:
@@ -130,13 +140,13 @@ class TransferDesk:
 
     async def _decide(self, transfer: Transfer) -> None:
         refused: set[UUID] = set()
-        while (attempt := await self._write_decision(transfer, refused)) is not None:
-            if await self._hand_in(transfer, attempt):
+        while (paid := await self._write_decision(transfer, refused)) is not None:
+            if await self._hand_in(transfer, paid):
                 return
-            refused.add(attempt.attempt_id)
+            refused.add(paid.attempt.attempt_id)
 
-    async def _write_decision(self, transfer: Transfer, refused: Iterable[UUID]) -> Candidate | None:
-        """Decide and write it down, in one transaction; or the attempt that the transfer is to be submitted for."""
+    async def _write_decision(self, transfer: Transfer, refused: Iterable[UUID]) -> _Paid | None:
+        """Decide and write it down, in one transaction; or what the transfer is to be submitted for."""
         try:
             async with self._database.transaction() as connection:
                 around = await observed.find_surroundings(connection, self._scope, transfer)
@@ -146,7 +156,12 @@ class TransferDesk:
                     case Undecided():
                         pass
                     case Pays(attempt=attempt):
-                        return attempt
+                        return _Paid(attempt, attempt.attempt_id)
+                    case Renews(attempt=attempt):
+                        return _Paid(attempt, await payments.renew_attempt(connection, attempt.attempt_id))
+                    case NoIncome(message=message):
+                        await observed.mark_handled(connection, self._scope, transfer, None)
+                        log.info("no income", tx_hash=transfer.tx_hash, log_index=transfer.log_index, reason=message)
                     case finding:
                         await self._open(connection, transfer, finding)
         except _MovedMeanwhile:
@@ -163,22 +178,21 @@ class TransferDesk:
         if await open_finding(connection, finding):
             FINDINGS_OPENED.labels(finding.kind.value).inc()
 
-    async def _hand_in(self, transfer: Transfer, attempt: Candidate) -> bool:
+    async def _hand_in(self, transfer: Transfer, paid: _Paid) -> bool:
         """Submit as the payer would have; False where this attempt does not take the transaction.
 
         What comes of it is seen next time: an attempt that waits for a transaction decides about its transfers.
         """
+        attempt = paid.attempt
         try:
-            await self._submit(
-                attempt.owner_user_id, attempt.attempt_id, transfer.tx_hash, mined_at=transfer.block_time
-            )
+            await self._submit(attempt.owner_user_id, paid.attempt_id, transfer.tx_hash, mined_at=transfer.block_time)
         except HashInUse:
             # The payer has just submitted it himself, for another of his attempts.
             return True
         except Refusal as refusal:
             log.warning(
                 "payment found, and not taken by its attempt",
-                attempt_id=str(attempt.attempt_id),
+                attempt_id=str(paid.attempt_id),
                 tx_hash=transfer.tx_hash,
                 error=refusal.message,
             )
@@ -186,7 +200,8 @@ class TransferDesk:
         WATCHER_SUBMISSIONS.inc()
         log.info(
             "payment found and submitted: nobody had done it",
-            attempt_id=str(attempt.attempt_id),
+            attempt_id=str(paid.attempt_id),
+            in_place_of=str(attempt.attempt_id) if paid.attempt_id != attempt.attempt_id else None,
             billing_account_id=attempt.billing_account_id,
             tx_hash=transfer.tx_hash,
             mined_at=transfer.block_time.isoformat(),

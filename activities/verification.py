@@ -15,13 +15,14 @@ from activities.metrics import LOOKS
 from chain.opinions import EndpointsDisagree
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
-from db import attempts, destinations, remedies
+from db import attempts, destinations, observed, remedies
 from db.engine import ServiceDatabase
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import ChainView, TransferScope
 from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
 from domain.verdict import (
     CreditedTransfer,
+    PaymentTerms,
     Refused,
     Verdict,
     Verified,
@@ -52,8 +53,12 @@ class VerificationActivities:
         block_time: timedelta,
         verification_timeout: timedelta,
         own_destination: TransferScope | None = None,
+        from_block: int | None = None,
     ) -> None:
-        """`own_destination` is where payments go to by the settings: they may, from then on, under any others, too."""
+        """`own_destination` is where payments go to by the settings: they may, from then on, under any others, too.
+
+        `from_block` is the first block that settle answers for, where the settings say so.
+        """
         self._chain = chain
         self._database = database
         self._preconditions = preconditions
@@ -62,6 +67,8 @@ class VerificationActivities:
         self._verification_timeout = verification_timeout
         self._own_destination = own_destination
         self._is_own_noted = False
+        self._from_block = from_block
+        self._noted_scopes: set[TransferScope] = set()
 
     @activity.defn(name="await_confirmation")
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
@@ -114,12 +121,25 @@ class VerificationActivities:
 
     async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
         """What the attempt waits for, and which transfers of that transaction an operator has credited."""
+        await self._note_settings(payment.terms)
         async with self._database.single_statement() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
             if attempt is None:
                 raise AttemptNotFound(payment.attempt_id)
             chain_id = payment.terms.chain_id
             return attempt, await remedies.list_credited_transfers(connection, chain_id, attempt.tx_hash)
+
+    async def _note_settings(self, terms: PaymentTerms) -> None:
+        """What the settings say goes where the database, which has the last word on a credit, reads it.
+
+        Once for each scope, and where the database has another first block than the settings.
+        """
+        scope = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        if scope in self._noted_scopes:
+            return
+        async with self._database.transaction() as connection:
+            if await observed.note_from_block(connection, scope, self._from_block):
+                self._noted_scopes.add(scope)
 
     async def _look(
         self, payment: PaymentToVerify, attempt: attempts.UnderVerification, credited: Collection[CreditedTransfer]
@@ -131,6 +151,8 @@ class VerificationActivities:
                 view,
                 min_confirmations=self._min_confirmations,
                 settled_log_indexes=attempt.settled_log_indexes | credited_log_indexes(view.receipt, credited),
+                first_block=attempt.first_block if self._from_block is None else self._from_block,
+                payer_kind=attempt.payer_kind,
             )
 
         is_judged = False

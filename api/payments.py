@@ -27,6 +27,7 @@ from domain.errors import (
     HashInUse,
     IdempotencyKeyReused,
     NotSignedIn,
+    PayerRefused,
     RateLimited,
     TemporalUnavailable,
     TooManyReplacements,
@@ -63,7 +64,7 @@ _limit_submits = limit_by_account(
             {"intent": examples.INTENT},
             links=followed_by("submitTransaction", "getAttempt", "streamAttempt"),
         ),
-        **documented(*POSTED, NotSignedIn, IdempotencyKeyReused, RateLimited),
+        **documented(*POSTED, NotSignedIn, PayerRefused, IdempotencyKeyReused, RateLimited),
     },
     dependencies=[Depends(_limit_intents), ONE_TURN],
 )
@@ -86,7 +87,7 @@ async def create_intent(
 ) -> Intent:
     """Answers where to send how much of which token, and until when.
 
-    The money must come from the wallet that is signed in.
+    The money must come from the wallet that is signed in, which is not the treasury's own.
     """
     payer = Payer(session.user_id, session.billing_account_id, session.wallet_address)
     return await services.payments.create_intent(

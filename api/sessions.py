@@ -19,6 +19,8 @@ from db import sessions
 from db.rate_limits import Bucket
 from db.sessions import Session
 from domain.errors import InvalidInput, SignInRefused
+from domain.identifiers import same_address
+from domain.income import ZERO_ADDRESS
 from domain.sign_in import Challenge, new_challenge
 
 NONCE_LENGTH: Final = 24
@@ -34,9 +36,12 @@ _ALPHABET: Final = string.ascii_letters + string.digits
 async def challenge(services: Services, address: str) -> Challenge:
     """A new message for the wallet `address` to sign. Raises `InvalidInput`."""
     settings = services.settings
+    wallet = checksum_address(address, field="address")
+    if same_address(wallet, ZERO_ADDRESS):
+        raise InvalidInput("address", "is the zero address, which is nobody's: expected the wallet that signs")
     made = new_challenge(
         nonce="".join(secrets.choice(_ALPHABET) for _ in range(NONCE_LENGTH)),
-        address=checksum_address(address, field="address"),
+        address=wallet,
         origin=settings.origin,
         chain_id=settings.chain_id,
         platform=settings.platform_name,

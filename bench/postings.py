@@ -43,7 +43,7 @@ async def open_accounts(tenants: TenantDatabase) -> list[Payer]:
     payers = []
     async with tenants.unscoped() as connection:
         for number in range(ACCOUNTS):
-            payers.append(await provision_wallet(connection, f"0x{number:040d}"))  # noqa: PERF401 - one at a time
+            payers.append(await provision_wallet(connection, f"0x1{number:039d}"))  # noqa: PERF401 - one at a time
     return payers
 
 

@@ -10,7 +10,7 @@ from commands.connections import chain_reader, payments_client, service_database
 from commands.output import grouped, print_json, stdout, table
 from db import attempts, findings
 from domain.attempt import AttemptStatus, Purpose
-from domain.errors import AttemptNotFound, InvalidInput
+from domain.errors import AttemptNotFound, InvalidInput, PayerRefused
 from domain.identifiers import parse_tx_hash
 from settings import Settings
 from starter.diagnosis import Diagnosis, diagnose
@@ -23,9 +23,11 @@ async def create(
 ) -> None:
     """Make an intent, and say what to send where."""
     address = checksum_address(wallet, field="--wallet")
-    if int(address, 16) == 0 or address == settings.treasury_address:
-        raise InvalidInput("--wallet", f"wants the wallet that pays, got {address}, which cannot pay the treasury")
     async with payments_client(settings, variables) as client:
+        try:
+            await client.require_payer(address)
+        except PayerRefused as refusal:
+            raise InvalidInput("--wallet", f"is invalid: {refusal.message}; expected the wallet that pays") from None
         intent = await client.create_intent(await client.provision(address), cents, purpose)
     if as_json:
         print_json(intent)

@@ -530,7 +530,7 @@ def _meaning(finding: StoredFinding, remedy: Remedy) -> str:
 
 def _command(finding: StoredFinding, remedy: Remedy) -> str:
     words = ["settle", "findings", "resolve", str(finding.id), "--remedy", remedy.value]
-    if remedy is Remedy.CREDIT and finding.kind is FindingKind.WRONG_SENDER:
+    if remedy is Remedy.CREDIT and (finding.kind is FindingKind.WRONG_SENDER or "senderKind" in finding.details):
         words += ["--account", "ACCOUNT"]
     if remedy is Remedy.REFUND_RECORDED:
         words += ["--refund-tx", "TX_HASH"]

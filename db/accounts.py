@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import AnyConnection
+from db.errors import WALLET_IS_SOMEBODYS, violated_constraint
 from db.schema import BillingAccount
+from domain.errors import PayerRefused
+from domain.income import NonPayer
 
+_NON_PAYER_KIND: Final = text("SELECT non_payer_kind(:address)")
 _PROVISION = text("SELECT user_id, billing_account_id, created FROM provision_wallet(:wallet)")
 
 
@@ -25,10 +33,28 @@ class Payer:
 async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> Payer:
     """Find the wallet's user and account, or open them with a default key. Safe twice and at once.
 
-    `wallet_address` is in EIP-55 checksum form.
+    `wallet_address` is in EIP-55 checksum form. Raises `PayerRefused` for an address that is nobody's.
     """
-    row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
+    with wallet_of_somebody(wallet_address):
+        row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
     return Payer(row.user_id, row.billing_account_id, wallet_address)
+
+
+@contextmanager
+def wallet_of_somebody(wallet_address: str) -> Iterator[None]:
+    """The database opens no account for the zero address or a token: `PayerRefused`, from within."""
+    try:
+        yield
+    except IntegrityError as error:
+        if violated_constraint(error) != WALLET_IS_SOMEBODYS:
+            raise
+        raise PayerRefused(f"{wallet_address} is nobody's wallet: it has no account") from error
+
+
+async def find_non_payer_kind(connection: AsyncConnection, address: str) -> NonPayer | None:
+    """Why an address pays for nobody, as far as the database knows; None for a payer."""
+    kind = (await connection.execute(_NON_PAYER_KIND, {"address": address})).scalar_one()
+    return NonPayer(kind) if kind else None
 
 
 async def balances(connection: AnyConnection) -> dict[str, int]:

@@ -13,10 +13,18 @@ from sqlalchemy import Row, Select, bindparam, insert, select, text, tuple_, upd
 from sqlalchemy.exc import IntegrityError
 
 from db.engine import AnyConnection, ReadAllConnection, TenantConnection
-from db.errors import HASH_HELD_BY_ACCOUNT, NOT_CREDITED_BY_OPERATOR, ONE_ATTEMPT_PER_TRANSFER, violated_constraint
+from db.errors import (
+    FROM_A_PAYER,
+    HASH_HELD_BY_ACCOUNT,
+    NOT_CREDITED_BY_OPERATOR,
+    NOT_TOO_OLD,
+    ONE_ATTEMPT_PER_TRANSFER,
+    violated_constraint,
+)
 from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.errors import HashInUse, TransferAlreadySettled
+from domain.income import NonPayer
 from domain.verdict import SettledTransfer
 
 
@@ -33,7 +41,9 @@ class Event:
 
 
 def _select_attempt() -> Select[Any]:
-    columns = [column for column in PaymentAttemptRow.__table__.columns if column.name != "updated_at"]
+    columns = [
+        column for column in PaymentAttemptRow.__table__.columns if column.name not in {"updated_at", "payable_until"}
+    ]
     return select(*columns, BillingAccount.owner_user_id).join(
         BillingAccount, BillingAccount.id == PaymentAttemptRow.billing_account_id
     )
@@ -215,10 +225,20 @@ async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event
     ]
 
 
+_NOT_TAKEN: Final = {
+    ONE_ATTEMPT_PER_TRANSFER: "has paid another attempt",
+    NOT_CREDITED_BY_OPERATOR: "was credited by an operator",
+    # The chain is looked at again, and then the verdict says so: what the database knows has changed since.
+    FROM_A_PAYER: "is from an address that pays for nobody",
+    NOT_TOO_OLD: "is from before the first block that payments are taken from",
+}
+"""Why the database does not take a transfer as a payment, by its constraint."""
+
+
 async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, transfer: SettledTransfer) -> None:
     """Record which transfer paid the attempt.
 
-    Raises `TransferAlreadySettled` when that transfer has paid another attempt.
+    Raises `TransferAlreadySettled` when that transfer has paid another attempt, or pays nothing.
     """
     values = {
         "chain_id": transfer.chain_id,
@@ -236,11 +256,9 @@ async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, t
         await connection.connection.execute(_INSERT_TRANSFER, values)
     except IntegrityError as error:
         constraint = violated_constraint(error)
-        if constraint in {ONE_ATTEMPT_PER_TRANSFER, NOT_CREDITED_BY_OPERATOR}:
-            has_paid = constraint == ONE_ATTEMPT_PER_TRANSFER
-            what = "has paid another attempt" if has_paid else "was credited by an operator"
+        if constraint in _NOT_TAKEN:
             raise TransferAlreadySettled(
-                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {what}"
+                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {_NOT_TAKEN[constraint]}"
             ) from error
         raise
 
@@ -272,7 +290,9 @@ _UNDER_VERIFICATION = text(
     SELECT a.tx_hash, a.submitted_at,
            coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
                       WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
-             AS settled_log_indexes
+             AS settled_log_indexes,
+           first_block_answered_for(a.chain_id, a.token, a.to_address) AS first_block,
+           non_payer_kind(a.from_address) AS payer_kind
       FROM payment_attempts a WHERE a.id = :attempt_id
     """
 )
@@ -285,6 +305,9 @@ class UnderVerification:
     tx_hash: str
     submitted_at: datetime
     settled_log_indexes: frozenset[int]
+    first_block: int | None = None
+    """The first block that settle answers for, as far as the database knows."""
+    payer_kind: NonPayer | None = None
 
 
 async def find_under_verification(connection: ReadAllConnection, attempt_id: UUID) -> UnderVerification | None:
@@ -292,4 +315,10 @@ async def find_under_verification(connection: ReadAllConnection, attempt_id: UUI
     row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
     if row is None or row.tx_hash is None or row.submitted_at is None:
         return None
-    return UnderVerification(row.tx_hash, row.submitted_at, frozenset(row.settled_log_indexes))
+    return UnderVerification(
+        row.tx_hash,
+        row.submitted_at,
+        frozenset(row.settled_log_indexes),
+        row.first_block,
+        NonPayer(row.payer_kind) if row.payer_kind else None,
+    )

@@ -18,6 +18,14 @@ _NOTE: Final = text(
     """
 )
 
+# Neither is a payer, under later settings either (`domain.income`).
+_NOTE_NON_PAYERS: Final = text(
+    """
+    INSERT INTO non_payers (address, kind) VALUES (lower(:to_address), 'treasury'), (lower(:token), 'token')
+    ON CONFLICT (address) DO NOTHING
+    """
+)
+
 _IS_KNOWN: Final = text(
     """
     SELECT EXISTS (SELECT 1 FROM payment_destinations
@@ -33,6 +41,8 @@ def _of(scope: TransferScope) -> dict[str, object]:
 async def note_destination(connection: ServiceConnection, scope: TransferScope) -> None:
     """A worker's settings name this token and treasury. Safe to repeat."""
     await connection.connection.execute(_NOTE, _of(scope))
+    addresses = {"to_address": scope.treasury, "token": scope.token}
+    await connection.connection.execute(_NOTE_NON_PAYERS, addresses)
 
 
 async def is_known_destination(connection: ReadAllConnection, scope: TransferScope) -> bool:

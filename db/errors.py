@@ -11,6 +11,9 @@ from db.schema import LEDGER_REFERENCE_INDEXES, ONE_OPERATOR_CREDIT
 HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
 ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"
 NOT_CREDITED_BY_OPERATOR: Final = "settled_transfers_not_credited_by_operator"
+FROM_A_PAYER: Final = "settled_transfers_from_a_payer"
+NOT_TOO_OLD: Final = "settled_transfers_not_too_old"
+WALLET_IS_SOMEBODYS: Final = "users_wallet_is_somebodys"
 POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values()) | {ONE_OPERATOR_CREDIT}
 
 

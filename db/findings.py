@@ -219,10 +219,14 @@ _CLOSE_MENDED: Final = text(
            SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
              JOIN observed_transfers o ON o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash
             WHERE s.attempt_id = f.attempt_id AND a.status = 'CREDITED' AND s.value_raw = o.value_raw
+              -- That the treasury paid itself is seen, and is no transfer that pays.
+              AND lower(o.from_address) <> lower(o.to_address)
+              AND non_payer_kind(o.from_address) IS DISTINCT FROM 'treasury'
               AND lower(s.from_address) = lower(o.from_address))
     """
 )
-# A transfer was found before the submission of its hash was refused: now it is known what it was meant for.
+# A transfer was found before the submission of its hash was refused: now it is known what it was meant for. Or another
+# attempt of its sender's, of that amount, has ended since with what else was handed in.
 _LOOK_AT_CLAIMS_AGAIN: Final = text(
     """
     UPDATE observed_transfers o SET handled_at = NULL, attempt_id = NULL
@@ -231,7 +235,12 @@ _LOOK_AT_CLAIMS_AGAIN: Final = text(
        AND o.chain_id = f.chain_id AND o.tx_hash = f.tx_hash AND o.log_index = f.log_index AND o.handled_at IS NOT NULL
        AND EXISTS (SELECT 1 FROM payment_attempts a
                     WHERE a.tx_hash = f.tx_hash AND a.chain_id = f.chain_id AND a.status IN ('REJECTED', 'FAILED')
-                      AND a.updated_at > f.last_seen_at)
+                      AND a.updated_at > f.last_seen_at
+                    UNION ALL
+                   SELECT 1 FROM payment_attempts a
+                    WHERE lower(a.from_address) = lower(o.from_address) AND a.amount_raw = o.value_raw
+                      AND a.chain_id = f.chain_id AND a.status IN ('REJECTED', 'FAILED')
+                      AND a.error_code <> 'INTENT_EXPIRED' AND a.updated_at > f.last_seen_at)
     """
 )
 

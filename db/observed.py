@@ -11,11 +11,12 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import BigInteger, Row, bindparam, text
 
 from db.engine import ReadAllConnection, ServiceConnection
 from domain.chain import MinedBlock, Transfer, TransferScope
-from domain.matching import CLOCK_SLACK, RECENT, Candidate, PaidTransfer, Surroundings
+from domain.income import NonPayer, non_payer
+from domain.matching import CLOCK_SLACK, RECENT, Candidate, PaidTransfer, Surroundings, renewal_id
 
 WATCHED_BLOCKS_MAX: Final = 1_024
 """Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
@@ -244,6 +245,9 @@ _PAID: Final = text(
 CANDIDATES_MAX: Final = 50
 """Attempts of each sort that are looked at: a payer may have thousands, and every dust transfer asks."""
 
+OTHERS_NAMED: Final = 5
+"""Attempts of other amounts that a finding may name."""
+
 # One statement, so that an attempt is seen in one state. What the transfer may pay, the oldest first; then what may say
 # why it pays nothing: the latest of that amount that had expired, the latest of another amount.
 _CANDIDATES: Final = text(
@@ -255,8 +259,13 @@ _CANDIDATES: Final = text(
     )
     SELECT a.id AS attempt_id, b.owner_user_id, a.billing_account_id, a.from_address, a.amount_raw, a.status,
            a.error_code, a.tx_hash, a.created_at, a.expires_at,
+           -- Intents of before that was kept lived as long as they do by default.
+           coalesce(a.payable_until, a.expires_at, a.created_at + interval '30 minutes') AS payable_until,
            EXISTS (SELECT FROM observed_transfers o WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash)
-             AS hash_is_observed
+             AS hash_is_observed,
+           EXISTS (SELECT FROM observed_transfers o
+                    WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash AND o.value_raw >= a.amount_raw
+                      AND lower(o.from_address) = lower(a.from_address)) AS hash_is_own_payment
       FROM ((SELECT * FROM own
               WHERE amount_raw = :value_raw AND expires_at > :mined_at
                 AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
@@ -275,6 +284,19 @@ _CANDIDATES: Final = text(
                 AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
               ORDER BY created_at DESC LIMIT 1)
              UNION
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND created_at <= :made_before
+                AND coalesce(payable_until, created_at + interval '30 minutes') > :recent
+                AND status IN ('REJECTED', 'FAILED') AND error_code <> 'INTENT_EXPIRED'
+              ORDER BY created_at LIMIT :most)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw <> :value_raw AND created_at <= :made_before
+                AND coalesce(payable_until, created_at + interval '30 minutes') > :recent
+                AND (status = 'PENDING_UNVERIFIED'
+                     OR (status IN ('REJECTED', 'FAILED') AND error_code <> 'INTENT_EXPIRED'))
+              ORDER BY created_at DESC LIMIT :others_named)
+             UNION
             (SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id
               ORDER BY (lower(from_address) = lower(:from_address)) DESC, created_at LIMIT :most)) a
       JOIN billing_accounts b ON b.id = a.billing_account_id
@@ -285,6 +307,21 @@ _SENDERS_ACCOUNT: Final = text(
     """
     SELECT b.id FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
      WHERE lower(u.wallet_address) = lower(:from_address) ORDER BY b.created_at LIMIT 1
+    """
+)
+
+_RULE: Final = text(
+    """
+    SELECT non_payer_kind(:from_address) AS kind,
+           first_block_answered_for(:chain_id, :token, :to_address) AS first_block
+    """
+)
+
+_RENEWED: Final = text(
+    """
+    SELECT id FROM payment_attempts
+     WHERE id = ANY (CAST(:ids AS uuid[])) AND status <> 'CREATED_INTENT'
+       AND error_code IS DISTINCT FROM 'INTENT_EXPIRED'
     """
 )
 
@@ -307,6 +344,32 @@ async def begin_at(connection: ServiceConnection, scope: TransferScope, first_bl
     """The first time: the chain is followed from this block on. Safe to repeat."""
     values = {**_of(scope), "first_block": first_block, "head_number": head}
     await connection.connection.execute(_INSERT_CURSOR, values)
+
+
+_NOTE_FROM_BLOCK: Final = text(
+    """
+    UPDATE chain_cursors SET answers_from = :from_block
+     WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
+       AND answers_from IS DISTINCT FROM :from_block
+    """
+).bindparams(bindparam("from_block", type_=BigInteger))
+
+
+_IS_FOLLOWED: Final = text(
+    """
+    SELECT 1 FROM chain_cursors
+     WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address) LIMIT 1
+    """
+)
+
+
+async def note_from_block(connection: ServiceConnection, scope: TransferScope, from_block: int | None) -> bool:
+    """The first block that settle answers for by its setting; None: the first that was ever read. Safe to repeat.
+
+    False where the chain has not been followed yet, and there is nowhere to write it.
+    """
+    await connection.connection.execute(_NOTE_FROM_BLOCK, {**_of(scope), "from_block": from_block})
+    return (await connection.connection.execute(_IS_FOLLOWED, _of(scope))).first() is not None
 
 
 async def move_cursor(connection: ServiceConnection, scope: TransferScope, old: Cursor, new: Cursor) -> bool:
@@ -441,17 +504,40 @@ async def find_surroundings(connection: ReadAllConnection, scope: TransferScope,
         "mined_at": transfer.block_time,
         "made_before": transfer.block_time + CLOCK_SLACK,
         "most": CANDIDATES_MAX,
+        "others_named": OTHERS_NAMED,
     }
     execute = connection.connection.execute
     candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
+    candidates = await _with_renewals(connection, candidates)
     # After the candidates: an attempt that is credited in between is then seen as paid, not as one without a transfer.
     paid = [PaidTransfer.model_validate(row) for row in await execute(_PAID, values)]
     # Only where something was paid: a transaction of thousands of transfers is looked at for each of them.
     siblings = [_transfer(row) for row in await execute(_ALIKE, values)] if paid else []
     account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
+    rule = (await execute(_RULE, values)).one()
     return Surroundings(
-        candidates=tuple(candidates), paid=tuple(paid), siblings=tuple(siblings), senders_account_id=account
+        candidates=tuple(candidates),
+        paid=tuple(paid),
+        siblings=tuple(siblings),
+        senders_account_id=account,
+        sender_kind=non_payer(
+            transfer.from_address,
+            treasury=scope.treasury,
+            token=scope.token,
+            known=NonPayer(rule.kind) if rule.kind else None,
+        ),
+        first_block=rule.first_block,
     )
+
+
+async def _with_renewals(connection: ReadAllConnection, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, each with whether an attempt in its place has been submitted already."""
+    places = {renewal_id(one.attempt_id): one.attempt_id for one in candidates if one.ended_without_payment}
+    if not places:
+        return list(candidates)
+    rows = await connection.connection.execute(_RENEWED, {"ids": list(places)})
+    renewed = {places[row.id] for row in rows}
+    return [one.model_copy(update={"is_renewed": one.attempt_id in renewed}) for one in candidates]
 
 
 async def mark_handled(

@@ -7,9 +7,9 @@ run twice and at the same time: the second one finds the work done and says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from db import attempts, finality, ledger
@@ -27,8 +27,12 @@ from domain.ledger import (
     revenue_share_posting,
     reversal_posting,
 )
+from domain.matching import renewal_id
 from domain.money import credits_for_usd_cents
 from domain.verdict import Refused, SettledTransfer
+
+RENEWED_INTENT_TTL: Final = timedelta(minutes=30)
+"""Long enough to be submitted in a moment; later it counts that its transfer was mined before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,44 @@ async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -
         to_status=attempt.status,
         details={"amountUsdCents": attempt.amount_usd_cents, "purpose": attempt.purpose.value},
     )
+
+
+async def renew_attempt(connection: ServiceConnection, attempt_id: UUID) -> UUID:
+    """Make an attempt in the place of one that has ended without its payment, with the same terms; its id.
+
+    The ended one stays what it is. Its id is the other's, computed, so there is one however often this runs.
+    Raises `AttemptNotFound`, and `BookkeepingError` where the attempt has not ended so.
+    """
+    ended = await _lock(connection, attempt_id)
+    renewed_id = renewal_id(attempt_id)
+    if await attempts.find_attempt(connection, renewed_id) is not None:
+        return renewed_id
+    if ended.status not in {AttemptStatus.REJECTED, AttemptStatus.FAILED}:
+        raise BookkeepingError(f"attempt {attempt_id} is {ended.status}: no other one takes its place")
+    now = datetime.now(UTC)
+    renewed = ended.model_copy(
+        update={
+            "id": renewed_id,
+            "status": AttemptStatus.CREATED_INTENT,
+            # It is submitted by whoever makes it, with the time at which its transfer was mined.
+            "expires_at": now + RENEWED_INTENT_TTL,
+            "created_at": now,
+        }
+    )
+    await attempts.insert_attempt(connection, renewed)
+    await attempts.insert_event(
+        connection,
+        renewed_id,
+        "intent_created",
+        from_status=None,
+        to_status=renewed.status,
+        details={
+            "amountUsdCents": renewed.amount_usd_cents,
+            "purpose": renewed.purpose.value,
+            "inPlaceOf": str(attempt_id),
+        },
+    )
+    return renewed_id
 
 
 async def submit(

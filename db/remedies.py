@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 
 from db import findings, ledger
-from db.accounts import provision_wallet
+from db.accounts import find_non_payer_kind, provision_wallet
 from db.engine import ReadAllConnection, ServiceConnection
 from db.errors import violated_constraint
 from domain.errors import BookkeepingError, RemedyRefused
@@ -31,6 +31,7 @@ from domain.remedies import (
     check_remedy,
     operator_bonus_posting,
     operator_credit_posting,
+    require_account_of_nobodys,
 )
 from domain.verdict import CreditedTransfer
 
@@ -124,6 +125,9 @@ _NOT_CREDITABLE: Final = {
     "transfer_credits_not_settled": "the transfer has paid an attempt, or was credited or sent back, already",
     "transfer_credits_of_transfer_on_chain": "the chain does not show the transfer as it was found",
     "transfer_credits_of_surplus": "there is no such surplus, or its payment is not final yet",
+    "transfer_credits_is_income": "it is from the treasury itself: no money came in",
+    "transfer_credits_not_too_old": "it was mined before the first block that payments are taken from",
+    "transfer_credits_to_somebody": "that account is nobody's: name another one with --account",
     "transfer_credits_pkey": "the transfer was credited already",
     "transfer_credits_reference_key": "the transfer was credited already",
     "transfer_credits_finding_id_key": "the finding was credited already",
@@ -243,6 +247,8 @@ async def _credit(
     transfer = await _find_creditable(connection, finding)
     account_id = request.billing_account_id
     if account_id is None:
+        known = await find_non_payer_kind(connection.connection, transfer.from_address)
+        require_account_of_nobodys(transfer.from_address, known)
         account_id = (await provision_wallet(connection.connection, transfer.from_address)).billing_account_id
     await _require_account(connection, account_id)
     reference = transfer_key(finding.chain_id, finding.tx_hash, transfer.log_index)

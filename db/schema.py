@@ -206,6 +206,8 @@ class PaymentAttemptRow(Base):
     revenue_share: Mapped[Decimal | None] = mapped_column(Numeric)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # the first expires_at, which a submission clears; kept by a trigger
+    payable_until: Mapped[datetime | None]
 
 
 class PaymentEvent(Base):
@@ -375,6 +377,7 @@ class ChainCursor(Base):
     waits_for: Mapped[str | None]
     waits_since: Mapped[datetime | None]
     retired_at: Mapped[datetime | None]
+    answers_from: Mapped[int | None]
 
 
 class ChainGap(Base):
@@ -402,6 +405,16 @@ class ChainGap(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     tried_at: Mapped[datetime] = mapped_column(server_default=func.now())
     read_at: Mapped[datetime | None]
+
+
+class NonPayerRow(Base):
+    """An address that pays for nobody: the zero address, a token, a treasury of now or before. In lower case."""
+
+    __tablename__ = "non_payers"
+
+    address: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WatchedBlock(Base):

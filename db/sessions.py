@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.accounts import wallet_of_somebody
 from db.engine import ServiceConnection
 from domain.sign_in import Challenge
 
@@ -79,10 +80,12 @@ async def open_session(
     """Use the challenge up and sign its wallet in; opens user, account and key where it has none.
 
     None where the challenge is gone: of two callers at the same moment one gets a session. The session of
-    `former_token_hash` ends. To be called only after the signature was verified.
+    `former_token_hash` ends. To be called only after the signature was verified. Raises `PayerRefused` for an address
+    that is nobody's.
     """
     values = {"nonce": nonce, "token_hash": token_hash, "expires_at": expires_at, "former": former_token_hash}
-    row = (await connection.execute(_OPEN_SESSION, values)).one_or_none()
+    with wallet_of_somebody("the signing address"):
+        row = (await connection.execute(_OPEN_SESSION, values)).one_or_none()
     return Session(row.user_id, row.billing_account_id, row.wallet_address, expires_at) if row else None
 
 

@@ -69,6 +69,7 @@ WRITES: Final[dict[str, frozenset[str]]] = {
             "settled_transfers": ("INSERT",),
             "transfer_finality": ("INSERT",),
             "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
+            "non_payers": ("INSERT",),
             "orphaned_transfers": ("INSERT",),
             "payment_destinations": ("INSERT", "UPDATE"),
             "chain_cursors": ("INSERT", "UPDATE", "DELETE"),

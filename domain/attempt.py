@@ -54,6 +54,7 @@ class ErrorCode(StrEnum):
     INSUFFICIENT_AMOUNT = "INSUFFICIENT_AMOUNT"
     RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
     TX_ALREADY_SETTLED = "TX_ALREADY_SETTLED"
+    TRANSFER_TOO_OLD = "TRANSFER_TOO_OLD"
 
     @property
     def for_the_payer(self) -> str:
@@ -82,13 +83,16 @@ _FOR_THE_PAYER: Final[dict[ErrorCode, str]] = {
     ErrorCode.RECEIPT_NOT_FOUND: "The transaction did not appear on the chain in time. If your wallet shows it as "
     "done, write to support with the reference below.",
     ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already paid for something else. {KEEP_THE_REFERENCE}",
+    ErrorCode.TRANSFER_TOO_OLD: "The transfer is from before this service took payments at that address. "
+    + KEEP_THE_REFERENCE,
 }
 
 _FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
     ErrorCode.INTENT_EXPIRED: "no transfer was mined before `expires_at`; one that was pays it whenever it is found",
     ErrorCode.TX_REVERTED: "the transaction failed on the chain: nothing was paid",
     ErrorCode.TOKEN_TRANSFER_NOT_FOUND: "the transaction has no transfer of a token: nothing arrived",
-    ErrorCode.SENDER_MISMATCH: "another wallet paid than the one that signed in: a finding, unless it claims it",
+    ErrorCode.SENDER_MISMATCH: "another wallet paid than the one that signed in: a finding, unless it claims it. Or "
+    "the treasury paid itself, of now or of earlier settings: no money came in",
     ErrorCode.RECIPIENT_MISMATCH: "the money went to another address: nothing arrived",
     ErrorCode.INVALID_TOKEN: "another token arrived than the attempt's: it can be sent back by hand",
     ErrorCode.INVALID_CHAIN: "the transaction is on another chain than the attempt",
@@ -97,6 +101,8 @@ _FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
     ErrorCode.RECEIPT_NOT_FOUND: "not confirmed within `VERIFICATION_TIMEOUT_SECONDS`; mined later, a new intent and "
     "the same hash credit it",
     ErrorCode.TX_ALREADY_SETTLED: "its transfer has paid another attempt, or an operator has credited it",
+    ErrorCode.TRANSFER_TOO_OLD: "its transfer was mined before the first block that settle answers for "
+    "(`CHAIN_WATCH_FROM_BLOCK`, or where the watcher began): an operator cannot credit it either",
 }
 
 

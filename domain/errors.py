@@ -6,6 +6,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── AttemptNotFound         no such attempt, or somebody else's
 │   ├── HashInUse               another attempt of the same payer holds that transaction hash
 │   ├── TooManyReplacements     the hash of one attempt was replaced too often
+│   ├── PayerRefused            no payment is taken from that address: it is the treasury's, or nobody's
 │   ├── WrongChain              the attempt belongs to another chain than this process settles
 │   ├── NotSignedIn             nobody is signed in, or no longer
 │   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or too old
@@ -229,6 +230,14 @@ class WrongChain(Refusal):
 
     def __init__(self, attempt_chain_id: int, chain_id: int) -> None:
         super().__init__(f"this payment is for chain {attempt_chain_id}; this service settles chain {chain_id}")
+
+
+class PayerRefused(Refusal):
+    """No payment of that address can be credited: it is the treasury's own, the zero address, or a token's."""
+
+    code = "PAYER_REFUSED"
+    category = Category.FORBIDDEN
+    title = "No payment is taken from this address"
 
 
 class NotSignedIn(Refusal):

@@ -130,6 +130,10 @@ class Observed:
     is_ripe: bool
     """Whether the watcher has had enough time to say what it is for."""
     finding: KnownFinding | None = None
+    is_income: bool = True
+    """Whether money came in; not where the treasury, of now or before, paid itself."""
+    is_too_old: bool = False
+    """Whether it was mined before the first block that settle answers for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +377,9 @@ class _Reconciler:
         self._counted: list[Application] = []
 
     def run(self) -> Outcome:
-        pairs, unapplied, unobserved = match(self._transaction.observed, self._transaction.applications)
+        # What the treasury pays itself is no inflow; what was credited for it has no transfer behind it.
+        income = [transfer for transfer in self._transaction.observed if transfer.is_income]
+        pairs, unapplied, unobserved = match(income, self._transaction.applications)
         for transfer, application in pairs:
             self._applied(transfer, application)
         for transfer in unapplied:
@@ -442,6 +448,8 @@ class _Reconciler:
 
     def _unapplied(self, transfer: Observed) -> None:
         known = transfer.finding
+        if transfer.is_too_old and known is None:
+            return
         self._add_line(
             Line(
                 transfer,
@@ -518,16 +526,27 @@ class _Reconciler:
                 )
             )
             return
+        is_own = self._is_own(application)
+        why = "the treasury sent it itself: no money came in" if is_own else "the chain does not show it"
         self._find(
             FindingKind.LEDGER_WITHOUT_TRANSFER,
             application.alarm_finding,
-            f"{what} was credited, and the chain does not show it",
+            f"{what} was credited, and {why}",
             log_index=application.log_index,
             attempt_id=application.attempt_id,
             ledger_reference=application.credit.reference if application.is_operators and application.credit else None,
             billing_account_id=application.billing_account_id,
             sender=application.from_address,
             value_raw=application.value_raw,
+        )
+
+    def _is_own(self, application: Application) -> bool:
+        """Whether it was credited for a transfer of the treasury's own."""
+        return any(
+            not transfer.is_income
+            and transfer.value_raw == application.value_raw
+            and same_address(transfer.from_address, application.from_address)
+            for transfer in self._transaction.observed
         )
 
     # -- the ledger

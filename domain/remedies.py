@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from domain.errors import InvalidInput, RemedyRefused
 from domain.findings import REMEDIES, SETTLED, FindingKind, Remedy
-from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, TxHash, parse_tx_hash
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, TxHash, parse_tx_hash, same_address
+from domain.income import NON_PAYERS_IN_WORDS, ZERO_ADDRESS, NonPayer
 from domain.ledger import Posting, Reason
 from domain.money import CREDITS_PER_RAW, revenue_share_credits
 
@@ -186,6 +187,23 @@ def operator_credit_posting(billing_account_id: str, reference: str, value_raw: 
         reason=Reason.OPERATOR_CREDIT,
         reference=reference,
     )
+
+
+def require_account_of_nobodys(sender: str, known: NonPayer | None) -> None:
+    """Raise `RemedyRefused` where a transfer's sender has no account to be credited: an operator has to name one.
+
+    `known` is what the database knows of the address.
+    """
+    kind = NonPayer.NOBODY if same_address(sender, ZERO_ADDRESS) else known
+    if kind is not None:
+        raise RemedyRefused(
+            f"the sender {sender} is {NON_PAYERS_IN_WORDS[kind]}: "
+            + (
+                "nothing is credited for it"
+                if kind is NonPayer.TREASURY
+                else "name the account to be credited with --account"
+            )
+        )
 
 
 def operator_bonus_posting(reference: str, amount_credits: int, share: Decimal) -> Posting | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.chain import ChainView, Receipt, TransferLog
 from domain.identifiers import Address, TxHash, same_address
+from domain.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
 
 LOOK_DELAY_MAX: Final = timedelta(seconds=60)
 """Slowest rhythm of looking at the chain: 1,440 looks in a day."""
@@ -140,10 +141,13 @@ def judge(
     *,
     min_confirmations: int,
     settled_log_indexes: frozenset[int] = frozenset(),
+    first_block: int | None = None,
+    payer_kind: NonPayer | None = None,
 ) -> Waiting | Verified | Refused:
     """The verdict on `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
 
-    `settled_log_indexes` are the logs of this transaction that have already paid another attempt.
+    `settled_log_indexes` are the logs of this transaction that have already paid another attempt; `first_block` is the
+    first block that settle answers for, `payer_kind` what the database knows of the payer's address (`domain.income`).
     A transaction in the head block has one confirmation.
     """
     waiting = _not_yet(terms, tx_hash, view, min_confirmations)
@@ -157,7 +161,14 @@ def judge(
             error_code=ErrorCode.TX_REVERTED,
             message=f"transaction reverted in block {receipt.block_number}",
         )
-    return _find_payment(terms, receipt, view, settled_log_indexes)
+    verdict = _find_payment(terms, receipt, view, settled_log_indexes, payer_kind)
+    if isinstance(verdict, Verified) and is_too_old(receipt.block_number, first_block):
+        return Refused(
+            status=AttemptStatus.REJECTED,
+            error_code=ErrorCode.TRANSFER_TOO_OLD,
+            message=f"mined in block {receipt.block_number}, payments are taken from block {first_block} on",
+        )
+    return verdict
 
 
 def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedTransfer]) -> frozenset[int]:
@@ -228,7 +239,11 @@ def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmatio
 
 
 def _find_payment(
-    terms: PaymentTerms, receipt: Receipt, view: ChainView, settled_log_indexes: frozenset[int]
+    terms: PaymentTerms,
+    receipt: Receipt,
+    view: ChainView,
+    settled_log_indexes: frozenset[int],
+    payer_kind: NonPayer | None,
 ) -> Verified | Refused:
     """The one log that pays, or the code that says most about why none does.
 
@@ -237,7 +252,8 @@ def _find_payment(
     ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
     to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
     from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
-    matching = [log for log in to_treasury if same_address(log.from_address, terms.payer)]
+    no_payer = non_payer(terms.payer, treasury=terms.treasury, token=terms.token, known=payer_kind)
+    matching = [] if no_payer else [log for log in to_treasury if same_address(log.from_address, terms.payer)]
     enough = [log for log in matching if log.value_raw >= terms.amount_raw]
     unspent = [log for log in enough if log.log_index not in settled_log_indexes]
 
@@ -270,6 +286,8 @@ def _find_payment(
         return rejected(
             ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
         )
+    if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):
+        return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYERS_IN_WORDS[no_payer]}")
     # A zero-value transfer can be emitted in anybody's name, so it says nothing about who paid whom.
     if any(log.value_raw > 0 for log in to_treasury):
         return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")

@@ -25,7 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contracts import RecordedSubmission, Settlement, Submission
 from db import attempts, idempotency, payments
-from db.accounts import Payer, provision_wallet
+from db.accounts import Payer, find_non_payer_kind, provision_wallet
 from db.engine import TenantConnection, TenantDatabase
 from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import (
@@ -38,6 +38,7 @@ from domain.errors import (
     WrongChain,
 )
 from domain.identifiers import parse_tx_hash
+from domain.income import NonPayer, require_payer
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.verdict import Waiting, WaitReason, terms_of
 from starter.models import AttemptView, Intent
@@ -108,6 +109,14 @@ class PaymentsClient:
         async with self._database.unscoped() as connection:
             return await provision_wallet(connection, wallet_address)
 
+    async def require_payer(self, wallet_address: str) -> None:
+        """Raise `PayerRefused` where no payment of this wallet could be credited: the treasury's own, or nobody's."""
+        async with self._database.unscoped() as connection:
+            self._require_payer(wallet_address, await find_non_payer_kind(connection, wallet_address))
+
+    def _require_payer(self, wallet_address: str, known: NonPayer | None) -> None:
+        require_payer(wallet_address, treasury=self._policy.treasury, token=self._policy.token, known=known)
+
     async def create_intent(
         self,
         payer: Payer,
@@ -118,7 +127,8 @@ class PaymentsClient:
     ) -> Intent:
         """A new attempt that waits to be paid; with an `idempotency_key` that came before, what it was answered then.
 
-        Raises `InvalidInput` for an amount out of bounds, and `IdempotencyKeyReused`.
+        Raises `InvalidInput` for an amount out of bounds, `PayerRefused` for a wallet that pays for nobody, and
+        `IdempotencyKeyReused`.
         """
         policy = self._policy
         amount = check_payment_amount(amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
@@ -140,6 +150,8 @@ class PaymentsClient:
         )
         intent = Intent.of(attempt, now + policy.intent_ttl)
         async with self._database.transaction(payer.user_id) as connection:
+            known = await find_non_payer_kind(connection.connection, payer.wallet_address)
+            self._require_payer(payer.wallet_address, known)
             if idempotency_key is not None:
                 answered = await idempotency.keep_answer(
                     connection,

@@ -17,6 +17,7 @@ from db.engine import OperatorDatabase, ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import AttemptNotFound, SettleError
 from domain.ledger import Reason
+from domain.matching import renewal_id
 from domain.verdict import Refused, Verdict, Verified, Waiting, judge, terms_of
 from starter.models import Answer, AttemptView
 from starter.progress import WorkflowState, read_workflow
@@ -91,11 +92,11 @@ async def diagnose(
         rows = await ledger.list_entries(connection, reference=str(attempt_id))
         transfer = await attempts.find_settled_transfer(connection, attempt_id)
         under = await attempts.find_under_verification(connection, attempt_id)
+        in_its_place = await attempts.find_attempt(connection, renewal_id(attempt_id))
 
-    settled = under.settled_log_indexes if under else frozenset[int]()
     (workflow, workflow_words), (verdict, chain_words), workers = await asyncio.gather(
         _ask_temporal(temporal, attempt_id),
-        _ask_chain(chain, attempt, min_confirmations, settled),
+        _ask_chain(chain, attempt, min_confirmations, under),
         _count_workers(temporal),
     )
     view = AttemptView.of(attempt).model_dump()
@@ -103,7 +104,8 @@ async def diagnose(
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
         **view,
-        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, workers)),
+        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, workers))
+        + _explain_renewal(in_its_place),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,
         token=attempt.token,
@@ -176,7 +178,7 @@ async def _count_workers(temporal: Client) -> int | None:
 
 
 async def _ask_chain(
-    chain: ChainReader, attempt: PaymentAttempt, min_confirmations: int, settled: frozenset[int]
+    chain: ChainReader, attempt: PaymentAttempt, min_confirmations: int, known: attempts.UnderVerification | None
 ) -> tuple[Verdict | None, str | None]:
     if attempt.tx_hash is None:
         return None, None
@@ -188,7 +190,13 @@ async def _ask_chain(
     except TimeoutError:
         return None, f"no chain node has answered within {ANSWER_SECONDS_MAX:.0f} s"
     verdict = judge(
-        terms_of(attempt), attempt.tx_hash, view, min_confirmations=min_confirmations, settled_log_indexes=settled
+        terms_of(attempt),
+        attempt.tx_hash,
+        view,
+        min_confirmations=min_confirmations,
+        settled_log_indexes=known.settled_log_indexes if known else frozenset(),
+        first_block=known.first_block if known else None,
+        payer_kind=known.payer_kind if known else None,
     )
     match verdict:
         case Verified(transfer=transfer, confirmations=confirmations):
@@ -230,6 +238,13 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
             return f"Not credited: it ended {attempt.status.value} with {code}.{then}"
         case AttemptStatus.PENDING_UNVERIFIED:
             return _explain_pending(seen)
+
+
+def _explain_renewal(renewed: PaymentAttempt | None) -> str:
+    """What its payment, which came after it had ended, has become."""
+    if renewed is None:
+        return ""
+    return f" Its payment came afterwards, and was handed in for attempt {renewed.id}, which is {renewed.status.value}."
 
 
 def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:

@@ -79,6 +79,19 @@ async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine
         }
 
 
+async def test_whoever_pays_for_nobody_is_wrong_use_and_opens_no_account(engine: Engine, tmp_path: Path) -> None:
+    former = payer_wallets()[5].address
+    with sql.connect(engine.database.service_url) as service:
+        service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (former.lower(),))
+    for wallet in (engine.chain.treasury_address, former, engine.chain.token_address, "0x" + "0" * 40):
+        answer = await _run(
+            engine.variables, tmp_path, "attempt", "create", "--wallet", wallet.lower(), "--cents", "100", "--json"
+        )
+        assert (answer.exit_code, answer.json()["code"]) == (2, "INVALID_INPUT")
+    users = "SELECT count(*) FROM users WHERE wallet_address IS NOT NULL"
+    assert sql.scalar(engine.database.superuser_url, users) == 0
+
+
 async def test_a_payment_by_commands_alone(engine: Engine, chain: LocalChain, tmp_path: Path) -> None:
     intent = await _create(engine, tmp_path)
     attempt_id = intent["attemptId"]

@@ -24,7 +24,7 @@ READ_BY_TENANTS = {
 READ_BY_SERVICE = READ_BY_TENANTS | {
     "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "chain_gaps", "findings",
     "governance_heartbeats",
-    "journal_lines", "ledger_accounts", "observed_transfers", "orphaned_transfers",
+    "journal_lines", "ledger_accounts", "non_payers", "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
     "payment_destinations",
 }  # fmt: skip
@@ -45,6 +45,7 @@ WRITTEN: dict[str, dict[str, str]] = {
         "findings": "INSERT UPDATE",
         "governance_heartbeats": "INSERT UPDATE",
         "observed_transfers": "INSERT UPDATE DELETE",
+        "non_payers": "INSERT",
         "orphaned_transfers": "INSERT",
         "operator_actions": "INSERT",
         "payment_destinations": "INSERT UPDATE",
@@ -81,6 +82,7 @@ FUNCTIONS = {
         "end_session",
         "find_login_challenge",
         "find_session",
+        "non_payer_kind",
         "observed_payment_time",
         "open_login_challenge",
         "open_session",
@@ -99,6 +101,8 @@ FUNCTIONS = {
     ],
     "settle_service": [
         "end_sessions_of_wallet",
+        "first_block_answered_for",
+        "non_payer_kind",
         "post_entry",
         "prove_writes",
         "provision_wallet",

@@ -26,7 +26,8 @@ READABLE = (
 SECRET = ("idempotency_keys", "login_challenges", "rate_limits", "sessions", "virtual_keys")
 NOT_SHOWN = (
     "books_checkpoints", "books_checks", "books_violations",
-    "chain_cursors", "chain_gaps", "findings", "governance_heartbeats", "observed_transfers", "orphaned_transfers",
+    "chain_cursors", "chain_gaps", "findings", "governance_heartbeats", "non_payers",
+    "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
     "schema_compatibility", "write_probes", "payment_destinations",
 )  # fmt: skip
@@ -121,8 +122,8 @@ CALLS = {
     "take_from_rate_limits": "take_from_rate_limits(ARRAY['x'], ARRAY[1])",
     "prove_writes": "prove_writes()",
 }
-READS = ("system_tenant_is_flagged", "schema_compatible_from")
-"""What it may call, because every process asks it at its start."""
+READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind", "first_block_answered_for")
+"""What it may call: every process asks it at its start, or the page that explains a payment."""
 
 
 @pytest.mark.parametrize("function", CALLS)

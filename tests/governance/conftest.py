@@ -10,9 +10,12 @@ import pytest
 from temporalio.worker import Worker
 
 from activities.announcements import Publish
+from devstack.chain import LocalChain
 from domain.events import PlatformEvent
 from settings import load
-from tests.support.engine import Engine
+from tests.support.engine import Engine, open_engine
+from tests.support.postgres import Database
+from tests.support.servers import Namespace
 from tests.support.sink import Sink, running_sink
 from worker import build_worker
 
@@ -33,6 +36,15 @@ class Heard:
 
 
 @pytest.fixture
+async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+    """The engine, whose settlements begin at the next block: the chain is the session's, and a watcher must not find
+    what other tests have paid."""
+    begin = await chain.block_number() + 1
+    async with open_engine(namespace, database, chain, CHAIN_WATCH_FROM_BLOCK=str(begin)) as opened:
+        yield opened
+
+
+@pytest.fixture
 async def sink() -> AsyncIterator[Sink]:
     """An HTTP receiver."""
     async with running_sink() as receiver:
@@ -48,11 +60,9 @@ def heard() -> Heard:
 @asynccontextmanager
 async def working(engine: Engine, publish: Publish, **changes: str) -> AsyncIterator[Worker]:
     """The product's own worker for the length of the block; `changes` are settings by their variables' names."""
-    # The chain is the session's: a watcher must not find what other tests have paid.
-    unwatched = {"CHAIN_WATCH_FROM_BLOCK": str(await engine.reader.head() + 1)}
     worker = build_worker(
         engine.namespace.client,
-        load({**engine.variables, **unwatched, **changes}),
+        load({**engine.variables, **changes}),
         chain=engine.reader,
         settlement=engine.settlement,
         service=engine.service,

@@ -32,8 +32,8 @@ REVERTED: Final = Refused(status=AttemptStatus.FAILED, error_code=ErrorCode.TX_R
 
 
 def wallet(number: int) -> str:
-    """An address for each number, the same in every case."""
-    return f"0x{number:040d}"
+    """An address for each number, the same in every case; never the zero address, which is nobody's."""
+    return f"0x1{number:039d}"
 
 
 def tx_hash(number: int) -> str:

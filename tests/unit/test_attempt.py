@@ -95,6 +95,7 @@ def test_the_error_codes_are_those_of_the_specification() -> None:
         "INSUFFICIENT_AMOUNT",
         "RECEIPT_NOT_FOUND",
         "TX_ALREADY_SETTLED",
+        "TRANSFER_TOO_OLD",
     }
 
 

@@ -51,6 +51,7 @@ STABLE_CODES = {
     "HashInUse": "TX_HASH_IN_USE",
     "TooManyReplacements": "TOO_MANY_REPLACEMENTS",
     "WrongChain": "INVALID_CHAIN",
+    "PayerRefused": "PAYER_REFUSED",
     "NotSignedIn": "UNAUTHENTICATED",
     "SignInRefused": "SIGN_IN_REFUSED",
     "NotAnOperator": "FORBIDDEN",

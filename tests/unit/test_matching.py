@@ -13,17 +13,21 @@ from hypothesis import strategies as st
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import Transfer
 from domain.findings import Finding, FindingKind
+from domain.income import NonPayer
 from domain.matching import (
     CLOCK_SLACK,
     RECENT,
     AlreadyPaid,
     Candidate,
     Decision,
+    NoIncome,
     PaidTransfer,
     Pays,
+    Renews,
     Surroundings,
     Undecided,
     decide,
+    renewal_id,
 )
 
 CHAIN_ID = 31_337
@@ -293,6 +297,129 @@ def test_amounts_are_shown_exactly(value_raw: int, shown: str) -> None:
     assert decided.detail.startswith(f"{shown} USDC from ")
 
 
+# Who pays for nobody, and when ----------------------------------------------------------------------------------------
+
+
+def test_what_the_treasury_pays_itself_is_no_income_whoever_claims_it() -> None:
+    around: dict[str, Any] = {"sender_kind": NonPayer.TREASURY}
+    assert isinstance(decision(**around), NoIncome)
+    assert isinstance(decision(intent(), **around), NoIncome)
+    assert isinstance(decision(rejected(ErrorCode.SENDER_MISMATCH, payable_until=MINED + SECOND), **around), NoIncome)
+
+
+@pytest.mark.parametrize("kind", [NonPayer.NOBODY, NonPayer.TOKEN])
+def test_what_nobody_sent_is_an_operators_and_pays_no_attempt(kind: NonPayer) -> None:
+    assert finding(intent(), sender_kind=kind) == (FindingKind.TRANSFER_WITHOUT_INTENT, None)
+    decided = decision(intent(), sender_kind=kind)
+    assert isinstance(decided, Finding)
+    assert decided.details["senderKind"] == kind.value
+
+
+@pytest.mark.parametrize(("first_block", "is_paid"), [(None, True), (99, True), (100, True), (101, False)])
+def test_what_was_mined_before_the_first_block_pays_nothing(first_block: int | None, is_paid: bool) -> None:
+    decided = decision(intent(), first_block=first_block)
+    assert isinstance(decided, Pays if is_paid else NoIncome)
+
+
+def test_what_has_paid_stays_paid_when_the_first_block_is_moved() -> None:
+    assert decision(paid=(paid(1),), first_block=101) == AlreadyPaid(attempt_id=UUID(int=1))
+
+
+# A wrong hash was handed in -------------------------------------------------------------------------------------------
+
+REFUSALS = [
+    (AttemptStatus.REJECTED, code)
+    for code in ErrorCode
+    if code not in {ErrorCode.INTENT_EXPIRED, ErrorCode.TX_REVERTED, ErrorCode.RECEIPT_NOT_FOUND}
+] + [(AttemptStatus.FAILED, ErrorCode.TX_REVERTED), (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)]
+
+
+def refused_for_another(number: int = 1, **changes: Any) -> Candidate:
+    """Refused for what was handed in, which was another transaction; it could have been paid for a second more."""
+    values = {"tx_hash": OTHER_HASH, "payable_until": MINED + SECOND}
+    return rejected(ErrorCode.SENDER_MISMATCH, number, **{**values, **changes})
+
+
+def renews(number: int, *candidates: Candidate, **options: Any) -> bool:
+    decided = decision(*candidates, **options)
+    return isinstance(decided, Renews) and decided.attempt.attempt_id == UUID(int=number)
+
+
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+def test_an_exact_payment_in_time_of_an_attempt_that_was_refused_is_credited(
+    status: AttemptStatus, code: ErrorCode
+) -> None:
+    assert renews(1, refused_for_another(status=status, error_code=code))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"payable_until": MINED}, FindingKind.LATE_PAYMENT),
+        ({"payable_until": None}, FindingKind.TRANSFER_WITHOUT_INTENT),
+        ({"amount_raw": 99}, FindingKind.WRONG_AMOUNT),
+        ({"from_address": MALLORY}, FindingKind.TRANSFER_WITHOUT_INTENT),
+        ({"created_at": MINED + CLOCK_SLACK + SECOND}, FindingKind.TRANSFER_WITHOUT_INTENT),
+        ({"is_renewed": True}, FindingKind.TRANSFER_WITHOUT_INTENT),
+        # Refused for this very transaction.
+        ({"tx_hash": HASH}, FindingKind.TRANSFER_WITHOUT_INTENT),
+    ],
+)
+def test_one_that_is_not_exact_or_not_in_time_or_paid_already_is_an_operators(
+    changes: dict[str, Any], kind: FindingKind
+) -> None:
+    assert finding(refused_for_another(**changes))[0] is kind
+
+
+def test_nothing_else_fits_better_than_a_refused_attempt_of_the_amount() -> None:
+    older: dict[str, Any] = {"created_at": MINED - timedelta(minutes=9)}
+    assert pays(2, refused_for_another(1, **older), intent(2))
+    assert pays(2, refused_for_another(1, **older), pending(2))
+    assert renews(1, refused_for_another(1, **older), refused_for_another(2))
+    assert renews(2, refused_for_another(1, **older, is_renewed=True), refused_for_another(2))
+
+
+def test_one_that_was_given_up_before_anybody_saw_its_transaction_is_credited_by_it() -> None:
+    failed: dict[str, Any] = {"status": AttemptStatus.FAILED, "error_code": ErrorCode.RECEIPT_NOT_FOUND}
+    assert renews(1, refused_for_another(**failed, tx_hash=HASH))
+
+
+def test_an_attempt_that_is_about_to_be_refused_for_a_strangers_transaction_is_waited_for() -> None:
+    waits = pending(hash_is_observed=True, hash_is_own_payment=False, payable_until=MINED + SECOND)
+    assert decision(waits) == Undecided(attempt_id=UUID(int=1))
+
+
+def test_an_attempt_that_did_not_take_it_in_place_of_another_is_passed_over() -> None:
+    around = Surroundings(candidates=(refused_for_another(1), refused_for_another(2)))
+    decided = decide(CHAIN_ID, transfer(), around, refused={UUID(int=1)})
+    assert isinstance(decided, Renews)
+    assert decided.attempt.attempt_id == UUID(int=2)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        refused_for_another(1, is_renewed=True),
+        refused_for_another(1, tx_hash=HASH),
+        pending(1, hash_is_observed=True),
+        pending(1, amount_raw=99),
+    ],
+)
+def test_a_finding_names_what_is_known_of_its_sender(known: Candidate) -> None:
+    decided = decision(known)
+    assert isinstance(decided, Finding)
+    assert str(known.attempt_id) in decided.detail
+    [named] = decided.details["sendersAttempts"]
+    assert named["attemptId"] == str(known.attempt_id)
+    assert (named["status"], named["txHash"]) == (known.status.value, known.tx_hash)
+    assert (named["amountRaw"], named["createdAt"]) == (str(known.amount_raw), known.created_at.isoformat())
+
+
+def test_one_attempt_is_made_in_the_place_of_another() -> None:
+    assert renewal_id(UUID(int=1)) == renewal_id(UUID(int=1))
+    assert len({renewal_id(UUID(int=number)) for number in range(100)}) == 100
+
+
 # Whatever happens ----------------------------------------------------------------------------------------------------
 
 AMOUNTS = st.sampled_from([100, 200])
@@ -310,11 +437,14 @@ def towns(draw: st.DrawFn) -> tuple[list[Candidate], list[Transfer]]:
             "created_at": made,
             "from_address": draw(st.sampled_from([ALICE, ALICE, MALLORY])),
         }
-        match draw(st.sampled_from(["open", "expired", "pending"])):
+        match draw(st.sampled_from(["open", "expired", "pending", "refused"])):
             case "open":
                 attempts.append(intent(number, expires_at=made + TTL, **common))
             case "expired":
                 attempts.append(expired(number, expires_at=made + TTL, **common))
+            case "refused":
+                wrong = f"0x{number + 500:064x}"
+                attempts.append(refused_for_another(number, tx_hash=wrong, payable_until=made + TTL, **common))
             case _:
                 attempts.append(pending(number, tx_hash=f"0x{number + 500:064x}", **common))
     moments = sorted(draw(st.lists(MOMENTS, max_size=6)))
@@ -330,11 +460,39 @@ def test_each_transfer_pays_one_attempt_exactly_in_time_and_the_oldest(
     town: tuple[list[Candidate], list[Transfer]],
 ) -> None:
     attempts, transfers = town
+    renewed: list[UUID] = []
     for one in transfers:
         around = Surroundings(candidates=tuple(attempts), siblings=(one,))
         decided = decide(CHAIN_ID, one, around)
+        exact = [
+            candidate
+            for candidate in attempts
+            if candidate.from_address == ALICE
+            and candidate.amount_raw == one.value_raw
+            and candidate.created_at <= one.block_time + CLOCK_SLACK
+        ]
+        if isinstance(decided, Renews):
+            chosen = decided.attempt
+            assert chosen in exact
+            assert chosen.ended_without_payment
+            assert chosen.payable_until is not None
+            assert one.block_time < chosen.payable_until
+            assert not any(candidate.status is AttemptStatus.PENDING_UNVERIFIED for candidate in exact)
+            renewed.append(chosen.attempt_id)
+            attempts = [
+                attempt.model_copy(update={"is_renewed": True}) if attempt.attempt_id == chosen.attempt_id else attempt
+                for attempt in attempts
+            ]
+            continue
         if not isinstance(decided, Pays):
             assert isinstance(decided, Finding)
+            assert not any(
+                candidate.ended_without_payment
+                and not candidate.is_renewed
+                and candidate.payable_until is not None
+                and one.block_time < candidate.payable_until
+                for candidate in exact
+            ), "a refused attempt that was paid in time is left to an operator"
             may_be_paid = [
                 candidate
                 for candidate in attempts
@@ -371,3 +529,4 @@ def test_each_transfer_pays_one_attempt_exactly_in_time_and_the_oldest(
         attempts = [credited if attempt.attempt_id == chosen.attempt_id else attempt for attempt in attempts]
     paid_with = [attempt.tx_hash for attempt in attempts if attempt.status is AttemptStatus.CREDITED]
     assert len(paid_with) == len(set(paid_with)), "one transfer has paid two attempts"
+    assert len(renewed) == len(set(renewed)), "two attempts were made in the place of one"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog
+from domain.income import ZERO_ADDRESS, NonPayer
 from domain.verdict import (
     CONFIRMATION_DELAY_MIN,
     LOOK_DELAY_MAX,
@@ -89,9 +90,9 @@ def view(*transfers: TransferLog, **changes: Any) -> ChainView:
     return ChainView(**values | changes)
 
 
-def decide(seen: ChainView, *, terms: PaymentTerms = TERMS, settled: frozenset[int] = frozenset()) -> Any:
+def decide(seen: ChainView, *, terms: PaymentTerms = TERMS, settled: frozenset[int] = frozenset(), **rules: Any) -> Any:
     """The verdict with the usual number of confirmations."""
-    return judge(terms, TX, seen, min_confirmations=NEEDED, settled_log_indexes=settled)
+    return judge(terms, TX, seen, min_confirmations=NEEDED, settled_log_indexes=settled, **rules)
 
 
 # -- verified
@@ -241,6 +242,47 @@ def test_a_payment_that_is_there_and_wrong_is_rejected(
     refused = decide(view(*logs), settled=settled)
     assert (refused.status, refused.error_code) == (AttemptStatus.REJECTED, code)
     assert "\n" not in refused.message
+
+
+@pytest.mark.parametrize(
+    ("payer", "known"),
+    [
+        (TREASURY, None),
+        (TREASURY.upper().replace("0X", "0x"), None),
+        (ZERO_ADDRESS, None),
+        (TOKEN, None),
+        (PAYER, NonPayer.TREASURY),
+        (PAYER, NonPayer.TOKEN),
+    ],
+)
+@pytest.mark.parametrize("value_raw", [EXPECTED_RAW - 1, EXPECTED_RAW, 10 * EXPECTED_RAW, 0])
+def test_whoever_pays_for_nobody_is_rejected_whatever_they_send(
+    payer: str, known: NonPayer | None, value_raw: int
+) -> None:
+    terms = TERMS.model_copy(update={"payer": payer})
+    seen = view(log(from_address=payer, value_raw=value_raw))
+    verdict = decide(seen, terms=terms, payer_kind=known)
+    assert (verdict.status, verdict.error_code) == (AttemptStatus.REJECTED, ErrorCode.SENDER_MISMATCH)
+
+
+@pytest.mark.parametrize(
+    ("first_block", "too_old"), [(None, False), (BLOCK - 1, False), (BLOCK, False), (BLOCK + 1, True)]
+)
+def test_a_payment_from_before_the_first_block_is_too_old(first_block: int | None, too_old: bool) -> None:
+    verdict = decide(view(log()), first_block=first_block)
+    if too_old:
+        assert (verdict.status, verdict.error_code) == (AttemptStatus.REJECTED, ErrorCode.TRANSFER_TOO_OLD)
+    else:
+        assert isinstance(verdict, Verified)
+
+
+def test_that_it_is_too_old_is_said_of_what_would_have_paid_and_when_it_is_confirmed() -> None:
+    too_little = view(log(value_raw=1))
+    verdict = decide(too_little, first_block=BLOCK + 1)
+    assert verdict.error_code is ErrorCode.INSUFFICIENT_AMOUNT
+    early = view(log(), head_number=BLOCK)
+    # A reorganisation may still take it to the other side of the first block.
+    assert isinstance(decide(early, first_block=BLOCK + 1), Waiting)
 
 
 def test_a_zero_value_poison_log_does_not_spoil_a_payment() -> None:

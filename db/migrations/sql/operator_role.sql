@@ -16,4 +16,5 @@ BEGIN
 END $$;
 GRANT USAGE ON SCHEMA public TO settle_operator;
 GRANT SELECT ON alembic_version TO settle_operator;
-GRANT EXECUTE ON FUNCTION system_tenant_is_flagged, schema_compatible_from TO settle_operator;
+GRANT EXECUTE ON FUNCTION system_tenant_is_flagged, schema_compatible_from, non_payer_kind, first_block_answered_for
+    TO settle_operator;

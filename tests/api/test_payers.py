@@ -1,0 +1,39 @@
+"""Whose payments are taken over HTTP: not the treasury's own, of now or before, and nobody's."""
+
+from __future__ import annotations
+
+import pytest
+
+from devstack.chain import dev_wallets, payer_wallets
+from domain.errors import PayerRefused
+from domain.income import ZERO_ADDRESS
+from tests.support.api import RunningApi
+from tests.support.sql import connect, scalar
+
+INTENTS = "/api/v1/payments/intents"
+TREASURY = dev_wallets()[9]
+
+
+@pytest.mark.parametrize("purpose", ["self", "system"])
+async def test_the_treasury_signs_in_and_buys_nothing(api: RunningApi, purpose: str) -> None:
+    assert TREASURY.address == api.engine.settings.treasury_address
+    async with api.visitor(TREASURY) as visitor:
+        reply = await visitor.post(INTENTS, {"amountUsdCents": 1_000, "purpose": purpose})
+    assert (reply.status, reply.code) == (403, PayerRefused.code)
+    assert scalar(api.engine.database.service_url, "SELECT count(*) FROM payment_attempts") == 0
+
+
+async def test_a_wallet_that_has_become_a_treasury_buys_nothing_more(api: RunningApi) -> None:
+    wallet = payer_wallets()[4]
+    async with api.visitor(wallet) as visitor:
+        assert (await visitor.post(INTENTS, {"amountUsdCents": 1_000})).status == 201
+        with connect(api.engine.database.service_url) as service:
+            service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (wallet.address.lower(),))
+        reply = await visitor.post(INTENTS, {"amountUsdCents": 1_000})
+    assert (reply.status, reply.code) == (403, PayerRefused.code)
+
+
+async def test_nobodys_address_gets_no_challenge(api: RunningApi) -> None:
+    async with api.visitor() as visitor:
+        reply = await visitor.post("/api/v1/auth/challenge", {"address": ZERO_ADDRESS})
+    assert (reply.status, reply.code) == (422, "INVALID_INPUT")
