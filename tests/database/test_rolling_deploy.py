@@ -157,7 +157,7 @@ class OldProcess:
 
     def run(self) -> None:
         """Settle payments until told to stop."""
-        wallet = f"0x{self.number:040d}"
+        wallet = f"0x1{self.number:039d}"
         with (
             closing(
                 psycopg.connect(self.database.app_url, options="-c lock_timeout=5s -c statement_timeout=20s")
