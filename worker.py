@@ -24,7 +24,7 @@ from activities.announcements import AnnouncementActivities, Publish
 from activities.bookkeeping import BookkeepingActivities
 from activities.errors import DomainErrors
 from activities.finality import FinalityActivities
-from activities.gauges import DatabaseGauges, PreconditionGauge
+from activities.gauges import DatabaseGauges, PreconditionGauge, kept_fresh
 from activities.governance import GovernanceActivities
 from activities.housekeeping import HousekeepingActivities, Resume
 from activities.metrics import observe_rpc_request
@@ -38,6 +38,8 @@ from activities.verification import VerificationActivities
 from activities.watching import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
+from commands.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
+from commands.clocks import clock_watch
 from commands.connections import payment_policy, standing_workflows
 from db.destinations import note_destination
 from db.engine import ServiceDatabase, SettlementDatabase
@@ -148,6 +150,8 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         )
         watched = PreconditionGauge(preconditions, token, chain_id=settings.chain_id)
         await stack.enter_async_context(watched.kept_fresh())
+        clocks = clock_watch(service, chain, settings.block_time)
+        await stack.enter_async_context(kept_fresh(clocks, every_seconds=CLOCKS_EVERY_SECONDS))
         async with worker:
             log.info(
                 "worker runs",

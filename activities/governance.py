@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from pydantic import Field
@@ -11,6 +11,7 @@ from temporalio import activity
 from activities.contracts import Message
 from chain.reader import ChainReader
 from db import governance
+from db.clock import read_clock
 from db.engine import ServiceDatabase, TenantDatabase
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.governance import Heartbeat, Income, Reading, judge_heartbeat
@@ -123,7 +124,7 @@ class GovernanceActivities:
                     reading,
                     key=wanted.key,
                     scheduled_at=wanted.scheduled_at,
-                    now=datetime.now(UTC),
+                    now=await read_clock(connection.connection),
                     threshold_credits=wanted.low_balance_credits,
                     head_age_max=timedelta(seconds=wanted.head_age_seconds_max),
                     worker_version=self._worker_version,

@@ -14,6 +14,7 @@ from temporalio import activity
 from activities.contracts import Message
 from activities.metrics import ENDINGS, INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
 from db import housekeeping
+from db.clock import read_clock
 from db.engine import ServiceDatabase
 from db.housekeeping import UnfinishedPayment
 from domain.attempt import AttemptStatus, ErrorCode
@@ -31,10 +32,12 @@ log = structlog.get_logger(__name__)
 
 
 class IntentsToExpire(Message):
-    """Which intents are over: those whose time was up at `due_at`."""
+    """Which intents are over: those whose time was up `grace_seconds` ago by the database's clock."""
 
     due_at: datetime
+    """The same by the clock of whoever asked; it counts where there is no grace, as runs before that one have it."""
     batch_size: int
+    grace_seconds: int | None = None
 
 
 class RowsToPrune(Message):
@@ -50,6 +53,9 @@ class PaymentsToPickUp(Message):
     submitted_before: datetime
     credited_since: datetime
     limit: int
+    waiting_seconds: int | None = None
+    """With `look_back_seconds` the same two times, by the database's clock; runs before these have none."""
+    look_back_seconds: int | None = None
 
 
 class Done(Message):
@@ -81,7 +87,10 @@ class HousekeepingActivities:
         expired: Counter[str] = Counter()
         while True:
             async with self._database.transaction() as connection:
-                batch = await housekeeping.expire_intents(connection, wanted.due_at, limit=wanted.batch_size)
+                due_at = wanted.due_at
+                if wanted.grace_seconds is not None:
+                    due_at = await read_clock(connection.connection) - timedelta(seconds=wanted.grace_seconds)
+                batch = await housekeeping.expire_intents(connection, due_at, limit=wanted.batch_size)
             for purpose, count in batch.items():
                 INTENTS_EXPIRED.inc(count)
                 ENDINGS.labels(purpose.value, AttemptStatus.FAILED.value, ErrorCode.INTENT_EXPIRED.value).inc(count)
@@ -111,11 +120,15 @@ class HousekeepingActivities:
     @activity.defn(name="pick_up_payments")
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
         """Give a workflow to every payment that should have one and has none."""
-        before = wanted.submitted_before
+        before, since = wanted.submitted_before, wanted.credited_since
         async with self._database.single_statement() as connection:
+            if wanted.waiting_seconds is not None and wanted.look_back_seconds is not None:
+                now = await read_clock(connection.connection)
+                before = now - timedelta(seconds=wanted.waiting_seconds)
+                since = now - timedelta(seconds=wanted.look_back_seconds)
             waiting = await housekeeping.list_pending(connection, self._chain_id, before=before, limit=wanted.limit)
             without_bonus = await housekeeping.list_without_bonus(
-                connection, self._chain_id, since=wanted.credited_since, before=before, limit=wanted.limit
+                connection, self._chain_id, since=since, before=before, limit=wanted.limit
             )
         picked_up: Counter[str] = Counter()
         asking = asyncio.Semaphore(ASKED_AT_ONCE_MAX)

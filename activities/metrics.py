@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from db.clock import estimated_now
 from domain.attempt import PaymentAttempt
 
 LOOKS: Final = Counter("settle_chain_looks", "Looks at the chain for one payment, by what they found", ["outcome"])
@@ -73,11 +74,11 @@ def observe_ending(attempt: PaymentAttempt, *, confirmed_at: datetime | None = N
     """Count an attempt that has just ended. `confirmed_at` is when the chain had confirmed it, where that is known."""
     ENDINGS.labels(attempt.purpose.value, attempt.status.value, attempt.error_code or "").inc()
     if attempt.submitted_at is not None:
-        seconds = (datetime.now(UTC) - attempt.submitted_at).total_seconds()
+        seconds = (estimated_now() - attempt.submitted_at).total_seconds()
         SUBMIT_TO_END.labels(attempt.purpose.value, attempt.status.value).observe(seconds)
     if attempt.submitted_at is not None and confirmed_at is not None:
         # What is submitted late was confirmed before anybody here had heard of it.
-        seconds = (datetime.now(UTC) - max(confirmed_at, attempt.submitted_at)).total_seconds()
+        seconds = (estimated_now() - max(confirmed_at, attempt.submitted_at)).total_seconds()
         CONFIRMED_TO_CREDITED.labels(attempt.purpose.value).observe(max(seconds, 0.0))
 
 

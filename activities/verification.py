@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from temporalio import activity
@@ -98,7 +98,7 @@ class VerificationActivities:
         )
 
     def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
-        """Whether the last look is the end, by the clock of the hash that the database has now.
+        """Whether the last look is the end, by the database's clock and the hash that it has now.
 
         That hash may be younger than the one the workflow knows: the starter records it where no worker answers.
         A payment that is there and lacks only confirmations gets the time that these take, twice.
@@ -108,14 +108,13 @@ class VerificationActivities:
             return False
         confirming = waiting.reason is WaitReason.CONFIRMATIONS
         grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
-        return datetime.now(UTC) >= attempt.submitted_at + self._verification_timeout + grace
+        return attempt.now >= attempt.submitted_at + self._verification_timeout + grace
 
     def _delay(self, waiting: Waiting, attempt: attempts.UnderVerification) -> timedelta:
-        now = datetime.now(UTC)
         return next_look_delay(
             waiting,
-            waited=now - attempt.submitted_at,
-            remaining=attempt.submitted_at + self._verification_timeout - now,
+            waited=attempt.now - attempt.submitted_at,
+            remaining=attempt.submitted_at + self._verification_timeout - attempt.now,
             block_time=self._block_time,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from email.utils import format_datetime
 from secrets import token_hex
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from api.problems import (
     ProblemKind,
     problem_response,
 )
+from db.clock import estimated_now
 
 REQUEST_ID_HEADER: Final = "X-Request-ID"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -139,6 +141,8 @@ class SecurityHeaders:
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
+                # The page goes by it, as intents end by the database's clock and not by this host's.
+                headers["Date"] = format_datetime(estimated_now(), usegmt=True)
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

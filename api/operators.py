@@ -27,6 +27,7 @@ from api.balance_picture import Picture, draw
 from api.dependencies import ApiServices, OptionalSession, Services, Session
 from api.problems import kind_of
 from db import operators
+from db.clock import estimated_now
 from db.engine import OperatorDatabase
 from db.operators import AttemptFilter, BalanceHistory
 from domain.attempt import AttemptStatus, Purpose
@@ -270,7 +271,7 @@ class BalanceView:
 
 async def _balance(services: Services, period: Period) -> BalanceView | None:
     """The balance, or None where the database does not add it up in time: the rest of the page does not need it."""
-    now = datetime.now(UTC)
+    now = estimated_now()
     # Whole steps, so that the same moment is in the same step at every look.
     end = _EPOCH + ((now - _EPOCH) // period.step + 1) * period.step
     start = end - timedelta(days=period.days)
@@ -312,7 +313,7 @@ async def show_attempt(request: Request, services: ApiServices, session: Operato
         min_confirmations=settings.min_confirmations,
         ui_url=settings.temporal_ui_url,
     )
-    context = {"attempt": found, "asked": Asked(), "now": datetime.now(UTC)}
+    context = {"attempt": found, "asked": Asked(), "now": estimated_now()}
     return _page(request, services, session, "operator_attempt.html", context)
 
 

@@ -25,6 +25,7 @@ from api.accounts import read_attempts, read_summary
 from api.dependencies import ApiServices, OptionalSession, Services, Session
 from api.sessions import sign_out
 from api.turns import turn
+from db.clock import estimated_now
 from domain.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
 from domain.errors import Unavailable
 from domain.ledger import Reason
@@ -266,7 +267,7 @@ def utc_words(moment: datetime) -> str:
 def payment_state(attempt: AttemptView) -> str:
     """The name of a payment's state in templates and style: unpaid, expired, pending, credited or failed."""
     match attempt.status:
-        case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= datetime.now(UTC):
+        case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= estimated_now():
             return "expired"
         case AttemptStatus.FAILED if attempt.error_code is ErrorCode.INTENT_EXPIRED:
             return "expired"

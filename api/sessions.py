@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import string
-from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import Request, Response
@@ -16,6 +15,7 @@ from api.services import ApiSettings, Services
 from chain.addresses import checksum_address
 from chain.signatures import signed_by
 from db import sessions
+from db.clock import read_clock
 from db.rate_limits import Bucket
 from db.sessions import Session
 from domain.errors import InvalidInput, SignInRefused
@@ -39,16 +39,16 @@ async def challenge(services: Services, address: str) -> Challenge:
     wallet = checksum_address(address, field="address")
     if same_address(wallet, ZERO_ADDRESS):
         raise InvalidInput("address", "is the zero address, which is nobody's: expected the wallet that signs")
-    made = new_challenge(
-        nonce="".join(secrets.choice(_ALPHABET) for _ in range(NONCE_LENGTH)),
-        address=wallet,
-        origin=settings.origin,
-        chain_id=settings.chain_id,
-        platform=settings.platform_name,
-        issued_at=datetime.now(UTC),
-        lifetime=settings.challenge_lifetime,
-    )
     async with services.database.unscoped_statement() as connection:
+        made = new_challenge(
+            nonce="".join(secrets.choice(_ALPHABET) for _ in range(NONCE_LENGTH)),
+            address=wallet,
+            origin=settings.origin,
+            chain_id=settings.chain_id,
+            platform=settings.platform_name,
+            issued_at=await read_clock(connection),
+            lifetime=settings.challenge_lifetime,
+        )
         await sessions.open_challenge(connection, made)
     return made
 
@@ -80,7 +80,7 @@ async def log_in(
             connection,
             found.nonce,
             _hash(token),
-            expires_at=datetime.now(UTC) + services.settings.session_lifetime,
+            lifetime=services.settings.session_lifetime,
             former_token_hash=_token_hash(services.settings, request),
         )
     if session is None:

@@ -14,10 +14,13 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from activities.gauges import kept_fresh
 from api.app import build_app
 from api.pages import LOOPBACK
 from api.services import ApiSettings, RateLimits, Services, SharedReading
 from chain.preconditions import SettlementPreconditions
+from commands.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
+from commands.clocks import watch_host_clock
 from commands.connections import chain_reader, payment_policy
 from commands.http_server import http_server, listen
 from db.engine import OperatorDatabase, TenantDatabase
@@ -93,6 +96,9 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
+        await stack.enter_async_context(
+            kept_fresh(partial(watch_host_clock, database), every_seconds=CLOCKS_EVERY_SECONDS)
+        )
         yield Services(
             settings=given,
             database=database,

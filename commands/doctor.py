@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -13,6 +14,7 @@ import aiohttp
 from activities.bookkeeping import check_all_books, check_books
 from chain.preconditions import SettlementPreconditions, State
 from commands.chain_checks import check_finality, check_watcher
+from commands.clocks import ChainClock
 from commands.connections import (
     CONNECTIONS,
     chain_reader,
@@ -24,12 +26,15 @@ from commands.connections import (
 from commands.output import grouped, print_json, progress, stdout, table
 from db import books_check
 from db.books import SHOWN_MAX
+from db.clock import measure_host_offset
 from db.engine import OperatorDatabase
 from db.startup import check_operator_database, check_writes
+from domain.clocks import ClockOffsets, in_words
 from domain.errors import (
     ApiNotReady,
     BooksDoNotBalance,
     ChainUnavailable,
+    ClocksApart,
     PreconditionNotMet,
     SettleError,
     TemporalUnavailable,
@@ -103,6 +108,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("token and treasury", lambda: _preconditions(settings))
     await check("chain watcher", lambda: check_watcher(settings))
     await check("finality", lambda: check_finality(settings))
+    await check("clocks", lambda: _clocks(settings))
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})
@@ -261,6 +267,30 @@ async def _chain_nodes(settings: Settings) -> str:
     is_of_another_chain = any(node.chain_id not in {None, settings.chain_id} for node in nodes)
     if is_of_another_chain or not any(node.reachable and node.error is None for node in nodes):
         raise ChainUnavailable(words)
+    return words
+
+
+async def _clocks(settings: Settings) -> str:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(service_database(settings))
+        chain = await stack.enter_async_context(chain_reader(settings))
+        connection = await stack.enter_async_context(database.single_statement())
+        host = await measure_host_offset(connection.connection)
+        words = f"this host is {in_words(host)} the database"
+        ahead = None
+        try:
+            ahead, newest = await ChainClock(chain, settings.block_time).wait_and_compare(connection)
+        except ChainUnavailable:
+            words += "; the chain was not compared, no node answers"
+        else:
+            words += (
+                f"; no new block of the chain was seen, the newest is of {newest.mined_at:%F %T} UTC: not compared"
+                if ahead is None
+                else f"; the chain is {in_words(ahead)} it"
+            )
+    problems = ClockOffsets(host=host, chain=ahead).problems
+    if problems:
+        raise ClocksApart("; ".join(problems))
     return words
 
 

@@ -88,6 +88,8 @@ def http_server(app: ASGIApp) -> uvicorn.Server:
         # Applied in `api.app.build_app`, so that whoever embeds the app has it too.
         "proxy_headers": False,
         "server_header": False,
+        # `api.middleware.SecurityHeaders` says the database's time.
+        "date_header": False,
         "lifespan": "off",
         "ws": "none",
         "http": BoundedProtocol,

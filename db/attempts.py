@@ -287,7 +287,7 @@ async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> 
 
 _UNDER_VERIFICATION = text(
     """
-    SELECT a.tx_hash, a.submitted_at,
+    SELECT a.tx_hash, a.submitted_at, clock_timestamp() AS now,
            coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
                       WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
              AS settled_log_indexes,
@@ -305,6 +305,8 @@ class UnderVerification:
     tx_hash: str
     submitted_at: datetime
     settled_log_indexes: frozenset[int]
+    now: datetime
+    """By the database's clock, as `submitted_at` is."""
     first_block: int | None = None
     """The first block that settle answers for, as far as the database knows."""
     payer_kind: NonPayer | None = None
@@ -319,6 +321,7 @@ async def find_under_verification(connection: ReadAllConnection, attempt_id: UUI
         row.tx_hash,
         row.submitted_at,
         frozenset(row.settled_log_indexes),
+        row.now,
         row.first_block,
         NonPayer(row.payer_kind) if row.payer_kind else None,
     )

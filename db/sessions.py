@@ -6,7 +6,7 @@ Every call is a door (`migrations/sql/0002_front_door.sql`): no role may read th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import text
@@ -21,8 +21,9 @@ _FIND_CHALLENGE: Final = text(
     "SELECT nonce, wallet_address, message FROM find_login_challenge(CAST(:nonce AS text), CAST(:message AS text))"
 )
 _OPEN_SESSION: Final = text(
-    "SELECT user_id, billing_account_id, wallet_address"
-    " FROM open_session(:nonce, :token_hash, :expires_at, CAST(:former AS bytea))"
+    "WITH until AS MATERIALIZED (SELECT clock_timestamp() + CAST(:lifetime AS interval) AS expires_at)"
+    " SELECT opened.user_id, opened.billing_account_id, opened.wallet_address, until.expires_at"
+    " FROM until, open_session(:nonce, :token_hash, until.expires_at, CAST(:former AS bytea)) opened"
 )
 _FIND_SESSION: Final = text(
     "SELECT user_id, billing_account_id, wallet_address, expires_at FROM find_session(:token_hash)"
@@ -74,7 +75,7 @@ async def open_session(
     nonce: str,
     token_hash: bytes,
     *,
-    expires_at: datetime,
+    lifetime: timedelta,
     former_token_hash: bytes | None,
 ) -> Session | None:
     """Use the challenge up and sign its wallet in; opens user, account and key where it has none.
@@ -83,10 +84,10 @@ async def open_session(
     `former_token_hash` ends. To be called only after the signature was verified. Raises `PayerRefused` for an address
     that is nobody's.
     """
-    values = {"nonce": nonce, "token_hash": token_hash, "expires_at": expires_at, "former": former_token_hash}
+    values = {"nonce": nonce, "token_hash": token_hash, "lifetime": lifetime, "former": former_token_hash}
     with wallet_of_somebody("the signing address"):
         row = (await connection.execute(_OPEN_SESSION, values)).one_or_none()
-    return Session(row.user_id, row.billing_account_id, row.wallet_address, expires_at) if row else None
+    return Session(row.user_id, row.billing_account_id, row.wallet_address, row.expires_at) if row else None
 
 
 async def find_session(connection: AsyncConnection, token_hash: bytes) -> Session | None:

@@ -33,6 +33,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
     ├── TemporalRequestInvalid  Temporal will never take this request: an older server, or a fault of ours
     ├── BookkeepingError        the books contradict the request
     ├── BooksDoNotBalance       the invariants of the ledger do not hold
+    ├── ClocksApart             host, database and chain are further apart than the rules allow for
     ├── DemoFailed              something that the demo waits for did not happen
     └── SettlementFailed        a settlement that the bench started did not end as it has to
 
@@ -466,6 +467,13 @@ class BooksDoNotBalance(OperatorError):
     code = "BOOKS_DO_NOT_BALANCE"
     category = Category.BOOKKEEPING
     title = "The books do not balance"
+
+
+class ClocksApart(OperatorError):
+    """The clocks of host, database and chain are further apart than the rules for payments allow for."""
+
+    code = "CLOCKS_APART"
+    title = "The clocks are too far apart"
 
 
 class DemoFailed(OperatorError):

@@ -22,7 +22,8 @@ from domain.identifiers import Address, TxHash, same_address
 from domain.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old
 
 CLOCK_SLACK: Final = timedelta(minutes=2)
-"""How much earlier than its intent a payment may seem to be: blocks have the clock of whoever mined them."""
+"""How much earlier than its intent a payment may seem to be: an intent has the database's time, a block that of who
+made it (docs/decisions/clocks.md)."""
 
 RECENT: Final = timedelta(days=1)
 """An intent that expired longer ago says nothing about what a transfer of another amount was meant for."""

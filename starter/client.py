@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -26,6 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.contracts import RecordedSubmission, Settlement, Submission
 from db import attempts, idempotency, payments
 from db.accounts import Payer, find_non_payer_kind, provision_wallet
+from db.clock import read_clock
 from db.engine import TenantConnection, TenantDatabase
 from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import (
@@ -132,26 +133,26 @@ class PaymentsClient:
         """
         policy = self._policy
         amount = check_payment_amount(amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
-        now = datetime.now(UTC)
-        attempt = PaymentAttempt(
-            id=uuid4(),
-            billing_account_id=payer.billing_account_id,
-            owner_user_id=payer.user_id,
-            from_address=payer.wallet_address,
-            chain_id=policy.chain_id,
-            token=policy.token,
-            to_address=policy.treasury,
-            amount_raw=raw_for_usd_cents(amount),
-            amount_usd_cents=amount,
-            purpose=purpose,
-            status=AttemptStatus.CREATED_INTENT,
-            expires_at=now + policy.intent_ttl,
-            created_at=now,
-        )
-        intent = Intent.of(attempt, now + policy.intent_ttl)
         async with self._database.transaction(payer.user_id) as connection:
             known = await find_non_payer_kind(connection.connection, payer.wallet_address)
             self._require_payer(payer.wallet_address, known)
+            now = await read_clock(connection.connection)
+            attempt = PaymentAttempt(
+                id=uuid4(),
+                billing_account_id=payer.billing_account_id,
+                owner_user_id=payer.user_id,
+                from_address=payer.wallet_address,
+                chain_id=policy.chain_id,
+                token=policy.token,
+                to_address=policy.treasury,
+                amount_raw=raw_for_usd_cents(amount),
+                amount_usd_cents=amount,
+                purpose=purpose,
+                status=AttemptStatus.CREATED_INTENT,
+                expires_at=now + policy.intent_ttl,
+                created_at=now,
+            )
+            intent = Intent.of(attempt, now + policy.intent_ttl)
             if idempotency_key is not None:
                 answered = await idempotency.keep_answer(
                     connection,
@@ -187,12 +188,14 @@ class PaymentsClient:
         `DatabaseUnavailable` and `TemporalUnavailable`.
         """
         tx_hash = parse_tx_hash(tx_hash)
-        submitted_at = datetime.now(UTC)
-        attempt, is_held = await self._find_to_submit(user_id, attempt_id, tx_hash)
+        attempt, is_held, now = await self._find_to_submit(user_id, attempt_id, tx_hash)
+        submitted_at = _after_the_last(attempt, now)
         is_late = attempt.is_final or self._is_past_expiry(attempt, submitted_at)
         if mined_at is None and is_late and attempt.may_have_been_paid_in_time:
             mined_at = await self._find_time_of_payment(attempt, tx_hash)
-        in_time = attempt.was_paid_in_time(mined_at)
+        paid_in_time = attempt.was_paid_in_time(mined_at)
+        # An intent that somebody's fast clock has ended before its time is not over.
+        in_time = paid_in_time or (attempt.is_final and attempt.was_submitted_in_time(submitted_at))
         if attempt.is_final and not in_time:
             await self._finish_what_was_interrupted(attempt)
             return self._answer(attempt)
@@ -205,7 +208,7 @@ class PaymentsClient:
         _refuse_early(attempt, tx_hash, is_held=is_held)
 
         try:
-            submission = _submission(attempt, tx_hash, submitted_at, request_id, mined_at if in_time else None)
+            submission = _submission(attempt, tx_hash, submitted_at, request_id, mined_at if paid_in_time else None)
             recorded = await self._submit_to_workflow(attempt, submission)
         except _EndedMeanwhile as ended:
             return self._answer(ended.attempt)
@@ -276,12 +279,15 @@ class PaymentsClient:
         async with self._database.transaction(user_id) as connection:
             return await _find_in(connection, attempt_id)
 
-    async def _find_to_submit(self, user_id: str, attempt_id: UUID, tx_hash: str) -> tuple[PaymentAttempt, bool]:
-        """The attempt, and whether another one of the same payer holds the hash."""
+    async def _find_to_submit(
+        self, user_id: str, attempt_id: UUID, tx_hash: str
+    ) -> tuple[PaymentAttempt, bool, datetime]:
+        """The attempt, whether another one of the same payer holds the hash, and the database's time."""
         async with self._database.transaction(user_id) as connection:
             attempt = await _find_in(connection, attempt_id)
             is_held = attempt.tx_hash != tx_hash and await attempts.is_hash_held(connection, attempt, tx_hash)
-        return attempt, is_held
+            now = await read_clock(connection.connection)
+        return attempt, is_held, now
 
     async def _find_time_of_payment(self, attempt: PaymentAttempt, tx_hash: str) -> datetime | None:
         async with self._database.transaction(attempt.owner_user_id) as connection:
@@ -324,8 +330,8 @@ class PaymentsClient:
             return await self._start_and_submit(attempt, submission, after=over)
         except HashInUse:
             # A refusal is kept as long as its run is; whether it is still true, the database knows.
-            now, is_held = await self._find_to_submit(attempt.owner_user_id, attempt.id, submission.tx_hash)
-            _refuse_early(now, submission.tx_hash, is_held=is_held)
+            found, is_held, _ = await self._find_to_submit(attempt.owner_user_id, attempt.id, submission.tx_hash)
+            _refuse_early(found, submission.tx_hash, is_held=is_held)
             return await self._start_and_submit(
                 attempt, submission, after=f"refusal-{submission.submitted_at.timestamp():.6f}"
             )
@@ -341,7 +347,8 @@ class PaymentsClient:
         if state is None or state.is_running:
             return None
         now = await self._find(attempt.owner_user_id, attempt.id)
-        if now.is_final and not now.was_paid_in_time(submission.mined_at):
+        in_time = now.was_paid_in_time(submission.mined_at) or now.was_submitted_in_time(submission.submitted_at)
+        if now.is_final and not in_time:
             raise _EndedMeanwhile(now)
         return state.run_id
 
@@ -447,6 +454,11 @@ async def _find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAtt
     if attempt is None:
         raise AttemptNotFound(attempt_id)
     return attempt
+
+
+def _after_the_last(attempt: PaymentAttempt, now: datetime) -> datetime:
+    """When this submission is: after the one that it has seen, also where the database's clock was set back between."""
+    return now if attempt.submitted_at is None else max(now, attempt.submitted_at + timedelta(microseconds=1))
 
 
 def _refuse_early(attempt: PaymentAttempt, tx_hash: str, *, is_held: bool) -> None:

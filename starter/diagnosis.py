@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from temporalio.client import Client
 
 from chain.reader import ChainReader
 from db import attempts, ledger
+from db.clock import estimated_now, read_clock
 from db.engine import OperatorDatabase, ServiceDatabase
 from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.errors import AttemptNotFound, SettleError
@@ -88,6 +89,7 @@ async def diagnose(
         attempt = await attempts.find_attempt(connection, attempt_id)
         if attempt is None:
             raise AttemptNotFound(attempt_id)
+        await read_clock(connection.connection)  # what is said of the intent's expiry and of the next look goes by it
         events = await attempts.list_events(connection, attempt_id)
         rows = await ledger.list_entries(connection, reference=str(attempt_id))
         transfer = await attempts.find_settled_transfer(connection, attempt_id)
@@ -164,7 +166,7 @@ async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowSta
         if pending.last_failure:
             words += f": {pending.last_failure}"
         if pending.next_attempt_at:
-            seconds = (pending.next_attempt_at - datetime.now(UTC)).total_seconds()
+            seconds = (pending.next_attempt_at - estimated_now()).total_seconds()
             words += f", next in {max(seconds, 0):.0f} s"
     return state, words
 
@@ -225,7 +227,7 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
     """One sentence for whoever has to answer the payer."""
     match attempt.status:
         case AttemptStatus.CREATED_INTENT:
-            if attempt.expires_at and datetime.now(UTC) >= attempt.expires_at:
+            if attempt.expires_at and estimated_now() >= attempt.expires_at:
                 return f"Not credited: the intent expired at {attempt.expires_at:%F %T} UTC without a transaction."
             return "Not credited: no transaction has been submitted for this intent yet."
         case AttemptStatus.CREDITED:

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from db.clock import estimated_now
 from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
-from domain.verdict import Waiting, WaitReason
+from domain.verdict import LOOK_DELAY_MAX, Waiting, WaitReason
 from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 
@@ -32,8 +33,6 @@ SILENCE_SECONDS: Final = 5.0
 
 ASKED_AGAIN_AFTER: Final = timedelta(milliseconds=500)
 """While a look or a credit is under way: it takes about as long, and many may be watching."""
-
-_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 REMEMBERED_LOOKS_MAX: Final = 5_000
 """Payments whose last look is remembered; the one asked for least recently is forgotten first."""
@@ -115,7 +114,8 @@ class _Look:
     """What was last heard of a payment, and until when nothing else can be heard."""
 
     activity: PendingActivity | None
-    good_until: datetime
+    good_until: float
+    """Seconds of the monotonic clock."""
 
 
 class ProgressReader:
@@ -147,7 +147,7 @@ class ProgressReader:
     async def _last_look(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
         key = attempt_id, tx_hash
         seen = self._seen.get(key)
-        if seen is not None and datetime.now(UTC) < seen.good_until:
+        if seen is not None and time.monotonic() < seen.good_until:
             return seen.activity
         if time.monotonic() < self._silent_until:
             return seen.activity if seen else None
@@ -163,8 +163,11 @@ class ProgressReader:
         if found is None and seen is not None:
             # Nothing waits any more: it is being credited. What was counted stays counted until it is.
             found = seen.activity
-        next_look_at = found.next_attempt_at if found else None
-        self._seen[key] = _Look(found, max(next_look_at or _LONG_AGO, datetime.now(UTC) + ASKED_AGAIN_AFTER))
+        until_next_look = timedelta(0)
+        if found is not None and found.next_attempt_at is not None:
+            # By Temporal's clock, which need not be ours: no look is further away than the slowest rhythm.
+            until_next_look = min(found.next_attempt_at - estimated_now(), LOOK_DELAY_MAX)
+        self._seen[key] = _Look(found, time.monotonic() + max(until_next_look, ASKED_AGAIN_AFTER).total_seconds())
         self._seen.move_to_end(key)
         if len(self._seen) > REMEMBERED_LOOKS_MAX:
             self._seen.popitem(last=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.service_process import clean_environment
+from tests.support.service_process import clean_environment, entry_module
 
 SECONDS_MAX: Final = 60
 
@@ -32,7 +32,7 @@ class Answer:
 def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> Answer:
     """Run a command in `folder`, with these settings and no others."""
     run = subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
+        [sys.executable, "-m", entry_module(variables), *arguments],
         cwd=folder,
         env=clean_environment(variables),
         capture_output=True,

@@ -18,7 +18,7 @@ from tests.support.payments import Desk, wallet
 from tests.support.sql import connect, query, refused, scalar
 
 SECRET_TABLES = ("login_challenges", "sessions", "rate_limits")
-LATER = datetime.now(UTC) + timedelta(hours=1)
+HOUR = timedelta(hours=1)
 
 
 def challenge(number: int, *, lifetime: timedelta = timedelta(minutes=5)) -> Challenge:
@@ -52,7 +52,7 @@ async def enter(desk: Desk, found: Challenge, number: int, former: int | None = 
             connection,
             found.nonce,
             token(number),
-            expires_at=LATER,
+            lifetime=HOUR,
             former_token_hash=token(former) if former is not None else None,
         )
 

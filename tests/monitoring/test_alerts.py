@@ -113,6 +113,24 @@ CASES: Final = (
     ),
     Case("SettleAllRpcFailing", {BAD_RPC: rising(60)}, {OK_RPC: steady(7), BAD_RPC: steady(7)}, 12),
     Case(
+        "SettleClocksApart",
+        {'settle_clock_offset_seconds{clock="host"}': steady(-61)},
+        {'settle_clock_offset_seconds{clock="host"}': steady(-60)},
+        7,
+    ),
+    Case(
+        "SettleClocksApart",
+        {'settle_clock_offset_seconds{clock="chain"}': steady(-121)},
+        {'settle_clock_offset_seconds{clock="chain"}': steady(-120)},
+        7,
+    ),
+    Case(
+        "SettleClocksApart",
+        {'settle_clock_offset_seconds{clock="chain"}': steady(301)},
+        {'settle_clock_offset_seconds{clock="chain"}': steady(300)},
+        7,
+    ),
+    Case(
         "SettlePreconditionsNotMet",
         {'settle_preconditions_met{chain="1"}': steady(0)},
         {'settle_preconditions_met{chain="1"}': steady(1)},

@@ -32,11 +32,13 @@ async def engine(namespace: Namespace, database: Database, chain: LocalChain) ->
 async def _expired(engine: Engine) -> tuple[Payer, Intent]:
     """An intent that ended unpaid, as far as anybody knew."""
     payer, intent = await engine.intent()
+    past = intent.expires_at - timedelta(hours=1)
+    with connect(engine.database.superuser_url) as sql:
+        sql.execute("UPDATE payment_attempts SET expires_at = %s WHERE id = %s", (past, intent.attempt_id))
     async with engine.tenants.transaction(payer.user_id) as connection:
-        late = intent.expires_at + timedelta(hours=1)
-        ending = await payments.submit(connection, intent.attempt_id, A, submitted_at=late)
+        ending = await payments.submit(connection, intent.attempt_id, A, submitted_at=intent.expires_at)
     assert ending.attempt.error_code is ErrorCode.INTENT_EXPIRED
-    return payer, intent
+    return payer, intent.model_copy(update={"expires_at": past})
 
 
 def _observe(engine: Engine, intent: Intent, sent: str, *, at: datetime, **changes: object) -> None:

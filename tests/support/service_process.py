@@ -17,8 +17,14 @@ from typing import Any, Final
 
 from devstack.processes import wait_until
 from tests.support.engine import PATIENCE_SECONDS
+from tests.support.shifted_host import CLOCK_AHEAD_VARIABLE
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def entry_module(variables: Mapping[str, str]) -> str:
+    """What runs a command with these settings."""
+    return "tests.support.shifted_host" if CLOCK_AHEAD_VARIABLE in variables else "cli"
 
 
 def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -73,7 +79,7 @@ async def running_service(
     log_path = folder / f"{command}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", command],
+            [sys.executable, "-m", entry_module({**variables, **changes}), command],
             cwd=folder,  # no .env of whoever runs the tests
             env=clean_environment({**variables, **changes}),
             stdout=log,

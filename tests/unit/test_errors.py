@@ -72,6 +72,7 @@ STABLE_CODES = {
     "StartupCheckFailed": "STARTUP_CHECK_FAILED",
     "BookkeepingError": "BOOKKEEPING",
     "BooksDoNotBalance": "BOOKS_DO_NOT_BALANCE",
+    "ClocksApart": "CLOCKS_APART",
     "ApiNotReady": "API_NOT_READY",
     "DemoFailed": "DEMO_FAILED",
     "SettlementFailed": "BENCH_SETTLEMENT_FAILED",

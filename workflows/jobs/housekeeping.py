@@ -93,7 +93,9 @@ class Housekeeping:
         done = await workflow.execute_activity_method(
             HousekeepingActivities.expire_intents,
             IntentsToExpire(
-                due_at=workflow.now() - timedelta(seconds=wanted.expiry_grace_seconds), batch_size=wanted.batch_size
+                due_at=workflow.now() - timedelta(seconds=wanted.expiry_grace_seconds),
+                batch_size=wanted.batch_size,
+                grace_seconds=wanted.expiry_grace_seconds,
             ),
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
@@ -120,6 +122,8 @@ class Housekeeping:
                 submitted_before=workflow.now() - timedelta(seconds=wanted.pick_up_after_seconds),
                 credited_since=workflow.now() - timedelta(hours=wanted.look_back_hours),
                 limit=wanted.pick_up_limit,
+                waiting_seconds=wanted.pick_up_after_seconds,
+                look_back_seconds=wanted.look_back_hours * 3600,
             ),
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,

@@ -1,0 +1,38 @@
+"""The database's clock: the one by which everything is decided that is compared with a block's time, or that expires.
+
+Hosts have clocks of their own, and a payer's intent is made by one and ended by another.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_NOW: Final = text("SELECT clock_timestamp()")
+
+_host_offset = timedelta(0)
+"""How far this host's clock was ahead when it was last compared: one for the process, as the host has one clock."""
+
+
+async def read_clock(connection: AsyncConnection) -> datetime:
+    """What time it is, also in the middle of a transaction."""
+    global _host_offset  # noqa: PLW0603 - a fact about the host, not a state of the program
+    before = datetime.now(UTC)
+    now: datetime = (await connection.execute(_NOW)).scalar_one()
+    # Right to half of the time that the question took.
+    _host_offset = before + (datetime.now(UTC) - before) / 2 - now
+    return now
+
+
+async def measure_host_offset(connection: AsyncConnection) -> timedelta:
+    """How far this host's clock is ahead of the database's; negative where it is behind."""
+    await read_clock(connection)
+    return _host_offset
+
+
+def estimated_now() -> datetime:
+    """The database's time without asking it, as of the last comparison: for what is shown and counted only."""
+    return datetime.now(UTC) - _host_offset
