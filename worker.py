@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from math import ceil
@@ -41,6 +41,7 @@ from chain.reader import ChainReader
 from commands.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from commands.clocks import clock_watch
 from commands.connections import payment_policy, standing_workflows
+from db.clock import estimated_now
 from db.destinations import note_destination
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.housekeeping import UnfinishedPayment
@@ -317,7 +318,7 @@ def _watching(
     """Follows the chain for the treasury, and for those that attempts still name; submits as the payers do."""
 
     def open_scope(scope: TransferScope, promise: Promise | None) -> ScopeWatch:
-        age = max(datetime.now(UTC) - promise.since, timedelta(0)) if promise is not None else timedelta(0)
+        age = max(estimated_now() - promise.since, timedelta(0)) if promise is not None else timedelta(0)
         scan = ChainScan(
             chain,
             service,

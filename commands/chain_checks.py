@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from chain.reader import ChainReader, TaggedBlock, reached_by_tag
 from commands.connections import chain_reader, service_database
+from db.clock import estimated_now
 from db.engine import ServiceDatabase
 from db.finality import find_oldest_waiting
 from db.gaps import Gap, list_gaps
@@ -58,11 +59,11 @@ async def check_watcher(settings: Settings) -> str:
     for promise in promises:
         if not any(is_same_scope(promise.scope, scope) for scope in followed):
             words.append(f"{_old(promise.scope, current, promise)}: not followed yet")
-            if datetime.now(UTC) - promise.since > STANDS_AFTER:
+            if estimated_now() - promise.since > STANDS_AFTER:
                 troubles.append(words[-1])
     if not any(is_same_scope(scope, current) for scope in followed):
         words.insert(0, f"transfers to {current.treasury} are not followed yet: settle worker, settle schedules apply")
-        if watched or any(datetime.now(UTC) - promise.since > STANDS_AFTER for promise in every):
+        if watched or any(estimated_now() - promise.since > STANDS_AFTER for promise in every):
             troubles.append(words[0])
     words += [_gap(gap) for gap in gaps]
     if troubles or gaps:
@@ -163,7 +164,7 @@ async def _describe_level(
 def _describe_head(settings: Settings, head: ChainHead) -> tuple[str, bool]:
     """Confirmations are counted by blocks, so the chain has to grow."""
     words = f"final after {settings.finality_policy.confirmations} confirmations, head {head.number}"
-    age = datetime.now(UTC) - head.mined_at
+    age = estimated_now() - head.mined_at
     if age > LATE_AFTER:
         return f"{words}, which is {_ago(age)} old: the chain does not grow", False
     return words, True

@@ -106,9 +106,9 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
         await check("API", lambda: _api(api_url))
     await check("chain nodes", lambda: _chain_nodes(settings))
     await check("token and treasury", lambda: _preconditions(settings))
+    await check("clocks", lambda: _clocks(settings))
     await check("chain watcher", lambda: check_watcher(settings))
     await check("finality", lambda: check_finality(settings))
-    await check("clocks", lambda: _clocks(settings))
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})
