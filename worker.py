@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -13,7 +13,8 @@ from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 from temporalio.client import Client
@@ -28,6 +29,7 @@ from activities.gauges import DatabaseGauges, PreconditionGauge, kept_fresh
 from activities.governance import GovernanceActivities
 from activities.housekeeping import HousekeepingActivities, Resume
 from activities.metrics import observe_rpc_request
+from activities.own_chain import OwnChain
 from activities.payer import PayerActivities
 from activities.reconciliation import Reconciliation, ReconciliationActivities
 from activities.remedies import RemedyActivities
@@ -59,7 +61,7 @@ from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
 from workflows.jobs import discover
-from workflows.naming import TASK_QUEUE
+from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 from workflows.resolve_finding import ResolveFinding
 from workflows.verify_and_settle import VerifyAndSettle
 from workflows.watch_chain import WatchChain
@@ -79,6 +81,13 @@ WORKER_OPTIONS: Final[dict[str, Any]] = {
     "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
 }
 """`settle bench` runs its bare workflow with the same ones."""
+
+PLATFORM_OPTIONS: Final[dict[str, Any]] = {
+    **WORKER_OPTIONS,
+    "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
+    "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
+}
+"""A few jobs an hour, and what has been left behind by an earlier version."""
 
 _D = TypeVar("_D", SettlementDatabase, ServiceDatabase)
 
@@ -156,7 +165,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         async with worker:
             log.info(
                 "worker runs",
-                task_queue=TASK_QUEUE,
+                task_queues=worker.task_queues,
                 namespace=temporal.namespace,
                 chain_id=settings.chain_id,
                 min_confirmations=settings.min_confirmations,
@@ -199,6 +208,38 @@ def _scope_of(settings: Settings) -> TransferScope:
     )
 
 
+class Workers:
+    """One process's workers, one for each queue; an async context manager."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._running = AsyncExitStack()
+
+    @property
+    def task_queues(self) -> list[str]:
+        """The queues that they poll."""
+        return [worker.task_queue for worker in self._workers]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether all of them do."""
+        return all(worker.is_running for worker in self._workers)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for worker in self._workers:
+                await stack.enter_async_context(worker)
+            self._running = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Together: each may take its time to drain, and a process that is told to stop has that time once.
+        await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+        await self._running.__aexit__(error_type, error, traceback)
+
+
 def build_worker(
     temporal: Client,
     settings: Settings,
@@ -208,10 +249,10 @@ def build_worker(
     service: ServiceDatabase,
     publish: Publish | None = None,
     preconditions: SettlementPreconditions | None = None,
-    task_queue: str = TASK_QUEUE,
-) -> Worker:
+) -> Workers:
     """The worker with all workflows and activities. It owns none of what it is given.
 
+    It polls its chain's queue and the platform's. What comes from either and belongs to another chain is handed back.
     Without `publish` events go to the log only.
     """
     if preconditions is None:
@@ -245,7 +286,6 @@ def build_worker(
     remedies = RemedyActivities(
         service,
         chain,
-        scope,
         preconditions,
         revenue_share=settings.system_tenant_revenue_share,
         min_confirmations=settings.min_confirmations,
@@ -266,9 +306,7 @@ def build_worker(
     )
     announcements = AnnouncementActivities(publish)
     watching = _watching(settings, scope, chain, service, submit=payments.submit, publish=publish)
-    return Worker(
-        temporal,
-        task_queue=task_queue,
+    parts: dict[str, Any] = dict(
         workflows=[VerifyAndSettle, WatchChain, ResolveFinding, *(job.workflow for job in discover().values())],
         activities=[
             payer.record_submission,
@@ -296,8 +334,13 @@ def build_worker(
             watching.rescan_chain,
             announcements.announce,
         ],
-        interceptors=[LogContext(), DomainErrors()],
-        **WORKER_OPTIONS,
+        interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
+    )
+    return Workers(
+        [
+            Worker(temporal, task_queue=task_queue(settings.chain_id), **parts, **WORKER_OPTIONS),
+            Worker(temporal, task_queue=PLATFORM_TASK_QUEUE, **parts, **PLATFORM_OPTIONS),
+        ]
     )
 
 

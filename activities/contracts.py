@@ -25,6 +25,8 @@ class AttemptRef(Message):
     attempt_id: UUID
     owner_user_id: str
     billing_account_id: str
+    chain_id: int | None = None
+    """Which chain the attempt belongs to. None in what was started up to schema revision 0003: its row says so."""
     request_id: str | None = None
     """Of the HTTP request that submitted the hash, so that its log lines and these are found together."""
 
@@ -157,6 +159,8 @@ class Rescan(Message):
     """How much of the chain is read again, with every endpoint."""
 
     blocks: int = Field(default=600, ge=1, le=100_000)
+    chain_id: int | None = None
+    """None is the chain of the worker that takes it."""
 
 
 class RescanReport(Message):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from domain.errors import Refusal, SettleError, TemporalUnavailable, registered
+from domain.errors import Refusal, SettleError, TemporalUnavailable, WorkerOfAnotherChain, registered
 
 RUN_ENDED_TYPE: Final = "AcceptedUpdateCompletedWorkflow"
 """The server's own type of failure for an update whose run ended before its handler did."""
 
+HANDED_BACK: Final = timedelta(seconds=5)
+"""When the next worker is asked, where one was asked for another chain's work. Each time costs an action."""
+
 
 def to_application_error(error: SettleError) -> ApplicationError:
     """The error with its stable code as `type` and its facts as details, retryable unless it is a "no"."""
+    if isinstance(error, WorkerOfAnotherChain):
+        return ApplicationError(
+            error.message, type=error.code, category=ApplicationErrorCategory.BENIGN, next_retry_delay=HANDED_BACK
+        )
     facts = error.facts()
     return ApplicationError(error.message, *([facts] if facts else []), type=error.code, non_retryable=error.is_refusal)
 

@@ -17,6 +17,7 @@ from db import finality, payments
 from db.engine import ServiceDatabase
 from domain import finality as judging
 from domain.attempt import AttemptStatus
+from domain.chain import require_own_chain
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.finality import FinalityLevel, FinalityPolicy, Gone, NotFinal, next_look_delay
 from domain.verdict import SettledTransfer
@@ -54,9 +55,9 @@ class FinalityActivities:
         found = await self._look(payment, credited)
         FINALITY_LOOKS.labels(outcome=found.kind).inc()
         if isinstance(found, NotFinal):
-            if found.missing_since_head != _missing_since():
+            if found.missing_since_head != self._missing_since():
                 # Also to forget it: what has come back and is missed again has all the time again.
-                activity.heartbeat(found.missing_since_head)
+                activity.heartbeat(found.missing_since_head, self._chain.chain_id)
             raise ApplicationError(
                 found.message,
                 found,
@@ -92,6 +93,7 @@ class FinalityActivities:
             credited = await finality.find_credited(connection, payment.attempt_id)
         if credited is None:
             raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to look after")
+        require_own_chain(f"attempt {payment.attempt_id}", credited.transfer.chain_id, own=self._chain.chain_id)
         return credited
 
     async def _look(self, payment: CreditedPayment, credited: finality.Credited) -> judging.Final | NotFinal | Gone:
@@ -100,9 +102,9 @@ class FinalityActivities:
             async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
                 return await self._ask(payment, credited.transfer, level)
         except ChainUnavailable as error:
-            return NotFinal(message=error.message, missing_since_head=_missing_since())
+            return NotFinal(message=error.message, missing_since_head=self._missing_since())
         except TimeoutError:
-            return NotFinal(message="the chain nodes did not answer in time", missing_since_head=_missing_since())
+            return NotFinal(message="the chain nodes did not answer in time", missing_since_head=self._missing_since())
 
     async def _ask(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel
@@ -138,16 +140,20 @@ class FinalityActivities:
             level,
             endpoints=len(self._chain.labels),
             final_up_to=await self._final_up_to(level, head),
-            missing_since_head=_missing_since(),
+            missing_since_head=self._missing_since(),
         )
+
+    def _missing_since(self) -> int | None:
+        """The chain's height when the payment was first missed, from the look before this one.
+
+        A height of another chain says nothing; what was written up to schema revision 0003 does not name its chain.
+        """
+        details = activity.info().heartbeat_details
+        if not details or not isinstance(details[0], int):
+            return None
+        return details[0] if len(details) < 2 or details[1] == self._chain.chain_id else None
 
     async def _final_up_to(self, level: FinalityLevel, head: int) -> int:
         if level is FinalityLevel.CONFIRMATIONS:
             return head - self._policy.confirmations + 1
         return await self._chain.tagged_number(level.value)
-
-
-def _missing_since() -> int | None:
-    """The chain's height when the payment was first missed, from the look before this one."""
-    details = activity.info().heartbeat_details
-    return details[0] if details and isinstance(details[0], int) else None

@@ -56,6 +56,8 @@ class PaymentsToPickUp(Message):
     waiting_seconds: int | None = None
     """With `look_back_seconds` the same two times, by the database's clock; runs before these have none."""
     look_back_seconds: int | None = None
+    chain_id: int | None = None
+    """None is the chain of the worker that takes it."""
 
 
 class Done(Message):

@@ -375,6 +375,7 @@ class Reconciliation:
                     operator=bonus.operator,
                     reason=bonus.reason,
                     billing_account_id=bonus.billing_account_id,
+                    chain_id=self._chain_id,
                 )
             )
             started.append(str(bonus.finding_id))
@@ -575,6 +576,8 @@ class PeriodToReconcile(Message):
     """How long a period is, at least."""
 
     hours: int
+    chain_id: int | None = None
+    """None is the chain of the worker that takes it."""
 
 
 class ReconciliationActivities:

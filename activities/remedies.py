@@ -15,7 +15,7 @@ from db import remedies
 from db.engine import ServiceDatabase
 from db.findings import find_finding
 from db.observed import find_observed
-from domain.chain import TransferScope
+from domain.chain import require_own_chain
 from domain.errors import ChainUnavailable, RemedyRefused
 from domain.findings import FindingKind, Remedy
 from domain.identifiers import same_address
@@ -29,7 +29,6 @@ class RemedyActivities:
         self,
         database: ServiceDatabase,
         chain: ChainReader,
-        scope: TransferScope,
         preconditions: SettlementPreconditions,
         *,
         revenue_share: Decimal,
@@ -37,7 +36,6 @@ class RemedyActivities:
     ) -> None:
         self._database = database
         self._chain = chain
-        self._scope = scope
         self._preconditions = preconditions
         self._revenue_share = revenue_share
         self._min_confirmations = min_confirmations
@@ -61,13 +59,14 @@ class RemedyActivities:
     async def _require_on_chain(self, request: RemedyRequest) -> None:
         async with self._database.single_statement() as connection:
             finding = await find_finding(connection, request.finding_id)
+        require_own_chain(f"finding {finding.id}", finding.chain_id, own=self._chain.chain_id)
         if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
             # Nothing is credited any more; or what is credited belongs to a payment that was verified.
             return
         async with self._database.single_statement() as connection:
-            known = await find_observed(connection, self._scope.chain_id, finding.tx_hash, finding.log_index)
+            known = await find_observed(connection, self._chain.chain_id, finding.tx_hash, finding.log_index)
         if known is None:
-            return  # refused below, with the reason
+            raise RemedyRefused("the chain does not show the transfer as it was found: nothing was done")
         scope, observed = known
         receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
         for log in transfers_in(receipt, scope):

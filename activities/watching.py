@@ -21,7 +21,7 @@ from activities.transfers import TransferDesk
 from db.engine import ServiceDatabase
 from db.scopes import list_promises, mark_followed
 from domain.chain import TransferScope
-from domain.errors import ConfigurationError, Unavailable
+from domain.errors import Unavailable
 from domain.watching import Promise, old_promises
 
 log = structlog.get_logger(__name__)
@@ -101,7 +101,6 @@ class WatchingActivities:
 
         Ends at once, to go on elsewhere, when the worker stops.
         """
-        self._check_chain(chain)
         followers = Followers(self._watches, self._poll_seconds)
         loop = asyncio.get_running_loop()
         until = loop.time() + chain.follow_seconds
@@ -139,11 +138,6 @@ class WatchingActivities:
                 orphaned_transfers=report.orphaned,
             )
         return report
-
-    def _check_chain(self, chain: WatchedChain) -> None:
-        watched = self._watches.current.chain_id
-        if chain.chain_id != watched:
-            raise ConfigurationError(f"chain {chain.chain_id} is to be followed, this worker's CHAIN_ID is {watched}")
 
 
 class Followers:

@@ -404,6 +404,7 @@ class ChainReader:
             view, asked = heard.view, heard.asked
             return Sighting(
                 endpoint=node.label,
+                chain_id=view.chain_id,
                 head_number=view.head_number,
                 receipt=view.receipt if is_included(view) else None,
                 block_at_height=asked.block_hash if asked is not None else None,
@@ -595,7 +596,7 @@ class ChainReader:
             if height is not None:
                 calls.append(Call("eth_getBlockByNumber", (hex(height), False)))
             replies = await node.endpoint.batch(calls, deadline=deadline)
-            self._check_chain(replies[0])
+            chain_id = self._check_chain(replies[0])
             head = self._saw_head(node, read_quantity(replies[1]))
             receipt = await _receipt(replies[2], tx_hash)
             block = read_header(replies[3], height) if height is not None else None
@@ -604,7 +605,7 @@ class ChainReader:
             there = receipt is not None and receipt.block_number <= head
             if receipt is None or not there or receipt.block_number == height:
                 view = ChainView(
-                    chain_id=self.chain_id,
+                    chain_id=chain_id,
                     endpoint=node.label,
                     head_number=head,
                     receipt=receipt,
@@ -648,11 +649,12 @@ class ChainReader:
         self._check_chain(chain_id)
         return self._saw_head(node, read_quantity(head))
 
-    def _check_chain(self, reply: Reply) -> None:
+    def _check_chain(self, reply: Reply) -> int:
         """Every batch carries the chain's id, so no answer of another chain is ever used, whatever it was before."""
         chain_id = read_quantity(reply)
         if chain_id != self.chain_id:
             raise self._wrong_chain(chain_id)
+        return chain_id
 
     def _wrong_chain(self, chain_id: int) -> EndpointFailure:
         return EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {self.chain_id}")

@@ -42,6 +42,7 @@ def standing_workflows(settings: Settings) -> list[StandingWorkflow]:
             workflow=WATCH_CHAIN,
             input=WatchedChain(chain_id=settings.chain_id),
             summary=f"transfers to {settings.treasury_address} on chain {settings.chain_id}",
+            chain_id=settings.chain_id,
         )
     ]
 

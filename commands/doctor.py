@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import aiohttp
+from temporalio.client import Client
 
 from activities.bookkeeping import check_all_books, check_books
 from chain.preconditions import SettlementPreconditions, State
@@ -24,7 +25,7 @@ from commands.connections import (
     tenant_database,
 )
 from commands.output import grouped, print_json, progress, stdout, table
-from db import books_check
+from db import attempts, books_check
 from db.books import SHOWN_MAX
 from db.clock import measure_host_offset
 from db.engine import OperatorDatabase
@@ -42,6 +43,7 @@ from domain.errors import (
 from settings import Settings
 from starter.temporal import (
     connect,
+    count_left_behind,
     count_pollers,
     is_serving,
     list_missing_search_attributes,
@@ -49,7 +51,7 @@ from starter.temporal import (
     registration_command,
 )
 from telemetry.health import CHECK_TIMEOUT_SECONDS, first_line, temporal_answers
-from workflows.naming import TASK_QUEUE
+from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 PROGRESS_EVERY: Final = 100_000
 """Entries, when the books are checked for the first time, or all of them."""
@@ -101,7 +103,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
         await check("database, role settle_operator", lambda: _operator_database(operator_url))
     await check("books", lambda: _books(settings, full=full), is_bounded=False)
     await check("Temporal", lambda: _temporal(variables))
-    await check("workers", lambda: _workers(variables))
+    await check("workers", lambda: _workers(settings, variables))
     if api_url is not None:
         await check("API", lambda: _api(api_url))
     await check("chain nodes", lambda: _chain_nodes(settings))
@@ -203,18 +205,34 @@ async def _temporal(variables: Mapping[str, str]) -> str:
     return f"namespace {client.namespace}, search attributes are registered"
 
 
-async def _workers(variables: Mapping[str, str]) -> str:
+async def _workers(settings: Settings, variables: Mapping[str, str]) -> str:
     client = await connect(variables)
     try:
-        pollers = await count_pollers(client)
+        return await _count_workers(client, settings)
     except SettleError as error:
         refusal = refusal_of(error)
         if refusal is None:
             raise
         return f"how many there are is not known: Temporal does not tell these credentials ({refusal})"
+
+
+async def _count_workers(client: Client, settings: Settings) -> str:
+    queue = task_queue(settings.chain_id)
+    pollers = await count_pollers(client, settings.chain_id)
     if pollers == 0:
-        raise TemporalUnavailable(f"no worker polls task queue {TASK_QUEUE}: nothing is settled; run: settle worker")
-    return f"{pollers} on task queue {TASK_QUEUE}"
+        raise TemporalUnavailable(f"no worker polls task queue {queue}: nothing is settled; run: settle worker")
+    async with service_database(settings) as database, database.transaction() as connection:
+        unfinished = await attempts.count_unfinished_by_chain(connection)
+    left_alone = [
+        f"{count} of chain {chain_id}, for which no worker polls {task_queue(chain_id)}"
+        for chain_id, count in sorted(unfinished.items())
+        if chain_id != settings.chain_id and await count_pollers(client, chain_id) == 0
+    ]
+    if left_alone:
+        raise TemporalUnavailable(f"payments are not looked after: {'; '.join(left_alone)}; run a worker of that chain")
+    left_behind = await count_left_behind(client)
+    on_old_queue = f"; {left_behind} runs on {PLATFORM_TASK_QUEUE}, where an earlier version left them"
+    return f"{pollers} on task queue {queue}{on_old_queue if left_behind else ''}"
 
 
 async def _api(url: str) -> str:

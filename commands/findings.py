@@ -20,7 +20,7 @@ from db import attempts, findings, remedies
 from db.engine import ServiceConnection
 from db.findings import FindingFilter, FindingsPage, FindingTotals, Sort
 from db.remedies import Action
-from domain.errors import AttemptNotFound, InvalidInput, Refusal, RemedyRefused
+from domain.errors import AttemptNotFound, InvalidInput, Refusal, RemedyRefused, WrongChain
 from domain.findings import ALARMS, REMEDIES, FindingKind, Remedy
 from domain.remedies import (
     RemedyRequest,
@@ -260,21 +260,22 @@ async def resolve(
     parse_operator(operator)
     parse_reason(reason)
     async with service_database(settings) as database, database.transaction() as connection:
-        finding_id = (await _find(connection, prefix)).id
+        finding = await _find(connection, prefix)
     request = parse_request(
-        finding_id,
+        finding.id,
         remedy,
         operator=operator,
         reason=reason,
         billing_account_id=account,
         refund_tx_hash=refund_tx,
+        chain_id=finding.chain_id,
     )
     taken = await carry_out(await connect(variables, lazy=True), request)
     if as_json:
         print_json(TakenView.of(taken))
     else:
         again = " (it was before)" if taken.is_repeated else ""
-        stdout.print(f"{finding_id} is resolved{again}: {describe(taken)}", markup=False)
+        stdout.print(f"{finding.id} is resolved{again}: {describe(taken)}", markup=False)
         if taken.bonus_credits:
             stdout.print(f"{grouped(taken.bonus_credits)} credits to the system tenant on top", markup=False)
     return True
@@ -477,7 +478,7 @@ async def retry_attempt(
 ) -> bool:
     """Start an attempt's workflow again where none is at work on it; in the audit trail either way.
 
-    Raises `InvalidInput`, `AttemptNotFound`, and `RemedyRefused` where there is nothing to do again.
+    Raises `InvalidInput`, `AttemptNotFound`, `WrongChain`, and `RemedyRefused` where there is nothing to do again.
     """
     operator, reason = parse_operator(operator), parse_reason(reason)
     async with service_database(settings) as service, payments_client(settings, variables) as client:
@@ -485,6 +486,8 @@ async def retry_attempt(
             attempt = await attempts.find_attempt(connection, attempt_id)
         if attempt is None:
             raise AttemptNotFound(attempt_id)
+        if attempt.chain_id != settings.chain_id:
+            raise WrongChain(attempt.chain_id, settings.chain_id)
         if attempt.tx_hash is None or attempt.error_code is not None:
             end = f" / {attempt.error_code.value}" if attempt.error_code else ", and nothing was submitted for it"
             raise RemedyRefused(f"attempt {attempt_id} is {attempt.status.value}{end}: there is nothing to try again")

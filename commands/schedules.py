@@ -76,10 +76,11 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
     if not views:
         stdout.print("No schedules. `settle schedules apply` makes them.")
         return
-    columns = ("schedule", "job", "every", "state", "next run", "last run", "ended")
+    columns = ("schedule", "chain", "job", "every", "state", "next run", "last run", "ended")
     rows = [
         (
             view.name,
+            view.chain_id,
             view.job,
             view.every,
             _state(paused=view.paused, note=view.note),
@@ -94,13 +95,14 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
 
 def check_file(settings: Settings) -> None:
     """Raise `ConfigurationError` where the schedules' file cannot be applied."""
-    load_schedules(settings.schedules_file, discover())
+    load_schedules(settings.schedules_file, discover(), chain_id=settings.chain_id)
 
 
 async def _plan(client: Client, settings: Settings) -> Plan:
-    wanted = load_schedules(settings.schedules_file, discover())
+    wanted = load_schedules(settings.schedules_file, discover(), chain_id=settings.chain_id)
     standing = standing_workflows(settings)
-    return Plan(await plan_schedules(client, wanted), standing, await list_missing(client, standing))
+    schedules = await plan_schedules(client, wanted, chain_id=settings.chain_id)
+    return Plan(schedules, standing, await list_missing(client, standing))
 
 
 async def _act(client: Client, plan: Plan) -> None:
@@ -152,6 +154,8 @@ def _document(plan: Plan, *, dry_run: bool) -> dict[str, Any]:
         "schedules": [
             {
                 "name": planned.name,
+                "scheduleId": planned.schedule_id,
+                "chainId": planned.chain_id,
                 "change": planned.change.value,
                 "differences": {one.field: {"has": one.has, "wants": one.wants} for one in planned.differences},
                 "paused": planned.paused,
@@ -172,6 +176,8 @@ def _document(plan: Plan, *, dry_run: bool) -> dict[str, Any]:
 def _view(view: ScheduleView) -> dict[str, Any]:
     return {
         "name": view.name,
+        "scheduleId": view.schedule_id,
+        "chainId": view.chain_id,
         "job": view.job,
         "every": view.every,
         "paused": view.paused,

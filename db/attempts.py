@@ -71,8 +71,33 @@ _UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
 )
 
 
+_CHAIN: Final = select(PaymentAttemptRow.chain_id).where(PaymentAttemptRow.id == bindparam("attempt_id"))
+
+# Of the credited ones the latest only, which an index by time finds: what has waited longer, reconciliation names.
+_UNFINISHED_BY_CHAIN: Final = text(
+    """
+    SELECT a.chain_id, count(*) AS attempts FROM payment_attempts a
+     WHERE a.status = 'PENDING_UNVERIFIED'
+        OR (a.status = 'CREDITED' AND a.updated_at > now() - interval '7 days'
+            AND NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = a.id))
+     GROUP BY a.chain_id
+    """
+)
+
+
 def _to_attempt(row: Row[Any]) -> PaymentAttempt:
     return PaymentAttempt.model_validate(row._mapping)
+
+
+async def find_chain(connection: ReadAllConnection, attempt_id: UUID) -> int | None:
+    """The chain that an attempt belongs to, for good; None where there is no such attempt."""
+    found: int | None = (await connection.connection.execute(_CHAIN, {"attempt_id": attempt_id})).scalar_one_or_none()
+    return found
+
+
+async def count_unfinished_by_chain(connection: ReadAllConnection) -> dict[int, int]:
+    """By chain, the attempts that a worker looks after: those that wait for the chain, or to be final (of a week)."""
+    return {row.chain_id: row.attempts for row in await connection.connection.execute(_UNFINISHED_BY_CHAIN)}
 
 
 async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> None:

@@ -244,6 +244,8 @@ _LOOK_AT_CLAIMS_AGAIN: Final = text(
     """
 )
 
+_CHAIN: Final = text("SELECT chain_id FROM findings WHERE id = :id")
+
 PREFIX_LENGTH_MIN: Final = 4
 """Of an abbreviated id."""
 
@@ -251,6 +253,12 @@ PREFIX_LENGTH_MIN: Final = 4
 async def find_finding(connection: ServiceConnection, finding_id: UUID) -> StoredFinding:
     """The finding as it is. Raises `FindingNotFound`."""
     return _one(finding_id, (await connection.connection.execute(_FIND, {"id": finding_id})).one_or_none())
+
+
+async def find_chain(connection: ReadAllConnection, finding_id: UUID) -> int | None:
+    """The chain that a finding belongs to; None where it belongs to none, or is not there."""
+    found: int | None = (await connection.connection.execute(_CHAIN, {"id": finding_id})).scalar_one_or_none()
+    return found
 
 
 async def lock_finding(connection: ServiceConnection, finding_id: UUID) -> StoredFinding:

@@ -363,4 +363,5 @@ def _taken(finding: StoredFinding, action: Action) -> TakenRemedy:
         amount_credits=action.outcome.get("amountCredits", 0),
         bonus_credits=action.outcome.get("bonusCredits", 0),
         refund_tx_hash=action.outcome.get("refundTxHash"),
+        chain_id=finding.chain_id,
     )

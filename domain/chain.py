@@ -6,7 +6,17 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
+from domain.errors import WorkerOfAnotherChain
 from domain.identifiers import Address, TxHash
+
+
+def require_own_chain(what: str, chain_id: int | None, *, own: int) -> None:
+    """Whoever reads chain `own` decides about nothing that belongs to another. Raises `WorkerOfAnotherChain`.
+
+    `what` names the thing for the operator; a `chain_id` of None belongs to no chain, and anybody may look after it.
+    """
+    if chain_id is not None and chain_id != own:
+        raise WorkerOfAnotherChain(what, chain_id, own)
 
 
 class ChainValue(BaseModel):

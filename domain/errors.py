@@ -29,6 +29,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 └── OperatorError               only somebody who runs the system can mend it
     ├── ConfigurationError      a setting is missing or has a bad value
     ├── StartupCheckFailed      schema, system tenant or rights are not what the code needs
+    ├── WorkerOfAnotherChain    a worker was given what only a worker of another chain may look after
     ├── WatcherBehind           the chain has not been followed as far as is asked about
     ├── TemporalRequestInvalid  Temporal will never take this request: an older server, or a fault of ours
     ├── BookkeepingError        the books contradict the request
@@ -436,6 +437,20 @@ class StartupCheckFailed(OperatorError):
 
     code = "STARTUP_CHECK_FAILED"
     title = "The service is not set up as it has to be"
+
+
+class WorkerOfAnotherChain(OperatorError):
+    """A worker was given what belongs to another chain. Nothing is decided: a worker of that chain has to do it."""
+
+    code = "WORKER_OF_ANOTHER_CHAIN"
+    category = Category.UNAVAILABLE
+    title = "No worker of the payment's chain has taken this yet"
+
+    def __init__(self, what: str, chain_id: int, own_chain_id: int) -> None:
+        super().__init__(
+            f"{what} belongs to chain {chain_id}, this worker's CHAIN_ID is {own_chain_id}: "
+            f"expected a worker with CHAIN_ID={chain_id}"
+        )
 
 
 class WatcherBehind(OperatorError):

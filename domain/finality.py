@@ -88,6 +88,8 @@ class Sighting(Value):
     """What one node that answers says about a settled transfer's transaction now."""
 
     endpoint: str
+    chain_id: int
+    """The chain that the node answered for, in that very answer."""
     head_number: int
     receipt: Receipt | None = None
     """Where the node has the transaction in a block of its own canonical chain; None where it has not."""
@@ -176,10 +178,19 @@ def judge_absence(
 ) -> Gone | NotFinal:
     """Whether a transfer that a look did not find is gone for good.
 
-    That takes all of these, because one node may lie or lag: more than half of all `endpoints` answer, and each of them
+    Nodes of another chain have nothing to say: what is absent there was never there.
+
+    It takes all of these, because one node may lie or lag: more than half of all `endpoints` answer, and each of them
     has another block at the transfer's height and the transaction in no block; that height is final; and so is the
     height at which the transfer was first missed, which gave it as long again to come back in another block.
     """
+    for sighting in sightings:
+        if sighting.chain_id != settled.chain_id:
+            return NotFinal(
+                message=f"{sighting.endpoint} answers for chain {sighting.chain_id}, "
+                f"the payment is on chain {settled.chain_id}",
+                missing_since_head=missing_since_head,
+            )
     head = max((sighting.head_number for sighting in sightings), default=settled.block_number)
     since = missing_since_head if missing_since_head is not None else head
 

@@ -66,6 +66,8 @@ class RemedyRequest(Value):
     """Of a credit: whom; None is the account of the sender's own wallet."""
     refund_tx_hash: TxHash | None = None
     """Of a refund: the transaction that sent the money back."""
+    chain_id: int | None = None
+    """The finding's chain, whose workers carry it out. None where it has none, or where its row is to be asked."""
 
 
 class TakenRemedy(Value):
@@ -83,6 +85,7 @@ class TakenRemedy(Value):
     bonus_credits: int = 0
     """What the system tenant gets on top of a credit."""
     refund_tx_hash: TxHash | None = None
+    chain_id: int | None = None
     is_repeated: bool = False
     """Whether it had been done before, by the very same request."""
 
@@ -95,6 +98,7 @@ def parse_request(
     reason: str,
     billing_account_id: str | None = None,
     refund_tx_hash: str | None = None,
+    chain_id: int | None = None,
 ) -> RemedyRequest:
     """The request as it was typed, checked. Raises `InvalidInput` naming the option."""
     if remedy is not Remedy.CREDIT and billing_account_id is not None:
@@ -108,6 +112,7 @@ def parse_request(
         reason=parse_reason(reason),
         billing_account_id=billing_account_id,
         refund_tx_hash=None if refund_tx_hash is None else parse_tx_hash(refund_tx_hash, field="--refund-tx"),
+        chain_id=chain_id,
     )
 
 

@@ -51,9 +51,9 @@ from workflows.naming import (
     PAYMENT_PURPOSE,
     PAYMENT_STATUS,
     SUBMIT_UPDATE,
-    TASK_QUEUE,
     TX_HASH,
     submit_update_id,
+    task_queue,
     workflow_id,
 )
 from workflows.verify_and_settle import VerifyAndSettle
@@ -232,6 +232,8 @@ class PaymentsClient:
         if state is not None and state.is_running:
             return False
         attempt = await self._find(user_id, attempt_id)
+        if attempt.chain_id != self._policy.chain_id:
+            raise WrongChain(attempt.chain_id, self._policy.chain_id)
         if attempt.status is AttemptStatus.PENDING_UNVERIFIED and attempt.tx_hash is not None:
             await self.submit(user_id, attempt_id, attempt.tx_hash)
             return True
@@ -264,7 +266,9 @@ class PaymentsClient:
         view = AttemptView.of(attempt)
         if attempt.status is not AttemptStatus.PENDING_UNVERIFIED or attempt.tx_hash is None:
             return view
-        look = await self._progress.read(attempt.id, attempt.tx_hash)
+        # Blocks of another chain confirm nothing: of its payments the last look's word is all there is.
+        is_own = attempt.chain_id == self._policy.chain_id
+        look = await self._progress.read(attempt.id, attempt.tx_hash, counts_blocks=is_own)
         waiting = look.waiting if look else None
         return view.model_copy(
             update={
@@ -363,7 +367,7 @@ class PaymentsClient:
             VerifyAndSettle.run,
             _settlement(attempt, submission),
             id=workflow_id(attempt.id),
-            task_queue=TASK_QUEUE,
+            task_queue=task_queue(attempt.chain_id),
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=_REUSE_POLICY if after is None else WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=_search_attributes(attempt, submission.tx_hash),
@@ -427,7 +431,7 @@ class PaymentsClient:
             VerifyAndSettle.run,
             _settlement(attempt, submission),
             id=workflow_id(attempt.id),
-            task_queue=TASK_QUEUE,
+            task_queue=task_queue(attempt.chain_id),
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=reuse_policy,
             search_attributes=_search_attributes(attempt, attempt.tx_hash),
@@ -490,6 +494,7 @@ def _submission(
         submitted_at=submitted_at,
         request_id=request_id,
         mined_at=mined_at,
+        chain_id=attempt.chain_id,
     )
 
 

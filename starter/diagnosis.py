@@ -99,7 +99,7 @@ async def diagnose(
     (workflow, workflow_words), (verdict, chain_words), workers = await asyncio.gather(
         _ask_temporal(temporal, attempt_id),
         _ask_chain(chain, attempt, min_confirmations, under),
-        _count_workers(temporal),
+        _count_workers(temporal, attempt.chain_id),
     )
     view = AttemptView.of(attempt).model_dump()
     if isinstance(verdict, Waiting | Verified):
@@ -171,10 +171,10 @@ async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowSta
     return state, words
 
 
-async def _count_workers(temporal: Client) -> int | None:
+async def _count_workers(temporal: Client, chain_id: int) -> int | None:
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            return await count_pollers(temporal)
+            return await count_pollers(temporal, chain_id)
     except (SettleError, TimeoutError):
         return None
 
@@ -184,6 +184,8 @@ async def _ask_chain(
 ) -> tuple[Verdict | None, str | None]:
     if attempt.tx_hash is None:
         return None, None
+    if attempt.chain_id != chain.chain_id:
+        return None, f"not asked: the payment is on chain {attempt.chain_id}, CHAIN_ID here is {chain.chain_id}"
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             view = await chain.look(attempt.tx_hash)

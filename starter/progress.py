@@ -134,13 +134,14 @@ class ProgressReader:
         self._silent_until = 0.0
         self._no_head_until = 0.0
 
-    async def read(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
-        """The activity that waits for `tx_hash`, with the confirmations so far.
+    async def read(self, attempt_id: UUID, tx_hash: str, *, counts_blocks: bool = True) -> PendingActivity | None:
+        """The activity that waits for `tx_hash`, with the confirmations so far; as the last look at the chain saw them
+        unless it `counts_blocks` that came since, which is for payments of the chain whose height is read.
 
         None where nothing waits, or nobody answers.
         """
         activity = await self._last_look(attempt_id, tx_hash)
-        if activity is None or activity.waiting is None:
+        if activity is None or activity.waiting is None or not counts_blocks:
             return activity
         return replace(activity, waiting=await self._up_to_now(activity.waiting))
 

@@ -13,7 +13,7 @@ from temporalio.service import RPCError
 from domain.errors import RemedyRefused, TemporalUnavailable
 from domain.remedies import RemedyRequest, TakenRemedy, describe
 from starter.temporal import does_not_answer, refused_with
-from workflows.naming import TASK_QUEUE, resolve_workflow_id
+from workflows.naming import resolve_workflow_id, task_queue
 from workflows.resolve_finding import ResolveFinding
 
 ANSWER_TIMEOUT: Final = timedelta(seconds=30)
@@ -21,16 +21,17 @@ ANSWER_TIMEOUT: Final = timedelta(seconds=30)
 
 
 async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHandle[ResolveFinding, TakenRemedy]:
-    """Have a remedy carried out; joins the run that does just that. Raises `TemporalUnavailable`.
+    """Have a remedy carried out on its chain's queue; joins the run that does just that.
 
-    A run that has ended is followed by another: it finds in the database what was done, and does what was not.
+    A run that has ended is followed by another: it finds in the database what was done, and does what was not. Raises
+    `TemporalUnavailable`.
     """
     try:
         return await temporal.start_workflow(
             ResolveFinding.run,
             request,
             id=resolve_workflow_id(request.finding_id, request.remedy),
-            task_queue=TASK_QUEUE,
+            task_queue=task_queue(request.chain_id),
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             static_summary=f"{request.remedy.value} of finding {request.finding_id}, by {request.operator}",

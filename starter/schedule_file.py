@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from domain.errors import ConfigurationError
-from workflows.jobs import Job
+from workflows.jobs import CHAIN_FIELD, Job
 
 DEFAULT_FILE: Final = Path(__file__).with_name("schedules.yaml")
 
@@ -91,22 +91,25 @@ class WantedSchedule:
     starts_paused: bool
     note: str
     input: Mapping[str, Any]
+    chain_id: int | None = None
+    """Of a job that works on one chain: which; its schedule is that chain's own. None is the platform's."""
 
 
-def load_schedules(path: Path | None, jobs: Mapping[str, Job]) -> list[WantedSchedule]:
+def load_schedules(path: Path | None, jobs: Mapping[str, Job], *, chain_id: int) -> list[WantedSchedule]:
     """The schedules of a file (default: the one that comes with the product), in its order.
 
-    Raises `ConfigurationError` for the first bad value, in one line that names the key, what it got and what it wants.
+    Those of jobs that work on one chain are made for chain `chain_id`. Raises `ConfigurationError` for the first bad
+    value, in one line that names the key, what it got and what it wants.
     """
     path = path or DEFAULT_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"SCHEDULES_FILE: {path} cannot be read: {error}") from None
-    return parse_schedules(text, jobs, where=path.name)
+    return parse_schedules(text, jobs, where=path.name, chain_id=chain_id)
 
 
-def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str) -> list[WantedSchedule]:
+def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str, chain_id: int) -> list[WantedSchedule]:
     """The same from text; `where` names it in errors."""
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a safe loader, stricter
@@ -117,10 +120,13 @@ def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str) -> list[W
     entries = document["schedules"]
     if not isinstance(entries, dict):
         raise ConfigurationError(f"{where}: schedules: got {_shown(entries)}, wants schedules by their names")
-    return [_read(name, entry, jobs, where=f"{where}: schedules.{name}") for name, entry in entries.items()]
+    return [
+        _read(name, entry, jobs, where=f"{where}: schedules.{name}", chain_id=chain_id)
+        for name, entry in entries.items()
+    ]
 
 
-def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str) -> WantedSchedule:
+def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str, chain_id: int) -> WantedSchedule:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise ConfigurationError(f"{where}: got the name {_shown(name)}, wants a-z, 0-9 and -, at most 63")
     try:
@@ -146,19 +152,22 @@ def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str) -> 
         time_limit=entry.time_limit,
         starts_paused=entry.paused,
         note=entry.note,
-        input=_read_input(entry.input, job, where=f"{where}.input"),
+        input=_read_input(entry.input, job, where=f"{where}.input", chain_id=chain_id),
+        chain_id=chain_id if job.is_of_one_chain else None,
     )
 
 
-def _read_input(raw: Mapping[str, Any], job: Job, *, where: str) -> Mapping[str, Any]:
+def _read_input(raw: Mapping[str, Any], job: Job, *, where: str, chain_id: int) -> Mapping[str, Any]:
     """The job's complete input as JSON. A model need not forbid what it does not know: a misspelt name is refused."""
-    known = job.input_model.model_fields
+    # The chain is the setting CHAIN_ID's, not the file's.
+    known = [name for name in job.input_model.model_fields if name != CHAIN_FIELD]
+    given = {**raw, CHAIN_FIELD: chain_id} if job.is_of_one_chain else raw
     for name in raw:
         if name not in known:
             wants = f"one of {', '.join(known)}" if known else f"nothing: {job.name} has no settings"
             raise ConfigurationError(f"{where}: got {_shown(name)}, wants {wants}")
     try:
-        complete: dict[str, Any] = job.input_model.model_validate(raw).model_dump(mode="json")
+        complete: dict[str, Any] = job.input_model.model_validate(given).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])

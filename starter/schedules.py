@@ -1,6 +1,9 @@
 """Making Temporal's schedules what the file says, and telling the difference first.
 
 What is compared is what Temporal has, not what was applied last: an edit by hand in its UI shows up as a difference.
+A job that works on one chain has a schedule for each chain, whose id and memo name it: what is another chain's is
+neither changed nor deleted. Up to schema revision 0003 all chains shared one: it is taken over,
+pause and note included.
 Pause and note belong to whoever operates the schedule and are never changed once it is there.
 """
 
@@ -32,7 +35,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from starter.schedule_file import Overlap, WantedSchedule, show_duration
 from starter.temporal import RPC_TIMEOUT, answered
-from workflows.naming import SCHEDULE_MEMO, TASK_QUEUE, schedule_id, schedule_name_of
+from workflows.naming import SCHEDULE_CHAIN_MEMO, SCHEDULE_MEMO, schedule_id, schedule_name_of, task_queue
 
 CATCH_UP: Final = timedelta(seconds=10)
 """The least that Temporal knows: what was missed while it was down stays missed, and the next tick does the work."""
@@ -72,13 +75,36 @@ class Planned:
     paused: bool = False
     note: str | None = None
     wanted: WantedSchedule | None = field(default=None, repr=False)
+    chain_id: int | None = None
+    replaces: str | None = None
+    """Id of the schedule of all chains that this one takes the place of."""
+
+    @property
+    def schedule_id(self) -> str:
+        """Its id in Temporal."""
+        return schedule_id(self.name, self.chain_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A schedule that was applied from a file. `chain_id` is None for one that belongs to no chain."""
+
+    name: str
+    chain_id: int | None
+
+    @property
+    def schedule_id(self) -> str:
+        """Its id in Temporal."""
+        return schedule_id(self.name, self.chain_id)
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleView:
     """A schedule as Temporal has it, with its last run."""
 
+    schedule_id: str
     name: str
+    chain_id: int | None
     job: str
     every: str
     paused: bool
@@ -89,17 +115,21 @@ class ScheduleView:
     last_status: str | None
 
 
-async def plan_schedules(client: Client, wanted: Iterable[WantedSchedule]) -> list[Planned]:
+async def plan_schedules(client: Client, wanted: Iterable[WantedSchedule], *, chain_id: int) -> list[Planned]:
     """How Temporal differs from `wanted`, in that order, and at the end what of ours is not wanted any more.
 
-    Raises `TemporalUnavailable` and `StartupCheckFailed`.
+    Ours is what belongs to chain `chain_id` or to no chain. Raises `TemporalUnavailable` and `StartupCheckFailed`.
     """
     planned = [await _plan(client, schedule) for schedule in wanted]
-    names = {plan.name for plan in planned}
-    for name in await list_names(client):
-        if name not in names and (found := await _describe(client, name)) is not None:
+    kept = {plan.schedule_id for plan in planned} | {plan.replaces for plan in planned}
+    for known in await list_known(client):
+        if known.chain_id not in {None, chain_id} or known.schedule_id in kept:
+            continue
+        if (found := await _describe(client, known.schedule_id)) is not None:
             state = found.schedule.state
-            planned.append(Planned(name, Change.DELETE, paused=state.paused, note=state.note))
+            planned.append(
+                Planned(known.name, Change.DELETE, paused=state.paused, note=state.note, chain_id=known.chain_id)
+            )
     return planned
 
 
@@ -111,38 +141,50 @@ async def apply_schedules(client: Client, planned: Sequence[Planned]) -> None:
     with answered(client):
         for plan in planned:
             if plan.change is Change.DELETE:
-                await _delete(client, plan.name)
+                await _delete(client, plan.schedule_id)
+            elif plan.wanted is not None and plan.replaces is not None:
+                await _take_over(client, plan.wanted, plan.replaces)
             elif plan.wanted is not None and plan.change is not Change.UNCHANGED:
-                await _put(client, plan.wanted)
+                await _put(client, plan.wanted, _first_state(plan.wanted))
+
+
+async def list_known(client: Client) -> list[Known]:
+    """The schedules that were applied from a file, of all chains. One that somebody made by hand is not among them."""
+    known = []
+    with answered(client):
+        async for entry in await client.list_schedules():
+            memo = await entry.memo()
+            chain_id = memo.get(SCHEDULE_CHAIN_MEMO)
+            try:
+                name = schedule_name_of(entry.id, chain_id)
+            except ValueError:
+                continue
+            if SCHEDULE_MEMO in memo:
+                known.append(Known(name, chain_id))
+    return sorted(known, key=lambda one: (one.name, one.chain_id or 0))
 
 
 async def list_names(client: Client) -> list[str]:
-    """Names of the schedules that were applied from a file. One that somebody made by hand is not among them."""
-    names = []
-    with answered(client):
-        async for entry in await client.list_schedules():
-            try:
-                name = schedule_name_of(entry.id)
-            except ValueError:
-                continue
-            if SCHEDULE_MEMO in await entry.memo():
-                names.append(name)
-    return sorted(names)
+    """What the schedules' files call them."""
+    return [known.name for known in await list_known(client)]
 
 
 async def read_schedules(client: Client) -> list[ScheduleView]:
     """Every schedule of ours with its next and its last run."""
     views = []
-    for name in await list_names(client):
-        found = await _describe(client, name)
+    for known in await list_known(client):
+        found = await _describe(client, known.schedule_id)
         if found is not None:
-            views.append(await _view(client, name, found))
+            views.append(await _view(client, known, found))
     return views
 
 
 async def _plan(client: Client, wanted: WantedSchedule) -> Planned:
     wants = _fields(wanted)
-    found = await _describe(client, wanted.name)
+    found = await _describe(client, _id(wanted))
+    replaces = None
+    if found is None and (found := await _of_all_chains(client, wanted)) is not None:
+        replaces = found.id
     if found is None:
         differences = tuple(Difference(name, None, words) for name, words in wants.items())
         return Planned(
@@ -152,6 +194,7 @@ async def _plan(client: Client, wanted: WantedSchedule) -> Planned:
             paused=wanted.starts_paused,
             note=wanted.note or None,
             wanted=wanted,
+            chain_id=wanted.chain_id,
         )
     has = await _fields_of(client, found)
     differences = tuple(
@@ -166,21 +209,46 @@ async def _plan(client: Client, wanted: WantedSchedule) -> Planned:
         paused=found.schedule.state.paused,
         note=found.schedule.state.note,
         wanted=wanted,
+        chain_id=wanted.chain_id,
+        replaces=replaces,
     )
 
 
-async def _put(client: Client, wanted: WantedSchedule) -> None:
-    """Create the schedule; update it where it is there."""
-    state = ScheduleState(note=wanted.note or None, paused=wanted.starts_paused)
+async def _of_all_chains(client: Client, wanted: WantedSchedule) -> ScheduleDescription | None:
+    """The schedule that all chains shared up to schema revision 0003, where there still is one."""
+    if wanted.chain_id is None:
+        return None
+    found = await _describe(client, schedule_id(wanted.name))
+    return found if found is not None and SCHEDULE_MEMO in await found.memo() else None
+
+
+def _id(wanted: WantedSchedule) -> str:
+    return schedule_id(wanted.name, wanted.chain_id)
+
+
+def _first_state(wanted: WantedSchedule) -> ScheduleState:
+    return ScheduleState(note=wanted.note or None, paused=wanted.starts_paused)
+
+
+async def _take_over(client: Client, wanted: WantedSchedule, replaced_id: str) -> None:
+    """First the new one, in the state of the old one; stopped in between, the next apply deletes the old one."""
+    replaced = await _describe(client, replaced_id)
+    await _put(client, wanted, replaced.schedule.state if replaced is not None else _first_state(wanted))
+    await _delete(client, replaced_id)
+
+
+async def _put(client: Client, wanted: WantedSchedule, state: ScheduleState) -> None:
+    """Create the schedule in that state; update it where it is there."""
+    chain = {} if wanted.chain_id is None else {SCHEDULE_CHAIN_MEMO: wanted.chain_id}
     try:
         await client.create_schedule(
-            schedule_id(wanted.name),
+            _id(wanted),
             _schedule(wanted, state),
-            memo={SCHEDULE_MEMO: "schedule"},
+            memo={SCHEDULE_MEMO: "schedule", **chain},
             rpc_timeout=RPC_TIMEOUT,
         )
     except ScheduleAlreadyRunningError:
-        handle = client.get_schedule_handle(schedule_id(wanted.name))
+        handle = client.get_schedule_handle(_id(wanted))
         await handle.update(_keeping_state(wanted), rpc_timeout=RPC_TIMEOUT)
 
 
@@ -192,18 +260,18 @@ def _keeping_state(wanted: WantedSchedule) -> Any:
     return update
 
 
-async def _delete(client: Client, name: str) -> None:
+async def _delete(client: Client, id_of_schedule: str) -> None:
     try:
-        await client.get_schedule_handle(schedule_id(name)).delete(rpc_timeout=RPC_TIMEOUT)
+        await client.get_schedule_handle(id_of_schedule).delete(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
 
 
-async def _describe(client: Client, name: str) -> ScheduleDescription | None:
+async def _describe(client: Client, id_of_schedule: str) -> ScheduleDescription | None:
     with answered(client):
         try:
-            return await client.get_schedule_handle(schedule_id(name)).describe(rpc_timeout=RPC_TIMEOUT)
+            return await client.get_schedule_handle(id_of_schedule).describe(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND and "namespace" not in error.message.lower():
                 return None
@@ -215,8 +283,8 @@ def _schedule(wanted: WantedSchedule, state: ScheduleState) -> Schedule:
         action=ScheduleActionStartWorkflow(
             wanted.job,
             wanted.input,
-            id=schedule_id(wanted.name),
-            task_queue=TASK_QUEUE,
+            id=_id(wanted),
+            task_queue=task_queue(wanted.chain_id),
             execution_timeout=wanted.time_limit,
             static_summary=f"{wanted.name}, every {show_duration(wanted.every)}",
         ),
@@ -238,8 +306,8 @@ def _fields(wanted: WantedSchedule) -> dict[str, str]:
         "overlap": wanted.overlap.value,
         "catch-up": show_duration(CATCH_UP),
         "time limit": show_duration(wanted.time_limit),
-        "task queue": TASK_QUEUE,
-        "workflow id": schedule_id(wanted.name),
+        "task queue": task_queue(wanted.chain_id),
+        "workflow id": _id(wanted),
         **_input_fields(wanted.input),
     }
 
@@ -278,13 +346,15 @@ def _input_fields(given: Mapping[str, Any]) -> dict[str, str]:
     return {f"input.{name}": json.dumps(value, sort_keys=True) for name, value in given.items()}
 
 
-async def _view(client: Client, name: str, found: ScheduleDescription) -> ScheduleView:
+async def _view(client: Client, known: Known, found: ScheduleDescription) -> ScheduleView:
     fields = await _fields_of(client, found)
     info, state = found.info, found.schedule.state
     last = info.recent_actions[-1] if info.recent_actions else None
     run = last.action if last and isinstance(last.action, ScheduleActionExecutionStartWorkflow) else None
     return ScheduleView(
-        name=name,
+        schedule_id=known.schedule_id,
+        name=known.name,
+        chain_id=known.chain_id,
         job=fields.get("job", ""),
         every=fields["every"],
         paused=state.paused,

@@ -11,7 +11,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from starter.temporal import RPC_TIMEOUT, answered
-from workflows.naming import TASK_QUEUE
+from workflows.naming import task_queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class StandingWorkflow:
     workflow: str
     input: BaseModel
     summary: str
+    chain_id: int | None = None
+    """Whose workers run it; None is any."""
 
 
 async def list_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> list[StandingWorkflow]:
@@ -38,7 +40,7 @@ async def start_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> l
                 standing.workflow,
                 standing.input,
                 id=standing.workflow_id,
-                task_queue=TASK_QUEUE,
+                task_queue=task_queue(standing.chain_id),
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 static_summary=standing.summary,

@@ -37,7 +37,7 @@ from domain.errors import (
     TemporalUnavailable,
 )
 from domain.setting_values import Unusable, clean_text, host_and_port
-from workflows.naming import SEARCH_ATTRIBUTES, TASK_QUEUE
+from workflows.naming import SEARCH_ATTRIBUTES, task_queue
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 RPC_TIMEOUT: Final = timedelta(seconds=5)
@@ -273,11 +273,14 @@ def _another_type(name: str) -> StartupCheckFailed:
     )
 
 
-async def count_pollers(client: Client) -> int:
-    """How many workers ask for workflow tasks of our queue. Raises `TemporalUnavailable`."""
+async def count_pollers(client: Client, chain_id: int | None) -> int:
+    """How many workers ask for workflow tasks of a chain's queue (None: of the platform's).
+
+    Raises `TemporalUnavailable`.
+    """
     request = DescribeTaskQueueRequest(
         namespace=client.namespace,
-        task_queue=TaskQueue(name=TASK_QUEUE),
+        task_queue=TaskQueue(name=task_queue(chain_id)),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
     )
     with answered(client):

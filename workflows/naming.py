@@ -9,7 +9,13 @@ from temporalio.common import SearchAttributeKey
 
 from domain.findings import Remedy
 
-TASK_QUEUE: Final = "settlement"
+PLATFORM_TASK_QUEUE: Final = "settlement"
+"""Work that belongs to no chain: the platform's own jobs. Every worker polls it.
+
+Up to schema revision 0003 it was the only queue, of every chain: runs from then are still on it and end there, because
+each activity checks its payment's chain, whichever queue it came from.
+"""
+
 VERIFY_AND_SETTLE: Final = "VerifyAndSettle"
 SUBMIT_UPDATE: Final = "submit"
 
@@ -30,6 +36,10 @@ SCHEDULED_START_TIME: Final = SearchAttributeKey.for_datetime("TemporalScheduled
 SCHEDULE_MEMO: Final = "settle"
 """Memo field that marks a schedule as one of ours; nobody else's is ever changed or deleted."""
 
+SCHEDULE_CHAIN_MEMO: Final = "settleChainId"
+"""Memo field of a schedule that belongs to one chain: which. Another chain's `apply` leaves it alone."""
+
+_TASK_QUEUE_PREFIX: Final = "settlement-"
 _SCHEDULE_ID_PREFIX: Final = "settle-"
 _RESOLVE_ID_PREFIX: Final = "resolve-finding-"
 _WATCH_ID_PREFIX: Final = "watch-chain-"
@@ -42,6 +52,16 @@ CHAIN_ID: Final = SearchAttributeKey.for_int("ChainId")
 TX_HASH: Final = SearchAttributeKey.for_keyword("TxHash")
 
 SEARCH_ATTRIBUTES: Final = (PAYMENT_PURPOSE, PAYMENT_STATUS, BILLING_ACCOUNT_ID, CHAIN_ID, TX_HASH)
+
+
+def task_queue(chain_id: int | None) -> str:
+    """The queue of what belongs to a chain, which only workers of that chain poll; None is what belongs to no chain."""
+    return PLATFORM_TASK_QUEUE if chain_id is None else f"{_TASK_QUEUE_PREFIX}{chain_id}"
+
+
+def chain_of_task_queue(queue: str) -> int:
+    """The chain whose work is on a queue. Raises `ValueError` for any other queue."""
+    return _chain_id_in(queue, _TASK_QUEUE_PREFIX, f"{queue} is not the task queue of a chain")
 
 
 def workflow_id(attempt_id: UUID) -> str:
@@ -63,22 +83,23 @@ def watch_workflow_id(chain_id: int) -> str:
 
 def watched_chain_of(id_of_workflow: str) -> int:
     """The chain that a workflow follows. Raises `ValueError` for any other workflow's id."""
-    number = id_of_workflow.removeprefix(_WATCH_ID_PREFIX)
-    if number == id_of_workflow or not (number.isascii() and number.isdigit()):
-        raise ValueError(f"{id_of_workflow} is not the id of a {WATCH_CHAIN} workflow")
-    return int(number)
+    return _chain_id_in(id_of_workflow, _WATCH_ID_PREFIX, f"{id_of_workflow} is not the id of a {WATCH_CHAIN} workflow")
 
 
-def schedule_id(name: str) -> str:
-    """Id of the schedule that the schedules' file calls `name`; its workflows' ids begin with it."""
-    return f"{_SCHEDULE_ID_PREFIX}{name}"
+def schedule_id(name: str, chain_id: int | None = None) -> str:
+    """Id of the schedule that the schedules' file calls `name`; its workflows' ids begin with it.
+
+    What belongs to a chain has the chain in its id, so that two chains in one namespace have a schedule each.
+    """
+    return f"{_SCHEDULE_ID_PREFIX}{name}" + ("" if chain_id is None else f"-{chain_id}")
 
 
-def schedule_name_of(id_of_schedule: str) -> str:
+def schedule_name_of(id_of_schedule: str, chain_id: int | None = None) -> str:
     """What the schedules' file calls a schedule. Raises `ValueError` for one that has another kind of id."""
-    if not id_of_schedule.startswith(_SCHEDULE_ID_PREFIX):
+    suffix = "" if chain_id is None else f"-{chain_id}"
+    if not (id_of_schedule.startswith(_SCHEDULE_ID_PREFIX) and id_of_schedule.endswith(suffix)):
         raise ValueError(f"{id_of_schedule} is not the id of a schedule of ours")
-    return id_of_schedule.removeprefix(_SCHEDULE_ID_PREFIX)
+    return id_of_schedule.removeprefix(_SCHEDULE_ID_PREFIX).removesuffix(suffix)
 
 
 def resolve_workflow_id(finding_id: UUID, remedy: Remedy) -> str:
@@ -94,3 +115,10 @@ def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None =
     over or a refusal that is not true any more: what was answered then is of no use.
     """
     return f"submit-{submission_count}-{tx_hash}" + (f"-after-{after}" if after else "")
+
+
+def _chain_id_in(name: str, prefix: str, otherwise: str) -> int:
+    number = name.removeprefix(prefix)
+    if number == name or not (number.isascii() and number.isdigit()):
+        raise ValueError(otherwise)
+    return int(number)

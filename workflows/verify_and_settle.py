@@ -110,7 +110,7 @@ class VerifyAndSettle:
             try:
                 recorded = await workflow.execute_activity_method(
                     PayerActivities.record_submission,
-                    submission,
+                    submission.model_copy(update={"chain_id": self._payment.terms.chain_id}),
                     start_to_close_timeout=LEDGER_START_TO_CLOSE,
                     retry_policy=LEDGER_RETRY,
                     summary=f"record hash {_short(submission.tx_hash)}",
@@ -345,7 +345,8 @@ class VerifyAndSettle:
 
     def _ref(self) -> dict[str, object]:
         """The fields that every activity's input shares."""
-        return self._payment.submission.model_dump(include=set(AttemptRef.model_fields))
+        ref = self._payment.submission.model_dump(include=set(AttemptRef.model_fields))
+        return ref | {"chain_id": self._payment.terms.chain_id}
 
     def _to_verify(self, verify_until: datetime, *, is_last_look: bool = False) -> PaymentToVerify:
         return PaymentToVerify(

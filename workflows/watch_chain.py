@@ -7,7 +7,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities.contracts import Followed, WatchedChain
     from activities.watching import WatchingActivities
-    from workflows.naming import WATCH_CHAIN
+    from workflows.naming import WATCH_CHAIN, task_queue
     from workflows.policies import FOLLOW_GRACE, FOLLOW_HEARTBEAT, FOLLOW_RETRY
 
 
@@ -23,7 +23,11 @@ class WatchChain:
             f"follows chain {chain.chain_id}: the pending activity's heartbeat says how far{before}"
         )
         followed = await self._follow(chain)
-        workflow.continue_as_new(chain.model_copy(update={"last_words": followed.words}))
+        workflow.continue_as_new(
+            chain.model_copy(update={"last_words": followed.words}),
+            # A run that began on the queue of all chains goes on on its own chain's.
+            task_queue=task_queue(chain.chain_id),
+        )
 
     async def _follow(self, chain: WatchedChain) -> Followed:
         return await workflow.execute_activity_method(

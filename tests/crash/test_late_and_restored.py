@@ -10,9 +10,10 @@ from domain.attempt import AttemptStatus, ErrorCode
 from starter.client import _settlement, _submission
 from tests.crash.conftest import Systems
 from tests.crash.test_waiting import UNKNOWN, past_deadline
+from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem
-from workflows.naming import TASK_QUEUE, workflow_id
+from workflows.naming import workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
 TIMEOUT_SECONDS = 4

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from temporalio.worker import Worker
 
 from activities.announcements import Publish
 from devstack.chain import LocalChain
@@ -17,7 +16,7 @@ from tests.support.engine import Engine, open_engine
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.sink import Sink, running_sink
-from worker import build_worker
+from worker import Workers, build_worker
 
 
 @dataclass
@@ -58,7 +57,7 @@ def heard() -> Heard:
 
 
 @asynccontextmanager
-async def working(engine: Engine, publish: Publish, **changes: str) -> AsyncIterator[Worker]:
+async def working(engine: Engine, publish: Publish, **changes: str) -> AsyncIterator[Workers]:
     """The product's own worker for the length of the block; `changes` are settings by their variables' names."""
     worker = build_worker(
         engine.namespace.client,

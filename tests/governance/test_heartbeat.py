@@ -21,9 +21,10 @@ from domain.governance import Heartbeat, HeartbeatStatus
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
+from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect, query, scalar
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
-from workflows.naming import SCHEDULED_START_TIME, TASK_QUEUE
+from workflows.naming import SCHEDULED_START_TIME
 
 ROWS = "SELECT status, is_low, crossed, low_balance_announced_at IS NOT NULL FROM governance_heartbeats ORDER BY id"
 NO_AGE_MATTERS = 2**31

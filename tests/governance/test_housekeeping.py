@@ -24,10 +24,11 @@ from starter.standing import StandingWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
+from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect as connect_sql
 from tests.support.sql import query
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
-from workflows.naming import TASK_QUEUE, VERIFY_AND_SETTLE, watch_workflow_id
+from workflows.naming import VERIFY_AND_SETTLE, watch_workflow_id
 
 AT_ONCE = HousekeepingInput(pick_up_after_seconds=1)
 

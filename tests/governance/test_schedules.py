@@ -41,7 +41,9 @@ schedules:
 
 async def apply(engine: Engine, text: str) -> None:
     client = engine.namespace.client
-    await apply_schedules(client, await plan_schedules(client, parse_schedules(text, discover(), where="the file")))
+    chain_id = engine.chain.chain_id
+    wanted = parse_schedules(text, discover(), where="the file", chain_id=chain_id)
+    await apply_schedules(client, await plan_schedules(client, wanted, chain_id=chain_id))
 
 
 async def trigger(engine: Engine, name: str) -> WorkflowExecutionDescription:

@@ -27,9 +27,9 @@ from domain.findings import FindingKind, Remedy
 from domain.remedies import RemedyRequest, TakenRemedy
 from starter.remedies import start_remedy
 from starter.temporal import connect
+from tests.support.servers import TASK_QUEUE
 from tests.workflow.paths import RECORDER
 from tests.workflow.record_histories import without_traces
-from workflows.naming import TASK_QUEUE
 from workflows.resolve_finding import ResolveFinding
 
 HISTORIES: Final = Path(__file__).parent / "histories"

@@ -17,12 +17,12 @@ from domain.events import RECONCILED, PlatformEvent
 from tests.reconciliation.books import HOUR, Books, ago, plant
 from tests.support.engine import RESULT_TIMEOUT
 from tests.support.payments import CHAIN_ID
-from tests.support.servers import Namespace
+from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import query
 from workflows import policies
 from workflows.jobs import discover
 from workflows.jobs.reconcile import Reconcile, Reconciled, ReconcileInput
-from workflows.naming import RECONCILE, TASK_QUEUE
+from workflows.naming import RECONCILE
 
 
 class Listener:

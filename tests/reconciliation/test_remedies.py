@@ -119,8 +119,9 @@ async def test_a_finding_that_is_not_there(desk: Desk) -> None:
      ("reason", "two\nlines"), ("reason", "x" * 2001)],
 )  # fmt: skip
 def test_every_remedy_wants_a_name_and_a_reason(field: str, words: str) -> None:
+    given = {"operator": "ada", "reason": "why"} | {field: words}
     with pytest.raises(InvalidInput) as caught:
-        parse_request(uuid4(), Remedy.WRITE_OFF, **({"operator": "ada", "reason": "why"} | {field: words}))
+        parse_request(uuid4(), Remedy.WRITE_OFF, operator=given["operator"], reason=given["reason"])
     assert caught.value.field == f"--{field}"
 
 

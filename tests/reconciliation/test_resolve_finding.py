@@ -15,7 +15,6 @@ from activities.errors import DomainErrors
 from activities.remedies import RemedyActivities
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
-from domain.chain import TransferScope
 from domain.errors import FindingNotFound, RemedyRefused, TemporalUnavailable
 from domain.findings import Remedy
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
@@ -24,10 +23,10 @@ from starter import remedies as starter
 from starter.remedies import carry_out, start_remedy
 from tests.reconciliation.planting import REASON, find_receipt, find_transfer, take
 from tests.support.engine import RESULT_TIMEOUT, Engine
-from tests.support.payments import CHAIN_ID, SHARE, TOKEN, TREASURY, Desk
-from tests.support.servers import Namespace
+from tests.support.payments import CHAIN_ID, SHARE, Desk
+from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import query, scalar
-from workflows.naming import TASK_QUEUE, resolve_workflow_id
+from workflows.naming import resolve_workflow_id
 from workflows.resolve_finding import ResolveFinding
 
 CREDITS = 50_000_000
@@ -61,10 +60,9 @@ class _Believing(RemedyActivities):
 @pytest.fixture
 def remedies(desk: Desk) -> RemedyActivities:
     """The activities, on the desk's database."""
-    scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
     nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
     preconditions = SettlementPreconditions(nobody, TREASURY)
-    return _Believing(desk.service, nobody, scope, preconditions, revenue_share=SHARE, min_confirmations=1)
+    return _Believing(desk.service, nobody, preconditions, revenue_share=SHARE, min_confirmations=1)
 
 
 def postings(desk: Desk) -> dict[str, int]:

@@ -19,10 +19,11 @@ from starter.schedule_file import (
 from workflows.jobs import discover
 
 JOBS = discover()
+CHAIN = 8453
 
 
 def parse(text: str) -> list[WantedSchedule]:
-    return parse_schedules(text, JOBS, where="the file")
+    return parse_schedules(text, JOBS, where="the file", chain_id=CHAIN)
 
 
 def entry(*lines: str, name: str = "beat") -> str:
@@ -33,7 +34,7 @@ BEAT = ("job: GovernanceHeartbeat", "every: 5m")
 
 
 def test_the_file_that_comes_with_the_product_is_good_and_has_the_promised_jobs() -> None:
-    schedules = load_schedules(None, JOBS)
+    schedules = load_schedules(None, JOBS, chain_id=CHAIN)
     assert {"GovernanceHeartbeat", "GovernanceReport", "Housekeeping"} <= {one.job for one in schedules}
     assert {one.overlap for one in schedules} == {Overlap.SKIP}
     assert not any(one.starts_paused for one in schedules)
@@ -123,7 +124,7 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_key(text: str, words: 
 
 def test_a_file_that_is_not_there_is_a_setting_that_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="SCHEDULES_FILE: .*nowhere.yaml cannot be read"):
-        load_schedules(tmp_path / "nowhere.yaml", JOBS)
+        load_schedules(tmp_path / "nowhere.yaml", JOBS, chain_id=CHAIN)
 
 
 def test_nothing_in_the_file_is_executed() -> None:
@@ -144,3 +145,16 @@ def test_a_duration_is_read_and_written_the_same(text: str, seconds: int) -> Non
 def test_what_is_no_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whoever asks knows the words
         parse_duration(text)
+
+
+def test_a_job_that_works_on_one_chain_is_made_for_the_chain_of_the_settings() -> None:
+    schedules = {one.name: one for one in load_schedules(None, JOBS, chain_id=CHAIN)}
+    of_a_chain = {name for name, one in schedules.items() if one.chain_id is not None}
+    assert of_a_chain == {"housekeeping", "rescan-chain", "reconciliation"}
+    for name, one in schedules.items():
+        assert (one.chain_id, one.input.get("chain_id")) == ((CHAIN, CHAIN) if name in of_a_chain else (None, None))
+
+
+def test_the_file_does_not_say_for_which_chain() -> None:
+    with pytest.raises(ConfigurationError, match=r"input: got 'chain_id', wants one of "):
+        parse(entry("job: Housekeeping", "every: 1m", "input: {chain_id: 1}"))

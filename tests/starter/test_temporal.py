@@ -96,10 +96,10 @@ async def test_settings_that_the_sdk_cannot_read_are_a_configuration_error() -> 
 
 async def test_the_workers_of_the_queue_are_counted(engine: Engine) -> None:
     client = engine.namespace.client
-    assert await count_pollers(client) == 0
+    assert await count_pollers(client, engine.chain.chain_id) == 0
     async with engine.worker():
 
         async def one() -> bool:
-            return await count_pollers(client) == 1
+            return await count_pollers(client, engine.chain.chain_id) == 1
 
         await wait_until(one, timeout_seconds=PATIENCE_SECONDS, what="one worker")

@@ -17,12 +17,15 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from devstack.chain import LocalChain
+from devstack.chain import LOCAL_CHAIN_ID, LocalChain
 from devstack.processes import wait_until
 from devstack.temporal import EmbeddedTemporal, locate_test_server
 from domain.errors import StartupCheckFailed, TemporalUnavailable
 from starter.temporal import add_search_attributes, connect, register_search_attributes
-from workflows.naming import SEARCH_ATTRIBUTES
+from workflows.naming import SEARCH_ATTRIBUTES, task_queue
+
+TASK_QUEUE: Final = task_queue(LOCAL_CHAIN_ID)
+"""Of the chain that the tests run."""
 
 FIRST_TEMPORAL_PORT: Final = 27_233
 FIRST_CHAIN_PORT: Final = 28_545

@@ -35,9 +35,8 @@ from starter.progress import read_workflow
 from tests.support.engine import Engine, open_engine
 from tests.support.faults import FAULT_VARIABLE, Fault
 from tests.support.postgres import Database
-from tests.support.servers import Namespace
+from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import scalar
-from workflows.naming import TASK_QUEUE
 from workflows.verify_and_settle import VerifyAndSettle
 
 ROOT: Final = Path(__file__).resolve().parents[2]

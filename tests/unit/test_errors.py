@@ -66,6 +66,7 @@ STABLE_CODES = {
     "FindingNotFound": "FINDING_NOT_FOUND",
     "RemedyRefused": "REMEDY_REFUSED",
     "WatcherBehind": "WATCHER_BEHIND",
+    "WorkerOfAnotherChain": "WORKER_OF_ANOTHER_CHAIN",
     "TransferAlreadySettled": "TX_ALREADY_SETTLED",
     "OperatorError": "OPERATOR_ERROR",
     "ConfigurationError": "CONFIGURATION",

@@ -63,9 +63,13 @@ def _receipt(*logs: TransferLog, block: int = 100, block_hash: str = OLD_BLOCK, 
 
 
 def _sighting(
-    name: str = "a", head: int = 200, receipt: Receipt | None = None, at_height: str | None = NEW_BLOCK
+    name: str = "a",
+    head: int = 200,
+    receipt: Receipt | None = None,
+    at_height: str | None = NEW_BLOCK,
+    chain_id: int = SETTLED.chain_id,
 ) -> Sighting:
-    return Sighting(endpoint=name, head_number=head, receipt=receipt, block_at_height=at_height)
+    return Sighting(endpoint=name, chain_id=chain_id, head_number=head, receipt=receipt, block_at_height=at_height)
 
 
 def _absence(
@@ -223,3 +227,17 @@ def test_nothing_is_gone_that_one_node_shows_or_that_is_not_final(
         assert not any(sighting.receipt and locate(TERMS, SETTLED, sighting.receipt) for sighting in sightings)
         assert final_up_to >= SETTLED.block_number
         assert len(sightings) > endpoints / 2
+
+
+@pytest.mark.parametrize("strangers", [1, 2, 3])
+def test_a_payment_is_not_gone_because_another_chain_does_not_have_it(strangers: int) -> None:
+    """One such answer among the nodes is enough: which of them the load balancer asked is not known either."""
+    others = [_sighting(f"other {n}", head=2_000, chain_id=SETTLED.chain_id + 1) for n in range(strangers)]
+    own = [_sighting(f"own {n}") for n in range(3 - strangers)]
+    verdict = _absence(*own, *others, endpoints=3, final_up_to=2_000, since=150)
+    assert isinstance(verdict, NotFinal)
+    # Nor does its height count as the one at which the payment was first missed.
+    assert verdict.missing_since_head == 150
+    first = _absence(*own, *others, endpoints=3, since=None)
+    assert isinstance(first, NotFinal)
+    assert first.missing_since_head is None

@@ -22,10 +22,10 @@ from activities.contracts import Followed, Rescan, RescanReport, WatchedChain
 from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
 from starter.temporal import connect
+from tests.support.servers import TASK_QUEUE
 from tests.workflow.paths import RECORDER
 from tests.workflow.record_histories import without_traces
 from workflows.jobs.rescan_chain import RescanChain
-from workflows.naming import TASK_QUEUE
 from workflows.watch_chain import WatchChain
 
 HISTORIES: Final = Path(__file__).parent / "histories"

@@ -68,10 +68,9 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     async with service.transaction() as connection:
         [finding] = (await findings.page_findings(connection, findings.FindingFilter(), limit=5)).findings
     assert finding.value_raw == 10**12
-    scope = watch.scan.scope
-    preconditions = SettlementPreconditions(watch.reader, scope.treasury)
+    preconditions = SettlementPreconditions(watch.reader, watch.scan.scope.treasury)
     remedies = RemedyActivities(
-        service, watch.reader, scope, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
+        service, watch.reader, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
     )
     request = parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="he wrote to us")
     with pytest.raises(RemedyRefused, match="do not show the transfer"):

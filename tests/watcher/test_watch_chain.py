@@ -20,9 +20,10 @@ from domain.chain import TransferScope
 from domain.verdict import Refused
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
+from tests.support.servers import TASK_QUEUE
 from tests.watcher.conftest import Watches
 from workflows.jobs.rescan_chain import RescanChain
-from workflows.naming import TASK_QUEUE, watch_workflow_id, watched_chain_of
+from workflows.naming import watch_workflow_id, watched_chain_of
 from workflows.watch_chain import WatchChain
 
 Handle = WorkflowHandle[WatchChain, None]

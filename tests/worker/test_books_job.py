@@ -17,12 +17,13 @@ from db.engine import ServiceDatabase
 from domain.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
 from tests.cli.command import settle
 from tests.support.engine import RESULT_TIMEOUT, Engine
+from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect, query
 from worker import build_worker
 from workflows import policies
 from workflows.jobs import discover
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
-from workflows.naming import CHECK_BOOKS, TASK_QUEUE
+from workflows.naming import CHECK_BOOKS
 
 SPOIL: Final = "UPDATE billing_accounts SET balance_credits = balance_credits + %s WHERE is_system_tenant"
 

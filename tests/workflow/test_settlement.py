@@ -18,7 +18,8 @@ from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttemp
 from domain.errors import HashInUse
 from domain.verdict import PaymentTerms, Refused
 from tests.support.engine import Engine
-from workflows.naming import SUBMIT_UPDATE, TASK_QUEUE, submit_update_id, workflow_id
+from tests.support.servers import TASK_QUEUE
+from workflows.naming import SUBMIT_UPDATE, submit_update_id, workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
 CREDITS = 1_000_000_000

@@ -35,6 +35,7 @@ from domain.finality import Final
 from domain.verdict import Refused, Verified
 from starter.progress import read_workflow
 from tests.support.engine import PATIENCE_SECONDS, Engine
+from tests.support.servers import TASK_QUEUE
 from tests.workflow.paths import Stage
 from tests.workflow.scripted import Script, not_yet, scripted_worker, verified
 from workflows.naming import (
@@ -221,7 +222,7 @@ async def test_every_payload_is_plain_json_of_one_model(engine: Engine) -> None:
             case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
                 [payload] = event.workflow_execution_started_event_attributes.input.payloads
                 assert Settlement.model_validate(_decoded(payload)).submission.tx_hash == sent
-                assert event.workflow_execution_started_event_attributes.task_queue.name == "settlement"
+                assert event.workflow_execution_started_event_attributes.task_queue.name == TASK_QUEUE
             case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
                 attributes = event.activity_task_scheduled_event_attributes
                 scheduled[event.event_id] = attributes.activity_type.name

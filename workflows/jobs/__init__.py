@@ -2,7 +2,8 @@
 
 A module holds one `@workflow.defn` class whose `run` takes one pydantic model, all of whose fields have defaults. The
 worker runs every job that `discover` finds, and `settle schedules apply` accepts its name as `job:` and its model's
-fields as `input:`. So a new job is one module and one entry in the schedules' file.
+fields as `input:`. So a new job is one module and one entry in the schedules' file. A job whose model has a field
+`chain_id` works on one chain: each chain has a schedule of its own for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
+
+CHAIN_FIELD: Final = "chain_id"
+"""Field of a job's input that says for which chain it works; a job without it works for the platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,11 @@ class Job:
     name: str
     workflow: type[Any]
     input_model: type[Any]
+
+    @property
+    def is_of_one_chain(self) -> bool:
+        """Whether each chain has a schedule of its own for it."""
+        return CHAIN_FIELD in self.input_model.model_fields
 
 
 def discover() -> dict[str, Job]:

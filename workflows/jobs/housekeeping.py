@@ -47,6 +47,9 @@ class HousekeepingInput(Message):
     pick_up_limit: int = Field(default=1000, ge=1, le=100_000)
     """Payments that Temporal is asked about at most."""
 
+    chain_id: int | None = None
+    """Whose payments are picked up; None is the chain of the worker that takes it. Intents end whatever their chain."""
+
     look_back_hours: int = Field(default=24, ge=1)
     """How far back it looks for credited purchases without their bonus; reconciliation looks further."""
 
@@ -124,6 +127,7 @@ class Housekeeping:
                 limit=wanted.pick_up_limit,
                 waiting_seconds=wanted.pick_up_after_seconds,
                 look_back_seconds=wanted.look_back_hours * 3600,
+                chain_id=wanted.chain_id,
             ),
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,

@@ -28,6 +28,8 @@ class ReconcileInput(Message):
     """Which period."""
 
     hours: int = Field(default=24, ge=1, le=24 * 31, description="length of the period; longer where one was missed")
+    chain_id: int | None = None
+    """None is the chain of the worker that takes it."""
 
 
 class Reconciled(Message):
@@ -63,7 +65,7 @@ class Reconcile:
     async def _reconcile(self, wanted: ReconcileInput) -> Report:
         return await workflow.execute_activity_method(
             ReconciliationActivities.reconcile,
-            PeriodToReconcile(hours=wanted.hours),
+            PeriodToReconcile(hours=wanted.hours, chain_id=wanted.chain_id),
             start_to_close_timeout=RECONCILE_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
             retry_policy=RECONCILE_RETRY,

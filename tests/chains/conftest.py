@@ -1,0 +1,148 @@
+"""Two chains on one database and namespace; the other one is 2,000 blocks higher, so that all of it is final."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import pytest
+
+from commands.connections import chain_reader
+from devstack.chain import LocalChain
+from devstack.processes import wait_until
+from settings import load
+from starter.models import Intent
+from starter.temporal import connect
+from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine, open_engine
+from tests.support.postgres import Database
+from tests.support.servers import Namespace, running_chain, xdist_number
+from worker import build_worker
+from workflows.naming import PLATFORM_TASK_QUEUE
+
+FINAL_AFTER: Final = 12
+"""Confirmations that make a payment final here; it is credited after two."""
+
+OTHER_CHAIN_ID: Final = 31_338
+OTHER_CHAIN_PORT: Final = 28_945
+BLOCKS_AHEAD: Final = 2_000
+POLLS: Final = 4
+"""How often a worker of another chain is asked before it is believed that it does nothing."""
+
+
+@pytest.fixture(scope="module")
+async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
+    """The chain that the payments are on: the module's own."""
+    async with running_chain(tmp_path_factory.mktemp("own-chain")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def other_chain(chain: LocalChain, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
+    """Another one, with the same contracts at the same addresses, far ahead."""
+    running = LocalChain(
+        tmp_path_factory.mktemp("other-chain"),
+        OTHER_CHAIN_PORT + xdist_number(),
+        chain_id=OTHER_CHAIN_ID,
+        block_time_seconds=None,
+    )
+    await running.start()
+    try:
+        await running.deploy()
+        await running.mine(await chain.block_number() + BLOCKS_AHEAD)
+        yield running
+    finally:
+        await running.stop()
+
+
+@pytest.fixture
+async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+    """An engine of the payments' chain, which looks after a payment for some blocks."""
+    async with open_engine(
+        namespace,
+        database,
+        chain,
+        FINALITY="confirmations",
+        FINALITY_CONFIRMATIONS=str(FINAL_AFTER),
+        CHAIN_WATCH_FROM_BLOCK=str(await chain.block_number() + 1),
+        PAYMENT_INTENT_TTL_SECONDS="864000",
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def handed_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker is asked in no time."""
+    monkeypatch.setattr("activities.errors.HANDED_BACK", timedelta(milliseconds=100))
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """In the block runs are started as up to schema revision 0003: those of all chains on one queue."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("client", "remedies", "standing"):
+            patch.setattr(f"starter.{module}.task_queue", lambda _: PLATFORM_TASK_QUEUE)
+        yield
+
+
+def variables_of(engine: Engine, other: LocalChain, **changes: str) -> dict[str, str]:
+    """The engine's environment variables with the other chain in them."""
+    own = {
+        "CHAIN_ID": str(other.chain_id),
+        "CHAIN_RPC_URLS": other.url,
+        "USDC_TOKEN_ADDRESS": other.token_address,
+        "TREASURY_ADDRESS": other.treasury_address,
+    }
+    return {**engine.variables, **own, **changes}
+
+
+OtherWorker = Callable[..., AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def other_worker(engine: Engine, other_chain: LocalChain) -> OtherWorker:
+    """The product's own worker of the other chain, on the same database and namespace, as long as the block runs."""
+
+    @asynccontextmanager
+    async def run(**changes: str) -> AsyncIterator[None]:
+        settings = load(variables_of(engine, other_chain, **changes))
+        # A client of its own: the SDK refuses two workers of one client on the queue that both chains have.
+        client = await connect(engine.namespace.variables)
+        async with (
+            chain_reader(settings) as reader,
+            build_worker(client, settings, chain=reader, settlement=engine.settlement, service=engine.service),
+        ):
+            yield
+
+    return run
+
+
+async def credited(engine: Engine) -> tuple[Intent, str]:
+    """A credited payment that is not final yet, left without a worker."""
+    async with engine.worker():
+        payer, intent, sent = await engine.buy()
+        await engine.submit(payer, intent, sent)
+        await engine.looked_at(intent.attempt_id, "to go")
+    return intent, sent
+
+
+async def has_been_asked(engine: Engine, attempt_id: UUID, activity: str) -> None:
+    """Returns when workers have been given the attempt's activity a few more times."""
+    found: list[int] = []
+
+    async def often() -> bool:
+        state = await engine.state(attempt_id)
+        found.extend(pending.attempt for pending in state.pending if pending.name == activity)
+        return bool(found) and found[-1] >= found[0] + POLLS
+
+    await wait_until(often, timeout_seconds=PATIENCE_SECONDS, what=f"{POLLS} more calls of {activity}")
+
+
+async def becomes_final(engine: Engine, attempt_id: UUID) -> None:
+    """Mine until the payment is final, with a worker of its own chain."""
+    async with engine.worker():
+        await engine.chain.mine(FINAL_AFTER + MIN_CONFIRMATIONS)
+        result = await engine.result(attempt_id)
+    assert result.final_block is not None

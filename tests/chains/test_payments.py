@@ -1,0 +1,184 @@
+"""A payment belongs to one chain: a worker of another one decides nothing about it, whatever its nodes say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from activities.contracts import Rescan
+from commands.connections import chain_reader, payment_policy
+from devstack.chain import LocalChain
+from devstack.processes import wait_until
+from domain.attempt import AttemptStatus
+from domain.errors import WrongChain
+from settings import load
+from starter.client import PaymentsClient
+from tests.chains.conftest import (
+    FINAL_AFTER,
+    OtherWorker,
+    as_before,
+    becomes_final,
+    credited,
+    has_been_asked,
+    variables_of,
+)
+from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
+from tests.support.servers import Namespace
+from tests.support.sql import query
+from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
+from workflows.jobs.rescan_chain import RescanChain
+from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
+
+CREDITS = {"credits_purchase": 1_000_000_000, "platform_revenue_share": 750_000_000}
+
+
+async def keep_house(engine: Engine, chain_id: int) -> HousekeepingResult:
+    """What a tick does on a chain's queue; when this returns its workers have worked."""
+    wanted = HousekeepingInput(pick_up_after_seconds=1, chain_id=chain_id)
+    return await engine.namespace.client.execute_workflow(
+        Housekeeping.run, wanted, id=f"house-{chain_id}", task_queue=task_queue(chain_id)
+    )
+
+
+async def test_a_payment_that_is_not_final_yet_is_not_reversed_by_a_worker_of_another_chain(
+    engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
+) -> None:
+    """On the queue that all chains shared: nothing but the check keeps the two apart."""
+    with as_before():
+        intent, _ = await credited(engine)
+    async with other_worker():
+        await has_been_asked(engine, intent.attempt_id, "await_finality")
+        # What was missed there, by its nodes, is final there.
+        await other_chain.mine(2 * FINAL_AFTER)
+        await has_been_asked(engine, intent.attempt_id, "await_finality")
+        state = await engine.looked_at(intent.attempt_id, f"belongs to chain {engine.chain.chain_id}")
+        assert state.is_running
+    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
+    assert await engine.credits(intent.attempt_id) == CREDITS
+    await becomes_final(engine, intent.attempt_id)
+    assert await engine.books() == []
+
+
+async def test_a_payment_that_waits_for_confirmations_is_left_to_its_own_chain(
+    engine: Engine, other_worker: OtherWorker
+) -> None:
+    async with engine.worker():
+        payer, intent = await engine.intent()
+        sent = await engine.pay(intent)
+        await engine.chain.mine(1)
+        with as_before():
+            await engine.submit(payer, intent, sent)
+        await engine.looked_at(intent.attempt_id, f"1 of {MIN_CONFIRMATIONS} confirmations")
+    async with other_worker(MIN_CONFIRMATIONS="1"):
+        await has_been_asked(engine, intent.attempt_id, "await_confirmation")
+    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
+    await engine.chain.mine(1)
+    await becomes_final(engine, intent.attempt_id)
+    assert await engine.credits(intent.attempt_id) == CREDITS
+
+
+async def test_each_chain_has_its_own_queue_and_what_is_on_it_is_not_even_asked_about_by_the_other(
+    engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
+) -> None:
+    intent, _ = await credited(engine)
+    history = await engine.handle(intent.attempt_id).fetch_history()
+    started = history.events[0].workflow_execution_started_event_attributes
+    assert started.task_queue.name == f"settlement-{engine.chain.chain_id}"
+    [before] = (await engine.state(intent.attempt_id)).pending
+    async with other_worker():
+        await keep_house(engine, other_chain.chain_id)
+        await other_chain.mine(2 * FINAL_AFTER)
+        await keep_house(engine, other_chain.chain_id)
+        [after] = (await engine.state(intent.attempt_id)).pending
+    assert after.attempt <= before.attempt + 1, "the one that its own worker had left"
+    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
+    await becomes_final(engine, intent.attempt_id)
+
+
+async def test_what_a_worker_of_another_chain_once_took_for_missing_does_not_shorten_the_time_to_come_back(
+    engine: Engine, other_worker: OtherWorker
+) -> None:
+    """The payment is reorganised away: the height at which it was missed first is its own chain's."""
+    with as_before():
+        intent, _ = await credited(engine)
+    async with other_worker():
+        await has_been_asked(engine, intent.attempt_id, "await_finality")
+    await engine.chain.reorg(MIN_CONFIRMATIONS)
+    await engine.chain.mine(1)
+    async with engine.worker():
+        await engine.looked_at(intent.attempt_id, "not on the canonical chain since block")
+        assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
+        await engine.chain.mine(2 * FINAL_AFTER)
+        result = await engine.result(intent.attempt_id)
+    assert result.status is AttemptStatus.REVERSED
+    assert await engine.books() == []
+
+
+async def test_housekeeping_of_one_chain_picks_nothing_up_of_another(
+    engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
+) -> None:
+    intent, _ = await credited(engine)
+    payer, waiting = await engine.intent(20_000)
+    sent = await engine.pay_and_confirm(waiting)
+    await engine.submit(payer, waiting, sent)
+    for attempt_id in (intent.attempt_id, waiting.attempt_id):
+        await engine.handle(attempt_id).terminate("a test")
+    query(
+        engine.database.superuser_url,
+        "UPDATE payment_attempts SET submitted_at = now() - interval '1 hour' WHERE id = %s RETURNING 1",
+        waiting.attempt_id,
+    )
+    async with other_worker():
+        assert (await keep_house(engine, other_chain.chain_id)).payments_picked_up == {}
+    async with engine.worker():
+        picked_up = (await keep_house(engine, engine.chain.chain_id)).payments_picked_up
+        await engine.looked_at(waiting.attempt_id, "to go")
+    assert picked_up == {AttemptStatus.PENDING_UNVERIFIED.value: 1}
+
+
+async def test_work_for_one_chain_that_lands_with_a_worker_of_another_is_not_done(
+    engine: Engine, other_worker: OtherWorker
+) -> None:
+    """A tick, too, says for which chain it is: on the queue of all chains any worker may be given it."""
+    wanted = Rescan(blocks=10, chain_id=engine.chain.chain_id)
+    async with other_worker():
+        handle = await engine.namespace.client.start_workflow(
+            RescanChain.run, wanted, id="rescan", task_queue=PLATFORM_TASK_QUEUE
+        )
+        [pending] = await _pending(engine, "rescan", "belongs to chain")
+        assert pending.activity_type.name == "rescan_chain"
+    async with engine.worker():
+        await handle.result(rpc_timeout=RESULT_TIMEOUT)
+
+
+async def test_confirmations_are_counted_on_the_payments_own_chain(
+    engine: Engine, other_chain: LocalChain, namespace: Namespace
+) -> None:
+    """An API of another chain tells what the last look saw; its own chain's blocks confirm nothing."""
+    settings = load(variables_of(engine, other_chain))
+    async with chain_reader(settings) as reader, engine.worker(MIN_CONFIRMATIONS="100"):
+        strangers = PaymentsClient(engine.tenants, namespace.client, payment_policy(settings), read_head=reader.head)
+        payer, intent, sent = await engine.buy()
+        await engine.submit(payer, intent, sent)
+        await engine.looked_at(intent.attempt_id, f"{MIN_CONFIRMATIONS} of 100 confirmations")
+        view = await strangers.status(payer.user_id, intent.attempt_id)
+        assert (view.confirmations, view.confirmations_needed) == (MIN_CONFIRMATIONS, 100)
+        with pytest.raises(WrongChain):
+            await strangers.submit(payer.user_id, intent.attempt_id, sent)
+        await engine.handle(intent.attempt_id).terminate("a test")
+        with pytest.raises(WrongChain):
+            await strangers.pick_up(payer.user_id, intent.attempt_id)
+
+
+async def _pending(engine: Engine, workflow_id: str, words: str) -> list[Any]:
+    """The workflow's pending activities, once a failure of theirs says `words`."""
+    found: list[Any] = []
+
+    async def says() -> bool:
+        description = await engine.namespace.client.get_workflow_handle(workflow_id).describe()
+        found[:] = description.raw_description.pending_activities
+        return any(words in pending.last_failure.message for pending in found)
+
+    await wait_until(says, timeout_seconds=PATIENCE_SECONDS, what=f"an activity that says {words!r}")
+    return found
