@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from activities.contracts import Rescan
+from activities.contracts import CreditedPayment, Rescan
+from activities.finality import FinalityActivities
 from commands.connections import chain_reader, payment_policy
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.attempt import AttemptStatus
 from domain.errors import WrongChain
+from domain.verdict import terms_of
 from settings import load
 from starter.client import PaymentsClient
 from tests.chains.conftest import (
     FINAL_AFTER,
+    OTHER_CHAIN_ID,
     OtherWorker,
     as_before,
     becomes_final,
@@ -31,6 +37,7 @@ from workflows.jobs.rescan_chain import RescanChain
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 CREDITS = {"credits_purchase": 1_000_000_000, "platform_revenue_share": 750_000_000}
+OTHER_HEIGHT: Final = 10**9
 
 
 async def keep_house(engine: Engine, chain_id: int) -> HousekeepingResult:
@@ -182,3 +189,35 @@ async def _pending(engine: Engine, workflow_id: str, words: str) -> list[Any]:
 
     await wait_until(says, timeout_seconds=PATIENCE_SECONDS, what=f"an activity that says {words!r}")
     return found
+
+
+@pytest.mark.parametrize("remembered", [[OTHER_HEIGHT, OTHER_CHAIN_ID], [OTHER_HEIGHT], [], ["words"]])
+async def test_the_height_of_another_chain_is_not_the_one_at_which_a_payment_was_missed_first(
+    engine: Engine, remembered: list[Any]
+) -> None:
+    """What an activity remembers from one call to the next names its chain; what an earlier version wrote does not."""
+    payer, intent = await engine.intent()
+    await engine.credit_without_bonus(payer, intent)
+    await engine.chain.reorg(MIN_CONFIRMATIONS)
+    await engine.chain.mine(1)
+    finality = FinalityActivities(
+        engine.reader, engine.service, policy=engine.settings.finality_policy, block_time=engine.settings.block_time
+    )
+    attempt = await engine.attempt(intent.attempt_id)
+    payment = CreditedPayment(
+        attempt_id=attempt.id,
+        owner_user_id=attempt.owner_user_id,
+        billing_account_id=attempt.billing_account_id,
+        terms=terms_of(attempt),
+    )
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, heartbeat_details=remembered)
+    heard: list[tuple[Any, ...]] = []
+    environment.on_heartbeat = lambda *details: heard.append(details)
+    with pytest.raises(ApplicationError) as caught:
+        await environment.run(finality.await_finality, payment)
+    head = await engine.chain.block_number()
+    # Without a chain it is believed: that makes the payment wait longer, and never shorter than its own height says.
+    expected = OTHER_HEIGHT if remembered == [OTHER_HEIGHT] else head
+    assert caught.value.details[0].missing_since_head == expected
+    assert heard == ([] if expected == OTHER_HEIGHT else [(head, engine.chain.chain_id)])

@@ -23,7 +23,7 @@ from starter import remedies as starter
 from starter.remedies import carry_out, start_remedy
 from tests.reconciliation.planting import REASON, find_receipt, find_transfer, take
 from tests.support.engine import RESULT_TIMEOUT, Engine
-from tests.support.payments import CHAIN_ID, SHARE, Desk
+from tests.support.payments import CHAIN_ID, SHARE, TREASURY, Desk
 from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import query, scalar
 from workflows.naming import resolve_workflow_id
