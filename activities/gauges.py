@@ -52,8 +52,12 @@ FINALITY_OLDEST: Final = Gauge(
 )
 BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credits that the system tenant holds")
 HEARTBEAT: Final = Gauge("settle_heartbeat_timestamp_seconds", "When the last governance heartbeat was taken")
-RECONCILED: Final = Gauge("settle_reconciliation_timestamp_seconds", "When the last reconciliation came to its end")
-RECONCILIATION_CLOSES: Final = Gauge("settle_reconciliation_closes", "1 where the last reconciliation closed, 0 if not")
+RECONCILED: Final = Gauge(
+    "settle_reconciliation_timestamp_seconds", "When a chain's last reconciliation came to its end", ["chain"]
+)
+RECONCILIATION_CLOSES: Final = Gauge(
+    "settle_reconciliation_closes", "1 where a chain's last reconciliation closed, 0 if not", ["chain"]
+)
 REFRESHED: Final = Gauge(
     "settle_gauges_refreshed_timestamp_seconds", "When the gauges that the database sets were last set"
 )
@@ -91,7 +95,7 @@ class DatabaseGauges:
             readings = await read_gauges(connection, chain_id=self._chain_id)
             for level in self._sizes:
                 await self._read_finality(connection, level)
-        _set(readings)
+        _set(readings, self._chain_id)
         UNREAD_BLOCKS.labels(self._chain_id).set(readings.unread_blocks)
         REFRESHED.set_to_current_time()
 
@@ -156,7 +160,7 @@ class PreconditionGauge:
         PRECONDITIONS_MET.labels(self._chain_id).set(found.state is State.MET)
 
 
-def _set(readings: Readings) -> None:
+def _set(readings: Readings, chain_id: int) -> None:
     for status in OPEN_STATUSES:
         for purpose in Purpose:
             count = readings.open_attempts.get((status.value, purpose.value), 0)
@@ -169,14 +173,15 @@ def _set(readings: Readings) -> None:
         FINDINGS.labels(kind.value).set(found.findings if found else 0)
         FINDINGS_VALUE.labels(kind.value).set(found.value_raw if found else 0)
         FINDINGS_OLDEST.labels(kind.value).set(found.oldest_seconds if found else 0.0)
-    for chain_id, cursor in readings.cursors.items():
-        CURSOR_LAG.labels(chain_id).set(cursor.lag_blocks)
-        CURSOR_AGE.labels(chain_id).set(cursor.age_seconds)
-    for gauge, moment in ((HEARTBEAT, readings.last_heartbeat_at), (RECONCILED, readings.last_reconciled_at)):
-        if moment is not None:
-            gauge.set(moment.timestamp())
+    for followed, cursor in readings.cursors.items():
+        CURSOR_LAG.labels(followed).set(cursor.lag_blocks)
+        CURSOR_AGE.labels(followed).set(cursor.age_seconds)
+    if readings.last_heartbeat_at is not None:
+        HEARTBEAT.set(readings.last_heartbeat_at.timestamp())
+    # Also where there was none: that no other chain's stands for it.
+    reconciled_at = readings.last_reconciled_at
+    RECONCILED.labels(chain_id).set(reconciled_at.timestamp() if reconciled_at is not None else 0)
+    RECONCILIATION_CLOSES.labels(chain_id).set(bool(readings.reconciliation_closes))
     if readings.system_tenant_balance_credits is not None:
         BALANCE.set(readings.system_tenant_balance_credits)
-    if readings.reconciliation_closes is not None:
-        RECONCILIATION_CLOSES.set(readings.reconciliation_closes)
     observe_books(dict.fromkeys(CHECK_NAMES, 0) | readings.books_violations, readings.books_checked_at)
