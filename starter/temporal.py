@@ -37,7 +37,7 @@ from domain.errors import (
     TemporalUnavailable,
 )
 from domain.setting_values import Unusable, clean_text, host_and_port
-from workflows.naming import SEARCH_ATTRIBUTES, task_queue
+from workflows.naming import RESOLVE_FINDING, SEARCH_ATTRIBUTES, VERIFY_AND_SETTLE, WATCH_CHAIN, task_queue
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 RPC_TIMEOUT: Final = timedelta(seconds=5)
@@ -286,6 +286,17 @@ async def count_pollers(client: Client, chain_id: int | None) -> int:
     with answered(client):
         answer = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
     return len({poller.identity for poller in answer.pollers})
+
+
+async def count_left_behind(client: Client) -> int:
+    """Runs of chains that still are on the queue which all chains shared up to schema revision 0003.
+
+    Raises `TemporalUnavailable`.
+    """
+    types = ", ".join(f"'{name}'" for name in (VERIFY_AND_SETTLE, WATCH_CHAIN, RESOLVE_FINDING))
+    query = f"TaskQueue = '{task_queue(None)}' AND ExecutionStatus = 'Running' AND WorkflowType IN ({types})"
+    with answered(client):
+        return (await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)).count
 
 
 def refusal_of(error: SettleError) -> str | None:

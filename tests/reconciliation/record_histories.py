@@ -25,6 +25,7 @@ from devstack.temporal import EmbeddedTemporal
 from domain.errors import RemedyRefused
 from domain.findings import FindingKind, Remedy
 from domain.remedies import RemedyRequest, TakenRemedy
+from devstack.chain import LOCAL_CHAIN_ID
 from starter.remedies import start_remedy
 from starter.temporal import connect
 from tests.support.servers import TASK_QUEUE
@@ -62,7 +63,7 @@ async def mint_bonus_of_credit(taken: TakenRemedy) -> MintedBonus:
 
 
 async def _record(client: Client, name: str) -> dict[str, Any]:
-    request = RemedyRequest(finding_id=UUID(int=1), remedy=PATHS[name], operator="ada", reason="why")
+    request = RemedyRequest(finding_id=UUID(int=1), remedy=PATHS[name], operator="ada", reason="why", chain_id=LOCAL_CHAIN_ID)
     handle = await start_remedy(client, request)
     try:
         await handle.result()

@@ -35,7 +35,7 @@ BONUS = 37_500_000
 
 def asked(finding_id: UUID, remedy: Remedy = Remedy.CREDIT, **options: Any) -> RemedyRequest:
     """What an operator asks for."""
-    return parse_request(finding_id, remedy, operator="ada", reason=REASON, **options)
+    return parse_request(finding_id, remedy, operator="ada", reason=REASON, chain_id=CHAIN_ID, **options)
 
 
 def worker(namespace: Namespace, remedies: RemedyActivities | None, *activities: Any) -> Worker:

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -154,7 +155,7 @@ async def test_cloud_has_a_command_of_its_own(address: str, namespace: str, comm
 async def test_a_refusal_is_not_silence(namespace: Namespace, refusal: Refusal, word: str) -> None:
     async with gated(namespace, {}) as (gate, client):
         gate.refusals[WORKFLOW] = refusal
-        for ask in (is_serving, count_pollers):
+        for ask in (is_serving, partial(count_pollers, chain_id=None)):
             with pytest.raises(SettleError) as refused:
                 await ask(client)
             assert word in refused.value.message
