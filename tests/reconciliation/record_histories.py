@@ -20,12 +20,12 @@ from temporalio.worker import Worker
 
 from activities.contracts import MintedBonus
 from activities.errors import DomainErrors
+from devstack.chain import LOCAL_CHAIN_ID
 from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from domain.errors import RemedyRefused
 from domain.findings import FindingKind, Remedy
 from domain.remedies import RemedyRequest, TakenRemedy
-from devstack.chain import LOCAL_CHAIN_ID
 from starter.remedies import start_remedy
 from starter.temporal import connect
 from tests.support.servers import TASK_QUEUE
@@ -63,7 +63,9 @@ async def mint_bonus_of_credit(taken: TakenRemedy) -> MintedBonus:
 
 
 async def _record(client: Client, name: str) -> dict[str, Any]:
-    request = RemedyRequest(finding_id=UUID(int=1), remedy=PATHS[name], operator="ada", reason="why", chain_id=LOCAL_CHAIN_ID)
+    request = RemedyRequest(
+        finding_id=UUID(int=1), remedy=PATHS[name], operator="ada", reason="why", chain_id=LOCAL_CHAIN_ID
+    )
     handle = await start_remedy(client, request)
     try:
         await handle.result()
