@@ -324,7 +324,14 @@ async def resolve_all(
                 page = await findings.page_findings(connection, wanted, sort=Sort.OLDEST, after=after, limit=BULK_PAGE)
             await bulk.resolve(
                 [
-                    parse_request(finding.id, remedy, operator=operator, reason=reason, refund_tx_hash=refund_tx)
+                    parse_request(
+                        finding.id,
+                        remedy,
+                        operator=operator,
+                        reason=reason,
+                        refund_tx_hash=refund_tx,
+                        chain_id=finding.chain_id,
+                    )
                     for finding in page.findings
                 ]
             )
