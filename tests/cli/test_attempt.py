@@ -210,7 +210,9 @@ async def test_the_doctor_finds_what_is_missing_and_says_yes_when_nothing_is(eng
         "CHAIN_RPC_URLS": f"http://127.0.0.1:{quiet_port()}/v2/sekret",
         "TEMPORAL_ADDRESS": "x:1",
     }
-    broken = await _run(dead, tmp_path, "doctor")
+    broken = await _run(dead, tmp_path, "doctor", "--json")
     assert broken.exit_code == 1
-    assert broken.stdout.count("NOT OK") == 4
+    assert {check["name"] for check in broken.json()["checks"] if not check["ok"]} == {
+        "Temporal", "workers", "chain nodes", "finality", "token and treasury",
+    }  # fmt: skip
     assert "sekret" not in broken.stdout + broken.stderr
