@@ -30,6 +30,9 @@ CATCHES_UP_BLOCKS: Final = 5
 
 WAITS_MAX: Final = timedelta(minutes=1)
 
+YOUNG_CHAIN_BLOCKS: Final = 32
+"""A chain of fewer blocks has had no time to make one final: twice what the chain of `settle up` needs."""
+
 
 async def check_watcher(settings: Settings) -> str:
     """Where the watch of the chain is, what it waits for, and what it has not read.
@@ -151,10 +154,12 @@ async def _describe_level(
         number = reached_by_tag(level.value, blocks)
     except ChainUnavailable as error:
         return f"{error.message}; credited payments wait for ever, or until FINALITY names what the nodes know", False
+    head = max((block.head_number for block in blocks if block.head_number is not None), default=number)
+    if number == 0 and head < YOUNG_CHAIN_BLOCKS:
+        return f"no block is {level.value} yet: the chain has {head} blocks", True
     if number == 0:
         reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
         return f"the nodes know no {level.value} block but the chain's first: {reasons}", False
-    head = max((block.head_number for block in blocks if block.head_number is not None), default=number)
     words = f"{level.value} is block {number}, {max(head - number, 0)} below the head{_dissent(blocks)}"
     if head - number > blocks_max:
         return f"{words}: more than {blocks_max}, it stands still", False

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import pytest
 
-from commands.chain_checks import check_finality, check_watcher
+from commands.chain_checks import YOUNG_CHAIN_BLOCKS, check_finality, check_watcher
 from domain.chain import TransferScope
 from domain.errors import ChainUnavailable
 from settings import Settings, load
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.cli.command import settle
 from tests.support.engine import Engine
+from tests.support.servers import running_chain
 from tests.support.sql import connect
 
 NO_CHANGES: Final[Mapping[str, str]] = {}
@@ -60,6 +61,17 @@ async def test_a_tag_that_makes_nothing_final_is_not_ok(engine: Engine, answer: 
     async with nodes(engine) as (settings, [node]):
         assert "finalized is block" in await check_finality(settings)
         node.name_tag("finalized", answer)
+        with pytest.raises(ChainUnavailable, match="know no finalized block"):
+            await check_finality(settings)
+
+
+async def test_a_chain_of_a_few_blocks_is_ok_although_nothing_is_final_yet(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with running_chain(tmp_path_factory.mktemp("young-chain")) as young:
+        settings = load({**engine.variables, "CHAIN_RPC_URLS": young.url, "FINALITY": "finalized"})
+        assert "no block is finalized yet" in await check_finality(settings)
+        await young.mine(YOUNG_CHAIN_BLOCKS)
         with pytest.raises(ChainUnavailable, match="know no finalized block"):
             await check_finality(settings)
 
