@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := activities api bench chain commands db devstack domain starter telemetry tests workflows cli.py settings.py worker.py
+SOURCES := activities api bench chain commands db devstack domain services starter telemetry tests workflows cli.py composition.py \
+	settings.py worker.py
 # Most tests wait for a server, not for a processor.
 TEST_PROCESSES ?= 4
 # make lock UPGRADE=--upgrade takes the newest releases

@@ -23,14 +23,14 @@ import click
 
 from commands.entry import INTERRUPTED, interrupt_as_usual
 from commands.output import ANSWER_IS_NO, DONE, WRONG_USE, print_json, progress
-from domain.attempt import Purpose
 from domain.errors import ConfigurationError, InvalidInput, SettleError
-from domain.findings import FindingKind, Remedy
 from domain.identifiers import parse_attempt_id
+from domain.operations.findings import FindingKind, Remedy
+from domain.payments.attempt import Purpose
 from settings import Settings, environment, load, name_warnings
 
 if TYPE_CHECKING:
-    from db.findings import FindingFilter
+    from db.operations.findings import FindingFilter
 
 P = ParamSpec("P")
 
@@ -294,7 +294,7 @@ async def worker(context: Context) -> None:
 @service
 async def api(context: Context) -> None:
     """Serve the HTTP interface and the Credits page on API_HOST and API_PORT until SIGTERM."""
-    from commands.api import run_api
+    from api.process import run_api
 
     await run_api(context.settings, context.variables)
 
@@ -533,7 +533,7 @@ def _finding_filter(
     with_resolved: bool = False,
 ) -> FindingFilter:
     from chain.addresses import checksum_address
-    from db.findings import FindingFilter
+    from db.operations.findings import FindingFilter
 
     return FindingFilter(
         kinds=tuple(FindingKind(kind) for kind in kinds) or None,
@@ -578,7 +578,7 @@ async def findings_list(
 ) -> None:
     """List findings, what is worth most first, with how many there are and what they are worth in all."""
     from commands.findings import list_findings as run
-    from db.findings import Sort
+    from db.operations.findings import Sort
 
     await run(
         context.settings,

@@ -24,14 +24,14 @@ from chain.addresses import checksum_address
 from db.address import EXPECTED as _POSTGRES_WANTS
 from db.address import normalize_address
 from domain.errors import ConfigurationError, InvalidInput
-from domain.finality import FinalityLevel, FinalityPolicy
-from domain.findings import DEFAULT_DUST_BELOW_RAW
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
     DEFAULT_PAYMENT_MIN_USD_CENTS,
     DEFAULT_REVENUE_SHARE,
     raw_for_usd_cents,
 )
+from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
+from domain.payments.finality import FinalityLevel, FinalityPolicy
 
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"

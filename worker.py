@@ -21,45 +21,46 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
-from activities.announcements import AnnouncementActivities, Publish
-from activities.bookkeeping import BookkeepingActivities
-from activities.errors import DomainErrors
-from activities.finality import FinalityActivities
-from activities.gauges import DatabaseGauges, PreconditionGauge, kept_fresh
-from activities.governance import GovernanceActivities
-from activities.housekeeping import HousekeepingActivities, Resume
-from activities.metrics import observe_rpc_request
+from activities.interceptors import DomainErrors
+from activities.ledger.integrity_scan import BookkeepingActivities
+from activities.operations.events import AnnouncementActivities
+from activities.operations.governance import GovernanceActivities
+from activities.operations.housekeeping import HousekeepingActivities, Resume
+from activities.operations.reconciliation import Reconciliation, ReconciliationActivities
+from activities.operations.resolutions import RemedyActivities
 from activities.own_chain import OwnChain
-from activities.payer import PayerActivities
-from activities.reconciliation import Reconciliation, ReconciliationActivities
-from activities.remedies import RemedyActivities
-from activities.scanning import ChainScan
-from activities.system_tenant import SystemTenantActivities
-from activities.transfers import Submit, TransferDesk
-from activities.verification import VerificationActivities
-from activities.watching import ScopeWatch, ScopeWatches, WatchingActivities
+from activities.payments.finality import FinalityActivities
+from activities.payments.payer import PayerActivities
+from activities.payments.system_tenant import SystemTenantActivities
+from activities.payments.verification import VerificationActivities
+from activities.transfers.watch_chain import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
-from commands.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
-from commands.clocks import clock_watch
-from commands.connections import payment_policy, standing_workflows
+from composition import payment_policy, standing_workflows
 from db.clock import estimated_now
-from db.destinations import note_destination
 from db.engine import ServiceDatabase, SettlementDatabase
-from db.housekeeping import UnfinishedPayment
+from db.operations.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_settlement_database, check_writes
+from db.transfers.destinations import note_destination
 from domain.chain import TransferScope
 from domain.errors import ConfigurationError
-from domain.watching import Promise
+from domain.operations.events import Publish
+from domain.transfers.watching import Promise
+from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
+from services.operations.clocks import clock_watch
+from services.operations.gauges import DatabaseGauges, PreconditionGauge, kept_fresh
+from services.transfers.block_scanner import ChainScan
+from services.transfers.matcher import Submit, TransferDesk
 from settings import Settings
-from starter.client import PaymentsClient
+from starter.payments import PaymentsClient
 from starter.progress import read_workflow
-from starter.remedies import start_remedy
-from starter.standing import start_missing
+from starter.resolutions import start_remedy
+from starter.singletons import start_missing
 from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
+from telemetry.metrics.worker import observe_rpc_request
 from workflows.jobs import discover
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 from workflows.resolve_finding import ResolveFinding

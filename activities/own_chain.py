@@ -7,8 +7,9 @@ from uuid import UUID
 
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from db import attempts, findings
 from db.engine import ServiceDatabase
+from db.operations import findings
+from db.payments import attempts
 from domain.chain import require_own_chain
 
 

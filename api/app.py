@@ -8,10 +8,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api import auth, health, operators, pages, payments
-from api.bodies import BODY_BYTES_MAX
+from api import health
+from api.accounts import routes as auth
 from api.health import Readiness
-from api.middleware import (
+from api.http.bodies import BODY_BYTES_MAX
+from api.http.middleware import (
     ANSWER_SECONDS_MAX,
     BODY_SECONDS_MAX,
     AnswerInTime,
@@ -21,9 +22,12 @@ from api.middleware import (
     SameOriginOnly,
     SecurityHeaders,
 )
-from api.openapi import TAGS, Api
-from api.problems import install_problem_handlers
-from api.services import Services
+from api.http.openapi import TAGS, Api
+from api.http.problems import install_problem_handlers
+from api.operators import pages as operators
+from api.pages import credits as pages
+from api.payments import routes as payments
+from api.resources import Services
 
 DESCRIPTION = """\
 Prepaid credits, bought with USDC.

@@ -18,8 +18,8 @@ from api.models import (
     LedgerEntry,
     SessionAnswer,
 )
-from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
-from domain.sign_in import new_challenge
+from domain.accounts.sign_in import new_challenge
+from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
 from starter.models import AttemptView, Intent
 
 ATTEMPT_ID: Final = UUID("5f3c1e5e-8a4e-4c0f-9d2b-6a1f0c7e9b10")

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api import examples
-from api.dependencies import ApiServices
+from api.http.dependencies import ApiServices
+from api.http.openapi import answered
 from api.models import Health
-from api.openapi import answered
-from api.services import Services
+from api.resources import Services
 from telemetry.health import run_checks
 
 READINESS_SECONDS: Final = 1.0

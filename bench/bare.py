@@ -14,7 +14,7 @@ from uuid import UUID
 from temporalio import activity, workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.contracts import (
+    from activities.messages import (
         AttemptEnding,
         BonusToMint,
         CreditedPayment,
@@ -26,10 +26,10 @@ with workflow.unsafe.imports_passed_through():
         SettlementResult,
         Submission,
     )
-    from domain.attempt import AttemptStatus
-    from domain.finality import Final as FinalPayment
-    from domain.finality import FinalityLevel
-    from domain.verdict import PaymentTerms, SettledTransfer, Verified
+    from domain.payments.attempt import AttemptStatus
+    from domain.payments.finality import Final as FinalPayment
+    from domain.payments.finality import FinalityLevel
+    from domain.payments.verification import PaymentTerms, SettledTransfer, Verified
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE
     from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
     from workflows.verify_and_settle import LOOKS_AFTER_THE_CREDIT

@@ -21,11 +21,11 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from activities.bookkeeping import OLD_STEPS, check_all_books, check_books
+from activities.ledger.integrity_scan import OLD_STEPS, check_all_books, check_books
 from commands.output import grouped, progress, stdout, table
-from db import books_check
-from db.books import SHOWN_MAX, find_violations
 from db.engine import ServiceDatabase
+from db.ledger import integrity_scan as books_check
+from db.ledger.invariants import SHOWN_MAX, find_violations
 from db.migrate import migrate
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.postgres import EmbeddedPostgres

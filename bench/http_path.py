@@ -21,12 +21,12 @@ from eth_utils.crypto import keccak
 from bench.report import CallLatency, HttpPath, Latency
 from bench.rounds import Deadline, at_once
 from bench.settlements import AMOUNT_CENTS, COMPLETION_TIMEOUT
-from db import attempts
 from db.engine import ServiceDatabase
+from db.payments import attempts
 from devstack.chain import MAX_FEE_WEI, PRIORITY_FEE_WEI, TRANSFER_GAS, LocalChain, Wallet, call_data
-from domain.attempt import AttemptStatus, ClientStatus
 from domain.errors import SettlementFailed
 from domain.money import raw_for_usd_cents
+from domain.payments.attempt import AttemptStatus, ClientStatus
 
 BLOCK_TIME_SECONDS: Final = 1
 

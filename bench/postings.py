@@ -14,14 +14,15 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
 from bench.rounds import Side, Work, at_once
-from db import ledger, payments
-from db.accounts import Payer, provision_wallet
+from db.accounts.wallets import Payer, provision_wallet
 from db.engine import SESSION_SETTINGS, ServiceDatabase, SettlementDatabase, TenantDatabase
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from db.ledger import entries as ledger
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import Posting, Reason
+from domain.ledger.entries import Posting, Reason
 from domain.money import DEFAULT_REVENUE_SHARE, raw_for_usd_cents
-from domain.verdict import SettledTransfer
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.verification import SettledTransfer
+from services.payments import lifecycle as payments
 from worker import DATABASE_CONNECTIONS
 
 CONNECTIONS: Final = DATABASE_CONNECTIONS

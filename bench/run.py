@@ -23,18 +23,19 @@ from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, HttpPath, Measured, Rang
 from bench.rounds import Comparison, Deadline, Side, Spread, compare, measure
 from bench.settlements import IN_FLIGHT_MAX, BareSettlements, Settlements, Till
 from chain.reader import ChainReader
-from commands.connections import payment_policy
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
-from db import books, ledger
+from composition import payment_policy
 from db.address import format_address, parse_address
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.ledger import entries as ledger
+from db.ledger import invariants as books
 from devstack.errors import PartFailedError
 from devstack.processes import wait_until
 from devstack.stack import until_signalled
-from domain.ledger import Reason
+from domain.ledger.entries import Reason
 from settings import Settings
-from starter.client import PaymentsClient
+from starter.payments import PaymentsClient
 from starter.temporal import connect
 from telemetry.logs import configure
 from worker import build_worker

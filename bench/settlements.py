@@ -19,17 +19,17 @@ from temporalio.common import (
 )
 from temporalio.exceptions import TemporalError
 
-from activities.contracts import RecordedSubmission, Settlement, SettlementResult, Submission
+from activities.messages import RecordedSubmission, Settlement, SettlementResult, Submission
 from bench.bare import BARE_TASK_QUEUE, BareSettlement, bare_workflow_id
 from bench.rounds import Side, at_once
-from db.accounts import Payer
+from db.accounts.wallets import Payer
 from devstack.chain import LocalChain, Wallet, payer_wallets
-from domain.attempt import AttemptStatus, Purpose
 from domain.errors import SettlementFailed
 from domain.money import credits_for_usd_cents
-from domain.verdict import PaymentTerms
-from starter.client import PaymentsClient
+from domain.payments.attempt import AttemptStatus, Purpose
+from domain.payments.verification import PaymentTerms
 from starter.models import Intent
+from starter.payments import PaymentsClient
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,

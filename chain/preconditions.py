@@ -1,7 +1,7 @@
 """What must be true of the chain before money may be credited, asked of every node and decided by most of them.
 
 Written once: `settle doctor` reports it, a worker refuses to start without it, and no verdict on a payment is final
-before it was confirmed at or after the payment's block. Decided as receipts are (`chain.opinions`): a claim counts when
+before it was confirmed at or after the payment's block. Decided as receipts are (`chain.quorum`): a claim counts when
 its votes outnumber all others, so one node that lies neither stops the others nor gets anything credited.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from chain.opinions import Silence, reached_by_most
+from chain.quorum import Silence, reached_by_most
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
 

@@ -2,7 +2,7 @@
 
 `look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
 follows from it. While no endpoint works, one look at a time finds out whether that is still so. Judging is
-`domain.verdict`'s work. `deployless_call` asks all of them and takes nothing but one common answer.
+`domain.payments.verification`'s work. `deployless_call` asks all of them and takes nothing but one common answer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
+from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, HeadMark, Standing
 from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
-from chain.opinions import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included, reached_by_most
 from chain.preconditions import TokenAnswer
+from chain.quorum import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included, reached_by_most
 from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
@@ -34,12 +35,11 @@ from chain.rpc import (
     labels,
     open_session,
 )
-from chain.standing import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, HeadMark, Standing
 from chain.wire import read_data, read_head, read_header, read_quantity, read_receipt, read_tagged_header
 from domain.chain import BlockHeader, ChainHead, ChainView, MinedBlock, Receipt, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, InvalidInput
-from domain.finality import Sighting
 from domain.identifiers import parse_address, parse_tx_hash
+from domain.payments.finality import Sighting
 
 log = logging.getLogger(__name__)
 

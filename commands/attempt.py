@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from chain.addresses import checksum_address
-from commands.connections import chain_reader, payments_client, service_database
 from commands.output import grouped, print_json, stdout, table
-from db import attempts, findings
-from domain.attempt import AttemptStatus, Purpose
+from composition import chain_reader, payments_client, service_database
+from db.operations import findings
+from db.payments import attempts
 from domain.errors import AttemptNotFound, InvalidInput, PayerRefused
 from domain.identifiers import parse_tx_hash
+from domain.payments.attempt import AttemptStatus, Purpose
 from settings import Settings
 from starter.diagnosis import Diagnosis, diagnose
 from starter.models import AttemptView

@@ -7,12 +7,12 @@ from math import inf
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from activities.scanning import ChainScan
-from commands.connections import chain_reader, service_database
 from commands.output import print_json, progress, stdout
-from db.gaps import list_gaps
-from db.scopes import WatchedScope, list_watched_scopes
+from composition import chain_reader, service_database
+from db.transfers.gaps import list_gaps
+from db.transfers.scopes import WatchedScope, list_watched_scopes
 from domain.errors import ChainUnavailable, InvalidInput
+from services.transfers.block_scanner import ChainScan
 from settings import Settings
 
 

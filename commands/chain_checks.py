@@ -7,16 +7,16 @@ from datetime import timedelta
 from typing import Final
 
 from chain.reader import ChainReader, TaggedBlock, reached_by_tag
-from commands.connections import chain_reader, service_database
+from composition import chain_reader, service_database
 from db.clock import estimated_now
 from db.engine import ServiceDatabase
-from db.finality import find_oldest_waiting
-from db.gaps import Gap, list_gaps
-from db.scopes import WatchedScope, list_promises, list_watched_scopes
+from db.payments.finality import find_oldest_waiting
+from db.transfers.gaps import Gap, list_gaps
+from db.transfers.scopes import WatchedScope, list_promises, list_watched_scopes
 from domain.chain import ChainHead, TransferScope
 from domain.errors import ChainUnavailable
-from domain.finality import LATE_AFTER, FinalityLevel
-from domain.watching import Promise, is_same_scope, old_promises
+from domain.payments.finality import LATE_AFTER, FinalityLevel
+from domain.transfers.watching import Promise, is_same_scope, old_promises
 from settings import Settings
 
 BEHIND_BLOCKS_MAX: Final = 150

@@ -19,23 +19,25 @@ import psycopg
 from rich.console import Console
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from commands.connections import payments_client, service_database
 from commands.local_system import LocalSystem
 from commands.output import grouped, print_json, progress, stdout, table
-from db import accounts, books, ledger
-from db.accounts import Payer
+from composition import payments_client, service_database
+from db.accounts import wallets as accounts
+from db.accounts.wallets import Payer
 from db.engine import ServiceDatabase
+from db.ledger import entries as ledger
+from db.ledger import invariants as books
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.database import DATABASE
 from devstack.stack import until_signalled
-from domain.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from domain.errors import DemoFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import Reason, Side
+from domain.ledger.entries import Reason, Side
 from domain.money import RAW_PER_USD_CENT, credits_for_usd_cents, revenue_share_credits
-from starter.client import PaymentsClient
+from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from starter.diagnosis import workflow_url
 from starter.models import Intent
+from starter.payments import PaymentsClient
 from starter.progress import read_workflow
 from starter.temporal import connect
 from workflows.naming import workflow_id

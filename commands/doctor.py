@@ -12,11 +12,11 @@ from typing import Any, Final
 import aiohttp
 from temporalio.client import Client
 
-from activities.bookkeeping import check_all_books, check_books
+from activities.ledger.integrity_scan import check_all_books, check_books
 from chain.preconditions import SettlementPreconditions, State
 from commands.chain_checks import check_finality, check_watcher
-from commands.clocks import ChainClock
-from commands.connections import (
+from commands.output import grouped, print_json, progress, stdout, table
+from composition import (
     CONNECTIONS,
     chain_reader,
     payment_policy,
@@ -24,11 +24,11 @@ from commands.connections import (
     settlement_database,
     tenant_database,
 )
-from commands.output import grouped, print_json, progress, stdout, table
-from db import attempts, books_check
-from db.books import SHOWN_MAX
 from db.clock import measure_host_offset
 from db.engine import OperatorDatabase
+from db.ledger import integrity_scan as books_check
+from db.ledger.invariants import SHOWN_MAX
+from db.payments import attempts
 from db.startup import check_operator_database, check_writes
 from domain.clocks import ClockOffsets, in_words
 from domain.errors import (
@@ -40,6 +40,7 @@ from domain.errors import (
     SettleError,
     TemporalUnavailable,
 )
+from services.operations.clocks import ChainClock
 from settings import Settings
 from starter.temporal import (
     connect,

@@ -14,15 +14,16 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from temporalio.client import Client
 
-from commands.connections import payments_client, service_database
 from commands.output import grouped, print_json, progress, stdout, table
-from db import attempts, findings, remedies
+from composition import payments_client, service_database
 from db.engine import ServiceConnection
-from db.findings import FindingFilter, FindingsPage, FindingTotals, Sort
-from db.remedies import Action
+from db.operations import findings, resolutions
+from db.operations.findings import FindingFilter, FindingsPage, FindingTotals, Sort
+from db.operations.resolutions import Action
+from db.payments import attempts
 from domain.errors import AttemptNotFound, InvalidInput, Refusal, RemedyRefused, WrongChain
-from domain.findings import ALARMS, REMEDIES, FindingKind, Remedy
-from domain.remedies import (
+from domain.operations.findings import ALARMS, REMEDIES, FindingKind, Remedy
+from domain.operations.resolutions import (
     RemedyRequest,
     StoredFinding,
     TakenRemedy,
@@ -32,7 +33,7 @@ from domain.remedies import (
     parse_request,
 )
 from settings import Settings
-from starter.remedies import carry_out
+from starter.resolutions import carry_out
 from starter.temporal import connect
 
 LISTED_MAX: Final = 1_000
@@ -229,7 +230,7 @@ async def show(settings: Settings, *, prefix: str, as_json: bool) -> None:
     """One finding, with its remedies and what operators have done about it. Raises `FindingNotFound`."""
     async with service_database(settings) as database, database.transaction() as connection:
         finding = await _find(connection, prefix)
-        actions = await remedies.list_actions(connection, finding_id=finding.id)
+        actions = await resolutions.list_actions(connection, finding_id=finding.id)
     can = _remedies(finding) if finding.is_open else ()
     if as_json:
         print_json(
@@ -500,7 +501,7 @@ async def retry_attempt(
             raise RemedyRefused(f"attempt {attempt_id} is {attempt.status.value}{end}: there is nothing to try again")
         # First who wants it: nothing is done that is not in the audit trail.
         async with service.transaction() as connection:
-            await remedies.insert_action(
+            await resolutions.insert_action(
                 connection, action=Remedy.RETRY, operator=operator, reason=reason, attempt_id=attempt_id
             )
         started = await client.pick_up(attempt.owner_user_id, attempt_id)

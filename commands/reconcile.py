@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from activities.reconciliation import Reconciliation
-from commands.connections import payments_client, service_database
+from activities.operations.reconciliation import Reconciliation
 from commands.output import grouped, print_json, progress, stdout, table
+from composition import payments_client, service_database
 from domain.errors import InvalidInput
-from domain.reconciliation import Difference, Report
+from domain.operations.reconciliation import Difference, Report
 from settings import Settings
-from starter.remedies import start_remedy
+from starter.resolutions import start_remedy
 from starter.temporal import connect
 
 SHOWN_MAX: Final = 50

@@ -9,12 +9,12 @@ from typing import Any
 
 from temporalio.client import Client
 
-from commands.connections import standing_workflows
 from commands.output import print_json, progress, stdout, table
+from composition import standing_workflows
 from settings import Settings
 from starter.schedule_file import load_schedules
 from starter.schedules import Change, Planned, ScheduleView, apply_schedules, plan_schedules, read_schedules
-from starter.standing import StandingWorkflow, list_missing, start_missing
+from starter.singletons import StandingWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from workflows.jobs import discover
 

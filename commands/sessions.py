@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from chain.addresses import checksum_address
-from commands.connections import service_database
 from commands.output import print_json, stdout
-from db.sessions import end_sessions_of_wallet
+from composition import service_database
+from db.accounts.sessions import end_sessions_of_wallet
 from settings import Settings
 
 

@@ -1,4 +1,4 @@
-"""What a chain node said, as plain values. Reading it is `chain/`'s work; judging it is `domain.verdict`'s."""
+"""What a chain node said, as plain values. `chain/` reads it, `domain.payments.verification` evaluates it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from domain.matching import CLOCK_SLACK
+from domain.transfers.matching import CLOCK_SLACK
 
 HOST_OFFSET_MAX: Final = timedelta(seconds=60)
 """Nothing is decided by a host's clock; log lines, certificates and what people are shown are."""

@@ -39,7 +39,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
     └── SettlementFailed        a settlement that the bench started did not end as it has to
 
 A class is an error's one place: its `code`, its `category` and its `title`. From these come the HTTP status and the
-document (`api/problems.py`), the way through Temporal and back (`activities/errors.py`) and
+document (`api/http/problems.py`), the way through Temporal and back (`activities/interceptors.py`) and
 `docs/errors.md`. A new class is in all of them because it is here; a test demands it.
 """
 

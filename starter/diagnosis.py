@@ -12,14 +12,15 @@ from pydantic import Field
 from temporalio.client import Client
 
 from chain.reader import ChainReader
-from db import attempts, ledger
 from db.clock import estimated_now, read_clock
 from db.engine import OperatorDatabase, ServiceDatabase
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from db.ledger import entries as ledger
+from db.payments import attempts
 from domain.errors import AttemptNotFound, SettleError
-from domain.ledger import Reason
-from domain.matching import renewal_id
-from domain.verdict import Refused, Verdict, Verified, Waiting, judge, terms_of
+from domain.ledger.entries import Reason
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.verification import Refused, Verdict, Verified, Waiting, judge, terms_of
+from domain.transfers.matching import renewal_id
 from starter.models import Answer, AttemptView
 from starter.progress import WorkflowState, read_workflow
 from starter.temporal import count_pollers

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 
 
 class Answer(BaseModel):

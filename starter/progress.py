@@ -18,7 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from db.clock import estimated_now
 from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
-from domain.verdict import LOOK_DELAY_MAX, Waiting, WaitReason
+from domain.payments.verification import LOOK_DELAY_MAX, Waiting, WaitReason
 from starter.temporal import does_not_answer
 from workflows.naming import workflow_id
 

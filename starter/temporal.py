@@ -26,7 +26,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.errors import from_application_error
+from activities.interceptors import from_application_error
 from domain.errors import (
     ConfigurationError,
     SettleError,

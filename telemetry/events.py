@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter
 
 from domain.errors import EventNotDelivered
-from domain.events import PlatformEvent
+from domain.operations.events import PlatformEvent
 
 SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"

@@ -16,7 +16,7 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIG: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 PACKAGES: Final = tuple(CONFIG["root_packages"])
-MODULES: Final = ("settings", "worker", "cli")
+MODULES: Final = ("composition", "settings", "worker", "cli")
 OURS: Final = frozenset({*PACKAGES, *MODULES, "tests"})
 
 VIOLATIONS: Final = {
@@ -25,6 +25,7 @@ VIOLATIONS: Final = {
     "db": "chain",
     "telemetry": "settings",
     "devstack": "domain",
+    "services": "activities",
     "activities": "workflows",
     "workflows": "db",
     "starter": "commands",
@@ -96,18 +97,18 @@ def test_settings_import_addresses_and_domain_only() -> None:
 
 def test_workflows_know_of_activities_their_classes_and_messages_only() -> None:
     known = {
-        "activities.announcements",
-        "activities.bookkeeping",
-        "activities.contracts",
-        "activities.finality",
-        "activities.governance",
-        "activities.housekeeping",
-        "activities.payer",
-        "activities.reconciliation",
-        "activities.remedies",
-        "activities.system_tenant",
-        "activities.verification",
-        "activities.watching",
+        "activities.operations.events",
+        "activities.ledger.integrity_scan",
+        "activities.messages",
+        "activities.payments.finality",
+        "activities.operations.governance",
+        "activities.operations.housekeeping",
+        "activities.payments.payer",
+        "activities.operations.reconciliation",
+        "activities.operations.resolutions",
+        "activities.payments.system_tenant",
+        "activities.payments.verification",
+        "activities.transfers.watch_chain",
     }
     for path in (ROOT / "workflows").rglob("*.py"):
         assert {name for name in _imports(path) if name.startswith("activities")} <= known
@@ -116,8 +117,8 @@ def test_workflows_know_of_activities_their_classes_and_messages_only() -> None:
 def test_the_starter_knows_of_activities_their_messages_and_errors_only() -> None:
     for path in (ROOT / "starter").glob("*.py"):
         assert {name for name in _imports(path) if name.startswith("activities")} <= {
-            "activities.contracts",
-            "activities.errors",
+            "activities.messages",
+            "activities.interceptors",
         }
 
 

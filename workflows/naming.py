@@ -7,7 +7,7 @@ from uuid import UUID
 
 from temporalio.common import SearchAttributeKey
 
-from domain.findings import Remedy
+from domain.operations.findings import Remedy
 
 PLATFORM_TASK_QUEUE: Final = "settlement"
 """Work that belongs to no chain: the platform's own jobs. Every worker polls it.

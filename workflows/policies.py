@@ -16,7 +16,7 @@ LEDGER_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(milliseconds=500), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 
-# Above `activities.verification.LOOK_TIMEOUT`, which bounds all endpoints together.
+# Above `activities.payments.verification.LOOK_TIMEOUT`, which bounds all endpoints together.
 LOOK_START_TO_CLOSE: Final = timedelta(seconds=30)
 
 # "Still waiting" times its own next retry; this policy is for a worker or a database that is gone.

@@ -6,9 +6,9 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.remedies import RemedyActivities
-    from domain.findings import Remedy
-    from domain.remedies import RemedyRequest, TakenRemedy, describe
+    from activities.operations.resolutions import RemedyActivities
+    from domain.operations.findings import Remedy
+    from domain.operations.resolutions import RemedyRequest, TakenRemedy, describe
     from workflows.naming import RESOLVE_FINDING
     from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_START_TO_CLOSE
 

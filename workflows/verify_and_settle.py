@@ -10,8 +10,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
 with workflow.unsafe.imports_passed_through():
-    from activities.announcements import AnnouncementActivities
-    from activities.contracts import (
+    from activities.messages import (
         AttemptEnding,
         AttemptRef,
         BonusToMint,
@@ -25,15 +24,16 @@ with workflow.unsafe.imports_passed_through():
         SettlementResult,
         Submission,
     )
-    from activities.finality import FinalityActivities
-    from activities.payer import PayerActivities
-    from activities.system_tenant import SystemTenantActivities
-    from activities.verification import VerificationActivities
-    from domain.attempt import FINAL_STATUSES, AttemptStatus, Purpose
+    from activities.operations.events import AnnouncementActivities
+    from activities.payments.finality import FinalityActivities
+    from activities.payments.payer import PayerActivities
+    from activities.payments.system_tenant import SystemTenantActivities
+    from activities.payments.verification import VerificationActivities
     from domain.errors import TransferAlreadySettled
-    from domain.events import PAYMENT_REVERSED, PlatformEvent
-    from domain.finality import Final, Gone
-    from domain.verdict import Refused, Verified
+    from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
+    from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
+    from domain.payments.finality import Final, Gone
+    from domain.payments.verification import Refused, Verified
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
     from workflows.policies import (
         ANNOUNCE_SCHEDULE_TO_CLOSE,

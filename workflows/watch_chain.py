@@ -5,8 +5,8 @@ from __future__ import annotations
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.contracts import Followed, WatchedChain
-    from activities.watching import WatchingActivities
+    from activities.messages import Followed, WatchedChain
+    from activities.transfers.watch_chain import WatchingActivities
     from workflows.naming import WATCH_CHAIN, task_queue
     from workflows.policies import FOLLOW_GRACE, FOLLOW_HEARTBEAT, FOLLOW_RETRY
 

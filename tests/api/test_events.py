@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api import feed
+from api.http import sse as feed
 from devstack.processes import wait_until
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor
 from tests.support.engine import MIN_CONFIRMATIONS

@@ -15,10 +15,11 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from api import feed, pages
 from api.app import build_app
-from commands.api import DATABASE_CONNECTIONS, open_services
-from commands.http_server import GRACEFUL_SHUTDOWN_SECONDS, http_server, listen
+from api.http import sse as feed
+from api.pages import credits as pages
+from api.process import DATABASE_CONNECTIONS, open_services
+from api.server import GRACEFUL_SHUTDOWN_SECONDS, http_server, listen
 from devstack.processes import wait_until
 from settings import load
 from telemetry import health

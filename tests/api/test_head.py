@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
-from api import feed
+from api.http import sse as feed
 from devstack.processes import wait_until
 from tests.api.write_openapi import DOCUMENT, as_text
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor

@@ -14,8 +14,8 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from api.middleware import AnswerInTime, RequestContext
-from commands.http_server import http_server, listen
+from api.http.middleware import AnswerInTime, RequestContext
+from api.server import http_server, listen
 from devstack.processes import wait_until
 
 ANSWER_SECONDS: Final = 0.3

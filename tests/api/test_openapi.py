@@ -17,10 +17,10 @@ import pytest
 import schemathesis
 
 from api.app import build_api
-from api.metrics import REQUESTS
-from api.problems import INTERNAL, KINDS, PROBLEM_JSON
+from api.http.problems import INTERNAL, KINDS, PROBLEM_JSON
 from devstack.chain import Wallet, payer_wallets
 from domain.errors import NotSignedIn
+from telemetry.metrics.api import REQUESTS
 from tests.api.write_openapi import DOCUMENT, as_text
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, running_api, sign
 from tests.support.engine import Engine

@@ -17,11 +17,11 @@ import pytest
 from psycopg.types.json import Jsonb
 from yarl import URL
 
-from api import operators as pages
-from db import operators as queries
+from api.operators import pages
+from db.operations import operator_pages as queries
 from devstack.chain import Wallet, payer_wallets
 from devstack.processes import quiet_port
-from domain.attempt import PaymentAttempt, Purpose
+from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import Engine
 from tests.support.payments import NOW, REVERTED, Desk, open_desk, tx_hash

@@ -6,7 +6,7 @@ import pytest
 
 from devstack.chain import dev_wallets, payer_wallets
 from domain.errors import PayerRefused
-from domain.income import ZERO_ADDRESS
+from domain.transfers.income import ZERO_ADDRESS
 from tests.support.api import RunningApi
 from tests.support.sql import connect, scalar
 

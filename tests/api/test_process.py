@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from commands import http_server
+from api import server as http_server
 from devstack.processes import quiet_port, wait_until
 from tests.support import sql
 from tests.support.api import RunningApi, Visitor, first_wallet

@@ -10,8 +10,7 @@ from structlog.testing import capture_logs
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.problems import STATUSES
-from db import payments
+from api.http.problems import STATUSES
 from devstack.chain import payer_wallets
 from domain.errors import (
     BookkeepingError,
@@ -25,6 +24,7 @@ from domain.errors import (
     TemporalUnavailable,
     TransferAlreadySettled,
 )
+from services.payments import lifecycle as payments
 from starter.temporal import does_not_answer
 from tests.support.api import Reply, running_api
 from tests.support.engine import Engine

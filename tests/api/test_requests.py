@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.problems import KINDS
+from api.http.problems import KINDS
 from devstack.chain import payer_wallets
 from tests.support.api import RunningApi, Visitor, first_wallet, running_api
 from tests.support.engine import Engine

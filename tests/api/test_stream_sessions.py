@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from api import feed
-from db.sessions import end_sessions_of_wallet
+from api.http import sse as feed
+from db.accounts.sessions import end_sessions_of_wallet
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, first_wallet
 
 SECONDS_MAX: Final = feed.SESSION_CHECK_SECONDS + 4.0

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from api import turns
-from api.turns import AT_ONCE_MAX, turn
+from api.http import concurrency as turns
+from api.http.concurrency import AT_ONCE_MAX, turn
 from devstack.chain import payer_wallets
 from domain.errors import RateLimited
 from tests.support.api import RunningApi, Visitor

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from api.problems import RETRY_AFTER_UNAVAILABLE_SECONDS
+from api.http.problems import RETRY_AFTER_UNAVAILABLE_SECONDS
 from db.schema import SCHEMA_REVISION
 from devstack.processes import wait_until
 from domain.errors import DatabaseUnavailable

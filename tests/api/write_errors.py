@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from api.problems import KINDS
-from domain.attempt import ErrorCode
+from api.http.problems import KINDS
+from domain.payments.attempt import ErrorCode
 
 DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 
@@ -25,7 +25,7 @@ What a request is refused with: the `code` of a problem document (RFC 9457, [ope
 command's `--json`, and the type of a Temporal failure. A code keeps its meaning; new ones come. `retryable` says
 whether the very same request may go through later: what is not is answered the same way again, and a program that does
 not know a code goes by that. A code comes from the class that has it (`domain/errors.py`), or from the interface
-itself (`api/problems.py`).
+itself (`api/http/problems.py`).
 
 | code | HTTP | retryable | meaning |
 |---|---|---|---|
@@ -34,7 +34,8 @@ itself (`api/problems.py`).
 ATTEMPTS: Final = """
 ## Codes of an attempt
 
-Why an attempt ended without credits: `errorCode` of an attempt (`domain/attempt.py`, which also has the payer's words).
+Why an attempt ended without credits: `errorCode` of an attempt (`domain/payments/attempt.py`, which also has what the
+payer reads).
 
 | code | meaning, and what can be done |
 |---|---|

@@ -16,7 +16,7 @@ from bench.cost import HistoryCost, SqlCount, counting_postgres
 from bench.rounds import Deadline, Side, at_once, compare
 from bench.run import differences, find_violations, without_servers
 from db.engine import ServiceDatabase
-from db.ledger import count_entries
+from db.ledger.entries import count_entries
 from tests.support.payments import Desk
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from playwright.async_api import Browser, expect
 
-from db import accounts
+from db.accounts import wallets as accounts
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until

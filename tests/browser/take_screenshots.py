@@ -12,9 +12,9 @@ from typing import Final
 
 from playwright.async_api import ViewportSize, expect
 
-from db import accounts
+from db.accounts import wallets as accounts
 from devstack.chain import payer_wallets
-from domain.attempt import Purpose
+from domain.payments.attempt import Purpose
 from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import DECLINED, Visitor
 from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, Desk, open_desk

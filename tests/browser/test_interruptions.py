@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from playwright.async_api import Dialog, Route, expect
 
-from api.metrics import EVENT_STREAMS
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import ErrorCode
+from domain.payments.attempt import ErrorCode
+from telemetry.metrics.api import EVENT_STREAMS
 from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import PATIENCE_MS, Visitor
 

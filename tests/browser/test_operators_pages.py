@@ -12,10 +12,10 @@ from typing import Any, Final
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from api import operators as pages
+from api.operators import pages
 from devstack.chain import LocalChain, Wallet, payer_wallets
-from domain.attempt import PaymentAttempt, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.payments.attempt import PaymentAttempt, Purpose
 from starter.models import Intent
 from tests.browser.conftest import Site, visited
 from tests.support.api import RunningApi, running_api

@@ -7,11 +7,11 @@ from typing import Any, Final
 import pytest
 from playwright.async_api import expect
 
-from api import pages
+from api.pages import credits as pages
 from devstack.chain import payer_wallets
-from domain.attempt import ErrorCode
 from domain.errors import DatabaseUnavailable
-from domain.ledger import Reason
+from domain.ledger.entries import Reason
+from domain.payments.attempt import ErrorCode
 from tests.browser.conftest import OpenSite, Site
 from tests.support.api import running_api
 from tests.support.browser import DECLINED, SMALL_TELEPHONE, Visitor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chain.opinions import Abstention, Agreed, Disagreed, Reading, Silence, Vote, decide, is_included, opinion
+from chain.quorum import Abstention, Agreed, Disagreed, Reading, Silence, Vote, decide, is_included, opinion
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog
 
 TX = "0x" + "11" * 32

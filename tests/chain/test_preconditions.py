@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chain.opinions import Silence
 from chain.preconditions import LIFETIME_SECONDS, RETRY_SECONDS, SettlementPreconditions, State, TokenAnswer, judge
+from chain.quorum import Silence
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from tests.chain.anvil import TREASURY, Clock, Node, word
 from tests.chain.conftest import Liars, Readers

@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aiohttp import web
 
-from chain.opinions import EndpointsDisagree
+from chain.circuit_breaker import MARK_EXPIRY_SECONDS, STALL_SECONDS
+from chain.quorum import EndpointsDisagree
 from chain.reader import HEALTHY_SECONDS, ChainReader, EndpointHealth
-from chain.standing import MARK_EXPIRY_SECONDS, STALL_SECONDS
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable, InvalidInput
-from domain.verdict import PaymentTerms, Refused, Verified, Waiting, WaitReason, judge, next_look_delay
+from domain.payments.verification import PaymentTerms, Refused, Verified, Waiting, WaitReason, judge, next_look_delay
 from tests.chain.anvil import (
     ALICE,
     BOB,

@@ -13,7 +13,7 @@ from aiohttp import web
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chain.opinions import EndpointsDisagree
+from chain.quorum import EndpointsDisagree
 from chain.reader import DEPLOYLESS_CALL_GAS, ChainReader
 from chain.signatures import SIGNATURE_BYTES_MAX, signed_by
 from devstack.chain import LocalChain, payer_wallets

@@ -2,8 +2,7 @@
 
 import pytest
 
-from chain.rpc import RETRY_AFTER_SECONDS_MAX, Failure
-from chain.standing import (
+from chain.circuit_breaker import (
     COOL_DOWN_SECONDS_MAX,
     COOL_DOWN_WRONG_CHAIN_SECONDS,
     MARK_EXPIRY_SECONDS,
@@ -11,6 +10,7 @@ from chain.standing import (
     HeadMark,
     Standing,
 )
+from chain.rpc import RETRY_AFTER_SECONDS_MAX, Failure
 
 
 @pytest.mark.parametrize(("head", "behind"), [(97, False), (96, True), (100, False), (101, False)])

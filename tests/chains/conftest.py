@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from commands.connections import chain_reader
+from composition import chain_reader
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from settings import load
@@ -75,7 +75,7 @@ async def engine(namespace: Namespace, database: Database, chain: LocalChain) ->
 @pytest.fixture(autouse=True)
 def handed_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another worker is asked in no time."""
-    monkeypatch.setattr("activities.errors.HANDED_BACK", timedelta(milliseconds=100))
+    monkeypatch.setattr("activities.interceptors.HANDED_BACK", timedelta(milliseconds=100))
 
 
 @contextmanager

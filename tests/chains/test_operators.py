@@ -12,9 +12,9 @@ from activities.own_chain import OwnChain
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
 from domain.errors import RemedyRefused, WorkerOfAnotherChain, WrongChain
-from domain.findings import Remedy
-from domain.remedies import RemedyRequest, parse_request
-from starter.remedies import carry_out, start_remedy
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import RemedyRequest, parse_request
+from starter.resolutions import carry_out, start_remedy
 from tests.chains.conftest import OTHER_CHAIN_ID, POLLS, OtherWorker, as_before, credited, variables_of
 from tests.cli.command import Answer, settle
 from tests.reconciliation.planting import find_receipt, stored

@@ -9,16 +9,16 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.contracts import CreditedPayment, Rescan
-from activities.finality import FinalityActivities
-from commands.connections import chain_reader, payment_policy
+from activities.messages import CreditedPayment, Rescan
+from activities.payments.finality import FinalityActivities
+from composition import chain_reader, payment_policy
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus
 from domain.errors import WrongChain
-from domain.verdict import terms_of
+from domain.payments.attempt import AttemptStatus
+from domain.payments.verification import terms_of
 from settings import load
-from starter.client import PaymentsClient
+from starter.payments import PaymentsClient
 from tests.chains.conftest import (
     FINAL_AFTER,
     OTHER_CHAIN_ID,

@@ -6,15 +6,15 @@ from contextlib import nullcontext
 
 import pytest
 
-from activities.contracts import WatchedChain
-from commands.connections import standing_workflows
+from activities.messages import WatchedChain
+from composition import standing_workflows
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus
-from domain.findings import Remedy
-from domain.remedies import parse_request
-from starter.remedies import start_remedy
-from starter.standing import start_missing
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import parse_request
+from domain.payments.attempt import AttemptStatus
+from starter.resolutions import start_remedy
+from starter.singletons import start_missing
 from starter.temporal import count_left_behind
 from tests.chains.conftest import FINAL_AFTER, OtherWorker, as_before, credited
 from tests.reconciliation.planting import find_receipt

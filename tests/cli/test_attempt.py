@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port, wait_until
-from domain.attempt import AttemptStatus
+from domain.payments.attempt import AttemptStatus
 from tests.cli.command import Answer, settle
 from tests.support import sql
 from tests.support.engine import Engine

@@ -198,7 +198,7 @@ async def test_blocks_that_no_node_showed_are_not_ok_until_they_are_read_or_ackn
     scope = TransferScope(
         chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=engine.chain.treasury_address
     )
-    from db import gaps
+    from db.transfers import gaps
 
     for first, last in ((1, 3), (head - 5, head - 1)):
         async with engine.service.transaction() as connection:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from devstack.chain import payer_wallets
-from domain.findings import FindingKind
+from domain.operations.findings import FindingKind
 from tests.cli.command import Answer, settle
 from tests.reconciliation.planting import find_receipt, find_transfer
 from tests.support.engine import MIN_CONFIRMATIONS, Engine

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
-from starter import client
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from starter import payments as client
 from tests.crash.conftest import Systems
 from tests.support.faults import Fault, Moment, shortened
 from tests.support.system import PATIENCE_SECONDS, Payment, PaymentSystem

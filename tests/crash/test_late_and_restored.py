@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
 
-from domain.attempt import AttemptStatus, ErrorCode
-from starter.client import _settlement, _submission
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from starter.payments import _settlement, _submission
 from tests.crash.conftest import Systems
 from tests.crash.test_waiting import UNKNOWN, past_deadline
 from tests.support.servers import TASK_QUEUE

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from devstack.chain import LocalChain
-from domain.attempt import AttemptStatus
+from domain.payments.attempt import AttemptStatus
 from tests.chain.faulty_node import FaultyNode
 from tests.crash.conftest import Systems
 from tests.support.system import MIN_CONFIRMATIONS, Payment, PaymentSystem

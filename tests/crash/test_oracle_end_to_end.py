@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from db.ledger import PostedEntry, PostedMeanwhile
-from db.payments import mint_revenue_share
+from db.ledger.entries import PostedEntry, PostedMeanwhile
+from services.payments.lifecycle import mint_revenue_share
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem
 

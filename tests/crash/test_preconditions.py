@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from activities.metrics import PRECONDITIONS_MET
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus
-from domain.verdict import WaitReason
+from domain.payments.attempt import AttemptStatus
+from domain.payments.verification import WaitReason
+from telemetry.metrics.worker import PRECONDITIONS_MET
 from tests.chain.faulty_node import FaultyNode
 from tests.chain.test_preconditions import lie_about_decimals
 from tests.cli.command import settle

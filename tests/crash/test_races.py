@@ -9,13 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from activities.contracts import BonusToMint, PaymentToCredit
-from activities.payer import PayerActivities
-from activities.system_tenant import SystemTenantActivities
-from db.accounts import Payer
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from activities.messages import BonusToMint, PaymentToCredit
+from activities.payments.payer import PayerActivities
+from activities.payments.system_tenant import SystemTenantActivities
+from db.accounts.wallets import Payer
 from domain.errors import HashInUse
-from domain.verdict import SettledTransfer
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.verification import SettledTransfer
 from starter.models import AttemptView
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem, wallets

@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from devstack.chain import LocalChain
-from domain.attempt import AttemptStatus, Purpose
 from domain.errors import DatabaseUnavailable, TemporalUnavailable
+from domain.payments.attempt import AttemptStatus, Purpose
 from tests.crash.conftest import Systems
 from tests.support.faults import Moment, paused, shortened
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, running_cluster, state_folder

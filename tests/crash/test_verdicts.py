@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from devstack.chain import Wallet
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from tests.crash.conftest import Systems
 from tests.support.system import Payment, PaymentSystem, wallets
 

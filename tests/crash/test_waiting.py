@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from starter.progress import WorkflowState
 from tests.crash.conftest import Systems
 from tests.support.faults import GONE_ON, Moment, paused

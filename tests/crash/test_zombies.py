@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from domain.attempt import Purpose
+from domain.payments.attempt import Purpose
 from tests.support.faults import GONE_ON, Moment, paused
 from tests.support.system import PaymentSystem
 from workflows import policies

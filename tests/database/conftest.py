@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from db.accounts import Payer
-from domain.attempt import PaymentAttempt, Purpose
+from db.accounts.wallets import Payer
+from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.payments import WRONG_PAYMENT, Desk, open_desk
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import CheckViolation, ForeignKeyViolation, NotNullViolation, RestrictViolation, UniqueViolation
 
-from domain.attempt import LEGAL_TRANSITIONS, OPEN_STATUSES, AttemptStatus
+from domain.payments.attempt import LEGAL_TRANSITIONS, OPEN_STATUSES, AttemptStatus
 from tests.database.conftest import Town
 from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, tx_hash, wallet
 from tests.support.sql import Connection, connect, refused

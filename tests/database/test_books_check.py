@@ -13,13 +13,13 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from activities import bookkeeping
-from activities.bookkeeping import check_all_books, check_books
-from db import books_check
-from db.books import CHECK_NAMES
-from db.books_check import ROWS_MAX
+from activities.ledger import integrity_scan as bookkeeping
+from activities.ledger.integrity_scan import check_all_books, check_books
 from db.engine import ServiceConnection
-from domain.attempt import PaymentAttempt, Purpose
+from db.ledger import integrity_scan as books_check
+from db.ledger.integrity_scan import ROWS_MAX
+from db.ledger.invariants import CHECK_NAMES
+from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.payments import Desk, open_desk, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.sql import Connection, connect, query, scalar

@@ -10,11 +10,11 @@ from typing import Final
 import pytest
 from sqlalchemy import text
 
-from db import ledger
 from db.engine import ServiceConnection
+from db.ledger import entries as ledger
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import Posting, Reason
+from domain.ledger.entries import Posting, Reason
 from tests.support.frozen import frozen
 from tests.support.payments import Desk
 from tests.support.postgres import Cluster

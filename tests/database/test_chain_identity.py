@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg.errors import CheckViolation
 
-from domain.findings import Remedy
+from domain.operations.findings import Remedy
 from tests.reconciliation.planting import find_transfer, observe, take
 from tests.support.payments import CHAIN_ID, Desk, tx_hash, wallet
 from tests.support.sql import connect, refused

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from db import ledger
 from db.engine import ServiceConnection, TenantDatabase
+from db.ledger import entries as ledger
 from domain.errors import DatabaseBusy, DatabaseUnavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import Posting, Reason
+from domain.ledger.entries import Posting, Reason
 from tests.support.payments import Desk
 from tests.support.sql import connect, query
 

@@ -13,14 +13,17 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from db import accounts, attempts, destinations, observed, remedies
-from domain.attempt import AttemptStatus, PaymentAttempt
+from db.accounts import wallets as accounts
+from db.operations import resolutions
+from db.payments import attempts
+from db.transfers import destinations, observed
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog, TransferScope
 from domain.errors import RemedyRefused, TransferAlreadySettled
-from domain.findings import Remedy
-from domain.income import ZERO_ADDRESS
-from domain.matching import Pays, Renews, decide
-from domain.verdict import SettledTransfer, Verified, credited_log_indexes, judge, terms_of
+from domain.operations.findings import Remedy
+from domain.payments.attempt import AttemptStatus, PaymentAttempt
+from domain.payments.verification import SettledTransfer, Verified, credited_log_indexes, judge, terms_of
+from domain.transfers.income import ZERO_ADDRESS
+from domain.transfers.matching import Pays, Renews, decide
 from tests.reconciliation.planting import find_transfer, observe, take
 from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, scalar
@@ -123,7 +126,7 @@ class Case:
         attempt = await self.attempt()
         async with self.desk.service.single_statement() as connection:
             known = await attempts.find_under_verification(connection, attempt.id)
-            credited = await remedies.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
+            credited = await resolutions.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
         assert known is not None
         log = TransferLog(
             log_index=0,

@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db import findings
-from db.findings import FindingFilter, FindingsPage, Sort
+from db.operations import findings
+from db.operations.findings import FindingFilter, FindingsPage, Sort
 from domain.errors import FindingNotFound
-from domain.findings import FindingKind
+from domain.operations.findings import FindingKind
 from tests.support.payments import Desk
 from tests.support.sql import connect, query
 

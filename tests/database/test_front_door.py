@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from psycopg.errors import InsufficientPrivilege, UniqueViolation
 
-from db import idempotency, rate_limits, sessions
-from db.rate_limits import Bucket
-from db.sessions import Session
+from db.accounts import idempotency, rate_limits, sessions
+from db.accounts.rate_limits import Bucket
+from db.accounts.sessions import Session
+from domain.accounts.sign_in import Challenge, new_challenge
 from domain.errors import IdempotencyKeyReused
-from domain.sign_in import Challenge, new_challenge
 from tests.support.payments import Desk, wallet
 from tests.support.sql import connect, query, refused, scalar
 

@@ -11,14 +11,14 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import event
 
-from activities.gauges import DatabaseGauges
 from db.engine import ServiceDatabase
-from db.finality import insert_finality
-from db.gauges import Readings, read_gauges
+from db.operations.gauges import Readings, read_gauges
+from db.payments.finality import insert_finality
 from devstack.processes import wait_until
-from domain.attempt import Purpose
 from domain.errors import DatabaseUnavailable
-from domain.finality import FinalityLevel, FinalityPolicy
+from domain.payments.attempt import Purpose
+from domain.payments.finality import FinalityLevel, FinalityPolicy
+from services.operations.gauges import DatabaseGauges
 from tests.support.payments import Desk, transfer_for, tx_hash
 from tests.support.sql import connect
 

@@ -10,8 +10,10 @@ from uuid import UUID
 import pytest
 from psycopg.errors import CheckViolation
 
-from db import attempts, housekeeping, payments
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from db.operations import housekeeping
+from db.payments import attempts
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from services.payments import lifecycle as payments
 from tests.support.payments import Desk, tx_hash, wallet
 from tests.support.sql import connect, query, refused, scalar
 

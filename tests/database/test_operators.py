@@ -13,11 +13,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from db import operators
 from db.engine import OperatorDatabase
-from db.operators import AttemptFilter, AttemptsPage, BalanceHistory
-from domain.attempt import AttemptStatus, Purpose
+from db.operations import operator_pages as operators
+from db.operations.operator_pages import AttemptFilter, AttemptsPage, BalanceHistory
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.payments.attempt import AttemptStatus, Purpose
 from tests.database.conftest import Town
 from tests.support.payments import NOW, Desk, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from db import ledger
-from domain.attempt import Purpose
-from domain.ledger import Posting, donation_posting, purchase_posting, revenue_share_posting
+from db.ledger import entries as ledger
+from domain.ledger.entries import Posting, donation_posting, purchase_posting, revenue_share_posting
+from domain.payments.attempt import Purpose
 from tests.database.conftest import Town
 from tests.support.oracle import check_books
 from tests.support.payments import Desk, transfer_for, tx_hash, wallet

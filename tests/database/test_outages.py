@@ -10,8 +10,8 @@ import pytest
 from psycopg import sql
 from sqlalchemy import text
 
-from db import ledger
 from db.engine import ServiceConnection, ServiceDatabase, TenantDatabase
+from db.ledger import entries as ledger
 from db.outages import as_unavailable
 from db.startup import check_service_database, check_tenant_database, check_writes
 from devstack.processes import quiet_port

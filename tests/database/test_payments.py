@@ -1,4 +1,4 @@
-"""Each step of `db.payments`: what it writes, what a second call finds, and what many calls at once make of it."""
+"""Each step of `services.payments.lifecycle`: what it writes, what a second call finds, what many at once do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from db import accounts, attempts, ledger, payments
+from db.accounts import wallets as accounts
 from db.engine import TenantDatabase
-from db.ledger import PostedMeanwhile
-from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from db.ledger import entries as ledger
+from db.ledger.entries import PostedMeanwhile
+from db.payments import attempts
 from domain.errors import (
     AttemptNotFound,
     BookkeepingError,
@@ -26,7 +27,9 @@ from domain.errors import (
     TransferAlreadySettled,
 )
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import Posting, Reason, Side
+from domain.ledger.entries import Posting, Reason, Side
+from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from services.payments import lifecycle as payments
 from tests.database.conftest import Town
 from tests.support.payments import INTENT_TTL, NOW, REVERTED, SHARE, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, scalar

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from db import attempts
-from db.accounts import Payer
-from domain.attempt import OPEN_STATUSES
+from db.accounts.wallets import Payer
+from db.payments import attempts
+from domain.payments.attempt import OPEN_STATUSES
 from tests.support.payments import Desk
 from tests.support.sql import connect
 

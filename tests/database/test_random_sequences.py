@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from db.ledger import PostedMeanwhile
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from db.ledger.entries import PostedMeanwhile
 from domain.errors import BookkeepingError, HashInUse, TooManyReplacements, TransferAlreadySettled
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from tests.support.payments import INTENT_TTL, NOW, REVERTED, WRONG_PAYMENT, Desk, transfer_for, tx_hash
 
 OPERATIONS = 300

@@ -8,11 +8,11 @@ import psycopg
 import pytest
 from psycopg.errors import CheckViolation, RestrictViolation
 
-from db import finality
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from db.payments import finality
 from domain.errors import BookkeepingError
-from domain.finality import FinalityLevel
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.finality import FinalityLevel
 from tests.database.conftest import Town
 from tests.support.payments import Desk, transfer_for
 from tests.support.sql import connect, query, refused

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege, RestrictViolation
 
-from domain.attempt import LEGAL_TRANSITIONS, AttemptStatus, ErrorCode
+from domain.payments.attempt import LEGAL_TRANSITIONS, AttemptStatus, ErrorCode
 from tests.database.conftest import Town
 from tests.support.payments import CHAIN_ID, SHARE, tx_hash, wallet
 from tests.support.sql import Connection, connect, query, refused, scalar

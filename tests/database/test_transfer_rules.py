@@ -7,13 +7,16 @@ from uuid import UUID
 import pytest
 from psycopg.errors import CheckViolation, InsufficientPrivilege
 
-from db import accounts, attempts, findings, observed
+from db.accounts import wallets as accounts
+from db.operations import findings
+from db.payments import attempts
+from db.transfers import observed
 from domain.chain import TransferScope
 from domain.errors import PayerRefused, RemedyRefused, TransferAlreadySettled
-from domain.findings import Finding, FindingKind, Remedy
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.income import ZERO_ADDRESS, NonPayer
-from domain.verdict import SettledTransfer
+from domain.operations.findings import Finding, FindingKind, Remedy
+from domain.payments.verification import SettledTransfer
+from domain.transfers.income import ZERO_ADDRESS, NonPayer
 from tests.reconciliation.planting import find_transfer, stored, take
 from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, refused, scalar

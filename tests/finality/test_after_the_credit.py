@@ -7,12 +7,12 @@ from uuid import UUID
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
-from db import ledger
-from db.accounts import balances
+from db.accounts.wallets import balances
+from db.ledger import entries as ledger
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ClientStatus, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.payments.attempt import AttemptStatus, ClientStatus, Purpose
 from starter.models import Intent
 from tests.finality.conftest import FINAL_AFTER
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from activities.announcements import Publish
 from devstack.chain import LocalChain
-from domain.events import PlatformEvent
+from domain.operations.events import PlatformEvent, Publish
 from settings import load
 from tests.support.engine import Engine, open_engine
 from tests.support.postgres import Database

@@ -13,12 +13,12 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.governance import GovernanceActivities, HeartbeatToTake
+from activities.operations.governance import GovernanceActivities, HeartbeatToTake
 from db.schema import SCHEMA_REVISION
-from domain.attempt import Purpose
-from domain.events import HEARTBEAT, LOW_BALANCE, PlatformEvent
-from domain.governance import Heartbeat, HeartbeatStatus
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.operations.events import HEARTBEAT, LOW_BALANCE, PlatformEvent
+from domain.operations.governance import Heartbeat, HeartbeatStatus
+from domain.payments.attempt import Purpose
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE

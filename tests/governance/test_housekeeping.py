@@ -12,16 +12,22 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.housekeeping import HousekeepingActivities, IntentsToExpire, PaymentsToPickUp, Resume, RowsToPrune
-from activities.metrics import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
-from commands.connections import standing_workflows
-from db import payments
-from db.housekeeping import UnfinishedPayment
+from activities.operations.housekeeping import (
+    HousekeepingActivities,
+    IntentsToExpire,
+    PaymentsToPickUp,
+    Resume,
+    RowsToPrune,
+)
+from composition import standing_workflows
+from db.operations.housekeeping import UnfinishedPayment
 from devstack.chain import payer_wallets
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.errors import HashInUse, TemporalUnavailable
-from starter.standing import StandingWorkflow, list_missing, start_missing
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.payments import lifecycle as payments
+from starter.singletons import StandingWorkflow, list_missing, start_missing
 from starter.temporal import connect
+from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE
@@ -218,7 +224,7 @@ async def pick_up(
     async def list_pending(*_: object, **__: object) -> list[UnfinishedPayment]:
         return waiting
 
-    monkeypatch.setattr("db.housekeeping.list_pending", list_pending)
+    monkeypatch.setattr("db.operations.housekeeping.list_pending", list_pending)
     now = datetime.now(UTC)
     wanted = PaymentsToPickUp(submitted_before=now, credited_since=now - timedelta(hours=1), limit=100)
     return (await ActivityEnvironment().run(activities(engine, resume).pick_up_payments, wanted)).counts
@@ -249,7 +255,7 @@ async def test_starting_what_stands_many_times_at_once_starts_one(
     async def was_not_there_a_moment_ago(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr("starter.standing._is_running", was_not_there_a_moment_ago)
+    monkeypatch.setattr("starter.singletons._is_running", was_not_there_a_moment_ago)
     await asyncio.gather(*(start_missing(client, [standing]) for _ in range(5)))
     assert (await watch.describe()).run_id == run_id
     await watch.terminate("the test is over")

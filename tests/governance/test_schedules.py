@@ -19,7 +19,7 @@ from temporalio.client import (
 
 import workflows.jobs
 from devstack.processes import wait_until
-from domain.events import HEARTBEAT, LOW_BALANCE
+from domain.operations.events import HEARTBEAT, LOW_BALANCE
 from starter.schedule_file import parse_schedules
 from starter.schedules import apply_schedules, plan_schedules, read_schedules
 from telemetry.events import EventPublisher

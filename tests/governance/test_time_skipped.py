@@ -16,15 +16,15 @@ import pytest
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from activities.announcements import AnnouncementActivities
-from activities.errors import DomainErrors
-from activities.governance import GovernanceActivities
-from activities.housekeeping import HousekeepingActivities
-from db import payments
+from activities.interceptors import DomainErrors
+from activities.operations.events import AnnouncementActivities
+from activities.operations.governance import GovernanceActivities
+from activities.operations.housekeeping import HousekeepingActivities
 from db.clock import read_clock
-from db.housekeeping import UnfinishedPayment
-from domain.attempt import AttemptStatus, ErrorCode
-from domain.events import GOVERNANCE_REPORT, HEARTBEAT, LOW_BALANCE
+from db.operations.housekeeping import UnfinishedPayment
+from domain.operations.events import GOVERNANCE_REPORT, HEARTBEAT, LOW_BALANCE
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.payments import lifecycle as payments
 from tests.governance.conftest import Heard
 from tests.support.engine import Engine
 from tests.support.servers import running_skipping_temporal

@@ -77,7 +77,7 @@ def test_the_rules_ask_for_the_jobs_of_the_example_configuration() -> None:
 
 
 def test_the_checks_that_the_rules_set_apart_are_the_books_own() -> None:
-    from db.books import CHECK_NAMES
+    from db.ledger.invariants import CHECK_NAMES
 
     named = {
         check
@@ -89,7 +89,7 @@ def test_the_checks_that_the_rules_set_apart_are_the_books_own() -> None:
 
 
 def test_every_finding_kind_that_the_rules_name_is_one() -> None:
-    from domain.findings import FindingKind
+    from domain.operations.findings import FindingKind
 
     kinds = {kind for rule in RULES for kind in re.findall(r'kind="([^"]+)"', rule["expr"])}
     assert kinds

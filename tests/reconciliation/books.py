@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from activities.reconciliation import Reconciliation
-from db import findings
-from db.accounts import Payer
-from domain.attempt import PaymentAttempt, Purpose
-from domain.findings import Finding, FindingKind, Remedy
-from domain.reconciliation import Report
-from domain.remedies import RemedyRequest
+from activities.operations.reconciliation import Reconciliation
+from db.accounts.wallets import Payer
+from db.operations import findings
+from domain.operations.findings import Finding, FindingKind, Remedy
+from domain.operations.reconciliation import Report
+from domain.operations.resolutions import RemedyRequest
+from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.reconciliation.planting import find_transfer, mint, observe_payment, take
 from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, Desk, transfer_for, tx_hash
 from tests.support.sql import connect

@@ -9,12 +9,13 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import findings, remedies
 from db.engine import ServiceDatabase
-from domain.attempt import PaymentAttempt
-from domain.findings import Finding, FindingKind, Remedy
+from db.operations import findings
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.remedies import StoredFinding, TakenRemedy, parse_request
+from domain.operations.findings import Finding, FindingKind, Remedy
+from domain.operations.resolutions import StoredFinding, TakenRemedy, parse_request
+from domain.payments.attempt import PaymentAttempt
+from services.operations import resolutions as remedies
 from tests.support.engine import Engine
 from tests.support.payments import CHAIN_ID, NOW, SHARE, TOKEN, TREASURY, Desk, tx_hash, wallet
 from tests.support.sql import connect

@@ -18,15 +18,15 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.worker import Worker
 
-from activities.contracts import MintedBonus
-from activities.errors import DomainErrors
+from activities.interceptors import DomainErrors
+from activities.messages import MintedBonus
 from devstack.chain import LOCAL_CHAIN_ID
 from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from domain.errors import RemedyRefused
-from domain.findings import FindingKind, Remedy
-from domain.remedies import RemedyRequest, TakenRemedy
-from starter.remedies import start_remedy
+from domain.operations.findings import FindingKind, Remedy
+from domain.operations.resolutions import RemedyRequest, TakenRemedy
+from starter.resolutions import start_remedy
 from starter.temporal import connect
 from tests.support.servers import TASK_QUEUE
 from tests.workflow.paths import RECORDER

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 
 from bench.reconciliation import Ledger, measure
-from db import reconciliation as db
+from db.operations import reconciliation as db
 from tests.support.payments import Desk
 
 TRANSFERS = 2_000

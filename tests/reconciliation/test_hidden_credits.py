@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from db import observed
+from db.transfers import observed
 from domain.chain import Transfer, TransferScope
 from domain.errors import TransferAlreadySettled
-from domain.findings import Remedy
+from domain.operations.findings import Remedy
 from tests.reconciliation.books import Books, ago
 from tests.reconciliation.planting import find_transfer, take
 from tests.support.payments import CHAIN_ID, INTENT_TTL, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash

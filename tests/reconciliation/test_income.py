@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from db import accounts, findings, observed
+from db.accounts import wallets as accounts
+from db.operations import findings
+from db.transfers import observed
 from domain.chain import TransferScope
-from domain.income import ZERO_ADDRESS
+from domain.transfers.income import ZERO_ADDRESS
 from tests.reconciliation.books import Books, ago, finalise, plant
 from tests.reconciliation.planting import observe, observe_payment
 from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, transfer_for, tx_hash, wallet

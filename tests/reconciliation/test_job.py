@@ -10,10 +10,10 @@ import pytest
 from temporalio.client import WorkflowFailureError
 from temporalio.worker import Worker
 
-from activities.announcements import AnnouncementActivities
-from activities.errors import DomainErrors
-from activities.reconciliation import ReconciliationActivities
-from domain.events import RECONCILED, PlatformEvent
+from activities.interceptors import DomainErrors
+from activities.operations.events import AnnouncementActivities
+from activities.operations.reconciliation import ReconciliationActivities
+from domain.operations.events import RECONCILED, PlatformEvent
 from tests.reconciliation.books import HOUR, Books, ago, plant
 from tests.support.engine import RESULT_TIMEOUT
 from tests.support.payments import CHAIN_ID

@@ -6,11 +6,12 @@ from uuid import UUID
 
 import pytest
 
-from db import findings, observed
-from domain.attempt import AttemptStatus, PaymentAttempt
+from db.operations import findings
+from db.transfers import observed
 from domain.chain import Transfer, TransferScope
 from domain.errors import RemedyRefused, TransferAlreadySettled
-from domain.findings import Finding, FindingKind, Remedy
+from domain.operations.findings import Finding, FindingKind, Remedy
+from domain.payments.attempt import AttemptStatus, PaymentAttempt
 from tests.reconciliation.planting import find_receipt, find_transfer, observe, observe_payment, take
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
 from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet

@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.attempt import PaymentAttempt
 from domain.errors import InvalidInput, TemporalUnavailable, WatcherBehind
-from domain.findings import FindingKind, Remedy
-from domain.reconciliation import Report, Severity
+from domain.operations.findings import FindingKind, Remedy
+from domain.operations.reconciliation import Report, Severity
+from domain.payments.attempt import PaymentAttempt
 from tests.reconciliation.books import HOUR, Books, ago, finalise, plant
 from tests.reconciliation.planting import find_transfer, mint, observe, observe_payment, stored, take
 from tests.support.payments import CHAIN_ID, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
@@ -99,7 +99,7 @@ async def test_a_file_that_cannot_be_finished_is_not_there(
     def fails(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("activities.reconciliation.os.fsync", fails)
+    monkeypatch.setattr("activities.operations.reconciliation.os.fsync", fails)
     with pytest.raises(OSError, match="no space left"):
         await books.reconcile(csv_file=file)
     assert file.read_text() == "the one before"

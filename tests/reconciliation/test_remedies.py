@@ -10,12 +10,13 @@ import psycopg
 import pytest
 from psycopg.errors import CheckViolation, FeatureNotSupported, RestrictViolation, UniqueViolation
 
-from db import findings, remedies
+from db.operations import findings, resolutions
 from devstack.processes import wait_until
 from domain.errors import BookkeepingError, FindingNotFound, InvalidInput, RemedyRefused, TransferAlreadySettled
-from domain.findings import REMEDIES, Finding, FindingKind, Remedy, transfer_key
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.remedies import TakenRemedy, parse_request
+from domain.operations.findings import REMEDIES, Finding, FindingKind, Remedy, transfer_key
+from domain.operations.resolutions import TakenRemedy, parse_request
+from services.operations import resolutions as remedies
 from tests.reconciliation.planting import (
     OPERATOR,
     REASON,
@@ -36,9 +37,9 @@ CREDITS = 50_000_000
 BONUS = 37_500_000
 
 
-async def audit_trail(desk: Desk, finding_id: UUID) -> list[remedies.Action]:
+async def audit_trail(desk: Desk, finding_id: UUID) -> list[resolutions.Action]:
     async with desk.service.transaction() as connection:
-        return await remedies.list_actions(connection, finding_id=finding_id)
+        return await resolutions.list_actions(connection, finding_id=finding_id)
 
 
 # -- each remedy, twice and at once
@@ -363,7 +364,7 @@ async def test_what_was_credited_is_left_out_of_a_look_at_the_chain(desk: Desk) 
     attempt = await desk.create_submitted(await desk.open_account(1), 1)
     await take(desk.service, await find_transfer(desk.service, 1, value_raw=attempt.amount_raw), Remedy.CREDIT)
     async with desk.service.transaction() as connection:
-        [credited] = await remedies.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
+        [credited] = await resolutions.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
     assert (credited.log_index, credited.value_raw, credited.from_address) == (0, attempt.amount_raw, wallet(1))
 
 

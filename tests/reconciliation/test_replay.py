@@ -12,7 +12,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
-from domain.remedies import RemedyRequest, TakenRemedy
+from domain.operations.resolutions import RemedyRequest, TakenRemedy
 from tests.reconciliation.record_histories import HISTORIES, PATHS
 from workflows.naming import RESOLVE_FINDING
 from workflows.resolve_finding import ResolveFinding

@@ -10,17 +10,17 @@ import pytest
 from temporalio import activity
 from temporalio.worker import Worker
 
-from activities.contracts import MintedBonus
-from activities.errors import DomainErrors
-from activities.remedies import RemedyActivities
+from activities.interceptors import DomainErrors
+from activities.messages import MintedBonus
+from activities.operations.resolutions import RemedyActivities
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from domain.errors import FindingNotFound, RemedyRefused, TemporalUnavailable
-from domain.findings import Remedy
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.remedies import RemedyRequest, TakenRemedy, parse_request
-from starter import remedies as starter
-from starter.remedies import carry_out, start_remedy
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import RemedyRequest, TakenRemedy, parse_request
+from starter import resolutions as starter
+from starter.resolutions import carry_out, start_remedy
 from tests.reconciliation.planting import REASON, find_receipt, find_transfer, take
 from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.payments import CHAIN_ID, SHARE, TREASURY, Desk

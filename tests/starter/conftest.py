@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from temporalio.client import Client
 
-from commands.connections import payment_policy
+from composition import payment_policy
 from devstack.processes import quiet_port
-from starter.client import PaymentsClient
+from starter.payments import PaymentsClient
 from starter.temporal import connect
 from tests.support.engine import Engine
 

@@ -12,12 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
-from commands.connections import payment_policy
-from db import payments
+from composition import payment_policy
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
-from domain.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import (
     AttemptNotFound,
     HashInUse,
@@ -27,7 +25,9 @@ from domain.errors import (
     WrongChain,
 )
 from domain.money import DEFAULT_REVENUE_SHARE
-from starter.client import ANSWER_TIMEOUT, PaymentsClient
+from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from services.payments import lifecycle as payments
+from starter.payments import ANSWER_TIMEOUT, PaymentsClient
 from starter.progress import read_workflow
 from starter.temporal import connect
 from tests.support import sql

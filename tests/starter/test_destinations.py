@@ -7,11 +7,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db import payments
-from db.accounts import Payer
+from db.accounts.wallets import Payer
 from devstack.chain import Wallet, payer_wallets
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.verdict import WaitReason
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.verification import WaitReason
+from services.payments import lifecycle as payments
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
 from tests.support.sql import query
 

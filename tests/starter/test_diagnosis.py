@@ -10,13 +10,13 @@ import pytest
 from temporalio.client import Client
 
 from chain.reader import ChainReader
-from db import payments
 from devstack.chain import LocalChain
 from devstack.processes import quiet_port
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import AttemptNotFound
 from domain.money import DEFAULT_REVENUE_SHARE
-from domain.verdict import Refused
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.verification import Refused
+from services.payments import lifecycle as payments
 from starter.diagnosis import Diagnosis, diagnose
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import transfer_for

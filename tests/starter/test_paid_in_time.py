@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from db import payments
-from db.accounts import Payer
+from db.accounts.wallets import Payer
 from devstack.chain import LocalChain, payer_wallets
-from domain.attempt import AttemptStatus, ErrorCode
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.payments import lifecycle as payments
 from starter.models import Intent
 from tests.support.engine import Engine, open_engine
 from tests.support.postgres import Database

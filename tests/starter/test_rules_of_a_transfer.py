@@ -7,15 +7,15 @@ from typing import Final
 
 import pytest
 
-from commands.connections import payment_policy
-from db import payments
-from db.accounts import Payer
+from composition import payment_policy
+from db.accounts.wallets import Payer
 from devstack.chain import Wallet, dev_wallets, payer_wallets
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import PayerRefused
-from domain.income import ZERO_ADDRESS
-from starter.client import PaymentsClient
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.transfers.income import ZERO_ADDRESS
+from services.payments import lifecycle as payments
 from starter.models import Intent
+from starter.payments import PaymentsClient
 from tests.support.engine import Engine
 from tests.support.payments import new_attempt
 from tests.support.sql import connect, scalar

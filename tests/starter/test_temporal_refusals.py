@@ -18,8 +18,8 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, Remove
 from temporalio.client import Client
 
 from devstack.processes import quiet_port, wait_until
-from domain.attempt import AttemptStatus
 from domain.errors import ConfigurationError, SettleError, StartupCheckFailed, TemporalUnavailable
+from domain.payments.attempt import AttemptStatus
 from starter.temporal import (
     connect,
     count_pollers,

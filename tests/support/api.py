@@ -14,9 +14,9 @@ import aiohttp
 from yarl import URL
 
 from api.app import build_app
-from api.services import LOCAL_COOKIE, Services
-from commands.api import open_services
-from commands.http_server import http_server, listen
+from api.process import open_services
+from api.resources import LOCAL_COOKIE, Services
+from api.server import http_server, listen
 from devstack.chain import Wallet, payer_wallets
 from devstack.processes import wait_until
 from settings import Settings, load

@@ -11,20 +11,22 @@ from uuid import UUID
 
 from temporalio.client import WorkflowHandle
 
-from activities.contracts import SettlementResult
+from activities.messages import SettlementResult
 from chain.reader import ChainReader
-from commands.connections import chain_reader, payment_policy
-from db import attempts, ledger, payments
-from db.accounts import Payer
+from composition import chain_reader, payment_policy
+from db.accounts.wallets import Payer
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.ledger import entries as ledger
+from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import PaymentAttempt, Purpose
 from domain.money import DEFAULT_REVENUE_SHARE
-from domain.verdict import Verified, judge, terms_of
+from domain.payments.attempt import PaymentAttempt, Purpose
+from domain.payments.verification import Verified, judge, terms_of
+from services.payments import lifecycle as payments
 from settings import Settings, load
-from starter.client import PaymentsClient
 from starter.models import AttemptView, Intent
+from starter.payments import PaymentsClient
 from starter.progress import WorkflowState, read_workflow
 from tests.support.oracle import check_books
 from tests.support.postgres import Database

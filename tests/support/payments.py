@@ -9,12 +9,14 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import uuid4
 
-from db import accounts, ledger, payments
-from db.accounts import Payer
+from db.accounts import wallets as accounts
+from db.accounts.wallets import Payer
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
-from domain.finality import FinalityLevel, Gone
-from domain.verdict import Refused, SettledTransfer
+from db.ledger import entries as ledger
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.finality import FinalityLevel, Gone
+from domain.payments.verification import Refused, SettledTransfer
+from services.payments import lifecycle as payments
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
 

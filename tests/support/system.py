@@ -21,15 +21,16 @@ from uuid import UUID
 import psycopg
 from temporalio.worker import Worker
 
-from activities.contracts import SettlementResult
-from db import attempts, ledger
-from db.accounts import Payer, balances
+from activities.messages import SettlementResult
+from db.accounts.wallets import Payer, balances
 from db.engine import AnyConnection
+from db.ledger import entries as ledger
+from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.errors import PartFailedError
 from devstack.processes import ChildProcess, ProcessSpec, process_identity, start_process, wait_until
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from starter.models import AttemptView, Intent
 from starter.progress import read_workflow
 from tests.support.engine import Engine, open_engine

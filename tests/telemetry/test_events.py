@@ -12,7 +12,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from domain.errors import EventNotDelivered
-from domain.events import PlatformEvent
+from domain.operations.events import PlatformEvent
 from telemetry.events import REMEMBERED_IDS_MAX, EventPublisher, cloudevent
 from tests.support.sink import TOKEN, Sink, running_sink
 

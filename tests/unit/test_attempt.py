@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from db.accounts import Payer
-from domain.attempt import (
+from db.accounts.wallets import Payer
+from domain.errors import TooManyReplacements
+from domain.payments.attempt import (
     FINAL_STATUSES,
     HOLDING_STATUSES,
     LEGAL_TRANSITIONS,
@@ -22,7 +23,6 @@ from domain.attempt import (
     client_status,
     decide_submission,
 )
-from domain.errors import TooManyReplacements
 from tests.support.oracle import LEGAL_STEPS
 from tests.support.payments import INTENT_TTL, NOW, new_attempt, tx_hash, wallet
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.balance_picture import HEIGHT, LEVELS_MAX, TOP, Picture, draw, in_short
+from api.operators.balance_chart import HEIGHT, LEVELS_MAX, TOP, Picture, draw, in_short
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -24,10 +24,9 @@ import db
 import starter
 import telemetry
 import workflows
-from activities.errors import RUN_ENDED_TYPE, from_application_error, to_application_error
-from api.problems import KINDS, STATUSES, kind_of
+from activities.interceptors import RUN_ENDED_TYPE, from_application_error, to_application_error
+from api.http.problems import KINDS, STATUSES, kind_of
 from domain import errors
-from domain.attempt import ErrorCode
 from domain.errors import (
     AttemptNotFound,
     Category,
@@ -39,6 +38,7 @@ from domain.errors import (
     TemporalUnavailable,
     registered,
 )
+from domain.payments.attempt import ErrorCode
 from tests.api import write_errors
 
 ROOT = Path(errors.__file__).parents[1]

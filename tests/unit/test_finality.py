@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.chain import Receipt, TransferLog
-from domain.finality import (
+from domain.payments.finality import (
     LOOK_DELAY_MAX,
     Final,
     FinalityLevel,
@@ -22,7 +22,7 @@ from domain.finality import (
     locate,
     next_look_delay,
 )
-from domain.verdict import PaymentTerms, SettledTransfer
+from domain.payments.verification import PaymentTerms, SettledTransfer
 
 TERMS = PaymentTerms(
     chain_id=31_337,

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from domain.findings import DEFAULT_DUST_BELOW_RAW, Finding, FindingKind, is_dust
+from domain.operations.findings import DEFAULT_DUST_BELOW_RAW, Finding, FindingKind, is_dust
 
 FLOOR: Final = DEFAULT_DUST_BELOW_RAW
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from domain.governance import (
+from domain.operations.governance import (
     Heartbeat,
     HeartbeatStatus,
     Income,

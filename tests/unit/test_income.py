@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domain.errors import PayerRefused
-from domain.income import ZERO_ADDRESS, NonPayer, is_too_old, non_payer, require_payer
+from domain.transfers.income import ZERO_ADDRESS, NonPayer, is_too_old, non_payer, require_payer
 
 TREASURY, TOKEN, PAYER = "0x" + "aB" * 20, "0x" + "cD" * 20, "0x" + "eF" * 20
 

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from db.accounts import Payer
-from domain.attempt import Purpose
+from db.accounts.wallets import Payer
 from domain.errors import BookkeepingError
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger import (
+from domain.ledger.entries import (
     CONTRA_ACCOUNT,
     Posting,
     Reason,
@@ -24,6 +23,7 @@ from domain.ledger import (
     revenue_share_posting,
     reversal_posting,
 )
+from domain.payments.attempt import Purpose
 from tests.support.payments import new_attempt, wallet
 
 PAYER = Payer("user", "account", wallet(1))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import Transfer
-from domain.findings import Finding, FindingKind
-from domain.income import NonPayer
-from domain.matching import (
+from domain.operations.findings import Finding, FindingKind
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.transfers.income import NonPayer
+from domain.transfers.matching import (
     CLOCK_SLACK,
     RECENT,
     AlreadyPaid,

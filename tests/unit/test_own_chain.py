@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from temporalio.exceptions import ApplicationErrorCategory
 
-from activities.errors import HANDED_BACK, to_application_error
+from activities.interceptors import HANDED_BACK, to_application_error
 from domain.chain import require_own_chain
 from domain.errors import Refusal, WorkerOfAnotherChain
 from workflows.naming import PLATFORM_TASK_QUEUE, chain_of_task_queue, schedule_id, schedule_name_of, task_queue

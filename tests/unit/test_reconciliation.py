@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from domain.attempt import AttemptStatus, Purpose
-from domain.reconciliation import Application, Entry, Observed, Totals, Transaction, match, reconcile
+from domain.operations.reconciliation import Application, Entry, Observed, Totals, Transaction, match, reconcile
+from domain.payments.attempt import AttemptStatus, Purpose
 
 ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20
 ATTEMPT = UUID(int=1)

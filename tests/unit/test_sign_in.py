@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from domain.sign_in import new_challenge
+from domain.accounts.sign_in import new_challenge
 
 ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 ISSUED = datetime(2026, 1, 2, 3, 4, 5, 999_999, tzinfo=UTC)

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog
-from domain.income import ZERO_ADDRESS, NonPayer
-from domain.verdict import (
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.payments.verification import (
     CONFIRMATION_DELAY_MIN,
     LOOK_DELAY_MAX,
     PaymentTerms,
@@ -24,6 +23,7 @@ from domain.verdict import (
     judge,
     next_look_delay,
 )
+from domain.transfers.income import ZERO_ADDRESS, NonPayer
 
 CHAIN_ID = 8453
 NEEDED = 5

@@ -13,17 +13,19 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from activities.scanning import ChainScan, Step
-from activities.transfers import TransferDesk
-from activities.watching import Followers, OpenScope, ScopeWatch, ScopeWatches
+from activities.transfers.watch_chain import Followers, OpenScope, ScopeWatch, ScopeWatches
 from chain.reader import ChainReader
-from db import accounts, attempts, payments
+from db.accounts import wallets as accounts
+from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.chain import TransferScope
-from domain.events import PlatformEvent
-from domain.verdict import Refused, SettledTransfer
-from domain.watching import Promise
+from domain.operations.events import PlatformEvent
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
+from domain.payments.verification import Refused, SettledTransfer
+from domain.transfers.watching import Promise
+from services.payments import lifecycle as payments
+from services.transfers.block_scanner import ChainScan, Step
+from services.transfers.matcher import TransferDesk
 from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine

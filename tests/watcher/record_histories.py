@@ -18,9 +18,10 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
-from activities.contracts import Followed, Rescan, RescanReport, WatchedChain
+from activities.messages import Followed, Rescan, WatchedChain
 from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
+from domain.transfers.rescan import RescanReport
 from starter.temporal import connect
 from tests.support.servers import TASK_QUEUE
 from tests.workflow.paths import RECORDER

@@ -14,13 +14,13 @@ from uuid import UUID
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.housekeeping import HousekeepingActivities, IntentsToExpire
-from commands.clocks import CLOCK_OFFSET, ChainClock
-from commands.connections import standing_workflows
+from activities.operations.housekeeping import HousekeepingActivities, IntentsToExpire
+from composition import standing_workflows
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.clocks import CHAIN_AHEAD_MAX, CHAIN_BEHIND_MAX, HOST_OFFSET_MAX, ClockOffsets, chain_offset
-from starter.standing import start_missing
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.operations.clocks import CLOCK_OFFSET, ChainClock
+from starter.singletons import start_missing
 from tests.api.test_process import running
 from tests.chain.faulty_node import FaultyNode
 from tests.cli.command import settle

@@ -7,10 +7,10 @@ from typing import Final
 
 import pytest
 
-from activities import transfers
-from activities.metrics import DUST_TRANSFERS
-from domain.events import FINDING_OPENED, FINDINGS_OPENED_TOGETHER
-from domain.findings import DEFAULT_DUST_BELOW_RAW
+from domain.operations.events import FINDING_OPENED, FINDINGS_OPENED_TOGETHER
+from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
+from services.transfers import matcher as transfers
+from telemetry.metrics.worker import DUST_TRANSFERS
 from tests.watcher.conftest import Watches
 
 FLOOR: Final = DEFAULT_DUST_BELOW_RAW

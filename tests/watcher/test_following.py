@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from activities.scanning import BLIND_REWIND_BLOCKS, OVERLAP_BLOCKS
 from devstack.chain import payer_wallets
 from domain.errors import ChainUnavailable, DatabaseBusy
+from services.transfers.block_scanner import BLIND_REWIND_BLOCKS, OVERLAP_BLOCKS
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.watcher.conftest import Liars, Watch, Watches
 
@@ -377,7 +377,7 @@ async def test_the_first_time_without_one_it_is_followed_as_far_back_as_intents_
 
 
 async def test_hashes_are_kept_of_a_bounded_number_of_blocks(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("db.observed.WATCHED_BLOCKS_MAX", 4)
+    monkeypatch.setattr("db.transfers.observed.WATCHED_BLOCKS_MAX", 4)
     for _ in range(6):
         await watch.chain.mine()
         await watch.catch_up()

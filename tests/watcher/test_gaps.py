@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from activities.scanning import GAP_EVERY
 from commands.chain_checks import check_watcher
-from db.findings import FindingFilter, page_findings
+from db.operations.findings import FindingFilter, page_findings
 from devstack.chain import LocalChain
 from domain.errors import ChainUnavailable
-from domain.findings import FindingKind, Remedy
-from domain.remedies import parse_request
-from domain.watching import PATIENCE_PRUNED, PATIENCE_REFUSED, PATIENCE_SOME_SILENT, Patience
-from starter.remedies import carry_out
+from domain.operations.findings import FindingKind, Remedy
+from domain.operations.resolutions import parse_request
+from domain.transfers.watching import PATIENCE_PRUNED, PATIENCE_REFUSED, PATIENCE_SOME_SILENT, Patience
+from services.transfers.block_scanner import GAP_EVERY
+from starter.resolutions import carry_out
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.support.engine import open_engine
 from tests.support.postgres import Database

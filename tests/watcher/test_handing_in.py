@@ -7,14 +7,15 @@ from datetime import timedelta
 
 import pytest
 
-from db import observed, payments
-from db.findings import open_finding
+from db.operations.findings import open_finding
+from db.transfers import observed
 from devstack.chain import payer_wallets
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.errors import EventNotDelivered, HashInUse, TemporalUnavailable, TooManyReplacements
-from domain.finality import FinalityLevel, Gone
-from domain.findings import Finding, FindingKind
-from domain.verdict import Refused
+from domain.operations.findings import Finding, FindingKind
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.payments.finality import FinalityLevel, Gone
+from domain.payments.verification import Refused
+from services.payments import lifecycle as payments
 from tests.support.payments import WRONG_PAYMENT
 from tests.watcher.conftest import MIN_CONFIRMATIONS, TTL, Watch, Watches
 
@@ -277,7 +278,7 @@ async def test_a_transfer_that_is_taken_out_while_it_is_decided_about_is_no_find
 
 
 async def test_a_finding_is_told_until_it_was_heard(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.transfers.ANNOUNCE_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("services.transfers.matcher.ANNOUNCE_AGAIN_SECONDS", 0.0)
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
     watch.deaf.append(EventNotDelivered("receiver", "answered 503"))
     await watch.act()

@@ -8,18 +8,18 @@ from uuid import UUID
 
 import pytest
 
-from activities.remedies import RemedyActivities
-from activities.watching import PROMISES_EVERY_SECONDS
+from activities.operations.resolutions import RemedyActivities
+from activities.transfers.watch_chain import PROMISES_EVERY_SECONDS
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
-from db.findings import FindingFilter, page_findings
-from db.scopes import list_promises
+from db.operations.findings import FindingFilter, page_findings
+from db.transfers.scopes import list_promises
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus
 from domain.chain import TransferScope
-from domain.findings import Remedy
-from domain.remedies import parse_request
-from domain.watching import FOLLOWED_AFTER, SCOPES_MAX, old_promises
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import parse_request
+from domain.payments.attempt import AttemptStatus
+from domain.transfers.watching import FOLLOWED_AFTER, SCOPES_MAX, old_promises
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.support.engine import MIN_CONFIRMATIONS as ENGINE_CONFIRMATIONS
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -86,7 +86,7 @@ async def test_an_intent_of_a_process_with_other_settings_is_followed_too(watche
 
 
 async def _has_cursor(engine: Engine, treasury: str) -> bool:
-    from db import observed
+    from db.transfers import observed
 
     scope = TransferScope(chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=treasury)
     async with engine.service.single_statement() as connection:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from activities.remedies import RemedyActivities
+from activities.operations.resolutions import RemedyActivities
 from chain.preconditions import SettlementPreconditions
-from db import findings
+from db.operations import findings
 from devstack.chain import LocalChain, payer_wallets
 from domain.errors import RemedyRefused
-from domain.findings import Remedy
-from domain.remedies import parse_request
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import parse_request
 from tests.chain.faulty_node import FaultyNode
 from tests.support.payments import SHARE
 from tests.watcher.conftest import MIN_CONFIRMATIONS, Watch, Watches

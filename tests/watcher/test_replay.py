@@ -15,7 +15,7 @@ from temporalio.common import RetryPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from activities.watching import HEARTBEAT_SECONDS
+from activities.transfers.watch_chain import HEARTBEAT_SECONDS
 from tests.watcher.record_histories import HISTORIES, PATHS
 from tests.workflow.paths import RECORDER
 from workflows.jobs.rescan_chain import RescanChain

@@ -10,14 +10,15 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError
 
-from activities.contracts import Rescan, WatchedChain
-from activities.watching import PATIENCE_SECONDS_MAX, WORKER_STOPS, _Follower
-from db import observed, payments
+from activities.messages import Rescan, WatchedChain
+from activities.transfers.watch_chain import PATIENCE_SECONDS_MAX, WORKER_STOPS, _Follower
+from db.transfers import observed
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ErrorCode
 from domain.chain import TransferScope
-from domain.verdict import Refused
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.payments.verification import Refused
+from services.payments import lifecycle as payments
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE

@@ -9,14 +9,15 @@ from uuid import UUID
 
 import pytest
 
-from db import attempts, payments
+from db.payments import attempts
 from devstack.chain import dev_wallets, payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import BookkeepingError
-from domain.findings import FindingKind
-from domain.matching import renewal_id
-from domain.verdict import Refused
+from domain.operations.findings import FindingKind
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.verification import Refused
+from domain.transfers.matching import renewal_id
+from services.payments import lifecycle as payments
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.watcher.conftest import MIN_CONFIRMATIONS, TTL, Watch
 from tests.watcher.test_watch_chain import ends, start_watch

@@ -12,9 +12,9 @@ from prometheus_client import REGISTRY
 from temporalio.client import WorkflowFailureError
 from temporalio.common import RetryPolicy
 
-from db.books import CHECK_NAMES
 from db.engine import ServiceDatabase
-from domain.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
+from db.ledger.invariants import CHECK_NAMES
+from domain.operations.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
 from tests.cli.command import settle
 from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE

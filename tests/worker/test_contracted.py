@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from db.engine import SettlementDatabase
-from domain.attempt import AttemptStatus
+from domain.payments.attempt import AttemptStatus
 from tests.support.engine import Engine
 from worker import build_worker
 

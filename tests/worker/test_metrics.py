@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import REGISTRY
 
-from activities.metrics import observe_ending
-from db.accounts import Payer
-from domain.attempt import AttemptStatus, PaymentAttempt, Purpose
+from db.accounts.wallets import Payer
+from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from telemetry.metrics.worker import observe_ending
 from tests.support.engine import Engine
 from tests.support.payments import TREASURY, new_attempt
 
@@ -69,11 +69,13 @@ def test_the_time_counts_from_when_the_platform_could_have_credited_it(
 ) -> None:
     now = datetime.now(UTC)
     before = sample(f"{CREDITED}_sum", purpose="self")
-    observe_ending(pending(now - timedelta(seconds=submitted_ago)), confirmed_at=now - timedelta(seconds=confirmed_ago))
-    assert seconds <= sample(f"{CREDITED}_sum", purpose="self") - before < seconds + 30
+    observe_ending(
+        pending(now - timedelta(seconds=submitted_ago)), now=now, confirmed_at=now - timedelta(seconds=confirmed_ago)
+    )
+    assert sample(f"{CREDITED}_sum", purpose="self") - before == pytest.approx(seconds)
 
 
 def test_without_a_block_s_time_nothing_is_invented() -> None:
     before = sample(f"{CREDITED}_count", purpose="self")
-    observe_ending(pending(datetime.now(UTC)), confirmed_at=None)
+    observe_ending(pending(datetime.now(UTC)), now=datetime.now(UTC), confirmed_at=None)
     assert sample(f"{CREDITED}_count", purpose="self") == before

@@ -14,7 +14,7 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 
 from devstack.processes import quiet_port, wait_until
-from domain.attempt import AttemptStatus, ErrorCode
+from domain.payments.attempt import AttemptStatus, ErrorCode
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.postgres import ROLE_PASSWORD

@@ -26,7 +26,7 @@ from temporalio.client import (
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 
-from activities.contracts import (
+from activities.messages import (
     AttemptEnding,
     CreditedPayment,
     PaymentToCredit,
@@ -37,12 +37,12 @@ from activities.contracts import (
     Submission,
 )
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.errors import HashInUse, TransferAlreadySettled
-from domain.events import PAYMENT_REVERSED, PlatformEvent
-from domain.finality import Final as FinalPayment
-from domain.finality import Gone
-from domain.verdict import Refused, Verified
+from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.finality import Final as FinalPayment
+from domain.payments.finality import Gone
+from domain.payments.verification import Refused, Verified
 from tests.workflow.scripted import (
     BONUS,
     CREDITS,

@@ -16,7 +16,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import Worker
 
-from activities.contracts import (
+from activities.interceptors import DomainErrors
+from activities.messages import (
     AttemptEnding,
     AttemptRef,
     BonusToMint,
@@ -31,13 +32,12 @@ from activities.contracts import (
     Settlement,
     Submission,
 )
-from activities.errors import DomainErrors
-from activities.finality import NOT_FINAL_YET
-from activities.verification import STILL_WAITING
-from domain.attempt import AttemptStatus, ErrorCode, Purpose
-from domain.events import PlatformEvent
-from domain.finality import Final, FinalityLevel, Gone, NotFinal
-from domain.verdict import PaymentTerms, Refused, SettledTransfer, Verified, Waiting, WaitReason
+from activities.payments.finality import NOT_FINAL_YET
+from activities.payments.verification import STILL_WAITING
+from domain.operations.events import PlatformEvent
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.finality import Final, FinalityLevel, Gone, NotFinal
+from domain.payments.verification import PaymentTerms, Refused, SettledTransfer, Verified, Waiting, WaitReason
 from workflows.verify_and_settle import VerifyAndSettle
 
 A: Constant = "0x" + "aa" * 32

@@ -19,8 +19,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
-from activities.contracts import Settlement, SettlementResult
-from domain.verdict import Refused, Verified
+from activities.messages import Settlement, SettlementResult
+from domain.payments.verification import Refused, Verified
 from tests.workflow.paths import PATHS, RECORDER
 from tests.workflow.record_histories import HISTORIES
 from workflows.naming import VERIFY_AND_SETTLE

@@ -10,13 +10,13 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, Wor
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from activities.contracts import RecordedSubmission, Settlement, Submission
-from db import payments
+from activities.messages import RecordedSubmission, Settlement, Submission
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
-from domain.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.errors import HashInUse
-from domain.verdict import PaymentTerms, Refused
+from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.verification import PaymentTerms, Refused
+from services.payments import lifecycle as payments
 from tests.support.engine import Engine
 from tests.support.servers import TASK_QUEUE
 from workflows.naming import SUBMIT_UPDATE, submit_update_id, workflow_id

@@ -12,9 +12,9 @@ from temporalio import activity
 from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 
-from activities.contracts import PaymentToVerify, SettlementResult
-from domain.attempt import AttemptStatus, ErrorCode
-from domain.verdict import Refused, Verified
+from activities.messages import PaymentToVerify, SettlementResult
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.payments.verification import Refused, Verified
 from tests.workflow.scripted import (
     NOT_FOUND_IN_TIME,
     TIMEOUT,

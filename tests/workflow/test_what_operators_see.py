@@ -13,7 +13,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowHandle
 
-from activities.contracts import (
+from activities.interceptors import to_application_error
+from activities.messages import (
     AttemptEnding,
     BonusToMint,
     CreditedPayment,
@@ -25,14 +26,13 @@ from activities.contracts import (
     SettlementResult,
     Submission,
 )
-from activities.errors import to_application_error
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
 from domain import errors
-from domain.attempt import Purpose
 from domain.errors import Refusal, SettleError, TransferAlreadySettled
-from domain.finality import Final
-from domain.verdict import Refused, Verified
+from domain.payments.attempt import Purpose
+from domain.payments.finality import Final
+from domain.payments.verification import Refused, Verified
 from starter.progress import read_workflow
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.servers import TASK_QUEUE

@@ -8,16 +8,16 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.announcements import AnnouncementActivities
-    from activities.bookkeeping import (
+    from activities.ledger.integrity_scan import (
         AnnouncedChanges,
         BookkeepingActivities,
         BooksChange,
         BooksReport,
         BooksToCheck,
     )
-    from activities.contracts import Message
-    from domain.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
+    from activities.messages import Message
+    from activities.operations.events import AnnouncementActivities
+    from domain.operations.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
     from workflows.naming import CHECK_BOOKS
     from workflows.policies import (
         ANNOUNCE_START_TO_CLOSE,

@@ -8,14 +8,13 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.announcements import AnnouncementActivities
-    from activities.contracts import Message
-    from activities.governance import GovernanceActivities, HeartbeatRef, HeartbeatToTake, TakenHeartbeat
-    from domain.events import HEARTBEAT, PlatformEvent
-    from domain.governance import DEFAULT_LOW_BALANCE_CREDITS, Heartbeat, heartbeat_event, low_balance_event
+    from activities.messages import Message
+    from activities.operations.events import AnnouncementActivities
+    from activities.operations.governance import GovernanceActivities, HeartbeatRef, HeartbeatToTake, TakenHeartbeat
     from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+    from domain.operations.events import HEARTBEAT, PlatformEvent
+    from domain.operations.governance import DEFAULT_LOW_BALANCE_CREDITS, Heartbeat, heartbeat_event, low_balance_event
     from workflows.naming import GOVERNANCE_HEARTBEAT
-    from workflows.occasion import Occasion, this_occasion
     from workflows.policies import (
         ANNOUNCE_START_TO_CLOSE,
         BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
@@ -23,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
     )
+    from workflows.scheduled_run import Occasion, this_occasion
 
 
 class HeartbeatInput(Message):

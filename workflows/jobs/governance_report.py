@@ -12,15 +12,14 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.announcements import AnnouncementActivities
-    from activities.contracts import Message
-    from activities.governance import GovernanceActivities, SpanToReport
-    from domain.events import GOVERNANCE_REPORT as REPORT_EVENT
-    from domain.events import PlatformEvent
-    from domain.governance import Income
+    from activities.messages import Message
+    from activities.operations.events import AnnouncementActivities
+    from activities.operations.governance import GovernanceActivities, SpanToReport
     from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+    from domain.operations.events import GOVERNANCE_REPORT as REPORT_EVENT
+    from domain.operations.events import PlatformEvent
+    from domain.operations.governance import Income
     from workflows.naming import GOVERNANCE_REPORT
-    from workflows.occasion import this_occasion
     from workflows.policies import (
         ANNOUNCE_SCHEDULE_TO_CLOSE,
         ANNOUNCE_START_TO_CLOSE,
@@ -28,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
     )
+    from workflows.scheduled_run import this_occasion
 
 
 class ReportInput(Message):

@@ -11,8 +11,8 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.contracts import Message
-    from activities.housekeeping import (
+    from activities.messages import Message
+    from activities.operations.housekeeping import (
         HousekeepingActivities,
         IntentsToExpire,
         PaymentsToPickUp,

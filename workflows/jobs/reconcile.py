@@ -8,11 +8,11 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.announcements import AnnouncementActivities
-    from activities.contracts import Message
-    from activities.reconciliation import PeriodToReconcile, ReconciliationActivities
-    from domain.events import RECONCILED, PlatformEvent
-    from domain.reconciliation import Report
+    from activities.messages import Message
+    from activities.operations.events import AnnouncementActivities
+    from activities.operations.reconciliation import PeriodToReconcile, ReconciliationActivities
+    from domain.operations.events import RECONCILED, PlatformEvent
+    from domain.operations.reconciliation import Report
     from workflows.naming import RECONCILE
     from workflows.policies import (
         ANNOUNCE_START_TO_CLOSE,

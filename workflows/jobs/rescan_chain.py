@@ -5,8 +5,9 @@ from __future__ import annotations
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.contracts import Rescan, RescanReport
-    from activities.watching import WatchingActivities
+    from activities.messages import Rescan
+    from activities.transfers.watch_chain import WatchingActivities
+    from domain.transfers.rescan import RescanReport
     from workflows.naming import RESCAN_CHAIN
     from workflows.policies import RESCAN_HEARTBEAT, RESCAN_RETRY, RESCAN_SCHEDULE_TO_CLOSE
 

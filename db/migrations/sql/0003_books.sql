@@ -5,7 +5,7 @@
 CREATE UNIQUE INDEX credit_ledger_by_number ON credit_ledger ((entry_seq + 0));
 
 -- Tables whose rows are numbered and never change. Numbers are given before the commit, so a lower one may appear after
--- a higher one: db/books.py says when a number can no longer appear.
+-- a higher one: db/ledger/invariants.py says when a number can no longer appear.
 CREATE TABLE books_checkpoints (
     stream text PRIMARY KEY CHECK (stream IN ('entries', 'lines', 'events')),
     -- All rows up to this number have been checked, and no other can appear among them.

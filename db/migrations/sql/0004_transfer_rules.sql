@@ -1,4 +1,4 @@
--- Which transfers are income, and from which block on: the rules of domain/income.py, kept by the database too. And until
+-- Which transfers are income, and from which block on: the rules of domain/transfers/income.py, kept by the database too. And until
 -- when an attempt could be paid in time, which its submission used to wipe out.
 
 -- In the order in which a settlement takes them: a worker that runs meanwhile waits, and neither waits for the other.

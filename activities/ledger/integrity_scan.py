@@ -1,0 +1,172 @@
+"""The books check: one run of it, and who has been told what it found."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from temporalio import activity
+
+from activities.messages import Message
+from db.engine import ServiceDatabase
+from db.ledger import integrity_scan as books_check
+from db.ledger.integrity_scan import ROWS_MAX, Round
+from db.ledger.invariants import CHECK_NAMES
+from telemetry.metrics.worker import BOOKS_CHECK_SECONDS, BOOKS_ENTRIES_CHECKED, observe_books
+
+OLD_STEPS: Final = 1
+"""Steps over old rows in each scheduled run: about half a million entries in a day of quarter hours."""
+
+HELD_TRIES: Final = 25
+HELD_SECONDS: Final = 0.2
+"""A payment's transaction takes milliseconds: whoever holds a checkpoint up for longer than these tries together is
+not waited for, and what comes after him is checked again by the next run."""
+
+
+class BooksToCheck(Message):
+    """Which check: of what is new, or of everything."""
+
+    full: bool = False
+
+
+class BooksChange(Message):
+    """A violation that is new, or gone."""
+
+    id: int
+    check: str
+    subject: str
+    detail: str
+    at: datetime
+    is_resolved: bool
+
+
+class BooksReport(Message):
+    """What a run did. `changes` is what nobody has been told yet."""
+
+    entries_checked: int
+    violations_open: int
+    changes: tuple[BooksChange, ...] = ()
+
+
+class AnnouncedChanges(Message):
+    """The violations that were announced, as new and as gone."""
+
+    opened: tuple[int, ...] = ()
+    resolved: tuple[int, ...] = ()
+
+
+async def check_books(
+    database: ServiceDatabase,
+    *,
+    pending_max: timedelta,
+    rows_max: int = ROWS_MAX,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Check what is new, in steps of one transaction each; how many entries that were.
+
+    Stopped anywhere it goes on where it was. `on_step` is told the number of entries so far. Raises `SettleError`.
+    """
+    async with database.transaction() as connection:
+        await books_check.note_marks(connection)
+    positions: dict[str, int] = {}
+    checked = 0
+    tries = HELD_TRIES
+    while True:
+        async with database.transaction() as connection:
+            step = await books_check.check_new(connection, positions, pending_max=pending_max, rows_max=rows_max)
+        if step.is_held and tries > 0:
+            tries -= 1
+            await asyncio.sleep(HELD_SECONDS)
+            continue
+        positions = dict(step.positions)
+        checked += step.entries_checked
+        on_step(checked)
+        if step.is_last:
+            break
+    async with database.transaction() as connection:
+        await books_check.check_known(connection, pending_max=pending_max)
+    return checked
+
+
+async def check_all_books(
+    database: ServiceDatabase,
+    *,
+    pending_max: timedelta,
+    rows_max: int = ROWS_MAX,
+    begin_at: Round | None = None,
+    on_step: Callable[[Round], None] = lambda _: None,
+) -> None:
+    """Check every row that is there, in steps of one transaction each. `on_step` is told where it has come.
+
+    What is new is `check_books`'s, which goes first. Raises `SettleError`.
+    """
+    round_ = begin_at or Round()
+    while not round_.is_complete:
+        async with database.transaction() as connection:
+            round_ = await books_check.check_old(connection, round_, pending_max=pending_max, rows_max=rows_max)
+        on_step(round_)
+    async with database.transaction() as connection:
+        await books_check.check_known(connection, pending_max=pending_max)
+
+
+class BookkeepingActivities:
+    """Each step of a check is one transaction; run twice, at once or late it finds the same."""
+
+    def __init__(self, database: ServiceDatabase, *, pending_max: timedelta) -> None:
+        self._database = database
+        self._pending_max = pending_max
+
+    @activity.defn(name="check_books")
+    async def check_books(self, wanted: BooksToCheck) -> BooksReport:
+        """One run. What it finds is on record, and stays there until it is gone."""
+        started = time.monotonic()
+        # A full check that was broken off goes on where it was: the check of what is new remembers that by itself.
+        details = activity.info().heartbeat_details
+        begin_at = Round.model_validate(details[0]) if wanted.full and details and details[0] else None
+        checked = await check_books(
+            self._database,
+            pending_max=self._pending_max,
+            on_step=lambda _: activity.heartbeat(begin_at.model_dump() if begin_at else None),
+        )
+        if wanted.full:
+            await check_all_books(
+                self._database,
+                pending_max=self._pending_max,
+                begin_at=begin_at,
+                on_step=lambda round_: activity.heartbeat(round_.model_dump()),
+            )
+        else:
+            for _ in range(OLD_STEPS):
+                async with self._database.transaction() as connection:
+                    await books_check.check_old(connection, pending_max=self._pending_max)
+        async with self._database.transaction() as connection:
+            checked_at = await books_check.note_end(connection, in_full=wanted.full)
+            changes = await books_check.list_unannounced(connection)
+            open_by_check = await books_check.count_open_violations(connection)
+        BOOKS_ENTRIES_CHECKED.inc(checked)
+        BOOKS_CHECK_SECONDS.observe(time.monotonic() - started)
+        observe_books(dict.fromkeys(CHECK_NAMES, 0) | open_by_check, checked_at)
+        return BooksReport(
+            entries_checked=checked,
+            violations_open=sum(open_by_check.values()),
+            changes=tuple(
+                BooksChange(
+                    id=change.id,
+                    check=change.check,
+                    subject=change.subject,
+                    detail=change.detail,
+                    at=change.at,
+                    is_resolved=change.is_resolved,
+                )
+                for change in changes
+            ),
+        )
+
+    @activity.defn(name="note_books_announced")
+    async def note_books_announced(self, announced: AnnouncedChanges) -> None:
+        """Write down what was announced, so that the next run does not announce it again."""
+        async with self._database.transaction() as connection:
+            await books_check.note_announced(connection, announced.opened, announced.resolved)

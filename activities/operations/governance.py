@@ -1,0 +1,137 @@
+"""The platform's look at itself, as its own principal: what a payer may see of his account, it may see of its own."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from pydantic import Field
+from temporalio import activity
+
+from activities.messages import Message
+from chain.reader import ChainReader
+from db.clock import read_clock
+from db.engine import ServiceDatabase, TenantDatabase
+from db.operations import heartbeats as governance
+from domain.errors import BookkeepingError, ChainUnavailable
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
+from domain.operations.governance import Heartbeat, Income, Reading, judge_heartbeat
+
+LOW_BALANCES_MAX: Final = 10
+"""Crossings whose event did not arrive, taken up by one heartbeat."""
+
+
+class HeartbeatToTake(Message):
+    """Which heartbeat (`key` comes from its workflow), and what it measures with."""
+
+    key: str
+    scheduled_at: datetime
+    low_balance_credits: int
+    head_age_seconds_max: int
+
+
+class TakenHeartbeat(Message):
+    """What was found, and which crossings of the threshold nobody has heard of yet."""
+
+    heartbeat: Heartbeat
+    low_balances: tuple[Heartbeat, ...] = Field(default=())
+
+
+class HeartbeatRef(Message):
+    """Which heartbeat."""
+
+    key: str
+
+
+class SpanToReport(Message):
+    """From when until when."""
+
+    since: datetime
+    until: datetime
+
+
+class GovernanceActivities:
+    """Reads as the system tenant's principal, role settle_settlement; writes as settle_service. Safe to run twice."""
+
+    def __init__(
+        self, tenants: TenantDatabase, service: ServiceDatabase, chain: ChainReader, *, worker_version: str
+    ) -> None:
+        self._tenants = tenants
+        self._service = service
+        self._chain = chain
+        self._worker_version = worker_version
+
+    @activity.defn(name="take_heartbeat")
+    async def take_heartbeat(self, wanted: HeartbeatToTake) -> TakenHeartbeat:
+        """Look at everything once and keep what was found; a second run of the same heartbeat finds it kept."""
+        heartbeat = await self._find(wanted.key)
+        if heartbeat is None:
+            heartbeat = await self._keep(wanted, await self._read())
+        async with self._service.single_statement() as connection:
+            low = await governance.list_low_balances_to_announce(connection, wanted.key, limit=LOW_BALANCES_MAX)
+        return TakenHeartbeat(heartbeat=heartbeat, low_balances=tuple(low))
+
+    @activity.defn(name="low_balance_announced")
+    async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
+        """Write down that the event of a crossing has arrived."""
+        async with self._service.single_statement() as connection:
+            await governance.update_low_balance_announced(connection, heartbeat.key)
+
+    @activity.defn(name="read_income")
+    async def read_income(self, span: SpanToReport) -> Income:
+        """What moved the system tenant's account in a span of time."""
+        async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:
+            income = await governance.read_income(connection, span.since, span.until)
+        if income is None:
+            raise BookkeepingError(f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}")
+        return income
+
+    async def _find(self, key: str) -> Heartbeat | None:
+        async with self._service.single_statement() as connection:
+            return await governance.find_heartbeat(connection, key)
+
+    async def _read(self) -> Reading:
+        async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:
+            account = await governance.read_system_tenant(connection)
+        problems: list[str] = []
+        if account.is_flagged is None:
+            problems.append(f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}")
+        if account.schema_problem is not None:
+            problems.append(account.schema_problem)
+        newest = None
+        try:
+            newest = await self._chain.newest_block()
+        except ChainUnavailable as error:
+            problems.append(error.message)
+        return Reading(
+            account_present=account.is_flagged is not None,
+            is_flagged=bool(account.is_flagged),
+            balance_credits=account.balance_credits,
+            last_revenue_share_at=account.last_revenue_share_at,
+            schema_revision=account.schema_revision,
+            chain_id=self._chain.chain_id,
+            head_number=newest.number if newest else None,
+            head_mined_at=newest.mined_at if newest else None,
+            problems=tuple(problems),
+        )
+
+    async def _keep(self, wanted: HeartbeatToTake, reading: Reading) -> Heartbeat:
+        """Write the heartbeat behind the newest one; where another was quicker, behind that one."""
+        while True:
+            async with self._service.single_statement() as connection:
+                latest = await governance.find_latest(connection)
+                heartbeat = judge_heartbeat(
+                    reading,
+                    key=wanted.key,
+                    scheduled_at=wanted.scheduled_at,
+                    now=await read_clock(connection.connection),
+                    threshold_credits=wanted.low_balance_credits,
+                    head_age_max=timedelta(seconds=wanted.head_age_seconds_max),
+                    worker_version=self._worker_version,
+                    was_low=latest is not None and latest.is_low,
+                )
+                if await governance.insert_heartbeat(connection, heartbeat, after=latest):
+                    return heartbeat
+                kept = await governance.find_heartbeat(connection, wanted.key)
+            if kept is not None:
+                return kept

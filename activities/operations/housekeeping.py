@@ -1,0 +1,167 @@
+"""Clearing up after those who did not come back, in bounded batches, and picking up what was left lying."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from temporalio import activity
+
+from activities.messages import Message
+from db.clock import read_clock
+from db.engine import ServiceDatabase
+from db.operations import housekeeping
+from db.operations.housekeeping import UnfinishedPayment
+from domain.errors import Refusal
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from telemetry.metrics.worker import ENDINGS, INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
+
+Resume = Callable[[UnfinishedPayment], Awaitable[bool]]
+"""Makes sure that a workflow is at work on a payment; True where none was."""
+
+EnsureStanding = Callable[[], Awaitable[list[str]]]
+"""Starts the workflows that run for ever and do not run; their ids."""
+
+ASKED_AT_ONCE_MAX: Final = 8
+
+log = structlog.get_logger(__name__)
+
+
+class IntentsToExpire(Message):
+    """Which intents are over: those whose time was up `grace_seconds` ago by the database's clock."""
+
+    due_at: datetime
+    """The same by the clock of whoever asked; it counts where there is no grace, as runs before that one have it."""
+    batch_size: int
+    grace_seconds: int | None = None
+
+
+class RowsToPrune(Message):
+    """How to prune."""
+
+    idempotency_keys_hours: int
+    batch_size: int
+
+
+class PaymentsToPickUp(Message):
+    """Which payments are asked about: those that have waited for long enough that a workflow must have them."""
+
+    submitted_before: datetime
+    credited_since: datetime
+    limit: int
+    waiting_seconds: int | None = None
+    """With `look_back_seconds` the same two times, by the database's clock; runs before these have none."""
+    look_back_seconds: int | None = None
+    chain_id: int | None = None
+    """None is the chain of the worker that takes it."""
+
+
+class Done(Message):
+    """How many, of what."""
+
+    counts: dict[str, int]
+
+
+class StandingWorkflows(Message):
+    """Ids of the workflows that run for ever and had to be started."""
+
+    started: tuple[str, ...] = ()
+
+
+class HousekeepingActivities:
+    """Each batch is one transaction; safe to run twice, at once, and to be stopped half-way."""
+
+    def __init__(
+        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_standing: EnsureStanding
+    ) -> None:
+        self._database = database
+        self._chain_id = chain_id
+        self._resume = resume
+        self._ensure_standing = ensure_standing
+
+    @activity.defn(name="expire_intents")
+    async def expire_intents(self, wanted: IntentsToExpire) -> Done:
+        """End every unpaid intent whose time is up, batch by batch."""
+        expired: Counter[str] = Counter()
+        while True:
+            async with self._database.transaction() as connection:
+                due_at = wanted.due_at
+                if wanted.grace_seconds is not None:
+                    due_at = await read_clock(connection.connection) - timedelta(seconds=wanted.grace_seconds)
+                batch = await housekeeping.expire_intents(connection, due_at, limit=wanted.batch_size)
+            for purpose, count in batch.items():
+                INTENTS_EXPIRED.inc(count)
+                ENDINGS.labels(purpose.value, AttemptStatus.FAILED.value, ErrorCode.INTENT_EXPIRED.value).inc(count)
+                expired[purpose.value] += count
+            activity.heartbeat()
+            if sum(batch.values()) < wanted.batch_size:
+                return Done(counts=dict(expired))
+
+    @activity.defn(name="prune_expired_rows")
+    async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:
+        """Delete sessions, sign-in challenges, rate limits and idempotency keys that are over, batch by batch."""
+        pruned: Counter[str] = Counter()
+        while True:
+            async with self._database.transaction() as connection:
+                batch = await housekeeping.prune_expired(
+                    connection,
+                    idempotency_keys_older_than=timedelta(hours=wanted.idempotency_keys_hours),
+                    limit=wanted.batch_size,
+                )
+            for table, count in batch.items():
+                ROWS_PRUNED.labels(table).inc(count)
+                pruned[table] += count
+            activity.heartbeat()
+            if max(batch.values(), default=0) < wanted.batch_size:
+                return Done(counts=dict(pruned))
+
+    @activity.defn(name="pick_up_payments")
+    async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
+        """Give a workflow to every payment that should have one and has none."""
+        before, since = wanted.submitted_before, wanted.credited_since
+        async with self._database.single_statement() as connection:
+            if wanted.waiting_seconds is not None and wanted.look_back_seconds is not None:
+                now = await read_clock(connection.connection)
+                before = now - timedelta(seconds=wanted.waiting_seconds)
+                since = now - timedelta(seconds=wanted.look_back_seconds)
+            waiting = await housekeeping.list_pending(connection, self._chain_id, before=before, limit=wanted.limit)
+            without_bonus = await housekeeping.list_without_bonus(
+                connection, self._chain_id, since=since, before=before, limit=wanted.limit
+            )
+        picked_up: Counter[str] = Counter()
+        asking = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
+
+        async def pick_up(payment: UnfinishedPayment) -> None:
+            async with asking:
+                try:
+                    resumed = await self._resume(payment)
+                except Refusal as refusal:
+                    # One payment that cannot be resumed does not stand in the way of the others.
+                    log.warning("payment not picked up", attempt_id=str(payment.attempt_id), error=str(refusal))
+                    picked_up["refused"] += 1
+                    return
+                activity.heartbeat()
+            if resumed:
+                log.warning("payment picked up: no workflow had it", attempt_id=str(payment.attempt_id))
+                WORKFLOWS_RESTARTED.labels(payment.status.value).inc()
+                picked_up[payment.status.value] += 1
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for payment in [*waiting, *without_bonus]:
+                    group.create_task(pick_up(payment))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        return Done(counts=dict(picked_up))
+
+    @activity.defn(name="ensure_standing_workflows")
+    async def ensure_standing_workflows(self) -> StandingWorkflows:
+        """Start what runs for ever and does not run: nobody else looks again."""
+        started = await self._ensure_standing()
+        for workflow_id in started:
+            log.warning("standing workflow started: it did not run", started_workflow_id=workflow_id)
+        return StandingWorkflows(started=tuple(started))

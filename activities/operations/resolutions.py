@@ -1,0 +1,88 @@
+"""Operators' remedies: role settle_service. The bonus of a credit is a transaction of its own."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from temporalio import activity
+
+from activities.messages import MintedBonus
+from chain.preconditions import SettlementPreconditions
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase
+from db.operations.findings import find_finding
+from db.transfers.observed import find_observed
+from domain.chain import require_own_chain
+from domain.errors import ChainUnavailable, RemedyRefused
+from domain.identifiers import same_address
+from domain.operations.findings import FindingKind, Remedy
+from domain.operations.resolutions import RemedyRequest, TakenRemedy
+from services.operations import resolutions as remedies
+from services.transfers.receipts import find_receipt, transfers_in
+from telemetry.metrics.worker import BONUS_CREDITS, REMEDIES_TAKEN
+
+
+class RemedyActivities:
+    """Each activity is at most one transaction and safe to run twice, at once, and late."""
+
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        chain: ChainReader,
+        preconditions: SettlementPreconditions,
+        *,
+        revenue_share: Decimal,
+        min_confirmations: int,
+    ) -> None:
+        self._database = database
+        self._chain = chain
+        self._preconditions = preconditions
+        self._revenue_share = revenue_share
+        self._min_confirmations = min_confirmations
+
+    @activity.defn(name="take_remedy")
+    async def take_remedy(self, request: RemedyRequest) -> TakenRemedy:
+        """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
+
+        Before a transfer is credited all nodes are asked for it: what was observed is the word of one. Raises
+        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree, and
+        `PreconditionNotMet` where the token is not known to be USDC.
+        """
+        if request.remedy is Remedy.CREDIT:
+            await self._require_on_chain(request)
+        async with self._database.transaction() as connection:
+            taken = await remedies.take_remedy(connection, request, revenue_share=self._revenue_share)
+        if not taken.is_repeated:
+            REMEDIES_TAKEN.labels(taken.kind.value, taken.remedy.value).inc()
+        return taken
+
+    async def _require_on_chain(self, request: RemedyRequest) -> None:
+        async with self._database.single_statement() as connection:
+            finding = await find_finding(connection, request.finding_id)
+        require_own_chain(f"finding {finding.id}", finding.chain_id, own=self._chain.chain_id)
+        if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
+            # Nothing is credited any more; or what is credited belongs to a payment that was verified.
+            return
+        async with self._database.single_statement() as connection:
+            known = await find_observed(connection, self._chain.chain_id, finding.tx_hash, finding.log_index)
+        if known is None:
+            raise RemedyRefused("the chain does not show the transfer as it was found: nothing was done")
+        scope, observed = known
+        receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
+        for log in transfers_in(receipt, scope):
+            is_same = (log.log_index, log.value_raw) == (observed.log_index, observed.value_raw)
+            if is_same and same_address(log.from_address, observed.from_address):
+                if confirmations < self._min_confirmations:
+                    raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
+                await self._preconditions.require(scope.token, at_block=observed.block_number)
+                return
+        raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
+
+    @activity.defn(name="mint_bonus_of_credit")
+    async def mint_bonus_of_credit(self, taken: TakenRemedy) -> MintedBonus:
+        """The system tenant's share of what an operator credited, minted on top."""
+        async with self._database.transaction() as connection:
+            entry = await remedies.mint_bonus_of_credit(connection, taken.finding_id)
+        if entry is not None and entry.posted:
+            BONUS_CREDITS.inc(entry.amount_credits)
+        return MintedBonus(amount_credits=entry.amount_credits if entry else 0)

@@ -1,0 +1,160 @@
+"""After the credit: looking at the chain until the payment is final, or gone; and taking its credits back."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.messages import AttemptEnding, AttemptRef, CreditedPayment, PaymentToReverse, ReversedBonus
+from activities.payments.outcome import report
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase
+from db.payments import finality
+from domain.chain import require_own_chain
+from domain.errors import BookkeepingError, ChainUnavailable
+from domain.payments import finality as judging
+from domain.payments.attempt import AttemptStatus
+from domain.payments.finality import FinalityLevel, FinalityPolicy, Gone, NotFinal, next_look_delay
+from domain.payments.verification import SettledTransfer
+from services.payments import lifecycle as payments
+from telemetry.metrics.worker import FINALITY_LOOKS, REVERSED_BONUS_CREDITS
+
+NOT_FINAL_YET: Final = "NOT_FINAL_YET"
+"""Type of the failure that asks Temporal to call again; its message is what operators read."""
+
+LOOK_TIMEOUT: Final = timedelta(seconds=25)
+"""All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
+
+
+class FinalityActivities:
+    """Each activity is at most one transaction and safe to run twice, at once, and late."""
+
+    def __init__(
+        self, chain: ChainReader, database: ServiceDatabase, *, policy: FinalityPolicy, block_time: timedelta
+    ) -> None:
+        self._chain = chain
+        self._database = database
+        self._policy = policy
+        self._block_time = block_time
+
+    @activity.defn(name="await_finality")
+    async def await_finality(self, payment: CreditedPayment) -> judging.Final | Gone:
+        """One look at the chain: the payment is final (which is written down), or gone, or a failure that asks again.
+
+        Waiting by retry leaves nothing in the workflow's history, however long it takes.
+        """
+        credited = await self._find(payment)
+        if credited.final_level is not None:
+            return judging.Final(transfer=credited.transfer, level=credited.final_level)
+        if credited.status is AttemptStatus.REVERSED:
+            level = self._policy.level_for(credited.amount_usd_cents)
+            return Gone(transfer=credited.transfer, level=level, message="it was reversed before")
+        found = await self._look(payment, credited)
+        FINALITY_LOOKS.labels(outcome=found.kind).inc()
+        if isinstance(found, NotFinal):
+            if found.missing_since_head != self._missing_since():
+                # Also to forget it: what has come back and is missed again has all the time again.
+                activity.heartbeat(found.missing_since_head, self._chain.chain_id)
+            raise ApplicationError(
+                found.message,
+                found,
+                type=NOT_FINAL_YET,
+                category=ApplicationErrorCategory.BENIGN,
+                next_retry_delay=next_look_delay(found, block_time=self._block_time),
+            )
+        if isinstance(found, judging.Final):
+            async with self._database.transaction() as connection:
+                await finality.insert_finality(
+                    connection, payment.attempt_id, found.transfer, found.level, outcome="final"
+                )
+        return found
+
+    @activity.defn(name="reverse_payment")
+    async def reverse_payment(self, payment: PaymentToReverse) -> AttemptEnding:
+        """Take the credits of a payment back that is gone, and mark its attempt REVERSED: one transaction."""
+        async with self._database.transaction() as connection:
+            ending = await payments.reverse_payment(connection, payment.attempt_id, payment.gone)
+        return report(ending)
+
+    @activity.defn(name="reverse_bonus")
+    async def reverse_bonus(self, payment: AttemptRef) -> ReversedBonus:
+        """Take the system tenant's bonus back."""
+        async with self._database.transaction() as connection:
+            entry = await payments.reverse_bonus(connection, payment.attempt_id)
+        if entry is not None and entry.posted:
+            REVERSED_BONUS_CREDITS.inc(-entry.amount_credits)
+        return ReversedBonus(amount_credits=-entry.amount_credits if entry else 0)
+
+    async def _find(self, payment: CreditedPayment) -> finality.Credited:
+        async with self._database.single_statement() as connection:
+            credited = await finality.find_credited(connection, payment.attempt_id)
+        if credited is None:
+            raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to look after")
+        require_own_chain(f"attempt {payment.attempt_id}", credited.transfer.chain_id, own=self._chain.chain_id)
+        return credited
+
+    async def _look(self, payment: CreditedPayment, credited: finality.Credited) -> judging.Final | NotFinal | Gone:
+        level = self._policy.level_for(credited.amount_usd_cents)
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+                return await self._ask(payment, credited.transfer, level)
+        except ChainUnavailable as error:
+            return NotFinal(message=error.message, missing_since_head=self._missing_since())
+        except TimeoutError:
+            return NotFinal(message="the chain nodes did not answer in time", missing_since_head=self._missing_since())
+
+    async def _ask(
+        self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel
+    ) -> judging.Final | NotFinal | Gone:
+        view = await self._chain.look(settled.tx_hash, block_hint=settled.block_number)
+        if view.canonical is None or view.receipt is None:
+            return await self._judge_absence(payment, settled, level, view.head_number)
+        found = judging.locate(payment.terms, settled, view.receipt)
+        if found is None or view.canonical.block_hash != view.receipt.block_hash:
+            return await self._judge_absence(payment, settled, level, view.head_number)
+        try:
+            final_up_to = await self._final_up_to(level, view.head_number)
+        except ChainUnavailable as error:
+            return NotFinal(message=f"in block {found.block_number}; {error.message}")
+        verdict = judging.judge_presence(found, level, final_up_to=final_up_to)
+        if isinstance(verdict, NotFinal):
+            return verdict
+        # Nobody looks again after this, and one node may lie: all the others are asked.
+        agreed = await self._chain.cross_check(settled.tx_hash, view)
+        found = judging.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
+        if found is None:
+            return NotFinal(message="the nodes do not agree on where the payment is")
+        return judging.judge_presence(found, level, final_up_to=await self._final_up_to(level, agreed.head_number))
+
+    async def _judge_absence(
+        self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel, head: int
+    ) -> NotFinal | Gone:
+        sightings = await self._chain.sightings(settled.tx_hash, settled.block_number)
+        return judging.judge_absence(
+            payment.terms,
+            settled,
+            sightings,
+            level,
+            endpoints=len(self._chain.labels),
+            final_up_to=await self._final_up_to(level, head),
+            missing_since_head=self._missing_since(),
+        )
+
+    def _missing_since(self) -> int | None:
+        """The chain's height when the payment was first missed, from the look before this one.
+
+        A height of another chain says nothing; what was written up to schema revision 0003 does not name its chain.
+        """
+        details = activity.info().heartbeat_details
+        if not details or not isinstance(details[0], int):
+            return None
+        return details[0] if len(details) < 2 or details[1] == self._chain.chain_id else None
+
+    async def _final_up_to(self, level: FinalityLevel, head: int) -> int:
+        if level is FinalityLevel.CONFIRMATIONS:
+            return head - self._policy.confirmations + 1
+        return await self._chain.tagged_number(level.value)

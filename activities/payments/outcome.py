@@ -1,0 +1,25 @@
+"""What a settling step reports of the attempt, to the workflow and to the metrics."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from activities.messages import AttemptEnding
+from db.clock import estimated_now
+from services.payments.lifecycle import Ending
+from telemetry.metrics.worker import observe_ending
+
+
+def report(ending: Ending, *, confirmed_at: datetime | None = None) -> AttemptEnding:
+    """The ending as a message; counted where this step brought it about, and not where it found it done.
+
+    `confirmed_at` is when the chain had confirmed the payment, where that is known.
+    """
+    if ending.changed:
+        observe_ending(ending.attempt, now=estimated_now(), confirmed_at=confirmed_at)
+    return AttemptEnding(
+        status=ending.attempt.status,
+        error_code=ending.attempt.error_code,
+        tx_hash=ending.attempt.tx_hash,
+        amount_credits=ending.credited_credits,
+    )

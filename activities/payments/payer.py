@@ -1,0 +1,64 @@
+"""Steps on the payer's own rows: role settle_settlement, inside the payer's tenant scope."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+from temporalio import activity
+
+from activities.messages import AttemptEnding, PaymentToCredit, PaymentToRefuse, RecordedSubmission, Submission
+from activities.payments.outcome import report
+from db.engine import SettlementDatabase
+from domain.payments.attempt import AttemptStatus
+from services.payments import lifecycle as payments
+from telemetry.metrics.worker import SUBMISSIONS
+
+
+class PayerActivities:
+    """Each activity is one transaction and safe to run twice, at once, and late."""
+
+    def __init__(
+        self, database: SettlementDatabase, *, verification_timeout: timedelta, revenue_share: Decimal
+    ) -> None:
+        self._database = database
+        self._revenue_share = revenue_share
+        self._verification_timeout = verification_timeout
+
+    @activity.defn(name="record_submission")
+    async def record_submission(self, submission: Submission) -> RecordedSubmission:
+        """Write down which hash the payer submitted, and until when the chain is asked about it."""
+        async with self._database.transaction(submission.owner_user_id) as connection:
+            ending = await payments.submit(
+                connection,
+                submission.attempt_id,
+                submission.tx_hash,
+                submitted_at=submission.submitted_at,
+                mined_at=submission.mined_at,
+            )
+        attempt = ending.attempt
+        if ending.changed and attempt.status is AttemptStatus.PENDING_UNVERIFIED:
+            SUBMISSIONS.labels(attempt.purpose.value).inc()
+        waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None
+        return RecordedSubmission(
+            status=attempt.status,
+            tx_hash=attempt.tx_hash,
+            error_code=attempt.error_code,
+            verify_until=waits_since + self._verification_timeout if waits_since else None,
+        )
+
+    @activity.defn(name="credit_buyer")
+    async def credit_buyer(self, payment: PaymentToCredit) -> AttemptEnding:
+        """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
+        async with self._database.transaction(payment.owner_user_id) as connection:
+            ending = await payments.credit_buyer(
+                connection, payment.attempt_id, payment.transfer, revenue_share=self._revenue_share
+            )
+        return report(ending, confirmed_at=payment.confirmed_at)
+
+    @activity.defn(name="end_without_credits")
+    async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptEnding:
+        """REJECTED or FAILED, with its code."""
+        async with self._database.transaction(payment.owner_user_id) as connection:
+            ending = await payments.refuse(connection, payment.attempt_id, payment.refused)
+        return report(ending)

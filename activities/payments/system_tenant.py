@@ -1,0 +1,34 @@
+"""Steps on the system tenant's account: role settle_service, never in one transaction with the buyer's."""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from activities.messages import AttemptEnding, BonusToMint, MintedBonus, PaymentToCredit
+from activities.payments.outcome import report
+from db.engine import ServiceDatabase
+from services.payments import lifecycle as payments
+from telemetry.metrics.worker import BONUS_CREDITS
+
+
+class SystemTenantActivities:
+    """Each activity is one transaction and safe to run twice, at once, and late."""
+
+    def __init__(self, database: ServiceDatabase) -> None:
+        self._database = database
+
+    @activity.defn(name="mint_bonus")
+    async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
+        """The system tenant's share of a credited purchase, minted on top."""
+        async with self._database.single_statement() as connection:
+            entry = await payments.mint_revenue_share(connection, bonus.attempt_id)
+        if entry is not None and entry.posted:
+            BONUS_CREDITS.inc(entry.amount_credits)
+        return MintedBonus(amount_credits=entry.amount_credits if entry else 0)
+
+    @activity.defn(name="credit_donation")
+    async def credit_donation(self, payment: PaymentToCredit) -> AttemptEnding:
+        """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
+        async with self._database.transaction() as connection:
+            ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)
+        return report(ending, confirmed_at=payment.confirmed_at)

@@ -1,0 +1,236 @@
+"""Looking at the chain until there is a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.messages import PaymentToVerify
+from chain.preconditions import SettlementPreconditions
+from chain.quorum import EndpointsDisagree
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase
+from db.operations import resolutions
+from db.payments import attempts
+from db.transfers import destinations, observed
+from domain.chain import ChainView, TransferScope
+from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
+from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.payments.verification import (
+    CreditedTransfer,
+    PaymentTerms,
+    Refused,
+    Verdict,
+    Verified,
+    Waiting,
+    WaitReason,
+    credited_log_indexes,
+    judge,
+    next_look_delay,
+)
+from telemetry.metrics.worker import LOOKS
+
+STILL_WAITING: Final = "STILL_WAITING"
+"""Type of the failure that asks Temporal to call again; its message and detail are what operators read."""
+
+LOOK_TIMEOUT: Final = timedelta(seconds=25)
+"""All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
+
+
+class VerificationActivities:
+    """Reads the chain; writes nothing."""
+
+    def __init__(
+        self,
+        chain: ChainReader,
+        database: ServiceDatabase,
+        preconditions: SettlementPreconditions,
+        *,
+        min_confirmations: int,
+        block_time: timedelta,
+        verification_timeout: timedelta,
+        own_destination: TransferScope | None = None,
+        from_block: int | None = None,
+    ) -> None:
+        """`own_destination` is where payments go to by the settings: they may, from then on, under any others, too.
+
+        `from_block` is the first block that settle answers for, where the settings say so.
+        """
+        self._chain = chain
+        self._database = database
+        self._preconditions = preconditions
+        self._min_confirmations = min_confirmations
+        self._block_time = block_time
+        self._verification_timeout = verification_timeout
+        self._own_destination = own_destination
+        self._is_own_noted = False
+        self._from_block = from_block
+        self._noted_scopes: set[TransferScope] = set()
+
+    @activity.defn(name="await_confirmation")
+    async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
+        """One look at the chain: a final verdict, or a failure whose next retry is timed from what is missing.
+
+        Waiting by retry leaves nothing in the workflow's history, however long it takes.
+        """
+        attempt, credited = await self._find(payment)
+        verdict = await self._look(payment, attempt, credited)
+        if not isinstance(verdict, Waiting):
+            LOOKS.labels(outcome=verdict.kind).inc()
+            return _about(attempt.tx_hash, verdict)
+        LOOKS.labels(outcome=verdict.reason.value).inc()
+        if payment.is_last_look and self._is_over(verdict, attempt):
+            return Refused(
+                status=AttemptStatus.FAILED,
+                error_code=ErrorCode.RECEIPT_NOT_FOUND,
+                message=f"not confirmed in time; the last look said: {verdict.message}",
+                tx_hash=attempt.tx_hash,
+            )
+        raise ApplicationError(
+            verdict.message,
+            verdict,
+            type=STILL_WAITING,
+            category=ApplicationErrorCategory.BENIGN,
+            next_retry_delay=self._delay(verdict, attempt),
+        )
+
+    def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
+        """Whether the last look is the end, by the database's clock and the hash that it has now.
+
+        That hash may be younger than the one the workflow knows: the starter records it where no worker answers.
+        A payment that is there and lacks only confirmations gets the time that these take, twice.
+        """
+        if waiting.reason is WaitReason.PRECONDITION:
+            # The transaction is there and judged. What is wrong is with the token or the nodes, and no payer's fault.
+            return False
+        confirming = waiting.reason is WaitReason.CONFIRMATIONS
+        grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
+        return attempt.now >= attempt.submitted_at + self._verification_timeout + grace
+
+    def _delay(self, waiting: Waiting, attempt: attempts.UnderVerification) -> timedelta:
+        return next_look_delay(
+            waiting,
+            waited=attempt.now - attempt.submitted_at,
+            remaining=attempt.submitted_at + self._verification_timeout - attempt.now,
+            block_time=self._block_time,
+        )
+
+    async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
+        """What the attempt waits for, and which transfers of that transaction an operator has credited."""
+        await self._note_settings(payment.terms)
+        async with self._database.single_statement() as connection:
+            attempt = await attempts.find_under_verification(connection, payment.attempt_id)
+            if attempt is None:
+                raise AttemptNotFound(payment.attempt_id)
+            chain_id = payment.terms.chain_id
+            return attempt, await resolutions.list_credited_transfers(connection, chain_id, attempt.tx_hash)
+
+    async def _note_settings(self, terms: PaymentTerms) -> None:
+        """What the settings say goes where the database, which has the last word on a credit, reads it.
+
+        Once for each scope, and where the database has another first block than the settings.
+        """
+        scope = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        if scope in self._noted_scopes:
+            return
+        async with self._database.transaction() as connection:
+            if await observed.note_from_block(connection, scope, self._from_block):
+                self._noted_scopes.add(scope)
+
+    async def _look(
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, credited: Collection[CreditedTransfer]
+    ) -> Verdict:
+        def verdict_on(view: ChainView) -> Verdict:
+            return judge(
+                payment.terms,
+                attempt.tx_hash,
+                view,
+                min_confirmations=self._min_confirmations,
+                settled_log_indexes=attempt.settled_log_indexes | credited_log_indexes(view.receipt, credited),
+                first_block=attempt.first_block if self._from_block is None else self._from_block,
+                payer_kind=attempt.payer_kind,
+            )
+
+        is_judged = False
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+                view = await self._chain.look(
+                    attempt.tx_hash, block_hint=_block_seen_before(), ask_all=payment.is_last_look
+                )
+                verdict = verdict_on(view)
+                if isinstance(verdict, Waiting):
+                    _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request
+                    return verdict
+                # What follows cannot be taken back, and one node may lie: all the others are asked.
+                checked = await self._chain.cross_check(attempt.tx_hash, view)
+                verdict = verdict_on(checked)
+                is_judged = not isinstance(verdict, Waiting)
+                if isinstance(verdict, Verified) and not await self._is_known_destination(payment):
+                    return self._waiting(
+                        WaitReason.UNKNOWN_TREASURY,
+                        "the treasury or token that was promised is none of this system, as far as its workers know",
+                    )
+                if is_judged:
+                    await self._require_preconditions(payment, checked)
+                return self._with_time(verdict, checked)
+        except PreconditionNotMet as error:
+            return self._judged_but_not_believed(error.message)
+        except EndpointsDisagree as error:
+            return self._waiting(WaitReason.CONTRADICTION, error.message)
+        except ChainUnavailable as error:
+            return self._waiting(WaitReason.CHAIN_UNAVAILABLE, error.message)
+        except TimeoutError:
+            if is_judged:
+                return self._judged_but_not_believed("the chain nodes did not answer in time about the token")
+            return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    async def _is_known_destination(self, payment: PaymentToVerify) -> bool:
+        """Whether money that went where the intent says came in: the intent alone is the word of who wrote it."""
+        terms, own = payment.terms, self._own_destination
+        promised = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        async with self._database.single_statement() as connection:
+            if own is not None and not self._is_own_noted:
+                await destinations.note_destination(connection, own)
+                self._is_own_noted = True
+            return promised == own or await destinations.is_known_destination(connection, promised)
+
+    async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
+        """Of the attempt's own token, which need not be that of the settings, as of the block that is judged."""
+        assert view.receipt is not None, "a final verdict is about a receipt"
+        await self._preconditions.require(payment.terms.token, at_block=view.receipt.block_number)
+
+    def _with_time(self, verdict: Verdict, view: ChainView) -> Verdict:
+        """With the time at which the last confirmation was mined: blocks come evenly, and no look fetches that one."""
+        mined_at = view.canonical.mined_at if view.canonical else None
+        if not isinstance(verdict, Verified) or mined_at is None:
+            return verdict
+        return verdict.model_copy(update={"confirmed_at": mined_at + (self._min_confirmations - 1) * self._block_time})
+
+    def _judged_but_not_believed(self, message: str) -> Waiting:
+        """The payment has its confirmations; what they mean is not known before the preconditions are."""
+        waiting = self._waiting(WaitReason.PRECONDITION, message)
+        return waiting.model_copy(update={"confirmations": self._min_confirmations})
+
+    def _waiting(self, reason: WaitReason, message: str) -> Waiting:
+        return Waiting(reason=reason, message=message, confirmations_needed=self._min_confirmations)
+
+
+def _about(tx_hash: str, verdict: Verified | Refused) -> Verified | Refused:
+    """A refusal says which hash it is about: it does not end an attempt whose hash has been replaced since."""
+    return verdict.model_copy(update={"tx_hash": tx_hash}) if isinstance(verdict, Refused) else verdict
+
+
+def _block_seen_before() -> int | None:
+    """The block that the last look found the transaction in: asking for it at once saves a second request."""
+    details = activity.info().heartbeat_details
+    return details[0] if details and isinstance(details[0], int) else None
+
+
+def _remember_block(view: ChainView) -> None:
+    if view.receipt is not None:
+        activity.heartbeat(view.receipt.block_number)

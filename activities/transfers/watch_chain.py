@@ -1,0 +1,282 @@
+"""Following a chain: an activity that reads, acts, waits for the next block, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.messages import Followed, Rescan, WatchedChain
+from db.engine import ServiceDatabase
+from db.transfers.scopes import list_promises, mark_followed
+from domain.chain import TransferScope
+from domain.errors import Unavailable
+from domain.transfers.rescan import RescanReport
+from domain.transfers.watching import Promise, old_promises
+from services.transfers.block_scanner import ChainScan, Step
+from services.transfers.matcher import TransferDesk
+
+log = structlog.get_logger(__name__)
+
+WORKER_STOPS: Final = "WORKER_STOPS"
+"""Type of the failure by which another worker goes on with the chain."""
+
+HEARTBEAT_SECONDS: Final = 3.0
+"""Several fit into the activity's heartbeat time-out."""
+
+POLL_SECONDS_MIN: Final = 0.2
+POLL_SECONDS_MAX: Final = 15.0
+"""Bounds of the wait for the next block, which is one block time."""
+
+PATIENCE_SECONDS_MIN: Final = 1.0
+PATIENCE_SECONDS_MAX: Final = 30.0
+"""Bounds of the wait while chain, database or Temporal is gone; it doubles with each time."""
+
+
+PROMISES_EVERY_SECONDS: Final = 10.0
+"""How often attempts are asked which treasuries they name: one made by a process with other settings is seen then."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeWatch:
+    """What reads one scope, and what decides about its transfers."""
+
+    scan: ChainScan
+    desk: TransferDesk
+
+
+OpenScope = Callable[[TransferScope, Promise | None], ScopeWatch]
+"""Makes them for a scope; of one that attempts have been promised, with the promise."""
+
+
+class ScopeWatches:
+    """The scope of the settings, and those that attempts still name: read from the database, so that a process with
+    new settings goes on with what was promised under old ones."""
+
+    def __init__(self, database: ServiceDatabase, current: TransferScope, open_scope: OpenScope) -> None:
+        self.current = current
+        self._database = database
+        self._open_scope = open_scope
+        self._open: dict[TransferScope, ScopeWatch] = {current: open_scope(current, None)}
+
+    async def read(self) -> dict[TransferScope, ScopeWatch]:
+        """Those to be followed now, that of the settings first. Raises `DatabaseUnavailable`."""
+        async with self._database.single_statement() as connection:
+            promises = await list_promises(connection, self.current.chain_id)
+        wanted = {promise.scope: promise for promise in old_promises(self.current, promises)}
+        for scope in [scope for scope in self._open if scope != self.current and scope not in wanted]:
+            del self._open[scope]
+            log.info("an old treasury is not followed any more", treasury=scope.treasury, token=scope.token)
+        for scope, promise in wanted.items():
+            if scope not in self._open:
+                self._open[scope] = self._open_scope(scope, promise)
+                log.info("an old treasury is followed", treasury=scope.treasury, token=scope.token)
+        async with self._database.transaction() as connection:
+            await mark_followed(connection, self.current.chain_id, list(self._open))
+        return dict(self._open)
+
+    def known(self) -> dict[TransferScope, ScopeWatch]:
+        """The same as it was when it was read the last time."""
+        return dict(self._open)
+
+
+class WatchingActivities:
+    """Any number may run at once: what is written is written once."""
+
+    def __init__(self, watches: ScopeWatches, *, block_time: timedelta) -> None:
+        self._watches = watches
+        self._poll_seconds = min(max(block_time.total_seconds(), POLL_SECONDS_MIN), POLL_SECONDS_MAX)
+
+    @activity.defn(name="follow_chain")
+    async def follow_chain(self, chain: WatchedChain) -> Followed:
+        """Follow the chain for a while. What cannot be reached is waited for, in words that the heartbeat shows.
+
+        Ends at once, to go on elsewhere, when the worker stops.
+        """
+        followers = Followers(self._watches, self._poll_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + chain.follow_seconds
+        async with _heartbeats(lambda: followers.words):
+            while loop.time() < until:
+                await _wait_for_next(await followers.go_on())
+        return Followed(block_number=followers.block_number, words=followers.words)
+
+    @activity.defn(name="rescan_chain")
+    async def rescan_chain(self, rescan: Rescan) -> RescanReport:
+        """Read the last blocks again, with every endpoint, for what nodes left out when the blocks were new.
+
+        What is found is acted upon by whoever follows the chain. Numbers are those of all scopes together, the rest of
+        the report is of the scope of the settings.
+        """
+        words = f"reading the last {rescan.blocks} blocks again"
+        async with _heartbeats(lambda: words):
+            scopes = await self._watches.read()
+            report = await scopes.pop(self._watches.current).scan.rescan(rescan.blocks)
+            for watch in scopes.values():
+                other = await watch.scan.rescan(rescan.blocks)
+                report = report.model_copy(
+                    update={
+                        "added": report.added + other.added,
+                        "orphaned": report.orphaned + other.orphaned,
+                        "closed_findings": report.closed_findings + other.closed_findings,
+                    }
+                )
+        if report.added or report.orphaned:
+            log.warning(
+                "blocks read again",
+                first=report.first,
+                last=report.last,
+                missed_transfers=report.added,
+                orphaned_transfers=report.orphaned,
+            )
+        return report
+
+
+class Followers:
+    """One run of following, of every scope: what one of them waits for holds no other one up."""
+
+    def __init__(
+        self, watches: ScopeWatches, poll_seconds: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._watches = watches
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._read_from = 0.0
+        self._followers: dict[TransferScope, _Follower] = {}
+        self._goes_on_at: dict[TransferScope, float] = {}
+
+    @property
+    def block_number(self) -> int | None:
+        """How far the scope of the settings was followed."""
+        current = self._followers.get(self._watches.current)
+        return current.block_number if current is not None else None
+
+    @property
+    def words(self) -> str:
+        """How far each scope was followed, or what it waits for."""
+        lines = [
+            follower.words if scope == self._watches.current else f"old treasury {scope.treasury}: {follower.words}"
+            for scope, follower in self._followers.items()
+        ]
+        return "; ".join(lines) or "begins"
+
+    async def go_on(self) -> float:
+        """Read what is there of each scope that is not waiting, and act on it; how many seconds to wait then."""
+        await self._refresh()
+        for scope, follower in list(self._followers.items()):
+            if self._goes_on_at[scope] <= self._clock():
+                self._goes_on_at[scope] = await follower.go_on() + self._clock()
+        return max(min(self._goes_on_at.values()) - self._clock(), 0.0)
+
+    async def _refresh(self) -> None:
+        if self._followers and self._clock() < self._read_from:
+            return
+        try:
+            scopes = await self._watches.read()
+        except Unavailable:
+            # Each of them says so itself, in a moment.
+            scopes = self._watches.known()
+        self._read_from = self._clock() + PROMISES_EVERY_SECONDS
+        for scope in self._followers.keys() - scopes.keys():
+            del self._followers[scope], self._goes_on_at[scope]
+        for scope, watch in scopes.items():
+            if scope not in self._followers:
+                self._followers[scope] = _Follower(watch.scan, watch.desk, self._poll_seconds)
+                self._goes_on_at[scope] = self._clock()
+
+
+class _Follower:
+    """One run of following one scope: a step, and what to say about it."""
+
+    def __init__(self, scan: ChainScan, desk: TransferDesk, poll_seconds: float) -> None:
+        self.words = "begins"
+        self.block_number: int | None = None
+        self._scan = scan
+        self._desk = desk
+        self._poll_seconds = poll_seconds
+        self._patience_seconds = PATIENCE_SECONDS_MIN
+        self._waits_for: str | None = None
+        self._is_noted: bool | None = None
+        self._transfers = 0
+
+    async def go_on(self) -> float:
+        """Read what is there and act on it; how many seconds to wait before the next time."""
+        try:
+            step = await self._scan.advance()
+            self._tell(step)
+            await self._desk.act(step.cursor.head_number)
+            if step.is_at_head and self.block_number is not None:
+                await self._scan.read_due_gap()
+            if self._is_noted is not False:
+                await self._scan.note_waiting(None)
+                self._is_noted = False
+        except Unavailable as error:
+            return await self._wait_for(error.code, error.message)
+        except Exception as error:
+            # A fault of ours in one scope, or about one transfer: the others are followed all the same.
+            log.exception("following the chain failed")
+            return await self._wait_for(type(error).__name__, f"a fault, see the log: {type(error).__name__}")
+        if self._waits_for is not None:
+            log.info("following the chain goes on", where=self.words)
+            self._waits_for, self._patience_seconds = None, PATIENCE_SECONDS_MIN
+        return self._poll_seconds if step.is_at_head else 0.0
+
+    def _tell(self, step: Step) -> None:
+        self._transfers += step.added
+        self.block_number = step.cursor.block_number
+        self.words = f"block {self.block_number}, {step.cursor.lag_blocks} behind, {self._transfers} transfers"
+
+    async def _wait_for(self, code: str, message: str) -> float:
+        at = f"block {self.block_number}, " if self.block_number is not None else ""
+        self.words = f"{at}waiting: {message}"
+        if self._waits_for != code:
+            # Once for each change, not for each try: a node that is down for an hour is one fact.
+            log.warning("following the chain waits", error=message)
+            self._waits_for = code
+        with contextlib.suppress(Unavailable):
+            await self._scan.note_waiting(message)
+            self._is_noted = True
+        patience_seconds = self._patience_seconds
+        self._patience_seconds = min(2 * patience_seconds, PATIENCE_SECONDS_MAX)
+        return patience_seconds
+
+
+async def _wait_for_next(seconds: float) -> None:
+    """Wait so long, unless the worker stops; then somebody else is to go on."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await activity.wait_for_worker_shutdown()
+    if activity.is_worker_shutdown():
+        raise ApplicationError(
+            "the worker stops, another one goes on",
+            type=WORKER_STOPS,
+            category=ApplicationErrorCategory.BENIGN,
+            next_retry_delay=timedelta(milliseconds=100),
+        )
+
+
+@asynccontextmanager
+async def _heartbeats(words: Callable[[], str]) -> AsyncIterator[None]:
+    """Tell Temporal every few seconds that this is alive, whatever it waits for, and what it does."""
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(words())
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating

@@ -1,0 +1,89 @@
+"""What routes are given: who is signed in, where the request comes from, and whether it is one too many."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie
+
+from api.accounts.sessions import find_session
+from api.http.concurrency import turn
+from api.http.rate_limits import client_address, take
+from api.resources import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
+from db.accounts.rate_limits import Bucket
+from db.accounts.sessions import Session
+from domain.errors import NotSignedIn
+
+__all__ = [
+    "ONE_TURN",
+    "ApiServices",
+    "OptionalSession",
+    "Services",
+    "Session",
+    "SignedIn",
+    "limit_by_account",
+    "limit_by_address",
+]
+
+# For the OpenAPI document only: which of the two it is depends on TLS.
+_cookie_scheme = APIKeyCookie(
+    name=SECURE_COOKIE,
+    scheme_name="session",
+    description=f"Set by login. Without TLS, as on a developer's machine, it is called `{LOCAL_COOKIE}_` and the port.",
+    auto_error=False,
+)
+
+
+async def _optional_session(request: Request, services: ApiServices) -> Session | None:
+    session = await find_session(services, request)
+    if session is not None:
+        structlog.contextvars.bind_contextvars(billing_account_id=session.billing_account_id)
+    return session
+
+
+OptionalSession = Annotated[Session | None, Depends(_optional_session)]
+
+
+async def _signed_in(session: OptionalSession, _: Annotated[str | None, Depends(_cookie_scheme)]) -> Session:
+    if session is None:
+        raise NotSignedIn
+    return session
+
+
+SignedIn = Annotated[Session, Depends(_signed_in)]
+
+
+async def _turn(session: SignedIn) -> AsyncIterator[None]:
+    async with turn(session.billing_account_id):
+        yield
+
+
+ONE_TURN = Depends(_turn, scope="function")
+"""For whatever asks the database on behalf of an account."""
+
+
+def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callable[..., Awaitable[None]]:
+    """A dependency that counts the request against its address only: nobody is signed in yet."""
+
+    async def limit(request: Request, services: ApiServices) -> None:
+        await take(services, kind, [Bucket(f"{kind}:address:{client_address(request)}", per_minute(services))])
+
+    return limit
+
+
+def limit_by_account(
+    kind: str, per_account: Callable[[Services], int], per_address: Callable[[Services], int]
+) -> Callable[..., Awaitable[None]]:
+    """A dependency that counts the request against its account, then against its address."""
+
+    async def limit(request: Request, services: ApiServices, session: SignedIn) -> None:
+        buckets = [
+            Bucket(f"{kind}:account:{session.billing_account_id}", per_account(services)),
+            Bucket(f"{kind}:address:{client_address(request)}", per_address(services)),
+        ]
+        await take(services, kind, buckets)
+
+    return limit

@@ -1,0 +1,80 @@
+"""The OpenAPI document: what FastAPI writes by itself, and what it cannot know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from api.http.problems import Problem
+
+TAGS: Final = [
+    {"name": "auth", "description": "Sign-In with Ethereum (EIP-4361); the session is a cookie."},
+    {"name": "payments", "description": "Intents, submissions, progress and credits of the session's account."},
+    {"name": "health", "description": "For whoever runs the service."},
+]
+
+_REQUEST_ID: Final = "X-Request-ID"
+_HEADERS: Final = {
+    _REQUEST_ID: {
+        "description": "The request's id in the service's log: the caller's own, where it sent a fit one.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        "example": "0f6c2f0e5d1f4a4c",
+    }
+}
+
+
+class Api(FastAPI):
+    """FastAPI with a document of ours."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            components = document["components"]
+            # Not given to FastAPI as models, which it would document as application/json.
+            problem = Problem.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
+            components["schemas"] |= {**problem.pop("$defs"), Problem.__name__: problem}
+            components["headers"] = _HEADERS
+            for response in _responses(document):
+                response.setdefault("headers", {})[_REQUEST_ID] = {"$ref": f"#/components/headers/{_REQUEST_ID}"}
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def _responses(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        response
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for response in operation["responses"].values()
+    ]
+
+
+def answered(
+    description: str,
+    examples: Mapping[str, Any],
+    *,
+    media_type: str = "application/json",
+    headers: Mapping[str, Any] | None = None,
+    links: Mapping[str, Any] | None = None,
+    **content: Any,
+) -> dict[str, Any]:
+    """What a route says of an answer: examples by their names, and the calls that go on from it."""
+    return {
+        "description": description,
+        "content": {media_type: {**content, "examples": {name: {"value": value} for name, value in examples.items()}}},
+        **({"headers": dict(headers)} if headers else {}),
+        **({"links": dict(links)} if links else {}),
+    }
+
+
+def asked(**examples: Any) -> dict[str, Any]:
+    """Examples of a body, by their names, for `Body(openapi_examples=...)`."""
+    return {name: {"value": value} for name, value in examples.items()}
+
+
+def followed_by(*operation_ids: str, attempt_id: str = "$response.body#/attemptId") -> dict[str, Any]:
+    """Links to calls about the same attempt."""
+    return {found: {"operationId": found, "parameters": {"id": attempt_id}} for found in operation_ids}

@@ -1,0 +1,405 @@
+"""The operators' pages: every payment, one payment's whole story, the system tenant's balance as a picture.
+
+Not there at all unless wallets and a database address of their own are configured. They read, and change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import urlencode
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.templating import Jinja2Templates
+from pydantic import BaseModel, ConfigDict
+
+from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from api.http.problems import kind_of
+from api.operators.balance_chart import Picture, draw
+from api.pages import credits as pages
+from db.clock import estimated_now
+from db.engine import OperatorDatabase
+from db.operations import operator_pages as operators
+from db.operations.operator_pages import AttemptFilter, BalanceHistory
+from domain.errors import AttemptNotFound, InvalidInput, NotAnOperator, NotSignedIn, SettleError, Unavailable
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, parse_attempt_id, parse_tx_hash
+from domain.ledger.entries import Reason
+from domain.payments.attempt import AttemptStatus, Purpose
+from starter.diagnosis import diagnose
+
+PAGE_ROWS: Final = 50
+ACCOUNT_LENGTH_MAX: Final = 200
+SHOWN_LENGTH_MAX: Final = 80
+"""Of a value that is said to be wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """How far back the picture goes, the width of a step in it, and how often the time is written under it."""
+
+    days: int
+    step: timedelta
+    label_every: timedelta
+
+    @property
+    def words(self) -> str:
+        """Its name."""
+        return "1 day" if self.days == 1 else f"{self.days} days"
+
+
+PERIODS: Final = (
+    Period(1, step=timedelta(minutes=10), label_every=timedelta(hours=4)),
+    Period(7, step=timedelta(hours=1), label_every=timedelta(days=1)),
+    Period(30, step=timedelta(hours=4), label_every=timedelta(days=5)),
+    Period(90, step=timedelta(hours=12), label_every=timedelta(days=15)),
+)
+USUAL_PERIOD: Final = PERIODS[1]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+REASONS_IN_WORDS: Final[Mapping[str, str]] = {
+    Reason.CREDITS_PURCHASE: "purchase",
+    Reason.PLATFORM_REVENUE_SHARE: "bonus",
+    Reason.SYSTEM_DONATION: "donation",
+    Reason.PAYMENT_REVERSAL: "reversal",
+    Reason.OPERATOR_CREDIT: "operator's credit",
+}
+PURPOSES_IN_WORDS: Final[Mapping[str, str]] = {Purpose.SELF: "purchase", Purpose.SYSTEM: "donation"}
+
+log = structlog.get_logger(__name__)
+
+
+class OperatorRoute(APIRoute):
+    """A route that an operator reads: a refusal is a page, and whoever is not signed in is sent to where he can."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, also of what its dependencies raise."""
+        handle = super().get_route_handler()
+
+        async def handle_for_an_operator(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except NotSignedIn:
+                return RedirectResponse("/credits", status_code=303)
+            except Unavailable as error:
+                log.warning("dependency unavailable", code=error.code, reason=error.message)
+                return _refusal(request, error, headers={"Retry-After": pages.RETRY_AFTER_SECONDS})
+            except SettleError as error:
+                if not error.is_refusal:
+                    raise
+                return _refusal(request, error)
+
+        return handle_for_an_operator
+
+
+router = APIRouter(prefix="/operator", route_class=OperatorRoute, include_in_schema=False)
+
+
+def install(app: FastAPI) -> None:
+    """Give an app the pages, where its services (`app.state.services`) are configured for them."""
+    services: Services = app.state.services
+    if services.operators is not None and services.settings.operator_wallets:
+        app.include_router(router)
+
+
+async def _operator(services: ApiServices, session: OptionalSession) -> Session:
+    if session is None:
+        raise NotSignedIn
+    if session.wallet_address not in services.settings.operator_wallets:
+        raise NotAnOperator
+    return session
+
+
+Operator = Annotated[Session, Depends(_operator)]
+
+
+def _database(services: Services) -> OperatorDatabase:
+    assert services.operators is not None, "without it there are no routes: see `install`"
+    return services.operators
+
+
+def _refusal(request: Request, error: SettleError, *, headers: Mapping[str, str] | None = None) -> Response:
+    kind = kind_of(error)
+    context = {"site_name": request.app.state.services.settings.platform_name, "error": error, "kind": kind}
+    return templates.TemplateResponse(request, "operator_message.html", context, kind.status, headers)
+
+
+# -- all attempts
+
+
+class Asked(BaseModel):
+    """What the address asks for, as it was written: what is wrong in it is said on the page, beside its field."""
+
+    model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
+
+    status: str = ""
+    purpose: str = ""
+    account: str = ""
+    hash: str = ""
+    days: str = ""
+    reference: str = ""
+    before: str = ""
+    after: str = ""
+
+    def url(self, **changes: object) -> str:
+        """The page's address with some of it changed. What is empty is left out, and so is where it was paged to."""
+        values = {"status": self.status, "purpose": self.purpose, "account": self.account, "hash": self.hash}
+        values |= {"days": self.days, **{name: str(value) for name, value in changes.items()}}
+        found = urlencode({name: value for name, value in values.items() if value})
+        return f"/operator?{found}" if found else "/operator"
+
+
+@router.get("")
+async def show_attempts(
+    request: Request, services: ApiServices, session: Operator, asked: Annotated[Asked, Query()]
+) -> Response:
+    """The system tenant's balance, and attempts by filters, newest first."""
+    errors: dict[str, str] = {}
+    if asked.reference:
+        try:
+            return RedirectResponse(f"/operator/attempts/{parse_attempt_id(asked.reference)}", status_code=303)
+        except InvalidInput as error:
+            errors["reference"] = _said(error)
+    wanted = _wanted(asked, errors)
+    period = _period(asked.days, errors)
+    context: dict[str, Any] = {
+        "asked": asked,
+        "errors": errors,
+        "wanted": wanted,
+        "period": period,
+        "periods": PERIODS,
+        "statuses": list(AttemptStatus),
+        "purposes": list(Purpose),
+        "counted_max": operators.COUNTED_MAX,
+        "scanned_max": operators.SCANNED_MAX,
+    }
+    if errors.keys() <= {"days"}:
+        context |= await _list(services, wanted, before=_cursor(asked.before), after=_cursor(asked.after))
+    context["balance"] = await _balance(services, period)
+    return _page(request, services, session, "operator_attempts.html", context, status_code=422 if errors else 200)
+
+
+async def _list(
+    services: Services, wanted: AttemptFilter, *, before: UUID | None, after: UUID | None
+) -> dict[str, object]:
+    """A page of attempts and, where statuses are all that is chosen between, how many there are of each."""
+    context: dict[str, object] = {}
+    async with _database(services).transaction() as connection:
+        if wanted == AttemptFilter(status=wanted.status):
+            context["counts"] = await operators.count_by_status(connection)
+        page = await operators.page_attempts(connection, wanted, limit=PAGE_ROWS, before=before, after=after)
+        is_newest = before is None and (after is None or page.newer is None)
+        if after is not None and is_newest:
+            # Back where the list begins: a whole page of it.
+            page = await operators.page_attempts(connection, wanted, limit=PAGE_ROWS)
+    return context | {"page": page, "is_newest": is_newest}
+
+
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def _one_of(words: type[_Word], name: str, given: str, errors: dict[str, str]) -> _Word | None:
+    if not given:
+        return None
+    try:
+        return words(given)
+    except ValueError:
+        errors[name] = f"wants one of {', '.join(words)}, got {given[:SHOWN_LENGTH_MAX]!r}"
+        return None
+
+
+def _wanted(asked: Asked, errors: dict[str, str]) -> AttemptFilter:
+    """The filter that is asked for, without what is wrong in it, which goes to `errors` by its field."""
+    tx_hash = None
+    if asked.hash:
+        try:
+            tx_hash = parse_tx_hash(asked.hash)
+        except InvalidInput as error:
+            errors["hash"] = _said(error)
+    # PostgreSQL takes no NUL in a text, and no id has anything like it.
+    if not asked.account.isprintable() or len(asked.account) > ACCOUNT_LENGTH_MAX:
+        errors["account"] = f"wants an account's id, up to {ACCOUNT_LENGTH_MAX} printable characters"
+    return AttemptFilter(
+        status=_one_of(AttemptStatus, "status", asked.status, errors),
+        purpose=_one_of(Purpose, "purpose", asked.purpose, errors),
+        billing_account_id=asked.account if asked.account and "account" not in errors else None,
+        tx_hash=tx_hash,
+    )
+
+
+def _said(error: InvalidInput) -> str:
+    """Its message without the field's name, beside which it is shown."""
+    return error.message.removeprefix(f"{error.field}: ")
+
+
+def _period(days: str, errors: dict[str, str]) -> Period:
+    found = next((period for period in PERIODS if days == str(period.days)), None)
+    if found is None and days:
+        wants = ", ".join(str(period.days) for period in PERIODS)
+        errors["days"] = f"wants one of {wants} days, got {days[:SHOWN_LENGTH_MAX]!r}"
+    return found or USUAL_PERIOD
+
+
+def _cursor(text: str) -> UUID | None:
+    """A page's position; one that is none is the first page."""
+    try:
+        return parse_attempt_id(text)
+    except InvalidInput:
+        return None
+
+
+# -- the balance
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceView:
+    """The system tenant's balance over a period, and its picture."""
+
+    account: str
+    history: BalanceHistory
+    picture: Picture
+    now: datetime
+
+
+async def _balance(services: Services, period: Period) -> BalanceView | None:
+    """The balance, or None where the database does not add it up in time: the rest of the page does not need it."""
+    now = estimated_now()
+    # Whole steps, so that the same moment is in the same step at every look.
+    end = _EPOCH + ((now - _EPOCH) // period.step + 1) * period.step
+    start = end - timedelta(days=period.days)
+    try:
+        async with _database(services).transaction() as connection:
+            history = await operators.balance_history(
+                connection, SYSTEM_TENANT_ACCOUNT_ID, start=start, end=end, width=period.step
+            )
+    except Unavailable as error:
+        log.warning("balance cannot be shown", code=error.code, reason=error.message)
+        return None
+    picture = draw(
+        history.opening_credits,
+        [(step.at, step.balance_credits) for step in history.steps],
+        start=start,
+        end=end,
+        now=now,
+        label_every=period.label_every,
+    )
+    return BalanceView(SYSTEM_TENANT_ACCOUNT_ID, history, picture, now)
+
+
+# -- one attempt
+
+
+@router.get("/attempts/{attempt_id}")
+async def show_attempt(request: Request, services: ApiServices, session: Operator, attempt_id: str) -> Response:
+    """Why it is credited or not, and everything that is known about it."""
+    try:
+        wanted = parse_attempt_id(attempt_id)
+    except InvalidInput:
+        raise AttemptNotFound(attempt_id[:SHOWN_LENGTH_MAX]) from None
+    settings = services.settings
+    found = await diagnose(
+        wanted,
+        database=_database(services),
+        temporal=services.temporal,
+        chain=services.chain,
+        min_confirmations=settings.min_confirmations,
+        ui_url=settings.temporal_ui_url,
+    )
+    context = {"attempt": found, "asked": Asked(), "now": estimated_now()}
+    return _page(request, services, session, "operator_attempt.html", context)
+
+
+def _page(
+    request: Request,
+    services: Services,
+    session: Session,
+    name: str,
+    context: Mapping[str, Any],
+    *,
+    status_code: int = 200,
+) -> Response:
+    settings = services.settings
+    shared = {
+        "site_name": settings.platform_name,
+        "session": session,
+        "explorer_tx_url": settings.explorer_tx_url or "",
+        "chain_id": settings.chain_id,
+    }
+    return templates.TemplateResponse(request, name, {**shared, **context}, status_code)
+
+
+# -- words and numbers of the templates
+
+
+def utc_seconds(moment: datetime) -> str:
+    """`2026-01-02 03:04:05`; the pages say that all times are UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def utc_minutes(moment: datetime) -> str:
+    """`2026-01-02 03:04`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def in_usdc(amount_raw: int) -> str:
+    """`25.000000`, exact."""
+    return f"{amount_raw // 10**6:,}.{amount_raw % 10**6:06d}"
+
+
+def in_json(value: object) -> str:
+    """A value of an event's metadata on one line. In ASCII: no character in it may change how the page reads."""
+    return value if isinstance(value, str) and value.isascii() and value.isprintable() else json.dumps(value)
+
+
+def reason_in_words(reason: str) -> str:
+    """Why credits changed, in one word; a reason that has none yet as it is."""
+    return REASONS_IN_WORDS.get(reason, reason)
+
+
+def purpose_in_words(purpose: str) -> str:
+    """What was paid for, in one word."""
+    return PURPOSES_IN_WORDS.get(purpose, purpose)
+
+
+def status_in_style(status: AttemptStatus) -> str:
+    """The name of a status in the style: open, waiting, good or bad."""
+    match status:
+        case AttemptStatus.CREATED_INTENT:
+            return "open"
+        case AttemptStatus.PENDING_UNVERIFIED:
+            return "waiting"
+        case AttemptStatus.CREDITED:
+            return "good"
+        case _:
+            return "bad"
+
+
+templates = Jinja2Templates(directory=pages.FOLDER / "templates")
+templates.env.filters |= {
+    "usd": pages.in_usd,
+    "worth": pages.worth_in_usd,
+    "thousands": pages.with_thousands,
+    "signed": pages.signed,
+    "short": pages.shortened,
+    "seconds": utc_seconds,
+    "minutes": utc_minutes,
+    "usdc": in_usdc,
+    "value": in_json,
+    "reason": reason_in_words,
+    "purpose": purpose_in_words,
+    "style": status_in_style,
+}
+# Its address changes with the file, as those of the other pages' files do.
+_STYLE: Final = hashlib.sha256((pages.STATIC_FOLDER / "operator.css").read_bytes()).hexdigest()[:12]
+templates.env.globals |= {
+    "static": pages.templates.env.globals["static"],
+    "operator_css": f"/static/operator.css?v={_STYLE}",
+}

@@ -1,0 +1,321 @@
+"""The page where people buy credits. It is complete without JavaScript, but for the wallet: see `static/credits.js`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from starlette.types import Scope
+
+from api.accounts.queries import read_attempts, read_summary
+from api.accounts.sessions import sign_out
+from api.http.concurrency import turn
+from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from db.clock import estimated_now
+from domain.errors import Unavailable
+from domain.ledger.entries import Reason
+from domain.money import CREDITS_PER_USD_CENT, credits_for_usd_cents
+from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
+from starter.models import AttemptView
+
+log = structlog.get_logger(__name__)
+
+FOLDER: Final = Path(__file__).parents[1]
+STATIC_FOLDER: Final = FOLDER / "static"
+
+PRESETS_USD_CENTS: Final = (1_000, 2_500, 5_000, 10_000)
+CHOSEN_AT_FIRST_USD_CENTS: Final = 2_500
+LEDGER_PAGE_ROWS: Final = 20
+WAITING: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED})
+WAITING_PAYMENTS_MAX: Final = 20
+UNPAID: Final = frozenset({AttemptStatus.CREATED_INTENT})
+UNPAID_PAYMENTS_MAX: Final = 5
+ENDED: Final = FINAL_STATUSES
+RECENT_PAYMENTS: Final = 10
+CURSORS_KEPT: Final = 20
+"""How far back "Newer" goes step by step: each page's address carries the way to it."""
+
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+PAGE_SECONDS_MAX: Final = 15.0
+"""Then a person gets a page that says so, before the limit of all requests answers with a problem document."""
+
+RETRY_AFTER_SECONDS: Final = "5"
+FOR_EVER: Final = "public, max-age=31536000, immutable"
+
+REASONS_IN_WORDS: Final[Mapping[str, str]] = {
+    Reason.CREDITS_PURCHASE: "Credits bought",
+    Reason.PLATFORM_REVENUE_SHARE: "Share of a purchase",
+    Reason.SYSTEM_DONATION: "Donation received",
+    Reason.PAYMENT_REVERSAL: "Payment taken back",
+    Reason.OPERATOR_CREDIT: "Payment credited by support",
+}
+
+REVERSED_IN_WORDS: Final = (
+    "It was credited, then the network dropped the transaction, and the credits were taken back. If your wallet shows "
+    "it as done, write to support with the reference below."
+)
+
+
+class PersonRoute(APIRoute):
+    """A route that a person reads: what does not answer now is said as a page, not as a problem document."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, also of what its dependencies raise."""
+        handle = super().get_route_handler()
+
+        async def handle_for_a_person(request: Request) -> Response:
+            try:
+                async with asyncio.timeout(PAGE_SECONDS_MAX):
+                    return await handle(request)
+            except (Unavailable, TimeoutError) as error:
+                reason = error.message if isinstance(error, Unavailable) else f"no answer within {PAGE_SECONDS_MAX:g} s"
+                log.warning("dependency unavailable", reason=reason)
+                headers = {"Retry-After": RETRY_AFTER_SECONDS}
+                return templates.TemplateResponse(request, "unavailable.html", status_code=503, headers=headers)
+
+        return handle_for_a_person
+
+
+class FingerprintedFiles(StaticFiles):
+    """Files whose address changes with them (see `_fingerprint`), so that a browser need not ask again."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """The file, to be kept for ever where it was asked for by its own fingerprint.
+
+        Not by any other: during a release an old process may be asked for what a new one has named.
+        """
+        response = await super().get_response(path, scope)
+        if response.status_code in {200, 304}:
+            is_this = scope["query_string"] == f"v={_fingerprint(path)}".encode()
+            response.headers["Cache-Control"] = FOR_EVER if is_this else "no-cache"
+        return response
+
+
+router = APIRouter(route_class=PersonRoute, include_in_schema=False)
+
+
+def install(app: FastAPI) -> None:
+    """Give an app the pages and what they load."""
+    app.include_router(router)
+    app.mount("/static", FingerprintedFiles(directory=STATIC_FOLDER), name="static")
+
+
+@router.get("/")
+async def go_to_the_page() -> Response:
+    """There is one page."""
+    return RedirectResponse("/credits", status_code=307)
+
+
+@router.get("/credits")
+async def show_credits(
+    request: Request,
+    services: ApiServices,
+    session: OptionalSession,
+    cursor: Annotated[list[str] | None, Query()] = None,
+) -> Response:
+    """Balance, both ways to pay, payments and ledger; signed out, what this is and how to sign in.
+
+    `cursor` is repeated: the last one is the page that is shown, those before it are the way back to the newest.
+    """
+    if _goes_by_another_name(request, services.settings.origin):
+        return RedirectResponse(f"{services.settings.origin}/credits", status_code=307)
+    context: dict[str, Any] = {"site": _site(services)}
+    if session is None:
+        return templates.TemplateResponse(request, "signed_out.html", context)
+    try:
+        cursors = [UUID(step) for step in (cursor or [])[-CURSORS_KEPT:]]
+    except ValueError:
+        return RedirectResponse("/credits", status_code=303)
+    before = cursors[-1] if cursors else None
+    async with turn(session.billing_account_id):
+        context |= {
+            "session": session,
+            "is_operator": session.wallet_address in services.settings.operator_wallets,
+            "cursors": cursors,
+            # The payments first: whatever they show as credited, the balance has.
+            "payments": await _shown_payments(services, session),
+            "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
+        }
+    return templates.TemplateResponse(request, "credits.html", context)
+
+
+def _goes_by_another_name(request: Request, origin: str) -> bool:
+    """Whether this machine's own browser calls it `localhost` where the sign-in message says 127.0.0.1, or so.
+
+    Wallets warn of a message for another site. Other hosts' names are left alone: a proxy may have its own for us.
+    """
+    host, home = request.url, urlsplit(origin)
+    return host.hostname != home.hostname and {host.hostname, home.hostname} <= LOOPBACK and host.port == home.port
+
+
+async def _shown_payments(services: Services, session: Session) -> list[AttemptView]:
+    """All that wait for the chain and the latest of the others, newest first."""
+    waiting = await read_attempts(services, session, statuses=WAITING, limit=WAITING_PAYMENTS_MAX)
+    unpaid = await read_attempts(services, session, statuses=UNPAID, limit=UNPAID_PAYMENTS_MAX)
+    recent = await read_attempts(services, session, statuses=ENDED, limit=RECENT_PAYMENTS)
+    # One that goes on between two reads is in both: the later read knows better.
+    found = {found.attempt_id: found for found in [*unpaid.attempts, *waiting.attempts, *recent.attempts]}
+    shown = (attempt for attempt in found.values() if not _was_never_paid(attempt))
+    return sorted(shown, key=lambda attempt: attempt.created_at, reverse=True)
+
+
+@router.post("/credits/sign-out")
+async def sign_out_by_form(request: Request, services: ApiServices) -> Response:
+    """Sign out without JavaScript."""
+    answer = RedirectResponse("/credits", status_code=303)
+    await sign_out(services, request, answer)
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the page says of the place it belongs to, and what the wallet has to know."""
+
+    name: str
+    chain_id: int
+    chain_name: str
+    token: str
+    min_cents: int
+    max_cents: int
+    explorer_tx_url: str
+    public_rpc_url: str
+    presets: tuple[int, ...]
+    chosen_cents: int | None
+
+
+def _site(services: Services) -> Site:
+    settings = services.settings
+    presets = tuple(
+        cents
+        for cents in PRESETS_USD_CENTS
+        if settings.payment_min_usd_cents <= cents <= settings.payment_max_usd_cents
+    )
+    first = CHOSEN_AT_FIRST_USD_CENTS
+    return Site(
+        name=settings.platform_name,
+        chain_id=settings.chain_id,
+        chain_name=settings.chain_name,
+        token=settings.usdc_token_address,
+        min_cents=settings.payment_min_usd_cents,
+        max_cents=settings.payment_max_usd_cents,
+        explorer_tx_url=settings.explorer_tx_url or "",
+        public_rpc_url=settings.public_rpc_url or "",
+        presets=presets,
+        chosen_cents=first if first in presets else next(iter(presets), None),
+    )
+
+
+def _was_never_paid(attempt: AttemptView) -> bool:
+    """An intent that nobody paid is no news once it is over."""
+    return attempt.error_code == ErrorCode.INTENT_EXPIRED and attempt.tx_hash is None
+
+
+# -- words and numbers of the templates
+
+
+def in_usd(cents: int) -> str:
+    """`1,234.50`, exact."""
+    return f"{cents // 100:,}.{cents % 100:02d}"
+
+
+def worth_in_usd(credits: int) -> str:
+    """What credits are worth in dollars, whole cents, never more than it is."""
+    sign = "-" if credits < 0 else ""
+    return sign + in_usd(abs(credits) // CREDITS_PER_USD_CENT)
+
+
+def with_thousands(number: int) -> str:
+    """`1,000,000`."""
+    return f"{number:,}"
+
+
+def signed(number: int) -> str:
+    """`+1,000` or `−1,000`."""
+    return f"+{number:,}" if number > 0 else f"−{-number:,}" if number < 0 else "0"
+
+
+def in_words(reason: str) -> str:
+    """Why credits changed."""
+    return REASONS_IN_WORDS.get(reason) or reason.replace("_", " ").capitalize()
+
+
+def shortened(text: str) -> str:
+    """`0x1234…abcd`, for addresses and hashes."""
+    return f"{text[:6]}…{text[-4:]}" if len(text) > 14 else text
+
+
+def utc_words(moment: datetime) -> str:
+    """For browsers that do not put it in their own time zone."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def payment_state(attempt: AttemptView) -> str:
+    """The name of a payment's state in templates and style: unpaid, expired, pending, credited or failed."""
+    match attempt.status:
+        case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= estimated_now():
+            return "expired"
+        case AttemptStatus.FAILED if attempt.error_code is ErrorCode.INTENT_EXPIRED:
+            return "expired"
+        case AttemptStatus.CREATED_INTENT:
+            return "unpaid"
+        case AttemptStatus.PENDING_UNVERIFIED:
+            return "pending"
+        case AttemptStatus.CREDITED:
+            return "credited"
+        case _:
+            return "failed"
+
+
+def why_it_failed(attempt: AttemptView) -> str:
+    """The error code for the payer."""
+    if attempt.status is AttemptStatus.REVERSED:
+        return REVERSED_IN_WORDS
+    return attempt.error_code.for_the_payer if attempt.error_code else f"It could not be credited. {KEEP_THE_REFERENCE}"
+
+
+def what_it_buys(attempt: AttemptView) -> str:
+    """A payment in one line."""
+    paid = f"{in_usd(attempt.amount_usd_cents)} USDC"
+    if attempt.purpose == Purpose.SYSTEM:
+        return f"Donation of {paid}"
+    return f"{credits_for_usd_cents(attempt.amount_usd_cents):,} credits for {paid}"
+
+
+@cache
+def _fingerprint(name: str) -> str:
+    """Changes with the file, so that a browser that keeps it asks again after a release."""
+    return hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
+
+
+templates = Jinja2Templates(directory=FOLDER / "templates")
+templates.env.filters |= {
+    "usd": in_usd,
+    "worth": worth_in_usd,
+    "thousands": with_thousands,
+    "signed": signed,
+    "reason": in_words,
+    "short": shortened,
+    "utc": utc_words,
+    "state": payment_state,
+    "failure": why_it_failed,
+    "title_of": what_it_buys,
+    "credits_for": credits_for_usd_cents,
+}
+templates.env.globals |= {
+    "static": {name: f"/static/{name}?v={_fingerprint(name)}" for name in ("credits.css", "credits.js", "favicon.svg")}
+}

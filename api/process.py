@@ -1,0 +1,152 @@
+"""`settle api`: the HTTP interface until SIGTERM, which lets open requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from api.app import build_app
+from api.pages.credits import LOOPBACK
+from api.resources import ApiSettings, RateLimits, Services, SharedReading
+from api.server import http_server, listen
+from chain.preconditions import SettlementPreconditions
+from composition import chain_reader, payment_policy
+from db.engine import OperatorDatabase, TenantDatabase
+from db.startup import (
+    check_answers,
+    check_operator_database,
+    check_schema,
+    check_system_tenant,
+    check_tenant_database,
+    check_writes,
+)
+from domain.errors import ConfigurationError
+from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
+from services.operations.clocks import watch_host_clock
+from services.operations.gauges import kept_fresh
+from settings import CHAIN_NAMES, Settings
+from starter.payments import PaymentsClient
+from starter.temporal import connect, is_serving
+from telemetry.health import temporal_answers
+
+DATABASE_CONNECTIONS: Final = 10
+HEAD_LIFETIME_SECONDS_MAX: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """What the interface is given of the settings. Raises `ConfigurationError` without `API_URL`."""
+    return ApiSettings(
+        origin=settings.require_api_url(),
+        platform_name=settings.platform_name,
+        chain_id=settings.chain_id,
+        chain_name=CHAIN_NAMES.get(settings.chain_id, f"Chain {settings.chain_id}"),
+        usdc_token_address=settings.usdc_token_address,
+        min_confirmations=settings.min_confirmations,
+        block_time=settings.block_time,
+        payment_min_usd_cents=settings.payment_min_usd_cents,
+        payment_max_usd_cents=settings.payment_max_usd_cents,
+        challenge_lifetime=timedelta(seconds=settings.login_challenge_ttl_seconds),
+        session_lifetime=timedelta(seconds=settings.session_ttl_seconds),
+        rate_limits=RateLimits(
+            logins_per_address=settings.rate_limit_logins_per_address,
+            logins_per_account=settings.rate_limit_logins_per_account,
+            intents_per_address=settings.rate_limit_intents_per_address,
+            intents_per_account=settings.rate_limit_intents_per_account,
+            submits_per_address=settings.rate_limit_submits_per_address,
+            submits_per_account=settings.rate_limit_submits_per_account,
+        ),
+        explorer_tx_url=settings.explorer,
+        public_rpc_url=settings.public_rpc_url,
+        operator_wallets=frozenset(settings.operator_wallets),
+        temporal_ui_url=settings.temporal_ui_url,
+    )
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, variables: Mapping[str, str]) -> AsyncIterator[Services]:
+    """Everything that the interface works with, checked. Raises `SettleError`."""
+    given = api_settings(settings)
+    async with AsyncExitStack() as stack:
+        database = TenantDatabase(
+            settings.require_database_url(), application_name="settle api", pool_size=DATABASE_CONNECTIONS
+        )
+        stack.push_async_callback(database.dispose)
+        await check_tenant_database(database)
+        operators = None
+        if settings.operator_wallets:
+            if settings.operator_database_url is None:
+                raise ConfigurationError(
+                    "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: their pages need both"
+                )
+            operators = OperatorDatabase(settings.operator_database_url, application_name="settle api")
+            stack.push_async_callback(operators.dispose)
+            await check_operator_database(operators)
+        chain = await stack.enter_async_context(chain_reader(settings))
+        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        temporal = await connect(variables, lazy=True)
+        head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
+        await stack.enter_async_context(
+            kept_fresh(partial(watch_host_clock, database), every_seconds=CLOCKS_EVERY_SECONDS)
+        )
+        yield Services(
+            settings=given,
+            database=database,
+            payments=PaymentsClient(
+                database,
+                temporal,
+                payment_policy(settings),
+                read_head=SharedReading(chain.head, lifetime_seconds=head_lifetime_seconds),
+            ),
+            chain=chain,
+            temporal=temporal,
+            checks={
+                "database": partial(_check_database, database),
+                "schema": partial(check_schema, database),
+                "system_tenant": partial(check_system_tenant, database),
+                "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
+                "chain": chain.head,
+                "token": partial(preconditions.require_known, settings.usdc_token_address),
+                **({"operator_database": partial(check_operator_database, operators)} if operators else {}),
+            },
+            operators=operators,
+        )
+
+
+async def _check_database(database: TenantDatabase) -> None:
+    await check_answers(database)
+    await check_writes(database)
+
+
+async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `SettleError` when the start-up checks fail."""
+    # What it says at every start and stop, this says already, and in fields.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    async with open_services(settings, variables) as services:
+        with listen(settings.api_host, settings.api_port) as listening:
+            server = http_server(build_app(services, trusted_proxies=settings.trusted_proxies))
+
+            def stop() -> None:
+                services.stopping.set()
+                server.should_exit = True
+
+            loop = asyncio.get_running_loop()
+            for signal_number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(signal_number, stop)
+            host, port = listening.getsockname()[:2]
+            origin = urlsplit(services.settings.origin)
+            if origin.scheme == "http" and origin.hostname not in LOOPBACK:
+                log.warning("API_URL is not https: cookies travel in the clear", origin=services.settings.origin)
+            log.info("api serves", listens_on=f"{host}:{port}", origin=services.settings.origin)
+            await server.serve([listening])
+    log.info("api stopped")

@@ -1,0 +1,119 @@
+"""What the HTTP interface works with. The entry point opens it (`api/process.py`); nothing in here reads settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from temporalio.client import Client
+
+from chain.reader import ChainReader
+from db.engine import OperatorDatabase, TenantDatabase
+from starter.payments import PaymentsClient
+from telemetry.health import Check
+
+SECURE_COOKIE: Final = "__Host-settle_session"
+LOCAL_COOKIE: Final = "settle_session"
+"""Followed by the port: cookies are shared by all ports of a host, and two local systems are two."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """Requests that fit into a minute, at once or spread."""
+
+    logins_per_address: int
+    logins_per_account: int
+    intents_per_address: int
+    intents_per_account: int
+    submits_per_address: int
+    submits_per_account: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """What the interface says and allows.
+
+    `origin` is scheme, host and port that people see, bound into every sign-in message. `explorer_tx_url` is an address
+    with `{tx_hash}` in it. `public_rpc_url` is a chain node that wallets may be told, which `CHAIN_RPC_URLS` are not.
+    """
+
+    origin: str
+    platform_name: str
+    chain_id: int
+    chain_name: str
+    usdc_token_address: str
+    min_confirmations: int
+    block_time: timedelta
+    payment_min_usd_cents: int
+    payment_max_usd_cents: int
+    challenge_lifetime: timedelta
+    session_lifetime: timedelta
+    rate_limits: RateLimits
+    explorer_tx_url: str | None = None
+    public_rpc_url: str | None = None
+    operator_wallets: frozenset[str] = frozenset()
+    temporal_ui_url: str | None = None
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether people reach it over TLS."""
+        return self.origin.startswith("https://")
+
+    @property
+    def cookie_name(self) -> str:
+        """The session cookie's name: over TLS one that browsers accept from this very host only."""
+        return SECURE_COOKIE if self.is_secure else f"{LOCAL_COOKIE}_{urlsplit(self.origin).port or 80}"
+
+
+@dataclass(frozen=True)
+class Services:
+    """Opened connections, owned by the entry point, and the settings."""
+
+    settings: ApiSettings
+    database: TenantDatabase
+    payments: PaymentsClient
+    chain: ChainReader
+    temporal: Client
+    checks: Mapping[str, Check]
+    operators: OperatorDatabase | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process is about to end: whoever holds a connection open lets go of it."""
+
+
+async def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ApiServices = Annotated[Services, Depends(_services)]
+
+
+class SharedReading:
+    """One reading for all who ask within `lifetime_seconds`; those who ask while it is read wait for that one.
+
+    A failure is shared with those who waited for it, and not kept.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[int]], *, lifetime_seconds: float) -> None:
+        self._read = read
+        self._lifetime_seconds = lifetime_seconds
+        self._value: tuple[int, float] | None = None
+        self._reading: asyncio.Task[int] | None = None
+
+    async def __call__(self) -> int:
+        """The reading, at most `lifetime_seconds` old. Raises what the reading raises."""
+        if self._value is not None and time.monotonic() - self._value[1] < self._lifetime_seconds:
+            return self._value[0]
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read())
+        # Shielded: one caller that leaves must not take the reading from the others.
+        value = await asyncio.shield(self._reading)
+        self._value = (value, time.monotonic())
+        return value

@@ -1,0 +1,102 @@
+"""Opening what a command needs, and closing it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from activities.messages import WatchedChain
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.startup import check_service_database, check_settlement_database, check_tenant_database
+from settings import Settings
+from starter.payments import PaymentPolicy, PaymentsClient
+from starter.singletons import StandingWorkflow
+from starter.temporal import connect
+from workflows.naming import WATCH_CHAIN, watch_workflow_id
+
+CONNECTIONS = 2
+"""A command asks one thing at a time."""
+
+
+def payment_policy(settings: Settings) -> PaymentPolicy:
+    """What new intents are made with. Raises `ConfigurationError` without a treasury."""
+    return PaymentPolicy(
+        chain_id=settings.chain_id,
+        token=settings.usdc_token_address,
+        treasury=settings.require_treasury_address(),
+        intent_ttl=settings.payment_intent_ttl,
+        min_usd_cents=settings.payment_min_usd_cents,
+        max_usd_cents=settings.payment_max_usd_cents,
+        min_confirmations=settings.min_confirmations,
+    )
+
+
+def standing_workflows(settings: Settings) -> list[StandingWorkflow]:
+    """What runs for ever beside the schedules: the watch of the chain, where it is known for whom."""
+    if settings.treasury_address is None:
+        return []
+    return [
+        StandingWorkflow(
+            workflow_id=watch_workflow_id(settings.chain_id),
+            workflow=WATCH_CHAIN,
+            input=WatchedChain(chain_id=settings.chain_id),
+            summary=f"transfers to {settings.treasury_address} on chain {settings.chain_id}",
+            chain_id=settings.chain_id,
+        )
+    ]
+
+
+@asynccontextmanager
+async def tenant_database(settings: Settings) -> AsyncIterator[TenantDatabase]:
+    """Role settle_app, checked."""
+    database = TenantDatabase(settings.require_database_url(), application_name="settle cli", pool_size=CONNECTIONS)
+    try:
+        await check_tenant_database(database)
+        yield database
+    finally:
+        await database.dispose()
+
+
+@asynccontextmanager
+async def settlement_database(settings: Settings) -> AsyncIterator[SettlementDatabase]:
+    """Role settle_settlement, checked."""
+    database = SettlementDatabase(
+        settings.require_settlement_database_url(), application_name="settle cli", pool_size=CONNECTIONS
+    )
+    try:
+        await check_settlement_database(database)
+        yield database
+    finally:
+        await database.dispose()
+
+
+@asynccontextmanager
+async def service_database(settings: Settings) -> AsyncIterator[ServiceDatabase]:
+    """Role settle_service, checked."""
+    database = ServiceDatabase(
+        settings.require_service_database_url(), application_name="settle cli", pool_size=CONNECTIONS
+    )
+    try:
+        await check_service_database(database)
+        yield database
+    finally:
+        await database.dispose()
+
+
+@asynccontextmanager
+async def payments_client(settings: Settings, variables: Mapping[str, str]) -> AsyncIterator[PaymentsClient]:
+    """The client that takes payments. Temporal is asked when a submission needs it, not before."""
+    policy = payment_policy(settings)
+    async with tenant_database(settings) as database:
+        yield PaymentsClient(database, await connect(variables, lazy=True), policy)
+
+
+def chain_reader(settings: Settings) -> ChainReader:
+    """The chain's nodes. Raises `ConfigurationError` without addresses."""
+    return ChainReader(
+        settings.require_chain_rpc_urls(),
+        settings.chain_id,
+        timeout_seconds=settings.chain_rpc_timeout_seconds,
+        log_range_max=settings.chain_log_range_max,
+    )

@@ -1,0 +1,74 @@
+"""Queries on users and billing accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.engine import AnyConnection
+from db.errors import WALLET_IS_SOMEBODYS, violated_constraint
+from db.schema import BillingAccount
+from domain.errors import PayerRefused
+from domain.transfers.income import NonPayer
+
+_NON_PAYER_KIND: Final = text("SELECT non_payer_kind(:address)")
+_PROVISION = text("SELECT user_id, billing_account_id, created FROM provision_wallet(:wallet)")
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """A signed-in wallet: its user and the account that is credited."""
+
+    user_id: str
+    billing_account_id: str
+    wallet_address: str
+
+
+async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> Payer:
+    """Find the wallet's user and account, or open them with a default key. Safe twice and at once.
+
+    `wallet_address` is in EIP-55 checksum form. Raises `PayerRefused` for an address that is nobody's.
+    """
+    with wallet_of_somebody(wallet_address):
+        row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
+    return Payer(row.user_id, row.billing_account_id, wallet_address)
+
+
+@contextmanager
+def wallet_of_somebody(wallet_address: str) -> Iterator[None]:
+    """The database opens no account for the zero address or a token: `PayerRefused`, from within."""
+    try:
+        yield
+    except IntegrityError as error:
+        if violated_constraint(error) != WALLET_IS_SOMEBODYS:
+            raise
+        raise PayerRefused(f"{wallet_address} is nobody's wallet: it has no account") from error
+
+
+async def find_non_payer_kind(connection: AsyncConnection, address: str) -> NonPayer | None:
+    """Why an address pays for nobody, as far as the database knows; None for a payer."""
+    kind = (await connection.execute(_NON_PAYER_KIND, {"address": address})).scalar_one()
+    return NonPayer(kind) if kind else None
+
+
+async def balances(connection: AnyConnection) -> dict[str, int]:
+    """`balance_credits` of every account the connection may see."""
+    rows = await connection.connection.execute(
+        select(BillingAccount.id, BillingAccount.balance_credits).order_by(BillingAccount.id)
+    )
+    return {row.id: row.balance_credits for row in rows}
+
+
+async def find_balance(connection: AnyConnection, billing_account_id: str) -> int | None:
+    """Credits of one account, or None where the connection does not see it."""
+    return (
+        await connection.connection.execute(
+            select(BillingAccount.balance_credits).where(BillingAccount.id == billing_account_id)
+        )
+    ).scalar_one_or_none()

@@ -1,0 +1,216 @@
+"""Queries on the ledger. Posting is one call of a database function: see `migrations/sql/0001_doors.sql`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+from sqlalchemy import func, select, text
+
+from db.engine import AnyConnection, ServiceConnection, SettlementConnection, fetch_one_by_driver
+from db.errors import POSTED_ONCE
+from db.schema import CreditLedgerEntry
+from domain.errors import BookkeepingError
+from domain.ledger.entries import Posting, Side
+
+
+@dataclass(frozen=True, slots=True)
+class PostedEntry:
+    """A ledger entry; `posted` is False where it was already there."""
+
+    entry_id: UUID
+    amount_credits: int
+    balance_after_credits: int
+    posted: bool
+
+
+class PostedMeanwhile(Exception):
+    """Somebody else posted the same entry between this transaction's look and its write: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One row of `credit_ledger`, for people to read."""
+
+    id: UUID
+    billing_account_id: str
+    amount: int
+    balance_after: int
+    reason: str
+    reference: str | None
+    created_at: datetime
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBalanceLine:
+    """Sum of one ledger account's journal lines."""
+
+    account_code: str
+    name: str
+    type: str
+    debits: int
+    credits: int
+
+
+# Posting goes straight to the driver: SQLAlchemy would take as long for it as the driver does, and nothing is
+# called as often. Amounts are cast because the driver types an integer by its size, and each type is a statement.
+POST_ENTRY: Final[LiteralString] = (
+    "SELECT entry_id, amount, balance_after, posted FROM post_entry("
+    "%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s, %(contra_account)s, %(metadata)s)"
+)
+
+# The attempt's row is locked first: a purchase that is being reversed gets no bonus that nobody would take back.
+_POST_BONUS: Final[LiteralString] = (
+    "SELECT p.entry_id, p.amount, p.balance_after, p.posted"
+    "  FROM (SELECT FROM payment_attempts WHERE id = %(attempt_id)s AND status = 'CREDITED' FOR SHARE) purchase,"
+    "       LATERAL post_entry(%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s,"
+    " %(contra_account)s, %(metadata)s) p"
+)
+
+_POST_OWN_PURCHASE: Final[LiteralString] = (
+    "SELECT entry_id, amount, balance_after, posted FROM post_own_purchase("
+    "%(attempt_id)s, %(amount)s::bigint, %(contra_account)s, %(metadata)s)"
+)
+
+_TRIAL_BALANCE = text(
+    """
+    SELECT a.code, a.name, a.type,
+           coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) AS debits,
+           coalesce(sum(l.amount) FILTER (WHERE l.side = 'credit'), 0) AS credits
+      FROM ledger_accounts a LEFT JOIN journal_lines l ON l.account_code = a.code
+     GROUP BY a.code, a.name, a.type
+    HAVING count(l.id) > 0 OR a.billing_account_id IS NULL
+     ORDER BY a.type, a.code
+    """
+)
+
+
+async def _post(
+    connection: AnyConnection, statement: LiteralString, values: dict[str, Any], amount: int
+) -> PostedEntry:
+    try:
+        row = await fetch_one_by_driver(connection, statement, values)
+    except psycopg.IntegrityError as error:
+        if error.diag.constraint_name in POSTED_ONCE:
+            raise PostedMeanwhile from error
+        raise
+    if row is None:
+        raise BookkeepingError(f"attempt {values['attempt_id']} is not CREDITED any more")
+    entry = PostedEntry(*row)
+    if entry.amount_credits != amount:
+        raise BookkeepingError(
+            f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not with {amount}"
+        )
+    return entry
+
+
+async def post(connection: ServiceConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
+    """Post an entry to any account, once per account, reason and reference.
+
+    Raises `PostedMeanwhile` (transaction is lost, look again) and `BookkeepingError` where the same
+    reference is already posted with another amount.
+    """
+    return await _post(connection, POST_ENTRY, _values(posting, details), posting.amount_credits)
+
+
+async def post_bonus(
+    connection: ServiceConnection, attempt_id: UUID, posting: Posting, details: dict[str, Any]
+) -> PostedEntry:
+    """Post the bonus of a purchase, in one statement that holds the purchase CREDITED meanwhile.
+
+    Raises as `post` does, and `BookkeepingError` where the purchase is not CREDITED any more.
+    """
+    values = {**_values(posting, details), "attempt_id": attempt_id}
+    return await _post(connection, _POST_BONUS, values, posting.amount_credits)
+
+
+def _values(posting: Posting, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "billing_account_id": posting.billing_account_id,
+        "amount": posting.amount_credits,
+        "reason": posting.reason.value,
+        "reference": posting.reference,
+        "contra_account": posting.contra_account,
+        "metadata": Jsonb(details),
+    }
+
+
+async def post_own_purchase(connection: SettlementConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
+    """Post the tenant's own purchase; the database refuses any other account, amount or purpose.
+
+    Raises as `post` does.
+    """
+    return await _post(
+        connection,
+        _POST_OWN_PURCHASE,
+        {
+            "attempt_id": UUID(posting.reference),
+            "amount": posting.amount_credits,
+            "contra_account": posting.contra_account,
+            "metadata": Jsonb(details),
+        },
+        posting.amount_credits,
+    )
+
+
+async def list_entries(connection: AnyConnection, reference: str | None = None) -> list[LedgerRow]:
+    """Ledger rows in the order they were posted, all that the connection sees or those of one reference."""
+    query = select(CreditLedgerEntry).order_by(CreditLedgerEntry.entry_seq)
+    if reference is not None:
+        query = query.where(CreditLedgerEntry.reference == reference)
+    return [_to_row(row) for row in await connection.connection.execute(query)]
+
+
+async def page_entries(
+    connection: AnyConnection, billing_account_id: str, *, limit: int, before: UUID | None = None
+) -> list[LedgerRow]:
+    """An account's ledger rows, newest first, at most `limit`; those older than the entry `before`."""
+    query = (
+        select(CreditLedgerEntry)
+        .where(CreditLedgerEntry.billing_account_id == billing_account_id)
+        .order_by(CreditLedgerEntry.entry_seq.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        # An entry of another account, or of none, ends the list: there is nothing older than it here.
+        at = select(CreditLedgerEntry.entry_seq).where(
+            CreditLedgerEntry.id == before, CreditLedgerEntry.billing_account_id == billing_account_id
+        )
+        query = query.where(CreditLedgerEntry.entry_seq < at.scalar_subquery())
+    return [_to_row(row) for row in await connection.connection.execute(query)]
+
+
+def _to_row(row: Any) -> LedgerRow:
+    return LedgerRow(
+        row.id,
+        row.billing_account_id,
+        row.amount,
+        row.balance_after,
+        row.reason,
+        row.reference,
+        row.created_at,
+        row._mapping["metadata"],
+    )
+
+
+async def count_entries(connection: ServiceConnection) -> int:
+    """How many entries the whole ledger has."""
+    return (await connection.connection.execute(select(func.count()).select_from(CreditLedgerEntry))).scalar_one()
+
+
+async def trial_balance(connection: ServiceConnection) -> list[TrialBalanceLine]:
+    """Debits and credits of every ledger account that was used; the two columns have the same sum."""
+    return [
+        TrialBalanceLine(row.code, row.name, row.type, int(row.debits), int(row.credits))
+        for row in await connection.connection.execute(_TRIAL_BALANCE)
+    ]
+
+
+def totals(lines: list[TrialBalanceLine]) -> dict[Side, int]:
+    """The sums of the two columns of a trial balance, in credits."""
+    return {Side.DEBIT: sum(line.debits for line in lines), Side.CREDIT: sum(line.credits for line in lines)}

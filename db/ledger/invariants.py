@@ -1,0 +1,284 @@
+"""The invariants of the books, each as one query and its words: asked of some rows, or of the whole ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import TextClause, bindparam, text
+from sqlalchemy.dialects.postgresql import INTERVAL
+
+from db.engine import ServiceConnection
+
+GRACE: Final = timedelta(minutes=10)
+"""What follows a credit, a reversal or an expiry by itself has followed after this."""
+
+SHOWN_MAX: Final = 20
+"""Violations of one kind that are named; one is already one too many."""
+
+
+class About(StrEnum):
+    """What a check judges: a row of one table, or all of the ledger at once."""
+
+    ENTRY = "entry"
+    LINE = "line"
+    ACCOUNT = "account"
+    ATTEMPT = "attempt"
+    LEDGER = "ledger"
+
+
+_TABLES: Final[dict[About, tuple[str, str]]] = {
+    About.ENTRY: ("credit_ledger", "uuid"),
+    About.LINE: ("journal_lines", "bigint"),
+    About.ACCOUNT: ("billing_accounts", "text"),
+    About.ATTEMPT: ("payment_attempts", "uuid"),
+}
+
+WHOLE_LEDGER: Final = "ledger"
+"""The subject of what is about no single row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that does not hold, of one subject; `detail` is one line for people."""
+
+    check: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant. Its query names the rows of `subject` that violate it, as `value`.
+
+    Each row is judged by few others, all found by an index, so that a check of a thousand rows costs the same whatever
+    the ledger's age. `whole` is another way to ask the same of all rows, "" where it is not asked of them.
+    """
+
+    name: str
+    about: About
+    words: str
+    query: str
+    whole: str | None = None
+
+    def describe(self, row: Any) -> Violation:
+        """A row of the query's result in words."""
+        return Violation(self.name, str(row.value), self.words.format_map(row._mapping))
+
+
+# A reference is any text; a cast of one that is no attempt's id must not fail, and a cast of the id uses no index.
+_ATTEMPT_OF_REFERENCE: Final = (
+    "a.id = CASE WHEN s.reference ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN s.reference::uuid END"
+)
+
+_CREDITED_CREDITS: Final = "a.amount_usd_cents * 100000"
+
+TRIAL_WORDS: Final = "debits and credits differ by {value}"
+TRIAL: Final = Check(
+    "trial_balance",
+    About.LEDGER,
+    TRIAL_WORDS,
+    "",
+    """SELECT coalesce(sum(CASE side WHEN 'debit' THEN amount ELSE -amount END), 0) AS value
+         FROM journal_lines HAVING coalesce(sum(CASE side WHEN 'debit' THEN amount ELSE -amount END), 0) <> 0""",
+)
+RECOUNT: Final = Check(
+    "recount",
+    About.LEDGER,
+    "journal lines that were checked have been changed or removed since: debits, credits {value}",
+    "",
+    "",
+)
+
+CHECKS: Final = (
+    TRIAL,
+    RECOUNT,
+    Check(
+        "line_without_entry",
+        About.LINE,
+        "journal line {value} has no entry",
+        "SELECT s.id AS value FROM subject s WHERE NOT EXISTS (SELECT 1 FROM credit_ledger e WHERE e.id = s.entry_id)",
+    ),
+    Check(
+        "entry_balanced",
+        About.ENTRY,
+        "journal entry {value} does not balance",
+        """SELECT s.id AS value FROM subject s LEFT JOIN journal_lines l ON l.entry_id = s.id
+            GROUP BY s.id, s.amount, s.billing_account_id
+           HAVING coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0) <> 0
+               OR coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) <> abs(s.amount::numeric)
+               OR coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END)
+                           FILTER (WHERE l.account_code = 'credits:' || s.billing_account_id), 0) <> s.amount
+               OR bool_or(starts_with(l.account_code, 'credits:')
+                          AND l.account_code <> 'credits:' || s.billing_account_id)""",
+    ),
+    Check(
+        "running_balance",
+        About.ENTRY,
+        "entry {value} does not go on from the balance before it",
+        """SELECT s.id AS value FROM subject s
+            WHERE s.balance_after::numeric - s.amount <> coalesce(
+                  (SELECT p.balance_after FROM credit_ledger p
+                    WHERE p.billing_account_id = s.billing_account_id AND p.entry_seq < s.entry_seq
+                    ORDER BY p.entry_seq DESC LIMIT 1), 0)""",
+    ),
+    Check(
+        "account_balance",
+        About.ACCOUNT,
+        "balance of account {value} is not the sum of its entries",
+        # By induction: each entry goes on from the one before it, and the first from nothing.
+        """SELECT s.id AS value FROM subject s
+            WHERE s.balance_credits <> coalesce(
+                  (SELECT e.balance_after FROM credit_ledger e
+                    WHERE e.billing_account_id = s.id ORDER BY e.entry_seq DESC LIMIT 1), 0)""",
+        """SELECT b.id AS value FROM billing_accounts b LEFT JOIN credit_ledger e ON e.billing_account_id = b.id
+            GROUP BY b.id, b.balance_credits HAVING b.balance_credits <> coalesce(sum(e.amount), 0)""",
+    ),
+    Check(
+        "credited_attempt",
+        About.ATTEMPT,
+        "attempt {value} is {status} without its ledger row or its transfer",
+        f"""SELECT a.id AS value, a.status FROM subject a
+             WHERE a.status IN ('CREDITED', 'REVERSED') AND NOT (
+                   EXISTS (SELECT 1 FROM settled_transfers t WHERE t.attempt_id = a.id)
+               AND EXISTS (SELECT 1 FROM credit_ledger e
+                            WHERE e.reference = a.id::text AND e.amount = {_CREDITED_CREDITS}
+                              AND e.reason = CASE a.purpose WHEN 'self' THEN 'credits_purchase'
+                                                            ELSE 'system_donation' END
+                              AND e.billing_account_id = CASE a.purpose WHEN 'self' THEN a.billing_account_id
+                                                                        ELSE 'cogni_system' END))""",  # noqa: S608 - ours
+    ),
+    Check(
+        "reversed_attempt",
+        About.ATTEMPT,
+        "attempt {value} is REVERSED and what it brought is not taken back: submit its hash again",
+        """SELECT a.id AS value FROM subject a
+            WHERE a.status = 'REVERSED' AND (
+                  NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = a.id AND f.outcome = 'reversed')
+               OR EXISTS (SELECT 1 FROM credit_ledger e
+                           WHERE e.reference = a.id::text
+                             AND (e.reason IN ('credits_purchase', 'system_donation')
+                                  OR (e.reason = 'platform_revenue_share' AND a.updated_at < now() - :grace))
+                             AND NOT EXISTS (SELECT 1 FROM credit_ledger r
+                                              WHERE r.reference = e.reference AND r.reason = 'payment_reversal'
+                                                AND r.billing_account_id = e.billing_account_id
+                                                AND r.amount = -e.amount)))""",
+    ),
+    Check(
+        "bonus_without_purchase",
+        About.ENTRY,
+        "bonus {value} has no credited purchase",
+        f"""SELECT s.id AS value FROM subject s
+             WHERE s.reason = 'platform_revenue_share'
+               AND NOT EXISTS (SELECT 1 FROM payment_attempts a
+                                WHERE {_ATTEMPT_OF_REFERENCE}
+                                  AND a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self')
+               AND NOT EXISTS (SELECT 1 FROM transfer_credits c WHERE c.reference = s.reference)""",  # noqa: S608 - ours
+    ),
+    Check(
+        "bonus_amount",
+        About.ENTRY,
+        "bonus {value} is not its purchase's share",
+        f"""SELECT s.id AS value FROM subject s
+              LEFT JOIN payment_attempts a ON {_ATTEMPT_OF_REFERENCE}
+              LEFT JOIN transfer_credits c ON c.reference = s.reference
+             WHERE s.reason = 'platform_revenue_share'
+               AND (s.billing_account_id <> 'cogni_system'
+                    OR s.amount <> coalesce(floor({_CREDITED_CREDITS} * a.revenue_share),
+                                            floor(c.amount_credits * c.revenue_share), s.amount))""",  # noqa: S608 - ours
+    ),
+    Check(
+        "bonus_missing",
+        About.ATTEMPT,
+        "attempt {value} was credited over ten minutes ago and its bonus is missing: submit its hash again",
+        f"""SELECT a.id AS value FROM subject a
+             WHERE a.status = 'CREDITED' AND a.purpose = 'self' AND a.updated_at < now() - :grace
+               AND floor({_CREDITED_CREDITS} * a.revenue_share) > 0
+               AND NOT EXISTS (SELECT 1 FROM credit_ledger e
+                                WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')""",  # noqa: S608 - ours
+    ),
+    Check(
+        "operator_bonus_missing",
+        About.ENTRY,
+        "an operator's credit {value} is over ten minutes old and its bonus is missing: give the same remedy again",
+        """SELECT s.id AS value FROM subject s JOIN transfer_credits c ON c.reference = s.reference
+            WHERE s.reason = 'operator_credit' AND s.created_at < now() - :grace
+              AND floor(c.amount_credits * c.revenue_share) > 0
+              AND NOT EXISTS (SELECT 1 FROM credit_ledger e
+                               WHERE e.reference = s.reference AND e.reason = 'platform_revenue_share')""",
+    ),
+    Check(
+        "intent_overdue",
+        About.ATTEMPT,
+        "attempt {value} is CREATED_INTENT over ten minutes after its expiry: nothing expires intents",
+        """SELECT a.id AS value FROM subject a
+            WHERE a.status = 'CREATED_INTENT' AND a.expires_at < now() - :grace""",
+        "",
+    ),
+    Check(
+        "pending_overdue",
+        About.ATTEMPT,
+        "attempt {value} is PENDING_UNVERIFIED past its time: submit its hash again",
+        """SELECT a.id AS value FROM subject a
+            WHERE a.status = 'PENDING_UNVERIFIED' AND a.submitted_at < now() - :pending_max""",
+        "",
+    ),
+)
+
+CHECK_NAMES: Final = tuple(check.name for check in CHECKS)
+
+
+def _ask_some(check: Check) -> TextClause:
+    table, id_type = _TABLES[check.about]
+    scope = f"WITH subject AS (SELECT * FROM {table} WHERE id = ANY (CAST(:ids AS {id_type}[])))"  # noqa: S608 - ours
+    return _bound(f"{scope} {check.query}")
+
+
+def _ask_all(check: Check) -> TextClause:
+    if check.whole is not None:
+        return _bound(f"{check.whole} LIMIT :shown_max")
+    table, _ = _TABLES[check.about]
+    return _bound(f"WITH subject AS (SELECT * FROM {table}) {check.query} LIMIT :shown_max")  # noqa: S608 - ours
+
+
+def _bound(query: str) -> TextClause:
+    return text(query).bindparams(*(bindparam(name, type_=INTERVAL) for name in _times(query)))
+
+
+def _times(query: str) -> list[str]:
+    return [name for name in ("grace", "pending_max") if f":{name}" in query]
+
+
+_OF_SOME: Final = {check: _ask_some(check) for check in CHECKS if check.about is not About.LEDGER}
+_OF_ALL: Final = {check: _ask_all(check) for check in CHECKS if check.whole != ""}
+
+
+async def find_violations_of(
+    connection: ServiceConnection, about: About, ids: str, *, pending_max: timedelta
+) -> list[Violation]:
+    """Every invariant that does not hold of the rows with these ids, an array as PostgreSQL writes it.
+
+    `pending_max` is how long a payment may wait.
+    """
+    found: list[Violation] = []
+    times = {"grace": GRACE, "pending_max": pending_max}
+    for check, statement in _OF_SOME.items():
+        if check.about is about:
+            values = {"ids": ids} | {name: times[name] for name in _times(check.query)}
+            found.extend(check.describe(row) for row in await connection.connection.execute(statement, values))
+    return found
+
+
+async def find_violations(connection: ServiceConnection) -> list[str]:
+    """Every invariant of the books that does not hold, in words; empty when all is well.
+
+    It reads the whole ledger, so its cost grows with it: `db.ledger.integrity_scan` is for every day. Attempts that
+    wait for too long are not asked for, since how long that is depends on settings.
+    """
+    found: list[str] = []
+    for check, statement in _OF_ALL.items():
+        values = {"shown_max": SHOWN_MAX} | dict.fromkeys(_times(check.whole or check.query), GRACE)
+        found.extend(check.describe(row).detail for row in await connection.connection.execute(statement, values))
+    return found

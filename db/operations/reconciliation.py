@@ -1,0 +1,583 @@
+"""Queries of a reconciliation: a period's transactions with all that was credited for them, streamed; and the journal's
+own sums, which the walk through them has to explain.
+
+All read one moment. Cost grows with what happened in the period, not with the ledger's age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from db.engine import ServiceConnection
+from domain.chain import Transfer, TransferScope
+from domain.operations.findings import FindingKind
+from domain.operations.reconciliation import (
+    BONUS_MISSING,
+    FINALITY_MISSING,
+    REVERSAL_MISSING,
+    WORKFLOW_MISSING,
+    Application,
+    Entry,
+    KnownFinding,
+    Observed,
+    OperatorCredit,
+    Totals,
+    Transaction,
+)
+from domain.payments.attempt import AttemptStatus, Purpose
+
+STATEMENT_TIMEOUT: Final = "15min"
+"""Above the connections' own: these read a whole period."""
+
+FETCHED_AT_ONCE: Final = 2_000
+"""Transactions that are in memory at a time."""
+
+GRACE: Final = timedelta(minutes=15)
+"""How long the watcher may take to say what a transfer is for."""
+
+_PREPARE: Final = (
+    text("SELECT set_config('statement_timeout', :timeout, true)"),
+    text("SET LOCAL timezone = 'UTC'"),
+    # A reconciliation reads and computes; a compiled expression does not pay for itself.
+    text("SET LOCAL jit = off"),
+    text("SET LOCAL work_mem = '16MB'"),
+    text("SET LOCAL idle_in_transaction_session_timeout = '5min'"),
+)
+
+_PAYMENT_REASONS: Final = (
+    "('credits_purchase', 'platform_revenue_share', 'system_donation', 'payment_reversal', 'operator_credit')"
+)
+_UUID: Final = "'^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'"
+
+# Whatever touched the treasury in the period, on the chain or in the books. All transfers of a transaction lie in one
+# block, so the rest of its row is complete.
+_TRANSACTIONS: Final = f"""
+    WITH posted AS MATERIALIZED (
+        SELECT e.reference, CASE WHEN e.reference ~ {_UUID} THEN e.reference::uuid END AS attempt_id
+          FROM credit_ledger e
+         WHERE e.created_at >= :from_time AND e.created_at < :to_time AND e.reason IN {_PAYMENT_REASONS}
+    ), transactions AS MATERIALIZED (
+        SELECT tx_hash FROM observed_transfers
+         WHERE chain_id = :chain_id AND block_time >= :from_time AND block_time < :to_time
+         UNION
+        SELECT tx_hash FROM settled_transfers
+         WHERE chain_id = :chain_id AND created_at >= :from_time AND created_at < :to_time
+         UNION
+        SELECT s.tx_hash FROM posted p JOIN settled_transfers s ON s.attempt_id = p.attempt_id
+         WHERE s.chain_id = :chain_id
+         UNION
+        SELECT c.tx_hash FROM posted p JOIN transfer_credits c ON c.reference = p.reference
+         WHERE c.chain_id = :chain_id
+    ), settled AS MATERIALIZED (
+        SELECT s.tx_hash, coalesce(f.log_index, s.log_index) AS log_index, s.log_index AS settled_index,
+               coalesce(f.block_number, s.block_number) AS block_number, s.from_address, s.value_raw, s.surplus_raw,
+               a.id, a.id::text AS reference, a.status, a.purpose, a.billing_account_id, a.amount_raw,
+               coalesce(floor(a.amount_usd_cents::numeric * 100000 * a.revenue_share), 0) AS bonus_credits, f.outcome,
+               EXISTS (SELECT FROM chain_cursors c
+                        WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
+                          AND lower(c.to_address) = lower(a.to_address)
+                          -- A block that the watcher has read, or one that nobody can have been paid in: below where
+                          -- it began, though settled since; or above where it is, though settled long ago.
+                          AND CASE
+                              WHEN coalesce(f.block_number, s.block_number) < c.first_block
+                              THEN s.created_at >= c.created_at
+                              WHEN coalesce(f.block_number, s.block_number) > c.block_number
+                              THEN s.created_at < c.updated_at - CAST(:grace AS interval)
+                                OR coalesce(f.block_number, s.block_number) > c.head_number + 1000
+                              ELSE true END)
+               AND NOT EXISTS (SELECT FROM chain_gaps g
+                                WHERE g.read_at IS NULL AND g.chain_id = s.chain_id
+                                  AND lower(g.token) = lower(a.token) AND lower(g.to_address) = lower(a.to_address)
+                                  AND coalesce(f.block_number, s.block_number) BETWEEN g.first_block AND g.last_block)
+                 AS is_covered
+          FROM transactions t
+          JOIN settled_transfers s ON s.chain_id = :chain_id AND s.tx_hash = t.tx_hash
+          JOIN payment_attempts a ON a.id = s.attempt_id
+          LEFT JOIN transfer_finality f ON f.attempt_id = s.attempt_id
+    ), credited AS MATERIALIZED (
+        SELECT c.*, floor(c.amount_credits::numeric * c.revenue_share) AS bonus_credits
+          FROM transactions t
+          JOIN transfer_credits c ON c.chain_id = :chain_id AND c.tx_hash = t.tx_hash AND c.part <> 'refund'
+    ), wanted AS (
+        SELECT reference FROM settled UNION ALL SELECT reference FROM credited
+    ), posts AS MATERIALIZED (
+        SELECT e.reference,
+               jsonb_agg(jsonb_build_array(
+                   e.reason, e.billing_account_id, e.amount, coalesce(l.debits, 0), coalesce(l.credits, 0),
+                   e.created_at >= :from_time AND e.created_at < :to_time)) AS entries
+          FROM credit_ledger e
+          LEFT JOIN LATERAL (
+               SELECT sum(l.amount) FILTER (WHERE l.side = 'debit') AS debits,
+                      sum(l.amount) FILTER (WHERE l.side = 'credit') AS credits
+                 FROM journal_lines l WHERE l.entry_id = e.id AND l.account_code = 'cash:usdc') l ON true
+         WHERE e.reference IN (SELECT reference FROM wanted) AND e.reason IN {_PAYMENT_REASONS}
+         GROUP BY e.reference
+    ), answered AS MATERIALIZED (
+        SELECT token, to_address, first_block_answered_for(chain_id, token, to_address) AS first_block
+          FROM chain_cursors WHERE chain_id = :chain_id
+    ), observed AS (
+        SELECT o.tx_hash,
+               jsonb_agg(jsonb_build_object(
+                   'log', o.log_index, 'block', o.block_number, 'time', o.block_time, 'from', o.from_address,
+                   'value', o.value_raw, 'in', o.block_time >= :from_time AND o.block_time < :to_time,
+                   'ripe', greatest(o.observed_at, f.resolved_at) <= now() - CAST(:grace AS interval),
+                   'income', n.address IS NULL AND lower(o.from_address) <> lower(o.to_address),
+                   'old', o.block_number < coalesce(a.first_block, 0),
+                   'finding', CASE WHEN f.id IS NOT NULL THEN
+                       jsonb_build_array(f.id, f.kind, f.resolution, f.detail) END) ORDER BY o.log_index) AS transfers
+          FROM transactions t
+          JOIN observed_transfers o ON o.chain_id = :chain_id AND o.tx_hash = t.tx_hash
+          LEFT JOIN non_payers n ON n.address = lower(o.from_address) AND n.kind = 'treasury'
+          LEFT JOIN answered a ON a.token = o.token AND a.to_address = o.to_address
+          LEFT JOIN findings f
+            ON f.key = 'transfer:' || o.chain_id::text || ':' || o.tx_hash || ':' || o.log_index::text
+         GROUP BY o.tx_hash
+    ), paid AS (
+        SELECT s.tx_hash,
+               jsonb_agg(jsonb_build_object(
+                   'log', s.log_index, 'block', s.block_number, 'from', s.from_address, 'value', s.value_raw,
+                   'surplus', s.surplus_raw, 'attempt', s.id, 'status', s.status, 'purpose', s.purpose,
+                   'account', s.billing_account_id, 'amount', s.amount_raw, 'bonus', s.bonus_credits,
+                   'outcome', s.outcome, 'covered', s.is_covered, 'entries', p.entries,
+                   'orphaned', EXISTS (SELECT FROM orphaned_transfers g
+                                        WHERE g.chain_id = :chain_id AND g.tx_hash = s.tx_hash
+                                          AND lower(g.from_address) = lower(s.from_address)
+                                          AND g.value_raw = s.value_raw),
+                   'findings', (SELECT jsonb_agg(jsonb_build_array(f.id, f.kind, f.resolution, f.detail))
+                                  FROM findings f
+                                 WHERE f.key IN ('surplus:' || s.reference, 'ledger_disagrees:' || s.reference,
+                                                 'ledger_without_transfer:' || s.reference)),
+                   'credit', CASE WHEN c.reference IS NOT NULL THEN jsonb_build_array(
+                       c.finding_id, c.billing_account_id, c.value_raw, c.bonus_credits, c.reference, cp.entries) END))
+                 AS payments
+          FROM settled s
+          LEFT JOIN posts p ON p.reference = s.reference
+          LEFT JOIN credited c ON c.tx_hash = s.tx_hash AND c.log_index = s.settled_index AND c.part = 'surplus'
+          LEFT JOIN posts cp ON cp.reference = c.reference
+         GROUP BY s.tx_hash
+    ), by_operators AS (
+        SELECT c.tx_hash,
+               jsonb_agg(jsonb_build_object(
+                   'log', c.log_index, 'block', c.block_number, 'from', c.from_address, 'value', c.value_raw,
+                   'account', c.billing_account_id,
+                   'covered', EXISTS (SELECT FROM chain_cursors k WHERE k.chain_id = :chain_id
+                                         AND c.block_number BETWEEN k.first_block AND k.block_number),
+                   'findings', (SELECT jsonb_agg(jsonb_build_array(f.id, f.kind, f.resolution, f.detail))
+                                  FROM findings f
+                                 WHERE f.key IN ('ledger_disagrees:' || c.reference,
+                                                 'ledger_without_transfer:' || c.reference)),
+                   'credit', jsonb_build_array(
+                       c.finding_id, c.billing_account_id, c.value_raw, c.bonus_credits, c.reference, p.entries)))
+                 AS credits
+          FROM credited c LEFT JOIN posts p ON p.reference = c.reference
+         WHERE c.part = 'whole' GROUP BY c.tx_hash
+    )
+    SELECT t.tx_hash, o.transfers, p.payments, b.credits
+      FROM transactions t
+      LEFT JOIN observed o ON o.tx_hash = t.tx_hash
+      LEFT JOIN paid p ON p.tx_hash = t.tx_hash
+      LEFT JOIN by_operators b ON b.tx_hash = t.tx_hash
+"""  # noqa: S608 - constants
+
+# Entries of payments, and others that move the treasury's account: each has an attempt that was paid by a transfer, or
+# a transfer that an operator credited.
+_UNEXPLAINED: Final = f"""
+    SELECT coalesce(e.reference, e.id::text) AS reference, min(e.billing_account_id) AS billing_account_id,
+           string_agg(e.reason || ' of ' || e.amount, ', ' ORDER BY e.entry_seq) AS entries,
+           min(a.id::text) AS attempt_id,
+           coalesce(sum(l.debits), 0) AS debits, coalesce(sum(l.credits), 0) AS credits, f.id AS finding_id,
+           f.resolution, f.detail
+      FROM credit_ledger e
+      LEFT JOIN settled_transfers s
+        ON s.attempt_id = CASE WHEN e.reference ~ {_UUID} THEN e.reference::uuid END AND e.reason IN {_PAYMENT_REASONS}
+      LEFT JOIN transfer_credits c ON c.reference = e.reference AND e.reason IN {_PAYMENT_REASONS}
+      LEFT JOIN payment_attempts a ON a.id = CASE WHEN e.reference ~ {_UUID} THEN e.reference::uuid END
+      LEFT JOIN LATERAL (
+           SELECT sum(l.amount) FILTER (WHERE l.side = 'debit') AS debits,
+                  sum(l.amount) FILTER (WHERE l.side = 'credit') AS credits
+             FROM journal_lines l WHERE l.entry_id = e.id AND l.account_code = 'cash:usdc') l ON true
+      LEFT JOIN findings f ON f.key = 'ledger_without_transfer:' || coalesce(e.reference, e.id::text)
+     WHERE e.created_at >= :from_time AND e.created_at < :to_time
+       AND s.attempt_id IS NULL AND c.reference IS NULL
+       AND (e.reason IN {_PAYMENT_REASONS} OR l.debits IS NOT NULL OR l.credits IS NOT NULL)
+     GROUP BY coalesce(e.reference, e.id::text), f.id, f.resolution, f.detail
+     ORDER BY 1
+"""  # noqa: S608 - constants
+
+_WITHOUT_TRANSFER: Final = """
+    SELECT a.id, a.status, a.billing_account_id, f.id AS finding_id, f.resolution, f.detail
+      FROM payment_attempts a
+      LEFT JOIN settled_transfers s ON s.attempt_id = a.id
+      LEFT JOIN findings f ON f.key = 'ledger_without_transfer:' || a.id
+     WHERE a.chain_id = :chain_id AND a.updated_at >= :from_time AND a.updated_at < :to_time
+       AND a.status IN ('CREDITED', 'REVERSED') AND s.attempt_id IS NULL
+     ORDER BY a.id
+"""
+
+# Entries of transfers of other chains are theirs; those of none are nobody's and count here.
+_JOURNAL: Final = f"""
+    SELECT coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) AS debits,
+           coalesce(sum(l.amount) FILTER (WHERE l.side = 'credit'), 0) AS credits
+      FROM credit_ledger e
+      JOIN journal_lines l ON l.entry_id = e.id AND l.account_code = 'cash:usdc'
+      LEFT JOIN settled_transfers s ON s.attempt_id = CASE WHEN e.reference ~ {_UUID} THEN e.reference::uuid END
+      LEFT JOIN transfer_credits c ON c.reference = e.reference
+     WHERE e.created_at >= :from_time AND e.created_at < :to_time
+       AND coalesce(s.chain_id, c.chain_id, :chain_id) = :chain_id
+"""  # noqa: S608 - constants
+
+_WATCHED: Final = text(
+    """
+    SELECT c.first_block, c.block_number, c.head_number, c.updated_at, n.now
+      FROM (SELECT now() AS now) n
+      LEFT JOIN LATERAL (
+           SELECT * FROM chain_cursors WHERE chain_id = :chain_id AND retired_at IS NULL
+            ORDER BY greatest(head_number - block_number, 0) DESC, updated_at LIMIT 1) c ON true
+    """
+)
+# Up to where there is no gap: a period that was reconciled out of turn does not hide what lies before it.
+_LAST_ASSERTION: Final = text(
+    """
+    WITH ordered AS (
+        SELECT period_from, period_to,
+               max(period_to) OVER (ORDER BY period_from, period_to
+                                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+          FROM balance_assertions WHERE chain_id = :chain_id
+    )
+    SELECT coalesce((SELECT min(before) FROM ordered WHERE before < period_from), max(period_to)) FROM ordered
+    """
+)
+_TRANSFER: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw, o.token,
+           o.to_address, o.handled_at
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
+    """
+)
+_UNFINISHED: Final = text(
+    """
+    SELECT a.id, a.tx_hash, a.status, b.owner_user_id,
+           a.status = 'PENDING_UNVERIFIED' AS is_pending,
+           a.status = 'CREDITED' AND a.purpose = 'self'
+             AND floor(a.amount_usd_cents::numeric * 100000 * a.revenue_share) > 0
+             AND NOT EXISTS (SELECT FROM credit_ledger e
+                              WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share') AS lacks_bonus,
+           a.status = 'REVERSED' AND EXISTS (
+               SELECT FROM credit_ledger e WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')
+             AND NOT EXISTS (
+               SELECT FROM credit_ledger e WHERE e.reference = a.id::text AND e.reason = 'payment_reversal'
+                  AND e.billing_account_id = 'cogni_system') AS lacks_reversal,
+           a.status = 'CREDITED' AND NOT EXISTS (
+               SELECT FROM transfer_finality f WHERE f.attempt_id = a.id) AS lacks_finality
+      FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
+     WHERE a.id = ANY (CAST(:ids AS uuid[]))
+    """
+)
+_PENDING: Final = text(
+    """
+    SELECT a.id FROM payment_attempts a
+     WHERE a.status = 'PENDING_UNVERIFIED' AND a.chain_id = :chain_id
+       AND (CAST(:after AS uuid) IS NULL OR a.id > :after) AND a.submitted_at <= now() - CAST(:grace AS interval)
+     ORDER BY a.id LIMIT :limit
+    """
+)
+_UNPOSTED_BONUSES: Final = text(
+    """
+    SELECT c.finding_id, p.action, p.operator, p.reason, p.outcome
+      FROM transfer_credits c
+      JOIN findings f ON f.id = c.finding_id
+      JOIN operator_actions p ON p.finding_id = f.id AND p.opening = f.times_opened
+     WHERE c.finding_id = ANY (CAST(:ids AS uuid[])) AND floor(c.amount_credits::numeric * c.revenue_share) > 0
+       AND NOT EXISTS (SELECT FROM credit_ledger e
+                        WHERE e.reference = c.reference AND e.reason = 'platform_revenue_share')
+    """
+)
+_INSERT_ASSERTION: Final = text(
+    """
+    INSERT INTO balance_assertions (chain_id, period_from, period_to, transfers, inflow_raw, purchases_credits,
+        donations_credits, operator_credits, unapplied_raw, reversed_credits, ledger_debit_credits,
+        ledger_credit_credits, differences, totals, closes)
+    VALUES (:chain_id, :from_time, :to_time, :transfers, :inflow_raw, :purchases_credits, :donations_credits,
+        :operator_credits, :unapplied_raw, :reversed_credits, :ledger_debit_credits, :ledger_credit_credits,
+        :differences, :totals, :closes)
+    RETURNING id
+    """
+).bindparams(bindparam("differences", type_=JSONB), bindparam("totals", type_=JSONB))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is reconciled: the transfers of a chain whose blocks were mined from a moment to another, exclusive."""
+
+    chain_id: int
+    from_time: datetime
+    to_time: datetime
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As parameters of the queries."""
+        return {"chain_id": self.chain_id, "from_time": self.from_time, "to_time": self.to_time}
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How far the chain has been followed, and the database's clock."""
+
+    first_block: int | None
+    block_number: int | None
+    head_number: int | None
+    updated_at: datetime | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unexplained:
+    """Ledger entries of one reference that no transfer explains, or an attempt that no transfer paid."""
+
+    reference: str
+    attempt_id: UUID | None
+    billing_account_id: str
+    words: str
+    debit_credits: int
+    credit_credits: int
+    finding: KnownFinding | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedAttempt:
+    """An attempt for which something is still due; `lacks` says what, now."""
+
+    attempt_id: UUID
+    owner_user_id: str
+    tx_hash: str
+    status: AttemptStatus
+    lacks: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpostedBonus:
+    """A credit of an operator whose bonus is due, with the decision that made it."""
+
+    finding_id: UUID
+    operator: str
+    reason: str
+    billing_account_id: str
+
+
+async def prepare(connection: ServiceConnection) -> None:
+    """Give this transaction's statements the time that a whole period takes."""
+    for statement in _PREPARE:
+        values = {"timeout": STATEMENT_TIMEOUT} if "timeout" in statement.compile().params else {}
+        await connection.connection.execute(statement, values)
+
+
+async def stream_transactions(connection: ServiceConnection, span: Span) -> AsyncIterator[Transaction]:
+    """Every transaction of the period with its transfers and what was credited for them; a batch is in memory."""
+    values = span.values | {"grace": GRACE}
+    result = await connection.connection.stream(
+        text(_TRANSACTIONS), values, execution_options={"yield_per": FETCHED_AT_ONCE}
+    )
+    async for row in result:
+        applications = (*map(_payment, row.payments or ()), *map(_credit, row.credits or ()))
+        yield Transaction(span.chain_id, row.tx_hash, tuple(map(_observed, row.transfers or ())), applications)
+
+
+async def list_unexplained(connection: ServiceConnection, span: Span, *, limit: int) -> list[Unexplained]:
+    """Entries of the period that no transfer explains, and attempts credited in it that no transfer paid."""
+    values = span.values | {"limit": limit}
+    found: dict[str, Unexplained] = {}
+    for row in await connection.connection.execute(text(f"{_UNEXPLAINED} LIMIT :limit"), values):
+        attempt_id = UUID(row.attempt_id) if row.attempt_id else None
+        found[row.reference] = Unexplained(
+            row.reference,
+            attempt_id,
+            row.billing_account_id,
+            f"{row.entries} on {row.billing_account_id}, reference {row.reference}: no transfer is known for it",
+            int(row.debits),
+            int(row.credits),
+            _alarm(row),
+        )
+    for row in await connection.connection.execute(text(f"{_WITHOUT_TRANSFER} LIMIT :limit"), values):
+        found.setdefault(
+            str(row.id),
+            Unexplained(
+                str(row.id),
+                row.id,
+                row.billing_account_id,
+                f"attempt {row.id} is {row.status}, and no transfer is known that paid it",
+                0,
+                0,
+                _alarm(row),
+            ),
+        )
+    return list(found.values())
+
+
+async def read_journal(connection: ServiceConnection, span: Span) -> Totals:
+    """What was posted to the treasury's account in the period: `ledger_debit_credits` and `ledger_credit_credits`."""
+    row = (await connection.connection.execute(text(_JOURNAL), span.values)).one()
+    return Totals(ledger_debit_credits=int(row.debits), ledger_credit_credits=int(row.credits))
+
+
+async def find_watched(connection: ServiceConnection, chain_id: int) -> Watched:
+    """How far the chain has been followed: of all that is followed, what lags most."""
+    row = (await connection.connection.execute(_WATCHED, {"chain_id": chain_id})).one()
+    return Watched(row.first_block, row.block_number, row.head_number, row.updated_at, row.now)
+
+
+async def find_last_end(connection: ServiceConnection, chain_id: int) -> datetime | None:
+    """The end of the last period that was reconciled; None where none was."""
+    end: datetime | None = (await connection.connection.execute(_LAST_ASSERTION, {"chain_id": chain_id})).scalar_one()
+    return end
+
+
+async def find_transfer(
+    connection: ServiceConnection, chain_id: int, tx_hash: str, log_index: int
+) -> tuple[TransferScope, Transfer, bool] | None:
+    """An observed transfer, in which scope, and whether somebody has decided about it; None where it is gone."""
+    values = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
+    row = (await connection.connection.execute(_TRANSFER, values)).one_or_none()
+    if row is None:
+        return None
+    scope = TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address)
+    return scope, Transfer.model_validate(dict(row._mapping)), row.handled_at is not None
+
+
+async def page_pending(connection: ServiceConnection, chain_id: int, *, after: UUID | None, limit: int) -> list[UUID]:
+    """Attempts that wait for the chain, in the order of their ids."""
+    values = {"chain_id": chain_id, "after": after, "limit": limit, "grace": timedelta(minutes=1)}
+    return [row.id for row in await connection.connection.execute(_PENDING, values)]
+
+
+async def list_unfinished(connection: ServiceConnection, ids: Collection[UUID]) -> list[UnfinishedAttempt]:
+    """Those of these attempts for which something is due now, and what."""
+    found = []
+    for row in await connection.connection.execute(_UNFINISHED, {"ids": list(ids)}):
+        lacks = {
+            name
+            for name, is_lacking in (
+                (WORKFLOW_MISSING, row.is_pending),
+                (BONUS_MISSING, row.lacks_bonus),
+                (REVERSAL_MISSING, row.lacks_reversal),
+                (FINALITY_MISSING, row.lacks_finality),
+            )
+            if is_lacking
+        }
+        if lacks and row.tx_hash is not None:
+            found.append(
+                UnfinishedAttempt(row.id, row.owner_user_id, row.tx_hash, AttemptStatus(row.status), frozenset(lacks))
+            )
+    return found
+
+
+async def list_unposted_bonuses(connection: ServiceConnection, finding_ids: Collection[UUID]) -> list[UnpostedBonus]:
+    """Those of these credited findings whose bonus is due now."""
+    rows = await connection.connection.execute(_UNPOSTED_BONUSES, {"ids": list(finding_ids)})
+    return [UnpostedBonus(row.finding_id, row.operator, row.reason, row.outcome["billingAccountId"]) for row in rows]
+
+
+async def insert_assertion(
+    connection: ServiceConnection, span: Span, totals: Totals, *, differences: Mapping[str, int], closes: bool
+) -> int:
+    """Write down what was found; its number."""
+    sums = totals.by_name()
+    columns = (
+        "transfers", "inflow_raw", "purchases_credits", "donations_credits", "operator_credits", "unapplied_raw",
+        "reversed_credits", "ledger_debit_credits", "ledger_credit_credits",
+    )  # fmt: skip
+    values = span.values | {name: Decimal(sums[name]) for name in columns}
+    values |= {
+        "transfers": totals.transfers,
+        "differences": dict(differences),
+        "totals": {name: str(value) for name, value in sums.items()},
+        "closes": closes,
+    }
+    number: int = (await connection.connection.execute(_INSERT_ASSERTION, values)).scalar_one()
+    return number
+
+
+def _finding(values: Any) -> KnownFinding | None:
+    if values is None:
+        return None
+    return KnownFinding(UUID(values[0]), FindingKind(values[1]), values[2], values[3])
+
+
+def _alarm(row: Any) -> KnownFinding | None:
+    if row.finding_id is None:
+        return None
+    return KnownFinding(row.finding_id, FindingKind.LEDGER_WITHOUT_TRANSFER, row.resolution, row.detail)
+
+
+def _observed(values: dict[str, Any]) -> Observed:
+    return Observed(
+        log_index=values["log"],
+        block_number=values["block"],
+        block_time=values["time"],
+        from_address=values["from"],
+        value_raw=values["value"],
+        in_period=values["in"],
+        is_ripe=values["ripe"],
+        finding=_finding(values["finding"]),
+        is_income=values["income"],
+        is_too_old=values["old"],
+    )
+
+
+def _payment(values: dict[str, Any]) -> Application:
+    findings = {finding.kind: finding for finding in map(_finding, values["findings"] or ()) if finding}
+    return Application(
+        log_index=values["log"],
+        block_number=values["block"],
+        from_address=values["from"],
+        value_raw=values["value"],
+        attempt_id=UUID(values["attempt"]),
+        status=AttemptStatus(values["status"]),
+        purpose=Purpose(values["purpose"]),
+        billing_account_id=values["account"],
+        amount_raw=values["amount"],
+        bonus_credits=values["bonus"],
+        outcome=values["outcome"],
+        is_covered=values["covered"],
+        was_orphaned=values["orphaned"],
+        entries=_entries(values["entries"]),
+        surplus_raw=values["surplus"],
+        surplus_finding=findings.get(FindingKind.SURPLUS),
+        alarm_finding=findings.get(FindingKind.LEDGER_WITHOUT_TRANSFER),
+        disagreement_finding=findings.get(FindingKind.LEDGER_DISAGREES),
+        credit=_operator_credit(values["credit"]),
+    )
+
+
+def _credit(values: dict[str, Any]) -> Application:
+    findings = {finding.kind: finding for finding in map(_finding, values["findings"] or ()) if finding}
+    return Application(
+        log_index=values["log"],
+        block_number=values["block"],
+        from_address=values["from"],
+        value_raw=values["value"],
+        billing_account_id=values["account"],
+        is_covered=values["covered"],
+        alarm_finding=findings.get(FindingKind.LEDGER_WITHOUT_TRANSFER),
+        disagreement_finding=findings.get(FindingKind.LEDGER_DISAGREES),
+        credit=_operator_credit(values["credit"]),
+    )
+
+
+def _operator_credit(values: Any) -> OperatorCredit | None:
+    if values is None:
+        return None
+    finding_id, account, value_raw, bonus_credits, reference, entries = values
+    return OperatorCredit(UUID(finding_id), account, value_raw, bonus_credits, reference, _entries(entries))
+
+
+def _entries(values: Any) -> tuple[Entry, ...]:
+    return tuple(Entry(*one) for one in values or ())

@@ -1,0 +1,352 @@
+"""Queries on payment attempts, their audit trail and the transfers that paid them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row, Select, bindparam, insert, select, text, tuple_, update
+from sqlalchemy.exc import IntegrityError
+
+from db.engine import AnyConnection, ReadAllConnection, TenantConnection
+from db.errors import (
+    FROM_A_PAYER,
+    HASH_HELD_BY_ACCOUNT,
+    NOT_CREDITED_BY_OPERATOR,
+    NOT_TOO_OLD,
+    ONE_ATTEMPT_PER_TRANSFER,
+    violated_constraint,
+)
+from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
+from domain.errors import HashInUse, TransferAlreadySettled
+from domain.payments.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
+from domain.payments.verification import SettledTransfer
+from domain.transfers.income import NonPayer
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the audit trail."""
+
+    event_type: str
+    from_status: str | None
+    to_status: str
+    error_code: str | None
+    details: dict[str, Any]
+    created_at: datetime
+
+
+def _select_attempt() -> Select[Any]:
+    columns = [
+        column for column in PaymentAttemptRow.__table__.columns if column.name not in {"updated_at", "payable_until"}
+    ]
+    return select(*columns, BillingAccount.owner_user_id).join(
+        BillingAccount, BillingAccount.id == PaymentAttemptRow.billing_account_id
+    )
+
+
+# Built once: putting a statement together costs more than sending it.
+_ATTEMPT: Final = _select_attempt().where(PaymentAttemptRow.id == bindparam("attempt_id"))
+_ATTEMPT_LOCKED: Final = _ATTEMPT.with_for_update(of=PaymentAttemptRow)
+_INSERT_ATTEMPT: Final = insert(PaymentAttemptRow)
+_INSERT_EVENT: Final = insert(PaymentEvent.__table__)  # type: ignore[arg-type]
+_INSERT_TRANSFER: Final = insert(SettledTransferRow)
+_UPDATE_ATTEMPT: Final = update(PaymentAttemptRow).where(PaymentAttemptRow.id == bindparam("attempt_id"))
+_UPDATE_SUBMITTED: Final = _UPDATE_ATTEMPT.values(
+    status=AttemptStatus.PENDING_UNVERIFIED.value,
+    tx_hash=bindparam("new_tx_hash"),
+    submitted_at=bindparam("new_submitted_at"),
+    submission_count=bindparam("new_submission_count"),
+    expires_at=None,
+    error_code=None,
+)
+_UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
+    status=AttemptStatus.CREDITED.value,
+    tx_hash=bindparam("new_tx_hash"),
+    revenue_share=bindparam("new_revenue_share"),
+)
+
+
+_CHAIN: Final = select(PaymentAttemptRow.chain_id).where(PaymentAttemptRow.id == bindparam("attempt_id"))
+
+# Of the credited ones the latest only, which an index by time finds: what has waited longer, reconciliation names.
+_UNFINISHED_BY_CHAIN: Final = text(
+    """
+    SELECT a.chain_id, count(*) AS attempts FROM payment_attempts a
+     WHERE a.status = 'PENDING_UNVERIFIED'
+        OR (a.status = 'CREDITED' AND a.updated_at > now() - interval '7 days'
+            AND NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = a.id))
+     GROUP BY a.chain_id
+    """
+)
+
+
+def _to_attempt(row: Row[Any]) -> PaymentAttempt:
+    return PaymentAttempt.model_validate(row._mapping)
+
+
+async def find_chain(connection: ReadAllConnection, attempt_id: UUID) -> int | None:
+    """The chain that an attempt belongs to, for good; None where there is no such attempt."""
+    found: int | None = (await connection.connection.execute(_CHAIN, {"attempt_id": attempt_id})).scalar_one_or_none()
+    return found
+
+
+async def count_unfinished_by_chain(connection: ReadAllConnection) -> dict[int, int]:
+    """By chain, the attempts that a worker looks after: those that wait for the chain, or to be final (of a week)."""
+    return {row.chain_id: row.attempts for row in await connection.connection.execute(_UNFINISHED_BY_CHAIN)}
+
+
+async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> None:
+    """Write a new intent."""
+    values = attempt.model_dump(
+        exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count", "revenue_share"}
+    )
+    await connection.connection.execute(_INSERT_ATTEMPT, values)
+
+
+async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
+    """The attempt as it is, or None where the connection sees none."""
+    row = (await connection.connection.execute(_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
+    return _to_attempt(row) if row else None
+
+
+async def page_attempts(
+    connection: TenantConnection,
+    billing_account_id: str,
+    *,
+    limit: int,
+    statuses: Collection[AttemptStatus] | None = None,
+    before: UUID | None = None,
+) -> list[PaymentAttempt]:
+    """An account's attempts, of any status or of some, newest first, at most `limit`; older than the one `before`."""
+    query = (
+        _select_attempt()
+        # Row-level security says the same, in a form that no index can put in order.
+        .where(PaymentAttemptRow.billing_account_id == billing_account_id)
+        .order_by(PaymentAttemptRow.created_at.desc(), PaymentAttemptRow.id.desc())
+        .limit(limit)
+    )
+    if statuses is not None:
+        query = query.where(PaymentAttemptRow.status.in_([status.value for status in statuses]))
+    if before is not None:
+        at = select(PaymentAttemptRow.created_at, PaymentAttemptRow.id).where(PaymentAttemptRow.id == before)
+        query = query.where(tuple_(PaymentAttemptRow.created_at, PaymentAttemptRow.id) < at.scalar_subquery())
+    return [_to_attempt(row) for row in await connection.connection.execute(query)]
+
+
+async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
+    """The attempt, locked until the transaction ends; None where the connection sees none."""
+    row = (await connection.connection.execute(_ATTEMPT_LOCKED, {"attempt_id": attempt_id})).one_or_none()
+    return _to_attempt(row) if row else None
+
+
+_OBSERVED_PAYMENT_TIME: Final = text("SELECT observed_payment_time(:attempt_id, :tx_hash)")
+
+
+async def find_observed_payment_time(connection: TenantConnection, attempt_id: UUID, tx_hash: str) -> datetime | None:
+    """When the payer's own transfer in that transaction was mined; None where the chain watcher has not seen one."""
+    values = {"attempt_id": attempt_id, "tx_hash": tx_hash}
+    mined_at: datetime | None = (await connection.connection.execute(_OBSERVED_PAYMENT_TIME, values)).scalar_one()
+    return mined_at
+
+
+async def is_hash_held(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str) -> bool:
+    """Whether another attempt of the same account holds the hash: it waits for it, or was paid with it."""
+    query = select(PaymentAttemptRow.id).where(
+        PaymentAttemptRow.billing_account_id == attempt.billing_account_id,
+        PaymentAttemptRow.chain_id == attempt.chain_id,
+        PaymentAttemptRow.tx_hash == tx_hash,
+        PaymentAttemptRow.status.in_([status.value for status in HOLDING_STATUSES]),
+        PaymentAttemptRow.id != attempt.id,
+    )
+    return (await connection.connection.execute(query.limit(1))).first() is not None
+
+
+async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str, at: datetime) -> None:
+    """The attempt (again) waits for `tx_hash`. Raises `HashInUse` when an own attempt holds that hash."""
+    values = {
+        "attempt_id": attempt.id,
+        "new_tx_hash": tx_hash,
+        "new_submitted_at": at,
+        "new_submission_count": attempt.submission_count + 1,
+    }
+    try:
+        await connection.connection.execute(_UPDATE_SUBMITTED, values)
+    except IntegrityError as error:
+        if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
+            raise HashInUse(tx_hash) from error
+        raise
+
+
+async def update_credited(
+    connection: AnyConnection, attempt_id: UUID, tx_hash: str, revenue_share: Decimal | None
+) -> None:
+    """The attempt ends CREDITED, paid by `tx_hash`; a purchase with the share of its bonus.
+
+    Raises `TransferAlreadySettled` when an own attempt holds that hash: this one let go of it by a replacement
+    after the chain had been read, and the other one will be paid by it.
+    """
+    values = {"attempt_id": attempt_id, "new_tx_hash": tx_hash, "new_revenue_share": revenue_share}
+    try:
+        await connection.connection.execute(_UPDATE_CREDITED, values)
+    except IntegrityError as error:
+        if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
+            raise TransferAlreadySettled(f"transaction {tx_hash} is held by another attempt") from error
+        raise
+
+
+async def update_reversed(connection: AnyConnection, attempt_id: UUID) -> None:
+    """The credited attempt ends REVERSED."""
+    await connection.connection.execute(
+        update(PaymentAttemptRow).where(PaymentAttemptRow.id == attempt_id).values(status=AttemptStatus.REVERSED.value)
+    )
+
+
+async def update_refused(
+    connection: AnyConnection, attempt_id: UUID, status: AttemptStatus, error_code: ErrorCode
+) -> None:
+    """The attempt ends without credits, REJECTED or FAILED."""
+    await connection.connection.execute(
+        update(PaymentAttemptRow)
+        .where(PaymentAttemptRow.id == attempt_id)
+        .values(status=status.value, error_code=error_code.value)
+    )
+
+
+async def insert_event(
+    connection: AnyConnection,
+    attempt_id: UUID,
+    event_type: str,
+    *,
+    from_status: AttemptStatus | None,
+    to_status: AttemptStatus,
+    error_code: ErrorCode | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Append to the audit trail."""
+    values = {
+        "attempt_id": attempt_id,
+        "event_type": event_type,
+        "from_status": from_status.value if from_status else None,
+        "to_status": to_status.value,
+        "error_code": error_code.value if error_code else None,
+        "metadata": details or {},
+    }
+    await connection.connection.execute(_INSERT_EVENT, values)
+
+
+async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event]:
+    """The audit trail of one attempt, oldest first."""
+    rows = await connection.connection.execute(
+        select(PaymentEvent).where(PaymentEvent.attempt_id == attempt_id).order_by(PaymentEvent.id)
+    )
+    return [
+        Event(row.event_type, row.from_status, row.to_status, row.error_code, row._mapping["metadata"], row.created_at)
+        for row in rows
+    ]
+
+
+_NOT_TAKEN: Final = {
+    ONE_ATTEMPT_PER_TRANSFER: "has paid another attempt",
+    NOT_CREDITED_BY_OPERATOR: "was credited by an operator",
+    # The chain is looked at again, and then the verdict says so: what the database knows has changed since.
+    FROM_A_PAYER: "is from an address that pays for nobody",
+    NOT_TOO_OLD: "is from before the first block that payments are taken from",
+}
+"""Why the database does not take a transfer as a payment, by its constraint."""
+
+
+async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, transfer: SettledTransfer) -> None:
+    """Record which transfer paid the attempt.
+
+    Raises `TransferAlreadySettled` when that transfer has paid another attempt, or pays nothing.
+    """
+    values = {
+        "chain_id": transfer.chain_id,
+        "tx_hash": transfer.tx_hash,
+        "log_index": transfer.log_index,
+        "attempt_id": attempt_id,
+        "block_number": transfer.block_number,
+        "block_hash": transfer.block_hash,
+        "from_address": transfer.from_address,
+        "value_raw": Decimal(transfer.value_raw),
+        "surplus_raw": Decimal(transfer.surplus_raw),
+        "unapplied_raw": Decimal(transfer.unapplied_raw),
+    }
+    try:
+        await connection.connection.execute(_INSERT_TRANSFER, values)
+    except IntegrityError as error:
+        constraint = violated_constraint(error)
+        if constraint in _NOT_TAKEN:
+            raise TransferAlreadySettled(
+                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {_NOT_TAKEN[constraint]}"
+            ) from error
+        raise
+
+
+async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> SettledTransfer | None:
+    """The transfer that paid the attempt, or None."""
+    row = (
+        await connection.connection.execute(
+            select(SettledTransferRow).where(SettledTransferRow.attempt_id == attempt_id)
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    return SettledTransfer(
+        chain_id=row.chain_id,
+        tx_hash=row.tx_hash,
+        log_index=row.log_index,
+        block_number=row.block_number,
+        block_hash=row.block_hash,
+        from_address=row.from_address,
+        value_raw=int(row.value_raw),
+        expected_raw=int(row.value_raw - row.surplus_raw),
+        unapplied_raw=int(row.unapplied_raw),
+    )
+
+
+_UNDER_VERIFICATION = text(
+    """
+    SELECT a.tx_hash, a.submitted_at, clock_timestamp() AS now,
+           coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
+                      WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
+             AS settled_log_indexes,
+           first_block_answered_for(a.chain_id, a.token, a.to_address) AS first_block,
+           non_payer_kind(a.from_address) AS payer_kind
+      FROM payment_attempts a WHERE a.id = :attempt_id
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderVerification:
+    """What a look at the chain needs to know first."""
+
+    tx_hash: str
+    submitted_at: datetime
+    settled_log_indexes: frozenset[int]
+    now: datetime
+    """By the database's clock, as `submitted_at` is."""
+    first_block: int | None = None
+    """The first block that settle answers for, as far as the database knows."""
+    payer_kind: NonPayer | None = None
+
+
+async def find_under_verification(connection: ReadAllConnection, attempt_id: UUID) -> UnderVerification | None:
+    """The hash that the attempt waits for now, and the logs of that transaction that have paid others."""
+    row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
+    if row is None or row.tx_hash is None or row.submitted_at is None:
+        return None
+    return UnderVerification(
+        row.tx_hash,
+        row.submitted_at,
+        frozenset(row.settled_log_indexes),
+        row.now,
+        row.first_block,
+        NonPayer(row.payer_kind) if row.payer_kind else None,
+    )

@@ -1,0 +1,50 @@
+"""Where payments may go to: the tokens and treasuries that workers have been configured with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import text
+
+from db.engine import ReadAllConnection, ServiceConnection
+from domain.chain import TransferScope
+
+_NOTE: Final = text(
+    """
+    INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
+    VALUES (:chain_id, lower(:token), lower(:to_address), 'worker')
+    ON CONFLICT (chain_id, token, to_address) DO UPDATE SET noted_by = 'worker'
+     WHERE payment_destinations.noted_by = 'intent'
+    """
+)
+
+# Neither is a payer, under later settings either (`domain.transfers.income`).
+_NOTE_NON_PAYERS: Final = text(
+    """
+    INSERT INTO non_payers (address, kind) VALUES (lower(:to_address), 'treasury'), (lower(:token), 'token')
+    ON CONFLICT (address) DO NOTHING
+    """
+)
+
+_IS_KNOWN: Final = text(
+    """
+    SELECT EXISTS (SELECT 1 FROM payment_destinations
+                    WHERE chain_id = :chain_id AND token = lower(:token) AND to_address = lower(:to_address))
+    """
+)
+
+
+def _of(scope: TransferScope) -> dict[str, object]:
+    return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
+
+
+async def note_destination(connection: ServiceConnection, scope: TransferScope) -> None:
+    """A worker's settings name this token and treasury. Safe to repeat."""
+    await connection.connection.execute(_NOTE, _of(scope))
+    addresses = {"to_address": scope.treasury, "token": scope.token}
+    await connection.connection.execute(_NOTE_NON_PAYERS, addresses)
+
+
+async def is_known_destination(connection: ReadAllConnection, scope: TransferScope) -> bool:
+    """Whether payments may go there: by some worker's settings, of now or before."""
+    return bool((await connection.connection.execute(_IS_KNOWN, _of(scope))).scalar_one())

@@ -1,0 +1,577 @@
+"""Queries of the chain watcher: where it has come to, what it has seen, and whom a transfer may be from.
+
+What is read of the chain is written in the transaction that moves the cursor: either both are there, or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Row, bindparam, text
+
+from db.engine import ReadAllConnection, ServiceConnection
+from domain.chain import MinedBlock, Transfer, TransferScope
+from domain.transfers.income import NonPayer, non_payer
+from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, PaidTransfer, Surroundings, renewal_id
+
+WATCHED_BLOCKS_MAX: Final = 1_024
+"""Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last block whose transfers are all recorded; its hash is None where nothing has been read yet."""
+
+    first_block: int
+    """The first block that was ever read; nothing goes back behind it."""
+    block_number: int
+    block_hash: str | None
+    head_number: int
+    gap_end: int | None = None
+    """Where the highest stretch behind the cursor ends that no node has shown: nobody reads across it in passing."""
+
+    @property
+    def lag_blocks(self) -> int:
+        """How far the chain's head was ahead."""
+        return max(self.head_number - self.block_number, 0)
+
+
+def _of(scope: TransferScope) -> dict[str, Any]:
+    return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
+
+
+_CURSOR: Final = text(
+    """
+    SELECT first_block, block_number, block_hash, head_number,
+           (SELECT max(g.last_block) FROM chain_gaps g
+             WHERE g.chain_id = c.chain_id AND g.token = c.token AND g.to_address = c.to_address
+               AND g.read_at IS NULL AND g.first_block <= c.block_number)
+      FROM chain_cursors c
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+    """
+)
+
+_INSERT_CURSOR: Final = text(
+    """
+    INSERT INTO chain_cursors (chain_id, token, to_address, first_block, block_number, head_number)
+    VALUES (:chain_id, :token, :to_address, :first_block, :first_block - 1, :head_number) ON CONFLICT DO NOTHING
+    """
+)
+
+_MOVE_CURSOR: Final = text(
+    """
+    UPDATE chain_cursors
+       SET block_number = :block_number, block_hash = :block_hash, head_number = :head_number, updated_at = now()
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND block_number = :old_number AND block_hash IS NOT DISTINCT FROM :old_hash
+    """
+)
+
+_NOTE_WAITING: Final = text(
+    """
+    UPDATE chain_cursors
+       SET waits_for = :waits_for,
+           waits_since = CASE WHEN CAST(:waits_for AS text) IS NOT NULL THEN coalesce(waits_since, now()) END
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND waits_for IS DISTINCT FROM :waits_for
+    """
+)
+
+_WATCH_BLOCK: Final = text(
+    """
+    INSERT INTO watched_blocks (chain_id, token, to_address, block_number, block_hash)
+    VALUES (:chain_id, :token, :to_address, :block_number, :block_hash)
+    ON CONFLICT (chain_id, token, to_address, block_number) DO UPDATE SET block_hash = EXCLUDED.block_hash
+    """
+)
+
+_FORGET_ABOVE: Final = text(
+    """
+    DELETE FROM watched_blocks
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address AND block_number > :block_number
+    """
+)
+
+_FORGET_OLDEST: Final = text(
+    """
+    DELETE FROM watched_blocks
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND block_number <= (
+               SELECT block_number FROM watched_blocks
+                WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+                ORDER BY block_number DESC OFFSET :kept LIMIT 1)
+    """
+)
+
+_WATCHED: Final = text(
+    """
+    SELECT block_number, block_hash FROM watched_blocks
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND block_number <= :up_to ORDER BY block_number DESC
+    """
+)
+
+# What has moved to another block is looked at anew: a payment may be late, or in time, by its new block.
+_RECORD: Final = text(
+    """
+    INSERT INTO observed_transfers AS o (chain_id, tx_hash, log_index, block_number, block_hash, block_time, token,
+                                         from_address, to_address, value_raw)
+    SELECT :chain_id, t.tx_hash, t.log_index, t.block_number, t.block_hash, t.block_time, :token, t.from_address,
+           :to_address, t.value_raw
+      FROM unnest(CAST(:tx_hashes AS text[]), CAST(:log_indexes AS bigint[]), CAST(:block_numbers AS bigint[]),
+                  CAST(:block_hashes AS text[]), CAST(:block_times AS timestamptz[]), CAST(:senders AS text[]),
+                  CAST(:values_raw AS numeric[]))
+           AS t (tx_hash, log_index, block_number, block_hash, block_time, from_address, value_raw)
+    ON CONFLICT (chain_id, tx_hash, log_index) DO UPDATE
+       SET block_number = EXCLUDED.block_number, block_hash = EXCLUDED.block_hash, block_time = EXCLUDED.block_time,
+           token = EXCLUDED.token, to_address = EXCLUDED.to_address,
+           from_address = EXCLUDED.from_address, value_raw = EXCLUDED.value_raw, handled_at = NULL, attempt_id = NULL
+     WHERE o.block_hash <> EXCLUDED.block_hash
+        OR (:corrects AND (o.value_raw, lower(o.from_address)) <> (EXCLUDED.value_raw, lower(EXCLUDED.from_address)))
+    RETURNING (o.xmax = 0) AS is_new
+    """
+)
+
+_BLOCKS_WITH_TRANSFERS: Final = text(
+    """
+    SELECT DISTINCT block_number, block_hash FROM observed_transfers
+     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+       AND block_number > :above ORDER BY block_number
+    """
+)
+
+_ORPHAN: Final = text(
+    """
+    WITH gone AS (
+        DELETE FROM observed_transfers
+         WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
+           AND block_hash = ANY (CAST(:block_hashes AS text[]))
+        RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
+    )
+    INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
+                                    observed_at)
+    SELECT * FROM gone
+    """
+)
+
+_OBSERVED: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.token = :token AND o.to_address = :to_address
+       AND o.block_number BETWEEN :first AND :last ORDER BY o.block_number, o.log_index
+    """
+)
+
+_DISOWN: Final = text(
+    """
+    WITH gone AS (
+        DELETE FROM observed_transfers
+         WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = ANY (CAST(:log_indexes AS bigint[]))
+        RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
+    )
+    INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
+                                    observed_at)
+    SELECT * FROM gone
+    """
+)
+
+# The usual end of a transfer: whoever sent it submitted it, and it was credited where it is.
+_SETTLE_UNHANDLED: Final = text(
+    """
+    UPDATE observed_transfers o SET handled_at = now(), attempt_id = s.attempt_id
+      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+     WHERE o.handled_at IS NULL AND o.chain_id = :chain_id
+       AND s.chain_id = o.chain_id AND s.tx_hash = o.tx_hash AND s.log_index = o.log_index
+       AND lower(s.from_address) = lower(o.from_address) AND s.value_raw = o.value_raw AND a.status = 'CREDITED'
+    """
+)
+
+_UNHANDLED: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.handled_at IS NULL AND o.chain_id = :chain_id AND o.token = :token AND o.to_address = :to_address
+       AND o.block_number <= :up_to AND (o.block_number, o.log_index) > (:after_block, :after_index)
+       AND NOT EXISTS (
+               SELECT FROM payment_attempts a
+                WHERE a.tx_hash = o.tx_hash AND a.chain_id = o.chain_id AND a.status = 'PENDING_UNVERIFIED'
+                  AND lower(a.from_address) = lower(o.from_address))
+     ORDER BY o.block_number, o.log_index LIMIT :limit
+    """
+)
+
+_OBSERVED_AT: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw, o.token,
+           o.to_address
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
+    """
+)
+
+_ALIKE: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.value_raw = :value_raw
+       AND lower(o.from_address) = lower(:from_address)
+       AND lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address)
+     ORDER BY o.log_index
+    """
+)
+
+_PAID: Final = text(
+    """
+    SELECT s.attempt_id, a.status, s.log_index, s.from_address, s.value_raw,
+           lower(a.token) = lower(:token) AND lower(a.to_address) = lower(:to_address) AS in_scope
+      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+     WHERE s.chain_id = :chain_id AND s.tx_hash = :tx_hash
+     UNION ALL
+    SELECT NULL, NULL, c.log_index, c.from_address, c.value_raw,
+           coalesce(lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address), true)
+      FROM transfer_credits c
+      LEFT JOIN observed_transfers o
+        ON o.chain_id = c.chain_id AND o.tx_hash = c.tx_hash AND o.log_index = c.log_index
+       AND o.block_hash = c.block_hash
+     WHERE c.chain_id = :chain_id AND c.tx_hash = :tx_hash AND c.part <> 'surplus'
+    """
+)
+
+CANDIDATES_MAX: Final = 50
+"""Attempts of each sort that are looked at: a payer may have thousands, and every dust transfer asks."""
+
+OTHERS_NAMED: Final = 5
+"""Attempts of other amounts that a finding may name."""
+
+# One statement, so that an attempt is seen in one state. What the transfer may pay, the oldest first; then what may say
+# why it pays nothing: the latest of that amount that had expired, the latest of another amount.
+_CANDIDATES: Final = text(
+    """
+    WITH own AS NOT MATERIALIZED (
+        SELECT * FROM payment_attempts
+         WHERE lower(from_address) = lower(:from_address) AND chain_id = :chain_id
+           AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
+    )
+    SELECT a.id AS attempt_id, b.owner_user_id, a.billing_account_id, a.from_address, a.amount_raw, a.status,
+           a.error_code, a.tx_hash, a.created_at, a.expires_at,
+           -- Intents of before that was kept lived as long as they do by default.
+           coalesce(a.payable_until, a.expires_at, a.created_at + interval '30 minutes') AS payable_until,
+           EXISTS (SELECT FROM observed_transfers o WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash)
+             AS hash_is_observed,
+           EXISTS (SELECT FROM observed_transfers o
+                    WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash AND o.value_raw >= a.amount_raw
+                      AND lower(o.from_address) = lower(a.from_address)) AS hash_is_own_payment
+      FROM ((SELECT * FROM own
+              WHERE amount_raw = :value_raw AND expires_at > :mined_at
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at LIMIT :most)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND status = 'PENDING_UNVERIFIED' ORDER BY created_at LIMIT :most)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND expires_at <= :mined_at
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at DESC LIMIT 1)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw <> :value_raw AND expires_at > :recent AND created_at <= :made_before
+                AND (status = 'CREATED_INTENT' OR error_code = 'INTENT_EXPIRED')
+              ORDER BY created_at DESC LIMIT 1)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw = :value_raw AND created_at <= :made_before
+                AND coalesce(payable_until, created_at + interval '30 minutes') > :recent
+                AND status IN ('REJECTED', 'FAILED') AND error_code <> 'INTENT_EXPIRED'
+              ORDER BY created_at LIMIT :most)
+             UNION
+            (SELECT * FROM own
+              WHERE amount_raw <> :value_raw AND created_at <= :made_before
+                AND coalesce(payable_until, created_at + interval '30 minutes') > :recent
+                AND (status = 'PENDING_UNVERIFIED'
+                     OR (status IN ('REJECTED', 'FAILED') AND error_code <> 'INTENT_EXPIRED'))
+              ORDER BY created_at DESC LIMIT :others_named)
+             UNION
+            (SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id
+              ORDER BY (lower(from_address) = lower(:from_address)) DESC, created_at LIMIT :most)) a
+      JOIN billing_accounts b ON b.id = a.billing_account_id
+    """
+)
+
+_SENDERS_ACCOUNT: Final = text(
+    """
+    SELECT b.id FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
+     WHERE lower(u.wallet_address) = lower(:from_address) ORDER BY b.created_at LIMIT 1
+    """
+)
+
+_RULE: Final = text(
+    """
+    SELECT non_payer_kind(:from_address) AS kind,
+           first_block_answered_for(:chain_id, :token, :to_address) AS first_block
+    """
+)
+
+_RENEWED: Final = text(
+    """
+    SELECT id FROM payment_attempts
+     WHERE id = ANY (CAST(:ids AS uuid[])) AND status <> 'CREATED_INTENT'
+       AND error_code IS DISTINCT FROM 'INTENT_EXPIRED'
+    """
+)
+
+_HANDLED: Final = text(
+    """
+    UPDATE observed_transfers SET handled_at = now(), attempt_id = :attempt_id
+     WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = :log_index AND block_hash = :block_hash
+       AND handled_at IS NULL
+    """
+)
+
+
+async def find_cursor(connection: ReadAllConnection, scope: TransferScope) -> Cursor | None:
+    """How far the chain was followed; None before the first time."""
+    row = (await connection.connection.execute(_CURSOR, _of(scope))).one_or_none()
+    return Cursor(*row) if row else None
+
+
+async def begin_at(connection: ServiceConnection, scope: TransferScope, first_block: int, head: int) -> None:
+    """The first time: the chain is followed from this block on. Safe to repeat."""
+    values = {**_of(scope), "first_block": first_block, "head_number": head}
+    await connection.connection.execute(_INSERT_CURSOR, values)
+
+
+_NOTE_FROM_BLOCK: Final = text(
+    """
+    UPDATE chain_cursors SET answers_from = :from_block
+     WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
+       AND answers_from IS DISTINCT FROM :from_block
+    """
+).bindparams(bindparam("from_block", type_=BigInteger))
+
+
+_IS_FOLLOWED: Final = text(
+    """
+    SELECT 1 FROM chain_cursors
+     WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address) LIMIT 1
+    """
+)
+
+
+async def note_from_block(connection: ServiceConnection, scope: TransferScope, from_block: int | None) -> bool:
+    """The first block that settle answers for by its setting; None: the first that was ever read. Safe to repeat.
+
+    False where the chain has not been followed yet, and there is nowhere to write it.
+    """
+    await connection.connection.execute(_NOTE_FROM_BLOCK, {**_of(scope), "from_block": from_block})
+    return (await connection.connection.execute(_IS_FOLLOWED, _of(scope))).first() is not None
+
+
+async def move_cursor(connection: ServiceConnection, scope: TransferScope, old: Cursor, new: Cursor) -> bool:
+    """Move the cursor from `old` to `new`; False where it is not at `old` any more, because somebody else moved it."""
+    values = {
+        **_of(scope),
+        "block_number": new.block_number,
+        "block_hash": new.block_hash,
+        "head_number": new.head_number,
+        "old_number": old.block_number,
+        "old_hash": old.block_hash,
+    }
+    return (await connection.connection.execute(_MOVE_CURSOR, values)).rowcount == 1
+
+
+async def watch_block(connection: ServiceConnection, scope: TransferScope, block: MinedBlock) -> None:
+    """Remember a block's hash, and forget the oldest ones."""
+    values = {**_of(scope), "block_number": block.number, "block_hash": block.block_hash}
+    await connection.connection.execute(_WATCH_BLOCK, values)
+    await connection.connection.execute(_FORGET_OLDEST, {**_of(scope), "kept": WATCHED_BLOCKS_MAX})
+
+
+async def list_watched(connection: ReadAllConnection, scope: TransferScope, *, up_to: int) -> list[tuple[int, str]]:
+    """Numbers and hashes of the watched blocks, newest first."""
+    rows = await connection.connection.execute(_WATCHED, {**_of(scope), "up_to": up_to})
+    return [(row.block_number, row.block_hash) for row in rows]
+
+
+async def forget_watched_above(connection: ServiceConnection, scope: TransferScope, block_number: int) -> None:
+    """Forget the hashes of blocks above this height."""
+    await connection.connection.execute(_FORGET_ABOVE, {**_of(scope), "block_number": block_number})
+
+
+async def note_waiting(connection: ServiceConnection, scope: TransferScope, waits_for: str | None) -> None:
+    """Write down what the watcher waits for, since when it waits at all; None when it goes on."""
+    await connection.connection.execute(_NOTE_WAITING, {**_of(scope), "waits_for": waits_for})
+
+
+async def record_transfers(
+    connection: ServiceConnection, scope: TransferScope, transfers: Sequence[Transfer], *, corrects: bool = False
+) -> int:
+    """Write transfers down, those known already where they are now; how many are new.
+
+    With `corrects` they are what all nodes agree on, and change what one node had shown otherwise.
+    """
+    if not transfers:
+        return 0
+    values = {
+        **_of(scope),
+        "tx_hashes": [one.tx_hash for one in transfers],
+        "log_indexes": [one.log_index for one in transfers],
+        "block_numbers": [one.block_number for one in transfers],
+        "block_hashes": [one.block_hash for one in transfers],
+        "block_times": [one.block_time for one in transfers],
+        "senders": [one.from_address for one in transfers],
+        "values_raw": [Decimal(one.value_raw) for one in transfers],
+        "corrects": corrects,
+    }
+    return sum(row.is_new for row in await connection.connection.execute(_RECORD, values))
+
+
+async def list_blocks_with_transfers(
+    connection: ReadAllConnection, scope: TransferScope, *, above: int
+) -> list[tuple[int, str]]:
+    """Numbers and hashes of the blocks above a height in which transfers were observed."""
+    rows = await connection.connection.execute(_BLOCKS_WITH_TRANSFERS, {**_of(scope), "above": above})
+    return [(row.block_number, row.block_hash) for row in rows]
+
+
+async def orphan_transfers(connection: ServiceConnection, scope: TransferScope, block_hashes: Collection[str]) -> int:
+    """Transfers of these blocks are not on the canonical chain any more; how many."""
+    values = {**_of(scope), "block_hashes": list(block_hashes)}
+    return (await connection.connection.execute(_ORPHAN, values)).rowcount
+
+
+async def list_observed(
+    connection: ReadAllConnection, scope: TransferScope, *, first: int, last: int
+) -> list[Transfer]:
+    """The transfers that were observed in these blocks."""
+    rows = await connection.connection.execute(_OBSERVED, {**_of(scope), "first": first, "last": last})
+    return [_transfer(row) for row in rows]
+
+
+async def find_observed(
+    connection: ReadAllConnection, chain_id: int, tx_hash: str, log_index: int | None
+) -> tuple[TransferScope, Transfer] | None:
+    """The transfer that was observed in that place, and of which token to which treasury it is; or None."""
+    values = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
+    row = (await connection.connection.execute(_OBSERVED_AT, values)).one_or_none()
+    if row is None:
+        return None
+    return TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address), _transfer(row)
+
+
+async def disown_transfers(
+    connection: ServiceConnection, scope: TransferScope, tx_hash: str, log_indexes: Collection[int]
+) -> int:
+    """Logs of a transaction that it does not have, as all nodes together say; how many were written down."""
+    values = {"chain_id": scope.chain_id, "tx_hash": tx_hash, "log_indexes": list(log_indexes)}
+    return (await connection.connection.execute(_DISOWN, values)).rowcount
+
+
+async def settle_unhandled(connection: ServiceConnection, scope: TransferScope) -> int:
+    """Tick off the transfers that have paid the attempts they were submitted for; how many."""
+    return (await connection.connection.execute(_SETTLE_UNHANDLED, {"chain_id": scope.chain_id})).rowcount
+
+
+async def page_unhandled(
+    connection: ReadAllConnection,
+    scope: TransferScope,
+    *,
+    up_to_block: int,
+    after: tuple[int, int],
+    limit: int,
+) -> list[Transfer]:
+    """Transfers up to a block that nobody has decided about, in the chain's order, behind (block number, log index).
+
+    Those that an attempt of the sender's waits for decide themselves.
+    """
+    values = {**_of(scope), "up_to": up_to_block, "after_block": after[0], "after_index": after[1], "limit": limit}
+    return [_transfer(row) for row in await connection.connection.execute(_UNHANDLED, values)]
+
+
+async def find_surroundings(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> Surroundings:
+    """What is known about a transfer's sender and transaction."""
+    values: Mapping[str, Any] = {
+        **_of(scope),
+        "tx_hash": transfer.tx_hash,
+        "from_address": transfer.from_address,
+        "value_raw": Decimal(transfer.value_raw),
+        "recent": transfer.block_time - RECENT,
+        "mined_at": transfer.block_time,
+        "made_before": transfer.block_time + CLOCK_SLACK,
+        "most": CANDIDATES_MAX,
+        "others_named": OTHERS_NAMED,
+    }
+    execute = connection.connection.execute
+    candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
+    candidates = await _with_renewals(connection, candidates)
+    # After the candidates: an attempt that is credited in between is then seen as paid, not as one without a transfer.
+    paid = [PaidTransfer.model_validate(row) for row in await execute(_PAID, values)]
+    # Only where something was paid: a transaction of thousands of transfers is looked at for each of them.
+    siblings = [_transfer(row) for row in await execute(_ALIKE, values)] if paid else []
+    account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
+    rule = (await execute(_RULE, values)).one()
+    return Surroundings(
+        candidates=tuple(candidates),
+        paid=tuple(paid),
+        siblings=tuple(siblings),
+        senders_account_id=account,
+        sender_kind=non_payer(
+            transfer.from_address,
+            treasury=scope.treasury,
+            token=scope.token,
+            known=NonPayer(rule.kind) if rule.kind else None,
+        ),
+        first_block=rule.first_block,
+    )
+
+
+async def _with_renewals(connection: ReadAllConnection, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, each with whether an attempt in its place has been submitted already."""
+    places = {renewal_id(one.attempt_id): one.attempt_id for one in candidates if one.ended_without_payment}
+    if not places:
+        return list(candidates)
+    rows = await connection.connection.execute(_RENEWED, {"ids": list(places)})
+    renewed = {places[row.id] for row in rows}
+    return [one.model_copy(update={"is_renewed": one.attempt_id in renewed}) for one in candidates]
+
+
+async def mark_handled(
+    connection: ServiceConnection, scope: TransferScope, transfer: Transfer, attempt_id: UUID | None
+) -> bool:
+    """It is decided what the transfer is; False where it was decided before, or is in another block by now."""
+    values = {
+        "chain_id": scope.chain_id,
+        "tx_hash": transfer.tx_hash,
+        "log_index": transfer.log_index,
+        "block_hash": transfer.block_hash,
+        "attempt_id": attempt_id,
+    }
+    return (await connection.connection.execute(_HANDLED, values)).rowcount == 1
+
+
+_LOOK_AGAIN: Final = text(
+    """
+    UPDATE observed_transfers SET handled_at = NULL, attempt_id = NULL
+     WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = :log_index AND block_hash = :block_hash
+    """
+)
+
+
+async def look_again(connection: ServiceConnection, scope: TransferScope, transfer: Transfer) -> None:
+    """Nobody has decided about the transfer: the watcher does, anew."""
+    values = {
+        "chain_id": scope.chain_id,
+        "tx_hash": transfer.tx_hash,
+        "log_index": transfer.log_index,
+        "block_hash": transfer.block_hash,
+    }
+    await connection.connection.execute(_LOOK_AGAIN, values)
+
+
+def _transfer(row: Row[Any]) -> Transfer:
+    return Transfer.model_validate(dict(row._mapping))

@@ -1,0 +1,131 @@
+"""Which tokens and treasuries are followed: the settings', and those that attempts name whatever the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import text
+
+from db.engine import ReadAllConnection, ServiceConnection
+from domain.chain import TransferScope
+from domain.transfers.watching import FOLLOWED_AFTER, Promise
+
+# Open ones by their own index, those that have ended lately by the time of their last change. An expired intent keeps
+# its time; one that housekeeping has not ended yet is as good as ended.
+_PROMISED: Final = text(
+    """
+    WITH promised AS (
+        SELECT a.token, a.to_address, a.created_at,
+               CASE WHEN a.status = 'CREATED_INTENT' AND a.expires_at <= now()
+                    THEN a.expires_at + CAST(:after AS interval) END AS until
+          FROM payment_attempts a
+         WHERE a.chain_id = :chain_id AND a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')
+         UNION ALL
+        SELECT a.token, a.to_address, a.created_at, a.updated_at + CAST(:after AS interval)
+          FROM payment_attempts a
+         WHERE a.chain_id = :chain_id AND a.status NOT IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')
+           AND a.updated_at > now() - CAST(:after AS interval)
+    )
+    SELECT min(token) AS token, min(to_address) AS to_address, min(created_at) AS since,
+           CASE WHEN bool_and(until IS NOT NULL) THEN max(until) END AS until,
+           EXISTS (SELECT FROM chain_cursors c
+                    WHERE c.chain_id = :chain_id AND c.token = min(p.token) AND c.to_address = min(p.to_address))
+             AS is_known
+      FROM promised p GROUP BY lower(token), lower(to_address)
+    HAVING (bool_or(until IS NULL) OR max(until) > now())
+       -- What an intent names is the word of who wrote it (db/transfers/destinations.py).
+       AND EXISTS (SELECT FROM payment_destinations d
+                    WHERE d.chain_id = :chain_id AND d.token = lower(min(p.token))
+                      AND d.to_address = lower(min(p.to_address)))
+     ORDER BY since
+    """
+)
+
+
+# Read first: nothing is written unless something has changed.
+_UNMARKED: Final = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM chain_cursors c
+          LEFT JOIN unnest(CAST(:tokens AS text[]), CAST(:treasuries AS text[])) f (token, to_address)
+            ON f.token = c.token AND f.to_address = c.to_address
+         WHERE c.chain_id = :chain_id AND (f.token IS NULL) <> (c.retired_at IS NOT NULL))
+    """
+)
+_MARK: Final = text(
+    """
+    UPDATE chain_cursors c
+       SET retired_at = CASE WHEN f.token IS NULL THEN now() END,
+           waits_for = NULL, waits_since = NULL
+      FROM chain_cursors k
+      LEFT JOIN unnest(CAST(:tokens AS text[]), CAST(:treasuries AS text[])) f (token, to_address)
+        ON f.token = k.token AND f.to_address = k.to_address
+     WHERE c.chain_id = :chain_id AND k.chain_id = c.chain_id AND k.token = c.token AND k.to_address = c.to_address
+       AND (f.token IS NULL) <> (c.retired_at IS NOT NULL)
+    """
+)
+_CURSORS: Final = text(
+    """
+    SELECT token, to_address, first_block, block_number, head_number, updated_at, waits_for, waits_since, now() AS now
+      FROM chain_cursors WHERE chain_id = :chain_id AND retired_at IS NULL ORDER BY created_at
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedScope:
+    """How far one token and treasury have been followed. Times are by the database's clock."""
+
+    scope: TransferScope
+    first_block: int
+    block_number: int
+    head_number: int
+    """The chain's height when the cursor moved."""
+    moved_ago: timedelta
+    waits_for: str | None
+    waits: timedelta | None
+    """For how long it waits."""
+
+
+async def mark_followed(connection: ServiceConnection, chain_id: int, followed: Sequence[TransferScope]) -> None:
+    """These are followed from now on, and the others of this chain are not."""
+    values = {
+        "chain_id": chain_id,
+        "tokens": [scope.token for scope in followed],
+        "treasuries": [scope.treasury for scope in followed],
+    }
+    if (await connection.connection.execute(_UNMARKED, values)).scalar_one():
+        await connection.connection.execute(_MARK, values)
+
+
+async def list_watched_scopes(connection: ReadAllConnection, chain_id: int) -> list[WatchedScope]:
+    """Every token and treasury of the chain that is followed, the longest followed first."""
+    return [
+        WatchedScope(
+            scope=TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address),
+            first_block=row.first_block,
+            block_number=row.block_number,
+            head_number=row.head_number,
+            moved_ago=row.now - row.updated_at,
+            waits_for=row.waits_for,
+            waits=row.now - row.waits_since if row.waits_since is not None else None,
+        )
+        for row in await connection.connection.execute(_CURSORS, {"chain_id": chain_id})
+    ]
+
+
+async def list_promises(connection: ReadAllConnection, chain_id: int) -> list[Promise]:
+    """Every token and treasury that an attempt of this chain names, or named until at most a day ago; oldest first."""
+    values = {"chain_id": chain_id, "after": FOLLOWED_AFTER}
+    return [
+        Promise(
+            scope=TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address),
+            until=row.until,
+            since=row.since,
+            is_known=row.is_known,
+        )
+        for row in await connection.connection.execute(_PROMISED, values)
+    ]

@@ -1,0 +1,39 @@
+"""What the platform tells the outside: events that others may act on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PAYMENT_REVERSED: Final = "payment.reversed"
+FINDING_OPENED: Final = "finding.opened"
+FINDINGS_OPENED_TOGETHER: Final = "findings.opened"
+BOOKS_VIOLATED: Final = "books.violated"
+BOOKS_RESTORED: Final = "books.restored"
+HEARTBEAT: Final = "governance.heartbeat"
+LOW_BALANCE: Final = "governance.heartbeat.low_balance"
+GOVERNANCE_REPORT: Final = "governance.report"
+RECONCILED: Final = "reconciliation.completed"
+
+
+class PlatformEvent(BaseModel):
+    """One event, in the words of CloudEvents.
+
+    `id` comes from facts, so that whoever gets the event twice can tell. `subject` is what it is about (an attempt, an
+    account).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    type: str
+    subject: str
+    time: datetime
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+Publish = Callable[[PlatformEvent], Awaitable[None]]
+"""Hands an event on; raises where it did not arrive, so that it is sent again."""

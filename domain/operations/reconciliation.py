@@ -1,0 +1,730 @@
+"""Reconciliation: chain, attempts, ledger and operators' credits laid side by side, transaction by transaction.
+
+Each observed transfer of a period is applied to what its value was credited for, and what is left of it is unapplied.
+Everything is attributed to the time of the transfer's block, whenever it was credited. Two equations must hold:
+
+    inflow = purchases + donations + operators' credits + unapplied
+
+The inflow and what is unapplied come from the chain and from what the attempts agreed; the credits come from the
+ledger. And of the ledger's own account of the treasury, by the time of posting:
+
+    debits = credited for transfers of the period - posted outside it + posted in it for transfers outside it
+    credits = taken back by reversals
+
+The left sides are sums over the journal, the right sides are found by walking through transfers and attempts: an entry
+that nothing explains keeps them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, same_address
+from domain.ledger.entries import Reason
+from domain.money import CREDITS_PER_RAW
+from domain.operations.findings import ALARMS, REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
+from domain.payments.attempt import AttemptStatus, Purpose
+
+TOO_MANY: Final = "too_many"
+"""More was found than one run looks at."""
+
+DUST: Final = "dust"
+"""What a line of the books calls a transfer that is too small for a finding."""
+
+SHOWN_PER_KIND_MAX: Final = 200
+"""Differences of one kind that a report lists; all are counted, and those for an operator are findings."""
+
+
+class Severity(StrEnum):
+    """What a difference asks for."""
+
+    ALARM = "alarm"
+    """The books are wrong: somebody has to look now."""
+
+    OPERATOR = "operator"
+    """Waits for an operator's decision; the books are right."""
+
+    STARTED = "started"
+    """A workflow was missing and has been started: it is being mended."""
+
+    NOTICE = "notice"
+    """Nothing is wrong, but the period is not all that there is to say."""
+
+
+WORKFLOW_MISSING: Final = "workflow_missing"
+BONUS_MISSING: Final = "bonus_missing"
+REVERSAL_MISSING: Final = "bonus_reversal_missing"
+FINALITY_MISSING: Final = "finality_missing"
+OPERATOR_BONUS_MISSING: Final = "operator_bonus_missing"
+TRANSFER_REORGANISED: Final = "transfer_reorganised"
+TRANSFER_UNDECIDED: Final = "transfer_undecided"
+TOTALS_DO_NOT_CLOSE: Final = "totals_do_not_close"
+WATCHER_BEHIND: Final = "watcher_behind"
+WORKFLOWS_NOT_ASKED: Final = "workflows_not_asked"
+"""Kinds of differences beside those of findings."""
+
+
+class Part(BaseModel):
+    """Immutable part of a report, in camelCase on the wire."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Difference(Part):
+    """One thing that does not agree, with what to do about it."""
+
+    kind: str
+    severity: Severity
+    detail: str
+    remedy: str
+    finding_id: UUID | None = None
+    chain_id: int | None = None
+    tx_hash: str | None = None
+    log_index: int | None = None
+    attempt_id: UUID | None = None
+    billing_account_id: str | None = None
+    value_raw: int | None = None
+
+
+# -- what is compared
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFinding:
+    """A finding about a transfer, as it stands."""
+
+    finding_id: UUID
+    kind: FindingKind
+    resolution: str | None
+    detail: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits for an operator."""
+        return self.resolution is None
+
+    @property
+    def is_excused(self) -> bool:
+        """Whether an operator has decided to leave it, or has sent the money back."""
+        return self.resolution in {Remedy.WRITE_OFF, Remedy.REFUND_RECORDED}
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A transfer to the treasury on the canonical chain."""
+
+    log_index: int
+    block_number: int
+    block_time: str
+    from_address: str
+    value_raw: int
+    in_period: bool
+    is_ripe: bool
+    """Whether the watcher has had enough time to say what it is for."""
+    finding: KnownFinding | None = None
+    is_income: bool = True
+    """Whether money came in; not where the treasury, of now or before, paid itself."""
+    is_too_old: bool = False
+    """Whether it was mined before the first block that settle answers for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One ledger entry with its effect on the treasury's account."""
+
+    reason: str
+    billing_account_id: str
+    amount_credits: int
+    cash_debit_credits: int
+    cash_credit_credits: int
+    in_period: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCredit:
+    """What an operator credited of a transfer."""
+
+    finding_id: UUID
+    billing_account_id: str
+    value_raw: int
+    bonus_credits: int
+    reference: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What a transfer was credited for: an attempt, or by an operator."""
+
+    log_index: int
+    """Where it is now, as far as is known."""
+    block_number: int
+    from_address: str
+    value_raw: int
+    attempt_id: UUID | None = None
+    status: AttemptStatus | None = None
+    purpose: Purpose | None = None
+    billing_account_id: str = ""
+    amount_raw: int = 0
+    """What the attempt asked for."""
+    bonus_credits: int = 0
+    """What its bonus should be."""
+    outcome: str | None = None
+    """Of its finality: "final", "reversed", or not known yet."""
+    is_covered: bool = True
+    """Whether the watcher has been through its block; nothing is said of what it would not have seen."""
+    was_orphaned: bool = False
+    entries: tuple[Entry, ...] = ()
+    surplus_raw: int = 0
+    surplus_finding: KnownFinding | None = None
+    alarm_finding: KnownFinding | None = None
+    disagreement_finding: KnownFinding | None = None
+    credit: OperatorCredit | None = None
+    """Of the whole transfer, or of the surplus."""
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether an operator credited the transfer, and no attempt."""
+        return self.attempt_id is None
+
+    @property
+    def stands(self) -> bool:
+        """Whether it still is what the transfer was credited for."""
+        return self.is_operators or self.status is AttemptStatus.CREDITED
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """All transfers of one transaction, and all that was credited for them."""
+
+    chain_id: int
+    tx_hash: str
+    observed: tuple[Observed, ...]
+    applications: tuple[Application, ...]
+
+
+# -- what comes out
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over a period. `..._raw` are token units, `..._credits` credits; ten credits are one unit."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    transfers: int = 0
+    inflow_raw: int = 0
+    purchases_credits: int = 0
+    donations_credits: int = 0
+    operator_credits: int = 0
+    unapplied_raw: int = 0
+    surplus_raw: int = 0
+    """Part of what is unapplied: more than was asked, and not credited."""
+    refunded_raw: int = 0
+    """Part of what is unapplied: sent back by hand, as operators recorded it."""
+    written_off_raw: int = 0
+    in_progress_raw: int = 0
+    """Part of what is unapplied: an attempt or the watcher is at work on it."""
+    open_raw: int = 0
+    """Part of what is unapplied: waits for an operator."""
+    dust_transfers: int = 0
+    dust_raw: int = 0
+    """Part of what is unapplied: transfers too small for a finding, which no operator is asked about."""
+    unobserved_raw: int = 0
+    """Not in the inflow: paid attempts from blocks that the watcher has not been through."""
+    ledger_debit_credits: int = 0
+    ledger_credit_credits: int = 0
+    posted_outside_credits: int = 0
+    """Credited for transfers of the period, posted before or after it."""
+    posted_for_others_credits: int = 0
+    """Posted in the period for transfers of other periods."""
+    reversed_credits: int = 0
+    excused_debit_credits: int = 0
+    """Posted in the period without a transfer, and written off by an operator."""
+    excused_credit_credits: int = 0
+
+    def add(self, other: Totals) -> None:
+        """Add another one's sums."""
+        for name, value in other.by_name().items():
+            if value:
+                setattr(self, name, getattr(self, name) + value)
+
+    def by_name(self) -> dict[str, int]:
+        """The sums by their names."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @property
+    def applied_credits(self) -> int:
+        """Credited for transfers of the period."""
+        return self.purchases_credits + self.donations_credits + self.operator_credits
+
+    def contradictions(self) -> list[str]:
+        """The equations that do not hold, in words."""
+        found = []
+        applied_raw = self.applied_credits + self.unapplied_raw * CREDITS_PER_RAW
+        if self.inflow_raw * CREDITS_PER_RAW != applied_raw:
+            found.append(
+                f"inflow of {self.inflow_raw} raw units = {self.inflow_raw * CREDITS_PER_RAW} credits, but credited "
+                f"{self.applied_credits} + unapplied {self.unapplied_raw} raw units make {applied_raw}"
+            )
+        explained = (
+            self.applied_credits
+            - self.posted_outside_credits
+            + self.posted_for_others_credits
+            + self.excused_debit_credits
+        )
+        if self.ledger_debit_credits != explained:
+            found.append(
+                f"the ledger took {self.ledger_debit_credits} credits' worth into the treasury's account, "
+                f"transfers explain {explained}"
+            )
+        if self.ledger_credit_credits != self.reversed_credits + self.excused_credit_credits:
+            found.append(
+                f"the ledger took {self.ledger_credit_credits} credits' worth out of the treasury's account, "
+                f"reversals explain {self.reversed_credits + self.excused_credit_credits}"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How one observed transfer was applied: one line of the books. The four parts make up its value."""
+
+    observed: Observed
+    kind: str
+    attempt_id: UUID | None = None
+    billing_account_id: str | None = None
+    purchase_credits: int = 0
+    donation_credits: int = 0
+    operator_credits: int = 0
+    unapplied_raw: int = 0
+    finding_id: UUID | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one transaction contributes."""
+
+    totals: Totals = field(default_factory=Totals)
+    lines: list[Line] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    """To be written down."""
+    known: list[Difference] = field(default_factory=list)
+    """Findings that are open already."""
+    undecided: list[Observed] = field(default_factory=list)
+    """Transfers of which nobody has said what they are for, although there was time."""
+    notices: list[Difference] = field(default_factory=list)
+    unfinished: list[UUID] = field(default_factory=list)
+    """Attempts for which something is due and not there, but may be on its way: their workflows tell."""
+    unfinished_credits: list[UUID] = field(default_factory=list)
+    """Findings that were credited and whose bonus is due."""
+
+
+def reconcile(transaction: Transaction, *, dust_below_raw: int = 0) -> Outcome:
+    """Lay one transaction's transfers and what was credited for them side by side.
+
+    A transfer of less than `dust_below_raw` that pays nothing is counted, and nobody is asked about it.
+    """
+    return _Reconciler(transaction, dust_below_raw).run()
+
+
+def match(
+    observed: Sequence[Observed], applications: Sequence[Application]
+) -> tuple[list[tuple[Observed, Application]], list[Observed], list[Application]]:
+    """Pairs of transfer and application, and what is left over on either side.
+
+    By place, sender and value; then by sender and value, because a log's index changes when its transaction moves to
+    another block; then by place alone, which is a contradiction and is told as one.
+    """
+    pairs: list[tuple[Observed, Application]] = []
+    left, right = list(observed), [application for application in applications if application.stands]
+
+    def pair(alike: Callable[[Observed, Application], bool]) -> None:
+        for transfer in list(left):
+            for application in right:
+                if alike(transfer, application):
+                    pairs.append((transfer, application))
+                    left.remove(transfer)
+                    right.remove(application)
+                    break
+
+    def is_like(transfer: Observed, application: Application) -> bool:
+        return transfer.value_raw == application.value_raw and same_address(
+            transfer.from_address, application.from_address
+        )
+
+    pair(lambda transfer, application: transfer.log_index == application.log_index and is_like(transfer, application))
+    pair(is_like)
+    pair(lambda transfer, application: transfer.log_index == application.log_index)
+    return pairs, left, right
+
+
+class _Reconciler:
+    """One transaction at a time."""
+
+    def __init__(self, transaction: Transaction, dust_below_raw: int) -> None:
+        self._transaction = transaction
+        self._dust_below_raw = dust_below_raw
+        self._outcome = Outcome()
+        self._counted: list[Application] = []
+
+    def run(self) -> Outcome:
+        # What the treasury pays itself is no inflow; what was credited for it has no transfer behind it.
+        income = [transfer for transfer in self._transaction.observed if transfer.is_income]
+        pairs, unapplied, unobserved = match(income, self._transaction.applications)
+        for transfer, application in pairs:
+            self._applied(transfer, application)
+        for transfer in unapplied:
+            self._unapplied(transfer)
+        for application in unobserved:
+            self._unobserved(application)
+        for application in self._transaction.applications:
+            self._ledger_of(application)
+        return self._outcome
+
+    # -- transfers
+
+    def _applied(self, transfer: Observed, application: Application) -> None:
+        credited = _posted(application.entries, _PAID)
+        line = Line(
+            transfer,
+            kind="operator_credit"
+            if application.is_operators
+            else _KIND_OF_PURPOSE[application.purpose or Purpose.SELF],
+            attempt_id=application.attempt_id,
+            billing_account_id=application.billing_account_id,
+            purchase_credits=credited if application.purpose is Purpose.SELF else 0,
+            donation_credits=credited if application.purpose is Purpose.SYSTEM else 0,
+            operator_credits=_posted(application.credit.entries, _PAID) if application.credit else 0,
+            unapplied_raw=transfer.value_raw - self._agreed_raw(application),
+            finding_id=self._finding_id_of(application),
+        )
+        if transfer.value_raw != application.value_raw or not same_address(
+            transfer.from_address, application.from_address
+        ):
+            self._disagrees(
+                application,
+                f"it was credited for {application.value_raw} raw units from {application.from_address}, the chain "
+                f"shows {transfer.value_raw} from {transfer.from_address}",
+            )
+        self._add_line(line)
+        if not transfer.in_period:
+            return
+        self._counted.append(application)
+        surplus_raw = line.unapplied_raw
+        if surplus_raw > 0:
+            self._surplus(transfer, application, surplus_raw)
+
+    def _agreed_raw(self, application: Application) -> int:
+        """What of the transfer is applied, by what was agreed: the attempt's amount, and what operators credited."""
+        return application.amount_raw + (application.credit.value_raw if application.credit else 0)
+
+    def _finding_id_of(self, application: Application) -> UUID | None:
+        if application.credit:
+            return application.credit.finding_id
+        return application.surplus_finding.finding_id if application.surplus_finding else None
+
+    def _surplus(self, transfer: Observed, application: Application, surplus_raw: int) -> None:
+        self._outcome.totals.surplus_raw += surplus_raw
+        self._count_unapplied(application.surplus_finding, surplus_raw)
+        self._find(
+            FindingKind.SURPLUS,
+            application.surplus_finding,
+            f"{transfer.from_address} sent {surplus_raw} raw units more than attempt {application.attempt_id} wants",
+            log_index=transfer.log_index,
+            attempt_id=application.attempt_id,
+            billing_account_id=application.billing_account_id,
+            sender=transfer.from_address,
+            value_raw=surplus_raw,
+        )
+
+    def _unapplied(self, transfer: Observed) -> None:
+        known = transfer.finding
+        if transfer.is_too_old and known is None:
+            return
+        self._add_line(
+            Line(
+                transfer,
+                kind=DUST if self._is_dust(transfer) else _kind_of_unapplied(known),
+                unapplied_raw=transfer.value_raw,
+                finding_id=known.finding_id if known else None,
+            )
+        )
+        if not transfer.in_period:
+            return
+        facts = {
+            "log_index": transfer.log_index,
+            "sender": transfer.from_address,
+            "value_raw": transfer.value_raw,
+        }
+        if known is not None and known.resolution == Remedy.CREDIT:
+            self._outcome.totals.open_raw += transfer.value_raw
+            self._find(
+                FindingKind.LEDGER_DISAGREES,
+                None,
+                f"finding {known.finding_id} says that an operator credited the transfer, and nothing was",
+                ledger_reference=transfer_key(
+                    self._transaction.chain_id, self._transaction.tx_hash, transfer.log_index
+                ),
+                **facts,
+            )
+        elif known is not None and (known.is_open or known.is_excused):
+            self._count_unapplied(known, transfer.value_raw)
+            self._find(known.kind, known, known.detail, **facts)
+        elif self._is_dust(transfer):
+            self._outcome.totals.dust_transfers += 1
+            self._outcome.totals.dust_raw += transfer.value_raw
+        elif transfer.is_ripe:
+            self._outcome.totals.open_raw += transfer.value_raw
+            self._outcome.undecided.append(transfer)
+        else:
+            self._outcome.totals.in_progress_raw += transfer.value_raw
+
+    def _is_dust(self, transfer: Observed) -> bool:
+        """Too little for a finding. One that there is already, from when the floor was lower, counts as it did."""
+        known = transfer.finding
+        is_free = known is None or known.resolution in REOPENING_RESOLUTIONS
+        return is_free and transfer.is_ripe and transfer.value_raw < self._dust_below_raw
+
+    def _count_unapplied(self, known: KnownFinding | None, value_raw: int) -> None:
+        totals = self._outcome.totals
+        match known.resolution if known else None:
+            case Remedy.REFUND_RECORDED:
+                totals.refunded_raw += value_raw
+            case Remedy.WRITE_OFF:
+                totals.written_off_raw += value_raw
+            case _:
+                totals.open_raw += value_raw
+
+    # -- what was credited for no transfer that is there
+
+    def _unobserved(self, application: Application) -> None:
+        if not application.is_covered:
+            self._outcome.totals.unobserved_raw += application.value_raw
+            return
+        what = f"{application.value_raw} raw units from {application.from_address} in block {application.block_number}"
+        if application.was_orphaned and application.outcome is None and not application.is_operators:
+            self._outcome.notices.append(
+                Difference(
+                    kind=TRANSFER_REORGANISED,
+                    severity=Severity.NOTICE,
+                    detail=f"a reorganisation took {what} away; it may come back, or be gone for good",
+                    remedy="none: its workflow decides, and takes the credits back where it is gone",
+                    chain_id=self._transaction.chain_id,
+                    tx_hash=self._transaction.tx_hash,
+                    log_index=application.log_index,
+                    attempt_id=application.attempt_id,
+                    value_raw=application.value_raw,
+                )
+            )
+            return
+        is_own = self._is_own(application)
+        why = "the treasury sent it itself: no money came in" if is_own else "the chain does not show it"
+        self._find(
+            FindingKind.LEDGER_WITHOUT_TRANSFER,
+            application.alarm_finding,
+            f"{what} was credited, and {why}",
+            log_index=application.log_index,
+            attempt_id=application.attempt_id,
+            ledger_reference=application.credit.reference if application.is_operators and application.credit else None,
+            billing_account_id=application.billing_account_id,
+            sender=application.from_address,
+            value_raw=application.value_raw,
+        )
+
+    def _is_own(self, application: Application) -> bool:
+        """Whether it was credited for a transfer of the treasury's own."""
+        return any(
+            not transfer.is_income
+            and transfer.value_raw == application.value_raw
+            and same_address(transfer.from_address, application.from_address)
+            for transfer in self._transaction.observed
+        )
+
+    # -- the ledger
+
+    def _ledger_of(self, application: Application) -> None:
+        counted = any(application is other for other in self._counted)
+        entries = (*application.entries, *(application.credit.entries if application.credit else ()))
+        totals = self._outcome.totals
+        for entry in entries:
+            if counted and not entry.in_period:
+                totals.posted_outside_credits += entry.cash_debit_credits
+            if not counted and entry.in_period:
+                totals.posted_for_others_credits += entry.cash_debit_credits
+            if entry.in_period:
+                totals.reversed_credits += entry.cash_credit_credits
+        if not application.is_operators:
+            self._entries_of_attempt(application)
+        if application.credit is not None:
+            self._entries_of_credit(application, application.credit)
+
+    def _entries_of_attempt(self, application: Application) -> None:
+        account = SYSTEM_TENANT_ACCOUNT_ID if application.purpose is Purpose.SYSTEM else application.billing_account_id
+        reason = Reason.SYSTEM_DONATION if application.purpose is Purpose.SYSTEM else Reason.CREDITS_PURCHASE
+        amount = application.amount_raw * CREDITS_PER_RAW
+        must = {(reason.value, account, amount)}
+        may = set()
+        bonus = (Reason.PLATFORM_REVENUE_SHARE.value, SYSTEM_TENANT_ACCOUNT_ID, application.bonus_credits)
+        if application.bonus_credits:
+            may.add(bonus)
+        there = {(entry.reason, entry.billing_account_id, entry.amount_credits) for entry in application.entries}
+        if application.status is AttemptStatus.REVERSED:
+            must.add((Reason.PAYMENT_REVERSAL.value, account, -amount))
+            back = (Reason.PAYMENT_REVERSAL.value, SYSTEM_TENANT_ACCOUNT_ID, -application.bonus_credits)
+            if bonus in there:
+                may.add(back)
+                self._due(application, is_missing=back not in there)
+        elif application.status is AttemptStatus.CREDITED:
+            lacks_bonus = application.bonus_credits > 0 and bonus not in there
+            self._due(application, is_missing=lacks_bonus or application.outcome is None)
+        else:
+            self._disagrees(application, f"its attempt is {application.status}, and a transfer was settled for it")
+            return
+        missing, excess = must - there, there - must - may
+        if missing or excess or len(there) != len(application.entries):
+            self._disagrees(application, _entries_in_words(missing, excess))
+
+    def _due(self, application: Application, *, is_missing: bool) -> None:
+        if is_missing and application.attempt_id is not None:
+            self._outcome.unfinished.append(application.attempt_id)
+
+    def _entries_of_credit(self, application: Application, credit: OperatorCredit) -> None:
+        if not application.is_operators and application.status is not AttemptStatus.CREDITED:
+            self._disagrees(application, "its surplus was credited by an operator, and the payment was reversed")
+        must = {(Reason.OPERATOR_CREDIT.value, credit.billing_account_id, credit.value_raw * CREDITS_PER_RAW)}
+        bonus = (Reason.PLATFORM_REVENUE_SHARE.value, SYSTEM_TENANT_ACCOUNT_ID, credit.bonus_credits)
+        there = {(entry.reason, entry.billing_account_id, entry.amount_credits) for entry in credit.entries}
+        if credit.bonus_credits and bonus not in there:
+            self._outcome.unfinished_credits.append(credit.finding_id)
+        missing, excess = must - there, there - must - {bonus}
+        if missing or excess or len(there) != len(credit.entries):
+            self._disagrees(application, _entries_in_words(missing, excess))
+
+    def _disagrees(self, application: Application, words: str) -> None:
+        reference = application.credit.reference if application.is_operators and application.credit else None
+        subject = f"attempt {application.attempt_id}" if application.attempt_id else f"operator's credit of {reference}"
+        self._find(
+            FindingKind.LEDGER_DISAGREES,
+            application.disagreement_finding,
+            f"{subject}: {words}",
+            log_index=application.log_index,
+            attempt_id=application.attempt_id,
+            ledger_reference=reference,
+            billing_account_id=application.billing_account_id,
+            sender=application.from_address,
+            value_raw=application.value_raw,
+        )
+
+    # -- putting it together
+
+    def _add_line(self, line: Line) -> None:
+        if not line.observed.in_period:
+            return
+        self._outcome.lines.append(line)
+        self._outcome.totals.add(
+            Totals(
+                transfers=1,
+                inflow_raw=line.observed.value_raw,
+                purchases_credits=line.purchase_credits,
+                donations_credits=line.donation_credits,
+                operator_credits=line.operator_credits,
+                unapplied_raw=line.unapplied_raw,
+            )
+        )
+
+    def _find(self, kind: FindingKind, known: KnownFinding | None, detail: str, **facts: Any) -> None:
+        """Something for an operator: to be written down, or known and open. What he has decided to leave is neither."""
+        if known is not None and known.is_excused:
+            return
+        place = {"chain_id": self._transaction.chain_id, "tx_hash": self._transaction.tx_hash}
+        found = Finding(kind=kind, detail=detail, **place, **facts)
+        if known is not None and known.is_open:
+            self._outcome.known.append(difference_of(found, known.finding_id, detail=known.detail or detail))
+        elif all(other.key != found.key for other in self._outcome.findings):
+            self._outcome.findings.append(found)
+
+
+_PAID: Final = frozenset({Reason.CREDITS_PURCHASE.value, Reason.SYSTEM_DONATION.value, Reason.OPERATOR_CREDIT.value})
+_KIND_OF_PURPOSE: Final = {Purpose.SELF: "purchase", Purpose.SYSTEM: "donation"}
+
+
+def _posted(entries: Iterable[Entry], reasons: frozenset[str]) -> int:
+    return sum(entry.cash_debit_credits for entry in entries if entry.reason in reasons)
+
+
+def _kind_of_unapplied(known: KnownFinding | None) -> str:
+    if known is None or known.resolution in REOPENING_RESOLUTIONS:
+        return "unapplied"
+    if known.resolution is None:
+        return known.kind.value
+    return "refunded" if known.resolution == Remedy.REFUND_RECORDED else "written_off"
+
+
+def _entries_in_words(missing: Iterable[tuple[str, str, int]], excess: Iterable[tuple[str, str, int]]) -> str:
+    def words(entries: Iterable[tuple[str, str, int]]) -> Iterator[str]:
+        return (f"{reason} of {amount} on {account}" for reason, account, amount in sorted(entries))
+
+    parts = [("is missing", list(words(missing))), ("is too much", list(words(excess)))]
+    told = [f"{', '.join(entries)} {what}" for what, entries in parts if entries]
+    return "; ".join(told) or "an entry is there twice"
+
+
+def difference_of(found: Finding, finding_id: UUID, *, detail: str | None = None) -> Difference:
+    """A finding as a line of the report."""
+    return Difference(
+        kind=found.kind.value,
+        severity=Severity.ALARM if found.kind in ALARMS else Severity.OPERATOR,
+        detail=detail or found.detail,
+        remedy=f"settle findings show {finding_id}",
+        finding_id=finding_id,
+        chain_id=found.chain_id,
+        tx_hash=found.tx_hash,
+        log_index=found.log_index,
+        attempt_id=found.attempt_id,
+        billing_account_id=found.billing_account_id,
+        value_raw=found.value_raw,
+    )
+
+
+# -- the report
+
+
+class Period(Part):
+    """From a moment to another, which is not in it."""
+
+    from_time: datetime = Field(alias="from")
+    to_time: datetime = Field(alias="to")
+
+
+class Report(Part):
+    """What a reconciliation found. `differences` lists some of each kind, `counts` counts all."""
+
+    chain_id: int
+    period: Period
+    totals: Totals
+    closes: bool
+    counts: dict[str, int]
+    values_raw: dict[str, int] = Field(default_factory=dict)
+    """What the differences of each kind are about, in token units, as far as that is known."""
+    alarms: int = 0
+    """How many differences say that the books are wrong."""
+    differences: tuple[Difference, ...] = ()
+    started: tuple[str, ...] = ()
+    """Ids of workflows that were missing and have been started."""
+    assertion_id: int | None = None
+    csv: str | None = None
+    seconds: int = 0
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing is wrong: what waits for an operator, or has been started, is not."""
+        return self.closes and not self.alarms

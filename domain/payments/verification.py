@@ -1,0 +1,322 @@
+"""The verdict on a payment: a pure function from the attempt's terms and a node's answer.
+
+Only two answers are final, "verified" and "refused", and both need the block to be confirmed on the
+canonical chain. Everything that a lagging, lying or contradictory node can say short of that means: wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from domain.chain import ChainView, Receipt, TransferLog
+from domain.identifiers import Address, TxHash, same_address
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
+from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
+
+LOOK_DELAY_MAX: Final = timedelta(seconds=60)
+"""Slowest rhythm of looking at the chain: 1,440 looks in a day."""
+
+SHOWN_TRANSFERS_MAX: Final = 10
+"""Transfers that a message names; a bundle may hold thousands."""
+
+CONFIRMATION_DELAY_MIN: Final = timedelta(milliseconds=500)
+
+
+class Value(BaseModel):
+    """Immutable value that also travels through Temporal."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class PaymentTerms(Value):
+    """What was agreed when the intent was made; no later change of a setting touches it."""
+
+    chain_id: int
+    token: Address
+    payer: Address
+    treasury: Address
+    amount_raw: int
+
+
+def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
+    """What was agreed in an attempt."""
+    return PaymentTerms(
+        chain_id=attempt.chain_id,
+        token=attempt.token,
+        payer=attempt.from_address,
+        treasury=attempt.to_address,
+        amount_raw=attempt.amount_raw,
+    )
+
+
+class CreditedTransfer(Value):
+    """A transfer that an operator has credited, and the block in which it was then."""
+
+    log_index: int
+    block_hash: TxHash
+    from_address: Address
+    value_raw: int
+
+
+class SettledTransfer(Value):
+    """The one on-chain transfer that pays the attempt."""
+
+    chain_id: int
+    tx_hash: TxHash
+    log_index: int
+    block_number: int
+    block_hash: TxHash
+    from_address: Address
+    value_raw: int
+    expected_raw: int
+    unapplied_raw: int = 0
+    """What the payer sent to the treasury in other transfers of the same transaction, which pay nothing."""
+
+    @property
+    def surplus_raw(self) -> int:
+        """Raw token units above what was asked: recorded for the operator, never silently kept."""
+        return self.value_raw - self.expected_raw
+
+
+class WaitReason(StrEnum):
+    """Why there is no verdict yet."""
+
+    CHAIN_UNAVAILABLE = "chain_unavailable"
+    WRONG_CHAIN = "wrong_chain"
+    NOT_FOUND = "not_found"
+    PRE_CONFIRMED = "pre_confirmed"
+    NOT_CANONICAL = "not_canonical"
+    CONTRADICTION = "contradiction"
+    CONFIRMATIONS = "confirmations"
+    UNKNOWN_TREASURY = "unknown_treasury"
+    """The intent names a token or treasury that no worker has been configured with: nobody knows whose they are."""
+    PRECONDITION = "precondition"
+    """The payment itself is judged; what must be true of token and chain before that counts is not confirmed."""
+
+
+class Waiting(Value):
+    """No verdict yet; `message` is what operators read."""
+
+    kind: Literal["waiting"] = "waiting"
+    reason: WaitReason
+    message: str
+    confirmations: int = 0
+    confirmations_needed: int = 0
+    block_number: int | None = None
+
+
+class Verified(Value):
+    """The payment is there, right and confirmed."""
+
+    kind: Literal["verified"] = "verified"
+    transfer: SettledTransfer
+    confirmations: int
+    confirmed_at: datetime | None = None
+    """When the block that confirmed it was mined, as far as that is known: for a metric."""
+
+
+class Refused(Value):
+    """The confirmed transaction does not pay this attempt: REJECTED when it is wrong, FAILED when it reverted."""
+
+    kind: Literal["refused"] = "refused"
+    status: Literal[AttemptStatus.REJECTED, AttemptStatus.FAILED]
+    error_code: ErrorCode
+    message: str
+    tx_hash: TxHash | None = None
+    """The transaction that was judged, where a look at the chain found it wanting."""
+
+
+Verdict = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]
+
+
+def judge(
+    terms: PaymentTerms,
+    tx_hash: str,
+    view: ChainView,
+    *,
+    min_confirmations: int,
+    settled_log_indexes: frozenset[int] = frozenset(),
+    first_block: int | None = None,
+    payer_kind: NonPayer | None = None,
+) -> Waiting | Verified | Refused:
+    """The verdict on `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
+
+    `settled_log_indexes` are the logs of this transaction that have already paid another attempt; `first_block` is the
+    first block that settle answers for, `payer_kind` what the database knows of the payer's address
+    (`domain.transfers.income`). A transaction in the head block has one confirmation.
+    """
+    waiting = _not_yet(terms, tx_hash, view, min_confirmations)
+    if waiting is not None:
+        return waiting
+    receipt = view.receipt
+    assert receipt is not None, "an unknown receipt is always waited for"
+    if not receipt.succeeded:
+        return Refused(
+            status=AttemptStatus.FAILED,
+            error_code=ErrorCode.TX_REVERTED,
+            message=f"transaction reverted in block {receipt.block_number}",
+        )
+    verdict = _find_payment(terms, receipt, view, settled_log_indexes, payer_kind)
+    if isinstance(verdict, Verified) and is_too_old(receipt.block_number, first_block):
+        return Refused(
+            status=AttemptStatus.REJECTED,
+            error_code=ErrorCode.TRANSFER_TOO_OLD,
+            message=f"mined in block {receipt.block_number}, payments are taken from block {first_block} on",
+        )
+    return verdict
+
+
+def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedTransfer]) -> frozenset[int]:
+    """The logs of a transaction that an operator has credited: they pay nothing any more.
+
+    Log indexes count in the whole block, so a log has another one when its transaction has moved to another block: then
+    all that are alike count, as the database has it.
+    """
+    if receipt is None:
+        return frozenset()
+    return frozenset(
+        log.log_index
+        for log in receipt.transfers
+        for one in credited
+        if (
+            log.log_index == one.log_index
+            if receipt.block_hash == one.block_hash
+            else log.value_raw == one.value_raw and same_address(log.from_address, one.from_address)
+        )
+    )
+
+
+def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmations: int) -> Waiting | None:
+    """Why it is too early for a verdict, or None when receipt and block can be relied upon."""
+
+    def wait(reason: WaitReason, message: str, confirmations: int = 0) -> Waiting:
+        return Waiting(
+            reason=reason,
+            message=message,
+            confirmations=confirmations,
+            confirmations_needed=min_confirmations,
+            block_number=view.receipt.block_number if view.receipt else None,
+        )
+
+    if view.chain_id != terms.chain_id:
+        # The node or the worker's configuration is wrong, not the payment: nothing final may follow from it.
+        return wait(WaitReason.WRONG_CHAIN, f"payment is on chain {terms.chain_id}, node answers for {view.chain_id}")
+    receipt = view.receipt
+    if receipt is None:
+        return wait(WaitReason.NOT_FOUND, f"transaction {tx_hash} not found yet, head is {view.head_number}")
+    if receipt.tx_hash != tx_hash:
+        return wait(
+            WaitReason.CONTRADICTION, f"node answered with the receipt of another transaction {receipt.tx_hash}"
+        )
+    if receipt.block_number > view.head_number or view.canonical is None:
+        return wait(
+            WaitReason.PRE_CONFIRMED,
+            f"receipt names block {receipt.block_number}, which does not exist yet (head is {view.head_number})",
+        )
+    if view.canonical.number != receipt.block_number:
+        return wait(
+            WaitReason.CONTRADICTION,
+            f"node answered with block {view.canonical.number} when asked for {receipt.block_number}",
+        )
+    if view.canonical.block_hash != receipt.block_hash:
+        return wait(
+            WaitReason.NOT_CANONICAL,
+            f"receipt's block {receipt.block_number} is not on the canonical chain (reorganised, or the node lags)",
+        )
+    if receipt.tx_hash not in view.canonical.tx_hashes:
+        return wait(
+            WaitReason.CONTRADICTION, f"block {receipt.block_number} does not list the transaction of its receipt"
+        )
+    confirmations = view.head_number - receipt.block_number + 1
+    if confirmations < min_confirmations:
+        return wait(WaitReason.CONFIRMATIONS, f"{confirmations} of {min_confirmations} confirmations", confirmations)
+    return None
+
+
+def _find_payment(
+    terms: PaymentTerms,
+    receipt: Receipt,
+    view: ChainView,
+    settled_log_indexes: frozenset[int],
+    payer_kind: NonPayer | None,
+) -> Verified | Refused:
+    """The one log that pays, or the code that says most about why none does.
+
+    All logs are considered: those of other payers in the same transaction neither pay nor spoil it.
+    """
+    ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
+    to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
+    from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
+    no_payer = non_payer(terms.payer, treasury=terms.treasury, token=terms.token, known=payer_kind)
+    matching = [] if no_payer else [log for log in to_treasury if same_address(log.from_address, terms.payer)]
+    enough = [log for log in matching if log.value_raw >= terms.amount_raw]
+    unspent = [log for log in enough if log.log_index not in settled_log_indexes]
+
+    if unspent:
+        # The smallest sufficient one leaves the least surplus; the log index makes the choice unambiguous.
+        paid_by = min(unspent, key=lambda log: (log.value_raw, log.log_index))
+        return Verified(
+            transfer=SettledTransfer(
+                chain_id=view.chain_id,
+                tx_hash=receipt.tx_hash,
+                log_index=paid_by.log_index,
+                block_number=receipt.block_number,
+                block_hash=receipt.block_hash,
+                from_address=paid_by.from_address,
+                value_raw=paid_by.value_raw,
+                expected_raw=terms.amount_raw,
+                unapplied_raw=_unspent_raw(matching, settled_log_indexes) - paid_by.value_raw,
+            ),
+            confirmations=view.head_number - receipt.block_number + 1,
+        )
+
+    def rejected(code: ErrorCode, message: str) -> Refused:
+        return Refused(status=AttemptStatus.REJECTED, error_code=code, message=message)
+
+    if enough:
+        return rejected(ErrorCode.TX_ALREADY_SETTLED, "the transfer has already paid another attempt")
+    if matching:
+        in_order = sorted(matching, key=lambda log: log.log_index)
+        sent = " and ".join(str(log.value_raw) for log in in_order[:SHOWN_TRANSFERS_MAX])
+        return rejected(
+            ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
+        )
+    if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):
+        return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYERS_IN_WORDS[no_payer]}")
+    # A zero-value transfer can be emitted in anybody's name, so it says nothing about who paid whom.
+    if any(log.value_raw > 0 for log in to_treasury):
+        return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")
+    if any(log.value_raw > 0 for log in from_payer):
+        return rejected(ErrorCode.RECIPIENT_MISMATCH, "the payer's transfer did not go to the treasury")
+    if any(_pays_in_another_token(log, terms) for log in receipt.transfers):
+        return rejected(ErrorCode.INVALID_TOKEN, f"the transfer is not of token {terms.token}")
+    return rejected(ErrorCode.TOKEN_TRANSFER_NOT_FOUND, f"no transfer of token {terms.token} in the transaction")
+
+
+def _unspent_raw(logs: list[TransferLog], settled_log_indexes: frozenset[int]) -> int:
+    return sum(log.value_raw for log in logs if log.log_index not in settled_log_indexes)
+
+
+def _pays_in_another_token(log: TransferLog, terms: PaymentTerms) -> bool:
+    return not same_address(log.emitter, terms.token) and same_address(log.to_address, terms.treasury)
+
+
+def next_look_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta, block_time: timedelta) -> timedelta:
+    """How long to wait before the chain is asked again.
+
+    Timed from what is still missing: confirmations take one block each; an unknown hash or a silent node is
+    asked for in a slow back-off, a tenth of the time waited so far, between one block and a minute. While more than
+    a block of `remaining`, the time until the verification times out, is left, a look still fits in before the end.
+    """
+    if waiting.reason is WaitReason.CONFIRMATIONS:
+        missing = waiting.confirmations_needed - waiting.confirmations
+        delay = min(max(block_time * missing, CONFIRMATION_DELAY_MIN), LOOK_DELAY_MAX)
+    else:
+        delay = min(max(waited / 10, block_time), LOOK_DELAY_MAX)
+    last_look = remaining - block_time
+    return min(delay, last_look) if last_look > timedelta(0) else delay

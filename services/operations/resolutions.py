@@ -1,0 +1,219 @@
+"""Operators' remedies, each as one piece of work inside the caller's transaction, and their audit trail.
+
+Each locks the finding, lets `domain` decide, and writes what is done, the finding's end and who wanted it together.
+Each is safe to run twice and at the same time: the second one finds the work done and says so.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from db.accounts.wallets import find_non_payer_kind, provision_wallet
+from db.engine import ServiceConnection
+from db.ledger import entries as ledger
+from db.operations import findings, resolutions
+from db.operations.resolutions import Action, Creditable, CreditRefused
+from domain.errors import BookkeepingError, RemedyRefused
+from domain.identifiers import same_address
+from domain.money import revenue_share_credits
+from domain.operations.findings import FindingKind, Remedy, transfer_key
+from domain.operations.resolutions import (
+    RemedyRequest,
+    StoredFinding,
+    TakenRemedy,
+    check_remedy,
+    operator_bonus_posting,
+    operator_credit_posting,
+    require_account_of_nobodys,
+)
+
+_NOT_CREDITABLE: Final = {
+    "transfer_credits_not_settled": "the transfer has paid an attempt, or was credited or sent back, already",
+    "transfer_credits_of_transfer_on_chain": "the chain does not show the transfer as it was found",
+    "transfer_credits_of_surplus": "there is no such surplus, or its payment is not final yet",
+    "transfer_credits_is_income": "it is from the treasury itself: no money came in",
+    "transfer_credits_not_too_old": "it was mined before the first block that payments are taken from",
+    "transfer_credits_to_somebody": "that account is nobody's: name another one with --account",
+    "transfer_credits_pkey": "the transfer was credited already",
+    "transfer_credits_reference_key": "the transfer was credited already",
+    "transfer_credits_finding_id_key": "the finding was credited already",
+}
+"""Why the database refuses a credit, by its constraint."""
+
+
+async def take_remedy(connection: ServiceConnection, request: RemedyRequest, *, revenue_share: Decimal) -> TakenRemedy:
+    """Do what the operator decided, once; or report that just this was done.
+
+    `revenue_share` is that of a credit's bonus, which follows in a transaction of its own: decided here, so that no
+    later setting changes it. Raises `FindingNotFound` and `RemedyRefused`.
+    """
+    finding = await findings.lock_finding(connection, request.finding_id)
+    done = check_remedy(finding, request, await find_taken(connection, finding))
+    if done is not None:
+        return done
+    outcome: dict[str, Any] = {}
+    match request.remedy:
+        case Remedy.CREDIT:
+            outcome = await _credit(connection, finding, request, revenue_share)
+        case Remedy.RETRY:
+            if finding.tx_hash is not None and finding.kind is not FindingKind.SURPLUS:
+                await resolutions.match_again(connection, finding)
+        case Remedy.REFUND_RECORDED:
+            await _claim_for_refund(connection, finding)
+            outcome = {"refundTxHash": request.refund_tx_hash} if request.refund_tx_hash else {}
+        case Remedy.WRITE_OFF:
+            pass
+    await findings.resolve_finding(connection, finding.id, request.remedy.value)
+    taken_at = await resolutions.insert_action(
+        connection,
+        action=request.remedy,
+        operator=request.operator,
+        reason=request.reason,
+        finding=finding,
+        attempt_id=finding.attempt_id,
+        outcome=outcome,
+    )
+    return _taken(finding, Action(request.remedy.value, request.operator, request.reason, outcome, taken_at))
+
+
+async def mint_bonus_of_credit(connection: ServiceConnection, finding_id: UUID) -> ledger.PostedEntry | None:
+    """The system tenant's bonus on what an operator credited, or None where its share mints nothing.
+
+    Raises `BookkeepingError` where nothing was credited.
+    """
+    credit = await resolutions.find_credit(connection, finding_id)
+    if credit is None:
+        raise BookkeepingError(f"finding {finding_id} was not credited: there is no bonus without a credit")
+    posting = operator_bonus_posting(credit.reference, credit.amount_credits, credit.revenue_share)
+    if posting is None:
+        return None
+    return await ledger.post(connection, posting, {"share": str(credit.revenue_share), "findingId": str(finding_id)})
+
+
+async def find_taken(connection: ServiceConnection, finding: StoredFinding) -> TakenRemedy | None:
+    """What ended the finding the last time it was open; None where no operator has."""
+    action = await resolutions.find_last_action(connection, finding)
+    return _taken(finding, action) if action else None
+
+
+async def _credit(
+    connection: ServiceConnection, finding: StoredFinding, request: RemedyRequest, revenue_share: Decimal
+) -> dict[str, Any]:
+    transfer = await _find_creditable(connection, finding)
+    account_id = request.billing_account_id
+    if account_id is None:
+        known = await find_non_payer_kind(connection.connection, transfer.from_address)
+        require_account_of_nobodys(transfer.from_address, known)
+        account_id = (await provision_wallet(connection.connection, transfer.from_address)).billing_account_id
+    await _require_account(connection, account_id)
+    reference = transfer_key(finding.chain_id, finding.tx_hash, transfer.log_index)
+    posting = operator_credit_posting(account_id, reference, transfer.value_raw)
+    # In the order in which a settlement takes its locks: first the transaction's, last the account's.
+    await _insert_credit(
+        connection,
+        {
+            "chain_id": finding.chain_id,
+            "tx_hash": finding.tx_hash,
+            "log_index": transfer.log_index,
+            "part": transfer.part,
+            "block_number": transfer.block_number,
+            "block_hash": transfer.block_hash,
+            "from_address": transfer.from_address,
+            "finding_id": finding.id,
+            "billing_account_id": account_id,
+            "value_raw": Decimal(transfer.value_raw),
+            "amount_credits": posting.amount_credits,
+            "revenue_share": revenue_share,
+            "reference": reference,
+        },
+    )
+    facts = {"findingId": str(finding.id), "operator": request.operator, "valueRaw": str(transfer.value_raw)}
+    entry = await ledger.post(connection, posting, facts)
+    return {
+        "billingAccountId": account_id,
+        "reference": reference,
+        "amountCredits": entry.amount_credits,
+        "bonusCredits": revenue_share_credits(entry.amount_credits, revenue_share),
+        "valueRaw": str(transfer.value_raw),
+    }
+
+
+async def _claim_for_refund(connection: ServiceConnection, finding: StoredFinding) -> None:
+    """What is sent back pays nothing any more; refused where it has paid. A surplus nobody else can use."""
+    if finding.tx_hash is None or finding.kind is FindingKind.SURPLUS:
+        return
+    transfer = await _find_creditable(connection, finding)
+    await _insert_credit(
+        connection,
+        {
+            "chain_id": finding.chain_id,
+            "tx_hash": finding.tx_hash,
+            "log_index": transfer.log_index,
+            "part": "refund",
+            "block_number": transfer.block_number,
+            "block_hash": transfer.block_hash,
+            "from_address": transfer.from_address,
+            "finding_id": finding.id,
+            "billing_account_id": None,
+            "value_raw": Decimal(transfer.value_raw),
+            "amount_credits": 0,
+            "revenue_share": Decimal(0),
+            "reference": None,
+        },
+    )
+
+
+async def _find_creditable(connection: ServiceConnection, finding: StoredFinding) -> Creditable:
+    """The transfer that was found, where it is now. Raises `RemedyRefused` where another one is in its place."""
+    if finding.kind is FindingKind.SURPLUS:
+        constraint = "transfer_credits_of_surplus"
+        found = await resolutions.find_overpayment(connection, finding)
+    else:
+        constraint = "transfer_credits_of_transfer_on_chain"
+        found = await resolutions.find_observed_creditable(connection, finding)
+    if found is None:
+        raise RemedyRefused(f"{_NOT_CREDITABLE[constraint]}: nothing was done")
+    sender = finding.details.get("sender")
+    if finding.value_raw not in {None, found.value_raw} or (sender and not same_address(sender, found.from_address)):
+        raise RemedyRefused(
+            f"another transfer is in its place now, {found.value_raw} raw units from {found.from_address}: "
+            "nothing was done"
+        )
+    return found
+
+
+async def _require_account(connection: ServiceConnection, account_id: str) -> None:
+    is_system_tenant = await resolutions.is_system_tenant(connection, account_id)
+    if is_system_tenant is None:
+        raise RemedyRefused(f"no billing account {account_id}")
+    if is_system_tenant:
+        raise RemedyRefused("the platform's own account gets donations and bonuses, not what an operator credits")
+
+
+async def _insert_credit(connection: ServiceConnection, values: dict[str, Any]) -> None:
+    try:
+        await resolutions.insert_credit(connection, values)
+    except CreditRefused as refused:
+        why = _NOT_CREDITABLE.get(refused.constraint)
+        if why is None:
+            raise BookkeepingError(f"the credit violates {refused.constraint}") from refused
+        raise RemedyRefused(f"{why}: nothing was done") from refused
+
+
+def _taken(finding: StoredFinding, action: Action) -> TakenRemedy:
+    return TakenRemedy(
+        finding_id=finding.id,
+        kind=finding.kind,
+        remedy=Remedy(action.action),
+        operator=action.operator,
+        reason=action.reason,
+        taken_at=action.created_at,
+        billing_account_id=action.outcome.get("billingAccountId"),
+        reference=action.outcome.get("reference"),
+        amount_credits=action.outcome.get("amountCredits", 0),
+        bonus_credits=action.outcome.get("bonusCredits", 0),
+        refund_tx_hash=action.outcome.get("refundTxHash"),
+        chain_id=finding.chain_id,
+    )

@@ -1,0 +1,341 @@
+"""What happens to a payment attempt, each step as one piece of work inside the caller's transaction.
+
+Each locks the attempt, lets `domain` decide, and writes status, audit trail and books together. Each is safe to
+run twice and at the same time: the second one finds the work done and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from db.engine import AnyConnection, ServiceConnection, SettlementConnection, TenantConnection
+from db.ledger import entries as ledger
+from db.operations.findings import open_finding
+from db.payments import attempts, finality
+from domain.errors import AttemptNotFound, BookkeepingError
+from domain.ledger.entries import (
+    Posting,
+    Reason,
+    donation_posting,
+    purchase_posting,
+    revenue_share_posting,
+    reversal_posting,
+)
+from domain.money import credits_for_usd_cents
+from domain.operations.findings import Finding, FindingKind
+from domain.payments.attempt import (
+    AttemptStatus,
+    ErrorCode,
+    PaymentAttempt,
+    Purpose,
+    SubmissionEffect,
+    decide_submission,
+)
+from domain.payments.finality import Gone
+from domain.payments.verification import Refused, SettledTransfer
+from domain.transfers.matching import renewal_id
+
+RENEWED_INTENT_TTL: Final = timedelta(minutes=30)
+"""Long enough to be submitted in a moment; later it counts that its transfer was mined before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt stands after a step; `changed` is False where the step had already been done."""
+
+    attempt: PaymentAttempt
+    changed: bool
+
+    @property
+    def credited_credits(self) -> int:
+        """Credits that the attempt brought to whom it was meant for: all of what was paid, or nothing."""
+        credited = self.attempt.status is AttemptStatus.CREDITED
+        return credits_for_usd_cents(self.attempt.amount_usd_cents) if credited else 0
+
+
+async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -> None:
+    """Write a new intent and its first event."""
+    await attempts.insert_attempt(connection, attempt)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        "intent_created",
+        from_status=None,
+        to_status=attempt.status,
+        details={"amountUsdCents": attempt.amount_usd_cents, "purpose": attempt.purpose.value},
+    )
+
+
+async def renew_attempt(connection: ServiceConnection, attempt_id: UUID) -> UUID:
+    """Make an attempt in the place of one that has ended without its payment, with the same terms; its id.
+
+    The ended one stays what it is. Its id is the other's, computed, so there is one however often this runs.
+    Raises `AttemptNotFound`, and `BookkeepingError` where the attempt has not ended so.
+    """
+    ended = await _lock(connection, attempt_id)
+    renewed_id = renewal_id(attempt_id)
+    if await attempts.find_attempt(connection, renewed_id) is not None:
+        return renewed_id
+    if ended.status not in {AttemptStatus.REJECTED, AttemptStatus.FAILED}:
+        raise BookkeepingError(f"attempt {attempt_id} is {ended.status}: no other one takes its place")
+    now = datetime.now(UTC)
+    renewed = ended.model_copy(
+        update={
+            "id": renewed_id,
+            "status": AttemptStatus.CREATED_INTENT,
+            # It is submitted by whoever makes it, with the time at which its transfer was mined.
+            "expires_at": now + RENEWED_INTENT_TTL,
+            "created_at": now,
+        }
+    )
+    await attempts.insert_attempt(connection, renewed)
+    await attempts.insert_event(
+        connection,
+        renewed_id,
+        "intent_created",
+        from_status=None,
+        to_status=renewed.status,
+        details={
+            "amountUsdCents": renewed.amount_usd_cents,
+            "purpose": renewed.purpose.value,
+            "inPlaceOf": str(attempt_id),
+        },
+    )
+    return renewed_id
+
+
+async def submit(
+    connection: TenantConnection,
+    attempt_id: UUID,
+    tx_hash: str,
+    *,
+    submitted_at: datetime,
+    mined_at: datetime | None = None,
+) -> Ending:
+    """Record that the payer, or the chain watcher in his stead, says `tx_hash` pays this attempt.
+
+    `mined_at` is when its transfer was mined, where the watcher has seen it: before the intent's expiry it was in time.
+    Raises `AttemptNotFound`, `HashInUse` and `TooManyReplacements`. An intent that has expired ends here.
+    """
+    attempt = await _lock(connection, attempt_id)
+    match decide_submission(attempt, tx_hash, submitted_at=submitted_at, mined_at=mined_at):
+        case SubmissionEffect.NOTHING:
+            return Ending(attempt, changed=False)
+        case SubmissionEffect.EXPIRE:
+            await _refuse(
+                connection, attempt, AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED, {"submittedTxHash": tx_hash}
+            )
+        case SubmissionEffect.RECORD:
+            await attempts.update_submitted(connection, attempt, tx_hash, submitted_at)
+            await attempts.insert_event(
+                connection,
+                attempt.id,
+                "hash_replaced" if attempt.tx_hash else "submitted",
+                from_status=attempt.status,
+                to_status=AttemptStatus.PENDING_UNVERIFIED,
+                details={
+                    "txHash": tx_hash,
+                    **({"replacedTxHash": attempt.tx_hash} if attempt.tx_hash else {}),
+                    **({"minedAt": mined_at.isoformat()} if mined_at else {}),
+                },
+            )
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def credit_buyer(
+    connection: SettlementConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
+) -> Ending:
+    """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
+
+    `revenue_share` is that of the bonus that follows: decided here, so that no later setting changes it.
+    Raises `TransferAlreadySettled` when the transfer has paid another attempt.
+    """
+    attempt = await _lock(connection, attempt_id)
+    posting = purchase_posting(attempt)
+    if attempt.is_final:
+        return Ending(attempt, changed=False)
+    await attempts.insert_settled_transfer(connection, attempt.id, transfer)
+    await ledger.post_own_purchase(connection, posting, _facts(transfer))
+    return Ending(await _mark_credited(connection, attempt, transfer, posting, revenue_share), changed=True)
+
+
+async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
+    """A donation: the system tenant gets all of it, in the one transaction that ends the donor's attempt.
+
+    Raises `TransferAlreadySettled` when the transfer has paid another attempt.
+    """
+    attempt = await _lock(connection, attempt_id)
+    posting = donation_posting(attempt)
+    if attempt.is_final:
+        return Ending(attempt, changed=False)
+    await attempts.insert_settled_transfer(connection, attempt.id, transfer)
+    credited = await _mark_credited(connection, attempt, transfer, posting, revenue_share=None)
+    # Last, because the system tenant's row stays locked from here to the commit and everybody needs it.
+    await ledger.post(connection, posting, _facts(transfer))
+    return Ending(credited, changed=True)
+
+
+async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
+    """The system tenant's bonus on a credited purchase, or None where its share mints nothing.
+
+    Raises `BookkeepingError` when the purchase is not credited, or not any more: there is no bonus without one.
+    """
+    attempt = await attempts.find_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    if attempt.status is not AttemptStatus.CREDITED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: a bonus follows a credited purchase only")
+    posting = revenue_share_posting(attempt)
+    if posting is None:
+        return None
+    details = {"share": str(attempt.revenue_share), "amountUsdCents": attempt.amount_usd_cents}
+    return await ledger.post_bonus(connection, attempt_id, posting, details)
+
+
+async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone: Gone) -> Ending:
+    """Take back what a payment brought that the chain has taken back: entry, REVERSED, event and finding, or nothing.
+
+    Of a purchase the buyer's credit (`reverse_bonus` comes after it), of a donation the system tenant's. The balance
+    may go below zero. Raises `BookkeepingError` when the attempt is not credited, or on record as final.
+    """
+    attempt = await _lock(connection, attempt_id)
+    if attempt.status is AttemptStatus.REVERSED:
+        return Ending(attempt, changed=False)
+    if attempt.status is not AttemptStatus.CREDITED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a credited one can be reversed")
+    if not await finality.insert_finality(connection, attempt_id, gone.transfer, gone.level, outcome="reversed"):
+        raise BookkeepingError(f"the payment of attempt {attempt_id} is on record as final")
+    posted = purchase_posting(attempt) if attempt.purpose is Purpose.SELF else donation_posting(attempt)
+    reversal = reversal_posting(posted.billing_account_id, posted.reference, posted.reason, posted.amount_credits)
+    await attempts.update_reversed(connection, attempt_id)
+    await attempts.insert_event(
+        connection,
+        attempt_id,
+        "reversed",
+        from_status=attempt.status,
+        to_status=AttemptStatus.REVERSED,
+        details={**_facts(gone.transfer), "message": gone.message, "amountCredits": reversal.amount_credits},
+    )
+    await open_finding(
+        connection,
+        Finding(
+            kind=FindingKind.PAYMENT_REVERSED,
+            detail=f"{gone.message}; {posted.amount_credits} credits of {posted.billing_account_id} were taken back",
+            chain_id=gone.transfer.chain_id,
+            tx_hash=gone.transfer.tx_hash,
+            log_index=gone.transfer.log_index,
+            attempt_id=attempt_id,
+            billing_account_id=attempt.billing_account_id,
+            sender=gone.transfer.from_address,
+            value_raw=gone.transfer.value_raw,
+        ),
+    )
+    # Last, because of a donation the system tenant's row stays locked from here to the commit.
+    await ledger.post(connection, reversal, _facts(gone.transfer))
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
+    """Take the bonus of a reversed purchase back; None where it brought none.
+
+    None can come later: minting one locks the attempt and wants it CREDITED (`ledger.post_bonus`).
+    Raises `BookkeepingError` when the purchase is not reversed.
+    """
+    attempt = await _lock(connection, attempt_id)
+    if attempt.status is not AttemptStatus.REVERSED:
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: its bonus stands as long as it does")
+    for row in await ledger.list_entries(connection, reference=str(attempt_id)):
+        if row.reason == Reason.PLATFORM_REVENUE_SHARE:
+            reversal = reversal_posting(
+                row.billing_account_id, str(attempt_id), Reason.PLATFORM_REVENUE_SHARE, row.amount
+            )
+            return await ledger.post(connection, reversal, {"reverses": str(row.id)})
+    return None
+
+
+async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> Ending:
+    """The attempt ends without credits, unless its hash was replaced since the chain was asked about it."""
+    attempt = await _lock(connection, attempt_id)
+    if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:
+        return Ending(attempt, changed=False)
+    await _refuse(connection, attempt, refused.status, refused.error_code, {"message": refused.message})
+    return Ending(await _reread(connection, attempt_id), changed=True)
+
+
+async def _mark_credited(
+    connection: AnyConnection,
+    attempt: PaymentAttempt,
+    transfer: SettledTransfer,
+    posting: Posting,
+    revenue_share: Decimal | None,
+) -> PaymentAttempt:
+    await attempts.update_credited(connection, attempt.id, transfer.tx_hash, revenue_share)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        "credited",
+        from_status=attempt.status,
+        to_status=AttemptStatus.CREDITED,
+        details={
+            **_facts(transfer),
+            "billingAccountId": posting.billing_account_id,
+            "amountCredits": posting.amount_credits,
+        },
+    )
+    return attempt.model_copy(
+        update={"status": AttemptStatus.CREDITED, "tx_hash": transfer.tx_hash, "revenue_share": revenue_share}
+    )
+
+
+async def _refuse(
+    connection: AnyConnection,
+    attempt: PaymentAttempt,
+    status: AttemptStatus,
+    error_code: ErrorCode,
+    details: dict[str, Any],
+) -> None:
+    await attempts.update_refused(connection, attempt.id, status, error_code)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        status.value.lower(),
+        from_status=attempt.status,
+        to_status=status,
+        error_code=error_code,
+        details=details,
+    )
+
+
+def _facts(transfer: SettledTransfer) -> dict[str, Any]:
+    """The transfer in the audit trail. Token amounts are text: a uint256 does not fit a JSON number."""
+    facts: dict[str, Any] = {
+        "chainId": transfer.chain_id,
+        "txHash": transfer.tx_hash,
+        "logIndex": transfer.log_index,
+        "blockNumber": transfer.block_number,
+        "blockHash": transfer.block_hash,
+        "valueRaw": str(transfer.value_raw),
+    }
+    if transfer.surplus_raw:
+        facts["surplusRaw"] = str(transfer.surplus_raw)
+    if transfer.unapplied_raw:
+        facts["unappliedRaw"] = str(transfer.unapplied_raw)
+    return facts
+
+
+async def _lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.lock_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    return attempt
+
+
+async def _reread(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.find_attempt(connection, attempt_id)
+    if attempt is None:
+        raise BookkeepingError(f"attempt {attempt_id} vanished inside its own transaction")
+    return attempt

@@ -1,0 +1,67 @@
+"""Having an operator's decision carried out, durably, and waiting for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.service import RPCError
+
+from domain.errors import RemedyRefused, TemporalUnavailable
+from domain.operations.resolutions import RemedyRequest, TakenRemedy, describe
+from starter.temporal import does_not_answer, refused_with
+from workflows.naming import resolve_workflow_id, task_queue
+from workflows.resolve_finding import ResolveFinding
+
+ANSWER_TIMEOUT: Final = timedelta(seconds=30)
+"""How long an operator waits for a worker before he is told that none has answered."""
+
+
+async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHandle[ResolveFinding, TakenRemedy]:
+    """Have a remedy carried out on its chain's queue; joins the run that does just that.
+
+    A run that has ended is followed by another: it finds in the database what was done, and does what was not. Raises
+    `TemporalUnavailable`.
+    """
+    try:
+        return await temporal.start_workflow(
+            ResolveFinding.run,
+            request,
+            id=resolve_workflow_id(request.finding_id, request.remedy),
+            task_queue=task_queue(request.chain_id),
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            static_summary=f"{request.remedy.value} of finding {request.finding_id}, by {request.operator}",
+        )
+    except (RPCError, RuntimeError) as error:
+        raise does_not_answer(error) from error
+
+
+async def carry_out(temporal: Client, request: RemedyRequest) -> TakenRemedy:
+    """Have a remedy carried out, and wait until it is. Safe to repeat: the same answer.
+
+    Raises `FindingNotFound`, `RemedyRefused`, and `TemporalUnavailable` also where no worker answers in time: then it
+    is on record all the same, and is done as soon as a worker comes.
+    """
+    handle = await start_remedy(temporal, request)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
+            taken = await handle.result()
+    except WorkflowFailureError as error:
+        raise refused_with(error) from error
+    except TimeoutError:
+        raise TemporalUnavailable(
+            "no worker has answered yet; the remedy is taken as soon as one does: repeat the command to see its answer"
+        ) from None
+    except (RPCError, RuntimeError) as error:
+        raise does_not_answer(error) from error
+    if request.billing_account_id not in {None, taken.billing_account_id} or request.refund_tx_hash not in {
+        None,
+        taken.refund_tx_hash,
+    }:
+        # Joined a run of somebody else's who decided otherwise a moment before.
+        raise RemedyRefused(f"finding {request.finding_id} is resolved: {describe(taken)}")
+    return taken
