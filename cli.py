@@ -22,7 +22,7 @@ from uuid import UUID
 import click
 
 from commands.entry import INTERRUPTED, interrupt_as_usual
-from commands.output import ANSWER_IS_NO, DONE, WRONG_USE, print_json, progress
+from commands.output import DONE, EXIT_FAILURE, EXIT_USAGE, print_json, progress
 from domain.errors import ConfigurationError, InvalidInput, SettleError
 from domain.identifiers import parse_attempt_id
 from domain.operations.findings import FindingKind, Remedy
@@ -110,24 +110,24 @@ def _runs(
             interrupt_as_usual()
             answer = asyncio.run(function(*args, **kwargs))
         except (ConfigurationError, InvalidInput) as error:
-            _exit(_fail(error, code=error.code, exit_code=WRONG_USE, as_json=as_json))
+            _exit(_fail(error, code=error.code, exit_code=EXIT_USAGE, as_json=as_json))
         except SettleError as error:
-            _exit(_fail(error, code=error.code, exit_code=ANSWER_IS_NO, as_json=as_json))
+            _exit(_fail(error, code=error.code, exit_code=EXIT_FAILURE, as_json=as_json))
         except DevstackError as error:
-            _exit(_fail(error, code="LOCAL_SYSTEM", exit_code=ANSWER_IS_NO, as_json=as_json))
+            _exit(_fail(error, code="LOCAL_SYSTEM", exit_code=EXIT_FAILURE, as_json=as_json))
         except BrokenPipeError:
             _exit(DONE)
         except OSError as error:
             # Perhaps it is standard output that cannot be written to.
-            _exit(_fail(error, code="SYSTEM", exit_code=ANSWER_IS_NO, as_json=False))
+            _exit(_fail(error, code="SYSTEM", exit_code=EXIT_FAILURE, as_json=False))
         except Exception as error:
             if not type(error).__module__.startswith(("sqlalchemy.", "psycopg")):
                 raise
             line = str(getattr(error, "orig", None) or error).splitlines()[0]
-            _exit(_fail(RuntimeError(line), code="DATABASE", exit_code=ANSWER_IS_NO, as_json=as_json))
+            _exit(_fail(RuntimeError(line), code="DATABASE", exit_code=EXIT_FAILURE, as_json=as_json))
         except KeyboardInterrupt:
             _exit(INTERRUPTED)
-        _exit(ANSWER_IS_NO if answer is False else DONE)
+        _exit(EXIT_FAILURE if answer is False else DONE)
 
     return run
 
@@ -144,7 +144,7 @@ def _exit(exit_code: int) -> NoReturn:
             stream.flush()
         except (AttributeError, OSError):
             # Closed by whoever started us, or full: a reader that has left takes no harm, a full disk does.
-            exit_code = exit_code if stream is None or stream is sys.stderr else max(exit_code, ANSWER_IS_NO)
+            exit_code = exit_code if stream is None or stream is sys.stderr else max(exit_code, EXIT_FAILURE)
     os._exit(exit_code)
 
 
@@ -201,7 +201,7 @@ def main(ctx: click.Context, env_file: Path | None) -> None:
         ctx.obj = Context(environment(env_file))
     except ConfigurationError as error:
         progress(f"settle: {error}")
-        sys.exit(WRONG_USE)
+        sys.exit(EXIT_USAGE)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from settings import Settings
 from starter.payments import PaymentPolicy, PaymentsClient
-from starter.singletons import StandingWorkflow
+from starter.singletons import SingletonWorkflow
 from starter.temporal import connect
 from workflows.naming import WATCH_CHAIN, watch_workflow_id
 
@@ -32,12 +32,12 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
     )
 
 
-def standing_workflows(settings: Settings) -> list[StandingWorkflow]:
+def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:
     """What runs for ever beside the schedules: the watch of the chain, where it is known for whom."""
     if settings.treasury_address is None:
         return []
     return [
-        StandingWorkflow(
+        SingletonWorkflow(
             workflow_id=watch_workflow_id(settings.chain_id),
             workflow=WATCH_CHAIN,
             input=WatchedChain(chain_id=settings.chain_id),

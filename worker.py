@@ -36,7 +36,7 @@ from activities.payments.verification import VerificationActivities
 from activities.transfers.watch_chain import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
-from composition import payment_policy, standing_workflows
+from composition import payment_policy, singleton_workflows
 from db.clock import estimated_now
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.operations.housekeeping import UnfinishedPayment
@@ -48,9 +48,9 @@ from domain.operations.events import Publish
 from domain.transfers.watching import Promise
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
-from services.operations.gauges import DatabaseGauges, PreconditionGauge, kept_fresh
-from services.transfers.block_scanner import ChainScan
-from services.transfers.matcher import Submit, TransferDesk
+from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
+from services.transfers.block_scanner import BlockScanner
+from services.transfers.matcher import Submit, TransferMatcher
 from settings import Settings
 from starter.payments import PaymentsClient
 from starter.progress import read_workflow
@@ -122,7 +122,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         asked = await preconditions.require_at_start(token)
         if asked.state is not State.MET:
             log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
-        async with service.single_statement() as connection:
+        async with service.autocommit() as connection:
             # Before anybody is credited: from here on no intent says by itself where payments may go.
             await note_destination(connection, _scope_of(settings))
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
@@ -157,12 +157,12 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             )
         )
         await stack.enter_async_context(
-            DatabaseGauges(service, chain_id=settings.chain_id, finality=settings.finality_policy).kept_fresh()
+            DatabaseGauges(service, chain_id=settings.chain_id, finality=settings.finality_policy).refreshing()
         )
         watched = PreconditionGauge(preconditions, token, chain_id=settings.chain_id)
-        await stack.enter_async_context(watched.kept_fresh())
+        await stack.enter_async_context(watched.refreshing())
         clocks = clock_watch(service, chain, settings.block_time)
-        await stack.enter_async_context(kept_fresh(clocks, every_seconds=CLOCKS_EVERY_SECONDS))
+        await stack.enter_async_context(refreshing(clocks, every_seconds=CLOCKS_EVERY_SECONDS))
         async with worker:
             log.info(
                 "worker runs",
@@ -282,7 +282,7 @@ def build_worker(
         service,
         chain_id=settings.chain_id,
         resume=_resume(temporal, payments),
-        ensure_standing=lambda: start_missing(temporal, standing_workflows(settings)),
+        ensure_singletons=lambda: start_missing(temporal, singleton_workflows(settings)),
     )
     remedies = RemedyActivities(
         service,
@@ -298,8 +298,8 @@ def build_worker(
             service,
             chain_id=settings.chain_id,
             block_time=settings.block_time,
-            pick_up=payments.pick_up,
-            carry=lambda request: start_remedy(temporal, request),
+            resume_payment=payments.resume_payment,
+            start_resolution=lambda request: start_remedy(temporal, request),
             dust_below_raw=settings.dust_below_raw,
         ),
         chain_id=settings.chain_id,
@@ -363,14 +363,14 @@ def _watching(
 
     def open_scope(scope: TransferScope, promise: Promise | None) -> ScopeWatch:
         age = max(estimated_now() - promise.since, timedelta(0)) if promise is not None else timedelta(0)
-        scan = ChainScan(
+        scan = BlockScanner(
             chain,
             service,
             scope,
             from_block=settings.chain_watch_from_block,
             look_back_blocks=ceil((settings.payment_intent_ttl + age) / settings.block_time),
         )
-        desk = TransferDesk(
+        matcher = TransferMatcher(
             service,
             scope,
             submit,
@@ -378,7 +378,7 @@ def _watching(
             min_confirmations=settings.min_confirmations,
             dust_below_raw=settings.dust_below_raw,
         )
-        return ScopeWatch(scan, desk)
+        return ScopeWatch(scan, matcher)
 
     return WatchingActivities(ScopeWatches(service, scope, open_scope), block_time=settings.block_time)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from domain.identifiers import TxHash
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
-from domain.payments.finality import Gone
+from domain.payments.finality import ReorgedOut
 from domain.payments.verification import PaymentTerms, Refused, SettledTransfer
 
 
@@ -86,7 +86,7 @@ class CreditedPayment(AttemptRef):
 class PaymentToReverse(AttemptRef):
     """A credited payment that the chain has taken back."""
 
-    gone: Gone
+    gone: ReorgedOut
 
 
 class ReversedBonus(Message):
@@ -95,7 +95,7 @@ class ReversedBonus(Message):
     amount_credits: int
 
 
-class AttemptEnding(Message):
+class AttemptOutcomeMessage(Message):
     """How an attempt stands after a settling step."""
 
     status: AttemptStatus

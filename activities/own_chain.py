@@ -39,7 +39,7 @@ class OwnChain(Interceptor):
 
     async def _read_chain(self, attempt_id: UUID | None, finding_id: UUID | None) -> int | None:
         """By the database; None also where there is no such row, which the activity itself has to say."""
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             if attempt_id is not None:
                 return await attempts.find_chain(connection, attempt_id)
             return None if finding_id is None else await findings.find_chain(connection, finding_id)

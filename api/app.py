@@ -15,10 +15,10 @@ from api.http.bodies import BODY_BYTES_MAX
 from api.http.middleware import (
     ANSWER_SECONDS_MAX,
     BODY_SECONDS_MAX,
-    AnswerInTime,
     HeadAsGet,
-    Limits,
     RequestContext,
+    RequestLimits,
+    ResponseTimeout,
     SameOriginOnly,
     SecurityHeaders,
 )
@@ -73,8 +73,8 @@ def build_app(
     operators.install(api)
     app: ASGIApp = HeadAsGet(api)
     app = SameOriginOnly(app, origin=services.settings.origin)
-    app = Limits(app, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds)
-    app = AnswerInTime(app, seconds=answer_seconds)
+    app = RequestLimits(app, body_bytes=BODY_BYTES_MAX, body_seconds=body_seconds)
+    app = ResponseTimeout(app, seconds=answer_seconds)
     app = SecurityHeaders(app, is_secure=services.settings.is_secure)
     app = RequestContext(app)
     if trusted_proxies:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from domain.payments.attempt import Purpose
-from starter.models import Answer, AttemptView
+from starter.models import AttemptView, ResponseModel
 
 EXAMPLE_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 EXAMPLE_HASH = "0x" + "5e" * 32
@@ -19,19 +19,19 @@ HexAddress = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$", ma
 HexHash = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{64}$", max_length=66)]
 
 
-class Question(BaseModel):
+class RequestModel(BaseModel):
     """A request's body. Types are strict: a number in quotes is no number, and true is not 1."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=False, strict=True)
 
 
-class StrictQuestion(Question):
+class StrictRequestModel(RequestModel):
     """The same, and no field more: a misspelt `purpose` must not quietly buy something else."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ChallengeRequest(Question):
+class ChallengeRequest(RequestModel):
     """Which wallet wants to sign in."""
 
     address: HexAddress = Field(
@@ -39,7 +39,7 @@ class ChallengeRequest(Question):
     )
 
 
-class ChallengeAnswer(Answer):
+class ChallengeAnswer(ResponseModel):
     """The message to sign with `personal_sign`, to the byte."""
 
     nonce: str
@@ -50,7 +50,7 @@ class ChallengeAnswer(Answer):
     expires_at: datetime
 
 
-class LoginRequest(Question):
+class LoginRequest(RequestModel):
     """The wallet's signature over a challenge, which is named by its nonce, its message, or both."""
 
     nonce: str | None = Field(default=None, min_length=8, max_length=64, pattern=r"^[0-9A-Za-z]+$")
@@ -65,7 +65,7 @@ class LoginRequest(Question):
     )
 
 
-class SessionAnswer(Answer):
+class SessionAnswer(ResponseModel):
     """Who is signed in."""
 
     user_id: str
@@ -75,13 +75,13 @@ class SessionAnswer(Answer):
     expires_at: datetime
 
 
-class LogoutRequest(Question):
+class LogoutRequest(RequestModel):
     """Which sessions to end."""
 
     everywhere: bool = Field(default=False, description="all sessions of this wallet, not only this one")
 
 
-class IntentRequest(StrictQuestion):
+class IntentRequest(StrictRequestModel):
     """What somebody wants to pay for. The account is the session's."""
 
     amount_usd_cents: int = Field(
@@ -93,20 +93,20 @@ class IntentRequest(StrictQuestion):
     )
 
 
-class SubmitRequest(StrictQuestion):
+class SubmitRequest(StrictRequestModel):
     """Which transaction pays."""
 
     tx_hash: HexHash = Field(description="32 bytes; a hint, checked on the chain", examples=[EXAMPLE_HASH])
 
 
-class AttemptPage(Answer):
+class AttemptPage(ResponseModel):
     """Payments of the session's account, newest first."""
 
     attempts: list[AttemptView]
     next_cursor: UUID | None = Field(default=None, description="`cursor` of the next page, older ones; null at the end")
 
 
-class LedgerEntry(Answer):
+class LedgerEntry(ResponseModel):
     """One change of the account's credits."""
 
     id: UUID
@@ -118,7 +118,7 @@ class LedgerEntry(Answer):
     created_at: datetime
 
 
-class CreditsSummary(Answer):
+class CreditsSummary(ResponseModel):
     """The account's balance and its latest ledger rows."""
 
     billing_account_id: str

@@ -16,7 +16,7 @@ import structlog
 
 from api.app import build_app
 from api.pages.credits import LOOPBACK
-from api.resources import ApiSettings, RateLimits, Services, SharedReading
+from api.resources import ApiSettings, RateLimits, Services, SingleFlight
 from api.server import http_server, listen
 from chain.preconditions import SettlementPreconditions
 from composition import chain_reader, payment_policy
@@ -32,7 +32,7 @@ from db.startup import (
 from domain.errors import ConfigurationError
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import watch_host_clock
-from services.operations.gauges import kept_fresh
+from services.operations.gauges import refreshing
 from settings import CHAIN_NAMES, Settings
 from starter.payments import PaymentsClient
 from starter.temporal import connect, is_serving
@@ -97,7 +97,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
         await stack.enter_async_context(
-            kept_fresh(partial(watch_host_clock, database), every_seconds=CLOCKS_EVERY_SECONDS)
+            refreshing(partial(watch_host_clock, database), every_seconds=CLOCKS_EVERY_SECONDS)
         )
         yield Services(
             settings=given,
@@ -106,7 +106,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
                 database,
                 temporal,
                 payment_policy(settings),
-                read_head=SharedReading(chain.head, lifetime_seconds=head_lifetime_seconds),
+                read_head=SingleFlight(chain.head, lifetime_seconds=head_lifetime_seconds),
             ),
             chain=chain,
             temporal=temporal,

@@ -95,7 +95,7 @@ async def _services(request: Request) -> Services:
 ApiServices = Annotated[Services, Depends(_services)]
 
 
-class SharedReading:
+class SingleFlight:
     """One reading for all who ask within `lifetime_seconds`; those who ask while it is read wait for that one.
 
     A failure is shared with those who waited for it, and not kept.

@@ -15,7 +15,7 @@ from temporalio import activity, workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages import (
-        AttemptEnding,
+        AttemptOutcomeMessage,
         BonusToMint,
         CreditedPayment,
         MintedBonus,
@@ -31,8 +31,8 @@ with workflow.unsafe.imports_passed_through():
     from domain.payments.finality import FinalityLevel
     from domain.payments.verification import PaymentTerms, SettledTransfer, Verified
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE
-    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_RETRY, LOOK_START_TO_CLOSE
-    from workflows.verify_and_settle import LOOKS_AFTER_THE_CREDIT
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, POLL_RETRY, POLL_START_TO_CLOSE
+    from workflows.verify_and_settle import TRACKS_FINALITY
 
 BARE_TASK_QUEUE: Final = "settlement-bare"
 BARE_WORKFLOW: Final = "BareSettlement"
@@ -83,9 +83,11 @@ def _transfer(attempt_id: UUID, terms: PaymentTerms) -> SettledTransfer:
 
 
 @activity.defn(name="credit_buyer")
-async def credit_nobody(payment: PaymentToCredit) -> AttemptEnding:
+async def credit_nobody(payment: PaymentToCredit) -> AttemptOutcomeMessage:
     """Credits nobody."""
-    return AttemptEnding(status=AttemptStatus.CREDITED, tx_hash=payment.transfer.tx_hash, amount_credits=CREDITS)
+    return AttemptOutcomeMessage(
+        status=AttemptStatus.CREDITED, tx_hash=payment.transfer.tx_hash, amount_credits=CREDITS
+    )
 
 
 @activity.defn(name="mint_bonus")
@@ -129,9 +131,9 @@ class BareSettlement:
             PaymentToVerify(
                 **ref, terms=payment.terms, submitted_at=submission.submitted_at, verify_until=verify_until
             ),
-            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            start_to_close_timeout=POLL_START_TO_CLOSE,
             schedule_to_close_timeout=verify_until - workflow.now(),
-            retry_policy=LOOK_RETRY,
+            retry_policy=POLL_RETRY,
             summary=f"wait for {short_hash} to be confirmed",
         )
         ending = await workflow.execute_activity(
@@ -149,12 +151,12 @@ class BareSettlement:
             summary="credit the system tenant's bonus",
         )
         workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(ending.status.value)])
-        workflow.patched(LOOKS_AFTER_THE_CREDIT)
+        workflow.patched(TRACKS_FINALITY)
         final = await workflow.execute_activity(
             find_nothing_final,
             CreditedPayment(**ref, terms=payment.terms),
-            start_to_close_timeout=LOOK_START_TO_CLOSE,
-            retry_policy=LOOK_RETRY,
+            start_to_close_timeout=POLL_START_TO_CLOSE,
+            retry_policy=POLL_RETRY,
             summary=f"wait for {short_hash} to be final",
         )
         await workflow.wait_condition(workflow.all_handlers_finished)

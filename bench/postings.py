@@ -79,7 +79,7 @@ class Postings:
         )
 
     async def _post_by_product(self, posting: Posting) -> None:
-        async with self._service.single_statement() as connection:
+        async with self._service.autocommit() as connection:
             await ledger.post(connection, posting, DETAILS)
 
     def _on_all_connections(self, posts: Sequence[Callable[[Posting], Awaitable[None]]]) -> Work:

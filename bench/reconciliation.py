@@ -175,7 +175,9 @@ async def measure(service: ServiceDatabase, to_time: datetime, folder: Path) -> 
     async def nothing(request: RemedyRequest) -> None:
         raise AssertionError(f"finding {request.finding_id} lacks nothing")
 
-    reconciliation = Reconciliation(service, chain_id=CHAIN_ID, block_time=BLOCK_TIME, pick_up=nobody, carry=nothing)
+    reconciliation = Reconciliation(
+        service, chain_id=CHAIN_ID, block_time=BLOCK_TIME, resume_payment=nobody, start_resolution=nothing
+    )
     started = time.perf_counter()
     report = await reconciliation.run(to_time - DAY, to_time, csv_file=folder / "books.csv", on_progress=progress)
     seconds = time.perf_counter() - started

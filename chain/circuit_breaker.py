@@ -66,7 +66,7 @@ class HeadMark:
 
 
 @dataclass(slots=True)
-class Standing:
+class CircuitBreaker:
     """One endpoint's record."""
 
     failures: int = 0

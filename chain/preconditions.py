@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from chain.quorum import Silence, reached_by_most
+from chain.quorum import NoResponse, reached_by_most
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
 
@@ -87,11 +87,11 @@ class _AsksForTokens(Protocol):
     @property
     def chain_id(self) -> int: ...
 
-    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[Silence]]: ...
+    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[NoResponse]]: ...
 
 
-def judge(
-    chain_id: int, token: str, treasury: str, answers: Sequence[TokenAnswer], silent: Sequence[Silence]
+def evaluate(
+    chain_id: int, token: str, treasury: str, answers: Sequence[TokenAnswer], silent: Sequence[NoResponse]
 ) -> Preconditions:
     """Whether payments in `token` to `treasury` may be credited, by what all nodes say."""
     if int(treasury, 16) < RESERVED_ADDRESSES or same_address(treasury, token):
@@ -229,7 +229,7 @@ class SettlementPreconditions:
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 answers, silent = await self._chain.ask_about_token(token, self._treasury)
-            found = judge(self._chain.chain_id, token, self._treasury, answers, silent)
+            found = evaluate(self._chain.chain_id, token, self._treasury, answers, silent)
         except TimeoutError:
             message = f"the chain nodes did not answer in time about token {token}"
             found = Preconditions(State.UNKNOWN, message, is_answered=False)

@@ -29,7 +29,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class NoResponse:
     """An endpoint that gave no usable answer."""
 
     endpoint: str
@@ -73,7 +73,7 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
-class Muddled:
+class Inconsistent:
     """An answer that contradicts itself. It names its endpoint, so that no two of them ever agree."""
 
     endpoint: str
@@ -83,7 +83,7 @@ class Muddled:
         return f"a receipt of block {self.block_number} that its own chain does not confirm"
 
 
-Claim = Included | Absent | Muddled
+Claim = Included | Absent | Inconsistent
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def opinion(candidate: ChainView, reading: Reading) -> Vote | Abstention:
         head = None if reading.stalled else view.head_number
         return Abstention(view.endpoint, f"its head {view.head_number} is below block {receipt.block_number}", head)
     if view.receipt is not None:
-        return Vote(view.endpoint, Muddled(view.endpoint, view.receipt.block_number), reading)
+        return Vote(view.endpoint, Inconsistent(view.endpoint, view.receipt.block_number), reading)
     asked = reading.asked
     if asked is not None and asked.block_hash == receipt.block_hash and receipt.tx_hash in asked.tx_hashes:
         # Same block, same transaction in it: only the index of receipts is late.
@@ -148,7 +148,7 @@ def opinion(candidate: ChainView, reading: Reading) -> Vote | Abstention:
     return Vote(view.endpoint, Absent(receipt.block_number, asked.block_hash if asked else None), reading)
 
 
-def decide(candidate: ChainView, others: Sequence[Reading | Silence]) -> Agreed | Disagreed:
+def decide(candidate: ChainView, others: Sequence[Reading | NoResponse]) -> Agreed | Disagreed:
     """The view to judge, or who claims what. Each vote counts one, the candidate's too.
 
     A claim wins when its votes strictly outnumber all other votes. The head of the view is the highest that a strict
@@ -160,7 +160,7 @@ def decide(candidate: ChainView, others: Sequence[Reading | Silence]) -> Agreed 
     votes, abstentions = [candidate_vote], list[Abstention]()
     for other in others:
         match other:
-            case Silence(endpoint, reason):
+            case NoResponse(endpoint, reason):
                 abstentions.append(Abstention(endpoint, reason))
             case Reading():
                 heard = opinion(candidate, other)

@@ -19,10 +19,10 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, HeadMark, Standing
+from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, CircuitBreaker, HeadMark
 from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
 from chain.preconditions import TokenAnswer
-from chain.quorum import Agreed, EndpointsDisagree, Reading, Silence, decide, is_included, reached_by_most
+from chain.quorum import Agreed, EndpointsDisagree, NoResponse, Reading, decide, is_included, reached_by_most
 from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
@@ -39,7 +39,7 @@ from chain.wire import read_data, read_head, read_header, read_quantity, read_re
 from domain.chain import BlockHeader, ChainHead, ChainView, MinedBlock, Receipt, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.identifiers import parse_address, parse_tx_hash
-from domain.payments.finality import Sighting
+from domain.payments.finality import InclusionReport
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class _Node:
     """The same one for questions about the past: a log query that is refused must not have the endpoint taken for one
     that knows no batches."""
     log_range: LogRange
-    standing: Standing = field(default_factory=Standing)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     reason: str = ""
 
     @property
@@ -303,11 +303,11 @@ class ChainReader:
 
         question = partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number)
 
-        async def hear(node: _Node) -> Reading | Silence:
-            if node.standing.wants_pause(self._clock()):
-                return Silence(node.label, f"not asked, it wants a pause ({node.reason})")
+        async def hear(node: _Node) -> Reading | NoResponse:
+            if node.breaker.wants_pause(self._clock()):
+                return NoResponse(node.label, f"not asked, it wants a pause ({node.reason})")
             heard = await self._try(node, question)
-            return Silence(node.label, heard.message) if isinstance(heard, EndpointFailure) else heard
+            return NoResponse(node.label, heard.message) if isinstance(heard, EndpointFailure) else heard
 
         outcome = decide(view, await asyncio.gather(*(hear(node) for node in others)))
         if not isinstance(outcome, Agreed):
@@ -369,7 +369,7 @@ class ChainReader:
         calls = [_CHAIN_ID, Call("eth_getBlockByNumber", (tag, False)), _BLOCK_NUMBER]
 
         async def hear(node: _Node) -> TaggedBlock:
-            if node.standing.wants_pause(self._clock()):
+            if node.breaker.wants_pause(self._clock()):
                 return TaggedBlock(node.label, error=f"not asked, it wants a pause ({node.reason})")
             head: int | None = None
             try:
@@ -390,19 +390,19 @@ class ChainReader:
 
         return list(await asyncio.gather(*(hear(node) for node in self._open_nodes())))
 
-    async def sightings(self, tx_hash: str, block_number: int) -> list[Sighting]:
+    async def inclusion_reports(self, tx_hash: str, block_number: int) -> list[InclusionReport]:
         """What each endpoint that answers says about a transaction that was in block `block_number`; all at once.
 
         Never raises for what an endpoint does: who is silent, stuck or behind is not in the list.
         """
         question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number)
 
-        async def hear(node: _Node) -> Sighting | None:
+        async def hear(node: _Node) -> InclusionReport | None:
             heard = await self._try(node, question)
             if isinstance(heard, EndpointFailure) or heard.stalled or self._mark.is_behind(heard.view.head_number):
                 return None
             view, asked = heard.view, heard.asked
-            return Sighting(
+            return InclusionReport(
                 endpoint=node.label,
                 chain_id=view.chain_id,
                 head_number=view.head_number,
@@ -411,7 +411,7 @@ class ChainReader:
             )
 
         heard = await asyncio.gather(*(hear(node) for node in self._open_nodes()))
-        return [sighting for sighting in heard if sighting is not None]
+        return [inclusion_report for inclusion_report in heard if inclusion_report is not None]
 
     async def transfers(
         self,
@@ -481,7 +481,7 @@ class ChainReader:
 
         return list(await asyncio.gather(*(check(node) for node in self._open_nodes())))
 
-    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[Silence]]:
+    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[NoResponse]]:
         """What each endpoint says of the contract at `token`, all asked at once; and who gave no usable answer.
 
         An endpoint of another chain answers with that chain's id alone. One that is behind, or that cannot run a call,
@@ -502,9 +502,9 @@ class ChainReader:
             ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
         ]
 
-        async def hear(node: _Node) -> TokenAnswer | Silence:
-            if node.standing.wants_pause(self._clock()):
-                return Silence(node.label, f"not asked, it wants a pause ({node.reason})")
+        async def hear(node: _Node) -> TokenAnswer | NoResponse:
+            if node.breaker.wants_pause(self._clock()):
+                return NoResponse(node.label, f"not asked, it wants a pause ({node.reason})")
             try:
                 chain_id_reply, head_reply, code, decimals, symbol, balance = await node.endpoint.batch(calls)
                 chain_id = read_quantity(chain_id_reply)
@@ -517,7 +517,7 @@ class ChainReader:
                         raise reply.error
             except EndpointFailure as failure:
                 # Not entered into its record: a node that answers no calls may serve payments well.
-                return Silence(node.label, failure.message)
+                return NoResponse(node.label, failure.message)
             return TokenAnswer(
                 node.label,
                 chain_id,
@@ -529,12 +529,12 @@ class ChainReader:
             )
 
         answers: list[TokenAnswer] = []
-        silent: list[Silence] = []
+        silent: list[NoResponse] = []
         for heard in await asyncio.gather(*(hear(node) for node in self._open_nodes())):
-            if isinstance(heard, Silence):
+            if isinstance(heard, NoResponse):
                 silent.append(heard)
             elif heard.chain_id == self.chain_id and self._mark.is_behind(heard.head_number):
-                silent.append(Silence(heard.endpoint, f"head {heard.head_number} is behind {self._mark.value}"))
+                silent.append(NoResponse(heard.endpoint, f"head {heard.head_number} is behind {self._mark.value}"))
             else:
                 answers.append(heard)
         return answers, silent
@@ -557,7 +557,7 @@ class ChainReader:
         reasons: list[str] = []
 
         async def hear(node: _Node) -> None:
-            if node.standing.wants_pause(self._clock()):
+            if node.breaker.wants_pause(self._clock()):
                 reasons.append(f"{node.label}: not asked, it wants a pause ({node.reason})")
                 return
             try:
@@ -611,7 +611,7 @@ class ChainReader:
                     receipt=receipt,
                     canonical=block if there else None,
                 )
-                return Reading(view, asked, stalled=node.standing.is_stalled(self._clock()))
+                return Reading(view, asked, stalled=node.breaker.is_stalled(self._clock()))
             height = receipt.block_number
         raise EndpointFailure(
             Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} readings"
@@ -662,7 +662,7 @@ class ChainReader:
     def _saw_head(self, node: _Node, head: int) -> int:
         now = self._clock()
         self._mark.observe(head, now)
-        node.standing.saw_head(head, now)
+        node.breaker.saw_head(head, now)
         return head
 
     # All endpoints ---------------------------------------------------------------------------------------------------
@@ -678,16 +678,16 @@ class ChainReader:
     def _in_order(self) -> tuple[list[_Node], list[_Node]]:
         """Those to ask in order of preference, and those that failed lately, the longest rested first."""
         nodes, now = self._open_nodes(), self._clock()
-        fresh = [node for node in nodes if not node.standing.is_cooling(now)]
-        cooling = [node for node in nodes if node.standing.is_cooling(now)]
-        return fresh, sorted(cooling, key=lambda node: node.standing.cools_until)
+        fresh = [node for node in nodes if not node.breaker.is_cooling(now)]
+        cooling = [node for node in nodes if node.breaker.is_cooling(now)]
+        return fresh, sorted(cooling, key=lambda node: node.breaker.cools_until)
 
     def _is_down(self) -> bool:
         """Whether no endpoint has given a usable answer since it failed, whatever its cool-down.
 
         Where all are merely behind it is false: they do answer, and nobody waits for them.
         """
-        failures = [node.standing.failure for node in self._open_nodes()]
+        failures = [node.breaker.failure for node in self._open_nodes()]
         return None not in failures and any(failure is not Failure.BEHIND for failure in failures)
 
     async def _first(self, read: Callable[[_Node, float], Awaitable[_T]]) -> _T:
@@ -707,7 +707,7 @@ class ChainReader:
                 failures[node.label] = failure
                 continue
             self._served(node)
-            if not node.standing.is_stalled(self._clock()):
+            if not node.breaker.is_stalled(self._clock()):
                 return answer
             stalled.append(answer)
         if stalled:
@@ -719,7 +719,7 @@ class ChainReader:
         heard = _Heard()
         fresh, cooling = self._in_order()
         for node in [*fresh, *cooling]:
-            if heard.is_answered() and node in cooling and node.standing.failure is not Failure.BEHIND:
+            if heard.is_answered() and node in cooling and node.breaker.failure is not Failure.BEHIND:
                 # A lagging node does answer, and it may be the only one that knows the transaction.
                 continue
             self._sort_in(heard, node, await self._try(node, question))
@@ -784,9 +784,9 @@ class ChainReader:
             raise
 
     def _served(self, node: _Node) -> None:
-        if node.standing.failure is not None:
+        if node.breaker.failure is not None:
             log.info("chain endpoint %s is usable again", node.label)
-        node.standing.answered()
+        node.breaker.answered()
 
     def _behind(self, node: _Node, head: int) -> EndpointFailure:
         """That the endpoint lags, entered into its record: another one is asked first for a few seconds."""
@@ -795,11 +795,11 @@ class ChainReader:
         return failure
 
     def _failed(self, node: _Node, failure: EndpointFailure) -> None:
-        if node.standing.failure is not failure.failure:
+        if node.breaker.failure is not failure.failure:
             # Once for each change, not for each request: a node that is down for an hour is one fact.
             log.warning("chain endpoint %s: %s", node.label, failure.message)
         node.reason = failure.message
-        node.standing.failed(failure.failure, self._clock(), failure.retry_after_seconds)
+        node.breaker.failed(failure.failure, self._clock(), failure.retry_after_seconds)
 
 
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:

@@ -12,7 +12,7 @@ from composition import chain_reader, service_database
 from db.transfers.gaps import list_gaps
 from db.transfers.scopes import WatchedScope, list_watched_scopes
 from domain.errors import ChainUnavailable, InvalidInput
-from services.transfers.block_scanner import ChainScan
+from services.transfers.block_scanner import BlockScanner
 from settings import Settings
 
 
@@ -45,7 +45,7 @@ async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) ->
         if not watched:
             raise ChainUnavailable(f"chain {settings.chain_id} has not been followed yet: a worker does")
         for one in watched:
-            scan = ChainScan(chain, database, one.scope, from_block=None, look_back_blocks=0)
+            scan = BlockScanner(chain, database, one.scope, from_block=None, look_back_blocks=0)
             done.append(await _rescan_one(scan, one, first, last))
         async with database.transaction() as connection:
             left = [gap for gap in await list_gaps(connection, settings.chain_id) if gap.scope in missing]
@@ -59,7 +59,7 @@ async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) ->
     return all(scope.error is None for scope in done)
 
 
-async def _rescan_one(scan: ChainScan, one: WatchedScope, first: int, last: int) -> RescannedScope:
+async def _rescan_one(scan: BlockScanner, one: WatchedScope, first: int, last: int) -> RescannedScope:
     """What was paid before a scope was followed is not looked for; what comes behind the cursor is read in passing."""
     begin, end = max(first, one.first_block), min(last, one.block_number)
     names = {"token": one.scope.token, "treasury": one.scope.treasury}

@@ -293,7 +293,7 @@ async def _clocks(settings: Settings) -> str:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(service_database(settings))
         chain = await stack.enter_async_context(chain_reader(settings))
-        connection = await stack.enter_async_context(database.single_statement())
+        connection = await stack.enter_async_context(database.autocommit())
         host = await measure_host_offset(connection.connection)
         words = f"this host is {in_words(host)} the database"
         ahead = None

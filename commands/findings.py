@@ -33,7 +33,7 @@ from domain.operations.resolutions import (
     parse_request,
 )
 from settings import Settings
-from starter.resolutions import carry_out
+from starter.resolutions import execute
 from starter.temporal import connect
 
 LISTED_MAX: Final = 1_000
@@ -52,13 +52,13 @@ BULK_REMEDIES: Final = (Remedy.WRITE_OFF, Remedy.REFUND_RECORDED, Remedy.RETRY)
 """What may be done about many at once. A credit is decided one by one: it gives money to somebody."""
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Immutable answer, in camelCase on the wire."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, from_attributes=True)
 
 
-class FindingView(Answer):
+class FindingView(ResponseModel):
     """A finding."""
 
     id: UUID
@@ -79,7 +79,7 @@ class FindingView(Answer):
     resolution: str | None
 
 
-class TotalsView(Answer):
+class TotalsView(ResponseModel):
     """All findings of a kind that were asked for."""
 
     kind: FindingKind
@@ -89,7 +89,7 @@ class TotalsView(Answer):
     oldest_at: datetime
 
 
-class ListView(Answer):
+class ListView(ResponseModel):
     """A page of findings, and what there is in all. `next` is what `--after` takes; None on the last page."""
 
     findings: tuple[FindingView, ...]
@@ -114,7 +114,7 @@ class ListView(Answer):
         )
 
 
-class ActionView(Answer):
+class ActionView(ResponseModel):
     """What an operator did."""
 
     action: str
@@ -124,7 +124,7 @@ class ActionView(Answer):
     created_at: datetime
 
 
-class RemedyView(Answer):
+class RemedyView(ResponseModel):
     """What can be done, and the command that does it."""
 
     remedy: Remedy
@@ -271,7 +271,7 @@ async def resolve(
         refund_tx_hash=refund_tx,
         chain_id=finding.chain_id,
     )
-    taken = await carry_out(await connect(variables, lazy=True), request)
+    taken = await execute(await connect(variables, lazy=True), request)
     if as_json:
         print_json(TakenView.of(taken))
     else:
@@ -373,7 +373,7 @@ class _Bulk:
     async def _resolve(self, request: RemedyRequest) -> None:
         async with self._turns:
             try:
-                await carry_out(self._temporal, request)
+                await execute(self._temporal, request)
             except Refusal as refusal:
                 self.refused.append(
                     RefusalView(finding_id=request.finding_id, code=refusal.code, detail=refusal.message)
@@ -382,7 +382,7 @@ class _Bulk:
                 self.resolved += 1
 
 
-class RefusalView(Answer):
+class RefusalView(ResponseModel):
     """A finding that a bulk remedy has not resolved."""
 
     finding_id: UUID
@@ -390,7 +390,7 @@ class RefusalView(Answer):
     detail: str
 
 
-class BulkView(Answer):
+class BulkView(ResponseModel):
     """What a bulk remedy does, or would do."""
 
     remedy: Remedy
@@ -453,7 +453,7 @@ def _tell_preview(preview: BulkView, *, confirmed: bool, as_json: bool) -> None:
     )
 
 
-class TakenView(Answer):
+class TakenView(ResponseModel):
     """What was done about a finding."""
 
     finding_id: UUID
@@ -504,7 +504,7 @@ async def retry_attempt(
             await resolutions.insert_action(
                 connection, action=Remedy.RETRY, operator=operator, reason=reason, attempt_id=attempt_id
             )
-        started = await client.pick_up(attempt.owner_user_id, attempt_id)
+        started = await client.resume_payment(attempt.owner_user_id, attempt_id)
     if as_json:
         print_json({"attemptId": str(attempt_id), "workflowStarted": started})
     else:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 DONE: Final = 0
-ANSWER_IS_NO: Final = 1
-WRONG_USE: Final = 2
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
 
 WIDTH_IN_A_FILE: Final = 200
 """Columns where the output is no terminal: ids and hashes stay on one line, so that they can be found and copied."""

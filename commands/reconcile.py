@@ -36,8 +36,8 @@ async def reconcile(
             database,
             chain_id=settings.chain_id,
             block_time=settings.block_time,
-            pick_up=payments.pick_up,
-            carry=lambda request: start_remedy(temporal, request),
+            resume_payment=payments.resume_payment,
+            start_resolution=lambda request: start_remedy(temporal, request),
             dust_below_raw=settings.dust_below_raw,
         )
         default = await reconciliation.default_period(whole_hours=False)

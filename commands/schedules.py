@@ -10,11 +10,11 @@ from typing import Any
 from temporalio.client import Client
 
 from commands.output import print_json, progress, stdout, table
-from composition import standing_workflows
+from composition import singleton_workflows
 from settings import Settings
 from starter.schedule_file import load_schedules
 from starter.schedules import Change, Planned, ScheduleView, apply_schedules, plan_schedules, read_schedules
-from starter.singletons import StandingWorkflow, list_missing, start_missing
+from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from workflows.jobs import discover
 
@@ -24,8 +24,8 @@ class Plan:
     """All that differs from what is wanted."""
 
     schedules: Sequence[Planned]
-    standing: Sequence[StandingWorkflow]
-    missing: Sequence[StandingWorkflow]
+    standing: Sequence[SingletonWorkflow]
+    missing: Sequence[SingletonWorkflow]
 
     @property
     def is_empty(self) -> bool:
@@ -100,7 +100,7 @@ def check_file(settings: Settings) -> None:
 
 async def _plan(client: Client, settings: Settings) -> Plan:
     wanted = load_schedules(settings.schedules_file, discover(), chain_id=settings.chain_id)
-    standing = standing_workflows(settings)
+    standing = singleton_workflows(settings)
     schedules = await plan_schedules(client, wanted, chain_id=settings.chain_id)
     return Plan(schedules, standing, await list_missing(client, standing))
 

@@ -348,7 +348,7 @@ class ServiceDatabase(_Database):
             yield ServiceConnection(connection)
 
     @asynccontextmanager
-    async def single_statement(self) -> AsyncIterator[ServiceConnection]:
+    async def autocommit(self) -> AsyncIterator[ServiceConnection]:
         """Each statement is a transaction of its own: no BEGIN and COMMIT to wait for while a lock is held."""
         async with self._statements(self.engine, self._transactional) as connection:
             yield ServiceConnection(connection)

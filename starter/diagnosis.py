@@ -19,9 +19,9 @@ from db.payments import attempts
 from domain.errors import AttemptNotFound, SettleError
 from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.payments.verification import Refused, Verdict, Verified, Waiting, judge, terms_of
+from domain.payments.verification import Refused, VerificationResult, Verified, Waiting, evaluate, terms_of
 from domain.transfers.matching import renewal_id
-from starter.models import Answer, AttemptView
+from starter.models import AttemptView, ResponseModel
 from starter.progress import WorkflowState, read_workflow
 from starter.temporal import count_pollers
 from workflows.naming import workflow_id
@@ -30,7 +30,7 @@ ANSWER_SECONDS_MAX: Final = 10.0
 """For Temporal and for the chain's nodes, which are asked one after another: whoever reads this waits for it."""
 
 
-class EventView(Answer):
+class EventView(ResponseModel):
     """One row of the audit trail."""
 
     event_type: str
@@ -41,7 +41,7 @@ class EventView(Answer):
     created_at: datetime
 
 
-class LedgerRowView(Answer):
+class LedgerRowView(ResponseModel):
     """One ledger row that this attempt caused, of whichever account."""
 
     id: UUID
@@ -182,7 +182,7 @@ async def _count_workers(temporal: Client, chain_id: int) -> int | None:
 
 async def _ask_chain(
     chain: ChainReader, attempt: PaymentAttempt, min_confirmations: int, known: attempts.UnderVerification | None
-) -> tuple[Verdict | None, str | None]:
+) -> tuple[VerificationResult | None, str | None]:
     if attempt.tx_hash is None:
         return None, None
     if attempt.chain_id != chain.chain_id:
@@ -194,7 +194,7 @@ async def _ask_chain(
         return None, error.message
     except TimeoutError:
         return None, f"no chain node has answered within {ANSWER_SECONDS_MAX:.0f} s"
-    verdict = judge(
+    verdict = evaluate(
         terms_of(attempt),
         attempt.tx_hash,
         view,
@@ -221,7 +221,7 @@ class _Seen:
 
     workflow: WorkflowState | None
     workflow_words: str
-    verdict: Verdict | None
+    verdict: VerificationResult | None
     chain_words: str | None
     workers: int | None
 

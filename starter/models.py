@@ -11,13 +11,13 @@ from pydantic.alias_generators import to_camel
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Immutable answer; dump it with `by_alias=True`."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
 
-class Intent(Answer):
+class Intent(ResponseModel):
     """A new payment attempt: what to send, where, and until when."""
 
     attempt_id: UUID
@@ -44,7 +44,7 @@ class Intent(Answer):
         )
 
 
-class AttemptView(Answer):
+class AttemptView(ResponseModel):
     """How an attempt stands."""
 
     attempt_id: UUID

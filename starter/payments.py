@@ -46,7 +46,7 @@ from domain.transfers.income import NonPayer, require_payer
 from services.payments import lifecycle as payments
 from starter.models import AttemptView, Intent
 from starter.progress import ProgressReader, read_workflow
-from starter.temporal import does_not_answer, refused_with, register_search_attributes
+from starter.temporal import refused_with, register_search_attributes, to_temporal_unavailable
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
@@ -223,7 +223,7 @@ class PaymentsClient:
         progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
         return self._answer(attempt.model_copy(update=progress | {"expires_at": None}))
 
-    async def pick_up(self, user_id: str, attempt_id: UUID) -> bool:
+    async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
         """Start a run for an attempt for which the books say that something is due; False where one is at it.
 
         Also after a run that has completed: the database may have been set back since. The new run finds in the
@@ -245,7 +245,7 @@ class PaymentsClient:
             async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
                 await self._start_after_the_credit(attempt, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except (RPCError, RuntimeError, TimeoutError) as error:
-            raise does_not_answer(error) from error
+            raise to_temporal_unavailable(error) from error
         return True
 
     def _answer(self, attempt: PaymentAttempt) -> AttemptView:
@@ -276,7 +276,7 @@ class PaymentsClient:
             update={
                 "confirmations": waiting.confirmations if waiting else 0,
                 "confirmations_needed": waiting.confirmations_needed if waiting else self._policy.min_confirmations,
-                "waiting_for": _in_the_payers_words(waiting) if waiting else None,
+                "waiting_for": _payer_message(waiting) if waiting else None,
                 "next_look_at": look.next_attempt_at if look else None,
             }
         )
@@ -397,7 +397,7 @@ class PaymentsClient:
             return None
         except (RPCError, RuntimeError) as error:
             if not await self._search_attributes_were_missing(error):
-                raise does_not_answer(error) from error
+                raise to_temporal_unavailable(error) from error
         finally:
             await _forget(start)
         return await self._start_and_submit(attempt, submission, after=after)
@@ -446,7 +446,7 @@ class PaymentsClient:
             raise TemporalUnavailable("Temporal has not started the settlement")
 
 
-def _in_the_payers_words(waiting: Waiting) -> str:
+def _payer_message(waiting: Waiting) -> str:
     """What the payment waits for. Which node said what is for operators: it names servers of ours."""
     match waiting.reason:
         case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION | WaitReason.PRECONDITION:

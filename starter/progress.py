@@ -18,8 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from db.clock import estimated_now
 from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
-from domain.payments.verification import LOOK_DELAY_MAX, Waiting, WaitReason
-from starter.temporal import does_not_answer
+from domain.payments.verification import POLL_DELAY_MAX, Waiting, WaitReason
+from starter.temporal import to_temporal_unavailable
 from workflows.naming import workflow_id
 
 log = structlog.get_logger(__name__)
@@ -79,9 +79,9 @@ async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | Non
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
     except (RuntimeError, TimeoutError) as error:
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
     pending = []
     for raw in description.raw_description.pending_activities:
         failure = raw.last_failure if raw.HasField("last_failure") else None
@@ -140,12 +140,12 @@ class ProgressReader:
 
         None where nothing waits, or nobody answers.
         """
-        activity = await self._last_look(attempt_id, tx_hash)
+        activity = await self._final_poll(attempt_id, tx_hash)
         if activity is None or activity.waiting is None or not counts_blocks:
             return activity
         return replace(activity, waiting=await self._up_to_now(activity.waiting))
 
-    async def _last_look(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
+    async def _final_poll(self, attempt_id: UUID, tx_hash: str) -> PendingActivity | None:
         key = attempt_id, tx_hash
         seen = self._seen.get(key)
         if seen is not None and time.monotonic() < seen.good_until:
@@ -167,7 +167,7 @@ class ProgressReader:
         until_next_look = timedelta(0)
         if found is not None and found.next_attempt_at is not None:
             # By Temporal's clock, which need not be ours: no look is further away than the slowest rhythm.
-            until_next_look = min(found.next_attempt_at - estimated_now(), LOOK_DELAY_MAX)
+            until_next_look = min(found.next_attempt_at - estimated_now(), POLL_DELAY_MAX)
         self._seen[key] = _Look(found, time.monotonic() + max(until_next_look, ASKED_AGAIN_AFTER).total_seconds())
         self._seen.move_to_end(key)
         if len(self._seen) > REMEMBERED_LOOKS_MAX:

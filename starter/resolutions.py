@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 
 from domain.errors import RemedyRefused, TemporalUnavailable
 from domain.operations.resolutions import RemedyRequest, TakenRemedy, describe
-from starter.temporal import does_not_answer, refused_with
+from starter.temporal import refused_with, to_temporal_unavailable
 from workflows.naming import resolve_workflow_id, task_queue
 from workflows.resolve_finding import ResolveFinding
 
@@ -37,10 +37,10 @@ async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHand
             static_summary=f"{request.remedy.value} of finding {request.finding_id}, by {request.operator}",
         )
     except (RPCError, RuntimeError) as error:
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
 
 
-async def carry_out(temporal: Client, request: RemedyRequest) -> TakenRemedy:
+async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
     """Have a remedy carried out, and wait until it is. Safe to repeat: the same answer.
 
     Raises `FindingNotFound`, `RemedyRefused`, and `TemporalUnavailable` also where no worker answers in time: then it
@@ -57,7 +57,7 @@ async def carry_out(temporal: Client, request: RemedyRequest) -> TakenRemedy:
             "no worker has answered yet; the remedy is taken as soon as one does: repeat the command to see its answer"
         ) from None
     except (RPCError, RuntimeError) as error:
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
     if request.billing_account_id not in {None, taken.billing_account_id} or request.refund_tx_hash not in {
         None,
         taken.refund_tx_hash,

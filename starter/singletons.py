@@ -15,7 +15,7 @@ from workflows.naming import task_queue
 
 
 @dataclass(frozen=True, slots=True)
-class StandingWorkflow:
+class SingletonWorkflow:
     """A workflow of which exactly one shall run, whatever happens."""
 
     workflow_id: str
@@ -26,12 +26,12 @@ class StandingWorkflow:
     """Whose workers run it; None is any."""
 
 
-async def list_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> list[StandingWorkflow]:
+async def list_missing(client: Client, wanted: Iterable[SingletonWorkflow]) -> list[SingletonWorkflow]:
     """Those that do not run. Raises `TemporalUnavailable` and `StartupCheckFailed`."""
     return [standing for standing in wanted if not await _is_running(client, standing.workflow_id)]
 
 
-async def start_missing(client: Client, wanted: Iterable[StandingWorkflow]) -> list[str]:
+async def start_missing(client: Client, wanted: Iterable[SingletonWorkflow]) -> list[str]:
     """Start those that do not run; the ids of those started. Safe to repeat, and at once with another one."""
     missing = await list_missing(client, wanted)
     with answered(client):

@@ -313,12 +313,12 @@ def answered(client: Client) -> Iterator[None]:
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise StartupCheckFailed(f"Temporal has no namespace {client.namespace} (TEMPORAL_NAMESPACE)") from error
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
     except RuntimeError as error:
-        raise does_not_answer(error) from error
+        raise to_temporal_unavailable(error) from error
 
 
-def does_not_answer(error: RPCError | RuntimeError | TimeoutError) -> SettleError:
+def to_temporal_unavailable(error: RPCError | RuntimeError | TimeoutError) -> SettleError:
     """The SDK's error as ours, each as what it is.
 
     A client that connects lazily raises a bare `RuntimeError` where nobody listens.

@@ -11,7 +11,7 @@ from hypothesis import settings
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
 from tests.support.engine import Engine, open_engine
-from tests.support.payments import Desk, open_desk
+from tests.support.payments import RolePair, open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
 from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
 
@@ -78,9 +78,9 @@ async def database(cluster: Cluster) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def desk(database: Database) -> AsyncIterator[Desk]:
+async def roles(database: Database) -> AsyncIterator[RolePair]:
     """Both roles on a migrated database of one's own."""
-    async with open_desk(database) as opened:
+    async with open_roles(database) as opened:
         yield opened
 
 

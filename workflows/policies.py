@@ -16,11 +16,11 @@ LEDGER_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(milliseconds=500), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 
-# Above `activities.payments.verification.LOOK_TIMEOUT`, which bounds all endpoints together.
-LOOK_START_TO_CLOSE: Final = timedelta(seconds=30)
+# Above `activities.payments.verification.POLL_TIMEOUT`, which bounds all endpoints together.
+POLL_START_TO_CLOSE: Final = timedelta(seconds=30)
 
 # "Still waiting" times its own next retry; this policy is for a worker or a database that is gone.
-LOOK_RETRY: Final = RetryPolicy(
+POLL_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 

@@ -10,7 +10,7 @@ with workflow.unsafe.imports_passed_through():
     from domain.operations.findings import Remedy
     from domain.operations.resolutions import RemedyRequest, TakenRemedy, describe
     from workflows.naming import RESOLVE_FINDING
-    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, LOOK_START_TO_CLOSE
+    from workflows.policies import LEDGER_RETRY, LEDGER_START_TO_CLOSE, POLL_START_TO_CLOSE
 
 
 @workflow.defn(name=RESOLVE_FINDING)
@@ -32,7 +32,7 @@ class ResolveFinding:
                 RemedyActivities.take_remedy,
                 request,
                 # Before a credit the chain's nodes are asked.
-                start_to_close_timeout=LOOK_START_TO_CLOSE,
+                start_to_close_timeout=POLL_START_TO_CLOSE,
                 retry_policy=LEDGER_RETRY,
                 summary=f"{request.remedy.value}, as {request.operator} decided",
             )

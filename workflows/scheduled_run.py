@@ -12,15 +12,15 @@ with workflow.unsafe.imports_passed_through():
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
+class ScheduledRun:
     """One run. `scheduled_at` is when it was meant to start; of one that nobody scheduled, when it did."""
 
     key: str
     scheduled_at: datetime
 
 
-def this_occasion() -> Occasion:
+def this_scheduled_run() -> ScheduledRun:
     """The run that the calling workflow is."""
     info = workflow.info()
     scheduled_at = info.typed_search_attributes.get(SCHEDULED_START_TIME) or info.start_time
-    return Occasion(key=f"{info.workflow_id}/{info.run_id}", scheduled_at=scheduled_at)
+    return ScheduledRun(key=f"{info.workflow_id}/{info.run_id}", scheduled_at=scheduled_at)

@@ -11,7 +11,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages import (
-        AttemptEnding,
+        AttemptOutcomeMessage,
         AttemptRef,
         BonusToMint,
         CreditedPayment,
@@ -32,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from domain.errors import TransferAlreadySettled
     from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
     from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
-    from domain.payments.finality import Final, Gone
+    from domain.payments.finality import Final, ReorgedOut
     from domain.payments.verification import Refused, Verified
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
     from workflows.policies import (
@@ -40,11 +40,11 @@ with workflow.unsafe.imports_passed_through():
         ANNOUNCE_START_TO_CLOSE,
         LEDGER_RETRY,
         LEDGER_START_TO_CLOSE,
-        LOOK_RETRY,
-        LOOK_START_TO_CLOSE,
+        POLL_RETRY,
+        POLL_START_TO_CLOSE,
     )
 
-LOOKS_AFTER_THE_CREDIT = "looks-after-the-credit"
+TRACKS_FINALITY = "looks-after-the-credit"
 """A run that had ended its story before this came replays as it was; one that has not yet got there does look."""
 
 
@@ -71,8 +71,8 @@ class VerifyAndSettle:
         else:
             result = await self._verify_and_settle()
         await self._publish_end(result)
-        if workflow.patched(LOOKS_AFTER_THE_CREDIT):
-            result = await self._look_after_the_credit(result)
+        if workflow.patched(TRACKS_FINALITY):
+            result = await self._track_finality(result)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return result
 
@@ -101,7 +101,7 @@ class VerifyAndSettle:
 
     async def _complete_what_ended(self, recorded: RecordedSubmission) -> SettlementResult:
         """An earlier run ended the attempt. It may have been terminated before the bonus: minting is idempotent."""
-        ending = AttemptEnding(status=recorded.status, error_code=recorded.error_code, tx_hash=recorded.tx_hash)
+        ending = AttemptOutcomeMessage(status=recorded.status, error_code=recorded.error_code, tx_hash=recorded.tx_hash)
         purchase_credited = recorded.status is AttemptStatus.CREDITED and self._payment.purpose is Purpose.SELF
         return self._result(ending, system_tenant_credits=await self._mint_bonus() if purchase_credited else 0)
 
@@ -147,22 +147,24 @@ class VerifyAndSettle:
             verify_until = self._verify_until()
             remaining = verify_until - workflow.now()
             verdict = (
-                await self._wait_for_verdict(verify_until, remaining)
+                await self._poll_until_verified(verify_until, remaining)
                 if remaining > timedelta(0)
-                else await self._last_look(verify_until)
+                else await self._final_poll(verify_until)
             )
             if isinstance(verdict, Verified) or (verdict is not None and not self._hash_replaced):
                 return verdict
 
-    async def _wait_for_verdict(self, verify_until: datetime, remaining: timedelta) -> Verified | Refused | None:
+    async def _poll_until_verified(self, verify_until: datetime, remaining: timedelta) -> Verified | Refused | None:
         """One wait, for one hash; None where it has been replaced, or where time is up."""
-        self._tell(f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC")
+        self._set_status(
+            f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
+        )
         look = workflow.start_activity_method(
             VerificationActivities.await_confirmation,
             self._to_verify(verify_until),
-            start_to_close_timeout=LOOK_START_TO_CLOSE,
+            start_to_close_timeout=POLL_START_TO_CLOSE,
             schedule_to_close_timeout=remaining,
-            retry_policy=LOOK_RETRY,
+            retry_policy=POLL_RETRY,
             summary=f"wait for {_short(self._tx_hash())} to be confirmed",
         )
         await self._done_or_hash_replaced(look)
@@ -186,14 +188,14 @@ class VerifyAndSettle:
     async def _done_or_hash_replaced(self, look: workflow.ActivityHandle[Verified | Refused]) -> None:
         await workflow.wait_condition(lambda: look.done() or self._hash_replaced)
 
-    async def _last_look(self, verify_until: datetime) -> Verified | Refused:
+    async def _final_poll(self, verify_until: datetime) -> Verified | Refused:
         """Time is up, perhaps because nothing ran for a day: look once more before the payment is given up."""
-        self._tell("time is up: last look at the chain")
+        self._set_status("time is up: last look at the chain")
         return await workflow.execute_activity_method(
             VerificationActivities.await_confirmation,
             self._to_verify(verify_until, is_last_look=True),
-            start_to_close_timeout=LOOK_START_TO_CLOSE,
-            retry_policy=LOOK_RETRY,
+            start_to_close_timeout=POLL_START_TO_CLOSE,
+            retry_policy=POLL_RETRY,
             summary=f"last look for {_short(self._tx_hash())}",
         )
 
@@ -207,8 +209,8 @@ class VerifyAndSettle:
         bonus_credits = await self._mint_bonus() if purchase.status is AttemptStatus.CREDITED else 0
         return self._result(purchase, buyer_credits=purchase.amount_credits, system_tenant_credits=bonus_credits)
 
-    async def _credit_buyer(self, verdict: Verified) -> AttemptEnding:
-        self._tell("confirmed: crediting the buyer")
+    async def _credit_buyer(self, verdict: Verified) -> AttemptOutcomeMessage:
+        self._set_status("confirmed: crediting the buyer")
         try:
             return await workflow.execute_activity_method(
                 PayerActivities.credit_buyer,
@@ -221,7 +223,7 @@ class VerifyAndSettle:
             raise _cause(error) from error
 
     async def _mint_bonus(self) -> int:
-        self._tell("buyer credited: crediting the system tenant's bonus")
+        self._set_status("buyer credited: crediting the system tenant's bonus")
         bonus = await workflow.execute_activity_method(
             SystemTenantActivities.mint_bonus,
             BonusToMint(**self._ref()),
@@ -231,8 +233,8 @@ class VerifyAndSettle:
         )
         return bonus.amount_credits
 
-    async def _credit_donation(self, verdict: Verified) -> AttemptEnding:
-        self._tell("confirmed: crediting the donation to the system tenant")
+    async def _credit_donation(self, verdict: Verified) -> AttemptOutcomeMessage:
+        self._set_status("confirmed: crediting the donation to the system tenant")
         try:
             return await workflow.execute_activity_method(
                 SystemTenantActivities.credit_donation,
@@ -244,32 +246,34 @@ class VerifyAndSettle:
         except ActivityError as error:
             raise _cause(error) from error
 
-    async def _look_after_the_credit(self, result: SettlementResult) -> SettlementResult:
+    async def _track_finality(self, result: SettlementResult) -> SettlementResult:
         """Until the payment is final. What the chain takes back for good is taken back from whoever got credits."""
         if result.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return result
         outcome = await self._await_finality()
         if isinstance(outcome, Final):
-            self._tell(f"{_in_words(result)}; block {outcome.transfer.block_number} is {outcome.level.words}")
+            self._set_status(
+                f"{_format_result(result)}; block {outcome.transfer.block_number} is {outcome.level.words}"
+            )
             return result.model_copy(update={"final_block": outcome.transfer.block_number})
         ending = await self._reverse_payment(outcome)
         bonus_credits = await self._reverse_bonus() if self._payment.purpose is Purpose.SELF else 0
         await self._announce_reversal(outcome, bonus_credits)
         workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(ending.status.value)])
-        self._tell(f"{ending.status.value}: {outcome.message}")
+        self._set_status(f"{ending.status.value}: {outcome.message}")
         return result.model_copy(update={"status": ending.status})
 
-    async def _await_finality(self) -> Final | Gone:
+    async def _await_finality(self) -> Final | ReorgedOut:
         return await workflow.execute_activity_method(
             FinalityActivities.await_finality,
             CreditedPayment(**self._ref(), terms=self._payment.terms),
-            start_to_close_timeout=LOOK_START_TO_CLOSE,
-            retry_policy=LOOK_RETRY,
+            start_to_close_timeout=POLL_START_TO_CLOSE,
+            retry_policy=POLL_RETRY,
             summary=f"wait for {_short(self._tx_hash())} to be final",
         )
 
-    async def _reverse_payment(self, gone: Gone) -> AttemptEnding:
-        self._tell(f"gone: {gone.message}; taking its credits back")
+    async def _reverse_payment(self, gone: ReorgedOut) -> AttemptOutcomeMessage:
+        self._set_status(f"gone: {gone.message}; taking its credits back")
         return await workflow.execute_activity_method(
             FinalityActivities.reverse_payment,
             PaymentToReverse(**self._ref(), gone=gone),
@@ -288,7 +292,7 @@ class VerifyAndSettle:
         )
         return bonus.amount_credits
 
-    async def _announce_reversal(self, gone: Gone, bonus_credits: int) -> None:
+    async def _announce_reversal(self, gone: ReorgedOut, bonus_credits: int) -> None:
         attempt_id = str(self._payment.submission.attempt_id)
         event = PlatformEvent(
             id=f"{PAYMENT_REVERSED}-{attempt_id}",
@@ -319,8 +323,8 @@ class VerifyAndSettle:
             # The log line was written, the finding and the metric are there: a silent receiver must not keep this open.
             workflow.logger.error("the reversal could not be announced: %s", error.cause, extra=self._log_fields())
 
-    async def _end_without_credits(self, refused: Refused) -> AttemptEnding:
-        self._tell(f"{refused.error_code.value}: {refused.message}")
+    async def _end_without_credits(self, refused: Refused) -> AttemptOutcomeMessage:
+        self._set_status(f"{refused.error_code.value}: {refused.message}")
         return await workflow.execute_activity_method(
             PayerActivities.end_without_credits,
             PaymentToRefuse(**self._ref(), refused=refused),
@@ -331,9 +335,9 @@ class VerifyAndSettle:
 
     async def _publish_end(self, result: SettlementResult) -> None:
         workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(result.status.value)])
-        self._tell(_in_words(result))
+        self._set_status(_format_result(result))
 
-    def _tell(self, words: str) -> None:
+    def _set_status(self, words: str) -> None:
         """What an operator reads at the top of the workflow's page."""
         workflow.set_current_details(words)
         workflow.logger.info(words, extra=self._log_fields())
@@ -368,7 +372,7 @@ class VerifyAndSettle:
         return recorded.verify_until
 
     def _result(
-        self, ending: AttemptEnding, *, buyer_credits: int = 0, system_tenant_credits: int = 0
+        self, ending: AttemptOutcomeMessage, *, buyer_credits: int = 0, system_tenant_credits: int = 0
     ) -> SettlementResult:
         return SettlementResult(
             attempt_id=self._payment.submission.attempt_id,
@@ -385,7 +389,7 @@ def _cause(error: ActivityError) -> ApplicationError | ActivityError:
     return error.cause if isinstance(error.cause, ApplicationError) else error
 
 
-def _in_words(result: SettlementResult) -> str:
+def _format_result(result: SettlementResult) -> str:
     error = f" / {result.error_code.value}" if result.error_code else ""
     return (
         f"{result.status.value}{error}: {result.buyer_credits} credits to the buyer, "

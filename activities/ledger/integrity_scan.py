@@ -70,7 +70,7 @@ async def check_books(
     Stopped anywhere it goes on where it was. `on_step` is told the number of entries so far. Raises `SettleError`.
     """
     async with database.transaction() as connection:
-        await books_check.note_marks(connection)
+        await books_check.record_watermarks(connection)
     positions: dict[str, int] = {}
     checked = 0
     tries = HELD_TRIES

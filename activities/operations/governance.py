@@ -15,7 +15,7 @@ from db.engine import ServiceDatabase, TenantDatabase
 from db.operations import heartbeats as governance
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
-from domain.operations.governance import Heartbeat, Income, Reading, judge_heartbeat
+from domain.operations.governance import Heartbeat, Income, Reading, evaluate_heartbeat
 
 LOW_BALANCES_MAX: Final = 10
 """Crossings whose event did not arrive, taken up by one heartbeat."""
@@ -67,14 +67,14 @@ class GovernanceActivities:
         heartbeat = await self._find(wanted.key)
         if heartbeat is None:
             heartbeat = await self._keep(wanted, await self._read())
-        async with self._service.single_statement() as connection:
+        async with self._service.autocommit() as connection:
             low = await governance.list_low_balances_to_announce(connection, wanted.key, limit=LOW_BALANCES_MAX)
         return TakenHeartbeat(heartbeat=heartbeat, low_balances=tuple(low))
 
     @activity.defn(name="low_balance_announced")
     async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
         """Write down that the event of a crossing has arrived."""
-        async with self._service.single_statement() as connection:
+        async with self._service.autocommit() as connection:
             await governance.update_low_balance_announced(connection, heartbeat.key)
 
     @activity.defn(name="read_income")
@@ -87,7 +87,7 @@ class GovernanceActivities:
         return income
 
     async def _find(self, key: str) -> Heartbeat | None:
-        async with self._service.single_statement() as connection:
+        async with self._service.autocommit() as connection:
             return await governance.find_heartbeat(connection, key)
 
     async def _read(self) -> Reading:
@@ -118,9 +118,9 @@ class GovernanceActivities:
     async def _keep(self, wanted: HeartbeatToTake, reading: Reading) -> Heartbeat:
         """Write the heartbeat behind the newest one; where another was quicker, behind that one."""
         while True:
-            async with self._service.single_statement() as connection:
+            async with self._service.autocommit() as connection:
                 latest = await governance.find_latest(connection)
-                heartbeat = judge_heartbeat(
+                heartbeat = evaluate_heartbeat(
                     reading,
                     key=wanted.key,
                     scheduled_at=wanted.scheduled_at,

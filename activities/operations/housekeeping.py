@@ -18,7 +18,7 @@ from db.operations import housekeeping
 from db.operations.housekeeping import UnfinishedPayment
 from domain.errors import Refusal
 from domain.payments.attempt import AttemptStatus, ErrorCode
-from telemetry.metrics.worker import ENDINGS, INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
+from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED, WORKFLOWS_RESTARTED
 
 Resume = Callable[[UnfinishedPayment], Awaitable[bool]]
 """Makes sure that a workflow is at work on a payment; True where none was."""
@@ -66,7 +66,7 @@ class Done(Message):
     counts: dict[str, int]
 
 
-class StandingWorkflows(Message):
+class SingletonWorkflows(Message):
     """Ids of the workflows that run for ever and had to be started."""
 
     started: tuple[str, ...] = ()
@@ -76,12 +76,12 @@ class HousekeepingActivities:
     """Each batch is one transaction; safe to run twice, at once, and to be stopped half-way."""
 
     def __init__(
-        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_standing: EnsureStanding
+        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_singletons: EnsureStanding
     ) -> None:
         self._database = database
         self._chain_id = chain_id
         self._resume = resume
-        self._ensure_standing = ensure_standing
+        self._ensure_singletons = ensure_singletons
 
     @activity.defn(name="expire_intents")
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
@@ -95,7 +95,7 @@ class HousekeepingActivities:
                 batch = await housekeeping.expire_intents(connection, due_at, limit=wanted.batch_size)
             for purpose, count in batch.items():
                 INTENTS_EXPIRED.inc(count)
-                ENDINGS.labels(purpose.value, AttemptStatus.FAILED.value, ErrorCode.INTENT_EXPIRED.value).inc(count)
+                OUTCOMES.labels(purpose.value, AttemptStatus.FAILED.value, ErrorCode.INTENT_EXPIRED.value).inc(count)
                 expired[purpose.value] += count
             activity.heartbeat()
             if sum(batch.values()) < wanted.batch_size:
@@ -123,7 +123,7 @@ class HousekeepingActivities:
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
         """Give a workflow to every payment that should have one and has none."""
         before, since = wanted.submitted_before, wanted.credited_since
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             if wanted.waiting_seconds is not None and wanted.look_back_seconds is not None:
                 now = await read_clock(connection.connection)
                 before = now - timedelta(seconds=wanted.waiting_seconds)
@@ -135,7 +135,7 @@ class HousekeepingActivities:
         picked_up: Counter[str] = Counter()
         asking = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
 
-        async def pick_up(payment: UnfinishedPayment) -> None:
+        async def resume_payment(payment: UnfinishedPayment) -> None:
             async with asking:
                 try:
                     resumed = await self._resume(payment)
@@ -153,15 +153,15 @@ class HousekeepingActivities:
         try:
             async with asyncio.TaskGroup() as group:
                 for payment in [*waiting, *without_bonus]:
-                    group.create_task(pick_up(payment))
+                    group.create_task(resume_payment(payment))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         return Done(counts=dict(picked_up))
 
     @activity.defn(name="ensure_standing_workflows")
-    async def ensure_standing_workflows(self) -> StandingWorkflows:
+    async def ensure_standing_workflows(self) -> SingletonWorkflows:
         """Start what runs for ever and does not run: nobody else looks again."""
-        started = await self._ensure_standing()
+        started = await self._ensure_singletons()
         for workflow_id in started:
             log.warning("standing workflow started: it did not run", started_workflow_id=workflow_id)
-        return StandingWorkflows(started=tuple(started))
+        return SingletonWorkflows(started=tuple(started))

@@ -102,16 +102,16 @@ class Reconciliation:
         *,
         chain_id: int,
         block_time: timedelta,
-        pick_up: PickUp,
-        carry: Carry,
+        resume_payment: PickUp,
+        start_resolution: Carry,
         dust_below_raw: int = 0,
     ) -> None:
         self._dust_below_raw = dust_below_raw
         self._database = database
         self._chain_id = chain_id
         self._block_time = block_time
-        self._pick_up = pick_up
-        self._carry = carry
+        self._pick_up = resume_payment
+        self._carry = start_resolution
 
     async def default_period(self, length: timedelta = DAY, *, whole_hours: bool) -> tuple[datetime, datetime]:
         """The last day, or since the last reconciliation where that is longer ago.
@@ -157,7 +157,7 @@ class Reconciliation:
         with _books_file(csv_file) as lines:
             await self._read(span, found, lines, on_progress)
         await self._write_down(found, on_progress)
-        started_workflows = await self._pick_up_all(found, on_progress)
+        started_workflows = await self._resume_all(found, on_progress)
         if found.left_for_next_time:
             found.differ(_cut(found.left_for_next_time))
         contradictions = found.totals.contradictions()
@@ -285,13 +285,13 @@ class Reconciliation:
         if known is None:
             return  # off the chain since
         scope, one, is_handled = known
-        around = await observed.find_surroundings(connection, scope, one)
+        around = await observed.find_match_context(connection, scope, one)
         decision = decide(self._chain_id, one, around)
         if isinstance(decision, Finding):
             await _write(connection, decision, found)
         elif isinstance(decision, Pays | Renews):
             if is_handled:
-                await observed.look_again(connection, scope, one)
+                await observed.recheck_transfer(connection, scope, one)
             found.differ(
                 Difference(
                     kind=TRANSFER_UNDECIDED,
@@ -310,7 +310,7 @@ class Reconciliation:
 
     # -- workflows
 
-    async def _pick_up_all(self, found: _Found, on_progress: Progress) -> list[str]:
+    async def _resume_all(self, found: _Found, on_progress: Progress) -> list[str]:
         """Ask after the workflows of what is not finished, and start those that are missing."""
         started: list[str] = []
         try:
@@ -318,7 +318,7 @@ class Reconciliation:
             for ids in _chunks(found.unfinished):
                 await self._ask_after(ids, found, started)
             for finding_ids in _chunks(found.unfinished_credits):
-                await self._carry_on(finding_ids, found, started)
+                await self._resume_all_resolutions(finding_ids, found, started)
         except Unavailable as error:
             found.differ(
                 Difference(
@@ -365,7 +365,7 @@ class Reconciliation:
                 found.differ(_started(self._chain_id, attempt))
                 started.append(str(attempt.attempt_id))
 
-    async def _carry_on(self, finding_ids: Sequence[UUID], found: _Found, started: list[str]) -> None:
+    async def _resume_all_resolutions(self, finding_ids: Sequence[UUID], found: _Found, started: list[str]) -> None:
         async with self._database.transaction() as connection:
             unposted = await db.list_unposted_bonuses(connection, finding_ids)
         for bonus in unposted:

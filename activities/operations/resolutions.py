@@ -57,13 +57,13 @@ class RemedyActivities:
         return taken
 
     async def _require_on_chain(self, request: RemedyRequest) -> None:
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             finding = await find_finding(connection, request.finding_id)
         require_own_chain(f"finding {finding.id}", finding.chain_id, own=self._chain.chain_id)
         if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
             # Nothing is credited any more; or what is credited belongs to a payment that was verified.
             return
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             known = await find_observed(connection, self._chain.chain_id, finding.tx_hash, finding.log_index)
         if known is None:
             raise RemedyRefused("the chain does not show the transfer as it was found: nothing was done")

@@ -9,24 +9,24 @@ from typing import Final
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities.messages import AttemptEnding, AttemptRef, CreditedPayment, PaymentToReverse, ReversedBonus
+from activities.messages import AttemptOutcomeMessage, AttemptRef, CreditedPayment, PaymentToReverse, ReversedBonus
 from activities.payments.outcome import report
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
 from db.payments import finality
 from domain.chain import require_own_chain
 from domain.errors import BookkeepingError, ChainUnavailable
-from domain.payments import finality as judging
+from domain.payments import finality as evaluation
 from domain.payments.attempt import AttemptStatus
-from domain.payments.finality import FinalityLevel, FinalityPolicy, Gone, NotFinal, next_look_delay
+from domain.payments.finality import FinalityLevel, FinalityPolicy, NotFinal, ReorgedOut, next_poll_delay
 from domain.payments.verification import SettledTransfer
 from services.payments import lifecycle as payments
-from telemetry.metrics.worker import FINALITY_LOOKS, REVERSED_BONUS_CREDITS
+from telemetry.metrics.worker import FINALITY_POLLS, REVERSED_BONUS_CREDITS
 
 NOT_FINAL_YET: Final = "NOT_FINAL_YET"
 """Type of the failure that asks Temporal to call again; its message is what operators read."""
 
-LOOK_TIMEOUT: Final = timedelta(seconds=25)
+POLL_TIMEOUT: Final = timedelta(seconds=25)
 """All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
 
 
@@ -42,19 +42,19 @@ class FinalityActivities:
         self._block_time = block_time
 
     @activity.defn(name="await_finality")
-    async def await_finality(self, payment: CreditedPayment) -> judging.Final | Gone:
+    async def await_finality(self, payment: CreditedPayment) -> evaluation.Final | ReorgedOut:
         """One look at the chain: the payment is final (which is written down), or gone, or a failure that asks again.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
         credited = await self._find(payment)
         if credited.final_level is not None:
-            return judging.Final(transfer=credited.transfer, level=credited.final_level)
+            return evaluation.Final(transfer=credited.transfer, level=credited.final_level)
         if credited.status is AttemptStatus.REVERSED:
             level = self._policy.level_for(credited.amount_usd_cents)
-            return Gone(transfer=credited.transfer, level=level, message="it was reversed before")
-        found = await self._look(payment, credited)
-        FINALITY_LOOKS.labels(outcome=found.kind).inc()
+            return ReorgedOut(transfer=credited.transfer, level=level, message="it was reversed before")
+        found = await self._poll(payment, credited)
+        FINALITY_POLLS.labels(outcome=found.kind).inc()
         if isinstance(found, NotFinal):
             if found.missing_since_head != self._missing_since():
                 # Also to forget it: what has come back and is missed again has all the time again.
@@ -64,9 +64,9 @@ class FinalityActivities:
                 found,
                 type=NOT_FINAL_YET,
                 category=ApplicationErrorCategory.BENIGN,
-                next_retry_delay=next_look_delay(found, block_time=self._block_time),
+                next_retry_delay=next_poll_delay(found, block_time=self._block_time),
             )
-        if isinstance(found, judging.Final):
+        if isinstance(found, evaluation.Final):
             async with self._database.transaction() as connection:
                 await finality.insert_finality(
                     connection, payment.attempt_id, found.transfer, found.level, outcome="final"
@@ -74,7 +74,7 @@ class FinalityActivities:
         return found
 
     @activity.defn(name="reverse_payment")
-    async def reverse_payment(self, payment: PaymentToReverse) -> AttemptEnding:
+    async def reverse_payment(self, payment: PaymentToReverse) -> AttemptOutcomeMessage:
         """Take the credits of a payment back that is gone, and mark its attempt REVERSED: one transaction."""
         async with self._database.transaction() as connection:
             ending = await payments.reverse_payment(connection, payment.attempt_id, payment.gone)
@@ -90,17 +90,19 @@ class FinalityActivities:
         return ReversedBonus(amount_credits=-entry.amount_credits if entry else 0)
 
     async def _find(self, payment: CreditedPayment) -> finality.Credited:
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             credited = await finality.find_credited(connection, payment.attempt_id)
         if credited is None:
             raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to look after")
         require_own_chain(f"attempt {payment.attempt_id}", credited.transfer.chain_id, own=self._chain.chain_id)
         return credited
 
-    async def _look(self, payment: CreditedPayment, credited: finality.Credited) -> judging.Final | NotFinal | Gone:
+    async def _poll(
+        self, payment: CreditedPayment, credited: finality.Credited
+    ) -> evaluation.Final | NotFinal | ReorgedOut:
         level = self._policy.level_for(credited.amount_usd_cents)
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
                 return await self._ask(payment, credited.transfer, level)
         except ChainUnavailable as error:
             return NotFinal(message=error.message, missing_since_head=self._missing_since())
@@ -109,35 +111,37 @@ class FinalityActivities:
 
     async def _ask(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel
-    ) -> judging.Final | NotFinal | Gone:
+    ) -> evaluation.Final | NotFinal | ReorgedOut:
         view = await self._chain.look(settled.tx_hash, block_hint=settled.block_number)
         if view.canonical is None or view.receipt is None:
-            return await self._judge_absence(payment, settled, level, view.head_number)
-        found = judging.locate(payment.terms, settled, view.receipt)
+            return await self._evaluate_absence(payment, settled, level, view.head_number)
+        found = evaluation.locate(payment.terms, settled, view.receipt)
         if found is None or view.canonical.block_hash != view.receipt.block_hash:
-            return await self._judge_absence(payment, settled, level, view.head_number)
+            return await self._evaluate_absence(payment, settled, level, view.head_number)
         try:
             final_up_to = await self._final_up_to(level, view.head_number)
         except ChainUnavailable as error:
             return NotFinal(message=f"in block {found.block_number}; {error.message}")
-        verdict = judging.judge_presence(found, level, final_up_to=final_up_to)
+        verdict = evaluation.evaluate_presence(found, level, final_up_to=final_up_to)
         if isinstance(verdict, NotFinal):
             return verdict
         # Nobody looks again after this, and one node may lie: all the others are asked.
         agreed = await self._chain.cross_check(settled.tx_hash, view)
-        found = judging.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
+        found = evaluation.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
         if found is None:
             return NotFinal(message="the nodes do not agree on where the payment is")
-        return judging.judge_presence(found, level, final_up_to=await self._final_up_to(level, agreed.head_number))
+        return evaluation.evaluate_presence(
+            found, level, final_up_to=await self._final_up_to(level, agreed.head_number)
+        )
 
-    async def _judge_absence(
+    async def _evaluate_absence(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel, head: int
-    ) -> NotFinal | Gone:
-        sightings = await self._chain.sightings(settled.tx_hash, settled.block_number)
-        return judging.judge_absence(
+    ) -> NotFinal | ReorgedOut:
+        inclusion_reports = await self._chain.inclusion_reports(settled.tx_hash, settled.block_number)
+        return evaluation.evaluate_absence(
             payment.terms,
             settled,
-            sightings,
+            inclusion_reports,
             level,
             endpoints=len(self._chain.labels),
             final_up_to=await self._final_up_to(level, head),

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from temporalio import activity
 
-from activities.messages import AttemptEnding, PaymentToCredit, PaymentToRefuse, RecordedSubmission, Submission
+from activities.messages import AttemptOutcomeMessage, PaymentToCredit, PaymentToRefuse, RecordedSubmission, Submission
 from activities.payments.outcome import report
 from db.engine import SettlementDatabase
 from domain.payments.attempt import AttemptStatus
@@ -48,7 +48,7 @@ class PayerActivities:
         )
 
     @activity.defn(name="credit_buyer")
-    async def credit_buyer(self, payment: PaymentToCredit) -> AttemptEnding:
+    async def credit_buyer(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
         """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
         async with self._database.transaction(payment.owner_user_id) as connection:
             ending = await payments.credit_buyer(
@@ -57,7 +57,7 @@ class PayerActivities:
         return report(ending, confirmed_at=payment.confirmed_at)
 
     @activity.defn(name="end_without_credits")
-    async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptEnding:
+    async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptOutcomeMessage:
         """REJECTED or FAILED, with its code."""
         async with self._database.transaction(payment.owner_user_id) as connection:
             ending = await payments.refuse(connection, payment.attempt_id, payment.refused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from temporalio import activity
 
-from activities.messages import AttemptEnding, BonusToMint, MintedBonus, PaymentToCredit
+from activities.messages import AttemptOutcomeMessage, BonusToMint, MintedBonus, PaymentToCredit
 from activities.payments.outcome import report
 from db.engine import ServiceDatabase
 from services.payments import lifecycle as payments
@@ -20,14 +20,14 @@ class SystemTenantActivities:
     @activity.defn(name="mint_bonus")
     async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
         """The system tenant's share of a credited purchase, minted on top."""
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             entry = await payments.mint_revenue_share(connection, bonus.attempt_id)
         if entry is not None and entry.posted:
             BONUS_CREDITS.inc(entry.amount_credits)
         return MintedBonus(amount_credits=entry.amount_credits if entry else 0)
 
     @activity.defn(name="credit_donation")
-    async def credit_donation(self, payment: PaymentToCredit) -> AttemptEnding:
+    async def credit_donation(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
         """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
         async with self._database.transaction() as connection:
             ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)

@@ -25,20 +25,20 @@ from domain.payments.verification import (
     CreditedTransfer,
     PaymentTerms,
     Refused,
-    Verdict,
+    VerificationResult,
     Verified,
     Waiting,
     WaitReason,
     credited_log_indexes,
-    judge,
-    next_look_delay,
+    evaluate,
+    next_poll_delay,
 )
-from telemetry.metrics.worker import LOOKS
+from telemetry.metrics.worker import POLLS
 
 STILL_WAITING: Final = "STILL_WAITING"
 """Type of the failure that asks Temporal to call again; its message and detail are what operators read."""
 
-LOOK_TIMEOUT: Final = timedelta(seconds=25)
+POLL_TIMEOUT: Final = timedelta(seconds=25)
 """All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
 
 
@@ -79,11 +79,11 @@ class VerificationActivities:
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
         attempt, credited = await self._find(payment)
-        verdict = await self._look(payment, attempt, credited)
+        verdict = await self._poll(payment, attempt, credited)
         if not isinstance(verdict, Waiting):
-            LOOKS.labels(outcome=verdict.kind).inc()
+            POLLS.labels(outcome=verdict.kind).inc()
             return _about(attempt.tx_hash, verdict)
-        LOOKS.labels(outcome=verdict.reason.value).inc()
+        POLLS.labels(outcome=verdict.reason.value).inc()
         if payment.is_last_look and self._is_over(verdict, attempt):
             return Refused(
                 status=AttemptStatus.FAILED,
@@ -113,7 +113,7 @@ class VerificationActivities:
         return attempt.now >= attempt.submitted_at + self._verification_timeout + grace
 
     def _delay(self, waiting: Waiting, attempt: attempts.UnderVerification) -> timedelta:
-        return next_look_delay(
+        return next_poll_delay(
             waiting,
             waited=attempt.now - attempt.submitted_at,
             remaining=attempt.submitted_at + self._verification_timeout - attempt.now,
@@ -123,7 +123,7 @@ class VerificationActivities:
     async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
         """What the attempt waits for, and which transfers of that transaction an operator has credited."""
         await self._note_settings(payment.terms)
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
             if attempt is None:
                 raise AttemptNotFound(payment.attempt_id)
@@ -142,11 +142,11 @@ class VerificationActivities:
             if await observed.note_from_block(connection, scope, self._from_block):
                 self._noted_scopes.add(scope)
 
-    async def _look(
+    async def _poll(
         self, payment: PaymentToVerify, attempt: attempts.UnderVerification, credited: Collection[CreditedTransfer]
-    ) -> Verdict:
-        def verdict_on(view: ChainView) -> Verdict:
-            return judge(
+    ) -> VerificationResult:
+        def verdict_on(view: ChainView) -> VerificationResult:
+            return evaluate(
                 payment.terms,
                 attempt.tx_hash,
                 view,
@@ -158,7 +158,7 @@ class VerificationActivities:
 
         is_judged = False
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
                 view = await self._chain.look(
                     attempt.tx_hash, block_hint=_block_seen_before(), ask_all=payment.is_last_look
                 )
@@ -193,7 +193,7 @@ class VerificationActivities:
         """Whether money that went where the intent says came in: the intent alone is the word of who wrote it."""
         terms, own = payment.terms, self._own_destination
         promised = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             if own is not None and not self._is_own_noted:
                 await destinations.note_destination(connection, own)
                 self._is_own_noted = True
@@ -204,7 +204,7 @@ class VerificationActivities:
         assert view.receipt is not None, "a final verdict is about a receipt"
         await self._preconditions.require(payment.terms.token, at_block=view.receipt.block_number)
 
-    def _with_time(self, verdict: Verdict, view: ChainView) -> Verdict:
+    def _with_time(self, verdict: VerificationResult, view: ChainView) -> VerificationResult:
         """With the time at which the last confirmation was mined: blocks come evenly, and no look fetches that one."""
         mined_at = view.canonical.mined_at if view.canonical else None
         if not isinstance(verdict, Verified) or mined_at is None:

@@ -22,8 +22,8 @@ from domain.chain import TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises
-from services.transfers.block_scanner import ChainScan, Step
-from services.transfers.matcher import TransferDesk
+from services.transfers.block_scanner import BlockScanner, Step
+from services.transfers.matcher import TransferMatcher
 
 log = structlog.get_logger(__name__)
 
@@ -50,8 +50,8 @@ PROMISES_EVERY_SECONDS: Final = 10.0
 class ScopeWatch:
     """What reads one scope, and what decides about its transfers."""
 
-    scan: ChainScan
-    desk: TransferDesk
+    scan: BlockScanner
+    matcher: TransferMatcher
 
 
 OpenScope = Callable[[TransferScope, Promise | None], ScopeWatch]
@@ -70,7 +70,7 @@ class ScopeWatches:
 
     async def read(self) -> dict[TransferScope, ScopeWatch]:
         """Those to be followed now, that of the settings first. Raises `DatabaseUnavailable`."""
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             promises = await list_promises(connection, self.current.chain_id)
         wanted = {promise.scope: promise for promise in old_promises(self.current, promises)}
         for scope in [scope for scope in self._open if scope != self.current and scope not in wanted]:
@@ -190,18 +190,18 @@ class Followers:
             del self._followers[scope], self._goes_on_at[scope]
         for scope, watch in scopes.items():
             if scope not in self._followers:
-                self._followers[scope] = _Follower(watch.scan, watch.desk, self._poll_seconds)
+                self._followers[scope] = _Follower(watch.scan, watch.matcher, self._poll_seconds)
                 self._goes_on_at[scope] = self._clock()
 
 
 class _Follower:
     """One run of following one scope: a step, and what to say about it."""
 
-    def __init__(self, scan: ChainScan, desk: TransferDesk, poll_seconds: float) -> None:
+    def __init__(self, scan: BlockScanner, matcher: TransferMatcher, poll_seconds: float) -> None:
         self.words = "begins"
         self.block_number: int | None = None
         self._scan = scan
-        self._desk = desk
+        self._matcher = matcher
         self._poll_seconds = poll_seconds
         self._patience_seconds = PATIENCE_SECONDS_MIN
         self._waits_for: str | None = None
@@ -213,7 +213,7 @@ class _Follower:
         try:
             step = await self._scan.advance()
             self._tell(step)
-            await self._desk.act(step.cursor.head_number)
+            await self._matcher.act(step.cursor.head_number)
             if step.is_at_head and self.block_number is not None:
                 await self._scan.read_due_gap()
             if self._is_noted is not False:

@@ -239,7 +239,7 @@ def _allow_head(headers: MutableHeaders) -> None:
         headers["Allow"] = ", ".join([*allowed, "HEAD"])
 
 
-class AnswerInTime:
+class ResponseTimeout:
     """Bounds how long an answer may take to begin, whatever the handler does when it is cancelled.
 
     It is answered beside the handler, whose later words are dropped. The handler may clean up for as long as that
@@ -286,7 +286,7 @@ class AnswerInTime:
                 await answering
 
 
-class Limits:
+class RequestLimits:
     """Bounds how large a body may say that it is, and how long it may take.
 
     A body that grows larger than it said, or did not say, is stopped where it is read (`max_body_size` of the app).

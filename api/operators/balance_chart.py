@@ -52,7 +52,7 @@ class TimeLabel:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """An interval in which the balance does not change, by percent: what a pointer over it is told."""
 
     x: str
@@ -62,14 +62,14 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Chart:
     """Everything that is drawn. `area` is empty where the lowest level is not zero: it would mislead."""
 
     curve: str
     area: str
     levels: list[Level]
     times: list[TimeLabel]
-    stretches: list[Stretch]
+    segments: list[Segment]
     end_x: str
     end_y: int
     lowest_credits: int
@@ -89,7 +89,7 @@ def draw(
     end: datetime,
     now: datetime,
     label_every: timedelta,
-) -> Picture:
+) -> Chart:
     """The picture of a balance that was `opening_credits` at `start` and, from each step's time on, what it says.
 
     The curve ends at `now`, the axis at `end`; times are labelled at whole multiples of `label_every`.
@@ -111,12 +111,12 @@ def draw(
     for at, value in steps:
         path += f"H{x_of(at)}V{y_of(value)}"
     path += f"H{max(last, x_of(points[-1][0]))}"
-    return Picture(
+    return Chart(
         curve=path,
         area=f"{path}V{y_of(0)}H0Z" if low == 0 else "",
         levels=[Level(y_of(level), in_short(level, levels[-1])) for level in levels],
         times=_times(start, end, label_every),
-        stretches=_stretches(points, min(now, end), x_of),
+        segments=_segments(points, min(now, end), x_of),
         end_x=_percent(max(last, x_of(points[-1][0]))),
         end_y=y_of(values[-1]),
         lowest_credits=lowest,
@@ -153,10 +153,10 @@ def _times(start: datetime, end: datetime, every: timedelta) -> list[TimeLabel]:
     return found
 
 
-def _stretches(points: Sequence[tuple[datetime, int]], end: datetime, x_of: Callable[[datetime], int]) -> list[Stretch]:
+def _segments(points: Sequence[tuple[datetime, int]], end: datetime, x_of: Callable[[datetime], int]) -> list[Segment]:
     ends = [at for at, _ in points[1:]] + [end]
     return [
-        Stretch(_percent(x_of(at)), _percent(x_of(until) - x_of(at)), at, value)
+        Segment(_percent(x_of(at)), _percent(x_of(until) - x_of(at)), at, value)
         for (at, value), until in zip(points, ends, strict=True)
         if until > at
     ]

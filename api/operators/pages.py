@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
 from api.http.problems import kind_of
-from api.operators.balance_chart import Picture, draw
+from api.operators.balance_chart import Chart, draw
 from api.pages import credits as pages
 from db.clock import estimated_now
 from db.engine import OperatorDatabase
@@ -65,7 +65,7 @@ PERIODS: Final = (
 USUAL_PERIOD: Final = PERIODS[1]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-REASONS_IN_WORDS: Final[Mapping[str, str]] = {
+REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "purchase",
     Reason.PLATFORM_REVENUE_SHARE: "bonus",
     Reason.SYSTEM_DONATION: "donation",
@@ -265,7 +265,7 @@ class BalanceView:
 
     account: str
     history: BalanceHistory
-    picture: Picture
+    chart: Chart
     now: datetime
 
 
@@ -283,7 +283,7 @@ async def _balance(services: Services, period: Period) -> BalanceView | None:
     except Unavailable as error:
         log.warning("balance cannot be shown", code=error.code, reason=error.message)
         return None
-    picture = draw(
+    chart = draw(
         history.opening_credits,
         [(step.at, step.balance_credits) for step in history.steps],
         start=start,
@@ -291,7 +291,7 @@ async def _balance(services: Services, period: Period) -> BalanceView | None:
         now=now,
         label_every=period.label_every,
     )
-    return BalanceView(SYSTEM_TENANT_ACCOUNT_ID, history, picture, now)
+    return BalanceView(SYSTEM_TENANT_ACCOUNT_ID, history, chart, now)
 
 
 # -- one attempt
@@ -359,12 +359,12 @@ def in_json(value: object) -> str:
     return value if isinstance(value, str) and value.isascii() and value.isprintable() else json.dumps(value)
 
 
-def reason_in_words(reason: str) -> str:
+def reason_label(reason: str) -> str:
     """Why credits changed, in one word; a reason that has none yet as it is."""
-    return REASONS_IN_WORDS.get(reason, reason)
+    return REASON_LABELS.get(reason, reason)
 
 
-def purpose_in_words(purpose: str) -> str:
+def purpose_label(purpose: str) -> str:
     """What was paid for, in one word."""
     return PURPOSES_IN_WORDS.get(purpose, purpose)
 
@@ -393,8 +393,8 @@ templates.env.filters |= {
     "minutes": utc_minutes,
     "usdc": in_usdc,
     "value": in_json,
-    "reason": reason_in_words,
-    "purpose": purpose_in_words,
+    "reason": reason_label,
+    "purpose": purpose_label,
     "style": status_in_style,
 }
 # Its address changes with the file, as those of the other pages' files do.

@@ -57,7 +57,7 @@ PAGE_SECONDS_MAX: Final = 15.0
 RETRY_AFTER_SECONDS: Final = "5"
 FOR_EVER: Final = "public, max-age=31536000, immutable"
 
-REASONS_IN_WORDS: Final[Mapping[str, str]] = {
+REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "Credits bought",
     Reason.PLATFORM_REVENUE_SHARE: "Share of a purchase",
     Reason.SYSTEM_DONATION: "Donation received",
@@ -71,7 +71,7 @@ REVERSED_IN_WORDS: Final = (
 )
 
 
-class PersonRoute(APIRoute):
+class HtmlRoute(APIRoute):
     """A route that a person reads: what does not answer now is said as a page, not as a problem document."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -106,7 +106,7 @@ class FingerprintedFiles(StaticFiles):
         return response
 
 
-router = APIRouter(route_class=PersonRoute, include_in_schema=False)
+router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 
 
 def install(app: FastAPI) -> None:
@@ -251,7 +251,7 @@ def signed(number: int) -> str:
 
 def in_words(reason: str) -> str:
     """Why credits changed."""
-    return REASONS_IN_WORDS.get(reason) or reason.replace("_", " ").capitalize()
+    return REASON_LABELS.get(reason) or reason.replace("_", " ").capitalize()
 
 
 def shortened(text: str) -> str:

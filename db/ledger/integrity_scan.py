@@ -337,7 +337,7 @@ class _Verified:
             self.found.append(Violation(check_name, WHOLE_LEDGER, words.format(value=value)))
 
 
-async def note_marks(connection: ServiceConnection) -> None:
+async def record_watermarks(connection: ServiceConnection) -> None:
     """Begin a run: note how far the rows go now, so that its steps may find that far to be safe."""
     await _open(connection)
 

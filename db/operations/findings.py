@@ -328,13 +328,13 @@ async def list_findings_of_attempt(connection: ReadAllConnection, attempt_id: UU
     return [_stored(row) for row in await connection.connection.execute(_OF_ATTEMPT, {"attempt_id": attempt_id})]
 
 
-async def list_to_announce(connection: ReadAllConnection, *, limit: int, skip: int = 0) -> list[StoredFinding]:
+async def list_unpublished(connection: ReadAllConnection, *, limit: int, skip: int = 0) -> list[StoredFinding]:
     """Findings that the outside has not been told of since they were opened (again), what is worth most first."""
     rows = await connection.connection.execute(_TO_ANNOUNCE, {"limit": limit, "skip": skip})
     return [_stored(row) for row in rows]
 
 
-async def mark_announced(connection: ServiceConnection, *told: StoredFinding) -> None:
+async def mark_published(connection: ServiceConnection, *told: StoredFinding) -> None:
     """The outside has been told, except of those that were opened again meanwhile."""
     values = {"ids": [finding.id for finding in told], "times_opened": [finding.times_opened for finding in told]}
     await connection.connection.execute(_ANNOUNCED, values)
@@ -365,7 +365,7 @@ async def close_settled_findings(connection: ServiceConnection, chain_id: int) -
     return settled.rowcount + mended.rowcount
 
 
-async def look_at_claims_again(connection: ServiceConnection, chain_id: int) -> int:
+async def recheck_claims(connection: ServiceConnection, chain_id: int) -> int:
     """Have the watcher decide anew about open findings whose transaction an attempt has ended with since; how many."""
     return (await connection.connection.execute(_LOOK_AT_CLAIMS_AGAIN, {"chain_id": chain_id})).rowcount
 

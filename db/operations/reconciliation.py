@@ -525,7 +525,7 @@ def _observed(values: dict[str, Any]) -> Observed:
         from_address=values["from"],
         value_raw=values["value"],
         in_period=values["in"],
-        is_ripe=values["ripe"],
+        is_past_grace_period=values["ripe"],
         finding=_finding(values["finding"]),
         is_income=values["income"],
         is_too_old=values["old"],

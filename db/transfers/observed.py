@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, Row, bindparam, text
 from db.engine import ReadAllConnection, ServiceConnection
 from domain.chain import MinedBlock, Transfer, TransferScope
 from domain.transfers.income import NonPayer, non_payer
-from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, PaidTransfer, Surroundings, renewal_id
+from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, PaidTransfer, renewal_id
 
 WATCHED_BLOCKS_MAX: Final = 1_024
 """Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
@@ -464,7 +464,7 @@ async def find_observed(
     return TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address), _transfer(row)
 
 
-async def disown_transfers(
+async def invalidate_transfers(
     connection: ServiceConnection, scope: TransferScope, tx_hash: str, log_indexes: Collection[int]
 ) -> int:
     """Logs of a transaction that it does not have, as all nodes together say; how many were written down."""
@@ -493,7 +493,7 @@ async def page_unhandled(
     return [_transfer(row) for row in await connection.connection.execute(_UNHANDLED, values)]
 
 
-async def find_surroundings(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> Surroundings:
+async def find_match_context(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> MatchContext:
     """What is known about a transfer's sender and transaction."""
     values: Mapping[str, Any] = {
         **_of(scope),
@@ -515,7 +515,7 @@ async def find_surroundings(connection: ReadAllConnection, scope: TransferScope,
     siblings = [_transfer(row) for row in await execute(_ALIKE, values)] if paid else []
     account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
     rule = (await execute(_RULE, values)).one()
-    return Surroundings(
+    return MatchContext(
         candidates=tuple(candidates),
         paid=tuple(paid),
         siblings=tuple(siblings),
@@ -562,7 +562,7 @@ _LOOK_AGAIN: Final = text(
 )
 
 
-async def look_again(connection: ServiceConnection, scope: TransferScope, transfer: Transfer) -> None:
+async def recheck_transfer(connection: ServiceConnection, scope: TransferScope, transfer: Transfer) -> None:
     """Nobody has decided about the transfer: the watcher does, anew."""
     values = {
         "chain_id": scope.chain_id,

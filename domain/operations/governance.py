@@ -70,7 +70,7 @@ class Heartbeat(Value):
     problems: tuple[str, ...]
 
 
-def judge_heartbeat(
+def evaluate_heartbeat(
     reading: Reading,
     *,
     key: str,

@@ -127,7 +127,7 @@ class Observed:
     from_address: str
     value_raw: int
     in_period: bool
-    is_ripe: bool
+    is_past_grace_period: bool
     """Whether the watcher has had enough time to say what it is for."""
     finding: KnownFinding | None = None
     is_income: bool = True
@@ -421,7 +421,7 @@ class _Reconciler:
         self._counted.append(application)
         surplus_raw = line.unapplied_raw
         if surplus_raw > 0:
-            self._surplus(transfer, application, surplus_raw)
+            self._overpayment(transfer, application, surplus_raw)
 
     def _agreed_raw(self, application: Application) -> int:
         """What of the transfer is applied, by what was agreed: the attempt's amount, and what operators credited."""
@@ -432,7 +432,7 @@ class _Reconciler:
             return application.credit.finding_id
         return application.surplus_finding.finding_id if application.surplus_finding else None
 
-    def _surplus(self, transfer: Observed, application: Application, surplus_raw: int) -> None:
+    def _overpayment(self, transfer: Observed, application: Application, surplus_raw: int) -> None:
         self._outcome.totals.surplus_raw += surplus_raw
         self._count_unapplied(application.surplus_finding, surplus_raw)
         self._find(
@@ -482,7 +482,7 @@ class _Reconciler:
         elif self._is_dust(transfer):
             self._outcome.totals.dust_transfers += 1
             self._outcome.totals.dust_raw += transfer.value_raw
-        elif transfer.is_ripe:
+        elif transfer.is_past_grace_period:
             self._outcome.totals.open_raw += transfer.value_raw
             self._outcome.undecided.append(transfer)
         else:
@@ -492,7 +492,7 @@ class _Reconciler:
         """Too little for a finding. One that there is already, from when the floor was lower, counts as it did."""
         known = transfer.finding
         is_free = known is None or known.resolution in REOPENING_RESOLUTIONS
-        return is_free and transfer.is_ripe and transfer.value_raw < self._dust_below_raw
+        return is_free and transfer.is_past_grace_period and transfer.value_raw < self._dust_below_raw
 
     def _count_unapplied(self, known: KnownFinding | None, value_raw: int) -> None:
         totals = self._outcome.totals

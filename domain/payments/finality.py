@@ -19,7 +19,7 @@ from domain.identifiers import same_address
 from domain.payments.verification import PaymentTerms, SettledTransfer
 
 LOOK_DELAY_MIN: Constant = timedelta(milliseconds=500)
-LOOK_DELAY_MAX: Constant = timedelta(seconds=120)
+POLL_DELAY_MAX: Constant = timedelta(seconds=120)
 """Slowest rhythm of looking: on Base ten looks until a block is finalized."""
 
 
@@ -84,7 +84,7 @@ class FinalityPolicy(Value):
         return self.large_level if is_large else self.level
 
 
-class Sighting(Value):
+class InclusionReport(Value):
     """What one node that answers says about a settled transfer's transaction now."""
 
     endpoint: str
@@ -116,7 +116,7 @@ class Final(Value):
     level: FinalityLevel
 
 
-class Gone(Value):
+class ReorgedOut(Value):
     """A reorganisation took the payment, and it has not come back."""
 
     kind: Literal["gone"] = "gone"
@@ -154,7 +154,7 @@ def locate(terms: PaymentTerms, settled: SettledTransfer, receipt: Receipt) -> S
     )
 
 
-def judge_presence(found: SettledTransfer, level: FinalityLevel, *, final_up_to: int) -> Final | NotFinal:
+def evaluate_presence(found: SettledTransfer, level: FinalityLevel, *, final_up_to: int) -> Final | NotFinal:
     """Whether a transfer that is on the canonical chain is there for good."""
     missing_blocks = found.block_number - final_up_to
     if missing_blocks <= 0:
@@ -166,16 +166,16 @@ def judge_presence(found: SettledTransfer, level: FinalityLevel, *, final_up_to:
     )
 
 
-def judge_absence(
+def evaluate_absence(
     terms: PaymentTerms,
     settled: SettledTransfer,
-    sightings: Sequence[Sighting],
+    inclusion_reports: Sequence[InclusionReport],
     level: FinalityLevel,
     *,
     endpoints: int,
     final_up_to: int,
     missing_since_head: int | None,
-) -> Gone | NotFinal:
+) -> ReorgedOut | NotFinal:
     """Whether a transfer that a look did not find is gone for good.
 
     Nodes of another chain have nothing to say: what is absent there was never there.
@@ -184,30 +184,34 @@ def judge_absence(
     has another block at the transfer's height and the transaction in no block; that height is final; and so is the
     height at which the transfer was first missed, which gave it as long again to come back in another block.
     """
-    for sighting in sightings:
-        if sighting.chain_id != settled.chain_id:
+    for inclusion_report in inclusion_reports:
+        if inclusion_report.chain_id != settled.chain_id:
             return NotFinal(
-                message=f"{sighting.endpoint} answers for chain {sighting.chain_id}, "
+                message=f"{inclusion_report.endpoint} answers for chain {inclusion_report.chain_id}, "
                 f"the payment is on chain {settled.chain_id}",
                 missing_since_head=missing_since_head,
             )
-    head = max((sighting.head_number for sighting in sightings), default=settled.block_number)
+    head = max((inclusion_report.head_number for inclusion_report in inclusion_reports), default=settled.block_number)
     since = missing_since_head if missing_since_head is not None else head
 
     def wait(message: str, missing_blocks: int = 0) -> NotFinal:
         return NotFinal(message=message, missing_blocks=missing_blocks, missing_since_head=since)
 
-    if len(sightings) * 2 <= endpoints:
-        return wait(f"not on the canonical chain, as far as {len(sightings)} of {endpoints} nodes say")
-    for sighting in sightings:
-        there = locate(terms, settled, sighting.receipt) if sighting.receipt is not None else None
+    if len(inclusion_reports) * 2 <= endpoints:
+        return wait(f"not on the canonical chain, as far as {len(inclusion_reports)} of {endpoints} nodes say")
+    for inclusion_report in inclusion_reports:
+        there = locate(terms, settled, inclusion_report.receipt) if inclusion_report.receipt is not None else None
         if there is not None:
-            return NotFinal(message=f"{sighting.endpoint} has it in block {there.block_number}, not every node has")
-        if sighting.block_at_height is None:
-            return wait(f"{sighting.endpoint} has no block {settled.block_number} yet")
-        if sighting.block_at_height == settled.block_hash:
+            return NotFinal(
+                message=f"{inclusion_report.endpoint} has it in block {there.block_number}, not every node has"
+            )
+        if inclusion_report.block_at_height is None:
+            return wait(f"{inclusion_report.endpoint} has no block {settled.block_number} yet")
+        if inclusion_report.block_at_height == settled.block_hash:
             # A block's hash commits to its transactions: who has the block and not the payment contradicts himself.
-            return wait(f"{sighting.endpoint} has block {settled.block_number} and not the payment that is in it")
+            return wait(
+                f"{inclusion_report.endpoint} has block {settled.block_number} and not the payment that is in it"
+            )
     missing_blocks = max(settled.block_number, since) - final_up_to
     if missing_blocks > 0:
         return wait(
@@ -215,7 +219,7 @@ def judge_absence(
             f"{missing_blocks} blocks to go",
             missing_blocks,
         )
-    return Gone(
+    return ReorgedOut(
         transfer=settled,
         level=level,
         message=(
@@ -225,6 +229,6 @@ def judge_absence(
     )
 
 
-def next_look_delay(waiting: NotFinal, *, block_time: timedelta) -> timedelta:
+def next_poll_delay(waiting: NotFinal, *, block_time: timedelta) -> timedelta:
     """How long to wait before the chain is asked again: as long as the missing blocks take, up to two minutes."""
-    return min(max(block_time * max(waiting.missing_blocks, 1), LOOK_DELAY_MIN), LOOK_DELAY_MAX)
+    return min(max(block_time * max(waiting.missing_blocks, 1), LOOK_DELAY_MIN), POLL_DELAY_MAX)

@@ -18,7 +18,7 @@ from domain.identifiers import Address, TxHash, same_address
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
 
-LOOK_DELAY_MAX: Final = timedelta(seconds=60)
+POLL_DELAY_MAX: Final = timedelta(seconds=60)
 """Slowest rhythm of looking at the chain: 1,440 looks in a day."""
 
 SHOWN_TRANSFERS_MAX: Final = 10
@@ -131,10 +131,10 @@ class Refused(Value):
     """The transaction that was judged, where a look at the chain found it wanting."""
 
 
-Verdict = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]
+VerificationResult = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]
 
 
-def judge(
+def evaluate(
     terms: PaymentTerms,
     tx_hash: str,
     view: ChainView,
@@ -306,7 +306,7 @@ def _pays_in_another_token(log: TransferLog, terms: PaymentTerms) -> bool:
     return not same_address(log.emitter, terms.token) and same_address(log.to_address, terms.treasury)
 
 
-def next_look_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta, block_time: timedelta) -> timedelta:
+def next_poll_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta, block_time: timedelta) -> timedelta:
     """How long to wait before the chain is asked again.
 
     Timed from what is still missing: confirmations take one block each; an unknown hash or a silent node is
@@ -315,8 +315,8 @@ def next_look_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta
     """
     if waiting.reason is WaitReason.CONFIRMATIONS:
         missing = waiting.confirmations_needed - waiting.confirmations
-        delay = min(max(block_time * missing, CONFIRMATION_DELAY_MIN), LOOK_DELAY_MAX)
+        delay = min(max(block_time * missing, CONFIRMATION_DELAY_MIN), POLL_DELAY_MAX)
     else:
-        delay = min(max(waited / 10, block_time), LOOK_DELAY_MAX)
+        delay = min(max(waited / 10, block_time), POLL_DELAY_MAX)
     last_look = remaining - block_time
     return min(delay, last_look) if last_look > timedelta(0) else delay

@@ -94,7 +94,7 @@ class PaidTransfer(Value):
     """Whether it is of the same token to the same treasury as the transfer that is decided about."""
 
 
-class Surroundings(Value):
+class MatchContext(Value):
     """All that is known about a transfer's sender and transaction, read at one moment."""
 
     candidates: tuple[Candidate, ...] = ()
@@ -143,35 +143,35 @@ Decision = AlreadyPaid | Undecided | Pays | Renews | NoIncome | Finding
 
 
 def decide(
-    chain_id: int, transfer: Transfer, around: Surroundings, *, refused: Collection[UUID] = frozenset()
+    chain_id: int, transfer: Transfer, context: MatchContext, *, refused: Collection[UUID] = frozenset()
 ) -> Decision:
     """What a confirmed transfer is for. Attempts in `refused` did not take it, for reasons of their own."""
-    if around.sender_kind is NonPayer.TREASURY:
-        return NoIncome(message=f"it is from {NON_PAYERS_IN_WORDS[around.sender_kind]}")
-    paid = _paid_by(transfer, around)
-    own = [candidate for candidate in around.candidates if same_address(candidate.from_address, transfer.from_address)]
+    if context.sender_kind is NonPayer.TREASURY:
+        return NoIncome(message=f"it is from {NON_PAYERS_IN_WORDS[context.sender_kind]}")
+    paid = _paid_by(transfer, context)
+    own = [candidate for candidate in context.candidates if same_address(candidate.from_address, transfer.from_address)]
     named = [candidate for candidate in own if candidate.tx_hash == transfer.tx_hash]
-    report = _Report(chain_id, transfer, around)
+    report = _Report(chain_id, transfer, context)
     if paid is not None:
         if paid.attempt_id is not None and paid.status is AttemptStatus.REVERSED:
             return report.returned(paid.attempt_id)
         return AlreadyPaid(attempt_id=paid.attempt_id)
-    if is_too_old(transfer.block_number, around.first_block):
-        return NoIncome(message=f"it was mined before block {around.first_block}, from which on payments are taken")
+    if is_too_old(transfer.block_number, context.first_block):
+        return NoIncome(message=f"it was mined before block {context.first_block}, from which on payments are taken")
     for candidate in named:
         if candidate.status is AttemptStatus.PENDING_UNVERIFIED:
             return Undecided(attempt_id=candidate.attempt_id)
         if candidate.status in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
-            if all(one.attempt_id != candidate.attempt_id for one in around.paid):
+            if all(one.attempt_id != candidate.attempt_id for one in context.paid):
                 # Somebody has removed what it was paid with: this may be it, and is nothing to credit once more.
                 return AlreadyPaid(attempt_id=candidate.attempt_id)
             # A payer's hash is good for one payment of his; the database refuses it for a second one.
             return report.beside(candidate)
-    if around.sender_kind is not None:
-        return report.of_nobody(around.sender_kind)
+    if context.sender_kind is not None:
+        return report.of_nobody(context.sender_kind)
     if (pays := _pays(transfer, own, refused)) is not None:
         return pays
-    for candidate in around.candidates:
+    for candidate in context.candidates:
         if candidate.tx_hash == transfer.tx_hash and candidate.status is AttemptStatus.PENDING_UNVERIFIED:
             # Somebody else's, to be refused in a moment; then it says who claims the transfer.
             return Undecided(attempt_id=candidate.attempt_id)
@@ -191,14 +191,14 @@ def _pays(transfer: Transfer, own: Sequence[Candidate], refused: Collection[UUID
     return None
 
 
-def _paid_by(transfer: Transfer, around: Surroundings) -> PaidTransfer | None:
+def _paid_by(transfer: Transfer, context: MatchContext) -> PaidTransfer | None:
     """What the transfer has paid: by its place in the block, or where its transaction has moved, by what it is."""
 
     def is_like(other: Transfer | PaidTransfer) -> bool:
         return other.value_raw == transfer.value_raw and same_address(other.from_address, transfer.from_address)
 
-    paid = {one.log_index: one for one in around.paid if one.in_scope and is_like(one)}
-    places = sorted(other.log_index for other in around.siblings if is_like(other))
+    paid = {one.log_index: one for one in context.paid if one.in_scope and is_like(one)}
+    places = sorted(other.log_index for other in context.siblings if is_like(other))
     moved = [paid[place] for place in sorted(paid) if place not in places]
     unpaid = [place for place in places if place not in paid]
     return (paid | dict(zip(unpaid, moved, strict=False))).get(transfer.log_index)
@@ -285,10 +285,10 @@ def _is_unpaid_intent(candidate: Candidate) -> bool:
 class _Report:
     """Findings about one transfer."""
 
-    def __init__(self, chain_id: int, transfer: Transfer, around: Surroundings) -> None:
+    def __init__(self, chain_id: int, transfer: Transfer, context: MatchContext) -> None:
         self._chain_id = chain_id
         self._transfer = transfer
-        self._around = around
+        self._around = context
 
     def returned(self, attempt_id: UUID) -> Finding:
         """Its payment was reversed, and it is on the chain again."""

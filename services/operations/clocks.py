@@ -78,7 +78,7 @@ def clock_watch(database: ServiceDatabase, chain: ChainReader, block_time: timed
     clock = ChainClock(chain, block_time)
 
     async def compare() -> None:
-        async with database.single_statement() as connection:
+        async with database.autocommit() as connection:
             host = await measure_host_offset(connection.connection)
             CLOCK_OFFSET.labels("host").set(host.total_seconds())
             try:

@@ -84,9 +84,9 @@ class DatabaseGauges:
         self._every_seconds = every_seconds
 
     @asynccontextmanager
-    async def kept_fresh(self) -> AsyncIterator[None]:
+    async def refreshing(self) -> AsyncIterator[None]:
         """Refresh while the block runs."""
-        async with kept_fresh(self.refresh, every_seconds=self._every_seconds):
+        async with refreshing(self.refresh, every_seconds=self._every_seconds):
             yield
 
     async def refresh(self) -> None:
@@ -117,7 +117,7 @@ class DatabaseGauges:
 
 
 @asynccontextmanager
-async def kept_fresh(refresh: Callable[[], Awaitable[None]], *, every_seconds: float) -> AsyncIterator[None]:
+async def refreshing(refresh: Callable[[], Awaitable[None]], *, every_seconds: float) -> AsyncIterator[None]:
     """Call `refresh` again and again while the block runs; what goes wrong in it is logged and tried again."""
 
     async def repeat() -> None:
@@ -149,9 +149,9 @@ class PreconditionGauge:
         self._chain_id = chain_id
 
     @asynccontextmanager
-    async def kept_fresh(self) -> AsyncIterator[None]:
+    async def refreshing(self) -> AsyncIterator[None]:
         """Refresh while the block runs."""
-        async with kept_fresh(self.refresh, every_seconds=LIFETIME_SECONDS / 2):
+        async with refreshing(self.refresh, every_seconds=LIFETIME_SECONDS / 2):
             yield
 
     async def refresh(self) -> None:

@@ -35,7 +35,7 @@ from domain.payments.attempt import (
     SubmissionEffect,
     decide_submission,
 )
-from domain.payments.finality import Gone
+from domain.payments.finality import ReorgedOut
 from domain.payments.verification import Refused, SettledTransfer
 from domain.transfers.matching import renewal_id
 
@@ -44,7 +44,7 @@ RENEWED_INTENT_TTL: Final = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class AttemptOutcome:
     """How an attempt stands after a step; `changed` is False where the step had already been done."""
 
     attempt: PaymentAttempt
@@ -115,7 +115,7 @@ async def submit(
     *,
     submitted_at: datetime,
     mined_at: datetime | None = None,
-) -> Ending:
+) -> AttemptOutcome:
     """Record that the payer, or the chain watcher in his stead, says `tx_hash` pays this attempt.
 
     `mined_at` is when its transfer was mined, where the watcher has seen it: before the intent's expiry it was in time.
@@ -124,7 +124,7 @@ async def submit(
     attempt = await _lock(connection, attempt_id)
     match decide_submission(attempt, tx_hash, submitted_at=submitted_at, mined_at=mined_at):
         case SubmissionEffect.NOTHING:
-            return Ending(attempt, changed=False)
+            return AttemptOutcome(attempt, changed=False)
         case SubmissionEffect.EXPIRE:
             await _refuse(
                 connection, attempt, AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED, {"submittedTxHash": tx_hash}
@@ -143,12 +143,12 @@ async def submit(
                     **({"minedAt": mined_at.isoformat()} if mined_at else {}),
                 },
             )
-    return Ending(await _reread(connection, attempt_id), changed=True)
+    return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
 
 
 async def credit_buyer(
     connection: SettlementConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
-) -> Ending:
+) -> AttemptOutcome:
     """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
 
     `revenue_share` is that of the bonus that follows: decided here, so that no later setting changes it.
@@ -157,13 +157,13 @@ async def credit_buyer(
     attempt = await _lock(connection, attempt_id)
     posting = purchase_posting(attempt)
     if attempt.is_final:
-        return Ending(attempt, changed=False)
+        return AttemptOutcome(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
     await ledger.post_own_purchase(connection, posting, _facts(transfer))
-    return Ending(await _mark_credited(connection, attempt, transfer, posting, revenue_share), changed=True)
+    return AttemptOutcome(await _mark_credited(connection, attempt, transfer, posting, revenue_share), changed=True)
 
 
-async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> Ending:
+async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> AttemptOutcome:
     """A donation: the system tenant gets all of it, in the one transaction that ends the donor's attempt.
 
     Raises `TransferAlreadySettled` when the transfer has paid another attempt.
@@ -171,12 +171,12 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
     attempt = await _lock(connection, attempt_id)
     posting = donation_posting(attempt)
     if attempt.is_final:
-        return Ending(attempt, changed=False)
+        return AttemptOutcome(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
     credited = await _mark_credited(connection, attempt, transfer, posting, revenue_share=None)
     # Last, because the system tenant's row stays locked from here to the commit and everybody needs it.
     await ledger.post(connection, posting, _facts(transfer))
-    return Ending(credited, changed=True)
+    return AttemptOutcome(credited, changed=True)
 
 
 async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
@@ -196,7 +196,7 @@ async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) ->
     return await ledger.post_bonus(connection, attempt_id, posting, details)
 
 
-async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone: Gone) -> Ending:
+async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone: ReorgedOut) -> AttemptOutcome:
     """Take back what a payment brought that the chain has taken back: entry, REVERSED, event and finding, or nothing.
 
     Of a purchase the buyer's credit (`reverse_bonus` comes after it), of a donation the system tenant's. The balance
@@ -204,7 +204,7 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
     """
     attempt = await _lock(connection, attempt_id)
     if attempt.status is AttemptStatus.REVERSED:
-        return Ending(attempt, changed=False)
+        return AttemptOutcome(attempt, changed=False)
     if attempt.status is not AttemptStatus.CREDITED:
         raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a credited one can be reversed")
     if not await finality.insert_finality(connection, attempt_id, gone.transfer, gone.level, outcome="reversed"):
@@ -236,7 +236,7 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
     )
     # Last, because of a donation the system tenant's row stays locked from here to the commit.
     await ledger.post(connection, reversal, _facts(gone.transfer))
-    return Ending(await _reread(connection, attempt_id), changed=True)
+    return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
 
 
 async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
@@ -257,13 +257,13 @@ async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledg
     return None
 
 
-async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> Ending:
+async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> AttemptOutcome:
     """The attempt ends without credits, unless its hash was replaced since the chain was asked about it."""
     attempt = await _lock(connection, attempt_id)
     if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:
-        return Ending(attempt, changed=False)
+        return AttemptOutcome(attempt, changed=False)
     await _refuse(connection, attempt, refused.status, refused.error_code, {"message": refused.message})
-    return Ending(await _reread(connection, attempt_id), changed=True)
+    return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
 
 
 async def _mark_credited(

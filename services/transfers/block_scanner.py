@@ -14,7 +14,7 @@ import structlog
 from chain.history import HistoryPruned
 from chain.reader import ChainReader, EndpointsFailed
 from db.engine import ServiceDatabase
-from db.operations.findings import close_settled_findings, look_at_claims_again
+from db.operations.findings import close_settled_findings, recheck_claims
 from db.transfers import gaps, observed
 from db.transfers.observed import Cursor
 from domain.chain import MinedBlock, Transfer, TransferRange, TransferScope
@@ -61,7 +61,7 @@ class Step:
     """There is nothing to read before the next block."""
 
 
-class ChainScan:
+class BlockScanner:
     """Follows one chain for one treasury. Several at once do not spoil anything: the cursor takes turns."""
 
     def __init__(
@@ -131,7 +131,7 @@ class ChainScan:
 
     async def note_waiting(self, waits_for: str | None) -> None:
         """Write down what keeps this scope from being followed; None when it goes on. Raises `DatabaseUnavailable`."""
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             await observed.note_waiting(connection, self.scope, waits_for)
 
     async def read_due_gap(self) -> int:
@@ -139,7 +139,7 @@ class ChainScan:
 
         Raises `DatabaseUnavailable`.
         """
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             gap = await gaps.find_due_gap(connection, self.scope, every=GAP_EVERY)
         if gap is None:
             return 0
@@ -166,7 +166,7 @@ class ChainScan:
         until = self._clock() + seconds_max
         begin = first
         while begin <= last and self._clock() < until:
-            async with self._database.single_statement() as connection:
+            async with self._database.autocommit() as connection:
                 cursor = await observed.find_cursor(connection, self.scope)
             if cursor is None or cursor.block_number < last:
                 raise ChainUnavailable(f"block {last} has not been come to yet")
@@ -186,7 +186,7 @@ class ChainScan:
 
     async def count_recorded(self, first: int, last: int) -> int:
         """How many transfers in these blocks are on record. Raises `DatabaseUnavailable`."""
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             return len(await observed.list_observed(connection, self.scope, first=first, last=last))
 
     async def rescan(self, blocks: int) -> RescanReport:
@@ -195,7 +195,7 @@ class ChainScan:
         What one of them shows and the database has not is added; transfers of blocks that are not canonical are taken
         out. Raises `ChainUnavailable` and `DatabaseUnavailable`.
         """
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             cursor = await observed.find_cursor(connection, self.scope)
         if cursor is None or cursor.block_hash is None:
             return RescanReport()
@@ -218,11 +218,11 @@ class ChainScan:
             added = await observed.record_transfers(connection, self.scope, agreed)
             for dispute in settled:
                 added += await observed.record_transfers(connection, self.scope, dispute.there, corrects=True)
-                orphaned += await observed.disown_transfers(
+                orphaned += await observed.invalidate_transfers(
                     connection, self.scope, dispute.tx_hash, dispute.invented_log_indexes
                 )
             closed = await close_settled_findings(connection, self.scope.chain_id)
-            await look_at_claims_again(connection, self.scope.chain_id)
+            await recheck_claims(connection, self.scope.chain_id)
         OBSERVED_TRANSFERS.inc(added)
         return RescanReport(
             first=first,
@@ -239,7 +239,7 @@ class ChainScan:
     # Following -------------------------------------------------------------------------------------------------------
 
     async def _cursor(self, head: int) -> Cursor:
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             cursor = await observed.find_cursor(connection, self.scope)
             if cursor is None:
                 begin = self._from_block if self._from_block is not None else max(head - self._look_back_blocks, 0)
@@ -384,7 +384,7 @@ class ChainScan:
         self._refusals.note(cursor.block_number, self._clock())
         if not self._refusals.has_lasted(PATIENCE_PRUNED, self._clock()):
             raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which it is far beyond")
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
         anchor: Cursor | None = None
         for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
@@ -446,7 +446,7 @@ class ChainScan:
         """Where the cursor belongs; None where nothing that was watched up to the chain's head has been replaced."""
         if cursor.block_hash is None:
             return None
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             watched = await observed.list_watched(connection, self.scope, up_to=min(head, cursor.block_number))
         replaced = False
         for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
@@ -469,7 +469,7 @@ class ChainScan:
 
         Who is asked must have the block that is `known` to be canonical: one on another branch would say so of all.
         """
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             held = await observed.list_blocks_with_transfers(connection, self.scope, above=above)
         held = [(number, block_hash) for number, block_hash in held if number <= cursor.block_number]
         if not held:
@@ -504,7 +504,7 @@ class ChainScan:
 
         At most `DISPUTES_MAX`: whoever lies about more is asked about the rest the next time.
         """
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             recorded = await observed.list_observed(connection, self.scope, first=first, last=cursor.block_number)
         said: dict[str, list[frozenset[Transfer]]] = {}
         for transfers in [*shown, recorded]:

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from db.engine import ServiceConnection, ServiceDatabase
-from db.operations.findings import list_to_announce, mark_announced, open_finding
+from db.operations.findings import list_unpublished, mark_published, open_finding
 from db.transfers import observed
 from domain.chain import Transfer, TransferScope
 from domain.errors import HashInUse, Refusal, SettleError, Unavailable
@@ -65,7 +65,7 @@ class _Paid:
     """The attempt's own, or that of one made in its place."""
 
 
-class TransferDesk:
+class TransferMatcher:
     """Decides about transfers, one after the other. Two desks at once decide the same and do it once."""
 
     def __init__(
@@ -93,7 +93,7 @@ class TransferDesk:
         Before it is confirmed a transfer is the payer's own to submit. Raises `Unavailable` where the database or
         Temporal is gone; what was not decided then is decided next time.
         """
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             await observed.settle_unhandled(connection, self._scope)
         after = (-1, -1)
         until = time.monotonic() + ACT_SECONDS_MAX
@@ -105,7 +105,7 @@ class TransferDesk:
         await self._announce()
 
     async def _page(self, up_to_block: int, after: tuple[int, int]) -> list[Transfer]:
-        async with self._database.single_statement() as connection:
+        async with self._database.autocommit() as connection:
             return await observed.page_unhandled(
                 connection, self._scope, up_to_block=up_to_block, after=after, limit=PAGE
             )
@@ -141,7 +141,7 @@ class TransferDesk:
     async def _decide(self, transfer: Transfer) -> None:
         refused: set[UUID] = set()
         while (paid := await self._write_decision(transfer, refused)) is not None:
-            if await self._hand_in(transfer, paid):
+            if await self._submit_for(transfer, paid):
                 return
             refused.add(paid.attempt.attempt_id)
 
@@ -149,8 +149,8 @@ class TransferDesk:
         """Decide and write it down, in one transaction; or what the transfer is to be submitted for."""
         try:
             async with self._database.transaction() as connection:
-                around = await observed.find_surroundings(connection, self._scope, transfer)
-                match decide(self._scope.chain_id, transfer, around, refused=frozenset(refused)):
+                context = await observed.find_match_context(connection, self._scope, transfer)
+                match decide(self._scope.chain_id, transfer, context, refused=frozenset(refused)):
                     case AlreadyPaid(attempt_id=attempt_id):
                         await observed.mark_handled(connection, self._scope, transfer, attempt_id)
                     case Undecided():
@@ -178,7 +178,7 @@ class TransferDesk:
         if await open_finding(connection, finding):
             FINDINGS_OPENED.labels(finding.kind.value).inc()
 
-    async def _hand_in(self, transfer: Transfer, paid: _Paid) -> bool:
+    async def _submit_for(self, transfer: Transfer, paid: _Paid) -> bool:
         """Submit as the payer would have; False where this attempt does not take the transaction.
 
         What comes of it is seen next time: an attempt that waits for a transaction decides about its transfers.
@@ -218,8 +218,8 @@ class TransferDesk:
         """
         if time.monotonic() < self._announces_from:
             return
-        async with self._database.single_statement() as connection:
-            findings = await list_to_announce(connection, limit=ANNOUNCE_MAX)
+        async with self._database.autocommit() as connection:
+            findings = await list_unpublished(connection, limit=ANNOUNCE_MAX)
         until = time.monotonic() + ANNOUNCE_SECONDS_MAX
         for finding in findings:
             try:
@@ -231,8 +231,8 @@ class TransferDesk:
                 log.warning("finding not announced yet", finding=finding.key, error=words, exc_info=not known)
                 self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
                 return
-            async with self._database.single_statement() as connection:
-                await mark_announced(connection, finding)
+            async with self._database.autocommit() as connection:
+                await mark_published(connection, finding)
             if time.monotonic() > until:
                 return
         if len(findings) == ANNOUNCE_MAX:
@@ -240,8 +240,8 @@ class TransferDesk:
 
     async def _announce_together(self) -> None:
         """One event for all that were too many to be told one by one; the same again is the same event."""
-        async with self._database.single_statement() as connection:
-            findings = await list_to_announce(connection, limit=ANNOUNCE_TOGETHER_MAX)
+        async with self._database.autocommit() as connection:
+            findings = await list_unpublished(connection, limit=ANNOUNCE_TOGETHER_MAX)
         if not findings:
             return
         try:
@@ -250,8 +250,8 @@ class TransferDesk:
             log.warning("findings not announced yet", findings=len(findings), error=error.message)
             self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
             return
-        async with self._database.single_statement() as connection:
-            await mark_announced(connection, *findings)
+        async with self._database.autocommit() as connection:
+            await mark_published(connection, *findings)
 
 
 def _event(finding: StoredFinding) -> PlatformEvent:

@@ -21,8 +21,12 @@ async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> t
             if agreed.canonical.block_hash == agreed.receipt.block_hash:
                 return agreed.receipt, agreed.head_number - agreed.receipt.block_number + 1
             raise ChainUnavailable(f"the nodes do not agree on where transaction {tx_hash} is")
-    sightings = await chain.sightings(tx_hash, block_number)
-    absent = [sighting for sighting in sightings if sighting.receipt is None and sighting.head_number >= block_number]
+    inclusion_reports = await chain.inclusion_reports(tx_hash, block_number)
+    absent = [
+        inclusion_report
+        for inclusion_report in inclusion_reports
+        if inclusion_report.receipt is None and inclusion_report.head_number >= block_number
+    ]
     if len(absent) * 2 <= len(chain.labels):
         raise ChainUnavailable(f"too few nodes say that transaction {tx_hash} is not there")
     return None, 0

@@ -10,9 +10,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from domain.payments.attempt import PaymentAttempt
 
-LOOKS: Final = Counter("settle_chain_looks", "Looks at the chain for one payment, by what they found", ["outcome"])
-ENDINGS: Final = Counter("settle_attempts_ended", "Payment attempts ended", ["purpose", "status", "error_code"])
-FINALITY_LOOKS: Final = Counter(
+POLLS: Final = Counter("settle_chain_looks", "Looks at the chain for one payment, by what they found", ["outcome"])
+OUTCOMES: Final = Counter("settle_attempts_ended", "Payment attempts ended", ["purpose", "status", "error_code"])
+FINALITY_POLLS: Final = Counter(
     "settle_finality_looks", "Looks at the chain for one credited payment, by what they found", ["outcome"]
 )
 REVERSED_BONUS_CREDITS: Final = Counter("settle_reversed_bonus_credits", "Credits taken back of bonuses")
@@ -69,12 +69,12 @@ RPC_REQUESTS: Final = Counter("settle_chain_rpc_requests", "HTTP requests to cha
 RPC_SECONDS: Final = Histogram("settle_chain_rpc_seconds", "Seconds that a chain node took to answer", ["endpoint"])
 
 
-def observe_ending(attempt: PaymentAttempt, *, now: datetime, confirmed_at: datetime | None = None) -> None:
+def observe_outcome(attempt: PaymentAttempt, *, now: datetime, confirmed_at: datetime | None = None) -> None:
     """Count an attempt that has ended `now`, by the database's clock.
 
     `confirmed_at` is when the chain had confirmed it, where that is known.
     """
-    ENDINGS.labels(attempt.purpose.value, attempt.status.value, attempt.error_code or "").inc()
+    OUTCOMES.labels(attempt.purpose.value, attempt.status.value, attempt.error_code or "").inc()
     if attempt.submitted_at is not None:
         seconds = (now - attempt.submitted_at).total_seconds()
         SUBMIT_TO_END.labels(attempt.purpose.value, attempt.status.value).observe(seconds)

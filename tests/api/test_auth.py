@@ -199,19 +199,19 @@ async def test_a_new_login_ends_the_session_before_it(api: RunningApi) -> None:
 
 
 async def test_signing_out_ends_this_session_and_no_other(api: RunningApi) -> None:
-    async with api.visitor(ALICE) as desk, api.visitor(ALICE) as phone:
-        token = desk.cookie
-        reply = await desk.post("/api/v1/auth/logout")
+    async with api.visitor(ALICE) as roles, api.visitor(ALICE) as phone:
+        token = roles.cookie
+        reply = await roles.post("/api/v1/auth/logout")
         assert reply.status == 204
         assert "Max-Age=0" in reply.headers["Set-Cookie"]
-        desk.cookie = token
-        assert (await desk.get(SESSION)).status == 401
+        roles.cookie = token
+        assert (await roles.get(SESSION)).status == 401
         assert (await phone.get(SESSION)).status == 200
 
 
 async def test_signing_out_everywhere_ends_all_of_ones_own(api: RunningApi) -> None:
-    async with api.visitor(ALICE) as desk, api.visitor(ALICE) as phone, api.visitor(BOB) as stranger:
-        assert (await desk.post("/api/v1/auth/logout", {"everywhere": True})).status == 204
+    async with api.visitor(ALICE) as roles, api.visitor(ALICE) as phone, api.visitor(BOB) as stranger:
+        assert (await roles.post("/api/v1/auth/logout", {"everywhere": True})).status == 204
         assert (await phone.get(SESSION)).status == 401
         assert (await stranger.get(SESSION)).status == 200
 

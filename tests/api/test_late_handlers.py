@@ -14,7 +14,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from api.http.middleware import AnswerInTime, RequestContext
+from api.http.middleware import RequestContext, ResponseTimeout
 from api.server import http_server, listen
 from devstack.processes import wait_until
 
@@ -95,7 +95,7 @@ async def test_the_answer_comes_in_time_and_once_and_what_the_handler_does_later
     handler = Handler(then)
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    app = RequestContext(AnswerInTime(handler, seconds=ANSWER_SECONDS))
+    app = RequestContext(ResponseTimeout(handler, seconds=ANSWER_SECONDS))
     with capture_logs() as logged:
         # One connection: a second answer to the first request would be taken for the second request's.
         async with served(app) as url, aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=1)) as session:
@@ -129,7 +129,7 @@ async def test_an_answer_that_has_begun_may_take_its_time() -> None:
         await may_end.wait()
         await send(FINE[1])
 
-    app = RequestContext(AnswerInTime(slow, seconds=ANSWER_SECONDS))
+    app = RequestContext(ResponseTimeout(slow, seconds=ANSWER_SECONDS))
     async with served(app) as url, aiohttp.ClientSession(url) as session, session.get("/") as response:
         asyncio.get_running_loop().call_later(4 * ANSWER_SECONDS, may_end.set)
         assert (response.status, await response.read()) == (200, b"fine")
@@ -139,6 +139,6 @@ async def test_a_handlers_own_time_limit_is_its_own_fault() -> None:
     async def gives_up(_: Scope, __: Receive, ___: Send) -> None:
         raise TimeoutError
 
-    app = RequestContext(AnswerInTime(gives_up, seconds=60))
+    app = RequestContext(ResponseTimeout(gives_up, seconds=60))
     async with served(app) as url, aiohttp.ClientSession(url) as session, session.get("/") as response:
         assert (response.status, (await response.json(content_type=None))["code"]) == (500, "INTERNAL")

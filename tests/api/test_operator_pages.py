@@ -24,7 +24,7 @@ from devstack.processes import quiet_port
 from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import Engine
-from tests.support.payments import NOW, REVERTED, Desk, open_desk, tx_hash
+from tests.support.payments import NOW, REVERTED, RolePair, open_roles, tx_hash
 from tests.support.sql import connect, query
 
 EXPLORER: Final = "https://explorer.example/tx/{tx_hash}"
@@ -67,9 +67,9 @@ async def reader(api: RunningApi) -> AsyncIterator[Visitor]:
 
 
 @pytest.fixture
-async def counter(engine: Engine) -> AsyncIterator[Desk]:
+async def counter(engine: Engine) -> AsyncIterator[RolePair]:
     """Payments in one call, in the database that the pages show."""
-    async with open_desk(engine.database, pool_size=2) as opened:
+    async with open_roles(engine.database, pool_size=2) as opened:
         yield opened
 
 
@@ -186,7 +186,9 @@ async def test_whoever_is_not_signed_in_is_sent_to_where_he_can(api: RunningApi,
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_somebody_elses_wallet_is_refused_and_learns_nothing(api: RunningApi, counter: Desk, path: str) -> None:
+async def test_somebody_elses_wallet_is_refused_and_learns_nothing(
+    api: RunningApi, counter: RolePair, path: str
+) -> None:
     attempt = await counter.settle(await counter.open_account(1), 1)
     async with api.visitor(somebody()) as visitor:
         for wanted in (path, f"/operator/attempts/{attempt.id}", f"/operator?reference={attempt.id}"):
@@ -208,7 +210,7 @@ async def test_they_are_no_part_of_the_documented_interface(reader: Visitor) -> 
     assert not [path for path in (await reader.get("/openapi.json")).body["paths"] if "operator" in path]
 
 
-async def test_they_are_kept_by_nobody_and_run_nothing(reader: Visitor, counter: Desk) -> None:
+async def test_they_are_kept_by_nobody_and_run_nothing(reader: Visitor, counter: RolePair) -> None:
     """The content policy has no 'unsafe-inline': an inline style or script would be ignored, an injected one too."""
     attempt = await counter.settle(await counter.open_account(1), 1)
     for path in ("/operator", f"/operator/attempts/{attempt.id}", "/operator/attempts/x"):
@@ -227,7 +229,9 @@ async def test_they_are_kept_by_nobody_and_run_nothing(reader: Visitor, counter:
 # -- the list
 
 
-async def test_a_listed_payment_is_shown_with_everything_that_tells_it_apart(reader: Visitor, counter: Desk) -> None:
+async def test_a_listed_payment_is_shown_with_everything_that_tells_it_apart(
+    reader: Visitor, counter: RolePair
+) -> None:
     payer = await counter.open_account(1)
     attempt = await counter.create_submitted(payer, 77, cents=123_456_789, purpose=Purpose.SYSTEM, chain_id=8453)
     await counter.refuse(attempt, REVERTED)
@@ -275,7 +279,7 @@ class Payments:
 
 
 @pytest.fixture
-async def payments(counter: Desk) -> Payments:
+async def payments(counter: RolePair) -> Payments:
     """Two accounts' payments, a second apart, the refused one first."""
     one, two = await counter.open_account(1), await counter.open_account(2)
     refused = await counter.create_submitted(one, 1)
@@ -422,7 +426,7 @@ async def test_no_address_makes_it_fail(reader: Visitor, payments: Payments) -> 
 
 
 async def test_pages_lead_to_every_payment_and_back(
-    reader: Visitor, counter: Desk, monkeypatch: pytest.MonkeyPatch
+    reader: Visitor, counter: RolePair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_ROWS", 3)
     payer = await counter.open_account(1)
@@ -474,7 +478,7 @@ def figures(document: Element) -> dict[str, str]:
     return {part.one("dt").text: part.one("strong").text for part in figures.all("div")}
 
 
-async def test_the_balance_is_told_by_where_it_came_from(reader: Visitor, counter: Desk, engine: Engine) -> None:
+async def test_the_balance_is_told_by_where_it_came_from(reader: Visitor, counter: RolePair, engine: Engine) -> None:
     payer = await counter.open_account(1)
     old = await counter.settle(payer, 1, cents=500)
     await counter.settle(payer, 2, cents=1_000)
@@ -499,7 +503,7 @@ async def test_the_balance_is_told_by_where_it_came_from(reader: Visitor, counte
 
 
 async def test_the_picture_is_an_image_with_words_and_its_numbers_beside_it(
-    reader: Visitor, counter: Desk, engine: Engine
+    reader: Visitor, counter: RolePair, engine: Engine
 ) -> None:
     payer = await counter.open_account(1)
     attempts = [await counter.settle(payer, number, cents=1_000) for number in (1, 2)]
@@ -507,14 +511,14 @@ async def test_the_picture_is_an_image_with_words_and_its_numbers_beside_it(
     with connect(engine.database.superuser_url, triggers=False) as superuser:
         superuser.execute("UPDATE credit_ledger SET created_at = %s WHERE reference = %s", (at, str(attempts[0].id)))
     document = await page(reader)
-    picture = document.one("svg", role="img")
-    words = [picture.one("title", id="picture-title").text, picture.one("desc", id="picture-says").text]
-    assert picture.attributes["aria-labelledby"] == "picture-title picture-says"
+    chart = document.one("svg", role="img")
+    words = [chart.one("title", id="picture-title").text, chart.one("desc", id="picture-says").text]
+    assert chart.attributes["aria-labelledby"] == "picture-title picture-says"
     assert words[0] == "Balance of cogni_system over time, in credits"
     assert words[1].startswith("From 0 at ")
     assert " to 150,000,000 at " in words[1]
     assert "at least 0, at most 150,000,000" in words[1]
-    assert picture.one("path", class_="curve").attributes["d"].count("V") == 2
+    assert chart.one("path", class_="curve").attributes["d"].count("V") == 2
     table = document.one("details").one("table")
     rows = [[cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")]
     assert rows == [["+75,000,000", "0", "0", "150,000,000"], ["+75,000,000", "0", "0", "75,000,000"]]
@@ -690,7 +694,7 @@ def tags(document: Element) -> list[str]:
 
 
 async def test_what_the_database_holds_is_shown_and_never_obeyed(
-    reader: Visitor, counter: Desk, engine: Engine
+    reader: Visitor, counter: RolePair, engine: Engine
 ) -> None:
     attempt = await counter.settle(await counter.open_account(1), 1)
     path = f"/operator/attempts/{attempt.id}"

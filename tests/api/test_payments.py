@@ -185,7 +185,7 @@ async def test_a_payer_is_not_told_which_node_said_what(
     ):
         intent = await payer.intent()
         await payer.submit(intent["attemptId"], HASH)
-        await engine.looked_at(intent["attemptId"], "127.0.0.1")
+        await engine.polled(intent["attemptId"], "127.0.0.1")
 
         async def says_why() -> bool:
             return (await payer.status(intent["attemptId"]))["waitingFor"] is not None

@@ -25,7 +25,7 @@ from domain.errors import (
     TransferAlreadySettled,
 )
 from services.payments import lifecycle as payments
-from starter.temporal import does_not_answer
+from starter.temporal import to_temporal_unavailable
 from tests.support.api import Reply, running_api
 from tests.support.engine import Engine
 
@@ -107,7 +107,7 @@ def _rpc_error(status: RPCStatusCode) -> RPCError:
 def test_what_temporal_says_is_said_as_what_it_is(
     status: RPCStatusCode, kind: type[SettleError], category: Category
 ) -> None:
-    error = does_not_answer(_rpc_error(status))
+    error = to_temporal_unavailable(_rpc_error(status))
     assert (type(error), error.category) == (kind, category)
     assert "words" in error.message
 
@@ -118,10 +118,10 @@ async def test_a_namespace_that_is_not_there_is_named(engine: Engine) -> None:
     )
     with pytest.raises(RPCError) as refused:
         await lost.get_workflow_handle("x").describe()
-    error = does_not_answer(refused.value)
+    error = to_temporal_unavailable(refused.value)
     assert isinstance(error, TemporalRefused)
     assert "TEMPORAL_NAMESPACE" in error.message
     # A workflow that is not there is no such thing.
     with pytest.raises(RPCError) as missing:
         await engine.namespace.client.get_workflow_handle("x").describe()
-    assert not isinstance(does_not_answer(missing.value), TemporalRefused)
+    assert not isinstance(to_temporal_unavailable(missing.value), TemporalRefused)

@@ -17,7 +17,7 @@ from bench.rounds import Deadline, Side, at_once, compare
 from bench.run import differences, find_violations, without_servers
 from db.engine import ServiceDatabase
 from db.ledger.entries import count_entries
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 180
@@ -127,19 +127,19 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert b"5 clients, 2 payments each" in progress
 
 
-async def test_a_missing_entry_makes_the_run_invalid(desk: Desk) -> None:
-    assert await find_violations(desk.service, settled=0, posted=0, credited=0) == []
-    assert await find_violations(desk.service, settled=2, posted=3, credited=1) == [
+async def test_a_missing_entry_makes_the_run_invalid(roles: RolePair) -> None:
+    assert await find_violations(roles.service, settled=0, posted=0, credited=0) == []
+    assert await find_violations(roles.service, settled=2, posted=3, credited=1) == [
         "the ledger has 0 entries, and 8 were to be posted"
     ]
 
 
-async def test_books_that_do_not_balance_make_the_run_invalid(desk: Desk) -> None:
-    async with await psycopg.AsyncConnection.connect(desk.database.superuser_url) as superuser:
+async def test_books_that_do_not_balance_make_the_run_invalid(roles: RolePair) -> None:
+    async with await psycopg.AsyncConnection.connect(roles.database.superuser_url) as superuser:
         await superuser.execute("SET session_replication_role = replica")  # no trigger stands in the way
         await superuser.execute("UPDATE billing_accounts SET balance_credits = 1 WHERE id = 'cogni_system'")
 
-    assert await find_violations(desk.service, settled=0, posted=0, credited=0) == [
+    assert await find_violations(roles.service, settled=0, posted=0, credited=0) == [
         "balance of account cogni_system is not the sum of its entries"
     ]
 
@@ -211,16 +211,16 @@ async def test_the_first_error_is_raised_as_it_is() -> None:
         await at_once([wait(), fail()])
 
 
-async def test_statements_and_transactions_are_counted_on_the_wire(desk: Desk) -> None:
+async def test_statements_and_transactions_are_counted_on_the_wire(roles: RolePair) -> None:
     count = SqlCount()
-    host = desk.database.host.rpartition(":")
+    host = roles.database.host.rpartition(":")
     async with counting_postgres(host[0], int(host[2]), count) as port:
-        url = desk.database.service_url.replace(desk.database.host, f"127.0.0.1:{port}")
+        url = roles.database.service_url.replace(roles.database.host, f"127.0.0.1:{port}")
         service = ServiceDatabase(url, pool_size=1, pre_ping=False)
-        async with service.single_statement() as connection:
+        async with service.autocommit() as connection:
             await count_entries(connection)
         count.statements = count.transactions = count.round_trips = 0
-        async with service.single_statement() as connection:
+        async with service.autocommit() as connection:
             await count_entries(connection)
         assert (count.statements, count.transactions, count.round_trips) == (1, 1, 1)
         async with service.transaction() as connection:

@@ -17,7 +17,7 @@ from devstack.chain import payer_wallets
 from domain.payments.attempt import Purpose
 from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import DECLINED, Visitor
-from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, Desk, open_desk
+from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import Database
 from tests.support.sql import connect
 
@@ -89,31 +89,31 @@ def _hex(number: int, name: str, digits: int) -> str:
     return "0x" + hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:digits]
 
 
-async def _pay_for_days(desk: Desk, database: Database) -> None:
+async def _pay_for_days(roles: RolePair, database: Database) -> None:
     """Payments of several wallets, credited but for some, up to an hour ago."""
     random = Random(1)
     payers = []
     for number in range(7):
-        async with desk.app.unscoped() as connection:
+        async with roles.app.unscoped() as connection:
             payers.append(await accounts.provision_wallet(connection, _hex(number, "wallet", 40)))
     newest = datetime.now(UTC) - timedelta(hours=1)
     times = sorted(newest - timedelta(days=DAYS) * random.random() for _ in range(PAYMENTS))
     for number, at in enumerate(times):
         purpose = Purpose.SYSTEM if random.random() < 0.15 else Purpose.SELF
         cents = random.choice([1_000, 1_000, 2_500, 2_500, 5_000, 10_000])
-        attempt = await desk.create(
+        attempt = await roles.create(
             random.choice(payers), cents=cents, purpose=purpose, created_at=at, expires_at=at + INTENT_TTL
         )
         fate = random.random()
         if fate < 0.05:
             continue
-        attempt = (await desk.submit(attempt, _hex(number, "transaction", 64), at=at)).attempt
+        attempt = (await roles.submit(attempt, _hex(number, "transaction", 64), at=at)).attempt
         if fate < 0.2:
-            await desk.refuse(attempt, REVERTED if fate < 0.08 else WRONG_PAYMENT)
+            await roles.refuse(attempt, REVERTED if fate < 0.08 else WRONG_PAYMENT)
             continue
-        await desk.credit(attempt)
+        await roles.credit(attempt)
         if purpose is Purpose.SELF:
-            await desk.mint(attempt)
+            await roles.mint(attempt)
     # The ledger's own time is that of the transaction.
     with connect(database.superuser_url, triggers=False) as superuser:
         superuser.execute(
@@ -128,8 +128,8 @@ async def test_take_operators_screenshots(open_site: OpenSite, database: Databas
         "OPERATOR_WALLETS": payer_wallets()[0].address,
         "OPERATOR_DATABASE_URL": database.operator_url,
     }
-    async with open_site(**settings) as site, open_desk(database, pool_size=2) as desk:
-        await _pay_for_days(desk, database)
+    async with open_site(**settings) as site, open_roles(database, pool_size=2) as roles:
+        await _pay_for_days(roles, database)
         visitor = await site.signed_in(viewport=BROAD)
         await _credited(site, visitor, "25")
         await visitor.pay("50", purpose="system")

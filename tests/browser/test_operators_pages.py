@@ -21,7 +21,7 @@ from tests.browser.conftest import Site, visited
 from tests.support.api import RunningApi, running_api
 from tests.support.browser import SMALL_TELEPHONE, Visitor
 from tests.support.engine import Engine, open_engine
-from tests.support.payments import NOW, REVERTED, Desk, open_desk, tx_hash
+from tests.support.payments import NOW, REVERTED, RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
 from tests.support.servers import TemporalServer
 from tests.support.sql import connect, query
@@ -86,20 +86,20 @@ async def system(cluster: Cluster, temporal_server: TemporalServer, chain: Local
         }
         async with (
             open_engine(namespace, database, chain, **settings) as engine,
-            open_desk(database, pool_size=2) as desk,
+            open_roles(database, pool_size=2) as roles,
             running_api(engine) as api,
         ):
-            yield await _with_payments(engine, desk, api)
+            yield await _with_payments(engine, roles, api)
             assert not await engine.books()
 
 
-async def _with_payments(engine: Engine, desk: Desk, api: RunningApi) -> System:
-    one, two = await desk.open_account(1), await desk.open_account(2)
-    reverted = await desk.refuse(await desk.create_submitted(one, 1), REVERTED)
-    donated = await desk.settle(
+async def _with_payments(engine: Engine, roles: RolePair, api: RunningApi) -> System:
+    one, two = await roles.open_account(1), await roles.open_account(2)
+    reverted = await roles.refuse(await roles.create_submitted(one, 1), REVERTED)
+    donated = await roles.settle(
         one, 0xABCDEF, cents=4_000, purpose=Purpose.SYSTEM, created_at=NOW + timedelta(seconds=1)
     )
-    intents = [await desk.create(two, created_at=NOW + timedelta(minutes=number)) for number in range(INTENTS, 0, -1)]
+    intents = [await roles.create(two, created_at=NOW + timedelta(minutes=number)) for number in range(INTENTS, 0, -1)]
     async with engine.worker():
         payer, bought, sent = await engine.buy(2_500)
         await engine.submit(payer, bought, sent)
@@ -398,19 +398,19 @@ async def test_the_picture_shows_the_balance_that_the_database_has(site: Site, c
     balance = await site.balance()
     assert balance == 187_500_000 + 400_000_000
     section = page.get_by_role("region", name="The system tenant’s balance")
-    picture = section.get_by_role("img", name="Balance of ")
+    chart = section.get_by_role("img", name="Balance of ")
     for period in ("7 days", "1 day", "30 days", "90 days"):
         await section.get_by_role("link", name=period).click()
         await expect(section.get_by_role("link", name=period)).to_have_attribute("aria-current", "true")
         await expect(section).to_contain_text(f"Now {balance:,}")
         await expect(section).to_contain_text(f"Bonuses in {period} +187,500,000")
         await expect(section).to_contain_text(f"Donations in {period} +400,000,000")
-        await expect(picture).to_be_visible()
-        await expect(picture).to_have_accessible_name(
+        await expect(chart).to_be_visible()
+        await expect(chart).to_have_accessible_name(
             re.compile(f"^Balance of {SYSTEM_TENANT_ACCOUNT_ID} over time, in credits From 0 at .+ to {balance:,} at ")
         )
         # As it is drawn: the curve's end between the lines of the levels.
-        drawn = await picture.evaluate(PICTURE)
+        drawn = await chart.evaluate(PICTURE)
         top = await section.locator(".levels text").last.text_content() or ""
         number, unit = top.split()
         lowest, highest, end = (drawn[name] for name in ("lowest", "highest", "end"))

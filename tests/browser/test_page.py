@@ -185,7 +185,7 @@ async def test_a_database_that_does_not_answer_is_said_as_a_page(
 
 def test_every_code_and_reason_has_words() -> None:
     assert all(code.for_the_payer for code in ErrorCode)
-    assert set(pages.REASONS_IN_WORDS) == set(Reason)
+    assert set(pages.REASON_LABELS) == set(Reason)
 
 
 def test_numbers_are_written_exactly() -> None:

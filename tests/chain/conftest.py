@@ -12,7 +12,7 @@ from chain.reader import ChainReader
 from tests.chain.anvil import CHAIN_ID, Clock, Node, running_anvil
 from tests.chain.faulty_node import FaultyNode
 
-Liars = Callable[[int], Awaitable[list[FaultyNode]]]
+FaultyNodes = Callable[[int], Awaitable[list[FaultyNode]]]
 Readers = Callable[..., Awaitable[ChainReader]]
 
 
@@ -29,7 +29,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def liars(node: Node) -> AsyncIterator[Liars]:
+async def faulty_nodes(node: Node) -> AsyncIterator[FaultyNodes]:
     """Makes proxies in front of the node."""
     async with AsyncExitStack() as stack:
 

@@ -7,7 +7,7 @@ import pytest
 from chain.reader import TAG_SECONDS
 from domain.errors import ChainUnavailable
 from tests.chain.anvil import ALICE, TREASURY, Clock, Node, transfer
-from tests.chain.conftest import Liars, Readers
+from tests.chain.conftest import FaultyNodes, Readers
 
 FINALIZED_TRAILS = 64
 SAFE_TRAILS = 32
@@ -26,10 +26,10 @@ async def test_each_tag_has_the_block_that_the_node_names(node: Node, readers: R
 
 
 async def test_a_tag_is_asked_for_once_by_all_who_wait_at_the_moment(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
     await _mined(node, 100)
-    [proxy] = await liars(1)
+    [proxy] = await faulty_nodes(1)
     reader = await readers(proxy)
     first = await reader.tagged_number("finalized")
     asked = reader.request_count
@@ -41,11 +41,11 @@ async def test_a_tag_is_asked_for_once_by_all_who_wait_at_the_moment(
 
 
 async def test_one_node_alone_makes_nothing_final_and_holds_nothing_up(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     head = await _mined(node, 100)
     for invented in (1_000, -50):
-        proxies = await liars(3)
+        proxies = await faulty_nodes(3)
         reader = await readers(*proxies)
 
         def lie(method: str, params: list[object], result: object, invented: int = invented) -> object:
@@ -58,11 +58,11 @@ async def test_one_node_alone_makes_nothing_final_and_holds_nothing_up(
 
 
 async def test_a_node_that_does_not_know_the_tag_is_no_worse_for_payments(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
     await _mined(node, 100)
-    [ignorant, knowing] = await liars(2)
+    [ignorant, knowing] = await faulty_nodes(2)
 
     def forget(method: str, params: list[object], result: object) -> object:
         return None if method == "eth_getBlockByNumber" and params[0] == "finalized" else result
@@ -81,9 +81,9 @@ async def test_a_transaction_is_seen_where_it_is(node: Node, readers: Readers) -
     reader = await readers(node)
     view = await reader.look(tx_hash)
     assert view.receipt is not None
-    [sighting] = await reader.sightings(tx_hash, view.receipt.block_number)
-    assert sighting.receipt == view.receipt
-    assert sighting.block_at_height == view.receipt.block_hash
+    [inclusion_report] = await reader.inclusion_reports(tx_hash, view.receipt.block_number)
+    assert inclusion_report.receipt == view.receipt
+    assert inclusion_report.block_at_height == view.receipt.block_hash
 
 
 async def test_after_a_reorganisation_another_block_is_seen_at_its_height(node: Node, readers: Readers) -> None:
@@ -92,17 +92,21 @@ async def test_after_a_reorganisation_another_block_is_seen_at_its_height(node: 
     before = (await reader.look(tx_hash)).receipt
     assert before is not None
     await node.call("anvil_reorg", 5, [])
-    [sighting] = await reader.sightings(tx_hash, before.block_number)
-    assert sighting.receipt is None
-    assert sighting.block_at_height not in {None, before.block_hash}
+    [inclusion_report] = await reader.inclusion_reports(tx_hash, before.block_number)
+    assert inclusion_report.receipt is None
+    assert inclusion_report.block_at_height not in {None, before.block_hash}
 
 
-async def test_who_is_silent_behind_or_stuck_is_not_counted(node: Node, liars: Liars, readers: Readers) -> None:
+async def test_who_is_silent_behind_or_stuck_is_not_counted(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
     await _mined(node, 20)
-    proxies = await liars(3)
+    proxies = await faulty_nodes(3)
     reader = await readers(*proxies)
     await reader.head()
     proxies[1].status(500)
     proxies[2].shift_head(-10)
-    assert [sighting.endpoint for sighting in await reader.sightings(tx_hash, 1)] == [reader.labels[0]]
+    assert [inclusion_report.endpoint for inclusion_report in await reader.inclusion_reports(tx_hash, 1)] == [
+        reader.labels[0]
+    ]

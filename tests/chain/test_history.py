@@ -11,7 +11,7 @@ from chain.reader import ChainReader
 from domain.chain import TransferRange, TransferScope
 from domain.errors import ChainUnavailable
 from tests.chain.anvil import ALICE, BOB, CHAIN_ID, TREASURY, Node, emitting, transfer, until
-from tests.chain.conftest import Liars, Readers
+from tests.chain.conftest import FaultyNodes, Readers
 from tests.chain.faulty_node import FaultyNode, Refusal
 
 
@@ -58,9 +58,9 @@ async def test_all_transfers_to_the_treasury_in_the_chains_order(node: Node, tok
 
 
 async def test_fifty_and_more_transfers_are_one_log_query(
-    node: Node, token: Token, readers: Readers, liars: Liars
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
 ) -> None:
-    (proxy,) = await liars(1)
+    (proxy,) = await faulty_nodes(1)
     for _ in range(3):
         await token.emit(*[transfer(ALICE, TREASURY, number) for number in range(1, 41)])
     found = await read(await readers(proxy), token)
@@ -69,8 +69,10 @@ async def test_fifty_and_more_transfers_are_one_log_query(
     assert len(proxy.requests) == 2
 
 
-async def test_the_anchor_is_read_in_the_same_batch(node: Node, token: Token, readers: Readers, liars: Liars) -> None:
-    (proxy,) = await liars(1)
+async def test_the_anchor_is_read_in_the_same_batch(
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
+) -> None:
+    (proxy,) = await faulty_nodes(1)
     await node.mine(3)
     found = await (await readers(proxy)).transfers(token.scope, 2, 3, anchor=1)
     assert found.anchor is not None
@@ -80,9 +82,9 @@ async def test_the_anchor_is_read_in_the_same_batch(node: Node, token: Token, re
 
 
 async def test_a_refused_range_is_halved_until_it_is_answered(
-    node: Node, token: Token, readers: Readers, liars: Liars
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
 ) -> None:
-    (proxy,) = await liars(1)
+    (proxy,) = await faulty_nodes(1)
     proxy.refuse_log_ranges_over(10)
     await node.mine(100)
     reader = await readers(proxy, log_range_max=100)
@@ -99,9 +101,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=list(REFUSALS))
 async def test_a_refused_range_says_nothing_about_how_payments_are_served(
-    node: Node, token: Token, readers: Readers, liars: Liars, refusal: Refusal
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes, refusal: Refusal
 ) -> None:
-    refusing, other = await liars(2)
+    refusing, other = await faulty_nodes(2)
     await node.mine(20)
     reader = await readers(refusing, other)
     refusing.refuse_log_ranges_over(0, refusal)
@@ -125,9 +127,9 @@ async def _answers_everything_but_logs(node: FaultyNode, request: web.Request, k
 
 @pytest.mark.parametrize("kind", ["drop", "too large", "gateway time-out"])
 async def test_a_batch_that_fails_for_its_log_query_says_nothing_about_how_payments_are_served(
-    node: Node, token: Token, readers: Readers, liars: Liars, kind: str
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes, kind: str
 ) -> None:
-    failing, other = await liars(2)
+    failing, other = await faulty_nodes(2)
     failing.wire(lambda request: _answers_everything_but_logs(failing, request, kind))
     await node.mine(3)
     reader = await readers(failing, other)
@@ -138,9 +140,9 @@ async def test_a_batch_that_fails_for_its_log_query_says_nothing_about_how_payme
 
 
 async def test_a_log_query_that_takes_too_long_is_asked_for_less(
-    node: Node, token: Token, readers: Readers, liars: Liars
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
 ) -> None:
-    (slow,) = await liars(1)
+    (slow,) = await faulty_nodes(1)
 
     async def hang_on_long_ranges(request: web.Request) -> web.StreamResponse:
         document = await request.json()
@@ -154,8 +156,8 @@ async def test_a_log_query_that_takes_too_long_is_asked_for_less(
     assert (found.first, found.last) == (0, 3)
 
 
-async def test_a_rate_limit_is_one(node: Node, token: Token, readers: Readers, liars: Liars) -> None:
-    (limited,) = await liars(1)
+async def test_a_rate_limit_is_one(node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes) -> None:
+    (limited,) = await faulty_nodes(1)
     await node.mine(20)
     limited.refuse_log_ranges_over(0, Refusal("too many requests, slow down", code=429))
     reader = await readers(limited)
@@ -165,9 +167,9 @@ async def test_a_rate_limit_is_one(node: Node, token: Token, readers: Readers, l
 
 
 async def test_a_node_whose_head_is_below_the_range_is_not_believed(
-    node: Node, token: Token, readers: Readers, liars: Liars
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
 ) -> None:
-    (late,) = await liars(1)
+    (late,) = await faulty_nodes(1)
     await node.mine(5)
     late.shift_head(-1)
     with pytest.raises(ChainUnavailable, match="has no block 5 yet"):
@@ -191,9 +193,9 @@ WRONG_LOGS = {
 
 @pytest.mark.parametrize(("changes", "words"), WRONG_LOGS.values(), ids=list(WRONG_LOGS))
 async def test_logs_that_do_not_fit_are_not_believed_and_the_next_node_is_asked(
-    node: Node, token: Token, readers: Readers, liars: Liars, changes: dict[str, Any], words: str
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes, changes: dict[str, Any], words: str
 ) -> None:
-    lying, good = await liars(2)
+    lying, good = await faulty_nodes(2)
     await token.emit(transfer(ALICE, TREASURY, 1))
     lying.answers(_change_logs(**changes))
     with pytest.raises(ChainUnavailable, match=words):
@@ -203,25 +205,29 @@ async def test_logs_that_do_not_fit_are_not_believed_and_the_next_node_is_asked(
     assert (found.endpoint, len(found.transfers)) == (reader.labels[1], 1)
 
 
-async def test_a_log_given_twice_is_not_believed(node: Node, token: Token, readers: Readers, liars: Liars) -> None:
-    (lying,) = await liars(1)
+async def test_a_log_given_twice_is_not_believed(
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
+) -> None:
+    (lying,) = await faulty_nodes(1)
     await token.emit(transfer(ALICE, TREASURY, 1))
     lying.answers(lambda method, _params, result: result * 2 if method == "eth_getLogs" else result)
     with pytest.raises(ChainUnavailable, match="have the index 0"):
         await read(await readers(lying), token)
 
 
-async def test_removed_logs_are_passed_over(node: Node, token: Token, readers: Readers, liars: Liars) -> None:
-    (proxy,) = await liars(1)
+async def test_removed_logs_are_passed_over(
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
+) -> None:
+    (proxy,) = await faulty_nodes(1)
     await token.emit(transfer(ALICE, TREASURY, 1))
     proxy.answers(_change_logs(removed=True))
     assert (await read(await readers(proxy), token)).transfers == ()
 
 
 async def test_a_reorganisation_between_the_two_readings_is_noticed(
-    node: Node, token: Token, readers: Readers, liars: Liars
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
 ) -> None:
-    (proxy,) = await liars(1)
+    (proxy,) = await faulty_nodes(1)
     await token.emit(transfer(ALICE, TREASURY, 1))
     await node.mine(2)
 
@@ -234,8 +240,10 @@ async def test_a_reorganisation_between_the_two_readings_is_noticed(
         await read(await readers(proxy), token)
 
 
-async def test_another_chain_is_not_believed(node: Node, token: Token, readers: Readers, liars: Liars) -> None:
-    (other,) = await liars(1)
+async def test_another_chain_is_not_believed(
+    node: Node, token: Token, readers: Readers, faulty_nodes: FaultyNodes
+) -> None:
+    (other,) = await faulty_nodes(1)
     other.other_chain(5)
     with pytest.raises(ChainUnavailable, match="answers for chain 5"):
         await read(await readers(other), token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chain.quorum import Abstention, Agreed, Disagreed, Reading, Silence, Vote, decide, is_included, opinion
+from chain.quorum import Abstention, Agreed, Disagreed, NoResponse, Reading, Vote, decide, is_included, opinion
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog
 
 TX = "0x" + "11" * 32
@@ -111,7 +111,7 @@ def test_the_order_of_the_logs_carries_no_meaning() -> None:
 
 
 def test_a_silent_endpoint_neither_agrees_nor_disagrees() -> None:
-    outcome = decide(CANDIDATE, [Silence("b", "no answer within 5 s")])
+    outcome = decide(CANDIDATE, [NoResponse("b", "no answer within 5 s")])
     assert isinstance(outcome, Agreed)
     assert (outcome.view, outcome.votes) == (CANDIDATE, 1)
 
@@ -135,13 +135,13 @@ def named(reading: Reading, endpoint: str) -> Reading:
         ([paid("b"), FORKED, named(FORKED, "y")], None),
         ([paid("b"), paid("c"), FORKED, UNSEEN], "a"),
         ([paid("b"), FORKED, UNSEEN], None),
-        ([FORKED, Silence("y", "down"), Silence("z", "down")], None),
+        ([FORKED, NoResponse("y", "down"), NoResponse("z", "down")], None),
         ([FORKED, named(FORKED, "y"), named(FORKED, "z"), paid("b")], "x"),
         ([unconfirmed("y", asked=block(FORK)), unconfirmed("z", asked=block(FORK))], None),
     ],
 )
 def test_a_claim_wins_when_it_strictly_outnumbers_all_others(
-    others: list[Reading | Silence], winner: str | None
+    others: list[Reading | NoResponse], winner: str | None
 ) -> None:
     outcome = decide(CANDIDATE, others)
     assert (outcome.view.endpoint if isinstance(outcome, Agreed) else None) == winner
@@ -177,12 +177,12 @@ def test_a_majority_that_does_not_know_the_transaction_wins_with_a_view_without_
         ([unknown("b", head=9, stalled=True)], 20),
         ([unknown("b", head=13, asked=block())], 13),
         ([unknown("b", head=13, asked=block(), stalled=True)], 20),
-        ([Silence("b", "down")], 20),
+        ([NoResponse("b", "down")], 20),
         ([paid("b"), paid("c", head=12, block_hash=FORK)], 20),
     ],
 )
 def test_the_head_that_most_of_those_who_do_not_contradict_have_reached_counts_without_the_stuck(
-    others: list[Reading | Silence], head: int
+    others: list[Reading | NoResponse], head: int
 ) -> None:
     outcome = decide(CANDIDATE, others)
     assert isinstance(outcome, Agreed)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from chain.preconditions import LIFETIME_SECONDS, RETRY_SECONDS, SettlementPreconditions, State, TokenAnswer, judge
-from chain.quorum import Silence
+from chain.preconditions import LIFETIME_SECONDS, RETRY_SECONDS, SettlementPreconditions, State, TokenAnswer, evaluate
+from chain.quorum import NoResponse
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from tests.chain.anvil import TREASURY, Clock, Node, word
-from tests.chain.conftest import Liars, Readers
+from tests.chain.conftest import FaultyNodes, Readers
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.chain.test_reader import STRING, answering
 
@@ -26,9 +26,9 @@ def answer(endpoint: str, **changes: Any) -> TokenAnswer:
     return TokenAnswer(endpoint, **values | {"symbol": "USDC", "treasury_balance_raw": 0} | changes)
 
 
-def silent(endpoint: str) -> Silence:
+def silent(endpoint: str) -> NoResponse:
     """A node that does not answer."""
-    return Silence(endpoint, "no answer within 5 s")
+    return NoResponse(endpoint, "no answer within 5 s")
 
 
 NOT_USDC: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ NOT_USDC: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", NOT_USDC)
 def test_a_token_that_most_nodes_say_is_not_usdc_is_refused_by_the_name_of_its_setting(what: str) -> None:
     answers = [answer("a"), answer("b", **NOT_USDC[what]), answer("c", **NOT_USDC[what])]
-    found = judge(1, TOKEN, TREASURY, answers, [])
+    found = evaluate(1, TOKEN, TREASURY, answers, [])
     assert found.state is State.BROKEN
     assert found.message.startswith("USDC_TOKEN_ADDRESS is invalid: ")
     assert "\n" not in found.message
@@ -69,29 +69,29 @@ def test_a_token_that_most_nodes_say_is_not_usdc_is_refused_by_the_name_of_its_s
     ],
 )
 def test_a_claim_counts_when_it_outnumbers_all_others(
-    answers: list[TokenAnswer], silences: list[Silence], state: State
+    answers: list[TokenAnswer], silences: list[NoResponse], state: State
 ) -> None:
     for order in (answers, answers[::-1]):
-        assert judge(1, TOKEN, TREASURY, order, silences).state is state
+        assert evaluate(1, TOKEN, TREASURY, order, silences).state is state
 
 
 def test_nodes_of_another_chain_are_a_fault_of_the_setting_of_the_chain() -> None:
-    found = judge(1, TOKEN, TREASURY, [answer("a", chain_id=2), answer("b", chain_id=2)], [])
+    found = evaluate(1, TOKEN, TREASURY, [answer("a", chain_id=2), answer("b", chain_id=2)], [])
     assert found.message.startswith("CHAIN_ID is 1, but ")
     assert "CHAIN_RPC_URLS" in found.message
 
 
 @pytest.mark.parametrize("treasury", [TOKEN, "0x" + "0" * 40, f"0x{1:040x}", f"0x{0x100:040x}", f"0x{0xDEAD:040x}"])
 def test_a_treasury_that_nobody_can_have_is_refused(treasury: str) -> None:
-    found = judge(1, TOKEN, treasury, [answer("a")], [])
+    found = evaluate(1, TOKEN, treasury, [answer("a")], [])
     assert found.state is State.BROKEN
     assert found.message.startswith("TREASURY_ADDRESS is invalid: ")
-    assert judge(1, TOKEN, f"0x{0x10000:040x}", [answer("a")], []).state is State.MET
+    assert evaluate(1, TOKEN, f"0x{0x10000:040x}", [answer("a")], []).state is State.MET
 
 
 def test_an_answer_is_as_new_as_the_head_that_most_of_those_who_give_it_have_reached() -> None:
     heads = [answer("a", head_number=9), answer("b", head_number=12), answer("c", head_number=1_000)]
-    assert judge(1, TOKEN, TREASURY, heads, []).head_number == 12
+    assert evaluate(1, TOKEN, TREASURY, heads, []).head_number == 12
 
 
 # -- real nodes -------------------------------------------------------------------------------------------------------
@@ -145,10 +145,10 @@ async def test_a_token_that_is_upgraded_while_nobody_pays_is_noticed_in_time(
 
 
 async def test_one_question_serves_all_payments_of_the_blocks_up_to_its_head(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
     await _put(node)
-    (counted,) = await liars(1)
+    (counted,) = await faulty_nodes(1)
     preconditions = SettlementPreconditions(await readers(counted), TREASURY, clock=clock)
     await node.call("anvil_mine", "0xa")
     await asyncio.gather(*(preconditions.require(TOKEN, at_block=number) for number in range(10)))
@@ -159,10 +159,10 @@ async def test_one_question_serves_all_payments_of_the_blocks_up_to_its_head(
 
 
 async def test_one_lying_node_of_three_neither_stops_nor_starts_anything(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     await _put(node)
-    nodes = await liars(3)
+    nodes = await faulty_nodes(3)
     preconditions = SettlementPreconditions(await readers(*nodes), TREASURY)
     lie_about_decimals(nodes[0], 18)
     found = await preconditions.require_at_start(TOKEN)
@@ -175,9 +175,11 @@ async def test_one_lying_node_of_three_neither_stops_nor_starts_anything(
         await preconditions.require_at_start(TOKEN)
 
 
-async def test_two_nodes_that_contradict_each_other_are_waited_for(node: Node, liars: Liars, readers: Readers) -> None:
+async def test_two_nodes_that_contradict_each_other_are_waited_for(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
     await _put(node)
-    nodes = await liars(2)
+    nodes = await faulty_nodes(2)
     preconditions = SettlementPreconditions(await readers(*nodes), TREASURY)
     lie_about_decimals(nodes[1], 18)
     assert (await preconditions.require_at_start(TOKEN)).state is State.UNKNOWN
@@ -188,29 +190,29 @@ async def test_two_nodes_that_contradict_each_other_are_waited_for(node: Node, l
         await preconditions.require_known(TOKEN)
 
 
-async def test_a_node_that_cannot_run_calls_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
+async def test_a_node_that_cannot_run_calls_has_no_say(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
     await _put(node)
-    lame, sound = await liars(2)
+    lame, sound = await faulty_nodes(2)
     lame.answers(lambda method, _, result: Refusal("method not found", -32601) if method == "eth_call" else result)
     assert (await SettlementPreconditions(await readers(lame, sound), TREASURY).check(TOKEN)).state is State.MET
     found = await SettlementPreconditions(await readers(lame), TREASURY).check(TOKEN)
     assert found.state is State.UNKNOWN, "an error of the node's own is no word of the token's"
 
 
-async def test_a_node_far_behind_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
+async def test_a_node_far_behind_has_no_say(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
     await _put(node)
     await node.call("anvil_mine", "0x64")
-    late, sound = await liars(2)
+    late, sound = await faulty_nodes(2)
     late.shift_head(-90)
     late.fixed("eth_getCode", "0x")
     assert (await SettlementPreconditions(await readers(late, sound), TREASURY).check(TOKEN)).state is State.MET
 
 
 async def test_silent_nodes_make_a_process_wait_and_never_pass(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
     await _put(node)
-    (gone,) = await liars(1)
+    (gone,) = await faulty_nodes(1)
     preconditions = SettlementPreconditions(await readers(gone), TREASURY, clock=clock)
     gone.status(500)
     assert (await preconditions.require_at_start(TOKEN)).state is State.UNKNOWN

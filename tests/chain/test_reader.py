@@ -15,7 +15,7 @@ from chain.quorum import EndpointsDisagree
 from chain.reader import HEALTHY_SECONDS, ChainReader, EndpointHealth
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable, InvalidInput
-from domain.payments.verification import PaymentTerms, Refused, Verified, Waiting, WaitReason, judge, next_look_delay
+from domain.payments.verification import PaymentTerms, Refused, Verified, Waiting, WaitReason, evaluate, next_poll_delay
 from tests.chain.anvil import (
     ALICE,
     BOB,
@@ -29,13 +29,13 @@ from tests.chain.anvil import (
     until,
     word,
 )
-from tests.chain.conftest import Liars, Readers
+from tests.chain.conftest import FaultyNodes, Readers
 from tests.chain.faulty_node import FaultyNode
 
 UNKNOWN_TX = "0x" + "12" * 32
 FORK = "0x" + "ee" * 32
 LOOK = ["eth_chainId", "eth_blockNumber", "eth_getTransactionReceipt"]
-LOOK_WITH_BLOCK = [*LOOK, "eth_getBlockByNumber"]
+POLL_WITH_BLOCK = [*LOOK, "eth_getBlockByNumber"]
 LONG_SECONDS = 10 * PATIENCE_SECONDS
 """A time-out that no test waits for: nodes that hang are let go when the requests have come."""
 
@@ -45,7 +45,7 @@ def verdict(view: ChainView, tx_hash: str) -> Waiting | Verified | Refused:
     transfers = view.receipt.transfers if view.receipt else ()
     token = transfers[0].emitter if transfers else ALICE
     terms = PaymentTerms(chain_id=CHAIN_ID, token=token, payer=ALICE, treasury=TREASURY, amount_raw=100)
-    return judge(terms, tx_hash, view, min_confirmations=5)
+    return evaluate(terms, tx_hash, view, min_confirmations=5)
 
 
 def waits_for(view: ChainView, tx_hash: str) -> WaitReason | None:
@@ -109,7 +109,7 @@ async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Re
         judged = verdict(await reader.look(tx_hash), tx_hash)
         assert isinstance(judged, Waiting)
         assert judged.message == f"{confirmations} of 5 confirmations"
-        assert next_look_delay(
+        assert next_poll_delay(
             judged, waited=timedelta(), remaining=timedelta(hours=1), block_time=timedelta(seconds=2)
         ) == timedelta(seconds=2 * (5 - confirmations))
         await node.mine()
@@ -120,36 +120,40 @@ async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Re
 
 
 async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
     first = await reader.look(tx_hash)
-    assert liar.requests == [LOOK, LOOK_WITH_BLOCK]
+    assert liar.requests == [LOOK, POLL_WITH_BLOCK]
     assert first.receipt is not None
     again = await reader.look(tx_hash, block_hint=first.receipt.block_number)
-    assert liar.requests[2:] == [LOOK_WITH_BLOCK]
+    assert liar.requests[2:] == [POLL_WITH_BLOCK]
     assert again == first
     assert reader.request_count == 3
 
 
-async def test_a_wrong_hint_costs_a_request_and_nothing_else(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_wrong_hint_costs_a_request_and_nothing_else(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
     assert await reader.look(tx_hash, block_hint=3) == await reader.look(tx_hash)
     assert await reader.look(tx_hash, block_hint=10**9) == await reader.look(tx_hash)
 
 
-async def test_an_unknown_hash_takes_one_request(liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_an_unknown_hash_takes_one_request(faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    (liar,) = await faulty_nodes(1)
     await (await readers(liar)).look(UNKNOWN_TX)
     assert liar.requests == [LOOK]
 
 
-async def test_a_receipt_that_moves_with_every_reading_is_given_up(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_receipt_that_moves_with_every_reading_is_given_up(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=9)
     blocks = iter(range(1, 10))
     liar.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
@@ -159,9 +163,9 @@ async def test_a_receipt_that_moves_with_every_reading_is_given_up(node: Node, l
 
 
 async def test_one_healthy_endpoint_is_enough_and_the_others_are_left_alone(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     await (await readers(first, second)).look(await node.pay())
     assert (len(first.requests), len(second.requests)) == (2, 0)
 
@@ -197,17 +201,19 @@ async def test_a_payment_that_moves_to_another_block_is_seen_there(node: Node, r
     assert waits_for(after, tx_hash) is WaitReason.CONFIRMATIONS
 
 
-async def test_a_receipt_of_the_replaced_block_is_not_canonical(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_receipt_of_the_replaced_block_is_not_canonical(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     liar.wrong_block_hash()
     assert waits_for(await (await readers(liar)).look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
 
 
 async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     liar.move_receipt(6, FORK)
     view = await (await readers(liar)).look(tx_hash)
@@ -244,9 +250,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_another_endpoint_answers_for_one_that_fails(
-    fault: str, node: Node, liars: Liars, readers: Readers
+    fault: str, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     spoil, reason = FAULTS[fault]
     tx_hash = await node.pay()
     spoil(first)
@@ -273,9 +279,9 @@ async def test_another_endpoint_answers_for_one_that_fails(
 
 
 async def test_an_endpoint_is_asked_first_again_when_it_has_rested(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     reader = await readers(first, second)
     tx_hash = await node.pay()
     first.status(500)
@@ -286,8 +292,10 @@ async def test_an_endpoint_is_asked_first_again_when_it_has_rested(
     assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
 
 
-async def test_a_node_that_asks_for_a_pause_gets_it(node: Node, liars: Liars, readers: Readers, clock: Clock) -> None:
-    first, second = await liars(2)
+async def test_a_node_that_asks_for_a_pause_gets_it(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
+) -> None:
+    first, second = await faulty_nodes(2)
     reader = await readers(first, second)
     tx_hash = await node.pay()
     first.status(429, retry_after="30")
@@ -301,9 +309,9 @@ async def test_a_node_that_asks_for_a_pause_gets_it(node: Node, liars: Liars, re
 
 
 async def test_an_endpoint_that_failed_lately_is_not_asked_about_an_unknown_hash(
-    liars: Liars, readers: Readers
+    faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     first.status(503)
     reader = await readers(first, second)
     for _ in range(3):
@@ -312,9 +320,9 @@ async def test_an_endpoint_that_failed_lately_is_not_asked_about_an_unknown_hash
 
 
 async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     reader = await readers(first, second)
     first.status(429, retry_after="30")
@@ -326,8 +334,10 @@ async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
     assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
 
 
-async def test_a_look_with_all_its_readings_is_bounded_in_time(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_look_with_all_its_readings_is_bounded_in_time(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     reader = await readers(liar, timeout_seconds=0.6)
 
@@ -340,8 +350,10 @@ async def test_a_look_with_all_its_readings_is_bounded_in_time(node: Node, liars
         await reader.look(tx_hash)
 
 
-async def test_a_wrong_chain_is_recognised_also_after_it_was_right(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_wrong_chain_is_recognised_also_after_it_was_right(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
     await reader.look(tx_hash)
@@ -353,10 +365,10 @@ async def test_a_wrong_chain_is_recognised_also_after_it_was_right(node: Node, l
 
 
 async def test_a_failing_endpoint_is_logged_once_for_each_change(
-    node: Node, liars: Liars, readers: Readers, caplog: pytest.LogCaptureFixture
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "chain")
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
     liar.status(500)
@@ -371,9 +383,9 @@ async def test_a_failing_endpoint_is_logged_once_for_each_change(
 
 
 async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_first_again(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.hang()
     reader = await readers(first, second)
@@ -385,10 +397,10 @@ async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_fir
 
 
 async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(
-    node: Node, liars: Liars, readers: Readers, monkeypatch: pytest.MonkeyPatch
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chain.reader.HEALTHY_SECONDS", LONG_SECONDS)
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.hang()
     reader = await readers(first, second)
@@ -400,9 +412,9 @@ async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(
 
 
 async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second, third = await liars(3)
+    first, second, third = await faulty_nodes(3)
     tx_hash = await node.pay()
     first.status(500)
     second.status(429, retry_after="30")
@@ -416,8 +428,10 @@ async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
     assert isinstance(verdict(view, tx_hash), Verified)
 
 
-async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(node: Node, liars: Liars, readers: Readers) -> None:
-    *hanging, last = await liars(5)
+async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    *hanging, last = await faulty_nodes(5)
     tx_hash = await node.pay()
     for liar in hanging:
         liar.hang()
@@ -435,7 +449,7 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(node: Node, l
 # No endpoint works ---------------------------------------------------------------------------------------------------
 
 
-async def failed_look(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
+async def failed_poll(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
     """A look that finds each of these hanging, in turn."""
     look = asyncio.create_task(reader.look(tx_hash))
     for liar in hanging:
@@ -448,14 +462,14 @@ async def failed_look(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -
 @pytest.mark.parametrize("rested_seconds", [0.0, 3600.0], ids=["cooling", "rested"])
 @pytest.mark.parametrize("endpoints", [1, 3])
 async def test_while_no_endpoint_works_one_look_at_a_time_asks(
-    endpoints: int, rested_seconds: float, node: Node, liars: Liars, readers: Readers, clock: Clock
+    endpoints: int, rested_seconds: float, node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    proxies = await liars(endpoints)
+    proxies = await faulty_nodes(endpoints)
     tx_hash = await node.pay()
     for proxy in proxies:
         proxy.hang()
     reader = await readers(*proxies, timeout_seconds=LONG_SECONDS)
-    await failed_look(reader, tx_hash, *proxies)
+    await failed_poll(reader, tx_hash, *proxies)
     for round_number in (2, 3):
         clock.now += rested_seconds
         pending = asyncio.gather(*(reader.look(tx_hash) for _ in range(20)), return_exceptions=True)
@@ -478,14 +492,14 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
 
 
 async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.hang()
     second.status(500)
     reader = await readers(first, second, timeout_seconds=LONG_SECONDS)
-    await failed_look(reader, tx_hash, first)
+    await failed_poll(reader, tx_hash, first)
     second.heal()
     probe = asyncio.create_task(reader.look(tx_hash))
     await first.received(2)
@@ -503,12 +517,12 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
 
 
 async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_next(
-    liars: Liars, readers: Readers
+    faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     liar.hang()
     reader = await readers(liar, timeout_seconds=LONG_SECONDS)
-    await failed_look(reader, UNKNOWN_TX, liar)
+    await failed_poll(reader, UNKNOWN_TX, liar)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await reader.look(UNKNOWN_TX)
@@ -516,12 +530,12 @@ async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_
     assert (await reader.look(UNKNOWN_TX)).receipt is None
 
 
-async def test_the_last_look_is_never_turned_away(node: Node, liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     liar.hang()
     reader = await readers(liar, timeout_seconds=LONG_SECONDS)
-    await failed_look(reader, tx_hash, liar)
+    await failed_poll(reader, tx_hash, liar)
     probe = asyncio.create_task(reader.look(tx_hash))
     await liar.received(2)
     with pytest.raises(ChainUnavailable, match="another look"):
@@ -538,9 +552,9 @@ async def test_the_last_look_is_never_turned_away(node: Node, liars: Liars, read
 
 
 async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(liar)
     await reader.head()
@@ -556,9 +570,9 @@ async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
 
 
 async def test_a_node_that_does_not_know_the_payment_does_not_hide_it(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.null_receipt()
     reader = await readers(first, second)
@@ -575,9 +589,9 @@ async def test_a_node_that_does_not_know_the_payment_does_not_hide_it(
     ids=["another branch", "pre-confirmed", "no block"],
 )
 async def test_a_node_that_does_not_confirm_its_own_receipt_does_not_hide_the_payment(
-    spoil: object, node: Node, liars: Liars, readers: Readers
+    spoil: object, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     assert callable(spoil)
     spoil(first)
@@ -588,9 +602,9 @@ async def test_a_node_that_does_not_confirm_its_own_receipt_does_not_hide_the_pa
 
 
 async def test_when_nobody_knows_the_payment_the_highest_head_is_told(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second, third = await liars(3)
+    first, second, third = await faulty_nodes(3)
     await node.mine(10)
     first.shift_head(-2)
     third.shift_head(-1)
@@ -599,9 +613,9 @@ async def test_when_nobody_knows_the_payment_the_highest_head_is_told(
 
 
 async def test_a_receipt_without_its_block_says_more_than_a_higher_head(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.move_receipt(6, FORK)
     second.null_receipt()
@@ -612,9 +626,9 @@ async def test_a_receipt_without_its_block_says_more_than_a_higher_head(
 
 @pytest.mark.parametrize(("lag", "asked_next"), [(3, False), (4, True)])
 async def test_a_lagging_endpoint_is_passed_over(
-    lag: int, asked_next: bool, node: Node, liars: Liars, readers: Readers
+    lag: int, asked_next: bool, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(first, second)
     await reader.look(tx_hash)
@@ -625,9 +639,9 @@ async def test_a_lagging_endpoint_is_passed_over(
 
 
 async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_and_then_is(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    (liar,) = await liars(1)
+    (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(liar)
     await reader.look(tx_hash)
@@ -642,9 +656,9 @@ async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_a
 
 
 async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    boaster, honest = await liars(2)
+    boaster, honest = await faulty_nodes(2)
     tx_hash = await node.pay()
     reader = await readers(boaster, honest)
     boaster.shift_head(10**9)
@@ -657,9 +671,9 @@ async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
 
 
 async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_keeps_boasting(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    boaster, honest = await liars(2)
+    boaster, honest = await faulty_nodes(2)
     tx_hash = await node.pay()
     reader = await readers(boaster, honest)
     boaster.shift_head(10**9)
@@ -670,9 +684,9 @@ async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_
 
 
 async def test_a_preferred_endpoint_that_is_stuck_does_not_hide_the_confirmations_that_others_see(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    frozen, other = await liars(2)
+    frozen, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
@@ -688,9 +702,9 @@ async def test_a_preferred_endpoint_that_is_stuck_does_not_hide_the_confirmation
 
 
 async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_payment(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    frozen, other = await liars(2)
+    frozen, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
@@ -707,9 +721,9 @@ async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_paym
 
 
 async def test_of_several_stuck_endpoints_the_most_advanced_is_used(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.freeze_head(2)
     second.freeze_head(4)
@@ -723,9 +737,9 @@ async def test_of_several_stuck_endpoints_the_most_advanced_is_used(
 
 
 async def test_the_head_is_read_from_an_endpoint_that_is_not_stuck(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    frozen, other = await liars(2)
+    frozen, other = await faulty_nodes(2)
     await node.mine(2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
@@ -737,8 +751,10 @@ async def test_the_head_is_read_from_an_endpoint_that_is_not_stuck(
     assert await reader.head() == 5
 
 
-async def test_the_head_never_falls_below_one_returned_before(node: Node, liars: Liars, readers: Readers) -> None:
-    first, second = await liars(2)
+async def test_the_head_never_falls_below_one_returned_before(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    first, second = await faulty_nodes(2)
     await node.mine(20)
     reader = await readers(first, second)
     assert await reader.head() == 20
@@ -751,9 +767,9 @@ async def test_the_head_never_falls_below_one_returned_before(node: Node, liars:
 
 
 async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not_behind(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     await node.mine(20)
     reader = await readers(first, second)
     newest = await reader.newest_block()
@@ -778,16 +794,20 @@ async def test_with_a_single_endpoint_a_cross_check_asks_nobody(node: Node, read
     assert reader.request_count == requests
 
 
-async def test_a_view_without_the_transaction_in_a_block_is_not_cross_checked(liars: Liars, readers: Readers) -> None:
-    reader = await readers(*await liars(2))
+async def test_a_view_without_the_transaction_in_a_block_is_not_cross_checked(
+    faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    reader = await readers(*await faulty_nodes(2))
     view = await reader.look(UNKNOWN_TX)
     requests = reader.request_count
     assert await reader.cross_check(UNKNOWN_TX, view) is view
     assert reader.request_count == requests
 
 
-async def test_a_receipt_without_its_block_is_not_cross_checked(node: Node, liars: Liars, readers: Readers) -> None:
-    first, second = await liars(2)
+async def test_a_receipt_without_its_block_is_not_cross_checked(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     for liar in (first, second):
         liar.wrong_block_hash()
@@ -798,8 +818,10 @@ async def test_a_receipt_without_its_block_is_not_cross_checked(node: Node, liar
     assert reader.request_count == requests
 
 
-async def test_a_lagging_endpoint_is_heard_in_a_cross_check(node: Node, liars: Liars, readers: Readers) -> None:
-    lagging, other = await liars(2)
+async def test_a_lagging_endpoint_is_heard_in_a_cross_check(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    lagging, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(lagging, other)
     await reader.head()
@@ -809,8 +831,10 @@ async def test_a_lagging_endpoint_is_heard_in_a_cross_check(node: Node, liars: L
     assert (await reader.cross_check(tx_hash, view)).head_number == 10
 
 
-async def test_a_good_answer_in_a_cross_check_wipes_the_record(node: Node, liars: Liars, readers: Readers) -> None:
-    first, second = await liars(2)
+async def test_a_good_answer_in_a_cross_check_wipes_the_record(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.status(503)
     reader = await readers(first, second)
@@ -824,9 +848,9 @@ async def test_a_good_answer_in_a_cross_check_wipes_the_record(node: Node, liars
 
 
 async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block_that_was_asked_for(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, second = await liars(2)
+    first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     reader = await readers(first, second)
     view = await reader.look(tx_hash)
@@ -835,13 +859,15 @@ async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block
     assert await reader.cross_check(tx_hash, view) == view, "it has the same block, so it only has no say"
 
 
-async def test_honest_endpoints_agree_with_one_request_each(node: Node, liars: Liars, readers: Readers) -> None:
-    proxies = await liars(3)
+async def test_honest_endpoints_agree_with_one_request_each(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    proxies = await faulty_nodes(3)
     reader = await readers(*proxies)
     tx_hash = await node.pay()
     view = await reader.look(tx_hash)
     assert await reader.cross_check(tx_hash, view) == view
-    assert [proxy.requests for proxy in proxies[1:]] == [[LOOK_WITH_BLOCK], [LOOK_WITH_BLOCK]]
+    assert [proxy.requests for proxy in proxies[1:]] == [[POLL_WITH_BLOCK], [POLL_WITH_BLOCK]]
     assert len(proxies[0].requests) == 2
 
 
@@ -853,8 +879,10 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_one_liar_of_two_makes_the_payment_wait(lie: str, node: Node, liars: Liars, readers: Readers) -> None:
-    liar, honest = await liars(2)
+async def test_one_liar_of_two_makes_the_payment_wait(
+    lie: str, node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    liar, honest = await faulty_nodes(2)
     tx_hash = await node.pay()
     LIES[lie](liar)
     reader = await readers(liar, honest)
@@ -869,9 +897,9 @@ async def test_one_liar_of_two_makes_the_payment_wait(lie: str, node: Node, liar
 
 @pytest.mark.parametrize("lie", LIES)
 async def test_one_liar_of_three_is_outvoted_and_then_asked_last(
-    lie: str, node: Node, liars: Liars, readers: Readers
+    lie: str, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await liars(3)
+    liar, *honest = await faulty_nodes(3)
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
     LIES[lie](liar)
     reader = await readers(liar, *honest)
@@ -899,9 +927,9 @@ async def fabrication(node: Node, liar: FaultyNode, *, block_number: int = 1) ->
 
 
 async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_second_endpoint(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, honest = await liars(2)
+    liar, honest = await faulty_nodes(2)
     tx_hash = await fabrication(node, liar)
     reader = await readers(liar, honest)
     view = await reader.look(tx_hash)
@@ -911,9 +939,9 @@ async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_sec
 
 
 async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await liars(3)
+    liar, *honest = await faulty_nodes(3)
     tx_hash = await fabrication(node, liar)
     reader = await readers(liar, *honest)
     view = await reader.cross_check(tx_hash, await reader.look(tx_hash))
@@ -921,9 +949,9 @@ async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
 
 
 async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_can_contradict_it(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, honest = await liars(2)
+    liar, honest = await faulty_nodes(2)
     tx_hash = await fabrication(node, liar, block_number=1000)
     liar.shift_head(2000)
     reader = await readers(liar, honest)
@@ -934,8 +962,8 @@ async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_c
     assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
 
 
-async def test_invented_confirmations_do_not_count(node: Node, liars: Liars, readers: Readers) -> None:
-    boaster, honest = await liars(2)
+async def test_invented_confirmations_do_not_count(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    boaster, honest = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=2)
     boaster.shift_head(100)
     reader = await readers(boaster, honest)
@@ -947,9 +975,9 @@ async def test_invented_confirmations_do_not_count(node: Node, liars: Liars, rea
 
 
 async def test_a_payment_invented_in_the_far_future_is_not_final_for_a_majority_either(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await liars(3)
+    liar, *honest = await faulty_nodes(3)
     tx_hash = await fabrication(node, liar, block_number=1000)
     liar.shift_head(2000)
     reader = await readers(liar, *honest)
@@ -958,9 +986,9 @@ async def test_a_payment_invented_in_the_far_future_is_not_final_for_a_majority_
 
 
 async def test_one_of_three_that_is_far_behind_but_moving_does_not_hold_up_a_payment(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    first, second, syncing = await liars(3)
+    first, second, syncing = await faulty_nodes(3)
     await node.mine(20)
     tx_hash = await node.pay()
     syncing.shift_head(-20)
@@ -974,9 +1002,9 @@ async def test_one_of_three_that_is_far_behind_but_moving_does_not_hold_up_a_pay
 
 
 async def test_a_node_that_is_stuck_delays_the_confirmations_only_until_that_is_plain(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    first, stuck = await liars(2)
+    first, stuck = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=2)
     stuck.fixed("eth_blockNumber", "0x2")
     reader = await readers(first, stuck)
@@ -988,8 +1016,8 @@ async def test_a_node_that_is_stuck_delays_the_confirmations_only_until_that_is_
     assert (await reader.cross_check(tx_hash, await reader.look(tx_hash))).head_number == 22
 
 
-async def test_an_endpoint_of_another_chain_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
-    first, other = await liars(2)
+async def test_an_endpoint_of_another_chain_has_no_say(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    first, other = await faulty_nodes(2)
     tx_hash = await node.pay()
     other.other_chain(1)
     other.null_receipt()
@@ -999,9 +1027,9 @@ async def test_an_endpoint_of_another_chain_has_no_say(node: Node, liars: Liars,
 
 
 async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    first, down = await liars(2)
+    first, down = await faulty_nodes(2)
     tx_hash = await node.pay()
     down.hang()
     reader = await readers(first, down, timeout_seconds=LONG_SECONDS)
@@ -1015,9 +1043,9 @@ async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
 
 
 async def test_an_endpoint_that_failed_lately_still_contradicts_in_a_cross_check(
-    node: Node, liars: Liars, readers: Readers
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    honest, liar = await liars(2)
+    honest, liar = await faulty_nodes(2)
     tx_hash = await fabrication(node, liar)
     honest.status(500)
     reader = await readers(honest, liar)
@@ -1029,9 +1057,9 @@ async def test_an_endpoint_that_failed_lately_still_contradicts_in_a_cross_check
 
 
 async def test_a_pause_that_an_endpoint_asked_for_is_respected_in_a_cross_check(
-    node: Node, liars: Liars, readers: Readers, clock: Clock
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    busy, other = await liars(2)
+    busy, other = await faulty_nodes(2)
     tx_hash = await node.pay()
     busy.status(429, retry_after="30")
     reader = await readers(busy, other)
@@ -1044,8 +1072,8 @@ async def test_a_pause_that_an_endpoint_asked_for_is_respected_in_a_cross_check(
     assert len(busy.requests) == 2
 
 
-async def test_a_late_index_of_receipts_has_no_say(node: Node, liars: Liars, readers: Readers) -> None:
-    first, late = await liars(2)
+async def test_a_late_index_of_receipts_has_no_say(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    first, late = await faulty_nodes(2)
     tx_hash = await node.pay()
     late.null_receipt()
     reader = await readers(first, late)
@@ -1053,8 +1081,10 @@ async def test_a_late_index_of_receipts_has_no_say(node: Node, liars: Liars, rea
     assert await reader.cross_check(tx_hash, view) == view
 
 
-async def test_what_a_lagging_node_alone_says_is_not_final(node: Node, liars: Liars, readers: Readers) -> None:
-    lagging, other = await liars(2)
+async def test_what_a_lagging_node_alone_says_is_not_final(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    lagging, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=30)
     reader = await readers(lagging, other)
     await reader.head()
@@ -1067,8 +1097,8 @@ async def test_what_a_lagging_node_alone_says_is_not_final(node: Node, liars: Li
         await reader.cross_check(tx_hash, view)
 
 
-async def test_the_others_are_asked_at_the_same_time(node: Node, liars: Liars, readers: Readers) -> None:
-    first, *others = await liars(5)
+async def test_the_others_are_asked_at_the_same_time(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    first, *others = await faulty_nodes(5)
     tx_hash = await node.pay()
     reader = await readers(first, *others, timeout_seconds=LONG_SECONDS)
     view = await reader.look(tx_hash)
@@ -1085,8 +1115,8 @@ async def test_the_others_are_asked_at_the_same_time(node: Node, liars: Liars, r
 # Health, token, construction -----------------------------------------------------------------------------------------
 
 
-async def test_health_tells_about_each_endpoint(node: Node, liars: Liars, readers: Readers) -> None:
-    good, other, down = await liars(3)
+async def test_health_tells_about_each_endpoint(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    good, other, down = await faulty_nodes(3)
     await node.mine(7)
     other.other_chain(1)
     down.status(503)
@@ -1143,8 +1173,8 @@ async def test_an_address_without_code_is_no_token(node: Node, readers: Readers)
     assert not info.has_code
 
 
-async def test_a_token_is_not_asked_on_another_chain(liars: Liars, readers: Readers) -> None:
-    (liar,) = await liars(1)
+async def test_a_token_is_not_asked_on_another_chain(faulty_nodes: FaultyNodes, readers: Readers) -> None:
+    (liar,) = await faulty_nodes(1)
     liar.other_chain(1)
     (info,), silent = await (await readers(liar)).ask_about_token(TOKEN, TREASURY)
     assert (info.chain_id, info.has_code, info.decimals, silent) == (1, False, None, [])

@@ -18,7 +18,7 @@ from aiohttp import web
 from chain.rpc import OFFLOAD_BYTES_MIN, Call, Endpoint, EndpointFailure, Failure, labels, open_session
 from domain.errors import ChainUnavailable, InvalidInput
 from tests.chain.anvil import CHAIN_ID
-from tests.chain.conftest import Liars
+from tests.chain.conftest import FaultyNodes
 from tests.chain.faulty_node import FaultyNode
 
 CALLS = [Call("eth_chainId"), Call("eth_blockNumber")]
@@ -32,8 +32,8 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def liar(liars: Liars) -> FaultyNode:
-    return (await liars(1))[0]
+async def liar(faulty_nodes: FaultyNodes) -> FaultyNode:
+    return (await faulty_nodes(1))[0]
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from chain.circuit_breaker import (
     COOL_DOWN_WRONG_CHAIN_SECONDS,
     MARK_EXPIRY_SECONDS,
     STALL_SECONDS,
+    CircuitBreaker,
     HeadMark,
-    Standing,
 )
 from chain.rpc import RETRY_AFTER_SECONDS_MAX, Failure
 
@@ -56,63 +56,63 @@ def test_a_jitter_within_the_tolerance_does_not_lower_the_mark() -> None:
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 1.0), (2, 2.0), (4, 8.0), (7, 60.0), (5000, 60.0)])
 def test_the_cool_down_doubles_with_each_failure_and_is_bounded(failures: int, seconds: float) -> None:
-    standing = Standing()
+    breaker = CircuitBreaker()
     for _ in range(failures):
-        standing.failed(Failure.UNREACHABLE, 100.0)
-    assert standing.cools_until == 100.0 + seconds <= 100.0 + COOL_DOWN_SECONDS_MAX
-    assert standing.is_cooling(100.0 + seconds - 0.01)
-    assert not standing.is_cooling(100.0 + seconds)
+        breaker.failed(Failure.UNREACHABLE, 100.0)
+    assert breaker.cools_until == 100.0 + seconds <= 100.0 + COOL_DOWN_SECONDS_MAX
+    assert breaker.is_cooling(100.0 + seconds - 0.01)
+    assert not breaker.is_cooling(100.0 + seconds)
 
 
 def test_an_answer_ends_the_cool_down_and_its_growth() -> None:
-    standing = Standing()
+    breaker = CircuitBreaker()
     for _ in range(5):
-        standing.failed(Failure.TIMEOUT, 0.0)
-    standing.answered()
-    assert not standing.is_cooling(0.0)
-    standing.failed(Failure.TIMEOUT, 0.0)
-    assert standing.cools_until == 1.0
+        breaker.failed(Failure.TIMEOUT, 0.0)
+    breaker.answered()
+    assert not breaker.is_cooling(0.0)
+    breaker.failed(Failure.TIMEOUT, 0.0)
+    assert breaker.cools_until == 1.0
 
 
 @pytest.mark.parametrize(("asked_for", "seconds"), [(30.0, 30.0), (0.0, 1.0), (1e9, 300.0)])
 def test_a_node_may_ask_for_a_longer_pause_but_not_for_an_endless_one(asked_for: float, seconds: float) -> None:
-    standing = Standing()
-    standing.failed(Failure.RATE_LIMITED, 0.0, asked_for)
-    assert standing.cools_until == seconds
+    breaker = CircuitBreaker()
+    breaker.failed(Failure.RATE_LIMITED, 0.0, asked_for)
+    assert breaker.cools_until == seconds
 
 
 def test_a_pause_is_wanted_only_where_the_node_asked_for_it_and_only_until_it_answers() -> None:
-    standing = Standing()
-    standing.failed(Failure.RATE_LIMITED, 0.0)
-    assert standing.is_cooling(0.5)
-    assert not standing.wants_pause(0.5)
-    standing.failed(Failure.RATE_LIMITED, 0.0, 30.0)
-    assert standing.wants_pause(29.9)
-    assert not standing.wants_pause(30.0)
-    standing.failed(Failure.TIMEOUT, 1.0)
-    assert standing.wants_pause(29.9), "another failure does not shorten it"
-    standing.failed(Failure.BEHIND, 2.0)
-    assert not standing.wants_pause(2.0), "it has answered"
-    standing.failed(Failure.RATE_LIMITED, 3.0, 30.0)
-    standing.answered()
-    assert not standing.wants_pause(3.0)
-    standing.failed(Failure.RATE_LIMITED, 4.0, 1e9)
-    assert not standing.wants_pause(4.0 + RETRY_AFTER_SECONDS_MAX)
+    breaker = CircuitBreaker()
+    breaker.failed(Failure.RATE_LIMITED, 0.0)
+    assert breaker.is_cooling(0.5)
+    assert not breaker.wants_pause(0.5)
+    breaker.failed(Failure.RATE_LIMITED, 0.0, 30.0)
+    assert breaker.wants_pause(29.9)
+    assert not breaker.wants_pause(30.0)
+    breaker.failed(Failure.TIMEOUT, 1.0)
+    assert breaker.wants_pause(29.9), "another failure does not shorten it"
+    breaker.failed(Failure.BEHIND, 2.0)
+    assert not breaker.wants_pause(2.0), "it has answered"
+    breaker.failed(Failure.RATE_LIMITED, 3.0, 30.0)
+    breaker.answered()
+    assert not breaker.wants_pause(3.0)
+    breaker.failed(Failure.RATE_LIMITED, 4.0, 1e9)
+    assert not breaker.wants_pause(4.0 + RETRY_AFTER_SECONDS_MAX)
 
 
 def test_a_wrong_chain_is_remembered_for_a_while_and_looked_at_again() -> None:
-    standing = Standing()
-    standing.failed(Failure.WRONG_CHAIN, 0.0)
-    assert standing.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS - 1)
-    assert not standing.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS)
+    breaker = CircuitBreaker()
+    breaker.failed(Failure.WRONG_CHAIN, 0.0)
+    assert breaker.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS - 1)
+    assert not breaker.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS)
 
 
 def test_a_head_that_stands_still_is_stalled_after_its_time_and_any_movement_ends_that() -> None:
-    standing = Standing()
-    assert not standing.is_stalled(1e6), "nothing is known yet"
-    standing.saw_head(100, 0.0)
-    standing.saw_head(100, STALL_SECONDS - 0.1)
-    assert not standing.is_stalled(STALL_SECONDS - 0.1)
-    assert standing.is_stalled(STALL_SECONDS)
-    standing.saw_head(99, STALL_SECONDS)
-    assert not standing.is_stalled(STALL_SECONDS)
+    breaker = CircuitBreaker()
+    assert not breaker.is_stalled(1e6), "nothing is known yet"
+    breaker.saw_head(100, 0.0)
+    breaker.saw_head(100, STALL_SECONDS - 0.1)
+    assert not breaker.is_stalled(STALL_SECONDS - 0.1)
+    assert breaker.is_stalled(STALL_SECONDS)
+    breaker.saw_head(99, STALL_SECONDS)
+    assert not breaker.is_stalled(STALL_SECONDS)

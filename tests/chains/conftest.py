@@ -82,7 +82,7 @@ def handed_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def as_before() -> Iterator[None]:
     """In the block runs are started as up to schema revision 0003: those of all chains on one queue."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("client", "remedies", "standing"):
+        for module in ("payments", "resolutions", "singletons"):
             patch.setattr(f"starter.{module}.task_queue", lambda _: PLATFORM_TASK_QUEUE)
         yield
 
@@ -124,7 +124,7 @@ async def credited(engine: Engine) -> tuple[Intent, str]:
     async with engine.worker():
         payer, intent, sent = await engine.buy()
         await engine.submit(payer, intent, sent)
-        await engine.looked_at(intent.attempt_id, "to go")
+        await engine.polled(intent.attempt_id, "to go")
     return intent, sent
 
 

@@ -14,9 +14,9 @@ from devstack.processes import wait_until
 from domain.errors import RemedyRefused, WorkerOfAnotherChain, WrongChain
 from domain.operations.findings import Remedy
 from domain.operations.resolutions import RemedyRequest, parse_request
-from starter.resolutions import carry_out, start_remedy
+from starter.resolutions import execute, start_remedy
 from tests.chains.conftest import OTHER_CHAIN_ID, POLLS, OtherWorker, as_before, credited, variables_of
-from tests.cli.command import Answer, settle
+from tests.cli.command import ResponseModel, settle
 from tests.reconciliation.planting import find_receipt, stored
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
 from tests.support.sql import query
@@ -64,7 +64,7 @@ async def test_the_bonus_of_a_credit_is_not_minted_by_a_worker_of_another_chain(
     """The run of an earlier version: its message does not say the chain, the finding's row does."""
     _, request = await _stray(engine)
     async with engine.worker():
-        taken = await carry_out(engine.namespace.client, request.model_copy(update={"chain_id": engine.chain.chain_id}))
+        taken = await execute(engine.namespace.client, request.model_copy(update={"chain_id": engine.chain.chain_id}))
     guard = OwnChain(engine.service, OTHER_CHAIN_ID)
     for message in (taken, taken.model_copy(update={"chain_id": None})):
         with pytest.raises(WorkerOfAnotherChain, match=str(request.finding_id)):
@@ -90,7 +90,7 @@ async def test_a_command_has_it_done_on_the_findings_own_chain_whatever_its_own_
 async def test_a_transfer_to_a_former_treasury_is_credited_when_the_nodes_show_it(engine: Engine) -> None:
     sent, request = await _stray(engine)
     async with engine.worker(TREASURY_ADDRESS=payer_wallets()[5].address):
-        taken = await carry_out(engine.namespace.client, request)
+        taken = await execute(engine.namespace.client, request)
     assert (taken.amount_credits, sent in (taken.reference or "")) == (CREDITS, True)
 
 
@@ -103,7 +103,7 @@ async def test_a_transfer_that_the_nodes_do_not_show_is_credited_by_nobody_which
     await engine.chain.mine(2 * MIN_CONFIRMATIONS)
     async with engine.worker(**({"TREASURY_ADDRESS": treasury} if treasury else {})):
         with pytest.raises(RemedyRefused):
-            await carry_out(engine.namespace.client, request)
+            await execute(engine.namespace.client, request)
     assert _credited(engine) == []
 
 
@@ -112,7 +112,7 @@ async def test_a_transfer_that_is_not_observed_any_more_is_not_credited(engine: 
     query(engine.database.superuser_url, "DELETE FROM observed_transfers RETURNING 1")
     async with engine.worker():
         with pytest.raises(RemedyRefused):
-            await carry_out(engine.namespace.client, request)
+            await execute(engine.namespace.client, request)
     assert _credited(engine) == []
 
 
@@ -122,7 +122,7 @@ async def test_an_attempt_of_another_chain_is_shown_without_asking_this_ones_nod
     intent, sent = await credited(engine)
     variables = variables_of(engine, other_chain)
 
-    async def run(*arguments: str) -> Answer:
+    async def run(*arguments: str) -> ResponseModel:
         return await asyncio.to_thread(settle, ["attempt", *arguments, "--json"], variables, tmp_path)
 
     shown = (await run("show", str(intent.attempt_id))).json()

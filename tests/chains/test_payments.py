@@ -59,7 +59,7 @@ async def test_a_payment_that_is_not_final_yet_is_not_reversed_by_a_worker_of_an
         # What was missed there, by its nodes, is final there.
         await other_chain.mine(2 * FINAL_AFTER)
         await has_been_asked(engine, intent.attempt_id, "await_finality")
-        state = await engine.looked_at(intent.attempt_id, f"belongs to chain {engine.chain.chain_id}")
+        state = await engine.polled(intent.attempt_id, f"belongs to chain {engine.chain.chain_id}")
         assert state.is_running
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
     assert await engine.credits(intent.attempt_id) == CREDITS
@@ -76,7 +76,7 @@ async def test_a_payment_that_waits_for_confirmations_is_left_to_its_own_chain(
         await engine.chain.mine(1)
         with as_before():
             await engine.submit(payer, intent, sent)
-        await engine.looked_at(intent.attempt_id, f"1 of {MIN_CONFIRMATIONS} confirmations")
+        await engine.polled(intent.attempt_id, f"1 of {MIN_CONFIRMATIONS} confirmations")
     async with other_worker(MIN_CONFIRMATIONS="1"):
         await has_been_asked(engine, intent.attempt_id, "await_confirmation")
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
@@ -114,7 +114,7 @@ async def test_what_a_worker_of_another_chain_once_took_for_missing_does_not_sho
     await engine.chain.reorg(MIN_CONFIRMATIONS)
     await engine.chain.mine(1)
     async with engine.worker():
-        await engine.looked_at(intent.attempt_id, "not on the canonical chain since block")
+        await engine.polled(intent.attempt_id, "not on the canonical chain since block")
         assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREDITED
         await engine.chain.mine(2 * FINAL_AFTER)
         result = await engine.result(intent.attempt_id)
@@ -140,7 +140,7 @@ async def test_housekeeping_of_one_chain_picks_nothing_up_of_another(
         assert (await keep_house(engine, other_chain.chain_id)).payments_picked_up == {}
     async with engine.worker():
         picked_up = (await keep_house(engine, engine.chain.chain_id)).payments_picked_up
-        await engine.looked_at(waiting.attempt_id, "to go")
+        await engine.polled(waiting.attempt_id, "to go")
     assert picked_up == {AttemptStatus.PENDING_UNVERIFIED.value: 1}
 
 
@@ -168,14 +168,14 @@ async def test_confirmations_are_counted_on_the_payments_own_chain(
         strangers = PaymentsClient(engine.tenants, namespace.client, payment_policy(settings), read_head=reader.head)
         payer, intent, sent = await engine.buy()
         await engine.submit(payer, intent, sent)
-        await engine.looked_at(intent.attempt_id, f"{MIN_CONFIRMATIONS} of 100 confirmations")
+        await engine.polled(intent.attempt_id, f"{MIN_CONFIRMATIONS} of 100 confirmations")
         view = await strangers.status(payer.user_id, intent.attempt_id)
         assert (view.confirmations, view.confirmations_needed) == (MIN_CONFIRMATIONS, 100)
         with pytest.raises(WrongChain):
             await strangers.submit(payer.user_id, intent.attempt_id, sent)
         await engine.handle(intent.attempt_id).terminate("a test")
         with pytest.raises(WrongChain):
-            await strangers.pick_up(payer.user_id, intent.attempt_id)
+            await strangers.resume_payment(payer.user_id, intent.attempt_id)
 
 
 async def _pending(engine: Engine, workflow_id: str, words: str) -> list[Any]:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from activities.messages import WatchedChain
-from composition import standing_workflows
+from composition import singleton_workflows
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
 from domain.operations.findings import Remedy
@@ -46,7 +46,7 @@ async def test_every_run_on_the_queue_of_all_chains_comes_to_its_end_after_the_u
             waiting_hash = await engine.pay(waiting, wallet=waiter)
             await engine.chain.mine(1)
             await engine.submit(payer, waiting, waiting_hash)
-            await engine.looked_at(waiting.attempt_id, "confirmations")
+            await engine.polled(waiting.attempt_id, "confirmations")
         hesitant, replaced = await engine.intent(wallet=thinker)
         await engine.submit(hesitant, replaced, "0x" + "ab" * 32)
         # An operator's credit, and the watch of the chain.
@@ -55,7 +55,7 @@ async def test_every_run_on_the_queue_of_all_chains_comes_to_its_end_after_the_u
         finding_id = await find_receipt(engine, stray, operator.address, 5_000_000)
         request = parse_request(finding_id, Remedy.CREDIT, operator="ada", reason="the payer wrote to us")
         remedy = await start_remedy(client, request)
-        [standing] = standing_workflows(engine.settings)
+        [standing] = singleton_workflows(engine.settings)
         await start_missing(client, [standing])
     left = [engine.handle(intent.attempt_id).id for intent in (final, waiting, replaced)]
     left += [remedy.id, standing.workflow_id]

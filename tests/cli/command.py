@@ -16,7 +16,7 @@ SECONDS_MAX: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseModel:
     """What a command said, and how it ended."""
 
     exit_code: int
@@ -29,7 +29,7 @@ class Answer:
         return json.loads(self.stdout)
 
 
-def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> Answer:
+def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> ResponseModel:
     """Run a command in `folder`, with these settings and no others."""
     run = subprocess.run(
         [sys.executable, "-m", entry_module(variables), *arguments],
@@ -41,4 +41,4 @@ def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path)
         check=False,
     )
     assert "Traceback" not in run.stderr, run.stderr
-    return Answer(run.returncode, run.stdout, run.stderr)
+    return ResponseModel(run.returncode, run.stdout, run.stderr)

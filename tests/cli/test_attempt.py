@@ -13,7 +13,7 @@ from uuid import uuid4
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port, wait_until
 from domain.payments.attempt import AttemptStatus
-from tests.cli.command import Answer, settle
+from tests.cli.command import ResponseModel, settle
 from tests.support import sql
 from tests.support.engine import Engine
 from tests.support.postgres import ROLE_PASSWORD, Cluster
@@ -30,7 +30,7 @@ DIAGNOSIS = VIEW | {
 }  # fmt: skip
 
 
-async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> Answer:
+async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> ResponseModel:
     answer = await asyncio.to_thread(settle, arguments, variables, folder)
     assert ROLE_PASSWORD not in answer.stdout + answer.stderr
     return answer

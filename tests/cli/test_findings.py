@@ -11,16 +11,16 @@ from typing import Any
 
 from devstack.chain import payer_wallets
 from domain.operations.findings import FindingKind
-from tests.cli.command import Answer, settle
+from tests.cli.command import ResponseModel, settle
 from tests.reconciliation.planting import find_receipt, find_transfer
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
-from tests.support.payments import Desk, open_desk
+from tests.support.payments import RolePair, open_roles
 from tests.support.sql import connect, query, scalar
 
 WHO = ("--operator", "ada", "--reason", "the payer wrote to us")
 
 
-async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> Answer:
+async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> ResponseModel:
     return await asyncio.to_thread(settle, arguments, variables, folder)
 
 
@@ -131,8 +131,8 @@ async def test_a_reconciliation_says_what_it_found_and_how_it_stands(engine: Eng
     assert (row["kind"], row["value_raw"], row["purchase_credits"]) == ("purchase", "100000000", "1000000000")
     assert "transfers read" in clean.stderr
 
-    async with desk_of(engine) as desk:
-        await find_transfer_now(desk)
+    async with desk_of(engine) as roles:
+        await find_transfer_now(roles)
     waits = await _run(engine.variables, tmp_path, "reconcile")
     # It merely waits for an operator, and is named with what to do.
     assert waits.exit_code == 0
@@ -157,14 +157,14 @@ async def test_a_reconciliation_says_what_it_found_and_how_it_stands(engine: Eng
 
 def desk_of(engine: Engine) -> Any:
     """The desk on the engine's database."""
-    return open_desk(engine.database)
+    return open_roles(engine.database)
 
 
-async def find_transfer_now(desk: Desk) -> None:
+async def find_transfer_now(roles: RolePair) -> None:
     """A transfer that nobody awaits, just mined."""
-    finding_id = await find_transfer(desk.service, 7)
-    chain_id = scalar(desk.database.superuser_url, "SELECT chain_id FROM payment_attempts LIMIT 1")
-    with connect(desk.database.superuser_url) as owner:
+    finding_id = await find_transfer(roles.service, 7)
+    chain_id = scalar(roles.database.superuser_url, "SELECT chain_id FROM payment_attempts LIMIT 1")
+    with connect(roles.database.superuser_url) as owner:
         owner.execute(
             "UPDATE observed_transfers SET block_time = now() - interval '1 h', chain_id = %s"
             " WHERE value_raw = 5000000",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from devstack.processes import wait_until
-from tests.cli.command import Answer, settle
+from tests.cli.command import ResponseModel, settle
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.service_process import clean_environment
 from tests.support.sql import connect, query, scalar
@@ -20,7 +20,7 @@ SENDER: Final = "0x" + "11" * 20
 MONEY_RAW: Final = 5_000_000
 
 
-async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> Answer:
+async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> ResponseModel:
     return await asyncio.to_thread(settle, arguments, variables, folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from devstack.processes import wait_until
 from starter.schedules import list_names
-from tests.cli.command import Answer, settle
+from tests.cli.command import ResponseModel, settle
 from tests.support.servers import Namespace
 from workflows.naming import schedule_id, watch_workflow_id
 
@@ -28,7 +28,7 @@ async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_pa
     client, watch = namespace.client, watch_workflow_id(31337)
     file = tmp_path / "schedules.yaml"
 
-    async def run(*arguments: str) -> Answer:
+    async def run(*arguments: str) -> ResponseModel:
         given = variables(tmp_path, temporal=namespace.variables)
         return await asyncio.to_thread(settle, ["schedules", *arguments], given, tmp_path)
 

@@ -17,11 +17,11 @@ async def test_a_wallet_is_signed_out_everywhere_and_nobody_else(engine: Engine,
     alice, bob = payer_wallets()[:2]
     async with (
         running_api(engine) as api,
-        api.visitor(alice) as desk,
+        api.visitor(alice) as roles,
         api.visitor(alice) as phone,
         api.visitor(bob) as stranger,
     ):
         command = ["sessions", "revoke", "--wallet", alice.address.lower(), "--json"]
         ended = [(await asyncio.to_thread(settle, command, engine.variables, tmp_path)).json() for _ in range(2)]
-        assert [(await visitor.get(SESSION)).status for visitor in (desk, phone, stranger)] == [401, 401, 200]
+        assert [(await visitor.get(SESSION)).status for visitor in (roles, phone, stranger)] == [401, 401, 200]
     assert ended == [{"address": alice.address, "endedSessions": count} for count in (2, 0)]

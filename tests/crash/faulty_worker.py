@@ -102,8 +102,8 @@ def set_options(fault: Fault) -> None:
     """The product's time-outs and the worker's options, changed where the fault says so."""
     if fault.ledger_start_to_close_seconds is not None:
         _replace(policies, "LEDGER_START_TO_CLOSE", timedelta(seconds=fault.ledger_start_to_close_seconds))
-    if fault.look_start_to_close_seconds is not None:
-        _replace(policies, "LOOK_START_TO_CLOSE", timedelta(seconds=fault.look_start_to_close_seconds))
+    if fault.poll_start_to_close_seconds is not None:
+        _replace(policies, "POLL_START_TO_CLOSE", timedelta(seconds=fault.poll_start_to_close_seconds))
     if fault.idle_in_transaction_timeout is not None:
         engine.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = fault.idle_in_transaction_timeout
     import worker

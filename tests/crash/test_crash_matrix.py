@@ -62,7 +62,7 @@ def patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
 async def crash_and_recover(system: PaymentSystem, payment: Payment, fault: Fault) -> None:
     """The faulty worker dies of its fault, at the commit that it names; then the product's own worker takes over."""
     doomed = system.start_worker(fault)
-    submitting = asyncio.create_task(system.hand_in(payment))
+    submitting = asyncio.create_task(system.submit_payment(payment))
     await doomed.killed_itself()
     is_done = IS_DONE[fault.activity]
     assert await is_done(system, payment) is (fault.moment is Moment.AFTER_COMMIT)
@@ -117,7 +117,7 @@ async def test_with_the_products_own_timeouts_a_crash_between_the_credits_still_
     system = await systems()
     payment = await system.purchase(CENTS)
     doomed = system.start_worker(Fault(activity="mint_bonus", moment=Moment.BEFORE_COMMIT))
-    await system.hand_in(payment)
+    await system.submit_payment(payment)
     await doomed.killed_itself()
     # The buyer has his credits while the system tenant's are still to come: two transactions, never one.
     assert await balances(system, payment) == (CREDITS, 0)

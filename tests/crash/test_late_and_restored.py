@@ -27,9 +27,9 @@ async def test_a_payment_that_lacks_only_confirmations_at_the_deadline_gets_the_
     payment = await system.purchase(confirmed=False)
     await system.confirm(payment.tx_hash, blocks=1)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await past_deadline(system, payment, seconds=TIMEOUT_SECONDS)
-        await system.looked_at(payment.attempt_id, "1 of 3 confirmations")
+        await system.polled(payment.attempt_id, "1 of 3 confirmations")
         await system.confirm(payment.tx_hash, blocks=2)
         await system.must_be_settled(payment)
     await system.books_are_right()
@@ -42,7 +42,7 @@ async def test_a_payment_whose_chain_stands_still_before_the_confirmations_ends_
     payment = await system.purchase(confirmed=False)
     await system.confirm(payment.tx_hash, blocks=1)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         result = await system.finished(payment.attempt_id)
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     await system.books_are_right()
@@ -56,7 +56,7 @@ async def test_a_hash_recorded_while_no_worker_ran_has_its_own_time(systems: Sys
     first = Payment(payment.payer, payment.intent, UNKNOWN)
     async with system.worker():
         await system.submit(payment.payer, payment.intent, UNKNOWN)
-        await system.looked_at(payment.attempt_id, "not found yet")
+        await system.polled(payment.attempt_id, "not found yet")
     submitted_at = (await system.attempt(payment.attempt_id)).submitted_at
     assert submitted_at is not None
     await system.until(lambda: datetime.now(UTC) > submitted_at + timedelta(seconds=timeout - 5), "nearly the end")
@@ -85,7 +85,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
     submitted_in_time = datetime.now(UTC)
     with connect(system.database.superuser_url) as superuser:
         superuser.execute("UPDATE payment_attempts SET expires_at = %s WHERE id = %s", (submitted_in_time, attempt.id))
-    assert (await system.hand_in(payment)).status is AttemptStatus.CREATED_INTENT
+    assert (await system.submit_payment(payment)).status is AttemptStatus.CREATED_INTENT
     async with system.worker():
         await system.must_be_settled(payment)
     await system.books_are_right()
@@ -115,12 +115,12 @@ async def test_a_payment_that_a_restored_database_has_forgotten_is_settled_by_su
 ) -> None:
     payment = await system.purchase()
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
         set_back(system.database.superuser_url, payment)
         assert await system.credits(payment.attempt_id) == {}
 
-        assert (await system.hand_in(payment)).status is AttemptStatus.PENDING_UNVERIFIED
+        assert (await system.submit_payment(payment)).status is AttemptStatus.PENDING_UNVERIFIED
         await system.must_be_settled(payment)
     await system.books_are_right()
 
@@ -131,7 +131,7 @@ async def test_a_submission_before_the_first_worker_registers_what_temporal_must
         RemoveSearchAttributesRequest(namespace=client.namespace, search_attributes=["TxHash", "ChainId"])
     )
     payment = await system.purchase()
-    assert (await system.hand_in(payment)).status is AttemptStatus.PENDING_UNVERIFIED
+    assert (await system.submit_payment(payment)).status is AttemptStatus.PENDING_UNVERIFIED
     async with system.worker():
         await system.must_be_settled(payment)
     await system.books_are_right()

@@ -20,7 +20,7 @@ Faults = Callable[[int], Awaitable[list[FaultyNode]]]
 
 
 @pytest.fixture
-async def liars(chain: LocalChain) -> AsyncIterator[Faults]:
+async def faulty_nodes(chain: LocalChain) -> AsyncIterator[Faults]:
     """Makes faulty nodes in front of the session's chain."""
     async with AsyncExitStack() as stack:
 
@@ -70,14 +70,14 @@ async def system_behind(systems: Systems, *nodes: FaultyNode) -> PaymentSystem:
 
 
 @pytest.mark.parametrize("what", LIES)
-async def test_a_payment_waits_while_its_only_node(systems: Systems, liars: Faults, what: str) -> None:
-    [node] = await liars(1)
+async def test_a_payment_waits_while_its_only_node(systems: Systems, faulty_nodes: Faults, what: str) -> None:
+    [node] = await faulty_nodes(1)
     system = await system_behind(systems, node)
     payment = await system.purchase()
     LIES[what].tell(node)
     async with system.worker():
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, LIES[what].words)
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, LIES[what].words)
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
         assert await system.entries(payment.attempt_id) == []
         node.heal()
@@ -102,15 +102,15 @@ def revert(node: FaultyNode) -> None:
 
 @pytest.mark.parametrize("lie", [inflate, deflate, revert])
 async def test_nothing_final_follows_from_two_nodes_of_which_the_first_lies(
-    systems: Systems, liars: Faults, lie: Callable[[FaultyNode], None]
+    systems: Systems, faulty_nodes: Faults, lie: Callable[[FaultyNode], None]
 ) -> None:
-    liar, honest = await liars(2)
+    liar, honest = await faulty_nodes(2)
     system = await system_behind(systems, liar, honest)
     payment = await system.purchase()
     lie(liar)
     async with system.worker():
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, "endpoints disagree")
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, "endpoints disagree")
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
         liar.heal()
         await system.must_be_settled(payment)
@@ -119,9 +119,9 @@ async def test_nothing_final_follows_from_two_nodes_of_which_the_first_lies(
 
 
 async def test_an_invented_payment_buys_nothing_while_another_node_knows_better(
-    systems: Systems, liars: Faults
+    systems: Systems, faulty_nodes: Faults
 ) -> None:
-    liar, honest = await liars(2)
+    liar, honest = await faulty_nodes(2)
     system = await system_behind(systems, liar, honest)
     paid = await system.purchase(cents=100)
     payer, intent = await system.intent(1_000_000)
@@ -136,22 +136,22 @@ async def test_an_invented_payment_buys_nothing_while_another_node_knows_better(
     liar.fabricate(receipt, {**block, "transactions": [OTHER_HASH]})
     async with system.worker():
         await system.submit(payer, intent, OTHER_HASH)
-        await system.looked_at(intent.attempt_id, "endpoints disagree")
+        await system.polled(intent.attempt_id, "endpoints disagree")
         liar.heal()
-        await system.looked_at(intent.attempt_id, "not found yet")
+        await system.polled(intent.attempt_id, "not found yet")
     assert (await system.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
     assert await system.balance(payer.billing_account_id) == 0
 
 
 async def test_one_liar_among_three_nodes_neither_credits_nor_refuses_nor_delays(
-    systems: Systems, liars: Faults
+    systems: Systems, faulty_nodes: Faults
 ) -> None:
-    liar, *honest = await liars(3)
+    liar, *honest = await faulty_nodes(3)
     system = await system_behind(systems, liar, *honest)
     payment = await system.purchase()
     deflate(liar)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
     assert (await system.settled_by(payment.attempt_id)).value_raw == payment.intent.amount_raw
     await system.books_are_right()
@@ -160,27 +160,27 @@ async def test_one_liar_among_three_nodes_neither_credits_nor_refuses_nor_delays
 @pytest.mark.parametrize(
     "what", ["never answers", "breaks down", "has had enough", "breaks off", "is of another chain"]
 )
-async def test_a_second_node_answers_while_the_first_one(systems: Systems, liars: Faults, what: str) -> None:
-    broken, healthy = await liars(2)
+async def test_a_second_node_answers_while_the_first_one(systems: Systems, faulty_nodes: Faults, what: str) -> None:
+    broken, healthy = await faulty_nodes(2)
     system = await system_behind(systems, broken, healthy)
     payment = await system.purchase()
     LIES[what].tell(broken)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
     assert healthy.requests
     await system.books_are_right()
 
 
-async def test_a_head_that_one_node_invents_adds_no_confirmations(systems: Systems, liars: Faults) -> None:
-    liar, honest = await liars(2)
+async def test_a_head_that_one_node_invents_adds_no_confirmations(systems: Systems, faulty_nodes: Faults) -> None:
+    liar, honest = await faulty_nodes(2)
     system = await system_behind(systems, liar, honest)
     payment: Payment = await system.purchase(confirmed=False)
     liar.shift_head(2)
     async with system.worker():
         await system.confirm(payment.tx_hash, blocks=1)
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, "1 of 3 confirmations")
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, "1 of 3 confirmations")
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
         liar.heal()
         await system.chain.mine(2)

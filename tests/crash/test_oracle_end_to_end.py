@@ -21,7 +21,7 @@ async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[Poste
     """Two mints of one bonus, both past their look for an entry before either of them can write one."""
 
     async def mint(attempt_id: UUID) -> PostedEntry | None:
-        async with system.service.single_statement() as connection:
+        async with system.service.autocommit() as connection:
             return await mint_revenue_share(connection, attempt_id)
 
     async with system.bonus_that_waits() as (payment, worker):

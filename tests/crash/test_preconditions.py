@@ -50,11 +50,11 @@ async def test_a_token_that_changes_under_a_running_worker_credits_nothing_until
 ) -> None:
     async with system.worker():
         before = await system.purchase()
-        await system.hand_in(before)
+        await system.submit_payment(before)
         await system.must_be_settled(before)
         lie_about_decimals(node, 18)
         after = await system.purchase()
-        await system.hand_in(after)
+        await system.submit_payment(after)
         await _waits_for_the_precondition(system, after)
         view = await system.payments.status(after.payer.user_id, after.attempt_id)
         assert view.waiting_for is not None
@@ -70,7 +70,7 @@ async def test_a_wrong_payment_is_not_refused_either_while_the_token_is_not_know
     lie_about_decimals(node, 18)
     async with system.worker():
         payment = await system.purchase(amount_raw=1)
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await _waits_for_the_precondition(system, payment)
         node.heal()
         await system.wait_for_status(payment.attempt_id, AttemptStatus.REJECTED)
@@ -81,7 +81,7 @@ async def test_a_payment_that_is_there_is_not_given_up_because_of_the_token(syst
     lie_about_decimals(node, 18)
     async with system.worker():
         payment = await system.purchase()
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
 
         async def last_look_was_taken() -> bool:
             state = await system.state(payment.attempt_id)
@@ -141,7 +141,7 @@ async def test_a_worker_that_starts_while_no_node_answers_credits_nothing_before
         status, checks = await worker.readiness()
         assert status == 503
         assert checks["token"] != "ok"
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         node.heal()
         lie_about_decimals(node, 18)
         await _waits_for_the_precondition(system, payment)

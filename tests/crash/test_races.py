@@ -44,7 +44,7 @@ async def test_fifty_submissions_of_one_hash_at_once_are_one_workflow_one_credit
 ) -> None:
     payment = await system.purchase(confirmed=False)
     async with system.worker():
-        answers = await asyncio.gather(*(system.hand_in(payment) for _ in range(SUBMISSIONS)))
+        answers = await asyncio.gather(*(system.submit_payment(payment) for _ in range(SUBMISSIONS)))
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
 
@@ -77,10 +77,10 @@ async def test_fifty_submissions_at_once_after_the_end_all_answer_with_the_end_a
 ) -> None:
     payment = await system.purchase()
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
         settled_by = (await system.state(payment.attempt_id)).run_id
-        answers = await asyncio.gather(*(system.hand_in(payment) for _ in range(SUBMISSIONS)))
+        answers = await asyncio.gather(*(system.submit_payment(payment) for _ in range(SUBMISSIONS)))
 
     assert {answer.status for answer in answers} == {AttemptStatus.CREDITED}
     assert (await system.state(payment.attempt_id)).run_id == settled_by
@@ -92,7 +92,7 @@ async def test_a_submission_whose_payment_ended_just_after_it_was_read_answers_w
 ) -> None:
     payment = await system.purchase(confirmed=False)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         read_before = await system.attempt(payment.attempt_id)
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
@@ -104,7 +104,7 @@ async def test_a_submission_whose_payment_ended_just_after_it_was_read_answers_w
             return next(reads, None) or await find(user_id, attempt_id)
 
         monkeypatch.setattr(system.payments, "_find", find_late)
-        assert (await system.hand_in(payment)).status is AttemptStatus.CREDITED
+        assert (await system.submit_payment(payment)).status is AttemptStatus.CREDITED
     assert (await system.state(payment.attempt_id)).run_id == settled_by
     await system.books_are_right()
 
@@ -113,7 +113,7 @@ async def test_a_transfer_claimed_by_two_attempts_of_one_payer_is_refused_to_the
     first = await system.purchase()
     _, second = await system.intent()
     async with system.worker():
-        await system.hand_in(first)
+        await system.submit_payment(first)
         with pytest.raises(HashInUse):
             await system.submit(first.payer, second, first.tx_hash)
         await system.must_be_settled(first)
@@ -173,7 +173,7 @@ async def test_two_wallets_of_one_transaction_are_both_credited_each_with_his_ow
     await system.confirm(tx_hash)
     of_alice, of_bob = Payment(alice_payer, alice_intent, tx_hash), Payment(bob_payer, bob_intent, tx_hash)
     async with system.worker():
-        await asyncio.gather(system.hand_in(of_alice), system.hand_in(of_bob))
+        await asyncio.gather(system.submit_payment(of_alice), system.submit_payment(of_bob))
         await system.must_be_settled(of_alice)
         await system.must_be_settled(of_bob)
 
@@ -197,7 +197,7 @@ async def test_two_transfers_of_one_payer_in_one_transaction_pay_one_attempt_the
     await system.confirm(tx_hash)
     payment = Payment(payer, intent, tx_hash)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         with pytest.raises(HashInUse):
             await system.submit(payer, second, tx_hash)
         await system.must_be_settled(payment)
@@ -212,7 +212,7 @@ async def test_whoever_submits_somebody_elses_hash_first_gains_nothing_and_block
     attacker, attack = await system.intent(wallet=attacker_wallet)
     async with system.worker():
         await system.submit(attacker, attack, payment.tx_hash)
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
         refused = await system.finished(attack.attempt_id)
@@ -265,8 +265,8 @@ async def test_a_transfer_that_two_accounts_of_one_wallet_claim_at_once_pays_one
     second = await claim_by_second_account(system, first)
     async with system.worker():
         for payment in (first, second):
-            await system.hand_in(payment)
-            await system.looked_at(payment.attempt_id, "not found yet")
+            await system.submit_payment(payment)
+            await system.polled(payment.attempt_id, "not found yet")
         # Both verdicts fall while neither credit can be written: the second one meets the unique index.
         async with system.locked_attempts(first.attempt_id, second.attempt_id):
             await system.confirm(first.tx_hash)
@@ -288,9 +288,9 @@ async def test_a_transfer_that_has_paid_is_rejected_when_a_second_account_of_the
     first = await system.purchase()
     second = await claim_by_second_account(system, first)
     async with system.worker():
-        await system.hand_in(first)
+        await system.submit_payment(first)
         await system.must_be_settled(first)
-        await system.hand_in(second)
+        await system.submit_payment(second)
         result = await system.finished(second.attempt_id)
     assert (result.status, result.error_code) == (AttemptStatus.REJECTED, ErrorCode.TX_ALREADY_SETTLED)
     await system.books_are_right()

@@ -71,12 +71,12 @@ async def test_postgresql_killed_in_the_middle_of_a_transaction_costs_no_credit_
         payment = await system.purchase(purpose=purpose)
         async with system.workflows_only():
             held = system.start_worker(paused(activity, Moment.BEFORE_COMMIT))
-            await asyncio.gather(system.hand_in(payment), held.paused_itself())
+            await asyncio.gather(system.submit_payment(payment), held.paused_itself())
             await own_cluster.server.kill()
             # The same worker finds its connection dead, and everybody else is refused.
             held.go_on()
             with pytest.raises(DatabaseUnavailable):
-                await system.hand_in(payment)
+                await system.submit_payment(payment)
             await own_cluster.server.start()
             await system.must_be_settled(payment)
         await system.books_are_right()
@@ -90,7 +90,7 @@ async def test_a_commit_whose_answer_was_lost_with_postgresql_is_not_made_again(
         payment = await system.purchase()
         async with system.workflows_only():
             held = system.start_worker(paused("credit_buyer", Moment.AFTER_COMMIT))
-            await asyncio.gather(system.hand_in(payment), held.paused_itself())
+            await asyncio.gather(system.submit_payment(payment), held.paused_itself())
             await own_cluster.server.kill()
             await own_cluster.server.start()
             held.go_on()
@@ -106,9 +106,9 @@ async def test_temporal_killed_while_a_payment_waits_and_between_the_credits_for
         between = await system.purchase()
         waiting = await system.purchase(confirmed=False)
         doomed = system.start_worker(shortened("mint_bonus", Moment.BEFORE_COMMIT))
-        await system.hand_in(waiting)
-        await system.looked_at(waiting.attempt_id, "not found yet")
-        await asyncio.gather(system.hand_in(between), doomed.killed_itself())
+        await system.submit_payment(waiting)
+        await system.polled(waiting.attempt_id, "not found yet")
+        await asyncio.gather(system.submit_payment(between), doomed.killed_itself())
 
         await own_temporal.server.kill()
         assert await system.books(pending_bonus_ok=True) == []
@@ -133,12 +133,12 @@ async def test_a_submission_while_temporal_is_down_is_refused_as_unavailable_and
         payment = await system.purchase()
         await own_temporal.server.kill()
         with pytest.raises(TemporalUnavailable):
-            await system.hand_in(payment)
+            await system.submit_payment(payment)
         # Nothing is half done: without a workflow that verifies it, no hash is recorded.
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.CREATED_INTENT
         await own_temporal.server.start()
         async with system.worker():
-            await system.hand_in(payment)
+            await system.submit_payment(payment)
             await system.must_be_settled(payment)
         await system.books_are_right()
 
@@ -151,11 +151,11 @@ async def test_a_chain_node_that_is_down_for_a_while_only_delays_the_payment(
         payment = await system.purchase(confirmed=False)
         async with system.worker():
             await system.confirm(payment.tx_hash, blocks=1)
-            await system.hand_in(payment)
-            await system.looked_at(payment.attempt_id, "1 of 3 confirmations")
+            await system.submit_payment(payment)
+            await system.polled(payment.attempt_id, "1 of 3 confirmations")
             await own_chain.save()
             await own_chain.kill()
-            await system.looked_at(payment.attempt_id, "no usable chain endpoint")
+            await system.polled(payment.attempt_id, "no usable chain endpoint")
             assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
             await own_chain.start()
             await own_chain.mine(2)
@@ -224,7 +224,7 @@ async def test_a_client_process_that_is_killed_before_it_has_its_answer_has_subm
 
 async def test_a_caller_that_gives_up_waiting_is_let_go_and_has_submitted(system: PaymentSystem) -> None:
     payment = await system.purchase()
-    submitting = asyncio.create_task(system.hand_in(payment))
+    submitting = asyncio.create_task(system.submit_payment(payment))
     await system.started(payment.attempt_id)
     submitting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -240,13 +240,13 @@ async def test_a_workflow_terminated_between_the_credits_mints_the_bonus_when_th
 ) -> None:
     payment = await system.purchase()
     doomed = system.start_worker(shortened("mint_bonus", Moment.BEFORE_COMMIT))
-    await asyncio.gather(system.hand_in(payment), doomed.killed_itself())
+    await asyncio.gather(system.submit_payment(payment), doomed.killed_itself())
     await system.handle(payment.attempt_id).terminate("an operator's mistake")
     # Nothing works on it any more: until somebody submits again, or the books are reconciled, the bonus is missing.
     assert len(await system.books(nothing_stuck=True)) == 1
 
     async with system.worker():
-        assert (await system.hand_in(payment)).status is AttemptStatus.CREDITED
+        assert (await system.submit_payment(payment)).status is AttemptStatus.CREDITED
         await system.finished(payment.attempt_id)
     assert await system.credits(payment.attempt_id) == {
         "credits_purchase": 1_000_000_000,
@@ -261,10 +261,10 @@ async def test_a_workflow_terminated_while_it_waits_is_followed_by_another_when_
     system = await systems()
     payment = await system.purchase(confirmed=False)
     async with system.worker():
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, "not found yet")
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, "not found yet")
         await system.handle(payment.attempt_id).terminate("an operator's mistake")
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
     await system.books_are_right()

@@ -17,7 +17,7 @@ BONUS: Final = 750_000_000
 
 async def refused_with(system: PaymentSystem, payment: Payment, status: AttemptStatus, code: ErrorCode) -> None:
     """Submit the payment and see it refused, with nothing in the books."""
-    await system.hand_in(payment)
+    await system.submit_payment(payment)
     result = await system.finished(payment.attempt_id)
     attempt = await system.attempt(payment.attempt_id)
     assert (result.status, result.error_code) == (attempt.status, attempt.error_code) == (status, code)
@@ -91,7 +91,7 @@ async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_his_payme
         await system.submit(payer, poisoned, tx_hash)
         refused = await system.finished(poisoned.attempt_id)
         payment = Payment(payer, intent, bundle)
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
     assert refused.error_code is ErrorCode.INSUFFICIENT_AMOUNT
     await system.books_are_right()
@@ -107,7 +107,7 @@ async def test_a_relayed_payment_is_credited_to_whoever_signed_it(system: Paymen
     assert sender.lower() == relayer.address.lower() != payer.wallet_address.lower()
 
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
     await system.books_are_right()
 
@@ -126,7 +126,7 @@ async def test_the_relayer_of_a_payment_cannot_claim_it(system: PaymentSystem) -
 async def test_a_surplus_is_recorded_and_buys_no_credits(system: PaymentSystem) -> None:
     payment = await system.purchase(10_000, amount_raw=123_456_789)
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment)
     assert (await system.settled_by(payment.attempt_id)).surplus_raw == 23_456_789
     [credited] = [event for event in await system.events(payment.attempt_id) if event.event_type == "credited"]
@@ -141,7 +141,7 @@ async def test_the_bonus_is_the_floor_of_the_share_and_a_bonus_of_nothing_writes
     system = await systems(SYSTEM_TENANT_REVENUE_SHARE=share)
     payment = await system.purchase()
     async with system.worker():
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.must_be_settled(payment, share=system.settings.system_tenant_revenue_share)
     assert (await system.credits(payment.attempt_id)).get("platform_revenue_share") == (bonus or None)
     assert (await system.balance(payment.payer.billing_account_id), await system.balance()) == (CREDITS, bonus)
@@ -153,10 +153,10 @@ async def test_a_donation_goes_to_the_system_tenant_whole_and_leaves_the_donor_a
 ) -> None:
     async with system.worker():
         own = await system.purchase(10_000)
-        await system.hand_in(own)
+        await system.submit_payment(own)
         await system.must_be_settled(own)
         gift = await system.purchase(12_345, Purpose.SYSTEM)
-        await system.hand_in(gift)
+        await system.submit_payment(gift)
         await system.must_be_settled(gift)
     assert await system.balance(own.payer.billing_account_id) == CREDITS
     assert await system.balance() == BONUS + 1_234_500_000

@@ -28,14 +28,14 @@ async def test_the_history_of_a_waiting_payment_does_not_grow_however_often_the_
 ) -> None:
     payment = await system.purchase(confirmed=False)
     async with system.worker():
-        await system.hand_in(payment)
-        early = await system.looked_at(payment.attempt_id, "not found yet")
+        await system.submit_payment(payment)
+        early = await system.polled(payment.attempt_id, "not found yet")
         later = await system.waits(payment.attempt_id, lambda state: looks(state) >= looks(early) + POLLS, what="polls")
         await system.chain.mine()
-        counted = await system.looked_at(payment.attempt_id, "1 of 3 confirmations")
+        counted = await system.polled(payment.attempt_id, "1 of 3 confirmations")
         view = await system.payments.status(payment.payer.user_id, payment.attempt_id)
         await system.chain.mine()
-        nearly = await system.looked_at(payment.attempt_id, "2 of 3 confirmations")
+        nearly = await system.polled(payment.attempt_id, "2 of 3 confirmations")
         await system.chain.mine()
         await system.must_be_settled(payment)
 
@@ -102,10 +102,10 @@ async def test_a_hash_handed_in_after_the_intent_has_expired_fails_it_and_starts
     payment = await system.purchase()
     await system.until(lambda: datetime.now(UTC) >= payment.intent.expires_at, "expiry of the intent")
 
-    view = await system.hand_in(payment)
+    view = await system.submit_payment(payment)
 
     assert (view.status, view.error_code) == (AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED)
-    assert await system.hand_in(payment) == view
+    assert await system.submit_payment(payment) == view
     assert (await system.events(payment.attempt_id))[-1].details == {"submittedTxHash": payment.tx_hash}
     await system.books_are_right()
 
@@ -114,11 +114,11 @@ async def test_a_sped_up_transaction_is_credited_by_the_hash_that_was_mined(syst
     wallet = wallets(1)[0]
     slow = await system.purchase(confirmed=False)
     async with system.worker():
-        await system.hand_in(slow)
-        await system.looked_at(slow.attempt_id, "not found yet")
+        await system.submit_payment(slow)
+        await system.polled(slow.attempt_id, "not found yet")
         fast = Payment(slow.payer, slow.intent, await system.chain.speed_up(wallet.private_key, slow.tx_hash))
         await system.confirm(fast.tx_hash)
-        view = await system.hand_in(fast)
+        view = await system.submit_payment(fast)
         assert (view.status, view.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, fast.tx_hash)
         await system.must_be_settled(fast)
     assert [event.event_type for event in await system.events(slow.attempt_id)] == [
@@ -135,8 +135,8 @@ async def test_going_back_to_the_first_hash_waits_for_the_first_hash_again(syste
     other = Payment(payment.payer, payment.intent, UNKNOWN)
     async with system.worker():
         for handed_in in (payment, other, payment):
-            assert (await system.hand_in(handed_in)).tx_hash == handed_in.tx_hash
-        await system.looked_at(payment.attempt_id, f"{payment.tx_hash} not found yet")
+            assert (await system.submit_payment(handed_in)).tx_hash == handed_in.tx_hash
+        await system.polled(payment.attempt_id, f"{payment.tx_hash} not found yet")
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
     await system.books_are_right()
@@ -161,7 +161,7 @@ async def test_a_late_repetition_of_an_earlier_submission_does_not_bring_the_rep
         await zombie.paused_itself()
         await submitting  # no worker answered: the client has recorded the hash
         system.start_worker()
-        await system.hand_in(payment)
+        await system.submit_payment(payment)
         await system.wait_for_hash(payment.attempt_id, payment.tx_hash)
 
         zombie.go_on()
@@ -179,10 +179,10 @@ async def test_a_hash_that_replaces_a_wrong_payment_in_its_last_moment_is_not_re
     wrong = await system.purchase(amount_raw=1, confirmed=False)
     right = Payment(wrong.payer, wrong.intent, await system.pay(wrong.intent))
     async with system.worker():
-        await system.hand_in(wrong)
-        await system.looked_at(wrong.attempt_id, "not found yet")
+        await system.submit_payment(wrong)
+        await system.polled(wrong.attempt_id, "not found yet")
         async with system.locked_attempts(wrong.attempt_id):
-            replacing = asyncio.create_task(system.hand_in(right))
+            replacing = asyncio.create_task(system.submit_payment(right))
             await system.lock_waiters(1)
             await system.confirm(wrong.tx_hash, right.tx_hash)
             await system.pending(wrong.attempt_id, "end_without_credits")
@@ -199,11 +199,11 @@ async def test_a_transaction_that_a_reorganisation_removed_is_waited_for_and_cre
     raw = await system.chain.raw_transaction(payment.tx_hash)
     async with system.worker():
         await system.confirm(payment.tx_hash, blocks=2)
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, "2 of 3 confirmations")
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, "2 of 3 confirmations")
         await system.chain.reorg(2)
         await system.chain.mine(5)
-        await system.looked_at(payment.attempt_id, "not found yet")
+        await system.polled(payment.attempt_id, "not found yet")
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
         if await system.chain.rpc("eth_getTransactionByHash", payment.tx_hash) is None:
             await system.chain.rpc("eth_sendRawTransaction", raw)
@@ -220,11 +220,11 @@ async def test_a_transaction_that_a_reorganisation_moved_is_credited_once_at_its
     async with system.worker():
         await system.confirm(payment.tx_hash, blocks=2)
         before = await system.chain.wait_for_receipt(payment.tx_hash)
-        await system.hand_in(payment)
-        await system.looked_at(payment.attempt_id, "2 of 3 confirmations")
+        await system.submit_payment(payment)
+        await system.polled(payment.attempt_id, "2 of 3 confirmations")
         await system.chain.reorg(2, [(raw, 1)])
         after = await system.chain.wait_for_receipt(payment.tx_hash)
-        await system.looked_at(payment.attempt_id, "1 of 3 confirmations")
+        await system.polled(payment.attempt_id, "1 of 3 confirmations")
         await system.chain.mine(2)
         await system.must_be_settled(payment)
     transfer = await system.settled_by(payment.attempt_id)

@@ -33,7 +33,7 @@ async def pause_take_over_and_go_on(
     payment = await system.purchase(purpose=purpose)
     async with system.workflows_only():
         zombie = system.start_worker(paused(activity, moment, idle_in_transaction_timeout=idle_in_transaction_timeout))
-        await asyncio.gather(system.hand_in(payment), zombie.paused_itself())
+        await asyncio.gather(system.submit_payment(payment), zombie.paused_itself())
         successor = system.start_worker()
         await system.must_be_settled(payment)
 
@@ -45,7 +45,7 @@ async def pause_take_over_and_go_on(
         # It has lost its transaction, not its mind: the next payment is its own.
         await successor.stop()
         following = await system.purchase(purpose=purpose)
-        await system.hand_in(following)
+        await system.submit_payment(following)
         await system.must_be_settled(following)
     await system.books_are_right()
 

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from db.accounts.wallets import Payer
 from domain.payments.attempt import PaymentAttempt, Purpose
-from tests.support.payments import WRONG_PAYMENT, Desk, open_desk
+from tests.support.payments import WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 
 
@@ -39,7 +39,7 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
-class Town:
+class TwoTenants:
     """A database of two tenants who know nothing of each other."""
 
     database: Database
@@ -47,30 +47,30 @@ class Town:
     bob: Tenant
 
 
-async def _settle_in(desk: Desk, number: int) -> Tenant:
-    payer = await desk.open_account(number)
+async def _settle_in(roles: RolePair, number: int) -> Tenant:
+    payer = await roles.open_account(number)
     hashes = iter(range(number * 100, number * 100 + 99))
-    rejected = await desk.create_submitted(payer, next(hashes))
-    await desk.refuse(rejected, WRONG_PAYMENT)
+    rejected = await roles.create_submitted(payer, next(hashes))
+    await roles.refuse(rejected, WRONG_PAYMENT)
     return Tenant(
         payer=payer,
-        credited=await desk.settle(payer, next(hashes)),
-        donated=await desk.settle(payer, next(hashes), purpose=Purpose.SYSTEM),
-        pending=await desk.create_submitted(payer, next(hashes)),
-        pending_donation=await desk.create_submitted(payer, next(hashes), purpose=Purpose.SYSTEM),
-        intent=await desk.create(payer),
+        credited=await roles.settle(payer, next(hashes)),
+        donated=await roles.settle(payer, next(hashes), purpose=Purpose.SYSTEM),
+        pending=await roles.create_submitted(payer, next(hashes)),
+        pending_donation=await roles.create_submitted(payer, next(hashes), purpose=Purpose.SYSTEM),
+        intent=await roles.create(payer),
         rejected=rejected,
     )
 
 
 @pytest.fixture(scope="session")
-async def town_template(cluster: Cluster) -> Town:
-    """The database that `town` copies."""
+async def two_tenants_template(cluster: Cluster) -> TwoTenants:
+    """The database that `two_tenants` copies."""
     database = await cluster.create(template=MIGRATED_TEMPLATE, name="town_template")
-    async with open_desk(database) as desk:
-        alice, bob = await _settle_in(desk, 1), await _settle_in(desk, 2)
-        assert await desk.books() == []
-    return Town(database, alice, bob)
+    async with open_roles(database) as roles:
+        alice, bob = await _settle_in(roles, 1), await _settle_in(roles, 2)
+        assert await roles.books() == []
+    return TwoTenants(database, alice, bob)
 
 
 TABLES = (
@@ -83,7 +83,7 @@ FINGERPRINT = " UNION ALL ".join(f"SELECT count(*), sum(xmin::text::bigint) FROM
 """Differs after every committed change of a row or of the schema: each version of a row names its transaction."""
 
 
-class Copies:
+class DatabasePool:
     """Copies of the town. One that its test left as it was, as a refused attack does, is given out again."""
 
     def __init__(self, cluster: Cluster, template: Database) -> None:
@@ -119,22 +119,22 @@ class Copies:
 
 
 @pytest.fixture(scope="session")
-async def copies(cluster: Cluster, town_template: Town) -> AsyncIterator[Copies]:
-    """Where `town` comes from."""
-    kept = Copies(cluster, town_template.database)
+async def pool(cluster: Cluster, two_tenants_template: TwoTenants) -> AsyncIterator[DatabasePool]:
+    """Where `two_tenants` comes from."""
+    kept = DatabasePool(cluster, two_tenants_template.database)
     yield kept
     await kept.drop()
 
 
 @pytest.fixture
-async def town(copies: Copies, town_template: Town) -> AsyncIterator[Town]:
+async def two_tenants(pool: DatabasePool, two_tenants_template: TwoTenants) -> AsyncIterator[TwoTenants]:
     """A database with Alice and Bob in it, as if it were one's own."""
-    yield Town(await copies.get(), town_template.alice, town_template.bob)
-    await copies.give_back()
+    yield TwoTenants(await pool.get(), two_tenants_template.alice, two_tenants_template.bob)
+    await pool.give_back()
 
 
 @pytest.fixture
-async def town_desk(town: Town) -> AsyncIterator[Desk]:
-    """Both roles on the database of `town`."""
-    async with open_desk(town.database) as opened:
+async def tenants_roles(two_tenants: TwoTenants) -> AsyncIterator[RolePair]:
+    """Both roles on the database of `two_tenants`."""
+    async with open_roles(two_tenants.database) as opened:
         yield opened

@@ -6,7 +6,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import RestrictViolation
 
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.support.sql import connect, refused, scalar
 
 TABLES = ("credit_ledger", "journal_lines", "payment_events", "settled_transfers")
@@ -21,24 +21,24 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("role", ["owner", "superuser"])
-def test_an_append_only_table_refuses_change(town: Town, role: str, table: str, change: str) -> None:
-    url = town.database.migration_url if role == "owner" else town.database.superuser_url
+def test_an_append_only_table_refuses_change(two_tenants: TwoTenants, role: str, table: str, change: str) -> None:
+    url = two_tenants.database.migration_url if role == "owner" else two_tenants.database.superuser_url
     statement = CHANGES[change].replace("created_at", "id") if table == "journal_lines" else CHANGES[change]
     if table == "journal_lines" and change.startswith("update"):
         statement = statement.replace("SET id = id", "SET amount = amount")
-    before = scalar(town.database.service_url, f"SELECT count(*) FROM {table}")
+    before = scalar(two_tenants.database.service_url, f"SELECT count(*) FROM {table}")
     with refused(RestrictViolation, match=f"{table} is append-only"), connect(url) as connection:
         connection.execute(sql.SQL(statement).format(sql.Identifier(table)))
-    assert scalar(town.database.service_url, f"SELECT count(*) FROM {table}") == before > 0
+    assert scalar(two_tenants.database.service_url, f"SELECT count(*) FROM {table}") == before > 0
 
 
 @pytest.mark.parametrize("table", ["billing_accounts", "payment_attempts", "users", "ledger_accounts", "virtual_keys"])
-def test_emptying_a_table_that_the_books_refer_to_is_refused_too(town: Town, table: str) -> None:
-    with refused(RestrictViolation, match="append-only"), connect(town.database.migration_url) as owner:
+def test_emptying_a_table_that_the_books_refer_to_is_refused_too(two_tenants: TwoTenants, table: str) -> None:
+    with refused(RestrictViolation, match="append-only"), connect(two_tenants.database.migration_url) as owner:
         owner.execute(sql.SQL("TRUNCATE {} CASCADE").format(sql.Identifier(table)))
 
 
-def test_appending_is_what_remains(town: Town) -> None:
+def test_appending_is_what_remains(two_tenants: TwoTenants) -> None:
     statement = "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'note', 'CREDITED')"
-    with connect(town.database.migration_url) as owner:
-        assert owner.execute(statement, (town.alice.credited.id,)).rowcount == 1
+    with connect(two_tenants.database.migration_url) as owner:
+        assert owner.execute(statement, (two_tenants.alice.credited.id,)).rowcount == 1

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.errors import CheckViolation, ForeignKeyViolation, NotNullViolation, RestrictViolation, UniqueViolation
 
 from domain.payments.attempt import LEGAL_TRANSITIONS, OPEN_STATUSES, AttemptStatus
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, tx_hash, wallet
 from tests.support.sql import Connection, connect, refused
 
@@ -73,11 +73,11 @@ def _attempt_in(connection: Connection, account: str, status: AttemptStatus) -> 
 @pytest.mark.parametrize("after", AttemptStatus)
 @pytest.mark.parametrize("before", AttemptStatus)
 def test_the_database_allows_the_steps_that_the_domain_allows(
-    town: Town, before: AttemptStatus, after: AttemptStatus
+    two_tenants: TwoTenants, before: AttemptStatus, after: AttemptStatus
 ) -> None:
     # Never committed: whether CREDITED was earned is looked at by other tests.
-    with psycopg.connect(town.database.migration_url) as owner:
-        attempt_id = _attempt_in(owner, town.alice.account, before)
+    with psycopg.connect(two_tenants.database.migration_url) as owner:
+        attempt_id = _attempt_in(owner, two_tenants.alice.account, before)
         stays = before is after and before in OPEN_STATUSES
         if stays or after in LEGAL_TRANSITIONS[before]:
             _step(owner, attempt_id, after)
@@ -88,9 +88,9 @@ def test_the_database_allows_the_steps_that_the_domain_allows(
 
 
 @pytest.mark.parametrize("status", list(AttemptStatus)[1:])
-def test_an_attempt_begins_as_an_intent(town: Town, status: AttemptStatus) -> None:
-    with refused(CheckViolation, "payment_attempts_first_status"), connect(town.database.migration_url) as owner:
-        _insert(owner, town.alice.account, status=status.value)
+def test_an_attempt_begins_as_an_intent(two_tenants: TwoTenants, status: AttemptStatus) -> None:
+    with refused(CheckViolation, "payment_attempts_first_status"), connect(two_tenants.database.migration_url) as owner:
+        _insert(owner, two_tenants.alice.account, status=status.value)
 
 
 WRITE_ONCE = {
@@ -109,34 +109,37 @@ WRITE_ONCE = {
 
 @pytest.mark.parametrize("status", ["intent", "pending"])
 @pytest.mark.parametrize("column", WRITE_ONCE)
-def test_what_was_agreed_is_write_once(town: Town, column: str, status: str) -> None:
-    attempt = town.alice.intent if status == "intent" else town.alice.pending
-    with refused(RestrictViolation, "payment_attempts_write_once"), connect(town.database.migration_url) as owner:
+def test_what_was_agreed_is_write_once(two_tenants: TwoTenants, column: str, status: str) -> None:
+    attempt = two_tenants.alice.intent if status == "intent" else two_tenants.alice.pending
+    with (
+        refused(RestrictViolation, "payment_attempts_write_once"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         _set(owner, attempt.id, f"{column} = {WRITE_ONCE[column]}")
 
 
-def test_each_column_alone_is_write_once_where_no_other_rule_binds_it(town: Town) -> None:
+def test_each_column_alone_is_write_once_where_no_other_rule_binds_it(two_tenants: TwoTenants) -> None:
     """amount_raw and amount_usd_cents go together; with their rule gone each of them is still write-once."""
     for column in ("amount_raw", "amount_usd_cents"):
-        with psycopg.connect(town.database.migration_url) as owner:
+        with psycopg.connect(two_tenants.database.migration_url) as owner:
             owner.execute("ALTER TABLE payment_attempts DROP CONSTRAINT payment_attempts_amounts_agree")
             with refused(RestrictViolation, "payment_attempts_write_once"):
-                _set(owner, town.alice.pending.id, f"{column} = {column} + 1")
+                _set(owner, two_tenants.alice.pending.id, f"{column} = {column} + 1")
             owner.rollback()
 
 
-def test_what_was_agreed_may_be_written_again_as_it_is(town: Town) -> None:
-    with connect(town.database.migration_url) as owner:
-        _set(owner, town.alice.pending.id, "purpose = purpose, amount_raw = amount_raw, token = token")
+def test_what_was_agreed_may_be_written_again_as_it_is(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.alice.pending.id, "purpose = purpose, amount_raw = amount_raw, token = token")
 
 
 @pytest.mark.parametrize("state", ["credited", "rejected"])
 @pytest.mark.parametrize("assignment", [f"tx_hash = '{tx_hash(778)}'", "submission_count = 9", "error_code = 'X'"])
-def test_an_ended_attempt_changes_no_more(town: Town, state: str, assignment: str) -> None:
-    attempt = town.alice.credited if state == "credited" else town.alice.rejected
+def test_an_ended_attempt_changes_no_more(two_tenants: TwoTenants, state: str, assignment: str) -> None:
+    attempt = two_tenants.alice.credited if state == "credited" else two_tenants.alice.rejected
     with (
         refused(RestrictViolation, "payment_attempts_legal_transition"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
         _set(owner, attempt.id, assignment)
 
@@ -157,23 +160,23 @@ def test_an_ended_attempt_changes_no_more(town: Town, state: str, assignment: st
         ({"to_address": "0x" + "1" * 41}, "payment_attempts_to_address_check"),
     ],
 )
-def test_a_malformed_intent_is_refused(town: Town, changes: dict[str, object], constraint: str) -> None:
-    with refused(CheckViolation, constraint), connect(town.database.migration_url) as owner:
-        _insert(owner, town.alice.account, **changes)
+def test_a_malformed_intent_is_refused(two_tenants: TwoTenants, changes: dict[str, object], constraint: str) -> None:
+    with refused(CheckViolation, constraint), connect(two_tenants.database.migration_url) as owner:
+        _insert(owner, two_tenants.alice.account, **changes)
 
 
-def test_an_intent_for_no_account_is_refused(town: Town) -> None:
-    with refused(ForeignKeyViolation), connect(town.database.migration_url) as owner:
+def test_an_intent_for_no_account_is_refused(two_tenants: TwoTenants) -> None:
+    with refused(ForeignKeyViolation), connect(two_tenants.database.migration_url) as owner:
         _insert(owner, "nobody")
 
 
-def test_the_purpose_is_self_unless_it_is_said(town: Town) -> None:
-    with connect(town.database.migration_url) as owner:
-        attempt_id = _insert(owner, town.alice.account)
+def test_the_purpose_is_self_unless_it_is_said(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.migration_url) as owner:
+        attempt_id = _insert(owner, two_tenants.alice.account)
         found = owner.execute("SELECT purpose FROM payment_attempts WHERE id = %s", (attempt_id,)).fetchall()
     assert found == [("self",)]
-    with refused(NotNullViolation), connect(town.database.migration_url) as owner:
-        _insert(owner, town.alice.account, purpose=None)
+    with refused(NotNullViolation), connect(two_tenants.database.migration_url) as owner:
+        _insert(owner, two_tenants.alice.account, purpose=None)
 
 
 PENDING = f"status = 'PENDING_UNVERIFIED', tx_hash = '{tx_hash(777)}', submitted_at = now(), expires_at = NULL"
@@ -191,11 +194,11 @@ PENDING = f"status = 'PENDING_UNVERIFIED', tx_hash = '{tx_hash(777)}', submitted
         ("status = 'FAILED'", "payment_attempts_error_iff_refused"),
     ],
 )
-def test_a_step_with_the_wrong_facts_is_refused(town: Town, assignments: str, constraint: str) -> None:
-    with refused(CheckViolation, constraint), connect(town.database.migration_url) as owner:
-        _set(owner, town.alice.intent.id, assignments)
-    with connect(town.database.migration_url) as owner:
-        _set(owner, town.alice.intent.id, PENDING)
+def test_a_step_with_the_wrong_facts_is_refused(two_tenants: TwoTenants, assignments: str, constraint: str) -> None:
+    with refused(CheckViolation, constraint), connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.alice.intent.id, assignments)
+    with connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.alice.intent.id, PENDING)
 
 
 # -- CREDITED is earned
@@ -219,10 +222,10 @@ def _mark_credited(owner: Connection, attempt_id: UUID) -> None:
     _set(owner, attempt_id, "status = 'CREDITED', revenue_share = CASE purpose WHEN 'self' THEN 0.75 END")
 
 
-def test_credited_with_a_transfer_and_its_entry_is_accepted_in_any_order(town: Town) -> None:
-    for tenant, order in ((town.alice, (0, 1, 2)), (town.bob, (2, 1, 0))):
+def test_credited_with_a_transfer_and_its_entry_is_accepted_in_any_order(two_tenants: TwoTenants) -> None:
+    for tenant, order in ((two_tenants.alice, (0, 1, 2)), (two_tenants.bob, (2, 1, 0))):
         attempt = tenant.pending
-        with connect(town.database.migration_url) as owner:
+        with connect(two_tenants.database.migration_url) as owner:
             steps = (
                 lambda owner=owner, attempt=attempt: owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id)),
                 lambda owner=owner, attempt=attempt: _post_purchase(owner, attempt.billing_account_id, attempt.id),
@@ -232,54 +235,69 @@ def test_credited_with_a_transfer_and_its_entry_is_accepted_in_any_order(town: T
                 steps[number]()
 
 
-def test_credited_without_a_transfer_is_refused(town: Town) -> None:
-    attempt = town.alice.pending
+def test_credited_without_a_transfer_is_refused(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.pending
     with (
         refused(CheckViolation, "payment_attempts_credited_by_transfer"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
-        _post_purchase(owner, town.alice.account, attempt.id)
+        _post_purchase(owner, two_tenants.alice.account, attempt.id)
         _mark_credited(owner, attempt.id)
 
 
-def test_credited_without_an_entry_is_refused(town: Town) -> None:
-    attempt = town.alice.pending
-    with refused(CheckViolation, "payment_attempts_credited_in_ledger"), connect(town.database.migration_url) as owner:
+def test_credited_without_an_entry_is_refused(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.pending
+    with (
+        refused(CheckViolation, "payment_attempts_credited_in_ledger"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
         _mark_credited(owner, attempt.id)
 
 
 @pytest.mark.parametrize("amount", [999_999_999, 1_000_000_001])
-def test_credited_with_an_entry_of_another_amount_is_refused(town: Town, amount: int) -> None:
-    attempt = town.alice.pending
-    with refused(CheckViolation, "payment_attempts_credited_in_ledger"), connect(town.database.migration_url) as owner:
+def test_credited_with_an_entry_of_another_amount_is_refused(two_tenants: TwoTenants, amount: int) -> None:
+    attempt = two_tenants.alice.pending
+    with (
+        refused(CheckViolation, "payment_attempts_credited_in_ledger"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
-        _post_purchase(owner, town.alice.account, attempt.id, amount)
+        _post_purchase(owner, two_tenants.alice.account, attempt.id, amount)
         _mark_credited(owner, attempt.id)
 
 
-def test_credited_with_an_entry_on_another_account_is_refused(town: Town) -> None:
-    attempt = town.alice.pending
-    with refused(CheckViolation, "payment_attempts_credited_in_ledger"), connect(town.database.migration_url) as owner:
+def test_credited_with_an_entry_on_another_account_is_refused(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.pending
+    with (
+        refused(CheckViolation, "payment_attempts_credited_in_ledger"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
-        _post_purchase(owner, town.bob.account, attempt.id)
+        _post_purchase(owner, two_tenants.bob.account, attempt.id)
         _mark_credited(owner, attempt.id)
 
 
-def test_a_donation_credited_to_the_donor_is_refused(town: Town) -> None:
-    attempt = town.alice.pending_donation
-    with refused(CheckViolation, "payment_attempts_credited_in_ledger"), connect(town.database.migration_url) as owner:
+def test_a_donation_credited_to_the_donor_is_refused(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.pending_donation
+    with (
+        refused(CheckViolation, "payment_attempts_credited_in_ledger"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
-        _post_purchase(owner, town.alice.account, attempt.id)
+        _post_purchase(owner, two_tenants.alice.account, attempt.id)
         _mark_credited(owner, attempt.id)
 
 
 @pytest.mark.parametrize("purpose", ["self", "system"])
-def test_credited_with_an_entry_for_another_reason_is_refused(town: Town, purpose: str) -> None:
-    attempt = town.alice.pending if purpose == "self" else town.alice.pending_donation
-    account = town.alice.account if purpose == "self" else "cogni_system"
+def test_credited_with_an_entry_for_another_reason_is_refused(two_tenants: TwoTenants, purpose: str) -> None:
+    attempt = two_tenants.alice.pending if purpose == "self" else two_tenants.alice.pending_donation
+    account = two_tenants.alice.account if purpose == "self" else "cogni_system"
     reason = "system_donation" if purpose == "self" else "credits_purchase"
-    with refused(CheckViolation, "payment_attempts_credited_in_ledger"), connect(town.database.migration_url) as owner:
+    with (
+        refused(CheckViolation, "payment_attempts_credited_in_ledger"),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
         owner.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
         owner.execute(
             "SELECT * FROM post_entry(%s, 1000000000, %s, %s, 'cash:usdc', '{}')", (account, reason, str(attempt.id))
@@ -298,8 +316,8 @@ def test_credited_with_an_entry_for_another_reason_is_refused(town: Town, purpos
         ("surplus_raw", "1"),
     ],
 )
-def test_a_settled_transfer_is_what_was_agreed(town: Town, column: str, value: str) -> None:
-    attempt = town.alice.pending
+def test_a_settled_transfer_is_what_was_agreed(two_tenants: TwoTenants, column: str, value: str) -> None:
+    attempt = two_tenants.alice.pending
     facts = {"chain_id": "chain_id", "tx_hash": "tx_hash", "from_address": "from_address",
              "value_raw": "amount_raw", "surplus_raw": "0"} | {column: value}  # fmt: skip
     statement = (
@@ -308,61 +326,65 @@ def test_a_settled_transfer_is_what_was_agreed(town: Town, column: str, value: s
     )
     with (
         refused(CheckViolation, "settled_transfers_pays_what_was_agreed"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
         owner.execute(statement, (attempt.id,))
-        _post_purchase(owner, town.alice.account, attempt.id)
+        _post_purchase(owner, two_tenants.alice.account, attempt.id)
         _mark_credited(owner, attempt.id)
 
 
 @pytest.mark.parametrize("share", ["NULL", "-0.01", "1.01"])
-def test_a_credited_purchase_has_a_share_from_0_to_1(town: Town, share: str) -> None:
-    with refused(CheckViolation), connect(town.database.migration_url) as owner:
-        _set(owner, town.alice.pending.id, f"status = 'CREDITED', revenue_share = {share}")
+def test_a_credited_purchase_has_a_share_from_0_to_1(two_tenants: TwoTenants, share: str) -> None:
+    with refused(CheckViolation), connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.alice.pending.id, f"status = 'CREDITED', revenue_share = {share}")
 
 
-def test_a_donation_has_no_share(town: Town) -> None:
+def test_a_donation_has_no_share(two_tenants: TwoTenants) -> None:
     with (
         refused(CheckViolation, "payment_attempts_purchase_has_share"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
-        _set(owner, town.alice.pending_donation.id, "status = 'CREDITED', revenue_share = 0.75")
+        _set(owner, two_tenants.alice.pending_donation.id, "status = 'CREDITED', revenue_share = 0.75")
 
 
 @pytest.mark.parametrize("state", ["pending", "intent", "rejected"])
-def test_a_settled_transfer_of_an_attempt_that_is_not_credited_is_refused(town: Town, state: str) -> None:
-    attempt = {"pending": town.alice.pending, "intent": town.alice.intent, "rejected": town.alice.rejected}[state]
+def test_a_settled_transfer_of_an_attempt_that_is_not_credited_is_refused(two_tenants: TwoTenants, state: str) -> None:
+    attempt = {
+        "pending": two_tenants.alice.pending,
+        "intent": two_tenants.alice.intent,
+        "rejected": two_tenants.alice.rejected,
+    }[state]
     with (
         refused(CheckViolation, "settled_transfers_pays_credited_attempt"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
         owner.execute(TRANSFER, (tx_hash(5), 0, attempt.id))
 
 
-def test_a_worker_cannot_keep_the_credits_of_a_purchase_that_did_not_end(town: Town) -> None:
-    attempt = town.alice.pending
+def test_a_worker_cannot_keep_the_credits_of_a_purchase_that_did_not_end(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.pending
     with (
         refused(CheckViolation, "settled_transfers_pays_credited_attempt"),
-        connect(town.database.settlement_url, user_id=town.alice.user_id) as worker,
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as worker,
     ):
         worker.execute(TRANSFER, (attempt.tx_hash, 0, attempt.id))
         worker.execute("SELECT * FROM post_own_purchase(%s, 1000000000, 'cash:usdc', '{}')", (attempt.id,))
 
 
-def test_one_transfer_does_not_pay_two_attempts(town: Town) -> None:
-    paid = town.alice.credited
+def test_one_transfer_does_not_pay_two_attempts(two_tenants: TwoTenants) -> None:
+    paid = two_tenants.alice.credited
     with (
         refused(UniqueViolation, "settled_transfers_one_attempt_per_transfer"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
-        owner.execute(TRANSFER, (paid.tx_hash, 0, town.alice.pending.id))
+        owner.execute(TRANSFER, (paid.tx_hash, 0, two_tenants.alice.pending.id))
 
 
-def test_one_attempt_is_not_paid_by_two_transfers(town: Town) -> None:
-    paid = town.alice.credited
+def test_one_attempt_is_not_paid_by_two_transfers(two_tenants: TwoTenants) -> None:
+    paid = two_tenants.alice.credited
     with (
         refused(UniqueViolation, "settled_transfers_one_transfer_per_attempt"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
         owner.execute(TRANSFER, (paid.tx_hash, 1, paid.id))
 
@@ -372,38 +394,38 @@ def test_one_attempt_is_not_paid_by_two_transfers(town: Town) -> None:
 HOLD = "status = 'PENDING_UNVERIFIED', tx_hash = '{}', submitted_at = now(), expires_at = NULL"
 
 
-def test_a_payer_holds_a_hash_once_and_another_payer_may_name_it_too(town: Town) -> None:
-    held = str(town.alice.pending.tx_hash)
+def test_a_payer_holds_a_hash_once_and_another_payer_may_name_it_too(two_tenants: TwoTenants) -> None:
+    held = str(two_tenants.alice.pending.tx_hash)
     with (
         refused(UniqueViolation, "payment_attempts_hash_held_by_account"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
-        _set(owner, town.alice.intent.id, HOLD.format(held))
-    with connect(town.database.migration_url) as owner:
-        _set(owner, town.bob.intent.id, HOLD.format(held))
+        _set(owner, two_tenants.alice.intent.id, HOLD.format(held))
+    with connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.bob.intent.id, HOLD.format(held))
 
 
-def test_a_credited_attempt_holds_its_hash_and_a_rejected_one_let_go(town: Town) -> None:
+def test_a_credited_attempt_holds_its_hash_and_a_rejected_one_let_go(two_tenants: TwoTenants) -> None:
     with (
         refused(UniqueViolation, "payment_attempts_hash_held_by_account"),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
-        _set(owner, town.alice.intent.id, HOLD.format(town.alice.credited.tx_hash))
-    with connect(town.database.migration_url) as owner:
-        _set(owner, town.alice.intent.id, HOLD.format(town.alice.rejected.tx_hash))
+        _set(owner, two_tenants.alice.intent.id, HOLD.format(two_tenants.alice.credited.tx_hash))
+    with connect(two_tenants.database.migration_url) as owner:
+        _set(owner, two_tenants.alice.intent.id, HOLD.format(two_tenants.alice.rejected.tx_hash))
 
 
-def test_the_same_hash_on_another_chain_is_another_transaction(town: Town) -> None:
-    with connect(town.database.migration_url) as owner:
-        elsewhere = _insert(owner, town.alice.account, chain_id=CHAIN_ID + 1)
-        _set(owner, elsewhere, HOLD.format(town.alice.pending.tx_hash))
+def test_the_same_hash_on_another_chain_is_another_transaction(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.migration_url) as owner:
+        elsewhere = _insert(owner, two_tenants.alice.account, chain_id=CHAIN_ID + 1)
+        _set(owner, elsewhere, HOLD.format(two_tenants.alice.pending.tx_hash))
 
 
 @pytest.mark.parametrize("role", ["settle_app", "settle_service", "settle_owner"])
-def test_an_attempt_is_from_the_wallet_of_its_account(town: Town, role: str) -> None:
+def test_an_attempt_is_from_the_wallet_of_its_account(two_tenants: TwoTenants, role: str) -> None:
     """Else somebody would wait for a stranger's transfer."""
     with (
         refused(CheckViolation, "payment_attempts_from_own_wallet"),
-        connect(town.database.url_as(role), user_id=town.alice.user_id) as connection,
+        connect(two_tenants.database.url_as(role), user_id=two_tenants.alice.user_id) as connection,
     ):
-        _insert(connection, town.alice.account, from_address=wallet(2))
+        _insert(connection, two_tenants.alice.account, from_address=wallet(2))

@@ -20,7 +20,7 @@ from db.ledger import integrity_scan as books_check
 from db.ledger.integrity_scan import ROWS_MAX
 from db.ledger.invariants import CHECK_NAMES
 from domain.payments.attempt import PaymentAttempt, Purpose
-from tests.support.payments import Desk, open_desk, tx_hash
+from tests.support.payments import RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.sql import Connection, connect, query, scalar
 
@@ -40,17 +40,17 @@ def nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bookkeeping, "HELD_SECONDS", 0.0)
 
 
-async def check(desk: Desk, *, rows_max: int = ROWS_MAX) -> set[str]:
+async def check(roles: RolePair, *, rows_max: int = ROWS_MAX) -> set[str]:
     """One run over what is new; the names of the checks that have a violation on record."""
-    await check_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
-    return on_record(desk.database)
+    await check_books(roles.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    return on_record(roles.database)
 
 
-async def check_everything(desk: Desk, *, rows_max: int = ROWS_MAX) -> set[str]:
+async def check_everything(roles: RolePair, *, rows_max: int = ROWS_MAX) -> set[str]:
     """A run over what is new, and one over all rows."""
-    await check_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
-    await check_all_books(desk.service, pending_max=PENDING_MAX, rows_max=rows_max)
-    return on_record(desk.database)
+    await check_books(roles.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    await check_all_books(roles.service, pending_max=PENDING_MAX, rows_max=rows_max)
+    return on_record(roles.database)
 
 
 def on_record(database: Database) -> set[str]:
@@ -90,7 +90,7 @@ def newest(database: Database) -> dict[str, int]:
 class Shop:
     """A database with one attempt of each outcome, all long ago."""
 
-    desk: Desk
+    roles: RolePair
     bought: PaymentAttempt
     donated: PaymentAttempt
     reversed: PaymentAttempt
@@ -100,38 +100,38 @@ class Shop:
     @property
     def database(self) -> Database:
         """Where it all is."""
-        return self.desk.database
+        return self.roles.database
 
 
 @pytest.fixture(scope="session")
 async def shop_template(cluster: Cluster) -> Shop:
     """The database that `shop` copies."""
     database = await cluster.create(template=MIGRATED_TEMPLATE, name="shop_template")
-    async with open_desk(database) as desk:
-        return await _open_shop(desk)
+    async with open_roles(database) as roles:
+        return await _open_shop(roles)
 
 
 @pytest.fixture
 async def shop(shop_template: Shop, cluster: Cluster) -> AsyncIterator[Shop]:
     """Nothing in it has been checked, and nothing is wrong."""
-    async with cluster.temporary(template=shop_template.database.name) as copy, open_desk(copy) as desk:
-        yield replace(shop_template, desk=desk)
+    async with cluster.temporary(template=shop_template.database.name) as copy, open_roles(copy) as roles:
+        yield replace(shop_template, roles=roles)
 
 
-async def _open_shop(desk: Desk) -> Shop:
+async def _open_shop(roles: RolePair) -> Shop:
     now = datetime.now(UTC)
     intent = {"created_at": now, "expires_at": now + timedelta(minutes=30)}
-    payer = await desk.open_account(1)
-    bought = await desk.settle(payer, 1)
-    donated = await desk.settle(payer, 2, purpose=Purpose.SYSTEM)
-    gone = await desk.settle(payer, 3)
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+    payer = await roles.open_account(1)
+    bought = await roles.settle(payer, 1)
+    donated = await roles.settle(payer, 2, purpose=Purpose.SYSTEM)
+    gone = await roles.settle(payer, 3)
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(REVERSE, {"attempt_id": gone.id, "reference": str(gone.id)})
         superuser.execute(OPERATORS_CREDIT, {"account": payer.billing_account_id})
-    pending = await desk.create(payer, **intent)
-    await desk.submit(pending, tx_hash(4), at=now)
-    shop = Shop(desk, bought, donated, gone, await desk.create(payer, **intent), pending)
-    age(desk.database)
+    pending = await roles.create(payer, **intent)
+    await roles.submit(pending, tx_hash(4), at=now)
+    shop = Shop(roles, bought, donated, gone, await roles.create(payer, **intent), pending)
+    age(roles.database)
     return shop
 
 
@@ -245,9 +245,9 @@ def broken(shop: Shop, statement: str) -> Iterator[None]:
 
 
 async def test_right_books_are_right_and_are_checked_to_their_end(shop: Shop) -> None:
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
-    assert await check_everything(shop.desk) == set()
+    assert await check_everything(shop.roles) == set()
 
 
 def test_every_check_is_broken_here() -> None:
@@ -259,46 +259,46 @@ async def test_what_is_wrong_with_new_rows_is_found_until_it_is_mended(shop: Sho
     for statement in (BREAK[name], *BREAK_OTHERWISE.get(name, ())):
         forget(shop.database)
         with broken(shop, statement):
-            assert name in await check(shop.desk), statement
+            assert name in await check(shop.roles), statement
             # The checkpoints have moved on: it is on record, not found anew.
-            assert name in await check(shop.desk), statement
-        assert await check_everything(shop.desk) == set(), statement
+            assert name in await check(shop.roles), statement
+        assert await check_everything(shop.roles) == set(), statement
 
 
 @pytest.mark.parametrize("name", BREAK)
 async def test_what_is_done_to_checked_rows_is_found_by_the_check_of_everything(shop: Shop, name: str) -> None:
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     for statement in (BREAK[name], *BREAK_OTHERWISE.get(name, ())):
         with broken(shop, statement):
             # The sums of lines that were checked are on record: their own check is the one that finds a change.
-            assert {"trial_balance": "recount"}.get(name, name) in await check_everything(shop.desk), statement
-        assert await check_everything(shop.desk) == set(), statement
+            assert {"trial_balance": "recount"}.get(name, name) in await check_everything(shop.roles), statement
+        assert await check_everything(shop.roles) == set(), statement
 
 
 @pytest.mark.parametrize("name", ["intent_overdue", "pending_overdue"])
 async def test_what_becomes_overdue_is_found_though_nothing_happens_to_it(shop: Shop, name: str) -> None:
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
     with broken(shop, BREAK[name]):
-        assert await check(shop.desk) == {name}
-    assert await check(shop.desk) == set()
+        assert await check(shop.roles) == {name}
+    assert await check(shop.roles) == set()
 
 
 async def test_new_lines_of_an_old_entry_are_found(shop: Shop) -> None:
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     lines = """
         INSERT INTO journal_lines (entry_id, account_code, side, amount)
         SELECT id, 'cash:usdc', side, 1 FROM credit_ledger, (VALUES ('debit'), ('credit')) s (side) WHERE entry_seq = 1
     """
     with broken(shop, lines):
-        assert await check(shop.desk) == {"entry_balanced"}
+        assert await check(shop.roles) == {"entry_balanced"}
 
 
 async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(shop: Shop) -> None:
     """Every balance still agrees, and no attempt misses it: only the sums know."""
     with connect(shop.database.service_url) as service:
         service.execute("SELECT post_entry('cogni_system', 7, 'gift', 'x', 'cash:usdc', '{}')")
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     last = "(SELECT max(entry_seq) FROM credit_ledger)"
     with connect(shop.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
@@ -306,11 +306,11 @@ async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(s
         )
         superuser.execute(f"DELETE FROM credit_ledger WHERE entry_seq = {last}")
         superuser.execute("UPDATE billing_accounts SET balance_credits = balance_credits - 7 WHERE is_system_tenant")
-    assert await check_everything(shop.desk) == {"recount"}
-    assert await check_everything(shop.desk) == {"recount"}, "nobody has said that they shall stay so"
+    assert await check_everything(shop.roles) == {"recount"}
+    assert await check_everything(shop.roles) == {"recount"}, "nobody has said that they shall stay so"
     with connect(shop.database.migration_url) as owner:
         owner.execute("UPDATE books_checks SET lines_mended = lines_mended + 1")
-    assert await check_everything(shop.desk) == set()
+    assert await check_everything(shop.roles) == set()
 
 
 async def test_attempts_are_overdue_and_bonuses_late_from_a_moment_on(shop: Shop) -> None:
@@ -326,12 +326,12 @@ async def test_attempts_are_overdue_and_bonuses_late_from_a_moment_on(shop: Shop
     with psycopg.ClientCursor(psycopg.connect(shop.database.superuser_url, autocommit=True)) as superuser:
         superuser.execute("SET session_replication_role = replica")
         superuser.execute(almost, ids)
-        assert await check(shop.desk) == set()
+        assert await check(shop.roles) == set()
         assert checkpoints(shop.database)["events"] == 0
         later = almost.replace("9 minutes", "11 minutes").replace("23 hours 59 minutes", "1 day 1 minute")
         superuser.execute(later, ids)
         superuser.connection.close()
-    assert await check(shop.desk) == {"intent_overdue", "pending_overdue", "bonus_missing", "operator_bonus_missing"}
+    assert await check(shop.roles) == {"intent_overdue", "pending_overdue", "bonus_missing", "operator_bonus_missing"}
     assert checkpoints(shop.database) == newest(shop.database)
 
 
@@ -376,37 +376,37 @@ async def test_an_entry_that_appears_below_a_checked_one_is_checked(
 ) -> None:
     """The highest id that has finished says nothing of those below it, nor of who is under way above it."""
     slow, quick = posters
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     for poster in (quick, slow) if who_has_the_lower_id == "the one that commits" else (slow, quick):
         poster.begin()
     slow.post("cogni_system", lines=False)
     quick.post(shop.bought.billing_account_id)
     quick.connection.commit()
     for _ in range(4):
-        assert await check(shop.desk) == set()
+        assert await check(shop.roles) == set()
     slow.connection.commit()
-    assert await check(shop.desk) == {"entry_balanced"}
+    assert await check(shop.roles) == {"entry_balanced"}
     assert checkpoints(shop.database)["entries"] == newest(shop.database)["entries"]
 
 
 async def test_an_entry_that_appears_between_two_steps_is_checked(shop: Shop, posters: tuple[Poster, Poster]) -> None:
     """By the second step it is known that no other can appear; that the first one saw all is not."""
     slow, quick = posters
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     slow.post("cogni_system", lines=False)
     for _ in range(3):
         quick.post(shop.bought.billing_account_id)
     quick.connection.commit()
-    async with shop.desk.service.transaction() as connection:
-        await books_check.note_marks(connection)
-    async with shop.desk.service.transaction() as connection:
+    async with shop.roles.service.transaction() as connection:
+        await books_check.record_watermarks(connection)
+    async with shop.roles.service.transaction() as connection:
         step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX, rows_max=2)
     assert (step.is_last, step.is_held) == (False, True)
     slow.connection.commit()
-    async with shop.desk.service.transaction() as connection:
+    async with shop.roles.service.transaction() as connection:
         step = await books_check.check_new(connection, step.positions, pending_max=PENDING_MAX)
     assert (step.is_last, step.is_held) == (True, False)
-    assert await check(shop.desk) == {"entry_balanced"}
+    assert await check(shop.roles) == {"entry_balanced"}
 
 
 async def test_what_is_new_is_checked_though_somebody_is_under_way_for_ever(
@@ -416,10 +416,10 @@ async def test_what_is_new_is_checked_though_somebody_is_under_way_for_ever(
     slow.begin()
     quick.post("cogni_system", lines=False)
     quick.connection.commit()
-    assert await check(shop.desk) == {"entry_balanced"}
-    assert await check(shop.desk, rows_max=1) == {"entry_balanced"}
+    assert await check(shop.roles) == {"entry_balanced"}
+    assert await check(shop.roles, rows_max=1) == {"entry_balanced"}
     slow.connection.rollback()
-    assert await check(shop.desk, rows_max=1) == {"entry_balanced"}
+    assert await check(shop.roles, rows_max=1) == {"entry_balanced"}
     assert checkpoints(shop.database) == newest(shop.database)
 
 
@@ -429,9 +429,9 @@ async def test_lines_that_appear_late_are_counted_once(shop: Shop, posters: tupl
     for _ in range(3):
         quick.post(shop.bought.billing_account_id)
         quick.connection.commit()
-        assert await check(shop.desk) == set()
+        assert await check(shop.roles) == set()
     slow.connection.commit()
-    assert await check_everything(shop.desk) == set()
+    assert await check_everything(shop.roles) == set()
     total = "SELECT coalesce(sum(amount) FILTER (WHERE side = %s), 0) FROM journal_lines"
     assert query(shop.database.service_url, "SELECT debits, credits FROM books_checks") == [
         (scalar(shop.database.service_url, total, "debit"), scalar(shop.database.service_url, total, "credit"))
@@ -442,7 +442,7 @@ async def test_a_backup_that_is_restored_on_another_server_is_checked_on(shop: S
     """Its marks are ids that nobody has reached here."""
     with connect(shop.database.superuser_url) as superuser:
         superuser.execute("UPDATE books_checks SET mark_xid = 2 ^ 60")
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
 
 
@@ -451,35 +451,35 @@ async def test_a_backup_that_is_restored_on_another_server_is_checked_on(shop: S
 
 @pytest.mark.parametrize("rows_max", [1, 2, 3])
 async def test_a_check_in_small_steps_is_the_same(shop: Shop, rows_max: int) -> None:
-    assert await check_everything(shop.desk, rows_max=rows_max) == set()
+    assert await check_everything(shop.roles, rows_max=rows_max) == set()
     assert checkpoints(shop.database) == newest(shop.database)
     with broken(shop, BREAK["bonus_amount"]):
-        assert await check_everything(shop.desk, rows_max=rows_max) == {"bonus_amount"}
-    assert await check_everything(shop.desk, rows_max=rows_max) == set()
+        assert await check_everything(shop.roles, rows_max=rows_max) == {"bonus_amount"}
+    assert await check_everything(shop.roles, rows_max=rows_max) == set()
 
 
 async def test_the_round_over_old_rows_comes_by_all_of_them_and_begins_again(shop: Shop) -> None:
-    assert await check(shop.desk) == set()
+    assert await check(shop.roles) == set()
     for _ in range(2):
         with broken(shop, BREAK["running_balance"]):
             seen = 0
             while "running_balance" not in on_record(shop.database):
-                async with shop.desk.service.transaction() as connection:
+                async with shop.roles.service.transaction() as connection:
                     await books_check.check_old(connection, pending_max=PENDING_MAX, rows_max=1)
                 seen += 1
                 assert seen <= 2 * newest(shop.database)["lines"]
-        assert await check(shop.desk) == set()
-    assert await check_everything(shop.desk) == set()
+        assert await check(shop.roles) == set()
+    assert await check_everything(shop.roles) == set()
 
 
 async def test_checks_at_the_same_time_take_turns(shop: Shop) -> None:
-    await asyncio.gather(*(check_books(shop.desk.service, pending_max=PENDING_MAX, rows_max=2) for _ in range(5)))
-    assert await check_everything(shop.desk) == set()
+    await asyncio.gather(*(check_books(shop.roles.service, pending_max=PENDING_MAX, rows_max=2) for _ in range(5)))
+    assert await check_everything(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
 
 
-async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> None:
-    payers = [await desk.open_account(number) for number in range(1, 5)]
+async def test_payments_that_go_on_meanwhile_do_not_look_wrong(roles: RolePair) -> None:
+    payers = [await roles.open_account(number) for number in range(1, 5)]
     numbers = iter(range(1, 10_000))
     done = asyncio.Event()
 
@@ -487,17 +487,17 @@ async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> No
         purpose = Purpose.SYSTEM if place == 0 else Purpose.SELF
         for _ in range(10):
             now = datetime.now(UTC)
-            intent = await desk.create(
+            intent = await roles.create(
                 payers[place], purpose=purpose, created_at=now, expires_at=now + timedelta(minutes=30)
             )
-            attempt = (await desk.submit(intent, tx_hash(next(numbers)), at=now)).attempt
-            await desk.credit(attempt)
+            attempt = (await roles.submit(intent, tx_hash(next(numbers)), at=now)).attempt
+            await roles.credit(attempt)
             if purpose is Purpose.SELF:
-                await desk.mint(attempt)
+                await roles.mint(attempt)
 
     async def keep_checking() -> None:
         while not done.is_set():
-            assert await check(desk, rows_max=7) == set()
+            assert await check(roles, rows_max=7) == set()
 
     checking = [asyncio.create_task(keep_checking()) for _ in range(2)]
     try:
@@ -505,10 +505,10 @@ async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> No
     finally:
         done.set()
         await asyncio.gather(*checking)
-    age(desk.database)
-    assert await check_everything(desk) == set()
-    assert checkpoints(desk.database) == newest(desk.database)
-    assert await desk.books() == []
+    age(roles.database)
+    assert await check_everything(roles) == set()
+    assert checkpoints(roles.database) == newest(roles.database)
+    assert await roles.books() == []
 
 
 # -- who is told
@@ -516,7 +516,7 @@ async def test_payments_that_go_on_meanwhile_do_not_look_wrong(desk: Desk) -> No
 
 async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> None:
     async def untold() -> list[tuple[str, bool]]:
-        async with shop.desk.service.transaction() as connection:
+        async with shop.roles.service.transaction() as connection:
             changes = await books_check.list_unannounced(connection)
             await books_check.note_announced(
                 connection,
@@ -527,11 +527,11 @@ async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> N
 
     for _ in range(2):
         with broken(shop, BREAK["bonus_amount"]):
-            await check_everything(shop.desk)
+            await check_everything(shop.roles)
             assert await untold() == [("bonus_amount", False)]
-            await check_everything(shop.desk)
+            await check_everything(shop.roles)
             assert await untold() == []
-        await check(shop.desk)
+        await check(shop.roles)
         assert await untold() == [("bonus_amount", True)]
         assert await untold() == []
     with connect(shop.database.superuser_url, triggers=False) as superuser:
@@ -545,8 +545,8 @@ async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> N
 async def test_a_violation_that_is_not_told_is_told_by_the_next(shop: Shop) -> None:
     with broken(shop, BREAK["bonus_amount"]):
         for _ in range(2):
-            await check(shop.desk)
-            async with shop.desk.service.transaction() as connection:
+            await check(shop.roles)
+            async with shop.roles.service.transaction() as connection:
                 [change] = await books_check.list_unannounced(connection)
     assert (change.check, change.is_resolved) == ("bonus_amount", False)
 
@@ -578,8 +578,8 @@ async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(s
     @asynccontextmanager
     async def counted() -> AsyncIterator[ServiceConnection]:
         """A transaction of a connection of its own, since a connection's numbers are of all that it has done lately."""
-        await shop.desk.service.dispose()
-        async with shop.desk.service.transaction() as connection:
+        await shop.roles.service.dispose()
+        async with shop.roles.service.transaction() as connection:
             yield connection
             visited[-1] += int((await connection.connection.execute(ROWS_VISITED)).scalar_one())
 
@@ -588,12 +588,12 @@ async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(s
         for old_entries in (500, 20_000):
             superuser.execute(FILL, {"count": old_entries})
             superuser.execute("ANALYZE")
-            assert await check(shop.desk) == set()
+            assert await check(shop.roles) == set()
             assert checkpoints(shop.database) == newest(shop.database)
             superuser.execute(FILL, {"count": 100})
             visited.append(0)
             async with counted() as connection:
-                await books_check.note_marks(connection)
+                await books_check.record_watermarks(connection)
             async with counted() as connection:
                 step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX)
                 assert (step.entries_checked, step.is_last) == (100, True)

@@ -16,7 +16,7 @@ from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Posting, Reason
 from tests.support.frozen import frozen
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.postgres import Cluster
 from tests.support.sql import connect, scalar
 
@@ -54,41 +54,41 @@ async def by_sqlalchemy(service: ServiceConnection) -> None:
 
 @pytest.mark.parametrize("post", [by_the_driver, by_sqlalchemy])
 async def test_a_server_that_stands_still_holds_nobody_and_the_pool_recovers(
-    desk: Desk, cluster: Cluster, post: Callable[[ServiceConnection], Awaitable[None]]
+    roles: RolePair, cluster: Cluster, post: Callable[[ServiceConnection], Awaitable[None]]
 ) -> None:
     async def post_within_the_limit() -> None:
-        async with asyncio.timeout(LIMIT_SECONDS), desk.service.transaction() as service:
+        async with asyncio.timeout(LIMIT_SECONDS), roles.service.transaction() as service:
             await post(service)
 
-    async with desk.service.transaction():
+    async with roles.service.transaction():
         pass  # a connection in the pool: a new one could not even be opened
     async with frozen(cluster.server):
         started = time.monotonic()
         with pytest.raises(TimeoutError):
             await post_within_the_limit()
         assert time.monotonic() - started < SECONDS_MAX
-    assert desk.service.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    async with desk.service.transaction() as service:
+    assert roles.service.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    async with roles.service.transaction() as service:
         await post(service)
 
 
 @pytest.mark.parametrize("post", [by_the_driver, by_sqlalchemy])
 async def test_the_statement_of_one_who_left_does_not_go_on_waiting_for_a_lock(
-    desk: Desk, post: Callable[[ServiceConnection], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+    roles: RolePair, post: Callable[[ServiceConnection], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_work: list[int] = []
 
     async def post_until_cancelled() -> None:
-        async with desk.service.transaction() as service:
+        async with roles.service.transaction() as service:
             await service.connection.execute(text("SET LOCAL lock_timeout = 0"))
             await service.connection.execute(text("SET LOCAL statement_timeout = 0"))
             await post(service)
 
     async def works(wanted: int) -> bool:
-        at_work.append(int(scalar(desk.database.superuser_url, AT_WORK)))
+        at_work.append(int(scalar(roles.database.superuser_url, AT_WORK)))
         return at_work[-1] == wanted
 
-    with connect(desk.database.superuser_url) as holder:
+    with connect(roles.database.superuser_url) as holder:
         holder.execute(LOCK)
         posting = asyncio.create_task(post_until_cancelled())
         await wait_until(lambda: works(1), timeout_seconds=PATIENCE_SECONDS, what="a statement that waits")
@@ -96,37 +96,37 @@ async def test_the_statement_of_one_who_left_does_not_go_on_waiting_for_a_lock(
         with pytest.raises(asyncio.CancelledError):
             await posting
         await wait_until(lambda: works(0), timeout_seconds=PATIENCE_SECONDS, what="its end")
-    async with desk.service.transaction() as service:
+    async with roles.service.transaction() as service:
         await post(service)
 
 
-async def in_a_scope(desk: Desk) -> None:
+async def in_a_scope(roles: RolePair) -> None:
     """As requests do."""
-    async with desk.app.transaction("somebody") as tenant:
+    async with roles.app.transaction("somebody") as tenant:
         await tenant.connection.execute(text("SELECT 1"))
 
 
-async def in_no_scope(desk: Desk) -> None:
+async def in_no_scope(roles: RolePair) -> None:
     """As sign-in does."""
-    async with desk.app.unscoped_statement() as connection:
+    async with roles.app.unscoped_statement() as connection:
         await connection.execute(text("SELECT 1"))
 
 
-async def in_a_transaction(desk: Desk) -> None:
+async def in_a_transaction(roles: RolePair) -> None:
     """As a worker credits."""
-    async with desk.service.transaction() as service:
+    async with roles.service.transaction() as service:
         await service.connection.execute(text("SELECT 1"))
 
 
-async def in_a_single_statement(desk: Desk) -> None:
+async def in_a_single_statement(roles: RolePair) -> None:
     """As a worker looks."""
-    async with desk.service.single_statement() as service:
+    async with roles.service.autocommit() as service:
         await service.connection.execute(text("SELECT 1"))
 
 
 @pytest.mark.parametrize("work", [in_a_scope, in_no_scope, in_a_transaction, in_a_single_statement])
 async def test_whoever_is_cancelled_gives_the_connection_back_wherever_it_happens(
-    desk: Desk, work: Callable[[Desk], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+    roles: RolePair, work: Callable[[RolePair], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses_left = 0
 
@@ -140,12 +140,12 @@ async def test_whoever_is_cancelled_gives_the_connection_back_wherever_it_happen
 
     monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)  # the driver pauses wherever it may
     monkeypatch.setattr("psycopg.waiting.sleep", pause)
-    pools = [database.engine.pool for database in (desk.app, desk.service)]
+    pools = [database.engine.pool for database in (roles.app, roles.service)]
     for last_pause in range(1, PAUSES_MAX):
         pauses_left = 0
-        await work(desk)  # so that a connection waits in the pool
+        await work(roles)  # so that a connection waits in the pool
         pauses_left = last_pause
-        task = asyncio.ensure_future(work(desk))
+        task = asyncio.ensure_future(work(roles))
         await asyncio.wait([task])
         assert [pool.checkedout() for pool in pools] == [0, 0], last_pause  # type: ignore[attr-defined]
         if not task.cancelled():

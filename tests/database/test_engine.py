@@ -13,7 +13,7 @@ from db.ledger import entries as ledger
 from domain.errors import DatabaseBusy, DatabaseUnavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Posting, Reason
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.sql import connect, query
 
 BONUS = Posting(
@@ -38,63 +38,63 @@ async def post_by_sqlalchemy(service: ServiceConnection) -> None:
 
 @pytest.mark.parametrize("post", [post_by_the_driver, post_by_sqlalchemy])
 async def test_a_lock_that_is_held_too_long_is_busy_and_worth_another_try(
-    desk: Desk, post: Callable[[ServiceConnection], Awaitable[None]]
+    roles: RolePair, post: Callable[[ServiceConnection], Awaitable[None]]
 ) -> None:
     async def wait_briefly() -> None:
-        async with desk.service.transaction() as service:
+        async with roles.service.transaction() as service:
             await service.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
             await post(service)
 
-    with connect(desk.database.superuser_url) as holder:
+    with connect(roles.database.superuser_url) as holder:
         holder.execute(LOCK)
         with pytest.raises(DatabaseBusy, match="PostgreSQL is busy"):
             await wait_briefly()
     await wait_briefly()
 
 
-async def test_a_fault_of_ours_stays_what_it_is(desk: Desk) -> None:
+async def test_a_fault_of_ours_stays_what_it_is(roles: RolePair) -> None:
     with pytest.raises(ProgrammingError):
-        async with desk.service.transaction() as service:
+        async with roles.service.transaction() as service:
             await service.connection.execute(text("SELECT nonsense"))
 
 
 async def test_a_connection_that_broke_while_it_was_idle_is_not_lent(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    roles: RolePair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.engine.IDLE_SECONDS_MAX", 0.0)
-    database = TenantDatabase(desk.database.app_url)
+    database = TenantDatabase(roles.database.app_url)
     async with database.unscoped():
         pass
-    end_backends(desk)
+    end_backends(roles)
     async with database.unscoped() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     await database.dispose()
 
 
-async def test_one_that_breaks_in_use_is_unavailable_once(desk: Desk) -> None:
-    async with desk.app.unscoped():
+async def test_one_that_breaks_in_use_is_unavailable_once(roles: RolePair) -> None:
+    async with roles.app.unscoped():
         pass
-    end_backends(desk)
+    end_backends(roles)
     with pytest.raises(DatabaseUnavailable):
-        async with desk.app.unscoped() as connection:
+        async with roles.app.unscoped() as connection:
             await connection.execute(text("SELECT 1"))
-    async with desk.app.unscoped() as connection:
+    async with roles.app.unscoped() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
 
 
-async def test_a_page_of_the_ledger_ends_at_another_accounts_entry(desk: Desk) -> None:
-    one, two = await desk.open_account(1), await desk.open_account(2)
+async def test_a_page_of_the_ledger_ends_at_another_accounts_entry(roles: RolePair) -> None:
+    one, two = await roles.open_account(1), await roles.open_account(2)
     for number, payer in enumerate((one, two, one)):
-        await desk.settle(payer, number + 1)
-    async with desk.service.transaction() as service:
+        await roles.settle(payer, number + 1)
+    async with roles.service.transaction() as service:
         [theirs] = await ledger.page_entries(service, two.billing_account_id, limit=5)
         assert await ledger.page_entries(service, one.billing_account_id, limit=5, before=theirs.id) == []
 
 
-def end_backends(desk: Desk) -> None:
+def end_backends(roles: RolePair) -> None:
     """As a restart of the server does."""
     query(
-        desk.database.superuser_url,
+        roles.database.superuser_url,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND usename IN ('settle_app', 'settle_service')",
     )

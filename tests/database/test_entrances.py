@@ -21,11 +21,11 @@ from domain.chain import BlockHeader, ChainView, Receipt, TransferLog, TransferS
 from domain.errors import RemedyRefused, TransferAlreadySettled
 from domain.operations.findings import Remedy
 from domain.payments.attempt import AttemptStatus, PaymentAttempt
-from domain.payments.verification import SettledTransfer, Verified, credited_log_indexes, judge, terms_of
+from domain.payments.verification import SettledTransfer, Verified, credited_log_indexes, evaluate, terms_of
 from domain.transfers.income import ZERO_ADDRESS
 from domain.transfers.matching import Pays, Renews, decide
 from tests.reconciliation.planting import find_transfer, observe, take
-from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, RolePair, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, scalar
 
 FORMER_TREASURY: Final = "0x" + "7A" * 20
@@ -55,8 +55,8 @@ OPERATORS: Final = {"right", "another sender", "too little"}
 class Case:
     """One transfer, and an attempt that somebody says it pays."""
 
-    def __init__(self, desk: Desk, fact: Fact) -> None:
-        self.desk = desk
+    def __init__(self, roles: RolePair, fact: Fact) -> None:
+        self.roles = roles
         self.payer = fact.get("payer", wallet(1))
         self.transfer: Fact = {
             "chain_id": CHAIN_ID,
@@ -71,7 +71,7 @@ class Case:
 
     async def prepare(self, fact: Fact) -> None:
         """Settings are noted, the chain is followed, the transfer was used before where the rule is about that."""
-        with connect(self.desk.database.superuser_url, triggers=False) as owner:
+        with connect(self.roles.database.superuser_url, triggers=False) as owner:
             # An account of nobody's is there from before.
             owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (self.payer,))
             owner.execute("INSERT INTO billing_accounts (id, owner_user_id) VALUES ('b', 'u')")
@@ -85,17 +85,17 @@ class Case:
                 " head_number) VALUES (%s, %s, %s, %s, 90, %s, 90)",
                 (CHAIN_ID, TOKEN, TREASURY, FIRST_BLOCK, tx_hash(90)),
             )
-        async with self.desk.service.single_statement() as connection:
+        async with self.roles.service.autocommit() as connection:
             await destinations.note_destination(connection, SCOPE)
-        async with self.desk.service.single_statement() as connection:
+        async with self.roles.service.autocommit() as connection:
             await destinations.note_destination(connection, SCOPE.model_copy(update={"treasury": FORMER_TREASURY}))
         if fact.get("refunded"):
-            finding = await find_transfer(self.desk.service, 1, sender=self.payer, value_raw=VALUE_RAW)
-            await take(self.desk.service, finding, Remedy.REFUND_RECORDED)
+            finding = await find_transfer(self.roles.service, 1, sender=self.payer, value_raw=VALUE_RAW)
+            await take(self.roles.service, finding, Remedy.REFUND_RECORDED)
         if fact.get("paid"):
-            other = await self.desk.create_submitted(self._payer, 1)
-            await self.desk.credit(other)
-            await observe(self.desk.service, tx_hash(1), self.payer, VALUE_RAW, handled=False)
+            other = await self.roles.create_submitted(self._payer, 1)
+            await self.roles.credit(other)
+            await observe(self.roles.service, tx_hash(1), self.payer, VALUE_RAW, handled=False)
 
     @property
     def _payer(self) -> accounts.Payer:
@@ -103,28 +103,28 @@ class Case:
 
     async def attempt(self, status: AttemptStatus = AttemptStatus.PENDING_UNVERIFIED) -> PaymentAttempt:
         """What it is said to pay: an attempt that waits for it, or an open intent."""
-        intent = await self.desk.create(self._payer)
+        intent = await self.roles.create(self._payer)
         if status is AttemptStatus.CREATED_INTENT:
             return intent
         # The database lets an account hold a hash once; the worst case is that somebody got round that.
-        with connect(self.desk.database.superuser_url, triggers=False) as owner:
+        with connect(self.roles.database.superuser_url, triggers=False) as owner:
             owner.execute("DROP INDEX payment_attempts_hash_held_by_account")
-        return (await self.desk.submit(intent, tx_hash(1))).attempt
+        return (await self.roles.submit(intent, tx_hash(1))).attempt
 
     async def observe(self) -> None:
         """The watcher has seen the transfer."""
-        known = scalar(self.desk.database.service_url, "SELECT count(*) FROM observed_transfers")
+        known = scalar(self.roles.database.service_url, "SELECT count(*) FROM observed_transfers")
         if not known:
             values = dict(self.transfer)
             sender, value_raw = values.pop("from_address"), values.pop("value_raw")
-            await observe(self.desk.service, tx_hash(1), sender, value_raw, handled=False, at=NOW, **values)
+            await observe(self.roles.service, tx_hash(1), sender, value_raw, handled=False, at=NOW, **values)
 
     # -- entrances; each says whether it would credit the attempt, or the transfer
 
     async def by_verification(self) -> bool:
         """What HTTP, command and watcher end in: a hash was handed in."""
         attempt = await self.attempt()
-        async with self.desk.service.single_statement() as connection:
+        async with self.roles.service.autocommit() as connection:
             known = await attempts.find_under_verification(connection, attempt.id)
             credited = await resolutions.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
         assert known is not None
@@ -143,7 +143,7 @@ class Case:
         view = ChainView(
             chain_id=self.transfer["chain_id"], endpoint="node", head_number=90, receipt=receipt, canonical=block
         )
-        verdict = judge(
+        verdict = evaluate(
             terms_of(attempt),
             tx_hash(1),
             view,
@@ -158,12 +158,12 @@ class Case:
         """Nobody has handed it in."""
         attempt = await self.attempt(AttemptStatus.CREATED_INTENT)
         await self.observe()
-        async with self.desk.service.transaction() as connection:
+        async with self.roles.service.transaction() as connection:
             in_scope = await observed.list_observed(connection, SCOPE, first=0, last=90)
             if not in_scope:
                 return False
             [one] = in_scope
-            around = await observed.find_surroundings(connection, SCOPE, one)
+            around = await observed.find_match_context(connection, SCOPE, one)
         decision = decide(CHAIN_ID, one, around)
         return isinstance(decision, Pays | Renews) and decision.attempt.attempt_id == attempt.id
 
@@ -173,7 +173,7 @@ class Case:
         values = self.transfer | {"block_hash": tx_hash(self.transfer["block_number"])}
         paid: SettledTransfer = transfer_for(attempt, **values, expected_raw=min(VALUE_RAW, values["value_raw"]))
         try:
-            await self.desk.credit(attempt, paid)
+            await self.roles.credit(attempt, paid)
         except (TransferAlreadySettled, DBAPIError):
             return False
         return True
@@ -182,18 +182,18 @@ class Case:
         """A finding is resolved, without a word about the account."""
         await self.observe()
         finding = await find_transfer(
-            self.desk.service,
+            self.roles.service,
             1,
             sender=self.transfer["from_address"],
             value_raw=self.transfer["value_raw"],
             observed=False,
         )
-        before = scalar(self.desk.database.service_url, "SELECT count(*) FROM credit_ledger")
+        before = scalar(self.roles.database.service_url, "SELECT count(*) FROM credit_ledger")
         try:
-            await take(self.desk.service, finding, Remedy.CREDIT)
+            await take(self.roles.service, finding, Remedy.CREDIT)
         except RemedyRefused:
             return False
-        return bool(scalar(self.desk.database.service_url, "SELECT count(*) FROM credit_ledger") > before)
+        return bool(scalar(self.roles.database.service_url, "SELECT count(*) FROM credit_ledger") > before)
 
 
 ENTRANCES: Final[dict[str, Callable[[Case], Awaitable[bool]]]] = {
@@ -207,16 +207,16 @@ ENTRANCES: Final[dict[str, Callable[[Case], Awaitable[bool]]]] = {
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("rule", RULES)
 async def test_a_transfer_that_is_not_right_is_credited_through_no_entrance(
-    desk: Desk, rule: str, entrance: str
+    roles: RolePair, rule: str, entrance: str
 ) -> None:
-    case = Case(desk, RULES[rule])
+    case = Case(roles, RULES[rule])
     await case.prepare(RULES[rule])
     is_credited = await ENTRANCES[entrance](case)
     assert is_credited is (rule in (OPERATORS if entrance == "operator" else {"right"}))
 
 
-async def test_the_intents_of_the_table_are_open_when_the_transfer_is_mined(desk: Desk) -> None:
+async def test_the_intents_of_the_table_are_open_when_the_transfer_is_mined(roles: RolePair) -> None:
     """Else the watcher's column would say nothing."""
-    attempt = await desk.create(await desk.open_account(1))
+    attempt = await roles.create(await roles.open_account(1))
     assert attempt.expires_at is not None
     assert attempt.created_at <= NOW < attempt.expires_at - timedelta(minutes=1)

@@ -19,20 +19,20 @@ from domain.errors import DatabaseUnavailable
 from domain.payments.attempt import Purpose
 from domain.payments.finality import FinalityLevel, FinalityPolicy
 from services.operations.gauges import DatabaseGauges
-from tests.support.payments import Desk, transfer_for, tx_hash
+from tests.support.payments import RolePair, transfer_for, tx_hash
 from tests.support.sql import connect
 
 CHAIN_ID: Final = 31_337
 
 
-async def read(desk: Desk) -> Readings:
+async def read(roles: RolePair) -> Readings:
     """All gauges now."""
-    async with desk.service.transaction() as connection:
+    async with roles.service.transaction() as connection:
         return await read_gauges(connection, chain_id=CHAIN_ID)
 
 
-async def test_an_empty_system_has_numbers_too(desk: Desk) -> None:
-    assert await read(desk) == Readings(
+async def test_an_empty_system_has_numbers_too(roles: RolePair) -> None:
+    assert await read(roles) == Readings(
         open_attempts={},
         pending_by_age={"under_1m": 0, "under_10m": 0, "under_1h": 0, "over_1h": 0},
         pending_oldest_seconds=0.0,
@@ -48,22 +48,22 @@ async def test_an_empty_system_has_numbers_too(desk: Desk) -> None:
     )
 
 
-async def test_pending_payments_are_counted_by_their_age_on_both_sides_of_each_edge(desk: Desk) -> None:
+async def test_pending_payments_are_counted_by_their_age_on_both_sides_of_each_edge(roles: RolePair) -> None:
     now = datetime.now(UTC)
     intent = {"created_at": now, "expires_at": now + timedelta(minutes=30)}
-    payer = await desk.open_account(1)
+    payer = await roles.open_account(1)
     for number in range(8):
-        attempt = await desk.create(payer, **intent, purpose=Purpose.SYSTEM if number == 0 else Purpose.SELF)
-        await desk.submit(attempt, tx_hash(number), at=now)
-    await desk.create(payer, **intent)
+        attempt = await roles.create(payer, **intent, purpose=Purpose.SYSTEM if number == 0 else Purpose.SELF)
+        await roles.submit(attempt, tx_hash(number), at=now)
+    await roles.create(payer, **intent)
     ages = ("0 s", "50 s", "70 s", "590 s", "610 s", "3590 s", "3610 s", "2 days")
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         for number, age in enumerate(ages):
             superuser.execute(
                 "UPDATE payment_attempts SET submitted_at = now() - %s::interval WHERE tx_hash = %s",
                 (age, tx_hash(number)),
             )
-    readings = await read(desk)
+    readings = await read(roles)
     assert readings.pending_by_age == {"under_1m": 2, "under_10m": 2, "under_1h": 2, "over_1h": 2}
     assert 2 * 86_400 <= readings.pending_oldest_seconds < 2 * 86_400 + 600
     assert readings.open_attempts == {
@@ -73,9 +73,9 @@ async def test_pending_payments_are_counted_by_their_age_on_both_sides_of_each_e
     }
 
 
-async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(desk: Desk) -> None:
-    await desk.settle(await desk.open_account(1), 1)
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(roles: RolePair) -> None:
+    await roles.settle(await roles.open_account(1), 1)
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "INSERT INTO findings (key, kind, detail, value_raw, opened_at, resolved_at, resolution) VALUES"
             " ('a', 'surplus', 'x', 5, now() - interval '2 h', NULL, NULL),"
@@ -98,7 +98,7 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(de
             "INSERT INTO books_violations (check_name, subject, detail, resolved_at) VALUES"
             " ('bonus_missing', 'a', 'x', NULL), ('bonus_missing', 'b', 'x', now())"
         )
-    readings = await read(desk)
+    readings = await read(roles)
     assert readings.open_findings.keys() == {"surplus"}
     assert readings.open_findings["surplus"].findings == 2
     assert readings.open_findings["surplus"].value_raw == 5
@@ -110,8 +110,8 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(de
     assert readings.books_violations == {"bonus_missing": 1}
 
 
-async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(desk: Desk) -> None:
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(roles: RolePair) -> None:
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "INSERT INTO chain_cursors"
             " (chain_id, token, to_address, first_block, block_number, head_number, updated_at, retired_at)"
@@ -122,22 +122,22 @@ async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(desk: Desk)
             "INSERT INTO chain_gaps (chain_id, token, to_address, first_block, last_block, reason, read_at) VALUES"
             " (31337, 'x', 'y', 1, 10, 'pruned', NULL), (31337, 'x', 'y', 20, 29, 'pruned', now())"
         )
-    readings = await read(desk)
+    readings = await read(roles)
     assert readings.cursors[CHAIN_ID].lag_blocks == 1
     assert readings.cursors[CHAIN_ID].age_seconds < 600
     assert readings.unread_blocks == 10
 
 
-async def test_the_oldest_payment_that_is_not_final_is_told_by_the_level_that_it_needs(desk: Desk) -> None:
+async def test_the_oldest_payment_that_is_not_final_is_told_by_the_level_that_it_needs(roles: RolePair) -> None:
     def oldest(level: FinalityLevel) -> float:
         return REGISTRY.get_sample_value("settle_finality_oldest_seconds", {"level": level.value}) or 0.0
 
     policy = FinalityPolicy(level=FinalityLevel.SAFE, large_level=FinalityLevel.FINALIZED, large_from_usd_cents=50_000)
-    gauges = DatabaseGauges(desk.service, chain_id=CHAIN_ID, finality=policy)
-    payer = await desk.open_account(1)
-    small = await desk.settle(payer, 1, cents=49_999)
-    await desk.settle(payer, 2, cents=50_000)
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+    gauges = DatabaseGauges(roles.service, chain_id=CHAIN_ID, finality=policy)
+    payer = await roles.open_account(1)
+    small = await roles.settle(payer, 1, cents=49_999)
+    await roles.settle(payer, 2, cents=50_000)
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         for number, age in ((1, "3 h"), (2, "2 h")):
             superuser.execute(
                 f"UPDATE settled_transfers SET created_at = now() - interval '{age}' WHERE tx_hash = %s",
@@ -147,13 +147,13 @@ async def test_the_oldest_payment_that_is_not_final_is_told_by_the_level_that_it
         await gauges.refresh()
         assert 3 * 3_600 <= oldest(FinalityLevel.SAFE) < 3 * 3_600 + 600
         assert 2 * 3_600 <= oldest(FinalityLevel.FINALIZED) < 2 * 3_600 + 600
-    async with desk.service.transaction() as connection:
+    async with roles.service.transaction() as connection:
         transfer = transfer_for(small.model_copy(update={"tx_hash": tx_hash(1)}))
         await insert_finality(connection, small.id, transfer, FinalityLevel.SAFE, outcome="final")
     await gauges.refresh()
     assert oldest(FinalityLevel.SAFE) == 0
     assert oldest(FinalityLevel.FINALIZED) > 0
-    await desk.settle(payer, 3, cents=100)
+    await roles.settle(payer, 3, cents=100)
     await gauges.refresh()
     assert oldest(FinalityLevel.SAFE) > 0, "one that was credited after all were final"
 
@@ -171,18 +171,18 @@ FILL: Final = """
 """
 
 
-async def test_no_gauge_reads_what_is_over(desk: Desk) -> None:
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+async def test_no_gauge_reads_what_is_over(roles: RolePair) -> None:
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(FILL)
     asked: list[tuple[str, dict[str, object]]] = []
 
     def note(_: object, cursor: object, statement: str, values: dict[str, object], *rest: object) -> None:
         asked.append((statement, values))
 
-    event.listen(desk.service.engine.sync_engine, "before_cursor_execute", note)
-    await read(desk)
+    event.listen(roles.service.engine.sync_engine, "before_cursor_execute", note)
+    await read(roles)
     assert len(asked) == 10
-    with psycopg.connect(desk.database.service_url) as connection:
+    with psycopg.connect(roles.database.service_url) as connection:
         for statement, values in asked:
             plan = "\n".join(
                 str(row[0]) for row in connection.execute(f"EXPLAIN (ANALYZE, BUFFERS) {statement}".encode(), values)
@@ -193,19 +193,19 @@ async def test_no_gauge_reads_what_is_over(desk: Desk) -> None:
 
 
 async def test_gauges_that_cannot_be_read_stay_as_they_are_and_grow_old(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    roles: RolePair, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refreshed() -> float:
         return REGISTRY.get_sample_value("settle_gauges_refreshed_timestamp_seconds") or 0.0
 
-    async with DatabaseGauges(desk.service, chain_id=CHAIN_ID, every_seconds=0.01).kept_fresh():
+    async with DatabaseGauges(roles.service, chain_id=CHAIN_ID, every_seconds=0.01).refreshing():
         before = refreshed()
         await wait_until(lambda: refreshed() > before, timeout_seconds=30, what="a fresh gauge")
     before = refreshed()
-    gone = ServiceDatabase(desk.database.service_url.replace(desk.database.name, "not_there"))
+    gone = ServiceDatabase(roles.database.service_url.replace(roles.database.name, "not_there"))
     with pytest.raises(DatabaseUnavailable):
         await DatabaseGauges(gone, chain_id=CHAIN_ID).refresh()
-    async with DatabaseGauges(gone, chain_id=CHAIN_ID, every_seconds=0.01).kept_fresh():
+    async with DatabaseGauges(gone, chain_id=CHAIN_ID, every_seconds=0.01).refreshing():
         await wait_until(lambda: "were not refreshed" in caplog.text, timeout_seconds=30, what="a word about it")
     assert refreshed() == before
     await gone.dispose()

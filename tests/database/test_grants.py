@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.support.sql import connect, query, refused, scalar
 
 INTENT = (
@@ -116,10 +116,10 @@ ROLES = tuple(FUNCTIONS)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_has_these_rights_on_tables_and_no_other(town: Town, role: str) -> None:
+def test_each_role_has_these_rights_on_tables_and_no_other(two_tenants: TwoTenants, role: str) -> None:
     granted = set(
         query(
-            town.database.superuser_url,
+            two_tenants.database.superuser_url,
             "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee IN (%s, 'PUBLIC')"
             " AND table_schema = 'public'",
             role,
@@ -132,9 +132,9 @@ def test_each_role_has_these_rights_on_tables_and_no_other(town: Town, role: str
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_has_these_rights_on_columns_and_no_other(town: Town, role: str) -> None:
+def test_each_role_has_these_rights_on_columns_and_no_other(two_tenants: TwoTenants, role: str) -> None:
     granted = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT table_name::text, privilege_type::text, string_agg(column_name, ' ' ORDER BY column_name COLLATE \"C\")"
         "  FROM information_schema.column_privileges"
         " WHERE grantee IN (%s, 'PUBLIC') AND table_schema = 'public' AND privilege_type IN ('INSERT', 'UPDATE')"
@@ -148,9 +148,9 @@ def test_each_role_has_these_rights_on_columns_and_no_other(town: Town, role: st
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_may_call_these_functions_of_the_owner_and_no_other(town: Town, role: str) -> None:
+def test_each_role_may_call_these_functions_of_the_owner_and_no_other(two_tenants: TwoTenants, role: str) -> None:
     callable_ = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
         " AND prorettype <> 'trigger'::regtype AND has_function_privilege(%s, oid, 'EXECUTE') ORDER BY proname",
         role,
@@ -158,9 +158,9 @@ def test_each_role_may_call_these_functions_of_the_owner_and_no_other(town: Town
     assert [name for (name,) in callable_] == FUNCTIONS[role]
 
 
-def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas(town: Town) -> None:
+def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas(two_tenants: TwoTenants) -> None:
     loose = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
         " AND proconfig IS DISTINCT FROM ARRAY['search_path=public, pg_temp']",
     )
@@ -170,9 +170,9 @@ def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas
 @pytest.mark.parametrize(
     ("role", "bypass"), [("settle_app", False), ("settle_settlement", False), ("settle_service", True)]
 )
-def test_the_roles_are_no_more_than_they_should_be(town: Town, role: str, bypass: bool) -> None:
+def test_the_roles_are_no_more_than_they_should_be(two_tenants: TwoTenants, role: str, bypass: bool) -> None:
     [attributes] = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
         " FROM pg_roles WHERE rolname = %s",
         role,
@@ -180,7 +180,7 @@ def test_the_roles_are_no_more_than_they_should_be(town: Town, role: str, bypass
     assert attributes == (True, False, False, False, False, bypass)
     assert (
         scalar(
-            town.database.superuser_url,
+            two_tenants.database.superuser_url,
             "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = %s",
             role,
         )
@@ -253,21 +253,22 @@ NOT_OF_THE_SERVICE = [statement for statement in FORBIDDEN if statement.startswi
 
 @pytest.mark.parametrize("statement", FORBIDDEN)
 @pytest.mark.parametrize("role", ROLES)
-def test_no_role_may_go_past_the_doors(town: Town, role: str, statement: str) -> None:
+def test_no_role_may_go_past_the_doors(two_tenants: TwoTenants, role: str, statement: str) -> None:
     if role == "settle_service" and statement in NOT_OF_THE_SERVICE:
         pytest.skip("settle_service writes whole events")
-    with psycopg.connect(town.database.url_as(role)) as connection:
-        connection.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+    with psycopg.connect(two_tenants.database.url_as(role)) as connection:
+        connection.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
         with refused(InsufficientPrivilege):
             connection.execute(statement)
 
 
-def test_provisioning_gives_the_service_what_it_gives_the_app(town: Town) -> None:
-    with connect(town.database.service_url) as service:
+def test_provisioning_gives_the_service_what_it_gives_the_app(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.service_url) as service:
         [(user_id, account, created)] = service.execute(
-            "SELECT user_id, billing_account_id, created FROM provision_wallet(%s)", (town.alice.payer.wallet_address,)
+            "SELECT user_id, billing_account_id, created FROM provision_wallet(%s)",
+            (two_tenants.alice.payer.wallet_address,),
         ).fetchall()
-    assert (user_id, account, created) == (town.alice.user_id, town.alice.account, False)
+    assert (user_id, account, created) == (two_tenants.alice.user_id, two_tenants.alice.account, False)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +280,8 @@ def test_provisioning_gives_the_service_what_it_gives_the_app(town: Town) -> Non
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("role", ROLES)
-def test_no_role_may_attach_a_check_to_a_table_of_its_own(town: Town, role: str, function: str) -> None:
+def test_no_role_may_attach_a_check_to_a_table_of_its_own(two_tenants: TwoTenants, role: str, function: str) -> None:
     """A check's error says what its owner sees: another account's balance, for one."""
-    with connect(town.database.url_as(role)) as connection, refused(psycopg.errors.InsufficientPrivilege):
+    with connect(two_tenants.database.url_as(role)) as connection, refused(psycopg.errors.InsufficientPrivilege):
         connection.execute("CREATE TEMP TABLE bait (LIKE credit_ledger)")
         connection.execute(f"CREATE TRIGGER bait AFTER INSERT ON bait FOR EACH ROW EXECUTE FUNCTION {function}()")

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from db.engine import OperatorDatabase
 from db.migrate import OPERATOR_ROLE, migrate
 from domain.errors import DatabaseUnavailable
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.database.test_grants import FORBIDDEN
 from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import query, refused, scalar
@@ -36,9 +36,9 @@ NOT_SHOWN = (
 POLICIES = "SELECT tablename::text, cmd, qual FROM pg_policies WHERE 'settle_operator' = ANY (roles) ORDER BY tablename"
 
 
-def test_it_may_read_these_tables_and_has_no_other_right_on_any(town: Town) -> None:
+def test_it_may_read_these_tables_and_has_no_other_right_on_any(two_tenants: TwoTenants) -> None:
     rights = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT c.relname::text, p FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE',"
         " 'REFERENCES', 'TRIGGER']) p"
         " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')"
@@ -50,31 +50,31 @@ def test_it_may_read_these_tables_and_has_no_other_right_on_any(town: Town) -> N
 
 
 @pytest.mark.parametrize("table", [table for table in READABLE if table != "alembic_version"])
-def test_it_sees_the_rows_of_all_tenants(town: Town, table: str) -> None:
+def test_it_sees_the_rows_of_all_tenants(two_tenants: TwoTenants, table: str) -> None:
     count = f"SELECT count(*) FROM {table}"
-    everything = scalar(town.database.superuser_url, count)
-    assert scalar(town.database.operator_url, count) == everything > 1
+    everything = scalar(two_tenants.database.superuser_url, count)
+    assert scalar(two_tenants.database.operator_url, count) == everything > 1
     # Nobody's scope makes it more or less.
-    assert scalar(town.database.operator_url, count, user_id=town.alice.user_id) == everything
+    assert scalar(two_tenants.database.operator_url, count, user_id=two_tenants.alice.user_id) == everything
 
 
 @pytest.mark.parametrize("table", SECRET + NOT_SHOWN)
-def test_it_cannot_read_what_people_sign_in_with(town: Town, table: str) -> None:
+def test_it_cannot_read_what_people_sign_in_with(two_tenants: TwoTenants, table: str) -> None:
     with refused(InsufficientPrivilege):
-        query(town.database.operator_url, f"SELECT * FROM {table}")
+        query(two_tenants.database.operator_url, f"SELECT * FROM {table}")
 
 
-def test_no_table_is_left_out_of_these_lists(town: Town) -> None:
+def test_no_table_is_left_out_of_these_lists(two_tenants: TwoTenants) -> None:
     tables = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')",
     )
     assert {table for (table,) in tables} == {*READABLE, *SECRET, *NOT_SHOWN}
 
 
-def test_without_its_policies_it_sees_nothing(town: Town) -> None:
+def test_without_its_policies_it_sees_nothing(two_tenants: TwoTenants) -> None:
     """It is bound by row-level security: a table that is granted to it by mistake stays closed."""
-    with psycopg.connect(town.database.superuser_url) as superuser:
+    with psycopg.connect(two_tenants.database.superuser_url) as superuser:
         superuser.execute("GRANT SELECT ON sessions, virtual_keys TO settle_operator")
         superuser.execute("SET ROLE settle_operator")
         assert superuser.execute("SELECT count(*) FROM virtual_keys").fetchall() == [(0,)]
@@ -100,9 +100,9 @@ def test_without_its_policies_it_sees_nothing(town: Town) -> None:
         "SET ROLE settle_app",
     ],
 )
-def test_it_cannot_change_anything(town: Town, statement: str) -> None:
-    with psycopg.connect(town.database.operator_url) as connection:
-        connection.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> None:
+    with psycopg.connect(two_tenants.database.operator_url) as connection:
+        connection.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
         with refused(InsufficientPrivilege):
             connection.execute(statement)
 
@@ -127,23 +127,23 @@ READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind",
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_it_cannot_go_through_any_door(town: Town, function: str) -> None:
+def test_it_cannot_go_through_any_door(two_tenants: TwoTenants, function: str) -> None:
     with refused(InsufficientPrivilege, match=f"permission denied for function {function}"):
-        query(town.database.operator_url, f"SELECT * FROM {CALLS[function]}")
+        query(two_tenants.database.operator_url, f"SELECT * FROM {CALLS[function]}")
 
 
-def test_no_door_is_left_out_of_that_list(town: Town) -> None:
+def test_no_door_is_left_out_of_that_list(two_tenants: TwoTenants) -> None:
     functions = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT proname::text, has_function_privilege('settle_operator', oid, 'EXECUTE') FROM pg_proc"
         " WHERE pronamespace = 'public'::regnamespace AND prosecdef AND prorettype <> 'trigger'::regtype",
     )
     assert dict(functions) == dict.fromkeys(CALLS, False) | dict.fromkeys(READS, True)
 
 
-async def test_its_transactions_refuse_to_write_whatever_its_rights_are(town: Town) -> None:
+async def test_its_transactions_refuse_to_write_whatever_its_rights_are(two_tenants: TwoTenants) -> None:
     """The second lock: even a role with more rights, given by mistake, changes nothing through this connection."""
-    database = OperatorDatabase(town.database.superuser_url)
+    database = OperatorDatabase(two_tenants.database.superuser_url)
     try:
         with pytest.raises(DatabaseUnavailable) as caught:
             async with database.transaction() as connection:
@@ -154,13 +154,13 @@ async def test_its_transactions_refuse_to_write_whatever_its_rights_are(town: To
     assert isinstance(caught.value.__cause__.orig, ReadOnlySqlTransaction)
 
 
-async def test_a_transaction_sees_one_moment(town: Town) -> None:
+async def test_a_transaction_sees_one_moment(two_tenants: TwoTenants) -> None:
     count = text("SELECT count(*) FROM users")
-    database = OperatorDatabase(town.database.operator_url)
+    database = OperatorDatabase(two_tenants.database.operator_url)
     try:
         async with database.transaction() as connection:
             before = (await connection.connection.execute(count)).scalar_one()
-            query(town.database.service_url, "SELECT * FROM provision_wallet('0x' || repeat('e', 40))")
+            query(two_tenants.database.service_url, "SELECT * FROM provision_wallet('0x' || repeat('e', 40))")
             assert (await connection.connection.execute(count)).scalar_one() == before
         async with database.transaction() as connection:
             assert (await connection.connection.execute(count)).scalar_one() == before + 1
@@ -214,9 +214,9 @@ async def test_a_database_migrated_without_its_address_is_closed_to_it(empty: Da
             query(empty.operator_url, f"SELECT * FROM {table}")
 
 
-def test_it_is_no_more_than_it_should_be(town: Town) -> None:
+def test_it_is_no_more_than_it_should_be(two_tenants: TwoTenants) -> None:
     [attributes] = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT rolcanlogin, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls,"
         " (SELECT count(*) FROM pg_auth_members m WHERE m.member = r.oid)"
         " FROM pg_roles r WHERE rolname = 'settle_operator'",

@@ -18,16 +18,16 @@ from db.operations import operator_pages as operators
 from db.operations.operator_pages import AttemptFilter, AttemptsPage, BalanceHistory
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, Purpose
-from tests.database.conftest import Town
-from tests.support.payments import NOW, Desk, tx_hash
+from tests.database.conftest import TwoTenants
+from tests.support.payments import NOW, RolePair, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.sql import connect
 
 
 @pytest.fixture
-async def reader(town: Town) -> AsyncIterator[OperatorDatabase]:
-    """The operators' role on the database of `town`."""
-    async with _opened(town.database) as opened:
+async def reader(two_tenants: TwoTenants) -> AsyncIterator[OperatorDatabase]:
+    """The operators' role on the database of `two_tenants`."""
+    async with _opened(two_tenants.database) as opened:
         yield opened
 
 
@@ -53,17 +53,22 @@ def _ids(page: AttemptsPage) -> set[UUID]:
 
 
 async def test_without_a_filter_every_tenants_attempts_are_listed_newest_first(
-    town: Town, reader: OperatorDatabase
+    two_tenants: TwoTenants, reader: OperatorDatabase
 ) -> None:
     page = await _page(reader)
-    assert {attempt.billing_account_id for attempt in page.attempts} == {town.alice.account, town.bob.account}
+    assert {attempt.billing_account_id for attempt in page.attempts} == {
+        two_tenants.alice.account,
+        two_tenants.bob.account,
+    }
     assert len(page.attempts) == 12
     assert page.attempts == sorted(page.attempts, key=lambda attempt: (attempt.created_at, attempt.id), reverse=True)
     assert (page.older, page.newer, page.was_cut) == (None, None, False)
 
 
-async def test_each_filter_finds_what_it_names_and_nothing_else(town: Town, reader: OperatorDatabase) -> None:
-    alice, bob = town.alice, town.bob
+async def test_each_filter_finds_what_it_names_and_nothing_else(
+    two_tenants: TwoTenants, reader: OperatorDatabase
+) -> None:
+    alice, bob = two_tenants.alice, two_tenants.bob
     found = [
         (AttemptFilter(status=AttemptStatus.REJECTED), {alice.rejected.id, bob.rejected.id}),
         (AttemptFilter(status=AttemptStatus.CREATED_INTENT), {alice.intent.id, bob.intent.id}),
@@ -87,13 +92,13 @@ async def test_each_filter_finds_what_it_names_and_nothing_else(town: Town, read
     assert {attempt.billing_account_id for attempt in own.attempts} == {alice.account}
 
 
-async def test_a_listed_attempt_is_what_the_database_has(town: Town, reader: OperatorDatabase) -> None:
-    [listed] = (await _page(reader, AttemptFilter(tx_hash=town.bob.rejected.tx_hash))).attempts
-    assert listed.id == town.bob.rejected.id
+async def test_a_listed_attempt_is_what_the_database_has(two_tenants: TwoTenants, reader: OperatorDatabase) -> None:
+    [listed] = (await _page(reader, AttemptFilter(tx_hash=two_tenants.bob.rejected.tx_hash))).attempts
+    assert listed.id == two_tenants.bob.rejected.id
     assert (listed.status, listed.error_code, listed.purpose) == ("REJECTED", "INSUFFICIENT_AMOUNT", "self")
-    assert (listed.amount_usd_cents, listed.billing_account_id) == (10_000, town.bob.account)
-    assert (listed.from_address, listed.chain_id) == (town.bob.payer.wallet_address, 31_337)
-    assert (listed.created_at, listed.tx_hash) == (NOW, town.bob.rejected.tx_hash)
+    assert (listed.amount_usd_cents, listed.billing_account_id) == (10_000, two_tenants.bob.account)
+    assert (listed.from_address, listed.chain_id) == (two_tenants.bob.payer.wallet_address, 31_337)
+    assert (listed.created_at, listed.tx_hash) == (NOW, two_tenants.bob.rejected.tx_hash)
 
 
 async def test_each_status_is_counted(reader: OperatorDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,16 +113,16 @@ async def test_each_status_is_counted(reader: OperatorDatabase, monkeypatch: pyt
 # -- pages
 
 
-async def _make(desk: Desk, number: int, **values: Any) -> list[UUID]:
+async def _make(roles: RolePair, number: int, **values: Any) -> list[UUID]:
     """Attempts, oldest first: three at each second, because nothing says that two are never made at once."""
-    payer = await desk.open_account(1)
-    made = [await desk.create(payer, created_at=NOW + timedelta(seconds=n // 3), **values) for n in range(number)]
+    payer = await roles.open_account(1)
+    made = [await roles.create(payer, created_at=NOW + timedelta(seconds=n // 3), **values) for n in range(number)]
     return [attempt.id for attempt in sorted(made, key=lambda attempt: (attempt.created_at, attempt.id))]
 
 
-async def test_paging_older_and_back_meets_every_attempt_once(desk: Desk) -> None:
-    newest_first = (await _make(desk, 10))[::-1]
-    async with _opened(desk.database) as reader:
+async def test_paging_older_and_back_meets_every_attempt_once(roles: RolePair) -> None:
+    newest_first = (await _make(roles, 10))[::-1]
+    async with _opened(roles.database) as reader:
         first = await _page(reader, limit=4)
         second = await _page(reader, limit=4, before=first.older)
         third = await _page(reader, limit=4, before=second.older)
@@ -133,38 +138,40 @@ async def test_paging_older_and_back_meets_every_attempt_once(desk: Desk) -> Non
         assert again.newer is None
 
 
-async def test_an_attempt_that_is_made_meanwhile_moves_no_page(desk: Desk) -> None:
-    newest_first = (await _make(desk, 6))[::-1]
-    async with _opened(desk.database) as reader:
+async def test_an_attempt_that_is_made_meanwhile_moves_no_page(roles: RolePair) -> None:
+    newest_first = (await _make(roles, 6))[::-1]
+    async with _opened(roles.database) as reader:
         first = await _page(reader, limit=3)
-        await desk.create(await desk.open_account(2), created_at=NOW + timedelta(hours=1))
+        await roles.create(await roles.open_account(2), created_at=NOW + timedelta(hours=1))
         second = await _page(reader, limit=3, before=first.older)
     assert [attempt.id for attempt in second.attempts] == newest_first[3:]
 
 
-async def test_a_page_that_is_just_full_has_no_next(desk: Desk) -> None:
-    await _make(desk, 4)
-    async with _opened(desk.database) as reader:
+async def test_a_page_that_is_just_full_has_no_next(roles: RolePair) -> None:
+    await _make(roles, 4)
+    async with _opened(roles.database) as reader:
         assert (await _page(reader, limit=4)).older is None
         assert (await _page(reader, limit=3)).older is not None
 
 
-async def test_after_an_attempt_that_is_not_there_comes_nothing(town: Town, reader: OperatorDatabase) -> None:
+async def test_after_an_attempt_that_is_not_there_comes_nothing(
+    two_tenants: TwoTenants, reader: OperatorDatabase
+) -> None:
     assert (await _page(reader, before=uuid4())).attempts == []
     assert (await _page(reader, after=uuid4())).attempts == []
 
 
 @pytest.mark.parametrize("purpose", [Purpose.SYSTEM, Purpose.SELF])
 async def test_a_rare_combination_is_looked_for_a_window_at_a_time(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, purpose: Purpose
+    roles: RolePair, monkeypatch: pytest.MonkeyPatch, purpose: Purpose
 ) -> None:
     """No index serves it, so it must not read on until it has found a whole page."""
     monkeypatch.setattr(operators, "SCANNED_MAX", 4)
-    payer = await desk.open_account(1)
+    payer = await roles.open_account(1)
     other = Purpose.SELF if purpose is Purpose.SYSTEM else Purpose.SYSTEM
-    wanted = (await desk.create(payer, purpose=purpose, created_at=NOW - timedelta(days=1))).id
-    await _make(desk, 9, purpose=other)
-    async with _opened(desk.database) as reader:
+    wanted = (await roles.create(payer, purpose=purpose, created_at=NOW - timedelta(days=1))).id
+    await _make(roles, 9, purpose=other)
+    async with _opened(roles.database) as reader:
         pages = [await _page(reader, AttemptFilter(purpose=purpose), limit=2)]
         while pages[-1].older:
             pages.append(await _page(reader, AttemptFilter(purpose=purpose), limit=2, before=pages[-1].older))
@@ -226,9 +233,9 @@ async def test_a_balance_over_time_leads_from_what_it_was_to_what_it_is(database
     assert (history.bonus_credits, history.donation_credits, history.other_credits) == (75, 30, -400)
 
 
-async def test_other_accounts_do_not_count(town: Town) -> None:
+async def test_other_accounts_do_not_count(two_tenants: TwoTenants) -> None:
     now = datetime.now(UTC)
-    history = await _history(town.database, start=now - HOUR, end=now + HOUR)
+    history = await _history(two_tenants.database, start=now - HOUR, end=now + HOUR)
     assert history.current_credits == history.bonus_credits + history.donation_credits == 3_500_000_000
     assert (history.bonus_credits, history.opening_credits) == (1_500_000_000, 0)
 

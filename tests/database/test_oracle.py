@@ -13,25 +13,25 @@ from psycopg import sql
 from db.ledger import entries as ledger
 from domain.ledger.entries import Posting, donation_posting, purchase_posting, revenue_share_posting
 from domain.payments.attempt import Purpose
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.support.oracle import check_books
-from tests.support.payments import Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import RolePair, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, scalar
 
 CREDITS = 1_000_000_000
 BONUS = 750_000_000
 
 
-def _plant(town: Town, statement: str, *values: object) -> None:
+def _plant(two_tenants: TwoTenants, statement: str, *values: object) -> None:
     """What no role could do: neither triggers nor foreign keys look."""
-    with connect(town.database.superuser_url, triggers=False) as superuser:
+    with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
         cursor = superuser.execute(sql.SQL(statement), values or None)
         assert cursor.rowcount > 0, "the violation was not planted"
 
 
-def _entry(town: Town, reference: UUID, reason: str = "credits_purchase") -> UUID:
+def _entry(two_tenants: TwoTenants, reference: UUID, reason: str = "credits_purchase") -> UUID:
     found = scalar(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT id FROM credit_ledger WHERE reference = %s AND reason = %s",
         str(reference),
         reason,
@@ -40,91 +40,101 @@ def _entry(town: Town, reference: UUID, reason: str = "credits_purchase") -> UUI
     return found
 
 
-async def _complaints(town: Town, **options: bool | Decimal) -> list[str]:
+async def _complaints(two_tenants: TwoTenants, **options: bool | Decimal) -> list[str]:
     # Whoever reads everything may ask: the answer does not depend on the role.
-    as_superuser = await check_books(town.database.superuser_url, **options)  # type: ignore[arg-type]
-    as_service = await check_books(town.database.service_url, **options)  # type: ignore[arg-type]
+    as_superuser = await check_books(two_tenants.database.superuser_url, **options)  # type: ignore[arg-type]
+    as_service = await check_books(two_tenants.database.service_url, **options)  # type: ignore[arg-type]
     assert as_superuser == as_service
     return as_superuser
 
 
-async def test_right_books_have_no_complaint(town: Town) -> None:
-    assert await _complaints(town) == []
+async def test_right_books_have_no_complaint(two_tenants: TwoTenants) -> None:
+    assert await _complaints(two_tenants) == []
 
 
-async def test_every_attempt_that_still_waits_is_named_when_none_may(town: Town) -> None:
+async def test_every_attempt_that_still_waits_is_named_when_none_may(two_tenants: TwoTenants) -> None:
     waiting = {
         f"attempt {attempt.id}: still PENDING_UNVERIFIED"
-        for tenant in (town.alice, town.bob)
+        for tenant in (two_tenants.alice, two_tenants.bob)
         for attempt in (tenant.pending, tenant.pending_donation)
     }
-    assert set(await _complaints(town, nothing_stuck=True)) == waiting
+    assert set(await _complaints(two_tenants, nothing_stuck=True)) == waiting
 
 
-async def test_a_line_that_was_changed_is_named(town: Town) -> None:
-    entry = _entry(town, town.alice.credited.id)
-    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", entry)
+async def test_a_line_that_was_changed_is_named(two_tenants: TwoTenants) -> None:
+    entry = _entry(two_tenants, two_tenants.alice.credited.id)
+    _plant(two_tenants, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", entry)
     total = 4 * CREDITS + 2 * BONUS
-    assert await _complaints(town) == [
+    assert await _complaints(two_tenants) == [
         f"entry {entry}: debits {CREDITS + 1}, credits {CREDITS}",
         f"trial balance: debits {total + 1}, credits {total}",
     ]
 
 
-async def test_entries_that_err_in_opposite_ways_are_named_though_the_total_is_right(town: Town) -> None:
-    first, second = _entry(town, town.alice.credited.id), _entry(town, town.bob.credited.id)
-    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", first)
-    _plant(town, "UPDATE journal_lines SET amount = amount - 1 WHERE entry_id = %s AND side = 'debit'", second)
-    assert set(await _complaints(town)) == {
+async def test_entries_that_err_in_opposite_ways_are_named_though_the_total_is_right(two_tenants: TwoTenants) -> None:
+    first, second = _entry(two_tenants, two_tenants.alice.credited.id), _entry(two_tenants, two_tenants.bob.credited.id)
+    _plant(two_tenants, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", first)
+    _plant(two_tenants, "UPDATE journal_lines SET amount = amount - 1 WHERE entry_id = %s AND side = 'debit'", second)
+    assert set(await _complaints(two_tenants)) == {
         f"entry {first}: debits {CREDITS + 1}, credits {CREDITS}",
         f"entry {second}: debits {CREDITS - 1}, credits {CREDITS}",
     }
 
 
-async def test_a_header_that_its_lines_do_not_bear_out_is_named(town: Town) -> None:
-    entry = _entry(town, town.alice.credited.id)
-    _plant(town, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s", entry)
-    assert await _complaints(town) == [f"entry {entry}: header says {CREDITS}, its liability lines say {CREDITS + 1}"]
+async def test_a_header_that_its_lines_do_not_bear_out_is_named(two_tenants: TwoTenants) -> None:
+    entry = _entry(two_tenants, two_tenants.alice.credited.id)
+    _plant(two_tenants, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s", entry)
+    assert await _complaints(two_tenants) == [
+        f"entry {entry}: header says {CREDITS}, its liability lines say {CREDITS + 1}"
+    ]
 
 
-async def test_a_header_without_lines_is_named(town: Town) -> None:
-    entry = _entry(town, town.alice.credited.id)
-    _plant(town, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
-    assert await _complaints(town) == [f"entry {entry}: header says {CREDITS}, its liability lines say 0"]
+async def test_a_header_without_lines_is_named(two_tenants: TwoTenants) -> None:
+    entry = _entry(two_tenants, two_tenants.alice.credited.id)
+    _plant(two_tenants, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
+    assert await _complaints(two_tenants) == [f"entry {entry}: header says {CREDITS}, its liability lines say 0"]
 
 
-async def test_lines_without_a_header_are_named(town: Town) -> None:
+async def test_lines_without_a_header_are_named(two_tenants: TwoTenants) -> None:
     lost = uuid4()
     _plant(
-        town,
+        two_tenants,
         "INSERT INTO journal_lines (entry_id, account_code, side, amount) VALUES (%s, 'cash:usdc', 'debit', 1),"
         " (%s, 'revenue:usage', 'credit', 1)",
         lost,
         lost,
     )
-    complaints = await _complaints(town)
+    complaints = await _complaints(two_tenants)
     assert len(complaints) == 2
     assert all(complaint.endswith(f"its entry {lost} does not exist") for complaint in complaints)
 
 
-async def test_an_entry_that_moves_somebody_elses_credits_is_named(town: Town) -> None:
-    entry = _entry(town, town.alice.credited.id)
-    theirs = f"credits:{town.bob.account}"
-    _plant(town, "UPDATE journal_lines SET account_code = %s WHERE entry_id = %s AND side = 'debit'", theirs, entry)
-    assert await _complaints(town) == [f"entry {entry}: is of account {town.alice.account} and moves {theirs}"]
-
-
-async def test_a_balance_that_is_not_the_sum_is_named(town: Town) -> None:
-    _plant(town, "UPDATE billing_accounts SET balance_credits = balance_credits + 1 WHERE id = %s", town.alice.account)
-    assert await _complaints(town) == [
-        f"account {town.alice.account}: balance {CREDITS + 1}, its entries sum to {CREDITS}"
+async def test_an_entry_that_moves_somebody_elses_credits_is_named(two_tenants: TwoTenants) -> None:
+    entry = _entry(two_tenants, two_tenants.alice.credited.id)
+    theirs = f"credits:{two_tenants.bob.account}"
+    _plant(
+        two_tenants, "UPDATE journal_lines SET account_code = %s WHERE entry_id = %s AND side = 'debit'", theirs, entry
+    )
+    assert await _complaints(two_tenants) == [
+        f"entry {entry}: is of account {two_tenants.alice.account} and moves {theirs}"
     ]
 
 
-async def test_a_running_balance_that_does_not_run_is_named(town: Town) -> None:
-    entry = _entry(town, town.alice.credited.id)
-    _plant(town, "UPDATE credit_ledger SET balance_after = balance_after - 1 WHERE id = %s", entry)
-    assert await _complaints(town) == [
+async def test_a_balance_that_is_not_the_sum_is_named(two_tenants: TwoTenants) -> None:
+    _plant(
+        two_tenants,
+        "UPDATE billing_accounts SET balance_credits = balance_credits + 1 WHERE id = %s",
+        two_tenants.alice.account,
+    )
+    assert await _complaints(two_tenants) == [
+        f"account {two_tenants.alice.account}: balance {CREDITS + 1}, its entries sum to {CREDITS}"
+    ]
+
+
+async def test_a_running_balance_that_does_not_run_is_named(two_tenants: TwoTenants) -> None:
+    entry = _entry(two_tenants, two_tenants.alice.credited.id)
+    _plant(two_tenants, "UPDATE credit_ledger SET balance_after = balance_after - 1 WHERE id = %s", entry)
+    assert await _complaints(two_tenants) == [
         f"entry {entry}: balance_after {CREDITS - 1}, the entries up to it sum to {CREDITS}"
     ]
 
@@ -139,61 +149,69 @@ async def test_a_running_balance_that_does_not_run_is_named(town: Town) -> None:
         ),
     ],
 )
-async def test_a_wrong_number_of_system_tenants_is_named(town: Town, statement: str, flagged: str) -> None:
-    with connect(town.database.migration_url) as owner:
+async def test_a_wrong_number_of_system_tenants_is_named(two_tenants: TwoTenants, statement: str, flagged: str) -> None:
+    with connect(two_tenants.database.migration_url) as owner:
         owner.execute("DROP INDEX billing_accounts_one_system_tenant")
-    _plant(town, statement)
-    everybody = str(sorted((town.alice.account, town.bob.account, "cogni_system")))
+    _plant(two_tenants, statement)
+    everybody = str(sorted((two_tenants.alice.account, two_tenants.bob.account, "cogni_system")))
     expected = everybody if flagged == "all" else flagged
-    assert await _complaints(town) == [f"system tenant: flagged are {expected}"]
+    assert await _complaints(two_tenants) == [f"system tenant: flagged are {expected}"]
 
 
-async def test_a_purchase_without_its_entry_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    entry = _entry(town, attempt.id)
-    _plant(town, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
-    _plant(town, "DELETE FROM credit_ledger WHERE id = %s", entry)
-    _plant(town, "UPDATE billing_accounts SET balance_credits = 0 WHERE id = %s", town.alice.account)
-    assert await _complaints(town) == [
+async def test_a_purchase_without_its_entry_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    entry = _entry(two_tenants, attempt.id)
+    _plant(two_tenants, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
+    _plant(two_tenants, "DELETE FROM credit_ledger WHERE id = %s", entry)
+    _plant(two_tenants, "UPDATE billing_accounts SET balance_credits = 0 WHERE id = %s", two_tenants.alice.account)
+    assert await _complaints(two_tenants) == [
         f"attempt {attempt.id}: CREDITED with 0 entries credits_purchase of {CREDITS}"
-        f" on {town.alice.account}, not with 1"
+        f" on {two_tenants.alice.account}, not with 1"
     ]
 
 
-async def test_an_entry_of_the_wrong_amount_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    entry = _entry(town, attempt.id)
+async def test_an_entry_of_the_wrong_amount_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    entry = _entry(two_tenants, attempt.id)
     wrong = CREDITS - 1
-    _plant(town, "UPDATE credit_ledger SET amount = %s, balance_after = %s WHERE id = %s", wrong, wrong, entry)
-    _plant(town, "UPDATE journal_lines SET amount = %s WHERE entry_id = %s", wrong, entry)
-    _plant(town, "UPDATE billing_accounts SET balance_credits = %s WHERE id = %s", wrong, town.alice.account)
-    account = town.alice.account
-    assert await _complaints(town) == [
+    _plant(two_tenants, "UPDATE credit_ledger SET amount = %s, balance_after = %s WHERE id = %s", wrong, wrong, entry)
+    _plant(two_tenants, "UPDATE journal_lines SET amount = %s WHERE entry_id = %s", wrong, entry)
+    _plant(
+        two_tenants, "UPDATE billing_accounts SET balance_credits = %s WHERE id = %s", wrong, two_tenants.alice.account
+    )
+    account = two_tenants.alice.account
+    assert await _complaints(two_tenants) == [
         f"attempt {attempt.id}: CREDITED with 0 entries credits_purchase of {CREDITS} on {account}, not with 1",
         f"entry {entry}: credits_purchase of {wrong} on {account} is what no CREDITED attempt asks for",
     ]
 
 
-async def test_a_donation_that_went_to_the_donor_is_named(town: Town) -> None:
-    attempt = town.alice.donated
-    with connect(town.database.service_url) as service:
+async def test_a_donation_that_went_to_the_donor_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.donated
+    with connect(two_tenants.database.service_url) as service:
         [(entry,)] = service.execute(
             "SELECT entry_id FROM post_entry(%s, %s, 'system_donation', %s, 'cash:usdc', '{}')",
-            (town.alice.account, CREDITS, str(attempt.id)),
+            (two_tenants.alice.account, CREDITS, str(attempt.id)),
         ).fetchall()
-    assert await _complaints(town) == [
-        f"entry {entry}: system_donation of {CREDITS} on {town.alice.account} is what no CREDITED attempt asks for"
+    assert await _complaints(two_tenants) == [
+        f"entry {entry}: system_donation of {CREDITS} on {two_tenants.alice.account} "
+        "is what no CREDITED attempt asks for"
     ]
 
 
 @pytest.mark.parametrize("reason", ["credits_purchase", "platform_revenue_share", "system_donation"])
-async def test_credits_that_no_attempt_asked_for_are_named(town: Town, reason: str) -> None:
-    for reference in (str(uuid4()), "no attempt", str(town.alice.pending.id), str(town.alice.rejected.id)):
-        with connect(town.database.service_url) as service:
+async def test_credits_that_no_attempt_asked_for_are_named(two_tenants: TwoTenants, reason: str) -> None:
+    for reference in (
+        str(uuid4()),
+        "no attempt",
+        str(two_tenants.alice.pending.id),
+        str(two_tenants.alice.rejected.id),
+    ):
+        with connect(two_tenants.database.service_url) as service:
             service.execute(
                 "SELECT * FROM post_entry('cogni_system', 5, %s, %s, 'cash:usdc', '{}')", (reason, reference)
             )
-    complaints = await _complaints(town)
+    complaints = await _complaints(two_tenants)
     assert len(complaints) == 4
     assert all(
         complaint.endswith(f": {reason} of 5 on cogni_system is what no CREDITED attempt asks for")
@@ -201,20 +219,20 @@ async def test_credits_that_no_attempt_asked_for_are_named(town: Town, reason: s
     )
 
 
-async def test_a_bonus_that_is_missing_is_named_unless_it_may_still_come(town: Town) -> None:
-    attempt = town.alice.credited
-    assert await _complaints(town, expected_share=Decimal("0.75")) == []
-    entry = _entry(town, attempt.id, "platform_revenue_share")
+async def test_a_bonus_that_is_missing_is_named_unless_it_may_still_come(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    assert await _complaints(two_tenants, expected_share=Decimal("0.75")) == []
+    entry = _entry(two_tenants, attempt.id, "platform_revenue_share")
     # Turned into another kind of entry, so that every balance stays right.
-    _plant(town, "UPDATE credit_ledger SET reason = 'adjustment' WHERE id = %s", entry)
+    _plant(two_tenants, "UPDATE credit_ledger SET reason = 'adjustment' WHERE id = %s", entry)
     missing = f"attempt {attempt.id}: CREDITED with 0 bonuses of {BONUS}, not with 1"
-    assert await _complaints(town) == [missing]
-    assert await _complaints(town, pending_bonus_ok=True) == []
+    assert await _complaints(two_tenants) == [missing]
+    assert await _complaints(two_tenants, pending_bonus_ok=True) == []
 
 
 @pytest.mark.parametrize("pending_bonus_ok", [False, True])
-async def test_a_bonus_of_the_wrong_amount_is_named(town: Town, pending_bonus_ok: bool) -> None:
-    complaints = await _complaints(town, expected_share=Decimal("0.5"), pending_bonus_ok=pending_bonus_ok)
+async def test_a_bonus_of_the_wrong_amount_is_named(two_tenants: TwoTenants, pending_bonus_ok: bool) -> None:
+    complaints = await _complaints(two_tenants, expected_share=Decimal("0.5"), pending_bonus_ok=pending_bonus_ok)
     wrong = [complaint for complaint in complaints if complaint.startswith("entry ")]
     missing = [complaint for complaint in complaints if complaint.startswith("attempt ")]
     assert len(wrong) == 2
@@ -222,32 +240,32 @@ async def test_a_bonus_of_the_wrong_amount_is_named(town: Town, pending_bonus_ok
     assert len(missing) == (0 if pending_bonus_ok else 2)
 
 
-async def test_a_bonus_where_the_share_is_nothing_is_named(town: Town) -> None:
-    complaints = await _complaints(town, expected_share=Decimal(0))
+async def test_a_bonus_where_the_share_is_nothing_is_named(two_tenants: TwoTenants) -> None:
+    complaints = await _complaints(two_tenants, expected_share=Decimal(0))
     assert len(complaints) == 2
     assert all("platform_revenue_share" in complaint for complaint in complaints)
 
 
 @pytest.mark.parametrize("state", ["pending", "rejected"])
-async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(town: Town, state: str) -> None:
-    attempt = town.alice.pending if state == "pending" else town.alice.rejected
+async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(two_tenants: TwoTenants, state: str) -> None:
+    attempt = two_tenants.alice.pending if state == "pending" else two_tenants.alice.rejected
     _plant(
-        town,
+        two_tenants,
         "UPDATE settled_transfers SET attempt_id = %s, tx_hash = %s, from_address = %s WHERE attempt_id = %s",
         attempt.id,
         attempt.tx_hash,
         attempt.from_address,
-        town.bob.credited.id,
+        two_tenants.bob.credited.id,
     )
-    assert set(await _complaints(town)) == {
+    assert set(await _complaints(two_tenants)) == {
         f"attempt {attempt.id}: {attempt.status if state == 'pending' else 'REJECTED'} with 1 settled transfers",
-        f"attempt {town.bob.credited.id}: CREDITED with 0 settled transfers",
+        f"attempt {two_tenants.bob.credited.id}: CREDITED with 0 settled transfers",
     }
 
 
-async def test_an_attempt_paid_by_two_transfers_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    with connect(town.database.migration_url) as owner:
+async def test_an_attempt_paid_by_two_transfers_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    with connect(two_tenants.database.migration_url) as owner:
         owner.execute("ALTER TABLE settled_transfers DROP CONSTRAINT settled_transfers_one_transfer_per_attempt")
         owner.execute(
             "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
@@ -255,7 +273,7 @@ async def test_an_attempt_paid_by_two_transfers_is_named(town: Town) -> None:
             " block_hash, from_address, value_raw, surplus_raw FROM settled_transfers WHERE attempt_id = %s",
             (attempt.id,),
         )
-    assert await _complaints(town) == [f"attempt {attempt.id}: CREDITED with 2 settled transfers"]
+    assert await _complaints(two_tenants) == [f"attempt {attempt.id}: CREDITED with 2 settled transfers"]
 
 
 @pytest.mark.parametrize(
@@ -268,70 +286,72 @@ async def test_an_attempt_paid_by_two_transfers_is_named(town: Town) -> None:
         f"from_address = '{wallet(5_555)}'",
     ],
 )
-async def test_a_transfer_that_is_not_what_was_asked_for_is_named(town: Town, change: str) -> None:
-    _plant(town, f"UPDATE settled_transfers SET {change} WHERE attempt_id = %s", town.alice.credited.id)
-    [complaint] = await _complaints(town)
+async def test_a_transfer_that_is_not_what_was_asked_for_is_named(two_tenants: TwoTenants, change: str) -> None:
+    _plant(two_tenants, f"UPDATE settled_transfers SET {change} WHERE attempt_id = %s", two_tenants.alice.credited.id)
+    [complaint] = await _complaints(two_tenants)
     assert complaint.startswith("transfer ")
-    assert complaint.endswith(f"is not what attempt {town.alice.credited.id} asked for")
+    assert complaint.endswith(f"is not what attempt {two_tenants.alice.credited.id} asked for")
 
 
-async def test_a_transfer_of_no_attempt_is_named(town: Town) -> None:
+async def test_a_transfer_of_no_attempt_is_named(two_tenants: TwoTenants) -> None:
     lost = uuid4()
-    _plant(town, "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
-                 " from_address, value_raw, surplus_raw) SELECT chain_id, tx_hash, 99, %s, block_number, block_hash,"
-                 " from_address, value_raw, surplus_raw FROM settled_transfers LIMIT 1", lost)  # fmt: skip
-    [complaint] = await _complaints(town)
+    _plant(two_tenants, "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number,"
+                 " block_hash, from_address, value_raw, surplus_raw) SELECT chain_id, tx_hash, 99, %s, block_number,"
+                 " block_hash, from_address, value_raw, surplus_raw FROM settled_transfers LIMIT 1", lost)  # fmt: skip
+    [complaint] = await _complaints(two_tenants)
     assert complaint.endswith(f"is not what attempt {lost} asked for")
 
 
 # -- the audit trail
 
 
-async def test_an_attempt_without_a_trail_is_named(town: Town) -> None:
-    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s", town.alice.credited.id)
-    assert await _complaints(town) == [f"attempt {town.alice.credited.id}: CREDITED without an event"]
+async def test_an_attempt_without_a_trail_is_named(two_tenants: TwoTenants) -> None:
+    _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s", two_tenants.alice.credited.id)
+    assert await _complaints(two_tenants) == [f"attempt {two_tenants.alice.credited.id}: CREDITED without an event"]
 
 
-async def test_a_status_that_the_trail_does_not_end_with_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s AND to_status = 'CREDITED'", attempt.id)
-    assert await _complaints(town) == [
+async def test_a_status_that_the_trail_does_not_end_with_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s AND to_status = 'CREDITED'", attempt.id)
+    assert await _complaints(two_tenants) == [
         f"attempt {attempt.id}: is CREDITED (None), its last event says PENDING_UNVERIFIED (None)"
     ]
 
 
-async def test_an_error_that_the_trail_does_not_end_with_is_named(town: Town) -> None:
-    attempt = town.alice.rejected
-    _plant(town, "UPDATE payment_attempts SET error_code = 'INVALID_TOKEN' WHERE id = %s", attempt.id)
-    assert await _complaints(town) == [
+async def test_an_error_that_the_trail_does_not_end_with_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.rejected
+    _plant(two_tenants, "UPDATE payment_attempts SET error_code = 'INVALID_TOKEN' WHERE id = %s", attempt.id)
+    assert await _complaints(two_tenants) == [
         f"attempt {attempt.id}: is REJECTED (INVALID_TOKEN), its last event says REJECTED (INSUFFICIENT_AMOUNT)"
     ]
 
 
-async def test_a_step_that_is_missing_from_the_trail_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    _plant(town, "DELETE FROM payment_events WHERE attempt_id = %s AND event_type = 'submitted'", attempt.id)
-    assert await _complaints(town) == [
+async def test_a_step_that_is_missing_from_the_trail_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s AND event_type = 'submitted'", attempt.id)
+    assert await _complaints(two_tenants) == [
         f"attempt {attempt.id}: event says PENDING_UNVERIFIED to CREDITED after CREATED_INTENT"
     ]
 
 
-async def test_a_trail_with_an_illegal_step_is_named(town: Town) -> None:
-    attempt = town.alice.credited
-    with connect(town.database.service_url) as service:
+async def test_a_trail_with_an_illegal_step_is_named(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
+    with connect(two_tenants.database.service_url) as service:
         service.execute(
             "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status)"
             " VALUES (%s, 'credited', 'CREDITED', 'CREDITED')",
             (attempt.id,),
         )
-    assert await _complaints(town) == [f"attempt {attempt.id}: event says CREDITED to CREDITED, which is no legal step"]
+    assert await _complaints(two_tenants) == [
+        f"attempt {attempt.id}: event says CREDITED to CREDITED, which is no legal step"
+    ]
 
 
 # -- without one of the unique indexes
 
 
-def _posting(town: Town, index: str) -> Posting:
-    bob = town.bob
+def _posting(two_tenants: TwoTenants, index: str) -> Posting:
+    bob = two_tenants.bob
     posting = {
         "credit_ledger_one_purchase_per_reference": purchase_posting(bob.credited),
         "credit_ledger_one_donation_per_reference": donation_posting(bob.donated),
@@ -376,57 +396,59 @@ def _post_past_the_look(connection: psycopg.Connection[tuple[object, ...]], post
 
 
 @pytest.mark.parametrize("index", INDEXES)
-async def test_without_its_unique_index_a_double_credit_is_possible_and_named(town: Town, index: str) -> None:
-    posting = _posting(town, index)
+async def test_without_its_unique_index_a_double_credit_is_possible_and_named(
+    two_tenants: TwoTenants, index: str
+) -> None:
+    posting = _posting(two_tenants, index)
     with (
         pytest.raises(psycopg.errors.UniqueViolation, match=index),
-        connect(town.database.migration_url) as owner,
+        connect(two_tenants.database.migration_url) as owner,
     ):
         _post_past_the_look(owner, posting)
-    assert await _complaints(town) == []
+    assert await _complaints(two_tenants) == []
 
-    with connect(town.database.migration_url) as owner:
+    with connect(two_tenants.database.migration_url) as owner:
         owner.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index)))
         _post_past_the_look(owner, posting)
-    assert await _complaints(town) == [_complaint(posting)]
+    assert await _complaints(two_tenants) == [_complaint(posting)]
 
 
 @pytest.mark.parametrize("has_index", [True, False])
-async def test_the_unique_index_alone_decides_a_race_of_two_bonuses(desk: Desk, has_index: bool) -> None:
+async def test_the_unique_index_alone_decides_a_race_of_two_bonuses(roles: RolePair, has_index: bool) -> None:
     """Both transactions have looked before either writes; the lock on the account's row lets one wait."""
-    attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    posting = revenue_share_posting((await desk.credit(attempt)).attempt)
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    posting = revenue_share_posting((await roles.credit(attempt)).attempt)
     assert posting is not None
     if not has_index:
-        with connect(desk.database.migration_url) as owner:
+        with connect(roles.database.migration_url) as owner:
             owner.execute("DROP INDEX credit_ledger_one_revenue_share_per_reference")
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
     async def second() -> ledger.PostedEntry:
-        async with desk.service.transaction() as connection:
+        async with roles.service.transaction() as connection:
             return await ledger.post(connection, posting, {})
 
-    async with desk.service.transaction() as first:
+    async with roles.service.transaction() as first:
         assert (await ledger.post(first, posting, {})).posted
         other = asyncio.create_task(second())
-        while scalar(desk.database.superuser_url, waits) == 0:
+        while scalar(roles.database.superuser_url, waits) == 0:
             await asyncio.sleep(0)
     if has_index:
         with pytest.raises(ledger.PostedMeanwhile):
             await other
-        assert await desk.books() == []
+        assert await roles.books() == []
     else:
         assert (await other).posted
-        assert await desk.books() == [_complaint(posting)]
+        assert await roles.books() == [_complaint(posting)]
 
 
-async def test_without_its_unique_constraint_a_transfer_pays_two_attempts_and_is_named(desk: Desk) -> None:
-    first = await desk.create_submitted(await desk.open_account(1), 1)
-    second = await desk.create_submitted(await desk.open_account(2), 1, purpose=Purpose.SYSTEM)
-    with connect(desk.database.migration_url) as owner:
+async def test_without_its_unique_constraint_a_transfer_pays_two_attempts_and_is_named(roles: RolePair) -> None:
+    first = await roles.create_submitted(await roles.open_account(1), 1)
+    second = await roles.create_submitted(await roles.open_account(2), 1, purpose=Purpose.SYSTEM)
+    with connect(roles.database.migration_url) as owner:
         owner.execute("ALTER TABLE settled_transfers DROP CONSTRAINT settled_transfers_one_attempt_per_transfer")
-    await desk.credit(first)
-    await desk.mint(first)
-    await desk.credit(second, transfer_for(first, from_address=second.from_address))
-    assert await desk.books() == [f"transfer {first.chain_id}/{first.tx_hash}/0: pays 2 attempts"]
-    assert query(desk.database.service_url, "SELECT count(*) FROM credit_ledger") == [(3,)]
+    await roles.credit(first)
+    await roles.mint(first)
+    await roles.credit(second, transfer_for(first, from_address=second.from_address))
+    assert await roles.books() == [f"transfer {first.chain_id}/{first.tx_hash}/0: pays 2 attempts"]
+    assert query(roles.database.service_url, "SELECT count(*) FROM credit_ledger") == [(3,)]

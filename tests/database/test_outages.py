@@ -17,7 +17,7 @@ from db.startup import check_service_database, check_tenant_database, check_writ
 from devstack.processes import quiet_port
 from domain.errors import DatabaseBusy, DatabaseUnavailable
 from tests.database.test_engine import BONUS
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.postgres import Cluster, Database
 from tests.support.sql import connect, scalar
 
@@ -81,26 +81,26 @@ async def post_by_sqlalchemy(service: ServiceConnection) -> None:
 
 @pytest.mark.parametrize("post", [post_by_the_driver, post_by_sqlalchemy])
 async def test_no_connection_to_a_server_that_takes_no_writes_is_lent_again(
-    desk: Desk, post: Callable[[ServiceConnection], Awaitable[None]]
+    roles: RolePair, post: Callable[[ServiceConnection], Awaitable[None]]
 ) -> None:
-    service = ServiceDatabase(desk.database.service_url, pool_size=1, pre_ping=False)
+    service = ServiceDatabase(roles.database.service_url, pool_size=1, pre_ping=False)
 
     async def write() -> None:
         async with service.transaction() as connection:
             await post(connection)
 
     try:
-        with read_only(desk.database), pytest.raises(DatabaseUnavailable, match="read-only"):
+        with read_only(roles.database), pytest.raises(DatabaseUnavailable, match="read-only"):
             await write()
         await write()  # the pool's one connection would still be read-only
     finally:
         await service.dispose()
 
 
-async def test_the_probe_renews_all_connections(desk: Desk) -> None:
-    tenants = TenantDatabase(desk.database.app_url, pool_size=2, pre_ping=False)
+async def test_the_probe_renews_all_connections(roles: RolePair) -> None:
+    tenants = TenantDatabase(roles.database.app_url, pool_size=2, pre_ping=False)
     try:
-        with read_only(desk.database):
+        with read_only(roles.database):
             async with tenants.unscoped(), tenants.unscoped():
                 pass  # two connections that may only read
             await check_tenant_database(tenants)
@@ -116,31 +116,31 @@ async def test_the_probe_renews_all_connections(desk: Desk) -> None:
 # -- what proves that writing works
 
 
-async def test_many_probes_are_one_write_in_five_seconds(desk: Desk) -> None:
+async def test_many_probes_are_one_write_in_five_seconds(roles: RolePair) -> None:
     for _ in range(5):
-        await check_writes(desk.app)
-    first = scalar(desk.database.superuser_url, "SELECT written_at FROM write_probes")
-    await check_writes(desk.app)
-    assert scalar(desk.database.superuser_url, "SELECT written_at FROM write_probes") == first
+        await check_writes(roles.app)
+    first = scalar(roles.database.superuser_url, "SELECT written_at FROM write_probes")
+    await check_writes(roles.app)
+    assert scalar(roles.database.superuser_url, "SELECT written_at FROM write_probes") == first
 
 
-async def test_a_probe_that_is_due_writes(desk: Desk) -> None:
-    await check_writes(desk.app)
-    make_probes_due(desk.database)
-    await check_writes(desk.app)
+async def test_a_probe_that_is_due_writes(roles: RolePair) -> None:
+    await check_writes(roles.app)
+    make_probes_due(roles.database)
+    await check_writes(roles.app)
     age = "SELECT clock_timestamp() - written_at < interval '5 seconds' FROM write_probes"
-    assert scalar(desk.database.superuser_url, age)
+    assert scalar(roles.database.superuser_url, age)
 
 
-async def test_a_disk_that_takes_no_new_blocks_is_noticed_though_a_row_can_be_updated(desk: Desk) -> None:
-    await check_writes(desk.app)
-    make_probes_due(desk.database)
+async def test_a_disk_that_takes_no_new_blocks_is_noticed_though_a_row_can_be_updated(roles: RolePair) -> None:
+    await check_writes(roles.app)
+    make_probes_due(roles.database)
     limit = sql.SQL("ALTER ROLE settle_app IN DATABASE {} SET temp_file_limit = '0'").format(
-        sql.Identifier(desk.database.name)
+        sql.Identifier(roles.database.name)
     )
-    with connect(desk.database.superuser_url) as superuser:
+    with connect(roles.database.superuser_url) as superuser:
         superuser.execute(limit)
-    tenants = TenantDatabase(desk.database.app_url)
+    tenants = TenantDatabase(roles.database.app_url)
     try:
         with pytest.raises(DatabaseUnavailable, match="temporary file size exceeds"):
             await check_writes(tenants)
@@ -148,15 +148,15 @@ async def test_a_disk_that_takes_no_new_blocks_is_noticed_though_a_row_can_be_up
         await tenants.dispose()
 
 
-async def test_a_commit_that_nobody_confirms_is_noticed_by_those_who_wait_for_it(desk: Desk) -> None:
-    await check_writes(desk.app)
-    with connect(desk.database.superuser_url) as superuser:
+async def test_a_commit_that_nobody_confirms_is_noticed_by_those_who_wait_for_it(roles: RolePair) -> None:
+    await check_writes(roles.app)
+    with connect(roles.database.superuser_url) as superuser:
         superuser.execute("UPDATE write_probes SET written_at = now() - interval '40 seconds'")
-    with connect(desk.database.superuser_url) as stuck:
+    with connect(roles.database.superuser_url) as stuck:
         stuck.execute("SELECT 1 FROM write_probes FOR UPDATE")
         with pytest.raises(DatabaseUnavailable, match="confirmed no write for"):
-            await check_writes(desk.app)
-    await check_writes(desk.app)
+            await check_writes(roles.app)
+    await check_writes(roles.app)
 
 
 def make_probes_due(database: Database) -> None:
@@ -168,30 +168,30 @@ def make_probes_due(database: Database) -> None:
 # -- connections
 
 
-async def test_a_server_without_a_free_connection_is_unavailable(cluster: Cluster, desk: Desk) -> None:
-    await cluster.run(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(sql.Identifier(desk.database.name)))
-    service = ServiceDatabase(desk.database.service_url)
+async def test_a_server_without_a_free_connection_is_unavailable(cluster: Cluster, roles: RolePair) -> None:
+    await cluster.run(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(sql.Identifier(roles.database.name)))
+    service = ServiceDatabase(roles.database.service_url)
     try:
         with pytest.raises(DatabaseUnavailable, match="too many connections"):
             await check_service_database(service)
     finally:
         await service.dispose()
-        await cluster.run(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(desk.database.name)))
+        await cluster.run(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(sql.Identifier(roles.database.name)))
 
 
-async def test_a_statement_whose_connection_an_administrator_ends_is_unavailable(desk: Desk) -> None:
-    superuser = ServiceDatabase(desk.database.superuser_url)
+async def test_a_statement_whose_connection_an_administrator_ends_is_unavailable(roles: RolePair) -> None:
+    superuser = ServiceDatabase(roles.database.superuser_url)
     try:
         with pytest.raises(DatabaseUnavailable):
-            async with superuser.single_statement() as service:
+            async with superuser.autocommit() as service:
                 await service.connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     finally:
         await superuser.dispose()
 
 
-async def test_of_several_hosts_the_one_that_answers_and_takes_writes_is_used(desk: Desk) -> None:
-    there = desk.database.host
-    url = desk.database.app_url.replace(there, f"127.0.0.1:{quiet_port()},{there}")
+async def test_of_several_hosts_the_one_that_answers_and_takes_writes_is_used(roles: RolePair) -> None:
+    there = roles.database.host
+    url = roles.database.app_url.replace(there, f"127.0.0.1:{quiet_port()},{there}")
 
     async def check() -> None:
         tenants = TenantDatabase(url)
@@ -201,5 +201,5 @@ async def test_of_several_hosts_the_one_that_answers_and_takes_writes_is_used(de
             await tenants.dispose()
 
     await check()
-    with read_only(desk.database), pytest.raises(DatabaseUnavailable, match="read-only"):
+    with read_only(roles.database), pytest.raises(DatabaseUnavailable, match="read-only"):
         await check()

@@ -13,7 +13,7 @@ from sqlalchemy import event
 from db.accounts.wallets import Payer
 from db.payments import attempts
 from domain.payments.attempt import OPEN_STATUSES
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.sql import connect
 
 PAYMENTS: Final = 20_000
@@ -53,20 +53,20 @@ def plan_of(connection: psycopg.Connection[tuple[object, ...]], statement: str) 
         "SELECT * FROM settled_transfers WHERE attempt_id = gen_random_uuid()",
     ],
 )
-async def test_a_tenant_never_reads_everybodys_rows(desk: Desk, statement: str) -> None:
-    payer = await desk.open_account(1)
-    with connect(desk.database.superuser_url) as superuser:
+async def test_a_tenant_never_reads_everybodys_rows(roles: RolePair, statement: str) -> None:
+    payer = await roles.open_account(1)
+    with connect(roles.database.superuser_url) as superuser:
         superuser.execute(FILL)
-    with connect(desk.database.app_url, user_id=payer.user_id) as app:
+    with connect(roles.database.app_url, user_id=payer.user_id) as app:
         plan = plan_of(app, statement)
     for table in ("payment_attempts", "billing_accounts", "credit_ledger"):
         assert f"Seq Scan on {table}" not in plan, plan
 
 
-async def test_a_posting_does_not_read_the_account_s_history(desk: Desk) -> None:
-    with connect(desk.database.superuser_url) as superuser:
+async def test_a_posting_does_not_read_the_account_s_history(roles: RolePair) -> None:
+    with connect(roles.database.superuser_url) as superuser:
         superuser.execute(FILL)
-    with connect(desk.database.migration_url) as owner:
+    with connect(roles.database.migration_url) as owner:
         owner.execute("SET plan_cache_mode = force_generic_plan")
         owner.execute(
             "PREPARE look (text, text, text) AS SELECT id FROM credit_ledger e"
@@ -76,16 +76,16 @@ async def test_a_posting_does_not_read_the_account_s_history(desk: Desk) -> None
     assert "credit_ledger_by_reference" in plan
 
 
-async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk) -> None:
-    payer = await desk.open_account(1)
-    with connect(desk.database.superuser_url, triggers=False) as superuser:
+async def test_a_page_of_payments_does_not_read_the_account_s_history(roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,"
             " amount_usd_cents, expires_at, created_at) SELECT %s, '0x' || repeat('1', 40), 1, '0x' || repeat('2', 40),"
             " '0x' || repeat('3', 40), 1000000, 100, now(), now() - n * interval '1 s' FROM generate_series(1, %s) n",
             (payer.billing_account_id, PAYMENTS),
         )
-    with connect(desk.database.superuser_url) as superuser:
+    with connect(roles.database.superuser_url) as superuser:
         # Everybody else's, and all newer.
         superuser.execute(FILL)
     asked: list[tuple[str, dict[str, object]]] = []
@@ -94,14 +94,14 @@ async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk
         if "FROM payment_attempts" in statement:
             asked.append((statement, values))
 
-    event.listen(desk.app.engine.sync_engine, "before_cursor_execute", note)
-    for statuses, before in ((None, None), (OPEN_STATUSES, None), (None, await newest(desk, payer))):
-        async with desk.app.transaction(payer.user_id) as connection:
+    event.listen(roles.app.engine.sync_engine, "before_cursor_execute", note)
+    for statuses, before in ((None, None), (OPEN_STATUSES, None), (None, await newest(roles, payer))):
+        async with roles.app.transaction(payer.user_id) as connection:
             found = await attempts.page_attempts(
                 connection, payer.billing_account_id, statuses=statuses, limit=21, before=before
             )
         assert len(found) == 21
-    with psycopg.connect(desk.database.app_url) as app:
+    with psycopg.connect(roles.database.app_url) as app:
         app.execute("SELECT set_config('settle.user_id', %s, false)", (payer.user_id,))
         for statement, values in asked:
             plan = "\n".join(
@@ -112,8 +112,8 @@ async def test_a_page_of_payments_does_not_read_the_account_s_history(desk: Desk
             assert int(buffers) < 200, plan
 
 
-async def newest(desk: Desk, payer: Payer) -> UUID:
+async def newest(roles: RolePair, payer: Payer) -> UUID:
     """Id of an account's newest attempt."""
-    async with desk.app.transaction(payer.user_id) as connection:
+    async with roles.app.transaction(payer.user_id) as connection:
         [found] = await attempts.page_attempts(connection, payer.billing_account_id, limit=1)
     return found.id

@@ -20,7 +20,7 @@ from db.startup import (
     check_writes,
 )
 from domain.errors import ConfigurationError, DatabaseBusy
-from tests.support.payments import Desk, open_desk
+from tests.support.payments import RolePair, open_roles
 from tests.support.pooler import Pooler, pooled
 from tests.support.postgres import Database, migrate_database
 from tests.support.sql import connect
@@ -43,15 +43,15 @@ async def through_pooler(database: Database, request: pytest.FixtureRequest, tmp
 
 
 async def test_payments_are_settled_and_the_books_balance(through_pooler: Database) -> None:
-    async with open_desk(through_pooler, pool_size=AT_ONCE) as desk:
+    async with open_roles(through_pooler, pool_size=AT_ONCE) as roles:
 
         async def settle_some(number: int) -> None:
-            payer = await desk.open_account(number)
+            payer = await roles.open_account(number)
             for round_ in range(TIMES):
-                await desk.settle(payer, 100 * number + round_)
+                await roles.settle(payer, 100 * number + round_)
 
         await asyncio.gather(*(settle_some(number) for number in range(1, AT_ONCE + 1)))
-        assert await desk.books() == []
+        assert await roles.books() == []
 
 
 async def test_every_transaction_has_its_limits(through_pooler: Database) -> None:
@@ -68,7 +68,7 @@ async def test_every_transaction_has_its_limits(through_pooler: Database) -> Non
         for _ in range(TIMES):
             for open_ in (tenants.unscoped, tenants.unscoped_statement, lambda: tenants.transaction("somebody")):
                 assert await limits(open_()) == expected
-            for begin in (service.transaction, service.snapshot, service.single_statement, operators.transaction):
+            for begin in (service.transaction, service.snapshot, service.autocommit, operators.transaction):
                 assert await limits(begin()) == expected
     finally:
         for database in (tenants, service, operators):
@@ -82,7 +82,7 @@ async def test_a_lock_is_waited_for_as_long_as_without_one(
     service = ServiceDatabase(through_pooler.service_url)
 
     async def wait() -> None:
-        async with service.single_statement() as connection:
+        async with service.autocommit() as connection:
             await connection.connection.execute(text("UPDATE books_checks SET is_only = is_only"))
 
     try:
@@ -96,18 +96,18 @@ async def test_a_lock_is_waited_for_as_long_as_without_one(
 
 
 async def test_one_tenants_scope_is_not_the_next_ones(through_pooler: Database) -> None:
-    async with open_desk(through_pooler, pool_size=AT_ONCE) as desk:
-        payers = [await desk.open_account(number) for number in range(1, AT_ONCE + 1)]
+    async with open_roles(through_pooler, pool_size=AT_ONCE) as roles:
+        payers = [await roles.open_account(number) for number in range(1, AT_ONCE + 1)]
 
-        async def look(desk: Desk, index: int) -> None:
-            async with desk.app.transaction(payers[index].user_id) as tenant:
+        async def look(roles: RolePair, index: int) -> None:
+            async with roles.app.transaction(payers[index].user_id) as tenant:
                 seen = (await tenant.connection.execute(text("SELECT id FROM users"))).scalars().all()
                 assert seen == [payers[index].user_id]
-            async with desk.app.unscoped() as connection:
+            async with roles.app.unscoped() as connection:
                 assert (await connection.execute(text("SELECT id FROM users"))).all() == []
 
         for _ in range(TIMES):
-            await asyncio.gather(*(look(desk, index) for index in range(AT_ONCE)))
+            await asyncio.gather(*(look(roles, index) for index in range(AT_ONCE)))
 
 
 async def test_the_checks_of_every_process_pass(through_pooler: Database) -> None:

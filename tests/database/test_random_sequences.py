@@ -9,7 +9,7 @@ import pytest
 from db.ledger.entries import PostedMeanwhile
 from domain.errors import BookkeepingError, HashInUse, TooManyReplacements, TransferAlreadySettled
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from tests.support.payments import INTENT_TTL, NOW, REVERTED, WRONG_PAYMENT, Desk, transfer_for, tx_hash
+from tests.support.payments import INTENT_TTL, NOW, REVERTED, WRONG_PAYMENT, RolePair, transfer_for, tx_hash
 
 OPERATIONS = 300
 OPERATIONS_BETWEEN_CHECKS = 10
@@ -18,11 +18,11 @@ HASHES = 12
 """Few, so that payers meet at the same transaction often."""
 
 
-class Market:
+class RandomOperations:
     """What some payers do in some order, and what must be true whatever the order was."""
 
-    def __init__(self, desk: Desk, seed: int) -> None:
-        self.desk = desk
+    def __init__(self, roles: RolePair, seed: int) -> None:
+        self.roles = roles
         self.random = random.Random(seed)
         self.attempts: list[PaymentAttempt] = []
         self.done: dict[str, int] = {}
@@ -38,16 +38,16 @@ class Market:
         self.done[outcome] = self.done.get(outcome, 0) + 1
 
     async def create(self) -> str:
-        payer = await self.desk.open_account(self.random.randrange(PAYERS))
+        payer = await self.roles.open_account(self.random.randrange(PAYERS))
         purpose = self.random.choice([Purpose.SELF, Purpose.SELF, Purpose.SYSTEM])
         cents = self.random.choice([100, 101, 9_999, 10_000, 1_000_000, self.random.randint(100, 1_000_000)])
-        self.attempts.append(await self.desk.create(payer, cents=cents, purpose=purpose))
+        self.attempts.append(await self.roles.create(payer, cents=cents, purpose=purpose))
         return "created"
 
     async def submit(self) -> str:
         number = self.random.randrange(len(self.attempts))
         late = self.random.random() < 0.1
-        ending = await self.desk.submit(
+        ending = await self.roles.submit(
             self.attempts[number], tx_hash(self.random.randrange(HASHES)), at=NOW + INTENT_TTL if late else NOW
         )
         self.attempts[number] = ending.attempt
@@ -60,12 +60,12 @@ class Market:
         surplus = self.random.choice([0, 0, 1])
         transfer = transfer_for(attempt, log_index=self.random.randrange(2), value_raw=attempt.amount_raw + surplus)
         # Sometimes twice in a row, as a retry after a lost answer does.
-        endings = [await self.desk.credit(attempt, transfer) for _ in range(self.random.choice([1, 2]))]
+        endings = [await self.roles.credit(attempt, transfer) for _ in range(self.random.choice([1, 2]))]
         self.replace(endings[0].attempt)
         return f"credit changed {endings[0].changed}"
 
     async def mint(self) -> str:
-        entry = await self.desk.mint(self.pick(AttemptStatus.CREDITED))
+        entry = await self.roles.mint(self.pick(AttemptStatus.CREDITED))
         assert entry is not None
         return f"mint posted {entry.posted}"
 
@@ -73,7 +73,7 @@ class Market:
         attempt = self.pick(self.random.choice([AttemptStatus.CREDITED, AttemptStatus.PENDING_UNVERIFIED]))
         if attempt.status is AttemptStatus.CREATED_INTENT:
             return "nothing to refuse"
-        ending = await self.desk.refuse(attempt, self.random.choice([WRONG_PAYMENT, REVERTED]))
+        ending = await self.roles.refuse(attempt, self.random.choice([WRONG_PAYMENT, REVERTED]))
         self.replace(ending.attempt)
         return f"refuse changed {ending.changed}"
 
@@ -89,20 +89,20 @@ class Market:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_books_hold_after_any_sequence_of_operations(desk: Desk, seed: int) -> None:
-    market = Market(desk, seed)
+async def test_the_books_hold_after_any_sequence_of_operations(roles: RolePair, seed: int) -> None:
+    operations = RandomOperations(roles, seed)
     for number in range(OPERATIONS):
-        await market.step()
+        await operations.step()
         if number % OPERATIONS_BETWEEN_CHECKS == 0:
-            assert await desk.books(pending_bonus_ok=True) == [], f"seed {seed}, operation {number}"
-    for attempt in market.attempts:
+            assert await roles.books(pending_bonus_ok=True) == [], f"seed {seed}, operation {number}"
+    for attempt in operations.attempts:
         try:
-            await desk.mint(attempt)
+            await roles.mint(attempt)
         except BookkeepingError:
             continue
-    assert await desk.books() == []
+    assert await roles.books() == []
     # A sequence in which nothing happens proves nothing.
     for outcome in ("submit changed True", "submit changed False", "credit changed True",
                     "TransferAlreadySettled", "mint posted True",
                     "mint posted False", "refuse changed True", "HashInUse", "BookkeepingError"):  # fmt: skip
-        assert market.done.get(outcome, 0) > 0, (outcome, market.done)
+        assert operations.done.get(outcome, 0) > 0, (outcome, operations.done)

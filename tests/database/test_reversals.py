@@ -13,79 +13,79 @@ from domain.errors import BookkeepingError
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.payments.finality import FinalityLevel
-from tests.database.conftest import Town
-from tests.support.payments import Desk, transfer_for
+from tests.database.conftest import TwoTenants
+from tests.support.payments import RolePair, transfer_for
 from tests.support.sql import connect, query, refused
 
 CREDITS = 1_000_000_000
 BONUS = 750_000_000
 
 
-async def _rows(desk: Desk, attempt: PaymentAttempt) -> list[tuple[str, int]]:
-    return [(row.reason, row.amount) for row in await desk.entries(attempt)]
+async def _rows(roles: RolePair, attempt: PaymentAttempt) -> list[tuple[str, int]]:
+    return [(row.reason, row.amount) for row in await roles.entries(attempt)]
 
 
-async def _confirm(desk: Desk, attempt: PaymentAttempt) -> bool:
-    async with desk.service.transaction() as connection:
+async def _confirm(roles: RolePair, attempt: PaymentAttempt) -> bool:
+    async with roles.service.transaction() as connection:
         return await finality.insert_finality(
             connection, attempt.id, transfer_for(attempt), FinalityLevel.SAFE, outcome="final"
         )
 
 
-async def test_a_reversed_purchase_takes_credit_and_bonus_back(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1)
-    ending = await desk.reverse(attempt)
+async def test_a_reversed_purchase_takes_credit_and_bonus_back(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    ending = await roles.reverse(attempt)
     assert (ending.changed, ending.attempt.status, ending.credited_credits) == (True, AttemptStatus.REVERSED, 0)
-    assert await desk.books(pending_bonus_ok=True) == []
-    entry = await desk.reverse_bonus(attempt)
+    assert await roles.books(pending_bonus_ok=True) == []
+    entry = await roles.reverse_bonus(attempt)
     assert entry is not None
     assert entry.amount_credits == -BONUS
-    assert await _rows(desk, attempt) == [
+    assert await _rows(roles, attempt) == [
         ("credits_purchase", CREDITS),
         ("platform_revenue_share", BONUS),
         ("payment_reversal", -CREDITS),
         ("payment_reversal", -BONUS),
     ]
-    assert await desk.balance(SYSTEM_TENANT_ACCOUNT_ID) == 0
-    assert await desk.books() == []
+    assert await roles.balance(SYSTEM_TENANT_ACCOUNT_ID) == 0
+    assert await roles.books() == []
 
 
-async def test_a_reversed_donation_is_taken_from_the_system_tenant(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1, purpose=Purpose.SYSTEM)
-    await desk.reverse(attempt)
-    assert await desk.reverse_bonus(attempt) is None
-    assert await _rows(desk, attempt) == [("system_donation", CREDITS), ("payment_reversal", -CREDITS)]
-    assert await desk.books() == []
+async def test_a_reversed_donation_is_taken_from_the_system_tenant(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1, purpose=Purpose.SYSTEM)
+    await roles.reverse(attempt)
+    assert await roles.reverse_bonus(attempt) is None
+    assert await _rows(roles, attempt) == [("system_donation", CREDITS), ("payment_reversal", -CREDITS)]
+    assert await roles.books() == []
 
 
-async def test_reversing_twice_and_at_once_reverses_once(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1)
-    endings = await asyncio.gather(*(desk.reverse(attempt) for _ in range(10)))
+async def test_reversing_twice_and_at_once_reverses_once(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    endings = await asyncio.gather(*(roles.reverse(attempt) for _ in range(10)))
     assert sum(ending.changed for ending in endings) == 1
-    entries = await asyncio.gather(*(desk.reverse_bonus(attempt) for _ in range(10)))
+    entries = await asyncio.gather(*(roles.reverse_bonus(attempt) for _ in range(10)))
     assert sum(bool(entry and entry.posted) for entry in entries) == 1
-    assert len(await _rows(desk, attempt)) == 4
-    assert query(desk.database.service_url, "SELECT count(*) FROM findings") == [(1,)]
-    assert await desk.books() == []
+    assert len(await _rows(roles, attempt)) == 4
+    assert query(roles.database.service_url, "SELECT count(*) FROM findings") == [(1,)]
+    assert await roles.books() == []
 
 
-async def test_a_reversed_purchase_gets_no_bonus_any_more(desk: Desk) -> None:
-    attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    attempt = (await desk.credit(attempt)).attempt
-    await desk.reverse(attempt)
+async def test_a_reversed_purchase_gets_no_bonus_any_more(roles: RolePair) -> None:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    attempt = (await roles.credit(attempt)).attempt
+    await roles.reverse(attempt)
     with pytest.raises(BookkeepingError, match="REVERSED"):
-        await desk.mint(attempt)
-    assert await desk.reverse_bonus(attempt) is None
-    assert await desk.books() == []
+        await roles.mint(attempt)
+    assert await roles.reverse_bonus(attempt) is None
+    assert await roles.books() == []
 
 
-async def test_a_bonus_that_read_the_purchase_before_its_reversal_comes_too_late(desk: Desk) -> None:
+async def test_a_bonus_that_read_the_purchase_before_its_reversal_comes_too_late(roles: RolePair) -> None:
     """The look and the posting are two statements: the second one locks the purchase, and finds it reversed."""
-    attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    attempt = (await desk.credit(attempt)).attempt
-    async with await psycopg.AsyncConnection.connect(desk.database.superuser_url) as holder:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    attempt = (await roles.credit(attempt)).attempt
+    async with await psycopg.AsyncConnection.connect(roles.database.superuser_url) as holder:
         await holder.execute("SELECT FROM payment_attempts WHERE id = %s FOR UPDATE", (attempt.id,))
-        minting = asyncio.create_task(desk.mint(attempt))
+        minting = asyncio.create_task(roles.mint(attempt))
         while not await (await holder.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchone():
             assert not minting.done()
         await holder.execute(FINALITY.format("reversed", "tx_hash"), (attempt.id,))
@@ -97,31 +97,31 @@ async def test_a_bonus_that_read_the_purchase_before_its_reversal_comes_too_late
         await holder.commit()
     with pytest.raises(BookkeepingError, match="not CREDITED any more"):
         await minting
-    assert [reason for reason, _ in await _rows(desk, attempt)] == ["credits_purchase", "payment_reversal"]
+    assert [reason for reason, _ in await _rows(roles, attempt)] == ["credits_purchase", "payment_reversal"]
 
 
-async def test_a_payment_on_record_as_final_is_not_reversed(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1)
-    assert await _confirm(desk, attempt)
-    assert not await _confirm(desk, attempt)
+async def test_a_payment_on_record_as_final_is_not_reversed(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    assert await _confirm(roles, attempt)
+    assert not await _confirm(roles, attempt)
     with pytest.raises(BookkeepingError, match="final"):
-        await desk.reverse(attempt)
-    assert await desk.books() == []
+        await roles.reverse(attempt)
+    assert await roles.books() == []
 
 
-async def test_a_late_word_that_it_is_final_changes_no_reversal(desk: Desk) -> None:
-    attempt = await desk.settle(await desk.open_account(1), 1)
-    await desk.reverse(attempt)
-    assert not await _confirm(desk, attempt)
+async def test_a_late_word_that_it_is_final_changes_no_reversal(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    await roles.reverse(attempt)
+    assert not await _confirm(roles, attempt)
 
 
-async def test_only_a_credited_payment_is_reversed_and_only_a_reversed_ones_bonus(desk: Desk) -> None:
-    payer = await desk.open_account(1)
-    pending = await desk.create_submitted(payer, 1)
+async def test_only_a_credited_payment_is_reversed_and_only_a_reversed_ones_bonus(roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    pending = await roles.create_submitted(payer, 1)
     with pytest.raises(BookkeepingError, match="only a credited one"):
-        await desk.reverse(pending)
+        await roles.reverse(pending)
     with pytest.raises(BookkeepingError, match="stands as long as it does"):
-        await desk.reverse_bonus(await desk.settle(payer, 2))
+        await roles.reverse_bonus(await roles.settle(payer, 2))
 
 
 # -- what the database holds itself, against its owner too
@@ -137,104 +137,109 @@ TAKE_BACK = "SELECT post_entry('{}', {}, 'payment_reversal', '{}', 'cash:usdc', 
 
 
 @pytest.mark.parametrize("role", ["settle_service", "settle_owner"])
-def test_reversed_without_its_entry_is_refused(town: Town, role: str) -> None:
-    attempt = town.alice.credited
-    with refused(CheckViolation, "payment_attempts_reversed_in_ledger"), connect(town.database.url_as(role)) as sql:
+def test_reversed_without_its_entry_is_refused(two_tenants: TwoTenants, role: str) -> None:
+    attempt = two_tenants.alice.credited
+    with (
+        refused(CheckViolation, "payment_attempts_reversed_in_ledger"),
+        connect(two_tenants.database.url_as(role)) as sql,
+    ):
         sql.execute(FINALITY.format("reversed", "tx_hash"), (attempt.id,))
         sql.execute(REVERSE, (attempt.id,))
 
 
 @pytest.mark.parametrize("role", ["settle_service", "settle_owner"])
-def test_reversed_without_the_record_that_its_transfer_is_gone_is_refused(town: Town, role: str) -> None:
-    attempt = town.alice.credited
+def test_reversed_without_the_record_that_its_transfer_is_gone_is_refused(two_tenants: TwoTenants, role: str) -> None:
+    attempt = two_tenants.alice.credited
     with (
         refused(CheckViolation, "payment_attempts_reversed_transfer_is_gone"),
-        connect(town.database.url_as(role)) as sql,
+        connect(two_tenants.database.url_as(role)) as sql,
     ):
         sql.execute(REVERSE, (attempt.id,))
-        sql.execute(TAKE_BACK.format(town.alice.account, -CREDITS, attempt.id))
+        sql.execute(TAKE_BACK.format(two_tenants.alice.account, -CREDITS, attempt.id))
 
 
-def test_taking_back_half_of_a_payment_is_refused(town: Town) -> None:
-    attempt = town.alice.credited
+def test_taking_back_half_of_a_payment_is_refused(two_tenants: TwoTenants) -> None:
+    attempt = two_tenants.alice.credited
     with (
         refused(CheckViolation, "payment_attempts_reversed_in_ledger"),
-        connect(town.database.migration_url) as sql,
+        connect(two_tenants.database.migration_url) as sql,
     ):
         sql.execute(FINALITY.format("reversed", "tx_hash"), (attempt.id,))
         sql.execute(REVERSE, (attempt.id,))
-        sql.execute(TAKE_BACK.format(town.alice.account, -CREDITS // 2, attempt.id))
+        sql.execute(TAKE_BACK.format(two_tenants.alice.account, -CREDITS // 2, attempt.id))
 
 
 @pytest.mark.parametrize("reference", ["standing", "nothing"])
-def test_taking_back_a_payment_that_stands_is_refused(town: Town, reference: str) -> None:
-    attempt_id = town.alice.credited.id if reference == "standing" else "nothing"
+def test_taking_back_a_payment_that_stands_is_refused(two_tenants: TwoTenants, reference: str) -> None:
+    attempt_id = two_tenants.alice.credited.id if reference == "standing" else "nothing"
     with (
         refused(CheckViolation, "credit_ledger_reverses_reversed_payment"),
-        connect(town.database.service_url) as sql,
+        connect(two_tenants.database.service_url) as sql,
     ):
-        sql.execute(TAKE_BACK.format(town.alice.account, -CREDITS, attempt_id))
+        sql.execute(TAKE_BACK.format(two_tenants.alice.account, -CREDITS, attempt_id))
 
 
 @pytest.mark.parametrize(
     ("whose", "amount"), [("bob", -CREDITS), ("alice", -CREDITS - 1), ("cogni_system", -BONUS - 1)]
 )
-async def test_taking_back_what_was_not_given_is_refused(town: Town, whose: str, amount: int) -> None:
-    account = whose if whose == "cogni_system" else getattr(town, whose).account
-    attempt = town.alice.credited
-    with psycopg.connect(town.database.migration_url) as sql:
+async def test_taking_back_what_was_not_given_is_refused(two_tenants: TwoTenants, whose: str, amount: int) -> None:
+    account = whose if whose == "cogni_system" else getattr(two_tenants, whose).account
+    attempt = two_tenants.alice.credited
+    with psycopg.connect(two_tenants.database.migration_url) as sql:
         sql.execute("SET CONSTRAINTS ALL DEFERRED")
         sql.execute(FINALITY.format("reversed", "tx_hash"), (attempt.id,))
         sql.execute(REVERSE, (attempt.id,))
-        if account != town.alice.account:
-            sql.execute(TAKE_BACK.format(town.alice.account, -CREDITS, attempt.id))
+        if account != two_tenants.alice.account:
+            sql.execute(TAKE_BACK.format(two_tenants.alice.account, -CREDITS, attempt.id))
         sql.execute(TAKE_BACK.format(account, amount, attempt.id))
         with refused(CheckViolation):
             sql.commit()
 
 
-def test_a_reversal_that_gives_is_refused(town: Town) -> None:
-    with refused(CheckViolation, "credit_ledger_reversal_takes"), connect(town.database.service_url) as sql:
-        sql.execute(TAKE_BACK.format(town.alice.account, 1, town.alice.credited.id))
+def test_a_reversal_that_gives_is_refused(two_tenants: TwoTenants) -> None:
+    with refused(CheckViolation, "credit_ledger_reversal_takes"), connect(two_tenants.database.service_url) as sql:
+        sql.execute(TAKE_BACK.format(two_tenants.alice.account, 1, two_tenants.alice.credited.id))
 
 
 @pytest.mark.parametrize(
     ("outcome", "tx_hash"), [("reversed", "tx_hash"), ("final", "'0x' || repeat('9', 64)")], ids=["stands", "other"]
 )
-def test_an_outcome_that_contradicts_the_attempt_is_refused(town: Town, outcome: str, tx_hash: str) -> None:
+def test_an_outcome_that_contradicts_the_attempt_is_refused(
+    two_tenants: TwoTenants, outcome: str, tx_hash: str
+) -> None:
     with (
         refused(CheckViolation, "transfer_finality_agrees_with_attempt"),
-        connect(town.database.service_url) as sql,
+        connect(two_tenants.database.service_url) as sql,
     ):
-        sql.execute(FINALITY.format(outcome, tx_hash), (town.alice.credited.id,))
+        sql.execute(FINALITY.format(outcome, tx_hash), (two_tenants.alice.credited.id,))
 
 
 @pytest.mark.parametrize("change", ["UPDATE transfer_finality SET level = 'safe'", "DELETE FROM transfer_finality"])
-async def test_an_outcome_is_written_once(desk: Desk, change: str) -> None:
-    await _confirm(desk, await desk.settle(await desk.open_account(1), 1))
-    with refused(RestrictViolation), connect(desk.database.migration_url) as sql:
+async def test_an_outcome_is_written_once(roles: RolePair, change: str) -> None:
+    await _confirm(roles, await roles.settle(await roles.open_account(1), 1))
+    with refused(RestrictViolation), connect(roles.database.migration_url) as sql:
         sql.execute(change)
 
 
 @pytest.mark.parametrize("column", ["tx_hash = '0x' || repeat('9', 64)", "revenue_share = 0", "submission_count = 9"])
-def test_what_a_payment_was_credited_with_stays_when_it_is_reversed(town: Town, column: str) -> None:
-    with refused(RestrictViolation, "payment_attempts_write_once"), connect(town.database.service_url) as sql:
+def test_what_a_payment_was_credited_with_stays_when_it_is_reversed(two_tenants: TwoTenants, column: str) -> None:
+    with refused(RestrictViolation, "payment_attempts_write_once"), connect(two_tenants.database.service_url) as sql:
         sql.execute(
             f"UPDATE payment_attempts SET status = 'REVERSED', {column} WHERE id = %s",
-            (town.alice.credited.id,),
+            (two_tenants.alice.credited.id,),
         )
 
 
 @pytest.mark.parametrize("error_code", ["TX_REVERTED", "RECEIPT_NOT_FOUND"])
-async def test_no_other_failure_than_an_expired_intent_turns_out_to_be_none(desk: Desk, error_code: str) -> None:
-    attempt = await desk.create_submitted(await desk.open_account(1), 1)
-    with connect(desk.database.service_url) as sql:
+async def test_no_other_failure_than_an_expired_intent_turns_out_to_be_none(roles: RolePair, error_code: str) -> None:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    with connect(roles.database.service_url) as sql:
         sql.execute(
             "UPDATE payment_attempts SET status = 'FAILED', error_code = %s WHERE id = %s", (error_code, attempt.id)
         )
     with (
         refused(RestrictViolation, "payment_attempts_legal_transition"),
-        connect(desk.database.service_url) as sql,
+        connect(roles.database.service_url) as sql,
     ):
         sql.execute(
             "UPDATE payment_attempts SET status = 'PENDING_UNVERIFIED', error_code = NULL WHERE id = %s", (attempt.id,)

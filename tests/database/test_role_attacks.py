@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege, RestrictViolation
 
 from domain.payments.attempt import LEGAL_TRANSITIONS, AttemptStatus, ErrorCode
-from tests.database.conftest import Town
+from tests.database.conftest import TwoTenants
 from tests.support.payments import CHAIN_ID, SHARE, tx_hash, wallet
 from tests.support.sql import Connection, connect, query, refused, scalar
 
@@ -31,18 +31,18 @@ SUBMIT = (
 )
 
 
-def _as(town: Town, role: str, user_id: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
-    connection = psycopg.connect(town.database.url_as(role))
-    connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id or town.alice.user_id,))
+def _as(two_tenants: TwoTenants, role: str, user_id: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
+    connection = psycopg.connect(two_tenants.database.url_as(role))
+    connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id or two_tenants.alice.user_id,))
     return connection
 
 
 # -- the API's password
 
 
-def _forge(app: Connection, town: Town, *steps: str) -> None:
+def _forge(app: Connection, two_tenants: TwoTenants, *steps: str) -> None:
     """The attack step by step: an own intent, submitted with a hash that no chain has seen, credited by hand."""
-    attempt = town.alice.intent.id
+    attempt = two_tenants.alice.intent.id
     taken = {
         "submit": lambda: app.execute(SUBMIT, (PAID, attempt)),
         "transfer": lambda: app.execute(TRANSFER, (PAID, attempt)),
@@ -54,23 +54,26 @@ def _forge(app: Connection, town: Town, *steps: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["transfer", "post", "credit"])
-def test_the_apis_password_takes_no_step_of_a_credit(town: Town, step: str) -> None:
-    with _as(town, "settle_app") as app:
-        _forge(app, town, "submit")
+def test_the_apis_password_takes_no_step_of_a_credit(two_tenants: TwoTenants, step: str) -> None:
+    with _as(two_tenants, "settle_app") as app:
+        _forge(app, two_tenants, "submit")
         with refused(InsufficientPrivilege):
-            _forge(app, town, step)
+            _forge(app, two_tenants, step)
         app.rollback()
 
 
-def test_the_same_steps_credit_where_a_worker_takes_them(town: Town) -> None:
+def test_the_same_steps_credit_where_a_worker_takes_them(two_tenants: TwoTenants) -> None:
     """The attack above is refused for its role, and for nothing else."""
-    attempt = town.alice.intent.id
-    with _as(town, "settle_settlement") as worker:
-        _forge(worker, town, "submit", "transfer", "post")
+    attempt = two_tenants.alice.intent.id
+    with _as(two_tenants, "settle_settlement") as worker:
+        _forge(worker, two_tenants, "submit", "transfer", "post")
         worker.execute(
             "UPDATE payment_attempts SET status = 'CREDITED', revenue_share = %s WHERE id = %s", (SHARE, attempt)
         )
-    assert scalar(town.database.service_url, "SELECT status FROM payment_attempts WHERE id = %s", attempt) == "CREDITED"
+    assert (
+        scalar(two_tenants.database.service_url, "SELECT status FROM payment_attempts WHERE id = %s", attempt)
+        == "CREDITED"
+    )
 
 
 # -- every step of an attempt, by every role
@@ -109,9 +112,9 @@ def _set_status(old: str, new: str) -> str:
     return ", ".join(f"{column} = {value}" for column, value in values.items())
 
 
-def _of_status(town: Town, status: str) -> UUID:
+def _of_status(two_tenants: TwoTenants, status: str) -> UUID:
     """Alice's attempt of a status; one that expired is made where none is there."""
-    alice = town.alice
+    alice = two_tenants.alice
     there = {
         "CREATED_INTENT": alice.intent.id,
         "PENDING_UNVERIFIED": alice.pending.id,
@@ -121,7 +124,7 @@ def _of_status(town: Town, status: str) -> UUID:
     if status in there:
         return there[status]
     changed, code = (alice.intent.id, "INTENT_EXPIRED") if status == "FAILED" else (alice.credited.id, None)
-    with connect(town.database.superuser_url, triggers=False) as superuser:
+    with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "UPDATE payment_attempts SET status = %s, error_code = %s WHERE id = %s", (status, code, changed)
         )
@@ -130,10 +133,12 @@ def _of_status(town: Town, status: str) -> UUID:
 
 @pytest.mark.parametrize(("old", "new"), sorted(product([status.value for status in AttemptStatus], repeat=2)))
 @pytest.mark.parametrize("role", TENANT_ROLES)
-def test_a_role_takes_the_steps_that_are_its_own_and_no_other(town: Town, role: str, old: str, new: str) -> None:
-    attempt = _of_status(town, old)
+def test_a_role_takes_the_steps_that_are_its_own_and_no_other(
+    two_tenants: TwoTenants, role: str, old: str, new: str
+) -> None:
+    attempt = _of_status(two_tenants, old)
     statement = f"UPDATE payment_attempts SET {_set_status(old, new)} WHERE id = %s"
-    with _as(town, role) as connection:
+    with _as(two_tenants, role) as connection:
         try:
             assert connection.execute(statement, (attempt,)).rowcount == 1
         except psycopg.errors.CheckViolation:
@@ -153,41 +158,42 @@ def test_the_steps_above_are_all_that_are_legal() -> None:
     assert beyond == {("CREDITED", "REVERSED")}
 
 
-def test_the_service_credits_donations_and_no_purchase(town: Town) -> None:
+def test_the_service_credits_donations_and_no_purchase(two_tenants: TwoTenants) -> None:
     credit = "UPDATE payment_attempts SET status = 'CREDITED', revenue_share = %s WHERE id = %s"
-    with _as(town, "settle_service") as service:
+    with _as(two_tenants, "settle_service") as service:
         with refused(InsufficientPrivilege, STEP_OF_ROLE):
-            service.execute(credit, (SHARE, town.alice.pending.id))
+            service.execute(credit, (SHARE, two_tenants.alice.pending.id))
         service.rollback()
-        assert service.execute(credit, (None, town.alice.pending_donation.id)).rowcount == 1
+        assert service.execute(credit, (None, two_tenants.alice.pending_donation.id)).rowcount == 1
         service.rollback()
 
 
-def test_a_worker_credits_purchases_and_no_donation(town: Town) -> None:
-    with _as(town, "settle_settlement") as worker, refused(InsufficientPrivilege, STEP_OF_ROLE):
+def test_a_worker_credits_purchases_and_no_donation(two_tenants: TwoTenants) -> None:
+    with _as(two_tenants, "settle_settlement") as worker, refused(InsufficientPrivilege, STEP_OF_ROLE):
         worker.execute(
-            "UPDATE payment_attempts SET status = 'CREDITED' WHERE id = %s", (town.alice.pending_donation.id,)
+            "UPDATE payment_attempts SET status = 'CREDITED' WHERE id = %s", (two_tenants.alice.pending_donation.id,)
         )
 
 
 @pytest.mark.parametrize("code", [code.value for code in ErrorCode if code is not ErrorCode.INTENT_EXPIRED])
-def test_an_intent_ends_through_the_api_as_expired_only(town: Town, code: str) -> None:
-    with _as(town, "settle_app") as app, refused(InsufficientPrivilege, STEP_OF_ROLE):
+def test_an_intent_ends_through_the_api_as_expired_only(two_tenants: TwoTenants, code: str) -> None:
+    with _as(two_tenants, "settle_app") as app, refused(InsufficientPrivilege, STEP_OF_ROLE):
         app.execute(
-            "UPDATE payment_attempts SET status = 'FAILED', error_code = %s WHERE id = %s", (code, town.alice.intent.id)
+            "UPDATE payment_attempts SET status = 'FAILED', error_code = %s WHERE id = %s",
+            (code, two_tenants.alice.intent.id),
         )
 
 
-def test_an_intent_does_not_end_through_the_api_before_its_time(town: Town) -> None:
-    with connect(town.database.superuser_url, triggers=False) as superuser:
+def test_an_intent_does_not_end_through_the_api_before_its_time(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "UPDATE payment_attempts SET expires_at = now() + interval '1 minute' WHERE id = %s",
-            (town.alice.intent.id,),
+            (two_tenants.alice.intent.id,),
         )
-    with _as(town, "settle_app") as app, refused(InsufficientPrivilege, STEP_OF_ROLE):
+    with _as(two_tenants, "settle_app") as app, refused(InsufficientPrivilege, STEP_OF_ROLE):
         app.execute(
             "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED' WHERE id = %s",
-            (town.alice.intent.id,),
+            (two_tenants.alice.intent.id,),
         )
 
 
@@ -204,21 +210,23 @@ LIES_ABOUT_A_SUBMISSION = {
 
 @pytest.mark.parametrize("lie", LIES_ABOUT_A_SUBMISSION)
 @pytest.mark.parametrize("role", TENANT_ROLES)
-def test_what_was_submitted_changes_with_a_submission_only(town: Town, role: str, lie: str) -> None:
+def test_what_was_submitted_changes_with_a_submission_only(two_tenants: TwoTenants, role: str, lie: str) -> None:
     state, change = LIES_ABOUT_A_SUBMISSION[lie]
-    with _as(town, role) as connection, refused(InsufficientPrivilege, STEP_OF_ROLE):
-        connection.execute(f"UPDATE payment_attempts SET {change} WHERE id = %s", (getattr(town.alice, state).id,))
+    with _as(two_tenants, role) as connection, refused(InsufficientPrivilege, STEP_OF_ROLE):
+        connection.execute(
+            f"UPDATE payment_attempts SET {change} WHERE id = %s", (getattr(two_tenants.alice, state).id,)
+        )
 
 
 @pytest.mark.parametrize("role", TENANT_ROLES)
-def test_a_submission_of_tomorrow_counts_from_now(town: Town, role: str) -> None:
+def test_a_submission_of_tomorrow_counts_from_now(two_tenants: TwoTenants, role: str) -> None:
     """Else a payment would wait for its transaction as long as somebody likes."""
-    with _as(town, role) as connection:
+    with _as(two_tenants, role) as connection:
         [(is_now,)] = connection.execute(
             "UPDATE payment_attempts SET status = 'PENDING_UNVERIFIED', tx_hash = %s, expires_at = NULL,"
             " submitted_at = now() + interval '1 year', submission_count = submission_count + 1 WHERE id = %s"
             " RETURNING submitted_at BETWEEN now() AND clock_timestamp()",
-            (PAID, town.alice.intent.id),
+            (PAID, two_tenants.alice.intent.id),
         ).fetchall()
         connection.rollback()
     assert is_now is True
@@ -247,28 +255,33 @@ EVENT = (
     ],
 )
 def test_the_api_writes_no_event_that_did_not_happen_through_it(
-    town: Town, state: str, event_type: str, from_status: str | None, to_status: str, error_code: str | None
+    two_tenants: TwoTenants,
+    state: str,
+    event_type: str,
+    from_status: str | None,
+    to_status: str,
+    error_code: str | None,
 ) -> None:
     """The hash is none that was submitted."""
-    attempt = getattr(town.alice, state).id
-    with _as(town, "settle_app") as app, refused(InsufficientPrivilege, match="row-level security"):
+    attempt = getattr(two_tenants.alice, state).id
+    with _as(two_tenants, "settle_app") as app, refused(InsufficientPrivilege, match="row-level security"):
         app.execute(EVENT, (attempt, event_type, from_status, to_status, error_code, PAID))
 
 
-def test_a_worker_writes_no_event_of_a_step_that_was_not_taken(town: Town) -> None:
-    with _as(town, "settle_settlement") as worker, refused(InsufficientPrivilege, match="row-level security"):
-        worker.execute(EVENT, (town.alice.pending.id, "credited", "PENDING_UNVERIFIED", "CREDITED", None, PAID))
+def test_a_worker_writes_no_event_of_a_step_that_was_not_taken(two_tenants: TwoTenants) -> None:
+    with _as(two_tenants, "settle_settlement") as worker, refused(InsufficientPrivilege, match="row-level security"):
+        worker.execute(EVENT, (two_tenants.alice.pending.id, "credited", "PENDING_UNVERIFIED", "CREDITED", None, PAID))
 
 
 @pytest.mark.parametrize("column", ["created_at", "id"])
 @pytest.mark.parametrize("table", ["payment_events", "settled_transfers", "idempotency_keys"])
 @pytest.mark.parametrize("role", TENANT_ROLES)
-def test_no_tenants_role_numbers_or_dates_a_row(town: Town, role: str, table: str, column: str) -> None:
+def test_no_tenants_role_numbers_or_dates_a_row(two_tenants: TwoTenants, role: str, table: str, column: str) -> None:
     """The books check goes by numbers: a row below its mark would never be looked at."""
     if (table, column) == ("idempotency_keys", "id"):
         pytest.skip("it has none")
     value = "now() - interval '1 year'" if column == "created_at" else "1"
-    with _as(town, role) as connection, refused(InsufficientPrivilege):
+    with _as(two_tenants, role) as connection, refused(InsufficientPrivilege):
         connection.execute(f"INSERT INTO {table} ({column}) OVERRIDING SYSTEM VALUE VALUES ({value})")
 
 
@@ -291,18 +304,18 @@ def test_no_tenants_role_numbers_or_dates_a_row(town: Town, role: str, table: st
         "SELECT 1 FROM sessions",
     ],
 )
-def test_a_workers_tenant_role_opens_makes_and_posts_nothing_else(town: Town, statement: str) -> None:
-    with _as(town, "settle_settlement") as worker, refused(InsufficientPrivilege):
+def test_a_workers_tenant_role_opens_makes_and_posts_nothing_else(two_tenants: TwoTenants, statement: str) -> None:
+    with _as(two_tenants, "settle_settlement") as worker, refused(InsufficientPrivilege):
         worker.execute(statement)
 
 
 @pytest.mark.parametrize("table", ["users", "billing_accounts", "virtual_keys", "credit_ledger", "payment_attempts",
                                    "payment_events", "settled_transfers"])  # fmt: skip
-def test_a_workers_tenant_role_sees_its_scope_and_without_one_nothing(town: Town, table: str) -> None:
+def test_a_workers_tenant_role_sees_its_scope_and_without_one_nothing(two_tenants: TwoTenants, table: str) -> None:
     count = f"SELECT count(*) FROM {table}"
-    seen = scalar(town.database.settlement_url, count, user_id=town.alice.user_id)
-    assert seen == scalar(town.database.app_url, count, user_id=town.alice.user_id) > 0
-    assert scalar(town.database.settlement_url, count) == 0
+    seen = scalar(two_tenants.database.settlement_url, count, user_id=two_tenants.alice.user_id)
+    assert seen == scalar(two_tenants.database.app_url, count, user_id=two_tenants.alice.user_id) > 0
+    assert scalar(two_tenants.database.settlement_url, count) == 0
 
 
 # -- no role becomes another
@@ -310,16 +323,16 @@ def test_a_workers_tenant_role_sees_its_scope_and_without_one_nothing(town: Town
 
 @pytest.mark.parametrize(("role", "other"), [(one, other) for one, other in product(ROLES, (*ROLES, "settle_owner"))
                                              if one != other])  # fmt: skip
-def test_no_role_becomes_another(town: Town, role: str, other: str) -> None:
+def test_no_role_becomes_another(two_tenants: TwoTenants, role: str, other: str) -> None:
     for statement in (f"SET ROLE {other}", f"SET SESSION AUTHORIZATION {other}", f"GRANT {other} TO {role}"):
-        with psycopg.connect(town.database.url_as(role)) as connection, refused(InsufficientPrivilege):
+        with psycopg.connect(two_tenants.database.url_as(role)) as connection, refused(InsufficientPrivilege):
             connection.execute(statement)
 
 
 @pytest.mark.parametrize("role", TENANT_ROLES)
-def test_what_a_role_puts_in_its_temporary_schema_deceives_no_check(town: Town, role: str) -> None:
+def test_what_a_role_puts_in_its_temporary_schema_deceives_no_check(two_tenants: TwoTenants, role: str) -> None:
     """The guard runs with the caller's rights: it must not look names up where the caller puts them."""
-    with _as(town, role) as connection:
+    with _as(two_tenants, role) as connection:
         for table in ("payment_attempts", "settled_transfers", "billing_accounts", "pg_class", "credit_ledger"):
             connection.execute(f"CREATE TEMP TABLE {table} (LIKE pg_catalog.{table})" if table.startswith("pg_")
                                else f"CREATE TEMP TABLE {table} AS SELECT * FROM public.{table}")  # fmt: skip
@@ -330,22 +343,22 @@ def test_what_a_role_puts_in_its_temporary_schema_deceives_no_check(town: Town, 
         with refused(InsufficientPrivilege):
             connection.execute(
                 "UPDATE public.payment_attempts SET status = 'CREDITED' WHERE id = %s",
-                (town.alice.pending_donation.id,),
+                (two_tenants.alice.pending_donation.id,),
             )
 
 
-def test_a_role_that_is_not_known_gets_the_least(town: Town) -> None:
+def test_a_role_that_is_not_known_gets_the_least(two_tenants: TwoTenants) -> None:
     """A member of settle_app is no worker, whatever it is called."""
-    with connect(town.database.superuser_url) as superuser:
+    with connect(two_tenants.database.superuser_url) as superuser:
         superuser.execute("CREATE ROLE settle_member LOGIN IN ROLE settle_app")
         try:
             superuser.execute("SET SESSION AUTHORIZATION settle_member")
-            superuser.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+            superuser.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
             with refused(InsufficientPrivilege, STEP_OF_ROLE):
                 superuser.execute(
                     "UPDATE payment_attempts SET status = 'REJECTED', error_code = 'SENDER_MISMATCH' WHERE id = %s",
-                    (town.alice.pending.id,),
+                    (two_tenants.alice.pending.id,),
                 )
         finally:
             superuser.rollback()
-    assert query(town.database.superuser_url, "SELECT 1 FROM pg_roles WHERE rolname = 'settle_member'") == []
+    assert query(two_tenants.database.superuser_url, "SELECT 1 FROM pg_roles WHERE rolname = 'settle_member'") == []

@@ -28,7 +28,7 @@ from db.startup import check_operator_database, check_service_database, check_te
 from devstack.processes import wait_until
 from domain.errors import DatabaseBusy, StartupCheckFailed
 from tests.support.oracle import check_books
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import connect, query, scalar
 
@@ -84,11 +84,11 @@ def fabricate(database: Database, revision: str, compatible_from: str | None) ->
             )
 
 
-async def check_all(desk: Desk) -> None:
+async def check_all(roles: RolePair) -> None:
     """What every process asks at its start, and `/readyz` after it."""
-    await check_tenant_database(desk.app)
-    await check_service_database(desk.service)
-    operators = OperatorDatabase(desk.database.operator_url)
+    await check_tenant_database(roles.app)
+    await check_service_database(roles.service)
+    operators = OperatorDatabase(roles.database.operator_url)
     try:
         await check_operator_database(operators)
     finally:
@@ -96,18 +96,20 @@ async def check_all(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("compatible_from", [LANDED, SCHEMA_REVISION])
-async def test_a_newer_schema_that_says_so_is_run_with(desk: Desk, compatible_from: str) -> None:
-    fabricate(desk.database, NEXT, compatible_from)
-    await check_all(desk)
+async def test_a_newer_schema_that_says_so_is_run_with(roles: RolePair, compatible_from: str) -> None:
+    fabricate(roles.database, NEXT, compatible_from)
+    await check_all(roles)
 
 
 @pytest.mark.parametrize(
     ("revision", "compatible_from"), [(NEXT, NEXT), (AFTER_NEXT, NEXT), (AFTER_NEXT, AFTER_NEXT), (NEXT, None)]
 )
-async def test_a_newer_schema_for_newer_code_is_not(desk: Desk, revision: str, compatible_from: str | None) -> None:
-    fabricate(desk.database, revision, compatible_from)
+async def test_a_newer_schema_for_newer_code_is_not(
+    roles: RolePair, revision: str, compatible_from: str | None
+) -> None:
+    fabricate(roles.database, revision, compatible_from)
     with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install the version that made it"):
-        await check_all(desk)
+        await check_all(roles)
 
 
 async def test_an_older_schema_is_not_run_with(landed: Database) -> None:

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.errors import InsufficientPrivilege, InvalidTextRepresentation
 
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
-from tests.database.conftest import Tenant, Town
+from tests.database.conftest import Tenant, TwoTenants
 from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, tx_hash, wallet
 from tests.support.sql import Connection, connect, query, refused, scalar
 
@@ -37,64 +37,67 @@ def _count(connection: Connection, table: str, condition: str = "true", tenant: 
 
 
 @pytest.mark.parametrize("table", OWNER_COLUMN)
-def test_without_a_scope_a_tenant_sees_nothing(town: Town, table: str) -> None:
-    with connect(town.database.service_url) as service:
+def test_without_a_scope_a_tenant_sees_nothing(two_tenants: TwoTenants, table: str) -> None:
+    with connect(two_tenants.database.service_url) as service:
         assert _count(service, table) > 0
-    with connect(town.database.app_url) as app:
+    with connect(two_tenants.database.app_url) as app:
         assert _count(app, table) == 0
 
 
 @pytest.mark.parametrize("scope", ["", "nobody", "%", "' OR true --", SYSTEM_TENANT_ACCOUNT_ID])
 @pytest.mark.parametrize("table", OWNER_COLUMN)
-def test_a_scope_that_is_no_user_sees_nothing(town: Town, table: str, scope: str) -> None:
-    with connect(town.database.app_url, user_id=scope) as app:
+def test_a_scope_that_is_no_user_sees_nothing(two_tenants: TwoTenants, table: str, scope: str) -> None:
+    with connect(two_tenants.database.app_url, user_id=scope) as app:
         assert _count(app, table) == 0
 
 
 @pytest.mark.parametrize("table", OWNER_COLUMN)
-def test_a_tenant_sees_all_of_its_own_rows_and_nobody_elses(town: Town, table: str) -> None:
+def test_a_tenant_sees_all_of_its_own_rows_and_nobody_elses(two_tenants: TwoTenants, table: str) -> None:
     own = OWNER_COLUMN[table]
-    with connect(town.database.service_url) as service:
-        rows = _count(service, table, own, town.alice)
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+    with connect(two_tenants.database.service_url) as service:
+        rows = _count(service, table, own, two_tenants.alice)
+    with connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app:
         assert _count(app, table) == rows > 0
-        assert _count(app, table, own, town.alice) == rows
-        assert _count(app, table, own, town.bob) == 0
+        assert _count(app, table, own, two_tenants.alice) == rows
+        assert _count(app, table, own, two_tenants.bob) == 0
 
 
-def test_a_scope_ends_with_its_transaction(town: Town) -> None:
-    with psycopg.connect(town.database.app_url) as app:
-        app.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
+def test_a_scope_ends_with_its_transaction(two_tenants: TwoTenants) -> None:
+    with psycopg.connect(two_tenants.database.app_url) as app:
+        app.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
         assert _count(app, "users") == 1
         app.commit()
         assert _count(app, "users") == 0
 
 
 @pytest.mark.parametrize("table", HIDDEN_TABLES)
-def test_a_tenant_may_not_read_the_journal(town: Town, table: str) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.app_url, user_id=town.alice.user_id) as app:
+def test_a_tenant_may_not_read_the_journal(two_tenants: TwoTenants, table: str) -> None:
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app,
+    ):
         _count(app, table)
 
 
 @pytest.mark.parametrize("table", ALL_TABLES)
-def test_the_service_sees_every_row(town: Town, table: str) -> None:
-    with connect(town.database.superuser_url) as superuser, connect(town.database.service_url) as service:
+def test_the_service_sees_every_row(two_tenants: TwoTenants, table: str) -> None:
+    with connect(two_tenants.database.superuser_url) as superuser, connect(two_tenants.database.service_url) as service:
         assert _count(service, table) == _count(superuser, table) > 0
 
 
 @pytest.mark.parametrize("table", ALL_TABLES)
-def test_row_level_security_is_on_and_binds_the_owner_too(town: Town, table: str) -> None:
+def test_row_level_security_is_on_and_binds_the_owner_too(two_tenants: TwoTenants, table: str) -> None:
     [(enabled, forced)] = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s::regclass",
         table,
     )
     assert (enabled, forced) == (True, True)
 
 
-def test_no_table_is_left_without_row_level_security(town: Town) -> None:
+def test_no_table_is_left_without_row_level_security(two_tenants: TwoTenants) -> None:
     unprotected = query(
-        town.database.superuser_url,
+        two_tenants.database.superuser_url,
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') "
         "AND NOT relforcerowsecurity",
     )
@@ -102,8 +105,8 @@ def test_no_table_is_left_without_row_level_security(town: Town) -> None:
 
 
 @pytest.mark.parametrize("table", ALL_TABLES)
-def test_even_an_owner_without_bypass_needs_its_policy(town: Town, table: str) -> None:
-    with psycopg.connect(town.database.superuser_url) as connection:
+def test_even_an_owner_without_bypass_needs_its_policy(two_tenants: TwoTenants, table: str) -> None:
+    with psycopg.connect(two_tenants.database.superuser_url) as connection:
         # Undone by the rollback, so that no other test meets an owner who is bound.
         connection.execute("ALTER ROLE settle_owner NOBYPASSRLS")
         connection.execute(sql.SQL("DROP POLICY owner_sees_all ON {}").format(sql.Identifier(table)))
@@ -124,38 +127,38 @@ def _insert_attempt(app: Connection, billing_account_id: str) -> None:
     )
 
 
-def test_a_tenant_may_write_an_attempt_of_its_own(town: Town) -> None:
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
+def test_a_tenant_may_write_an_attempt_of_its_own(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app:
         before = _count(app, "payment_attempts")
-        _insert_attempt(app, town.alice.account)
+        _insert_attempt(app, two_tenants.alice.account)
         assert _count(app, "payment_attempts") == before + 1
 
 
 @pytest.mark.parametrize("whose", ["bob", "system"])
-def test_a_tenant_may_not_write_an_attempt_of_another(town: Town, whose: str) -> None:
-    account = town.bob.account if whose == "bob" else SYSTEM_TENANT_ACCOUNT_ID
+def test_a_tenant_may_not_write_an_attempt_of_another(two_tenants: TwoTenants, whose: str) -> None:
+    account = two_tenants.bob.account if whose == "bob" else SYSTEM_TENANT_ACCOUNT_ID
     with (
         refused(InsufficientPrivilege, match="row-level security"),
-        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+        connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app,
     ):
         _insert_attempt(app, account)
 
 
-def test_without_a_scope_no_attempt_may_be_written(town: Town) -> None:
-    with refused(InsufficientPrivilege, match="row-level security"), connect(town.database.app_url) as app:
-        _insert_attempt(app, town.alice.account)
+def test_without_a_scope_no_attempt_may_be_written(two_tenants: TwoTenants) -> None:
+    with refused(InsufficientPrivilege, match="row-level security"), connect(two_tenants.database.app_url) as app:
+        _insert_attempt(app, two_tenants.alice.account)
 
 
 FAIL = "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED' WHERE id = %s"
 
 
-def test_a_tenant_moves_its_own_attempt_and_not_anothers(town: Town) -> None:
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
-        assert app.execute(FAIL, (town.bob.intent.id,)).rowcount == 0
-        assert app.execute(FAIL, (town.alice.intent.id,)).rowcount == 1
+def test_a_tenant_moves_its_own_attempt_and_not_anothers(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app:
+        assert app.execute(FAIL, (two_tenants.bob.intent.id,)).rowcount == 0
+        assert app.execute(FAIL, (two_tenants.alice.intent.id,)).rowcount == 1
     statuses = "SELECT status FROM payment_attempts WHERE id = %s"
-    assert scalar(town.database.service_url, statuses, town.bob.intent.id) == "CREATED_INTENT"
-    assert scalar(town.database.service_url, statuses, town.alice.intent.id) == "FAILED"
+    assert scalar(two_tenants.database.service_url, statuses, two_tenants.bob.intent.id) == "CREATED_INTENT"
+    assert scalar(two_tenants.database.service_url, statuses, two_tenants.alice.intent.id) == "FAILED"
 
 
 INSERT_EVENT = (
@@ -163,14 +166,14 @@ INSERT_EVENT = (
 )
 
 
-def test_a_tenant_adds_to_its_own_trail_and_not_to_anothers(town: Town) -> None:
-    with connect(town.database.app_url, user_id=town.alice.user_id) as app:
-        assert app.execute(INSERT_EVENT, (town.alice.intent.id,)).rowcount == 1
+def test_a_tenant_adds_to_its_own_trail_and_not_to_anothers(two_tenants: TwoTenants) -> None:
+    with connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app:
+        assert app.execute(INSERT_EVENT, (two_tenants.alice.intent.id,)).rowcount == 1
     with (
         refused(InsufficientPrivilege, match="row-level security"),
-        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+        connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app,
     ):
-        app.execute(INSERT_EVENT, (town.bob.intent.id,))
+        app.execute(INSERT_EVENT, (two_tenants.bob.intent.id,))
 
 
 INSERT_TRANSFER = (
@@ -179,12 +182,12 @@ INSERT_TRANSFER = (
 )
 
 
-def test_a_tenant_may_not_claim_a_transfer_for_anothers_attempt(town: Town) -> None:
+def test_a_tenant_may_not_claim_a_transfer_for_anothers_attempt(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege, match="row-level security"),
-        connect(town.database.settlement_url, user_id=town.alice.user_id) as app,
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
     ):
-        app.execute(INSERT_TRANSFER, (town.bob.pending.id,))
+        app.execute(INSERT_TRANSFER, (two_tenants.bob.pending.id,))
 
 
 # -- the doors
@@ -197,80 +200,103 @@ def _post_own(app: Connection, attempt_id: object, amount: int = 1_000_000_000, 
     return bool(posted)
 
 
-def test_the_purchase_door_opens_for_an_own_paid_purchase(town: Town) -> None:
-    with psycopg.connect(town.database.settlement_url) as app:
-        app.execute("SELECT set_config('settle.user_id', %s, true)", (town.alice.user_id,))
-        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
-        assert _post_own(app, town.alice.pending.id) is True
-        assert _post_own(app, town.alice.pending.id) is False
-        assert _post_own(app, town.alice.credited.id) is False
+def test_the_purchase_door_opens_for_an_own_paid_purchase(two_tenants: TwoTenants) -> None:
+    with psycopg.connect(two_tenants.database.settlement_url) as app:
+        app.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
+        app.execute(INSERT_TRANSFER, (two_tenants.alice.pending.id,))
+        assert _post_own(app, two_tenants.alice.pending.id) is True
+        assert _post_own(app, two_tenants.alice.pending.id) is False
+        assert _post_own(app, two_tenants.alice.credited.id) is False
         app.rollback()
 
 
 @pytest.mark.parametrize("amount", [999_999_999, 1_000_000_001, 0, -1_000_000_000, 2_000_000_000])
-def test_the_purchase_door_refuses_another_amount(town: Town, amount: int) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
-        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
-        _post_own(app, town.alice.pending.id, amount)
+def test_the_purchase_door_refuses_another_amount(two_tenants: TwoTenants, amount: int) -> None:
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
+        app.execute(INSERT_TRANSFER, (two_tenants.alice.pending.id,))
+        _post_own(app, two_tenants.alice.pending.id, amount)
 
 
-def test_the_purchase_door_refuses_another_contra_account(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
-        app.execute(INSERT_TRANSFER, (town.alice.pending.id,))
-        _post_own(app, town.alice.pending.id, contra="expense:platform_revenue_share")
+def test_the_purchase_door_refuses_another_contra_account(two_tenants: TwoTenants) -> None:
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
+        app.execute(INSERT_TRANSFER, (two_tenants.alice.pending.id,))
+        _post_own(app, two_tenants.alice.pending.id, contra="expense:platform_revenue_share")
 
 
-def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
-        _post_own(app, town.alice.pending.id)
+def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(two_tenants: TwoTenants) -> None:
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
+        _post_own(app, two_tenants.alice.pending.id)
 
 
-def test_the_purchase_door_refuses_a_donation(town: Town) -> None:
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
-        app.execute(INSERT_TRANSFER, (town.alice.pending_donation.id,))
-        _post_own(app, town.alice.pending_donation.id)
+def test_the_purchase_door_refuses_a_donation(two_tenants: TwoTenants) -> None:
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
+        app.execute(INSERT_TRANSFER, (two_tenants.alice.pending_donation.id,))
+        _post_own(app, two_tenants.alice.pending_donation.id)
 
 
 @pytest.mark.parametrize("state", ["intent", "rejected"])
-def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(town: Town, state: str) -> None:
-    attempt = town.alice.intent if state == "intent" else town.alice.rejected
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
+def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(two_tenants: TwoTenants, state: str) -> None:
+    attempt = two_tenants.alice.intent if state == "intent" else two_tenants.alice.rejected
+    with (
+        refused(InsufficientPrivilege),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
         app.execute(INSERT_TRANSFER, (attempt.id,))
         _post_own(app, attempt.id)
 
 
 @pytest.mark.parametrize("scope", ["bob", "nobody", ""])
-def test_the_purchase_door_refuses_anothers_attempt(town: Town, scope: str) -> None:
-    user_id = town.bob.user_id if scope == "bob" else scope
+def test_the_purchase_door_refuses_anothers_attempt(two_tenants: TwoTenants, scope: str) -> None:
+    user_id = two_tenants.bob.user_id if scope == "bob" else scope
     # Credited and paid, so that nothing but the scope stands in the way.
-    with connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
-        assert _post_own(app, town.alice.credited.id) is False
-    with refused(InsufficientPrivilege), connect(town.database.settlement_url, user_id=user_id) as app:
-        _post_own(app, town.alice.credited.id)
+    with connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app:
+        assert _post_own(app, two_tenants.alice.credited.id) is False
+    with refused(InsufficientPrivilege), connect(two_tenants.database.settlement_url, user_id=user_id) as app:
+        _post_own(app, two_tenants.alice.credited.id)
 
 
-def test_a_tenant_may_not_post_to_accounts_of_its_choice(town: Town) -> None:
+def test_a_tenant_may_not_post_to_accounts_of_its_choice(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege, match="post_entry"),
-        connect(town.database.app_url, user_id=town.alice.user_id) as app,
+        connect(two_tenants.database.app_url, user_id=two_tenants.alice.user_id) as app,
     ):
-        app.execute("SELECT * FROM post_entry(%s, 1, 'gift', 'x', 'cash:usdc', '{}')", (town.alice.account,))
+        app.execute("SELECT * FROM post_entry(%s, 1, 'gift', 'x', 'cash:usdc', '{}')", (two_tenants.alice.account,))
 
 
-def test_the_service_has_no_use_for_the_tenants_door(town: Town) -> None:
-    with refused(InsufficientPrivilege, match="post_own_purchase"), connect(town.database.service_url) as service:
-        _post_own(service, town.alice.pending.id)
+def test_the_service_has_no_use_for_the_tenants_door(two_tenants: TwoTenants) -> None:
+    with (
+        refused(InsufficientPrivilege, match="post_own_purchase"),
+        connect(two_tenants.database.service_url) as service,
+    ):
+        _post_own(service, two_tenants.alice.pending.id)
 
 
-def test_nobody_posts_to_an_account_that_does_not_exist(town: Town) -> None:
-    with refused(psycopg.errors.ForeignKeyViolation), connect(town.database.service_url) as service:
+def test_nobody_posts_to_an_account_that_does_not_exist(two_tenants: TwoTenants) -> None:
+    with refused(psycopg.errors.ForeignKeyViolation), connect(two_tenants.database.service_url) as service:
         service.execute("SELECT * FROM post_entry('nobody', 1, 'gift', 'x', 'cash:usdc', '{}')")
 
 
-def test_the_system_tenants_user_has_no_wallet_to_sign_in_with(town: Town) -> None:
-    owner = scalar(town.database.service_url, "SELECT wallet_address FROM users WHERE id = %s", SYSTEM_TENANT_USER_ID)
+def test_the_system_tenants_user_has_no_wallet_to_sign_in_with(two_tenants: TwoTenants) -> None:
+    owner = scalar(
+        two_tenants.database.service_url, "SELECT wallet_address FROM users WHERE id = %s", SYSTEM_TENANT_USER_ID
+    )
     assert owner is None
-    with refused(psycopg.errors.CheckViolation), connect(town.database.app_url) as app:
+    with refused(psycopg.errors.CheckViolation), connect(two_tenants.database.app_url) as app:
         app.execute("SELECT * FROM provision_wallet('not a wallet')")
-    with refused(InvalidTextRepresentation), connect(town.database.settlement_url, user_id=town.alice.user_id) as app:
+    with (
+        refused(InvalidTextRepresentation),
+        connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
+    ):
         _post_own(app, "not an id")

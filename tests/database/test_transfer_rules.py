@@ -18,7 +18,7 @@ from domain.operations.findings import Finding, FindingKind, Remedy
 from domain.payments.verification import SettledTransfer
 from domain.transfers.income import ZERO_ADDRESS, NonPayer
 from tests.reconciliation.planting import find_transfer, stored, take
-from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, RolePair, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, refused, scalar
 
 FORMER_TREASURY = "0x" + "7A" * 20
@@ -26,9 +26,9 @@ SCOPE = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
 FIRST_BLOCK = 5
 
 
-def settings_name(desk: Desk, *, treasury: str = TREASURY, token: str = TOKEN) -> None:
+def settings_name(roles: RolePair, *, treasury: str = TREASURY, token: str = TOKEN) -> None:
     """A worker has run with these settings."""
-    with connect(desk.database.service_url) as service:
+    with connect(roles.database.service_url) as service:
         service.execute(
             "INSERT INTO non_payers (address, kind) VALUES (lower(%s), 'treasury'), (lower(%s), 'token')",
             (treasury, token),
@@ -36,10 +36,10 @@ def settings_name(desk: Desk, *, treasury: str = TREASURY, token: str = TOKEN) -
 
 
 def follow(
-    desk: Desk, *, treasury: str = TREASURY, token: str = TOKEN, first: int = FIRST_BLOCK, read: bool = True
+    roles: RolePair, *, treasury: str = TREASURY, token: str = TOKEN, first: int = FIRST_BLOCK, read: bool = True
 ) -> None:
     """The chain is followed for a treasury, from a block on."""
-    with connect(desk.database.service_url) as service:
+    with connect(roles.database.service_url) as service:
         service.execute(
             "INSERT INTO chain_cursors (chain_id, token, to_address, first_block, block_number, block_hash,"
             " head_number) VALUES (%s, %s, %s, %s, %s, %s, 100)",
@@ -47,12 +47,12 @@ def follow(
         )
 
 
-async def credited(desk: Desk, number: int = 1, **transfer: object) -> SettledTransfer:
+async def credited(roles: RolePair, number: int = 1, **transfer: object) -> SettledTransfer:
     """An attempt is credited with a transfer; raises what the database refuses it with."""
-    payer = await desk.open_account(number)
-    attempt = await desk.create_submitted(payer, number)
+    payer = await roles.open_account(number)
+    attempt = await roles.create_submitted(payer, number)
     paid = transfer_for(attempt, **transfer)
-    await desk.credit(attempt, paid)
+    await roles.credit(attempt, paid)
     return paid
 
 
@@ -61,13 +61,15 @@ async def credited(desk: Desk, number: int = 1, **transfer: object) -> SettledTr
 
 @pytest.mark.parametrize("written", [str, str.lower, str.upper])
 @pytest.mark.parametrize("sender", [TREASURY, FORMER_TREASURY, TOKEN, ZERO_ADDRESS])
-async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(desk: Desk, sender: str, written: object) -> None:
+async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(
+    roles: RolePair, sender: str, written: object
+) -> None:
     assert callable(written)
-    settings_name(desk, treasury=FORMER_TREASURY)
+    settings_name(roles, treasury=FORMER_TREASURY)
     address = "0x" + written(sender[2:])
     if sender in {TOKEN, ZERO_ADDRESS}:
         # Accounts of nobody are there from before.
-        with connect(desk.database.superuser_url, triggers=False) as owner:
+        with connect(roles.database.superuser_url, triggers=False) as owner:
             owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (address,))
             owner.execute("INSERT INTO billing_accounts (id, owner_user_id) VALUES ('b', 'u')")
             owner.execute("INSERT INTO virtual_keys (billing_account_id, is_default) VALUES ('b', true)")
@@ -77,13 +79,13 @@ async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(desk: Desk,
             )
         payer = accounts.Payer("u", "b", address)
     else:
-        async with desk.app.unscoped() as connection:
+        async with roles.app.unscoped() as connection:
             payer = await accounts.provision_wallet(connection, address)
-    attempt = await desk.create_submitted(payer, 1)
+    attempt = await roles.create_submitted(payer, 1)
     with pytest.raises(TransferAlreadySettled, match="pays for nobody"):
-        await desk.credit(attempt)
-    assert scalar(desk.database.superuser_url, "SELECT count(*) FROM credit_ledger") == 0
-    async with desk.service.transaction() as connection:
+        await roles.credit(attempt)
+    assert scalar(roles.database.superuser_url, "SELECT count(*) FROM credit_ledger") == 0
+    async with roles.service.transaction() as connection:
         waiting = await attempts.find_under_verification(connection, attempt.id)
     assert waiting is not None
     kind = {FORMER_TREASURY: NonPayer.TREASURY, TOKEN: NonPayer.TOKEN, ZERO_ADDRESS: NonPayer.NOBODY}.get(sender)
@@ -91,42 +93,42 @@ async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(desk: Desk,
 
 
 @pytest.mark.parametrize(("block", "is_paid"), [(FIRST_BLOCK - 1, False), (FIRST_BLOCK, True)])
-async def test_no_attempt_is_paid_in_a_block_before_the_first(desk: Desk, block: int, is_paid: bool) -> None:
-    follow(desk)
+async def test_no_attempt_is_paid_in_a_block_before_the_first(roles: RolePair, block: int, is_paid: bool) -> None:
+    follow(roles)
     if is_paid:
-        await credited(desk, block_number=block)
+        await credited(roles, block_number=block)
     else:
         with pytest.raises(TransferAlreadySettled, match="before the first block"):
-            await credited(desk, block_number=block)
+            await credited(roles, block_number=block)
 
 
-async def _first_block(desk: Desk) -> int | None:
+async def _first_block(roles: RolePair) -> int | None:
     found = scalar(
-        desk.database.service_url, "SELECT first_block_answered_for(%s, %s, %s)", CHAIN_ID, TOKEN.upper(), TREASURY
+        roles.database.service_url, "SELECT first_block_answered_for(%s, %s, %s)", CHAIN_ID, TOKEN.upper(), TREASURY
     )
     assert found is None or isinstance(found, int)
     return found
 
 
-async def test_the_first_block_is_the_settings_and_without_one_the_first_that_was_read(desk: Desk) -> None:
-    assert await _first_block(desk) is None, "nobody follows the chain"
-    follow(desk)
-    assert await _first_block(desk) == FIRST_BLOCK
+async def test_the_first_block_is_the_settings_and_without_one_the_first_that_was_read(roles: RolePair) -> None:
+    assert await _first_block(roles) is None, "nobody follows the chain"
+    follow(roles)
+    assert await _first_block(roles) == FIRST_BLOCK
     for setting, answered in ((50, 50), (2, 2), (None, FIRST_BLOCK)):
-        async with desk.service.single_statement() as connection:
+        async with roles.service.autocommit() as connection:
             await observed.note_from_block(connection, SCOPE, setting)
-        assert await _first_block(desk) == answered
+        assert await _first_block(roles) == answered
 
 
-async def test_a_height_that_one_node_has_named_makes_nothing_too_old_before_a_block_was_read(desk: Desk) -> None:
-    follow(desk, first=10**9, read=False)
-    assert await _first_block(desk) is None
-    await credited(desk)
+async def test_a_height_that_one_node_has_named_makes_nothing_too_old_before_a_block_was_read(roles: RolePair) -> None:
+    follow(roles, first=10**9, read=False)
+    assert await _first_block(roles) is None
+    await credited(roles)
 
 
-async def test_another_treasurys_first_block_is_its_own(desk: Desk) -> None:
-    follow(desk, treasury=FORMER_TREASURY, first=90)
-    await credited(desk, block_number=7)
+async def test_another_treasurys_first_block_is_its_own(roles: RolePair) -> None:
+    follow(roles, treasury=FORMER_TREASURY, first=90)
+    await credited(roles, block_number=7)
 
 
 # -- what an operator credits
@@ -136,65 +138,65 @@ async def test_another_treasurys_first_block_is_its_own(desk: Desk) -> None:
 @pytest.mark.parametrize("remedy", [Remedy.CREDIT, Remedy.REFUND_RECORDED])
 @pytest.mark.parametrize("sender", [TREASURY, TREASURY.upper().replace("0X", "0x"), FORMER_TREASURY])
 async def test_what_the_treasury_sent_is_credited_and_sent_back_by_nobody(
-    desk: Desk, sender: str, remedy: Remedy, account: str | None
+    roles: RolePair, sender: str, remedy: Remedy, account: str | None
 ) -> None:
-    settings_name(desk, treasury=FORMER_TREASURY)
-    named = (await desk.open_account(2)).billing_account_id if account and remedy is Remedy.CREDIT else None
-    finding_id = await find_transfer(desk.service, 1, sender=sender)
+    settings_name(roles, treasury=FORMER_TREASURY)
+    named = (await roles.open_account(2)).billing_account_id if account and remedy is Remedy.CREDIT else None
+    finding_id = await find_transfer(roles.service, 1, sender=sender)
     with pytest.raises(RemedyRefused, match="treasury"):
-        await take(desk.service, finding_id, remedy, billing_account_id=named)
-    assert (await stored(desk.service, finding_id)).is_open
-    assert scalar(desk.database.superuser_url, "SELECT count(*) FROM transfer_credits") == 0
-    await take(desk.service, finding_id, Remedy.WRITE_OFF)
+        await take(roles.service, finding_id, remedy, billing_account_id=named)
+    assert (await stored(roles.service, finding_id)).is_open
+    assert scalar(roles.database.superuser_url, "SELECT count(*) FROM transfer_credits") == 0
+    await take(roles.service, finding_id, Remedy.WRITE_OFF)
 
 
 @pytest.mark.parametrize("sender", [ZERO_ADDRESS, TOKEN])
-async def test_what_nobody_sent_is_credited_to_an_account_that_is_named(desk: Desk, sender: str) -> None:
-    settings_name(desk)
-    finding_id = await find_transfer(desk.service, 1, sender=sender)
+async def test_what_nobody_sent_is_credited_to_an_account_that_is_named(roles: RolePair, sender: str) -> None:
+    settings_name(roles)
+    finding_id = await find_transfer(roles.service, 1, sender=sender)
     with pytest.raises(RemedyRefused, match="--account"):
-        await take(desk.service, finding_id, Remedy.CREDIT)
-    assert scalar(desk.database.superuser_url, "SELECT count(*) FROM users WHERE wallet_address = %s", sender) == 0
-    named = (await desk.open_account(2)).billing_account_id
+        await take(roles.service, finding_id, Remedy.CREDIT)
+    assert scalar(roles.database.superuser_url, "SELECT count(*) FROM users WHERE wallet_address = %s", sender) == 0
+    named = (await roles.open_account(2)).billing_account_id
     for wrong in (SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_ACCOUNT_ID.upper(), named.upper(), "nobody's", ""):
         with pytest.raises(RemedyRefused):
-            await take(desk.service, finding_id, Remedy.CREDIT, billing_account_id=wrong)
-    taken = await take(desk.service, finding_id, Remedy.CREDIT, billing_account_id=named)
-    assert (taken.billing_account_id, await desk.balance(named)) == (named, 50_000_000)
-    assert await desk.books(pending_bonus_ok=True) == []
+            await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id=wrong)
+    taken = await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id=named)
+    assert (taken.billing_account_id, await roles.balance(named)) == (named, 50_000_000)
+    assert await roles.books(pending_bonus_ok=True) == []
 
 
-async def test_an_account_of_nobodys_from_before_is_credited_no_more(desk: Desk) -> None:
-    with connect(desk.database.superuser_url, triggers=False) as owner:
+async def test_an_account_of_nobodys_from_before_is_credited_no_more(roles: RolePair) -> None:
+    with connect(roles.database.superuser_url, triggers=False) as owner:
         owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (ZERO_ADDRESS,))
         owner.execute("INSERT INTO billing_accounts (id, owner_user_id) VALUES ('b', 'u')")
-    finding_id = await find_transfer(desk.service, 1)
+    finding_id = await find_transfer(roles.service, 1)
     with pytest.raises(RemedyRefused, match="nobody's"):
-        await take(desk.service, finding_id, Remedy.CREDIT, billing_account_id="b")
+        await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id="b")
 
 
 @pytest.mark.parametrize(("first", "is_credited"), [(8, False), (7, True)])
 async def test_an_operator_credits_nothing_from_before_the_first_block(
-    desk: Desk, first: int, is_credited: bool
+    roles: RolePair, first: int, is_credited: bool
 ) -> None:
-    follow(desk, first=first)
-    finding_id = await find_transfer(desk.service, 1)  # in block 7
+    follow(roles, first=first)
+    finding_id = await find_transfer(roles.service, 1)  # in block 7
     if is_credited:
-        await take(desk.service, finding_id, Remedy.CREDIT)
+        await take(roles.service, finding_id, Remedy.CREDIT)
     else:
         with pytest.raises(RemedyRefused, match="first block"):
-            await take(desk.service, finding_id, Remedy.CREDIT)
+            await take(roles.service, finding_id, Remedy.CREDIT)
 
 
-async def test_the_surplus_of_a_payment_of_the_treasurys_own_is_credited_by_nobody(desk: Desk) -> None:
+async def test_the_surplus_of_a_payment_of_the_treasurys_own_is_credited_by_nobody(roles: RolePair) -> None:
     """It was credited before this was refused."""
-    async with desk.app.unscoped() as connection:
+    async with roles.app.unscoped() as connection:
         payer = await accounts.provision_wallet(connection, TREASURY)
-    attempt = await desk.create_submitted(payer, 1)
-    with connect(desk.database.superuser_url) as owner:
+    attempt = await roles.create_submitted(payer, 1)
+    with connect(roles.database.superuser_url) as owner:
         owner.execute("ALTER TABLE settled_transfers DISABLE TRIGGER settled_transfers_is_income")
-    await desk.credit(attempt, transfer_for(attempt, value_raw=attempt.amount_raw + 10))
-    with connect(desk.database.superuser_url) as owner:
+    await roles.credit(attempt, transfer_for(attempt, value_raw=attempt.amount_raw + 10))
+    with connect(roles.database.superuser_url) as owner:
         owner.execute("ALTER TABLE settled_transfers ENABLE TRIGGER settled_transfers_is_income")
         owner.execute(
             "INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number,"
@@ -211,15 +213,15 @@ async def test_the_surplus_of_a_payment_of_the_treasurys_own_is_credited_by_nobo
         sender=TREASURY,
         value_raw=10,
     )
-    finding_id = await _write(desk, surplus)
-    named = (await desk.open_account(2)).billing_account_id
+    finding_id = await _write(roles, surplus)
+    named = (await roles.open_account(2)).billing_account_id
     for account in (None, named):
         with pytest.raises(RemedyRefused, match="treasury"):
-            await take(desk.service, finding_id, Remedy.CREDIT, billing_account_id=account)
+            await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id=account)
 
 
-async def _write(desk: Desk, finding: Finding) -> UUID:
-    async with desk.service.transaction() as connection:
+async def _write(roles: RolePair, finding: Finding) -> UUID:
+    async with roles.service.transaction() as connection:
         return (await findings.write_finding(connection, finding)).finding_id
 
 
@@ -227,60 +229,60 @@ async def _write(desk: Desk, finding: Finding) -> UUID:
 
 
 @pytest.mark.parametrize("nobody", [ZERO_ADDRESS, TOKEN, TOKEN.upper().replace("0X", "0x")])
-async def test_nobodys_address_opens_no_account(desk: Desk, nobody: str) -> None:
-    settings_name(desk)
-    async with desk.app.unscoped() as connection:
+async def test_nobodys_address_opens_no_account(roles: RolePair, nobody: str) -> None:
+    settings_name(roles)
+    async with roles.app.unscoped() as connection:
         with pytest.raises(PayerRefused):
             await accounts.provision_wallet(connection, nobody)
-    async with desk.service.single_statement() as service:
+    async with roles.service.autocommit() as service:
         with pytest.raises(PayerRefused):
             await accounts.provision_wallet(service.connection, nobody)
-    with connect(desk.database.migration_url) as owner, refused(CheckViolation, "users_wallet_is_somebodys"):
+    with connect(roles.database.migration_url) as owner, refused(CheckViolation, "users_wallet_is_somebodys"):
         owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (nobody,))
 
 
-async def test_the_treasurys_wallet_may_look_in_but_is_known(desk: Desk) -> None:
-    settings_name(desk)
-    async with desk.app.unscoped() as connection:
+async def test_the_treasurys_wallet_may_look_in_but_is_known(roles: RolePair) -> None:
+    settings_name(roles)
+    async with roles.app.unscoped() as connection:
         await accounts.provision_wallet(connection, TREASURY)
         assert await accounts.find_non_payer_kind(connection, TREASURY.lower()) is NonPayer.TREASURY
         assert await accounts.find_non_payer_kind(connection, wallet(1)) is None
 
 
-async def test_what_an_intent_merely_names_is_no_treasury(desk: Desk) -> None:
+async def test_what_an_intent_merely_names_is_no_treasury(roles: RolePair) -> None:
     """Whoever has the password of processes that people reach writes intents, and stops nobody's payments by it."""
-    await desk.create(await desk.open_account(2), to_address=wallet(1), token=wallet(3))
-    follow(desk, treasury=wallet(1), token=wallet(3))
-    await credited(desk, 1)
-    with connect(desk.database.app_url) as app, refused(InsufficientPrivilege):
+    await roles.create(await roles.open_account(2), to_address=wallet(1), token=wallet(3))
+    follow(roles, treasury=wallet(1), token=wallet(3))
+    await credited(roles, 1)
+    with connect(roles.database.app_url) as app, refused(InsufficientPrivilege):
         app.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (wallet(1),))
 
 
 # -- until when it could be paid
 
 
-async def test_until_when_an_intent_could_be_paid_is_kept_through_its_submission(desk: Desk) -> None:
-    attempt = await desk.create(await desk.open_account(1))
-    await desk.submit(attempt, tx_hash(1))
-    await desk.refuse(attempt.model_copy(update={"tx_hash": tx_hash(1)}))
+async def test_until_when_an_intent_could_be_paid_is_kept_through_its_submission(roles: RolePair) -> None:
+    attempt = await roles.create(await roles.open_account(1))
+    await roles.submit(attempt, tx_hash(1))
+    await roles.refuse(attempt.model_copy(update={"tx_hash": tx_hash(1)}))
     [(expires_at, payable_until)] = query(
-        desk.database.service_url, "SELECT expires_at, payable_until FROM payment_attempts WHERE id = %s", attempt.id
+        roles.database.service_url, "SELECT expires_at, payable_until FROM payment_attempts WHERE id = %s", attempt.id
     )
     assert (expires_at, payable_until) == (None, attempt.expires_at)
 
 
-async def test_nobody_moves_it(desk: Desk) -> None:
-    attempt = await desk.create(await desk.open_account(1))
-    with connect(desk.database.migration_url) as owner:
+async def test_nobody_moves_it(roles: RolePair) -> None:
+    attempt = await roles.create(await roles.open_account(1))
+    with connect(roles.database.migration_url) as owner:
         owner.execute("UPDATE payment_attempts SET payable_until = now() WHERE id = %s", (attempt.id,))
-    kept = scalar(desk.database.service_url, "SELECT payable_until FROM payment_attempts WHERE id = %s", attempt.id)
+    kept = scalar(roles.database.service_url, "SELECT payable_until FROM payment_attempts WHERE id = %s", attempt.id)
     assert kept == attempt.expires_at
 
 
-async def test_an_intent_of_the_revision_before_keeps_it_from_its_submission_on(desk: Desk) -> None:
-    attempt = await desk.create(await desk.open_account(1))
-    with connect(desk.database.superuser_url, triggers=False) as owner:
+async def test_an_intent_of_the_revision_before_keeps_it_from_its_submission_on(roles: RolePair) -> None:
+    attempt = await roles.create(await roles.open_account(1))
+    with connect(roles.database.superuser_url, triggers=False) as owner:
         owner.execute("UPDATE payment_attempts SET payable_until = NULL")
-    await desk.submit(attempt, tx_hash(1))
-    kept = scalar(desk.database.service_url, "SELECT payable_until FROM payment_attempts WHERE id = %s", attempt.id)
+    await roles.submit(attempt, tx_hash(1))
+    kept = scalar(roles.database.service_url, "SELECT payable_until FROM payment_attempts WHERE id = %s", attempt.id)
     assert kept == attempt.expires_at

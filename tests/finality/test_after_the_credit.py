@@ -37,7 +37,7 @@ async def _credited(engine: Engine, purpose: Purpose = Purpose.SELF, *, confirma
 
 
 async def _missed(engine: Engine, attempt_id: UUID) -> None:
-    await engine.looked_at(attempt_id, "not on the canonical chain")
+    await engine.polled(attempt_id, "not on the canonical chain")
 
 
 def _on_record(engine: Engine, attempt_id: UUID) -> list[tuple[object, ...]]:
@@ -57,7 +57,7 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_there_me
     async with engine.worker():
         intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
         assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS, "platform_revenue_share": BONUS}
-        state = await engine.looked_at(intent.attempt_id, "to go")
+        state = await engine.polled(intent.attempt_id, "to go")
         assert state.is_running
         await engine.chain.mine(FINAL_AFTER)
         result = await engine.result(intent.attempt_id)
@@ -71,7 +71,7 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_there_me
 async def test_a_nodes_own_word_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
     async with engine.worker(FINALITY=level, FINALITY_LARGE="finalized"):
         intent, _ = await _credited(engine, confirmations=trails)
-        await engine.looked_at(intent.attempt_id, "1 to go")
+        await engine.polled(intent.attempt_id, "1 to go")
         await engine.chain.mine(1)
         await engine.result(intent.attempt_id)
     [(outcome, found, *_)] = _on_record(engine, intent.attempt_id)
@@ -82,7 +82,7 @@ async def test_a_larger_payment_waits_for_more(engine: Engine) -> None:
     changes = {"FINALITY_LARGE": "finalized", "FINALITY_LARGE_FROM_USD_CENTS": "10000"}
     async with engine.worker(**changes):
         intent, _ = await _credited(engine, confirmations=FINAL_AFTER)
-        await engine.looked_at(intent.attempt_id, "finalized is block")
+        await engine.polled(intent.attempt_id, "finalized is block")
         await engine.chain.mine(16 + 1 - FINAL_AFTER)
         await engine.result(intent.attempt_id)
     assert _on_record(engine, intent.attempt_id)[0][:2] == ("final", "finalized")
@@ -155,7 +155,7 @@ async def test_a_payment_that_returns_late_stays_credited(engine: Engine) -> Non
         await engine.chain.rpc("eth_sendRawTransaction", raw)
         await engine.chain.mine(1)
         await engine.chain.wait_for_receipt(sent)
-        await engine.looked_at(intent.attempt_id, "to go")
+        await engine.polled(intent.attempt_id, "to go")
         await engine.chain.mine(FINAL_AFTER)
         assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
     assert await engine.books() == []
@@ -196,9 +196,9 @@ async def test_a_run_that_was_terminated_after_the_credit_is_taken_up_by_a_submi
 async def test_a_dead_node_after_the_credit_is_waited_for(engine: Engine, chain: LocalChain) -> None:
     async with engine.worker(FINALITY="finalized"):
         intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
-        await engine.looked_at(intent.attempt_id, "to go")
+        await engine.polled(intent.attempt_id, "to go")
         await chain.stop()
-        await engine.looked_at(intent.attempt_id, "no usable chain endpoint")
+        await engine.polled(intent.attempt_id, "no usable chain endpoint")
         await chain.start()
         await engine.chain.mine(20)
         await engine.result(intent.attempt_id)

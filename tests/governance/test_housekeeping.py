@@ -19,13 +19,13 @@ from activities.operations.housekeeping import (
     Resume,
     RowsToPrune,
 )
-from composition import standing_workflows
+from composition import singleton_workflows
 from db.operations.housekeeping import UnfinishedPayment
 from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
-from starter.singletons import StandingWorkflow, list_missing, start_missing
+from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
 from tests.governance.conftest import Heard, working
@@ -197,7 +197,7 @@ async def test_one_payment_that_cannot_be_resumed_does_not_stand_in_the_way(
         resumed.append(payment)
         return True
 
-    done = await pick_up(engine, waiting, resume, monkeypatch)
+    done = await resume_payment(engine, waiting, resume, monkeypatch)
     assert done == {"refused": 1, "PENDING_UNVERIFIED": 2}
     assert resumed == waiting[1:]
 
@@ -214,11 +214,11 @@ async def test_a_temporal_that_does_not_answer_is_one_error_and_is_asked_no_more
         raise TemporalUnavailable("gone")
 
     with pytest.raises(TemporalUnavailable):
-        await pick_up(engine, [unfinished() for _ in range(100)], resume, monkeypatch)
+        await resume_payment(engine, [unfinished() for _ in range(100)], resume, monkeypatch)
     assert asked < 100
 
 
-async def pick_up(
+async def resume_payment(
     engine: Engine, waiting: list[UnfinishedPayment], resume: Resume, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, int]:
     async def list_pending(*_: object, **__: object) -> list[UnfinishedPayment]:
@@ -239,14 +239,14 @@ async def test_the_chain_watcher_that_ended_is_started_again_and_one_that_runs_i
         assert (await keep_house(engine)).standing_started == ()
         await client.get_workflow_handle(watch).terminate("by mistake")
         assert (await keep_house(engine)).standing_started == (watch,)
-        assert await list_missing(client, standing_workflows(engine.settings)) == []
+        assert await list_missing(client, singleton_workflows(engine.settings)) == []
         await client.get_workflow_handle(watch).terminate("the test is over")
 
 
 async def test_starting_what_stands_many_times_at_once_starts_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, [standing] = engine.namespace.client, standing_workflows(engine.settings)
+    client, [standing] = engine.namespace.client, singleton_workflows(engine.settings)
     assert await start_missing(client, [standing]) == [standing.workflow_id]
     assert await start_missing(client, [standing]) == []
     watch = client.get_workflow_handle(standing.workflow_id)
@@ -264,7 +264,7 @@ async def test_starting_what_stands_many_times_at_once_starts_one(
 async def test_a_temporal_that_is_gone_is_said_so() -> None:
     client = await connect({"TEMPORAL_ADDRESS": "127.0.0.1:1"}, lazy=True)
     with pytest.raises(TemporalUnavailable):
-        await start_missing(client, [StandingWorkflow("w", "W", HousekeepingInput(), "words")])
+        await start_missing(client, [SingletonWorkflow("w", "W", HousekeepingInput(), "words")])
 
 
 async def test_a_step_that_cannot_be_done_is_told_and_the_others_are_done(
@@ -295,5 +295,5 @@ def activities(engine: Engine, resume: Resume | None = None) -> HousekeepingActi
         return []
 
     return HousekeepingActivities(
-        engine.service, chain_id=engine.settings.chain_id, resume=resume or none, ensure_standing=nothing
+        engine.service, chain_id=engine.settings.chain_id, resume=resume or none, ensure_singletons=nothing
     )

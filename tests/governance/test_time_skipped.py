@@ -54,7 +54,7 @@ async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -
 
     governance = GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
     housekeeping = HousekeepingActivities(
-        engine.service, chain_id=engine.settings.chain_id, resume=resume, ensure_standing=nothing_stands
+        engine.service, chain_id=engine.settings.chain_id, resume=resume, ensure_singletons=nothing_stands
     )
     async with Worker(
         skipping.client,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.reconciliation.books import Books, Helpers, open_books, plant
-from tests.support.payments import open_desk
+from tests.support.payments import open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
 
 
@@ -16,9 +16,9 @@ from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
 async def books_template(cluster: Cluster) -> Books:
     """The database that `books` copies."""
     database = await cluster.create(template=MIGRATED_TEMPLATE, name="books_template")
-    async with open_desk(database) as desk:
-        books = await open_books(desk)
-        assert await desk.books() == []
+    async with open_roles(database) as roles:
+        books = await open_books(roles)
+        assert await roles.books() == []
     return books
 
 
@@ -26,9 +26,9 @@ async def books_template(cluster: Cluster) -> Books:
 async def books(cluster: Cluster, books_template: Books) -> AsyncIterator[Books]:
     """One of everything that is as it should be, in a database of one's own."""
     async with (
-        cluster.temporary(template=books_template.desk.database.name) as database,
-        open_desk(database) as desk,
+        cluster.temporary(template=books_template.roles.database.name) as database,
+        open_roles(database) as roles,
     ):
         # It was made minutes ago, perhaps: since then the chain was followed, nothing happened.
-        plant(desk, "UPDATE chain_cursors SET updated_at = now()")
-        yield replace(books_template, desk=desk, helpers=Helpers())
+        plant(roles, "UPDATE chain_cursors SET updated_at = now()")
+        yield replace(books_template, roles=roles, helpers=Helpers())

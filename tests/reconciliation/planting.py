@@ -17,7 +17,7 @@ from domain.operations.resolutions import StoredFinding, TakenRemedy, parse_requ
 from domain.payments.attempt import PaymentAttempt
 from services.operations import resolutions as remedies
 from tests.support.engine import Engine
-from tests.support.payments import CHAIN_ID, NOW, SHARE, TOKEN, TREASURY, Desk, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, NOW, SHARE, TOKEN, TREASURY, RolePair, tx_hash, wallet
 from tests.support.sql import connect
 
 BLOCK = 7
@@ -68,11 +68,11 @@ async def observe(
         )
 
 
-async def observe_payment(desk: Desk, attempt: PaymentAttempt, **changes: Any) -> None:
+async def observe_payment(roles: RolePair, attempt: PaymentAttempt, **changes: Any) -> None:
     """The transfer that paid an attempt, as the desk settles it."""
     assert attempt.tx_hash is not None
     values: dict[str, Any] = {"value_raw": attempt.amount_raw, "attempt_id": attempt.id} | changes
-    await observe(desk.service, attempt.tx_hash, attempt.from_address, **values)
+    await observe(roles.service, attempt.tx_hash, attempt.from_address, **values)
 
 
 async def find_transfer(
@@ -103,9 +103,9 @@ async def find_transfer(
         return (await findings.write_finding(connection, finding)).finding_id
 
 
-def confirm_all(desk: Desk) -> None:
+def confirm_all(roles: RolePair) -> None:
     """Every settled payment is on record as final, where it was settled."""
-    with connect(desk.database.service_url) as service:
+    with connect(roles.database.service_url) as service:
         service.execute(
             "INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number,"
             " block_hash, level) SELECT attempt_id, 'final', chain_id, tx_hash, log_index, block_number, block_hash,"
@@ -169,6 +169,6 @@ async def mint(service: ServiceDatabase, finding_id: UUID) -> int:
     return entry.amount_credits if entry else 0
 
 
-async def system_tenant_balance(desk: Desk) -> int:
+async def system_tenant_balance(roles: RolePair) -> int:
     """What the platform's own account is owed."""
-    return await desk.balance(SYSTEM_TENANT_ACCOUNT_ID)
+    return await roles.balance(SYSTEM_TENANT_ACCOUNT_ID)

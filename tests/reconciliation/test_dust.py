@@ -17,7 +17,7 @@ FLOOR: Final = DEFAULT_DUST_BELOW_RAW
 async def test_reconciliation_counts_dust_and_asks_nobody_about_it(books: Books) -> None:
     books.dust_below_raw = FLOOR
     for number in (60, 61):
-        await observe(books.desk.service, tx_hash(number), wallet(9), FLOOR - 1, at=ago(HOUR))
+        await observe(books.roles.service, tx_hash(number), wallet(9), FLOOR - 1, at=ago(HOUR))
     before = await books.reconcile()
     assert (before.totals.dust_transfers, before.totals.dust_raw) == (2, 2 * (FLOOR - 1))
     assert (before.totals.open_raw, before.counts, before.closes) == (0, {}, True)
@@ -36,7 +36,7 @@ async def test_reconciliation_counts_dust_and_asks_nobody_about_it(books: Books)
 async def test_of_many_differences_those_worth_most_are_listed(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("activities.operations.reconciliation.SHOWN_PER_KIND_MAX", 2)
     for number, value_raw in enumerate((30, 10, 5_000_000, 20), start=70):
-        await observe(books.desk.service, tx_hash(number), wallet(9), value_raw, at=ago(HOUR))
+        await observe(books.roles.service, tx_hash(number), wallet(9), value_raw, at=ago(HOUR))
     report = await books.reconcile()
     assert [one.value_raw for one in report.differences] == [5_000_000, 30]
     assert report.counts == {"transfer_without_intent": 4}
@@ -46,7 +46,7 @@ async def test_of_many_differences_those_worth_most_are_listed(books: Books, mon
 async def test_what_one_run_does_not_look_at_is_said(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("activities.operations.reconciliation.UNDECIDED_MAX", 1)
     for number in (80, 81, 82):
-        await observe(books.desk.service, tx_hash(number), wallet(9), 7_000_000, at=ago(HOUR))
+        await observe(books.roles.service, tx_hash(number), wallet(9), 7_000_000, at=ago(HOUR))
     report = await books.reconcile()
     assert report.counts == {"transfer_without_intent": 1, "too_many": 1}
     assert (await books.reconcile()).counts == {"transfer_without_intent": 2, "too_many": 1}

@@ -12,7 +12,7 @@ from domain.errors import TransferAlreadySettled
 from domain.operations.findings import Remedy
 from tests.reconciliation.books import Books, ago
 from tests.reconciliation.planting import find_transfer, take
-from tests.support.payments import CHAIN_ID, INTENT_TTL, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash
+from tests.support.payments import CHAIN_ID, INTENT_TTL, NOW, TOKEN, TREASURY, RolePair, transfer_for, tx_hash
 from tests.support.sql import connect
 
 HOUR = timedelta(hours=1)
@@ -24,39 +24,39 @@ async def test_a_credit_for_a_transfer_that_is_not_there_is_an_alarm_whatever_bl
     block_number: int,
 ) -> None:
     """Role settle_app may write settled transfers. With a block that is never watched the credit is never doubted."""
-    desk = books.desk
-    forged = await desk.create_submitted(books.payer, 77, cents=1_000_000)
-    await desk.credit(forged, transfer_for(forged, block_number=block_number))
-    await desk.mint(forged)
+    roles = books.roles
+    forged = await roles.create_submitted(books.payer, 77, cents=1_000_000)
+    await roles.credit(forged, transfer_for(forged, block_number=block_number))
+    await roles.mint(forged)
     report = await books.reconcile()
     assert not report.is_well, f"{report.totals.unobserved_raw} raw units were credited, and nobody paid them"
 
 
 async def test_money_that_was_sent_back_and_credited_is_an_alarm(books: Books) -> None:
     """However it came about: the operator refunded it, and an attempt was paid with it."""
-    desk = books.desk
-    attempt = await desk.create_submitted(books.payer, 77)
+    roles = books.roles
+    attempt = await roles.create_submitted(books.payer, 77)
     finding = await find_transfer(
-        desk.service,
+        roles.service,
         77,
         sender=attempt.from_address,
         value_raw=attempt.amount_raw,
         at=ago(2 * HOUR),
     )
-    await take(desk.service, finding, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
+    await take(roles.service, finding, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
     try:
-        await desk.credit(attempt)
+        await roles.credit(attempt)
     except TransferAlreadySettled:
         return  # all the better
-    await desk.mint(attempt)
+    await roles.mint(attempt)
     report = await books.reconcile()
     assert not report.is_well
 
 
-async def test_a_payer_of_many_intents_does_not_hold_up_everybody(desk: Desk) -> None:
+async def test_a_payer_of_many_intents_does_not_hold_up_everybody(roles: RolePair) -> None:
     """60 intents a minute are allowed. One dust transfer reads them all: of 43,200 the worker stood still for 4 s."""
-    payer = await desk.open_account(1)
-    with connect(desk.database.service_url) as service:
+    payer = await roles.open_account(1)
+    with connect(roles.database.service_url) as service:
         service.execute(
             "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address,"
             " amount_raw, amount_usd_cents, purpose, status, expires_at, created_at)"
@@ -74,6 +74,6 @@ async def test_a_payer_of_many_intents_does_not_hold_up_everybody(desk: Desk) ->
         value_raw=1,
     )
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
-    async with desk.service.transaction() as connection:
-        around = await observed.find_surroundings(connection, scope, dust)
+    async with roles.service.transaction() as connection:
+        around = await observed.find_match_context(connection, scope, dust)
     assert len(around.candidates) <= 500

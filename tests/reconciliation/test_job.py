@@ -60,7 +60,7 @@ def test_a_schedule_may_name_it() -> None:
 
 
 async def test_it_stores_writes_and_tells(books: Books, namespace: Namespace, tmp_path: Path) -> None:
-    plant(books.desk, "UPDATE observed_transfers SET block_time = block_time - interval '2 h'")
+    plant(books.roles, "UPDATE observed_transfers SET block_time = block_time - interval '2 h'")
     listener = Listener()
     found = await _run(namespace, books, tmp_path / "books", listener)
     assert (found.closes, found.alarms, found.counts, found.transfers) == (True, 0, {}, 7)
@@ -72,7 +72,7 @@ async def test_it_stores_writes_and_tells(books: Books, namespace: Namespace, tm
     assert str(file) == found.csv
     assert len(list(csv.DictReader(file.read_text().splitlines()))) == 7
     [(period, minute)] = query(
-        books.desk.database.superuser_url,
+        books.roles.database.superuser_url,
         "SELECT period_to - period_from, extract(minute FROM period_to)::int FROM balance_assertions",
     )
     assert (period, minute) == (timedelta(days=1), 0)
@@ -81,7 +81,7 @@ async def test_it_stores_writes_and_tells(books: Books, namespace: Namespace, tm
 async def test_where_the_watcher_has_come_no_further_it_fails_in_sight(
     books: Books, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(books.desk, "UPDATE chain_cursors SET updated_at = now() - interval '10 h'")
+    plant(books.roles, "UPDATE chain_cursors SET updated_at = now() - interval '10 h'")
     await books.reconcile(ago(30 * HOUR), ago(9 * HOUR))
     monkeypatch.setattr("workflows.jobs.reconcile.RECONCILE_RETRY", policies.RECONCILE_RETRY)
     retry = policies.RECONCILE_RETRY

@@ -14,7 +14,7 @@ from domain.operations.findings import Finding, FindingKind, Remedy
 from domain.payments.attempt import AttemptStatus, PaymentAttempt
 from tests.reconciliation.planting import find_receipt, find_transfer, observe, observe_payment, take
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
-from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, NOW, TOKEN, TREASURY, RolePair, transfer_for, tx_hash, wallet
 
 CENTS = 10_000
 VALUE_RAW = 100_000_000
@@ -38,31 +38,31 @@ async def test_money_that_was_sent_back_buys_no_credits(engine: Engine) -> None:
     assert await engine.credits(again.attempt_id) == {}
 
 
-async def test_a_transfer_that_has_paid_is_not_sent_back_as_well(desk: Desk) -> None:
+async def test_a_transfer_that_has_paid_is_not_sent_back_as_well(roles: RolePair) -> None:
     """The finding is still open when its transfer has paid: nothing tells the operator who refunds it."""
-    payer = await desk.open_account(1)
-    finding = await find_transfer(desk.service, 1, value_raw=VALUE_RAW)
-    await desk.settle(payer, 1)
+    payer = await roles.open_account(1)
+    finding = await find_transfer(roles.service, 1, value_raw=VALUE_RAW)
+    await roles.settle(payer, 1)
     with pytest.raises(RemedyRefused):
-        await take(desk.service, finding, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
+        await take(roles.service, finding, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
 
 
-async def test_money_that_was_sent_back_is_not_credited_where_its_transaction_has_moved(desk: Desk) -> None:
+async def test_money_that_was_sent_back_is_not_credited_where_its_transaction_has_moved(roles: RolePair) -> None:
     """A reorganisation gives the log another index: under its new key nobody knows of the refund."""
-    await take(desk.service, await find_transfer(desk.service, 1), Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
+    await take(roles.service, await find_transfer(roles.service, 1), Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
-    async with desk.service.transaction() as connection:
+    async with roles.service.transaction() as connection:
         await observed.orphan_transfers(connection, scope, [tx_hash(7)])
-    await observe(desk.service, tx_hash(1), wallet(1), 5_000_000, log_index=4, block_number=8)
-    moved = await find_transfer(desk.service, 1, observed=False, log_index=4)
+    await observe(roles.service, tx_hash(1), wallet(1), 5_000_000, log_index=4, block_number=8)
+    moved = await find_transfer(roles.service, 1, observed=False, log_index=4)
     with pytest.raises(RemedyRefused):
-        await take(desk.service, moved, Remedy.CREDIT)
+        await take(roles.service, moved, Remedy.CREDIT)
 
 
 # -- what is not final
 
 
-async def _find_surplus(desk: Desk, attempt: PaymentAttempt) -> UUID:
+async def _find_surplus(roles: RolePair, attempt: PaymentAttempt) -> UUID:
     """10 USD more than the attempt wanted; the finding's id."""
     finding = Finding(
         kind=FindingKind.SURPLUS,
@@ -74,54 +74,54 @@ async def _find_surplus(desk: Desk, attempt: PaymentAttempt) -> UUID:
         sender=attempt.from_address,
         value_raw=10_000_000,
     )
-    async with desk.service.transaction() as connection:
+    async with roles.service.transaction() as connection:
         return (await findings.write_finding(connection, finding)).finding_id
 
 
-async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(desk: Desk) -> None:
+async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(roles: RolePair) -> None:
     """10 USD more than asked, credited before the payment was final; the chain takes all of it back."""
-    payer = await desk.open_account(1)
-    attempt = await desk.create_submitted(payer, 1)
+    payer = await roles.open_account(1)
+    attempt = await roles.create_submitted(payer, 1)
     paid = transfer_for(attempt, value_raw=VALUE_RAW + 10_000_000)
-    await desk.credit(attempt, paid)
-    await desk.mint(attempt)
-    await observe_payment(desk, attempt, value_raw=paid.value_raw)
-    finding_id = await _find_surplus(desk, attempt)
+    await roles.credit(attempt, paid)
+    await roles.mint(attempt)
+    await observe_payment(roles, attempt, value_raw=paid.value_raw)
+    finding_id = await _find_surplus(roles, attempt)
     try:
-        await take(desk.service, finding_id, Remedy.CREDIT)
+        await take(roles.service, finding_id, Remedy.CREDIT)
     except RemedyRefused:
         return  # it is not final: the right answer
-    await desk.reverse(attempt)
-    await desk.reverse_bonus(attempt)
-    assert await desk.balance(payer.billing_account_id) == 0, "credits of a surplus that nobody has paid"
+    await roles.reverse(attempt)
+    await roles.reverse_bonus(attempt)
+    assert await roles.balance(payer.billing_account_id) == 0, "credits of a surplus that nobody has paid"
 
 
-async def test_a_payment_that_returns_brings_no_more_than_was_paid(desk: Desk) -> None:
+async def test_a_payment_that_returns_brings_no_more_than_was_paid(roles: RolePair) -> None:
     """100 + 10 USD: surplus credited, reversed, back at another index, credited as a whole: 120 USD of credits."""
-    payer = await desk.open_account(1)
-    attempt = await desk.create_submitted(payer, 1)
+    payer = await roles.open_account(1)
+    attempt = await roles.create_submitted(payer, 1)
     value_raw = VALUE_RAW + 10_000_000
-    await desk.credit(attempt, transfer_for(attempt, value_raw=value_raw))
-    finding_id = await _find_surplus(desk, attempt)
+    await roles.credit(attempt, transfer_for(attempt, value_raw=value_raw))
+    finding_id = await _find_surplus(roles, attempt)
     try:
-        await take(desk.service, finding_id, Remedy.CREDIT)
+        await take(roles.service, finding_id, Remedy.CREDIT)
     except RemedyRefused:
         return  # it is not final: the right answer
-    await desk.reverse(attempt)
+    await roles.reverse(attempt)
     returned = await find_transfer(
-        desk.service, 1, kind=FindingKind.RETURNED_AFTER_REVERSAL, value_raw=value_raw, log_index=4
+        roles.service, 1, kind=FindingKind.RETURNED_AFTER_REVERSAL, value_raw=value_raw, log_index=4
     )
-    await take(desk.service, returned, Remedy.CREDIT)
-    assert await desk.balance(payer.billing_account_id) <= value_raw * 10
+    await take(roles.service, returned, Remedy.CREDIT)
+    assert await roles.balance(payer.billing_account_id) <= value_raw * 10
 
 
 # -- another transfer in its place
 
 
-async def test_an_operator_credits_what_was_found_and_no_other_transfer(desk: Desk) -> None:
+async def test_an_operator_credits_what_was_found_and_no_other_transfer(roles: RolePair) -> None:
     """5 USD of wallet 1 were found. In the block that replaced its own, that place holds 1,000 USD of wallet 2."""
-    mallory = await desk.open_account(1)
-    finding = await find_transfer(desk.service, 1)
+    mallory = await roles.open_account(1)
+    finding = await find_transfer(roles.service, 1)
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
     other = Transfer(
         tx_hash=tx_hash(1),
@@ -132,18 +132,18 @@ async def test_an_operator_credits_what_was_found_and_no_other_transfer(desk: De
         from_address=wallet(2),
         value_raw=1_000_000_000,
     )
-    async with desk.service.transaction() as connection:
+    async with roles.service.transaction() as connection:
         await observed.record_transfers(connection, scope, [other])
     with pytest.raises(RemedyRefused):
-        await take(desk.service, finding, Remedy.CREDIT, billing_account_id=mallory.billing_account_id)
+        await take(roles.service, finding, Remedy.CREDIT, billing_account_id=mallory.billing_account_id)
 
 
-async def test_a_returned_payment_pays_a_new_intent_no_more_than_the_page_says(desk: Desk) -> None:
+async def test_a_returned_payment_pays_a_new_intent_no_more_than_the_page_says(roles: RolePair) -> None:
     """docs/decisions/finality.md: handed in with a new intent, it is refused, for one transfer pays one attempt."""
-    payer = await desk.open_account(1)
-    attempt = await desk.settle(payer, 1)
-    await desk.reverse(attempt)
-    await desk.reverse_bonus(attempt)
-    again = await desk.create_submitted(payer, 1)
+    payer = await roles.open_account(1)
+    attempt = await roles.settle(payer, 1)
+    await roles.reverse(attempt)
+    await roles.reverse_bonus(attempt)
+    again = await roles.create_submitted(payer, 1)
     with pytest.raises(TransferAlreadySettled):
-        await desk.credit(again, transfer_for(again, log_index=4, block_number=9, block_hash=tx_hash(9)))
+        await roles.credit(again, transfer_for(again, log_index=4, block_number=9, block_hash=tx_hash(9)))

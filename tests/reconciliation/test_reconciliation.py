@@ -17,7 +17,7 @@ from domain.operations.reconciliation import Report, Severity
 from domain.payments.attempt import PaymentAttempt
 from tests.reconciliation.books import HOUR, Books, ago, finalise, plant
 from tests.reconciliation.planting import find_transfer, mint, observe, observe_payment, stored, take
-from tests.support.payments import CHAIN_ID, WRONG_PAYMENT, Desk, transfer_for, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, WRONG_PAYMENT, RolePair, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, scalar
 
 CLEAN = {
@@ -46,13 +46,13 @@ async def test_a_clean_ledger_has_no_differences_and_its_totals_close(books: Boo
     assert {name: value for name, value in report.totals.by_name().items() if value} == CLEAN
     assert (report.closes, report.is_well, report.alarms) == (True, True, 0)
     assert books.helpers == type(books.helpers)()
-    assert await books.desk.books() == []
+    assert await books.roles.books() == []
 
 
 async def test_it_is_stored_as_a_balance_assertion(books: Books) -> None:
     report = await books.reconcile()
     [row] = query(
-        books.desk.database.superuser_url,
+        books.roles.database.superuser_url,
         "SELECT id, chain_id, inflow_raw::bigint, purchases_credits::bigint, unapplied_raw::bigint, closes,"
         " differences, totals->>'operator_credits', period_to - period_from FROM balance_assertions",
     )
@@ -110,72 +110,72 @@ async def test_a_file_that_cannot_be_finished_is_not_there(
 
 
 async def _unawaited(books: Books) -> None:
-    await observe(books.desk.service, tx_hash(20), wallet(9), 7_000, at=ago(HOUR))
+    await observe(books.roles.service, tx_hash(20), wallet(9), 7_000, at=ago(HOUR))
 
 
-async def _surplus(books: Books) -> None:
+async def _overpayment(books: Books) -> None:
     await books.settle(21, surplus_raw=33)
 
 
 async def _underpaid(books: Books) -> None:
-    attempt = await books.desk.create_submitted(books.payer, 22)
-    await books.desk.refuse(attempt, WRONG_PAYMENT)
-    await observe(books.desk.service, tx_hash(22), wallet(1), 99, at=ago(HOUR))
+    attempt = await books.roles.create_submitted(books.payer, 22)
+    await books.roles.refuse(attempt, WRONG_PAYMENT)
+    await observe(books.roles.service, tx_hash(22), wallet(1), 99, at=ago(HOUR))
 
 
 async def _late(books: Books) -> None:
-    attempt = await books.desk.create(books.payer, created_at=ago(4 * HOUR), expires_at=ago(3 * HOUR), cents=12_300)
-    with connect(books.desk.database.service_url) as service:
+    attempt = await books.roles.create(books.payer, created_at=ago(4 * HOUR), expires_at=ago(3 * HOUR), cents=12_300)
+    with connect(books.roles.database.service_url) as service:
         service.execute(
             "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED' WHERE id = %s", (attempt.id,)
         )
-    await observe(books.desk.service, tx_hash(23), wallet(1), attempt.amount_raw, at=ago(HOUR))
+    await observe(books.roles.service, tx_hash(23), wallet(1), attempt.amount_raw, at=ago(HOUR))
 
 
 async def _wrong_sender_known(books: Books) -> None:
-    await find_transfer(books.desk.service, 24, kind=FindingKind.WRONG_SENDER, at=ago(HOUR))
+    await find_transfer(books.roles.service, 24, kind=FindingKind.WRONG_SENDER, at=ago(HOUR))
 
 
 async def _watcher_does_nothing(books: Books) -> None:
     """An intent's own transfer, an hour old, that nobody has handed in; and one that was set aside by mistake."""
     for number, handled in ((70, False), (71, True)):
-        attempt = await books.desk.create(
+        attempt = await books.roles.create(
             books.payer, created_at=ago(2 * HOUR), expires_at=ago(-HOUR), cents=number * 100
         )
         value_raw = attempt.amount_raw
-        await observe(books.desk.service, tx_hash(number), wallet(1), value_raw, at=ago(HOUR), handled=handled)
+        await observe(books.roles.service, tx_hash(number), wallet(1), value_raw, at=ago(HOUR), handled=handled)
 
 
 async def _credited_without_transfer(books: Books) -> None:
     """Settled in a block that the watcher has been through, and not there."""
     attempt = await books.settle(25)
-    plant(books.desk, "DELETE FROM observed_transfers WHERE tx_hash = %s", attempt.tx_hash)
+    plant(books.roles, "DELETE FROM observed_transfers WHERE tx_hash = %s", attempt.tx_hash)
 
 
 async def _row_without_attempt(books: Books) -> None:
-    _post(books.desk, books.payer.billing_account_id, 500, "credits_purchase", str(uuid4()), "cash:usdc")
+    _post(books.roles, books.payer.billing_account_id, 500, "credits_purchase", str(uuid4()), "cash:usdc")
 
 
 async def _row_of_another_reason(books: Books) -> None:
     """Whatever it is called: it moves the treasury's account."""
-    _post(books.desk, books.payer.billing_account_id, 500, "gift", "for nothing", "cash:usdc")
+    _post(books.roles, books.payer.billing_account_id, 500, "gift", "for nothing", "cash:usdc")
 
 
 async def _bonus_without_purchase(books: Books) -> None:
-    _post(books.desk, "cogni_system", 500, "platform_revenue_share", str(uuid4()), "expense:platform_revenue_share")
+    _post(books.roles, "cogni_system", 500, "platform_revenue_share", str(uuid4()), "expense:platform_revenue_share")
 
 
 async def _operator_credit_off_the_chain(books: Books) -> None:
-    finding_id = await find_transfer(books.desk.service, 26, at=ago(HOUR))
-    await take(books.desk.service, finding_id, Remedy.CREDIT)
-    await mint(books.desk.service, finding_id)
-    plant(books.desk, "DELETE FROM observed_transfers WHERE tx_hash = %s", tx_hash(26))
+    finding_id = await find_transfer(books.roles.service, 26, at=ago(HOUR))
+    await take(books.roles.service, finding_id, Remedy.CREDIT)
+    await mint(books.roles.service, finding_id)
+    plant(books.roles, "DELETE FROM observed_transfers WHERE tx_hash = %s", tx_hash(26))
 
 
 async def _credited_without_row(books: Books) -> None:
-    attempt = await books.settle(27, payer=await books.desk.open_account(27))
+    attempt = await books.settle(27, payer=await books.roles.open_account(27))
     plant(
-        books.desk,
+        books.roles,
         "WITH gone AS (DELETE FROM credit_ledger WHERE reference = %s AND reason = 'credits_purchase' RETURNING id)"
         " DELETE FROM journal_lines l USING gone WHERE l.entry_id = gone.id",
         str(attempt.id),
@@ -183,9 +183,9 @@ async def _credited_without_row(books: Books) -> None:
 
 
 async def _credited_too_much(books: Books) -> None:
-    attempt = await books.settle(28, payer=await books.desk.open_account(28))
+    attempt = await books.settle(28, payer=await books.roles.open_account(28))
     plant(
-        books.desk,
+        books.roles,
         "WITH e AS (UPDATE credit_ledger SET amount = amount + 5 WHERE reference = %s AND reason = 'credits_purchase'"
         " RETURNING id) UPDATE journal_lines l SET amount = amount + 5 FROM e WHERE l.entry_id = e.id",
         str(attempt.id),
@@ -195,14 +195,14 @@ async def _credited_too_much(books: Books) -> None:
 async def _credited_twice(books: Books) -> None:
     """To another account, which the unique index of each account does not see."""
     attempt = await books.settle(29)
-    other = await books.desk.open_account(8)
-    _post(books.desk, other.billing_account_id, 1_000_000_000, "credits_purchase", str(attempt.id), "cash:usdc")
+    other = await books.roles.open_account(8)
+    _post(books.roles, other.billing_account_id, 1_000_000_000, "credits_purchase", str(attempt.id), "cash:usdc")
 
 
 async def _wrong_bonus(books: Books) -> None:
     attempt = await books.settle(30)
     plant(
-        books.desk,
+        books.roles,
         "WITH e AS (UPDATE credit_ledger SET amount = 1 WHERE reference = %s AND reason = 'platform_revenue_share'"
         " RETURNING id) UPDATE journal_lines l SET amount = 1 FROM e WHERE l.entry_id = e.id",
         str(attempt.id),
@@ -212,19 +212,19 @@ async def _wrong_bonus(books: Books) -> None:
 
 async def _settled_for_another_value(books: Books) -> None:
     attempt = await books.settle(31)
-    plant(books.desk, "UPDATE observed_transfers SET value_raw = value_raw - 1 WHERE tx_hash = %s", attempt.tx_hash)
+    plant(books.roles, "UPDATE observed_transfers SET value_raw = value_raw - 1 WHERE tx_hash = %s", attempt.tx_hash)
 
 
 async def _credited_without_settled_transfer(books: Books) -> None:
     attempt = await books.settle(32)
-    plant(books.desk, "DELETE FROM settled_transfers WHERE attempt_id = %s", attempt.id)
-    plant(books.desk, "DELETE FROM observed_transfers WHERE tx_hash = %s", attempt.tx_hash)
+    plant(books.roles, "DELETE FROM settled_transfers WHERE attempt_id = %s", attempt.id)
+    plant(books.roles, "DELETE FROM observed_transfers WHERE tx_hash = %s", attempt.tx_hash)
 
 
 async def _settled_and_not_credited(books: Books) -> None:
     attempt = await books.settle(33)
     plant(
-        books.desk,
+        books.roles,
         "UPDATE payment_attempts SET status = 'PENDING_UNVERIFIED', revenue_share = NULL WHERE id = %s",
         attempt.id,
     )
@@ -232,35 +232,35 @@ async def _settled_and_not_credited(books: Books) -> None:
 
 
 async def _finding_credited_without_credit(books: Books) -> None:
-    finding_id = await find_transfer(books.desk.service, 34, at=ago(HOUR))
-    plant(books.desk, "UPDATE findings SET resolved_at = now(), resolution = 'credit' WHERE id = %s", finding_id)
+    finding_id = await find_transfer(books.roles.service, 34, at=ago(HOUR))
+    plant(books.roles, "UPDATE findings SET resolved_at = now(), resolution = 'credit' WHERE id = %s", finding_id)
 
 
 async def _no_workflow(books: Books) -> None:
-    attempt = await books.desk.create_submitted(books.payer, 35)
-    plant(books.desk, "UPDATE payment_attempts SET submitted_at = now() - interval '1 h' WHERE id = %s", attempt.id)
+    attempt = await books.roles.create_submitted(books.payer, 35)
+    plant(books.roles, "UPDATE payment_attempts SET submitted_at = now() - interval '1 h' WHERE id = %s", attempt.id)
 
 
 async def _no_bonus(books: Books) -> None:
-    attempt = await books.desk.create_submitted(books.payer, 36)
-    await books.desk.credit(attempt)
-    await observe_payment(books.desk, attempt, at=ago(HOUR))
-    finalise(books.desk, attempt)
+    attempt = await books.roles.create_submitted(books.payer, 36)
+    await books.roles.credit(attempt)
+    await observe_payment(books.roles, attempt, at=ago(HOUR))
+    finalise(books.roles, attempt)
 
 
 async def _nobody_waits_for_finality(books: Books) -> None:
-    attempt = await books.desk.settle(books.payer, 37)
-    await observe_payment(books.desk, attempt, at=ago(HOUR))
+    attempt = await books.roles.settle(books.payer, 37)
+    await observe_payment(books.roles, attempt, at=ago(HOUR))
 
 
 async def _no_bonus_of_an_operators_credit(books: Books) -> None:
-    await take(books.desk.service, await find_transfer(books.desk.service, 38, at=ago(HOUR)), Remedy.CREDIT)
+    await take(books.roles.service, await find_transfer(books.roles.service, 38, at=ago(HOUR)), Remedy.CREDIT)
 
 
 async def _reorganised(books: Books) -> None:
-    attempt = await books.desk.settle(books.payer, 39)
+    attempt = await books.roles.settle(books.payer, 39)
     books.helpers.running.add(attempt.id)
-    with connect(books.desk.database.service_url) as service:
+    with connect(books.roles.database.service_url) as service:
         service.execute(
             "INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address,"
             " value_raw, observed_at) SELECT chain_id, tx_hash, log_index, block_number, block_hash, from_address,"
@@ -270,17 +270,17 @@ async def _reorganised(books: Books) -> None:
 
 
 async def _reversal_of_the_bonus_missing(books: Books) -> None:
-    attempt = await books.desk.settle(books.payer, 40)
-    _reverse(books.desk, attempt)
+    attempt = await books.roles.settle(books.payer, 40)
+    _reverse(books.roles, attempt)
 
 
-def _post(desk: Desk, account: str, amount: int, reason: str, reference: str, contra: str) -> None:
-    with connect(desk.database.service_url) as service:
+def _post(roles: RolePair, account: str, amount: int, reason: str, reference: str, contra: str) -> None:
+    with connect(roles.database.service_url) as service:
         service.execute("SELECT post_entry(%s, %s, %s, %s, %s, '{}')", (account, amount, reason, reference, contra))
 
 
-def _reverse(desk: Desk, attempt: PaymentAttempt, *, bonus: bool = False) -> None:
-    with connect(desk.database.service_url) as service:
+def _reverse(roles: RolePair, attempt: PaymentAttempt, *, bonus: bool = False) -> None:
+    with connect(roles.database.service_url) as service:
         service.execute(
             "INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number,"
             " block_hash, level) SELECT attempt_id, 'reversed', chain_id, tx_hash, log_index, block_number, block_hash,"
@@ -304,7 +304,7 @@ Plant = Callable[[Books], Awaitable[None]]
 
 PLANTED: list[tuple[Plant, list[tuple[str, str]]]] = [
     (_unawaited, [("transfer_without_intent", "operator")]),
-    (_surplus, [("surplus", "operator")]),
+    (_overpayment, [("surplus", "operator")]),
     (_underpaid, [("underpayment", "operator")]),
     (_late, [("late_payment", "operator")]),
     (_wrong_sender_known, [("wrong_sender", "operator")]),
@@ -356,8 +356,8 @@ async def test_what_is_planted_is_found_and_nothing_else(
 
 
 async def test_a_payment_that_was_reversed_is_taken_back_in_the_totals(books: Books) -> None:
-    attempt = await books.desk.settle(books.payer, 50)
-    _reverse(books.desk, attempt, bonus=True)
+    attempt = await books.roles.settle(books.payer, 50)
+    _reverse(books.roles, attempt, bonus=True)
     report = await books.reconcile()
     assert differences(report) == []
     assert report.totals.reversed_credits == report.totals.ledger_credit_credits == 1_000_000_000
@@ -367,15 +367,15 @@ async def test_a_payment_that_was_reversed_is_taken_back_in_the_totals(books: Bo
 
 
 async def test_a_reversed_payment_that_is_on_the_chain_again_waits_for_an_operator(books: Books) -> None:
-    attempt = await books.desk.settle(books.payer, 51)
-    _reverse(books.desk, attempt, bonus=True)
-    await observe_payment(books.desk, attempt, at=ago(HOUR), attempt_id=None)
+    attempt = await books.roles.settle(books.payer, 51)
+    _reverse(books.roles, attempt, bonus=True)
+    await observe_payment(books.roles, attempt, at=ago(HOUR), attempt_id=None)
     report = await books.reconcile()
     assert differences(report) == [("returned_after_reversal", "operator")]
     [found] = report.differences
     assert found.finding_id is not None
-    await take(books.desk.service, found.finding_id, Remedy.CREDIT)
-    await mint(books.desk.service, found.finding_id)
+    await take(books.roles.service, found.finding_id, Remedy.CREDIT)
+    await mint(books.roles.service, found.finding_id)
     report = await books.reconcile()
     assert differences(report) == []
     assert report.totals.operator_credits == CLEAN["operator_credits"] + 1_000_000_000
@@ -384,20 +384,20 @@ async def test_a_reversed_payment_that_is_on_the_chain_again_waits_for_an_operat
 
 async def test_a_transfer_whose_log_has_another_index_now_is_the_same_transfer(books: Books) -> None:
     """Its transaction moved to another block; nobody has said yet where it is for good."""
-    attempt = await books.desk.settle(books.payer, 52)
+    attempt = await books.roles.settle(books.payer, 52)
     books.helpers.running.add(attempt.id)
-    await observe_payment(books.desk, attempt, at=ago(HOUR), log_index=9, block_number=11)
+    await observe_payment(books.roles, attempt, at=ago(HOUR), log_index=9, block_number=11)
     report = await books.reconcile()
     assert (differences(report), report.closes) == ([], True)
 
 
 async def test_two_alike_in_a_transaction_are_two(books: Books) -> None:
-    attempt = await books.desk.create_submitted(books.payer, 53)
-    await books.desk.credit(attempt, transfer_for(attempt, log_index=4))
-    await books.desk.mint(attempt)
-    finalise(books.desk, attempt)
+    attempt = await books.roles.create_submitted(books.payer, 53)
+    await books.roles.credit(attempt, transfer_for(attempt, log_index=4))
+    await books.roles.mint(attempt)
+    finalise(books.roles, attempt)
     for log_index in (2, 4):
-        await observe_payment(books.desk, attempt, at=ago(HOUR), log_index=log_index)
+        await observe_payment(books.roles, attempt, at=ago(HOUR), log_index=log_index)
     report = await books.reconcile()
     [found] = report.differences
     assert (found.kind, found.log_index, found.value_raw) == ("transfer_without_intent", 2, 100_000_000)
@@ -406,50 +406,50 @@ async def test_two_alike_in_a_transaction_are_two(books: Books) -> None:
 
 async def test_what_has_come_just_now_is_left_to_the_watcher(books: Books) -> None:
     now = datetime.now(UTC)
-    await observe(books.desk.service, tx_hash(54), wallet(9), 7_000, at=now, handled=False)
+    await observe(books.roles.service, tx_hash(54), wallet(9), 7_000, at=now, handled=False)
     report = await books.reconcile()
     assert differences(report) == []
     assert (report.totals.in_progress_raw, report.closes) == (7_000, True)
 
 
 async def test_a_transfer_that_an_attempt_waits_for_is_left_to_it(books: Books) -> None:
-    attempt = await books.desk.create_submitted(books.payer, 55)
+    attempt = await books.roles.create_submitted(books.payer, 55)
     books.helpers.running.add(attempt.id)
-    await observe_payment(books.desk, attempt, at=ago(HOUR), handled=False)
+    await observe_payment(books.roles, attempt, at=ago(HOUR), handled=False)
     report = await books.reconcile()
     assert (differences(report), report.closes) == ([], True)
 
 
 async def test_nothing_is_said_of_blocks_that_the_watcher_has_not_been_through(books: Books) -> None:
     for number, block in ((56, 0), (57, 1_001)):
-        attempt = await books.desk.create_submitted(books.payer, number)
-        await books.desk.credit(attempt, transfer_for(attempt, block_number=block))
-        await books.desk.mint(attempt)
-        finalise(books.desk, attempt)
+        attempt = await books.roles.create_submitted(books.payer, number)
+        await books.roles.credit(attempt, transfer_for(attempt, block_number=block))
+        await books.roles.mint(attempt)
+        finalise(books.roles, attempt)
     # One was settled before the chain was followed at all, the other one a moment ago.
-    plant(books.desk, "UPDATE chain_cursors SET created_at = now() + interval '1 minute'")
+    plant(books.roles, "UPDATE chain_cursors SET created_at = now() + interval '1 minute'")
     report = await books.reconcile()
     assert (differences(report), report.closes) == ([], True)
     assert report.totals.unobserved_raw == 200_000_000
-    plant(books.desk, "UPDATE chain_cursors SET first_block = 0, block_number = 1001")
+    plant(books.roles, "UPDATE chain_cursors SET first_block = 0, block_number = 1001")
     assert (await books.reconcile()).counts == {"ledger_without_transfer": 2}
 
 
 async def test_another_chains_payments_are_another_reconciliations(books: Books) -> None:
-    attempt = await books.desk.create(books.payer, chain_id=10)
-    attempt = (await books.desk.submit(attempt, tx_hash(58))).attempt
-    await books.desk.credit(attempt)
-    await books.desk.mint(attempt)
+    attempt = await books.roles.create(books.payer, chain_id=10)
+    attempt = (await books.roles.submit(attempt, tx_hash(58))).attempt
+    await books.roles.credit(attempt)
+    await books.roles.mint(attempt)
     report = await books.reconcile()
     assert {name: value for name, value in report.totals.by_name().items() if value} == CLEAN
     assert report.is_well
 
 
 async def test_what_is_pending_with_a_workflow_at_work_is_no_difference(books: Books) -> None:
-    pending = await books.desk.create_submitted(books.payer, 59)
-    credited = await books.desk.create_submitted(books.payer, 60)
-    await books.desk.credit(credited)
-    await observe_payment(books.desk, credited, at=ago(HOUR))
+    pending = await books.roles.create_submitted(books.payer, 59)
+    credited = await books.roles.create_submitted(books.payer, 60)
+    await books.roles.credit(credited)
+    await observe_payment(books.roles, credited, at=ago(HOUR))
     books.helpers.running |= {pending.id, credited.id}
     assert differences(await books.reconcile()) == []
 
@@ -521,13 +521,13 @@ async def test_scheduled_periods_follow_one_another_in_whole_hours(books: Books)
         await reconciliation.default_period(whole_hours=True)
 
 
-async def test_a_chain_that_nobody_follows_cannot_be_reconciled_by_the_clock(desk: Desk) -> None:
+async def test_a_chain_that_nobody_follows_cannot_be_reconciled_by_the_clock(roles: RolePair) -> None:
     with pytest.raises(WatcherBehind, match="not been followed"):
-        await Books(desk, await desk.open_account(1)).reconciliation().default_period(whole_hours=True)
+        await Books(roles, await roles.open_account(1)).reconciliation().default_period(whole_hours=True)
 
 
 async def test_a_watcher_that_lags_is_told(books: Books) -> None:
-    plant(books.desk, "UPDATE chain_cursors SET updated_at = now() - interval '20 min'")
+    plant(books.roles, "UPDATE chain_cursors SET updated_at = now() - interval '20 min'")
     report = await books.reconcile()
     assert differences(report) == [("watcher_behind", "notice")]
     assert report.is_well
@@ -545,7 +545,7 @@ async def test_an_alarm_that_an_operator_leaves_as_it_is_does_not_ring_again(boo
     assert (report.counts["ledger_without_transfer"], report.closes) == (2, False)
     for found in report.differences:
         if found.finding_id:
-            await take(books.desk.service, found.finding_id, Remedy.WRITE_OFF)
+            await take(books.roles.service, found.finding_id, Remedy.WRITE_OFF)
     after = await books.reconcile()
     assert (differences(after), after.closes) == ([], True)
     assert after.totals.excused_debit_credits == 500
@@ -555,29 +555,29 @@ async def test_an_alarm_that_is_looked_at_again_rings_again_while_it_is_true(boo
     await _credited_without_transfer(books)
     [found] = (await books.reconcile()).differences
     assert found.finding_id is not None
-    await take(books.desk.service, found.finding_id, Remedy.RETRY)
+    await take(books.roles.service, found.finding_id, Remedy.RETRY)
     [again] = (await books.reconcile()).differences
     assert again.finding_id == found.finding_id
-    assert (await stored(books.desk.service, found.finding_id)).times_opened == 2
-    await take(books.desk.service, found.finding_id, Remedy.RETRY)
-    await observe(books.desk.service, tx_hash(25), wallet(1), 100_000_000, at=ago(HOUR))
+    assert (await stored(books.roles.service, found.finding_id)).times_opened == 2
+    await take(books.roles.service, found.finding_id, Remedy.RETRY)
+    await observe(books.roles.service, tx_hash(25), wallet(1), 100_000_000, at=ago(HOUR))
     assert differences(await books.reconcile()) == []
 
 
 async def test_a_finding_whose_transfer_has_paid_since_is_closed_by_it(books: Books) -> None:
-    finding_id = await find_transfer(books.desk.service, 63, sender=wallet(1), value_raw=100_000_000, at=ago(HOUR))
-    attempt = await books.desk.settle(books.payer, 63)
-    finalise(books.desk, attempt)
+    finding_id = await find_transfer(books.roles.service, 63, sender=wallet(1), value_raw=100_000_000, at=ago(HOUR))
+    attempt = await books.roles.settle(books.payer, 63)
+    finalise(books.roles, attempt)
     assert differences(await books.reconcile()) == []
-    assert (await stored(books.desk.service, finding_id)).resolution == "settled"
+    assert (await stored(books.roles.service, finding_id)).resolution == "settled"
 
 
 async def test_two_at_once_find_the_same_and_write_it_down_once(books: Books) -> None:
-    for planted in (_unawaited, _surplus, _credited_without_transfer, _row_without_attempt):
+    for planted in (_unawaited, _overpayment, _credited_without_transfer, _row_without_attempt):
         await planted(books)
     reports = await asyncio.gather(*(books.reconcile() for _ in range(3)))
     assert len({frozenset(report.counts.items()) for report in reports}) == 1
-    open_ = scalar(books.desk.database.superuser_url, "SELECT count(*) FROM findings WHERE resolved_at IS NULL")
+    open_ = scalar(books.roles.database.superuser_url, "SELECT count(*) FROM findings WHERE resolved_at IS NULL")
     assert open_ == 4
 
 
@@ -600,7 +600,7 @@ async def test_all_of_it_is_as_of_one_moment(books: Books) -> None:
 
     def on_progress(words: str) -> None:
         if "reading the journal" in words:
-            _post(books.desk, books.payer.billing_account_id, 500, "gift", "meanwhile", "cash:usdc")
+            _post(books.roles, books.payer.billing_account_id, 500, "gift", "meanwhile", "cash:usdc")
 
     report = await books.reconciliation().run(ago(6 * HOUR), ago(-HOUR), on_progress=on_progress)
     assert (differences(report), report.closes) == ([], True)
@@ -612,24 +612,24 @@ async def test_without_temporal_the_books_are_reconciled_all_the_same(books: Boo
         raise TemporalUnavailable(f"nobody answers for {attempt_id}")
 
     await _no_bonus(books)
-    report = await books.reconcile(pick_up=silent)
+    report = await books.reconcile(resume_payment=silent)
     assert differences(report) == [("workflows_not_asked", "notice")]
     assert report.closes
 
 
 async def test_what_was_finished_meanwhile_is_not_started(books: Books) -> None:
     """The bonus came between the reading and the asking: nobody is asked at all."""
-    attempt = await books.desk.create_submitted(books.payer, 64)
-    await books.desk.credit(attempt)
-    await observe_payment(books.desk, attempt, at=ago(HOUR))
-    finalise(books.desk, attempt)
+    attempt = await books.roles.create_submitted(books.payer, 64)
+    await books.roles.credit(attempt)
+    await observe_payment(books.roles, attempt, at=ago(HOUR))
+    finalise(books.roles, attempt)
     reconciliation = books.reconciliation()
     told: list[str] = []
 
     def on_progress(words: str) -> None:
         told.append(words)
         if "reading the journal" in words:
-            with connect(books.desk.database.service_url) as service:
+            with connect(books.roles.database.service_url) as service:
                 service.execute(
                     "SELECT post_entry('cogni_system', 750000000, 'platform_revenue_share', %s,"
                     " 'expense:platform_revenue_share', '{}')",

@@ -20,10 +20,10 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.findings import Remedy
 from domain.operations.resolutions import RemedyRequest, TakenRemedy, parse_request
 from starter import resolutions as starter
-from starter.resolutions import carry_out, start_remedy
+from starter.resolutions import execute, start_remedy
 from tests.reconciliation.planting import REASON, find_receipt, find_transfer, take
 from tests.support.engine import RESULT_TIMEOUT, Engine
-from tests.support.payments import CHAIN_ID, SHARE, TREASURY, Desk
+from tests.support.payments import CHAIN_ID, SHARE, TREASURY, RolePair
 from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import query, scalar
 from workflows.naming import resolve_workflow_id
@@ -58,36 +58,36 @@ class _Believing(RemedyActivities):
 
 
 @pytest.fixture
-def remedies(desk: Desk) -> RemedyActivities:
+def remedies(roles: RolePair) -> RemedyActivities:
     """The activities, on the desk's database."""
     nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
     preconditions = SettlementPreconditions(nobody, TREASURY)
-    return _Believing(desk.service, nobody, preconditions, revenue_share=SHARE, min_confirmations=1)
+    return _Believing(roles.service, nobody, preconditions, revenue_share=SHARE, min_confirmations=1)
 
 
-def postings(desk: Desk) -> dict[str, int]:
+def postings(roles: RolePair) -> dict[str, int]:
     """What was posted, by reason."""
-    return dict(query(desk.database.superuser_url, "SELECT reason, sum(amount)::bigint FROM credit_ledger GROUP BY 1"))
+    return dict(query(roles.database.superuser_url, "SELECT reason, sum(amount)::bigint FROM credit_ledger GROUP BY 1"))
 
 
 async def test_a_credit_twice_in_a_row_and_twice_at_once_is_one_credit_and_one_bonus(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
-    finding_id = await find_transfer(desk.service, 1)
+    finding_id = await find_transfer(roles.service, 1)
     async with worker(namespace, remedies):
-        together = await asyncio.gather(*(carry_out(namespace.client, asked(finding_id)) for _ in range(4)))
-        later = await carry_out(namespace.client, asked(finding_id))
+        together = await asyncio.gather(*(execute(namespace.client, asked(finding_id)) for _ in range(4)))
+        later = await execute(namespace.client, asked(finding_id))
     assert {(taken.amount_credits, taken.bonus_credits) for taken in (*together, later)} == {(CREDITS, BONUS)}
     assert len({taken.taken_at for taken in (*together, later)}) == 1
     assert later.is_repeated
-    assert postings(desk) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
-    assert await desk.books() == []
+    assert postings(roles) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
+    assert await roles.books() == []
 
 
 async def test_a_worker_that_dies_between_the_credit_and_the_bonus_leaves_the_bonus_to_the_next(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
-    finding_id = await find_transfer(desk.service, 1)
+    finding_id = await find_transfer(roles.service, 1)
     reached = asyncio.Event()
 
     @activity.defn(name="mint_bonus_of_credit")
@@ -98,74 +98,74 @@ async def test_a_worker_that_dies_between_the_credit_and_the_bonus_leaves_the_bo
     async with worker(namespace, None, remedies.take_remedy, dies):
         handle = await start_remedy(namespace.client, asked(finding_id))
         await asyncio.wait_for(reached.wait(), RESULT_TIMEOUT.total_seconds())
-    assert postings(desk) == {"operator_credit": CREDITS}
+    assert postings(roles) == {"operator_credit": CREDITS}
     async with worker(namespace, remedies):
         assert (await handle.result(rpc_timeout=RESULT_TIMEOUT)).bonus_credits == BONUS
-    assert postings(desk) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
+    assert postings(roles) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
 
 
 async def test_a_credit_whose_workflow_was_lost_gets_its_bonus_from_the_same_remedy_again(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
     """Temporal knows nothing of the credit; the database does."""
-    finding_id = await find_transfer(desk.service, 1)
-    await take(desk.service, finding_id, Remedy.CREDIT)
+    finding_id = await find_transfer(roles.service, 1)
+    await take(roles.service, finding_id, Remedy.CREDIT)
     async with worker(namespace, remedies):
-        taken = await carry_out(namespace.client, asked(finding_id))
+        taken = await execute(namespace.client, asked(finding_id))
     assert (taken.is_repeated, taken.bonus_credits) == (True, BONUS)
-    assert postings(desk) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
+    assert postings(roles) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
 
 
 async def test_a_refusal_is_told_and_another_try_may_be_right(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
-    finding_id = await find_transfer(desk.service, 1)
+    finding_id = await find_transfer(roles.service, 1)
     client = namespace.client
     async with worker(namespace, remedies):
         with pytest.raises(RemedyRefused, match="no billing account nobody"):
-            await carry_out(client, asked(finding_id, billing_account_id="nobody"))
+            await execute(client, asked(finding_id, billing_account_id="nobody"))
         with pytest.raises(RemedyRefused, match="own account"):
-            await carry_out(client, asked(finding_id, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID))
+            await execute(client, asked(finding_id, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID))
         with pytest.raises(FindingNotFound):
-            await carry_out(client, asked(uuid4()))
-        taken = await carry_out(client, asked(finding_id))
+            await execute(client, asked(uuid4()))
+        taken = await execute(client, asked(finding_id))
         with pytest.raises(RemedyRefused, match="resolved: credit of 50000000 credits to account .* by ada"):
-            await carry_out(client, asked(finding_id, Remedy.WRITE_OFF))
+            await execute(client, asked(finding_id, Remedy.WRITE_OFF))
         with pytest.raises(RemedyRefused, match="resolved: credit"):
-            await carry_out(client, asked(finding_id, billing_account_id="nobody"))
+            await execute(client, asked(finding_id, billing_account_id="nobody"))
     assert taken.amount_credits == CREDITS
-    assert scalar(desk.database.superuser_url, "SELECT count(*) FROM operator_actions") == 1
+    assert scalar(roles.database.superuser_url, "SELECT count(*) FROM operator_actions") == 1
 
 
 async def test_whoever_joins_a_run_with_another_target_is_told_the_truth(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
     """Both start while no worker is there, so that the second joins the first's run."""
-    finding_id = await find_transfer(desk.service, 1)
-    other = await desk.open_account(2)
+    finding_id = await find_transfer(roles.service, 1)
+    other = await roles.open_account(2)
     await start_remedy(namespace.client, asked(finding_id))
     joining = asyncio.create_task(
-        carry_out(namespace.client, asked(finding_id, billing_account_id=other.billing_account_id))
+        execute(namespace.client, asked(finding_id, billing_account_id=other.billing_account_id))
     )
     handle = namespace.client.get_workflow_handle(resolve_workflow_id(finding_id, Remedy.CREDIT))
     assert (await handle.describe()).id == f"resolve-finding-{finding_id}-credit"
     async with worker(namespace, remedies):
         with pytest.raises(RemedyRefused, match="resolved: credit of 50000000"):
             await joining
-    assert await desk.balance(other.billing_account_id) == 0
+    assert await roles.balance(other.billing_account_id) == 0
 
 
 async def test_without_a_worker_it_is_on_record_and_says_so(
-    desk: Desk, namespace: Namespace, remedies: RemedyActivities, monkeypatch: pytest.MonkeyPatch
+    roles: RolePair, namespace: Namespace, remedies: RemedyActivities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finding_id = await find_transfer(desk.service, 1)
+    finding_id = await find_transfer(roles.service, 1)
     monkeypatch.setattr(starter, "ANSWER_TIMEOUT", starter.ANSWER_TIMEOUT / 60)
     with pytest.raises(TemporalUnavailable, match="no worker has answered yet"):
-        await carry_out(namespace.client, asked(finding_id, Remedy.WRITE_OFF))
+        await execute(namespace.client, asked(finding_id, Remedy.WRITE_OFF))
     async with worker(namespace, remedies):
         handle = namespace.client.get_workflow_handle(resolve_workflow_id(finding_id, Remedy.WRITE_OFF))
         await handle.result(rpc_timeout=RESULT_TIMEOUT)
-    assert scalar(desk.database.superuser_url, "SELECT resolution FROM findings") == "write_off"
+    assert scalar(roles.database.superuser_url, "SELECT resolution FROM findings") == "write_off"
 
 
 async def test_a_submitted_transfer_that_was_credited_ends_its_attempt_and_pays_nothing_twice(engine: Engine) -> None:
@@ -173,7 +173,7 @@ async def test_a_submitted_transfer_that_was_credited_ends_its_attempt_and_pays_
     payer, intent, sent = await engine.buy()
     finding_id = await find_receipt(engine, sent, payer.wallet_address, intent.amount_raw)
     async with engine.worker():
-        taken = await carry_out(engine.namespace.client, asked(finding_id))
+        taken = await execute(engine.namespace.client, asked(finding_id))
         await engine.submit(payer, intent, sent)
         result = await engine.result(intent.attempt_id)
     assert (result.status, result.error_code) == ("REJECTED", "TX_ALREADY_SETTLED")

@@ -89,7 +89,7 @@ async def test_a_payment_that_waits_says_what_for_from_all_three_sides(engine: E
         sent = await engine.pay(intent)
         await engine.submit(payer, intent, sent)
         await chain.mine(1)
-        await engine.looked_at(intent.attempt_id, "1 of 2 confirmations")
+        await engine.polled(intent.attempt_id, "1 of 2 confirmations")
         found = await _diagnose(engine, intent.attempt_id, ui_url="http://ui.example/")
         assert found.explanation == "Not credited yet: 1 of 2 confirmations."
         assert found.chain == "1 of 2 confirmations"

@@ -22,7 +22,7 @@ from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import wait_until
 from domain.money import DEFAULT_REVENUE_SHARE
 from domain.payments.attempt import PaymentAttempt, Purpose
-from domain.payments.verification import Verified, judge, terms_of
+from domain.payments.verification import Verified, evaluate, terms_of
 from services.payments import lifecycle as payments
 from settings import Settings, load
 from starter.models import AttemptView, Intent
@@ -117,7 +117,7 @@ class Engine:
         sent = await self.pay_and_confirm(intent)
         async with self.settlement.transaction(payer.user_id) as connection:
             submitted = await payments.submit(connection, intent.attempt_id, sent, submitted_at=datetime.now(UTC))
-            verdict = judge(
+            verdict = evaluate(
                 terms_of(submitted.attempt), sent, await self.reader.look(sent), min_confirmations=MIN_CONFIRMATIONS
             )
             assert isinstance(verdict, Verified)
@@ -156,7 +156,7 @@ class Engine:
         await wait_until(holds, timeout_seconds=PATIENCE_SECONDS, what=what)
         return seen[-1]
 
-    async def looked_at(self, attempt_id: UUID, words: str) -> WorkflowState:
+    async def polled(self, attempt_id: UUID, words: str) -> WorkflowState:
         """The workflow's state as soon as a look at the chain has said `words`."""
         return await self.waits(
             attempt_id,

@@ -39,7 +39,7 @@ class Fault(BaseModel):
     moment: Moment = Moment.BEFORE_COMMIT
     action: Action = Action.KILL
     ledger_start_to_close_seconds: float | None = None
-    look_start_to_close_seconds: float | None = None
+    poll_start_to_close_seconds: float | None = None
     sticky_seconds: float | None = None
     idle_in_transaction_timeout: str | None = None
     activities_only: bool = False
@@ -58,7 +58,7 @@ def shortened(activity: str = "", moment: Moment = Moment.BEFORE_COMMIT) -> Faul
         activity=activity,
         moment=moment,
         ledger_start_to_close_seconds=2,
-        look_start_to_close_seconds=3,
+        poll_start_to_close_seconds=3,
         sticky_seconds=0.5,
     )
 

@@ -14,7 +14,7 @@ from db.accounts.wallets import Payer
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.ledger import entries as ledger
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
-from domain.payments.finality import FinalityLevel, Gone
+from domain.payments.finality import FinalityLevel, ReorgedOut
 from domain.payments.verification import Refused, SettledTransfer
 from services.payments import lifecycle as payments
 from tests.support.oracle import check_books
@@ -80,12 +80,12 @@ def transfer_for(attempt: PaymentAttempt, **changes: Any) -> SettledTransfer:
     return SettledTransfer(**values | changes)
 
 
-def gone(attempt: PaymentAttempt) -> Gone:
+def gone(attempt: PaymentAttempt) -> ReorgedOut:
     """The verdict that the chain has taken an attempt's transfer back."""
-    return Gone(transfer=transfer_for(attempt), level=FinalityLevel.FINALIZED, message="it was reorganised away")
+    return ReorgedOut(transfer=transfer_for(attempt), level=FinalityLevel.FINALIZED, message="it was reorganised away")
 
 
-class Desk:
+class RolePair:
     """All roles on one database, each step in a transaction of its own as the activities open it."""
 
     def __init__(self, database: Database, *, pool_size: int = 20) -> None:
@@ -106,7 +106,7 @@ class Desk:
             await payments.create_intent(connection, attempt)
         return attempt
 
-    async def submit(self, attempt: PaymentAttempt, hash_: str, *, at: datetime = NOW) -> payments.Ending:
+    async def submit(self, attempt: PaymentAttempt, hash_: str, *, at: datetime = NOW) -> payments.AttemptOutcome:
         """The payer hands in a hash."""
         async with self.app.transaction(attempt.owner_user_id) as connection:
             return await payments.submit(connection, attempt.id, hash_, submitted_at=at)
@@ -117,7 +117,7 @@ class Desk:
 
     async def credit(
         self, attempt: PaymentAttempt, transfer: SettledTransfer | None = None, *, share: Decimal = SHARE
-    ) -> payments.Ending:
+    ) -> payments.AttemptOutcome:
         """The credit of whoever the attempt's purpose names."""
         transfer = transfer or transfer_for(attempt)
         if attempt.purpose is Purpose.SELF:
@@ -128,10 +128,10 @@ class Desk:
 
     async def mint(self, attempt: PaymentAttempt) -> ledger.PostedEntry | None:
         """The system tenant's bonus for an attempt."""
-        async with self.service.single_statement() as connection:
+        async with self.service.autocommit() as connection:
             return await payments.mint_revenue_share(connection, attempt.id)
 
-    async def reverse(self, attempt: PaymentAttempt) -> payments.Ending:
+    async def reverse(self, attempt: PaymentAttempt) -> payments.AttemptOutcome:
         """Take back what the chain has taken back."""
         async with self.service.transaction() as connection:
             return await payments.reverse_payment(connection, attempt.id, gone(attempt))
@@ -141,7 +141,7 @@ class Desk:
         async with self.service.transaction() as connection:
             return await payments.reverse_bonus(connection, attempt.id)
 
-    async def refuse(self, attempt: PaymentAttempt, refused: Refused = WRONG_PAYMENT) -> payments.Ending:
+    async def refuse(self, attempt: PaymentAttempt, refused: Refused = WRONG_PAYMENT) -> payments.AttemptOutcome:
         """The attempt ends without credits."""
         async with self.settlement.transaction(attempt.owner_user_id) as connection:
             return await payments.refuse(connection, attempt.id, refused)
@@ -176,10 +176,10 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(database: Database, *, pool_size: int = 20) -> AsyncIterator[Desk]:
+async def open_roles(database: Database, *, pool_size: int = 20) -> AsyncIterator[RolePair]:
     """A desk for the length of a block."""
-    desk = Desk(database, pool_size=pool_size)
+    roles = RolePair(database, pool_size=pool_size)
     try:
-        yield desk
+        yield roles
     finally:
-        await desk.dispose()
+        await roles.dispose()

@@ -12,7 +12,7 @@ from aiohttp import web
 
 TOKEN = "s3cret-token"
 
-Answer = Callable[[web.Request], Awaitable[web.Response]]
+ResponseModel = Callable[[web.Request], Awaitable[web.Response]]
 
 
 async def accept(_: web.Request) -> web.Response:
@@ -24,7 +24,7 @@ async def accept(_: web.Request) -> web.Response:
 class Sink:
     """An HTTP receiver of events."""
 
-    answer: Answer = accept
+    answer: ResponseModel = accept
     documents: list[dict[str, Any]] = field(default_factory=list)
     content_types: list[str] = field(default_factory=list)
     url: str = ""

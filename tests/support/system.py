@@ -202,13 +202,13 @@ class PaymentSystem(Engine):
         for tx_hash in tx_hashes:
             await self.chain.wait_for_receipt(tx_hash)
 
-    async def hand_in(self, payment: Payment) -> AttemptView:
+    async def submit_payment(self, payment: Payment) -> AttemptView:
         """Submit the payment's hash."""
         return await self.submit(payment.payer, payment.intent, payment.tx_hash)
 
     async def record_without_worker(self, payment: Payment) -> None:
         """Submit, leaving the answer to whichever worker comes later: the workflow is started when this returns."""
-        view = await self.hand_in(payment)
+        view = await self.submit_payment(payment)
         assert view.status is AttemptStatus.PENDING_UNVERIFIED
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
@@ -282,7 +282,7 @@ class PaymentSystem(Engine):
         payment = await self.purchase()
         async with self.locked_system_tenant():
             worker = self.start_worker()
-            await self.hand_in(payment)
+            await self.submit_payment(payment)
             await self.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
             await self.lock_waiters(1)
             yield payment, worker

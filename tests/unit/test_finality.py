@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from domain.chain import Receipt, TransferLog
 from domain.payments.finality import (
-    LOOK_DELAY_MAX,
+    POLL_DELAY_MAX,
     Final,
     FinalityLevel,
     FinalityPolicy,
-    Gone,
+    InclusionReport,
     NotFinal,
-    Sighting,
-    judge_absence,
-    judge_presence,
+    ReorgedOut,
+    evaluate_absence,
+    evaluate_presence,
     locate,
-    next_look_delay,
+    next_poll_delay,
 )
 from domain.payments.verification import PaymentTerms, SettledTransfer
 
@@ -62,23 +62,25 @@ def _receipt(*logs: TransferLog, block: int = 100, block_hash: str = OLD_BLOCK, 
     )
 
 
-def _sighting(
+def _inclusion_report(
     name: str = "a",
     head: int = 200,
     receipt: Receipt | None = None,
     at_height: str | None = NEW_BLOCK,
     chain_id: int = SETTLED.chain_id,
-) -> Sighting:
-    return Sighting(endpoint=name, chain_id=chain_id, head_number=head, receipt=receipt, block_at_height=at_height)
+) -> InclusionReport:
+    return InclusionReport(
+        endpoint=name, chain_id=chain_id, head_number=head, receipt=receipt, block_at_height=at_height
+    )
 
 
 def _absence(
-    *sightings: Sighting, endpoints: int = 1, final_up_to: int = 200, since: int | None = 150
-) -> Gone | NotFinal:
-    return judge_absence(
+    *inclusion_reports: InclusionReport, endpoints: int = 1, final_up_to: int = 200, since: int | None = 150
+) -> ReorgedOut | NotFinal:
+    return evaluate_absence(
         TERMS,
         SETTLED,
-        sightings,
+        inclusion_reports,
         LEVEL,
         endpoints=endpoints,
         final_up_to=final_up_to,
@@ -141,42 +143,42 @@ def test_a_transaction_that_reverts_in_its_new_block_does_not_pay_any_more() -> 
 
 @pytest.mark.parametrize(("final_up_to", "final"), [(99, False), (100, True), (101, True)])
 def test_a_transfer_is_final_as_soon_as_its_block_is(final_up_to: int, final: bool) -> None:
-    verdict = judge_presence(SETTLED, LEVEL, final_up_to=final_up_to)
+    verdict = evaluate_presence(SETTLED, LEVEL, final_up_to=final_up_to)
     assert isinstance(verdict, Final if final else NotFinal)
 
 
 def test_who_waits_reads_how_many_blocks_are_to_go() -> None:
-    verdict = judge_presence(SETTLED, LEVEL, final_up_to=92)
+    verdict = evaluate_presence(SETTLED, LEVEL, final_up_to=92)
     assert isinstance(verdict, NotFinal)
     assert verdict.message == "in block 100; finalized is block 92, 8 to go"
-    assert next_look_delay(verdict, block_time=timedelta(seconds=2)) == timedelta(seconds=16)
-    assert next_look_delay(verdict, block_time=timedelta(minutes=5)) == LOOK_DELAY_MAX
+    assert next_poll_delay(verdict, block_time=timedelta(seconds=2)) == timedelta(seconds=16)
+    assert next_poll_delay(verdict, block_time=timedelta(minutes=5)) == POLL_DELAY_MAX
 
 
 # -- absent
 
 
 def test_a_transfer_is_gone_when_its_height_and_the_head_that_missed_it_are_final_without_it() -> None:
-    assert isinstance(_absence(_sighting(), final_up_to=150, since=150), Gone)
+    assert isinstance(_absence(_inclusion_report(), final_up_to=150, since=150), ReorgedOut)
 
 
 @pytest.mark.parametrize(("final_up_to", "since"), [(149, 150), (99, 50)])
 def test_it_has_until_then_to_come_back(final_up_to: int, since: int) -> None:
-    verdict = _absence(_sighting(), final_up_to=final_up_to, since=since)
+    verdict = _absence(_inclusion_report(), final_up_to=final_up_to, since=since)
     assert isinstance(verdict, NotFinal)
     assert (verdict.missing_blocks, verdict.missing_since_head) == (1, since)
 
 
 def test_the_time_to_come_back_begins_with_the_first_look_that_misses_it() -> None:
-    verdict = _absence(_sighting(head=200), final_up_to=190, since=None)
+    verdict = _absence(_inclusion_report(head=200), final_up_to=190, since=None)
     assert isinstance(verdict, NotFinal)
     assert (verdict.missing_since_head, verdict.missing_blocks) == (200, 10)
 
 
 @pytest.mark.parametrize(("sightings", "endpoints", "gone"), [(1, 1, True), (1, 2, False), (2, 3, True), (1, 3, False)])
-def test_most_nodes_have_to_say_so(sightings: int, endpoints: int, gone: bool) -> None:
-    verdict = _absence(*(_sighting(str(n)) for n in range(sightings)), endpoints=endpoints)
-    assert isinstance(verdict, Gone if gone else NotFinal)
+def test_most_nodes_have_to_say_so(inclusion_reports: int, endpoints: int, gone: bool) -> None:
+    verdict = _absence(*(_inclusion_report(str(n)) for n in range(inclusion_reports)), endpoints=endpoints)
+    assert isinstance(verdict, ReorgedOut if gone else NotFinal)
 
 
 def test_nobody_who_answers_is_no_proof() -> None:
@@ -184,30 +186,30 @@ def test_nobody_who_answers_is_no_proof() -> None:
 
 
 def test_one_node_that_has_it_is_enough_to_wait_and_the_time_begins_anew() -> None:
-    moved = _sighting("b", receipt=_receipt(_log(), block=103, block_hash=NEW_BLOCK))
-    verdict = _absence(_sighting("a"), moved, _sighting("c"), endpoints=3)
+    moved = _inclusion_report("b", receipt=_receipt(_log(), block=103, block_hash=NEW_BLOCK))
+    verdict = _absence(_inclusion_report("a"), moved, _inclusion_report("c"), endpoints=3)
     assert isinstance(verdict, NotFinal)
     assert verdict.missing_since_head is None
 
 
 def test_a_node_that_has_the_block_and_not_the_payment_contradicts_itself() -> None:
-    assert isinstance(_absence(_sighting(at_height=OLD_BLOCK)), NotFinal)
-    lie = _sighting(at_height=OLD_BLOCK, receipt=_receipt(block=100))
+    assert isinstance(_absence(_inclusion_report(at_height=OLD_BLOCK)), NotFinal)
+    lie = _inclusion_report(at_height=OLD_BLOCK, receipt=_receipt(block=100))
     assert isinstance(_absence(lie), NotFinal)
 
 
 def test_a_node_that_does_not_have_the_height_yet_cannot_know() -> None:
-    assert isinstance(_absence(_sighting(at_height=None)), NotFinal)
+    assert isinstance(_absence(_inclusion_report(at_height=None)), NotFinal)
 
 
 def test_a_payment_that_failed_in_its_new_block_is_gone() -> None:
-    failed = _sighting(receipt=_receipt(block=103, block_hash=NEW_BLOCK, succeeded=False))
-    assert isinstance(_absence(failed), Gone)
+    failed = _inclusion_report(receipt=_receipt(block=103, block_hash=NEW_BLOCK, succeeded=False))
+    assert isinstance(_absence(failed), ReorgedOut)
 
 
 SIGHTINGS = st.lists(
     st.builds(
-        _sighting,
+        _inclusion_report,
         st.sampled_from("abcde"),
         st.integers(90, 300),
         st.sampled_from([None, _receipt(_log()), _receipt(_log(), block=103, block_hash=NEW_BLOCK), _receipt()]),
@@ -219,21 +221,24 @@ SIGHTINGS = st.lists(
 
 @given(SIGHTINGS, st.integers(1, 5), st.integers(0, 300), st.one_of(st.none(), st.integers(90, 300)))
 def test_nothing_is_gone_that_one_node_shows_or_that_is_not_final(
-    sightings: list[Sighting], endpoints: int, final_up_to: int, since: int | None
+    inclusion_reports: list[InclusionReport], endpoints: int, final_up_to: int, since: int | None
 ) -> None:
-    verdict = _absence(*sightings, endpoints=endpoints, final_up_to=final_up_to, since=since)
-    if isinstance(verdict, Gone):
-        assert all(sighting.block_at_height == NEW_BLOCK for sighting in sightings)
-        assert not any(sighting.receipt and locate(TERMS, SETTLED, sighting.receipt) for sighting in sightings)
+    verdict = _absence(*inclusion_reports, endpoints=endpoints, final_up_to=final_up_to, since=since)
+    if isinstance(verdict, ReorgedOut):
+        assert all(inclusion_report.block_at_height == NEW_BLOCK for inclusion_report in inclusion_reports)
+        assert not any(
+            inclusion_report.receipt and locate(TERMS, SETTLED, inclusion_report.receipt)
+            for inclusion_report in inclusion_reports
+        )
         assert final_up_to >= SETTLED.block_number
-        assert len(sightings) > endpoints / 2
+        assert len(inclusion_reports) > endpoints / 2
 
 
 @pytest.mark.parametrize("strangers", [1, 2, 3])
 def test_a_payment_is_not_gone_because_another_chain_does_not_have_it(strangers: int) -> None:
     """One such answer among the nodes is enough: which of them the load balancer asked is not known either."""
-    others = [_sighting(f"other {n}", head=2_000, chain_id=SETTLED.chain_id + 1) for n in range(strangers)]
-    own = [_sighting(f"own {n}") for n in range(3 - strangers)]
+    others = [_inclusion_report(f"other {n}", head=2_000, chain_id=SETTLED.chain_id + 1) for n in range(strangers)]
+    own = [_inclusion_report(f"own {n}") for n in range(3 - strangers)]
     verdict = _absence(*own, *others, endpoints=3, final_up_to=2_000, since=150)
     assert isinstance(verdict, NotFinal)
     # Nor does its height count as the one at which the payment was first missed.

@@ -12,8 +12,8 @@ from domain.operations.governance import (
     HeartbeatStatus,
     Income,
     Reading,
+    evaluate_heartbeat,
     heartbeat_event,
-    judge_heartbeat,
     low_balance_event,
 )
 
@@ -29,8 +29,8 @@ GOOD = Reading(
 )
 
 
-def judge(*, was_low: bool = False, **changes: Any) -> Heartbeat:
-    return judge_heartbeat(
+def evaluate(*, was_low: bool = False, **changes: Any) -> Heartbeat:
+    return evaluate_heartbeat(
         GOOD.model_copy(update=changes),
         key="beat/1",
         scheduled_at=NOW,
@@ -43,7 +43,7 @@ def judge(*, was_low: bool = False, **changes: Any) -> Heartbeat:
 
 
 def test_all_is_well() -> None:
-    beat = judge()
+    beat = evaluate()
     assert (beat.status, beat.is_low, beat.crossed, beat.problems) == (HeartbeatStatus.OK, False, False, ())
     assert (beat.head_number, beat.head_age_seconds) == (9, 60)
 
@@ -63,13 +63,13 @@ def test_all_is_well() -> None:
 def test_the_voice_is_raised_when_the_balance_falls_below_the_threshold(
     balance: int | None, was_low: bool, is_low: bool, crossed: bool
 ) -> None:
-    beat = judge(balance_credits=balance, was_low=was_low)
+    beat = evaluate(balance_credits=balance, was_low=was_low)
     assert (beat.is_low, beat.crossed) == (is_low, crossed)
 
 
 def test_a_low_balance_is_no_failure_and_a_failure_is_worse() -> None:
-    assert judge(balance_credits=99).status is HeartbeatStatus.LOW
-    assert judge(balance_credits=99, problems=("x",)).status is HeartbeatStatus.FAILED
+    assert evaluate(balance_credits=99).status is HeartbeatStatus.LOW
+    assert evaluate(balance_credits=99, problems=("x",)).status is HeartbeatStatus.FAILED
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_a_low_balance_is_no_failure_and_a_failure_is_worse() -> None:
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, Any], problems: tuple[str, ...]) -> None:
-    beat = judge(**changes)
+    beat = evaluate(**changes)
     assert (beat.status, beat.problems) == (HeartbeatStatus.FAILED, problems)
 
 
 def test_a_block_from_the_future_of_another_clock_is_new() -> None:
-    assert judge(head_mined_at=NOW + timedelta(seconds=3)).head_age_seconds == 0
+    assert evaluate(head_mined_at=NOW + timedelta(seconds=3)).head_age_seconds == 0
 
 
 def test_events_take_their_ids_from_the_heartbeat() -> None:
-    beat = judge(balance_credits=99)
+    beat = evaluate(balance_credits=99)
     low = low_balance_event(beat)
     assert heartbeat_event(beat).id == "governance.heartbeat:beat/1"
     assert (low.id, low.time) == ("governance.heartbeat.low_balance:beat/1", NOW)

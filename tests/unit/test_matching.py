@@ -20,11 +20,11 @@ from domain.transfers.matching import (
     AlreadyPaid,
     Candidate,
     Decision,
+    MatchContext,
     NoIncome,
     PaidTransfer,
     Pays,
     Renews,
-    Surroundings,
     Undecided,
     decide,
     renewal_id,
@@ -88,7 +88,7 @@ def paid(number: int = 1, **changes: Any) -> PaidTransfer:
 def decision(*candidates: Candidate, of: Transfer | None = None, **around: Any) -> Decision:
     of = of or transfer()
     known = {"candidates": candidates, "siblings": (of,), **around}
-    return decide(CHAIN_ID, of, Surroundings(**known))
+    return decide(CHAIN_ID, of, MatchContext(**known))
 
 
 def pays(number: int, *candidates: Candidate, **options: Any) -> bool:
@@ -173,7 +173,7 @@ def test_of_two_sped_up_payments_the_oldest_is_paid() -> None:
 
 
 def test_an_attempt_that_did_not_take_it_is_passed_over() -> None:
-    around = Surroundings(candidates=(intent(1, created_at=MINED - TTL), intent(2)))
+    around = MatchContext(candidates=(intent(1, created_at=MINED - TTL), intent(2)))
     decided = decide(CHAIN_ID, transfer(), around, refused={UUID(int=1)})
     assert isinstance(decided, Pays)
     assert decided.attempt.attempt_id == UUID(int=2)
@@ -390,7 +390,7 @@ def test_an_attempt_that_is_about_to_be_refused_for_a_strangers_transaction_is_w
 
 
 def test_an_attempt_that_did_not_take_it_in_place_of_another_is_passed_over() -> None:
-    around = Surroundings(candidates=(refused_for_another(1), refused_for_another(2)))
+    around = MatchContext(candidates=(refused_for_another(1), refused_for_another(2)))
     decided = decide(CHAIN_ID, transfer(), around, refused={UUID(int=1)})
     assert isinstance(decided, Renews)
     assert decided.attempt.attempt_id == UUID(int=2)
@@ -457,12 +457,12 @@ def towns(draw: st.DrawFn) -> tuple[list[Candidate], list[Transfer]]:
 
 @given(towns())
 def test_each_transfer_pays_one_attempt_exactly_in_time_and_the_oldest(
-    town: tuple[list[Candidate], list[Transfer]],
+    two_tenants: tuple[list[Candidate], list[Transfer]],
 ) -> None:
-    attempts, transfers = town
+    attempts, transfers = two_tenants
     renewed: list[UUID] = []
     for one in transfers:
-        around = Surroundings(candidates=tuple(attempts), siblings=(one,))
+        around = MatchContext(candidates=tuple(attempts), siblings=(one,))
         decided = decide(CHAIN_ID, one, around)
         exact = [
             candidate

@@ -16,7 +16,7 @@ ATTEMPT = UUID(int=1)
 
 def seen(log_index: int, value_raw: int = 10, sender: str = ALICE) -> Observed:
     """A transfer on the chain, in the period."""
-    return Observed(log_index, 7, "2026-01-01T00:00:00Z", sender, value_raw, in_period=True, is_ripe=True)
+    return Observed(log_index, 7, "2026-01-01T00:00:00Z", sender, value_raw, in_period=True, is_past_grace_period=True)
 
 
 def paid(

@@ -13,15 +13,15 @@ from domain.chain import BlockHeader, ChainView, Receipt, TransferLog
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.payments.verification import (
     CONFIRMATION_DELAY_MIN,
-    LOOK_DELAY_MAX,
+    POLL_DELAY_MAX,
     PaymentTerms,
     Refused,
     SettledTransfer,
     Verified,
     Waiting,
     WaitReason,
-    judge,
-    next_look_delay,
+    evaluate,
+    next_poll_delay,
 )
 from domain.transfers.income import ZERO_ADDRESS, NonPayer
 
@@ -92,7 +92,7 @@ def view(*transfers: TransferLog, **changes: Any) -> ChainView:
 
 def decide(seen: ChainView, *, terms: PaymentTerms = TERMS, settled: frozenset[int] = frozenset(), **rules: Any) -> Any:
     """The verdict with the usual number of confirmations."""
-    return judge(terms, TX, seen, min_confirmations=NEEDED, settled_log_indexes=settled, **rules)
+    return evaluate(terms, TX, seen, min_confirmations=NEEDED, settled_log_indexes=settled, **rules)
 
 
 # -- verified
@@ -347,12 +347,12 @@ def test_a_revert_that_is_not_certain_yet_is_waited_for_too(seen: ChainView, rea
 
 @pytest.mark.parametrize("needed", [1, 2, 5, 12])
 def test_the_confirmations_are_counted_to_the_last_one(needed: int) -> None:
-    before = judge(TERMS, TX, view(log(), head_number=BLOCK + needed - 2), min_confirmations=needed)
+    before = evaluate(TERMS, TX, view(log(), head_number=BLOCK + needed - 2), min_confirmations=needed)
     assert before.kind == "waiting"
-    exactly = judge(TERMS, TX, view(log(), head_number=BLOCK + needed - 1), min_confirmations=needed)
+    exactly = evaluate(TERMS, TX, view(log(), head_number=BLOCK + needed - 1), min_confirmations=needed)
     assert isinstance(exactly, Verified)
     assert exactly.confirmations == needed
-    later = judge(TERMS, TX, view(log(), head_number=BLOCK + needed), min_confirmations=needed)
+    later = evaluate(TERMS, TX, view(log(), head_number=BLOCK + needed), min_confirmations=needed)
     assert isinstance(later, Verified)
     assert later.confirmations == needed + 1
 
@@ -500,7 +500,7 @@ def _waiting(reason: WaitReason, *, confirmations: int = 0) -> Waiting:
 @pytest.mark.parametrize(("confirmations", "seconds"), [(0, 10), (1, 8), (4, 2)])
 def test_confirmations_take_a_block_each(confirmations: int, seconds: int) -> None:
     waiting = _waiting(WaitReason.CONFIRMATIONS, confirmations=confirmations)
-    delay = next_look_delay(waiting, waited=DAY / 2, remaining=DAY / 2, block_time=BLOCK_TIME)
+    delay = next_poll_delay(waiting, waited=DAY / 2, remaining=DAY / 2, block_time=BLOCK_TIME)
     assert delay == timedelta(seconds=seconds)
 
 
@@ -508,7 +508,7 @@ def test_confirmations_take_a_block_each(confirmations: int, seconds: int) -> No
 def test_confirmations_of_a_slow_chain_are_looked_at_once_a_minute(block_seconds: float, seconds: float) -> None:
     waiting = _waiting(WaitReason.CONFIRMATIONS)
     block_time = timedelta(seconds=block_seconds)
-    delay = next_look_delay(waiting, waited=DAY / 2, remaining=DAY / 2, block_time=block_time)
+    delay = next_poll_delay(waiting, waited=DAY / 2, remaining=DAY / 2, block_time=block_time)
     assert delay == timedelta(seconds=seconds)
 
 
@@ -522,7 +522,7 @@ def test_confirmations_of_a_slow_chain_are_looked_at_once_a_minute(block_seconds
 )
 def test_a_fast_chain_is_not_asked_without_pause(block_time: timedelta, delay: timedelta) -> None:
     waiting = _waiting(WaitReason.CONFIRMATIONS, confirmations=NEEDED - 1)
-    assert next_look_delay(waiting, waited=timedelta(0), remaining=DAY, block_time=block_time) == delay
+    assert next_poll_delay(waiting, waited=timedelta(0), remaining=DAY, block_time=block_time) == delay
 
 
 @pytest.mark.parametrize("reason", [reason for reason in WaitReason if reason is not WaitReason.CONFIRMATIONS])
@@ -533,23 +533,23 @@ def test_a_fast_chain_is_not_asked_without_pause(block_time: timedelta, delay: t
         (10 * BLOCK_TIME, BLOCK_TIME),
         (10 * BLOCK_TIME + timedelta(seconds=1), BLOCK_TIME + timedelta(milliseconds=100)),
         (timedelta(seconds=599), timedelta(seconds=59.9)),
-        (timedelta(seconds=600), LOOK_DELAY_MAX),
-        (timedelta(hours=20), LOOK_DELAY_MAX),
+        (timedelta(seconds=600), POLL_DELAY_MAX),
+        (timedelta(hours=20), POLL_DELAY_MAX),
     ],
 )
 def test_what_is_unknown_is_asked_for_in_a_slow_back_off(
     reason: WaitReason, waited: timedelta, delay: timedelta
 ) -> None:
-    assert next_look_delay(_waiting(reason), waited=waited, remaining=DAY, block_time=BLOCK_TIME) == delay
+    assert next_poll_delay(_waiting(reason), waited=waited, remaining=DAY, block_time=BLOCK_TIME) == delay
 
 
 def test_the_last_look_is_one_block_before_the_end() -> None:
     waiting = _waiting(WaitReason.NOT_FOUND)
     remaining = timedelta(seconds=30)
-    delay = next_look_delay(waiting, waited=timedelta(hours=23), remaining=remaining, block_time=BLOCK_TIME)
+    delay = next_poll_delay(waiting, waited=timedelta(hours=23), remaining=remaining, block_time=BLOCK_TIME)
     assert delay == remaining - BLOCK_TIME
-    after_it = next_look_delay(waiting, waited=timedelta(hours=24), remaining=BLOCK_TIME, block_time=BLOCK_TIME)
-    assert after_it == LOOK_DELAY_MAX
+    after_it = next_poll_delay(waiting, waited=timedelta(hours=24), remaining=BLOCK_TIME, block_time=BLOCK_TIME)
+    assert after_it == POLL_DELAY_MAX
 
 
 SPANS = st.timedeltas(min_value=timedelta(0), max_value=DAY)
@@ -566,7 +566,7 @@ def test_there_is_always_a_pause_and_never_one_beyond_the_last_look(
     reason: WaitReason, confirmations: int, waited: timedelta, remaining: timedelta, block_time: timedelta
 ) -> None:
     waiting = _waiting(reason, confirmations=confirmations)
-    delay = next_look_delay(waiting, waited=waited, remaining=remaining, block_time=block_time)
+    delay = next_poll_delay(waiting, waited=waited, remaining=remaining, block_time=block_time)
     assert delay > timedelta(0)
     if remaining > block_time:
         assert delay <= remaining - block_time

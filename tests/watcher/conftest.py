@@ -24,12 +24,12 @@ from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import Refused, SettledTransfer
 from domain.transfers.watching import Promise
 from services.payments import lifecycle as payments
-from services.transfers.block_scanner import ChainScan, Step
-from services.transfers.matcher import TransferDesk
+from services.transfers.block_scanner import BlockScanner, Step
+from services.transfers.matcher import TransferMatcher
 from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
-from tests.support.payments import Desk
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import Namespace, xdist_number
 
@@ -57,10 +57,10 @@ class Watch:
     """A watcher on real parts, without Temporal: what it submits is recorded as the workflow's first step does."""
 
     chain: LocalChain
-    desk_of_payers: Desk
+    matcher_of_payers: RolePair
     reader: ChainReader
-    scan: ChainScan
-    desk: TransferDesk
+    scan: BlockScanner
+    roles: TransferMatcher
     told: list[PlatformEvent]
     submitted: list[tuple[UUID, str]]
     trouble: dict[UUID, Exception]
@@ -73,7 +73,7 @@ class Watch:
     def followers(self, treasury: str | None = None) -> Followers:
         """What follows all that is to be followed, when the settings name this treasury."""
         scope = self.scan.scope.model_copy(update={"treasury": treasury} if treasury else {})
-        watches = ScopeWatches(self.desk_of_payers.service, scope, self.open_scope)
+        watches = ScopeWatches(self.matcher_of_payers.service, scope, self.open_scope)
         return Followers(watches, 0.25, clock=self.clock)
 
     # The watcher ------------------------------------------------------------------------------------------------------
@@ -88,17 +88,17 @@ class Watch:
 
     async def act(self) -> None:
         """Catch up, and decide about what is confirmed."""
-        await self.desk.act((await self.catch_up()).cursor.head_number)
+        await self.roles.act((await self.catch_up()).cursor.head_number)
 
     async def rows(self, statement: str) -> list[dict[str, Any]]:
         """What the database holds, as its superuser sees it."""
-        url = self.desk_of_payers.database.superuser_url
+        url = self.matcher_of_payers.database.superuser_url
         async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
             return await (await connection.execute(statement.encode())).fetchall()
 
     async def change(self, statement: str) -> None:
         """A change that nobody but the superuser may make."""
-        url = self.desk_of_payers.database.superuser_url
+        url = self.matcher_of_payers.database.superuser_url
         async with await psycopg.AsyncConnection.connect(url) as connection:
             await connection.execute(statement.encode())
 
@@ -163,7 +163,7 @@ class Watch:
         """An intent made so long ago, by the chain's clock."""
         wallet = wallet or payer_wallets()[0]
         made = await self.now() - age
-        async with self.desk_of_payers.app.unscoped() as connection:
+        async with self.matcher_of_payers.app.unscoped() as connection:
             payer = await accounts.provision_wallet(connection, wallet.address)
         attempt = PaymentAttempt(
             id=uuid4(),
@@ -180,18 +180,18 @@ class Watch:
             expires_at=made + ttl,
             created_at=made,
         )
-        async with self.desk_of_payers.app.transaction(payer.user_id) as connection:
+        async with self.matcher_of_payers.app.transaction(payer.user_id) as connection:
             await payments.create_intent(connection, attempt)
         return attempt
 
     async def expire(self, attempt: PaymentAttempt) -> None:
         """The intent ends unpaid, as housekeeping ends it."""
         refused = Refused(status=AttemptStatus.FAILED, error_code=ErrorCode.INTENT_EXPIRED, message="expired")
-        await self.desk_of_payers.refuse(attempt, refused)
+        await self.matcher_of_payers.refuse(attempt, refused)
 
     async def submit(self, attempt: PaymentAttempt, tx_hash: str) -> None:
         """The payer hands a hash in himself."""
-        await self.desk_of_payers.submit(attempt, tx_hash, at=datetime.now(UTC))
+        await self.matcher_of_payers.submit(attempt, tx_hash, at=datetime.now(UTC))
 
     async def credit(self, attempt: PaymentAttempt, tx_hash: str, **changes: Any) -> SettledTransfer:
         """The attempt is credited with the first log of that transaction."""
@@ -209,12 +209,12 @@ class Watch:
         }
         current = attempt.model_copy(update={"tx_hash": tx_hash})
         transfer = SettledTransfer(**{**values, **changes})
-        await self.desk_of_payers.credit(current, transfer)
+        await self.matcher_of_payers.credit(current, transfer)
         return transfer
 
     async def find(self, attempt: PaymentAttempt) -> PaymentAttempt:
         """The attempt as it is."""
-        async with self.desk_of_payers.service.single_statement() as connection:
+        async with self.matcher_of_payers.service.autocommit() as connection:
             found = await attempts.find_attempt(connection, attempt.id)
         assert found is not None
         return found
@@ -224,7 +224,7 @@ Watches = Callable[..., Awaitable[Watch]]
 
 
 @pytest.fixture
-async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
+async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
     """Makes watchers that begin at the next block, through the chain's own node or the given endpoints."""
     begin = await chain.block_number() + 1
     async with AsyncExitStack() as stack:
@@ -248,7 +248,7 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
                     raise trouble[attempt_id]
                 # A day late: that it was in time is known from the block alone.
                 late = datetime.now(UTC) + timedelta(days=1)
-                async with desk.app.transaction(user_id) as connection:
+                async with roles.app.transaction(user_id) as connection:
                     await payments.submit(connection, attempt_id, tx_hash, submitted_at=late, mined_at=mined_at)
                 submitted.append((attempt_id, tx_hash))
 
@@ -260,16 +260,16 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
             clock = Clock()
 
             def open_scope(scope: TransferScope, promise: Promise | None = None) -> ScopeWatch:
-                scan = ChainScan(
+                scan = BlockScanner(
                     reader,
-                    desk.service,
+                    roles.service,
                     scope,
                     from_block=from_block,
                     look_back_blocks=look_back_blocks,
                     clock=clock,
                 )
-                transfers = TransferDesk(
-                    desk.service,
+                transfers = TransferMatcher(
+                    roles.service,
                     scope,
                     submit,
                     publish,
@@ -279,7 +279,7 @@ async def watches(chain: LocalChain, desk: Desk) -> AsyncIterator[Watches]:
                 return ScopeWatch(scan, transfers)
 
             current = open_scope(scope)
-            made = Watch(chain, desk, reader, current.scan, current.desk, told, submitted, trouble, clock=clock)
+            made = Watch(chain, roles, reader, current.scan, current.matcher, told, submitted, trouble, clock=clock)
             made.open_scope = open_scope
             return made
 
@@ -302,11 +302,11 @@ async def watched(namespace: Namespace, database: Database, chain: LocalChain) -
         yield opened
 
 
-Liars = Callable[[int], Awaitable[list[FaultyNode]]]
+FaultyNodes = Callable[[int], Awaitable[list[FaultyNode]]]
 
 
 @pytest.fixture
-async def liars(chain: LocalChain) -> AsyncIterator[Liars]:
+async def faulty_nodes(chain: LocalChain) -> AsyncIterator[FaultyNodes]:
     """Makes faulty nodes in front of the chain."""
     async with AsyncExitStack() as stack:
 
@@ -317,6 +317,6 @@ async def liars(chain: LocalChain) -> AsyncIterator[Liars]:
 
 
 @pytest.fixture
-async def liar(liars: Liars) -> FaultyNode:
+async def liar(faulty_nodes: FaultyNodes) -> FaultyNode:
     """One of them."""
-    return (await liars(1))[0]
+    return (await faulty_nodes(1))[0]

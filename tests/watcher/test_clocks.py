@@ -15,7 +15,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.operations.housekeeping import HousekeepingActivities, IntentsToExpire
-from composition import standing_workflows
+from composition import singleton_workflows
 from devstack.processes import wait_until
 from domain.clocks import CHAIN_AHEAD_MAX, CHAIN_BEHIND_MAX, HOST_OFFSET_MAX, ClockOffsets, chain_offset
 from domain.payments.attempt import AttemptStatus, ErrorCode
@@ -65,7 +65,7 @@ async def test_a_payment_at_once_is_credited_whatever_the_time_on_the_host_that_
         sent = await engine.chain.pay(first_wallet().private_key, intent["to"], intent["amountRaw"])
         await engine.chain.mine(MIN_CONFIRMATIONS)
         await engine.chain.wait_for_receipt(sent)
-        await start_missing(engine.namespace.client, standing_workflows(engine.settings))
+        await start_missing(engine.namespace.client, singleton_workflows(engine.settings))
 
         async def is_credited() -> bool:
             return (await engine.attempt(UUID(intent["attemptId"]))).status is AttemptStatus.CREDITED
@@ -114,7 +114,7 @@ async def test_housekeeping_ends_intents_by_the_databases_clock(engine: Engine, 
     async def nobody(_: object = None) -> Any:
         raise AssertionError
 
-    activities = HousekeepingActivities(engine.service, chain_id=1, resume=nobody, ensure_standing=nobody)
+    activities = HousekeepingActivities(engine.service, chain_id=1, resume=nobody, ensure_singletons=nobody)
     for asked_at in (datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)):
         wanted = IntentsToExpire(due_at=asked_at, batch_size=10, grace_seconds=10)
         done = await ActivityEnvironment().run(activities.expire_intents, wanted)
@@ -194,7 +194,7 @@ async def test_a_chain_whose_new_blocks_are_of_another_time_is_told_of(
         node.answers(shift)
         async with (
             open_engine(engine.namespace, engine.database, chain, CHAIN_RPC_URLS=node.url) as shifted,
-            shifted.service.single_statement() as connection,
+            shifted.service.autocommit() as connection,
         ):
             clock = ChainClock(shifted.reader, timedelta(seconds=2))
             assert await clock.compare(connection) is None

@@ -12,7 +12,7 @@ from devstack.chain import payer_wallets
 from domain.errors import ChainUnavailable, DatabaseBusy
 from services.transfers.block_scanner import BLIND_REWIND_BLOCKS, OVERLAP_BLOCKS
 from tests.chain.faulty_node import FaultyNode, Refusal
-from tests.watcher.conftest import Liars, Watch, Watches
+from tests.watcher.conftest import FaultyNodes, Watch, Watches
 
 
 async def test_a_transfer_is_recorded_with_where_and_when_it_was_mined(watch: Watch) -> None:
@@ -79,8 +79,10 @@ async def test_a_provider_that_refuses_more_than_ten_blocks_is_read_ten_by_ten(
     assert sum(blocks > 10 for blocks in liar.log_ranges) <= 8
 
 
-async def test_a_provider_that_refuses_every_log_query_is_replaced_by_the_next(watches: Watches, liars: Liars) -> None:
-    refusing, good = await liars(2)
+async def test_a_provider_that_refuses_every_log_query_is_replaced_by_the_next(
+    watches: Watches, faulty_nodes: FaultyNodes
+) -> None:
+    refusing, good = await faulty_nodes(2)
     refusing.refuse_log_ranges_over(0, Refusal("this method is not on your plan", code=-32601))
     watch = await watches(refusing, good)
     sent = await watch.pay()
@@ -102,8 +104,10 @@ async def test_logs_that_a_node_omits_at_the_head_are_found_with_the_next_block(
     assert list(await watch.seen()) == [sent]
 
 
-async def test_logs_that_a_node_omits_for_longer_are_found_by_reading_again(watches: Watches, liars: Liars) -> None:
-    forgetful, other = await liars(2)
+async def test_logs_that_a_node_omits_for_longer_are_found_by_reading_again(
+    watches: Watches, faulty_nodes: FaultyNodes
+) -> None:
+    forgetful, other = await faulty_nodes(2)
     watch = await watches(forgetful, other)
     await watch.catch_up()
     forgetful.fixed("eth_getLogs", [])
@@ -142,9 +146,9 @@ async def test_reading_again_goes_back_as_far_as_it_is_told_and_never_before_the
 
 
 async def test_an_endpoint_on_another_branch_does_not_count_when_blocks_are_read_again(
-    watches: Watches, liars: Liars
+    watches: Watches, faulty_nodes: FaultyNodes
 ) -> None:
-    good, strange = await liars(2)
+    good, strange = await faulty_nodes(2)
     watch = await watches(good, strange)
     sent = await watch.pay(blocks=3)
     await watch.catch_up()
@@ -173,9 +177,9 @@ async def test_a_provider_that_goes_back_in_height_costs_nothing_but_time(
     assert await watch.orphaned() == []
 
 
-async def test_a_range_beyond_the_nodes_own_head_is_not_believed(watches: Watches, liars: Liars) -> None:
+async def test_a_range_beyond_the_nodes_own_head_is_not_believed(watches: Watches, faulty_nodes: FaultyNodes) -> None:
     """The head comes from one node of a pool, and the logs from one that is two blocks behind: it would give a part."""
-    good, late = await liars(2)
+    good, late = await faulty_nodes(2)
     watch = await watches(good, late)
     await watch.catch_up()
     sent = await watch.pay(blocks=2)
@@ -286,9 +290,9 @@ async def test_a_chain_that_has_become_shorter_is_followed_from_where_it_is_the_
 
 
 async def test_a_single_node_on_another_branch_is_not_believed_when_the_others_deny_it(
-    watches: Watches, liars: Liars
+    watches: Watches, faulty_nodes: FaultyNodes
 ) -> None:
-    strange, good = await liars(2)
+    strange, good = await faulty_nodes(2)
     watch = await watches(good)
     sent = await watch.pay(blocks=3)
     await watch.catch_up()

@@ -14,12 +14,12 @@ from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import parse_request
 from domain.transfers.watching import PATIENCE_PRUNED, PATIENCE_REFUSED, PATIENCE_SOME_SILENT, Patience
 from services.transfers.block_scanner import GAP_EVERY
-from starter.resolutions import carry_out
+from starter.resolutions import execute
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.support.engine import open_engine
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from tests.watcher.conftest import MIN_CONFIRMATIONS, Liars, Watch, Watches
+from tests.watcher.conftest import MIN_CONFIRMATIONS, FaultyNodes, Watch, Watches
 from tests.watcher.test_watch_chain import ends, start_watch
 
 PRUNED = {
@@ -224,8 +224,10 @@ async def test_a_node_that_gives_no_logs_at_all_is_no_gap(watches: Watches, liar
     assert await gaps(watch) == []
 
 
-async def test_a_node_that_is_away_may_have_what_the_others_have_pruned(watches: Watches, liars: Liars) -> None:
-    pruned, away = await liars(2)
+async def test_a_node_that_is_away_may_have_what_the_others_have_pruned(
+    watches: Watches, faulty_nodes: FaultyNodes
+) -> None:
+    pruned, away = await faulty_nodes(2)
     watch = await watches(pruned, away)
     await watch.catch_up()
     await watch.pay(blocks=10)
@@ -407,7 +409,7 @@ async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowle
         await start_watch(engine)
         _, intent, _ = await engine.buy()
         await ends(engine, intent.attempt_id)
-        await engine.looked_at(intent.attempt_id, "the nodes know no finalized block")
+        await engine.polled(intent.attempt_id, "the nodes know no finalized block")
         async with engine.service.transaction() as connection:
             wanted = FindingFilter(kinds=(FindingKind.CHAIN_GAP,))
             [finding] = (await page_findings(connection, wanted, limit=10)).findings
@@ -415,6 +417,6 @@ async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowle
         with pytest.raises(ChainUnavailable, match="were not read"):
             await check_watcher(engine.settings)
         request = parse_request(finding.id, Remedy.WRITE_OFF, operator="ann", reason="nobody paid in these blocks")
-        taken = await carry_out(engine.namespace.client, request)
+        taken = await execute(engine.namespace.client, request)
         assert taken.remedy is Remedy.WRITE_OFF
         assert "were not read" not in await check_watcher(engine.settings)

@@ -13,7 +13,7 @@ from devstack.chain import payer_wallets
 from domain.errors import EventNotDelivered, HashInUse, TemporalUnavailable, TooManyReplacements
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
-from domain.payments.finality import FinalityLevel, Gone
+from domain.payments.finality import FinalityLevel, ReorgedOut
 from domain.payments.verification import Refused
 from services.payments import lifecycle as payments
 from tests.support.payments import WRONG_PAYMENT
@@ -123,7 +123,7 @@ async def test_too_little_is_an_operators_when_its_attempt_has_been_refused(watc
     await watch.submit(attempt, sent)
     await watch.act()
     assert await watch.findings() == [], "the attempt may still take it"
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         await watch.find(attempt),
         Refused(status=AttemptStatus.REJECTED, error_code=ErrorCode.INSUFFICIENT_AMOUNT, message="too little"),
     )
@@ -138,7 +138,7 @@ async def test_who_submits_a_strangers_transfer_gets_nothing_and_takes_nothing_a
     await watch.submit(stolen, sent)
     await watch.act()
     assert (watch.submitted, await watch.findings()) == ([], [])
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         await watch.find(stolen),
         Refused(status=AttemptStatus.REJECTED, error_code=ErrorCode.SENDER_MISMATCH, message="not yours"),
     )
@@ -190,8 +190,8 @@ async def test_a_reversed_payment_that_comes_back_is_an_operators(watch: Watch) 
     transfer = await watch.credit(attempt, sent)
     await watch.act()
     await watch.chain.reorg(MIN_CONFIRMATIONS)
-    gone = Gone(transfer=transfer, level=FinalityLevel.CONFIRMATIONS, message="gone")
-    async with watch.desk_of_payers.service.transaction() as connection:
+    gone = ReorgedOut(transfer=transfer, level=FinalityLevel.CONFIRMATIONS, message="gone")
+    async with watch.matcher_of_payers.service.transaction() as connection:
         await payments.reverse_payment(connection, attempt.id, gone)
     await watch.chain.mine()
     await watch.act()
@@ -204,16 +204,16 @@ async def test_a_reversed_payment_that_comes_back_is_an_operators(watch: Watch) 
 async def test_a_transfer_that_is_in_another_block_is_decided_about_anew(watch: Watch) -> None:
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     cursor = (await watch.catch_up()).cursor
-    (transfer,) = await watch.desk._page(cursor.block_number, (-1, -1))
+    (transfer,) = await watch.roles._page(cursor.block_number, (-1, -1))
     await watch.act()
-    assert await watch.desk._page(cursor.block_number, (-1, -1)) == []
+    assert await watch.roles._page(cursor.block_number, (-1, -1)) == []
     moved = transfer.model_copy(update={"block_hash": "0x" + "ee" * 32})
-    async with watch.desk_of_payers.service.transaction() as connection:
+    async with watch.matcher_of_payers.service.transaction() as connection:
         assert await observed.record_transfers(connection, watch.scan.scope, [transfer]) == 0
-    assert await watch.desk._page(cursor.block_number, (-1, -1)) == []
-    async with watch.desk_of_payers.service.transaction() as connection:
+    assert await watch.roles._page(cursor.block_number, (-1, -1)) == []
+    async with watch.matcher_of_payers.service.transaction() as connection:
         assert await observed.record_transfers(connection, watch.scan.scope, [moved]) == 0
-    assert await watch.desk._page(cursor.block_number, (-1, -1)) == [moved]
+    assert await watch.roles._page(cursor.block_number, (-1, -1)) == [moved]
 
 
 async def test_an_attempt_that_refuses_does_not_stop_the_others_and_its_transfer_is_found(watch: Watch) -> None:
@@ -260,7 +260,7 @@ async def test_two_desks_at_once_do_it_once(watches: Watches) -> None:
     without = await one.pay(wallet=payer_wallets()[5], blocks=0)
     await one.chain.mine(MIN_CONFIRMATIONS)
     head = (await one.catch_up()).cursor.head_number
-    await asyncio.gather(one.desk.act(head), other.desk.act(head))
+    await asyncio.gather(one.roles.act(head), other.roles.act(head))
     events = await one.rows("SELECT attempt_id FROM payment_events WHERE event_type = 'submitted'")
     assert sorted(row["attempt_id"] for row in events) == sorted(attempt.id for attempt in intents)
     assert [found[:2] for found in await one.findings()] == [("transfer_without_intent", without)]
@@ -269,11 +269,11 @@ async def test_two_desks_at_once_do_it_once(watches: Watches) -> None:
 async def test_a_transfer_that_is_taken_out_while_it_is_decided_about_is_no_finding(watch: Watch) -> None:
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     cursor = (await watch.catch_up()).cursor
-    (transfer,) = await watch.desk._page(cursor.block_number, (-1, -1))
+    (transfer,) = await watch.roles._page(cursor.block_number, (-1, -1))
     await watch.chain.reorg(MIN_CONFIRMATIONS)
     await watch.chain.mine()
     await watch.catch_up()
-    await watch.desk._decide_about([transfer])
+    await watch.roles._decide_about([transfer])
     assert await watch.findings() == []
 
 
@@ -312,7 +312,7 @@ async def test_a_finding_says_what_is_known_by_now_of_what_it_was_meant_for(watc
     await watch.act()
     assert await watch.findings() == [("wrong_amount", sent, attempt.id)]
     await watch.submit(attempt, sent)
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         attempt, WRONG_PAYMENT.model_copy(update={"tx_hash": sent, "error_code": ErrorCode.INSUFFICIENT_AMOUNT})
     )
     await watch.scan.rescan(600)
@@ -342,7 +342,7 @@ async def test_an_alarm_ends_when_the_transfer_is_seen_again(watch: Watch) -> No
         chain_id=watch.chain.chain_id,
         attempt_id=attempt.id,
     )
-    async with watch.desk_of_payers.service.transaction() as connection:
+    async with watch.matcher_of_payers.service.transaction() as connection:
         await open_finding(connection, alarm)
     assert (await watch.scan.rescan(600)).closed_findings == 0
     await watch.act()

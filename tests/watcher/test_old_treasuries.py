@@ -89,7 +89,7 @@ async def _has_cursor(engine: Engine, treasury: str) -> bool:
     from db.transfers import observed
 
     scope = TransferScope(chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=treasury)
-    async with engine.service.single_statement() as connection:
+    async with engine.service.autocommit() as connection:
         return await observed.find_cursor(connection, scope) is not None
 
 
@@ -104,7 +104,7 @@ async def _turn(watch: Watch, treasury: str = NEW_TREASURY, *, rounds: int = 4) 
 
 async def _promised(watch: Watch) -> list[tuple[str, bool]]:
     """Treasuries that attempts name, and whether that has an end."""
-    async with watch.desk_of_payers.service.single_statement() as connection:
+    async with watch.matcher_of_payers.service.autocommit() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)
     return [(promise.scope.treasury, promise.until is not None) for promise in promises]
 
@@ -263,11 +263,11 @@ async def test_many_invented_treasuries_do_not_keep_the_watcher_from_its_own(wat
         " amount_usd_cents, now() + interval '1 hour', '2020-01-01' FROM payment_attempts, generate_series(1, 100) n"
     )
     current = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
-    async with watch.desk_of_payers.service.single_statement() as connection:
+    async with watch.matcher_of_payers.service.autocommit() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)
     assert [promise.scope for promise in promises] == [watch.scan.scope], "an intent's word alone is nobody's promise"
     await watch.change(NOTE)
-    async with watch.desk_of_payers.service.single_statement() as connection:
+    async with watch.matcher_of_payers.service.autocommit() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)
     old = old_promises(current, promises)
     assert len(old) == SCOPES_MAX
@@ -291,7 +291,7 @@ async def test_an_operator_credits_what_came_to_the_old_treasury(watch: Watch) -
     await watch.intent()
     await watch.pay(12_300, blocks=MIN_CONFIRMATIONS)
     await _turn(watch)
-    service = watch.desk_of_payers.service
+    service = watch.matcher_of_payers.service
     async with service.transaction() as connection:
         [finding] = (await page_findings(connection, FindingFilter(), limit=5)).findings
     scope = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})

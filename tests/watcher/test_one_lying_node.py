@@ -61,7 +61,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
 ) -> None:
     """A million USDC that nobody sent: a finding like any other, and before it is credited all nodes are asked."""
     watch = await watches(*nodes)
-    service = watch.desk_of_payers.service
+    service = watch.matcher_of_payers.service
     nodes[0].answers(lambda method, _, result: _worth(10**12, result) if method == "eth_getLogs" else result)
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()

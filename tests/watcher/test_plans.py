@@ -42,7 +42,7 @@ FILL: Final = f"""
 
 async def test_nothing_that_is_asked_with_every_block_reads_all_payments(watch: Watch) -> None:
     await watch.catch_up()
-    with connect(watch.desk_of_payers.database.superuser_url) as superuser:
+    with connect(watch.matcher_of_payers.database.superuser_url) as superuser:
         superuser.execute(FILL)
     await watch.intent()
     await watch.pay(blocks=0)
@@ -52,11 +52,11 @@ async def test_nothing_that_is_asked_with_every_block_reads_all_payments(watch: 
     def note(_: object, cursor: object, statement: str, values: dict[str, object], *rest: object) -> None:
         asked.append((statement, values))
 
-    event.listen(watch.desk_of_payers.service.engine.sync_engine, "before_cursor_execute", note)
+    event.listen(watch.matcher_of_payers.service.engine.sync_engine, "before_cursor_execute", note)
     await watch.act()
     assert len(watch.submitted) == 1
     assert len(await watch.findings()) > PAYMENTS
-    with psycopg.connect(watch.desk_of_payers.database.superuser_url) as superuser:
+    with psycopg.connect(watch.matcher_of_payers.database.superuser_url) as superuser:
         assert len(asked) > 10
         for statement, values in asked:
             plan = "\n".join(str(row[0]) for row in superuser.execute(f"EXPLAIN {statement}".encode(), values))

@@ -46,7 +46,7 @@ async def position(engine: Engine) -> int:
     scope = TransferScope(
         chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=engine.chain.treasury_address
     )
-    async with engine.service.single_statement() as connection:
+    async with engine.service.autocommit() as connection:
         cursor = await observed.find_cursor(connection, scope)
     return cursor.block_number if cursor else -1
 
@@ -237,7 +237,7 @@ async def test_what_cannot_be_reached_is_waited_for_longer_each_time_in_words(
     watches: Watches, liar: FaultyNode
 ) -> None:
     watch = await watches(liar)
-    follower = _Follower(watch.scan, watch.desk, 0.25)
+    follower = _Follower(watch.scan, watch.roles, 0.25)
     assert await follower.go_on() == 0.25
     reached = await watch.head()
     assert follower.words == f"block {reached}, 0 behind, 0 transfers"
@@ -256,7 +256,7 @@ async def test_what_cannot_be_reached_is_waited_for_longer_each_time_in_words(
 
 async def test_a_gap_is_read_without_pauses(watches: Watches) -> None:
     watch = await watches(log_range_max=10)
-    follower = _Follower(watch.scan, watch.desk, 0.25)
+    follower = _Follower(watch.scan, watch.roles, 0.25)
     await watch.chain.mine(35)
     assert [await follower.go_on() for _ in range(4)] == [0.0, 0.0, 0.0, 0.25]
 

@@ -29,10 +29,10 @@ MINUTE = timedelta(minutes=1)
 async def refused(watch: Watch, code: ErrorCode = ErrorCode.SENDER_MISMATCH, **intent: Any) -> PaymentAttempt:
     """An attempt that ended for a wrong hash."""
     attempt = await watch.intent(**intent)
-    await watch.desk_of_payers.submit(attempt, WRONG, at=attempt.created_at)
+    await watch.matcher_of_payers.submit(attempt, WRONG, at=attempt.created_at)
     failed = code in {ErrorCode.TX_REVERTED, ErrorCode.RECEIPT_NOT_FOUND}
     status = AttemptStatus.FAILED if failed else AttemptStatus.REJECTED
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         attempt.model_copy(update={"tx_hash": WRONG}), Refused(status=status, error_code=code, message="wrong")
     )
     return attempt
@@ -77,7 +77,7 @@ async def test_two_that_look_at_once_make_one_attempt(watch: Watch) -> None:
     ended = await refused(watch)
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     head = (await watch.catch_up()).cursor.head_number
-    await asyncio.gather(*(watch.desk.act(head) for _ in range(4)))
+    await asyncio.gather(*(watch.roles.act(head) for _ in range(4)))
     assert {attempt_id for attempt_id, _ in watch.submitted} == {renewal_id(ended.id)}
     [row] = await watch.rows("SELECT count(*) AS count FROM payment_attempts")
     assert row["count"] == 2
@@ -121,7 +121,7 @@ async def test_a_strangers_hash_that_is_not_judged_yet_is_waited_for(watch: Watc
     own = await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()
     assert own not in [hash_ for _, hash_, _ in await watch.findings()], "it is not known yet what it is for"
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         attempt.model_copy(update={"tx_hash": strangers}),
         Refused(status=AttemptStatus.REJECTED, error_code=ErrorCode.SENDER_MISMATCH, message="a stranger's"),
     )
@@ -133,7 +133,7 @@ async def test_an_own_transfer_that_was_too_small_leaves_the_right_one_to_be_cre
     attempt = await watch.intent()
     small = await watch.pay(5_000, blocks=MIN_CONFIRMATIONS)
     await watch.submit(attempt, small)
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         attempt.model_copy(update={"tx_hash": small}),
         Refused(status=AttemptStatus.REJECTED, error_code=ErrorCode.INSUFFICIENT_AMOUNT, message="too little"),
     )
@@ -159,7 +159,7 @@ async def test_an_open_finding_is_looked_at_again_when_an_attempt_of_its_sender_
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()
     assert [hash_ for _, hash_, _ in await watch.findings()] == [sent]
-    await watch.desk_of_payers.refuse(
+    await watch.matcher_of_payers.refuse(
         attempt.model_copy(update={"tx_hash": WRONG}),
         Refused(status=AttemptStatus.FAILED, error_code=ErrorCode.RECEIPT_NOT_FOUND, message="not there"),
     )
@@ -217,7 +217,7 @@ async def becomes_known(engine: Engine, attempt_id: UUID) -> None:
     """Returns when there is such an attempt."""
 
     async def is_known() -> bool:
-        async with engine.service.single_statement() as connection:
+        async with engine.service.autocommit() as connection:
             return await attempts.find_attempt(connection, attempt_id) is not None
 
     await wait_until(is_known, timeout_seconds=PATIENCE_SECONDS, what="an attempt in the place of the refused one")
@@ -225,6 +225,6 @@ async def becomes_known(engine: Engine, attempt_id: UUID) -> None:
 
 async def test_only_what_has_ended_without_its_payment_is_replaced(watch: Watch) -> None:
     attempt = await watch.intent()
-    async with watch.desk_of_payers.service.transaction() as connection:
+    async with watch.matcher_of_payers.service.transaction() as connection:
         with pytest.raises(BookkeepingError):
             await payments.renew_attempt(connection, attempt.id)

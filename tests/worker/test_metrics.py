@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from db.accounts.wallets import Payer
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from telemetry.metrics.worker import observe_ending
+from telemetry.metrics.worker import observe_outcome
 from tests.support.engine import Engine
 from tests.support.payments import TREASURY, new_attempt
 
@@ -69,7 +69,7 @@ def test_the_time_counts_from_when_the_platform_could_have_credited_it(
 ) -> None:
     now = datetime.now(UTC)
     before = sample(f"{CREDITED}_sum", purpose="self")
-    observe_ending(
+    observe_outcome(
         pending(now - timedelta(seconds=submitted_ago)), now=now, confirmed_at=now - timedelta(seconds=confirmed_ago)
     )
     assert sample(f"{CREDITED}_sum", purpose="self") - before == pytest.approx(seconds)
@@ -77,5 +77,5 @@ def test_the_time_counts_from_when_the_platform_could_have_credited_it(
 
 def test_without_a_block_s_time_nothing_is_invented() -> None:
     before = sample(f"{CREDITED}_count", purpose="self")
-    observe_ending(pending(datetime.now(UTC)), now=datetime.now(UTC), confirmed_at=None)
+    observe_outcome(pending(datetime.now(UTC)), now=datetime.now(UTC), confirmed_at=None)
     assert sample(f"{CREDITED}_count", purpose="self") == before

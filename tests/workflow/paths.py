@@ -27,7 +27,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 
 from activities.messages import (
-    AttemptEnding,
+    AttemptOutcomeMessage,
     CreditedPayment,
     PaymentToCredit,
     PaymentToRefuse,
@@ -41,7 +41,7 @@ from domain.errors import HashInUse, TransferAlreadySettled
 from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.payments.finality import Final as FinalPayment
-from domain.payments.finality import Gone
+from domain.payments.finality import ReorgedOut
 from domain.payments.verification import Refused, Verified
 from tests.workflow.scripted import (
     BONUS,
@@ -380,7 +380,7 @@ async def donation_transfer_already_settled(stage: Stage) -> None:
 
 
 async def _settled_by_another(stage: Stage) -> None:
-    async def credit(message: PaymentToCredit) -> AttemptEnding:
+    async def credit(message: PaymentToCredit) -> AttemptOutcomeMessage:
         if len(stage.script.named("await_confirmation")) == 1:
             raise no(TransferAlreadySettled.code)
         return credited(message)
@@ -396,7 +396,7 @@ async def hash_replaced_while_crediting(stage: Stage) -> None:
     """The first hash is confirmed and being credited when another is submitted: what was paid is credited."""
     gate = Gate()
 
-    async def credit(message: PaymentToCredit) -> AttemptEnding:
+    async def credit(message: PaymentToCredit) -> AttemptOutcomeMessage:
         await gate.passed()
         return credited(message)
 
@@ -417,9 +417,9 @@ async def hash_replaced_while_refusing(stage: Stage) -> None:
         replaced = any(message.tx_hash == B for message in stage.script.named("record_submission"))
         return verified(B) if replaced else refused(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
 
-    async def refuse(_: PaymentToRefuse) -> AttemptEnding:
+    async def refuse(_: PaymentToRefuse) -> AttemptOutcomeMessage:
         await gate.passed()
-        return AttemptEnding(status=AttemptStatus.PENDING_UNVERIFIED, tx_hash=B)
+        return AttemptOutcomeMessage(status=AttemptStatus.PENDING_UNVERIFIED, tx_hash=B)
 
     stage.script.look, stage.script.refuse = look, refuse
     await stage.submit()
@@ -444,7 +444,7 @@ async def submission_while_ending(stage: Stage) -> None:
     async def look(_: PaymentToVerify) -> Verified | Refused:
         return refused()
 
-    async def refuse(message: PaymentToRefuse) -> AttemptEnding:
+    async def refuse(message: PaymentToRefuse) -> AttemptOutcomeMessage:
         await gate.passed()
         return ended(message)
 
@@ -464,7 +464,7 @@ async def submission_while_ending(stage: Stage) -> None:
 async def final_after_some_looks(stage: Stage) -> None:
     """The credit is there long before its block is finalized; the run goes on until then."""
 
-    async def finality(_: CreditedPayment) -> FinalPayment | Gone:
+    async def finality(_: CreditedPayment) -> FinalPayment | ReorgedOut:
         if len(stage.script.named("await_finality")) < 3:
             raise not_final_yet(again_in=SOON)
         return final()
@@ -475,7 +475,7 @@ async def final_after_some_looks(stage: Stage) -> None:
     assert (await stage.handle.result()).final_block == 17
 
 
-async def _gone(_: CreditedPayment) -> FinalPayment | Gone:
+async def _gone(_: CreditedPayment) -> FinalPayment | ReorgedOut:
     return gone()
 
 
@@ -538,7 +538,7 @@ async def submission_while_not_final(stage: Stage) -> None:
             return stage.script.pending(message)
         return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=A)
 
-    async def finality(_: CreditedPayment) -> FinalPayment | Gone:
+    async def finality(_: CreditedPayment) -> FinalPayment | ReorgedOut:
         await gate.passed()
         return final()
 

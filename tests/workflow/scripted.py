@@ -18,7 +18,7 @@ from temporalio.worker import Worker
 
 from activities.interceptors import DomainErrors
 from activities.messages import (
-    AttemptEnding,
+    AttemptOutcomeMessage,
     AttemptRef,
     BonusToMint,
     CreditedPayment,
@@ -36,7 +36,7 @@ from activities.payments.finality import NOT_FINAL_YET
 from activities.payments.verification import STILL_WAITING
 from domain.operations.events import PlatformEvent
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
-from domain.payments.finality import Final, FinalityLevel, Gone, NotFinal
+from domain.payments.finality import Final, FinalityLevel, NotFinal, ReorgedOut
 from domain.payments.verification import PaymentTerms, Refused, SettledTransfer, Verified, Waiting, WaitReason
 from workflows.verify_and_settle import VerifyAndSettle
 
@@ -89,9 +89,9 @@ def final() -> Final:
     return Final(transfer=verified().transfer, level=FinalityLevel.FINALIZED)
 
 
-def gone() -> Gone:
+def gone() -> ReorgedOut:
     """The chain has taken the payment back."""
-    return Gone(transfer=verified().transfer, level=FinalityLevel.FINALIZED, message="as the script says")
+    return ReorgedOut(transfer=verified().transfer, level=FinalityLevel.FINALIZED, message="as the script says")
 
 
 def not_final_yet(
@@ -156,9 +156,9 @@ class Script:
 
     record: Callable[[Submission], Awaitable[RecordedSubmission]] | None = None
     look: Callable[[PaymentToVerify], Awaitable[Verified | Refused]] | None = None
-    credit: Callable[[PaymentToCredit], Awaitable[AttemptEnding]] | None = None
-    refuse: Callable[[PaymentToRefuse], Awaitable[AttemptEnding]] | None = None
-    finality: Callable[[CreditedPayment], Awaitable[Final | Gone]] | None = None
+    credit: Callable[[PaymentToCredit], Awaitable[AttemptOutcomeMessage]] | None = None
+    refuse: Callable[[PaymentToRefuse], Awaitable[AttemptOutcomeMessage]] | None = None
+    finality: Callable[[CreditedPayment], Awaitable[Final | ReorgedOut]] | None = None
     announcement: Callable[[PlatformEvent], Awaitable[None]] | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
     timeout: timedelta = TIMEOUT
@@ -188,13 +188,13 @@ class Script:
         return await self.look(message) if self.look else verified()
 
     @activity.defn(name="credit_buyer")
-    async def credit_buyer(self, message: PaymentToCredit) -> AttemptEnding:
+    async def credit_buyer(self, message: PaymentToCredit) -> AttemptOutcomeMessage:
         """As the script says."""
         self.calls.append(("credit_buyer", message))
         return await self.credit(message) if self.credit else credited(message)
 
     @activity.defn(name="credit_donation")
-    async def credit_donation(self, message: PaymentToCredit) -> AttemptEnding:
+    async def credit_donation(self, message: PaymentToCredit) -> AttemptOutcomeMessage:
         """As the script says."""
         self.calls.append(("credit_donation", message))
         return await self.credit(message) if self.credit else credited(message)
@@ -206,22 +206,22 @@ class Script:
         return MintedBonus(amount_credits=BONUS)
 
     @activity.defn(name="end_without_credits")
-    async def end_without_credits(self, message: PaymentToRefuse) -> AttemptEnding:
+    async def end_without_credits(self, message: PaymentToRefuse) -> AttemptOutcomeMessage:
         """As the script says."""
         self.calls.append(("end_without_credits", message))
         return await self.refuse(message) if self.refuse else ended(message)
 
     @activity.defn(name="await_finality")
-    async def await_finality(self, message: CreditedPayment) -> Final | Gone:
+    async def await_finality(self, message: CreditedPayment) -> Final | ReorgedOut:
         """As the script says."""
         self.calls.append(("await_finality", message))
         return await self.finality(message) if self.finality else final()
 
     @activity.defn(name="reverse_payment")
-    async def reverse_payment(self, message: PaymentToReverse) -> AttemptEnding:
+    async def reverse_payment(self, message: PaymentToReverse) -> AttemptOutcomeMessage:
         """Reversed."""
         self.calls.append(("reverse_payment", message))
-        return AttemptEnding(status=AttemptStatus.REVERSED, tx_hash=message.gone.transfer.tx_hash)
+        return AttemptOutcomeMessage(status=AttemptStatus.REVERSED, tx_hash=message.gone.transfer.tx_hash)
 
     @activity.defn(name="reverse_bonus")
     async def reverse_bonus(self, message: AttemptRef) -> ReversedBonus:
@@ -237,14 +237,16 @@ class Script:
             await self.announcement(event)
 
 
-def credited(message: PaymentToCredit) -> AttemptEnding:
+def credited(message: PaymentToCredit) -> AttemptOutcomeMessage:
     """The usual answer to a credit."""
-    return AttemptEnding(status=AttemptStatus.CREDITED, tx_hash=message.transfer.tx_hash, amount_credits=CREDITS)
+    return AttemptOutcomeMessage(
+        status=AttemptStatus.CREDITED, tx_hash=message.transfer.tx_hash, amount_credits=CREDITS
+    )
 
 
-def ended(message: PaymentToRefuse) -> AttemptEnding:
+def ended(message: PaymentToRefuse) -> AttemptOutcomeMessage:
     """The usual answer to a refusal."""
-    return AttemptEnding(
+    return AttemptOutcomeMessage(
         status=message.refused.status, error_code=message.refused.error_code, tx_hash=message.refused.tx_hash
     )
 

@@ -29,8 +29,8 @@ from workflows.policies import (
     ANNOUNCE_START_TO_CLOSE,
     LEDGER_RETRY,
     LEDGER_START_TO_CLOSE,
-    LOOK_RETRY,
-    LOOK_START_TO_CLOSE,
+    POLL_RETRY,
+    POLL_START_TO_CLOSE,
 )
 from workflows.verify_and_settle import VerifyAndSettle
 
@@ -136,7 +136,7 @@ LEDGER = {
     "record_submission", "credit_buyer", "credit_donation", "mint_bonus", "end_without_credits", "reverse_payment",
     "reverse_bonus",
 }  # fmt: skip
-LOOKS = {"await_confirmation", "await_finality"}
+POLLS = {"await_confirmation", "await_finality"}
 
 
 def test_the_timeouts_and_retry_policies_are_the_ones_that_were_reasoned_about() -> None:
@@ -150,7 +150,7 @@ def test_the_timeouts_and_retry_policies_are_the_ones_that_were_reasoned_about()
         )
         == LEDGER_RETRY
     )
-    assert timedelta(seconds=30) == LOOK_START_TO_CLOSE
+    assert timedelta(seconds=30) == POLL_START_TO_CLOSE
     assert timedelta(seconds=15) == ANNOUNCE_START_TO_CLOSE
     assert timedelta(hours=1) == ANNOUNCE_SCHEDULE_TO_CLOSE
     assert (
@@ -160,7 +160,7 @@ def test_the_timeouts_and_retry_policies_are_the_ones_that_were_reasoned_about()
             maximum_interval=timedelta(seconds=30),
             maximum_attempts=0,
         )
-        == LOOK_RETRY
+        == POLL_RETRY
     )
 
 
@@ -181,10 +181,10 @@ def test_every_recorded_activity_carries_its_timeouts_policy_queue_and_summary(f
     own_queue = _read(file).events[0].workflow_execution_started_event_attributes.task_queue.name
     for event, scheduled in _scheduled(file):
         name = scheduled.activity_type.name
-        looks = name in LOOKS
+        looks = name in POLLS
         assert looks or name in LEDGER or name == "announce"
-        retry = LOOK_RETRY if looks else LEDGER_RETRY
-        start_to_close = LOOK_START_TO_CLOSE if looks else LEDGER_START_TO_CLOSE
+        retry = POLL_RETRY if looks else LEDGER_RETRY
+        start_to_close = POLL_START_TO_CLOSE if looks else LEDGER_START_TO_CLOSE
         if name == "announce":
             start_to_close = ANNOUNCE_START_TO_CLOSE
             assert scheduled.schedule_to_close_timeout == _duration(ANNOUNCE_SCHEDULE_TO_CLOSE)

@@ -103,10 +103,10 @@ async def test_a_hash_that_replaces_the_first_is_looked_at_at_once(engine: Engin
         payer, intent = await engine.intent()
         slow = await engine.pay(intent)
         await engine.submit(payer, intent, slow)
-        await engine.looked_at(intent.attempt_id, f"transaction {slow} not found yet")
+        await engine.polled(intent.attempt_id, f"transaction {slow} not found yet")
         fast = await chain.speed_up(payer_wallets()[0].private_key, slow)
         assert (await engine.submit(payer, intent, fast)).tx_hash == fast
-        state = await engine.looked_at(intent.attempt_id, f"transaction {fast} not found yet")
+        state = await engine.polled(intent.attempt_id, f"transaction {fast} not found yet")
         assert state.pending[0].attempt <= 3
         await chain.mine(2)
         result = await engine.result(intent.attempt_id)

@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowHandle
 
 from activities.interceptors import to_application_error
 from activities.messages import (
-    AttemptEnding,
+    AttemptOutcomeMessage,
     BonusToMint,
     CreditedPayment,
     MintedBonus,
@@ -96,7 +96,7 @@ async def test_the_pending_activity_says_how_many_confirmations_are_there(engine
         sent = await engine.pay(intent)
         await engine.submit(payer, intent, sent)
         await chain.mine(1)
-        state = await engine.looked_at(intent.attempt_id, "1 of 2 confirmations")
+        state = await engine.polled(intent.attempt_id, "1 of 2 confirmations")
         view = await engine.payments.status(payer.user_id, intent.attempt_id)
         assert (view.confirmations, view.confirmations_needed) == (1, 2)
         assert view.waiting_for == "1 of 2 confirmations"
@@ -203,7 +203,7 @@ def _decoded(payload: Payload) -> Any:
 MODELS = {
     "record_submission": (Submission, RecordedSubmission),
     "await_confirmation": (PaymentToVerify, Verified),
-    "credit_buyer": (PaymentToCredit, AttemptEnding),
+    "credit_buyer": (PaymentToCredit, AttemptOutcomeMessage),
     "mint_bonus": (BonusToMint, MintedBonus),
     "await_finality": (CreditedPayment, Final),
 }

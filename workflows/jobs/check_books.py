@@ -48,7 +48,7 @@ class CheckBooks:
         announced = [change for change in report.changes if await self._announce(change)]
         if announced:
             await self._note_announced(announced)
-        self._tell(report)
+        self._set_status(report)
         return report
 
     async def _check(self, wanted: CheckBooksInput) -> BooksReport:
@@ -90,7 +90,7 @@ class CheckBooks:
             summary="write down what was announced",
         )
 
-    def _tell(self, report: BooksReport) -> None:
+    def _set_status(self, report: BooksReport) -> None:
         words = f"{report.entries_checked} new entries checked, {report.violations_open} violations are open"
         workflow.set_current_details(words)
         (workflow.logger.error if report.violations_open else workflow.logger.info)(words)

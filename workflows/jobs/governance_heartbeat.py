@@ -22,7 +22,7 @@ with workflow.unsafe.imports_passed_through():
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
     )
-    from workflows.scheduled_run import Occasion, this_occasion
+    from workflows.scheduled_run import ScheduledRun, this_scheduled_run
 
 
 class HeartbeatInput(Message):
@@ -42,22 +42,22 @@ class GovernanceHeartbeat:
     @workflow.run
     async def run(self, wanted: HeartbeatInput) -> Heartbeat:
         """The story of a heartbeat."""
-        occasion = this_occasion()
-        taken = await self._take(wanted, occasion)
+        scheduled_run = this_scheduled_run()
+        taken = await self._take(wanted, scheduled_run)
         await self._announce(heartbeat_event(taken.heartbeat))
         for low in taken.low_balances:
             if await self._announce(low_balance_event(low)):
                 await self._note_announced(low)
-        self._tell(taken.heartbeat)
+        self._set_status(taken.heartbeat)
         return taken.heartbeat
 
-    async def _take(self, wanted: HeartbeatInput, occasion: Occasion) -> TakenHeartbeat:
+    async def _take(self, wanted: HeartbeatInput, scheduled_run: ScheduledRun) -> TakenHeartbeat:
         try:
             return await workflow.execute_activity_method(
                 GovernanceActivities.take_heartbeat,
                 HeartbeatToTake(
-                    key=occasion.key,
-                    scheduled_at=occasion.scheduled_at,
+                    key=scheduled_run.key,
+                    scheduled_at=scheduled_run.scheduled_at,
                     low_balance_credits=wanted.low_balance_credits,
                     head_age_seconds_max=wanted.head_age_seconds_max,
                 ),
@@ -68,7 +68,7 @@ class GovernanceHeartbeat:
             )
         except ActivityError as error:
             # The worst of all heartbeats is one that nobody hears of: without a database there is still the event.
-            await self._announce(_unread(occasion, str(error.cause or error)))
+            await self._announce(_unread(scheduled_run, str(error.cause or error)))
             raise
 
     async def _announce(self, event: PlatformEvent) -> bool:
@@ -97,7 +97,7 @@ class GovernanceHeartbeat:
             summary="note that the low balance was announced",
         )
 
-    def _tell(self, heartbeat: Heartbeat) -> None:
+    def _set_status(self, heartbeat: Heartbeat) -> None:
         """What an operator reads at the top of the workflow's page."""
         words = (
             f"{heartbeat.status.value}: balance {heartbeat.balance_credits}, threshold {heartbeat.threshold_credits}"
@@ -105,11 +105,11 @@ class GovernanceHeartbeat:
         workflow.set_current_details("; ".join([words, *heartbeat.problems]))
 
 
-def _unread(occasion: Occasion, reason: str) -> PlatformEvent:
+def _unread(scheduled_run: ScheduledRun, reason: str) -> PlatformEvent:
     return PlatformEvent(
-        id=f"{HEARTBEAT}:{occasion.key}",
+        id=f"{HEARTBEAT}:{scheduled_run.key}",
         type=HEARTBEAT,
         subject=SYSTEM_TENANT_ACCOUNT_ID,
-        time=occasion.scheduled_at,
+        time=scheduled_run.scheduled_at,
         data={"status": "failed", "problems": [reason]},
     )

@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
     )
-    from workflows.scheduled_run import this_occasion
+    from workflows.scheduled_run import this_scheduled_run
 
 
 class ReportInput(Message):
@@ -43,10 +43,12 @@ class GovernanceReport:
     @workflow.run
     async def run(self, wanted: ReportInput) -> Income:
         """The story of a report."""
-        occasion = this_occasion()
+        scheduled_run = this_scheduled_run()
         income: Income = await workflow.execute_activity_method(
             GovernanceActivities.read_income,
-            SpanToReport(since=occasion.scheduled_at - timedelta(hours=wanted.hours), until=occasion.scheduled_at),
+            SpanToReport(
+                since=scheduled_run.scheduled_at - timedelta(hours=wanted.hours), until=scheduled_run.scheduled_at
+            ),
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
@@ -55,10 +57,10 @@ class GovernanceReport:
         await workflow.execute_activity_method(
             AnnouncementActivities.announce,
             PlatformEvent(
-                id=f"{REPORT_EVENT}:{occasion.key}",
+                id=f"{REPORT_EVENT}:{scheduled_run.key}",
                 type=REPORT_EVENT,
                 subject=SYSTEM_TENANT_ACCOUNT_ID,
-                time=occasion.scheduled_at,
+                time=scheduled_run.scheduled_at,
                 data={
                     "since": income.since.isoformat(),
                     "until": income.until.isoformat(),

@@ -74,7 +74,7 @@ class Housekeeping:
     async def run(self, wanted: HousekeepingInput) -> HousekeepingResult:
         """The story of an hour's housekeeping."""
         result = HousekeepingResult()
-        for step in (self._expire_intents, self._prune, self._pick_up, self._ensure_standing):
+        for step in (self._expire_intents, self._prune, self._pick_up, self._ensure_singletons):
             result = await self._try(step, wanted, result)
         if self._failures:
             raise ApplicationError("; ".join(self._failures), type="HOUSEKEEPING_INCOMPLETE")
@@ -136,7 +136,7 @@ class Housekeeping:
         )
         return {"payments_picked_up": done.counts}
 
-    async def _ensure_standing(self, _: HousekeepingInput) -> dict[str, object]:
+    async def _ensure_singletons(self, _: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(
             HousekeepingActivities.ensure_standing_workflows,
             start_to_close_timeout=JOB_START_TO_CLOSE,

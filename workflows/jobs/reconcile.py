@@ -52,7 +52,7 @@ class Reconcile:
         """The story of a reconciliation."""
         report = await self._reconcile(wanted)
         await self._announce(report)
-        self._tell(report)
+        self._set_status(report)
         return Reconciled(
             assertion_id=report.assertion_id or 0,
             closes=report.closes,
@@ -86,7 +86,7 @@ class Reconcile:
             # The assertion is stored and the findings are told of by themselves.
             workflow.logger.error("the reconciliation could not be announced: %s", error.cause)
 
-    def _tell(self, report: Report) -> None:
+    def _set_status(self, report: Report) -> None:
         words = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"
         counted = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "no differences"
         words = f"{report.totals.transfers} transfers, {words}, {report.alarms} alarms; {counted}"
