@@ -38,6 +38,10 @@ DETAILS: Final[dict[str, object]] = {"share": "0.75", "amountUsdCents": 10_000}
 
 CREDITED_CENTS: Final = 10_000
 
+TOKEN: Final = f"0x2{1:039d}"
+TREASURY: Final = f"0x2{2:039d}"
+"""On no chain; only they differ from every payer."""
+
 
 async def open_accounts(tenants: TenantDatabase) -> list[Payer]:
     """Accounts of wallets that nobody holds."""
@@ -167,8 +171,8 @@ class BuyerCredits:
             owner_user_id=payer.user_id,
             from_address=payer.wallet_address,
             chain_id=self._chain_id,
-            token=payer.wallet_address,
-            to_address=payer.wallet_address,
+            token=TOKEN,
+            to_address=TREASURY,
             amount_raw=raw_for_usd_cents(CREDITED_CENTS),
             amount_usd_cents=CREDITED_CENTS,
             purpose=Purpose.SELF,

@@ -56,7 +56,7 @@ _TRANSFERS: Final = """
     CREATE TEMP TABLE made AS
     SELECT g, md5('attempt ' || g)::uuid AS attempt_id, md5('finding ' || g)::uuid AS finding_id,
            '0x' || lpad(to_hex(g), 64, '0') AS tx_hash, (g %% 7) AS log_index,
-           'account-' || (g %% %(accounts)s) AS account, '0x' || lpad((g %% %(accounts)s)::text, 40, '0') AS sender,
+           'account-' || (g %% %(accounts)s) AS account, '0x' || lpad((g %% %(accounts)s + 1)::text, 40, '0') AS sender,
            %(from_time)s::timestamptz + (g - %(first)s) * (%(length)s / %(count)s) AS at,
            CASE WHEN g %% 1000 < %(donations)s THEN 'donation'
                 WHEN g %% 1000 < %(donations)s + %(operators)s THEN 'operator'

@@ -169,7 +169,7 @@ async def test_a_malformed_address_is_named(api: RunningApi, address: object) ->
     assert (reply.status, reply.body["errors"][0]["field"]) == (422, "address")
 
 
-@pytest.mark.parametrize("signature", ["", "0x", "0x1", "zz", "0x" + "00" * 9_000, 7, None])
+@pytest.mark.parametrize("signature", ["", "0x1", "zz", "0x" + "00" * 9_000, 7, None])
 async def test_a_malformed_signature_is_named(api: RunningApi, signature: object) -> None:
     async with api.visitor() as visitor:
         challenge = await visitor.challenge(ALICE.address)

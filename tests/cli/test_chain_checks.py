@@ -185,6 +185,11 @@ async def test_an_old_treasury_is_named_with_how_long_it_is_followed(engine: Eng
     await engine.intent()
     with connect(engine.database.superuser_url, triggers=False) as superuser:
         superuser.execute(f"UPDATE payment_attempts SET to_address = '{OLD_TREASURY}'")
+        # As the worker did that was started with the settings of then.
+        superuser.execute(
+            "INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)"
+            f" SELECT chain_id, lower(token), '{OLD_TREASURY}', 'worker' FROM payment_attempts"
+        )
     assert OLD_TREASURY in await check_watcher(engine.settings)
 
 
