@@ -30,8 +30,8 @@ CATCHES_UP_BLOCKS: Final = 5
 
 WAITS_MAX: Final = timedelta(minutes=1)
 
-YOUNG_CHAIN_BLOCKS: Final = 32
-"""A chain of fewer blocks has had no time to make one final: twice what the chain of `settle up` needs."""
+YOUNG_CHAIN_BLOCKS: Final = 48
+"""A chain of fewer blocks has had no time to make one final: that of `settle up` needs 32."""
 
 
 async def check_watcher(settings: Settings) -> str:

@@ -229,7 +229,7 @@ async def test_a_node_that_is_down_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_missing_binary_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SETTLE_NODE_MODULES", str(tmp_path))
-    with pytest.raises(MissingPartError, match="run: make install"):
+    with pytest.raises(MissingPartError, match="run: npm install"):
         locate_anvil()
     monkeypatch.setattr(
         module, "platform", SimpleNamespace(system=lambda: "Plan9", machine=lambda: "mips"), raising=True
