@@ -160,7 +160,7 @@ async def test_a_stack_that_cannot_start_leaves_nothing_running(
 ) -> None:
     monkeypatch.setenv("SETTLE_NODE_MODULES", str(tmp_path))
     stack = Stack(tmp_path / "state", without=["temporal"], postgres_settings=UNSAFE_BUT_FAST)
-    with pytest.raises(DevstackError, match="run: make install"):
+    with pytest.raises(DevstackError, match="run: npm install"):
         await stack.__aenter__()
     assert not stack.postgres.is_running
     assert not list((tmp_path / "state" / "run").glob("*.pid"))
