@@ -175,7 +175,9 @@ def test_the_time_to_come_back_begins_with_the_first_look_that_misses_it() -> No
     assert (verdict.missing_since_head, verdict.missing_blocks) == (200, 10)
 
 
-@pytest.mark.parametrize(("sightings", "endpoints", "gone"), [(1, 1, True), (1, 2, False), (2, 3, True), (1, 3, False)])
+@pytest.mark.parametrize(
+    ("inclusion_reports", "endpoints", "gone"), [(1, 1, True), (1, 2, False), (2, 3, True), (1, 3, False)]
+)
 def test_most_nodes_have_to_say_so(inclusion_reports: int, endpoints: int, gone: bool) -> None:
     verdict = _absence(*(_inclusion_report(str(n)) for n in range(inclusion_reports)), endpoints=endpoints)
     assert isinstance(verdict, ReorgedOut if gone else NotFinal)
