@@ -6,7 +6,8 @@ A new revision runs beside processes of the one before (docs/decisions/rolling-d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,31 @@ FIRST_DECLARED: Final = "0004"
 def run_sql_file(connection: Connection, name: str) -> None:
     """Run `sql/<name>` in the connection's transaction, as it stands (a `%` is a `%`)."""
     _driver(connection).execute((Path(__file__).parent / "sql" / name).read_bytes())
+
+
+def lock_tables(connection: Connection, names: Sequence[str]) -> None:
+    """Lock tables for a revision: call it first, with every table that is there and that the revision changes.
+
+    The wait for the first table is `lock_timeout`, with nothing held. For all others together it is half of the
+    server's `deadlock_timeout`: settlements lock them in another order, and of two transactions that wait for each
+    other PostgreSQL ends the one that has waited for that long. Raises `psycopg.errors.LockNotAvailable`.
+    """
+    driver = _driver(connection)
+    first, *others = names
+    driver.execute(_exclusively(first))
+    lock_timeout, deadlock_ms = driver.execute(
+        "SELECT current_setting('lock_timeout'), setting::integer FROM pg_settings WHERE name = 'deadlock_timeout'"
+    ).fetchone() or ("0", 0)
+    ends_at = time.monotonic() + deadlock_ms / 1000 / 2
+    for name in others:
+        milliseconds_left = max(1, int((ends_at - time.monotonic()) * 1000))
+        driver.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(milliseconds_left)))
+        driver.execute(_exclusively(name))
+    driver.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(lock_timeout)))
+
+
+def _exclusively(table: str) -> sql.Composed:
+    return sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table))
 
 
 def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None:

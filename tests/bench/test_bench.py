@@ -120,7 +120,7 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert set(path) == HTTP_PATH
     assert (path["begun"], path["credited"], path["errors"], path["firstErrors"]) == (10, 10, 0, [])
     counts = {measured["call"]: measured["count"] for measured in path["signIn"] + path["calls"]}
-    assert counts.pop("status") >= 10
+    assert counts.pop("status") > 0  # a payment that is credited when its submission is answered needs none
     assert counts == {"challenge": 5, "login": 5, "intent": 10, "submit": 10}
     for measured in (*path["signIn"], *path["calls"], path["submitToCredited"]):
         assert 0 < measured["p50Ms"] <= measured["p95Ms"] <= measured["p99Ms"]

@@ -309,6 +309,70 @@ async def test_a_lock_that_is_never_free_ends_the_migration_with_the_name_of_its
     assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
 
 
+WAITS_FOR: Final = """
+    SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+     WHERE NOT l.granted AND l.relation = %s::regclass AND a.application_name = %s
+"""
+
+
+async def test_a_migration_gives_way_before_a_settlement_that_waits_for_it_is_ended(landed: Database) -> None:
+    """They lock in another order. PostgreSQL ends one of two that wait for each other: whose wait is a second old."""
+
+    async def is_waiting(application_name: str, table: str) -> bool:
+        return bool(await asyncio.to_thread(scalar, landed.superuser_url, WAITS_FOR, table, application_name))
+
+    with connect(landed.superuser_url) as settlement, connect(landed.superuser_url) as other:
+        settlement.execute("SET application_name = 'settlement'")
+        settlement.execute("LOCK TABLE credit_ledger IN ROW EXCLUSIVE MODE")
+        other.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
+        migrating = asyncio.create_task(migrate_database(landed))
+        await wait_until(
+            lambda: is_waiting("settle migrate", "users"), timeout_seconds=PATIENCE_SECONDS, what="a waiting migration"
+        )
+        statement = "LOCK TABLE payment_attempts IN ROW EXCLUSIVE MODE"
+        locking = asyncio.create_task(asyncio.to_thread(settlement.execute, statement))
+
+        async def is_waiting_or_has_it() -> bool:
+            return locking.done() or await is_waiting("settlement", "payment_attempts")
+
+        await wait_until(is_waiting_or_has_it, timeout_seconds=PATIENCE_SECONDS, what="a waiting settlement")
+        # The wait of the migration starts again, so it is the settlement's that gets old.
+        await asyncio.wait([locking], timeout=0.5)
+        other.rollback()
+        await locking
+        settlement.rollback()
+    await migrating
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+
+
+STRONG_LOCKS: Final = """
+    SELECT c.relname FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+     WHERE l.pid = pg_backend_pid() AND l.granted AND c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
+       AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+"""
+
+
+async def test_a_revision_locks_no_table_that_it_has_not_locked_first(
+    landed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {str(name) for (name,) in query(landed.superuser_url, "SELECT tablename FROM pg_tables")}
+    run, locked, late = migrations.run_sql_file, set[str](), set[str]()
+
+    def run_and_look(connection: Any, file: str) -> None:
+        driver = connection.connection.driver_connection
+        if file.startswith(("0004_compat", "0005_")):
+            locked.clear()
+            locked.update(name for (name,) in driver.execute(STRONG_LOCKS))
+        run(connection, file)
+        if file.startswith("000"):
+            late.update({name for (name,) in driver.execute(STRONG_LOCKS)} & there - locked)
+
+    monkeypatch.setattr(migrations, "run_sql_file", run_and_look)
+    await migrate_database(landed)
+    assert locked
+    assert late == set()
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_who_waits_behind_a_migration_waits_no_longer_than_one_of_its_tries(landed: Database) -> None:
     with connect(landed.app_url) as holder:

@@ -1,10 +1,6 @@
 -- The role that credits purchases: workers have it, processes that people reach do not. It sees what settle_app sees, in
 -- the same scopes; the rights that settle_app loses to it are taken by the contracting revision (0005_contract.sql).
 
--- In the order in which a settlement takes them: a worker that runs meanwhile waits, and neither waits for the other.
-LOCK TABLE payment_attempts, settled_transfers, payment_events, users, billing_accounts, virtual_keys, credit_ledger
-    IN ACCESS EXCLUSIVE MODE;
-
 ALTER POLICY own_user ON users TO settle_app, settle_settlement;
 ALTER POLICY own_accounts ON billing_accounts TO settle_app, settle_settlement;
 ALTER POLICY own_keys ON virtual_keys TO settle_app, settle_settlement;

@@ -1,9 +1,6 @@
 -- Which transfers are income, and from which block on: the rules of domain/transfers/income.py, kept by the database too. And until
 -- when an attempt could be paid in time, which its submission used to wipe out.
 
--- In the order in which a settlement takes them: a worker that runs meanwhile waits, and neither waits for the other.
-LOCK TABLE payment_attempts, settled_transfers, users, transfer_credits, chain_cursors IN ACCESS EXCLUSIVE MODE;
-
 -- Addresses whose transfers are no payment of anybody's: the zero address (it sends what is minted), tokens, treasuries of
 -- now and before. In lower case.
 CREATE TABLE non_payers (

@@ -1,7 +1,5 @@
 -- What only processes of revision 0003 needed.
 
-LOCK TABLE payment_attempts, settled_transfers, payment_events IN ACCESS EXCLUSIVE MODE;
-
 -- Role settle_app is that of processes that people reach: from here on its password mints nothing. It makes intents,
 -- records submissions and ends intents that have expired.
 REVOKE EXECUTE ON FUNCTION post_own_purchase FROM settle_app;

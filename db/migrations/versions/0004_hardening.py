@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from db.migrations import build_indexes, run_sql_file
+from db.migrations import build_indexes, lock_tables, run_sql_file
 
 revision = "0004"
 down_revision = "0003"
@@ -21,6 +21,10 @@ SQL_FILES = (
     "0004_findings.sql",
 )
 
+CHANGED_TABLES = (
+    *("payment_attempts", "settled_transfers", "payment_events", "users", "billing_accounts", "virtual_keys"),
+    *("credit_ledger", "transfer_credits", "observed_transfers", "chain_cursors"),
+)
 
 # What is worth most first, and before it what nobody knows the worth of: an index read backwards gives just that order.
 # The second is for what the outside has not been told yet.
@@ -33,6 +37,7 @@ INDEXES = {
 def upgrade() -> None:
     """Add what is new; nothing that a process of the revision before relies on goes away."""
     build_indexes(op.get_context(), INDEXES)
+    lock_tables(op.get_bind(), CHANGED_TABLES)
     for name in SQL_FILES:
         run_sql_file(op.get_bind(), name)
 

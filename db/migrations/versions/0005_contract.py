@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from db.migrations import run_sql_file
+from db.migrations import lock_tables, run_sql_file
 
 revision = "0005"
 down_revision = "0004"
@@ -15,6 +15,7 @@ compatible_from = "0004"
 
 def upgrade() -> None:
     """Remove the rights that no process of revision 0004 uses."""
+    lock_tables(op.get_bind(), ("payment_attempts", "settled_transfers", "payment_events"))
     run_sql_file(op.get_bind(), "0005_contract.sql")
 
 
