@@ -19,6 +19,7 @@ from api.models import (
     SessionAnswer,
 )
 from domain.accounts.sign_in import new_challenge
+from domain.money import credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
 from starter.models import AttemptView, Intent
 
@@ -102,7 +103,7 @@ INTENT: Final = _wire(
         chain_id=_CHAIN_ID,
         token="0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",  # noqa: S106 - USDC on Base
         to="0xa0Ee7A142d267C1f36714E4a8F75612F20a79720",
-        amount_raw=_USD_CENTS * 10_000,
+        amount_raw=raw_for_usd_cents(_USD_CENTS),
         amount_usd_cents=_USD_CENTS,
         purpose=Purpose.SELF,
         expires_at=_NOON + timedelta(minutes=31),
@@ -118,12 +119,12 @@ ATTEMPT_PAGE: Final = _wire(AttemptPage(attempts=[_CREDITED], next_cursor=ATTEMP
 SUMMARY: Final = _wire(
     CreditsSummary(
         billing_account_id=_ACCOUNT_ID,
-        balance_credits=_USD_CENTS * 100_000,
+        balance_credits=credits_for_usd_cents(_USD_CENTS),
         ledger=[
             LedgerEntry(
                 id=UUID("9a4f7c1d-6c1e-4f0a-bb0d-2d6c8f3e5a71"),
-                amount=_USD_CENTS * 100_000,
-                balance_after=_USD_CENTS * 100_000,
+                amount=credits_for_usd_cents(_USD_CENTS),
+                balance_after=credits_for_usd_cents(_USD_CENTS),
                 reason="credits_purchase",
                 reference=str(ATTEMPT_ID),
                 tx_hash=EXAMPLE_HASH,

@@ -25,7 +25,7 @@ from bench.rounds import Side, at_once
 from db.accounts.wallets import Payer
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from domain.errors import SettlementFailed
-from domain.money import credits_for_usd_cents
+from domain.money import credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, Purpose
 from domain.payments.verification import PaymentTerms
 from starter.models import Intent
@@ -185,7 +185,7 @@ class BareSettlements:
                 token=wallet,
                 payer=wallet,
                 treasury=wallet,
-                amount_raw=AMOUNT_CENTS * 10_000,
+                amount_raw=raw_for_usd_cents(AMOUNT_CENTS),
             ),
         )
 

@@ -12,6 +12,7 @@ from db.operations import findings
 from db.payments import attempts
 from domain.errors import AttemptNotFound, InvalidInput, PayerRefused
 from domain.identifiers import parse_tx_hash
+from domain.money import format_usd
 from domain.payments.attempt import AttemptStatus, Purpose
 from settings import Settings
 from starter.diagnosis import Diagnosis, diagnose
@@ -96,7 +97,7 @@ def _print(diagnosis: Diagnosis) -> None:
         ("status", f"{diagnosis.status.value} (the payer sees {diagnosis.client_status.value})"),
         ("error", diagnosis.error_code.value if diagnosis.error_code else None),
         ("purpose", diagnosis.purpose.value),
-        ("amount", f"{diagnosis.amount_usd_cents / 100:,.2f} USD = {grouped(diagnosis.amount_raw)} raw units"),
+        ("amount", f"{format_usd(diagnosis.amount_usd_cents)} USD = {grouped(diagnosis.amount_raw)} raw units"),
         ("payer", diagnosis.from_address),
         ("treasury", diagnosis.to),
         ("token", f"{diagnosis.token} on chain {diagnosis.chain_id}"),

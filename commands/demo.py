@@ -33,7 +33,7 @@ from devstack.stack import until_signalled
 from domain.errors import DemoFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Reason, Side
-from domain.money import RAW_PER_USD_CENT, credits_for_usd_cents, revenue_share_credits
+from domain.money import credits_for_usd_cents, format_usd, raw_for_usd_cents, revenue_share_credits
 from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from starter.diagnosis import workflow_url
 from starter.models import Intent
@@ -176,7 +176,7 @@ class _Scenes:
         await self._submit(stolen, purchase_hash)
         await self._submit(purchase, purchase_hash)
         await self._submit(donation, await self._pay(donation, donor))
-        await self._submit(too_little, await self._pay(too_little, miser, less_raw=RAW_PER_USD_CENT))
+        await self._submit(too_little, await self._pay(too_little, miser, less_raw=raw_for_usd_cents(1)))
         early = [purchase, donation, too_little, stolen, closed_tab]
         await asyncio.gather(*(self._ended(payment) for payment in early))
 
@@ -212,7 +212,7 @@ class _Scenes:
             rows[payer.billing_account_id, Reason.CREDITS_PURCHASE] = credits
             if bonus:
                 rows[SYSTEM_TENANT_ACCOUNT_ID, Reason.PLATFORM_REVENUE_SHARE] = bonus
-        self.say(f"{title}: intent for {amount_usd_cents / 100:.2f} USD by {wallet.address[:8]}…")
+        self.say(f"{title}: intent for {format_usd(amount_usd_cents)} USD by {wallet.address[:8]}…")
         status = AttemptStatus.REJECTED if error else AttemptStatus.CREDITED
         if is_taken_back:
             status = AttemptStatus.REVERSED

@@ -11,6 +11,7 @@ from activities.operations.reconciliation import Reconciliation
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import payments_client, service_database
 from domain.errors import InvalidInput
+from domain.money import raw_for_credits
 from domain.operations.reconciliation import Difference, Report
 from settings import Settings
 from starter.resolutions import start_remedy
@@ -107,16 +108,16 @@ def _totals(report: Report) -> list[tuple[str, str, str]]:
     rows = [
         ("transfers", totals.transfers, ""),
         ("inflow", totals.inflow_raw, "raw"),
-        ("= purchases", totals.purchases_credits // 10, "raw"),
-        ("+ donations", totals.donations_credits // 10, "raw"),
-        ("+ credited by operators", totals.operator_credits // 10, "raw"),
+        ("= purchases", raw_for_credits(totals.purchases_credits), "raw"),
+        ("+ donations", raw_for_credits(totals.donations_credits), "raw"),
+        ("+ credited by operators", raw_for_credits(totals.operator_credits), "raw"),
         ("+ unapplied", totals.unapplied_raw, "raw"),
         ("    of which waits for an operator", totals.open_raw, "raw"),
         ("    of which in progress", totals.in_progress_raw, "raw"),
         ("    of which dust, too small for a finding", totals.dust_raw, "raw"),
         ("    of which refunded", totals.refunded_raw, "raw"),
         ("    of which written off", totals.written_off_raw, "raw"),
-        ("taken back by reversals", totals.reversed_credits // 10, "raw"),
+        ("taken back by reversals", raw_for_credits(totals.reversed_credits), "raw"),
         ("posted to cash:usdc, debit", totals.ledger_debit_credits, "credits"),
         ("posted to cash:usdc, credit", totals.ledger_credit_credits, "credits"),
     ]

@@ -11,8 +11,8 @@ CREDITS_PER_USD: Final = 10_000_000
 """A protocol constant (SPEC 1); never configurable."""
 
 CREDITS_PER_USD_CENT: Final = CREDITS_PER_USD // 100
-RAW_PER_USD_CENT: Final = 10_000
-"""USDC has 6 decimals, so one cent is 10,000 raw units."""
+USDC_DECIMALS: Final = 6
+RAW_PER_USD_CENT: Final = 10 ** (USDC_DECIMALS - 2)
 
 CREDITS_PER_RAW: Final = CREDITS_PER_USD_CENT // RAW_PER_USD_CENT
 
@@ -29,6 +29,21 @@ def credits_for_usd_cents(amount_usd_cents: int) -> int:
 def raw_for_usd_cents(amount_usd_cents: int) -> int:
     """Raw USDC units (6 decimals) that pay for `amount_usd_cents`."""
     return amount_usd_cents * RAW_PER_USD_CENT
+
+
+def credits_for_raw(amount_raw: int) -> int:
+    """Credits that raw USDC units are worth."""
+    return amount_raw * CREDITS_PER_RAW
+
+
+def raw_for_credits(amount_credits: int) -> int:
+    """Whole raw USDC units that credits are worth: exact for what was bought, else rounded down in value."""
+    return _towards_zero(amount_credits, CREDITS_PER_RAW)
+
+
+def usd_cents_for_credits(amount_credits: int) -> int:
+    """Whole US cents that credits are worth, rounded down in value."""
+    return _towards_zero(amount_credits, CREDITS_PER_USD_CENT)
 
 
 def revenue_share_credits(purchased_credits: int, share: Decimal) -> int:
@@ -51,3 +66,24 @@ def check_payment_amount(amount_usd_cents: object, *, minimum: int, maximum: int
         got = str(amount_usd_cents) if amount_usd_cents.bit_length() < 128 else "a number far outside"
         raise InvalidInput("amountUsdCents", f"wants {minimum} to {maximum} US cents, got {got}")
     return amount_usd_cents
+
+
+def format_usd(amount_usd_cents: int) -> str:
+    """US cents as people read dollars, exact: `1,234.50`."""
+    return _format(amount_usd_cents, decimals=2)
+
+
+def format_usdc(amount_raw: int) -> str:
+    """Raw USDC units as people read them, exact: `1,234.50`, `0.000001`."""
+    return _format(amount_raw, decimals=USDC_DECIMALS)
+
+
+def _format(amount: int, *, decimals: int) -> str:
+    """A fixed-point number with its thousands apart, and no zeros behind the second decimal."""
+    whole, fraction = divmod(abs(amount), 10**decimals)
+    digits = f"{fraction:0{decimals}d}"
+    return f"{'-' if amount < 0 else ''}{whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"
+
+
+def _towards_zero(amount: int, divisor: int) -> int:
+    return amount // divisor if amount >= 0 else -(-amount // divisor)

@@ -39,7 +39,7 @@ from domain.errors import (
     WrongChain,
 )
 from domain.identifiers import parse_tx_hash
-from domain.money import check_payment_amount, raw_for_usd_cents
+from domain.money import check_payment_amount, format_usd, raw_for_usd_cents
 from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttempt, Purpose
 from domain.payments.verification import Waiting, WaitReason, terms_of
 from domain.transfers.income import NonPayer, require_payer
@@ -529,6 +529,5 @@ def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttr
 
 
 def _summary(attempt: PaymentAttempt) -> str:
-    dollars, cents = divmod(attempt.amount_usd_cents, 100)
     kind = "purchase" if attempt.purpose is Purpose.SELF else "donation"
-    return f"{kind} of {dollars}.{cents:02} USD by {attempt.from_address}"
+    return f"{kind} of {format_usd(attempt.amount_usd_cents)} USD by {attempt.from_address}"

@@ -128,9 +128,64 @@ def test_only_db_speaks_sql() -> None:
             assert not _foreign(_imports(path)) & {"sqlalchemy", "alembic"}, path
 
 
-def test_no_product_module_imports_the_tests() -> None:
+def _product_modules() -> list[Path]:
     paths = [ROOT / f"{name}.py" for name in MODULES]
     for package in PACKAGES:
         paths += (ROOT / package).rglob("*.py")
-    for path in paths:
+    return paths
+
+
+def test_the_ledger_knows_nothing_of_payments() -> None:
+    for layer in ("domain", "db"):
+        for path in (ROOT / layer / "ledger").rglob("*.py"):
+            assert not {name for name in _imports(path) if ".payments" in name}, path
+
+
+MONEY_UNITS: Final = ("_usd_cents", "_cents", "_raw", "_credits", "_usd")
+
+
+def _money_arithmetic(source: str) -> list[str]:
+    """Divisions of money, and conversions of it by a number written out."""
+
+    def is_money(node: ast.expr) -> bool:
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        return name.lower().endswith(MONEY_UNITS)
+
+    def is_rate(node: ast.expr) -> bool:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            return True
+        return isinstance(node, ast.Constant) and node.value in {10, 100, 10_000, 100_000, 1_000_000, 10_000_000}
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp) and (is_money(node.left) or is_money(node.right)):
+            converts = isinstance(node.op, ast.Mult | ast.FloorDiv | ast.Mod) and (
+                is_rate(node.left) or is_rate(node.right)
+            )
+            if isinstance(node.op, ast.Div) or converts:
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "divmod" and any(map(is_money, node.args)):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_money_is_converted_in_one_module() -> None:
+    found = {
+        str(path.relative_to(ROOT)): arithmetic
+        for path in _product_modules()
+        if path != ROOT / "domain" / "money.py" and (arithmetic := _money_arithmetic(path.read_text()))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["attempt.amount_usd_cents / 100", "value_raw * 10", "amount_raw // 10**6", "divmod(amount_usd_cents, 100)"],
+)
+def test_arithmetic_with_money_is_noticed(expression: str) -> None:
+    assert _money_arithmetic(expression) == [expression.replace("10**6", "10 ** 6")]
+
+
+def test_no_product_module_imports_the_tests() -> None:
+    for path in _product_modules():
         assert not {name for name in _imports(path) if name.partition(".")[0] == "tests"}, path

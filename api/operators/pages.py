@@ -33,6 +33,7 @@ from db.operations.operator_pages import AttemptFilter, BalanceHistory
 from domain.errors import AttemptNotFound, InvalidInput, NotAnOperator, NotSignedIn, SettleError, Unavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, parse_attempt_id, parse_tx_hash
 from domain.ledger.entries import Reason
+from domain.money import format_usd, format_usdc
 from domain.payments.attempt import AttemptStatus, Purpose
 from starter.diagnosis import diagnose
 
@@ -349,11 +350,6 @@ def utc_minutes(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def in_usdc(amount_raw: int) -> str:
-    """`25.000000`, exact."""
-    return f"{amount_raw // 10**6:,}.{amount_raw % 10**6:06d}"
-
-
 def in_json(value: object) -> str:
     """A value of an event's metadata on one line. In ASCII: no character in it may change how the page reads."""
     return value if isinstance(value, str) and value.isascii() and value.isprintable() else json.dumps(value)
@@ -384,14 +380,14 @@ def status_in_style(status: AttemptStatus) -> str:
 
 templates = Jinja2Templates(directory=pages.FOLDER / "templates")
 templates.env.filters |= {
-    "usd": pages.in_usd,
+    "usd": format_usd,
     "worth": pages.worth_in_usd,
     "thousands": pages.with_thousands,
     "signed": pages.signed,
     "short": pages.shortened,
     "seconds": utc_seconds,
     "minutes": utc_minutes,
-    "usdc": in_usdc,
+    "usdc": format_usdc,
     "value": in_json,
     "reason": reason_label,
     "purpose": purpose_label,

@@ -28,7 +28,7 @@ from api.http.dependencies import ApiServices, OptionalSession, Services, Sessio
 from db.clock import estimated_now
 from domain.errors import Unavailable
 from domain.ledger.entries import Reason
-from domain.money import CREDITS_PER_USD_CENT, credits_for_usd_cents
+from domain.money import credits_for_usd_cents, format_usd, usd_cents_for_credits
 from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
 from starter.models import AttemptView
 
@@ -228,15 +228,9 @@ def _was_never_paid(attempt: AttemptView) -> bool:
 # -- words and numbers of the templates
 
 
-def in_usd(cents: int) -> str:
-    """`1,234.50`, exact."""
-    return f"{cents // 100:,}.{cents % 100:02d}"
-
-
 def worth_in_usd(credits: int) -> str:
     """What credits are worth in dollars, whole cents, never more than it is."""
-    sign = "-" if credits < 0 else ""
-    return sign + in_usd(abs(credits) // CREDITS_PER_USD_CENT)
+    return format_usd(usd_cents_for_credits(credits))
 
 
 def with_thousands(number: int) -> str:
@@ -290,7 +284,7 @@ def why_it_failed(attempt: AttemptView) -> str:
 
 def what_it_buys(attempt: AttemptView) -> str:
     """A payment in one line."""
-    paid = f"{in_usd(attempt.amount_usd_cents)} USDC"
+    paid = f"{format_usd(attempt.amount_usd_cents)} USDC"
     if attempt.purpose == Purpose.SYSTEM:
         return f"Donation of {paid}"
     return f"{credits_for_usd_cents(attempt.amount_usd_cents):,} credits for {paid}"
@@ -304,7 +298,7 @@ def _fingerprint(name: str) -> str:
 
 templates = Jinja2Templates(directory=FOLDER / "templates")
 templates.env.filters |= {
-    "usd": in_usd,
+    "usd": format_usd,
     "worth": worth_in_usd,
     "thousands": with_thousands,
     "signed": signed,

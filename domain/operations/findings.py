@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from domain.identifiers import Address, TxHash
+from domain.money import raw_for_usd_cents
 
 
 class FindingKind(StrEnum):
@@ -126,7 +127,7 @@ _OF_AN_ATTEMPT: Final = frozenset(
 ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
 """Kinds that say that the books are wrong, not that somebody paid in an unexpected way."""
 
-DEFAULT_DUST_BELOW_RAW: Final = 10_000
+DEFAULT_DUST_BELOW_RAW: Final = raw_for_usd_cents(1)
 """One cent. Whoever sends less pays more for sending it, and a thousand of them are no ten dollars."""
 
 _OF_A_TRANSFER: Final = frozenset(

@@ -10,10 +10,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.money import CREDITS_PER_USD
+from domain.money import credits_for_usd_cents
 from domain.operations.events import HEARTBEAT, LOW_BALANCE, PlatformEvent
 
-DEFAULT_LOW_BALANCE_CREDITS: Final = 10 * CREDITS_PER_USD
+DEFAULT_LOW_BALANCE_CREDITS: Final = credits_for_usd_cents(1_000)
 
 
 class HeartbeatStatus(StrEnum):

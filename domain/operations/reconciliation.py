@@ -29,7 +29,7 @@ from pydantic.alias_generators import to_camel
 
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, same_address
 from domain.ledger.entries import Reason
-from domain.money import CREDITS_PER_RAW
+from domain.money import credits_for_raw
 from domain.operations.findings import ALARMS, REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
 from domain.payments.attempt import AttemptStatus, Purpose
 
@@ -269,11 +269,12 @@ class Totals:
     def contradictions(self) -> list[str]:
         """The equations that do not hold, in words."""
         found = []
-        applied_raw = self.applied_credits + self.unapplied_raw * CREDITS_PER_RAW
-        if self.inflow_raw * CREDITS_PER_RAW != applied_raw:
+        accounted_credits = self.applied_credits + credits_for_raw(self.unapplied_raw)
+        inflow_credits = credits_for_raw(self.inflow_raw)
+        if inflow_credits != accounted_credits:
             found.append(
-                f"inflow of {self.inflow_raw} raw units = {self.inflow_raw * CREDITS_PER_RAW} credits, but credited "
-                f"{self.applied_credits} + unapplied {self.unapplied_raw} raw units make {applied_raw}"
+                f"inflow of {self.inflow_raw} raw units = {inflow_credits} credits, but credited "
+                f"{self.applied_credits} + unapplied {self.unapplied_raw} raw units make {accounted_credits}"
             )
         explained = (
             self.applied_credits
@@ -570,7 +571,7 @@ class _Reconciler:
     def _entries_of_attempt(self, application: Application) -> None:
         account = SYSTEM_TENANT_ACCOUNT_ID if application.purpose is Purpose.SYSTEM else application.billing_account_id
         reason = Reason.SYSTEM_DONATION if application.purpose is Purpose.SYSTEM else Reason.CREDITS_PURCHASE
-        amount = application.amount_raw * CREDITS_PER_RAW
+        amount = credits_for_raw(application.amount_raw)
         must = {(reason.value, account, amount)}
         may = set()
         bonus = (Reason.PLATFORM_REVENUE_SHARE.value, SYSTEM_TENANT_ACCOUNT_ID, application.bonus_credits)
@@ -600,7 +601,7 @@ class _Reconciler:
     def _entries_of_credit(self, application: Application, credit: OperatorCredit) -> None:
         if not application.is_operators and application.status is not AttemptStatus.CREDITED:
             self._disagrees(application, "its surplus was credited by an operator, and the payment was reversed")
-        must = {(Reason.OPERATOR_CREDIT.value, credit.billing_account_id, credit.value_raw * CREDITS_PER_RAW)}
+        must = {(Reason.OPERATOR_CREDIT.value, credit.billing_account_id, credits_for_raw(credit.value_raw))}
         bonus = (Reason.PLATFORM_REVENUE_SHARE.value, SYSTEM_TENANT_ACCOUNT_ID, credit.bonus_credits)
         there = {(entry.reason, entry.billing_account_id, entry.amount_credits) for entry in credit.entries}
         if credit.bonus_credits and bonus not in there:

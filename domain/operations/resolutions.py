@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from domain.errors import InvalidInput, RemedyRefused
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, TxHash, parse_tx_hash, same_address
 from domain.ledger.entries import Posting, Reason
-from domain.money import CREDITS_PER_RAW, revenue_share_credits
+from domain.money import credits_for_raw, revenue_share_credits
 from domain.operations.findings import REMEDIES, SETTLED, FindingKind, Remedy
 from domain.transfers.income import NON_PAYERS_IN_WORDS, ZERO_ADDRESS, NonPayer
 
@@ -181,7 +181,7 @@ def describe(taken: TakenRemedy) -> str:
 
 def operator_credit_posting(billing_account_id: str, reference: str, value_raw: int) -> Posting:
     """The credit of a transfer's value, all of it. Raises `RemedyRefused` for what no ledger entry holds."""
-    amount_credits = value_raw * CREDITS_PER_RAW
+    amount_credits = credits_for_raw(value_raw)
     if amount_credits > CREDITS_MAX:
         raise RemedyRefused(f"{value_raw} raw units are more than one ledger entry holds")
     if billing_account_id == SYSTEM_TENANT_ACCOUNT_ID:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from domain.chain import Transfer
 from domain.identifiers import Address, TxHash, same_address
+from domain.money import format_usdc
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old
@@ -312,7 +313,8 @@ class _Report:
         known = [one for one in own if one.created_at <= transfer.block_time + CLOCK_SLACK]
         alike = [one for one in known if one.amount_raw == transfer.value_raw]
         if short := _latest([one for one in named if one.error_code is ErrorCode.INSUFFICIENT_AMOUNT]):
-            detail = f"{self._what} was submitted for attempt {short.attempt_id}, which wants {_usdc(short.amount_raw)}"
+            wanted = format_usdc(short.amount_raw)
+            detail = f"{self._what} was submitted for attempt {short.attempt_id}, which wants {wanted} USDC"
             return self._finding(FindingKind.UNDERPAYMENT, detail, short.attempt_id)
         if missed := _latest([one for one in named if one.error_code is ErrorCode.RECEIPT_NOT_FOUND]):
             detail = f"{self._what} was waited for by attempt {missed.attempt_id}, and came when it had been given up"
@@ -325,7 +327,7 @@ class _Report:
             return self._finding(FindingKind.LATE_PAYMENT, detail, late.attempt_id)
         recent = [one for one in known if _may_be_meant(one) and _is_recent(one, transfer)]
         if other := _latest([one for one in recent if one.amount_raw != transfer.value_raw]):
-            detail = f"{self._what}, whose attempt {other.attempt_id} wants {_usdc(other.amount_raw)}"
+            detail = f"{self._what}, whose attempt {other.attempt_id} wants {format_usdc(other.amount_raw)} USDC"
             return self._finding(FindingKind.WRONG_AMOUNT, detail, other.attempt_id)
         claims = [one for one in self._around.candidates if one not in own and one.tx_hash == transfer.tx_hash]
         if claim := _latest([one for one in claims if one.error_code is ErrorCode.SENDER_MISMATCH]):
@@ -344,7 +346,7 @@ class _Report:
 
     @property
     def _what(self) -> str:
-        return f"{_usdc(self._transfer.value_raw)} from {self._transfer.from_address}"
+        return f"{format_usdc(self._transfer.value_raw)} USDC from {self._transfer.from_address}"
 
     def _finding(
         self,
@@ -396,7 +398,7 @@ def _attempt_in_words(candidate: Candidate) -> str:
     code = f" {candidate.error_code.value}" if candidate.error_code else ""
     transaction = f" with transaction {candidate.tx_hash}" if candidate.tx_hash else ""
     return (
-        f"attempt {candidate.attempt_id} of {_usdc(candidate.amount_raw)}, made "
+        f"attempt {candidate.attempt_id} of {format_usdc(candidate.amount_raw)} USDC, made "
         f"{candidate.created_at:%Y-%m-%d %H:%M:%S} UTC, is {candidate.status.value}{code}{transaction}"
     )
 
@@ -424,9 +426,3 @@ def _has_expired(candidate: Candidate, transfer: Transfer) -> bool:
 def _is_recent(candidate: Candidate, transfer: Transfer) -> bool:
     end = _end_of(candidate)
     return end is not None and transfer.block_time < end + RECENT
-
-
-def _usdc(value_raw: int) -> str:
-    """Raw units as people read them."""
-    whole, rest = divmod(value_raw, 10**6)
-    return f"{whole}.{rest:06}".rstrip("0").rstrip(".") + " USDC"

@@ -17,14 +17,7 @@ from db.ledger import entries as ledger
 from db.operations.findings import open_finding
 from db.payments import attempts, finality
 from domain.errors import AttemptNotFound, BookkeepingError
-from domain.ledger.entries import (
-    Posting,
-    Reason,
-    donation_posting,
-    purchase_posting,
-    revenue_share_posting,
-    reversal_posting,
-)
+from domain.ledger.entries import Posting, Reason, reversal_posting
 from domain.money import credits_for_usd_cents
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import (
@@ -36,6 +29,7 @@ from domain.payments.attempt import (
     decide_submission,
 )
 from domain.payments.finality import ReorgedOut
+from domain.payments.postings import donation_posting, purchase_posting, revenue_share_posting
 from domain.payments.verification import Refused, SettledTransfer
 from domain.transfers.matching import renewal_id
 

@@ -580,7 +580,7 @@ async def test_a_credited_payments_whole_story(reader: Visitor, engine: Engine) 
     assert next(element for element in document.one("main").walk() if element.tag in {"h1", "h2", "dl"}).tag == "h1"
     known = facts(document)
     assert known["Payment"] == str(intent.attempt_id)
-    assert known["Amount"] == "$25.00 = 25.000000 USDC"
+    assert known["Amount"] == "$25.00 = 25.00 USDC"
     assert known["Account"] == payer.billing_account_id
     assert known["Payer"] == payer.wallet_address
     assert known["Transaction"].startswith(sent)

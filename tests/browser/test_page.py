@@ -189,7 +189,6 @@ def test_every_code_and_reason_has_words() -> None:
 
 
 def test_numbers_are_written_exactly() -> None:
-    assert [pages.in_usd(cents) for cents in (0, 5, 100, 123_456)] == ["0.00", "0.05", "1.00", "1,234.56"]
     assert [pages.worth_in_usd(credits) for credits in (0, 99_999, 100_000, 2**62, -150_000)] == [
         "0.00", "0.00", "0.01", "461,168,601,842.73", "-0.01",
     ]  # fmt: skip

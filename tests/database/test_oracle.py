@@ -11,8 +11,9 @@ import pytest
 from psycopg import sql
 
 from db.ledger import entries as ledger
-from domain.ledger.entries import Posting, donation_posting, purchase_posting, revenue_share_posting
+from domain.ledger.entries import Posting
 from domain.payments.attempt import Purpose
+from domain.payments.postings import donation_posting, purchase_posting, revenue_share_posting
 from tests.database.conftest import TwoTenants
 from tests.support.oracle import check_books
 from tests.support.payments import RolePair, transfer_for, tx_hash, wallet

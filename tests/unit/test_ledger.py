@@ -17,13 +17,11 @@ from domain.ledger.entries import (
     Posting,
     Reason,
     Side,
-    donation_posting,
     liability_account,
-    purchase_posting,
-    revenue_share_posting,
     reversal_posting,
 )
 from domain.payments.attempt import Purpose
+from domain.payments.postings import donation_posting, purchase_posting, revenue_share_posting
 from tests.support.payments import new_attempt, wallet
 
 PAYER = Payer("user", "account", wallet(1))

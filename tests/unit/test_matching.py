@@ -285,10 +285,10 @@ def test_a_finding_says_all_that_an_operator_needs() -> None:
     ("value_raw", "shown"),
     [
         (1, "0.000001"),
-        (1_000_000, "1"),
-        (100_000_000, "100"),
+        (1_000_000, "1.00"),
+        (100_000_000, "100.00"),
         (12_340_000, "12.34"),
-        (10**60 + 1, "1" + "0" * 54 + ".000001"),
+        (10**60 + 1, "1" + ",000" * 18 + ".000001"),
     ],
 )
 def test_amounts_are_shown_exactly(value_raw: int, shown: str) -> None:

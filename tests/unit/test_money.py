@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from domain import money
 from domain.errors import InvalidInput
-from domain.money import check_payment_amount, credits_for_usd_cents, raw_for_usd_cents, revenue_share_credits
+from domain.money import (
+    check_payment_amount,
+    credits_for_raw,
+    credits_for_usd_cents,
+    format_usd,
+    format_usdc,
+    raw_for_credits,
+    raw_for_usd_cents,
+    revenue_share_credits,
+    usd_cents_for_credits,
+)
 
 CENTS = st.integers(min_value=1, max_value=10**15)
 CREDITS = st.integers(min_value=0, max_value=2**63 - 1)
@@ -56,7 +66,44 @@ def test_credits_and_raw_units_are_exact_and_agree(amount_usd_cents: int) -> Non
     assert type(raw) is int
     assert credits_ == Fraction(amount_usd_cents, 100) * 10_000_000
     assert raw == Fraction(amount_usd_cents, 100) * 10**6
-    assert credits_ == raw * money.CREDITS_PER_RAW
+    assert credits_ == credits_for_raw(raw)
+    assert raw_for_credits(credits_) == raw
+    assert usd_cents_for_credits(credits_) == amount_usd_cents
+
+
+@pytest.mark.parametrize(
+    ("amount_credits", "raw", "cents"),
+    [(0, 0, 0), (9, 0, 0), (10, 1, 0), (99_999, 9_999, 0), (100_000, 10_000, 1), (-9, 0, 0), (-150_009, -15_000, -1)],
+)
+def test_a_part_of_a_unit_is_left_out_on_either_side_of_nothing(amount_credits: int, raw: int, cents: int) -> None:
+    assert raw_for_credits(amount_credits) == raw
+    assert usd_cents_for_credits(amount_credits) == cents
+
+
+@pytest.mark.parametrize(
+    ("cents", "shown"),
+    [
+        (0, "0.00"),
+        (5, "0.05"),
+        (100, "1.00"),
+        (123_456, "1,234.56"),
+        (-5, "-0.05"),
+        (10**17 + 1, "1" + ",000" * 5 + ".01"),
+    ],
+)
+def test_dollars_are_written_exactly(cents: int, shown: str) -> None:
+    assert format_usd(cents) == shown
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (0, "0.00"), (1, "0.000001"), (10_000, "0.01"), (24_990_000, "24.99"), (25_000_000, "25.00"),
+        (1_234_500_100, "1,234.5001"), (-1, "-0.000001"), (10**60 + 1, "1" + ",000" * 18 + ".000001"),
+    ],
+)  # fmt: skip
+def test_token_units_are_written_exactly(raw: int, shown: str) -> None:
+    assert format_usdc(raw) == shown
 
 
 @given(CENTS, CENTS)
