@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from activities.messages import WatchedChain
 from chain.reader import ChainReader
+from chain.rpc import RequestObserver
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from settings import Settings
@@ -92,11 +93,12 @@ async def payments_client(settings: Settings, variables: Mapping[str, str]) -> A
         yield PaymentsClient(database, await connect(variables, lazy=True), policy)
 
 
-def chain_reader(settings: Settings) -> ChainReader:
-    """The chain's nodes. Raises `ConfigurationError` without addresses."""
+def chain_reader(settings: Settings, *, on_request: RequestObserver | None = None) -> ChainReader:
+    """The chain's nodes; `on_request` is told of each HTTP request. Raises `ConfigurationError` without addresses."""
     return ChainReader(
         settings.require_chain_rpc_urls(),
         settings.chain_id,
         timeout_seconds=settings.chain_rpc_timeout_seconds,
         log_range_max=settings.chain_log_range_max,
+        on_request=on_request,
     )

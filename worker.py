@@ -36,7 +36,7 @@ from activities.payments.verification import VerificationActivities
 from activities.transfers.watch_chain import ScopeWatch, ScopeWatches, WatchingActivities
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
-from composition import payment_policy, singleton_workflows
+from composition import chain_reader, payment_policy, singleton_workflows
 from db.clock import estimated_now
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.operations.housekeeping import UnfinishedPayment
@@ -108,17 +108,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         service = _closing(stack, ServiceDatabase(settings.require_service_database_url(), **_POOL))
         await check_settlement_database(settlement)
         await check_service_database(service)
-        chain = await stack.enter_async_context(
-            ChainReader(
-                settings.require_chain_rpc_urls(),
-                settings.chain_id,
-                timeout_seconds=settings.chain_rpc_timeout_seconds,
-                log_range_max=settings.chain_log_range_max,
-                on_request=observe_rpc_request,
-            )
-        )
+        chain = await stack.enter_async_context(chain_reader(settings, on_request=observe_rpc_request))
         token = settings.usdc_token_address
-        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
         asked = await preconditions.require_at_start(token)
         if asked.state is not State.MET:
             log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
@@ -150,7 +142,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
                     "database": partial(_check_settlement, settlement),
                     "service_database": partial(_check_service, service),
                     "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
-                    "chain": chain.head,
+                    "chain": chain.heads.height,
                     "token": lambda: preconditions.require_known(token),
                 },
                 sdk_metrics_address=sdk_metrics_address,
@@ -257,7 +249,7 @@ def build_worker(
     Without `publish` events go to the log only.
     """
     if preconditions is None:
-        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
     payer = PayerActivities(
         settlement,
         verification_timeout=settings.verification_timeout,

@@ -93,7 +93,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             stack.push_async_callback(operators.dispose)
             await check_operator_database(operators)
         chain = await stack.enter_async_context(chain_reader(settings))
-        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
         await stack.enter_async_context(
@@ -106,7 +106,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
                 database,
                 temporal,
                 payment_policy(settings),
-                read_head=SingleFlight(chain.head, lifetime_seconds=head_lifetime_seconds),
+                read_head=SingleFlight(chain.heads.height, lifetime_seconds=head_lifetime_seconds),
             ),
             chain=chain,
             temporal=temporal,
@@ -115,7 +115,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
                 "schema": partial(check_schema, database),
                 "system_tenant": partial(check_system_tenant, database),
                 "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
-                "chain": chain.head,
+                "chain": chain.heads.height,
                 "token": partial(preconditions.require_known, settings.usdc_token_address),
                 **({"operator_database": partial(check_operator_database, operators)} if operators else {}),
             },

@@ -92,7 +92,7 @@ def _recover(message_hash: bytes, signature: bytes) -> str | None:
 async def _is_accepted_by_contract(chain: ChainReader, address: str, message_hash: bytes, signature: bytes) -> bool:
     """ERC-1271 and ERC-6492, by `contracts/SignatureValidator.sol`. An address without code accepts nothing."""
     arguments = abi_encode(["address", "bytes32", "bytes"], [address, message_hash, signature])
-    answer = await chain.deployless_call(creation_code("SignatureValidator") + arguments)
+    answer = await chain.contracts.deployless_call(creation_code("SignatureValidator") + arguments)
     if answer is None:  # the wrapper is malformed, or the wallet used up the gas
         return False
     if answer not in (_ACCEPTED, _REFUSED):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from chain.reader import ChainReader, TaggedBlock, reached_by_tag
+from chain.head_reader import TaggedBlock, reached_by_tag
+from chain.reader import ChainReader
 from composition import chain_reader, service_database
 from db.clock import estimated_now
 from db.engine import ServiceDatabase
@@ -78,7 +79,7 @@ async def _head(settings: Settings) -> int | None:
     """The height that the nodes have now; None where none answers, which another line says."""
     async with chain_reader(settings) as chain:
         try:
-            return await chain.head()
+            return await chain.heads.height()
         except ChainUnavailable:
             return None
 
@@ -148,8 +149,8 @@ async def _describe_level(
     settings: Settings, chain: ChainReader, level: FinalityLevel, blocks_max: int
 ) -> tuple[str, bool]:
     if level is FinalityLevel.CONFIRMATIONS:
-        return _describe_head(settings, await chain.newest_block())
-    blocks = await chain.tagged_blocks(level.value)
+        return _describe_head(settings, await chain.heads.newest_block())
+    blocks = await chain.heads.tagged_blocks(level.value)
     try:
         number = reached_by_tag(level.value, blocks)
     except ChainUnavailable as error:

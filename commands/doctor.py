@@ -316,7 +316,7 @@ async def _clocks(settings: Settings) -> str:
 async def _preconditions(settings: Settings) -> str:
     """The same check that a worker makes before it starts, and before it credits a payment."""
     async with chain_reader(settings) as chain:
-        preconditions = SettlementPreconditions(chain, settings.require_treasury_address())
+        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
         found = await preconditions.check(settings.usdc_token_address)
     words = "; ".join([found.message, *(f"contradicted by {dissenter}" for dissenter in found.dissenters)])
     answer = found.answer

@@ -100,7 +100,7 @@ class GovernanceActivities:
             problems.append(account.schema_problem)
         newest = None
         try:
-            newest = await self._chain.newest_block()
+            newest = await self._chain.heads.newest_block()
         except ChainUnavailable as error:
             problems.append(error.message)
         return Reading(

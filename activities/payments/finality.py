@@ -112,7 +112,7 @@ class FinalityActivities:
     async def _ask(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel
     ) -> evaluation.Final | NotFinal | ReorgedOut:
-        view = await self._chain.look(settled.tx_hash, block_hint=settled.block_number)
+        view = await self._chain.payments.look(settled.tx_hash, block_hint=settled.block_number)
         if view.canonical is None or view.receipt is None:
             return await self._evaluate_absence(payment, settled, level, view.head_number)
         found = evaluation.locate(payment.terms, settled, view.receipt)
@@ -126,7 +126,7 @@ class FinalityActivities:
         if isinstance(verdict, NotFinal):
             return verdict
         # Nobody looks again after this, and one node may lie: all the others are asked.
-        agreed = await self._chain.cross_check(settled.tx_hash, view)
+        agreed = await self._chain.payments.cross_check(settled.tx_hash, view)
         found = evaluation.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
         if found is None:
             return NotFinal(message="the nodes do not agree on where the payment is")
@@ -137,7 +137,7 @@ class FinalityActivities:
     async def _evaluate_absence(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel, head: int
     ) -> NotFinal | ReorgedOut:
-        inclusion_reports = await self._chain.inclusion_reports(settled.tx_hash, settled.block_number)
+        inclusion_reports = await self._chain.payments.inclusion_reports(settled.tx_hash, settled.block_number)
         return evaluation.evaluate_absence(
             payment.terms,
             settled,
@@ -161,4 +161,4 @@ class FinalityActivities:
     async def _final_up_to(self, level: FinalityLevel, head: int) -> int:
         if level is FinalityLevel.CONFIRMATIONS:
             return head - self._policy.confirmations + 1
-        return await self._chain.tagged_number(level.value)
+        return await self._chain.heads.tagged_number(level.value)

@@ -159,7 +159,7 @@ class VerificationActivities:
         is_judged = False
         try:
             async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
-                view = await self._chain.look(
+                view = await self._chain.payments.look(
                     attempt.tx_hash, block_hint=_block_seen_before(), ask_all=payment.is_last_look
                 )
                 verdict = verdict_on(view)
@@ -167,7 +167,7 @@ class VerificationActivities:
                     _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request
                     return verdict
                 # What follows cannot be taken back, and one node may lie: all the others are asked.
-                checked = await self._chain.cross_check(attempt.tx_hash, view)
+                checked = await self._chain.payments.cross_check(attempt.tx_hash, view)
                 verdict = verdict_on(checked)
                 is_judged = not isinstance(verdict, Waiting)
                 if isinstance(verdict, Verified) and not await self._is_known_destination(payment):

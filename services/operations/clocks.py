@@ -45,14 +45,14 @@ class ChainClock:
 
         Raises `ChainUnavailable`.
         """
-        newest = await self._chain.newest_block()
+        newest = await self._chain.heads.newest_block()
         now = await read_clock(connection.connection)
         last, self._last = self._last, newest.number
         return None if last is None or newest.number <= last else chain_offset(newest.mined_at, now, self._block_time)
 
     async def wait_and_compare(self, connection: ServiceConnection) -> tuple[timedelta | None, ChainHead]:
         """The same at once where the newest block is of now; else when the next one comes, if it does."""
-        newest = await self._chain.newest_block()
+        newest = await self._chain.heads.newest_block()
         offset = chain_offset(newest.mined_at, await read_clock(connection.connection), self._block_time)
         if not ClockOffsets(host=timedelta(0), chain=offset).problems:
             return offset, newest

@@ -11,8 +11,9 @@ from typing import Final
 
 import structlog
 
+from chain.endpoint_pool import EndpointsFailed
 from chain.history import HistoryPruned
-from chain.reader import ChainReader, EndpointsFailed
+from chain.reader import ChainReader
 from db.engine import ServiceDatabase
 from db.operations.findings import close_settled_findings, recheck_claims
 from db.transfers import gaps, observed
@@ -94,7 +95,7 @@ class BlockScanner:
         Blocks that endpoints which are well have refused for long enough are written down as a gap, and the cursor
         moves behind them. Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
         """
-        head = await self._chain.head()
+        head = await self._chain.heads.height()
         cursor = await self._cursor(head)
         if head <= cursor.block_number:
             # Lower than before: a node that lags, or a chain that has become shorter.
@@ -171,7 +172,7 @@ class BlockScanner:
             if cursor is None or cursor.block_number < last:
                 raise ChainUnavailable(f"block {last} has not been come to yet")
             anchor = cursor.block_number if cursor.block_hash is not None else None
-            found = await self._chain.transfers(self.scope, begin, last, anchor=anchor)
+            found = await self._chain.logs.transfers(self.scope, begin, last, anchor=anchor)
             if anchor is not None and (found.anchor is None or found.anchor.block_hash != cursor.block_hash):
                 raise ChainUnavailable(f"{found.endpoint} shows another block {anchor} than was read before")
             async with self._database.transaction() as connection:
@@ -257,10 +258,10 @@ class BlockScanner:
         begin = cursor.block_number + 1
         if self._was_at_head:
             overlapping = min(max(begin - OVERLAP_BLOCKS, cursor.first_block, _above_gap(cursor)), begin)
-            found = await self._chain.transfers(self.scope, overlapping, head, anchor=anchor)
+            found = await self._chain.logs.transfers(self.scope, overlapping, head, anchor=anchor)
             if found.last > cursor.block_number:
                 return found
-        return await self._chain.transfers(self.scope, begin, head, anchor=anchor)
+        return await self._chain.logs.transfers(self.scope, begin, head, anchor=anchor)
 
     def _continues(self, cursor: Cursor, found: TransferRange) -> bool:
         """Whether the range follows on what was read before, or on blocks that have been replaced since."""
@@ -316,7 +317,7 @@ class BlockScanner:
         """Set the cursor behind the blocks that nobody shows, and write them down: in one transaction."""
         first = cursor.block_number + 1
         last = await self._find_gap_end(first, head, error)
-        blocks = await self._chain.blocks(self.scope, sorted({cursor.block_number, last} - {-1}))
+        blocks = await self._chain.logs.blocks(self.scope, sorted({cursor.block_number, last} - {-1}))
         if cursor.block_hash is not None and _is_replaced(blocks, cursor.block_number, cursor.block_hash):
             return await self._return_to_fork(cursor, head)
         edge = blocks.get(last)
@@ -369,7 +370,7 @@ class BlockScanner:
     async def _try(self, first: int, last: int, anchor: int | None) -> TransferRange | None:
         """The range, or None where it is refused as what is tried to get past; raises where nodes are away by now."""
         try:
-            return await self._chain.transfers(self.scope, first, last, anchor=anchor)
+            return await self._chain.logs.transfers(self.scope, first, last, anchor=anchor)
         except EndpointsFailed as error:
             if not self._is_settled(error):
                 raise
@@ -389,7 +390,7 @@ class BlockScanner:
         anchor: Cursor | None = None
         for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
             part = watched[start : start + FORK_SEARCH_BLOCKS]
-            blocks = await self._chain.blocks(self.scope, [number for number, _ in part])
+            blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
             if any(_is_replaced(blocks, number, block_hash) for number, block_hash in part):
                 return await self._return_to_fork(cursor, head)
             shown = next(((number, block_hash) for number, block_hash in part if number in blocks), None)
@@ -451,7 +452,7 @@ class BlockScanner:
         replaced = False
         for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
             part = watched[start : start + FORK_SEARCH_BLOCKS]
-            blocks = await self._chain.blocks(self.scope, [number for number, _ in part])
+            blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
             for number, block_hash in part:
                 if number not in blocks:
                     continue  # not shown, which does not say that it was replaced
@@ -475,7 +476,7 @@ class BlockScanner:
         if not held:
             return []
         numbers = {number for number, _ in held} | ({known.block_number} if known.block_hash is not None else set())
-        blocks = await self._chain.blocks(self.scope, sorted(numbers))
+        blocks = await self._chain.logs.blocks(self.scope, sorted(numbers))
         if known.block_hash is not None and not _has_hash(blocks.get(known.block_number), known.block_hash):
             raise ChainUnavailable(f"the endpoints show different blocks {known.block_number}")
         return [block_hash for number, block_hash in held if _is_replaced(blocks, number, block_hash)]
@@ -488,7 +489,7 @@ class BlockScanner:
         begin = first
         try:
             while True:
-                found = await self._chain.transfers(self.scope, begin, cursor.block_number, endpoint=label)
+                found = await self._chain.logs.transfers(self.scope, begin, cursor.block_number, endpoint=label)
                 transfers += found.transfers
                 if found.last == cursor.block_number:
                     break

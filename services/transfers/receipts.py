@@ -14,14 +14,14 @@ async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> t
     `block_number` is where the transaction is believed to be. Raises `ChainUnavailable` where they do not agree, or too
     few answer to say that it is not there.
     """
-    view = await chain.look(tx_hash, block_hint=block_number, ask_all=True)
+    view = await chain.payments.look(tx_hash, block_hint=block_number, ask_all=True)
     if view.receipt is not None and view.canonical is not None:
-        agreed = await chain.cross_check(tx_hash, view)
+        agreed = await chain.payments.cross_check(tx_hash, view)
         if agreed.receipt is not None and agreed.canonical is not None:
             if agreed.canonical.block_hash == agreed.receipt.block_hash:
                 return agreed.receipt, agreed.head_number - agreed.receipt.block_number + 1
             raise ChainUnavailable(f"the nodes do not agree on where transaction {tx_hash} is")
-    inclusion_reports = await chain.inclusion_reports(tx_hash, block_number)
+    inclusion_reports = await chain.payments.inclusion_reports(tx_hash, block_number)
     absent = [
         inclusion_report
         for inclusion_report in inclusion_reports

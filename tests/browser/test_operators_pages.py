@@ -372,7 +372,7 @@ async def test_a_payments_story_is_told_from_all_sides(site: Site, system: Syste
         "SELECT block_number, log_index FROM settled_transfers WHERE tx_hash = %s",
         system.bought_hash,
     )[0]
-    confirmations = await system.engine.reader.head() - block + 1
+    confirmations = await system.engine.reader.heads.height() - block + 1
     said = f"the right payment, in block {block}, log {log_index}, {confirmations} confirmations"
     now = page.get_by_role("region", name="At ")
     await expect(now).to_contain_text(said)

@@ -41,7 +41,7 @@ def token(node: Node) -> Token:
 
 
 async def read(reader: ChainReader, token: Token, first: int = 0, last: int | None = None) -> TransferRange:
-    return await reader.transfers(token.scope, first, await token.node.head() if last is None else last)
+    return await reader.logs.transfers(token.scope, first, await token.node.head() if last is None else last)
 
 
 async def test_all_transfers_to_the_treasury_in_the_chains_order(node: Node, token: Token, readers: Readers) -> None:
@@ -74,7 +74,7 @@ async def test_the_anchor_is_read_in_the_same_batch(
 ) -> None:
     (proxy,) = await faulty_nodes(1)
     await node.mine(3)
-    found = await (await readers(proxy)).transfers(token.scope, 2, 3, anchor=1)
+    found = await (await readers(proxy)).logs.transfers(token.scope, 2, 3, anchor=1)
     assert found.anchor is not None
     assert found.anchor.number == 1
     assert found.anchor.block_hash == (await node.call("eth_getBlockByNumber", "0x1", False))["hash"]
@@ -88,7 +88,7 @@ async def test_a_refused_range_is_halved_until_it_is_answered(
     proxy.refuse_log_ranges_over(10)
     await node.mine(100)
     reader = await readers(proxy, log_range_max=100)
-    found = await reader.transfers(token.scope, 1, 100)
+    found = await reader.logs.transfers(token.scope, 1, 100)
     assert (found.first, found.last) == (1, 6)
     assert proxy.log_ranges == [100, 50, 25, 12, 6]
 
@@ -110,7 +110,7 @@ async def test_a_refused_range_says_nothing_about_how_payments_are_served(
     assert (await read(reader, token)).endpoint == reader.labels[1]
     refusing.requests.clear()
     other.requests.clear()
-    await reader.look("0x" + "ab" * 32)
+    await reader.payments.look("0x" + "ab" * 32)
     assert refusing.requests, "the endpoint that refused a range is still asked first about payments"
 
 
@@ -135,7 +135,7 @@ async def test_a_batch_that_fails_for_its_log_query_says_nothing_about_how_payme
     reader = await readers(failing, other)
     assert (await read(reader, token)).endpoint == reader.labels[1]
     failing.requests.clear()
-    await reader.look("0x" + "ab" * 32)
+    await reader.payments.look("0x" + "ab" * 32)
     assert [len(request) for request in failing.requests] == [3], "in one batch, as before"
 
 

@@ -115,7 +115,7 @@ async def test_a_token_that_is_upgraded_is_noticed_by_the_next_payment_of_a_late
     node: Node, readers: Readers, clock: Clock
 ) -> None:
     await _put(node)
-    preconditions = SettlementPreconditions(await readers(node), TREASURY, clock=clock)
+    preconditions = SettlementPreconditions((await readers(node)).contracts, TREASURY, clock=clock)
     head = int(await node.call("eth_blockNumber"), 16)
     await preconditions.require(TOKEN, at_block=head)
     await _put(node, **{DECIMALS: word(18)})
@@ -132,7 +132,7 @@ async def test_a_token_that_is_upgraded_while_nobody_pays_is_noticed_in_time(
     node: Node, readers: Readers, clock: Clock
 ) -> None:
     await _put(node)
-    preconditions = SettlementPreconditions(await readers(node), TREASURY, clock=clock)
+    preconditions = SettlementPreconditions((await readers(node)).contracts, TREASURY, clock=clock)
     await preconditions.require_known(TOKEN)
     await _put(node, **{DECIMALS: word(18)})
     await preconditions.require_known(TOKEN)
@@ -149,7 +149,7 @@ async def test_one_question_serves_all_payments_of_the_blocks_up_to_its_head(
 ) -> None:
     await _put(node)
     (counted,) = await faulty_nodes(1)
-    preconditions = SettlementPreconditions(await readers(counted), TREASURY, clock=clock)
+    preconditions = SettlementPreconditions((await readers(counted)).contracts, TREASURY, clock=clock)
     await node.call("anvil_mine", "0xa")
     await asyncio.gather(*(preconditions.require(TOKEN, at_block=number) for number in range(10)))
     asked = len(counted.requests)
@@ -163,7 +163,7 @@ async def test_one_lying_node_of_three_neither_stops_nor_starts_anything(
 ) -> None:
     await _put(node)
     nodes = await faulty_nodes(3)
-    preconditions = SettlementPreconditions(await readers(*nodes), TREASURY)
+    preconditions = SettlementPreconditions((await readers(*nodes)).contracts, TREASURY)
     lie_about_decimals(nodes[0], 18)
     found = await preconditions.require_at_start(TOKEN)
     assert found.state is State.MET
@@ -180,7 +180,7 @@ async def test_two_nodes_that_contradict_each_other_are_waited_for(
 ) -> None:
     await _put(node)
     nodes = await faulty_nodes(2)
-    preconditions = SettlementPreconditions(await readers(*nodes), TREASURY)
+    preconditions = SettlementPreconditions((await readers(*nodes)).contracts, TREASURY)
     lie_about_decimals(nodes[1], 18)
     assert (await preconditions.require_at_start(TOKEN)).state is State.UNKNOWN
     with pytest.raises(PreconditionNotMet, match="contradict") as refused:
@@ -194,8 +194,10 @@ async def test_a_node_that_cannot_run_calls_has_no_say(node: Node, faulty_nodes:
     await _put(node)
     lame, sound = await faulty_nodes(2)
     lame.answers(lambda method, _, result: Refusal("method not found", -32601) if method == "eth_call" else result)
-    assert (await SettlementPreconditions(await readers(lame, sound), TREASURY).check(TOKEN)).state is State.MET
-    found = await SettlementPreconditions(await readers(lame), TREASURY).check(TOKEN)
+    assert (
+        await SettlementPreconditions((await readers(lame, sound)).contracts, TREASURY).check(TOKEN)
+    ).state is State.MET
+    found = await SettlementPreconditions((await readers(lame)).contracts, TREASURY).check(TOKEN)
     assert found.state is State.UNKNOWN, "an error of the node's own is no word of the token's"
 
 
@@ -205,7 +207,9 @@ async def test_a_node_far_behind_has_no_say(node: Node, faulty_nodes: FaultyNode
     late, sound = await faulty_nodes(2)
     late.shift_head(-90)
     late.fixed("eth_getCode", "0x")
-    assert (await SettlementPreconditions(await readers(late, sound), TREASURY).check(TOKEN)).state is State.MET
+    assert (
+        await SettlementPreconditions((await readers(late, sound)).contracts, TREASURY).check(TOKEN)
+    ).state is State.MET
 
 
 async def test_silent_nodes_make_a_process_wait_and_never_pass(
@@ -213,7 +217,7 @@ async def test_silent_nodes_make_a_process_wait_and_never_pass(
 ) -> None:
     await _put(node)
     (gone,) = await faulty_nodes(1)
-    preconditions = SettlementPreconditions(await readers(gone), TREASURY, clock=clock)
+    preconditions = SettlementPreconditions((await readers(gone)).contracts, TREASURY, clock=clock)
     gone.status(500)
     assert (await preconditions.require_at_start(TOKEN)).state is State.UNKNOWN
     for ask in (preconditions.require(TOKEN, at_block=0), preconditions.require_known(TOKEN)):

@@ -11,8 +11,9 @@ import pytest
 from aiohttp import web
 
 from chain.circuit_breaker import MARK_EXPIRY_SECONDS, STALL_SECONDS
+from chain.endpoint_pool import HEALTHY_SECONDS, EndpointHealth
 from chain.quorum import EndpointsDisagree
-from chain.reader import HEALTHY_SECONDS, ChainReader, EndpointHealth
+from chain.reader import ChainReader
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.payments.verification import PaymentTerms, Refused, Verified, Waiting, WaitReason, evaluate, next_poll_delay
@@ -58,7 +59,7 @@ def waits_for(view: ChainView, tx_hash: str) -> WaitReason | None:
 
 async def test_a_confirmed_payment_is_seen_and_verified(node: Node, readers: Readers) -> None:
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
-    view = await (await readers(node)).look(tx_hash)
+    view = await (await readers(node)).payments.look(tx_hash)
     assert (view.chain_id, view.head_number) == (CHAIN_ID, 5)
     assert isinstance(verdict(view, tx_hash), Verified)
 
@@ -66,15 +67,15 @@ async def test_a_confirmed_payment_is_seen_and_verified(node: Node, readers: Rea
 async def test_a_hash_is_read_whatever_its_case(node: Node, readers: Readers) -> None:
     tx_hash = await node.pay()
     reader = await readers(node)
-    assert (await reader.look("0x" + tx_hash[2:].upper())).receipt is not None
+    assert (await reader.payments.look("0x" + tx_hash[2:].upper())).receipt is not None
     with pytest.raises(InvalidInput):
-        await reader.look("0x12")
+        await reader.payments.look("0x12")
 
 
 async def test_every_transfer_of_a_transaction_is_read_in_full(node: Node, readers: Readers) -> None:
     logs = [transfer(ALICE, TREASURY, number) for number in range(300)]
     tx_hash = await node.pay(*logs, transfer(BOB, TREASURY, 7))
-    view = await (await readers(node)).look(tx_hash)
+    view = await (await readers(node)).payments.look(tx_hash)
     assert view.receipt is not None
     assert [log.value_raw for log in view.receipt.transfers] == [*range(300), 7]
     assert [log.log_index for log in view.receipt.transfers] == [*range(301)]
@@ -83,21 +84,21 @@ async def test_every_transfer_of_a_transaction_is_read_in_full(node: Node, reade
 async def test_logs_that_are_no_erc20_transfers_are_left_out(node: Node, readers: Readers) -> None:
     topics, data = transfer(ALICE, TREASURY, 100)
     tx_hash = await node.pay(([*topics, word(1)], b""), (topics, b"\x01"), ([], data), (topics, data))
-    view = await (await readers(node)).look(tx_hash)
+    view = await (await readers(node)).payments.look(tx_hash)
     assert view.receipt is not None
     assert [(log.log_index, log.value_raw) for log in view.receipt.transfers] == [(3, 100)]
 
 
 async def test_a_reverted_transaction_is_refused_as_one(node: Node, readers: Readers) -> None:
     tx_hash = await node.pay(reverting=True)
-    judged = verdict(await (await readers(node)).look(tx_hash), tx_hash)
+    judged = verdict(await (await readers(node)).payments.look(tx_hash), tx_hash)
     assert isinstance(judged, Refused)
     assert judged.error_code == "TX_REVERTED"
 
 
 async def test_an_unmined_transaction_is_not_found_yet(node: Node, readers: Readers) -> None:
     tx_hash = await node.send(transfer(ALICE, TREASURY, 100))
-    view = await (await readers(node)).look(tx_hash)
+    view = await (await readers(node)).payments.look(tx_hash)
     assert (view.receipt, view.canonical) == (None, None)
     assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
 
@@ -106,14 +107,14 @@ async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Re
     tx_hash = await node.pay(confirmations=1)
     reader = await readers(node)
     for confirmations in range(1, 5):
-        judged = verdict(await reader.look(tx_hash), tx_hash)
+        judged = verdict(await reader.payments.look(tx_hash), tx_hash)
         assert isinstance(judged, Waiting)
         assert judged.message == f"{confirmations} of 5 confirmations"
         assert next_poll_delay(
             judged, waited=timedelta(), remaining=timedelta(hours=1), block_time=timedelta(seconds=2)
         ) == timedelta(seconds=2 * (5 - confirmations))
         await node.mine()
-    assert isinstance(verdict(await reader.look(tx_hash), tx_hash), Verified)
+    assert isinstance(verdict(await reader.payments.look(tx_hash), tx_hash), Verified)
 
 
 # How many requests it takes -------------------------------------------------------------------------------------------
@@ -125,10 +126,10 @@ async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
     (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
-    first = await reader.look(tx_hash)
+    first = await reader.payments.look(tx_hash)
     assert liar.requests == [LOOK, POLL_WITH_BLOCK]
     assert first.receipt is not None
-    again = await reader.look(tx_hash, block_hint=first.receipt.block_number)
+    again = await reader.payments.look(tx_hash, block_hint=first.receipt.block_number)
     assert liar.requests[2:] == [POLL_WITH_BLOCK]
     assert again == first
     assert reader.request_count == 3
@@ -140,13 +141,13 @@ async def test_a_wrong_hint_costs_a_request_and_nothing_else(
     (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
-    assert await reader.look(tx_hash, block_hint=3) == await reader.look(tx_hash)
-    assert await reader.look(tx_hash, block_hint=10**9) == await reader.look(tx_hash)
+    assert await reader.payments.look(tx_hash, block_hint=3) == await reader.payments.look(tx_hash)
+    assert await reader.payments.look(tx_hash, block_hint=10**9) == await reader.payments.look(tx_hash)
 
 
 async def test_an_unknown_hash_takes_one_request(faulty_nodes: FaultyNodes, readers: Readers) -> None:
     (liar,) = await faulty_nodes(1)
-    await (await readers(liar)).look(UNKNOWN_TX)
+    await (await readers(liar)).payments.look(UNKNOWN_TX)
     assert liar.requests == [LOOK]
 
 
@@ -158,7 +159,7 @@ async def test_a_receipt_that_moves_with_every_reading_is_given_up(
     blocks = iter(range(1, 10))
     liar.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
     with pytest.raises(ChainUnavailable, match="in another block at each of 3 readings"):
-        await (await readers(liar)).look(tx_hash)
+        await (await readers(liar)).payments.look(tx_hash)
     assert len(liar.requests) == 3
 
 
@@ -166,7 +167,7 @@ async def test_one_healthy_endpoint_is_enough_and_the_others_are_left_alone(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     first, second = await faulty_nodes(2)
-    await (await readers(first, second)).look(await node.pay())
+    await (await readers(first, second)).payments.look(await node.pay())
     assert (len(first.requests), len(second.requests)) == (2, 0)
 
 
@@ -176,12 +177,12 @@ async def test_one_healthy_endpoint_is_enough_and_the_others_are_left_alone(
 async def test_a_payment_whose_block_is_reorganised_away_is_not_found_any_more(node: Node, readers: Readers) -> None:
     tx_hash = await node.pay(confirmations=3)
     reader = await readers(node)
-    before = await reader.look(tx_hash)
+    before = await reader.payments.look(tx_hash)
     assert waits_for(before, tx_hash) is WaitReason.CONFIRMATIONS
     await node.call("anvil_reorg", 3, [])
     await node.mine(3)
     assert before.receipt is not None
-    after = await reader.look(tx_hash, block_hint=before.receipt.block_number)
+    after = await reader.payments.look(tx_hash, block_hint=before.receipt.block_number)
     assert after.receipt is None
     assert waits_for(after, tx_hash) is WaitReason.NOT_FOUND
 
@@ -189,12 +190,12 @@ async def test_a_payment_whose_block_is_reorganised_away_is_not_found_any_more(n
 async def test_a_payment_that_moves_to_another_block_is_seen_there(node: Node, readers: Readers) -> None:
     tx_hash = await node.pay(confirmations=4)
     reader = await readers(node)
-    before = await reader.look(tx_hash)
+    before = await reader.payments.look(tx_hash)
     raw = await node.call("eth_getRawTransactionByHash", tx_hash)
     await node.call("anvil_reorg", 4, [[raw, 2]])
     await until(lambda: node.call("eth_getTransactionReceipt", tx_hash))
     assert before.receipt is not None
-    after = await reader.look(tx_hash, block_hint=before.receipt.block_number)
+    after = await reader.payments.look(tx_hash, block_hint=before.receipt.block_number)
     assert after.receipt is not None
     assert after.canonical is not None
     assert after.receipt.block_number == before.receipt.block_number + 2 == after.canonical.number
@@ -207,7 +208,7 @@ async def test_a_receipt_of_the_replaced_block_is_not_canonical(
     (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     liar.wrong_block_hash()
-    assert waits_for(await (await readers(liar)).look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
+    assert waits_for(await (await readers(liar)).payments.look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
 
 
 async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
@@ -216,7 +217,7 @@ async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
     (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     liar.move_receipt(6, FORK)
-    view = await (await readers(liar)).look(tx_hash)
+    view = await (await readers(liar)).payments.look(tx_hash)
     assert view.receipt is not None
     assert waits_for(view, tx_hash) is WaitReason.PRE_CONFIRMED
     assert len(liar.requests) == 1
@@ -257,17 +258,17 @@ async def test_another_endpoint_answers_for_one_that_fails(
     tx_hash = await node.pay()
     spoil(first)
     reader = await readers(first, second, timeout_seconds=2.0 if fault == "hang" else 5.0)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert view.endpoint == reader.labels[1]
     assert isinstance(verdict(view, tx_hash), Verified)
 
     seen = len(first.requests)
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     assert len(first.requests) == seen, "the one that failed rests for a while"
 
     spoil(second)
     with pytest.raises(ChainUnavailable) as unavailable:
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     assert len(first.requests) > seen, "but it is asked when no other is left"
     message = unavailable.value.message
     assert all(f"{label}: " in message for label in reader.labels)
@@ -275,7 +276,7 @@ async def test_another_endpoint_answers_for_one_that_fails(
     assert "\n" not in message
 
     first.heal()
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
 
 
 async def test_an_endpoint_is_asked_first_again_when_it_has_rested(
@@ -285,11 +286,11 @@ async def test_an_endpoint_is_asked_first_again_when_it_has_rested(
     reader = await readers(first, second)
     tx_hash = await node.pay()
     first.status(500)
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
     first.heal()
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
     clock.now += 1.0
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
 
 
 async def test_a_node_that_asks_for_a_pause_gets_it(
@@ -299,12 +300,12 @@ async def test_a_node_that_asks_for_a_pause_gets_it(
     reader = await readers(first, second)
     tx_hash = await node.pay()
     first.status(429, retry_after="30")
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     clock.now += 29.0
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     assert len(first.requests) == 1
     clock.now += 1.0
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     assert len(first.requests) == 2
 
 
@@ -315,7 +316,7 @@ async def test_an_endpoint_that_failed_lately_is_not_asked_about_an_unknown_hash
     first.status(503)
     reader = await readers(first, second)
     for _ in range(3):
-        assert (await reader.look(UNKNOWN_TX)).receipt is None
+        assert (await reader.payments.look(UNKNOWN_TX)).receipt is None
     assert (len(first.requests), len(second.requests)) == (1, 3)
 
 
@@ -328,10 +329,10 @@ async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
     first.status(429, retry_after="30")
     second.status(500)
     with pytest.raises(ChainUnavailable):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     first.heal()
     second.heal()
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
 
 
 async def test_a_look_with_all_its_readings_is_bounded_in_time(
@@ -347,7 +348,7 @@ async def test_a_look_with_all_its_readings_is_bounded_in_time(
 
     liar.wire(slow)
     with pytest.raises(ChainUnavailable, match=r"no answer within 0\.6 s"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
 
 
 async def test_a_wrong_chain_is_recognised_also_after_it_was_right(
@@ -356,12 +357,12 @@ async def test_a_wrong_chain_is_recognised_also_after_it_was_right(
     (liar,) = await faulty_nodes(1)
     reader = await readers(liar)
     tx_hash = await node.pay()
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     liar.other_chain(8453)
     with pytest.raises(ChainUnavailable, match="answers for chain 8453, not 31337"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     with pytest.raises(ChainUnavailable, match="answers for chain 8453"):
-        await reader.head()
+        await reader.heads.height()
 
 
 async def test_a_failing_endpoint_is_logged_once_for_each_change(
@@ -374,9 +375,9 @@ async def test_a_failing_endpoint_is_logged_once_for_each_change(
     liar.status(500)
     for _ in range(3):
         with pytest.raises(ChainUnavailable):
-            await reader.look(tx_hash)
+            await reader.payments.look(tx_hash)
     liar.heal()
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     (label,) = reader.labels
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("chain")]
     assert messages == [f"chain endpoint {label}: HTTP 500", f"chain endpoint {label} is usable again"]
@@ -391,24 +392,24 @@ async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_fir
     reader = await readers(first, second)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(HEALTHY_SECONDS + 0.1):
-            await reader.look(tx_hash)
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+            await reader.payments.look(tx_hash)
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
     assert len(first.requests) == 1
 
 
 async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chain.reader.HEALTHY_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr("chain.endpoint_pool.HEALTHY_SECONDS", LONG_SECONDS)
     first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     first.hang()
     reader = await readers(first, second)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await reader.look(tx_hash)
+            await reader.payments.look(tx_hash)
     first.heal()
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
 
 
 async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
@@ -420,10 +421,10 @@ async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
     second.status(429, retry_after="30")
     third.null_receipt()
     reader = await readers(first, second, third)
-    assert waits_for(await reader.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
+    assert waits_for(await reader.payments.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
     second.heal()
-    assert waits_for(await reader.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
-    view = await reader.look(tx_hash, ask_all=True)
+    assert waits_for(await reader.payments.look(tx_hash), tx_hash) is WaitReason.NOT_FOUND
+    view = await reader.payments.look(tx_hash, ask_all=True)
     assert view.endpoint == reader.labels[1]
     assert isinstance(verdict(view, tx_hash), Verified)
 
@@ -436,7 +437,7 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
     for liar in hanging:
         liar.hang()
     reader = await readers(*hanging, last, timeout_seconds=LONG_SECONDS)
-    look = asyncio.create_task(reader.look(tx_hash, ask_all=True))
+    look = asyncio.create_task(reader.payments.look(tx_hash, ask_all=True))
     for liar in hanging:
         await liar.received(1)
     await last.received(1)
@@ -451,7 +452,7 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
 
 async def failed_poll(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
     """A look that finds each of these hanging, in turn."""
-    look = asyncio.create_task(reader.look(tx_hash))
+    look = asyncio.create_task(reader.payments.look(tx_hash))
     for liar in hanging:
         await liar.received(1)
         liar.let_go()
@@ -472,7 +473,7 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
     await failed_poll(reader, tx_hash, *proxies)
     for round_number in (2, 3):
         clock.now += rested_seconds
-        pending = asyncio.gather(*(reader.look(tx_hash) for _ in range(20)), return_exceptions=True)
+        pending = asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(20)), return_exceptions=True)
         for proxy in proxies:
             await proxy.received(round_number)
         for proxy in proxies:
@@ -486,8 +487,8 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
 
     for proxy in proxies:
         proxy.heal()
-    assert (await reader.look(tx_hash)).endpoint in reader.labels, "the very next look finds out"
-    again = await asyncio.gather(*(reader.look(tx_hash) for _ in range(20)))
+    assert (await reader.payments.look(tx_hash)).endpoint in reader.labels, "the very next look finds out"
+    again = await asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(20)))
     assert all(isinstance(outcome, ChainView) for outcome in again)
 
 
@@ -501,12 +502,12 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
     reader = await readers(first, second, timeout_seconds=LONG_SECONDS)
     await failed_poll(reader, tx_hash, first)
     second.heal()
-    probe = asyncio.create_task(reader.look(tx_hash))
+    probe = asyncio.create_task(reader.payments.look(tx_hash))
     await first.received(2)
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
-                view = await reader.look(tx_hash)
+                view = await reader.payments.look(tx_hash)
                 break
             except ChainUnavailable:
                 await asyncio.sleep(0.02)
@@ -525,9 +526,9 @@ async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_
     await failed_poll(reader, UNKNOWN_TX, liar)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await reader.look(UNKNOWN_TX)
+            await reader.payments.look(UNKNOWN_TX)
     liar.heal()
-    assert (await reader.look(UNKNOWN_TX)).receipt is None
+    assert (await reader.payments.look(UNKNOWN_TX)).receipt is None
 
 
 async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
@@ -536,16 +537,16 @@ async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: Faul
     liar.hang()
     reader = await readers(liar, timeout_seconds=LONG_SECONDS)
     await failed_poll(reader, tx_hash, liar)
-    probe = asyncio.create_task(reader.look(tx_hash))
+    probe = asyncio.create_task(reader.payments.look(tx_hash))
     await liar.received(2)
     with pytest.raises(ChainUnavailable, match="another look"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
 
     async def recovered(request: web.Request) -> web.StreamResponse:
         return web.json_response(await liar.forward(await request.json()))
 
     liar.wire(recovered)
-    assert (await reader.look(tx_hash, ask_all=True)).receipt is not None
+    assert (await reader.payments.look(tx_hash, ask_all=True)).receipt is not None
     liar.let_go()
     with pytest.raises(ChainUnavailable):
         await probe
@@ -557,12 +558,12 @@ async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
     (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(liar)
-    await reader.head()
+    await reader.heads.height()
     liar.shift_head(-10)
     with pytest.raises(ChainUnavailable, match="is behind"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     seen = len(liar.requests)
-    await asyncio.gather(*(reader.look(tx_hash) for _ in range(5)), return_exceptions=True)
+    await asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(5)), return_exceptions=True)
     assert len(liar.requests) >= seen + 5
 
 
@@ -576,7 +577,7 @@ async def test_a_node_that_does_not_know_the_payment_does_not_hide_it(
     tx_hash = await node.pay()
     first.null_receipt()
     reader = await readers(first, second)
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
 
 
 @pytest.mark.parametrize(
@@ -596,7 +597,7 @@ async def test_a_node_that_does_not_confirm_its_own_receipt_does_not_hide_the_pa
     assert callable(spoil)
     spoil(first)
     reader = await readers(first, second)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert view.endpoint == reader.labels[1]
     assert isinstance(verdict(view, tx_hash), Verified)
 
@@ -608,7 +609,7 @@ async def test_when_nobody_knows_the_payment_the_highest_head_is_told(
     await node.mine(10)
     first.shift_head(-2)
     third.shift_head(-1)
-    view = await (await readers(first, second, third)).look(UNKNOWN_TX)
+    view = await (await readers(first, second, third)).payments.look(UNKNOWN_TX)
     assert (view.receipt, view.head_number) == (None, 10)
 
 
@@ -620,7 +621,7 @@ async def test_a_receipt_without_its_block_says_more_than_a_higher_head(
     first.move_receipt(6, FORK)
     second.null_receipt()
     second.shift_head(1)
-    view = await (await readers(first, second)).look(tx_hash)
+    view = await (await readers(first, second)).payments.look(tx_hash)
     assert waits_for(view, tx_hash) is WaitReason.PRE_CONFIRMED
 
 
@@ -631,9 +632,9 @@ async def test_a_lagging_endpoint_is_passed_over(
     first, second = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(first, second)
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     first.shift_head(-lag)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert view.endpoint == reader.labels[1 if asked_next else 0]
     assert view.head_number == (20 if asked_next else 17)
 
@@ -644,15 +645,15 @@ async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_a
     (liar,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(liar)
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     liar.shift_head(-10)
     with pytest.raises(ChainUnavailable, match="head 10 is behind 20, which was seen before"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     clock.now += MARK_EXPIRY_SECONDS - 0.1
     with pytest.raises(ChainUnavailable):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     clock.now += 0.1
-    assert (await reader.look(tx_hash)).head_number == 10
+    assert (await reader.payments.look(tx_hash)).head_number == 10
 
 
 async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
@@ -662,12 +663,12 @@ async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
     tx_hash = await node.pay()
     reader = await readers(boaster, honest)
     boaster.shift_head(10**9)
-    await reader.head()
+    await reader.heads.height()
     boaster.status(500)
     with pytest.raises(ChainUnavailable, match="head 5 is behind 1000000005"):
-        await reader.look(tx_hash)
+        await reader.payments.look(tx_hash)
     clock.now += MARK_EXPIRY_SECONDS
-    assert (await reader.look(tx_hash)).head_number == 5
+    assert (await reader.payments.look(tx_hash)).head_number == 5
 
 
 async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_keeps_boasting(
@@ -679,7 +680,7 @@ async def test_a_node_with_an_invented_head_cannot_hide_a_payment_even_while_it_
     boaster.shift_head(10**9)
     boaster.null_receipt()
     for _ in range(3):
-        view = await reader.look(tx_hash)
+        view = await reader.payments.look(tx_hash)
         assert (view.endpoint, view.head_number) == (reader.labels[1], 5)
 
 
@@ -690,15 +691,15 @@ async def test_a_preferred_endpoint_that_is_stuck_does_not_hide_the_confirmation
     tx_hash = await node.pay(confirmations=2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     await node.mine(3)  # within the tolerance: the stuck one is not behind
     clock.now += STALL_SECONDS - 0.1
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
     assert other.requests == []
     clock.now += 0.1
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert (view.endpoint, view.head_number) == (reader.labels[1], 5)
-    assert isinstance(verdict(await reader.cross_check(tx_hash, view), tx_hash), Verified)
+    assert isinstance(verdict(await reader.payments.cross_check(tx_hash, view), tx_hash), Verified)
 
 
 async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_payment(
@@ -708,15 +709,15 @@ async def test_what_a_stuck_endpoint_shows_is_used_where_no_other_shows_the_paym
     tx_hash = await node.pay(confirmations=2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
-    await reader.look(tx_hash)
+    await reader.payments.look(tx_hash)
     clock.now += STALL_SECONDS
     other.null_receipt()
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
     other.status(503)
     for asked in (2, 2):
-        assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+        assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
         assert len(other.requests) == asked, "one that failed lately is left alone"
-    assert await reader.head() == 2
+    assert await reader.heads.height() == 2
     assert len(other.requests) == 2
 
 
@@ -729,11 +730,11 @@ async def test_of_several_stuck_endpoints_the_most_advanced_is_used(
     second.freeze_head(4)
     reader = await readers(first, second)
     for _ in range(2):
-        await reader.cross_check(tx_hash, await reader.look(tx_hash))
+        await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
         clock.now += STALL_SECONDS
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert (view.endpoint, view.head_number) == (reader.labels[1], 4)
-    assert await reader.head() == 4
+    assert await reader.heads.height() == 4
 
 
 async def test_the_head_is_read_from_an_endpoint_that_is_not_stuck(
@@ -743,12 +744,12 @@ async def test_the_head_is_read_from_an_endpoint_that_is_not_stuck(
     await node.mine(2)
     frozen.freeze_head(2)
     reader = await readers(frozen, other)
-    assert await reader.head() == 2
+    assert await reader.heads.height() == 2
     await node.mine(3)
     clock.now += STALL_SECONDS - 0.1
-    assert await reader.head() == 2
+    assert await reader.heads.height() == 2
     clock.now += 0.1
-    assert await reader.head() == 5
+    assert await reader.heads.height() == 5
 
 
 async def test_the_head_never_falls_below_one_returned_before(
@@ -757,13 +758,13 @@ async def test_the_head_never_falls_below_one_returned_before(
     first, second = await faulty_nodes(2)
     await node.mine(20)
     reader = await readers(first, second)
-    assert await reader.head() == 20
+    assert await reader.heads.height() == 20
     first.shift_head(-3)
-    assert await reader.head() == 20
+    assert await reader.heads.height() == 20
     first.shift_head(-1)
-    assert await reader.head() == 20
+    assert await reader.heads.height() == 20
     await node.mine(10)
-    assert await reader.head() == 30
+    assert await reader.heads.height() == 30
 
 
 async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not_behind(
@@ -772,14 +773,14 @@ async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not
     first, second = await faulty_nodes(2)
     await node.mine(20)
     reader = await readers(first, second)
-    newest = await reader.newest_block()
+    newest = await reader.heads.newest_block()
     assert newest.number == 20
     assert abs(datetime.now(UTC) - newest.mined_at) < timedelta(hours=1)
     first.refuse()
-    assert (await reader.newest_block()).number == 20
+    assert (await reader.heads.newest_block()).number == 20
     second.refuse()
     with pytest.raises(ChainUnavailable):
-        await reader.newest_block()
+        await reader.heads.newest_block()
 
 
 # Cross-checks ---------------------------------------------------------------------------------------------------------
@@ -788,9 +789,9 @@ async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not
 async def test_with_a_single_endpoint_a_cross_check_asks_nobody(node: Node, readers: Readers) -> None:
     reader = await readers(node)
     tx_hash = await node.pay()
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     requests = reader.request_count
-    assert await reader.cross_check(tx_hash, view) is view
+    assert await reader.payments.cross_check(tx_hash, view) is view
     assert reader.request_count == requests
 
 
@@ -798,9 +799,9 @@ async def test_a_view_without_the_transaction_in_a_block_is_not_cross_checked(
     faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     reader = await readers(*await faulty_nodes(2))
-    view = await reader.look(UNKNOWN_TX)
+    view = await reader.payments.look(UNKNOWN_TX)
     requests = reader.request_count
-    assert await reader.cross_check(UNKNOWN_TX, view) is view
+    assert await reader.payments.cross_check(UNKNOWN_TX, view) is view
     assert reader.request_count == requests
 
 
@@ -812,9 +813,9 @@ async def test_a_receipt_without_its_block_is_not_cross_checked(
     for liar in (first, second):
         liar.wrong_block_hash()
     reader = await readers(first, second)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     requests = reader.request_count
-    assert await reader.cross_check(tx_hash, view) is view
+    assert await reader.payments.cross_check(tx_hash, view) is view
     assert reader.request_count == requests
 
 
@@ -824,11 +825,11 @@ async def test_a_lagging_endpoint_is_heard_in_a_cross_check(
     lagging, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=20)
     reader = await readers(lagging, other)
-    await reader.head()
+    await reader.heads.height()
     lagging.shift_head(-10)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert (view.endpoint, view.head_number) == (reader.labels[1], 20)
-    assert (await reader.cross_check(tx_hash, view)).head_number == 10
+    assert (await reader.payments.cross_check(tx_hash, view)).head_number == 10
 
 
 async def test_a_good_answer_in_a_cross_check_wipes_the_record(
@@ -838,13 +839,13 @@ async def test_a_good_answer_in_a_cross_check_wipes_the_record(
     tx_hash = await node.pay()
     first.status(503)
     reader = await readers(first, second)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert view.endpoint == reader.labels[1]
-    await reader.cross_check(tx_hash, view)
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    await reader.payments.cross_check(tx_hash, view)
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
     first.heal()
-    await reader.cross_check(tx_hash, view)
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[0]
+    await reader.payments.cross_check(tx_hash, view)
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
 
 
 async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block_that_was_asked_for(
@@ -853,10 +854,10 @@ async def test_a_transaction_that_vanishes_between_two_readings_leaves_the_block
     first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
     reader = await readers(first, second)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     receipts = iter([await node.call("eth_getTransactionReceipt", tx_hash) | {"blockNumber": "0x3", "logs": []}, None])
     second.answers(lambda method, _params, real: next(receipts) if method == "eth_getTransactionReceipt" else real)
-    assert await reader.cross_check(tx_hash, view) == view, "it has the same block, so it only has no say"
+    assert await reader.payments.cross_check(tx_hash, view) == view, "it has the same block, so it only has no say"
 
 
 async def test_honest_endpoints_agree_with_one_request_each(
@@ -865,8 +866,8 @@ async def test_honest_endpoints_agree_with_one_request_each(
     proxies = await faulty_nodes(3)
     reader = await readers(*proxies)
     tx_hash = await node.pay()
-    view = await reader.look(tx_hash)
-    assert await reader.cross_check(tx_hash, view) == view
+    view = await reader.payments.look(tx_hash)
+    assert await reader.payments.cross_check(tx_hash, view) == view
     assert [proxy.requests for proxy in proxies[1:]] == [[POLL_WITH_BLOCK], [POLL_WITH_BLOCK]]
     assert len(proxies[0].requests) == 2
 
@@ -886,9 +887,9 @@ async def test_one_liar_of_two_makes_the_payment_wait(
     tx_hash = await node.pay()
     LIES[lie](liar)
     reader = await readers(liar, honest)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     with pytest.raises(EndpointsDisagree) as disagree:
-        await reader.cross_check(tx_hash, view)
+        await reader.payments.cross_check(tx_hash, view)
     a, b = reader.labels
     assert disagree.value.message.startswith(f"endpoints disagree: {a}: in block 1 (")
     assert f"; {b}: in block 1 (" in disagree.value.message
@@ -903,12 +904,12 @@ async def test_one_liar_of_three_is_outvoted_and_then_asked_last(
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
     LIES[lie](liar)
     reader = await readers(liar, *honest)
-    view = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    view = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert view.endpoint == reader.labels[1]
     judged = verdict(view, tx_hash)
     assert isinstance(judged, Verified)
     assert judged.transfer.value_raw == 100
-    assert (await reader.look(tx_hash)).endpoint == reader.labels[1]
+    assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
 
 
 async def fabrication(node: Node, liar: FaultyNode, *, block_number: int = 1) -> str:
@@ -932,10 +933,10 @@ async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_sec
     liar, honest = await faulty_nodes(2)
     tx_hash = await fabrication(node, liar)
     reader = await readers(liar, honest)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
     with pytest.raises(EndpointsDisagree, match="not in block 1"):
-        await reader.cross_check(tx_hash, view)
+        await reader.payments.cross_check(tx_hash, view)
 
 
 async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
@@ -944,7 +945,7 @@ async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
     liar, *honest = await faulty_nodes(3)
     tx_hash = await fabrication(node, liar)
     reader = await readers(liar, *honest)
-    view = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    view = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
 
 
@@ -955,9 +956,9 @@ async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_c
     tx_hash = await fabrication(node, liar, block_number=1000)
     liar.shift_head(2000)
     reader = await readers(liar, honest)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
-    checked = await reader.cross_check(tx_hash, view)
+    checked = await reader.payments.cross_check(tx_hash, view)
     assert checked.head_number == 5
     assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
 
@@ -967,9 +968,9 @@ async def test_invented_confirmations_do_not_count(node: Node, faulty_nodes: Fau
     tx_hash = await node.pay(confirmations=2)
     boaster.shift_head(100)
     reader = await readers(boaster, honest)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
-    judged = verdict(await reader.cross_check(tx_hash, view), tx_hash)
+    judged = verdict(await reader.payments.cross_check(tx_hash, view), tx_hash)
     assert isinstance(judged, Waiting)
     assert judged.message == "2 of 5 confirmations"
 
@@ -981,7 +982,7 @@ async def test_a_payment_invented_in_the_far_future_is_not_final_for_a_majority_
     tx_hash = await fabrication(node, liar, block_number=1000)
     liar.shift_head(2000)
     reader = await readers(liar, *honest)
-    checked = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    checked = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
 
 
@@ -995,7 +996,7 @@ async def test_one_of_three_that_is_far_behind_but_moving_does_not_hold_up_a_pay
     syncing.null_receipt()
     reader = await readers(first, second, syncing)
     for _ in range(3):
-        checked = await reader.cross_check(tx_hash, await reader.look(tx_hash))
+        checked = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
         assert isinstance(verdict(checked, tx_hash), Verified)
         await node.mine(1)
         clock.now += STALL_SECONDS / 2
@@ -1008,12 +1009,12 @@ async def test_a_node_that_is_stuck_delays_the_confirmations_only_until_that_is_
     tx_hash = await node.pay(confirmations=2)
     stuck.fixed("eth_blockNumber", "0x2")
     reader = await readers(first, stuck)
-    await reader.cross_check(tx_hash, await reader.look(tx_hash))
+    await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     await node.mine(20)
     clock.now += STALL_SECONDS - 0.1
-    assert (await reader.cross_check(tx_hash, await reader.look(tx_hash))).head_number == 2
+    assert (await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))).head_number == 2
     clock.now += 0.1
-    assert (await reader.cross_check(tx_hash, await reader.look(tx_hash))).head_number == 22
+    assert (await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))).head_number == 22
 
 
 async def test_an_endpoint_of_another_chain_has_no_say(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
@@ -1022,8 +1023,8 @@ async def test_an_endpoint_of_another_chain_has_no_say(node: Node, faulty_nodes:
     other.other_chain(1)
     other.null_receipt()
     reader = await readers(first, other)
-    view = await reader.look(tx_hash)
-    assert await reader.cross_check(tx_hash, view) == view
+    view = await reader.payments.look(tx_hash)
+    assert await reader.payments.cross_check(tx_hash, view) == view
 
 
 async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
@@ -1033,9 +1034,9 @@ async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
     tx_hash = await node.pay()
     down.hang()
     reader = await readers(first, down, timeout_seconds=LONG_SECONDS)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     for times in (1, 2):
-        check = asyncio.create_task(reader.cross_check(tx_hash, view))
+        check = asyncio.create_task(reader.payments.cross_check(tx_hash, view))
         await down.received(times)
         down.let_go()
         assert await check == view
@@ -1049,11 +1050,11 @@ async def test_an_endpoint_that_failed_lately_still_contradicts_in_a_cross_check
     tx_hash = await fabrication(node, liar)
     honest.status(500)
     reader = await readers(honest, liar)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
     honest.heal()
     with pytest.raises(EndpointsDisagree, match="not in block 1"):
-        await reader.cross_check(tx_hash, view)
+        await reader.payments.cross_check(tx_hash, view)
 
 
 async def test_a_pause_that_an_endpoint_asked_for_is_respected_in_a_cross_check(
@@ -1063,12 +1064,12 @@ async def test_a_pause_that_an_endpoint_asked_for_is_respected_in_a_cross_check(
     tx_hash = await node.pay()
     busy.status(429, retry_after="30")
     reader = await readers(busy, other)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     clock.now += 29.9
-    assert await reader.cross_check(tx_hash, view) == view
+    assert await reader.payments.cross_check(tx_hash, view) == view
     assert len(busy.requests) == 1
     clock.now += 0.1
-    await reader.cross_check(tx_hash, view)
+    await reader.payments.cross_check(tx_hash, view)
     assert len(busy.requests) == 2
 
 
@@ -1077,8 +1078,8 @@ async def test_a_late_index_of_receipts_has_no_say(node: Node, faulty_nodes: Fau
     tx_hash = await node.pay()
     late.null_receipt()
     reader = await readers(first, late)
-    view = await reader.look(tx_hash)
-    assert await reader.cross_check(tx_hash, view) == view
+    view = await reader.payments.look(tx_hash)
+    assert await reader.payments.cross_check(tx_hash, view) == view
 
 
 async def test_what_a_lagging_node_alone_says_is_not_final(
@@ -1087,24 +1088,24 @@ async def test_what_a_lagging_node_alone_says_is_not_final(
     lagging, other = await faulty_nodes(2)
     tx_hash = await node.pay(confirmations=30)
     reader = await readers(lagging, other)
-    await reader.head()
+    await reader.heads.height()
     lagging.shift_head(-10)
     other.null_receipt()
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     assert (view.endpoint, view.head_number) == (reader.labels[0], 20)
     other.status(500)
     with pytest.raises(ChainUnavailable, match="it is behind 30"):
-        await reader.cross_check(tx_hash, view)
+        await reader.payments.cross_check(tx_hash, view)
 
 
 async def test_the_others_are_asked_at_the_same_time(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
     first, *others = await faulty_nodes(5)
     tx_hash = await node.pay()
     reader = await readers(first, *others, timeout_seconds=LONG_SECONDS)
-    view = await reader.look(tx_hash)
+    view = await reader.payments.look(tx_hash)
     for other in others:
         other.hang()
-    check = asyncio.create_task(reader.cross_check(tx_hash, view))
+    check = asyncio.create_task(reader.payments.cross_check(tx_hash, view))
     for other in others:
         await other.received(1)
     for other in others:
@@ -1163,20 +1164,20 @@ async def test_a_token_is_asked_what_it_is_and_need_not_answer(
     answers: dict[str, bytes], expected: tuple[object, ...], node: Node, readers: Readers
 ) -> None:
     await node.call("anvil_setCode", TOKEN, answering(answers))
-    (info,), _ = await (await readers(node)).ask_about_token(TOKEN, TREASURY)
+    (info,), _ = await (await readers(node)).contracts.ask_about_token(TOKEN, TREASURY)
     assert info.has_code
     assert (info.decimals, info.symbol, info.treasury_balance_raw) == expected
 
 
 async def test_an_address_without_code_is_no_token(node: Node, readers: Readers) -> None:
-    (info,), _ = await (await readers(node)).ask_about_token(TOKEN, TREASURY)
+    (info,), _ = await (await readers(node)).contracts.ask_about_token(TOKEN, TREASURY)
     assert not info.has_code
 
 
 async def test_a_token_is_not_asked_on_another_chain(faulty_nodes: FaultyNodes, readers: Readers) -> None:
     (liar,) = await faulty_nodes(1)
     liar.other_chain(1)
-    (info,), silent = await (await readers(liar)).ask_about_token(TOKEN, TREASURY)
+    (info,), silent = await (await readers(liar)).contracts.ask_about_token(TOKEN, TREASURY)
     assert (info.chain_id, info.has_code, info.decimals, silent) == (1, False, None, [])
 
 
@@ -1193,17 +1194,17 @@ def test_a_reader_shows_no_key() -> None:
 
 async def test_a_reader_that_is_not_opened_says_so() -> None:
     with pytest.raises(RuntimeError, match="async with"):
-        await ChainReader(["http://node.example"], CHAIN_ID).look(UNKNOWN_TX)
+        await ChainReader(["http://node.example"], CHAIN_ID).payments.look(UNKNOWN_TX)
 
 
 async def test_a_node_that_dies_and_comes_back_is_used_again(readers: Readers) -> None:
     async with running_anvil() as dying:
         reader = await readers(dying)
         await dying.mine(3)
-        assert await reader.head() == 3
+        assert await reader.heads.height() == 3
         port = int(dying.url.rsplit(":", 1)[1])
     with pytest.raises(ChainUnavailable, match="cannot connect"):
-        await reader.look(UNKNOWN_TX)
+        await reader.payments.look(UNKNOWN_TX)
     async with running_anvil(port) as back:
         await back.mine(4)
-        assert await reader.head() == 4
+        assert await reader.heads.height() == 4

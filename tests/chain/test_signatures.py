@@ -13,8 +13,9 @@ from aiohttp import web
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chain.contract_calls import DEPLOYLESS_CALL_GAS
 from chain.quorum import EndpointsDisagree
-from chain.reader import DEPLOYLESS_CALL_GAS, ChainReader
+from chain.reader import ChainReader
 from chain.signatures import SIGNATURE_BYTES_MAX, signed_by
 from devstack.chain import LocalChain, payer_wallets
 from domain.errors import ChainUnavailable, InvalidInput
@@ -415,7 +416,7 @@ async def test_a_node_with_an_invented_head_does_not_silence_the_others(
     nodes[1].shift_head(1000)
     nodes[1].fixed("eth_call", YES)
     reader = await readers(*reversed(nodes))
-    await reader.head()
+    await reader.heads.height()
     with pytest.raises(EndpointsDisagree):
         await signed_by(reader, deployed, MESSAGE, personal_sign(OTHER.private_key, MESSAGE))
 
@@ -511,7 +512,7 @@ async def test_a_strangers_signature_does_not_put_a_node_behind_the_others(
     assert await signed_by(reader, deployed, MESSAGE, SIGNATURE)
     nodes[0].requests.clear()
     nodes[1].requests.clear()
-    await reader.head()
+    await reader.heads.height()
     assert (len(nodes[0].requests), len(nodes[1].requests)) == (1, 0)
 
 
@@ -531,14 +532,16 @@ async def test_a_pause_that_a_node_asks_for_is_kept(
 
 
 async def test_a_deployless_call_gives_back_what_the_creation_returns(honest: ChainReader) -> None:
-    assert await honest.deployless_call(returning(ACCEPTED, 40)) == ACCEPTED + bytes(8)
-    assert await honest.deployless_call(b"") == b""
-    assert await honest.deployless_call(REVERTING_WITH_ACCEPTED) is None
-    assert await honest.deployless_call(LOOPING) is None
+    assert await honest.contracts.deployless_call(returning(ACCEPTED, 40)) == ACCEPTED + bytes(8)
+    assert await honest.contracts.deployless_call(b"") == b""
+    assert await honest.contracts.deployless_call(REVERTING_WITH_ACCEPTED) is None
+    assert await honest.contracts.deployless_call(LOOPING) is None
 
 
 async def test_a_deployless_call_has_the_same_gas_on_every_node(honest: ChainReader) -> None:
-    gas_left = await honest.deployless_call(bytes.fromhex("5a60005260206000f3"))  # GAS PUSH1 0 MSTORE ... RETURN
+    gas_left = await honest.contracts.deployless_call(
+        bytes.fromhex("5a60005260206000f3")
+    )  # GAS PUSH1 0 MSTORE ... RETURN
     assert gas_left is not None
     assert DEPLOYLESS_CALL_GAS - 100_000 < int.from_bytes(gas_left, "big") < DEPLOYLESS_CALL_GAS
 

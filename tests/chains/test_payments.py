@@ -165,7 +165,9 @@ async def test_confirmations_are_counted_on_the_payments_own_chain(
     """An API of another chain tells what the last look saw; its own chain's blocks confirm nothing."""
     settings = load(variables_of(engine, other_chain))
     async with chain_reader(settings) as reader, engine.worker(MIN_CONFIRMATIONS="100"):
-        strangers = PaymentsClient(engine.tenants, namespace.client, payment_policy(settings), read_head=reader.head)
+        strangers = PaymentsClient(
+            engine.tenants, namespace.client, payment_policy(settings), read_head=reader.heads.height
+        )
         payer, intent, sent = await engine.buy()
         await engine.submit(payer, intent, sent)
         await engine.polled(intent.attempt_id, f"{MIN_CONFIRMATIONS} of 100 confirmations")

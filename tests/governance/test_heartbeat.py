@@ -73,7 +73,7 @@ async def test_a_heartbeat_is_one_row_and_one_event_with_everything_that_it_saw(
         "SELECT created_at FROM credit_ledger WHERE reason = 'platform_revenue_share'",
     )
     assert (taken.schema_revision, taken.worker_version) == (SCHEMA_REVISION, "0.1.0")
-    assert (taken.chain_id, taken.head_number) == (engine.chain.chain_id, await engine.reader.head())
+    assert (taken.chain_id, taken.head_number) == (engine.chain.chain_id, await engine.reader.heads.height())
     assert taken.head_age_seconds is not None
     assert taken.problems == ()
     [(balance, head)] = query(
@@ -186,7 +186,7 @@ async def test_a_chain_that_stands_still_is_a_problem(engine: Engine, heard: Hea
         assert moving.head_age_seconds is not None
 
         async def old_enough() -> None:
-            while (await engine.reader.newest_block()).mined_at > datetime.now(UTC) - timedelta(seconds=2):
+            while (await engine.reader.heads.newest_block()).mined_at > datetime.now(UTC) - timedelta(seconds=2):
                 await asyncio.sleep(0.2)
 
         await asyncio.wait_for(old_enough(), 30)

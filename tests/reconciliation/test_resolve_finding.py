@@ -61,7 +61,7 @@ class _Believing(RemedyActivities):
 def remedies(roles: RolePair) -> RemedyActivities:
     """The activities, on the desk's database."""
     nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
-    preconditions = SettlementPreconditions(nobody, TREASURY)
+    preconditions = SettlementPreconditions(nobody.contracts, TREASURY)
     return _Believing(roles.service, nobody, preconditions, revenue_share=SHARE, min_confirmations=1)
 
 

@@ -118,7 +118,10 @@ class Engine:
         async with self.settlement.transaction(payer.user_id) as connection:
             submitted = await payments.submit(connection, intent.attempt_id, sent, submitted_at=datetime.now(UTC))
             verdict = evaluate(
-                terms_of(submitted.attempt), sent, await self.reader.look(sent), min_confirmations=MIN_CONFIRMATIONS
+                terms_of(submitted.attempt),
+                sent,
+                await self.reader.payments.look(sent),
+                min_confirmations=MIN_CONFIRMATIONS,
             )
             assert isinstance(verdict, Verified)
             await payments.credit_buyer(

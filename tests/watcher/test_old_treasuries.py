@@ -298,7 +298,7 @@ async def test_an_operator_credits_what_came_to_the_old_treasury(watch: Watch) -
     remedies = RemedyActivities(
         service,
         watch.reader,
-        SettlementPreconditions(watch.reader, scope.treasury),
+        SettlementPreconditions(watch.reader.contracts, scope.treasury),
         revenue_share=SHARE,
         min_confirmations=MIN_CONFIRMATIONS,
     )

@@ -68,7 +68,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     async with service.transaction() as connection:
         [finding] = (await findings.page_findings(connection, findings.FindingFilter(), limit=5)).findings
     assert finding.value_raw == 10**12
-    preconditions = SettlementPreconditions(watch.reader, watch.scan.scope.treasury)
+    preconditions = SettlementPreconditions(watch.reader.contracts, watch.scan.scope.treasury)
     remedies = RemedyActivities(
         service, watch.reader, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
     )

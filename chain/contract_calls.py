@@ -1,0 +1,195 @@
+"""Asks every endpoint what a contract answers: a token about itself, a wallet whether it accepts a signature.
+
+Nothing but the answer of all that answer is taken: there is no other evidence for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import Final
+
+from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.preconditions import TokenAnswer
+from chain.quorum import EndpointsDisagree, NoResponse
+from chain.rpc import Call, EndpointFailure, Failure, Reply
+from chain.wire import read_data, read_quantity
+from domain.errors import ChainUnavailable
+from domain.identifiers import parse_address
+
+log = logging.getLogger(__name__)
+
+DEPLOYLESS_CALL_GAS: Final = 10_000_000
+"""Gas for code that a caller has a hand in: several times what the dearest smart wallet needs to be deployed and to
+verify a signature, and well below a second's work for a node. It also has every node give up at the same point."""
+
+DEPLOYLESS_CALL_SENDER: Final = "0x55578fc54aacafafa56d1da8ba07cf92dd66e631"
+"""The end of Keccak-256 of "settle: nobody": an address that nobody has, and that no contract knows. Not the zero
+address, which nodes fill in: a contract may take that for a simulation and let anything pass."""
+
+_DECIMALS_CALLDATA: Final = "0x313ce567"
+_SYMBOL_CALLDATA: Final = "0x95d89b41"
+_BALANCE_OF_CALLDATA: Final = "0x70a08231"
+_EXECUTION_FAILED: Final = re.compile(r"revert|out ?of ?gas|vm execution error", re.IGNORECASE)
+"""What nodes say when the code itself failed. No error code tells it: geth has -32000 for an empty revert, for used-up
+gas and for its own troubles. Opcodes that a node does not know are such a trouble: it cannot run our code."""
+
+
+class ContractCalls:
+    """Calls to contracts at the head of the chain."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+
+    @property
+    def chain_id(self) -> int:
+        """The chain whose contracts are asked."""
+        return self._pool.chain_id
+
+    async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[NoResponse]]:
+        """What each endpoint says of the contract at `token`, all asked at once; and who gave no usable answer.
+
+        An endpoint of another chain answers with that chain's id alone. One that is behind, or that cannot run a call,
+        has no say. Raises `InvalidInput` for a malformed address.
+        """
+        parse_address(token, field="token")
+        parse_address(treasury, field="treasury")
+
+        def ask(calldata: str) -> Call:
+            return Call("eth_call", ({"to": token, "data": calldata}, "latest"))
+
+        calls = [
+            CHAIN_ID,
+            BLOCK_NUMBER,
+            Call("eth_getCode", (token, "latest")),
+            ask(_DECIMALS_CALLDATA),
+            ask(_SYMBOL_CALLDATA),
+            ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
+        ]
+
+        async def hear(node: PooledEndpoint) -> TokenAnswer | NoResponse:
+            if pause := self._pool.pause(node):
+                return NoResponse(node.label, pause)
+            try:
+                chain_id_reply, head_reply, code, decimals, symbol, balance = await node.endpoint.batch(calls)
+                chain_id = read_quantity(chain_id_reply)
+                if chain_id != self._pool.chain_id:
+                    return TokenAnswer(node.label, chain_id)
+                head = self._pool.saw_head(node, read_quantity(head_reply))
+                has_code = bool(read_data(code))
+                for reply in (decimals, balance) if has_code else ():
+                    if reply.error is not None and not _has_failed_in_execution(reply):
+                        raise reply.error
+            except EndpointFailure as failure:
+                # Not entered into its record: a node that answers no calls may serve payments well.
+                return NoResponse(node.label, failure.message)
+            return TokenAnswer(
+                node.label,
+                chain_id,
+                head,
+                has_code=has_code,
+                decimals=_uint(decimals, below=256) if has_code else None,
+                symbol=_text(symbol) if has_code else None,
+                treasury_balance_raw=_uint(balance, below=2**256) if has_code else None,
+            )
+
+        answers: list[TokenAnswer] = []
+        silent: list[NoResponse] = []
+        for heard in await asyncio.gather(*(hear(node) for node in self._pool.nodes())):
+            if isinstance(heard, NoResponse):
+                silent.append(heard)
+            elif heard.chain_id == self._pool.chain_id and self._pool.mark.is_behind(heard.head_number):
+                silent.append(NoResponse(heard.endpoint, f"head {heard.head_number} is behind {self._pool.mark.value}"))
+            else:
+                answers.append(heard)
+        return answers, silent
+
+    async def deployless_call(self, creation_code: bytes) -> bytes | None:
+        """What creating a contract returns at the head of the chain, without creating it; None where it reverts.
+
+        Every endpoint is asked at once, and all that answer have to say the same. Which of them has the newest head
+        plays no part: one that invents a head must not put the others' answers aside. Takes at most `timeout_seconds`.
+        Raises `EndpointsDisagree`, a `ChainUnavailable`, when two answers differ, `ChainUnavailable` naming each
+        endpoint's reason when there is none.
+        """
+        transaction = {
+            "from": DEPLOYLESS_CALL_SENDER,
+            "gas": hex(DEPLOYLESS_CALL_GAS),
+            "data": "0x" + creation_code.hex(),
+        }
+        calls = [CHAIN_ID, Call("eth_call", (transaction, "latest"))]
+        answers: dict[bytes | None, list[str]] = {}
+        reasons: list[str] = []
+
+        async def hear(node: PooledEndpoint) -> None:
+            if pause := self._pool.pause(node):
+                reasons.append(f"{node.label}: {pause}")
+                return
+            try:
+                chain_id, result = await node.endpoint.batch(calls)
+                self._pool.check_chain(chain_id)
+                answer = None if _has_failed_in_execution(result) else read_data(result)
+            except EndpointFailure as failure:
+                reasons.append(f"{node.label}: {failure.message}")
+                # No other failure is entered: the code is partly a stranger's, who must not be able to have the
+                # endpoints passed over when payments are looked for.
+                if failure.failure is Failure.RATE_LIMITED:
+                    self._pool.failed(node, failure)
+                return
+            answers.setdefault(answer, []).append(node.label)
+
+        await asyncio.gather(*(hear(node) for node in self._pool.nodes()))
+        match list(answers):
+            case []:
+                raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
+            case [answer]:
+                return answer
+            case _:
+                sides = [f"{', '.join(names)}: {_shown(answer)}" for answer, names in answers.items()]
+                message = "endpoints disagree about what a call returns: " + "; ".join(sides)
+                log.warning("%s", message)
+                raise EndpointsDisagree(message)
+
+
+def _uint(reply: Reply, *, below: int) -> int | None:
+    """A uint256 returned by a contract; None when it reverted or returned something else."""
+    data = _returned(reply)
+    if data is None or len(data) != 32:
+        return None
+    number = int.from_bytes(data, "big")
+    return number if number < below else None
+
+
+def _text(reply: Reply) -> str | None:
+    """A string returned by a contract, or the bytes32 that some old tokens return instead; None otherwise."""
+    from eth_abi.abi import decode as abi_decode  # here: only `settle doctor` pays for its import
+    from eth_abi.exceptions import DecodingError
+
+    data = _returned(reply)
+    if data is None:
+        return None
+    try:
+        text = data.rstrip(b"\0").decode() if len(data) == 32 else str(abi_decode(["string"], data)[0])
+    except (DecodingError, UnicodeDecodeError, OverflowError):
+        return None
+    return text if 0 < len(text) <= 32 and text.isprintable() else None
+
+
+def _returned(reply: Reply) -> bytes | None:
+    """What the contract returned; None when it refused (a revert is an answer of the contract, not a broken node)."""
+    if reply.error is not None:
+        return None
+    return read_data(reply)
+
+
+def _has_failed_in_execution(reply: Reply) -> bool:
+    """Whether the node ran the code and the code failed, which is an answer; a node that could not run it has none."""
+    error = reply.error
+    return error is not None and error.failure is Failure.RPC_ERROR and bool(_EXECUTION_FAILED.search(error.message))
+
+
+def _shown(returned: bytes | None) -> str:
+    if returned is None:
+        return "reverted"
+    return f"0x{returned[:32].hex()}" + ("…" if len(returned) > 32 else "")

@@ -1,0 +1,308 @@
+"""The endpoints of one chain in order of preference, each with its record, and how one of them is asked.
+
+A failure is entered into an endpoint's record; one that failed lately is asked only when no other has answered. Every
+batch carries the chain's id, and heads are compared with the highest one seen, so that no answer of another chain or
+of a node that lags is taken for one of this chain's present. What is asked is the readers' part (`chain.reader`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import aiohttp
+
+from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, CircuitBreaker, HeadMark
+from chain.history import HistoryRefused
+from chain.ranges import LogRange
+from chain.rpc import (
+    RESPONSE_BYTES_MAX,
+    Call,
+    Endpoint,
+    EndpointFailure,
+    Failure,
+    Reply,
+    RequestObserver,
+    labels,
+    open_session,
+)
+from chain.wire import read_quantity
+from domain.errors import ChainUnavailable, InvalidInput
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS: Final = 10.0
+"""What one endpoint may take for one question, all its requests together. A healthy one needs well below 1 s."""
+
+HEALTHY_SECONDS: Final = 1.0
+"""A question given up by its caller after this long counts as a time-out; given up earlier it says nothing."""
+
+ENDPOINTS_MAX: Final = 16
+"""Beyond that a setting is a mistake; also bounds how many are asked at once."""
+
+CONNECTIONS_MAX: Final = 32
+"""Connections to one endpoint. Providers allow about 50 calls a second, which a handful of connections can carry."""
+
+LOG_RANGE_MAX: Final = 2_000
+"""Blocks asked for in one log query, where the settings say nothing and the endpoint does not refuse."""
+
+CHAIN_ID: Final = Call("eth_chainId")
+BLOCK_NUMBER: Final = Call("eth_blockNumber")
+
+NO_ENDPOINT: Final = "no usable chain endpoint: "
+
+_T = TypeVar("_T")
+
+
+class EndpointsFailed(ChainUnavailable):
+    """No endpoint gave a usable answer; `failures` has each one's reason, by its label."""
+
+    def __init__(self, failures: Mapping[str, EndpointFailure]) -> None:
+        super().__init__(NO_ENDPOINT + "; ".join(f"{label}: {failure.message}" for label, failure in failures.items()))
+        self.failures = dict(failures)
+
+    @property
+    def history_refusals(self) -> list[HistoryRefused]:
+        """Of the endpoints that are well and have the blocks below their head, and do not give what was asked for."""
+        return [
+            failure
+            for failure in self.failures.values()
+            if isinstance(failure, HistoryRefused) and failure.failure is not Failure.BEHIND
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """What one endpoint answers now. `error` is one line, None when everything is right."""
+
+    label: str
+    reachable: bool
+    chain_id: int | None = None
+    head_number: int | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class PooledEndpoint:
+    """An endpoint and its record. `reason` is its last failure in words."""
+
+    endpoint: Endpoint
+    history: Endpoint
+    """The same one for questions about the past: a log query that is refused must not have the endpoint taken for one
+    that knows no batches."""
+    log_range: LogRange
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its printable name."""
+        return self.endpoint.label
+
+
+class EndpointPool:
+    """Several endpoints of one chain, in order of preference; use it as an async context manager.
+
+    `on_request` is told about every HTTP request; `clock` is a monotonic clock in seconds.
+    Raises `InvalidInput` naming `CHAIN_RPC_URLS` when the addresses are not usable.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        chain_id: int,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        response_bytes_max: int = RESPONSE_BYTES_MAX,
+        connections_max: int = CONNECTIONS_MAX,
+        log_range_max: int = LOG_RANGE_MAX,
+        head_tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS,
+        mark_expiry_seconds: float = MARK_EXPIRY_SECONDS,
+        on_request: RequestObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 1 <= len(urls) <= ENDPOINTS_MAX:
+            raise InvalidInput("CHAIN_RPC_URLS", f"wants 1 to {ENDPOINTS_MAX} addresses, got {len(urls)}")
+        self.chain_id = chain_id
+        self._urls = [url.strip() for url in urls]
+        self._labels = labels(self._urls)
+        self._timeout_seconds = timeout_seconds
+        self._response_bytes_max = response_bytes_max
+        self._connections_max = connections_max
+        self._log_range_max = log_range_max
+        self._on_request = on_request
+        self.clock = clock
+        self.mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
+        self._session: aiohttp.ClientSession | None = None
+        self._nodes: list[PooledEndpoint] = []
+
+    async def __aenter__(self) -> Self:
+        session = open_session(connections_max=self._connections_max)
+        self._session = session
+
+        def open_endpoint(url: str, label: str) -> Endpoint:
+            return Endpoint(
+                url,
+                label=label,
+                session=session,
+                timeout_seconds=self._timeout_seconds,
+                response_bytes_max=self._response_bytes_max,
+                on_request=self._on_request,
+            )
+
+        self._nodes = [
+            PooledEndpoint(open_endpoint(url, label), open_endpoint(url, label), LogRange(self._log_range_max))
+            for url, label in zip(self._urls, self._labels, strict=True)
+        ]
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The endpoints' printable names, in order of preference."""
+        return tuple(self._labels)
+
+    @property
+    def request_count(self) -> int:
+        """HTTP requests sent since the reader was opened."""
+        return sum(node.endpoint.request_count + node.history.request_count for node in self._nodes)
+
+    async def health(self) -> list[EndpointHealth]:
+        """What each endpoint answers now, in order of preference; never raises for what an endpoint does."""
+
+        async def check(node: PooledEndpoint) -> EndpointHealth:
+            try:
+                chain_id_reply, head_reply = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER])
+                chain_id, head = read_quantity(chain_id_reply), read_quantity(head_reply)
+            except EndpointFailure as failure:
+                return EndpointHealth(node.label, reachable=False, error=failure.message)
+            error = None
+            if chain_id != self.chain_id:
+                error = self.wrong_chain(chain_id).message
+            elif self.mark.is_behind(head):
+                error = f"head {head} is behind {self.mark.value}, which was seen before"
+            return EndpointHealth(node.label, reachable=True, chain_id=chain_id, head_number=head, error=error)
+
+        return list(await asyncio.gather(*(check(node) for node in self.nodes())))
+
+    def check_chain(self, reply: Reply) -> int:
+        """Every batch carries the chain's id, so no answer of another chain is ever used, whatever it was before."""
+        chain_id = read_quantity(reply)
+        if chain_id != self.chain_id:
+            raise self.wrong_chain(chain_id)
+        return chain_id
+
+    def wrong_chain(self, chain_id: int) -> EndpointFailure:
+        """That an endpoint is of another chain."""
+        return EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {self.chain_id}")
+
+    def saw_head(self, node: PooledEndpoint, head: int) -> int:
+        """Take note of an endpoint's head, and return it."""
+        now = self.clock()
+        self.mark.observe(head, now)
+        node.breaker.saw_head(head, now)
+        return head
+
+    def nodes(self) -> list[PooledEndpoint]:
+        """All of them, in order of preference. Raises `RuntimeError` outside of the `async with`."""
+        if self._session is None or self._session.closed:
+            raise RuntimeError("ChainReader is used outside of its `async with`")
+        return self._nodes
+
+    def node(self, label: str) -> PooledEndpoint:
+        """The one of that label."""
+        return next(node for node in self.nodes() if node.label == label)
+
+    def in_order(self) -> tuple[list[PooledEndpoint], list[PooledEndpoint]]:
+        """Those to ask in order of preference, and those that failed lately, the longest rested first."""
+        nodes, now = self.nodes(), self.clock()
+        fresh = [node for node in nodes if not node.breaker.is_cooling(now)]
+        cooling = [node for node in nodes if node.breaker.is_cooling(now)]
+        return fresh, sorted(cooling, key=lambda node: node.breaker.cools_until)
+
+    def is_down(self) -> bool:
+        """Whether no endpoint has given a usable answer since it failed, whatever its cool-down.
+
+        Where all are merely behind it is false: they do answer, and nobody waits for them.
+        """
+        failures = [node.breaker.failure for node in self.nodes()]
+        return None not in failures and any(failure is not Failure.BEHIND for failure in failures)
+
+    async def ask_first(self, read: Callable[[PooledEndpoint, float], Awaitable[_T]]) -> _T:
+        """The first endpoint's answer that can be used, or `EndpointsFailed` with everybody's reason.
+
+        `read` takes note of the endpoint's head: the answer of one that is stuck is used when there is no other.
+        """
+        failures: dict[str, EndpointFailure] = {}
+        stalled: list[_T] = []
+        fresh, cooling = self.in_order()
+        for node in [*fresh, *cooling]:
+            if stalled and node in cooling:
+                break
+            try:
+                answer = await self.ask(node, read)
+            except EndpointFailure as failure:
+                failures[node.label] = failure
+                continue
+            self.served(node)
+            if not node.breaker.is_stalled(self.clock()):
+                return answer
+            stalled.append(answer)
+        if stalled:
+            return stalled[0]
+        raise EndpointsFailed(failures)
+
+    async def ask(self, node: PooledEndpoint, question: Callable[[PooledEndpoint, float], Awaitable[_T]]) -> _T:
+        """One endpoint's answer before its deadline, which is handed on; a failure is entered into its record."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            return await question(node, started + self._timeout_seconds)
+        except HistoryRefused:
+            raise
+        except EndpointFailure as failure:
+            self.failed(node, failure)
+            raise
+        except asyncio.CancelledError:
+            # The caller's patience was shorter than the endpoint's time. Without an entry, every look would spend it
+            # on the same endpoint.
+            waited = loop.time() - started
+            if waited >= HEALTHY_SECONDS:
+                self.failed(node, EndpointFailure(Failure.TIMEOUT, f"no answer within {waited:.1f} s, given up"))
+            raise
+
+    def pause(self, node: PooledEndpoint) -> str | None:
+        """Why the endpoint is not asked at the moment, or None: only a pause that it asked for is respected."""
+        if node.breaker.wants_pause(self.clock()):
+            return f"not asked, it wants a pause ({node.reason})"
+        return None
+
+    def served(self, node: PooledEndpoint) -> None:
+        """Enter a usable answer into an endpoint's record."""
+        if node.breaker.failure is not None:
+            log.info("chain endpoint %s is usable again", node.label)
+        node.breaker.answered()
+
+    def behind(self, node: PooledEndpoint, head: int) -> EndpointFailure:
+        """That the endpoint lags, entered into its record: another one is asked first for a few seconds."""
+        failure = EndpointFailure(Failure.BEHIND, f"head {head} is behind {self.mark.value}, which was seen before")
+        self.failed(node, failure)
+        return failure
+
+    def failed(self, node: PooledEndpoint, failure: EndpointFailure) -> None:
+        """Enter a failure into an endpoint's record."""
+        if node.breaker.failure is not failure.failure:
+            # Once for each change, not for each request: a node that is down for an hour is one fact.
+            log.warning("chain endpoint %s: %s", node.label, failure.message)
+        node.reason = failure.message
+        node.breaker.failed(failure.failure, self.clock(), failure.retry_after_seconds)

@@ -1,0 +1,130 @@
+"""Reads how far a chain is: its newest block, and the blocks that the nodes call safe or finalized."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint
+from chain.quorum import reached_by_most
+from chain.rpc import Call, EndpointFailure
+from chain.wire import read_head, read_quantity, read_tagged_header
+from domain.chain import ChainHead
+from domain.errors import ChainUnavailable
+
+TAG_SECONDS: Final = 1.0
+"""How long a tag's block is good: half a block of Base, and the tags trail by minutes."""
+
+_NEWEST_BLOCK: Final = Call("eth_getBlockByNumber", ("latest", False))
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedBlock:
+    """What one endpoint calls "safe" or "finalized" now. `error` is one line, None where it is a usable block.
+
+    The chain's first block has both: it is a true answer on a chain of a few blocks, and a fault on any other.
+    """
+
+    label: str
+    head_number: int | None = None
+    number: int | None = None
+    error: str | None = None
+
+
+class HeadReader:
+    """What the endpoints say about their own progress."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+        self._tags: dict[str, tuple[float, int]] = {}
+
+    async def height(self) -> int:
+        """The height of the chain; never below a height returned before, unless that one was given up as a lie.
+
+        Raises `ChainUnavailable`.
+        """
+
+        async def read(node: PooledEndpoint, deadline: float) -> int:
+            head = await self._read_head(node, deadline)
+            if self._pool.mark.is_behind(head):
+                raise self._pool.behind(node, head)
+            return max(head, self._pool.mark.value)
+
+        return await self._pool.ask_first(read)
+
+    async def newest_block(self) -> ChainHead:
+        """The newest block of the first endpoint that is not behind, with its time. Raises `ChainUnavailable`."""
+
+        async def read(node: PooledEndpoint, deadline: float) -> ChainHead:
+            chain_id, block = await node.endpoint.batch([CHAIN_ID, _NEWEST_BLOCK], deadline=deadline)
+            self._pool.check_chain(chain_id)
+            newest = read_head(block)
+            if self._pool.mark.is_behind(self._pool.saw_head(node, newest.number)):
+                raise self._pool.behind(node, newest.number)
+            return newest
+
+        return await self._pool.ask_first(read)
+
+    async def tagged_number(self, tag: str) -> int:
+        """The highest block that more than half of the answering endpoints call `tag` ("safe" or "finalized").
+
+        All are asked at once. An answer is good for `TAG_SECONDS`: every payment that waits asks the same.
+        Raises `ChainUnavailable` naming each endpoint's reason when none knows the tag.
+        """
+        kept = self._tags.get(tag)
+        if kept is not None and self._pool.clock() - kept[0] < TAG_SECONDS:
+            return kept[1]
+        number = reached_by_tag(tag, await self.tagged_blocks(tag))
+        self._tags[tag] = (self._pool.clock(), number)
+        return number
+
+    async def tagged_blocks(self, tag: str) -> list[TaggedBlock]:
+        """What each endpoint calls `tag` now, in order of preference; never raises for what an endpoint does.
+
+        The first block of a chain says that nothing is final yet, and one above the endpoint's own head says nothing.
+        """
+        calls = [CHAIN_ID, Call("eth_getBlockByNumber", (tag, False)), BLOCK_NUMBER]
+
+        async def hear(node: PooledEndpoint) -> TaggedBlock:
+            if pause := self._pool.pause(node):
+                return TaggedBlock(node.label, error=pause)
+            head: int | None = None
+            try:
+                chain_id, block, height = await node.endpoint.batch(calls)
+                self._pool.check_chain(chain_id)
+                head = read_quantity(height)
+                header = read_tagged_header(block)
+            except EndpointFailure as failure:
+                # Not entered into its record: many a node does not know the tags, and serves payments well.
+                return TaggedBlock(node.label, head, error=failure.message)
+            if header is None:
+                return TaggedBlock(node.label, head, error=f"knows no {tag} block (answers null)")
+            if header.number == 0:
+                return TaggedBlock(node.label, head, 0, error=f"knows no {tag} block but the chain's first")
+            if header.number > head:
+                return TaggedBlock(node.label, head, error=f"calls block {header.number} {tag}, its head is {head}")
+            return TaggedBlock(node.label, head, header.number)
+
+        return list(await asyncio.gather(*(hear(node) for node in self._pool.nodes())))
+
+    async def _read_head(self, node: PooledEndpoint, deadline: float) -> int:
+        chain_id, head = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER], deadline=deadline)
+        self._pool.check_chain(chain_id)
+        return self._pool.saw_head(node, read_quantity(head))
+
+
+def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:
+    """The highest block that more than half of the endpoints with a usable one call `tag`.
+
+    0 where nothing but the chain's first block is. Raises `ChainUnavailable` naming each endpoint's reason when there
+    is none.
+    """
+    numbers = [block.number for block in blocks if block.number is not None]
+    # A node on which nothing has ever become final has no say in how far others are.
+    numbers = [number for number in numbers if number > 0] or numbers
+    if not numbers:
+        reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
+        raise ChainUnavailable(f"the nodes know no {tag} block: {reasons}")
+    return reached_by_most(numbers)

@@ -1,0 +1,97 @@
+"""Reads what happened on the chain: the transfers in a range of blocks, and blocks by their height."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from chain.endpoint_pool import EndpointPool, EndpointsFailed, PooledEndpoint
+from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
+from chain.rpc import Failure
+from domain.chain import MinedBlock, TransferRange, TransferScope
+
+log = logging.getLogger(__name__)
+
+
+class LogReader:
+    """The chain's past, as one endpoint at a time shows it."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+
+    async def transfers(
+        self,
+        scope: TransferScope,
+        first: int,
+        last: int,
+        *,
+        anchor: int | None = None,
+        endpoint: str | None = None,
+    ) -> TransferRange:
+        """The transfers in blocks `first` to `last`, or to an earlier one where that is as much as is given at once.
+
+        One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A
+        range that an endpoint refuses is made smaller for it, which is remembered, and never keeps payments from being
+        looked for at that endpoint. With `endpoint`, a label, that one is asked and no other.
+        Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a single endpoint
+        its own failure. Both are `ChainUnavailable`.
+        """
+
+        async def read(node: PooledEndpoint, _: float) -> TransferRange:
+            return await self._read_transfers(node, scope, first, last, anchor)
+
+        if endpoint is None:
+            return await self._pool.ask_first(read)
+        return await self._pool.ask(self._pool.node(endpoint), read)
+
+    async def blocks(self, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
+        """The blocks at these heights as one endpoint has them now; None above its head.
+
+        A block that no endpoint shows, although it is below their heads, is missing from the answer. Raises
+        `ChainUnavailable`.
+        """
+
+        partial: list[dict[int, MinedBlock | None]] = []
+
+        async def read(node: PooledEndpoint, _: float) -> dict[int, MinedBlock | None]:
+            blocks = await read_blocks(node.history, scope, numbers)
+            if missing := sorted(set(numbers) - blocks.keys()):
+                partial.append(blocks)
+                raise HistoryRefused(
+                    Failure.CONTRADICTION, f"does not show block {missing[0]}, which is below its head"
+                )
+            return blocks
+
+        try:
+            return await self._pool.ask_first(read)
+        except EndpointsFailed:
+            if not partial:
+                raise
+            return max(partial, key=len)
+
+    async def _read_transfers(
+        self, node: PooledEndpoint, scope: TransferScope, first: int, last: int, anchor: int | None
+    ) -> TransferRange:
+        """As many of the blocks as the endpoint gives in one answer."""
+
+        def saw_head(head: int) -> None:
+            if self._pool.mark.is_behind(self._pool.saw_head(node, head)):
+                raise self._pool.behind(node, head)
+
+        while True:
+            until = min(last, first + node.log_range.size - 1)
+            try:
+                found = await read_range(node.history, scope, first, until, anchor=anchor, saw_head=saw_head)
+            except RangeRefused as refusal:
+                if not node.log_range.refused(until - first + 1):
+                    raise
+                log.info(
+                    "chain endpoint %s refuses a log query of %d blocks (%s), asking for %d",
+                    node.label,
+                    until - first + 1,
+                    refusal.message,
+                    node.log_range.size,
+                )
+            else:
+                node.log_range.answered(until - first + 1)
+                return found

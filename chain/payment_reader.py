@@ -1,0 +1,249 @@
+"""Reads a payment's transaction from several endpoints, none of which is trusted alone.
+
+`look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
+follows from it. While no endpoint works, one look at a time finds out whether that is still so. Judging is
+`domain.payments.verification`'s work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.quorum import Agreed, EndpointsDisagree, NoResponse, Reading, decide, is_included
+from chain.rpc import Call, EndpointFailure, Failure, Reply
+from chain.wire import read_header, read_quantity, read_receipt
+from domain.chain import BlockHeader, ChainView, Receipt
+from domain.errors import ChainUnavailable
+from domain.identifiers import parse_tx_hash
+from domain.payments.finality import InclusionReport
+
+log = logging.getLogger(__name__)
+
+ROUNDS_MAX: Final = 3
+"""First look, second look at the block that the first one named, and one more in case it was reorganised between."""
+
+PARSE_INLINE_LOGS_MAX: Final = 50
+"""Receipts with more logs are read in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What the endpoints asked so far have said about one transaction."""
+
+    included: list[ChainView] = field(default_factory=list)
+    """In a block, and the endpoint keeps up with the chain."""
+    stalled: list[ChainView] = field(default_factory=list)
+    """In a block, but the endpoint's head stands still: no confirmation will ever be added."""
+    behind: list[ChainView] = field(default_factory=list)
+    """In a block, but the endpoint lags."""
+    answers: list[ChainView] = field(default_factory=list)
+    """Anything else that an endpoint in step said."""
+    reasons: list[str] = field(default_factory=list)
+    """Why the others' answers cannot be used."""
+
+    def is_answered(self) -> bool:
+        return bool(self.included or self.stalled or self.answers)
+
+    def best(self) -> ChainView:
+        if not self.is_answered():
+            raise ChainUnavailable(NO_ENDPOINT + "; ".join(self.reasons))
+        # An endpoint that is in step does not know the transaction and one that lags does. It may be the one in step
+        # that is wrong (a forgetful node, or one with an invented head that makes all the others lag): the payment is
+        # shown, with the few confirmations that the lagging head gives, and final only after the cross-check.
+        views = self.included or [*self.stalled, *self.behind] or self.answers
+        return max(views, key=lambda view: (view.receipt is not None, view.head_number))
+
+
+class PaymentReader:
+    """What the endpoints say about one transaction."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+        self._is_probing = False
+
+    async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
+        """The transaction as the first endpoint shows it that has it in a block of its canonical chain.
+
+        With `block_hint`, the block of an earlier look, one HTTP request is enough. Endpoints that fail, are
+        behind or stuck, do not know the transaction or contradict themselves are passed over; when all are, the best
+        of what was said is returned (a block, then a receipt without its block, then no receipt; from the highest
+        head). Endpoints that failed lately are asked only when no other has answered.
+
+        With `ask_all`, for the last look before a payment is given up, every endpoint is asked, all at once.
+
+        Takes at most `timeout_seconds` for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason
+        when no answer can be used. While every endpoint's last answer was a failure, one look at a time asks them,
+        all at once, and the others raise without asking.
+        """
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_hint)
+        if ask_all:
+            heard = await self._hear_all(question)
+        elif not self._pool.is_down():
+            heard = await self._hear_in_order(question)
+        elif self._is_probing:
+            # Hundreds of payments may be waiting: if each look waited for nodes that hang, nothing else would run.
+            reasons = "; ".join(f"{node.label}: {node.reason}" for node in self._pool.nodes())
+            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} (another look is asking again)")
+        else:
+            self._is_probing = True
+            try:
+                heard = await self._hear_all(question)
+            finally:
+                self._is_probing = False
+        return heard.best()
+
+    async def cross_check(self, tx_hash: str, view: ChainView) -> ChainView:
+        """The view that may be judged finally, after all other endpoints were asked at once.
+
+        To be called when the verdict on `view` is final, and judged again: the result may have another head (the
+        highest that most have reached), or be the majority's view instead. Endpoints that failed lately are asked as
+        well, or a burst of failures would leave the decision to one of them; only a pause that an endpoint asked for
+        is respected. Takes at most `timeout_seconds`.
+        Without other endpoints, or without the transaction in a block, `view` itself, without a request.
+        Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a majority.
+        """
+        tx_hash = parse_tx_hash(tx_hash)
+        others = [node for node in self._pool.nodes() if node.label != view.endpoint]
+        receipt = view.receipt
+        if not others or receipt is None or not is_included(view):
+            return view
+
+        question = partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number)
+
+        async def hear(node: PooledEndpoint) -> Reading | NoResponse:
+            if pause := self._pool.pause(node):
+                return NoResponse(node.label, pause)
+            heard = await self._try(node, question)
+            return NoResponse(node.label, heard.message) if isinstance(heard, EndpointFailure) else heard
+
+        outcome = decide(view, await asyncio.gather(*(hear(node) for node in others)))
+        if not isinstance(outcome, Agreed):
+            log.warning("%s", outcome.message)
+            raise EndpointsDisagree(outcome.message)
+        if outcome.votes == 1 and self._pool.mark.is_behind(view.head_number):
+            # Nobody confirms what a lagging node says, and it may still be on a branch that the others have left.
+            raise ChainUnavailable(
+                f"only {view.endpoint} answers about {tx_hash}, and it is behind {self._pool.mark.value}"
+            )
+        for node in self._pool.nodes():
+            if node.label in outcome.outvoted:
+                self._pool.failed(
+                    node, EndpointFailure(Failure.CONTRADICTION, "it was outvoted by the other endpoints")
+                )
+        return outcome.view
+
+    async def inclusion_reports(self, tx_hash: str, block_number: int) -> list[InclusionReport]:
+        """What each endpoint that answers says about a transaction that was in block `block_number`; all at once.
+
+        Never raises for what an endpoint does: who is silent, stuck or behind is not in the list.
+        """
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number)
+
+        async def hear(node: PooledEndpoint) -> InclusionReport | None:
+            heard = await self._try(node, question)
+            if isinstance(heard, EndpointFailure) or heard.stalled or self._pool.mark.is_behind(heard.view.head_number):
+                return None
+            view, asked = heard.view, heard.asked
+            return InclusionReport(
+                endpoint=node.label,
+                chain_id=view.chain_id,
+                head_number=view.head_number,
+                receipt=view.receipt if is_included(view) else None,
+                block_at_height=asked.block_hash if asked is not None else None,
+            )
+
+        heard = await asyncio.gather(*(hear(node) for node in self._pool.nodes()))
+        return [inclusion_report for inclusion_report in heard if inclusion_report is not None]
+
+    async def _read(self, node: PooledEndpoint, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
+        """Receipt, head and the block at the receipt's height, all three of the same batch."""
+        height = block_hint
+        asked: BlockHeader | None = None
+        for round_number in range(ROUNDS_MAX):
+            calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_getTransactionReceipt", (tx_hash,))]
+            if height is not None:
+                calls.append(Call("eth_getBlockByNumber", (hex(height), False)))
+            replies = await node.endpoint.batch(calls, deadline=deadline)
+            chain_id = self._pool.check_chain(replies[0])
+            head = self._pool.saw_head(node, read_quantity(replies[1]))
+            receipt = await _receipt(replies[2], tx_hash)
+            block = read_header(replies[3], height) if height is not None else None
+            if round_number == 0:
+                asked = block
+            there = receipt is not None and receipt.block_number <= head
+            if receipt is None or not there or receipt.block_number == height:
+                view = ChainView(
+                    chain_id=chain_id,
+                    endpoint=node.label,
+                    head_number=head,
+                    receipt=receipt,
+                    canonical=block if there else None,
+                )
+                return Reading(view, asked, stalled=node.breaker.is_stalled(self._pool.clock()))
+            height = receipt.block_number
+        raise EndpointFailure(
+            Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} readings"
+        )
+
+    async def _hear_in_order(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
+        """One endpoint after the other, until one that keeps up shows the transaction in a block."""
+        heard = _Heard()
+        fresh, cooling = self._pool.in_order()
+        for node in [*fresh, *cooling]:
+            if heard.is_answered() and node in cooling and node.breaker.failure is not Failure.BEHIND:
+                # A lagging node does answer, and it may be the only one that knows the transaction.
+                continue
+            self._sort_in(heard, node, await self._try(node, question))
+            if heard.included:
+                break
+        return heard
+
+    async def _hear_all(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
+        """All endpoints at the same time, however they fared lately."""
+        fresh, cooling = self._pool.in_order()
+        nodes = [*fresh, *cooling]
+        heard = _Heard()
+        outcomes = await asyncio.gather(*(self._try(node, question) for node in nodes))
+        for node, outcome in zip(nodes, outcomes, strict=True):
+            self._sort_in(heard, node, outcome)
+        return heard
+
+    def _sort_in(self, heard: _Heard, node: PooledEndpoint, outcome: Reading | EndpointFailure) -> None:
+        if isinstance(outcome, EndpointFailure):
+            heard.reasons.append(f"{node.label}: {outcome.message}")
+            return
+        view = outcome.view
+        if self._pool.mark.is_behind(view.head_number):
+            heard.reasons.append(f"{node.label}: {self._pool.behind(node, view.head_number).message}")
+            if is_included(view):
+                heard.behind.append(view)
+        elif not is_included(view):
+            heard.answers.append(view)
+        elif outcome.stalled:
+            heard.stalled.append(view)
+        else:
+            heard.included.append(view)
+
+    async def _try(
+        self, node: PooledEndpoint, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]
+    ) -> Reading | EndpointFailure:
+        try:
+            reading = await self._pool.ask(node, question)
+        except EndpointFailure as failure:
+            return failure
+        if not self._pool.mark.is_behind(reading.view.head_number):
+            self._pool.served(node)  # at once: where others hang, this is what ends the waiting of other looks
+        return reading
+
+
+async def _receipt(reply: Reply, tx_hash: str) -> Receipt | None:
+    raw = reply.result
+    if isinstance(raw, dict) and isinstance(raw.get("logs"), list) and len(raw["logs"]) > PARSE_INLINE_LOGS_MAX:
+        return await asyncio.to_thread(read_receipt, reply, tx_hash)
+    return read_receipt(reply, tx_hash)
