@@ -1,4 +1,4 @@
-"""`settle migrate`: roles, schema and seeds, from an empty database or any earlier revision. Safe to repeat."""
+"""`settle migrate`: roles, schema, functions, seeds; from an empty database or any revision. Safe to repeat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from db import migrations
+from db import functions, migrations
 from db.address import parse_address
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
@@ -68,7 +68,7 @@ def migrate(
     set_passwords: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Migrated:
-    """Create missing roles, upgrade the schema to the code's revision, and seed.
+    """Create missing roles, upgrade the schema to the code's revision, bring functions up to date, and seed.
 
     The roles get the passwords of their addresses; a role that exists keeps the one it has, unless `set_passwords`.
     The operators' role is made only where it has an address. With `expand_only` nothing is taken away that processes of
@@ -106,13 +106,14 @@ def migrate(
             before = _revision(connection)
             revision = _target(before, expand_only=expand_only)
             on_progress(f"schema at revision {before or 'none'}, upgrading to {revision}")
-            patiently(connection, lambda: _upgrade(connection, revision), watch=watch, on_progress=on_progress)
-            patiently(
-                connection,
+            for step in (
+                # The functions' present text needs all that was added, and nothing that is still to be taken away.
+                lambda: _upgrade(connection, _target(before, expand_only=True)),
+                lambda: _bring_functions_up_to_date(connection, on_progress),
+                lambda: _upgrade(connection, revision),
                 lambda: _seed(connection, with_operators=bool(operator_url)),
-                watch=watch,
-                on_progress=on_progress,
-            )
+            ):
+                patiently(connection, step, watch=watch, on_progress=on_progress)
             on_progress("system tenant and chart of accounts are seeded")
             _check_logins(addresses, on_progress=on_progress)
             return Migrated(before, revision, created, passwords_set)
@@ -158,6 +159,13 @@ def _target(before: str | None, *, expand_only: bool) -> str:
 def _upgrade(connection: Connection, revision: str) -> None:
     command.upgrade(_alembic(connection), revision)
     connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
+
+
+def _bring_functions_up_to_date(connection: Connection, on_progress: Callable[[str], None]) -> None:
+    with connection.begin():
+        changed = functions.bring_up_to_date(_driver(connection))
+    if changed:
+        on_progress(f"functions brought up to date: {', '.join(changed)}")
 
 
 def _seed(connection: Connection, *, with_operators: bool) -> None:

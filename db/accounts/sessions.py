@@ -1,6 +1,6 @@
 """Sign-in challenges and sessions.
 
-Every call is a door (`migrations/sql/0002_front_door.sql`): no role may read the tables themselves.
+Every call is a function with the owner's rights (`db/functions/accounts.sql`): no role may read the tables themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Queries on the ledger. Posting is one call of a database function: see `migrations/sql/0001_doors.sql`."""
+"""Queries on the ledger. Posting is one call of a database function: see `db/functions/ledger.sql`."""
 
 from __future__ import annotations
 

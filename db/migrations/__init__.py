@@ -1,5 +1,8 @@
 """The schema's history. Statements are plain SQL files: what runs is what a DBA reads.
 
+From revision 0004 on a numbered file defines no function: their present text is in `db/functions`, and a revision asks
+for those that are new with `create_functions`. Revisions 0001 to 0003 have landed and stay as they are.
+
 A new revision runs beside processes of the one before (docs/decisions/rolling-deploys.md). Its module says with
 `compatible_from` which revision of the code may still run with the schema that it leaves.
 """
@@ -17,6 +20,8 @@ from alembic.script import Script
 from psycopg import sql
 from sqlalchemy import Connection, text
 
+from db import functions
+
 FIRST_DECLARED: Final = "0004"
 """The first revision that writes down which code may run with it."""
 
@@ -24,6 +29,11 @@ FIRST_DECLARED: Final = "0004"
 def run_sql_file(connection: Connection, name: str) -> None:
     """Run `sql/<name>` in the connection's transaction, as it stands (a `%` is a `%`)."""
     _driver(connection).execute((Path(__file__).parent / "sql" / name).read_bytes())
+
+
+def create_functions(connection: Connection, names: Sequence[str]) -> None:
+    """Create the functions of `db/functions` that a revision's triggers, policies or rights name, where missing."""
+    functions.create(_driver(connection), names)
 
 
 def lock_tables(connection: Connection, names: Sequence[str]) -> None:

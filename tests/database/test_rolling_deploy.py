@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine
 
-from db import locks, migrations
+from db import functions, locks, migrations
 from db.engine import ADDRESS_IN_ARGUMENTS, OperatorDatabase, connection_arguments
 from db.migrate import _alembic
 from db.migrations import FIRST_DECLARED, build_indexes, run_sql_file
@@ -423,6 +423,25 @@ async def test_a_migration_that_is_killed_at_any_file_can_be_run_again(
     await migrate_database(landed)
     assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
     assert await check_books(landed.service_url) == []
+
+
+async def test_a_migration_that_is_killed_among_its_functions_can_be_run_again(
+    landed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bring_up_to_date_until_killed(driver: psycopg.Connection[Any]) -> list[str]:
+        driver.execute("DROP FUNCTION prune_expired(integer, interval)")
+        query(landed.superuser_url, "SELECT pg_terminate_backend(%s, 5000)", driver.pgconn.backend_pid)
+        driver.execute("SELECT 1")
+        return []
+
+    monkeypatch.setattr(functions, "bring_up_to_date", bring_up_to_date_until_killed)
+    with pytest.raises(Exception, match="PostgreSQL"):
+        await migrate_database(landed)
+    monkeypatch.undo()
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == EXPANDED_REVISION
+    assert scalar(landed.superuser_url, "SELECT count(*) FROM pg_proc WHERE proname = 'prune_expired'") == 1
+    await migrate_database(landed)
+    assert scalar(landed.superuser_url, "SELECT version_num FROM alembic_version") == SCHEMA_REVISION
 
 
 # -- indexes

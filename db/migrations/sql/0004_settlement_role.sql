@@ -22,55 +22,6 @@ GRANT INSERT (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash
               unapplied_raw) ON settled_transfers TO settle_settlement;
 GRANT EXECUTE ON FUNCTION post_own_purchase, observed_payment_time, system_tenant_is_flagged TO settle_settlement;
 
--- Which steps of an attempt a role may take, beside what is legal for everybody (guard_attempt). It runs with the
--- caller's rights, because only then current_user is the caller; inside the owner's functions that is the owner.
--- A role that is not known by its rights gets the least.
-CREATE FUNCTION guard_attempt_by_role() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    v_is_submission boolean := NEW.status = 'PENDING_UNVERIFIED' AND NEW.submission_count = OLD.submission_count + 1;
-    v_is_credit boolean := NEW.status = 'CREDITED' AND OLD.status = 'PENDING_UNVERIFIED';
-BEGIN
-    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = TG_RELID), 'USAGE') THEN
-        RETURN NEW;
-    END IF;
-    IF pg_has_role(current_user, 'settle_service', 'USAGE') THEN
-        IF v_is_credit AND NEW.purpose = 'self' THEN
-            RAISE EXCEPTION 'role % may not credit payment attempt %: its buyer is credited by role settle_settlement',
-                current_user, OLD.id
-                USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
-        END IF;
-        RETURN NEW;
-    END IF;
-    IF NOT (
-        NEW.status = OLD.status
-        OR v_is_submission
-        OR (pg_has_role(current_user, 'settle_settlement', 'USAGE')
-            AND ((v_is_credit AND NEW.purpose = 'self') OR NEW.status IN ('REJECTED', 'FAILED')))
-        OR (NEW.status = 'FAILED' AND OLD.status = 'CREATED_INTENT'
-            AND NEW.error_code = 'INTENT_EXPIRED' AND OLD.expires_at <= clock_timestamp())
-    ) THEN
-        RAISE EXCEPTION 'role % may not take payment attempt % from % to %',
-            current_user, OLD.id, OLD.status, NEW.status
-            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
-    END IF;
-    -- What a submission writes changes with a submission only; a credit names the transaction that paid.
-    IF NOT v_is_submission AND (
-        (NEW.submitted_at, NEW.submission_count, NEW.expires_at)
-            IS DISTINCT FROM (OLD.submitted_at, OLD.submission_count, OLD.expires_at)
-        OR (NEW.tx_hash IS DISTINCT FROM OLD.tx_hash AND NOT v_is_credit)
-    ) THEN
-        RAISE EXCEPTION 'role % may not change what was submitted for payment attempt % without a submission',
-            current_user, OLD.id
-            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
-    END IF;
-    IF v_is_submission THEN
-        -- Time limits count from here: one in the future would let a payment wait for as long as somebody likes.
-        NEW.submitted_at := least(NEW.submitted_at, clock_timestamp());
-    END IF;
-    RETURN NEW;
-END $$;
-REVOKE ALL ON FUNCTION guard_attempt_by_role FROM PUBLIC;
-
 -- Workers of the revision before still do all of it as settle_app; the contracting revision ends that.
 CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
     FOR EACH ROW WHEN (current_user <> 'settle_app') EXECUTE FUNCTION guard_attempt_by_role();
@@ -95,15 +46,5 @@ CREATE POLICY owner_sees_all ON payment_destinations TO CURRENT_USER USING (true
 REVOKE ALL ON payment_destinations FROM PUBLIC;
 GRANT SELECT, INSERT, UPDATE ON payment_destinations TO settle_service;
 
-CREATE FUNCTION note_first_destination() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-BEGIN
-    IF NOT EXISTS (SELECT 1 FROM payment_destinations d WHERE d.chain_id = NEW.chain_id AND d.noted_by <> 'intent') THEN
-        INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
-        VALUES (NEW.chain_id, lower(NEW.token), lower(NEW.to_address), 'intent') ON CONFLICT DO NOTHING;
-    END IF;
-    RETURN NULL;
-END $$;
-REVOKE ALL ON FUNCTION note_first_destination FROM PUBLIC;
 CREATE TRIGGER payment_attempts_first_destination AFTER INSERT ON payment_attempts
     FOR EACH ROW EXECUTE FUNCTION note_first_destination();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from db.migrations import build_indexes, lock_tables, run_sql_file
+from db.migrations import build_indexes, create_functions, lock_tables, run_sql_file
 
 revision = "0004"
 down_revision = "0003"
@@ -26,6 +26,18 @@ CHANGED_TABLES = (
     *("credit_ledger", "transfer_credits", "observed_transfers", "chain_cursors"),
 )
 
+NEW_FUNCTIONS = (
+    *(
+        "schema_compatible_from",
+        "prove_writes",
+        "guard_attempt_by_role",
+        "note_first_destination",
+        "keep_payable_until",
+    ),
+    *("check_transfer_credit_finding", "check_observed_attempt", "non_payer_kind", "first_block_answered_for"),
+    *("check_settled_income", "check_credited_income", "check_wallet_is_somebodys"),
+)
+
 # What is worth most first, and before it what nobody knows the worth of: an index read backwards gives just that order.
 # The second is for what the outside has not been told yet.
 INDEXES = {
@@ -38,6 +50,7 @@ def upgrade() -> None:
     """Add what is new; nothing that a process of the revision before relies on goes away."""
     build_indexes(op.get_context(), INDEXES)
     lock_tables(op.get_bind(), CHANGED_TABLES)
+    create_functions(op.get_bind(), NEW_FUNCTIONS)
     for name in SQL_FILES:
         run_sql_file(op.get_bind(), name)
 

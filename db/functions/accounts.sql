@@ -1,0 +1,237 @@
+-- Accounts: whose rows a process sees, wallets and their accounts, sign-in, sessions, rate limits.
+
+-- The user in whose scope the transaction is; NULL outside of one, where row-level security shows nothing.
+CREATE OR REPLACE FUNCTION public.current_tenant()
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$
+    SELECT nullif(current_setting('settle.user_id', true), '')
+$function$;
+
+-- Whether the system tenant is there and flagged; NULL where it is missing. Tenants may not see its row.
+CREATE OR REPLACE FUNCTION public.system_tenant_is_flagged()
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT is_system_tenant FROM billing_accounts WHERE id = 'cogni_system'
+$function$;
+
+-- The user, billing account and default key of a wallet; opens them when the wallet has none. Safe at once and twice.
+CREATE OR REPLACE FUNCTION public.provision_wallet(p_wallet_address text)
+ RETURNS TABLE(user_id text, billing_account_id text, created boolean)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+DECLARE
+    v_user_id text;
+    v_account_id text;
+    v_created boolean := false;
+BEGIN
+    INSERT INTO users (id, wallet_address) VALUES (gen_random_uuid()::text, p_wallet_address)
+    ON CONFLICT DO NOTHING;
+    -- The lock makes a second caller wait until the first one's account is there.
+    SELECT u.id INTO v_user_id FROM users u WHERE lower(u.wallet_address) = lower(p_wallet_address) FOR UPDATE;
+    SELECT b.id INTO v_account_id FROM billing_accounts b
+     WHERE b.owner_user_id = v_user_id ORDER BY b.created_at, b.id LIMIT 1;
+    IF NOT FOUND THEN
+        v_created := true;
+        v_account_id := gen_random_uuid()::text;
+        INSERT INTO billing_accounts (id, owner_user_id) VALUES (v_account_id, v_user_id);
+        INSERT INTO virtual_keys (billing_account_id, label, is_default) VALUES (v_account_id, 'Default', true);
+    END IF;
+    RETURN QUERY SELECT v_user_id, v_account_id, v_created;
+END $function$;
+
+-- Nobody's address opens no account, whoever asks (`provision_wallet`, `open_session`): its credits would be nobody's.
+CREATE OR REPLACE FUNCTION public.check_wallet_is_somebodys()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF non_payer_kind(NEW.wallet_address) IN ('nobody', 'token') THEN
+        RAISE EXCEPTION '% is nobody''s wallet: an account is opened for a payer', NEW.wallet_address
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'users_wallet_is_somebodys';
+    END IF;
+    RETURN NEW;
+END $function$;
+
+-- Store a challenge. Sweeps a few expired ones, so that what strangers ask for does not pile up.
+CREATE OR REPLACE FUNCTION public.open_login_challenge(p_nonce text, p_wallet_address text, p_message text, p_expires_at timestamp with time zone)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    DELETE FROM login_challenges WHERE nonce IN (
+        SELECT c.nonce FROM login_challenges c WHERE c.expires_at < clock_timestamp()
+         ORDER BY c.expires_at LIMIT 10 FOR UPDATE SKIP LOCKED);
+    INSERT INTO login_challenges (nonce, wallet_address, message, expires_at)
+    VALUES (p_nonce, p_wallet_address, p_message, p_expires_at);
+END $function$;
+
+-- The challenge of a nonce, or of an exact message, that can still be used.
+CREATE OR REPLACE FUNCTION public.find_login_challenge(p_nonce text, p_message text)
+ RETURNS TABLE(nonce text, wallet_address text, message text)
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT c.nonce, c.wallet_address, c.message FROM login_challenges c
+     WHERE (c.nonce = p_nonce OR c.message = p_message) AND c.nonce = coalesce(p_nonce, c.nonce)
+       AND c.message = coalesce(p_message, c.message) AND c.expires_at > clock_timestamp()
+$function$;
+
+-- Use a challenge up and open a session for its wallet, whose account is opened where it has none: all or nothing.
+-- No row where the challenge is gone. The caller has verified the signature. The session that the browser had before
+-- ends, so that a token which was there before the login is worth nothing after it.
+CREATE OR REPLACE FUNCTION public.open_session(p_nonce text, p_token_hash bytea, p_expires_at timestamp with time zone, p_former_token_hash bytea)
+ RETURNS TABLE(user_id text, billing_account_id text, wallet_address text)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+DECLARE
+    v_wallet text;
+    v_user_id text;
+    v_account_id text;
+BEGIN
+    DELETE FROM login_challenges c WHERE c.nonce = p_nonce AND c.expires_at > clock_timestamp()
+    RETURNING c.wallet_address INTO v_wallet;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT p.user_id, p.billing_account_id INTO v_user_id, v_account_id FROM provision_wallet(v_wallet) p;
+    DELETE FROM sessions s WHERE s.token_hash = p_former_token_hash;
+    DELETE FROM sessions WHERE token_hash IN (
+        SELECT s.token_hash FROM sessions s WHERE s.expires_at < clock_timestamp()
+         ORDER BY s.expires_at LIMIT 10 FOR UPDATE SKIP LOCKED);
+    INSERT INTO sessions (token_hash, user_id, billing_account_id, expires_at)
+    VALUES (p_token_hash, v_user_id, v_account_id, p_expires_at);
+    RETURN QUERY SELECT v_user_id, v_account_id, u.wallet_address FROM users u WHERE u.id = v_user_id;
+END $function$;
+
+-- The session of a token, as long as it lasts.
+CREATE OR REPLACE FUNCTION public.find_session(p_token_hash bytea)
+ RETURNS TABLE(user_id text, billing_account_id text, wallet_address text, expires_at timestamp with time zone)
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT s.user_id, s.billing_account_id, u.wallet_address, s.expires_at
+      FROM sessions s JOIN users u ON u.id = s.user_id
+     WHERE s.token_hash = p_token_hash AND s.expires_at > clock_timestamp()
+$function$;
+
+-- End the session of a token, or with p_everywhere all sessions of its user; how many ended.
+CREATE OR REPLACE FUNCTION public.end_session(p_token_hash bytea, p_everywhere boolean)
+ RETURNS bigint
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    WITH ended AS (
+        DELETE FROM sessions s
+         WHERE s.token_hash = p_token_hash
+            OR (p_everywhere AND s.user_id = (SELECT f.user_id FROM find_session(p_token_hash) f))
+        RETURNING 1)
+    SELECT count(*) FROM ended
+$function$;
+
+-- For operators: end all sessions of a wallet; how many ended.
+CREATE OR REPLACE FUNCTION public.end_sessions_of_wallet(p_wallet_address text)
+ RETURNS bigint
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    WITH ended AS (
+        DELETE FROM sessions s USING users u
+         WHERE u.id = s.user_id AND lower(u.wallet_address) = lower(p_wallet_address)
+        RETURNING 1)
+    SELECT count(*) FROM ended
+$function$;
+
+-- Take one from each bucket in turn: NULL where all had one, else the seconds until the one that is empty has one.
+-- Generic cell rate algorithm: a bucket is the moment at which it will be full again. Callers name their buckets in
+-- one order (account before address), so two of them never wait for each other.
+CREATE OR REPLACE FUNCTION public.take_from_rate_limits(p_buckets text[], p_per_minute integer[])
+ RETURNS double precision
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_now timestamptz;
+    v_step interval;
+    v_full_at timestamptz;
+BEGIN
+    FOR i IN 1 .. cardinality(p_buckets) LOOP
+        v_now := clock_timestamp();
+        v_step := interval '1 minute' / p_per_minute[i];
+        INSERT INTO rate_limits AS r (bucket, full_at) VALUES (p_buckets[i], v_now + v_step)
+        ON CONFLICT (bucket) DO UPDATE SET full_at = greatest(r.full_at, v_now) + v_step
+         WHERE greatest(r.full_at, v_now) + v_step <= v_now + interval '1 minute';
+        IF NOT FOUND THEN
+            SELECT r.full_at INTO v_full_at FROM rate_limits r WHERE r.bucket = p_buckets[i];
+            RETURN extract(epoch FROM greatest(v_full_at + v_step - v_now - interval '1 minute', interval '0'));
+        END IF;
+    END LOOP;
+    DELETE FROM rate_limits WHERE bucket IN (
+        SELECT r.bucket FROM rate_limits r WHERE r.full_at < clock_timestamp()
+         ORDER BY r.full_at LIMIT 3 FOR UPDATE SKIP LOCKED);
+    RETURN NULL;
+END $function$;
+
+-- Delete at most p_limit expired rows of each kind; how many of each were deleted. Who comes later finds the rest.
+-- No role may read these tables or delete from them: this deletes what is over, and tells numbers.
+CREATE OR REPLACE FUNCTION public.prune_expired(p_limit integer, p_keys_older_than interval)
+ RETURNS TABLE(pruned_from text, pruned_rows bigint)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF p_limit < 1 OR p_keys_older_than < interval '1 hour' THEN
+        RAISE EXCEPTION 'wants a limit of 1 or more, and an hour or more for keys' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN QUERY
+    WITH ended AS (
+        DELETE FROM sessions WHERE token_hash = ANY (ARRAY(
+            SELECT s.token_hash FROM sessions s WHERE s.expires_at < clock_timestamp()
+             ORDER BY s.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED))
+        RETURNING 1)
+    SELECT 'sessions', count(*) FROM ended;
+    RETURN QUERY
+    WITH ended AS (
+        DELETE FROM login_challenges WHERE nonce = ANY (ARRAY(
+            SELECT c.nonce FROM login_challenges c WHERE c.expires_at < clock_timestamp()
+             ORDER BY c.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED))
+        RETURNING 1)
+    SELECT 'login_challenges', count(*) FROM ended;
+    RETURN QUERY
+    WITH ended AS (
+        DELETE FROM rate_limits WHERE bucket = ANY (ARRAY(
+            SELECT r.bucket FROM rate_limits r WHERE r.full_at < clock_timestamp() - interval '1 minute'
+             ORDER BY r.full_at LIMIT p_limit FOR UPDATE SKIP LOCKED))
+        RETURNING 1)
+    SELECT 'rate_limits', count(*) FROM ended;
+    RETURN QUERY
+    WITH old AS (
+        SELECT k.billing_account_id, k.key FROM idempotency_keys k
+         WHERE k.created_at < clock_timestamp() - p_keys_older_than
+         ORDER BY k.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        DELETE FROM idempotency_keys k USING old
+         WHERE k.billing_account_id = old.billing_account_id AND k.key = old.key
+        RETURNING 1)
+    SELECT 'idempotency_keys', count(*) FROM ended;
+END $function$;

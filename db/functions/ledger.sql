@@ -1,0 +1,192 @@
+-- The ledger: how entries are posted, and what every entry must satisfy. No role may write the ledger's tables: post_entry
+-- and post_own_purchase run with the rights of the tables' owner and check what their caller may do.
+-- Checks run with the owner's rights too: a check must see what it checks, whatever the caller may see.
+
+-- Post one two-line journal entry, or report the one that is already there (posted = false).
+-- One short call, because every purchase hits the system tenant's row: the lock on the account's row is taken
+-- by the UPDATE and held until the caller commits.
+CREATE OR REPLACE FUNCTION public.post_entry(p_billing_account_id text, p_amount bigint, p_reason text, p_reference text, p_contra_account text, p_metadata jsonb)
+ RETURNS TABLE(entry_id uuid, amount bigint, balance_after bigint, posted boolean)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+DECLARE
+    v_entry_id uuid;
+    v_amount bigint;
+    v_balance bigint;
+    v_key_id uuid;
+BEGIN
+    SELECT e.id, e.amount, e.balance_after INTO v_entry_id, v_amount, v_balance FROM credit_ledger e
+     WHERE e.billing_account_id = p_billing_account_id AND e.reference = p_reference AND e.reason = p_reason;
+    IF FOUND THEN
+        RETURN QUERY SELECT v_entry_id, v_amount, v_balance, false;
+        RETURN;
+    END IF;
+    SELECT k.id INTO v_key_id FROM virtual_keys k WHERE k.billing_account_id = p_billing_account_id AND k.is_default;
+    v_entry_id := gen_random_uuid();
+    UPDATE billing_accounts b SET balance_credits = b.balance_credits + p_amount
+     WHERE b.id = p_billing_account_id RETURNING b.balance_credits INTO v_balance;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no billing account %', p_billing_account_id USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    INSERT INTO credit_ledger (id, billing_account_id, virtual_key_id, amount, balance_after, reason, reference, metadata)
+    VALUES (v_entry_id, p_billing_account_id, v_key_id, p_amount, v_balance, p_reason, p_reference, p_metadata);
+    INSERT INTO journal_lines (entry_id, account_code, side, amount) VALUES
+        (v_entry_id, CASE WHEN p_amount > 0 THEN p_contra_account ELSE 'credits:' || p_billing_account_id END,
+         'debit', abs(p_amount)),
+        (v_entry_id, CASE WHEN p_amount > 0 THEN 'credits:' || p_billing_account_id ELSE p_contra_account END,
+         'credit', abs(p_amount));
+    RETURN QUERY SELECT v_entry_id, p_amount, v_balance, true;
+END $function$;
+
+-- The payer's side of the same: credits an own purchase attempt, for exactly what it costs, and nothing else.
+-- The transfer that pays it must be written already; at commit that transfer in turn wants the attempt CREDITED.
+CREATE OR REPLACE FUNCTION public.post_own_purchase(p_attempt_id uuid, p_amount bigint, p_contra_account text, p_metadata jsonb)
+ RETURNS TABLE(entry_id uuid, amount bigint, balance_after bigint, posted boolean)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_account text;
+BEGIN
+    SELECT a.billing_account_id INTO v_account
+      FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
+     WHERE a.id = p_attempt_id AND a.purpose = 'self' AND a.status IN ('PENDING_UNVERIFIED', 'CREDITED')
+       AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
+       AND p_amount = a.amount_usd_cents * 100000 AND p_contra_account = 'cash:usdc'
+       AND EXISTS (SELECT 1 FROM settled_transfers s WHERE s.attempt_id = a.id);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'attempt % is not an own purchase of % credits, submitted and paid', p_attempt_id, p_amount
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM post_entry(
+        v_account, p_amount, 'credits_purchase', p_attempt_id::text, p_contra_account, p_metadata);
+END $function$;
+
+-- Append-only: a correction is a new row.
+CREATE OR REPLACE FUNCTION public.refuse_change()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    RAISE EXCEPTION '% is append-only: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
+END $function$;
+
+-- A journal entry balances, moves its billing account's liability by exactly the header's amount and nobody else's,
+-- and is written at once: a line that came in another transaction than its header would change an old entry.
+CREATE OR REPLACE FUNCTION public.check_entry_balanced()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_entry_id uuid;
+    v_imbalance numeric;
+    v_liability numeric;
+    v_amount bigint;
+    v_foreign boolean;
+    v_late boolean;
+BEGIN
+    IF TG_TABLE_NAME = 'credit_ledger' THEN v_entry_id := NEW.id; ELSE v_entry_id := NEW.entry_id; END IF;
+    SELECT e.amount,
+           coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0),
+           coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END)
+                    FILTER (WHERE a.billing_account_id = e.billing_account_id AND a.type = 'liability'), 0),
+           coalesce(bool_or(a.billing_account_id <> e.billing_account_id), false),
+           coalesce(bool_or(l.xmin <> e.xmin), false)
+      INTO v_amount, v_imbalance, v_liability, v_foreign, v_late
+      FROM credit_ledger e
+      LEFT JOIN journal_lines l ON l.entry_id = e.id
+      LEFT JOIN ledger_accounts a ON a.code = l.account_code
+     WHERE e.id = v_entry_id
+     GROUP BY e.id, e.amount;
+    IF v_imbalance <> 0 THEN
+        RAISE EXCEPTION 'journal entry % is not balanced: debits - credits = %', v_entry_id, v_imbalance
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_balanced';
+    END IF;
+    IF v_liability <> v_amount THEN
+        RAISE EXCEPTION 'journal entry % moves its account by %, its header says %', v_entry_id, v_liability, v_amount
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_matches_header';
+    END IF;
+    IF v_foreign THEN
+        RAISE EXCEPTION 'journal entry % moves the credits of another billing account', v_entry_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_of_one_account';
+    END IF;
+    IF v_late THEN
+        RAISE EXCEPTION 'journal entry % is posted: a correction is a new entry, not a new line', v_entry_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_written_at_once';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- balance_after continues the account's previous entry, and balance_credits is the last balance_after:
+-- together, by induction, balance_credits is the sum of the account's entries.
+CREATE OR REPLACE FUNCTION public.check_running_balance()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_before bigint;
+    v_balance bigint;
+    v_last bigint;
+BEGIN
+    SELECT balance_after INTO v_before FROM credit_ledger
+     WHERE billing_account_id = NEW.billing_account_id AND entry_seq < NEW.entry_seq
+     ORDER BY entry_seq DESC LIMIT 1;
+    IF NEW.balance_after <> coalesce(v_before, 0) + NEW.amount THEN
+        RAISE EXCEPTION 'ledger entry % says balance %, previous % and amount % make %',
+            NEW.id, NEW.balance_after, coalesce(v_before, 0), NEW.amount, coalesce(v_before, 0) + NEW.amount
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_running_balance';
+    END IF;
+    SELECT balance_credits INTO v_balance FROM billing_accounts WHERE id = NEW.billing_account_id;
+    SELECT balance_after INTO v_last FROM credit_ledger
+     WHERE billing_account_id = NEW.billing_account_id ORDER BY entry_seq DESC LIMIT 1;
+    IF v_balance <> v_last THEN
+        RAISE EXCEPTION 'balance of % is %, its ledger says %', NEW.billing_account_id, v_balance, v_last
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'billing_accounts_balance_is_ledger_sum';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- The same from the account's side: no balance without the entries that make it.
+CREATE OR REPLACE FUNCTION public.check_account_balance()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_balance bigint;
+    v_last bigint;
+BEGIN
+    SELECT balance_credits INTO v_balance FROM billing_accounts WHERE id = NEW.id;
+    SELECT balance_after INTO v_last FROM credit_ledger
+     WHERE billing_account_id = NEW.id ORDER BY entry_seq DESC LIMIT 1;
+    IF v_balance <> coalesce(v_last, 0) THEN
+        RAISE EXCEPTION 'balance of % is %, its ledger says %', NEW.id, v_balance, coalesce(v_last, 0)
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'billing_accounts_balance_is_ledger_sum';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- Every billing account has its liability account in the chart.
+CREATE OR REPLACE FUNCTION public.open_liability_account()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    INSERT INTO ledger_accounts (code, name, type, normal_side, billing_account_id)
+    VALUES ('credits:' || NEW.id, 'Credits owed to ' || NEW.id, 'liability', 'credit', NEW.id)
+    ON CONFLICT (code) DO NOTHING;
+    RETURN NULL;
+END $function$;

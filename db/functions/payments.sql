@@ -1,0 +1,273 @@
+-- Payment attempts: their steps, who may take which, and what a credit and a reversal must come with.
+
+-- What was agreed is write-once; a status only takes the legal steps (domain.payments.attempt.LEGAL_TRANSITIONS).
+CREATE OR REPLACE FUNCTION public.guard_attempt()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.status <> 'CREATED_INTENT' THEN
+            RAISE EXCEPTION 'a payment attempt begins as CREATED_INTENT, not %', NEW.status
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_first_status';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF (NEW.id, NEW.billing_account_id, NEW.from_address, NEW.chain_id, NEW.token, NEW.to_address,
+        NEW.amount_raw, NEW.amount_usd_cents, NEW.purpose, NEW.created_at)
+       IS DISTINCT FROM
+       (OLD.id, OLD.billing_account_id, OLD.from_address, OLD.chain_id, OLD.token, OLD.to_address,
+        OLD.amount_raw, OLD.amount_usd_cents, OLD.purpose, OLD.created_at) THEN
+        RAISE EXCEPTION 'what was agreed in payment attempt % is write-once', OLD.id
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'payment_attempts_write_once';
+    END IF;
+    IF OLD.status IN ('REJECTED', 'REVERSED')
+       OR NOT (
+           (NEW.status = OLD.status AND OLD.status NOT IN ('CREDITED', 'FAILED'))
+           OR (OLD.status = 'CREATED_INTENT' AND NEW.status IN ('PENDING_UNVERIFIED', 'FAILED'))
+           OR (OLD.status = 'PENDING_UNVERIFIED' AND NEW.status IN ('CREDITED', 'REJECTED', 'FAILED'))
+           OR (OLD.status = 'CREDITED' AND NEW.status = 'REVERSED')
+           -- It expired unpaid, as far as anybody knew, and was paid in time.
+           OR (OLD.status = 'FAILED' AND OLD.error_code = 'INTENT_EXPIRED' AND NEW.status = 'PENDING_UNVERIFIED')
+       ) THEN
+        RAISE EXCEPTION 'payment attempt % cannot go from % to %', OLD.id, OLD.status, NEW.status
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'payment_attempts_legal_transition';
+    END IF;
+    -- A credited attempt keeps what it was credited with.
+    IF OLD.status = 'CREDITED' AND (NEW.tx_hash, NEW.submitted_at, NEW.submission_count, NEW.revenue_share)
+       IS DISTINCT FROM (OLD.tx_hash, OLD.submitted_at, OLD.submission_count, OLD.revenue_share) THEN
+        RAISE EXCEPTION 'what payment attempt % was credited with is write-once', OLD.id
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'payment_attempts_write_once';
+    END IF;
+    NEW.updated_at := now();
+    RETURN NEW;
+END $function$;
+
+-- Which steps of an attempt a role may take, beside what is legal for everybody (guard_attempt). It runs with the
+-- caller's rights, because only then current_user is the caller; inside the owner's functions that is the owner.
+-- A role that is not known by its rights gets the least.
+CREATE OR REPLACE FUNCTION public.guard_attempt_by_role()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_is_submission boolean := NEW.status = 'PENDING_UNVERIFIED' AND NEW.submission_count = OLD.submission_count + 1;
+    v_is_credit boolean := NEW.status = 'CREDITED' AND OLD.status = 'PENDING_UNVERIFIED';
+BEGIN
+    IF pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = TG_RELID), 'USAGE') THEN
+        RETURN NEW;
+    END IF;
+    IF pg_has_role(current_user, 'settle_service', 'USAGE') THEN
+        IF v_is_credit AND NEW.purpose = 'self' THEN
+            RAISE EXCEPTION 'role % may not credit payment attempt %: its buyer is credited by role settle_settlement',
+                current_user, OLD.id
+                USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF NOT (
+        NEW.status = OLD.status
+        OR v_is_submission
+        OR (pg_has_role(current_user, 'settle_settlement', 'USAGE')
+            AND ((v_is_credit AND NEW.purpose = 'self') OR NEW.status IN ('REJECTED', 'FAILED')))
+        OR (NEW.status = 'FAILED' AND OLD.status = 'CREATED_INTENT'
+            AND NEW.error_code = 'INTENT_EXPIRED' AND OLD.expires_at <= clock_timestamp())
+    ) THEN
+        RAISE EXCEPTION 'role % may not take payment attempt % from % to %',
+            current_user, OLD.id, OLD.status, NEW.status
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
+    END IF;
+    -- What a submission writes changes with a submission only; a credit names the transaction that paid.
+    IF NOT v_is_submission AND (
+        (NEW.submitted_at, NEW.submission_count, NEW.expires_at)
+            IS DISTINCT FROM (OLD.submitted_at, OLD.submission_count, OLD.expires_at)
+        OR (NEW.tx_hash IS DISTINCT FROM OLD.tx_hash AND NOT v_is_credit)
+    ) THEN
+        RAISE EXCEPTION 'role % may not change what was submitted for payment attempt % without a submission',
+            current_user, OLD.id
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
+    END IF;
+    IF v_is_submission THEN
+        -- Time limits count from here: one in the future would let a payment wait for as long as somebody likes.
+        NEW.submitted_at := least(NEW.submitted_at, clock_timestamp());
+    END IF;
+    RETURN NEW;
+END $function$;
+
+-- Until when a transfer pays the attempt in time: its first expires_at, which a submission clears.
+CREATE OR REPLACE FUNCTION public.keep_payable_until()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    NEW.payable_until := CASE TG_OP WHEN 'INSERT' THEN NEW.expires_at
+                         ELSE coalesce(OLD.payable_until, OLD.expires_at) END;
+    RETURN NEW;
+END $function$;
+
+-- The payer is the wallet that signed in: nobody makes an attempt that somebody else's transfer would pay.
+CREATE OR REPLACE FUNCTION public.check_own_wallet()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
+         WHERE b.id = NEW.billing_account_id AND lower(u.wallet_address) = lower(NEW.from_address)
+    ) THEN
+        RAISE EXCEPTION 'payment attempt % is not from the wallet of the account that makes it', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_from_own_wallet';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- Before any worker has written down where payments go, on a new system, what intents name counts.
+CREATE OR REPLACE FUNCTION public.note_first_destination()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM payment_destinations d WHERE d.chain_id = NEW.chain_id AND d.noted_by <> 'intent') THEN
+        INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
+        VALUES (NEW.chain_id, lower(NEW.token), lower(NEW.to_address), 'intent') ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- When a transfer that a payer names was mined, as far as the watcher has seen it: it may be named after the intent has
+-- expired, and was in time all the same. Tells of an own attempt's payer only.
+CREATE OR REPLACE FUNCTION public.observed_payment_time(p_attempt_id uuid, p_tx_hash text)
+ RETURNS timestamp with time zone
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT min(t.block_time)
+      FROM payment_attempts a
+      JOIN billing_accounts b ON b.id = a.billing_account_id
+      JOIN observed_transfers t ON t.chain_id = a.chain_id AND t.tx_hash = p_tx_hash
+     WHERE a.id = p_attempt_id AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
+       AND lower(t.from_address) = lower(a.from_address) AND lower(t.to_address) = lower(a.to_address)
+       AND lower(t.token) = lower(a.token) AND t.value_raw >= a.amount_raw
+$function$;
+
+-- CREDITED means: a settled transfer and the ledger entry that it paid for are there, in the same commit.
+CREATE OR REPLACE FUNCTION public.check_credited_attempt()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM settled_transfers WHERE attempt_id = NEW.id) THEN
+        RAISE EXCEPTION 'payment attempt % is CREDITED without a settled transfer', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_credited_by_transfer';
+    END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM credit_ledger e
+         WHERE e.reference = NEW.id::text AND e.amount = NEW.amount_usd_cents * 100000
+           AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
+           AND e.reason = CASE NEW.purpose WHEN 'self' THEN 'credits_purchase' ELSE 'system_donation' END
+    ) THEN
+        RAISE EXCEPTION 'payment attempt % is CREDITED without its ledger entry', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_credited_in_ledger';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- The other way round: a settled transfer is there only for an attempt that the same commit credits.
+CREATE OR REPLACE FUNCTION public.check_settled_transfer()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM payment_attempts WHERE id = NEW.attempt_id AND status = 'CREDITED') THEN
+        RAISE EXCEPTION 'payment attempt % has a settled transfer and is not CREDITED', NEW.attempt_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_pays_credited_attempt';
+    END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM payment_attempts a
+         WHERE a.id = NEW.attempt_id AND a.chain_id = NEW.chain_id AND a.tx_hash = NEW.tx_hash
+           AND lower(a.from_address) = lower(NEW.from_address)
+           AND NEW.value_raw >= a.amount_raw AND NEW.surplus_raw = NEW.value_raw - a.amount_raw
+    ) THEN
+        RAISE EXCEPTION 'the settled transfer of payment attempt % is not what was agreed', NEW.attempt_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_pays_what_was_agreed';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- REVERSED means, in the same commit: the buyer's (of a donation, the system tenant's) entry is taken back in full, and
+-- it is on record that the transfer is gone.
+CREATE OR REPLACE FUNCTION public.check_reversed_attempt()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = NEW.id AND f.outcome = 'reversed') THEN
+        RAISE EXCEPTION 'payment attempt % is REVERSED and its transfer is not on record as gone', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_reversed_transfer_is_gone';
+    END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM credit_ledger e
+         WHERE e.reference = NEW.id::text AND e.reason = 'payment_reversal'
+           AND e.amount = -NEW.amount_usd_cents * 100000
+           AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
+    ) THEN
+        RAISE EXCEPTION 'payment attempt % is REVERSED without its ledger entry', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_reversed_in_ledger';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- The other way round: an outcome agrees with the attempt that it is about, and nothing is taken back of one that stands.
+CREATE OR REPLACE FUNCTION public.check_finality()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (
+        SELECT 1 FROM payment_attempts a JOIN settled_transfers s ON s.attempt_id = a.id
+         WHERE a.id = NEW.attempt_id AND a.chain_id = NEW.chain_id AND a.tx_hash = NEW.tx_hash
+           AND a.status = CASE NEW.outcome WHEN 'final' THEN 'CREDITED' ELSE 'REVERSED' END
+    ) THEN
+        RAISE EXCEPTION 'payment attempt % is not what its transfer''s outcome "%" says', NEW.attempt_id, NEW.outcome
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_finality_agrees_with_attempt';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- Only a payment that is REVERSED is taken back, and only by what its entry gave.
+CREATE OR REPLACE FUNCTION public.check_reversal_entry()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id::text = NEW.reference AND a.status = 'REVERSED') THEN
+        RAISE EXCEPTION 'ledger entry % reverses a payment that stands', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_reverses_reversed_payment';
+    END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM credit_ledger e
+         WHERE e.reference = NEW.reference AND e.billing_account_id = NEW.billing_account_id
+           AND e.reason IN ('credits_purchase', 'platform_revenue_share', 'system_donation')
+           AND e.amount = -NEW.amount
+    ) THEN
+        RAISE EXCEPTION 'ledger entry % takes back what was not given', NEW.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_reverses_what_was_given';
+    END IF;
+    RETURN NULL;
+END $function$;

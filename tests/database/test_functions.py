@@ -1,0 +1,154 @@
+"""The database's functions: each has one present text, in `db/functions`, and `settle migrate` brings it in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from db import functions, migrations
+from db.migrate import migrate
+from db.schema import EXPANDED_REVISION
+from tests.database.test_rolling_deploy import upgrade_to
+from tests.support.postgres import Cluster, Database, migrate_database
+from tests.support.sql import connect, query
+
+SQL_FOLDER: Final = Path(migrations.__path__[0]) / "sql"
+
+LANDED: Final = {
+    "0001_doors.sql": "ae0d96ecf1554b14fd69721ef19d9a33be309385b97051135a2736e28cb71fec",
+    "0001_invariants.sql": "c79b6c02ebc96cf12a3d1d0df021a816bad19ef03507c85b851d5b1a1dac916b",
+    "0001_row_level_security.sql": "30beccd83fa59a350dc8bedd4774de73f079af45b18f4be28487f7f7d7f39320",
+    "0001_tables.sql": "bc80958426c29dc61b4e166f8e68e00cd4e9af77ec8a7608af2e6d639b48b3a8",
+    "0002_front_door.sql": "598385187c920f8afe99b64040b72af5d4fe363d75db688c5406328e3dbe81d1",
+    "0003_books.sql": "44b7174ac94b7f93cebe3c7eb90b3b836fa3ab27bf1f5b2a6ea6365e0ee20b26",
+    "0003_finality.sql": "d43b0ec6bbf61e638c06854a11a9777a23d9c7497c466de4c72c59caf026ffd7",
+    "0003_governance.sql": "9560472a1aee378e51e3dc1b4de7c8a41bda027515193e9362328cef68c9e5fd",
+    "0003_remedies.sql": "41d38e5bb0ac3e24075ed151574d6e37df5f7399afa61fa7dc42491280066fb5",
+    "0003_rights.sql": "077a237ae6443a03c62678531ee35354880a21adbf5bfb1b37af981b1125fc62",
+    "0003_watching.sql": "c86e143d4d09a2f628b7fad0a4900f1f45e3abb116bfe6aca7d169060a5001c5",
+}
+"""SHA-256 of the files of revisions that are in production: they make there what they made."""
+
+WHOLE_TABLE: Final = """
+    SELECT proname::text, xmin::text, pg_get_functiondef(oid), proacl::text FROM pg_proc
+     WHERE pronamespace = 'public'::regnamespace ORDER BY proname
+"""
+
+
+def installed(database: Database) -> dict[str, str]:
+    """What the server says of the functions."""
+    with psycopg.connect(database.superuser_url) as connection:
+        return functions.installed(connection)
+
+
+def test_every_function_of_the_schema_has_its_text_and_is_what_it_says(database: Database) -> None:
+    assert installed(database) == functions.load()
+    names = query(database.superuser_url, "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
+    assert len(names) == len(functions.load()), "no function has a second signature"
+
+
+@pytest.mark.parametrize("landed", ["0001", "0002", "0003", EXPANDED_REVISION])
+async def test_the_functions_are_the_same_from_wherever_the_schema_comes(
+    cluster: Cluster, database: Database, landed: str
+) -> None:
+    def rights(of: Database) -> list[Any]:
+        return [(name, text, acl) for name, _, text, acl in query(of.superuser_url, WHOLE_TABLE)]
+
+    async with cluster.temporary() as old:
+        await asyncio.to_thread(upgrade_to, old, landed)
+        await migrate_database(old)
+        assert rights(old) == rights(database)
+
+
+@pytest.mark.parametrize("expand_only", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "CREATE OR REPLACE FUNCTION guard_attempt() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "ALTER FUNCTION check_own_wallet() SECURITY INVOKER",
+        "ALTER FUNCTION post_entry RESET search_path",
+        "ALTER FUNCTION find_session VOLATILE",
+        "DROP FUNCTION prune_expired",
+    ],
+)
+async def test_a_function_that_differs_from_its_text_is_brought_up_to_date(
+    database: Database, damage: str, expand_only: bool
+) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute(damage.encode())
+    assert installed(database) != functions.load()
+    said: list[str] = []
+    await asyncio.to_thread(
+        migrate,
+        database.migration_url,
+        app_url=database.app_url,
+        settlement_url=database.settlement_url,
+        service_url=database.service_url,
+        expand_only=expand_only,
+        on_progress=said.append,
+    )
+    assert installed(database) == functions.load()
+    [line] = [line for line in said if line.startswith("functions")]
+    [name] = re.findall(r"\bfunction (\w+)", damage.lower())
+    assert line == f"functions brought up to date: {name}"
+
+
+async def test_a_function_keeps_its_callers_when_it_is_replaced(database: Database) -> None:
+    before = [(name, acl) for name, _, _, acl in query(database.superuser_url, WHOLE_TABLE)]
+    with connect(database.migration_url) as owner:
+        owner.execute("ALTER FUNCTION post_entry RESET search_path")
+    await migrate_database(database)
+    assert [(name, acl) for name, _, _, acl in query(database.superuser_url, WHOLE_TABLE)] == before
+
+
+async def test_a_function_without_a_text_stays_for_the_version_before(database: Database) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute("CREATE FUNCTION of_the_version_before() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    await migrate_database(database)
+    assert "of_the_version_before" in installed(database)
+
+
+def test_a_new_function_is_nobodys_to_call(database: Database) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute("DROP FUNCTION end_sessions_of_wallet")
+        functions.create(owner, ["end_sessions_of_wallet", "post_entry"])
+        [(acl,)] = owner.execute("SELECT proacl::text FROM pg_proc WHERE proname = 'end_sessions_of_wallet'").fetchall()
+    assert acl == "{settle_owner=X/settle_owner}"
+
+
+def test_a_revision_that_asks_for_its_functions_leaves_those_that_are_there(database: Database) -> None:
+    with connect(database.migration_url) as owner:
+        owner.execute("ALTER FUNCTION post_entry RESET search_path")
+        functions.create(owner, list(functions.load()))
+        assert functions.installed(owner)["post_entry"] != functions.load()["post_entry"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "GRANT EXECUTE ON FUNCTION f TO PUBLIC;\n",
+        "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$;\n",
+        "CREATE FUNCTION public.f()\n RETURNS integer\n LANGUAGE sql\nAS $function$\n    SELECT 1\n$function$;\n",
+        2 * "CREATE OR REPLACE FUNCTION public.f()\n RETURNS integer\n LANGUAGE sql\nAS $function$\n1\n$function$;\n",
+    ],
+)
+def test_a_file_holds_functions_as_the_server_prints_them_and_nothing_else(content: str) -> None:
+    with pytest.raises(ValueError, match="two texts|neither a comment nor a function"):
+        functions.parse(content)
+
+
+def test_no_migration_defines_a_function_any_more() -> None:
+    new = [path for path in SQL_FOLDER.glob("*.sql") if path.name not in LANDED]
+    assert len(new) > 3
+    assert [path.name for path in new if re.search(r"\bFUNCTION\b[^;]*\bAS \$", path.read_text(), re.I)] == []
+
+
+def test_files_of_landed_revisions_stay_as_they_landed() -> None:
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SQL_FOLDER.glob("000[123]_*.sql")}
+    assert found == LANDED
