@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Any, Final
 
 import psycopg
-from psycopg.abc import PQGen
-from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
-from psycopg.waiting import Wait, wait_async
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.address import has_several_hosts, parse_address
+from db.driver import PromptConnection, driver_of
 from db.outages import READ_ONLY, as_unavailable, sqlstate_of
 from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
@@ -42,51 +38,6 @@ SESSION_SETTINGS: Final = {
     # for a lock, or holding one.
     "client_connection_check_interval": "1s",
 }
-
-_T = TypeVar("_T")
-
-
-class PromptConnection(psycopg.AsyncConnection[TupleRow]):
-    """The driver's connection, whose caller is gone as soon as it is cancelled, whatever the server does.
-
-    The driver's own asks the server to cancel the statement and waits for its word, five seconds each: a server that
-    stands still would make a time limit of one second one of eleven. Here the connection is closed instead, which
-    SQLAlchemy does with it anyway after a cancellation. What was sent is as unknown either way: a COMMIT that was not
-    answered may have happened.
-    """
-
-    async def wait(
-        self,
-        gen: PQGen[_T],
-        interval: float = 0.1,
-        timeout: float | None = None,  # noqa: ASYNC109 - as the driver has it
-    ) -> _T:
-        """Run one of the driver's steps to its end.
-
-        A step that has nothing to wait for is done without a pause. The driver makes one after it now and then, and
-        whoever is cancelled in it while SQLAlchemy sets the isolation level of a connection that it has just taken
-        from the pool takes the connection along.
-        """
-        try:
-            awaited = next(gen)
-        except StopIteration as ended:
-            return ended.value  # type: ignore[no-any-return]
-        try:
-            return await wait_async(_resumed(gen, awaited), self.pgconn.socket, interval=interval, timeout=timeout)
-        except asyncio.CancelledError:
-            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                self.pgconn.finish()
-            raise
-
-
-def _resumed(gen: PQGen[_T], awaited: Wait) -> PQGen[_T]:
-    """A step that has begun, from what it waits for now."""
-    while True:
-        ready = yield awaited
-        try:
-            awaited = gen.send(ready)
-        except StopIteration as ended:
-            return ended.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +70,6 @@ class OperatorConnection:
 AnyConnection = TenantConnection | ServiceConnection | OperatorConnection
 ReadAllConnection = ServiceConnection | OperatorConnection
 """Sees the rows of all tenants."""
-
-
-async def fetch_one_by_driver(
-    connection: AnyConnection, statement: LiteralString, values: Mapping[str, object]
-) -> TupleRow | None:
-    """One statement by the driver alone, in the connection's transaction: for the few that are worth it.
-
-    Its parameters are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
-    """
-    driver = _driver(await connection.connection.get_raw_connection())
-    try:
-        return await (await driver.execute(statement, values)).fetchone()
-    except (psycopg.Error, asyncio.CancelledError) as error:
-        if driver.closed or sqlstate_of(error) == READ_ONLY:
-            await connection.connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
-        raise
-
-
-def _driver(connection: PoolProxiedConnection) -> psycopg.AsyncConnection[TupleRow]:
-    driver = connection.driver_connection
-    assert isinstance(driver, psycopg.AsyncConnection)
-    return driver
 
 
 ADDRESS_IN_ARGUMENTS: Final = URL.create("postgresql+psycopg")
@@ -244,7 +173,7 @@ class _Database:
         async with _unavailable_as_domain_error(), engine.begin() as connection:
             if self._route.is_pooled:
                 # By the driver, which sends several statements at once where they have no parameters.
-                await _driver(await connection.get_raw_connection()).execute(self._limits)
+                await driver_of(await connection.get_raw_connection()).execute(self._limits)
             yield connection
 
     @asynccontextmanager

@@ -11,7 +11,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import func, select, text
 
-from db.engine import AnyConnection, ServiceConnection, SettlementConnection, fetch_one_by_driver
+from db.driver import fetch_one_by_driver
+from db.engine import AnyConnection, ServiceConnection, SettlementConnection
 from db.errors import POSTED_ONCE
 from db.schema import CreditLedgerEntry
 from domain.errors import BookkeepingError
@@ -94,7 +95,7 @@ async def _post(
     connection: AnyConnection, statement: LiteralString, values: dict[str, Any], amount: int
 ) -> PostedEntry:
     try:
-        row = await fetch_one_by_driver(connection, statement, values)
+        row = await fetch_one_by_driver(connection.connection, statement, values)
     except psycopg.IntegrityError as error:
         if error.diag.constraint_name in POSTED_ONCE:
             raise PostedMeanwhile from error

@@ -1,0 +1,93 @@
+"""Where psycopg is used past SQLAlchemy, or made to behave otherwise than it does: each with the reason upstream.
+
+`tests/database/test_cancelled.py` fails without `PromptConnection`, and with a release of the driver that changes what
+it rests on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import LiteralString, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from psycopg.waiting import Wait, wait_async
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import PoolProxiedConnection
+
+from db.outages import READ_ONLY, sqlstate_of
+
+_T = TypeVar("_T")
+
+
+class PromptConnection(psycopg.AsyncConnection[TupleRow]):
+    """The driver's connection, whose caller is gone as soon as it is cancelled, whatever the server does.
+
+    The driver's own asks the server to cancel the statement and waits for its word, five seconds for each, in the
+    constants of `psycopg.AsyncConnection.wait` (https://github.com/psycopg/psycopg/issues/1371, fixed that far by 3.3):
+    with a server that stands still, a time limit of one second would be one of eleven. Here the connection is closed
+    instead, which SQLAlchemy does with it anyway after a cancellation. What was sent is as unknown either way: a COMMIT
+    that was not answered may have happened.
+
+    Can go when the driver lets its callers set those times.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[_T],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the driver has it
+    ) -> _T:
+        """Run one of the driver's steps to its end.
+
+        A step that has nothing to wait for is done without a pause. The driver makes one after it now and then, and
+        whoever is cancelled in it while SQLAlchemy sets the isolation level of a connection that it has just taken
+        from the pool takes the connection along.
+        """
+        try:
+            awaited = next(gen)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
+        try:
+            return await wait_async(_resumed(gen, awaited), self.pgconn.socket, interval=interval, timeout=timeout)
+        except asyncio.CancelledError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
+
+
+def _resumed(gen: PQGen[_T], awaited: Wait) -> PQGen[_T]:
+    """A step that has begun, from what it waits for now."""
+    while True:
+        ready = yield awaited
+        try:
+            awaited = gen.send(ready)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
+
+
+def driver_of(connection: PoolProxiedConnection) -> psycopg.AsyncConnection[TupleRow]:
+    """The driver's connection under one of SQLAlchemy's."""
+    driver = connection.driver_connection
+    assert isinstance(driver, psycopg.AsyncConnection)
+    return driver
+
+
+async def fetch_one_by_driver(
+    connection: AsyncConnection, statement: LiteralString, values: Mapping[str, object]
+) -> TupleRow | None:
+    """One statement by the driver alone, in the connection's transaction: for the few that are worth it.
+
+    SQLAlchemy's way through a greenlet, a compiled statement and a result takes several times what the driver does.
+    The parameters are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
+    """
+    driver = driver_of(await connection.get_raw_connection())
+    try:
+        return await (await driver.execute(statement, values)).fetchone()
+    except (psycopg.Error, asyncio.CancelledError) as error:
+        if driver.closed or sqlstate_of(error) == READ_ONLY:
+            await connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
+        raise
