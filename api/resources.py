@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from temporalio.client import Client
 
+from api.http.concurrency import AccountConcurrency
+from api.http.stream_limits import StreamLimits
 from chain.reader import ChainReader
 from db.engine import OperatorDatabase, TenantDatabase
 from starter.payments import PaymentsClient
@@ -82,6 +84,8 @@ class Services:
     temporal: Client
     checks: Mapping[str, Check]
     operators: OperatorDatabase | None = None
+    concurrency: AccountConcurrency = field(default_factory=AccountConcurrency)
+    streams: StreamLimits = field(default_factory=StreamLimits)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is about to end: whoever holds a connection open lets go of it."""
 

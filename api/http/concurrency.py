@@ -1,4 +1,4 @@
-"""One account's requests take turns, so that nobody's flood makes anybody else wait."""
+"""How many requests of one account are worked on at once, so that nobody's flood makes anybody else wait."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ AT_ONCE_MAX: Final = 4
 
 WAIT_SECONDS_MAX: Final = 10.0
 
-# An account's semaphore lives as long as somebody holds it or waits for it.
-_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
+class AccountConcurrency:
+    """One process's limit: each account has its own places."""
 
-@asynccontextmanager
-async def turn(billing_account_id: str) -> AsyncIterator[None]:
-    """Wait for a turn, and have it as long as the block runs. Raises `RateLimited` where none comes in time."""
-    semaphore = _turns.get(billing_account_id)
-    if semaphore is None:
-        semaphore = _turns[billing_account_id] = asyncio.Semaphore(AT_ONCE_MAX)
-    try:
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            await semaphore.acquire()
-    except TimeoutError:
-        raise RateLimited(1, "requests at once") from None
-    try:
-        yield
-    finally:
-        semaphore.release()
+    def __init__(self, *, at_once_max: int = AT_ONCE_MAX, wait_seconds_max: float = WAIT_SECONDS_MAX) -> None:
+        self._at_once_max = at_once_max
+        self._wait_seconds_max = wait_seconds_max
+        # An account's semaphore lives as long as somebody holds it or waits for it.
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """Accounts that have a request under way."""
+        return len(self._places)
+
+    @asynccontextmanager
+    async def place(self, billing_account_id: str) -> AsyncIterator[None]:
+        """Wait for a place, and have it as long as the block runs. Raises `RateLimited` where none is free in time."""
+        semaphore = self._places.get(billing_account_id)
+        if semaphore is None:
+            semaphore = self._places[billing_account_id] = asyncio.Semaphore(self._at_once_max)
+        try:
+            async with asyncio.timeout(self._wait_seconds_max):
+                await semaphore.acquire()
+        except TimeoutError:
+            raise RateLimited(1, "requests at once") from None
+        try:
+            yield
+        finally:
+            semaphore.release()

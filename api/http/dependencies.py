@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie
 
 from api.accounts.sessions import find_session
-from api.http.concurrency import turn
 from api.http.rate_limits import client_address, take
 from api.resources import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
 from db.accounts.rate_limits import Bucket
@@ -56,8 +55,8 @@ async def _signed_in(session: OptionalSession, _: Annotated[str | None, Depends(
 SignedIn = Annotated[Session, Depends(_signed_in)]
 
 
-async def _turn(session: SignedIn) -> AsyncIterator[None]:
-    async with turn(session.billing_account_id):
+async def _turn(session: SignedIn, services: ApiServices) -> AsyncIterator[None]:
+    async with services.concurrency.place(session.billing_account_id):
         yield
 
 

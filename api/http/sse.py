@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Final
 from uuid import UUID
 
@@ -18,19 +17,9 @@ from starlette.types import Receive, Scope, Send
 from api.accounts.sessions import find_session
 from api.resources import Services
 from db.accounts.sessions import Session
-from domain.errors import RateLimited, Unavailable
+from domain.errors import Unavailable
 from domain.payments.attempt import AttemptStatus, ClientStatus
 from starter.models import AttemptView
-from telemetry.metrics.api import EVENT_STREAMS
-
-STREAMS_PER_ACCOUNT_MAX: Final = 10
-STREAMS_PER_ADDRESS_MAX: Final = 100
-STREAMS_MAX: Final = 1_000
-READS_AT_ONCE_MAX: Final = 3
-"""Of all streams together, so that the other connections to the database are for requests that somebody waits for."""
-
-READ_SECONDS_MAX: Final = 8.0
-"""Then the others have their turn: a server that stands still must not hold all readings until it goes on."""
 
 STREAM_SECONDS_MAX: Final = 600.0
 """Then the browser comes again by itself; a stream that nobody reads does not stay for ever."""
@@ -47,43 +36,19 @@ UNPAID_TICK_SECONDS: Final = 5.0
 RETRY_MILLISECONDS: Final = 2_000
 """When the browser comes again after a stream has ended without a final status."""
 
-_open_streams: Counter[str] = Counter()
-_reads = asyncio.Semaphore(READS_AT_ONCE_MAX)
-
 
 class EventStream(StreamingResponse):
     """A stream of events, which holds one of the places for streams while it is sent, and whatever becomes of it."""
 
-    def __init__(self, events: AsyncIterator[bytes], session: Session, address: str) -> None:
+    def __init__(self, events: AsyncIterator[bytes], place: AbstractContextManager[None]) -> None:
         # Proxies that collect a response before they pass it on would make nothing of it.
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._keys = {
-            f"account:{session.billing_account_id}": STREAMS_PER_ACCOUNT_MAX,
-            f"address:{address}": STREAMS_PER_ADDRESS_MAX,
-            "all": STREAMS_MAX,
-        }
+        self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raises `RateLimited`, before anything is sent, where no place is free."""
-        with _place_for_stream(self._keys):
+        with self._place:
             await super().__call__(scope, receive, send)
-
-
-@contextmanager
-def _place_for_stream(keys: Mapping[str, int]) -> Iterator[None]:
-    """One of the places of each key, as long as the block runs. Raises `RateLimited` where none is free."""
-    if any(_open_streams[key] >= most for key, most in keys.items()):
-        raise RateLimited(TICK_SECONDS_MAX, "event streams")
-    _open_streams.update(keys.keys())
-    EVENT_STREAMS.inc()
-    try:
-        yield
-    finally:
-        EVENT_STREAMS.dec()
-        _open_streams.subtract(keys.keys())
-        for key in keys:
-            if _open_streams[key] == 0:
-                del _open_streams[key]
 
 
 async def attempt_events(
@@ -106,7 +71,7 @@ async def attempt_events(
         if time.monotonic() < read_at:
             continue
         try:
-            async with _a_reading():
+            async with services.streams.reading():
                 now = await services.payments.status(session.user_id, attempt_id)
         except (Unavailable, TimeoutError):
             now = view  # nothing new is known; it may be soon
@@ -124,13 +89,6 @@ def _pause_seconds(view: AttemptView, tick_seconds: float) -> float:
     return max(tick_seconds, UNPAID_TICK_SECONDS) if is_unpaid else tick_seconds
 
 
-@asynccontextmanager
-async def _a_reading() -> AsyncIterator[None]:
-    """One of the readings that all streams share. Raises `TimeoutError` where it takes too long."""
-    async with _reads, asyncio.timeout(READ_SECONDS_MAX):
-        yield
-
-
 def _tells(view: AttemptView) -> AttemptView:
     """What is worth an event: not when the chain is looked at next."""
     return view.model_copy(update={"next_look_at": None})
@@ -142,7 +100,7 @@ def _event(view: AttemptView, *, retry: int | None = None) -> bytes:
 
 async def _is_still_signed_in(services: Services, request: Request) -> bool:
     try:
-        async with _a_reading():
+        async with services.streams.reading():
             return await find_session(services, request) is not None
     except (Unavailable, TimeoutError):
         return True  # who cannot be asked after has not signed out, as far as is known

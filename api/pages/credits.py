@@ -23,7 +23,6 @@ from starlette.types import Scope
 
 from api.accounts.queries import read_attempts, read_summary
 from api.accounts.sessions import sign_out
-from api.http.concurrency import turn
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
 from db.clock import estimated_now
 from domain.errors import Unavailable
@@ -142,7 +141,7 @@ async def show_credits(
     except ValueError:
         return RedirectResponse("/credits", status_code=303)
     before = cursors[-1] if cursors else None
-    async with turn(session.billing_account_id):
+    async with services.concurrency.place(session.billing_account_id):
         context |= {
             "session": session,
             "is_operator": session.wallet_address in services.settings.operator_wallets,

@@ -194,7 +194,8 @@ async def attempt(attempt_id: AttemptId, session: SignedIn, services: ApiService
 async def events(attempt_id: AttemptId, session: SignedIn, services: ApiServices, request: Request) -> EventStream:
     """How it stands as server-sent events, block by block, until it is finished."""
     first = await services.payments.status(session.user_id, attempt_id)
-    return EventStream(attempt_events(services, request, session, attempt_id, first), session, client_address(request))
+    place = services.streams.place(session.billing_account_id, client_address(request))
+    return EventStream(attempt_events(services, request, session, attempt_id, first), place)
 
 
 @router.get(

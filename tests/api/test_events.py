@@ -61,22 +61,19 @@ async def test_signing_out_ends_the_stream(api: RunningApi, payer: Visitor, monk
         await listening
 
 
-async def test_one_account_has_so_many_streams_and_no_more_and_gets_them_back(
-    payer: Visitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed, "STREAMS_PER_ACCOUNT_MAX", 2)
+async def test_one_account_has_so_many_streams_and_no_more_and_gets_them_back(api: RunningApi, payer: Visitor) -> None:
+    streams = api.services.streams
+    streams.per_account_max = 2
     path = f"/api/v1/payments/attempts/{(await payer.intent())['attemptId']}/events"
     async with payer.session.get(path) as one, payer.session.get(path) as two:
         assert (one.status, two.status) == (200, 200)
         refused = await payer.get(path)
         assert (refused.status, refused.code) == (429, "RATE_LIMITED")
         one.close()
-        await wait_until(
-            lambda: feed._open_streams["all"] == 1, timeout_seconds=PATIENCE_SECONDS, what="a place that is free"
-        )
+        await wait_until(lambda: len(streams) == 1, timeout_seconds=PATIENCE_SECONDS, what="a place that is free")
         async with payer.session.get(path) as three:
             assert three.status == 200
-    await wait_until(lambda: not feed._open_streams, timeout_seconds=PATIENCE_SECONDS, what="all places that are free")
+    await wait_until(lambda: not len(streams), timeout_seconds=PATIENCE_SECONDS, what="all places that are free")
 
 
 async def test_silence_is_kept_alive(payer: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,9 +141,9 @@ async def test_a_stream_that_waits_for_the_database_gives_way_to_the_others(
     impatient: Impatient, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = asyncio.Semaphore(1)
-    monkeypatch.setattr(feed, "_reads", readings)
+    monkeypatch.setattr(impatient.api.services.streams, "reads", readings)
     monkeypatch.setattr(feed, "UNPAID_TICK_SECONDS", 0.05)
-    monkeypatch.setattr(feed, "READ_SECONDS_MAX", LIMIT_SECONDS)
+    monkeypatch.setattr(impatient.api.services.streams, "read_seconds_max", LIMIT_SECONDS)
     monkeypatch.setattr(feed, "SESSION_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(feed, "KEEPALIVE_SECONDS", 0.5)
     async with impatient.api.visitor(first_wallet()) as payer:

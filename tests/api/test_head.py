@@ -9,7 +9,6 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
-from api.http import sse as feed
 from devstack.processes import wait_until
 from tests.api.write_openapi import DOCUMENT, as_text
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor
@@ -64,11 +63,13 @@ async def test_nothing_but_the_head_is_sent(api: RunningApi) -> None:
     assert {line["event"] for line in logged} == {"request"}, "the server complains of words after the end"
 
 
-async def test_of_a_stream_there_is_the_head_and_no_stream_is_held_open(payer: Visitor) -> None:
+async def test_of_a_stream_there_is_the_head_and_no_stream_is_held_open(api: RunningApi, payer: Visitor) -> None:
     path = f"/api/v1/payments/attempts/{(await payer.intent())['attemptId']}/events"
     head = await payer.call("HEAD", path)
     assert (head.status, head.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
-    await wait_until(lambda: not feed._open_streams, timeout_seconds=PATIENCE_SECONDS, what="an end of the stream")
+    await wait_until(
+        lambda: not len(api.services.streams), timeout_seconds=PATIENCE_SECONDS, what="an end of the stream"
+    )
 
 
 async def test_it_is_counted_and_logged_as_what_it_is(payer: Visitor) -> None:

@@ -6,19 +6,19 @@ import asyncio
 
 import pytest
 
-from api.http import concurrency as turns
-from api.http.concurrency import AT_ONCE_MAX, turn
+from api.http.concurrency import AT_ONCE_MAX, AccountConcurrency
 from devstack.chain import payer_wallets
 from domain.errors import RateLimited
 from tests.support.api import RunningApi, Visitor
 
 
 async def test_so_many_of_one_account_at_once_and_no_more() -> None:
+    concurrency = AccountConcurrency()
     running = most = 0
 
     async def work() -> None:
         nonlocal running, most
-        async with turn("one"):
+        async with concurrency.place("one"):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0)
@@ -26,19 +26,25 @@ async def test_so_many_of_one_account_at_once_and_no_more() -> None:
 
     await asyncio.gather(*(work() for _ in range(5 * AT_ONCE_MAX)))
     assert most == AT_ONCE_MAX
-    assert "one" not in turns._turns, "nobody has it any more"
+    assert len(concurrency) == 0, "nobody has a place any more"
 
 
-async def test_who_waits_too_long_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "WAIT_SECONDS_MAX", 0.01)
-    async with turn("one"), turn("one"), turn("one"), turn("one"):
+async def test_who_waits_too_long_is_told_to_come_back() -> None:
+    concurrency = AccountConcurrency(at_once_max=2, wait_seconds_max=0.01)
+    async with concurrency.place("one"), concurrency.place("one"):
         with pytest.raises(RateLimited):
-            async with turn("one"):
-                pytest.fail("a fifth turn")
-        async with turn("another"):
+            async with concurrency.place("one"):
+                pytest.fail("a third place")
+        async with concurrency.place("another"):
             pass
-    async with turn("one"):
+    async with concurrency.place("one"):
         pass
+
+
+async def test_two_interfaces_in_one_process_have_each_its_own_places() -> None:
+    one, other = AccountConcurrency(at_once_max=1, wait_seconds_max=0.01), AccountConcurrency(at_once_max=1)
+    async with one.place("an account"), other.place("an account"):
+        assert len(one) == len(other) == 1
 
 
 async def test_a_flood_of_one_account_leaves_connections_for_another(api: RunningApi, payer: Visitor) -> None:
