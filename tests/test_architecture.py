@@ -19,6 +19,10 @@ PACKAGES: Final = tuple(CONFIG["root_packages"])
 MODULES: Final = ("composition", "settings", "worker", "cli")
 OURS: Final = frozenset({*PACKAGES, *MODULES, "tests"})
 
+SUBJECTS: Final = ("ledger", "operations", "payments", "transfers")
+HEAVY: Final = frozenset({"aiohttp", "eth_abi", "eth_keys", "eth_utils", "fastapi", "psycopg", "py_ecc", "sqlalchemy"})
+"""What only a process that uses it should wait for."""
+
 VIOLATIONS: Final = {
     "domain": "chain",
     "chain": "db",
@@ -95,23 +99,19 @@ def test_settings_import_addresses_and_domain_only() -> None:
     assert all(name in {"chain.addresses", "db.address"} or name.startswith("domain.") for name in ours), ours
 
 
-def test_workflows_know_of_activities_their_classes_and_messages_only() -> None:
-    known = {
-        "activities.operations.events",
-        "activities.ledger.integrity_scan",
-        "activities.messages",
-        "activities.payments.finality",
-        "activities.operations.governance",
-        "activities.operations.housekeeping",
-        "activities.payments.payer",
-        "activities.operations.reconciliation",
-        "activities.operations.resolutions",
-        "activities.payments.system_tenant",
-        "activities.payments.verification",
-        "activities.transfers.watch_chain",
-    }
+def test_workflows_know_of_activities_their_signatures_and_messages_only() -> None:
+    known = {"activities.messages"} | {f"activities.{subject}.signatures" for subject in SUBJECTS}
     for path in (ROOT / "workflows").rglob("*.py"):
         assert {name for name in _imports(path) if name.startswith("activities")} <= known
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "workflows").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_workflow_loads_no_driver_and_no_client_of_the_chain(module: Path) -> None:
+    name = ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    script = f"import sys, {name}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert not loaded & {"chain", "db", "services", "telemetry", "settings", *HEAVY}, loaded
 
 
 def test_the_starter_knows_of_activities_their_messages_and_errors_only() -> None:

@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.operations.resolutions import RemedyActivities
+    from activities.operations.signatures import RemedySignatures
     from domain.operations.findings import Remedy
     from domain.operations.resolutions import RemedyRequest, TakenRemedy, describe
     from workflows.naming import RESOLVE_FINDING
@@ -29,7 +29,7 @@ class ResolveFinding:
     async def _take_remedy(self, request: RemedyRequest) -> TakenRemedy:
         try:
             return await workflow.execute_activity_method(
-                RemedyActivities.take_remedy,
+                RemedySignatures.take_remedy,
                 request,
                 # Before a credit the chain's nodes are asked.
                 start_to_close_timeout=POLL_START_TO_CLOSE,
@@ -42,7 +42,7 @@ class ResolveFinding:
 
     async def _mint_bonus(self, taken: TakenRemedy) -> None:
         await workflow.execute_activity_method(
-            RemedyActivities.mint_bonus_of_credit,
+            RemedySignatures.mint_bonus_of_credit,
             taken,
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, RetryState
 
+from workflows.publish import publish
+
 with workflow.unsafe.imports_passed_through():
     from activities.messages import (
         AttemptOutcomeMessage,
@@ -24,11 +26,12 @@ with workflow.unsafe.imports_passed_through():
         SettlementResult,
         Submission,
     )
-    from activities.operations.events import AnnouncementActivities
-    from activities.payments.finality import FinalityActivities
-    from activities.payments.payer import PayerActivities
-    from activities.payments.system_tenant import SystemTenantActivities
-    from activities.payments.verification import VerificationActivities
+    from activities.payments.signatures import (
+        FinalitySignatures,
+        PayerSignatures,
+        SystemTenantSignatures,
+        VerificationSignatures,
+    )
     from domain.errors import TransferAlreadySettled
     from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
     from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
@@ -37,7 +40,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
     from workflows.policies import (
         ANNOUNCE_SCHEDULE_TO_CLOSE,
-        ANNOUNCE_START_TO_CLOSE,
         LEDGER_RETRY,
         LEDGER_START_TO_CLOSE,
         POLL_RETRY,
@@ -109,7 +111,7 @@ class VerifyAndSettle:
         async with self._one_submission_at_a_time:
             try:
                 recorded = await workflow.execute_activity_method(
-                    PayerActivities.record_submission,
+                    PayerSignatures.record_submission,
                     submission.model_copy(update={"chain_id": self._payment.terms.chain_id}),
                     start_to_close_timeout=LEDGER_START_TO_CLOSE,
                     retry_policy=LEDGER_RETRY,
@@ -160,7 +162,7 @@ class VerifyAndSettle:
             f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
         )
         look = workflow.start_activity_method(
-            VerificationActivities.await_confirmation,
+            VerificationSignatures.await_confirmation,
             self._to_verify(verify_until),
             start_to_close_timeout=POLL_START_TO_CLOSE,
             schedule_to_close_timeout=remaining,
@@ -192,7 +194,7 @@ class VerifyAndSettle:
         """Time is up, perhaps because nothing ran for a day: look once more before the payment is given up."""
         self._set_status("time is up: last look at the chain")
         return await workflow.execute_activity_method(
-            VerificationActivities.await_confirmation,
+            VerificationSignatures.await_confirmation,
             self._to_verify(verify_until, is_last_look=True),
             start_to_close_timeout=POLL_START_TO_CLOSE,
             retry_policy=POLL_RETRY,
@@ -213,7 +215,7 @@ class VerifyAndSettle:
         self._set_status("confirmed: crediting the buyer")
         try:
             return await workflow.execute_activity_method(
-                PayerActivities.credit_buyer,
+                PayerSignatures.credit_buyer,
                 PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
                 start_to_close_timeout=LEDGER_START_TO_CLOSE,
                 retry_policy=LEDGER_RETRY,
@@ -225,7 +227,7 @@ class VerifyAndSettle:
     async def _mint_bonus(self) -> int:
         self._set_status("buyer credited: crediting the system tenant's bonus")
         bonus = await workflow.execute_activity_method(
-            SystemTenantActivities.mint_bonus,
+            SystemTenantSignatures.mint_bonus,
             BonusToMint(**self._ref()),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
@@ -237,7 +239,7 @@ class VerifyAndSettle:
         self._set_status("confirmed: crediting the donation to the system tenant")
         try:
             return await workflow.execute_activity_method(
-                SystemTenantActivities.credit_donation,
+                SystemTenantSignatures.credit_donation,
                 PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
                 start_to_close_timeout=LEDGER_START_TO_CLOSE,
                 retry_policy=LEDGER_RETRY,
@@ -265,7 +267,7 @@ class VerifyAndSettle:
 
     async def _await_finality(self) -> Final | ReorgedOut:
         return await workflow.execute_activity_method(
-            FinalityActivities.await_finality,
+            FinalitySignatures.await_finality,
             CreditedPayment(**self._ref(), terms=self._payment.terms),
             start_to_close_timeout=POLL_START_TO_CLOSE,
             retry_policy=POLL_RETRY,
@@ -275,7 +277,7 @@ class VerifyAndSettle:
     async def _reverse_payment(self, gone: ReorgedOut) -> AttemptOutcomeMessage:
         self._set_status(f"gone: {gone.message}; taking its credits back")
         return await workflow.execute_activity_method(
-            FinalityActivities.reverse_payment,
+            FinalitySignatures.reverse_payment,
             PaymentToReverse(**self._ref(), gone=gone),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
@@ -284,7 +286,7 @@ class VerifyAndSettle:
 
     async def _reverse_bonus(self) -> int:
         bonus = await workflow.execute_activity_method(
-            FinalityActivities.reverse_bonus,
+            FinalitySignatures.reverse_bonus,
             AttemptRef(**self._ref()),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
@@ -310,23 +312,20 @@ class VerifyAndSettle:
                 "message": gone.message,
             },
         )
-        try:
-            await workflow.execute_activity_method(
-                AnnouncementActivities.announce,
-                event,
-                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
-                schedule_to_close_timeout=ANNOUNCE_SCHEDULE_TO_CLOSE,
-                retry_policy=LEDGER_RETRY,
-                summary="announce the reversal",
-            )
-        except ActivityError as error:
-            # The log line was written, the finding and the metric are there: a silent receiver must not keep this open.
-            workflow.logger.error("the reversal could not be announced: %s", error.cause, extra=self._log_fields())
+        # Whether it arrives or not: the log line was written, the finding and the metric are there.
+        await publish(
+            event,
+            summary="announce the reversal",
+            what="the reversal",
+            schedule_to_close=ANNOUNCE_SCHEDULE_TO_CLOSE,
+            retry_policy=LEDGER_RETRY,
+            log_fields=self._log_fields(),
+        )
 
     async def _end_without_credits(self, refused: Refused) -> AttemptOutcomeMessage:
         self._set_status(f"{refused.error_code.value}: {refused.message}")
         return await workflow.execute_activity_method(
-            PayerActivities.end_without_credits,
+            PayerSignatures.end_without_credits,
             PaymentToRefuse(**self._ref(), refused=refused),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,

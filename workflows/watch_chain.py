@@ -6,7 +6,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages import Followed, WatchedChain
-    from activities.transfers.watch_chain import WatchingActivities
+    from activities.transfers.signatures import WatchingSignatures
     from workflows.naming import WATCH_CHAIN, task_queue
     from workflows.policies import FOLLOW_GRACE, FOLLOW_HEARTBEAT, FOLLOW_RETRY
 
@@ -31,7 +31,7 @@ class WatchChain:
 
     async def _follow(self, chain: WatchedChain) -> Followed:
         return await workflow.execute_activity_method(
-            WatchingActivities.follow_chain,
+            WatchingSignatures.follow_chain,
             chain,
             start_to_close_timeout=FOLLOW_GRACE + chain.follow_time,
             heartbeat_timeout=FOLLOW_HEARTBEAT,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from temporalio import activity
 
-from activities.messages import Message
+from activities.ledger.signatures import AnnouncedChanges, BookkeepingSignatures, BooksChange, BooksReport, BooksToCheck
 from db.engine import ServiceDatabase
 from db.ledger import integrity_scan as books_check
 from db.ledger.integrity_scan import ROWS_MAX, Round
@@ -24,38 +24,6 @@ HELD_TRIES: Final = 25
 HELD_SECONDS: Final = 0.2
 """A payment's transaction takes milliseconds: whoever holds a checkpoint up for longer than these tries together is
 not waited for, and what comes after him is checked again by the next run."""
-
-
-class BooksToCheck(Message):
-    """Which check: of what is new, or of everything."""
-
-    full: bool = False
-
-
-class BooksChange(Message):
-    """A violation that is new, or gone."""
-
-    id: int
-    check: str
-    subject: str
-    detail: str
-    at: datetime
-    is_resolved: bool
-
-
-class BooksReport(Message):
-    """What a run did. `changes` is what nobody has been told yet."""
-
-    entries_checked: int
-    violations_open: int
-    changes: tuple[BooksChange, ...] = ()
-
-
-class AnnouncedChanges(Message):
-    """The violations that were announced, as new and as gone."""
-
-    opened: tuple[int, ...] = ()
-    resolved: tuple[int, ...] = ()
 
 
 async def check_books(
@@ -112,14 +80,14 @@ async def check_all_books(
         await books_check.check_known(connection, pending_max=pending_max)
 
 
-class BookkeepingActivities:
+class BookkeepingActivities(BookkeepingSignatures):
     """Each step of a check is one transaction; run twice, at once or late it finds the same."""
 
     def __init__(self, database: ServiceDatabase, *, pending_max: timedelta) -> None:
         self._database = database
         self._pending_max = pending_max
 
-    @activity.defn(name="check_books")
+    @activity.defn
     async def check_books(self, wanted: BooksToCheck) -> BooksReport:
         """One run. What it finds is on record, and stays there until it is gone."""
         started = time.monotonic()
@@ -165,7 +133,7 @@ class BookkeepingActivities:
             ),
         )
 
-    @activity.defn(name="note_books_announced")
+    @activity.defn
     async def note_books_announced(self, announced: AnnouncedChanges) -> None:
         """Write down what was announced, so that the next run does not announce it again."""
         async with self._database.transaction() as connection:

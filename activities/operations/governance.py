@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
-from pydantic import Field
 from temporalio import activity
 
-from activities.messages import Message
+from activities.operations.signatures import (
+    GovernanceSignatures,
+    HeartbeatRef,
+    HeartbeatToTake,
+    SpanToReport,
+    TakenHeartbeat,
+)
 from chain.reader import ChainReader
 from db.clock import read_clock
 from db.engine import ServiceDatabase, TenantDatabase
@@ -21,36 +26,7 @@ LOW_BALANCES_MAX: Final = 10
 """Crossings whose event did not arrive, taken up by one heartbeat."""
 
 
-class HeartbeatToTake(Message):
-    """Which heartbeat (`key` comes from its workflow), and what it measures with."""
-
-    key: str
-    scheduled_at: datetime
-    low_balance_credits: int
-    head_age_seconds_max: int
-
-
-class TakenHeartbeat(Message):
-    """What was found, and which crossings of the threshold nobody has heard of yet."""
-
-    heartbeat: Heartbeat
-    low_balances: tuple[Heartbeat, ...] = Field(default=())
-
-
-class HeartbeatRef(Message):
-    """Which heartbeat."""
-
-    key: str
-
-
-class SpanToReport(Message):
-    """From when until when."""
-
-    since: datetime
-    until: datetime
-
-
-class GovernanceActivities:
+class GovernanceActivities(GovernanceSignatures):
     """Reads as the system tenant's principal, role settle_settlement; writes as settle_service. Safe to run twice."""
 
     def __init__(
@@ -61,7 +37,7 @@ class GovernanceActivities:
         self._chain = chain
         self._worker_version = worker_version
 
-    @activity.defn(name="take_heartbeat")
+    @activity.defn
     async def take_heartbeat(self, wanted: HeartbeatToTake) -> TakenHeartbeat:
         """Look at everything once and keep what was found; a second run of the same heartbeat finds it kept."""
         heartbeat = await self._find(wanted.key)
@@ -71,13 +47,13 @@ class GovernanceActivities:
             low = await governance.list_low_balances_to_announce(connection, wanted.key, limit=LOW_BALANCES_MAX)
         return TakenHeartbeat(heartbeat=heartbeat, low_balances=tuple(low))
 
-    @activity.defn(name="low_balance_announced")
+    @activity.defn
     async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
         """Write down that the event of a crossing has arrived."""
         async with self._service.autocommit() as connection:
             await governance.update_low_balance_announced(connection, heartbeat.key)
 
-    @activity.defn(name="read_income")
+    @activity.defn
     async def read_income(self, span: SpanToReport) -> Income:
         """What moved the system tenant's account in a span of time."""
         async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import structlog
 from temporalio import activity
 
-from activities.messages import Message
+from activities.operations.signatures import (
+    Done,
+    HousekeepingSignatures,
+    IntentsToExpire,
+    PaymentsToPickUp,
+    RowsToPrune,
+    SingletonWorkflows,
+)
 from db.clock import read_clock
 from db.engine import ServiceDatabase
 from db.operations import housekeeping
@@ -31,48 +38,7 @@ ASKED_AT_ONCE_MAX: Final = 8
 log = structlog.get_logger(__name__)
 
 
-class IntentsToExpire(Message):
-    """Which intents are over: those whose time was up `grace_seconds` ago by the database's clock."""
-
-    due_at: datetime
-    """The same by the clock of whoever asked; it counts where there is no grace, as runs before that one have it."""
-    batch_size: int
-    grace_seconds: int | None = None
-
-
-class RowsToPrune(Message):
-    """How to prune."""
-
-    idempotency_keys_hours: int
-    batch_size: int
-
-
-class PaymentsToPickUp(Message):
-    """Which payments are asked about: those that have waited for long enough that a workflow must have them."""
-
-    submitted_before: datetime
-    credited_since: datetime
-    limit: int
-    waiting_seconds: int | None = None
-    """With `look_back_seconds` the same two times, by the database's clock; runs before these have none."""
-    look_back_seconds: int | None = None
-    chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
-
-
-class Done(Message):
-    """How many, of what."""
-
-    counts: dict[str, int]
-
-
-class SingletonWorkflows(Message):
-    """Ids of the workflows that run for ever and had to be started."""
-
-    started: tuple[str, ...] = ()
-
-
-class HousekeepingActivities:
+class HousekeepingActivities(HousekeepingSignatures):
     """Each batch is one transaction; safe to run twice, at once, and to be stopped half-way."""
 
     def __init__(
@@ -83,7 +49,7 @@ class HousekeepingActivities:
         self._resume = resume
         self._ensure_singletons = ensure_singletons
 
-    @activity.defn(name="expire_intents")
+    @activity.defn
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
         """End every unpaid intent whose time is up, batch by batch."""
         expired: Counter[str] = Counter()
@@ -101,7 +67,7 @@ class HousekeepingActivities:
             if sum(batch.values()) < wanted.batch_size:
                 return Done(counts=dict(expired))
 
-    @activity.defn(name="prune_expired_rows")
+    @activity.defn
     async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:
         """Delete sessions, sign-in challenges, rate limits and idempotency keys that are over, batch by batch."""
         pruned: Counter[str] = Counter()
@@ -119,7 +85,7 @@ class HousekeepingActivities:
             if max(batch.values(), default=0) < wanted.batch_size:
                 return Done(counts=dict(pruned))
 
-    @activity.defn(name="pick_up_payments")
+    @activity.defn
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
         """Give a workflow to every payment that should have one and has none."""
         before, since = wanted.submitted_before, wanted.credited_since
@@ -158,7 +124,7 @@ class HousekeepingActivities:
             raise failed.exceptions[0] from failed
         return Done(counts=dict(picked_up))
 
-    @activity.defn(name="ensure_standing_workflows")
+    @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
         """Start what runs for ever and does not run: nobody else looks again."""
         started = await self._ensure_singletons()

@@ -22,7 +22,7 @@ from uuid import UUID
 import structlog
 from temporalio import activity
 
-from activities.messages import Message
+from activities.operations.signatures import PeriodToReconcile, ReconciliationSignatures
 from db.engine import ServiceConnection, ServiceDatabase
 from db.operations import findings
 from db.operations import reconciliation as db
@@ -573,15 +573,7 @@ def books_file_name(chain_id: int, from_time: datetime, to_time: datetime) -> st
 # -- scheduled
 
 
-class PeriodToReconcile(Message):
-    """How long a period is, at least."""
-
-    hours: int
-    chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
-
-
-class ReconciliationActivities:
+class ReconciliationActivities(ReconciliationSignatures):
     """Safe to run twice and at once."""
 
     def __init__(self, reconciliation: Reconciliation, *, chain_id: int, directory: Path | None) -> None:
@@ -589,7 +581,7 @@ class ReconciliationActivities:
         self._chain_id = chain_id
         self._directory = directory
 
-    @activity.defn(name="reconcile")
+    @activity.defn
     async def reconcile(self, wanted: PeriodToReconcile) -> Report:
         """Reconcile what has come since the last time, and write the CSV where a folder is set."""
         from_time, to_time = await self._reconciliation.default_period(timedelta(hours=wanted.hours), whole_hours=True)

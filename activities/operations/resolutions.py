@@ -7,6 +7,7 @@ from decimal import Decimal
 from temporalio import activity
 
 from activities.messages import MintedBonus
+from activities.operations.signatures import RemedySignatures
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
@@ -22,7 +23,7 @@ from services.transfers.receipts import find_receipt, transfers_in
 from telemetry.metrics.worker import BONUS_CREDITS, REMEDIES_TAKEN
 
 
-class RemedyActivities:
+class RemedyActivities(RemedySignatures):
     """Each activity is at most one transaction and safe to run twice, at once, and late."""
 
     def __init__(
@@ -40,7 +41,7 @@ class RemedyActivities:
         self._revenue_share = revenue_share
         self._min_confirmations = min_confirmations
 
-    @activity.defn(name="take_remedy")
+    @activity.defn
     async def take_remedy(self, request: RemedyRequest) -> TakenRemedy:
         """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
 
@@ -78,7 +79,7 @@ class RemedyActivities:
                 return
         raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
 
-    @activity.defn(name="mint_bonus_of_credit")
+    @activity.defn
     async def mint_bonus_of_credit(self, taken: TakenRemedy) -> MintedBonus:
         """The system tenant's share of what an operator credited, minted on top."""
         async with self._database.transaction() as connection:

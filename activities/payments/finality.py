@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import AttemptOutcomeMessage, AttemptRef, CreditedPayment, PaymentToReverse, ReversedBonus
 from activities.payments.outcome import report
+from activities.payments.signatures import FinalitySignatures
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
 from db.payments import finality
@@ -30,7 +31,7 @@ POLL_TIMEOUT: Final = timedelta(seconds=25)
 """All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
 
 
-class FinalityActivities:
+class FinalityActivities(FinalitySignatures):
     """Each activity is at most one transaction and safe to run twice, at once, and late."""
 
     def __init__(
@@ -41,7 +42,7 @@ class FinalityActivities:
         self._policy = policy
         self._block_time = block_time
 
-    @activity.defn(name="await_finality")
+    @activity.defn
     async def await_finality(self, payment: CreditedPayment) -> evaluation.Final | ReorgedOut:
         """One look at the chain: the payment is final (which is written down), or gone, or a failure that asks again.
 
@@ -73,14 +74,14 @@ class FinalityActivities:
                 )
         return found
 
-    @activity.defn(name="reverse_payment")
+    @activity.defn
     async def reverse_payment(self, payment: PaymentToReverse) -> AttemptOutcomeMessage:
         """Take the credits of a payment back that is gone, and mark its attempt REVERSED: one transaction."""
         async with self._database.transaction() as connection:
             ending = await payments.reverse_payment(connection, payment.attempt_id, payment.gone)
         return report(ending)
 
-    @activity.defn(name="reverse_bonus")
+    @activity.defn
     async def reverse_bonus(self, payment: AttemptRef) -> ReversedBonus:
         """Take the system tenant's bonus back."""
         async with self._database.transaction() as connection:

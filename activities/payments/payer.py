@@ -9,13 +9,14 @@ from temporalio import activity
 
 from activities.messages import AttemptOutcomeMessage, PaymentToCredit, PaymentToRefuse, RecordedSubmission, Submission
 from activities.payments.outcome import report
+from activities.payments.signatures import PayerSignatures
 from db.engine import SettlementDatabase
 from domain.payments.attempt import AttemptStatus
 from services.payments import lifecycle as payments
 from telemetry.metrics.worker import SUBMISSIONS
 
 
-class PayerActivities:
+class PayerActivities(PayerSignatures):
     """Each activity is one transaction and safe to run twice, at once, and late."""
 
     def __init__(
@@ -25,7 +26,7 @@ class PayerActivities:
         self._revenue_share = revenue_share
         self._verification_timeout = verification_timeout
 
-    @activity.defn(name="record_submission")
+    @activity.defn
     async def record_submission(self, submission: Submission) -> RecordedSubmission:
         """Write down which hash the payer submitted, and until when the chain is asked about it."""
         async with self._database.transaction(submission.owner_user_id) as connection:
@@ -47,7 +48,7 @@ class PayerActivities:
             verify_until=waits_since + self._verification_timeout if waits_since else None,
         )
 
-    @activity.defn(name="credit_buyer")
+    @activity.defn
     async def credit_buyer(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
         """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
         async with self._database.transaction(payment.owner_user_id) as connection:
@@ -56,7 +57,7 @@ class PayerActivities:
             )
         return report(ending, confirmed_at=payment.confirmed_at)
 
-    @activity.defn(name="end_without_credits")
+    @activity.defn
     async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptOutcomeMessage:
         """REJECTED or FAILED, with its code."""
         async with self._database.transaction(payment.owner_user_id) as connection:

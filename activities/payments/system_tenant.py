@@ -6,18 +6,19 @@ from temporalio import activity
 
 from activities.messages import AttemptOutcomeMessage, BonusToMint, MintedBonus, PaymentToCredit
 from activities.payments.outcome import report
+from activities.payments.signatures import SystemTenantSignatures
 from db.engine import ServiceDatabase
 from services.payments import lifecycle as payments
 from telemetry.metrics.worker import BONUS_CREDITS
 
 
-class SystemTenantActivities:
+class SystemTenantActivities(SystemTenantSignatures):
     """Each activity is one transaction and safe to run twice, at once, and late."""
 
     def __init__(self, database: ServiceDatabase) -> None:
         self._database = database
 
-    @activity.defn(name="mint_bonus")
+    @activity.defn
     async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
         """The system tenant's share of a credited purchase, minted on top."""
         async with self._database.autocommit() as connection:
@@ -26,7 +27,7 @@ class SystemTenantActivities:
             BONUS_CREDITS.inc(entry.amount_credits)
         return MintedBonus(amount_credits=entry.amount_credits if entry else 0)
 
-    @activity.defn(name="credit_donation")
+    @activity.defn
     async def credit_donation(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
         """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
         async with self._database.transaction() as connection:

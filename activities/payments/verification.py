@@ -11,6 +11,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import PaymentToVerify
+from activities.payments.signatures import VerificationSignatures
 from chain.preconditions import SettlementPreconditions
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
@@ -42,7 +43,7 @@ POLL_TIMEOUT: Final = timedelta(seconds=25)
 """All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
 
 
-class VerificationActivities:
+class VerificationActivities(VerificationSignatures):
     """Reads the chain; writes nothing."""
 
     def __init__(
@@ -72,7 +73,7 @@ class VerificationActivities:
         self._from_block = from_block
         self._noted_scopes: set[TransferScope] = set()
 
-    @activity.defn(name="await_confirmation")
+    @activity.defn
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
         """One look at the chain: a final verdict, or a failure whose next retry is timed from what is missing.
 

@@ -16,6 +16,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import Followed, Rescan, WatchedChain
+from activities.transfers.signatures import WatchingSignatures
 from db.engine import ServiceDatabase
 from db.transfers.scopes import list_promises, mark_followed
 from domain.chain import TransferScope
@@ -89,14 +90,14 @@ class ScopeWatches:
         return dict(self._open)
 
 
-class WatchingActivities:
+class WatchingActivities(WatchingSignatures):
     """Any number may run at once: what is written is written once."""
 
     def __init__(self, watches: ScopeWatches, *, block_time: timedelta) -> None:
         self._watches = watches
         self._poll_seconds = min(max(block_time.total_seconds(), POLL_SECONDS_MIN), POLL_SECONDS_MAX)
 
-    @activity.defn(name="follow_chain")
+    @activity.defn
     async def follow_chain(self, chain: WatchedChain) -> Followed:
         """Follow the chain for a while. What cannot be reached is waited for, in words that the heartbeat shows.
 
@@ -110,7 +111,7 @@ class WatchingActivities:
                 await _wait_for_next(await followers.go_on())
         return Followed(block_number=followers.block_number, words=followers.words)
 
-    @activity.defn(name="rescan_chain")
+    @activity.defn
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:
         """Read the last blocks again, with every endpoint, for what nodes left out when the blocks were new.
 

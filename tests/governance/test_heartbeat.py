@@ -13,7 +13,8 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.operations.governance import GovernanceActivities, HeartbeatToTake
+from activities.operations.governance import GovernanceActivities
+from activities.operations.signatures import HeartbeatToTake
 from db.schema import SCHEMA_REVISION
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.events import HEARTBEAT, LOW_BALANCE, PlatformEvent

@@ -12,13 +12,8 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.operations.housekeeping import (
-    HousekeepingActivities,
-    IntentsToExpire,
-    PaymentsToPickUp,
-    Resume,
-    RowsToPrune,
-)
+from activities.operations.housekeeping import HousekeepingActivities, Resume
+from activities.operations.signatures import IntentsToExpire, PaymentsToPickUp, RowsToPrune
 from composition import singleton_workflows
 from db.operations.housekeeping import UnfinishedPayment
 from devstack.chain import payer_wallets

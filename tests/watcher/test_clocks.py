@@ -14,7 +14,8 @@ from uuid import UUID
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.operations.housekeeping import HousekeepingActivities, IntentsToExpire
+from activities.operations.housekeeping import HousekeepingActivities
+from activities.operations.signatures import IntentsToExpire
 from composition import singleton_workflows
 from devstack.processes import wait_until
 from domain.clocks import CHAIN_AHEAD_MAX, CHAIN_BEHIND_MAX, HOST_OFFSET_MAX, ClockOffsets, chain_offset

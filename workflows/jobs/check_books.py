@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+
+from workflows.publish import publish
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
-    from activities.ledger.integrity_scan import (
+    from activities.ledger.signatures import (
         AnnouncedChanges,
-        BookkeepingActivities,
+        BookkeepingSignatures,
         BooksChange,
         BooksReport,
         BooksToCheck,
     )
     from activities.messages import Message
-    from activities.operations.events import AnnouncementActivities
     from domain.operations.events import BOOKS_RESTORED, BOOKS_VIOLATED, PlatformEvent
     from workflows.naming import CHECK_BOOKS
     from workflows.policies import (
-        ANNOUNCE_START_TO_CLOSE,
         BATCHES_HEARTBEAT,
         BATCHES_RETRY,
-        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
         BOOKS_START_TO_CLOSE,
         JOB_RETRY,
         JOB_SCHEDULE_TO_CLOSE,
@@ -53,7 +51,7 @@ class CheckBooks:
 
     async def _check(self, wanted: CheckBooksInput) -> BooksReport:
         return await workflow.execute_activity_method(
-            BookkeepingActivities.check_books,
+            BookkeepingSignatures.check_books,
             BooksToCheck(full=wanted.full),
             start_to_close_timeout=BOOKS_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
@@ -63,23 +61,12 @@ class CheckBooks:
 
     async def _announce(self, change: BooksChange) -> bool:
         """Whether it arrived. Where not, it is still to be told, and the next run does."""
-        try:
-            await workflow.execute_activity_method(
-                AnnouncementActivities.announce,
-                _event(change),
-                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
-                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
-                retry_policy=JOB_RETRY,
-                summary=f"announce: {change.detail}"[:200],
-            )
-        except ActivityError as error:
-            workflow.logger.error("a change of the books could not be announced: %s", error.cause)
-            return False
-        return True
+        summary = f"announce: {change.detail}"[:200]
+        return await publish(_event(change), summary=summary, what="a change of the books")
 
     async def _note_announced(self, announced: list[BooksChange]) -> None:
         await workflow.execute_activity_method(
-            BookkeepingActivities.note_books_announced,
+            BookkeepingSignatures.note_books_announced,
             AnnouncedChanges(
                 opened=tuple(change.id for change in announced if not change.is_resolved),
                 resolved=tuple(change.id for change in announced if change.is_resolved),

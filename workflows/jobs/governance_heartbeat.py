@@ -5,19 +5,23 @@ from __future__ import annotations
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from workflows.publish import publish
+
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
     from activities.messages import Message
-    from activities.operations.events import AnnouncementActivities
-    from activities.operations.governance import GovernanceActivities, HeartbeatRef, HeartbeatToTake, TakenHeartbeat
+    from activities.operations.signatures import (
+        GovernanceSignatures,
+        HeartbeatRef,
+        HeartbeatToTake,
+        TakenHeartbeat,
+    )
     from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
     from domain.operations.events import HEARTBEAT, PlatformEvent
     from domain.operations.governance import DEFAULT_LOW_BALANCE_CREDITS, Heartbeat, heartbeat_event, low_balance_event
     from workflows.naming import GOVERNANCE_HEARTBEAT
     from workflows.policies import (
-        ANNOUNCE_START_TO_CLOSE,
-        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
         JOB_RETRY,
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
@@ -54,7 +58,7 @@ class GovernanceHeartbeat:
     async def _take(self, wanted: HeartbeatInput, scheduled_run: ScheduledRun) -> TakenHeartbeat:
         try:
             return await workflow.execute_activity_method(
-                GovernanceActivities.take_heartbeat,
+                GovernanceSignatures.take_heartbeat,
                 HeartbeatToTake(
                     key=scheduled_run.key,
                     scheduled_at=scheduled_run.scheduled_at,
@@ -73,23 +77,11 @@ class GovernanceHeartbeat:
 
     async def _announce(self, event: PlatformEvent) -> bool:
         """Whether it arrived. Where not, the next heartbeat comes all the same."""
-        try:
-            await workflow.execute_activity_method(
-                AnnouncementActivities.announce,
-                event,
-                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
-                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
-                retry_policy=JOB_RETRY,
-                summary=f"announce {event.type}",
-            )
-        except ActivityError as error:
-            workflow.logger.error("%s could not be announced: %s", event.type, error.cause)
-            return False
-        return True
+        return await publish(event, summary=f"announce {event.type}", what=event.type)
 
     async def _note_announced(self, low: Heartbeat) -> None:
         await workflow.execute_activity_method(
-            GovernanceActivities.low_balance_announced,
+            GovernanceSignatures.low_balance_announced,
             HeartbeatRef(key=low.key),
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,

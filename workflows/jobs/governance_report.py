@@ -13,8 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
     from activities.messages import Message
-    from activities.operations.events import AnnouncementActivities
-    from activities.operations.governance import GovernanceActivities, SpanToReport
+    from activities.operations.signatures import EventSignatures, GovernanceSignatures, SpanToReport
     from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
     from domain.operations.events import GOVERNANCE_REPORT as REPORT_EVENT
     from domain.operations.events import PlatformEvent
@@ -45,7 +44,7 @@ class GovernanceReport:
         """The story of a report."""
         scheduled_run = this_scheduled_run()
         income: Income = await workflow.execute_activity_method(
-            GovernanceActivities.read_income,
+            GovernanceSignatures.read_income,
             SpanToReport(
                 since=scheduled_run.scheduled_at - timedelta(hours=wanted.hours), until=scheduled_run.scheduled_at
             ),
@@ -55,7 +54,7 @@ class GovernanceReport:
             summary=f"read what moved the system tenant's account in {wanted.hours} h",
         )
         await workflow.execute_activity_method(
-            AnnouncementActivities.announce,
+            EventSignatures.announce,
             PlatformEvent(
                 id=f"{REPORT_EVENT}:{scheduled_run.key}",
                 type=REPORT_EVENT,

@@ -12,12 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
     from activities.messages import Message
-    from activities.operations.housekeeping import (
-        HousekeepingActivities,
-        IntentsToExpire,
-        PaymentsToPickUp,
-        RowsToPrune,
-    )
+    from activities.operations.signatures import HousekeepingSignatures, IntentsToExpire, PaymentsToPickUp, RowsToPrune
     from workflows.naming import HOUSEKEEPING
     from workflows.policies import (
         BATCHES_HEARTBEAT,
@@ -94,7 +89,7 @@ class Housekeeping:
 
     async def _expire_intents(self, wanted: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(
-            HousekeepingActivities.expire_intents,
+            HousekeepingSignatures.expire_intents,
             IntentsToExpire(
                 due_at=workflow.now() - timedelta(seconds=wanted.expiry_grace_seconds),
                 batch_size=wanted.batch_size,
@@ -109,7 +104,7 @@ class Housekeeping:
 
     async def _prune(self, wanted: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(
-            HousekeepingActivities.prune_expired_rows,
+            HousekeepingSignatures.prune_expired_rows,
             RowsToPrune(idempotency_keys_hours=wanted.idempotency_keys_hours, batch_size=wanted.batch_size),
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
@@ -120,7 +115,7 @@ class Housekeeping:
 
     async def _pick_up(self, wanted: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(
-            HousekeepingActivities.pick_up_payments,
+            HousekeepingSignatures.pick_up_payments,
             PaymentsToPickUp(
                 submitted_before=workflow.now() - timedelta(seconds=wanted.pick_up_after_seconds),
                 credited_since=workflow.now() - timedelta(hours=wanted.look_back_hours),
@@ -138,7 +133,7 @@ class Housekeeping:
 
     async def _ensure_singletons(self, _: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(
-            HousekeepingActivities.ensure_standing_workflows,
+            HousekeepingSignatures.ensure_standing_workflows,
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+
+from workflows.publish import publish
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
     from activities.messages import Message
-    from activities.operations.events import AnnouncementActivities
-    from activities.operations.reconciliation import PeriodToReconcile, ReconciliationActivities
+    from activities.operations.signatures import PeriodToReconcile, ReconciliationSignatures
     from domain.operations.events import RECONCILED, PlatformEvent
     from domain.operations.reconciliation import Report
     from workflows.naming import RECONCILE
     from workflows.policies import (
-        ANNOUNCE_START_TO_CLOSE,
         BATCHES_HEARTBEAT,
-        BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
-        JOB_RETRY,
         RECONCILE_RETRY,
         RECONCILE_START_TO_CLOSE,
     )
@@ -64,7 +61,7 @@ class Reconcile:
 
     async def _reconcile(self, wanted: ReconcileInput) -> Report:
         return await workflow.execute_activity_method(
-            ReconciliationActivities.reconcile,
+            ReconciliationSignatures.reconcile,
             PeriodToReconcile(hours=wanted.hours, chain_id=wanted.chain_id),
             start_to_close_timeout=RECONCILE_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
@@ -73,18 +70,8 @@ class Reconcile:
         )
 
     async def _announce(self, report: Report) -> None:
-        try:
-            await workflow.execute_activity_method(
-                AnnouncementActivities.announce,
-                _event(report),
-                start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
-                schedule_to_close_timeout=BEAT_ANNOUNCE_SCHEDULE_TO_CLOSE,
-                retry_policy=JOB_RETRY,
-                summary="announce the reconciliation",
-            )
-        except ActivityError as error:
-            # The assertion is stored and the findings are told of by themselves.
-            workflow.logger.error("the reconciliation could not be announced: %s", error.cause)
+        # Whether it arrives or not: the assertion is stored and the findings are told of by themselves.
+        await publish(_event(report), summary="announce the reconciliation", what="the reconciliation")
 
     def _set_status(self, report: Report) -> None:
         words = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"

@@ -6,7 +6,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages import Rescan
-    from activities.transfers.watch_chain import WatchingActivities
+    from activities.transfers.signatures import WatchingSignatures
     from domain.transfers.rescan import RescanReport
     from workflows.naming import RESCAN_CHAIN
     from workflows.policies import RESCAN_HEARTBEAT, RESCAN_RETRY, RESCAN_SCHEDULE_TO_CLOSE
@@ -20,7 +20,7 @@ class RescanChain:
     async def run(self, rescan: Rescan) -> RescanReport:
         """Read the last blocks again, with every endpoint."""
         report = await workflow.execute_activity_method(
-            WatchingActivities.rescan_chain,
+            WatchingSignatures.rescan_chain,
             rescan,
             schedule_to_close_timeout=RESCAN_SCHEDULE_TO_CLOSE,
             heartbeat_timeout=RESCAN_HEARTBEAT,
