@@ -59,9 +59,11 @@ unit: install
 bench: install ## Settlements and postings per second, as ratios against bare ones
 	@$(BIN)/settle bench
 
-histories: install ## Record the workflow's histories of every path anew
+histories: install ## Record the histories of every workflow's paths anew
 	$(BIN)/python -m tests.workflow.record_histories
 	$(BIN)/python -m tests.reconciliation.record_histories
+	$(BIN)/python -m tests.watcher.record_histories
+	$(BIN)/python -m tests.schedules.record_histories
 
 openapi: install ## Write docs/openapi.json anew
 	$(BIN)/python -m tests.api.write_openapi

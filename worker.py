@@ -61,11 +61,8 @@ from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
 from telemetry.metrics.worker import observe_rpc_request
-from workflows.jobs import discover
+from workflows import registry
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
-from workflows.resolve_finding import ResolveFinding
-from workflows.verify_and_settle import VerifyAndSettle
-from workflows.watch_chain import WatchChain
 
 GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
 """As long as a ledger activity may take: a worker that is asked to stop finishes what it has begun."""
@@ -300,7 +297,7 @@ def build_worker(
     announcements = AnnouncementActivities(publish)
     watching = _watching(settings, scope, chain, service, submit=payments.submit, publish=publish)
     parts: dict[str, Any] = dict(
-        workflows=[VerifyAndSettle, WatchChain, ResolveFinding, *(job.workflow for job in discover().values())],
+        workflows=registry.WORKFLOWS,
         activities=[
             payer.record_submission,
             payer.credit_buyer,

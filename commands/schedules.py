@@ -16,7 +16,7 @@ from starter.schedule_file import load_schedules
 from starter.schedules import Change, Planned, ScheduleView, apply_schedules, plan_schedules, read_schedules
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
-from workflows.jobs import discover
+from workflows.registry import JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
 
 def check_file(settings: Settings) -> None:
     """Raise `ConfigurationError` where the schedules' file cannot be applied."""
-    load_schedules(settings.schedules_file, discover(), chain_id=settings.chain_id)
+    load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
 
 
 async def _plan(client: Client, settings: Settings) -> Plan:
-    wanted = load_schedules(settings.schedules_file, discover(), chain_id=settings.chain_id)
+    wanted = load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
     standing = singleton_workflows(settings)
     schedules = await plan_schedules(client, wanted, chain_id=settings.chain_id)
     return Plan(schedules, standing, await list_missing(client, standing))

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from domain.errors import ConfigurationError
-from workflows.jobs import CHAIN_FIELD, Job
+from workflows.registry import CHAIN_FIELD, Job
 
 DEFAULT_FILE: Final = Path(__file__).with_name("schedules.yaml")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from aiohttp import web
+from pydantic import BaseModel
 from structlog.testing import capture_logs
+from temporalio import workflow
 from temporalio.client import (
     ScheduleActionExecutionStartWorkflow,
     ScheduleOverlapPolicy,
@@ -17,7 +16,6 @@ from temporalio.client import (
     WorkflowExecutionStatus,
 )
 
-import workflows.jobs
 from devstack.processes import wait_until
 from domain.operations.events import HEARTBEAT, LOW_BALANCE
 from starter.schedule_file import parse_schedules
@@ -27,8 +25,9 @@ from tests.governance.conftest import Heard, working
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.sink import Sink
 from tests.support.sql import query
-from workflows.jobs import discover
+from workflows import registry
 from workflows.naming import schedule_id
+from workflows.registry import JOBS
 
 FILE = """
 schedules:
@@ -42,7 +41,7 @@ schedules:
 async def apply(engine: Engine, text: str) -> None:
     client = engine.namespace.client
     chain_id = engine.chain.chain_id
-    wanted = parse_schedules(text, discover(), where="the file", chain_id=chain_id)
+    wanted = parse_schedules(text, registry.JOBS, where="the file", chain_id=chain_id)
     await apply_schedules(client, await plan_schedules(client, wanted, chain_id=chain_id))
 
 
@@ -119,54 +118,25 @@ async def test_a_receiver_that_is_down_stops_no_heartbeat_and_the_log_has_each_e
     ) == [(True, False), (False, True)]
 
 
-DROPPED_IN = """
-from pydantic import BaseModel
-from temporalio import workflow
-
-
 class GreetingInput(BaseModel):
     name: str = "nobody"
 
 
-# In the product this folder is a package that the sandbox loads; a test's folder is not.
+# In the product this module is one of a package that the sandbox loads; a test is not.
 @workflow.defn(name="Greeting", sandboxed=False)
 class Greeting:
     @workflow.run
     async def run(self, wanted: GreetingInput) -> str:
         return f"hello {wanted.name}"
-"""
 
 
-@pytest.fixture
-def dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that is looked through for jobs as well."""
-    monkeypatch.setattr(workflows.jobs, "__path__", [*workflows.jobs.__path__, str(tmp_path)])
-    yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("workflows.jobs.dropped")]:
-        del sys.modules[name]
-
-
-async def test_a_job_is_added_with_one_module_and_one_entry(engine: Engine, heard: Heard, dropped_in: Path) -> None:
-    (dropped_in / "dropped_in.py").write_text(DROPPED_IN)
+async def test_a_job_is_added_with_one_module_one_line_and_one_entry(
+    engine: Engine, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "JOBS", {**JOBS, "Greeting": registry.Job("Greeting", Greeting, GreetingInput)})
+    monkeypatch.setattr(registry, "WORKFLOWS", (*registry.WORKFLOWS, Greeting))
     await apply(engine, FILE + "  greeting: {job: Greeting, every: 1d, input: {name: Ada}}\n")
     async with working(engine, heard.publish):
         run = await trigger(engine, "greeting")
         result = await engine.namespace.client.get_workflow_handle(run.id).result()
     assert (run.status, result) == (WorkflowExecutionStatus.COMPLETED, "hello Ada")
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        (("@workflow.defn", "# "), "wants one workflow, has 0"),
-        (('= "nobody"', ""), "GreetingInput.name wants a default"),
-        (("wanted: GreetingInput", "wanted: str"), "wants one pydantic model as its only argument"),
-        ((", wanted: GreetingInput", ""), "wants one pydantic model as its only argument"),
-        (('"Greeting"', '"Housekeeping"'), "hold a job of the same name"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_module_that_holds_no_job_is_said_so_at_once(dropped_in: Path, changed: tuple[str, str], words: str) -> None:
-    (dropped_in / "dropped_wrong.py").write_text(DROPPED_IN.replace(*changed))
-    with pytest.raises(TypeError, match=words):
-        discover()

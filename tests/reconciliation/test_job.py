@@ -20,9 +20,9 @@ from tests.support.payments import CHAIN_ID
 from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import query
 from workflows import policies
-from workflows.jobs import discover
 from workflows.jobs.reconcile import Reconcile, Reconciled, ReconcileInput
 from workflows.naming import RECONCILE
+from workflows.registry import JOBS
 
 
 class Listener:
@@ -55,7 +55,7 @@ async def _run(namespace: Namespace, books: Books, folder: Path, listener: Liste
 
 
 def test_a_schedule_may_name_it() -> None:
-    assert discover()[RECONCILE].input_model is ReconcileInput
+    assert JOBS[RECONCILE].input_model is ReconcileInput
     assert ReconcileInput().hours == 24
 
 

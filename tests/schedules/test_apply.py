@@ -35,8 +35,8 @@ from starter.schedules import (
 )
 from starter.temporal import connect
 from tests.support.servers import Namespace
-from workflows.jobs import discover
 from workflows.naming import PLATFORM_TASK_QUEUE, SCHEDULE_MEMO, schedule_id, schedule_name_of
+from workflows.registry import JOBS
 
 PATIENCE_SECONDS = 30.0
 CHAIN = 8453
@@ -76,7 +76,7 @@ async def listed(client: Client, *names: str) -> None:
 
 
 async def test_the_first_time_everything_is_created_and_the_second_time_nothing_is_done(namespace: Namespace) -> None:
-    wanted = load_schedules(None, discover(), chain_id=CHAIN)
+    wanted = load_schedules(None, JOBS, chain_id=CHAIN)
     assert set((await changes(namespace.client, *wanted)).values()) == {Change.CREATE}
     await apply(namespace.client, *wanted)
     assert set((await changes(namespace.client, *wanted)).values()) == {Change.UNCHANGED}

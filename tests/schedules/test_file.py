@@ -16,9 +16,8 @@ from starter.schedule_file import (
     parse_schedules,
     show_duration,
 )
-from workflows.jobs import discover
+from workflows.registry import JOBS
 
-JOBS = discover()
 CHAIN = 8453
 
 

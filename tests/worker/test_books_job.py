@@ -21,9 +21,9 @@ from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect, query
 from worker import build_worker
 from workflows import policies
-from workflows.jobs import discover
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
 from workflows.naming import CHECK_BOOKS
+from workflows.registry import JOBS
 
 SPOIL: Final = "UPDATE billing_accounts SET balance_credits = balance_credits + %s WHERE is_system_tenant"
 
@@ -137,7 +137,7 @@ async def test_what_the_receiver_did_not_take_is_announced_by_the_next_check(
 
 
 async def test_the_job_is_found_by_its_name_and_takes_nothing_for_an_ordinary_check() -> None:
-    job = discover()[CHECK_BOOKS]
+    job = JOBS[CHECK_BOOKS]
     assert (job.workflow, job.input_model) == (CheckBooks, CheckBooksInput)
     assert CheckBooksInput().full is False
 

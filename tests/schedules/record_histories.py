@@ -1,0 +1,194 @@
+"""Record a history of every scheduled job: `make histories`, or `python -m tests.schedules.record_histories`.
+
+To be run by hand after a change that is meant to change histories, and the files committed with that change. A job's
+run is short, but `CheckBooks` may take eleven hours, and one that a new worker goes on with must replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
+from activities.messages import Rescan
+from activities.operations.signatures import (
+    Done,
+    HeartbeatRef,
+    HeartbeatToTake,
+    IntentsToExpire,
+    PaymentsToPickUp,
+    PeriodToReconcile,
+    RowsToPrune,
+    SingletonWorkflows,
+    SpanToReport,
+    TakenHeartbeat,
+)
+from devstack.processes import quiet_port
+from devstack.temporal import EmbeddedTemporal
+from domain.operations.events import PlatformEvent
+from domain.operations.governance import Heartbeat, HeartbeatStatus, Income
+from domain.operations.reconciliation import Period, Report, Totals
+from domain.transfers.rescan import RescanReport
+from starter.temporal import connect
+from tests.support.servers import TASK_QUEUE
+from tests.workflow.paths import RECORDER
+from tests.workflow.record_histories import without_traces
+from workflows.registry import JOBS
+
+HISTORIES: Final = Path(__file__).parent / "histories"
+NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+DEAF: Final = "_that_nobody_hears_of"
+BROKEN: Final = "_that_fails"
+
+PATHS: Final[dict[str, str]] = {
+    "CheckBooks": "CheckBooks",
+    f"CheckBooks{DEAF}": "CheckBooks",
+    "GovernanceHeartbeat": "GovernanceHeartbeat",
+    f"GovernanceHeartbeat{DEAF}": "GovernanceHeartbeat",
+    f"GovernanceHeartbeat{BROKEN}": "GovernanceHeartbeat",
+    "GovernanceReport": "GovernanceReport",
+    "Housekeeping": "Housekeeping",
+    f"Housekeeping{BROKEN}": "Housekeeping",
+    "Reconcile": "Reconcile",
+    f"Reconcile{DEAF}": "Reconcile",
+    "RescanChain": "RescanChain",
+}
+"""Path and job. With a receiver of events that takes none; with a database that answers no."""
+
+
+class Script:
+    """Activities as the product's, without a database or a chain."""
+
+    def __init__(self, path: str) -> None:
+        self._is_deaf = path.endswith(DEAF)
+        self._is_broken = path.endswith(BROKEN)
+
+    def activities(self) -> list[Callable[..., Any]]:
+        """What the worker runs."""
+        return [value for name in dir(self) if hasattr(value := getattr(self, name), "__temporal_activity_definition")]
+
+    @activity.defn
+    async def announce(self, event: PlatformEvent) -> None:
+        if self._is_deaf:
+            raise ApplicationError("the receiver takes no event", type="EVENT_NOT_DELIVERED", non_retryable=True)
+
+    @activity.defn
+    async def check_books(self, wanted: BooksToCheck) -> BooksReport:
+        changes = tuple(
+            BooksChange(id=number, check="balance", subject="account", detail="off", at=NOON, is_resolved=number == 2)
+            for number in (1, 2)
+        )
+        return BooksReport(entries_checked=7, violations_open=1, changes=changes)
+
+    @activity.defn
+    async def note_books_announced(self, announced: AnnouncedChanges) -> None:
+        pass
+
+    @activity.defn
+    async def take_heartbeat(self, wanted: HeartbeatToTake) -> TakenHeartbeat:
+        if self._is_broken:
+            raise ApplicationError("no database", type="DATABASE_UNAVAILABLE", non_retryable=True)
+        heartbeat = Heartbeat(
+            key=wanted.key,
+            scheduled_at=NOON,
+            status=HeartbeatStatus.LOW,
+            account_present=True,
+            is_flagged=True,
+            balance_credits=1,
+            threshold_credits=2,
+            is_low=True,
+            crossed=True,
+            last_revenue_share_at=None,
+            schema_revision=None,
+            worker_version="0",
+            chain_id=1,
+            head_number=7,
+            head_age_seconds=1,
+            problems=(),
+        )
+        return TakenHeartbeat(heartbeat=heartbeat, low_balances=(heartbeat,))
+
+    @activity.defn
+    async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
+        pass
+
+    @activity.defn
+    async def read_income(self, span: SpanToReport) -> Income:
+        return Income(since=span.since, until=span.until, by_reason={}, balance_credits=1)
+
+    @activity.defn
+    async def expire_intents(self, wanted: IntentsToExpire) -> Done:
+        if self._is_broken:
+            raise ApplicationError("no database", type="DATABASE_UNAVAILABLE", non_retryable=True)
+        return Done(counts={"self": 1})
+
+    @activity.defn
+    async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:
+        return Done(counts={"sessions": 1})
+
+    @activity.defn
+    async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
+        return Done(counts={})
+
+    @activity.defn
+    async def ensure_standing_workflows(self) -> SingletonWorkflows:
+        return SingletonWorkflows()
+
+    @activity.defn
+    async def reconcile(self, wanted: PeriodToReconcile) -> Report:
+        period = Period(from_time=NOON, to_time=NOON)
+        return Report(chain_id=1, period=period, totals=Totals(), closes=True, counts={}, assertion_id=1)
+
+    @activity.defn
+    async def rescan_chain(self, rescan: Rescan) -> RescanReport:
+        return RescanReport(first=1, last=rescan.blocks, endpoints=("node",), added=1)
+
+
+async def _record(client: Client, path: str) -> str:
+    job = JOBS[PATHS[path]]
+    async with Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[job.workflow],
+        activities=Script(path).activities(),
+        identity=RECORDER,
+    ):
+        wanted: BaseModel = job.input_model()
+        handle = await client.start_workflow(job.name, wanted, id=path, task_queue=TASK_QUEUE)
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    return json.dumps(without_traces(json.loads((await handle.fetch_history()).to_json())), indent=1) + "\n"
+
+
+async def main() -> None:
+    """Record every path."""
+    HISTORIES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        server = EmbeddedTemporal(Path(folder), quiet_port())
+        await server.start()
+        try:
+            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
+            client.service_client.config.identity = RECORDER
+            for path in PATHS:
+                (HISTORIES / f"{path}.json").write_text(await _record(client, path))
+                sys.stdout.write(f"{path}\n")
+        finally:
+            await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

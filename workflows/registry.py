@@ -1,0 +1,72 @@
+"""Every workflow that a worker runs, and the scheduled jobs among them.
+
+Not in `workflows.jobs`: the sandbox loads a workflow's package anew for every run, and needs one module of it only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from activities.messages import Rescan
+from workflows.jobs.check_books import CheckBooks, CheckBooksInput
+from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
+from workflows.jobs.governance_report import GovernanceReport, ReportInput
+from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput
+from workflows.jobs.reconcile import Reconcile, ReconcileInput
+from workflows.jobs.rescan_chain import RescanChain
+from workflows.naming import (
+    CHECK_BOOKS,
+    GOVERNANCE_HEARTBEAT,
+    GOVERNANCE_REPORT,
+    HOUSEKEEPING,
+    RECONCILE,
+    RESCAN_CHAIN,
+)
+from workflows.resolve_finding import ResolveFinding
+from workflows.verify_and_settle import VerifyAndSettle
+from workflows.watch_chain import WatchChain
+
+CHAIN_FIELD: Final = "chain_id"
+"""Field of a job's input that says for which chain it works; a job without it works for the platform."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One kind of scheduled workflow. `input_model` can be made without arguments."""
+
+    name: str
+    workflow: type[Any]
+    input_model: type[BaseModel]
+
+    @property
+    def is_of_one_chain(self) -> bool:
+        """Whether each chain has a schedule of its own for it."""
+        return CHAIN_FIELD in self.input_model.model_fields
+
+
+JOBS: Final[Mapping[str, Job]] = MappingProxyType(
+    {
+        job.name: job
+        for job in (
+            Job(CHECK_BOOKS, CheckBooks, CheckBooksInput),
+            Job(GOVERNANCE_HEARTBEAT, GovernanceHeartbeat, HeartbeatInput),
+            Job(GOVERNANCE_REPORT, GovernanceReport, ReportInput),
+            Job(HOUSEKEEPING, Housekeeping, HousekeepingInput),
+            Job(RECONCILE, Reconcile, ReconcileInput),
+            Job(RESCAN_CHAIN, RescanChain, Rescan),
+        )
+    }
+)
+"""What `settle schedules apply` accepts as `job:`, and the model's fields as `input:`."""
+
+WORKFLOWS: Final[tuple[type[Any], ...]] = (
+    VerifyAndSettle,
+    WatchChain,
+    ResolveFinding,
+    *(job.workflow for job in JOBS.values()),
+)
