@@ -14,7 +14,8 @@ from typing import Final, Self
 import aiohttp
 
 from commands.schedules import apply_quietly, check_file
-from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE, migrate
+from db.migrate import migrate
+from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from devstack.chain import payer_wallets
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically

@@ -16,20 +16,16 @@ from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from db import functions, migrations
+from db import functions, migrations, rights
 from db.address import parse_address
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
 from db.logins import Login, LoginResult, try_login
 from db.outages import as_unavailable
 from db.pooler import refuse_pooler
+from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
 from domain.errors import ConfigurationError, StartupCheckFailed
-
-APP_ROLE: Final = "settle_app"
-SETTLEMENT_ROLE: Final = "settle_settlement"
-SERVICE_ROLE: Final = "settle_service"
-OPERATOR_ROLE: Final = "settle_operator"
 
 _LOCK_KEY: Final = 0x5E771E
 """Advisory lock: two migrations at once take turns."""
@@ -68,7 +64,7 @@ def migrate(
     set_passwords: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Migrated:
-    """Create missing roles, upgrade the schema to the code's revision, bring functions up to date, and seed.
+    """Create missing roles, upgrade the schema to the code's revision, bring functions and rights up to date, and seed.
 
     The roles get the passwords of their addresses; a role that exists keeps the one it has, unless `set_passwords`.
     The operators' role is made only where it has an address. With `expand_only` nothing is taken away that processes of
@@ -109,8 +105,9 @@ def migrate(
             for step in (
                 # The functions' present text needs all that was added, and nothing that is still to be taken away.
                 lambda: _upgrade(connection, _target(before, expand_only=True)),
-                lambda: _bring_functions_up_to_date(connection, on_progress),
+                lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
                 lambda: _upgrade(connection, revision),
+                lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
                 lambda: _seed(connection, with_operators=bool(operator_url)),
             ):
                 patiently(connection, step, watch=watch, on_progress=on_progress)
@@ -161,9 +158,15 @@ def _upgrade(connection: Connection, revision: str) -> None:
     connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
 
 
-def _bring_functions_up_to_date(connection: Connection, on_progress: Callable[[str], None]) -> None:
+def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
+    """Functions and who may do what, together: a new function is nobody's to call before it has its rights."""
+    is_contracted = _revision(connection) == SCHEMA_REVISION
+    driver = _driver(connection)
     with connection.begin():
-        changed = functions.bring_up_to_date(_driver(connection))
+        changed = functions.bring_up_to_date(driver)
+        rights.bring_up_to_date(
+            driver, functions=functions.load(), with_operators=with_operators, is_contracted=is_contracted
+        )
     if changed:
         on_progress(f"functions brought up to date: {', '.join(changed)}")
 

@@ -8,107 +8,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db import functions, rights
 from db.engine import OperatorDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
-from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION
+from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION, Base
 from domain.errors import DatabaseUnavailable, StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
 RUN_MIGRATE: Final = "run: settle migrate"
 
-_SUBMITTED_COLUMNS: Final = ("status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count")
-_EVENT_COLUMNS: Final = ("attempt_id", "event_type", "from_status", "to_status", "error_code", "metadata")
-_INTENT_COLUMNS: Final = (
-    "id",
-    "billing_account_id",
-    "from_address",
-    "chain_id",
-    "token",
-    "to_address",
-    "amount_raw",
-    "amount_usd_cents",
-    "purpose",
-    "status",
-    "expires_at",
-    "created_at",
-)
-_TRANSFER_COLUMNS: Final = (
-    "chain_id",
-    "tx_hash",
-    "log_index",
-    "attempt_id",
-    "block_number",
-    "block_hash",
-    "from_address",
-    "value_raw",
-    "surplus_raw",
-    "unapplied_raw",
-)
-
-
-def _columns(table: str, right: str, columns: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(f"{table}.{column} {right}" for column in columns)
-
-
-def _tables(rights: dict[str, tuple[str, ...]]) -> frozenset[str]:
-    return frozenset(f"{table} {right}" for table, of_table in rights.items() for right in of_table)
-
-
-WRITES: Final[dict[str, frozenset[str]]] = {
-    "settle_app": _columns("payment_attempts", "INSERT", _INTENT_COLUMNS)
-    | _columns("payment_attempts", "UPDATE", _SUBMITTED_COLUMNS)
-    | _columns("payment_events", "INSERT", _EVENT_COLUMNS)
-    | _columns("idempotency_keys", "INSERT", ("billing_account_id", "key", "request_hash", "answer")),
-    "settle_settlement": _columns("payment_attempts", "UPDATE", (*_SUBMITTED_COLUMNS, "revenue_share"))
-    | _columns("payment_events", "INSERT", _EVENT_COLUMNS)
-    | _columns("settled_transfers", "INSERT", _TRANSFER_COLUMNS),
-    "settle_service": _columns("payment_attempts", "INSERT", _INTENT_COLUMNS)
-    | _columns("payment_attempts", "UPDATE", (*_SUBMITTED_COLUMNS, "revenue_share"))
-    | _tables(
-        {
-            "payment_events": ("INSERT",),
-            "settled_transfers": ("INSERT",),
-            "transfer_finality": ("INSERT",),
-            "observed_transfers": ("INSERT", "UPDATE", "DELETE"),
-            "non_payers": ("INSERT",),
-            "orphaned_transfers": ("INSERT",),
-            "payment_destinations": ("INSERT", "UPDATE"),
-            "chain_cursors": ("INSERT", "UPDATE", "DELETE"),
-            "chain_gaps": ("INSERT", "UPDATE"),
-            "watched_blocks": ("INSERT", "UPDATE", "DELETE"),
-            "findings": ("INSERT", "UPDATE"),
-            "operator_actions": ("INSERT",),
-            "transfer_credits": ("INSERT",),
-            "balance_assertions": ("INSERT",),
-            "books_checkpoints": ("UPDATE",),
-            "books_checks": ("UPDATE",),
-            "books_violations": ("INSERT", "UPDATE"),
-            "governance_heartbeats": ("INSERT", "UPDATE"),
-        }
-    ),
-    "settle_operator": frozenset(),
-}
-"""What each role may write, "TABLE RIGHT" or "TABLE.COLUMN RIGHT"; every other right to write is too much."""
-
-BEFORE_CONTRACT: Final[dict[str, frozenset[str]]] = {
-    "settle_app": _tables(
-        {"payment_events": ("INSERT",), "settled_transfers": ("INSERT",), "idempotency_keys": ("INSERT",)}
-    )
-    | _columns("payment_attempts", "UPDATE", ("revenue_share",))
-    | {"post_own_purchase()"},
-}
-"""What a role still has while workers of the version before may run: revision 0005 takes it."""
-
 SHOWN_MAX: Final = 6
 """How many rights that are too much a message names."""
-
-RESERVED_FUNCTIONS: Final[dict[str, frozenset[str]]] = {
-    "post_entry": frozenset({"settle_service"}),
-    "post_own_purchase": frozenset({"settle_settlement"}),
-    "prune_expired": frozenset({"settle_service"}),
-    "end_sessions_of_wallet": frozenset({"settle_service"}),
-    "open_session": frozenset({"settle_app"}),
-}
-"""Functions with the owner's rights that are too much for any other role."""
 
 PROOF_SECONDS_MAX: Final = 30.0
 """Somebody of the role proves every five seconds that it can write, and is not that slow."""
@@ -182,7 +91,7 @@ async def check_tenant_database(database: TenantDatabase) -> None:
     """Schema, system tenant, and no more rights than role settle_app has. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
         await _check_revision(connection)
-        await _check_rights(connection, setting="DATABASE_URL", role="settle_app")
+        await _check_rights(connection, setting="DATABASE_URL", role=rights.APP_ROLE)
         await _check_protection(connection)
         await _check_system_tenant(connection)
 
@@ -191,7 +100,7 @@ async def check_settlement_database(database: SettlementDatabase) -> None:
     """The same for role settle_settlement. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
         await _check_revision(connection)
-        await _check_rights(connection, setting="SETTLEMENT_DATABASE_URL", role="settle_settlement")
+        await _check_rights(connection, setting="SETTLEMENT_DATABASE_URL", role=rights.SETTLEMENT_ROLE)
         await _check_protection(connection)
         await _check_system_tenant(connection)
 
@@ -199,7 +108,7 @@ async def check_settlement_database(database: SettlementDatabase) -> None:
 async def check_answers(database: TenantDatabase) -> None:
     """The server is there, and its role has no more rights than it needs. Raises `SettleError`."""
     async with database.unscoped() as connection:
-        await _check_rights(connection, setting="DATABASE_URL", role="settle_app")
+        await _check_rights(connection, setting="DATABASE_URL", role=rights.APP_ROLE)
 
 
 async def check_schema(database: TenantDatabase) -> None:
@@ -221,7 +130,7 @@ async def check_operator_database(database: OperatorDatabase) -> None:
     async with database.transaction() as transaction:
         connection = transaction.connection
         await _check_revision(connection)
-        await _check_rights(connection, setting="OPERATOR_DATABASE_URL", role="settle_operator")
+        await _check_rights(connection, setting="OPERATOR_DATABASE_URL", role=rights.OPERATOR_ROLE)
 
 
 async def check_service_database(database: ServiceDatabase) -> None:
@@ -229,7 +138,7 @@ async def check_service_database(database: ServiceDatabase) -> None:
     async with database.transaction() as transaction:
         connection = transaction.connection
         await _check_revision(connection)
-        await _check_rights(connection, setting="SERVICE_DATABASE_URL", role="settle_service")
+        await _check_rights(connection, setting="SERVICE_DATABASE_URL", role=rights.SERVICE_ROLE)
         await _check_protection(connection)
         await _check_system_tenant(connection)
 
@@ -281,8 +190,9 @@ async def _check_revision(connection: AsyncConnection) -> None:
 
 
 async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:
-    may_bypass_row_level_security = role == "settle_service"
-    asked = {"roles": list(WRITES), "harmless": list(HARMLESS_ROLES), "reserved": list(RESERVED_FUNCTIONS)}
+    may_bypass_row_level_security = role == rights.SERVICE_ROLE
+    reserved = [name for name in functions.load() if rights.EVERYBODY not in rights.FUNCTIONS.get(name, ())]
+    asked = {"roles": list(rights.ROLES), "harmless": list(HARMLESS_ROLES), "reserved": reserved}
     row = (await connection.execute(_RIGHTS, asked)).one()
     may_do = await _excess(connection, role, row.may_do)
     may_change = [right for right in may_do if not right.endswith("()")]
@@ -301,7 +211,7 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
             (f"may change what it should not ({', '.join(may_change[:SHOWN_MAX])})", bool(may_change)),
             ("may post to every account", "post_entry()" in may_do),
             (f"may call what it should not ({', '.join(may_call)})", bool(may_call)),
-            ("may write", bool(may_change) and role == "settle_operator"),
+            ("may write", bool(may_change) and role == rights.OPERATOR_ROLE),
         )
         if found
     ]
@@ -313,7 +223,7 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
     if may_bypass_row_level_security and not row.sees_all:
         mend = (
             f"as a superuser run: ALTER ROLE {row.role} BYPASSRLS"
-            if row.role == "settle_service"
+            if row.role == rights.SERVICE_ROLE
             else "use role settle_service as `settle migrate` makes it"
         )
         raise StartupCheckFailed(
@@ -323,13 +233,25 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
 
 async def _excess(connection: AsyncConnection, role: str, may_do: list[str]) -> list[str]:
     """The rights that are none of the role's."""
-    allowed = WRITES[role] | {f"{function}()" for function, roles in RESERVED_FUNCTIONS.items() if role in roles}
-    excess = [right for right in may_do if right not in allowed]
-    if excess and set(excess) <= BEFORE_CONTRACT.get(role, frozenset()):
+    excess = [right for right in may_do if right not in rights.written(role)]
+    if not excess:
+        return []
+    revision = (await connection.execute(_REVISION)).scalar_one_or_none()
+    if revision not in KNOWN_REVISIONS:
+        # A newer version has brought the schema up to date: what it has added is for its own start-up check.
+        return [right for right in excess if _is_known(right)]
+    if revision == EXPANDED_REVISION and set(excess) <= rights.written_before_contract(role):
         # Between the two halves of an upgrade; what comes after the contracting revision has no excuse.
-        revision = (await connection.execute(_REVISION)).scalar_one_or_none()
-        return [] if revision == EXPANDED_REVISION else excess
+        return []
     return excess
+
+
+def _is_known(right: str) -> bool:
+    """Whether this version has the table, column or function that a right is to."""
+    if right.endswith("()"):
+        return True
+    table, _, column = right.partition(" ")[0].partition(".")
+    return table in rights.TABLES and (not column or column in Base.metadata.tables[table].columns)
 
 
 async def _check_protection(connection: AsyncConnection) -> None:

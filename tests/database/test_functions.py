@@ -66,6 +66,12 @@ async def test_the_functions_are_the_same_from_wherever_the_schema_comes(
         assert rights(old) == rights(database)
 
 
+async def test_a_migration_that_finds_all_functions_as_they_should_be_writes_none(database: Database) -> None:
+    before = query(database.superuser_url, WHOLE_TABLE)
+    await migrate_database(database)
+    assert query(database.superuser_url, WHOLE_TABLE) == before
+
+
 @pytest.mark.parametrize("expand_only", [False, True])
 @pytest.mark.parametrize(
     "damage",

@@ -1,161 +1,176 @@
-"""What the roles may do at all, as a table: everything that is not listed is refused."""
+"""What the roles may do at all: what db/rights.py lists, as the server sees it, and nothing else."""
 
 from __future__ import annotations
+
+import asyncio
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
+from db import functions, rights
+from db.migrate import migrate
+from db.rights import APP_ROLE, EVERYBODY, SERVICE_ROLE, SETTLEMENT_ROLE
+from db.schema import Base
 from tests.database.conftest import TwoTenants
+from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import connect, query, refused, scalar
 
-INTENT = (
-    "amount_raw amount_usd_cents billing_account_id chain_id created_at expires_at from_address id purpose status"
-    " to_address token"
-)
-SUBMISSION = "error_code expires_at status submission_count submitted_at tx_hash"
-CREDIT = "error_code expires_at revenue_share status submission_count submitted_at tx_hash"
-EVENT = "attempt_id error_code event_type from_status metadata to_status"
+ROLES = (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE)
 
-READ_BY_TENANTS = {
-    "alembic_version", "billing_accounts", "credit_ledger", "payment_attempts", "payment_events", "settled_transfers",
-    "users", "virtual_keys",
-}  # fmt: skip
-READ_BY_SERVICE = READ_BY_TENANTS | {
-    "books_checkpoints", "books_checks", "books_violations", "chain_cursors", "chain_gaps", "findings",
-    "governance_heartbeats",
-    "journal_lines", "ledger_accounts", "non_payers", "observed_transfers", "orphaned_transfers",
-    "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
-    "payment_destinations",
-}  # fmt: skip
-READ = {
-    "settle_app": READ_BY_TENANTS | {"idempotency_keys"},
-    "settle_settlement": READ_BY_TENANTS,
-    "settle_service": READ_BY_SERVICE,
-}
-WRITTEN: dict[str, dict[str, str]] = {
-    "settle_app": {},
-    "settle_settlement": {},
-    "settle_service": {
-        "books_checkpoints": "UPDATE",
-        "books_checks": "UPDATE",
-        "books_violations": "INSERT UPDATE",
-        "chain_cursors": "INSERT UPDATE DELETE",
-        "chain_gaps": "INSERT UPDATE",
-        "findings": "INSERT UPDATE",
-        "governance_heartbeats": "INSERT UPDATE",
-        "observed_transfers": "INSERT UPDATE DELETE",
-        "non_payers": "INSERT",
-        "orphaned_transfers": "INSERT",
-        "operator_actions": "INSERT",
-        "payment_destinations": "INSERT UPDATE",
-        "payment_events": "INSERT",
-        "settled_transfers": "INSERT",
-        "transfer_credits": "INSERT",
-        "balance_assertions": "INSERT",
-        "transfer_finality": "INSERT",
-        "watched_blocks": "INSERT UPDATE DELETE",
-    },
-}
-"""Whole tables."""
+MAY_TABLES = """
+    SELECT c.relname || ' ' || p FROM pg_class c,
+           unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) p
+     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+       AND has_table_privilege(%(role)s, c.oid, p)
+     UNION ALL
+    SELECT c.relname || '.' || a.attname || ' ' || p FROM pg_class c
+      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+           unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) p
+     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+       AND has_column_privilege(%(role)s, c.oid, a.attnum, p) AND NOT has_table_privilege(%(role)s, c.oid, p)
+"""
+MAY_CALL = """
+    SELECT proname || '()' FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+       AND has_function_privilege(%(role)s, oid, 'EXECUTE')
+"""
 
-COLUMNS: dict[str, dict[tuple[str, str], str]] = {
-    "settle_app": {
-        ("payment_attempts", "INSERT"): INTENT,
-        ("payment_attempts", "UPDATE"): SUBMISSION,
-        ("payment_events", "INSERT"): EVENT,
-        ("idempotency_keys", "INSERT"): "answer billing_account_id key request_hash",
-    },
-    "settle_settlement": {
-        ("payment_attempts", "UPDATE"): CREDIT,
-        ("payment_events", "INSERT"): EVENT,
-        ("settled_transfers", "INSERT"): (
-            "attempt_id block_hash block_number chain_id from_address log_index surplus_raw tx_hash unapplied_raw"
-            " value_raw"
-        ),
-    },
-    "settle_service": {("payment_attempts", "INSERT"): INTENT, ("payment_attempts", "UPDATE"): CREDIT},
-}
 
-FUNCTIONS = {
-    "settle_app": [
-        "end_session",
-        "find_login_challenge",
-        "find_session",
-        "non_payer_kind",
-        "observed_payment_time",
-        "open_login_challenge",
-        "open_session",
-        "prove_writes",
-        "provision_wallet",
-        "schema_compatible_from",
-        "system_tenant_is_flagged",
-        "take_from_rate_limits",
-    ],
-    "settle_settlement": [
-        "observed_payment_time",
-        "post_own_purchase",
-        "prove_writes",
-        "schema_compatible_from",
-        "system_tenant_is_flagged",
-    ],
-    "settle_service": [
-        "end_sessions_of_wallet",
-        "first_block_answered_for",
-        "non_payer_kind",
-        "post_entry",
-        "prove_writes",
-        "provision_wallet",
-        "prune_expired",
-        "schema_compatible_from",
-        "system_tenant_is_flagged",
-    ],
-}
+def listed(role: str, *kinds: str) -> set[str]:
+    """What db/rights.py gives a role, itself or with everybody."""
+    return {str(right) for right in rights.GRANTED if right.role in (role, EVERYBODY) and right.kind in kinds}
 
-ROLES = tuple(FUNCTIONS)
+
+def allowed(database: Database, role: str, query_text: str) -> set[str]:
+    """What the server lets a role do, however it came to that."""
+    with psycopg.connect(database.superuser_url) as superuser:
+        return {right for (right,) in superuser.execute(query_text.encode(), {"role": role}).fetchall()}
+
+
+@pytest.mark.parametrize("role", rights.ROLES)
+def test_each_role_has_the_rights_on_tables_and_columns_that_are_listed_and_no_other(
+    database: Database, role: str
+) -> None:
+    assert allowed(database, role, MAY_TABLES) == listed(role, "TABLE", "COLUMN") != set()
+
+
+@pytest.mark.parametrize("role", rights.ROLES)
+def test_each_role_may_call_the_functions_that_are_listed_and_no_other(database: Database, role: str) -> None:
+    assert allowed(database, role, MAY_CALL) == listed(role, "FUNCTION") != set()
+
+
+def test_every_table_is_listed() -> None:
+    assert set(rights.TABLES) == {*Base.metadata.tables, "alembic_version"}
+
+
+def test_what_is_listed_is_there(database: Database) -> None:
+    assert set(rights.FUNCTIONS) <= set(functions.load())
+    columns = query(
+        database.superuser_url,
+        "SELECT table_name || '.' || column_name FROM information_schema.columns WHERE table_schema = 'public'",
+    )
+    named = {right.name for right in rights.GRANTED | rights.BEFORE_CONTRACT if right.kind == "COLUMN"}
+    assert named <= {name for (name,) in columns}
+
+
+# -- settle migrate makes it so
+
+EXCESS = [
+    "GRANT INSERT ON credit_ledger TO settle_service",
+    "GRANT UPDATE (balance_credits) ON billing_accounts TO settle_app",
+    "GRANT SELECT ON sessions TO settle_operator",
+    "GRANT SELECT (token_hash) ON sessions TO settle_operator",
+    "GRANT SELECT ON users TO PUBLIC",
+    "GRANT UPDATE ON payment_attempts TO settle_app",
+    "GRANT EXECUTE ON FUNCTION post_entry TO settle_app",
+    "GRANT EXECUTE ON FUNCTION post_entry TO PUBLIC",
+    "GRANT EXECUTE ON FUNCTION guard_attempt TO PUBLIC",
+    "GRANT CREATE ON SCHEMA public TO settle_service",
+    "GRANT CREATE ON SCHEMA public TO PUBLIC",
+]
+MISSING = [
+    "REVOKE INSERT ON payment_events FROM settle_service",
+    "REVOKE UPDATE (status) ON payment_attempts FROM settle_app",
+    "REVOKE UPDATE ON payment_attempts FROM settle_app",
+    "REVOKE ALL ON payment_attempts FROM settle_settlement",
+    "REVOKE EXECUTE ON FUNCTION open_session FROM settle_app",
+    "REVOKE USAGE ON SCHEMA public FROM settle_app",
+    "REVOKE EXECUTE ON FUNCTION current_tenant FROM PUBLIC",
+]
+ACLS = """
+    SELECT relname::text, relacl::text[] FROM pg_class WHERE relnamespace = 'public'::regnamespace
+     UNION ALL SELECT attrelid::regclass || '.' || attname, attacl::text[] FROM pg_attribute WHERE attacl IS NOT NULL
+     UNION ALL SELECT proname, coalesce(proacl, acldefault('f', proowner))::text[] FROM pg_proc
+                WHERE pronamespace = 'public'::regnamespace
+     UNION ALL SELECT nspname, nspacl::text[] FROM pg_namespace WHERE nspname = 'public'
+"""
+
+
+def acls(database: Database) -> dict[str, Any]:
+    """All rights as the server stores them, and in the same order."""
+    return {name: sorted(acl) for name, acl in query(database.superuser_url, ACLS) if acl}
+
+
+@pytest.mark.parametrize("change", EXCESS + MISSING)
+async def test_a_migration_grants_what_is_missing_and_revokes_what_is_too_much(database: Database, change: str) -> None:
+    before = acls(database)
+    with connect(database.superuser_url) as superuser:
+        superuser.execute(change.encode())
+    assert acls(database) != before
+    await migrate_database(database)
+    assert acls(database) == before
+
+
+async def test_what_was_granted_on_a_table_of_somebody_elses_stays(database: Database) -> None:
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("CREATE TABLE of_another_version (id int)")
+        superuser.execute("GRANT SELECT ON of_another_version TO settle_service")
+    await migrate_database(database)
+    assert scalar(database.service_url, "SELECT count(*) FROM of_another_version") == 0
+
+
+async def migrate_without_operators(database: Database, **options: Any) -> None:
+    """As `settle migrate` does where operators have no address."""
+    await asyncio.to_thread(
+        migrate,
+        database.migration_url,
+        app_url=database.app_url,
+        settlement_url=database.settlement_url,
+        service_url=database.service_url,
+        **options,
+    )
+
+
+async def test_rights_of_the_operators_role_are_left_alone_without_its_address(database: Database) -> None:
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("GRANT SELECT ON sessions TO settle_operator")
+    await migrate_without_operators(database)
+    assert scalar(database.superuser_url, "SELECT has_table_privilege('settle_operator', 'sessions', 'SELECT')")
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_has_these_rights_on_tables_and_no_other(two_tenants: TwoTenants, role: str) -> None:
-    granted = set(
-        query(
-            two_tenants.database.superuser_url,
-            "SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee IN (%s, 'PUBLIC')"
-            " AND table_schema = 'public'",
-            role,
-        )
-    )
-    assert granted == (
-        {(table, "SELECT") for table in READ[role]}
-        | {(table, right) for table, rights in WRITTEN[role].items() for right in rights.split()}
-    )
+async def test_between_the_halves_of_an_upgrade_a_role_keeps_what_the_version_before_uses(
+    cluster: Cluster, role: str
+) -> None:
+    async with cluster.temporary() as database:
+        await migrate_without_operators(database, expand_only=True)
+        besides = {str(right) for right in rights.BEFORE_CONTRACT if right.role == role}
+        wider = {right for right in listed(role, "COLUMN") if _table_of(right) in besides}
+        may = allowed(database, role, MAY_TABLES) | allowed(database, role, MAY_CALL)
+        assert may == listed(role, "TABLE", "COLUMN", "FUNCTION") - wider | besides
+        await migrate_without_operators(database)
+        may = allowed(database, role, MAY_TABLES) | allowed(database, role, MAY_CALL)
+        assert may == listed(role, "TABLE", "COLUMN", "FUNCTION")
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_each_role_has_these_rights_on_columns_and_no_other(two_tenants: TwoTenants, role: str) -> None:
-    granted = query(
-        two_tenants.database.superuser_url,
-        "SELECT table_name::text, privilege_type::text, string_agg(column_name, ' ' ORDER BY column_name COLLATE \"C\")"
-        "  FROM information_schema.column_privileges"
-        " WHERE grantee IN (%s, 'PUBLIC') AND table_schema = 'public' AND privilege_type IN ('INSERT', 'UPDATE')"
-        " GROUP BY 1, 2",
-        role,
-    )
-    whole = {(table, right) for table, rights in WRITTEN[role].items() for right in rights.split()}
-    assert {(table, right): columns for table, right, columns in granted if (table, right) not in whole} == COLUMNS[
-        role
-    ]
+def _table_of(right: str) -> str:
+    """The right to the whole table that makes one to its column no difference."""
+    name, _, privilege = right.partition(" ")
+    return f"{name.partition('.')[0]} {privilege}"
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_each_role_may_call_these_functions_of_the_owner_and_no_other(two_tenants: TwoTenants, role: str) -> None:
-    callable_ = query(
-        two_tenants.database.superuser_url,
-        "SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
-        " AND prorettype <> 'trigger'::regtype AND has_function_privilege(%s, oid, 'EXECUTE') ORDER BY proname",
-        role,
-    )
-    assert [name for (name,) in callable_] == FUNCTIONS[role]
+# -- the tables' own limits
 
 
 def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas(two_tenants: TwoTenants) -> None:

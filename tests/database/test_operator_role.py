@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from db.engine import OperatorDatabase
-from db.migrate import OPERATOR_ROLE, migrate
+from db.migrate import migrate
+from db.rights import OPERATOR_ROLE
 from domain.errors import DatabaseUnavailable
 from tests.database.conftest import TwoTenants
 from tests.database.test_grants import FORBIDDEN

@@ -101,6 +101,37 @@ async def test_a_newer_schema_that_says_so_is_run_with(roles: RolePair, compatib
     await check_all(roles)
 
 
+NEWER: Final = """
+    CREATE TABLE holds (id bigint PRIMARY KEY);
+    ALTER TABLE holds ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+    GRANT SELECT, INSERT, UPDATE ON holds TO settle_app, settle_service;
+    ALTER TABLE payment_attempts ADD COLUMN note text;
+    GRANT INSERT (note), UPDATE (note) ON payment_attempts TO settle_app, settle_service;
+    CREATE FUNCTION hold_credits() RETURNS int LANGUAGE sql AS 'SELECT 1';
+"""
+
+
+async def test_what_a_newer_schema_has_added_is_no_right_too_much_of_this_version(roles: RolePair) -> None:
+    with connect(roles.database.migration_url) as owner:
+        owner.execute(NEWER.encode())
+    with pytest.raises(StartupCheckFailed, match="more rights than it needs"):
+        await check_all(roles)
+    fabricate(roles.database, NEXT, SCHEMA_REVISION)
+    await check_all(roles)
+
+
+@pytest.mark.parametrize(
+    "right",
+    ["INSERT ON settled_transfers", "UPDATE (revenue_share) ON payment_attempts", "EXECUTE ON FUNCTION post_entry"],
+)
+async def test_under_a_newer_schema_a_role_has_no_more_of_what_is_known(roles: RolePair, right: str) -> None:
+    with connect(roles.database.migration_url) as owner:
+        owner.execute(f"GRANT {right} TO settle_app".encode())
+    fabricate(roles.database, NEXT, SCHEMA_REVISION)
+    with pytest.raises(StartupCheckFailed, match="more rights than it needs"):
+        await check_all(roles)
+
+
 @pytest.mark.parametrize(
     ("revision", "compatible_from"), [(NEXT, NEXT), (AFTER_NEXT, NEXT), (AFTER_NEXT, AFTER_NEXT), (NEXT, None)]
 )

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
+from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from devstack.processes import quiet_port, wait_until
 from tests.support.postgres import OWNER_ROLE, ROLE_PASSWORD, Database
 

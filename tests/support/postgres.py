@@ -17,7 +17,8 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from db.migrate import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE, migrate
+from db.migrate import migrate
+from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from devstack.postgres import EmbeddedPostgres
 
 OWNER_ROLE: Final = "settle_owner"

@@ -27,5 +27,3 @@ ALTER TABLE chain_cursors ADD COLUMN waits_for text, ADD COLUMN waits_since time
 
 ALTER TABLE chain_gaps ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_sees_all ON chain_gaps TO CURRENT_USER USING (true) WITH CHECK (true);
-REVOKE ALL ON chain_gaps FROM PUBLIC;
-GRANT SELECT, INSERT, UPDATE ON chain_gaps TO settle_service;

@@ -26,5 +26,3 @@ BEGIN
         EXECUTE format('REVOKE ALL ON %I FROM PUBLIC', v_table);
     END LOOP;
 END $$;
-
-GRANT EXECUTE ON FUNCTION schema_compatible_from, prove_writes TO settle_app, settle_settlement, settle_service;

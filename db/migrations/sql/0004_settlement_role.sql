@@ -9,19 +9,6 @@ ALTER POLICY own_attempts ON payment_attempts TO settle_app, settle_settlement;
 ALTER POLICY own_events ON payment_events TO settle_app, settle_settlement;
 ALTER POLICY own_transfers ON settled_transfers TO settle_app, settle_settlement;
 
-GRANT USAGE ON SCHEMA public TO settle_settlement;
-GRANT SELECT ON alembic_version, users, billing_accounts, virtual_keys, credit_ledger, payment_attempts, payment_events,
-    settled_transfers TO settle_settlement;
--- It makes no intents and opens no accounts: it credits what somebody asked for through another role.
-GRANT UPDATE (status, tx_hash, error_code, expires_at, submitted_at, submission_count, revenue_share)
-    ON payment_attempts TO settle_settlement;
--- Numbers and times of rows are the database's own.
-GRANT INSERT (attempt_id, event_type, from_status, to_status, error_code, metadata) ON payment_events
-    TO settle_settlement;
-GRANT INSERT (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash, from_address, value_raw, surplus_raw,
-              unapplied_raw) ON settled_transfers TO settle_settlement;
-GRANT EXECUTE ON FUNCTION post_own_purchase, observed_payment_time, system_tenant_is_flagged TO settle_settlement;
-
 -- Workers of the revision before still do all of it as settle_app; the contracting revision ends that.
 CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
     FOR EACH ROW WHEN (current_user <> 'settle_app') EXECUTE FUNCTION guard_attempt_by_role();
@@ -43,8 +30,6 @@ SELECT DISTINCT chain_id, lower(token), lower(to_address), 'upgrade' FROM paymen
 
 ALTER TABLE payment_destinations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_sees_all ON payment_destinations TO CURRENT_USER USING (true) WITH CHECK (true);
-REVOKE ALL ON payment_destinations FROM PUBLIC;
-GRANT SELECT, INSERT, UPDATE ON payment_destinations TO settle_service;
 
 CREATE TRIGGER payment_attempts_first_destination AFTER INSERT ON payment_attempts
     FOR EACH ROW EXECUTE FUNCTION note_first_destination();

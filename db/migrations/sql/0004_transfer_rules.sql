@@ -10,9 +10,6 @@ CREATE TABLE non_payers (
 );
 ALTER TABLE non_payers ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_sees_all ON non_payers TO CURRENT_USER USING (true) WITH CHECK (true);
-REVOKE ALL ON non_payers FROM PUBLIC;
--- Workers write down what their settings name.
-GRANT SELECT, INSERT ON non_payers TO settle_service;
 
 INSERT INTO non_payers (address, kind) VALUES ('0x' || repeat('0', 40), 'nobody');
 -- What was ever followed or paid to. Not what an intent merely names: processes that people reach write intents, and would
@@ -24,13 +21,9 @@ ON CONFLICT (address) DO NOTHING;
 INSERT INTO non_payers (address, kind)
 SELECT DISTINCT lower(token), 'token' FROM chain_cursors ON CONFLICT (address) DO NOTHING;
 
-GRANT EXECUTE ON FUNCTION non_payer_kind TO settle_app, settle_service;
-
 -- The first block that settle answers for, where a setting says so (CHAIN_WATCH_FROM_BLOCK). Without one it is first_block,
 -- as soon as a block has been read: one node's word of the chain's height alone makes nobody's payment too old.
 ALTER TABLE chain_cursors ADD COLUMN answers_from bigint CHECK (answers_from >= 0);
-
-GRANT EXECUTE ON FUNCTION first_block_answered_for TO settle_service;
 
 CREATE TRIGGER settled_transfers_is_income BEFORE INSERT ON settled_transfers
     FOR EACH ROW EXECUTE FUNCTION check_settled_income();

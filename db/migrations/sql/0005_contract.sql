@@ -1,14 +1,5 @@
 -- What only processes of revision 0003 needed.
 
--- Role settle_app is that of processes that people reach: from here on its password mints nothing. It makes intents,
--- records submissions and ends intents that have expired.
-REVOKE EXECUTE ON FUNCTION post_own_purchase FROM settle_app;
-REVOKE INSERT ON settled_transfers, payment_events, idempotency_keys FROM settle_app;
-REVOKE UPDATE (revenue_share) ON payment_attempts FROM settle_app;
--- Numbers and times of rows are the database's own.
-GRANT INSERT (attempt_id, event_type, from_status, to_status, error_code, metadata) ON payment_events TO settle_app;
-GRANT INSERT (billing_account_id, key, request_hash, answer) ON idempotency_keys TO settle_app;
-
 DROP TRIGGER payment_attempts_guard_by_role ON payment_attempts;
 CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
     FOR EACH ROW EXECUTE FUNCTION guard_attempt_by_role();

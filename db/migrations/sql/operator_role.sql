@@ -1,5 +1,6 @@
--- What role settle_operator may read; `settle migrate` runs this each time it is given that role's address. The role is
--- bound by row-level security and passes it by these policies, so that no table is open to it that is not named here.
+-- Whose rows role settle_operator sees; `settle migrate` runs this each time it is given that role's address. The role is
+-- bound by row-level security and passes it by these policies, so that no table is open to it that is not named here. What
+-- it may do at all is in db/rights.py.
 
 DO $$
 DECLARE
@@ -11,10 +12,5 @@ BEGIN
                                                    AND policyname = 'operators_read_all') THEN
             EXECUTE format('CREATE POLICY operators_read_all ON %I FOR SELECT TO settle_operator USING (true)', v_table);
         END IF;
-        EXECUTE format('GRANT SELECT ON %I TO settle_operator', v_table);
     END LOOP;
 END $$;
-GRANT USAGE ON SCHEMA public TO settle_operator;
-GRANT SELECT ON alembic_version TO settle_operator;
-GRANT EXECUTE ON FUNCTION system_tenant_is_flagged, schema_compatible_from, non_payer_kind, first_block_answered_for
-    TO settle_operator;

@@ -1,0 +1,260 @@
+"""Who may do what in the database: the one place that says it.
+
+`settle migrate` grants from this table what is missing and revokes what is too much; the start-up check
+(`db.startup`) refuses a process that can write or call more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import groupby
+from typing import Any, Final, Literal, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+APP_ROLE: Final = "settle_app"
+SETTLEMENT_ROLE: Final = "settle_settlement"
+SERVICE_ROLE: Final = "settle_service"
+OPERATOR_ROLE: Final = "settle_operator"
+ROLES: Final = (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE, OPERATOR_ROLE)
+EVERYBODY: Final = "public"
+"""As PostgreSQL calls it."""
+
+WHOLE: Final[tuple[str, ...]] = ()
+"""In place of columns: the right is to the table, to the columns that it will have as well."""
+
+_READ: Final = {"SELECT": WHOLE}
+_APPEND: Final = {"SELECT": WHOLE, "INSERT": WHOLE}
+_KEEP: Final = {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE}
+_ALL_ROWS: Final = {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE, "DELETE": WHOLE}
+_CORRECT: Final = {"SELECT": WHOLE, "UPDATE": WHOLE}
+
+_READ_BY_WORKERS: Final = {role: _READ for role in (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE)}
+_READ_BY_ALL: Final = {role: _READ for role in ROLES}
+
+_INTENT: Final = (
+    *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
+    *("purpose", "status", "expires_at", "created_at"),
+)
+_SUBMISSION: Final = ("status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count")
+_CREDIT: Final = (*_SUBMISSION, "revenue_share")
+# Ids and times of rows are the database's own.
+_EVENT: Final = ("attempt_id", "event_type", "from_status", "to_status", "error_code", "metadata")
+_TRANSFER: Final = (
+    *("chain_id", "tx_hash", "log_index", "attempt_id", "block_number", "block_hash", "from_address", "value_raw"),
+    *("surplus_raw", "unapplied_raw"),
+)
+
+TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
+    # accounts
+    "users": _READ_BY_ALL,
+    "billing_accounts": _READ_BY_ALL,
+    "virtual_keys": _READ_BY_WORKERS,
+    "login_challenges": {},
+    "sessions": {},
+    "rate_limits": {},
+    "idempotency_keys": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": ("billing_account_id", "key", "request_hash", "answer")}
+    },
+    # ledger
+    "ledger_accounts": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "credit_ledger": _READ_BY_ALL,
+    "journal_lines": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "books_checkpoints": {SERVICE_ROLE: _CORRECT},
+    "books_checks": {SERVICE_ROLE: _CORRECT},
+    "books_violations": {SERVICE_ROLE: _KEEP},
+    # payments
+    "payment_attempts": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": _INTENT, "UPDATE": _SUBMISSION},
+        # It makes no intents and opens no accounts: it credits what was asked for through another role.
+        SETTLEMENT_ROLE: {"SELECT": WHOLE, "UPDATE": _CREDIT},
+        SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _INTENT, "UPDATE": _CREDIT},
+        OPERATOR_ROLE: _READ,
+    },
+    "payment_events": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": _EVENT},
+        SETTLEMENT_ROLE: {"SELECT": WHOLE, "INSERT": _EVENT},
+        SERVICE_ROLE: _APPEND,
+        OPERATOR_ROLE: _READ,
+    },
+    "settled_transfers": {
+        APP_ROLE: _READ,
+        SETTLEMENT_ROLE: {"SELECT": WHOLE, "INSERT": _TRANSFER},
+        SERVICE_ROLE: _APPEND,
+        OPERATOR_ROLE: _READ,
+    },
+    "transfer_finality": {SERVICE_ROLE: _APPEND},
+    # transfers
+    "payment_destinations": {SERVICE_ROLE: _KEEP},
+    "non_payers": {SERVICE_ROLE: _APPEND},
+    "observed_transfers": {SERVICE_ROLE: _ALL_ROWS},
+    "orphaned_transfers": {SERVICE_ROLE: _APPEND},
+    "chain_cursors": {SERVICE_ROLE: _ALL_ROWS},
+    "chain_gaps": {SERVICE_ROLE: _KEEP},
+    "watched_blocks": {SERVICE_ROLE: _ALL_ROWS},
+    # operations
+    "findings": {SERVICE_ROLE: _KEEP},
+    "operator_actions": {SERVICE_ROLE: _APPEND},
+    "transfer_credits": {SERVICE_ROLE: _APPEND},
+    "balance_assertions": {SERVICE_ROLE: _APPEND},
+    "governance_heartbeats": {SERVICE_ROLE: _KEEP},
+    # schema
+    "alembic_version": _READ_BY_ALL,
+    "schema_compatibility": {},
+    "write_probes": {},
+}
+"""Table -> role -> privilege -> columns. What is not here is nobody's but the owner's."""
+
+FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    # accounts; the scope is in every policy
+    "current_tenant": (EVERYBODY,),
+    "system_tenant_is_flagged": ROLES,
+    "provision_wallet": (APP_ROLE, SERVICE_ROLE),
+    "open_login_challenge": (APP_ROLE,),
+    "find_login_challenge": (APP_ROLE,),
+    "open_session": (APP_ROLE,),
+    "find_session": (APP_ROLE,),
+    "end_session": (APP_ROLE,),
+    "end_sessions_of_wallet": (SERVICE_ROLE,),
+    "take_from_rate_limits": (APP_ROLE,),
+    "prune_expired": (SERVICE_ROLE,),
+    # ledger
+    "post_entry": (SERVICE_ROLE,),
+    "post_own_purchase": (SETTLEMENT_ROLE,),
+    # payments
+    "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
+    # transfers
+    "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
+    "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
+    # schema
+    "schema_compatible_from": ROLES,
+    "prove_writes": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),
+}
+"""Who may call a function. One that is not here, as that of a trigger, is called by its owner only: attached to a table
+of one's own, a check shows in its error what its owner sees."""
+
+
+class Right(NamedTuple):
+    """One thing that a role may do, to one table, column or function."""
+
+    role: str
+    kind: str
+    """TABLE, COLUMN, FUNCTION or SCHEMA."""
+    name: str
+    """Of a column with its table's in front."""
+    privilege: str
+
+    def __str__(self) -> str:
+        return f"{self.name}()" if self.kind == "FUNCTION" else f"{self.name} {self.privilege}"
+
+
+def _of_table(table: str, role: str, privileges: Mapping[str, tuple[str, ...]]) -> Iterable[Right]:
+    for privilege, columns in privileges.items():
+        if columns is WHOLE:
+            yield Right(role, "TABLE", table, privilege)
+        for column in columns:
+            yield Right(role, "COLUMN", f"{table}.{column}", privilege)
+
+
+GRANTED: Final = frozenset(
+    [
+        *(r for table, roles in TABLES.items() for role, may in roles.items() for r in _of_table(table, role, may)),
+        *(Right(role, "FUNCTION", name, "EXECUTE") for name, roles in FUNCTIONS.items() for role in roles),
+        *(Right(role, "SCHEMA", "public", "USAGE") for role in ROLES),
+    ]
+)
+"""What the roles have when everything is as it should be."""
+
+BEFORE_CONTRACT: Final = frozenset(
+    [
+        *_of_table("payment_events", APP_ROLE, {"INSERT": WHOLE}),
+        *_of_table("settled_transfers", APP_ROLE, {"INSERT": WHOLE}),
+        *_of_table("idempotency_keys", APP_ROLE, {"INSERT": WHOLE}),
+        *_of_table("payment_attempts", APP_ROLE, {"UPDATE": ("revenue_share",)}),
+        Right(APP_ROLE, "FUNCTION", "post_own_purchase", "EXECUTE"),
+    ]
+)
+"""What a role has besides while processes of the version before may run: until the contracting revision."""
+
+_WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
+
+# Of the tables and functions that this version knows.
+_FOUND: Final = """
+    WITH acl AS (
+        SELECT 'TABLE' AS kind, c.relname::text AS name, a.* FROM pg_class c,
+               aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(tables)s)
+         UNION ALL
+        SELECT 'COLUMN', c.relname || '.' || t.attname, a.* FROM pg_class c
+          JOIN pg_attribute t ON t.attrelid = c.oid AND NOT t.attisdropped, aclexplode(t.attacl) a
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (%(tables)s)
+         UNION ALL
+        SELECT 'FUNCTION', f.proname, a.* FROM pg_proc f, aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) a
+         WHERE f.pronamespace = 'public'::regnamespace AND f.proname = ANY (%(functions)s)
+         UNION ALL
+        SELECT 'SCHEMA', n.nspname, a.* FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname = 'public'
+    )
+    SELECT CASE acl.grantee WHEN 0 THEN 'public' ELSE acl.grantee::regrole::text END, acl.kind, acl.name,
+           acl.privilege_type
+      FROM acl WHERE acl.grantee = 0 OR acl.grantee::regrole::text = ANY (%(roles)s)
+"""
+
+
+def written(role: str) -> frozenset[str]:
+    """What a role may write, and the functions that it may call, as the start-up check names them."""
+    return frozenset(str(right) for right in GRANTED if right.role == role and _is_power(right))
+
+
+def written_before_contract(role: str) -> frozenset[str]:
+    """The same of what it has besides, until the contracting revision."""
+    return frozenset(str(right) for right in BEFORE_CONTRACT if right.role == role)
+
+
+def _is_power(right: Right) -> bool:
+    return right.kind == "FUNCTION" or right.privilege in _WRITING
+
+
+def bring_up_to_date(
+    driver: psycopg.Connection[Any], *, functions: Collection[str], with_operators: bool, is_contracted: bool
+) -> None:
+    """Grant what is missing and revoke what is too much. In the caller's transaction.
+
+    Of the tables that are listed here and of `functions`; others are another version's. Rights of the operators' role
+    are looked at only `with_operators`: roles are the server's, and another database of it may have them.
+    """
+    roles = [role for role in ROLES if with_operators or role != OPERATOR_ROLE]
+    looked_at = {"tables": list(TABLES), "functions": list(functions), "roles": roles}
+    wanted = {
+        right
+        for right in (GRANTED if is_contracted else GRANTED | BEFORE_CONTRACT)
+        if right.role in roles or right.role == EVERYBODY
+    }
+
+    def find() -> set[Right]:
+        return {Right(*row) for row in driver.execute(_FOUND, looked_at).fetchall()}
+
+    excess = {right for right in find() - wanted if right != Right(EVERYBODY, "SCHEMA", "public", "USAGE")}
+    for statement in _statements("REVOKE", excess):
+        driver.execute(statement)
+    # Not what was found above: a right to a table takes those to its columns along.
+    for statement in _statements("GRANT", wanted - find()):
+        driver.execute(statement)
+
+
+def _statements(verb: Literal["GRANT", "REVOKE"], rights: Collection[Right]) -> Iterable[sql.Composed]:
+    def of_statement(right: Right) -> tuple[str, str, str, str]:
+        return right.role, right.kind, right.name.partition(".")[0], right.privilege
+
+    for (role, kind, name, privilege), group in groupby(sorted(rights, key=of_statement), key=of_statement):
+        columns = sql.SQL(", ").join([sql.Identifier(right.name.partition(".")[2]) for right in group])
+        words: list[sql.Composable] = [
+            # Privileges and kinds are the server's own words.
+            sql.SQL(f"{verb} {privilege}"),
+            *([sql.SQL("({})").format(columns)] if kind == "COLUMN" else []),
+            sql.SQL(f"ON {'TABLE' if kind == 'COLUMN' else kind}"),
+            sql.Identifier(name) if kind == "SCHEMA" else sql.Identifier("public", name),
+            sql.SQL("TO" if verb == "GRANT" else "FROM"),
+            sql.SQL("PUBLIC") if role == EVERYBODY else sql.Identifier(role),
+        ]
+        yield sql.SQL(" ").join(words)
