@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.exc import IntegrityError
 
-from db.schema import LEDGER_REFERENCE_INDEXES, ONE_OPERATOR_CREDIT
+from db.tables.ledger import LEDGER_REFERENCE_INDEXES, ONE_OPERATOR_CREDIT
 
 HASH_HELD_BY_ACCOUNT: Final = "payment_attempts_hash_held_by_account"
 ONE_ATTEMPT_PER_TRANSFER: Final = "settled_transfers_one_attempt_per_transfer"

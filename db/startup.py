@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import functions, rights
 from db.engine import OperatorDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
-from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION, Base
+from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION
+from db.tables import Base
 from domain.errors import DatabaseUnavailable, StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 

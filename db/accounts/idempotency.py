@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from db.engine import TenantConnection
-from db.schema import IdempotencyKey
+from db.tables.accounts import IdempotencyKey
 from domain.errors import IdempotencyKeyReused
 
 KEY_LENGTH_MAX: Final = 255

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import AnyConnection
 from db.errors import WALLET_IS_SOMEBODYS, violated_constraint
-from db.schema import BillingAccount
+from db.tables.accounts import BillingAccount
 from domain.errors import PayerRefused
 from domain.transfers.income import NonPayer
 

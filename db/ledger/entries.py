@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 from db.driver import fetch_one_by_driver
 from db.engine import AnyConnection, ServiceConnection, SettlementConnection
 from db.errors import POSTED_ONCE
-from db.schema import CreditLedgerEntry
+from db.tables.ledger import CreditLedgerEntry
 from domain.errors import BookkeepingError
 from domain.ledger.entries import Posting, Side
 

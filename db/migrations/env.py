@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from db.migrations import declare_compatibility
-from db.schema import Base
+from db.tables import Base
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Row, Select, literal, select, text, tuple_
 
 from db.engine import OperatorConnection
-from db.schema import BillingAccount, PaymentAttemptRow
+from db.tables.accounts import BillingAccount
+from db.tables.payments import PaymentAttemptRow
 from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, Purpose
 

@@ -21,7 +21,8 @@ from db.errors import (
     ONE_ATTEMPT_PER_TRANSFER,
     violated_constraint,
 )
-from db.schema import BillingAccount, PaymentAttemptRow, PaymentEvent, SettledTransferRow
+from db.tables.accounts import BillingAccount
+from db.tables.payments import PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.errors import HashInUse, TransferAlreadySettled
 from domain.payments.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import SettledTransfer

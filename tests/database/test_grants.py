@@ -12,7 +12,7 @@ from psycopg.errors import InsufficientPrivilege
 from db import functions, rights
 from db.migrate import migrate
 from db.rights import APP_ROLE, EVERYBODY, SERVICE_ROLE, SETTLEMENT_ROLE
-from db.schema import Base
+from db.tables import Base
 from tests.database.conftest import TwoTenants
 from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import connect, query, refused, scalar

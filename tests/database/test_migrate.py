@@ -16,7 +16,8 @@ from sqlalchemy import Engine, create_engine
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.migrate import Migrated, _ensure_role, migrate
 from db.rights import APP_ROLE, SERVICE_ROLE
-from db.schema import EXPANDED_REVISION, SCHEMA_REVISION, Base
+from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
+from db.tables import Base
 from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
 from tests.support.oracle import check_books
 from tests.support.postgres import ROLE_PASSWORD, Cluster, Database, migrate_database

@@ -1,0 +1,8 @@
+"""The tables as SQLAlchemy sees them, by subject. Migrations make them; a test compares the two."""
+
+from __future__ import annotations
+
+from db.tables import accounts, compatibility, ledger, operations, payments, transfers
+from db.tables.base import Base
+
+__all__ = ["Base", "accounts", "compatibility", "ledger", "operations", "payments", "transfers"]

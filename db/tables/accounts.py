@@ -1,0 +1,114 @@
+"""Users, billing accounts, sign-in, sessions, rate limits, idempotency keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.tables.base import Base
+
+
+class User(Base):
+    """Somebody who signs in with a wallet, or the platform's own principal (no wallet)."""
+
+    __tablename__ = "users"
+    __table_args__ = (Index("users_one_per_wallet", text("lower(wallet_address)"), unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    wallet_address: Mapped[str | None] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BillingAccount(Base):
+    """An account that holds credits. `balance_credits` is a cache of the ledger's sum."""
+
+    __tablename__ = "billing_accounts"
+    __table_args__ = (
+        Index(
+            "billing_accounts_one_system_tenant",
+            "is_system_tenant",
+            unique=True,
+            postgresql_where=text("is_system_tenant"),
+        ),
+        Index("billing_accounts_owner", "owner_user_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    balance_credits: Mapped[int] = mapped_column(server_default=text("0"))
+    is_system_tenant: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class VirtualKey(Base):
+    """A key of a billing account; each account has one default key."""
+
+    __tablename__ = "virtual_keys"
+    __table_args__ = (
+        Index(
+            "virtual_keys_one_default",
+            "billing_account_id",
+            unique=True,
+            postgresql_where=text("is_default"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    label: Mapped[str] = mapped_column(server_default=text("'Default'"))
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class LoginChallenge(Base):
+    """A message that a wallet was asked to sign; it is gone once it was used."""
+
+    __tablename__ = "login_challenges"
+    __table_args__ = (Index("login_challenges_by_expiry", "expires_at"),)
+
+    nonce: Mapped[str] = mapped_column(primary_key=True)
+    wallet_address: Mapped[str]
+    message: Mapped[str] = mapped_column(unique=True)
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SessionRow(Base):
+    """A signed-in browser or program, by the SHA-256 of its cookie's value."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("sessions_by_user", "user_id"), Index("sessions_by_expiry", "expires_at"))
+
+    token_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """The answer that a request with this key got; the same request again gets it again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[bytes]
+    answer: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RateLimit(Base):
+    """When a bucket will be full again. Unlogged: a crash of the server forgets it."""
+
+    __tablename__ = "rate_limits"
+    __table_args__ = (Index("rate_limits_by_age", "full_at"), {"prefixes": ["UNLOGGED"]})
+
+    bucket: Mapped[str] = mapped_column(primary_key=True)
+    full_at: Mapped[datetime]

@@ -1,0 +1,121 @@
+"""Payment attempts, their audit trail, what paid them and what became of that."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Identity, Index, Numeric, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.tables.base import Base
+
+
+class PaymentAttemptRow(Base):
+    """One attempt to pay. What was agreed is write-once; only its progress changes."""
+
+    __tablename__ = "payment_attempts"
+    __table_args__ = (
+        Index(
+            "payment_attempts_hash_held_by_account",
+            "billing_account_id",
+            "chain_id",
+            "tx_hash",
+            unique=True,
+            postgresql_where=text("status IN ('PENDING_UNVERIFIED', 'CREDITED')"),
+        ),
+        Index("payment_attempts_by_hash", "tx_hash", postgresql_where=text("tx_hash IS NOT NULL")),
+        Index(
+            "payment_attempts_open",
+            "status",
+            "created_at",
+            postgresql_where=text("status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')"),
+        ),
+        Index("payment_attempts_by_account", "billing_account_id", "created_at"),
+        Index("payment_attempts_by_time", "created_at", "id"),
+        Index("payment_attempts_by_status", "status", "created_at"),
+        Index("payment_attempts_by_payer", text("lower(from_address)"), "amount_raw", "created_at"),
+        Index("payment_attempts_by_expiry", "expires_at", postgresql_where=text("status = 'CREATED_INTENT'")),
+        Index("payment_attempts_by_change", "updated_at", postgresql_using="brin"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    from_address: Mapped[str]
+    chain_id: Mapped[int]
+    token: Mapped[str]
+    to_address: Mapped[str]
+    amount_raw: Mapped[int]
+    amount_usd_cents: Mapped[int]
+    purpose: Mapped[str] = mapped_column(server_default=text("'self'"))
+    status: Mapped[str] = mapped_column(server_default=text("'CREATED_INTENT'"))
+    tx_hash: Mapped[str | None]
+    error_code: Mapped[str | None]
+    expires_at: Mapped[datetime | None]
+    submitted_at: Mapped[datetime | None]
+    submission_count: Mapped[int] = mapped_column(server_default=text("0"))
+    revenue_share: Mapped[Decimal | None] = mapped_column(Numeric)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # the first expires_at, which a submission clears; kept by a trigger
+    payable_until: Mapped[datetime | None]
+
+
+class PaymentEvent(Base):
+    """The audit trail of an attempt. Append-only."""
+
+    __tablename__ = "payment_events"
+    __table_args__ = (Index("payment_events_by_attempt", "attempt_id", "id"),)
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    event_type: Mapped[str]
+    from_status: Mapped[str | None]
+    to_status: Mapped[str]
+    error_code: Mapped[str | None]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SettledTransferRow(Base):
+    """An on-chain transfer that paid an attempt: one transfer, one attempt. Append-only."""
+
+    __tablename__ = "settled_transfers"
+    __table_args__ = (
+        UniqueConstraint("chain_id", "tx_hash", "log_index", name="settled_transfers_one_attempt_per_transfer"),
+        UniqueConstraint("attempt_id", name="settled_transfers_one_transfer_per_attempt"),
+        Index("settled_transfers_by_time", "created_at", postgresql_using="brin"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    chain_id: Mapped[int]
+    tx_hash: Mapped[str]
+    log_index: Mapped[int]
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    from_address: Mapped[str]
+    # a uint256 on the chain: wider than a bigint
+    value_raw: Mapped[Decimal]
+    surplus_raw: Mapped[Decimal]
+    unapplied_raw: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TransferFinality(Base):
+    """What became of a settled transfer: final in the block named here, or gone. Append-only."""
+
+    __tablename__ = "transfer_finality"
+    __table_args__ = (Index("transfer_finality_by_transfer", "chain_id", "tx_hash"),)
+
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"), primary_key=True)
+    outcome: Mapped[str]
+    chain_id: Mapped[int]
+    tx_hash: Mapped[str]
+    log_index: Mapped[int]
+    block_number: Mapped[int]
+    block_hash: Mapped[str]
+    level: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
