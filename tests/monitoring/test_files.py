@@ -66,7 +66,7 @@ def test_every_alert_has_one_entry_in_the_runbook_and_leads_to_it() -> None:
         assert set(rule["annotations"]) == {"summary", "runbook_url"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
     for name, text in entries.items():
-        for part in ("**It means**", "**Look at**", "**Do**"):
+        for part in ("**Meaning**", "**Check**", "**Do**"):
             assert text.count(part) == 1, f"{name}: {part}"
 
 
