@@ -1,7 +1,7 @@
-"""A settlement with nothing in it: the same Temporal operations, payloads, time-outs and words; no database, no chain.
+"""A bare settlement: the same Temporal operations, payloads, time-outs and summaries, without database and chain.
 
-`settle bench` divides the product's settlements per second by this workflow's. Whoever changes the operations of
-`workflows.verify_and_settle` changes them here too: the bench compares the two histories and fails where they differ.
+`settle bench` divides the product's settlements per second by this workflow's. A change of the operations of
+`workflows.verify_and_settle` must be made here too: the bench compares the two histories and fails where they differ.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def bare_workflow_id(attempt_id: UUID) -> str:
 
 @activity.defn(name="record_submission")
 async def record_nothing(submission: Submission) -> RecordedSubmission:
-    """Answers at once, like all of these."""
+    """Returns immediately, like all of these."""
     return RecordedSubmission(
         status=AttemptStatus.PENDING_UNVERIFIED,
         tx_hash=submission.tx_hash,
@@ -58,13 +58,13 @@ async def record_nothing(submission: Submission) -> RecordedSubmission:
 
 @activity.defn(name="await_confirmation")
 async def await_nothing(payment: PaymentToVerify) -> Verified:
-    """A verdict as large as a real one."""
+    """A verification result of the usual size."""
     return Verified(transfer=_transfer(payment.attempt_id, payment.terms), confirmations=10)
 
 
 @activity.defn(name="await_finality")
 async def find_nothing_final(payment: CreditedPayment) -> FinalPayment:
-    """As large as a real answer."""
+    """An answer of the usual size."""
     return FinalPayment(transfer=_transfer(payment.attempt_id, payment.terms), level=FinalityLevel.CONFIRMATIONS)
 
 
@@ -84,7 +84,7 @@ def _transfer(attempt_id: UUID, terms: PaymentTerms) -> SettledTransfer:
 
 @activity.defn(name="credit_buyer")
 async def credit_nobody(payment: PaymentToCredit) -> AttemptOutcomeMessage:
-    """Credits nobody."""
+    """Credits no account."""
     return AttemptOutcomeMessage(
         status=AttemptStatus.CREDITED, tx_hash=payment.transfer.tx_hash, amount_credits=CREDITS
     )
@@ -98,7 +98,7 @@ async def mint_nothing(_bonus: BonusToMint) -> MintedBonus:
 
 @workflow.defn(name=BARE_WORKFLOW)
 class BareSettlement:
-    """The operations of a purchase whose payment is confirmed at the first look."""
+    """The operations of a purchase whose payment is confirmed at the first poll."""
 
     @workflow.init
     def __init__(self, payment: Settlement) -> None:

@@ -67,7 +67,7 @@ _ACCOUNTS: Final = """
       FROM generate_series(0, %(accounts)s - 1) n;
 """
 
-# One group after the other, as the doors would write it; only the balances need what came before.
+# One group after the other, as the posting functions would write it; only the balances need the previous ones.
 _GROUPS: Final = """
     CREATE TEMP TABLE made ON COMMIT DROP AS
     SELECT rows.*, balance_credits + sum(amount) OVER (PARTITION BY account ORDER BY place) AS balance_after FROM (
@@ -143,7 +143,7 @@ class Ledger:
         return self._groups * GROUP
 
     def grow_to(self, entries: int) -> None:
-        """Make it as large as that, fast: its indexes are made anew afterwards."""
+        """Grow to that size, fast: its indexes are rebuilt afterwards."""
         indexes = self._connection.execute(_INDEXES).fetchall()
         for name, _ in indexes:
             self._connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))

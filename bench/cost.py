@@ -170,7 +170,7 @@ async def counting_postgres(host: str, port: int, count: SqlCount) -> AsyncItera
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
-            pass  # either end is gone, and with it the conversation
+            pass  # either end was closed, and with it the conversation
         finally:
             writer.close()
 

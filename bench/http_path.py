@@ -102,7 +102,7 @@ class SignedPayment:
 
 
 class Client:
-    """Somebody with a wallet, a session of their own, and payments signed before the clock runs."""
+    """A client with a wallet, a session of its own, and payments signed before the clock starts."""
 
     def __init__(
         self, http: aiohttp.ClientSession, wallet: Wallet, payments: Sequence[SignedPayment], tally: Tally

@@ -29,7 +29,7 @@ CONNECTIONS: Final = DATABASE_CONNECTIONS
 """As many as a worker has for each role, on both sides."""
 
 ACCOUNTS: Final = 200
-"""Accounts that the spread postings go to in turn."""
+"""Accounts over which the spread postings are distributed."""
 
 POSTED_CREDITS: Final = 1_000
 
@@ -44,7 +44,7 @@ TREASURY: Final = f"0x2{2:039d}"
 
 
 async def open_accounts(tenants: TenantDatabase) -> list[Payer]:
-    """Accounts of wallets that nobody holds."""
+    """Accounts of wallets without an owner."""
     payers = []
     async with tenants.unscoped() as connection:
         for number in range(ACCOUNTS):
@@ -64,7 +64,7 @@ class Postings:
         self.posted = 0
 
     def sides(self, account_ids: Sequence[str], reason: Reason) -> tuple[Side, Side]:
-        """The product and the raw driver, posting to `account_ids` in turn."""
+        """The product and the raw driver, posting to `account_ids` alternately."""
 
         async def prepare(count: int) -> None:
             self._queue = [

@@ -51,7 +51,7 @@ _ACCOUNTS: Final = """
     VALUES (%(chain_id)s, %(token)s, %(treasury)s, 0, 1000000000, 1000000000);
 """
 
-# One transfer after the other as the doors would write it; balances play no part here.
+# One transfer after the other as the posting functions would write it; balances play no part here.
 _TRANSFERS: Final = """
     CREATE TEMP TABLE made AS
     SELECT g, md5('attempt ' || g)::uuid AS attempt_id, md5('finding ' || g)::uuid AS finding_id,

@@ -31,7 +31,7 @@ class Range(Part):
 
     @classmethod
     def of(cls, spread: Spread, *, digits: int) -> Range:
-        """The spread, rounded to what the measurement can tell."""
+        """The spread, rounded to the measurement's resolution."""
         return cls(median=round(spread.median, digits), min=round(spread.min, digits), max=round(spread.max, digits))
 
 
@@ -69,7 +69,7 @@ class Measured(Part):
 
 
 class SettlementCost(Part):
-    """One purchase, confirmed at the first look, from `submit` to the completed run."""
+    """One purchase, confirmed at the first poll, from `submit` to the completed run."""
 
     sampled: int
     history_events: float
@@ -165,7 +165,7 @@ def show(report: Report, console: Console) -> None:
     )
     console.print(
         table(
-            "What one settlement costs (a purchase, confirmed at the first look)",
+            "What one settlement costs (a purchase, confirmed at the first poll)",
             ("what", "measured"),
             _cost_rows(report),
             right=("measured",),

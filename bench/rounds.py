@@ -1,4 +1,4 @@
-"""Two sides measured in turns: only ratios of neighbours in time mean anything on a machine that is shared."""
+"""Two sides measured alternately: on a shared machine only ratios of neighbours in time mean anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`settle bench`: starts a local system of its own, measures in turns, checks the books, and says what it found."""
+"""`settle bench`: starts a local system of its own, measures both sides alternately, checks the ledger, and reports."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
 
 
 async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], sizes: Sizes) -> tuple[HttpPath, list[str]]:
-    """What clients of the HTTP interface see, and what is wrong with it, in words."""
+    """Timings of the HTTP interface's clients, and what is wrong with them."""
     async with (
         LocalSystem(
             state_dir,
@@ -210,7 +210,7 @@ async def _until_bonuses_are_there(service: ServiceDatabase, *, settled: int) ->
 
 
 def http_violations(path: HttpPath) -> list[str]:
-    """Why the measurement of the HTTP path does not count, in words."""
+    """Why the measurement of the HTTP path does not count, as text."""
     found = []
     if path.errors:
         found.append(f"{path.errors} calls over HTTP failed, first: {'; '.join(path.first_errors)}")
@@ -278,7 +278,7 @@ async def _databases(
 
 
 def without_servers(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what names a server or changes a rule: load belongs on nobody's real system."""
+    """The environment without what names a server or changes a rule: load never goes to a real system."""
     ours = {str(field.alias) for field in Settings.model_fields.values()} - _KEPT_SETTINGS
     return {
         name: value
@@ -394,7 +394,7 @@ def _mean_cost(histories: Sequence[HistoryCost], rpc: RpcCount, sql: SqlCount) -
 
 
 def differences(product: HistoryCost, bare: HistoryCost) -> list[str]:
-    """What is wrong with the bare workflow, in words: a comparison with another shape says nothing."""
+    """What is wrong with the bare workflow, as text: a comparison with another shape says nothing."""
     if product.same_shape_as(bare):
         return []
     return [

@@ -161,7 +161,7 @@ def call_data(contract: str, function: str, *arguments: Any) -> HexStr:
 
 @dataclass(frozen=True)
 class SignedPayment:
-    """An EIP-3009 authorization: whoever holds it can carry out this transfer, once."""
+    """An EIP-3009 authorization: its holder can execute this transfer, once."""
 
     token: ChecksumAddress
     payer: ChecksumAddress
@@ -506,7 +506,7 @@ class LocalChain(Service):
         await self.rpc("anvil_reorg", depth, [[raw, offset] for raw, offset in transactions])
 
     async def snapshot(self) -> str:
-        """Remembers the chain as it is, for one `revert`."""
+        """Takes a snapshot of the chain, for one `revert`."""
         return str(await self.rpc("evm_snapshot"))
 
     async def revert(self, snapshot: str) -> None:
@@ -710,12 +710,12 @@ class LocalChain(Service):
         )
 
     async def pay_relayed(self, relayer_key: str, payment: SignedPayment) -> HexStr:
-        """A relayer sends somebody else's signed payment: the transaction's sender is not the payer."""
+        """A relayer sends another account's signed payment: the transaction's sender is not the payer."""
         data = call_data("TestUSDC", "transferWithAuthorization", *payment.as_arguments())
         return await self.send(relayer_key, payment.token, data, gas=SIGNED_TRANSFER_GAS)
 
     async def pay_bundle(self, relayer_key: str, payments: Sequence[SignedPayment]) -> HexStr:
-        """One transaction that carries out the signed payments of several payers, in this order."""
+        """One transaction that executes the signed payments of several payers, in this order."""
         data = call_data("Multisend", "sendSigned", [(payment.token, *payment.as_arguments()) for payment in payments])
         return await self.send(relayer_key, self.multisend_address, data, gas=SIGNED_TRANSFER_GAS * (1 + len(payments)))
 

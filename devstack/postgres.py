@@ -86,7 +86,7 @@ def _find_binaries() -> Path:
 
 
 def _may_everybody_enter(path: Path) -> bool:
-    """True when any user can reach and read this folder; looks at the mode bits all the way up."""
+    """True when any user can reach and read this folder; checks the mode bits all the way up."""
     wanted = stat.S_IROTH | stat.S_IXOTH
     if path.stat().st_mode & wanted != wanted:
         return False
@@ -105,7 +105,7 @@ def _copy_for_everybody(install: Path) -> Path:
         try:
             cache.mkdir(mode=0o755, exist_ok=True)
             found = cache.lstat()
-            # In a place where all may write somebody else may have made it, or a link.
+            # In a world-writable folder another user may have created it, or a link.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                 continue
             cache.chmod(0o755)
@@ -222,7 +222,7 @@ class EmbeddedPostgres(Service):
             await self._create_data()
 
     def _account(self) -> _Account | None:
-        """Whom the server has to be, None for ourselves. Raises DevstackError when nobody will do."""
+        """The user that the server must run as, None for ourselves. Raises DevstackError when there is none."""
         owner = self._data.stat().st_uid if self._data.exists() else None
         if os.geteuid() != 0:
             if owner is not None and owner != os.geteuid():
@@ -328,7 +328,7 @@ class EmbeddedPostgres(Service):
         return self._run("postgres", command, self._account())
 
     def _run(self, name: str, command: Callable[[str], list[str]], account: _Account | None) -> ChildProcess:
-        """Starts one of the binaries; `command` is told the path under which it finds our folder."""
+        """Starts one of the binaries; `command` receives the path under which it finds our folder."""
         environment = {
             name: value
             for name, value in os.environ.items()

@@ -220,7 +220,7 @@ one of these stays free between the moment that it is picked and the moment that
 
 
 def quiet_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now, and that the system gives to nobody."""
+    """A TCP port of 127.0.0.1 that is free now, and that the system assigns to no process."""
     chooser = random.SystemRandom()
     while not is_port_free(port := chooser.choice(QUIET_PORTS)):
         pass
@@ -264,7 +264,7 @@ def _reserve(port: int) -> bool:
             return True
         lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
-        return True  # nowhere to note it: what is left is to look whether it is free
+        return True  # nowhere to record it: what is left is to check whether it is free
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -275,13 +275,13 @@ def _reserve(port: int) -> bool:
 
 
 class PortBook:
-    """Which part listens where, remembered in the state folder so that addresses survive a restart."""
+    """The port of each part, stored in the state folder so that addresses survive a restart."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "ports.json"
 
     def pick(self, name: str, preferred: int | None = None, *, avoid: frozenset[int] = frozenset()) -> int:
-        """The remembered port of `name`, else the preferred one, else any: the first that is free now."""
+        """The stored port of `name`, else the preferred one, else any: the first that is free now."""
         book = self._read()
         others = {port for other, port in book.items() if other != name}
         for candidate in (book.get(name), preferred):
@@ -398,7 +398,7 @@ class ChildProcess:
         self._forget()
 
     async def kill(self) -> None:
-        """SIGKILL, as a crash would; returns once it is gone."""
+        """SIGKILL, as a crash would; returns once it has ended."""
         if self.is_running:
             self._popen.send_signal(signal.SIGKILL)
         await wait_until(lambda: not self.is_running, timeout_seconds=5, what=f"end of {self.spec.name}")
@@ -409,7 +409,7 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(PartFailedError):
-                # Not for long: dead ones stay in the group until somebody has collected them.
+                # Not for long: dead ones stay in the group until their parent has collected them.
                 await wait_until(lambda: not _group_exists(self.pid), timeout_seconds=0.5, what=self.spec.name)
 
     def _forget(self) -> None:

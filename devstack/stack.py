@@ -241,7 +241,7 @@ class Stack:
         await asyncio.sleep(RESTART_DELAYS_SECONDS[len(restarts)])
         restarts.append(now)
         if not part.should_run or part.is_running:
-            return  # somebody stopped or started it meanwhile
+            return  # it was stopped or started in the meantime
         try:
             await self._start(part)
         except DevstackError as error:
