@@ -1,8 +1,8 @@
-"""The `settle` command. Exit codes: 0 done, 1 the answer is no, 2 wrong use."""
+"""The `settle` command. Exit codes: 0 done, 1 failure, 2 usage error."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # `python -m cli`: before what takes time to import
+if __name__ == "__main__":  # `python -m cli`: before the slow imports
     from commands.entry import leave_on_interrupt
 
     leave_on_interrupt()
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 DIGITS_MAX = 20
-"""More than any amount has; what is too much is refused with the bounds, not by the parser."""
+"""Above any amount, so that the bounds are checked by the command and not by the parser."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every command gets: the environment, merged with the settings file."""
+    """Context of every command: the environment, merged with the settings file."""
 
     variables: dict[str, str]
 
@@ -50,7 +50,7 @@ class Context:
         return load(self.variables)
 
     def configure_logs(self, *, default_format: str, default_level: str) -> None:
-        """Send log lines to standard error, in this form where the settings name none."""
+        """Send log lines to standard error, in this format unless the settings name one."""
         from telemetry.logs import configure
 
         settings = self.settings
@@ -82,15 +82,15 @@ def _fail(error: SettleError | Exception, *, code: str, exit_code: int, as_json:
 
 
 def command(function: Callable[P, Coroutine[Any, Any, bool | None]]) -> Callable[P, None]:
-    """Run an async command; one clear line for each error. A command that returns False says "no".
+    """Run an async command and report each error in one line. A command that returns False exits with 1.
 
-    Its answer is its output: log lines are words, and few.
+    Its result is its output; log lines are few and formatted as text.
     """
     return _runs(function, log_format="console", log_level="WARNING")
 
 
 def service(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """The same for a process that runs until it is stopped: its log is what it says."""
+    """The same for a process that runs until it is stopped: its output is its log."""
     return _runs(function, log_format="json", log_level="INFO")
 
 
@@ -103,7 +103,7 @@ def _runs(
 
         as_json = bool(kwargs.get("as_json", False))
         try:
-            # Before anything can log: an unconfigured line would go to standard output, in the middle of the answer.
+            # Before anything can log: an unconfigured line would go to standard output, into the result.
             context = click.get_current_context().find_object(Context)
             if context is not None:
                 context.configure_logs(default_format=log_format, default_level=log_level)
@@ -118,7 +118,7 @@ def _runs(
         except BrokenPipeError:
             _exit(DONE)
         except OSError as error:
-            # Perhaps it is standard output that cannot be written to.
+            # Standard output itself may be what cannot be written to.
             _exit(_fail(error, code="SYSTEM", exit_code=EXIT_FAILURE, as_json=False))
         except Exception as error:
             if not type(error).__module__.startswith(("sqlalchemy.", "psycopg")):
@@ -133,17 +133,17 @@ def _runs(
 
 
 def _exit(exit_code: int) -> NoReturn:
-    """End the process without taking the interpreter apart.
+    """End the process without finalizing the interpreter.
 
-    The Temporal SDK's native threads may call into Python while it finalizes, which aborts the process after its
-    work is done (seen as SIGABRT, "PyGILState_Release"). Everything that must be closed has been closed by now.
+    The Temporal SDK's native threads may call into Python while it finalizes, which aborts the process after its work
+    is done (seen as SIGABRT, "PyGILState_Release"). Everything that must be closed has been closed by now.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, OSError):
-            # Closed by whoever started us, or full: a reader that has left takes no harm, a full disk does.
+            # Closed by the parent process, or full: a closed pipe is harmless, a full disk is not.
             exit_code = exit_code if stream is None or stream is sys.stderr else max(exit_code, EXIT_FAILURE)
     os._exit(exit_code)
 
@@ -152,17 +152,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 class StateDir(click.Path):
-    """A folder's name; an empty one would be the current folder, filled without having been asked for."""
+    """A folder's name; an empty one would be the current folder, filled by mistake."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or a usage error."""
         if value == "":
-            self.fail("wants the name of a folder, got nothing", param, ctx)
+            self.fail("expected the name of a folder, got nothing", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class WholeNumber(click.ParamType[int]):
-    """Decimal digits and nothing else: no blanks, no underscores, no digits of other scripts."""
+    """Decimal digits only: no blanks, underscores, or digits of other scripts."""
 
     name = "N"
 
@@ -171,7 +171,7 @@ class WholeNumber(click.ParamType[int]):
         if isinstance(value, int):
             return value
         if re.fullmatch(rf"-?[0-9]{{1,{DIGITS_MAX}}}", value) is None:
-            self.fail(f"wants a whole number of US cents, got {value!r:.40}", param, ctx)
+            self.fail(f"expected a whole number of US cents, got {value!r:.40}", param, ctx)
         return int(value)
 
 
@@ -195,7 +195,7 @@ state_dir_option = click.option(
 def main(ctx: click.Context, env_file: Path | None) -> None:
     """Turn payments on a public chain into prepaid credits, exactly once.
 
-    Start with `settle demo`, which needs nothing, or `settle up`, which runs the whole system on this machine.
+    Start with `settle demo`, which needs no setup, or `settle up`, which runs the whole system on this machine.
     """
     try:
         ctx.obj = Context(environment(env_file))
@@ -223,14 +223,14 @@ async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_jso
 
 
 @main.command()
-@click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around; Ctrl-C stops it.")
+@click.option("--keep", is_flag=True, help="Leave everything running afterwards, to explore; Ctrl-C stops it.")
 @json_option
 @click.pass_obj
 @command
 async def demo(context: Context, keep: bool, as_json: bool) -> bool:
-    """Watch seven payments on a local chain: a worker killed half-way, a closed tab, a payment taken back.
+    """Watch seven payments on a local chain: a worker killed half-way, a closed tab, a payment reorged out.
 
-    Exit code 0 only if every expectation held.
+    Exit code 0 only if every expectation was met.
     """
     from commands.demo import demo as run
 
@@ -241,10 +241,12 @@ async def demo(context: Context, keep: bool, as_json: bool) -> bool:
 @click.option(
     "--expand-only",
     is_flag=True,
-    help="Take nothing away that processes of the version before use; a later `settle migrate` does.",
+    help="Remove nothing that processes of the previous version use; a later `settle migrate` does.",
 )
 @click.option(
-    "--set-passwords", is_flag=True, help="Give roles that exist the passwords of the settings where they differ."
+    "--set-passwords",
+    is_flag=True,
+    help="Set the passwords of existing roles to those of the settings.",
 )
 @json_option
 @click.pass_obj
@@ -252,7 +254,7 @@ async def demo(context: Context, keep: bool, as_json: bool) -> bool:
 async def migrate(context: Context, expand_only: bool, set_passwords: bool, as_json: bool) -> None:
     """Create the roles, bring the schema to this version's revision, and seed. Safe to repeat.
 
-    Exit code 1 where a role that exists does not accept the password of its address.
+    Exit code 1 where an existing role does not accept the password of its address.
     """
     from db.migrate import migrate as run
 
@@ -300,12 +302,12 @@ async def api(context: Context) -> None:
 
 
 @main.command()
-@click.option("--full", is_flag=True, help="Check every row of the books, not only what is new: minutes per million.")
+@click.option("--full", is_flag=True, help="Check every ledger row, not only new ones: minutes per million.")
 @json_option
 @click.pass_obj
 @command
 async def doctor(context: Context, full: bool, as_json: bool) -> bool:
-    """Check every part that the settings name: database, rights, system tenant, books, Temporal, chain, token."""
+    """Check every part that the settings name: database, rights, system tenant, ledger, Temporal, chain, token."""
     from commands.doctor import doctor as run
 
     return await run(context.settings, context.variables, full=full, as_json=as_json)
@@ -315,7 +317,7 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 @click.option("--settlements", type=click.IntRange(20, 5000), default=300, show_default=True, help="Payments per run.")
 @click.option("--postings", type=click.IntRange(100, 100_000), default=4000, show_default=True, help="Ledger entries.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds; ratios are medians.")
-@click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="HTTP clients at once.")
+@click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="Concurrent HTTP clients.")
 @click.option("--payments", type=click.IntRange(1, 50), default=5, show_default=True, help="Payments per HTTP client.")
 @json_option
 @click.pass_obj
@@ -323,9 +325,9 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 async def bench(
     context: Context, *, settlements: int, postings: int, rounds: int, clients: int, payments: int, as_json: bool
 ) -> bool:
-    """Measure settlements against a bare workflow, and postings against raw statements, side by side.
+    """Measure settlements against a bare workflow, and postings against raw statements.
 
-    Then the HTTP interface: many clients at once, from the intent through submit and status to the credits.
+    Then the HTTP interface: many concurrent clients, from the intent through submit and status to the credits.
     """
     from bench.run import bench as run
 
@@ -342,7 +344,7 @@ async def bench(
 
 @main.group()
 def chain() -> None:
-    """Look after what is read of the chain."""
+    """Maintain the data read from the chain."""
 
 
 @chain.command("rescan")
@@ -352,10 +354,10 @@ def chain() -> None:
 @click.pass_obj
 @command
 async def rescan_chain(context: Context, *, first: int, last: int, as_json: bool) -> bool:
-    """Read blocks again that lie behind the watcher, and close what was missing of them.
+    """Read blocks below the watcher's cursor again, and close the gaps among them.
 
-    With CHAIN_RPC_URLS of a node that has them, an archive node say. What is found is acted upon by the worker. Exit
-    code 1 where no node shows all of them.
+    Use CHAIN_RPC_URLS of a node that has them, such as an archive node. The worker acts on what is found. Exit code 1
+    where no node returns all of them.
     """
     from commands.chain import rescan
 
@@ -364,7 +366,7 @@ async def rescan_chain(context: Context, *, first: int, last: int, as_json: bool
 
 @main.group()
 def attempt() -> None:
-    """Create, submit and look at payment attempts."""
+    """Create, submit and inspect payment attempts."""
 
 
 @attempt.command("create")
@@ -380,7 +382,7 @@ def attempt() -> None:
 @click.pass_obj
 @command
 async def attempt_create(context: Context, wallet: str, cents: int, purpose: str, as_json: bool) -> None:
-    """Make an intent to pay; opens the wallet's account when it has none."""
+    """Create an intent to pay; creates the wallet's account when it has none."""
     from commands.attempt import create as run
 
     await run(
@@ -395,7 +397,7 @@ async def attempt_create(context: Context, wallet: str, cents: int, purpose: str
 @click.pass_obj
 @command
 async def attempt_submit(context: Context, attempt_id: UUID, tx_hash: str, as_json: bool) -> bool:
-    """Say which transaction pays an attempt. Safe to repeat."""
+    """Submit the transaction hash that pays an attempt. Safe to repeat."""
     from commands.attempt import submit as run
 
     return await run(context.settings, context.variables, attempt_id=attempt_id, tx_hash=tx_hash, as_json=as_json)
@@ -407,7 +409,7 @@ async def attempt_submit(context: Context, attempt_id: UUID, tx_hash: str, as_js
 @click.pass_obj
 @command
 async def attempt_show(context: Context, attempt_id: UUID, as_json: bool) -> bool:
-    """Say why a payment is, or is not, credited: from database, workflow and chain together."""
+    """Explain why a payment is, or is not, credited: from database, workflow and chain."""
     from commands.attempt import show as run
 
     return await run(context.settings, context.variables, attempt_id=attempt_id, as_json=as_json)
@@ -415,18 +417,18 @@ async def attempt_show(context: Context, attempt_id: UUID, as_json: bool) -> boo
 
 @main.group()
 def schedules() -> None:
-    """What runs by the clock: the governance heartbeat, housekeeping and the other jobs."""
+    """Scheduled jobs: the governance heartbeat, housekeeping and others."""
 
 
 @schedules.command("apply")
-@click.option("--dry-run", is_flag=True, help="Show the difference and leave it.")
+@click.option("--dry-run", is_flag=True, help="Show the difference without applying it.")
 @json_option
 @click.pass_obj
 @command
 async def schedules_apply(context: Context, dry_run: bool, as_json: bool) -> None:
-    """Show how Temporal differs from the schedules' file (SCHEDULES_FILE), then make it so. Safe to repeat.
+    """Show how Temporal differs from the schedules file (SCHEDULES_FILE), then apply it. Safe to repeat.
 
-    An operator's pause and note stay. Schedules of ours that the file does not name any more are deleted.
+    An operator's pause and note are kept. Our schedules that the file no longer names are deleted.
     """
     from commands.schedules import apply as run
 
@@ -438,14 +440,14 @@ async def schedules_apply(context: Context, dry_run: bool, as_json: bool) -> Non
 @click.pass_obj
 @command
 async def schedules_list(context: Context, as_json: bool) -> None:
-    """List the schedules that Temporal has: paused or not, next run, and how the last one ended."""
+    """List the schedules in Temporal: state, next run, and result of the last one."""
     from commands.schedules import list_all as run
 
     await run(context.variables, as_json=as_json)
 
 
-operator_option = click.option("--operator", required=True, metavar="NAME", help="Who decides; in the audit trail.")
-reason_option = click.option("--reason", required=True, metavar="TEXT", help="Why; in the audit trail.")
+operator_option = click.option("--operator", required=True, metavar="NAME", help="Your name, for the audit trail.")
+reason_option = click.option("--reason", required=True, metavar="TEXT", help="The reason, for the audit trail.")
 
 
 @attempt.command("retry")
@@ -456,7 +458,7 @@ reason_option = click.option("--reason", required=True, metavar="TEXT", help="Wh
 @click.pass_obj
 @command
 async def attempt_retry(context: Context, attempt_id: UUID, operator: str, reason: str, as_json: bool) -> bool:
-    """Start a payment's workflow again where none is at work on it. Safe to repeat: what is done is not done twice."""
+    """Restart a payment's workflow where none is running. Safe to repeat: nothing is done twice."""
     from commands.findings import retry_attempt as run
 
     return await run(
@@ -465,8 +467,8 @@ async def attempt_retry(context: Context, attempt_id: UUID, operator: str, reaso
 
 
 @main.command()
-@click.option("--from", "from_time", metavar="TIME", help="Begin, as ISO 8601. Default: a day before the end.")
-@click.option("--to", "to_time", metavar="TIME", help="End, which is not in it. Default: now.")
+@click.option("--from", "from_time", metavar="TIME", help="Start, as ISO 8601. Default: a day before the end.")
+@click.option("--to", "to_time", metavar="TIME", help="End (exclusive). Default: now.")
 @click.option(
     "--csv",
     "csv_file",
@@ -479,13 +481,13 @@ async def attempt_retry(context: Context, attempt_id: UUID, operator: str, reaso
 async def reconcile(
     context: Context, from_time: str | None, to_time: str | None, csv_file: Path | None, as_json: bool
 ) -> bool:
-    """Lay chain transfers, attempts, ledger and workflows side by side for a period.
+    """Compare chain transfers, attempts, ledger and workflows of a period.
 
     The default period is the last day, or since the last reconciliation where that is longer ago. Every difference is
-    named with what to do about it; workflows that are missing are started. The result is stored as a balance assertion.
+    listed with what to do about it; missing workflows are started. The result is stored as a balance assertion.
 
-    Exit code 1: the totals do not close, or credits were posted that no transfer explains. What merely waits for an
-    operator (settle findings list) is not wrong, and exits with 0.
+    Exit code 1: the totals do not balance, or credits were posted that no transfer explains. Open findings (settle
+    findings list) alone exit with 0.
     """
     from commands.reconcile import reconcile as run
 
@@ -501,7 +503,7 @@ async def reconcile(
 
 @main.group()
 def findings() -> None:
-    """What waits for an operator: transfers that nobody awaited, surpluses, alarms."""
+    """Findings for an operator: unexpected transfers, overpayments, alarms."""
 
 
 _KINDS = click.Choice([kind.value for kind in FindingKind])
@@ -509,15 +511,19 @@ _RAW = click.IntRange(min=0, max=10**DIGITS_MAX)
 
 
 def _narrowing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which findings are meant."""
+    """Options that select findings."""
     for option in (
-        click.option("--kind", "kinds", multiple=True, type=_KINDS, help="Of this kind only; repeatable."),
-        click.option("--sender", metavar="ADDRESS", help="Of what this address sent only."),
-        click.option("--of-account", "of_account", metavar="ID", help="Of this billing account only."),
+        click.option("--kind", "kinds", multiple=True, type=_KINDS, help="Only this kind; repeatable."),
+        click.option("--sender", metavar="ADDRESS", help="Only transfers from this address."),
+        click.option("--of-account", "of_account", metavar="ID", help="Only this billing account."),
         click.option(
-            "--min-value", "min_value_raw", metavar="RAW", type=_RAW, help="Worth at least so many raw units."
+            "--min-value",
+            "min_value_raw",
+            metavar="RAW",
+            type=_RAW,
+            help="Only at least this value, in raw units.",
         ),
-        click.option("--below", "below_raw", metavar="RAW", type=_RAW, help="Worth less, in raw token units."),
+        click.option("--below", "below_raw", metavar="RAW", type=_RAW, help="Only below this value, in raw units."),
     ):
         function = option(function)
     return function
@@ -546,17 +552,17 @@ def _finding_filter(
 
 
 @findings.command("list")
-@click.option("--all", "with_resolved", is_flag=True, help="Resolved ones too.")
+@click.option("--all", "with_resolved", is_flag=True, help="Include resolved findings.")
 @_narrowing
 @click.option(
     "--sort",
     type=click.Choice(["value", "newest", "oldest"]),
     default="value",
     show_default=True,
-    help="What comes first. By value: what nobody knows the worth of, then what is worth most.",
+    help="Sort order. By value: unknown values first, then the largest.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1_000), help="Rows. Default: 100, with --json 1000.")
-@click.option("--after", metavar="ID", help="Go on behind this finding, in the same order.")
+@click.option("--after", metavar="ID", help="Continue after this finding, in the same order.")
 @click.option("--totals", "with_totals", is_flag=True, help="With --json: a document with the totals and the list.")
 @json_option
 @click.pass_obj
@@ -576,7 +582,7 @@ async def findings_list(
     with_totals: bool,
     as_json: bool,
 ) -> None:
-    """List findings, what is worth most first, with how many there are and what they are worth in all."""
+    """List findings, largest value first, with their number and total value."""
     from commands.findings import list_findings as run
     from db.operations.findings import Sort
 
@@ -604,7 +610,7 @@ async def findings_list(
 @click.pass_obj
 @command
 async def findings_show(context: Context, finding_id: str, as_json: bool) -> None:
-    """Show one finding, what can be done about it, and what was. The first digits of its id are enough."""
+    """Show one finding, its remedies, and what was done. The first digits of its id are enough."""
     from commands.findings import show as run
 
     await run(context.settings, prefix=finding_id, as_json=as_json)
@@ -612,13 +618,13 @@ async def findings_show(context: Context, finding_id: str, as_json: bool) -> Non
 
 @findings.command("resolve")
 @click.argument("finding_id", metavar="[ID]", required=False)
-@click.option("--all", "all_of_them", is_flag=True, help="All that the options below name, instead of one.")
+@click.option("--all", "all_of_them", is_flag=True, help="All findings that the options below select, instead of one.")
 @_narrowing
-@click.option("--yes", "confirmed", is_flag=True, help="With --all: do it. Without it only says what it would do.")
+@click.option("--yes", "confirmed", is_flag=True, help="With --all: apply it. Without it only a preview.")
 @click.option("--remedy", required=True, type=click.Choice([remedy.value for remedy in Remedy]), help="What to do.")
 @operator_option
 @reason_option
-@click.option("--account", metavar="ID", help="Whom to credit. Default: the sender's own account.")
+@click.option("--account", metavar="ID", help="The account to credit. Default: the sender's own account.")
 @click.option("--refund-tx", metavar="TX_HASH", help="The transaction that sent the money back.")
 @json_option
 @click.pass_obj
@@ -641,9 +647,9 @@ async def findings_resolve(
     refund_tx: str | None,
     as_json: bool,
 ) -> bool:
-    """Do something about a finding, once. Safe to repeat: the same again answers the same, anything else is refused.
+    """Resolve a finding, once. Safe to repeat: the same request gives the same answer, any other is refused.
 
-    With --all the same for many at once: says how many and what they are worth, and does it with --yes.
+    With --all, resolves many: shows their number and value, and applies it with --yes.
     """
     from commands.findings import resolve, resolve_all
 
@@ -652,9 +658,9 @@ async def findings_resolve(
     )
     if all_of_them:
         if finding_id is not None:
-            raise InvalidInput("ID", "goes without --all only")
+            raise InvalidInput("ID", "cannot be combined with --all")
         if account is not None:
-            raise InvalidInput("--account", "goes without --all only")
+            raise InvalidInput("--account", "cannot be combined with --all")
         return await resolve_all(
             context.settings,
             context.variables,
@@ -667,11 +673,11 @@ async def findings_resolve(
             as_json=as_json,
         )
     if finding_id is None:
-        raise InvalidInput("ID", "expected the id of a finding, or --all with what is meant")
+        raise InvalidInput("ID", "expected the id of a finding, or --all with filters")
     if confirmed or wanted != _finding_filter(
         kinds=(), sender=None, of_account=None, min_value_raw=None, below_raw=None
     ):
-        raise InvalidInput("--all", "is missing: --yes and what narrows a list go with it only")
+        raise InvalidInput("--all", "is missing: --yes and filters require it")
     return await resolve(
         context.settings,
         context.variables,
@@ -687,7 +693,7 @@ async def findings_resolve(
 
 @main.group()
 def sessions() -> None:
-    """Sign-ins of the HTTP interface."""
+    """Sessions of the HTTP interface."""
 
 
 @sessions.command("revoke")

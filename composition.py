@@ -1,4 +1,4 @@
-"""Opening what a command needs, and closing it again."""
+"""Opens and closes the resources that a command needs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from starter.temporal import connect
 from workflows.naming import WATCH_CHAIN, watch_workflow_id
 
 CONNECTIONS = 2
-"""A command asks one thing at a time."""
+"""A command runs one query at a time."""
 
 
 def payment_policy(settings: Settings) -> PaymentPolicy:
-    """What new intents are made with. Raises `ConfigurationError` without a treasury."""
+    """The settings for new intents. Raises `ConfigurationError` without a treasury."""
     return PaymentPolicy(
         chain_id=settings.chain_id,
         token=settings.usdc_token_address,
@@ -34,7 +34,7 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
 
 
 def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:
-    """What runs for ever beside the schedules: the watch of the chain, where it is known for whom."""
+    """Singleton workflows besides the scheduled ones: the chain watch, where its scope is configured."""
     if settings.treasury_address is None:
         return []
     return [
@@ -87,14 +87,16 @@ async def service_database(settings: Settings) -> AsyncIterator[ServiceDatabase]
 
 @asynccontextmanager
 async def payments_client(settings: Settings, variables: Mapping[str, str]) -> AsyncIterator[PaymentsClient]:
-    """The client that takes payments. Temporal is asked when a submission needs it, not before."""
+    """The client that takes payments. Temporal is connected to when a submission needs it."""
     policy = payment_policy(settings)
     async with tenant_database(settings) as database:
         yield PaymentsClient(database, await connect(variables, lazy=True), policy)
 
 
 def chain_reader(settings: Settings, *, on_request: RequestObserver | None = None) -> ChainReader:
-    """The chain's nodes; `on_request` is told of each HTTP request. Raises `ConfigurationError` without addresses."""
+    """The chain's nodes; `on_request` is called for each HTTP request. Raises `ConfigurationError` without
+    addresses.
+    """
     return ChainReader(
         settings.require_chain_rpc_urls(),
         settings.chain_id,

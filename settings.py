@@ -1,6 +1,6 @@
 """Settings: environment variables (and a `.env` file), read once at an entry point and passed down.
 
-A bad value raises `ConfigurationError` with one line that names the variable, what it got and what it wants.
+An invalid value raises `ConfigurationError` with one line: the variable, the value, and what is expected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 import domain.setting_values as values
 from chain.addresses import checksum_address
-from db.address import EXPECTED as _POSTGRES_WANTS
+from db.address import EXPECTED as _POSTGRES_EXPECTED
 from db.address import normalize_address
 from domain.errors import ConfigurationError, InvalidInput
 from domain.money import (
@@ -46,7 +46,7 @@ EXPLORERS: Final = {
 _T = TypeVar("_T")
 
 _SHOWN_ADDRESSES: Final = frozenset({"EXPLORER_TX_URL"})
-"""Addresses that go to every browser."""
+"""Addresses that are public."""
 
 _NAMES_READ_ELSEWHERE: Final = frozenset(
     {
@@ -81,14 +81,14 @@ _SECRET_WORDS: Final = ("URL", "KEY", "SECRET", "PASSWORD")
 
 
 class LogFormat(StrEnum):
-    """How log lines look: one JSON object each, or words for a terminal."""
+    """Format of log lines: one JSON object each, or text for a terminal."""
 
     JSON = "json"
     CONSOLE = "console"
 
 
 class LogLevel(StrEnum):
-    """Least level that is logged."""
+    """Lowest level that is logged."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -119,9 +119,9 @@ def _chain_addresses(value: object) -> tuple[str, ...]:
 
 
 def _with_ascii_hosts(value: object) -> object:
-    """The text with the hosts of the addresses in it in punycode, as browsers look them up (UTS 46).
+    """The text with the hosts of its addresses in punycode, as browsers resolve them (UTS 46).
 
-    Python's own codec is that of 2003: it knows another address for a host with an ß in it.
+    Python's own codec implements the standard of 2003, which gives another address for a host with an ß.
     """
     if not isinstance(value, str):
         return value
@@ -134,7 +134,7 @@ def _punycode(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
-        raise values.Unusable("an address whose host is no international domain name") from None
+        raise values.Unusable("an address whose host is not a valid international domain name") from None
 
 
 def _upper(value: object) -> object:
@@ -154,22 +154,22 @@ ChecksumAddress = Annotated[str, BeforeValidator(_chain_address)]
 ListeningHost = Annotated[str, BeforeValidator(values.listening_host)]
 FilePath = Annotated[Path, BeforeValidator(values.path)]
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
-_PER_MINUTE_WANTS: Final = "requests in a minute, a whole number from 1 to 1000000"
-_NODES_WANTS: Final = "http or https addresses of different chain nodes, separated by commas"
-_ADDRESS_WANTS: Final = (
-    "an address that is not zero, 0x and 40 hex digits, with a right EIP-55 checksum where the case is mixed"
+_PER_MINUTE_EXPECTED: Final = "requests per minute, a whole number from 1 to 1000000"
+_NODES_EXPECTED: Final = "http or https addresses of different chain nodes, separated by commas"
+_ADDRESS_EXPECTED: Final = (
+    "an address that is not zero, 0x and 40 hex digits, with a valid EIP-55 checksum where the case is mixed"
 )
 
 
 class Settings(BaseModel):
-    """Every setting of SPEC 6. A field's description says what its variable wants."""
+    """Every setting of SPEC 6. A field's description is what an error says is expected."""
 
     model_config = ConfigDict(frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_plain(cls, value: object, info: ValidationInfo) -> object:
-        """What holds for every setting, whatever its type makes of it afterwards."""
+        """Checks that apply to every setting, whatever its type."""
         if not isinstance(value, str):
             return value
         text = values.clean_text(value)
@@ -179,15 +179,15 @@ class Settings(BaseModel):
             return values.plain_integer(text)
         return values.plain_decimal(text) if float in kinds else text
 
-    database_url: PostgresUrl | None = Field(None, alias="DATABASE_URL", repr=False, description=_POSTGRES_WANTS)
+    database_url: PostgresUrl | None = Field(None, alias="DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED)
     settlement_database_url: PostgresUrl | None = Field(
-        None, alias="SETTLEMENT_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+        None, alias="SETTLEMENT_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
     )
     service_database_url: PostgresUrl | None = Field(
-        None, alias="SERVICE_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+        None, alias="SERVICE_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
     )
     migration_database_url: PostgresUrl | None = Field(
-        None, alias="MIGRATION_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+        None, alias="MIGRATION_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
     )
 
     chain_id: int = Field(BASE_CHAIN_ID, alias="CHAIN_ID", gt=0, lt=2**53, description="a chain's number, 1 or more")
@@ -195,12 +195,12 @@ class Settings(BaseModel):
         None,
         alias="CHAIN_RPC_URLS",
         repr=False,
-        description=_NODES_WANTS,
+        description=_NODES_EXPECTED,
     )
     usdc_token_address: ChecksumAddress = Field(
-        BASE_USDC_ADDRESS, alias="USDC_TOKEN_ADDRESS", description=_ADDRESS_WANTS
+        BASE_USDC_ADDRESS, alias="USDC_TOKEN_ADDRESS", description=_ADDRESS_EXPECTED
     )
-    treasury_address: ChecksumAddress | None = Field(None, alias="TREASURY_ADDRESS", description=_ADDRESS_WANTS)
+    treasury_address: ChecksumAddress | None = Field(None, alias="TREASURY_ADDRESS", description=_ADDRESS_EXPECTED)
     min_confirmations: int = Field(
         5, alias="MIN_CONFIRMATIONS", ge=1, le=10_000, description="a whole number of blocks, 1 to 10000"
     )
@@ -255,7 +255,7 @@ class Settings(BaseModel):
     api_url: Annotated[str, BeforeValidator(values.origin), _International] | None = Field(
         None,
         alias="API_URL",
-        description="the address that people see, scheme, host and port, such as https://pay.example.com",
+        description="the public address, scheme, host and port, such as https://pay.example.com",
     )
     api_host: ListeningHost = Field(
         "127.0.0.1", alias="API_HOST", description="an IP address or name to listen on, without a port, such as 0.0.0.0"
@@ -271,22 +271,22 @@ class Settings(BaseModel):
         300, alias="LOGIN_CHALLENGE_TTL_SECONDS", ge=10, le=3600, description="whole seconds, 10 to 3600"
     )
     rate_limit_logins_per_address: PerMinute = Field(
-        300, alias="RATE_LIMIT_LOGINS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+        300, alias="RATE_LIMIT_LOGINS_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
     )
     rate_limit_logins_per_account: PerMinute = Field(
-        30, alias="RATE_LIMIT_LOGINS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+        30, alias="RATE_LIMIT_LOGINS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
     rate_limit_intents_per_address: PerMinute = Field(
-        300, alias="RATE_LIMIT_INTENTS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+        300, alias="RATE_LIMIT_INTENTS_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
     )
     rate_limit_intents_per_account: PerMinute = Field(
-        60, alias="RATE_LIMIT_INTENTS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+        60, alias="RATE_LIMIT_INTENTS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
     rate_limit_submits_per_address: PerMinute = Field(
-        600, alias="RATE_LIMIT_SUBMITS_PER_ADDRESS", description=_PER_MINUTE_WANTS
+        600, alias="RATE_LIMIT_SUBMITS_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
     )
     rate_limit_submits_per_account: PerMinute = Field(
-        120, alias="RATE_LIMIT_SUBMITS_PER_ACCOUNT", description=_PER_MINUTE_WANTS
+        120, alias="RATE_LIMIT_SUBMITS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
     platform_name: Annotated[str, BeforeValidator(values.plain_name)] = Field(
         "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"
@@ -295,13 +295,13 @@ class Settings(BaseModel):
         None, alias="EXPLORER_TX_URL", description="an http or https address with {tx_hash} in it, once"
     )
     public_rpc_url: PublicUrl | None = Field(
-        None, alias="PUBLIC_RPC_URL", description="address of a chain node that wallets may be told"
+        None, alias="PUBLIC_RPC_URL", description="address of a public chain node for wallets"
     )
     operator_wallets: Annotated[tuple[ChecksumAddress, ...], BeforeValidator(_chain_addresses)] = Field(
         (), alias="OPERATOR_WALLETS", description="addresses of wallets, separated by commas"
     )
     operator_database_url: PostgresUrl | None = Field(
-        None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_WANTS
+        None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
     )
 
     schedules_file: FilePath | None = Field(
@@ -333,7 +333,7 @@ class Settings(BaseModel):
 
     @property
     def finality_policy(self) -> FinalityPolicy:
-        """From when on a credited payment is not looked after any more."""
+        """When tracking of a credited payment ends."""
         return FinalityPolicy(
             level=self.finality,
             large_level=self.finality_large,
@@ -343,12 +343,12 @@ class Settings(BaseModel):
 
     @property
     def explorer(self) -> str | None:
-        """Where a transaction can be looked at: what is set, or the usual explorer of a well-known chain."""
+        """Link to a transaction's page: the setting, or the usual explorer of a well-known chain."""
         return self.explorer_tx_url or EXPLORERS.get(self.chain_id)
 
     @property
     def payment_intent_ttl(self) -> timedelta:
-        """How long an unpaid intent lives."""
+        """Lifetime of an unpaid intent."""
         return timedelta(seconds=self.payment_intent_ttl_seconds)
 
     @property
@@ -358,9 +358,9 @@ class Settings(BaseModel):
 
     @property
     def payment_wait_max(self) -> timedelta:
-        """How long after its submission a payment may wait until nobody can be looking after it any more.
+        """How long after its submission a payment may wait before its workflow must have ended.
 
-        One that lacks only confirmations gets the time that these take, twice; and ten minutes are for whoever is slow.
+        One that lacks only confirmations gets twice the time that these take; ten minutes are tolerance.
         """
         return self.verification_timeout + 2 * self.min_confirmations * self.block_time + timedelta(minutes=10)
 
@@ -371,49 +371,49 @@ class Settings(BaseModel):
 
     def require_database_url(self) -> str:
         """`DATABASE_URL`, or `ConfigurationError`."""
-        return _required("DATABASE_URL", self.database_url, _POSTGRES_WANTS)
+        return _required("DATABASE_URL", self.database_url, _POSTGRES_EXPECTED)
 
     def require_api_url(self) -> str:
         """`API_URL`, or `ConfigurationError`."""
-        return _required("API_URL", self.api_url, "the address that people see, such as https://pay.example.com")
+        return _required("API_URL", self.api_url, "the public address, such as https://pay.example.com")
 
     def require_settlement_database_url(self) -> str:
         """`SETTLEMENT_DATABASE_URL`, or `ConfigurationError`."""
-        return _required("SETTLEMENT_DATABASE_URL", self.settlement_database_url, _POSTGRES_WANTS)
+        return _required("SETTLEMENT_DATABASE_URL", self.settlement_database_url, _POSTGRES_EXPECTED)
 
     def require_service_database_url(self) -> str:
         """`SERVICE_DATABASE_URL`, or `ConfigurationError`."""
-        return _required("SERVICE_DATABASE_URL", self.service_database_url, _POSTGRES_WANTS)
+        return _required("SERVICE_DATABASE_URL", self.service_database_url, _POSTGRES_EXPECTED)
 
     def require_migration_database_url(self) -> str:
         """`MIGRATION_DATABASE_URL`, or `ConfigurationError`."""
-        return _required("MIGRATION_DATABASE_URL", self.migration_database_url, _POSTGRES_WANTS)
+        return _required("MIGRATION_DATABASE_URL", self.migration_database_url, _POSTGRES_EXPECTED)
 
     def require_chain_rpc_urls(self) -> tuple[str, ...]:
         """`CHAIN_RPC_URLS`, or `ConfigurationError`."""
-        return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, _NODES_WANTS)
+        return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, _NODES_EXPECTED)
 
     def require_treasury_address(self) -> str:
         """`TREASURY_ADDRESS`, or `ConfigurationError`."""
-        return _required("TREASURY_ADDRESS", self.treasury_address, _ADDRESS_WANTS)
+        return _required("TREASURY_ADDRESS", self.treasury_address, _ADDRESS_EXPECTED)
 
 
-def _required(name: str, value: _T | None, wants: str) -> _T:
+def _required(name: str, value: _T | None, expected: str) -> _T:
     if value is None:
         raise ConfigurationError(
-            f"{name} is not set, it wants {wants} (`settle up` writes all settings to <state-dir>/env: "
+            f"{name} is not set: expected {expected} (`settle up` writes all settings to <state-dir>/env: "
             "settle --env-file .settle/env ...)"
         )
     return value
 
 
 def environment(env_file: Path | None = None) -> dict[str, str]:
-    """The process's environment over the values of `env_file` (default: `.env`, where there is one).
+    """The process's environment over the values of `env_file` (default: `.env`, if it exists).
 
-    Raises `ConfigurationError` when a file that was asked for is missing, or has a line that is no setting.
+    Raises `ConfigurationError` when a requested file is missing, or has an invalid line.
     """
     if env_file is not None and not env_file.is_file():
-        raise ConfigurationError(f"--env-file: there is no file {env_file}")
+        raise ConfigurationError(f"--env-file: file {env_file} not found")
     path = env_file or Path(".env")
     try:
         from_file = read_env_file(path) if path.is_file() else {}
@@ -425,15 +425,15 @@ def environment(env_file: Path | None = None) -> dict[str, str]:
 def read_env_file(path: Path) -> dict[str, str]:
     """The settings of a file, as written: a `$` is a `$`. A name that is set twice has its last value.
 
-    Raises `ConfigurationError` for a line that is none of `NAME=value`, `export NAME=value` and a comment.
+    Raises `ConfigurationError` for a line that is not `NAME=value`, `export NAME=value` or a comment.
     """
     found: dict[str, str] = {}
     with path.open(encoding="utf-8-sig") as file:
         for binding in parse_stream(file):
             if binding.error or (binding.key is not None and binding.value is None):
-                # Not the line itself: it may carry a password.
+                # Without the line itself: it may hold a password.
                 raise ConfigurationError(
-                    f"{path}: line {_first_line_of(binding.original)} is no setting, wants NAME=value"
+                    f"{path}: line {_first_line_of(binding.original)} is not a setting, expected NAME=value"
                 )
             if binding.key is not None and binding.value is not None:
                 found[binding.key] = binding.value
@@ -441,25 +441,27 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _first_line_of(original: Original) -> int:
-    """The binding's own line: blank lines before it are part of what was read for it."""
+    """The binding's own line: blank lines before it belong to the parsed text."""
     return original.line + len(original.string[: len(original.string) - len(original.string.lstrip())].splitlines())
 
 
 def env_file_line(name: str, value: str) -> str:
-    """`NAME=value` as `read_env_file` reads it back; in quotation marks only where it has to be."""
+    """`NAME=value` as `read_env_file` reads it back; in quotation marks only where necessary."""
     quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     for written in (value, quoted):
         line = f"{name}={written}"
         read = list(parse_stream(StringIO(line + "\n")))
         if [(binding.key, binding.value) for binding in read] == [(name, value)]:
             return line
-    raise ConfigurationError(f"{name}: got a value that no file of settings can hold, wants one without line breaks")
+    raise ConfigurationError(
+        f"{name} is invalid: got a value that a settings file cannot hold, expected one without line breaks"
+    )
 
 
 def name_warnings(variables: Mapping[str, str]) -> list[str]:
-    """One line for each variable that nothing reads and that looks like a setting's name mistyped."""
+    """One line for each variable that is not a setting and resembles the name of one."""
     mistyped = values.suspicious_names(variables, known_names())
-    return [f"{name} is not a setting and has no effect; {meant} is one" for name, meant in mistyped.items()]
+    return [f"{name} is not a setting and has no effect; did you mean {meant}?" for name, meant in mistyped.items()]
 
 
 def known_names() -> frozenset[str]:
@@ -468,7 +470,7 @@ def known_names() -> frozenset[str]:
 
 
 def load(variables: Mapping[str, str]) -> Settings:
-    """The settings in `variables`. Raises `ConfigurationError` for the first bad value."""
+    """The settings in `variables`. Raises `ConfigurationError` for the first invalid value."""
     known = {field.alias for field in Settings.model_fields.values()}
     given = {name: value for name, value in variables.items() if name in known and value != ""}
     try:
@@ -477,22 +479,23 @@ def load(variables: Mapping[str, str]) -> Settings:
         raise ConfigurationError(_describe(error)) from None
     if settings.payment_min_usd_cents > settings.payment_max_usd_cents:
         raise ConfigurationError(
-            f"PAYMENT_MIN_USD_CENTS: got {settings.payment_min_usd_cents}, "
-            f"wants at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+            f"PAYMENT_MIN_USD_CENTS is invalid: got {settings.payment_min_usd_cents}, "
+            f"expected at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
         )
     if settings.dust_below_raw > raw_for_usd_cents(settings.payment_min_usd_cents):
         raise ConfigurationError(
-            f"DUST_BELOW_RAW: got {settings.dust_below_raw}, wants at most what the smallest payment is "
+            f"DUST_BELOW_RAW is invalid: got {settings.dust_below_raw}, expected at most the smallest payment "
             f"(PAYMENT_MIN_USD_CENTS), {raw_for_usd_cents(settings.payment_min_usd_cents)}"
         )
     if settings.finality_large.rank < settings.finality.rank:
         raise ConfigurationError(
-            f"FINALITY_LARGE: got {settings.finality_large.value!r}, wants at least what FINALITY wants of all, "
+            f"FINALITY_LARGE is invalid: got {settings.finality_large.value!r}, expected at least FINALITY, "
             f"{settings.finality.value!r}"
         )
     if settings.treasury_address == settings.usdc_token_address:
         raise ConfigurationError(
-            f"TREASURY_ADDRESS: got {settings.treasury_address}, which is the token itself, wants who receives it"
+            f"TREASURY_ADDRESS is invalid: got {settings.treasury_address}, which is USDC_TOKEN_ADDRESS, "
+            "expected the address that receives payments"
         )
     return settings
 
@@ -500,18 +503,20 @@ def load(variables: Mapping[str, str]) -> Settings:
 def _describe(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    wants = next(field.description for field in Settings.model_fields.values() if field.alias == name)
-    return f"{name}: got {_reason(first.get('ctx', {})) or _shown(name, first['input'])}, wants {wants}"
+    expected = next(field.description for field in Settings.model_fields.values() if field.alias == name)
+    return (
+        f"{name} is invalid: got {_reason(first.get('ctx', {})) or _shown(name, first['input'])}, expected {expected}"
+    )
 
 
 def _reason(context: Mapping[str, Any]) -> str | None:
-    """What a parser of ours says. Other errors quote the value, which may carry a password."""
+    """A message of our own parsers. Other errors quote the value, which may hold a password."""
     error = context.get("error")
     return str(error) if isinstance(error, values.Unusable) else None
 
 
 def _shown(name: str, value: object) -> str:
-    """A value for an error line; addresses carry passwords and API keys, so they are cut to what is harmless."""
+    """A value for an error line; addresses may hold passwords and API keys, so only their scheme is shown."""
     if name not in _SHOWN_ADDRESSES and any(word in name for word in _SECRET_WORDS):
         scheme = str(value).partition("://")[0] if "://" in str(value) else "no scheme"
         return f"an address with {scheme if scheme == 'no scheme' else f'scheme {scheme[:20]!r}'} (not shown)"

@@ -1,4 +1,4 @@
-"""The worker process: wires everything together, runs until it is told to stop, then drains."""
+"""The worker process: builds the workers, runs until it is told to stop, then drains."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ from workflows import registry
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
-"""As long as a ledger activity may take: a worker that is asked to stop finishes what it has begun."""
+"""The time limit of a ledger activity: a worker that is asked to stop finishes running ones."""
 
 DATABASE_CONNECTIONS: Final = 8
-"""For each role. More connections make one hot account slower, not faster."""
+"""Per role. More connections make one hot account slower, not faster."""
 
 WORKFLOW_TASK_POLLERS: Final = 20
 """The default leaves one poller on the non-sticky queue, which costs throughput and most of the tail latency."""
@@ -78,14 +78,14 @@ WORKER_OPTIONS: Final[dict[str, Any]] = {
     "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
     "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
 }
-"""`settle bench` runs its bare workflow with the same ones."""
+"""`settle bench` runs its bare workflow with the same values."""
 
 PLATFORM_OPTIONS: Final[dict[str, Any]] = {
     **WORKER_OPTIONS,
     "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
     "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
 }
-"""A few jobs an hour, and what has been left behind by an earlier version."""
+"""A few jobs an hour, and runs left by an earlier version."""
 
 _D = TypeVar("_D", SettlementDatabase, ServiceDatabase)
 
@@ -110,9 +110,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
         asked = await preconditions.require_at_start(token)
         if asked.state is not State.MET:
-            log.error("starts without being ready: nothing is credited until this is confirmed", reason=asked.message)
+            log.error("starting without being ready: nothing is credited until this is confirmed", reason=asked.message)
         async with service.autocommit() as connection:
-            # Before anybody is credited: from here on no intent says by itself where payments may go.
+            # Before the first credit: from here on an intent alone does not decide where payments may go.
             await note_destination(connection, _scope_of(settings))
         sdk_metrics_address = f"127.0.0.1:{_free_port()}"
         temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
@@ -168,9 +168,9 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
 
 
 def _prepare_folder(name: str, folder: Path) -> None:
-    """Make the folder of the setting `name`. Raises `ConfigurationError` where nothing can be written to it.
+    """Create the folder of the setting `name`. Raises `ConfigurationError` where it is not writable.
 
-    Otherwise the job that writes there would be the first to know, at night.
+    Otherwise the job that writes there would be the first to fail, at night.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _prepare_folder(name: str, folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"{name}: got {str(folder)!r}, which cannot be written to ({error.strerror}); wants a folder"
+            f"{name} is invalid: got {str(folder)!r}, which cannot be written to ({error.strerror}); expected a folder"
         ) from None
 
 
@@ -212,7 +212,7 @@ class Workers:
 
     @property
     def is_running(self) -> bool:
-        """Whether all of them do."""
+        """Whether all of them are running."""
         return all(worker.is_running for worker in self._workers)
 
     async def __aenter__(self) -> Self:
@@ -225,7 +225,7 @@ class Workers:
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Together: each may take its time to drain, and a process that is told to stop has that time once.
+        # Concurrently: each may take its time to drain, and the process has that time once.
         await asyncio.gather(*(worker.shutdown() for worker in self._workers))
         await self._running.__aexit__(error_type, error, traceback)
 
@@ -240,10 +240,10 @@ def build_worker(
     publish: Publish | None = None,
     preconditions: SettlementPreconditions | None = None,
 ) -> Workers:
-    """The worker with all workflows and activities. It owns none of what it is given.
+    """The worker with all workflows and activities. It does not own its dependencies.
 
-    It polls its chain's queue and the platform's. What comes from either and belongs to another chain is handed back.
-    Without `publish` events go to the log only.
+    It polls its chain's queue and the platform's, and refuses work of another chain from either. Without `publish`
+    events go to the log only.
     """
     if preconditions is None:
         preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
@@ -335,7 +335,7 @@ def build_worker(
 
 
 def event_publisher(settings: Settings) -> EventPublisher:
-    """Publishes to the log, and to the receiver that the settings name."""
+    """Publishes to the log, and to the event sink of the settings."""
     return EventPublisher(settings.event_sink_url, source=settings.api_url or DEFAULT_SOURCE)
 
 
@@ -348,7 +348,7 @@ def _watching(
     submit: Submit,
     publish: Publish,
 ) -> WatchingActivities:
-    """Follows the chain for the treasury, and for those that attempts still name; submits as the payers do."""
+    """Follows the chain for the treasury, and for those that attempts still name; submits on the payers' behalf."""
 
     def open_scope(scope: TransferScope, promise: Promise | None) -> ScopeWatch:
         age = max(estimated_now() - promise.since, timedelta(0)) if promise is not None else timedelta(0)
@@ -373,7 +373,7 @@ def _watching(
 
 
 def _resume(temporal: Client, payments: PaymentsClient) -> Resume:
-    """Submits a payment's own hash again where no workflow has it: what its payer would do."""
+    """Submits a payment's own hash again where no workflow has it, on the payer's behalf."""
 
     async def resume(payment: UnfinishedPayment) -> bool:
         state = await read_workflow(temporal, payment.attempt_id)
@@ -388,7 +388,7 @@ def _resume(temporal: Client, payments: PaymentsClient) -> Resume:
 _POOL: Final[dict[str, Any]] = {
     "application_name": "settle worker",
     "pool_size": DATABASE_CONNECTIONS,
-    # A lost connection fails one activity attempt, and its retry gets a fresh one; asking first costs each call.
+    # A lost connection fails one activity attempt, and its retry gets a new one; checking first costs each call.
     "pre_ping": False,
 }
 

@@ -1,1 +1,1 @@
-"""The HTTP interface: sign-in with a wallet, payments, and the pages that people pay on."""
+"""HTTP interface: sign-in with a wallet, payments, and the web pages."""

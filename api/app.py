@@ -1,4 +1,4 @@
-"""The ASGI application: routes, in the shell of what holds for every request."""
+"""The ASGI application: routes, and the middleware around every request."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from api.resources import Services
 DESCRIPTION = """\
 Prepaid credits, bought with USDC.
 
-Sign in with a wallet (`/api/v1/auth`), make an intent, send what it asks for, submit the transaction's hash, and watch
+Sign in with a wallet (`/api/v1/auth`), make an intent, pay it, submit the transaction's hash, and watch
 it being confirmed. Errors are RFC 9457 problem documents with a stable `code`. Every answer carries `X-Request-ID`.
 """
 
 
 def build_api() -> FastAPI:
-    """Routes and error handlers; enough to write the OpenAPI document."""
+    """Routes and error handlers; enough to generate the OpenAPI document."""
     app = Api(
         title="settle",
         version=version("settle"),
         description=DESCRIPTION,
         openapi_tags=TAGS,
-        # The usual page for it loads scripts from elsewhere.
+        # FastAPI's default page loads scripts from another host.
         docs_url=None,
         redoc_url=None,
-        # An address with a slash too many is another address; the redirect would repeat whatever host the caller names.
+        # A trailing slash makes another address; the redirect would repeat whatever host the caller names.
         redirect_slashes=False,
         max_body_size=BODY_BYTES_MAX,
     )
@@ -65,7 +65,7 @@ def build_app(
     body_seconds: float = BODY_SECONDS_MAX,
     answer_seconds: float = ANSWER_SECONDS_MAX,
 ) -> ASGIApp:
-    """The whole application. `trusted_proxies` are addresses and networks whose `X-Forwarded-For` is believed."""
+    """The whole application. `trusted_proxies` are the addresses and networks whose `X-Forwarded-For` is trusted."""
     api = build_api()
     api.state.services = services
     api.state.readiness = Readiness()

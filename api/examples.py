@@ -1,4 +1,4 @@
-"""The examples of the OpenAPI document: what goes to and fro for one payment of one wallet."""
+"""Examples of the OpenAPI document: the messages of one payment of one wallet."""
 
 from __future__ import annotations
 

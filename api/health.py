@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics`: for whoever runs the service."""
+"""`/livez`, `/readyz`, `/metrics`: for operators."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from api.resources import Services
 from telemetry.health import run_checks
 
 READINESS_SECONDS: Final = 1.0
-"""How long an answer is good for: anybody may ask, and each asking goes to every dependency."""
+"""Cache lifetime: the endpoint is public, and each check goes to every dependency."""
 
 router = APIRouter(tags=["health"])
 
 
 class Readiness:
-    """The dependencies' state, asked for at most once a second however many ask."""
+    """State of the dependencies, checked at most once a second."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -44,8 +44,8 @@ class Readiness:
     "/livez",
     response_model_exclude_none=True,
     operation_id="getLiveness",
-    summary="Is it alive?",
-    responses={200: answered("It is.", {"alive": examples.LIVE})},
+    summary="Liveness",
+    responses={200: answered("The process is alive.", {"alive": examples.LIVE})},
 )
 async def livez() -> Health:
     """The process is alive."""
@@ -55,14 +55,14 @@ async def livez() -> Health:
 @router.get(
     "/readyz",
     operation_id="getReadiness",
-    summary="Can it work?",
+    summary="Readiness",
     responses={
-        200: answered("It can.", {"ready": examples.READY}),
-        503: {"model": Health, **answered("Something is missing.", {"notReady": examples.NOT_READY})},
+        200: answered("Ready.", {"ready": examples.READY}),
+        503: {"model": Health, **answered("Not ready.", {"notReady": examples.NOT_READY})},
     },
 )
 async def readyz(request: Request, services: ApiServices) -> Health:
-    """It can work: database, schema, system tenant, Temporal and the chain, each by name."""
+    """Readiness: database, schema, system tenant, Temporal and the chain, each by name."""
     readiness: Readiness = request.app.state.readiness
     checks = await readiness.read(services)
     ready = not services.stopping.is_set() and all(result == "ok" for result in checks.values())
@@ -85,5 +85,5 @@ async def readyz(request: Request, services: ApiServices) -> Health:
     },
 )
 async def metrics() -> Response:
-    """What the process has counted, for Prometheus. Not for the public: keep it behind the proxy."""
+    """Metrics of the process in Prometheus' format. Not public: keep it behind the proxy."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

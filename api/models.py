@@ -1,4 +1,4 @@
-"""Bodies of requests and answers, in the field names of SPEC 5 (camelCase on the wire)."""
+"""Request and response bodies, in the field names of SPEC 5 (camelCase on the wire)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ HexHash = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{64}$", max_l
 
 
 class RequestModel(BaseModel):
-    """A request's body. Types are strict: a number in quotes is no number, and true is not 1."""
+    """A request body. Types are strict: a number in quotes is not a number, and true is not 1."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=False, strict=True)
 
 
 class StrictRequestModel(RequestModel):
-    """The same, and no field more: a misspelt `purpose` must not quietly buy something else."""
+    """A request body without unknown fields: a misspelt `purpose` must not silently buy something else."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ChallengeRequest(RequestModel):
-    """Which wallet wants to sign in."""
+    """The wallet that signs in."""
 
     address: HexAddress = Field(
         description="with or without EIP-55 checksum; a wrong checksum is refused", examples=[EXAMPLE_ADDRESS]
@@ -40,7 +40,7 @@ class ChallengeRequest(RequestModel):
 
 
 class ChallengeAnswer(ResponseModel):
-    """The message to sign with `personal_sign`, to the byte."""
+    """The message to sign with `personal_sign`, byte for byte."""
 
     nonce: str
     address: str
@@ -54,7 +54,7 @@ class LoginRequest(RequestModel):
     """The wallet's signature over a challenge, which is named by its nonce, its message, or both."""
 
     nonce: str | None = Field(default=None, min_length=8, max_length=64, pattern=r"^[0-9A-Za-z]+$")
-    # PostgreSQL's text has no NUL.
+    # PostgreSQL's text type cannot hold NUL.
     message: str | None = Field(default=None, min_length=1, max_length=2000, pattern=r"^[^\x00]*$")
     signature: str = Field(
         min_length=2,
@@ -66,7 +66,7 @@ class LoginRequest(RequestModel):
 
 
 class SessionAnswer(ResponseModel):
-    """Who is signed in."""
+    """The authenticated session."""
 
     user_id: str
     address: str
@@ -76,16 +76,16 @@ class SessionAnswer(ResponseModel):
 
 
 class LogoutRequest(RequestModel):
-    """Which sessions to end."""
+    """The sessions to end."""
 
     everywhere: bool = Field(default=False, description="all sessions of this wallet, not only this one")
 
 
 class IntentRequest(StrictRequestModel):
-    """What somebody wants to pay for. The account is the session's."""
+    """What to pay for. The account is the session's."""
 
     amount_usd_cents: int = Field(
-        gt=0, le=2**53 - 1, description="within the bounds that the service is set to", examples=[2500]
+        gt=0, le=2**53 - 1, description="within the service's configured bounds", examples=[2500]
     )
     # Not strict: JSON has no enumerations.
     purpose: Annotated[Purpose, Field(strict=False)] = Field(
@@ -94,7 +94,7 @@ class IntentRequest(StrictRequestModel):
 
 
 class SubmitRequest(StrictRequestModel):
-    """Which transaction pays."""
+    """The transaction that pays."""
 
     tx_hash: HexHash = Field(description="32 bytes; a hint, checked on the chain", examples=[EXAMPLE_HASH])
 
@@ -110,7 +110,7 @@ class LedgerEntry(ResponseModel):
     """One change of the account's credits."""
 
     id: UUID
-    amount: int = Field(description="credits; negative where they were taken", examples=[1_000_000_000])
+    amount: int = Field(description="credits; negative where they were deducted", examples=[1_000_000_000])
     balance_after: int
     reason: str = Field(examples=["credits_purchase"])
     reference: str | None = Field(description="id of the payment attempt, for a payment's rows")
@@ -122,13 +122,13 @@ class CreditsSummary(ResponseModel):
     """The account's balance and its latest ledger rows."""
 
     billing_account_id: str
-    balance_credits: int = Field(description="10,000,000 credits are one US dollar's worth")
+    balance_credits: int = Field(description="10,000,000 credits are worth one US dollar")
     ledger: list[LedgerEntry] = Field(description="newest first")
     next_cursor: UUID | None = Field(default=None, description="`cursor` of the next page, older ones; null at the end")
 
 
 class Health(BaseModel):
-    """Whether the process is alive, or able to work."""
+    """Liveness or readiness of the process."""
 
     status: str = Field(examples=["ok"])
     checks: dict[str, str] | None = Field(

@@ -1,4 +1,4 @@
-"""`settle api`: the HTTP interface until SIGTERM, which lets open requests end."""
+"""`settle api`: serves the HTTP interface until SIGTERM, then drains open requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 def api_settings(settings: Settings) -> ApiSettings:
-    """What the interface is given of the settings. Raises `ConfigurationError` without `API_URL`."""
+    """The interface's own settings. Raises `ConfigurationError` without `API_URL`."""
     return ApiSettings(
         origin=settings.require_api_url(),
         platform_name=settings.platform_name,
@@ -75,7 +75,7 @@ def api_settings(settings: Settings) -> ApiSettings:
 
 @asynccontextmanager
 async def open_services(settings: Settings, variables: Mapping[str, str]) -> AsyncIterator[Services]:
-    """Everything that the interface works with, checked. Raises `SettleError`."""
+    """Open and check every resource of the interface. Raises `SettleError`."""
     given = api_settings(settings)
     async with AsyncExitStack() as stack:
         database = TenantDatabase(
@@ -87,7 +87,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         if settings.operator_wallets:
             if settings.operator_database_url is None:
                 raise ConfigurationError(
-                    "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: their pages need both"
+                    "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: the operators' pages need both"
                 )
             operators = OperatorDatabase(settings.operator_database_url, application_name="settle api")
             stack.push_async_callback(operators.dispose)
@@ -130,7 +130,7 @@ async def _check_database(database: TenantDatabase) -> None:
 
 async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
     """Serve until SIGTERM or SIGINT. Raises `SettleError` when the start-up checks fail."""
-    # What it says at every start and stop, this says already, and in fields.
+    # uvicorn's own start and stop messages repeat ours without fields.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     async with open_services(settings, variables) as services:
         with listen(settings.api_host, settings.api_port) as listening:
@@ -146,7 +146,7 @@ async def run_api(settings: Settings, variables: Mapping[str, str]) -> None:
             host, port = listening.getsockname()[:2]
             origin = urlsplit(services.settings.origin)
             if origin.scheme == "http" and origin.hostname not in LOOPBACK:
-                log.warning("API_URL is not https: cookies travel in the clear", origin=services.settings.origin)
+                log.warning("API_URL is not https: cookies are sent unencrypted", origin=services.settings.origin)
             log.info("api serves", listens_on=f"{host}:{port}", origin=services.settings.origin)
             await server.serve([listening])
     log.info("api stopped")

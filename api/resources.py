@@ -1,4 +1,4 @@
-"""What the HTTP interface works with. The entry point opens it (`api/process.py`); nothing in here reads settings."""
+"""Resources of the HTTP interface, opened by the entry point (`api/process.py`); nothing here reads settings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from telemetry.health import Check
 
 SECURE_COOKIE: Final = "__Host-settle_session"
 LOCAL_COOKIE: Final = "settle_session"
-"""Followed by the port: cookies are shared by all ports of a host, and two local systems are two."""
+"""Followed by the port: all ports of a host share cookies, and two local systems must not."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Requests that fit into a minute, at once or spread."""
+    """Requests per minute, in a burst or spread."""
 
     logins_per_address: int
     logins_per_account: int
@@ -39,10 +39,10 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """What the interface says and allows.
+    """Configuration of the interface.
 
-    `origin` is scheme, host and port that people see, bound into every sign-in message. `explorer_tx_url` is an address
-    with `{tx_hash}` in it. `public_rpc_url` is a chain node that wallets may be told, which `CHAIN_RPC_URLS` are not.
+    `origin` is the public scheme, host and port, bound into every sign-in message. `explorer_tx_url` is an address that
+    contains `{tx_hash}`. `public_rpc_url` is a chain node that may be given to wallets, unlike `CHAIN_RPC_URLS`.
     """
 
     origin: str
@@ -64,18 +64,18 @@ class ApiSettings:
 
     @property
     def is_secure(self) -> bool:
-        """Whether people reach it over TLS."""
+        """Whether clients reach it over TLS."""
         return self.origin.startswith("https://")
 
     @property
     def cookie_name(self) -> str:
-        """The session cookie's name: over TLS one that browsers accept from this very host only."""
+        """The session cookie's name; over TLS one that browsers accept from this host only."""
         return SECURE_COOKIE if self.is_secure else f"{LOCAL_COOKIE}_{urlsplit(self.origin).port or 80}"
 
 
 @dataclass(frozen=True)
 class Services:
-    """Opened connections, owned by the entry point, and the settings."""
+    """Opened connections, owned by the entry point, and the configuration."""
 
     settings: ApiSettings
     database: TenantDatabase
@@ -87,7 +87,7 @@ class Services:
     concurrency: AccountConcurrency = field(default_factory=AccountConcurrency)
     streams: StreamLimits = field(default_factory=StreamLimits)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the process is about to end: whoever holds a connection open lets go of it."""
+    """Set when the process is about to end, so that long-lived connections are closed."""
 
 
 async def _services(request: Request) -> Services:
@@ -100,9 +100,9 @@ ApiServices = Annotated[Services, Depends(_services)]
 
 
 class SingleFlight:
-    """One reading for all who ask within `lifetime_seconds`; those who ask while it is read wait for that one.
+    """Single-flight cache: callers within `lifetime_seconds` share one result, and callers during a read wait for it.
 
-    A failure is shared with those who waited for it, and not kept.
+    A failure is shared with the callers that waited for it, and not cached.
     """
 
     def __init__(self, read: Callable[[], Awaitable[int]], *, lifetime_seconds: float) -> None:
@@ -112,12 +112,12 @@ class SingleFlight:
         self._reading: asyncio.Task[int] | None = None
 
     async def __call__(self) -> int:
-        """The reading, at most `lifetime_seconds` old. Raises what the reading raises."""
+        """The result, at most `lifetime_seconds` old. Raises what the read raises."""
         if self._value is not None and time.monotonic() - self._value[1] < self._lifetime_seconds:
             return self._value[0]
         if self._reading is None or self._reading.done():
             self._reading = asyncio.ensure_future(self._read())
-        # Shielded: one caller that leaves must not take the reading from the others.
+        # Shielded: one cancelled caller must not cancel the read for the others.
         value = await asyncio.shield(self._reading)
         self._value = (value, time.monotonic())
         return value

@@ -1,4 +1,4 @@
-"""The server under the HTTP interface: uvicorn, with a bound on everything that a connection may leave undone."""
+"""The HTTP server: uvicorn, with time limits on incomplete request heads and a bound on connections."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ HEAD_SECONDS_MAX: Final = 10.0
 """From the connection, or from the first byte of a later request, to the end of a request's head."""
 
 KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than proxies keep a connection for reuse, usually 60 s: it is theirs to close."""
+"""Longer than proxies keep an idle connection, usually 60 s: the proxy should close it."""
 
 GRACEFUL_SHUTDOWN_SECONDS: Final = 10
 CONNECTIONS_MAX: Final = 5_000
 SPARE_FILES: Final = 128
-"""Files of the process that are no client's connection: to PostgreSQL, Temporal and the chain, the log."""
+"""File descriptors for other uses than client connections: PostgreSQL, Temporal, the chain, the log."""
 
 BACKLOG: Final = 128
-"""asyncio accepts as many in one go, and complains about each when the process has no files left."""
+"""asyncio accepts as many in one batch, and logs an error for each when the process has no descriptors left."""
 
 log = logging.getLogger(__name__)
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for ever for a request's head."""
+    """uvicorn's HTTP/1.1 protocol with a time limit on the request's head, which it lacks."""
 
     _head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head."""
+        """Start the limit for the first head."""
         super().connection_made(transport)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Go on, and see whether a head is still, or again, incomplete."""
+        """Process the data, and check whether a head is still, or again, incomplete."""
         super().data_received(data)
         is_answering = self.cycle is not None and not self.cycle.response_complete
         if is_answering:
@@ -53,12 +53,12 @@ class BoundedProtocol(H11Protocol):
             self._await_head()
 
     def on_response_complete(self) -> None:
-        """The next head is waited for by the keep-alive's clock, until its first byte."""
+        """The keep-alive limit applies until the next request's first byte."""
         self._forget_head()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Cancel the limit."""
         self._forget_head()
         super().connection_lost(exc)
 
@@ -72,23 +72,23 @@ class BoundedProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its handling of signals: having drained, it would raise SIGTERM once more."""
+    """uvicorn without its signal handling: having drained, it would raise SIGTERM once more."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
+        """Do not install signal handlers."""
         yield
 
 
 def http_server(app: ASGIApp) -> uvicorn.Server:
-    """The server of an app, to be told where to listen."""
+    """The server of an app; the caller passes the sockets."""
     options: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
-        # Applied in `api.app.build_app`, so that whoever embeds the app has it too.
+        # Applied in `api.app.build_app`, so that an application embedding it has it too.
         "proxy_headers": False,
         "server_header": False,
-        # `api.http.middleware.SecurityHeaders` says the database's time.
+        # `api.http.middleware.SecurityHeaders` sends the database's time.
         "date_header": False,
         "lifespan": "off",
         "ws": "none",
@@ -106,7 +106,7 @@ def http_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def _files_max() -> int:
-    """How many files the process may have open, after it has asked for as many as it can get."""
+    """Raise the limit of open files as far as possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS_MAX + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -116,16 +116,16 @@ def _files_max() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` where the address cannot be had."""
+    """A listening socket. Raises `ConfigurationError` where the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigurationError(
-            f"API_PORT: got {port}, on which {host} cannot be listened on ({error.strerror}); "
-            "wants a free port, or 0 for any"
+            f"API_PORT: got {port}, which cannot be bound on {host} ({error.strerror}); "
+            "expected a free port, or 0 for any"
         ) from error
-    # Accepted connections inherit it. asyncio sets it on sockets that name their protocol, which this one does not, and
+    # Accepted connections inherit it. asyncio sets it on sockets that name their protocol, which this one does not;
     # without it every answer on a kept connection waits 40 ms for the client's acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening

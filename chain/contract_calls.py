@@ -1,6 +1,6 @@
-"""Asks every endpoint what a contract answers: a token about itself, a wallet whether it accepts a signature.
+"""Contract calls on every endpoint: a token's properties, and whether a wallet accepts a signature.
 
-Nothing but the answer of all that answer is taken: there is no other evidence for it.
+Only an answer on which all answering endpoints agree is used: there is no other evidence for it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from domain.identifiers import parse_address
 log = logging.getLogger(__name__)
 
 DEPLOYLESS_CALL_GAS: Final = 10_000_000
-"""Gas for code that a caller has a hand in: several times what the dearest smart wallet needs to be deployed and to
-verify a signature, and well below a second's work for a node. It also has every node give up at the same point."""
+"""Gas for code that a caller influences: several times what the most expensive smart wallet needs to be deployed and to
+verify a signature, and well below a second's work for a node. It also makes every node stop at the same point.
+"""
 
 DEPLOYLESS_CALL_SENDER: Final = "0x55578fc54aacafafa56d1da8ba07cf92dd66e631"
-"""The end of Keccak-256 of "settle: nobody": an address that nobody has, and that no contract knows. Not the zero
-address, which nodes fill in: a contract may take that for a simulation and let anything pass."""
+"""The end of Keccak-256 of "settle: nobody": an address without a key, and unknown to every contract. Not the zero
+address, which nodes fill in: a contract may take that for a simulation and accept anything.
+"""
 
 _DECIMALS_CALLDATA: Final = "0x313ce567"
 _SYMBOL_CALLDATA: Final = "0x95d89b41"
 _BALANCE_OF_CALLDATA: Final = "0x70a08231"
 _EXECUTION_FAILED: Final = re.compile(r"revert|out ?of ?gas|vm execution error", re.IGNORECASE)
-"""What nodes say when the code itself failed. No error code tells it: geth has -32000 for an empty revert, for used-up
-gas and for its own troubles. Opcodes that a node does not know are such a trouble: it cannot run our code."""
+"""How nodes report that the code itself failed. No error code identifies it: geth uses -32000 for an empty revert, for
+exhausted gas and for internal errors. An unknown opcode is such an error: the node cannot run our code.
+"""
 
 
 class ContractCalls:
@@ -48,10 +51,10 @@ class ContractCalls:
         return self._pool.chain_id
 
     async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[NoResponse]]:
-        """What each endpoint says of the contract at `token`, all asked at once; and who gave no usable answer.
+        """Read the contract at `token` from each endpoint concurrently; also returns which gave no usable answer.
 
         An endpoint of another chain answers with that chain's id alone. One that is behind, or that cannot run a call,
-        has no say. Raises `InvalidInput` for a malformed address.
+        has no vote. Raises `InvalidInput` for a malformed address.
         """
         parse_address(token, field="token")
         parse_address(treasury, field="treasury")
@@ -82,7 +85,7 @@ class ContractCalls:
                     if reply.error is not None and not _has_failed_in_execution(reply):
                         raise reply.error
             except EndpointFailure as failure:
-                # Not entered into its record: a node that answers no calls may serve payments well.
+                # Not recorded as a failure: a node that answers no calls may serve payments well.
                 return NoResponse(node.label, failure.message)
             return TokenAnswer(
                 node.label,
@@ -108,10 +111,10 @@ class ContractCalls:
     async def deployless_call(self, creation_code: bytes) -> bytes | None:
         """What creating a contract returns at the head of the chain, without creating it; None where it reverts.
 
-        Every endpoint is asked at once, and all that answer have to say the same. Which of them has the newest head
-        plays no part: one that invents a head must not put the others' answers aside. Takes at most `timeout_seconds`.
-        Raises `EndpointsDisagree`, a `ChainUnavailable`, when two answers differ, `ChainUnavailable` naming each
-        endpoint's reason when there is none.
+        Every endpoint is asked concurrently, and all answers must be equal. Which of them has the newest head does not
+        matter: one with an invented head must not override the others. Takes at most `timeout_seconds`. Raises
+        `EndpointsDisagree`, a `ChainUnavailable`, when two answers differ, `ChainUnavailable` naming each endpoint's
+        reason when there is none.
         """
         transaction = {
             "from": DEPLOYLESS_CALL_SENDER,
@@ -132,8 +135,8 @@ class ContractCalls:
                 answer = None if _has_failed_in_execution(result) else read_data(result)
             except EndpointFailure as failure:
                 reasons.append(f"{node.label}: {failure.message}")
-                # No other failure is entered: the code is partly a stranger's, who must not be able to have the
-                # endpoints passed over when payments are looked for.
+                # Other failures are not recorded: the code is partly a caller's, who must not be able to have endpoints
+                # passed over for payments.
                 if failure.failure is Failure.RATE_LIMITED:
                     self._pool.failed(node, failure)
                 return
@@ -184,7 +187,9 @@ def _returned(reply: Reply) -> bytes | None:
 
 
 def _has_failed_in_execution(reply: Reply) -> bool:
-    """Whether the node ran the code and the code failed, which is an answer; a node that could not run it has none."""
+    """Whether the node ran the code and the code failed, which is an answer; a node that could not run it gives
+    none.
+    """
     error = reply.error
     return error is not None and error.failure is Failure.RPC_ERROR and bool(_EXECUTION_FAILED.search(error.message))
 

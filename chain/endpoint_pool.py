@@ -1,8 +1,8 @@
-"""The endpoints of one chain in order of preference, each with its record, and how one of them is asked.
+"""The endpoints of one chain in order of preference, with the health of each, and the request to one of them.
 
-A failure is entered into an endpoint's record; one that failed lately is asked only when no other has answered. Every
-batch carries the chain's id, and heads are compared with the highest one seen, so that no answer of another chain or
-of a node that lags is taken for one of this chain's present. What is asked is the readers' part (`chain.reader`).
+A failure is recorded for its endpoint; one that failed recently is asked only when no other has answered. Every batch
+carries the chain's id, and heads are compared with the highest one seen, so that no answer of another chain or of a
+lagging node is taken for the current state. The readers decide what is asked (`chain.reader`).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from domain.errors import ChainUnavailable, InvalidInput
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS: Final = 10.0
-"""What one endpoint may take for one question, all its requests together. A healthy one needs well below 1 s."""
+"""Time limit of one endpoint per question, for all its requests together. A healthy one needs well below 1 s."""
 
 HEALTHY_SECONDS: Final = 1.0
-"""A question given up by its caller after this long counts as a time-out; given up earlier it says nothing."""
+"""A question cancelled by its caller after this long counts as a time-out; an earlier one says nothing."""
 
 ENDPOINTS_MAX: Final = 16
-"""Beyond that a setting is a mistake; also bounds how many are asked at once."""
+"""More indicates a mistake in the setting; also bounds the number of concurrent requests."""
 
 CONNECTIONS_MAX: Final = 32
-"""Connections to one endpoint. Providers allow about 50 calls a second, which a handful of connections can carry."""
+"""Connections to one endpoint. Providers allow about 50 calls a second, which a few connections can carry."""
 
 LOG_RANGE_MAX: Final = 2_000
-"""Blocks asked for in one log query, where the settings say nothing and the endpoint does not refuse."""
+"""Blocks per log query, where the settings say nothing and the endpoint does not refuse."""
 
 CHAIN_ID: Final = Call("eth_chainId")
 BLOCK_NUMBER: Final = Call("eth_blockNumber")
@@ -68,7 +68,7 @@ class EndpointsFailed(ChainUnavailable):
 
     @property
     def history_refusals(self) -> list[HistoryRefused]:
-        """Of the endpoints that are well and have the blocks below their head, and do not give what was asked for."""
+        """Endpoints that are healthy and have the blocks below their head, but do not return what was asked for."""
         return [
             failure
             for failure in self.failures.values()
@@ -89,12 +89,11 @@ class EndpointHealth:
 
 @dataclass(slots=True)
 class PooledEndpoint:
-    """An endpoint and its record. `reason` is its last failure in words."""
+    """An endpoint and its health. `reason` is its last failure."""
 
     endpoint: Endpoint
     history: Endpoint
-    """The same one for questions about the past: a log query that is refused must not have the endpoint taken for one
-    that knows no batches."""
+    """The same endpoint for historical queries, so that a refused log query does not mark it as one without batches."""
     log_range: LogRange
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     reason: str = ""
@@ -127,7 +126,7 @@ class EndpointPool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 1 <= len(urls) <= ENDPOINTS_MAX:
-            raise InvalidInput("CHAIN_RPC_URLS", f"wants 1 to {ENDPOINTS_MAX} addresses, got {len(urls)}")
+            raise InvalidInput("CHAIN_RPC_URLS", f"expected 1 to {ENDPOINTS_MAX} addresses, got {len(urls)}")
         self.chain_id = chain_id
         self._urls = [url.strip() for url in urls]
         self._labels = labels(self._urls)
@@ -178,7 +177,7 @@ class EndpointPool:
         return sum(node.endpoint.request_count + node.history.request_count for node in self._nodes)
 
     async def health(self) -> list[EndpointHealth]:
-        """What each endpoint answers now, in order of preference; never raises for what an endpoint does."""
+        """What each endpoint answers now, in order of preference; never raises for a faulty endpoint."""
 
         async def check(node: PooledEndpoint) -> EndpointHealth:
             try:
@@ -190,24 +189,24 @@ class EndpointPool:
             if chain_id != self.chain_id:
                 error = self.wrong_chain(chain_id).message
             elif self.mark.is_behind(head):
-                error = f"head {head} is behind {self.mark.value}, which was seen before"
+                error = f"head {head} is behind {self.mark.value}, the highest seen"
             return EndpointHealth(node.label, reachable=True, chain_id=chain_id, head_number=head, error=error)
 
         return list(await asyncio.gather(*(check(node) for node in self.nodes())))
 
     def check_chain(self, reply: Reply) -> int:
-        """Every batch carries the chain's id, so no answer of another chain is ever used, whatever it was before."""
+        """Check the chain's id in an answer: one of another chain is never used."""
         chain_id = read_quantity(reply)
         if chain_id != self.chain_id:
             raise self.wrong_chain(chain_id)
         return chain_id
 
     def wrong_chain(self, chain_id: int) -> EndpointFailure:
-        """That an endpoint is of another chain."""
+        """The failure of an endpoint of another chain."""
         return EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {self.chain_id}")
 
     def saw_head(self, node: PooledEndpoint, head: int) -> int:
-        """Take note of an endpoint's head, and return it."""
+        """Record an endpoint's head, and return it."""
         now = self.clock()
         self.mark.observe(head, now)
         node.breaker.saw_head(head, now)
@@ -224,24 +223,24 @@ class EndpointPool:
         return next(node for node in self.nodes() if node.label == label)
 
     def in_order(self) -> tuple[list[PooledEndpoint], list[PooledEndpoint]]:
-        """Those to ask in order of preference, and those that failed lately, the longest rested first."""
+        """Those to ask in order of preference, and those that failed recently, the longest rested first."""
         nodes, now = self.nodes(), self.clock()
         fresh = [node for node in nodes if not node.breaker.is_cooling(now)]
         cooling = [node for node in nodes if node.breaker.is_cooling(now)]
         return fresh, sorted(cooling, key=lambda node: node.breaker.cools_until)
 
     def is_down(self) -> bool:
-        """Whether no endpoint has given a usable answer since it failed, whatever its cool-down.
+        """Whether every endpoint's last answer was a failure, whatever its cool-down.
 
-        Where all are merely behind it is false: they do answer, and nobody waits for them.
+        False where all are merely behind: they do answer.
         """
         failures = [node.breaker.failure for node in self.nodes()]
         return None not in failures and any(failure is not Failure.BEHIND for failure in failures)
 
     async def ask_first(self, read: Callable[[PooledEndpoint, float], Awaitable[_T]]) -> _T:
-        """The first endpoint's answer that can be used, or `EndpointsFailed` with everybody's reason.
+        """The first usable answer, or `EndpointsFailed` with every endpoint's reason.
 
-        `read` takes note of the endpoint's head: the answer of one that is stuck is used when there is no other.
+        `read` records the endpoint's head: the answer of a stuck endpoint is used when there is no other.
         """
         failures: dict[str, EndpointFailure] = {}
         stalled: list[_T] = []
@@ -263,7 +262,7 @@ class EndpointPool:
         raise EndpointsFailed(failures)
 
     async def ask(self, node: PooledEndpoint, question: Callable[[PooledEndpoint, float], Awaitable[_T]]) -> _T:
-        """One endpoint's answer before its deadline, which is handed on; a failure is entered into its record."""
+        """Ask one endpoint, within the deadline that `read` receives; a failure is recorded."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -274,35 +273,35 @@ class EndpointPool:
             self.failed(node, failure)
             raise
         except asyncio.CancelledError:
-            # The caller's patience was shorter than the endpoint's time. Without an entry, every look would spend it
-            # on the same endpoint.
+            # The caller's time limit was shorter than the endpoint's. Without a record, every poll would spend it on
+            # the same endpoint.
             waited = loop.time() - started
             if waited >= HEALTHY_SECONDS:
-                self.failed(node, EndpointFailure(Failure.TIMEOUT, f"no answer within {waited:.1f} s, given up"))
+                self.failed(node, EndpointFailure(Failure.TIMEOUT, f"no answer within {waited:.1f} s, cancelled"))
             raise
 
     def pause(self, node: PooledEndpoint) -> str | None:
-        """Why the endpoint is not asked at the moment, or None: only a pause that it asked for is respected."""
+        """Why the endpoint is not asked now, or None: only a pause that it requested is respected."""
         if node.breaker.wants_pause(self.clock()):
-            return f"not asked, it wants a pause ({node.reason})"
+            return f"not asked, it requested a pause ({node.reason})"
         return None
 
     def served(self, node: PooledEndpoint) -> None:
-        """Enter a usable answer into an endpoint's record."""
+        """Record a usable answer."""
         if node.breaker.failure is not None:
             log.info("chain endpoint %s is usable again", node.label)
         node.breaker.answered()
 
     def behind(self, node: PooledEndpoint, head: int) -> EndpointFailure:
-        """That the endpoint lags, entered into its record: another one is asked first for a few seconds."""
-        failure = EndpointFailure(Failure.BEHIND, f"head {head} is behind {self.mark.value}, which was seen before")
+        """Record that the endpoint lags: another one is asked first for a few seconds."""
+        failure = EndpointFailure(Failure.BEHIND, f"head {head} is behind {self.mark.value}, the highest seen")
         self.failed(node, failure)
         return failure
 
     def failed(self, node: PooledEndpoint, failure: EndpointFailure) -> None:
-        """Enter a failure into an endpoint's record."""
+        """Record a failure."""
         if node.breaker.failure is not failure.failure:
-            # Once for each change, not for each request: a node that is down for an hour is one fact.
+            # Logged once per change, not per request: a node that is down for an hour is one event.
             log.warning("chain endpoint %s: %s", node.label, failure.message)
         node.reason = failure.message
         node.breaker.failed(failure.failure, self.clock(), failure.retry_after_seconds)

@@ -1,4 +1,4 @@
-"""Reads how far a chain is: its newest block, and the blocks that the nodes call safe or finalized."""
+"""Reads the head of a chain: its newest block, and the blocks that the nodes call safe or finalized."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from domain.chain import ChainHead
 from domain.errors import ChainUnavailable
 
 TAG_SECONDS: Final = 1.0
-"""How long a tag's block is good: half a block of Base, and the tags trail by minutes."""
+"""How long a tag's block is cached: half a block of Base, and the tags trail by minutes."""
 
 _NEWEST_BLOCK: Final = Call("eth_getBlockByNumber", ("latest", False))
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedBlock:
-    """What one endpoint calls "safe" or "finalized" now. `error` is one line, None where it is a usable block.
+    """The block that one endpoint calls "safe" or "finalized". `error` is one line, None where the block is usable.
 
-    The chain's first block has both: it is a true answer on a chain of a few blocks, and a fault on any other.
+    Block 0 has both a height and an error: it is a true answer on a chain of a few blocks, and a fault on any other.
     """
 
     label: str
@@ -34,14 +34,14 @@ class TaggedBlock:
 
 
 class HeadReader:
-    """What the endpoints say about their own progress."""
+    """The endpoints' view of their own progress."""
 
     def __init__(self, pool: EndpointPool) -> None:
         self._pool = pool
         self._tags: dict[str, tuple[float, int]] = {}
 
     async def height(self) -> int:
-        """The height of the chain; never below a height returned before, unless that one was given up as a lie.
+        """The height of the chain; never below a height returned before, unless that one was discarded as false.
 
         Raises `ChainUnavailable`.
         """
@@ -70,7 +70,7 @@ class HeadReader:
     async def tagged_number(self, tag: str) -> int:
         """The highest block that more than half of the answering endpoints call `tag` ("safe" or "finalized").
 
-        All are asked at once. An answer is good for `TAG_SECONDS`: every payment that waits asks the same.
+        All are asked concurrently. An answer is cached for `TAG_SECONDS`, because every waiting payment needs the same.
         Raises `ChainUnavailable` naming each endpoint's reason when none knows the tag.
         """
         kept = self._tags.get(tag)
@@ -81,9 +81,9 @@ class HeadReader:
         return number
 
     async def tagged_blocks(self, tag: str) -> list[TaggedBlock]:
-        """What each endpoint calls `tag` now, in order of preference; never raises for what an endpoint does.
+        """The block that each endpoint calls `tag` now, in order of preference; never raises for a faulty endpoint.
 
-        The first block of a chain says that nothing is final yet, and one above the endpoint's own head says nothing.
+        Block 0 means that nothing is final yet; a block above the endpoint's own head is not usable.
         """
         calls = [CHAIN_ID, Call("eth_getBlockByNumber", (tag, False)), BLOCK_NUMBER]
 
@@ -97,12 +97,12 @@ class HeadReader:
                 head = read_quantity(height)
                 header = read_tagged_header(block)
             except EndpointFailure as failure:
-                # Not entered into its record: many a node does not know the tags, and serves payments well.
+                # Not recorded as a failure: some nodes do not know the tags and serve payments well.
                 return TaggedBlock(node.label, head, error=failure.message)
             if header is None:
-                return TaggedBlock(node.label, head, error=f"knows no {tag} block (answers null)")
+                return TaggedBlock(node.label, head, error=f"has no {tag} block (answers null)")
             if header.number == 0:
-                return TaggedBlock(node.label, head, 0, error=f"knows no {tag} block but the chain's first")
+                return TaggedBlock(node.label, head, 0, error=f"has no {tag} block but block 0")
             if header.number > head:
                 return TaggedBlock(node.label, head, error=f"calls block {header.number} {tag}, its head is {head}")
             return TaggedBlock(node.label, head, header.number)
@@ -118,13 +118,12 @@ class HeadReader:
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:
     """The highest block that more than half of the endpoints with a usable one call `tag`.
 
-    0 where nothing but the chain's first block is. Raises `ChainUnavailable` naming each endpoint's reason when there
-    is none.
+    0 where only block 0 has the tag. Raises `ChainUnavailable` naming each endpoint's reason when there is none.
     """
     numbers = [block.number for block in blocks if block.number is not None]
-    # A node on which nothing has ever become final has no say in how far others are.
+    # A node on which nothing has ever become final has no vote on how far others are.
     numbers = [number for number in numbers if number > 0] or numbers
     if not numbers:
         reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
-        raise ChainUnavailable(f"the nodes know no {tag} block: {reasons}")
+        raise ChainUnavailable(f"the nodes have no {tag} block: {reasons}")
     return reached_by_most(numbers)

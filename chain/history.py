@@ -1,6 +1,6 @@
-"""All transfers to the treasury in a range of blocks, from one endpoint, with one log query however many there are.
+"""All transfers to the treasury in a range of blocks, from one endpoint, with one log query.
 
-A log query is what providers limit most: that one is refused says nothing about how they serve payments.
+Providers limit log queries most: a refused one says nothing about how an endpoint serves payments.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from domain.chain import MinedBlock, Transfer, TransferLog, TransferRange, Trans
 from domain.identifiers import same_address
 
 HEADERS_MAX: Final = 50
-"""Blocks asked for in one batch: providers count each, and allow about 50 in a second."""
+"""Blocks per batch: providers count each, and allow about 50 in a second."""
 
 PARSE_INLINE_LOGS_MAX: Final = 50
-"""More are read in a thread: each takes 0.14 ms when its addresses are new (Keccak)."""
+"""More are decoded in a thread: each takes 0.14 ms when its addresses are new (Keccak)."""
 
 _CHAIN_ID: Final = Call("eth_chainId")
 _BLOCK_NUMBER: Final = Call("eth_blockNumber")
@@ -27,18 +27,17 @@ _BLOCK_NUMBER: Final = Call("eth_blockNumber")
 _MAY_BE_THE_RANGE: Final = frozenset(
     {Failure.TIMEOUT, Failure.TOO_LARGE, Failure.HTTP_STATUS, Failure.UNREACHABLE, Failure.RPC_ERROR}
 )
-"""How a whole batch fails when the log query in it is too much: too slow, too large, or its connection is closed."""
+"""How a whole batch fails when its log query is too much: too slow, too large, or the connection is closed."""
 
 _ABOUT_THE_RANGE: Final = re.compile(r"\b(range|results?|blocks?|response size)\b", re.IGNORECASE)
 """Providers use the code of rate limits also for "query returned more than 10000 results"."""
 
 
 PRUNED_CODES: Final = frozenset({4444, -32001})
-"""JSON-RPC error codes of history that a node does not keep: go-ethereum's and Reth's for pruned history (EIP-4444),
-and EIP-1474's "resource not found"."""
+"""JSON-RPC error codes for pruned history: go-ethereum's and Reth's (EIP-4444), and EIP-1474's "resource not found"."""
 
 POOL_LAG_BLOCKS_MAX: Final = 16
-"""A node of a pool that does not have a block so far below the pool's head does not lag: it does not keep it."""
+"""A node of a pool without a block so far below the pool's head does not lag: it has pruned the block."""
 
 _PRUNED: Final = re.compile(
     r"\bprun|missing trie node|\barchiv"
@@ -47,26 +46,26 @@ _PRUNED: Final = re.compile(
     r"\b(?:(?:not|no longer) (?:available|stored|kept|found)|unavailable|discarded|deleted|expired)\b",
     re.IGNORECASE,
 )
-"""The same in words, as clients and providers say it."""
+"""The same as text, as clients and providers phrase it."""
 
 _FOR_NOW: Final = re.compile(r"temporar|try again|\bretry|overload|internal", re.IGNORECASE)
-"""What says that the same question may be answered later."""
+"""Phrases meaning that the same request may succeed later."""
 
 
 class HistoryRefused(EndpointFailure):
-    """No answer to a question about the past, from an endpoint that is well: not to be entered into its record."""
+    """A healthy endpoint does not answer a historical query: not recorded as a failure."""
 
 
 class RangeRefused(HistoryRefused):
-    """The range is larger than the endpoint likes; a smaller one may be answered."""
+    """The range is too large for the endpoint; a smaller one may be answered."""
 
 
 class HistoryPruned(HistoryRefused):
-    """The endpoint says that it does not keep what was asked for; no smaller range from that block is answered."""
+    """The endpoint says that it does not keep the blocks; no smaller range from that block is answered."""
 
 
 def says_pruned(refusal: EndpointFailure) -> bool:
-    """Whether an endpoint's error says that it does not keep the blocks that were asked for."""
+    """Whether an endpoint's error says that it does not keep the requested blocks."""
     if refusal.failure is not Failure.RPC_ERROR:
         return False
     if refusal.rpc_code in PRUNED_CODES:
@@ -83,11 +82,11 @@ async def read_range(
     anchor: int | None,
     saw_head: Callable[[int], None],
 ) -> TransferRange:
-    """The transfers in blocks `first` to `last`; `saw_head` is told the node's height and may raise.
+    """The transfers in blocks `first` to `last`; `saw_head` receives the node's height and may raise.
 
-    Head, logs, the last block and the anchor come from one batch. What holds transfers is asked for in a second one,
-    for its time; both have to show the same chain. An anchor that the node does not show is None in the answer. Raises
-    `RangeRefused`, `HistoryPruned`, `HistoryRefused`, and `EndpointFailure` for everything else.
+    Head, logs, the last block and the anchor come from one batch. Blocks with transfers are read in a second one for
+    their timestamps; both must be of the same chain. An anchor that the node does not return is None in the answer.
+    Raises `RangeRefused`, `HistoryPruned`, `HistoryRefused`, and `EndpointFailure` for everything else.
     """
     calls = [_CHAIN_ID, _BLOCK_NUMBER, _block_call(last), _logs_call(scope, first, last)]
     if anchor is not None:
@@ -102,7 +101,7 @@ async def read_range(
     head = read_quantity(replies[1])
     saw_head(head)
     if head < last:
-        # Beyond its head a node gives a part of the logs, and does not say so.
+        # Beyond its head a node silently returns part of the logs.
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
     if replies[3].error is not None and says_pruned(replies[3].error):
         raise HistoryPruned(replies[3].error.failure, replies[3].error.message)
@@ -127,10 +126,10 @@ async def read_range(
 
 
 async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
-    """The blocks that the node has at these heights now; None above its head.
+    """The node's current blocks at these heights; None above its head.
 
-    What is not above its head and it does not show all the same is missing from the answer: it was pruned, or is
-    broken, and nothing follows from that about the chain. Raises `EndpointFailure`.
+    A block at or below the head that it does not return is missing from the answer: pruned, or the node is faulty,
+    which says nothing about the chain. Raises `EndpointFailure`.
     """
     blocks: dict[int, MinedBlock | None] = {}
     for start in range(0, len(numbers), HEADERS_MAX):
@@ -150,7 +149,7 @@ async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequenc
 
 
 def _past_block(reply: Reply, number: int, head: int) -> MinedBlock | None:
-    """The block; what the node says in its place is about the past, unless it says that it is asked too often."""
+    """The block. A node's error is about historical data, unless it says that the rate limit was reached."""
     try:
         return read_block(reply, number)
     except EndpointFailure as failure:
@@ -168,7 +167,7 @@ def _anchor(reply: Reply, number: int) -> MinedBlock | None:
 
 
 async def _answers(endpoint: Endpoint) -> bool:
-    """Whether the node is there after all."""
+    """Whether the node is reachable after all."""
     try:
         await endpoint.batch([_CHAIN_ID, _BLOCK_NUMBER])
     except EndpointFailure:
@@ -177,7 +176,7 @@ async def _answers(endpoint: Endpoint) -> bool:
 
 
 async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> list[tuple[WireLog, TransferLog]]:
-    """The transfers among the logs, in the chain's order; without those of nothing, which anybody can send."""
+    """The transfers among the logs, in the chain's order; without those of zero, which any address can cause."""
     refusal = reply.error
     if refusal is not None:
         limited = refusal.failure is Failure.RATE_LIMITED
@@ -199,7 +198,7 @@ async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> l
         if transfer is None or transfer.value_raw == 0:
             continue
         if not (same_address(transfer.emitter, scope.token) and same_address(transfer.to_address, scope.treasury)):
-            raise HistoryRefused(Failure.CONTRADICTION, "got a log that was not asked for")
+            raise HistoryRefused(Failure.CONTRADICTION, "got a log that does not match the filter")
         if (log.block_number, log.log_index) in seen:
             raise HistoryRefused(
                 Failure.CONTRADICTION, f"two logs of block {log.block_number} have the index {log.log_index}"
@@ -212,15 +211,15 @@ async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> l
 def _check_same_chain(
     blocks: dict[int, MinedBlock | None], last_block: MinedBlock, found: list[tuple[WireLog, TransferLog]]
 ) -> None:
-    """Nothing was reorganised between the two readings, and no log is of a block that has been left."""
+    """Check that no reorganisation happened between the two reads, and that no log is of a replaced block."""
     if not found:
         return
     hashes = {number: block.block_hash for number, block in blocks.items() if block is not None}
     if hashes.get(last_block.number, last_block.block_hash) != last_block.block_hash:
-        raise HistoryRefused(Failure.CONTRADICTION, f"block {last_block.number} changed between two readings")
+        raise HistoryRefused(Failure.CONTRADICTION, f"block {last_block.number} changed between two reads")
     for log, _ in found:
         if log.block_number not in hashes:
-            raise HistoryRefused(Failure.CONTRADICTION, f"does not show block {log.block_number}, which holds a log")
+            raise HistoryRefused(Failure.CONTRADICTION, f"does not return block {log.block_number}, which holds a log")
         if hashes[log.block_number] != log.block_hash:
             raise HistoryRefused(
                 Failure.CONTRADICTION, f"a log is of another block {log.block_number} than the canonical one"

@@ -1,4 +1,4 @@
-"""Reads what happened on the chain: the transfers in a range of blocks, and blocks by their height."""
+"""Reads the chain's history: the transfers in a range of blocks, and blocks by height."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class LogReader:
-    """The chain's past, as one endpoint at a time shows it."""
+    """The chain's history, read from one endpoint at a time."""
 
     def __init__(self, pool: EndpointPool) -> None:
         self._pool = pool
@@ -28,13 +28,12 @@ class LogReader:
         anchor: int | None = None,
         endpoint: str | None = None,
     ) -> TransferRange:
-        """The transfers in blocks `first` to `last`, or to an earlier one where that is as much as is given at once.
+        """The transfers in blocks `first` to `last`, or to an earlier one where one answer holds no more.
 
-        One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A
-        range that an endpoint refuses is made smaller for it, which is remembered, and never keeps payments from being
-        looked for at that endpoint. With `endpoint`, a label, that one is asked and no other.
-        Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a single endpoint
-        its own failure. Both are `ChainUnavailable`.
+        One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A range
+        that an endpoint refuses is made smaller for it, which is remembered, and does not affect reading payments from
+        that endpoint. With `endpoint`, a label, only that one is asked. Raises `EndpointsFailed` with each endpoint's
+        reason, also where a head is below `last`; of a single endpoint its own failure. Both are `ChainUnavailable`.
         """
 
         async def read(node: PooledEndpoint, _: float) -> TransferRange:
@@ -47,8 +46,7 @@ class LogReader:
     async def blocks(self, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
         """The blocks at these heights as one endpoint has them now; None above its head.
 
-        A block that no endpoint shows, although it is below their heads, is missing from the answer. Raises
-        `ChainUnavailable`.
+        A block below their heads that no endpoint returns is missing from the answer. Raises `ChainUnavailable`.
         """
 
         partial: list[dict[int, MinedBlock | None]] = []
@@ -58,7 +56,7 @@ class LogReader:
             if missing := sorted(set(numbers) - blocks.keys()):
                 partial.append(blocks)
                 raise HistoryRefused(
-                    Failure.CONTRADICTION, f"does not show block {missing[0]}, which is below its head"
+                    Failure.CONTRADICTION, f"does not return block {missing[0]}, which is below its head"
                 )
             return blocks
 
@@ -72,7 +70,7 @@ class LogReader:
     async def _read_transfers(
         self, node: PooledEndpoint, scope: TransferScope, first: int, last: int, anchor: int | None
     ) -> TransferRange:
-        """As many of the blocks as the endpoint gives in one answer."""
+        """As many of the blocks as the endpoint returns in one answer."""
 
         def saw_head(head: int) -> None:
             if self._pool.mark.is_behind(self._pool.saw_head(node, head)):

@@ -1,7 +1,7 @@
 """Reads a payment's transaction from several endpoints, none of which is trusted alone.
 
-`look` takes the first answer that can be used, `cross_check` asks all the others before anything irreversible
-follows from it. While no endpoint works, one look at a time finds out whether that is still so. Judging is
+`look` takes the first usable answer, `cross_check` asks all the others before anything irreversible follows from it.
+While no endpoint works, one poll at a time finds out whether that has changed. Evaluation is
 `domain.payments.verification`'s work.
 """
 
@@ -26,26 +26,26 @@ from domain.payments.finality import InclusionReport
 log = logging.getLogger(__name__)
 
 ROUNDS_MAX: Final = 3
-"""First look, second look at the block that the first one named, and one more in case it was reorganised between."""
+"""First read, second read with the block that the first one named, and one more for a reorganisation in between."""
 
 PARSE_INLINE_LOGS_MAX: Final = 50
-"""Receipts with more logs are read in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
+"""Receipts with more logs are decoded in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
 
 
 @dataclass(slots=True)
 class _Heard:
-    """What the endpoints asked so far have said about one transaction."""
+    """Answers about one transaction, collected from the endpoints asked so far."""
 
     included: list[ChainView] = field(default_factory=list)
     """In a block, and the endpoint keeps up with the chain."""
     stalled: list[ChainView] = field(default_factory=list)
-    """In a block, but the endpoint's head stands still: no confirmation will ever be added."""
+    """In a block, but the endpoint's head does not move: no confirmation will ever be added."""
     behind: list[ChainView] = field(default_factory=list)
     """In a block, but the endpoint lags."""
     answers: list[ChainView] = field(default_factory=list)
-    """Anything else that an endpoint in step said."""
+    """Any other answer of an endpoint that keeps up."""
     reasons: list[str] = field(default_factory=list)
-    """Why the others' answers cannot be used."""
+    """Why the other endpoints' answers cannot be used."""
 
     def is_answered(self) -> bool:
         return bool(self.included or self.stalled or self.answers)
@@ -53,33 +53,33 @@ class _Heard:
     def best(self) -> ChainView:
         if not self.is_answered():
             raise ChainUnavailable(NO_ENDPOINT + "; ".join(self.reasons))
-        # An endpoint that is in step does not know the transaction and one that lags does. It may be the one in step
-        # that is wrong (a forgetful node, or one with an invented head that makes all the others lag): the payment is
-        # shown, with the few confirmations that the lagging head gives, and final only after the cross-check.
+        # An endpoint that keeps up does not know the transaction, and one that lags does. The former may be wrong (a
+        # forgetful node, or one with an invented head that makes all the others lag). The payment is returned with the
+        # few confirmations that the lagging head gives, and is final only after the cross-check.
         views = self.included or [*self.stalled, *self.behind] or self.answers
         return max(views, key=lambda view: (view.receipt is not None, view.head_number))
 
 
 class PaymentReader:
-    """What the endpoints say about one transaction."""
+    """The endpoints' answers about one transaction."""
 
     def __init__(self, pool: EndpointPool) -> None:
         self._pool = pool
         self._is_probing = False
 
     async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
-        """The transaction as the first endpoint shows it that has it in a block of its canonical chain.
+        """The transaction as returned by the first endpoint that has it in a block of its canonical chain.
 
-        With `block_hint`, the block of an earlier look, one HTTP request is enough. Endpoints that fail, are
-        behind or stuck, do not know the transaction or contradict themselves are passed over; when all are, the best
-        of what was said is returned (a block, then a receipt without its block, then no receipt; from the highest
-        head). Endpoints that failed lately are asked only when no other has answered.
+        With `block_hint`, the block of an earlier poll, one HTTP request is enough. Endpoints that fail, are behind or
+        stuck, do not know the transaction or contradict themselves are passed over; when all are, the best of their
+        answers is returned (a block, then a receipt without its block, then no receipt; from the highest head).
+        Endpoints that failed recently are asked only when no other has answered.
 
-        With `ask_all`, for the last look before a payment is given up, every endpoint is asked, all at once.
+        With `ask_all`, for the final poll before a payment is given up, every endpoint is asked concurrently.
 
-        Takes at most `timeout_seconds` for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason
-        when no answer can be used. While every endpoint's last answer was a failure, one look at a time asks them,
-        all at once, and the others raise without asking.
+        Takes at most `timeout_seconds` for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason when
+        no answer can be used. While every endpoint's last answer was a failure, one poll at a time asks them all
+        concurrently, and the others raise without asking.
         """
         question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_hint)
         if ask_all:
@@ -87,9 +87,9 @@ class PaymentReader:
         elif not self._pool.is_down():
             heard = await self._hear_in_order(question)
         elif self._is_probing:
-            # Hundreds of payments may be waiting: if each look waited for nodes that hang, nothing else would run.
+            # Hundreds of payments may be waiting: if each poll waited for nodes that hang, nothing else would run.
             reasons = "; ".join(f"{node.label}: {node.reason}" for node in self._pool.nodes())
-            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} (another look is asking again)")
+            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} (another poll is asking again)")
         else:
             self._is_probing = True
             try:
@@ -99,14 +99,14 @@ class PaymentReader:
         return heard.best()
 
     async def cross_check(self, tx_hash: str, view: ChainView) -> ChainView:
-        """The view that may be judged finally, after all other endpoints were asked at once.
+        """The view that may decide finally, after all other endpoints were asked concurrently.
 
-        To be called when the verdict on `view` is final, and judged again: the result may have another head (the
-        highest that most have reached), or be the majority's view instead. Endpoints that failed lately are asked as
-        well, or a burst of failures would leave the decision to one of them; only a pause that an endpoint asked for
-        is respected. Takes at most `timeout_seconds`.
-        Without other endpoints, or without the transaction in a block, `view` itself, without a request.
-        Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a majority.
+        Called when the result for `view` is final; evaluate the returned view again, because it may have another head
+        (the highest that most have reached), or be the majority's view instead. Endpoints that failed recently are
+        asked as well, or a burst of failures would leave the decision to one of them; only a pause that an endpoint
+        requested is respected. Takes at most `timeout_seconds`. Without other endpoints, or without the transaction in
+        a block, `view` itself, without a request. Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a
+        majority.
         """
         tx_hash = parse_tx_hash(tx_hash)
         others = [node for node in self._pool.nodes() if node.label != view.endpoint]
@@ -127,7 +127,7 @@ class PaymentReader:
             log.warning("%s", outcome.message)
             raise EndpointsDisagree(outcome.message)
         if outcome.votes == 1 and self._pool.mark.is_behind(view.head_number):
-            # Nobody confirms what a lagging node says, and it may still be on a branch that the others have left.
+            # No other node confirms what a lagging node says, and it may still be on an abandoned branch.
             raise ChainUnavailable(
                 f"only {view.endpoint} answers about {tx_hash}, and it is behind {self._pool.mark.value}"
             )
@@ -139,9 +139,10 @@ class PaymentReader:
         return outcome.view
 
     async def inclusion_reports(self, tx_hash: str, block_number: int) -> list[InclusionReport]:
-        """What each endpoint that answers says about a transaction that was in block `block_number`; all at once.
+        """What each answering endpoint reports about a transaction that was in block `block_number`, asked
+        concurrently.
 
-        Never raises for what an endpoint does: who is silent, stuck or behind is not in the list.
+        Never raises for a faulty endpoint: one that is silent, stuck or behind is not in the list.
         """
         question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number)
 
@@ -187,12 +188,10 @@ class PaymentReader:
                 )
                 return Reading(view, asked, stalled=node.breaker.is_stalled(self._pool.clock()))
             height = receipt.block_number
-        raise EndpointFailure(
-            Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} readings"
-        )
+        raise EndpointFailure(Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} reads")
 
     async def _hear_in_order(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
-        """One endpoint after the other, until one that keeps up shows the transaction in a block."""
+        """One endpoint after the other, until one that keeps up returns the transaction in a block."""
         heard = _Heard()
         fresh, cooling = self._pool.in_order()
         for node in [*fresh, *cooling]:
@@ -205,7 +204,7 @@ class PaymentReader:
         return heard
 
     async def _hear_all(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
-        """All endpoints at the same time, however they fared lately."""
+        """All endpoints concurrently, whatever their health."""
         fresh, cooling = self._pool.in_order()
         nodes = [*fresh, *cooling]
         heard = _Heard()
@@ -238,7 +237,7 @@ class PaymentReader:
         except EndpointFailure as failure:
             return failure
         if not self._pool.mark.is_behind(reading.view.head_number):
-            self._pool.served(node)  # at once: where others hang, this is what ends the waiting of other looks
+            self._pool.served(node)  # immediately: where others hang, this is what ends the waiting of other polls
         return reading
 
 

@@ -1,8 +1,8 @@
-"""What must be true of the chain before money may be credited, asked of every node and decided by most of them.
+"""Preconditions on chain and token before money may be credited, decided by a quorum of the nodes.
 
-Written once: `settle doctor` reports it, a worker refuses to start without it, and no verdict on a payment is final
-before it was confirmed at or after the payment's block. Decided as receipts are (`chain.quorum`): a claim counts when
-its votes outnumber all others, so one node that lies neither stops the others nor gets anything credited.
+Written once: `settle doctor` reports them, a worker refuses to start without them, and no verification result is final
+before they were confirmed at or after the payment's block. Decided as receipts are (`chain.quorum`): a claim counts
+when its votes outnumber all others, so that one false node neither stops the others nor gets anything credited.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
 
 TOKEN_DECIMALS: Final = 6
-"""USDC's: an amount in raw units is worth what the intent says with these decimals only."""
+"""USDC's decimals: only with these is an amount in raw units worth what the intent says."""
 
 LIFETIME_SECONDS: Final = 60.0
-"""How long an answer may stand where no payment asks for a newer one: a token that is upgraded is noticed within it."""
+"""How long an answer may be reused where no payment needs a newer one: an upgraded token is noticed within it."""
 
 RETRY_SECONDS: Final = 2.0
-"""The same while they are not met: what is mended, or answers again, is noticed soon."""
+"""The same while they are not met, so that a recovery is noticed soon."""
 
 CHECK_SECONDS_MAX: Final = 7.0
-"""All nodes together, so that a readiness check ends in time with the reason."""
+"""Time limit for all nodes together, so that a readiness check ends in time with the reason."""
 
 RESERVED_ADDRESSES: Final = 0x10000
-"""Below are the zero address, precompiled contracts and 0x…dEaD: nobody has a key for what is sent there."""
+"""Below are the zero address, precompiled contracts and 0x…dEaD: what is sent there is lost."""
 
 TOKENS_MAX: Final = 16
-"""Tokens whose answer is kept: the one of the settings, and those that open intents name."""
+"""Tokens whose answer is cached: the one of the settings, and those that open intents name."""
 
 log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """How the preconditions are known to be."""
+    """Known state of the preconditions."""
 
     MET = "met"
     BROKEN = "broken"
-    """Most of the nodes that answer say so: only an operator can mend it."""
+    """Most of the answering nodes contradict them: only an operator can fix it."""
     UNKNOWN = "unknown"
     """No node answers, or they contradict each other: wait and ask again."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
-    """What one node says of the token. None where the contract does not answer that question, or was not asked."""
+    """One node's answer about the token. None where the contract does not answer that question, or was not asked."""
 
     endpoint: str
     chain_id: int
@@ -64,21 +64,21 @@ class TokenAnswer:
 
     @property
     def claim(self) -> tuple[bool, int | None, bool]:
-        """What nodes have to agree on: the balance itself moves with every block."""
+        """The part on which nodes must agree: the balance itself changes with every block."""
         return self.has_code, self.decimals, self.treasury_balance_raw is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Preconditions:
-    """What the nodes said together. `message` is one line; where it is broken it names the setting."""
+    """The nodes' combined answer. `message` is one line; where it is broken it names the setting."""
 
     state: State
     message: str
     head_number: int = 0
-    """What most of those that agree have reached: the answer is true of blocks up to here."""
+    """The block that most of the agreeing nodes have reached: the answer holds up to there."""
     answer: TokenAnswer | None = None
     dissenters: tuple[str, ...] = ()
-    """Nodes that answer otherwise, each with what it says."""
+    """Nodes that answer otherwise, each with its answer."""
     is_answered: bool = True
     """Whether any node answered at all."""
 
@@ -93,10 +93,13 @@ class _AsksForTokens(Protocol):
 def evaluate(
     chain_id: int, token: str, treasury: str, answers: Sequence[TokenAnswer], silent: Sequence[NoResponse]
 ) -> Preconditions:
-    """Whether payments in `token` to `treasury` may be credited, by what all nodes say."""
+    """Whether payments in `token` to `treasury` may be credited, by the answers of all nodes."""
     if int(treasury, 16) < RESERVED_ADDRESSES or same_address(treasury, token):
-        what = "the token itself" if same_address(treasury, token) else "an address that nobody has a key for"
-        return Preconditions(State.BROKEN, f"TREASURY_ADDRESS is invalid: {treasury} is {what}, expected who is paid")
+        what = "the token itself" if same_address(treasury, token) else "an address without a known key"
+        return Preconditions(
+            State.BROKEN,
+            f"TREASURY_ADDRESS is invalid: {treasury} is {what}, expected the address of a recipient",
+        )
     right = [answer for answer in answers if answer.chain_id == chain_id]
     wrong = [answer for answer in answers if answer.chain_id != chain_id]
     strangers = tuple(f"{answer.endpoint}: answers for chain {answer.chain_id}" for answer in wrong)
@@ -132,11 +135,11 @@ def _problem(token: str, answer: TokenAnswer) -> str | None:
     if not answer.has_code:
         return f"there is no contract at {token}"
     if answer.decimals is None:
-        return f"the contract at {token} does not say its decimals, expected {TOKEN_DECIMALS}"
+        return f"the contract at {token} has no decimals(), expected {TOKEN_DECIMALS}"
     if answer.decimals != TOKEN_DECIMALS:
         return f"the token at {token} has {answer.decimals} decimals, expected {TOKEN_DECIMALS}"
     if answer.treasury_balance_raw is None:
-        return f"the contract at {token} does not say balances, expected an ERC-20 token"
+        return f"the contract at {token} has no balanceOf(), expected an ERC-20 token"
     return None
 
 
@@ -154,7 +157,7 @@ class _Kept:
 
 
 class SettlementPreconditions:
-    """The check and what it found last, for each token. Any number of callers share one question.
+    """Checks the preconditions for each token and caches the answer. Concurrent callers share one request.
 
     `clock` is a monotonic clock in seconds.
     """
@@ -165,30 +168,30 @@ class SettlementPreconditions:
         self._clock = clock
         self._kept: dict[str, _Kept] = {}
         self._confirmed: dict[str, bool] = {}
-        """Whether the token was fine when any node last answered."""
+        """Whether the token was valid when any node last answered."""
         self._asking: dict[str, asyncio.Task[Preconditions]] = {}
 
     async def check(self, token: str) -> Preconditions:
-        """Ask every node now; those who ask while it is asked wait for the question after that one."""
+        """Ask every node now; a call during a running request waits for the request after that one."""
         under_way = self._asking.get(token)
         if under_way is not None and not under_way.done():
-            # It may have been answered before what this caller wants to know of.
+            # The running request may be older than what this caller asks about.
             await asyncio.wait([under_way])
         under_way = self._asking.get(token)
         if under_way is None or under_way.done():
             under_way = self._asking[token] = asyncio.ensure_future(self._ask(token))
-        # Shielded: one caller that leaves must not take the answer from the others.
+        # Shielded: one cancelled caller must not cancel it for the others.
         return await asyncio.shield(under_way)
 
     async def known(self, token: str) -> Preconditions:
-        """The same, at most `LIFETIME_SECONDS` old, and where they are not met `RETRY_SECONDS`."""
+        """The cached answer, at most `LIFETIME_SECONDS` old, or `RETRY_SECONDS` where they are not met."""
         kept = self._fresh(token)
         return kept.found if kept is not None else await self.check(token)
 
     async def require(self, token: str, *, at_block: int) -> None:
         """Pass where most nodes confirm the token as of `at_block` or later. Raises `PreconditionNotMet`.
 
-        One question serves all payments of the blocks up to the head at which it was answered.
+        One request serves all payments in blocks up to the head at which it was answered.
         """
         kept = self._fresh(token)
         found = kept.found if kept is not None and kept.found.state is State.MET else None
@@ -198,9 +201,9 @@ class SettlementPreconditions:
             raise PreconditionNotMet(found.message, is_broken=found.state is State.BROKEN)
 
     async def require_at_start(self, token: str) -> Preconditions:
-        """What a process asks before it starts. Raises `StartupCheckFailed` where the preconditions are broken.
+        """Check at a process's start. Raises `StartupCheckFailed` where the preconditions are broken.
 
-        Where they are not known, because nodes do not answer, it starts: it is not ready, and credits nothing.
+        Where they are unknown because nodes do not answer, the process starts; it is not ready, and credits nothing.
         """
         found = await self.check(token)
         if found.state is State.BROKEN:
@@ -208,9 +211,9 @@ class SettlementPreconditions:
         return found
 
     async def require_known(self, token: str) -> None:
-        """For readiness. Raises `PreconditionNotMet` where the preconditions are not known to be met.
+        """Check for readiness. Raises `PreconditionNotMet` where the preconditions are not known to be met.
 
-        That no node answers any more says nothing new about the token, and readiness says it of the nodes.
+        Nodes that no longer answer add nothing about the token, and readiness reports them elsewhere.
         """
         found = await self.known(token)
         silent_since = not found.is_answered and self._confirmed.get(token, False)
@@ -239,7 +242,7 @@ class SettlementPreconditions:
     def _keep(self, token: str, kept: _Kept) -> None:
         before = self._kept.pop(token, None)
         if before is not None and before.found.state is not kept.found.state:
-            # Once for each change, not for each question; of the first answer whoever asked for it says the rest.
+            # Logged once per change, not per request; the first answer is reported by the caller that asked for it.
             level = logging.INFO if kept.found.state is State.MET else logging.ERROR
             log.log(level, "preconditions of settling are %s: %s", kept.found.state.value, kept.found.message)
         known = before.found.dissenters if before else ()

@@ -1,8 +1,7 @@
-"""Several nodes' answers about one transaction, weighed: a pure decision.
+"""Quorum vote over several nodes' answers about one transaction: a pure decision.
 
-It is asked for before a verdict becomes final, because final is irreversible and one node may lie. What a node
-cannot know it has no say in; what it claims counts once; a claim is believed when those who make it outnumber
-all who claim something else.
+Applied before a verification result becomes final, because final is irreversible and one node may lie. A node has no
+vote on what it cannot know. Each claim counts once, and wins when its votes outnumber all other votes.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ class EndpointsDisagree(ChainUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One endpoint's answer: its view, and the block it has at the height that was asked for."""
+    """One endpoint's answer: its view, and its block at the requested height."""
 
     view: ChainView
     asked: BlockHeader | None = None
     stalled: bool = False
-    """Its head has stood still for so long that it says nothing about how far the chain is."""
+    """Its head has not moved for so long that it says nothing about how far the chain is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """The view that the majority holds, with the head that most of those who have a say in it have reached."""
+    """The view of the majority, with the head that most of the endpoints entitled to vote on it have reached."""
 
     view: ChainView
     votes: int
@@ -125,14 +124,14 @@ def is_included(view: ChainView) -> bool:
 
 
 def opinion(candidate: ChainView, reading: Reading) -> Vote | Abstention:
-    """What `reading` says about the transaction that `candidate` shows in a block."""
+    """The vote of `reading` on the transaction that `candidate` shows in a block."""
     assert candidate.receipt is not None, "only a view with a receipt is cross-checked"
     view, receipt = reading.view, candidate.receipt
     if is_included(view):
         return Vote(view.endpoint, _included(view), reading)
     if view.head_number < receipt.block_number:
-        # It cannot have the block. Its head still limits the confirmations, or one node with an invented
-        # future could outvote all honest ones by making them abstain. A stuck node's head says nothing.
+        # It cannot have the block. Its head still limits the confirmations, or one node with an invented head could
+        # outvote all honest ones by making them abstain. A stuck node's head says nothing.
         head = None if reading.stalled else view.head_number
         return Abstention(view.endpoint, f"its head {view.head_number} is below block {receipt.block_number}", head)
     if view.receipt is not None:
@@ -149,10 +148,10 @@ def opinion(candidate: ChainView, reading: Reading) -> Vote | Abstention:
 
 
 def decide(candidate: ChainView, others: Sequence[Reading | NoResponse]) -> Agreed | Disagreed:
-    """The view to judge, or who claims what. Each vote counts one, the candidate's too.
+    """The view to evaluate, or a list of who claims what. Each vote counts one, the candidate's too.
 
     A claim wins when its votes strictly outnumber all other votes. The head of the view is the highest that a strict
-    majority of the winners and of those that abstain for want of blocks (stuck ones excepted) has reached: no minority
+    majority of the winners and of those that abstain for lack of blocks (stuck ones excepted) has reached: no minority
     adds confirmations by inventing blocks, and none withholds them by lagging. Two nodes have no minority, so with two
     it is the lower head.
     """
@@ -200,5 +199,5 @@ def _included(view: ChainView) -> Included:
 
 def _message(by_claim: dict[Claim, list[Vote]], abstentions: Sequence[Abstention]) -> str:
     sides = [f"{', '.join(vote.endpoint for vote in group)}: {claim}" for claim, group in by_claim.items()]
-    silent = [f"{abstention.endpoint}: no say, {abstention.reason}" for abstention in abstentions]
+    silent = [f"{abstention.endpoint}: no vote, {abstention.reason}" for abstention in abstentions]
     return "endpoints disagree: " + "; ".join(sides + silent)

@@ -1,7 +1,7 @@
-"""How many blocks to ask for at once: what a provider allows is found out by asking, and remembered. Pure bookkeeping.
+"""Block ranges per log query: the provider's limit is found by trial, and remembered. Pure bookkeeping.
 
-Providers limit a log query to 10, 500, 2,000 or 10,000 blocks, or to so many logs, or to so many seconds, and say so in
-as many ways. Only "it was refused" is relied upon.
+Providers limit a log query to 10, 500, 2,000 or 10,000 blocks, or to so many logs, or to so many seconds, and report it
+in as many ways. Only "it was refused" is relied upon.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 GROW_AFTER: Final = 64
-"""Full ranges that are answered at a known limit before one more block is tried: a plan may have been changed, a busy
-stretch of the chain may lie behind. One refusal in 64 questions is what that costs."""
+"""Full ranges answered at a known limit before one more block is tried: the plan may have changed, or a busy part of
+the chain may have passed. It costs one refusal in 64 requests.
+"""
 
 
 class LogRange:
-    """The number of blocks that one endpoint gives in one answer, as far as it is known; `size` is what to ask for."""
+    """The number of blocks that one endpoint returns per answer, as far as known; `size` is what to request."""
 
     def __init__(self, blocks_max: int) -> None:
         self.size = blocks_max
@@ -22,11 +23,13 @@ class LogRange:
         self._answered = 0
         """The largest full range that was answered since anything as small was refused."""
         self._refused: int | None = None
-        """The smallest that was refused, until it is answered all the same."""
+        """The smallest that was refused, until it is answered after all."""
         self._in_a_row = 0
 
     def answered(self, blocks: int) -> None:
-        """A range of so many blocks was answered. A shorter one than `size`, as at the head, says nothing."""
+        """Record that a range of so many blocks was answered. A shorter one than `size`, as at the head, says
+        nothing.
+        """
         if blocks < self.size:
             return
         self._answered = blocks
@@ -43,9 +46,9 @@ class LogRange:
                 self.size = min(self._refused, self._blocks_max)
 
     def refused(self, blocks: int) -> bool:
-        """A range of so many blocks was refused; True where a smaller one can be asked for.
+        """Record that a range of so many blocks was refused; True where a smaller one can be requested.
 
-        A single block is the least: that it is refused says nothing about sizes.
+        A refused single block says nothing about sizes.
         """
         if blocks <= 1:
             return False

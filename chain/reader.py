@@ -1,4 +1,4 @@
-"""What the product reads from one chain: four readers over one pool of endpoints, none of which is trusted alone."""
+"""Reader of one chain: four readers over one pool of endpoints, none of which is trusted alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chain.rpc import RequestObserver
 
 
 class PoolOptions(TypedDict, total=False):
-    """What else an `EndpointPool` is opened with; each has a default there."""
+    """Optional settings of an `EndpointPool`; each has a default there."""
 
     timeout_seconds: float
     response_bytes_max: int
@@ -30,8 +30,8 @@ class PoolOptions(TypedDict, total=False):
 class ChainReader:
     """Several endpoints of one chain, in order of preference; use it as an async context manager.
 
-    The readers share the pool, so that what one of them learns of an endpoint the others know. Raises `InvalidInput`
-    naming `CHAIN_RPC_URLS` when the addresses are not usable.
+    The readers share the pool and therefore the health of each endpoint. Raises `InvalidInput` naming `CHAIN_RPC_URLS`
+    when the addresses are not usable.
     """
 
     def __init__(self, urls: Sequence[str], chain_id: int, **options: Unpack[PoolOptions]) -> None:
@@ -69,5 +69,5 @@ class ChainReader:
         return self._pool.request_count
 
     async def health(self) -> list[EndpointHealth]:
-        """What each endpoint answers now, in order of preference; never raises for what an endpoint does."""
+        """What each endpoint answers now, in order of preference; never raises for a faulty endpoint."""
         return await self._pool.health()

@@ -1,8 +1,8 @@
-"""One JSON-RPC endpoint over HTTP: sends a batch, checks the envelope, says in one word what went wrong.
+"""JSON-RPC client of one endpoint over HTTP: sends a batch, checks the envelope, classifies failures.
 
-Nothing is retried here: which endpoint is asked next is the reader's decision. Nothing that a node sends can
-raise anything but `EndpointFailure`, and no message shows more of an endpoint's URL than its host, because
-providers put API keys into userinfo, path and query.
+Nothing is retried here: the reader decides which endpoint is asked next. Nothing that a node sends can raise anything
+but `EndpointFailure`, and no message shows more of an endpoint's URL than its host, because providers put API keys into
+userinfo, path and query.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ RESPONSE_BYTES_MAX: Final = 32 * 2**20
 address and three topics: some 10 MB of JSON."""
 
 OFFLOAD_BYTES_MIN: Final = 256 * 2**10
-"""Larger answers are decoded in a thread, so that one fat receipt does not stop every other payment."""
+"""Larger answers are decoded in a thread, so that one large receipt does not delay every other payment."""
 
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
-"""A `Retry-After` beyond this is cut: no answer of a node may shut it out for hours."""
+"""A `Retry-After` beyond this is cut: no answer of a node may exclude it for hours."""
 
 CONNECTION_KEEP_ALIVE_SECONDS: Final = 4.0
-"""Below the shortest idle time-out in wide use (5 s), so that a request rarely meets a connection just being closed."""
+"""Below the shortest idle time-out in wide use (5 s), so that a request rarely meets a connection that is being
+closed.
+"""
 
 MESSAGE_CHARS_MAX: Final = 160
 
@@ -47,7 +49,7 @@ RATE_LIMIT_CODES: Final = frozenset({429, -32005})
 
 
 class Failure(StrEnum):
-    """Why an endpoint's answer cannot be used; also the `outcome` that metrics count, beside "ok"."""
+    """Why an endpoint's answer cannot be used; also the `outcome` that metrics count, besides "ok"."""
 
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
@@ -64,17 +66,17 @@ class Failure(StrEnum):
 OUTCOME_OK: Final = "ok"
 
 STATUSES_THAT_MAY_REFUSE_BATCHES: Final = frozenset({400, 404, 405, 413, 415, 422, 500, 501})
-"""What nodes and gateways that know no batches answer to one."""
+"""HTTP statuses with which nodes and gateways without batch support answer a batch."""
 
 ONE_BY_ONE_SECONDS: Final = 600.0
-"""How long a node that refused a batch is asked one call at a time. It may have been a passing fault."""
+"""How long a node that refused a batch is asked one call at a time. The refusal may be temporary."""
 
 
 class EndpointFailure(ChainUnavailable):
     """One endpoint gave no usable answer. `message` is one line without the endpoint's name or secrets.
 
-    `may_refuse_batches` is set where a node that knows no batches would have answered the same. `rpc_code` is that of
-    a JSON-RPC error.
+    `may_refuse_batches` is set where a node without batch support would have answered the same. `rpc_code` is that of a
+    JSON-RPC error.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class EndpointFailure(ChainUnavailable):
 
 
 class RequestObserver(Protocol):
-    """Told about every HTTP request: the endpoint's label, "ok", a `Failure` or "cancelled", and how long it took."""
+    """Called for every HTTP request with the endpoint's label, "ok", a `Failure` or "cancelled", and the duration."""
 
     def __call__(self, endpoint: str, outcome: str, seconds: float, /) -> None: ...
 
@@ -155,9 +157,9 @@ class Endpoint:
         Where the node refuses batches but answers a single call, the calls are sent one by one, and batches are not
         tried again for `ONE_BY_ONE_SECONDS`: some providers do not offer batches on every plan.
 
-        A refusal of a single call is in its `Reply`; whatever spoils the batch as a whole is raised as
-        `EndpointFailure`, after `timeout_seconds` at the latest, or at `deadline` (the event loop's time) where a
-        question of several batches has one.
+        A refusal of a single call is in its `Reply`; a failure of the batch as a whole is raised as `EndpointFailure`,
+        after `timeout_seconds` at the latest, or at `deadline` (the event loop's time) where a question of several
+        batches has one.
         """
         loop = asyncio.get_running_loop()
         if deadline is None:
@@ -214,7 +216,7 @@ class Endpoint:
                 data=body,
                 headers={"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=None),  # the caller's deadline bounds all of it
-                # A redirect would carry the request, and perhaps the key, to a host nobody configured.
+                # A redirect would carry the request, and perhaps the key, to a host that was not configured.
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
@@ -254,7 +256,7 @@ class Endpoint:
                 raise EndpointFailure(Failure.MALFORMED, "an item of the batch's answer is not an object")
             call_id = item.get("id")
             if type(call_id) is not int or call_id not in ids:
-                # An error without an id speaks about the whole batch; anything else answers what nobody asked.
+                # An error without an id is about the whole batch; any other item without one answers no call of ours.
                 if call_id is None and item.get("error") is not None:
                     raise self._refusal("batch", item["error"])
                 raise EndpointFailure(Failure.MALFORMED, "an item of the batch's answer has an id that was not sent")
@@ -273,7 +275,7 @@ class Endpoint:
         return [by_id[call_id] for call_id in ids]
 
     def _refusal(self, what: str, error: object) -> EndpointFailure:
-        """A JSON-RPC error object as one safe line: nodes quote keys and addresses of theirs in messages."""
+        """A JSON-RPC error object as one safe line: nodes quote keys and addresses in messages."""
         code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
         text = self._redact(_one_line(str(message)))
         if type(code) is not int:
@@ -321,7 +323,7 @@ def _split(url: str, position: int) -> SplitResult:
     except ValueError:
         valid = False
     if not valid:
-        raise InvalidInput("CHAIN_RPC_URLS", f"address {position} wants http:// or https:// and a host")
+        raise InvalidInput("CHAIN_RPC_URLS", f"address {position}: expected http:// or https:// and a host")
     return parts
 
 
@@ -336,7 +338,7 @@ class _Redact(Protocol):
 
 
 def _redactor(url: str) -> _Redact:
-    """Replaces every part of the URL that may be a key: userinfo, path segments, query."""
+    """Replace every part of the URL that may be a key: userinfo, path segments, query."""
     parts = urlsplit(url)
     candidates = {parts.username, parts.password, parts.query, parts.path.strip("/"), *parts.path.split("/")}
     candidates |= {value for _, value in parse_qsl(parts.query)}
@@ -358,7 +360,7 @@ def _one_line(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What happened on the wire, without the text of the error (which may quote the URL)."""
+    """The failure on the wire, without the text of the error (which may quote the URL)."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host's name cannot be resolved"
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -1,9 +1,9 @@
-"""Whether a wallet has signed a message: what Sign-In with Ethereum rests on.
+"""Verification of wallet signatures, on which Sign-In with Ethereum rests.
 
 A wallet with a key signs the hash of the personal message (EIP-191, version 0x45), which is verified here, without a
-node. A wallet that is a contract says itself what it accepts (ERC-1271), also before it is on the chain (ERC-6492);
-that is asked of every node, because one that lies would log anybody in. A wallet whose owners sign on the chain (a Safe
-does, by a transaction that stores the hash) has nothing to hand over: its signature is empty, and it knows the hash.
+node. A contract wallet decides what it accepts (ERC-1271), also before it is deployed (ERC-6492); every node is asked,
+because a single false one could log anyone in. A wallet whose owners sign on the chain (a Safe does, by a transaction
+that stores the hash) has no signature to send: it is empty, and the wallet knows the hash.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 
 from eth_abi.abi import encode as abi_encode
 
-# Not eth_account, which is built on this: it raises the interpreter's recursion limit to 100,000, with which deeply
-# nested JSON from anybody overflows the stack of the process.
+# Not eth_account, which is built on this: it raises the interpreter's recursion limit to 100,000, so that deeply nested
+# JSON overflows the stack of the process.
 from eth_keys.datatypes import Signature
 from eth_keys.exceptions import BadSignature
 from eth_utils.crypto import keccak
@@ -38,14 +38,14 @@ _REFUSED: Final = bytes(32)
 async def signed_by(chain: ChainReader, address: str, message: str, signature: str) -> bool:
     """Whether `signature`, 0x and hex as `personal_sign` returns it, is that of the wallet `address` over `message`.
 
-    An empty one, `0x`, is that of a contract that says so: its owners have signed on the chain.
+    An empty one, `0x`, is that of a contract whose owners have signed on the chain.
 
-    The signature of a wallet with a key is verified without a request. Anything else is put to the contract at
-    `address`, or to the one that the signature says how to deploy, by every endpoint at once, in at most the
+    The signature of a wallet with a key is verified without a request. Any other is verified by the contract at
+    `address`, or by the one whose deployment the signature describes, on every endpoint concurrently, in at most the
     reader's `timeout_seconds`. The same wallet and message can have several valid signatures: none identifies anything.
 
     Raises `InvalidInput` for a malformed address, message or signature, `ChainUnavailable` when no endpoint answers,
-    and `EndpointsDisagree`, also a `ChainUnavailable`, when they do not all say the same.
+    and `EndpointsDisagree`, also a `ChainUnavailable`, when they do not agree.
     """
     parse_address(address)
     message_hash = _personal_message_hash(message)
@@ -57,24 +57,24 @@ async def signed_by(chain: ChainReader, address: str, message: str, signature: s
 
 
 def _personal_message_hash(message: str) -> bytes:
-    """EIP-191, version 0x45: what a wallet signs when it is asked for a signature over text."""
+    """EIP-191, version 0x45: the hash that a wallet signs for a text message."""
     try:
         text = message.encode()
     except UnicodeEncodeError:
-        raise InvalidInput("message", "wants text that can be written in UTF-8") from None
+        raise InvalidInput("message", "expected text that can be written in UTF-8") from None
     return keccak(b"\x19Ethereum Signed Message:\n%d%b" % (len(text), text))
 
 
 def _parse_signature(signature: str) -> bytes:
     if not isinstance(signature, str) or len(signature) > 2 + 2 * SIGNATURE_BYTES_MAX:
-        raise InvalidInput("signature", f"wants text of at most {SIGNATURE_BYTES_MAX} bytes in hex")
+        raise InvalidInput("signature", f"expected text of at most {SIGNATURE_BYTES_MAX} bytes in hex")
     if _HEX_BYTES.fullmatch(signature) is None:
-        raise InvalidInput("signature", f"wants 0x and hex digits, two for each byte, got {signature!r:.80}")
+        raise InvalidInput("signature", f"expected 0x and hex digits, two for each byte, got {signature!r:.80}")
     return bytes.fromhex(signature[2:])
 
 
 def _recover(message_hash: bytes, signature: bytes) -> str | None:
-    """The address whose key made the signature; None where it is no signature of a key."""
+    """The address whose key made the signature; None where it is not the signature of a key."""
     match len(signature):
         case 65 if signature[64] in _PARITIES:
             parity, s = _PARITIES[signature[64]], int.from_bytes(signature[32:64], "big")

@@ -1,7 +1,7 @@
-"""What a node may send, checked strictly, and its translation into the domain's values.
+"""Strict parsing of a node's answers, and their translation into the domain's values.
 
-A node's mistake is `EndpointFailure` (the next endpoint is asked). What a *contract* emitted is no mistake of the
-node: anybody can emit any log, so logs that only look like a transfer are passed over and spoil nothing.
+A node's mistake is `EndpointFailure` (the next endpoint is asked). What a *contract* emitted is no mistake of the node:
+any contract can emit any log, so logs that only resemble a transfer are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chain.rpc import EndpointFailure, Failure, Reply
 from domain.chain import BlockHeader, ChainHead, MinedBlock, Receipt, TransferLog
 
 TRANSFER_TOPIC: Final[bytes] = keccak(text="Transfer(address,address,uint256)")
-"""Topic 0 of ERC-20's event. ERC-721 has the same one, and tells itself apart by a fourth topic."""
+"""Topic 0 of ERC-20's event. ERC-721 has the same one and differs by a fourth topic."""
 
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
 _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
@@ -28,19 +28,19 @@ _HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
 def _quantity(value: object) -> int:
     if not isinstance(value, str) or _QUANTITY.fullmatch(value) is None or (number := int(value, 16)) >= 2**63:
-        raise ValueError("wants a hex quantity below 2^63")
+        raise ValueError("expected a hex quantity below 2^63")
     return number
 
 
 def _data(value: object) -> bytes:
     if not isinstance(value, str) or _DATA.fullmatch(value) is None:
-        raise ValueError("wants hex bytes")
+        raise ValueError("expected hex bytes")
     return bytes.fromhex(value[2:])
 
 
 def _hash(value: object) -> str:
     if not isinstance(value, str) or _HASH.fullmatch(value) is None:
-        raise ValueError("wants 32 hex bytes")
+        raise ValueError("expected 32 hex bytes")
     return value.lower()
 
 
@@ -50,7 +50,7 @@ Hash = Annotated[str, BeforeValidator(_hash)]
 
 
 class WireModel(BaseModel):
-    """A JSON object of the Ethereum JSON-RPC; members that are not needed are not looked at."""
+    """A JSON object of the Ethereum JSON-RPC; members that are not needed are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
 
@@ -117,7 +117,7 @@ def read_data(reply: Reply) -> bytes:
 def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
     """The receipt of `tx_hash`, with its ERC-20 transfers only; None where the node has none.
 
-    A receipt without a block (some nodes answer so for a pending transaction) is one that is not there yet.
+    A receipt without a block (some nodes answer so for a pending transaction) counts as none.
     """
     raw = reply.value()
     if raw is None or (isinstance(raw, dict) and raw.get("blockHash", "") is None):
@@ -128,7 +128,7 @@ def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
             Failure.CONTRADICTION, f"the receipt is of another transaction {receipt.transaction_hash}"
         )
     if receipt.status not in (0, 1):
-        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: status is {receipt.status}, wants 0 or 1")
+        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: status is {receipt.status}, expected 0 or 1")
     logs = [_checked(reply.method, _LOG_ADAPTER, log) for log in receipt.logs if log.get("removed") is not True]
     _contradictions(receipt, logs)
     return Receipt(
@@ -152,7 +152,7 @@ def read_header(reply: Reply, number: int) -> BlockHeader | None:
 
 
 def read_tagged_header(reply: Reply) -> BlockHeader | None:
-    """The block that the node gives for a tag; None where it has none, or does not know the tag."""
+    """The block that the node returns for a tag; None where it has none, or does not know the tag."""
     raw = reply.value()
     if raw is None:
         return None
@@ -177,10 +177,10 @@ def read_block(reply: Reply, number: int) -> MinedBlock | None:
 
 
 def read_logs(reply: Reply) -> list[tuple[WireLog, TransferLog | None]]:
-    """Logs that were asked for by a filter, without removed ones; each with the ERC-20 transfer that it is, if any."""
+    """Logs that match a filter, without removed ones; each with the ERC-20 transfer that it is, if any."""
     raw = reply.value()
     if not isinstance(raw, list):
-        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: wants an array")
+        raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: expected an array")
     there = [log for log in raw if not (isinstance(log, dict) and log.get("removed") is True)]
     return [(log, _transfer(log)) for log in (_checked(reply.method, _LOG_ADAPTER, log) for log in there)]
 
@@ -213,7 +213,9 @@ def _checked(method: str, adapter: TypeAdapter[_T], raw: object) -> _T:
 
 
 def _contradictions(receipt: WireReceipt, logs: list[WireLog]) -> None:
-    """A log of another block or transaction, or an index given twice: the parts are of different moments."""
+    """Check that the logs belong to the receipt's block and transaction and have distinct indexes; others are of
+    different moments.
+    """
     seen: set[int] = set()
     for log in logs:
         if (log.block_hash, log.block_number) != (receipt.block_hash, receipt.block_number):
@@ -233,7 +235,7 @@ def _transfer(log: WireLog) -> TransferLog | None:
         return None
     _, sender, recipient = log.topics
     if any(sender[:12]) or any(recipient[:12]):
-        # Not an ABI-encoded address. Cutting it to 20 bytes would let a contract write somebody's name.
+        # Not an ABI-encoded address. Cutting it to 20 bytes would let a contract write another address's name.
         return None
     return TransferLog(
         log_index=log.log_index,

@@ -1,1 +1,1 @@
-"""What the command line does, one module for each command. `cli` imports them only when they are called."""
+"""Implementation of the command line, one module per command. `cli` imports them only when they are called."""

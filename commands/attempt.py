@@ -23,13 +23,13 @@ from starter.temporal import connect
 async def create(
     settings: Settings, variables: Mapping[str, str], *, wallet: str, cents: int, purpose: Purpose, as_json: bool
 ) -> None:
-    """Make an intent, and say what to send where."""
+    """Create an intent, and print what to send where."""
     address = checksum_address(wallet, field="--wallet")
     async with payments_client(settings, variables) as client:
         try:
             await client.require_payer(address)
         except PayerRefused as refusal:
-            raise InvalidInput("--wallet", f"is invalid: {refusal.message}; expected the wallet that pays") from None
+            raise InvalidInput("--wallet", f"is invalid: {refusal.message}; expected the paying wallet") from None
         intent = await client.create_intent(await client.provision(address), cents, purpose)
     if as_json:
         print_json(intent)
@@ -46,7 +46,7 @@ async def create(
 async def submit(
     settings: Settings, variables: Mapping[str, str], *, attempt_id: UUID, tx_hash: str, as_json: bool
 ) -> bool:
-    """Submit as the attempt's own payer. False when the attempt has ended without credits."""
+    """Submit on behalf of the attempt's payer. False when the attempt has ended without credits."""
     parse_tx_hash(tx_hash, field="TX_HASH")
     async with service_database(settings) as service, payments_client(settings, variables) as client:
         async with service.transaction() as connection:
@@ -62,7 +62,7 @@ async def submit(
 
 
 async def show(settings: Settings, variables: Mapping[str, str], *, attempt_id: UUID, as_json: bool) -> bool:
-    """Why the payment is, or is not, credited. False only when there is no such attempt (by its error)."""
+    """Explain why the payment is, or is not, credited. Raises where there is no such attempt."""
     async with service_database(settings) as service, chain_reader(settings) as chain:
         temporal = await connect(variables, lazy=True)
         diagnosis = await diagnose(

@@ -1,4 +1,4 @@
-"""`settle chain rescan`: read blocks again by hand, with the nodes that the settings name now."""
+"""`settle chain rescan`: reads blocks again manually, with the nodes of the current settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from settings import Settings
 
 
 class RescannedScope(BaseModel):
-    """What was read of one token and treasury. Blocks are None where none of those wanted belongs to it."""
+    """Blocks read for one token and treasury. Block numbers are None where the range holds none of theirs."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
@@ -31,19 +31,19 @@ class RescannedScope(BaseModel):
 
 
 async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) -> bool:
-    """Read these blocks again of all that is followed; what was missing of them is not missing any more.
+    """Read these blocks again for all followed scopes; blocks that were read leave their gap.
 
-    What is found is acted upon by the worker. False where some of it was shown by no node. Raises `InvalidInput`.
+    The worker acts on what is found. False where no node returned some of it. Raises `InvalidInput`.
     """
     if first > last:
-        raise InvalidInput("--to", f"wants a block from {first} on, got {last}")
+        raise InvalidInput("--to", f"expected a block from {first} on, got {last}")
     done: list[RescannedScope] = []
     async with service_database(settings) as database, chain_reader(settings) as chain:
         async with database.transaction() as connection:
             watched = await list_watched_scopes(connection, settings.chain_id)
             missing = {gap.scope for gap in await list_gaps(connection, settings.chain_id)}
         if not watched:
-            raise ChainUnavailable(f"chain {settings.chain_id} has not been followed yet: a worker does")
+            raise ChainUnavailable(f"chain {settings.chain_id} has not been followed yet: start a worker")
         for one in watched:
             scan = BlockScanner(chain, database, one.scope, from_block=None, look_back_blocks=0)
             done.append(await _rescan_one(scan, one, first, last))
@@ -60,7 +60,7 @@ async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) ->
 
 
 async def _rescan_one(scan: BlockScanner, one: WatchedScope, first: int, last: int) -> RescannedScope:
-    """What was paid before a scope was followed is not looked for; what comes behind the cursor is read in passing."""
+    """The part of the range that the scope has followed: blocks before its start and above its cursor are not read."""
     begin, end = max(first, one.first_block), min(last, one.block_number)
     names = {"token": one.scope.token, "treasury": one.scope.treasury}
     if begin > end:

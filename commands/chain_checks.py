@@ -1,4 +1,4 @@
-"""What `settle doctor` says of the watch of the chain, and of whether payments can become final."""
+"""Checks of `settle doctor` on the chain watcher and on finality."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from domain.transfers.watching import Promise, is_same_scope, old_promises
 from settings import Settings
 
 BEHIND_BLOCKS_MAX: Final = 150
-"""The bound of the alert SettleWatcherBehind."""
+"""The threshold of the alert SettleWatcherBehind."""
 
 STANDS_AFTER: Final = timedelta(minutes=5)
-"""A watcher that is behind by more than a few blocks and has not moved for so long stands; as SettleWatcherStuck."""
+"""A watcher that is more than a few blocks behind and has not moved for this long is stuck; as in
+SettleWatcherStuck.
+"""
 
 CATCHES_UP_BLOCKS: Final = 5
-"""As far behind as a watcher at the head may be at the moment of asking."""
+"""Lag that is normal for a watcher at the head."""
 
 WAITS_MAX: Final = timedelta(minutes=1)
 
 YOUNG_CHAIN_BLOCKS: Final = 48
-"""A chain of fewer blocks has had no time to make one final: that of `settle up` needs 32."""
+"""A shorter chain cannot have a final block yet: that of `settle up` needs 32."""
 
 
 async def check_watcher(settings: Settings) -> str:
-    """Where the watch of the chain is, what it waits for, and what it has not read.
+    """The watcher's position, what it waits for, and its gaps.
 
-    Raises `ChainUnavailable` with the same words where it is not well, and what `service_database` raises.
+    Raises `ChainUnavailable` with the same text where something is wrong, and what `service_database` raises.
     """
     current = TransferScope(
         chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
@@ -76,7 +78,7 @@ async def check_watcher(settings: Settings) -> str:
 
 
 async def _head(settings: Settings) -> int | None:
-    """The height that the nodes have now; None where none answers, which another line says."""
+    """The nodes' current height; None where none answers, which another line reports."""
     async with chain_reader(settings) as chain:
         try:
             return await chain.heads.height()
@@ -85,7 +87,7 @@ async def _head(settings: Settings) -> int | None:
 
 
 def _describe(one: WatchedScope, head: int | None) -> tuple[str, bool]:
-    """Where a scope is, and whether that is well."""
+    """A scope's position, and whether it is healthy."""
     behind = max((head if head is not None else one.head_number) - one.block_number, 0)
     moved = f"moved {_ago(one.moved_ago)} ago"
     stands = behind > CATCHES_UP_BLOCKS and one.moved_ago > STANDS_AFTER
@@ -120,10 +122,9 @@ def _ago(length: timedelta) -> str:
 
 
 async def check_finality(settings: Settings) -> str:
-    """How far the chain is final by the nodes' word, for each level that the policy needs, and who waits for it.
+    """The nodes' final block, for each level that the policy needs, and the oldest waiting payment.
 
-    Raises `ChainUnavailable` with the same words where payments do not become final, and what `service_database`
-    raises.
+    Raises `ChainUnavailable` with the same text where payments do not become final, and what `service_database` raises.
     """
     policy = settings.finality_policy
     blocks_max = max(round(LATE_AFTER / settings.block_time), 1)
@@ -154,16 +155,19 @@ async def _describe_level(
     try:
         number = reached_by_tag(level.value, blocks)
     except ChainUnavailable as error:
-        return f"{error.message}; credited payments wait for ever, or until FINALITY names what the nodes know", False
+        return (
+            f"{error.message}; credited payments wait until the nodes report one, or FINALITY is changed",
+            False,
+        )
     head = max((block.head_number for block in blocks if block.head_number is not None), default=number)
     if number == 0 and head < YOUNG_CHAIN_BLOCKS:
         return f"no block is {level.value} yet: the chain has {head} blocks", True
     if number == 0:
         reasons = "; ".join(f"{block.label}: {block.error}" for block in blocks)
-        return f"the nodes know no {level.value} block but the chain's first: {reasons}", False
+        return f"the nodes have no {level.value} block but block 0: {reasons}", False
     words = f"{level.value} is block {number}, {max(head - number, 0)} below the head{_dissent(blocks)}"
     if head - number > blocks_max:
-        return f"{words}: more than {blocks_max}, it stands still", False
+        return f"{words}: more than {blocks_max}, it has stopped", False
     return words, True
 
 
@@ -184,7 +188,7 @@ def _dissent(blocks: Sequence[TaggedBlock]) -> str:
 async def _describe_waiting(
     settings: Settings, database: ServiceDatabase, level: FinalityLevel, from_cents: int, below_cents: int
 ) -> str | None:
-    """That the oldest payment waits for too long, in words."""
+    """Text where the oldest payment has waited too long."""
     async with database.transaction() as connection:
         waiting = await find_oldest_waiting(
             connection, settings.chain_id, from_cents=from_cents, below_cents=below_cents
@@ -196,5 +200,5 @@ async def _describe_waiting(
         return None
     return (
         f"attempt {waiting.attempt_id} has been credited for {_ago(timedelta(seconds=waiting.seconds))} and is not "
-        f"{level.value} (block {waiting.block_number}): settle attempt show {waiting.attempt_id} says what it waits for"
+        f"{level.value} (block {waiting.block_number}): settle attempt show {waiting.attempt_id} shows why"
     )

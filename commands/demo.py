@@ -1,6 +1,6 @@
-"""`settle demo`: seven payments on a local chain, each with a trouble of its own.
+"""`settle demo`: seven payments on a local chain, each with a different problem.
 
-Of one the worker is killed between the two credits, of one the payer closes the tab, and one the chain takes back.
+In one the worker is killed between the two credits, in one the payer closes the tab, and one is reorged out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from workflows.naming import workflow_id
 SETTLED_TIMEOUT_SECONDS: Final = 90.0
 POLL_SECONDS: Final = 0.1
 
-# The demo brings its own servers: an address in the environment may be that of a real one.
+# The demo starts its own servers: an address in the environment may be that of a production server.
 _SERVERS_OF_OTHERS: Final = (
     "DATABASE_URL",
     "SETTLEMENT_DATABASE_URL",
@@ -60,14 +60,14 @@ _SERVERS_OF_OTHERS: Final = (
 
 
 FINAL_AFTER_BLOCKS: Final = 12
-"""On a real chain a node's own word decides, which takes 20 minutes; nobody watches a demo for that long."""
+"""With the nodes' tags finality takes 20 minutes on a real chain, which is too long for a demo."""
 
 DEMO_SETTINGS: Final = {"FINALITY": "confirmations", "FINALITY_CONFIRMATIONS": str(FINAL_AFTER_BLOCKS)}
 
 
 @dataclass
 class Payment:
-    """One payment of the demo, and what is expected of it."""
+    """One payment of the demo, and the expected result."""
 
     title: str
     payer: Payer
@@ -87,14 +87,16 @@ class Payment:
 
     @property
     def expectation(self) -> str:
-        """What should be, in words."""
+        """The expected result as text."""
         end = f"{self.expected_status.value}{f' / {self.expected_error.value}' if self.expected_error else ''}"
         credits = ", ".join(f"{grouped(amount)} as {reason}" for (_, reason), amount in self.expected_rows.items())
         return f"{end}, {credits or 'no credits'}"
 
     @property
     def held(self) -> bool:
-        """Whether it is so: the status, exactly these ledger rows, each once, and the workflow is done."""
+        """Whether the result is as expected: the status, exactly these ledger rows, each once, and the workflow has
+        completed.
+        """
         rows = sorted(((row.billing_account_id, row.reason), row.amount) for row in self.rows)
         return (
             (self.status, self.error) == (self.expected_status, self.expected_error)
@@ -104,7 +106,7 @@ class Payment:
 
 
 async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bool:
-    """Run the demo in a folder of its own. True only if every expectation held."""
+    """Run the demo in a folder of its own. True only if every expectation was met."""
     own = {
         name: value
         for name, value in variables.items()
@@ -138,7 +140,7 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
 
 
 class _Scenes:
-    """The payments, each as a person would make them: intent, transfer on the chain, hash submitted."""
+    """The payments, each as a user would make them: intent, transfer on the chain, hash submitted."""
 
     def __init__(
         self, system: LocalSystem, client: PaymentsClient, database: ServiceDatabase, temporal: Client
@@ -155,11 +157,11 @@ class _Scenes:
         return self.system.stack.chain
 
     def say(self, words: str) -> None:
-        """Progress, with the seconds since the payments began."""
+        """Print progress, with the seconds since the payments began."""
         progress(f"[{time.monotonic() - self.started:5.1f} s] {words}")
 
     async def play(self) -> list[Payment]:
-        """All scenes. Those with the crash and the reorganisation come last, so that they disturb no other."""
+        """All payments. Those with the crash and the reorganisation come last, so that they affect no other."""
         buyer, donor, miser, thief, closer, unlucky, orphan = payer_wallets()[:7]
         closed_tab = await self._intend("a purchase whose tab was closed", closer, 1500)
         await self._pay(closed_tab, closer)
@@ -169,10 +171,10 @@ class _Scenes:
         too_little = await self._intend(
             "a payment of one cent too little", miser, 1000, error=ErrorCode.INSUFFICIENT_AMOUNT
         )
-        stolen = await self._intend("somebody else's hash", thief, 2500, error=ErrorCode.SENDER_MISMATCH)
+        stolen = await self._intend("another payer's hash", thief, 2500, error=ErrorCode.SENDER_MISMATCH)
 
         purchase_hash = await self._pay(purchase, buyer)
-        # The thief is first: it gains him nothing, and the payer loses nothing.
+        # The thief submits first: it neither gains credits nor prevents the payer's.
         await self._submit(stolen, purchase_hash)
         await self._submit(purchase, purchase_hash)
         await self._submit(donation, await self._pay(donation, donor))
@@ -184,7 +186,7 @@ class _Scenes:
         await self._crash_between_the_credits(crashed, unlucky)
         await self._ended(crashed)
 
-        reversed_ = await self._intend("a purchase that the chain takes back", orphan, 5000, is_taken_back=True)
+        reversed_ = await self._intend("a purchase that is reorged out", orphan, 5000, is_taken_back=True)
         await self._reorganise_away(reversed_, orphan)
 
         payments = [*early, crashed, reversed_]
@@ -244,7 +246,9 @@ class _Scenes:
         self.say(f"{payment.title}: {view.status.value}{f' / {view.error_code.value}' if view.error_code else ''}")
 
     async def _looked_after(self, payment: Payment) -> None:
-        """Wait until its workflow has seen that the payment is final, or gone, and keep what is to be compared."""
+        """Wait until its workflow has seen that the payment is final, or reorged out, and store what is to be
+        compared.
+        """
 
         async def is_over() -> bool:
             workflow = await read_workflow(self.temporal, payment.attempt_id)
@@ -258,26 +262,26 @@ class _Scenes:
         if payment.status is AttemptStatus.CREDITED:
             self.say(f"{payment.title}: final")
         elif payment.status is AttemptStatus.REVERSED:
-            self.say(f"{payment.title}: REVERSED, its credits and the bonus were taken back")
+            self.say(f"{payment.title}: REVERSED, its credits and the bonus were reversed")
 
     async def _reorganise_away(self, payment: Payment, wallet: Wallet) -> None:
-        """Replace the blocks from the payment's on by others, as soon as it is credited."""
+        """Replace the blocks from the payment's on, as soon as it is credited."""
         tx_hash = await self._pay(payment, wallet)
         await self._submit(payment, tx_hash)
         await self._ended(payment)
         mined_in = int((await self.chain.wait_for_receipt(tx_hash))["blockNumber"], 16)
         depth = await self.chain.block_number() - mined_in + 1
         await self.chain.reorg(depth)
-        self.say(f"{payment.title}: the last {depth} blocks were replaced by others, without the payment")
+        self.say(f"{payment.title}: the last {depth} blocks were replaced by blocks without the payment")
 
     async def _rows(self, payment: Payment) -> list[ledger.LedgerRow]:
         async with self.database.transaction() as connection:
             return await ledger.list_entries(connection, reference=str(payment.attempt_id))
 
     async def _crash_between_the_credits(self, payment: Payment, wallet: Wallet) -> None:
-        """Kill the worker when the buyer has his credits and the system tenant does not have its bonus.
+        """Kill the worker when the buyer is credited and the system tenant's bonus is not.
 
-        Holding the system tenant's row makes the moment last, so that it is hit every time.
+        A lock on the system tenant's row extends that moment, so that it is hit every time.
         """
         worker = self.system.stack.processes["worker"]
         async with _system_tenant_locked(self.system) as lock:
@@ -287,13 +291,13 @@ class _Scenes:
             pid = worker.pid
             self.say(f"{payment.title}: buyer credited, bonus under way: SIGKILL to worker {pid}")
             await worker.kill()
-            # Its statement would still run in the server once the row is free: it dies with the worker.
+            # Its statement would still run in the server once the row is free, so it is ended with the worker.
             await lock.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'settle worker'"
             )
             reasons = [row.reason for row in await self._rows(payment)]
             if reasons != [Reason.CREDITS_PURCHASE]:
-                raise DemoFailed(f"after the kill the ledger has {reasons}, not the buyer's credit alone")
+                raise DemoFailed(f"after the kill the ledger has {reasons}, expected the buyer's credit alone")
             self.say(f"{payment.title}: the worker is dead, the ledger has the buyer's credit alone")
         await worker.start()
         self.say(f"{payment.title}: worker started again as {worker.pid}")
@@ -364,7 +368,7 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_js
         return ok
     namespace = scenes.system.variables["TEMPORAL_NAMESPACE"]
     _print_tables(stdout, payments, rows, trial_balance)
-    for payment in payments if keep else ():  # links into servers that are about to stop help nobody
+    for payment in payments if keep else ():  # links to servers that are about to stop are useless
         stdout.print(
             f"{payment.title}: {workflow_url(settings.temporal_ui_url, namespace, payment.attempt_id)}",
             soft_wrap=True,
@@ -374,9 +378,9 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_js
         stdout.print(f"books: {violation}", style="red", markup=False)
     if not balances_held:
         stdout.print(f"balances are {balances}, expected {expected}", style="red", markup=False)
-    stdout.print("Every expectation held." if ok else "NOT every expectation held.", style="bold")
+    stdout.print("All expectations met." if ok else "Some expectations were NOT met.", style="bold")
     if not keep:
-        stdout.print("To look around in Temporal's UI and on the Credits page: settle demo --keep")
+        stdout.print("To explore Temporal's UI and the Credits page: settle demo --keep")
     return ok
 
 

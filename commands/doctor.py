@@ -1,4 +1,4 @@
-"""`settle doctor`: is everything there that a settlement needs, and do the books balance?"""
+"""`settle doctor`: checks everything that a settlement needs, and the ledger's invariants."""
 
 from __future__ import annotations
 
@@ -55,22 +55,24 @@ from telemetry.health import CHECK_TIMEOUT_SECONDS, first_line, temporal_answers
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 PROGRESS_EVERY: Final = 100_000
-"""Entries, when the books are checked for the first time, or all of them."""
+"""Entries, when the ledger is checked for the first time, or in full."""
 FULL_UP_TO_ENTRIES: Final = 50_000
-"""A ledger of this size is checked row by row every time, in a few seconds: also what was tampered with long ago."""
+"""A ledger up to this size is checked row by row every time, in a few seconds, which also finds old tampering."""
 
-DATABASE_IS_RIGHT: Final = "schema and rights are right, the system tenant is there, writes reach the disk"
+DATABASE_IS_RIGHT: Final = "schema and rights are correct, the system tenant exists, writes reach the disk"
 
 CHECK_SECONDS_MAX: Final = 60
-"""Of each check but that of the books, whose length is the ledger's: what hangs must not keep the report back."""
+"""Time limit of each check but the ledger's, whose length grows with it: a check that hangs must not delay the
+report.
+"""
 
 API_SECONDS_MAX: Final = CHECK_TIMEOUT_SECONDS + 2.0
-"""Above what the API's own checks may take: it says which one is late."""
+"""Above the time limit of the API's own checks: its answer names the late one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """Result of one check."""
 
     name: str
     ok: bool
@@ -78,9 +80,9 @@ class Finding:
 
 
 async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool, as_json: bool) -> bool:
-    """Run every check, whatever the others say. True when all are fine. What is not set up is not asked for.
+    """Run every check, whatever the others find. True when all pass. What is not configured is not checked.
 
-    Of the books what is new and what is on record as wrong is checked, and every row where `full`.
+    Of the ledger, new entries and recorded violations are checked, and every row with `full`.
     """
     findings: list[Finding] = []
 
@@ -92,7 +94,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
             findings.append(Finding(name, ok=False, detail=f"no answer within {CHECK_SECONDS_MAX} s"))
         except SettleError as error:
             findings.append(Finding(name, ok=False, detail=error.message))
-        except Exception as error:  # a fault of the check: said in its place, the report comes all the same
+        except Exception as error:  # a fault of the check, reported in its place
             findings.append(Finding(name, ok=False, detail=f"{type(error).__name__}: {first_line(error)}"))
 
     await check("settings", lambda: _settings(settings))
@@ -153,7 +155,7 @@ async def _operator_database(url: str) -> str:
         await check_operator_database(database)
     finally:
         await database.dispose()
-    return "schema and rights are right"
+    return "schema and rights are correct"
 
 
 async def _books(settings: Settings, *, full: bool) -> str:
@@ -179,7 +181,7 @@ async def _books(settings: Settings, *, full: bool) -> str:
             standing = await books_check.find_standing(connection)
     scheduled = _scheduled(standing.checked_ago)
     if violations:
-        cut = [f"{len(violations)} of {number} violations are named here"] if number > len(violations) else []
+        cut = [f"{len(violations)} of {number} violations are listed"] if number > len(violations) else []
         raise BooksDoNotBalance("; ".join([*(violation.detail for violation in violations), *cut, scheduled]))
     return (
         f"debits = credits = {grouped(standing.debits)}, every balance is the sum of its entries"
@@ -214,7 +216,7 @@ async def _workers(settings: Settings, variables: Mapping[str, str]) -> str:
         refusal = refusal_of(error)
         if refusal is None:
             raise
-        return f"how many there are is not known: Temporal does not tell these credentials ({refusal})"
+        return f"their number is unknown: Temporal does not show it to these credentials ({refusal})"
 
 
 async def _count_workers(client: Client, settings: Settings) -> str:
@@ -230,7 +232,7 @@ async def _count_workers(client: Client, settings: Settings) -> str:
         if chain_id != settings.chain_id and await count_pollers(client, chain_id) == 0
     ]
     if left_alone:
-        raise TemporalUnavailable(f"payments are not looked after: {'; '.join(left_alone)}; run a worker of that chain")
+        raise TemporalUnavailable(f"payments without a worker: {'; '.join(left_alone)}; run a worker of that chain")
     left_behind = await count_left_behind(client)
     on_old_queue = f"; {left_behind} runs on {PLATFORM_TASK_QUEUE}, where an earlier version left them"
     return f"{pollers} on task queue {queue}{on_old_queue if left_behind else ''}"
@@ -251,11 +253,11 @@ async def _api(url: str) -> str:
     except TimeoutError as error:
         raise ApiNotReady(f"{url} does not answer within {API_SECONDS_MAX:g} s") from error
     except aiohttp.ClientError as error:
-        raise ApiNotReady(f"what answers at {url} is not the API ({type(error).__name__})") from error
+        raise ApiNotReady(f"{url} is not the API ({type(error).__name__})") from error
     if is_hidden:
-        return f"alive at {url}; what it needs is not known: /readyz is not passed on (HTTP {status})"
+        return f"alive at {url}; readiness is unknown: /readyz is not public (HTTP {status})"
     if found is None:
-        raise ApiNotReady(f"what answers at {url} is not the API: HTTP {status} to /readyz and no word of readiness")
+        raise ApiNotReady(f"{url} is not the API: HTTP {status} to /readyz without a readiness report")
     if found["status"] != "ok":
         wrong = [f"{name}: {result}" for name, result in found.get("checks", {}).items() if result != "ok"]
         raise ApiNotReady(f"not ready at {url}: {'; '.join(wrong) or 'it is stopping'}")
@@ -314,7 +316,7 @@ async def _clocks(settings: Settings) -> str:
 
 
 async def _preconditions(settings: Settings) -> str:
-    """The same check that a worker makes before it starts, and before it credits a payment."""
+    """The same check that a worker makes at its start, and before it credits a payment."""
     async with chain_reader(settings) as chain:
         preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
         found = await preconditions.check(settings.usdc_token_address)

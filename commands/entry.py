@@ -1,4 +1,4 @@
-"""Where the `settle` command begins. Light on purpose: Ctrl-C while the rest is imported must not print a traceback."""
+"""Entry point of `settle`. Its imports are light, so that Ctrl-C during the others prints no traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 130
-"""What shells say of a program that SIGINT ended."""
+"""Exit code that shells use for a program ended by SIGINT."""
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -15,13 +15,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def leave_on_interrupt() -> None:
-    """End the process at once and without a word at Ctrl-C: nothing that would have to be stopped has been started."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it otherwise
+    """End the process immediately and silently at Ctrl-C: nothing has been started that must be stopped."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent process set its own handler
         signal.signal(signal.SIGINT, _leave)
 
 
 def interrupt_as_usual() -> None:
-    """Ctrl-C raises `KeyboardInterrupt` again, which asyncio turns into an orderly end."""
+    """Let Ctrl-C raise `KeyboardInterrupt` again, which asyncio turns into an orderly shutdown."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""`settle findings list|show|resolve` and `settle attempt retry`: what is left to an operator, and what he does."""
+"""`settle findings list|show|resolve` and `settle attempt retry`: findings and their resolution by an operator."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from starter.resolutions import execute
 from starter.temporal import connect
 
 LISTED_MAX: Final = 1_000
-"""Rows of a list for a program, and at most of any."""
+"""Rows of a list for a program, and at most of any list."""
 
 SHOWN_MAX: Final = 100
-"""Rows of a list for people."""
+"""Rows of a list for a terminal."""
 
 BULK_PAGE: Final = 500
 BULK_AT_ONCE: Final = 8
-"""Workflows that a bulk remedy waits for at the same time."""
+"""Workflows that a bulk resolution waits for concurrently."""
 
 SAMPLE: Final = 5
 
 BULK_REMEDIES: Final = (Remedy.WRITE_OFF, Remedy.REFUND_RECORDED, Remedy.RETRY)
-"""What may be done about many at once. A credit is decided one by one: it gives money to somebody."""
+"""Remedies that apply to many findings at once. A credit is decided one by one, because it gives money away."""
 
 
 class ResponseModel(BaseModel):
@@ -80,7 +80,7 @@ class FindingView(ResponseModel):
 
 
 class TotalsView(ResponseModel):
-    """All findings of a kind that were asked for."""
+    """The matching findings of one kind."""
 
     kind: FindingKind
     findings: int
@@ -90,7 +90,7 @@ class TotalsView(ResponseModel):
 
 
 class ListView(ResponseModel):
-    """A page of findings, and what there is in all. `next` is what `--after` takes; None on the last page."""
+    """A page of findings, and the totals. `next` is the value for `--after`; None on the last page."""
 
     findings: tuple[FindingView, ...]
     shown: int
@@ -115,7 +115,7 @@ class ListView(ResponseModel):
 
 
 class ActionView(ResponseModel):
-    """What an operator did."""
+    """An operator's action."""
 
     action: str
     operator: str
@@ -125,7 +125,7 @@ class ActionView(ResponseModel):
 
 
 class RemedyView(ResponseModel):
-    """What can be done, and the command that does it."""
+    """A remedy that applies, and the command for it."""
 
     remedy: Remedy
     meaning: str
@@ -133,17 +133,17 @@ class RemedyView(ResponseModel):
 
 
 class FindingInFull(FindingView):
-    """A finding with what can be done, and what was."""
+    """A finding with its remedies and actions."""
 
     remedies: tuple[RemedyView, ...]
     actions: tuple[ActionView, ...]
 
 
 MEANINGS: Final = {
-    Remedy.RETRY: "look at it again",
+    Remedy.RETRY: "check it again",
     Remedy.CREDIT: "credit it to an account, with the bonus on top",
-    Remedy.REFUND_RECORDED: "the money was sent back by hand: write it down",
-    Remedy.WRITE_OFF: "leave it as it is",
+    Remedy.REFUND_RECORDED: "record that the money was sent back by hand",
+    Remedy.WRITE_OFF: "take no action",
 }
 
 
@@ -157,10 +157,10 @@ async def list_findings(
     with_totals: bool,
     as_json: bool,
 ) -> None:
-    """A page of findings, what is worth most first, with how many there are and what they are worth in all.
+    """A page of findings, largest value first, with the totals.
 
-    As JSON a list, as ever; `with_totals` puts it into a document that also says what is not in it. Either way a list
-    that is cut is said to be, on standard error. Raises `FindingNotFound` for a place that is none.
+    As JSON a list; `with_totals` wraps it into a document that also counts what it omits. A truncated list is reported
+    on standard error in both cases. Raises `FindingNotFound` for an unknown position.
     """
     rows_max = limit or (LISTED_MAX if as_json else SHOWN_MAX)
     async with service_database(settings) as database, database.snapshot() as connection:
@@ -169,7 +169,7 @@ async def list_findings(
         totals = await findings.total_findings(connection, wanted)
     shown = ListView.of(page, totals)
     if shown.next is not None:
-        progress(f"{_shown_of(shown)}; the next ones: the same with --after {shown.next}")
+        progress(f"{_shown_of(shown)}; for the next page repeat with --after {shown.next}")
     if as_json:
         print_json(shown if with_totals else list(shown.findings))
         return
@@ -196,7 +196,7 @@ async def list_findings(
     )
     _print_totals(totals)
     stdout.print(_shown_of(shown), markup=False)
-    stdout.print("settle findings show ID says what can be done about one", markup=False)
+    stdout.print("settle findings show ID lists the remedies for a finding", markup=False)
 
 
 def _shown_of(shown: ListView) -> str:
@@ -227,7 +227,7 @@ def _print_totals(totals: Sequence[FindingTotals]) -> None:
 
 
 async def show(settings: Settings, *, prefix: str, as_json: bool) -> None:
-    """One finding, with its remedies and what operators have done about it. Raises `FindingNotFound`."""
+    """One finding, with its remedies and the operators' actions. Raises `FindingNotFound`."""
     async with service_database(settings) as database, database.transaction() as connection:
         finding = await _find(connection, prefix)
         actions = await resolutions.list_actions(connection, finding_id=finding.id)
@@ -256,8 +256,8 @@ async def resolve(
     refund_tx: str | None,
     as_json: bool,
 ) -> bool:
-    """Have a remedy carried out. Raises `InvalidInput`, `FindingNotFound` and `RemedyRefused`."""
-    # What is wrong with the words is wrong use, whatever is running.
+    """Resolve a finding. Raises `InvalidInput`, `FindingNotFound` and `RemedyRefused`."""
+    # Invalid input is a usage error, whether or not the servers are running.
     parse_operator(operator)
     parse_reason(reason)
     async with service_database(settings) as database, database.transaction() as connection:
@@ -275,7 +275,7 @@ async def resolve(
     if as_json:
         print_json(TakenView.of(taken))
     else:
-        again = " (it was before)" if taken.is_repeated else ""
+        again = " (repeated request)" if taken.is_repeated else ""
         stdout.print(f"{finding.id} is resolved{again}: {describe(taken)}", markup=False)
         if taken.bonus_credits:
             stdout.print(f"{grouped(taken.bonus_credits)} credits to the system tenant on top", markup=False)
@@ -294,11 +294,11 @@ async def resolve_all(
     confirmed: bool,
     as_json: bool,
 ) -> bool:
-    """The same remedy for every open finding that passes the filter; without `confirmed` only what it would be.
+    """The same remedy for every open finding that passes the filter; without `confirmed` only a preview.
 
-    Each gets its own workflow and its own line in the audit trail, those worth least first. Safe to repeat and to be
-    killed half-way: what is done is done, and the next call does the rest. What was found after the call began is left
-    alone: nobody has seen it. False where some were not resolved. Raises `InvalidInput` and `TemporalUnavailable`.
+    Each gets its own workflow and its own row in the audit trail, smallest value first. Safe to repeat and to be killed
+    half-way: the next call does the rest. Findings opened after the call began are not touched: nobody has reviewed
+    them. False where some were not resolved. Raises `InvalidInput` and `TemporalUnavailable`.
     """
     operator, reason = parse_operator(operator), parse_reason(reason)
     _check_bulk(wanted, remedy)
@@ -321,7 +321,7 @@ async def resolve_all(
         after: UUID | None = None
         while True:
             async with database.transaction() as connection:
-                # Oldest first is an order that nothing new comes before, and resolving one moves none of the others.
+                # Oldest first is an order that new findings do not change, and resolving one moves none of the others.
                 page = await findings.page_findings(connection, wanted, sort=Sort.OLDEST, after=after, limit=BULK_PAGE)
             await bulk.resolve(
                 [
@@ -350,7 +350,7 @@ async def resolve_all(
 
 
 class _Bulk:
-    """Carries out one remedy after another, a few at a time, and says how far it is."""
+    """Executes one remedy after another, a few concurrently, and reports progress."""
 
     def __init__(self, temporal: Client, matching: int) -> None:
         self._temporal = temporal
@@ -360,7 +360,7 @@ class _Bulk:
         self.refused: list[RefusalView] = []
 
     async def resolve(self, requests: Sequence[RemedyRequest]) -> None:
-        """Have all of them carried out. Raises what is no refusal, `TemporalUnavailable` say, at once."""
+        """Execute all of them. Raises immediately what is not a refusal, such as `TemporalUnavailable`."""
         try:
             async with asyncio.TaskGroup() as group:
                 for request in requests:
@@ -383,7 +383,7 @@ class _Bulk:
 
 
 class RefusalView(ResponseModel):
-    """A finding that a bulk remedy has not resolved."""
+    """A finding that a bulk resolution did not resolve."""
 
     finding_id: UUID
     code: str
@@ -391,7 +391,7 @@ class RefusalView(ResponseModel):
 
 
 class BulkView(ResponseModel):
-    """What a bulk remedy does, or would do."""
+    """Result, or preview, of a bulk resolution."""
 
     remedy: Remedy
     confirmed: bool = False
@@ -404,7 +404,7 @@ class BulkView(ResponseModel):
 
     @classmethod
     def of(cls, remedy: Remedy, totals: Sequence[FindingTotals], largest: Sequence[StoredFinding]) -> BulkView:
-        """What matches."""
+        """The matching findings."""
         return cls(
             remedy=remedy,
             matching=sum(one.findings for one in totals),
@@ -417,19 +417,19 @@ class BulkView(ResponseModel):
 def _check_bulk(wanted: FindingFilter, remedy: Remedy) -> None:
     if remedy not in BULK_REMEDIES:
         allowed = ", ".join(one.value for one in BULK_REMEDIES)
-        raise InvalidInput("--remedy", f"{remedy.value} is decided one by one: expected one of {allowed} with --all")
+        raise InvalidInput("--remedy", f"{remedy.value} is decided one by one, expected one of {allowed} with --all")
     narrowed = (wanted.kinds, wanted.sender, wanted.billing_account_id, wanted.below_raw, wanted.min_value_raw)
     if all(one is None for one in narrowed):
         raise InvalidInput(
-            "--all", "everything at once is too much: expected --kind, --below, --min-value, --sender or --account"
+            "--all", "cannot be used without a filter: expected --kind, --below, --min-value, --sender or --account"
         )
     for kind in wanted.kinds or ():
         if remedy not in REMEDIES[kind]:
-            raise InvalidInput("--remedy", f"{remedy.value} is no remedy for {kind.value}")
+            raise InvalidInput("--remedy", f"{remedy.value} does not apply to {kind.value}")
 
 
 def _is_for_bulk(kind: FindingKind, remedy: Remedy) -> bool:
-    """Alarms are never among the others: they are named, or not meant."""
+    """Alarms are never included implicitly: they must be named."""
     return remedy in REMEDIES[kind] and kind not in ALARMS
 
 
@@ -438,23 +438,23 @@ def _tell_preview(preview: BulkView, *, confirmed: bool, as_json: bool) -> None:
         print_json(preview)
         return
     if not preview.matching:
-        stdout.print("no open finding is like that: nothing is done")
+        stdout.print("no open findings match: nothing to do")
         return
     if preview.by_kind:
         _print_totals([FindingTotals(**dict(one)) for one in preview.by_kind])
-    stdout.print("the largest of them:", style="bold")
+    stdout.print("largest:", style="bold")
     for finding in preview.largest:
         value = "of unknown value" if finding.value_raw is None else f"{grouped(finding.value_raw)} raw units"
         stdout.print(f"  {finding.id}  {value}: {finding.detail}", markup=False)
     stdout.print(
         f"{preview.remedy.value} of {grouped(preview.matching)} findings, {grouped(preview.matching_value_raw)} raw "
-        "units in all: nothing is done yet; the same with --yes does it",
+        "units in all: nothing was done; repeat with --yes to apply it",
         markup=False,
     )
 
 
 class TakenView(ResponseModel):
-    """What was done about a finding."""
+    """Recorded action on a finding."""
 
     finding_id: UUID
     kind: FindingKind
@@ -484,9 +484,9 @@ async def retry_attempt(
     reason: str,
     as_json: bool,
 ) -> bool:
-    """Start an attempt's workflow again where none is at work on it; in the audit trail either way.
+    """Restart an attempt's workflow where none is running; recorded in the audit trail either way.
 
-    Raises `InvalidInput`, `AttemptNotFound`, `WrongChain`, and `RemedyRefused` where there is nothing to do again.
+    Raises `InvalidInput`, `AttemptNotFound`, `WrongChain`, and `RemedyRefused` where there is nothing to do.
     """
     operator, reason = parse_operator(operator), parse_reason(reason)
     async with service_database(settings) as service, payments_client(settings, variables) as client:
@@ -498,8 +498,8 @@ async def retry_attempt(
             raise WrongChain(attempt.chain_id, settings.chain_id)
         if attempt.tx_hash is None or attempt.error_code is not None:
             end = f" / {attempt.error_code.value}" if attempt.error_code else ", and nothing was submitted for it"
-            raise RemedyRefused(f"attempt {attempt_id} is {attempt.status.value}{end}: there is nothing to try again")
-        # First who wants it: nothing is done that is not in the audit trail.
+            raise RemedyRefused(f"attempt {attempt_id} is {attempt.status.value}{end}: there is nothing to retry")
+        # The operator is recorded first: nothing is done that is not in the audit trail.
         async with service.transaction() as connection:
             await resolutions.insert_action(
                 connection, action=Remedy.RETRY, operator=operator, reason=reason, attempt_id=attempt_id
@@ -508,7 +508,7 @@ async def retry_attempt(
     if as_json:
         print_json({"attemptId": str(attempt_id), "workflowStarted": started})
     else:
-        words = "its workflow is started again" if started else "its workflow is at work on it already"
+        words = "its workflow was restarted" if started else "its workflow is at work on it already"
         stdout.print(f"{attempt_id}: {words}", markup=False)
     return True
 
@@ -525,8 +525,8 @@ def _remedies(finding: StoredFinding) -> tuple[RemedyView, ...]:
 
 
 GAP_MEANINGS: Final = {
-    Remedy.RETRY: "have the worker ask for the blocks again, now",
-    Remedy.WRITE_OFF: "acknowledge it: the blocks are not asked for any more",
+    Remedy.RETRY: "have the worker request the blocks again, now",
+    Remedy.WRITE_OFF: "acknowledge it: the blocks are not requested any more",
 }
 
 
@@ -535,7 +535,7 @@ def _meaning(finding: StoredFinding, remedy: Remedy) -> str:
         return GAP_MEANINGS[remedy]
     if remedy is not Remedy.CREDIT:
         return MEANINGS[remedy]
-    whose = finding.billing_account_id or "the sender's own, opened where he has none"
+    whose = finding.billing_account_id or "the sender's own, created if there is none"
     return f"{MEANINGS[remedy]}; without --account: {whose}"
 
 

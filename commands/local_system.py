@@ -1,4 +1,4 @@
-"""The whole system on this machine: parts, migrated database, worker, API; what `up`, `demo` and `bench` run."""
+"""The local system: servers, migrated database, worker, API; used by `up`, `demo` and `bench`."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _ROLE_OF_URL: Final = {
 
 _NOT_OF_THE_WORKER: Final = frozenset({"DATABASE_URL", "MIGRATION_DATABASE_URL", "OPERATOR_DATABASE_URL"})
 _NOT_OF_THE_API: Final = frozenset({"SETTLEMENT_DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL"})
-"""What a process does not use, it is not given: nobody finds it there."""
+"""Secrets that a process does not use, removed from its environment."""
 
 
 class LocalSystem:
-    """Parts that the settings do not name as existing servers are started here; an async context manager.
+    """Starts the parts that the settings do not name as existing servers; an async context manager.
 
-    `variables` are the settings that the caller was given; those of the parts started here are added to them.
-    Raises `DevstackError` and `SettleError`, in one line; nothing is left running then.
+    `variables` are the caller's settings; those of the started parts are added to them. Raises `DevstackError` and
+    `SettleError`, in one line; nothing is left running then.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalSystem:
     ) -> None:
         unknown = sorted(set(without) - set(PARTS))
         if unknown:
-            raise ConfigurationError(f"--without: got {unknown[0]!r}, wants one of {', '.join(PARTS)}")
+            raise ConfigurationError(f"--without: got {unknown[0]!r}, expected one of {', '.join(PARTS)}")
         self.state_dir = state_dir.absolute()
         self.variables = {name: value for name, value in variables.items() if value != ""}
         self._without = set(without) | self._existing()
@@ -96,7 +96,7 @@ class LocalSystem:
             await self._add_addresses()
             self._write_env()
             if "temporal" not in self._without:
-                # A submission may come before the first worker, which else registers them.
+                # A submission may come before the first worker, which otherwise registers them.
                 await register_search_attributes(await connect(self.variables))
             if "postgres" not in self._without or "MIGRATION_DATABASE_URL" in self.variables:
                 self._migrate()
@@ -137,11 +137,11 @@ class LocalSystem:
         )
 
     def _without_settings(self, names: Collection[str]) -> dict[str, str]:
-        # Empty, not absent: a process also reads the `.env` of its folder, and the environment goes before it.
+        # Empty, not absent: a process also reads the `.env` of its folder, over which the environment takes precedence.
         return {**self.variables, **dict.fromkeys(names, "")}
 
     def _existing(self) -> set[str]:
-        """Parts that the settings name: those servers are used, none is started."""
+        """Parts that the settings name as existing servers."""
         named = [name for name in _ROLE_OF_URL if name in self.variables]
         if named and len(named) < len(_ROLE_OF_URL):
             missing = next(name for name in _ROLE_OF_URL if name not in self.variables)
@@ -157,7 +157,7 @@ class LocalSystem:
         }
 
     async def _add_addresses(self) -> None:
-        """Add what the started parts say of themselves to the settings."""
+        """Add the addresses of the started parts to the settings."""
         if "API_PORT" not in self.variables:
             self.variables["API_PORT"] = str(PortBook(self.state_dir).pick("api", API_PORT))
         self.variables.setdefault("API_URL", f"http://127.0.0.1:{self.variables['API_PORT']}")
@@ -167,7 +167,7 @@ class LocalSystem:
             host = self.stack.postgres.superuser_url(DATABASE).rpartition("@")[2]
             for name, role in _ROLE_OF_URL.items():
                 self.variables[name] = f"postgresql://{role}:{passwords[role]}@{host}"
-            # Its pages stay off until OPERATOR_WALLETS names somebody.
+            # Its pages stay off until OPERATOR_WALLETS is set.
             self.variables["OPERATOR_DATABASE_URL"] = f"postgresql://{OPERATOR_ROLE}:{passwords[OPERATOR_ROLE]}@{host}"
         if "temporal" not in self._without:
             self.variables["TEMPORAL_ADDRESS"] = self.stack.temporal.address
@@ -188,7 +188,7 @@ class LocalSystem:
         path = self.state_dir / "passwords.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         roles = (*_ROLE_OF_URL.values(), OPERATOR_ROLE)
-        # A folder of an earlier version lacks the passwords of roles that are newer.
+        # A folder of an earlier version lacks the passwords of newer roles.
         passwords = {role: str(kept.get(role) or secrets.token_urlsafe(24)) for role in roles}
         write_atomically(path, json.dumps(passwords).encode())
         return passwords

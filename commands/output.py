@@ -1,4 +1,4 @@
-"""How commands speak: answers on standard output, progress and errors on standard error."""
+"""Output of commands: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 
 WIDTH_IN_A_FILE: Final = 200
-"""Columns where the output is no terminal: ids and hashes stay on one line, so that they can be found and copied."""
+"""Columns where the output is not a terminal: ids and hashes stay on one line, so that they can be found and copied."""
 
 # A process may be started with its standard output closed.
 is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -41,12 +41,12 @@ def print_json(document: object) -> None:
 
 
 def progress(words: str) -> None:
-    """One line about what happens, on standard error."""
+    """Print one line of progress to standard error."""
     stderr.print(words, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
-    """A table for people; `right` names the columns of figures. None shows as a dash."""
+    """Format a table; `right` names the columns of figures. None shows as a dash."""
     made = Table(title=title or None, title_justify="left", title_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -56,5 +56,5 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 
 def grouped(number: int) -> str:
-    """A number with its thousands apart: 1,000,000."""
+    """Format a number with thousands separators: 1,000,000."""
     return f"{number:,}"

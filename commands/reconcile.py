@@ -1,4 +1,4 @@
-"""`settle reconcile`: chain, attempts, ledger and workflows laid side by side for a period."""
+"""`settle reconcile`: compares chain, attempts, ledger and workflows of a period."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def reconcile(
     csv_file: Path | None,
     as_json: bool,
 ) -> bool:
-    """Reconcile a period; False where something is wrong, and not where something merely waits for an operator."""
+    """Reconcile a period; False where something is wrong, not where a finding is merely open."""
     temporal = await connect(variables, lazy=True)
     async with service_database(settings) as database, payments_client(settings, variables) as payments:
         reconciliation = Reconciliation(
@@ -53,19 +53,19 @@ async def reconcile(
 
 
 def _moment(option: str, given: str | None) -> datetime | None:
-    """A moment as ISO 8601 has it; without a zone it is UTC."""
+    """Parse an ISO 8601 time; without a zone it is UTC."""
     if given is None:
         return None
     try:
         moment = datetime.fromisoformat(given)
     except ValueError:
-        raise InvalidInput(option, f"wants a time such as 2026-01-31T12:00:00Z, got {given!r:.40}") from None
+        raise InvalidInput(option, f"expected a time such as 2026-01-31T12:00:00Z, got {given!r:.40}") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print(report: Report) -> None:
     period = report.period
-    verdict = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"
+    verdict = "the totals balance" if report.closes else "THE TOTALS DO NOT BALANCE"
     stdout.print(
         f"{period.from_time:%Y-%m-%d %H:%M:%S} to {period.to_time:%Y-%m-%d %H:%M:%S} UTC, chain {report.chain_id}: "
         f"{verdict}",
@@ -85,9 +85,7 @@ def _print(report: Report) -> None:
         )
         number = sum(report.counts.values())
         if number > SHOWN_MAX:
-            stdout.print(
-                f"{SHOWN_MAX} of {grouped(number)} shown, what is worth most first; --json has more", markup=False
-            )
+            stdout.print(f"{SHOWN_MAX} of {grouped(number)} shown, largest value first; --json has more", markup=False)
         counted = ", ".join(
             f"{count} {kind}" + (f" ({grouped(worth)} raw)" if (worth := report.values_raw.get(kind)) else "")
             for kind, count in report.counts.items()
@@ -117,7 +115,7 @@ def _totals(report: Report) -> list[tuple[str, str, str]]:
         ("    of which dust, too small for a finding", totals.dust_raw, "raw"),
         ("    of which refunded", totals.refunded_raw, "raw"),
         ("    of which written off", totals.written_off_raw, "raw"),
-        ("taken back by reversals", raw_for_credits(totals.reversed_credits), "raw"),
+        ("reversed", raw_for_credits(totals.reversed_credits), "raw"),
         ("posted to cash:usdc, debit", totals.ledger_debit_credits, "credits"),
         ("posted to cash:usdc, credit", totals.ledger_credit_credits, "credits"),
     ]

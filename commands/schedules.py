@@ -1,4 +1,4 @@
-"""`settle schedules`: what runs by the clock, and making it what the file says."""
+"""`settle schedules`: lists the schedules, and applies the schedules file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workflows.registry import JOBS
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that differs from what is wanted."""
+    """All differences between Temporal and the file."""
 
     schedules: Sequence[Planned]
     standing: Sequence[SingletonWorkflow]
@@ -34,11 +34,11 @@ class Plan:
 
 
 async def apply(settings: Settings, variables: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
-    """Show how Temporal differs from the file, then make it so.
+    """Show how Temporal differs from the file, then apply it.
 
     Raises `ConfigurationError`, `TemporalUnavailable` and `StartupCheckFailed`.
     """
-    check_file(settings)  # before anybody has to wait for Temporal
+    check_file(settings)  # before waiting for Temporal
     client = await connect(variables)
     plan = await _plan(client, settings)
     if not as_json:
@@ -56,7 +56,7 @@ async def apply(settings: Settings, variables: Mapping[str, str], *, dry_run: bo
 async def apply_quietly(
     settings: Settings, variables: Mapping[str, str], *, on_progress: Callable[[str], None] = progress
 ) -> None:
-    """The same for `settle up`: a line of progress for each change, in words."""
+    """The same for `settle up`: one line of progress per change."""
     client = await connect(variables)
     plan = await _plan(client, settings)
     for planned in plan.schedules:
@@ -68,13 +68,13 @@ async def apply_quietly(
 
 
 async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
-    """What Temporal has: next and last run of each. Raises `TemporalUnavailable` and `StartupCheckFailed`."""
+    """The schedules in Temporal, with next and last run. Raises `TemporalUnavailable` and `StartupCheckFailed`."""
     views = await read_schedules(await connect(variables))
     if as_json:
         print_json({"schedules": [_view(view) for view in views]})
         return
     if not views:
-        stdout.print("No schedules. `settle schedules apply` makes them.")
+        stdout.print("No schedules. `settle schedules apply` creates them.")
         return
     columns = ("schedule", "chain", "job", "every", "state", "next run", "last run", "ended")
     rows = [
@@ -94,7 +94,7 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
 
 
 def check_file(settings: Settings) -> None:
-    """Raise `ConfigurationError` where the schedules' file cannot be applied."""
+    """Raise `ConfigurationError` where the schedules file cannot be applied."""
     load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
 
 
@@ -125,7 +125,7 @@ def _show(plan: Plan) -> None:
         (workflow.workflow_id, "start" if workflow.workflow_id in missing else "unchanged", workflow.summary, "runs on")
         for workflow in plan.standing
     ]
-    stdout.print(table("", ("schedule", "change", "has → wants", "state"), rows))
+    stdout.print(table("", ("schedule", "change", "current → file", "state"), rows))
 
 
 def _words(planned: Planned) -> list[str]:

@@ -1,4 +1,4 @@
-"""`settle sessions revoke`: end somebody's sign-ins."""
+"""`settle sessions revoke`: ends a wallet's sessions."""
 
 from __future__ import annotations
 

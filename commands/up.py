@@ -1,4 +1,4 @@
-"""`settle up`: the whole system on this machine until it is told to stop."""
+"""`settle up`: runs the whole system on this machine until it is told to stop."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ async def up(state_dir: Path, variables: Mapping[str, str], *, without: Collecti
             if "api" not in without:
                 stdout.print(f"Credits page: {system.variables['API_URL']}/credits", markup=False, soft_wrap=True)
             stdout.print(f"All settings: {system.env_path}  (use: {use})", markup=False, soft_wrap=True)
-            stdout.print("Ctrl-C stops everything; started again, it goes on where it was.")
+            stdout.print("Ctrl-C stops everything; started again, it continues where it was.")
         await system.stack.wait()

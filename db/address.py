@@ -1,6 +1,6 @@
-"""Database addresses, as libpq reads them: TCP and sockets, several hosts, TLS, time-outs, options.
+"""Parser of database addresses, as libpq reads them: TCP and sockets, several hosts, TLS, time-outs, options.
 
-libpq itself takes an address apart, so that what `psql` connects to with it is what settle connects to.
+libpq itself parses the address, so that settle connects to exactly what `psql` connects to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORDS: Final[dict[str, frozenset[str]]] = {
 def parse_address(url: str) -> dict[str, str]:
     """An address as libpq's connection parameters by name: `host`, `port`, `user`, `password`, `dbname`, `sslmode`, …
 
-    Raises `ValueError` that says what the value is instead; it repeats nothing of it, because it holds a password.
+    Raises `ValueError` that describes the value without repeating any of it, because it holds a password.
     """
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
@@ -51,15 +51,15 @@ def format_address(parameters: Mapping[str, str]) -> str:
 
 
 def has_several_hosts(parameters: Mapping[str, str]) -> bool:
-    """Whether one of several servers is connected to, as with a primary and its standbys."""
+    """Whether the address names several servers, as with a primary and its standbys."""
     return "," in parameters.get("hostaddr", parameters.get("host", ""))
 
 
 def _reason(said: str) -> str:
     if "query parameter" in said:
-        return f"an address with a parameter that libpq does not know ({_ENCODE})"
+        return f"an address with a parameter unknown to libpq ({_ENCODE})"
     if "percent-encoded token" in said or "forbidden value" in said:
-        return f"an address with a % that two hexadecimal digits do not follow ({_ENCODE})"
+        return f"an address with a % that is not followed by two hexadecimal digits ({_ENCODE})"
     return f"an address that libpq cannot read ({_ENCODE})"
 
 
@@ -68,14 +68,14 @@ def _check(found: Mapping[str, str]) -> None:
     if not all(hosts):
         raise ValueError("an address that names no server, neither a host nor the folder of a socket")
     if any("@" in host or (not host.startswith("/") and re.search(r"[\s/?#]", host)) for host in hosts):
-        raise ValueError(f"an address whose host is none ({_ENCODE})")
+        raise ValueError(f"an address with an invalid host ({_ENCODE})")
     if not found.get("dbname"):
         raise ValueError("an address that names no database")
     ports = found.get("port", "").split(",")
     if not all(port == "" or _is_port(port) for port in ports):
-        raise ValueError(f"an address whose port is none, 1 to 65535 ({_ENCODE})")
+        raise ValueError(f"an address whose port is not in 1 to 65535 ({_ENCODE})")
     if len(ports) not in {1, len(hosts)}:
-        raise ValueError("an address with another number of ports than of hosts")
+        raise ValueError("an address with different numbers of ports and hosts")
     if re.fullmatch(r"-?[0-9]{1,6}", found.get("connect_timeout", "0")) is None:
         raise ValueError("an address whose connect_timeout is not a number of whole seconds")
     for name, known in _WORDS.items():

@@ -1,6 +1,6 @@
-"""The database's clock: the one by which everything is decided that is compared with a block's time, or that expires.
+"""The database's clock, which decides everything that expires or is compared with a block's time.
 
-Hosts have clocks of their own, and a payer's intent is made by one and ended by another.
+Hosts have clocks of their own, and one host may create an intent that another one ends.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 _NOW: Final = text("SELECT clock_timestamp()")
 
 _host_offset = timedelta(0)
-"""How far this host's clock was ahead when it was last compared: one for the process, as the host has one clock."""
+"""How far this host's clock was ahead at the last comparison; one per process, as the host has one clock."""
 
 
 async def read_clock(connection: AsyncConnection) -> datetime:
-    """What time it is, also in the middle of a transaction."""
+    """The current time, also in the middle of a transaction."""
     global _host_offset  # noqa: PLW0603 - a fact about the host, not a state of the program
     before = datetime.now(UTC)
     now: datetime = (await connection.execute(_NOW)).scalar_one()
-    # Right to half of the time that the question took.
+    # Accurate to half of the query's duration.
     _host_offset = before + (datetime.now(UTC) - before) / 2 - now
     return now
 
@@ -34,5 +34,5 @@ async def measure_host_offset(connection: AsyncConnection) -> timedelta:
 
 
 def estimated_now() -> datetime:
-    """The database's time without asking it, as of the last comparison: for what is shown and counted only."""
+    """The database's time estimated from the last comparison, without a query: for display and metrics only."""
     return datetime.now(UTC) - _host_offset

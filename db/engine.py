@@ -1,4 +1,4 @@
-"""Connections, one type for each role: what may run in a tenant's scope differs by type from what may not."""
+"""Database connections, one type per role: what may run in a tenant's scope differs by type from what may not."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from domain.errors import DatabaseUnavailable
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
 CONNECTION_SECONDS_MAX: Final = 600
-"""How old a connection of a pool may become: where another server has taken the address over, the pool follows."""
+"""Maximum age of a pooled connection: after another server has taken over the address, the pool follows."""
 
 SESSION_SETTINGS: Final = {
-    # A lock that somebody else holds for longer is a fault: fail, and let the activity's retry come back.
+    # A lock held for longer is a fault: fail, and let the activity's retry come back.
     "lock_timeout": "5s",
     "statement_timeout": "20s",
-    # A paused process must not hold the system tenant's row for ever.
+    # A paused process must not hold the system tenant's row indefinitely.
     "idle_in_transaction_session_timeout": "30s",
-    # Whoever is cancelled closes the connection and is gone (`PromptConnection`): its statement must not go on waiting
-    # for a lock, or holding one.
+    # A cancelled caller closes its connection (`PromptConnection`): its statement must not go on waiting for a lock, or
+    # holding one.
     "client_connection_check_interval": "1s",
 }
 
@@ -73,13 +73,13 @@ ReadAllConnection = ServiceConnection | OperatorConnection
 
 
 ADDRESS_IN_ARGUMENTS: Final = URL.create("postgresql+psycopg")
-"""For SQLAlchemy, whose own reading of an address knows no socket and other forms of several hosts than libpq's."""
+"""For SQLAlchemy, whose own parser supports neither sockets nor all of libpq's forms of several hosts."""
 
 
 def connection_arguments(url: str, *, application_name: str) -> dict[str, Any]:
-    """What the driver connects to `url` with; what the address says itself goes before what we would say.
+    """Connection arguments for `url`; the address's own parameters take precedence over ours.
 
-    Of several servers it is the one that takes writes.
+    Of several servers it is the one that accepts writes.
     """
     found = parse_address(url)
     several = {"target_session_attrs": "read-write"} if has_several_hosts(found) else {}
@@ -89,7 +89,7 @@ def connection_arguments(url: str, *, application_name: str) -> dict[str, Any]:
 def _engine(
     url: str, *, application_name: str, pool_size: int, ping_after_idle_seconds: float | None, **options: Any
 ) -> tuple[AsyncEngine, Route]:
-    """An engine. Connections that nobody used for that long are asked whether they are there before they are lent."""
+    """An engine. Idle connections are tested before they are reused."""
     connect_args = connection_arguments(url, application_name=application_name)
     own_options = connect_args.get("options", "")
     settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
@@ -116,14 +116,15 @@ def _engine(
 
 
 def _renew_pool_of_read_only_server(context: ExceptionContext) -> None:
-    """After a failover the address leads to another server: nobody may be lent a connection to the one that was."""
+    """After a failover the address leads to another server, so that no connection to the previous one may be reused."""
     if sqlstate_of(context.original_exception) == READ_ONLY:
         context.is_disconnect = True
 
 
 IDLE_SECONDS_MAX: Final = 1.0
-"""SQLAlchemy's own ping asks at every checkout, which was a third of what a request said to the server. A connection
-that worked a moment ago is lent as it is; whoever finds it broken all the same gets a 503, and the pool is renewed."""
+"""SQLAlchemy's own ping runs at every checkout, a third of a request's statements. A connection that worked a moment
+ago is reused untested; a request that finds it broken gets a 503, and the pool is renewed.
+"""
 
 
 def _ping_idle_connections(engine: AsyncEngine, after_seconds: float) -> None:
@@ -144,7 +145,7 @@ def _ping_idle_connections(engine: AsyncEngine, after_seconds: float) -> None:
 
 @asynccontextmanager
 async def _unavailable_as_domain_error() -> AsyncIterator[None]:
-    """Turn "PostgreSQL cannot work now" into `DatabaseUnavailable`; leave every other error alone."""
+    """Turn errors that mean an outage into `DatabaseUnavailable`; leave every other error unchanged."""
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
@@ -161,7 +162,7 @@ async def _unavailable_as_domain_error() -> AsyncIterator[None]:
 
 
 class _Database:
-    """One role's connections. Through a pooler the limits on waiting are set in each transaction."""
+    """Connections of one role. Through a pooler the session limits are set in each transaction."""
 
     def __init__(self, engine: AsyncEngine, route: Route) -> None:
         self.engine = engine
@@ -178,7 +179,7 @@ class _Database:
 
     @asynccontextmanager
     async def _statements(self, single: AsyncEngine, transactional: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """Each statement is a transaction; through a pooler, where only a transaction has limits, all are one."""
+        """Autocommit, except through a pooler, where only a transaction has limits."""
         if not self._route.is_pooled:
             async with _unavailable_as_domain_error(), single.connect() as connection:
                 if not self._route.is_pooled:  # the first connection finds out
@@ -221,13 +222,13 @@ class TenantDatabase(_Database):
 
     @asynccontextmanager
     async def unscoped(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction that belongs to nobody: row-level security shows it no rows."""
+        """One transaction without a user: row-level security shows it no rows."""
         async with self._begin(self.engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def unscoped_statement(self) -> AsyncIterator[AsyncConnection]:
-        """The same for single statements: each is a transaction of its own."""
+        """The same in autocommit: each statement is a transaction of its own."""
         async with self._statements(self._single, self.engine) as connection:
             yield connection
 
@@ -251,7 +252,7 @@ class ServiceDatabase(_Database):
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
-        # Single statements are what a worker does all day: they get connections that need not be switched.
+        # Workers mostly run single statements: these get connections already in autocommit.
         engine, route = _engine(
             url,
             application_name=application_name,
@@ -271,20 +272,22 @@ class ServiceDatabase(_Database):
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[ServiceConnection]:
-        """One read-only transaction that sees one moment, however long it reads."""
+        """One read-only transaction with a single snapshot, however long it reads."""
         async with self._begin(self._one_moment) as connection:
             await connection.execute(_READ_ONLY)
             yield ServiceConnection(connection)
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[ServiceConnection]:
-        """Each statement is a transaction of its own: no BEGIN and COMMIT to wait for while a lock is held."""
+        """Autocommit: each statement is a transaction of its own, without BEGIN and COMMIT while a lock is held."""
         async with self._statements(self.engine, self._transactional) as connection:
             yield ServiceConnection(connection)
 
 
 class OperatorDatabase(_Database):
-    """Role settle_operator, for the operators' pages: a process that faces the internet must not hold the service's."""
+    """Role settle_operator, for the operators' pages: a process that faces the internet must not have the service's
+    role.
+    """
 
     def __init__(self, url: str, *, application_name: str = "settle", pool_size: int = 2) -> None:
         engine, route = _engine(
@@ -298,7 +301,7 @@ class OperatorDatabase(_Database):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[OperatorConnection]:
-        """One read-only transaction that sees one moment."""
+        """One read-only transaction with a single snapshot."""
         async with self._begin(self.engine) as connection:
             await connection.execute(_READ_ONLY)
             yield OperatorConnection(connection)

@@ -1,4 +1,4 @@
-"""Which constraint refused: the names that the code reacts to, and how to ask an error for its name."""
+"""Names of the constraints that the code reacts to, and how to read the name from an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSTED_ONCE: Final = frozenset(LEDGER_REFERENCE_INDEXES.values()) | {ONE_OPERATO
 
 
 def violated_constraint(error: IntegrityError) -> str | None:
-    """Name of the constraint or unique index that refused the statement, or None where the server names none."""
+    """Name of the constraint or unique index that refused the statement, or None where the server gives none."""
     diagnostic = getattr(error.orig, "diag", None)
     name = getattr(diagnostic, "constraint_name", None)
     return name if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""Locks that a migration needs: waited for briefly, because everybody else waits behind it, and asked for again."""
+"""Lock acquisition of a migration: waits briefly, because every other transaction queues behind it, and retries."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from domain.errors import DatabaseBusy
 APPLICATION_NAME: Final = "settle migrate"
 
 LOCK_SECONDS_MAX: Final = 2
-"""Others wait for the table as long behind a migration that waits: less than the five seconds that they would."""
+"""How long others queue behind a waiting migration: less than their own lock timeout of five seconds."""
 TRIES_MAX: Final = 20
 PAUSE_SECONDS: Final = 3.0
-"""Those who waited behind the last try get their turn, and whoever holds the lock gets time to end."""
+"""Time for the transactions that queued behind the last try, and for the holder to end."""
 WATCH_SECONDS: Final = 0.25
 
 _LOST: Final = frozenset({"55P03", "40P01"})
@@ -35,7 +35,7 @@ _HOLDERS: Final = """
 
 
 class LockWatch:
-    """Looks from a connection of its own for whom a session waits, as long as the block runs."""
+    """Observes from its own connection which sessions block another one, while the block runs."""
 
     def __init__(self, url: str, pid: int) -> None:
         self._arguments = connection_arguments(url, application_name=APPLICATION_NAME)
@@ -55,12 +55,13 @@ class LockWatch:
         self._thread.join()
 
     def take_holders(self) -> str:
-        """Who held the lock that was waited for last, in words."""
+        """The sessions that last held the lock, as text."""
         seen, self._seen = self._seen, None
-        return seen or "a session that has ended by now"
+        return seen or "a session that has ended since"
 
     def _watch(self) -> None:
-        # It only tells: where it may not look, or the server has no connection left, the migration goes on without.
+        # Information only: where it may not look, or the server has no connection left, the migration continues
+        # without.
         with suppress(psycopg.Error), psycopg.connect(**self._arguments, autocommit=True) as connection:
             while not self._ended.wait(WATCH_SECONDS):
                 rows = connection.execute(_HOLDERS, (self._pid,)).fetchall()
@@ -75,9 +76,9 @@ def _describe(pid: int, user: str | None, application: str | None, state: str | 
 def patiently(
     connection: Connection, step: Callable[[], None], *, watch: LockWatch, on_progress: Callable[[str], None]
 ) -> None:
-    """Take a step of a migration, again where it did not get a lock in time. Raises `DatabaseBusy` in the end.
+    """Run a step of a migration, and retry it where it did not get a lock in time. Raises `DatabaseBusy` in the end.
 
-    What a step has committed it must not do again.
+    A step must not repeat what it has committed.
     """
     for number in range(1, TRIES_MAX + 1):
         try:

@@ -1,4 +1,4 @@
-"""Whether the role of an address gets in with the password that the address carries."""
+"""Test of a login: whether the role of an address is accepted with the address's password."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from db.engine import connection_arguments
 
 
 class LoginResult(StrEnum):
-    """What became of a login."""
+    """Result of a login."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
-    """The server asked for the password and did not take it."""
+    """The server asked for the password and rejected it."""
 
     FAILED = "failed"
-    """The server takes no such login, whatever the password: the database is not there, or nobody may connect."""
+    """The server accepts no such login, whatever the password: the database is missing, or connections are not
+    allowed.
+    """
 
     UNREACHABLE = "unreachable"
-    """Nothing answered at the address."""
+    """No server answered at the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The result, and what the server (or the network) said."""
+    """The result, and the message of the server or the network."""
 
     result: LoginResult
     role: str | None
-    """As whom the server took it."""
+    """The role that the server assigned."""
 
     detail: str
 
 
-# A failed login has no SQLSTATE for a client of libpq, only the server's words, and these may be in another language:
-# what is known is sorted out, and the rest of what came after the password counts as a refusal.
+# A failed login has no SQLSTATE for a client of libpq, only the server's message, which may be in another language:
+# known messages are classified, and any other one after the password was sent counts as a rejection.
 _NOT_THE_PASSWORD: Final = (
     "does not exist",
     "too many",

@@ -1,4 +1,4 @@
-"""`settle migrate`: roles, schema, functions, seeds; from an empty database or any revision. Safe to repeat."""
+"""`settle migrate`: creates roles, schema, functions and seeds, from any earlier revision or none. Safe to repeat."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
 from domain.errors import ConfigurationError, StartupCheckFailed
 
 _LOCK_KEY: Final = 0x5E771E
-"""Advisory lock: two migrations at once take turns."""
+"""Advisory lock that serializes concurrent migrations."""
 
 LOCK_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Migrated:
-    """What `migrate` found and did."""
+    """State before, and result of, `migrate`."""
 
     revision_before: str | None
     revision: str
@@ -45,7 +45,7 @@ class Migrated:
 
 @dataclass(frozen=True, slots=True)
 class _RoleAddress:
-    """A role of the product, and the setting whose address it logs in with."""
+    """A role of the product, and the setting with its address."""
 
     role: str
     setting: str
@@ -66,11 +66,11 @@ def migrate(
 ) -> Migrated:
     """Create missing roles, upgrade the schema to the code's revision, bring functions and rights up to date, and seed.
 
-    The roles get the passwords of their addresses; a role that exists keeps the one it has, unless `set_passwords`.
-    The operators' role is made only where it has an address. With `expand_only` nothing is taken away that processes of
-    the version before use: the next migration does that.
-    Raises `DatabaseUnavailable`, `ConfigurationError`, and `StartupCheckFailed` where rights are missing or, when the
-    rest is done, where a role does not get in with the password of its address.
+    The roles get the passwords of their addresses; an existing role keeps its password, unless `set_passwords`. The
+    operators' role is created only where it has an address. With `expand_only` nothing is removed that processes of the
+    previous version use: the next migration does that. Raises `DatabaseUnavailable`, `ConfigurationError`, and
+    `StartupCheckFailed` where rights are missing or, at the end, where a role is not accepted with its address's
+    password.
     """
     addresses = [
         _RoleAddress(APP_ROLE, "DATABASE_URL", app_url),
@@ -129,15 +129,15 @@ def migrate(
 
 
 def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
-    """Make the session one that migrates, alone: the number of its server process. Raises `ConfigurationError`."""
+    """Prepare the session and take the migration lock; returns the server process. Raises `ConfigurationError`."""
     driver = _driver(connection)
     refuse_pooler(driver, setting="MIGRATION_DATABASE_URL")
     is_waiting = False
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}).scalar_one():
         if not is_waiting:
-            on_progress("another migration of this database is running; waiting for its end")
+            on_progress("another migration of this database is running; waiting for it")
         is_waiting = True
-        # Not inside of a statement: the other one may be building an index concurrently, which waits for the end of
+        # Not inside a statement: the other migration may be building an index concurrently, which waits for the end of
         # every transaction, and would wait for one that waits for it.
         connection.rollback()
         time.sleep(LOCK_POLL_SECONDS)
@@ -147,7 +147,7 @@ def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
 
 
 def _target(before: str | None, *, expand_only: bool) -> str:
-    """The revision to upgrade to: the code's, or the last one that takes nothing away."""
+    """The revision to upgrade to: the code's, or the last one that removes nothing."""
     if not expand_only:
         return SCHEMA_REVISION
     return max(before or EXPANDED_REVISION, EXPANDED_REVISION)
@@ -155,7 +155,7 @@ def _target(before: str | None, *, expand_only: bool) -> str:
 
 def _upgrade(connection: Connection, revision: str) -> None:
     command.upgrade(_alembic(connection), revision)
-    connection.commit()  # where there was nothing to upgrade, Alembic leaves the transaction of its look open
+    connection.commit()  # without an upgrade, Alembic leaves its transaction open
 
 
 def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
@@ -174,14 +174,14 @@ def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progre
 def _seed(connection: Connection, *, with_operators: bool) -> None:
     with connection.begin():
         migrations.run_sql_file(connection, "seeds.sql")
-        # Not wherever the role is: roles are the server's, and another database of it may have operators.
+        # Not for every existing role: roles belong to the server, and another database of it may have operators.
         if with_operators:
             migrations.run_sql_file(connection, "operator_role.sql")
 
 
 def _alembic(connection: Connection) -> Config:
     config = Config()
-    # The parser of the options takes a `%` for the beginning of a name; CI servers have it in their folders' names.
+    # The parser of the options takes a `%` for the start of a name; CI servers have it in folder names.
     config.set_main_option("script_location", migrations.__path__[0].replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
@@ -226,7 +226,7 @@ def _ensure_role(
             f"CREATE ROLE {role} LOGIN {attribute} PASSWORD '...'"
         ) from None
     except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
-        # Another migration of the same server was quicker, for another database; how it shows depends on the moment.
+        # A concurrent migration of another database of this server created it; the error depends on the timing.
         connection.rollback()
         return False
     on_progress(f"role {role} created")
@@ -234,7 +234,7 @@ def _ensure_role(
 
 
 def _ensure_password(connection: Connection, address: _RoleAddress, *, on_progress: Callable[[str], None]) -> bool:
-    """Give the role the password of its address where it does not get in with it; True if that was done."""
+    """Set the role's password to its address's where the login is rejected; True if it was set."""
     if try_login(address.url).result is LoginResult.ACCEPTED:
         return False
     driver = _driver(connection)
@@ -252,7 +252,7 @@ def _ensure_password(connection: Connection, address: _RoleAddress, *, on_progre
 
 
 def _check_logins(addresses: Sequence[_RoleAddress], *, on_progress: Callable[[str], None]) -> None:
-    """Each role gets in with its address, as far as that can be tried from here. Raises `StartupCheckFailed`."""
+    """Check that each role is accepted with its address, as far as possible from here. Raises `StartupCheckFailed`."""
     refused = []
     for address in addresses:
         login = try_login(address.url)
@@ -273,9 +273,9 @@ def _check_logins(addresses: Sequence[_RoleAddress], *, on_progress: Callable[[s
 
 
 def _untried(address: _RoleAddress, login: Login) -> str:
-    """What is said of an address with which the password could not be tried; it may be for other machines only."""
-    what = "cannot be reached from here" if login.result is LoginResult.UNREACHABLE else "lets nobody in"
-    return f"{address.setting}: {what}, the password of role {address.role} was not tried: {login.detail}"
+    """Message about an address whose password could not be tested; it may be for other machines only."""
+    what = "cannot be reached from here" if login.result is LoginResult.UNREACHABLE else "accepts no connections"
+    return f"{address.setting}: {what}, the password of role {address.role} was not tested: {login.detail}"
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:
@@ -285,7 +285,7 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
 
 
 def _verifier(driver: psycopg.Connection[Any], role: str, url: str) -> str:
-    """What the server keeps of the address's password: hashed here, so that it never reaches the server's log."""
+    """The server's verifier of the address's password: hashed here, so that it never reaches the server's log."""
     password = parse_address(url).get("password")
     if not password:
         raise ConfigurationError(f"the address of role {role} carries no password to create the role with")

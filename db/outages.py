@@ -1,7 +1,7 @@
-"""When PostgreSQL cannot work now: which errors are unavailability, and which are faults of ours.
+"""Classification of database errors: outages of PostgreSQL, and faults of ours.
 
 By the class of the SQLSTATE, which the server gives to each of its errors. An error of the driver without one means
-that the connection was lost, or never made.
+that the connection was lost, or never established.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from domain.errors import DatabaseBusy, DatabaseUnavailable
 
 UNAVAILABLE_CLASSES: Final = {
     "08": "the connection was lost",
-    "25": "it takes no such statement now",  # a standby, or default_transaction_read_only
-    "53": "it lacks what it needs",  # disk, memory, connections, a limit of its configuration
+    "25": "it does not accept such statements now",  # a standby, or default_transaction_read_only
+    "53": "it lacks resources",  # disk, memory, connections, a limit of its configuration
     "57": "it ended the statement or the connection",  # shutdown, crash, time-out, an administrator
     "58": "its system failed",  # files, input and output
 }
 BUSY: Final = frozenset({"40001", "40003", "40P01", "55P03"})
-"""Serialization failure, unknown outcome, deadlock, lock time-out: the server is well, the same may go through next."""
+"""Serialization failure, unknown outcome, deadlock, lock time-out: the server is healthy, a retry may succeed."""
 
 READ_ONLY: Final = "25006"
-"""The server of this connection takes no writes: perhaps another one does by now, under the same address."""
+"""The server accepts no writes: another one may have taken over the same address."""
 
 
 def sqlstate_of(error: BaseException | None) -> str | None:
-    """What the server calls the error; None where the error is not the server's."""
+    """The server's error code; None where the error is not the server's."""
     found = getattr(error, "sqlstate", None)
     return found if isinstance(found, str) else None
 
 
 def as_unavailable(error: DBAPIError | psycopg.Error) -> DatabaseUnavailable | None:
-    """The error as "PostgreSQL cannot work now", or None where it says something else."""
+    """The error as an outage, or None where it is something else."""
     original = error.orig if isinstance(error, DBAPIError) else error
     sqlstate = sqlstate_of(original)
     line = next(iter(str(original).splitlines()), type(original).__name__)

@@ -1,8 +1,8 @@
-"""Connection poolers (PgBouncer, Odyssey, …): whether one is in between, and how to work through it.
+"""Connection poolers (PgBouncer, Odyssey, …): detects one, and works through it.
 
 In transaction mode a client gets another server connection for each transaction. Nothing that belongs to a session can
 be relied upon then: no prepared statement, no `SET`, no session advisory lock, and no `options` of the start-up packet,
-which poolers refuse or drop. What is asked for is therefore asked for in each transaction.
+which poolers refuse or drop. Session settings are therefore set in each transaction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Route:
         self.is_pooled = False
 
     async def connect(self, *args: Any, **parameters: Any) -> psycopg.AsyncConnection[TupleRow]:
-        """A connection. Raises `psycopg.Error`, and `ConfigurationError` for what no pooler passes on."""
+        """A connection. Raises `psycopg.Error`, and `ConfigurationError` for options that a pooler drops."""
         connection = await self._connect(*args, **parameters)
         try:
             await connection.set_autocommit(True)
@@ -65,17 +65,17 @@ class Route:
 
 
 async def _is_pooled(connection: psycopg.AsyncConnection[TupleRow]) -> bool:
-    """A pooler cannot tell the client which server process will work for it: it invents a number."""
+    """A pooler cannot know which server process will work for the client: it invents a number."""
     [pid] = await (await connection.execute("SELECT pg_backend_pid()")).fetchone() or (0,)
     return bool(pid != connection.pgconn.backend_pid)
 
 
 def refuse_pooler(connection: psycopg.Connection[Any], *, setting: str) -> None:
-    """For work that needs a session of its own. Raises `ConfigurationError`."""
+    """Refuse a pooler for work that needs a session of its own. Raises `ConfigurationError`."""
     [pid] = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
     if pid != connection.pgconn.backend_pid:
         raise ConfigurationError(
-            f"{setting}: got an address that leads through a connection pooler, wants the server's own: migrations "
+            f"{setting}: got an address that leads through a connection pooler, expected the server's own: migrations "
             "hold locks for a session"
         )
 
@@ -83,6 +83,6 @@ def refuse_pooler(connection: psycopg.Connection[Any], *, setting: str) -> None:
 def limits_sql(settings: Mapping[str, str]) -> bytes:
     """Statements that set `settings`, which are constants of ours, for the transaction.
 
-    No query: after one the transaction's isolation could not be chosen any more.
+    Not as a query: after one the transaction's isolation could not be chosen any more.
     """
     return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()).encode()

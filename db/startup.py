@@ -1,4 +1,4 @@
-"""What every process checks before it does anything: the schema, the system tenant, and its own rights."""
+"""Start-up checks of every process: the schema, the system tenant, and the process's own rights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 RUN_MIGRATE: Final = "run: settle migrate"
 
 SHOWN_MAX: Final = 6
-"""How many rights that are too much a message names."""
+"""Most excessive rights that a message lists."""
 
 PROOF_SECONDS_MAX: Final = 30.0
-"""Somebody of the role proves every five seconds that it can write, and is not that slow."""
+"""Each role proves every five seconds that it can write; older proofs mean that it cannot."""
 
 _REVISION = text("SELECT version_num FROM alembic_version")
 _COMPATIBLE_FROM = text("SELECT schema_compatible_from(:revision)")
@@ -73,7 +73,7 @@ HARMLESS_ROLES: Final = (
     "pg_stat_scan_tables",
     "pg_use_reserved_connections",
 )
-"""Of PostgreSQL's own: who may look at how the server does, or connect when it is full, sees and changes no rows."""
+"""PostgreSQL's own roles that allow monitoring or reserved connections, but see and change no rows."""
 
 _SWITCHED_OFF = text(
     """
@@ -107,27 +107,27 @@ async def check_settlement_database(database: SettlementDatabase) -> None:
 
 
 async def check_answers(database: TenantDatabase) -> None:
-    """The server is there, and its role has no more rights than it needs. Raises `SettleError`."""
+    """The server answers, and its role has no more rights than it needs. Raises `SettleError`."""
     async with database.unscoped() as connection:
         await _check_rights(connection, setting="DATABASE_URL", role=rights.APP_ROLE)
 
 
 async def check_schema(database: TenantDatabase) -> None:
-    """The schema is at the code's revision, and its protection is switched on. Raises `StartupCheckFailed`."""
+    """The schema is at the code's revision, and its protection is enabled. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
         await _check_revision(connection)
         await _check_protection(connection)
 
 
 async def check_system_tenant(database: TenantDatabase) -> None:
-    """The system tenant is there and flagged. Raises `StartupCheckFailed`."""
+    """The system tenant exists and is flagged. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
         await _check_revision(connection)
         await _check_system_tenant(connection)
 
 
 async def check_operator_database(database: OperatorDatabase) -> None:
-    """Schema, and no more rights than role settle_operator has: it changes nothing. Raises `StartupCheckFailed`."""
+    """Schema, and no more rights than role settle_operator has, which is read-only. Raises `StartupCheckFailed`."""
     async with database.transaction() as transaction:
         connection = transaction.connection
         await _check_revision(connection)
@@ -145,7 +145,7 @@ async def check_service_database(database: ServiceDatabase) -> None:
 
 
 async def check_writes(database: TenantDatabase | ServiceDatabase) -> None:
-    """What the role commits reaches the disk, as was proved within the last seconds. Raises `DatabaseUnavailable`."""
+    """The role's commits reach the disk, as proved within the last seconds. Raises `DatabaseUnavailable`."""
     opened = database.transaction() if isinstance(database, ServiceDatabase) else database.unscoped()
     async with opened as transaction:
         connection = transaction if isinstance(transaction, AsyncConnection) else transaction.connection
@@ -155,7 +155,7 @@ async def check_writes(database: TenantDatabase | ServiceDatabase) -> None:
 
 
 async def find_misfit(connection: AsyncConnection) -> str | None:
-    """Why this code must not run with the schema as it is, in one line; None where it may.
+    """Why this code must not run with the current schema, in one line; None where it may.
 
     A newer schema says itself from which revision of the code on it may be used.
     """
@@ -174,12 +174,12 @@ async def find_misfit(connection: AsyncConnection) -> str | None:
     if compatible_from is None:
         return (
             f"the schema is at revision {found}, which this version does not know (it needs {SCHEMA_REVISION}); "
-            "install the version that made it"
+            "install the version that created it"
         )
     if compatible_from > SCHEMA_REVISION:
         return (
             f"the schema is at revision {found}, which is for code of revision {compatible_from} or newer, and this is "
-            f"{SCHEMA_REVISION}; install the version that made it"
+            f"{SCHEMA_REVISION}; install the version that created it"
         )
     return None
 
@@ -209,9 +209,9 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
             ("bypasses row-level security", row.rolbypassrls and not may_bypass_row_level_security),
             ("may create tables and functions", row.may_create),
             (f"may become {row.may_become}", bool(row.may_become) and not row.rolsuper),
-            (f"may change what it should not ({', '.join(may_change[:SHOWN_MAX])})", bool(may_change)),
+            (f"has excessive rights to change ({', '.join(may_change[:SHOWN_MAX])})", bool(may_change)),
             ("may post to every account", "post_entry()" in may_do),
-            (f"may call what it should not ({', '.join(may_call)})", bool(may_call)),
+            (f"has excessive rights to call ({', '.join(may_call)})", bool(may_call)),
             ("may write", bool(may_change) and role == rights.OPERATOR_ROLE),
         )
         if found
@@ -233,16 +233,16 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
 
 
 async def _excess(connection: AsyncConnection, role: str, may_do: list[str]) -> list[str]:
-    """The rights that are none of the role's."""
+    """Excessive rights of the role."""
     excess = [right for right in may_do if right not in rights.written(role)]
     if not excess:
         return []
     revision = (await connection.execute(_REVISION)).scalar_one_or_none()
     if revision not in KNOWN_REVISIONS:
-        # A newer version has brought the schema up to date: what it has added is for its own start-up check.
+        # A newer version has updated the schema: its additions are for its own start-up check.
         return [right for right in excess if _is_known(right)]
     if revision == EXPANDED_REVISION and set(excess) <= rights.written_before_contract(role):
-        # Between the two halves of an upgrade; what comes after the contracting revision has no excuse.
+        # Between the two halves of an upgrade; after the contracting revision they are excessive.
         return []
     return excess
 
@@ -264,7 +264,7 @@ async def _check_protection(connection: AsyncConnection) -> None:
         )
     if row.unchecked:
         raise StartupCheckFailed(
-            f"triggers are switched off on {row.unchecked}; as the owner run, for each: "
+            f"triggers are disabled on {row.unchecked}; as the owner run, for each: "
             "ALTER TABLE ... ENABLE TRIGGER ALL, then: settle doctor"
         )
 

@@ -1,1 +1,1 @@
-"""The rules of a payment, pure: no clock, no network, no database. It decides; others act."""
+"""Domain rules as pure functions and values: no clock, network or database. The domain decides; other layers act."""

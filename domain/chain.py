@@ -1,4 +1,4 @@
-"""What a chain node said, as plain values. `chain/` reads it, `domain.payments.verification` evaluates it."""
+"""Values read from a chain node. `chain/` reads them, `domain.payments.verification` evaluates them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from domain.identifiers import Address, TxHash
 
 
 def require_own_chain(what: str, chain_id: int | None, *, own: int) -> None:
-    """Whoever reads chain `own` decides about nothing that belongs to another. Raises `WorkerOfAnotherChain`.
+    """Refuse to decide about another chain's data: a process that reads chain `own` must not.
 
-    `what` names the thing for the operator; a `chain_id` of None belongs to no chain, and anybody may look after it.
+    Raises `WorkerOfAnotherChain`. `what` names the subject for the operator. A `chain_id` of None belongs to no chain,
+    so that any process may handle it.
     """
     if chain_id is not None and chain_id != own:
         raise WorkerOfAnotherChain(what, chain_id, own)
@@ -26,7 +27,7 @@ class ChainValue(BaseModel):
 
 
 class TransferLog(ChainValue):
-    """One ERC-20 `Transfer` event, of whatever contract: `emitter` says which."""
+    """One ERC-20 `Transfer` event; `emitter` is the contract that logged it."""
 
     log_index: int
     emitter: Address
@@ -36,7 +37,7 @@ class TransferLog(ChainValue):
 
 
 class Receipt(ChainValue):
-    """A transaction's receipt, reduced to what a payment needs."""
+    """A transaction's receipt, reduced to the fields that a payment needs."""
 
     tx_hash: TxHash
     succeeded: bool
@@ -46,24 +47,24 @@ class Receipt(ChainValue):
 
 
 class BlockHeader(ChainValue):
-    """The block that a node has at a height now."""
+    """The block that a node currently has at a height."""
 
     number: int
     block_hash: TxHash
     tx_hashes: frozenset[str] = frozenset()
     mined_at: datetime | None = None
-    """By the node's word; nothing is decided by it."""
+    """As reported by the node; no decision depends on it."""
 
 
 class ChainHead(ChainValue):
-    """The newest block that a node has."""
+    """The newest block of a node."""
 
     number: int
     mined_at: datetime
 
 
 class MinedBlock(ChainValue):
-    """A block that a node has now, and when it was mined, by its own clock."""
+    """A block that a node currently has, and its timestamp by the chain's clock."""
 
     number: int
     block_hash: TxHash
@@ -71,7 +72,7 @@ class MinedBlock(ChainValue):
 
 
 class TransferScope(ChainValue):
-    """Which transfers are watched: of `token` to `treasury`, on chain `chain_id`."""
+    """Scope of the transfers to watch: of `token`, to `treasury`, on chain `chain_id`."""
 
     chain_id: int
     token: Address
@@ -79,7 +80,7 @@ class TransferScope(ChainValue):
 
 
 class Transfer(ChainValue):
-    """One transfer of the token to the treasury, where it is on the canonical chain."""
+    """One transfer of the token to the treasury, at its position on the canonical chain."""
 
     tx_hash: TxHash
     log_index: int
@@ -91,7 +92,7 @@ class Transfer(ChainValue):
 
 
 class TransferRange(ChainValue):
-    """All transfers in blocks `first` to `last`, as one node has them; none is above the node's head."""
+    """All transfers in blocks `first` to `last`, as reported by one node whose head is at or above `last`."""
 
     endpoint: str
     head_number: int
@@ -99,15 +100,15 @@ class TransferRange(ChainValue):
     last: int
     last_block: MinedBlock
     anchor: MinedBlock | None = None
-    """The block that the reader wanted to be shown with it, read at the same moment."""
+    """The anchor block that the reader asked for, read in the same batch."""
     transfers: tuple[Transfer, ...] = ()
 
 
 class ChainView(ChainValue):
     """One node's answer about one transaction, all parts read in one batch.
 
-    `canonical` is the block that the node has *now* at the receipt's height: None where there is no
-    receipt, or where the node has no block there yet (a pre-confirmed receipt).
+    `canonical` is the block that the node has *now* at the receipt's height. It is None without a receipt, and where
+    the node has no block at that height yet (a pre-confirmed receipt).
     """
 
     chain_id: int

@@ -1,7 +1,7 @@
-"""How far clocks may be apart: host, database and chain.
+"""Tolerances between the clocks of host, database and chain.
 
-The database's clock decides (`db.clock`). A chain's blocks have the clock of who makes them, which no setting of ours
-reaches; the tolerances below are for the difference, and doctor and an alert tell when it grows beyond them.
+The database's clock decides (`db.clock`). Block timestamps come from the block producers and no setting of ours changes
+them. The tolerances below cover the difference; doctor and an alert report a larger one.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Final
 from domain.transfers.matching import CLOCK_SLACK
 
 HOST_OFFSET_MAX: Final = timedelta(seconds=60)
-"""Nothing is decided by a host's clock; log lines, certificates and what people are shown are."""
+"""No rule depends on a host's clock, but log lines, certificates and displayed times do."""
 
 CHAIN_BEHIND_MAX: Final = CLOCK_SLACK
-"""Beyond it, a transfer that is paid at once seems older than its intent and pays nothing by itself."""
+"""Beyond it, a transfer that is paid immediately seems older than its intent and is not matched automatically."""
 
 CHAIN_AHEAD_MAX: Final = timedelta(minutes=5)
-"""Beyond it, a good part of an intent's life is over before it begins: 30 minutes by default."""
+"""Beyond it, much of an intent's lifetime (30 minutes by default) has passed before it starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClockOffsets:
-    """How far each clock is ahead of the database's; negative where it is behind."""
+    """How far each clock is ahead of the database's; negative when behind."""
 
     host: timedelta
     chain: timedelta | None = None
-    """None where it cannot be told: the chain makes no blocks."""
+    """None where it is unknown because the chain produces no blocks."""
 
     @property
     def problems(self) -> list[str]:
-        """What is too far apart, one line each."""
+        """The offsets beyond their tolerance, one line each."""
         found = []
         if abs(self.host) > HOST_OFFSET_MAX:
             found.append(
@@ -48,12 +48,12 @@ class ClockOffsets:
 
 
 def chain_offset(mined_at: datetime, now: datetime, block_time: timedelta) -> timedelta:
-    """How far the chain's clock is ahead, by its newest block: that one may be a block time old and be right."""
+    """How far the chain's clock is ahead, by its newest block. A correct newest block may be a block time old."""
     ahead = mined_at - now
     return min(ahead + block_time, timedelta(0)) if ahead < timedelta(0) else ahead
 
 
 def in_words(offset: timedelta) -> str:
-    """`600 s ahead of`, `3 s behind`."""
+    """Format an offset as `600 s ahead of` or `3 s behind`."""
     seconds = offset.total_seconds()
     return f"{abs(seconds):.0f} s {'behind' if seconds < 0 else 'ahead of'}"

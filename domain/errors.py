@@ -1,46 +1,46 @@
-"""Everything that can go wrong, as one tree, and the registry that everything else about an error comes from.
+"""Error hierarchy of the product, and the registry from which everything else about an error is derived.
 
 SettleError                     has a stable `code`; knows nothing of HTTP or Temporal
-├── Refusal                     the request is answered "no"; nothing is lost, the caller can mend it
+├── Refusal                     the request is refused; nothing is lost, the caller can correct it
 │   ├── InvalidInput            a value is malformed; names the field
-│   ├── AttemptNotFound         no such attempt, or somebody else's
+│   ├── AttemptNotFound         no such attempt, or one of another account
 │   ├── HashInUse               another attempt of the same payer holds that transaction hash
 │   ├── TooManyReplacements     the hash of one attempt was replaced too often
-│   ├── PayerRefused            no payment is taken from that address: it is the treasury's, or nobody's
+│   ├── PayerRefused            payments from that address are not accepted: treasury, zero address or token
 │   ├── WrongChain              the attempt belongs to another chain than this process settles
-│   ├── NotSignedIn             nobody is signed in, or no longer
-│   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or too old
-│   ├── NotAnOperator           somebody is signed in who may not see this
-│   ├── IdempotencyKeyReused    the key came with another request before
-│   ├── FindingNotFound         no such finding, or an abbreviated id that several have
-│   ├── RemedyRefused           that remedy is not for this finding, or it is resolved otherwise
-│   └── RateLimited             too many requests; says when to come back
-├── Unavailable                 something outside does not answer now; the same call may go through later
-│   ├── ChainUnavailable        no chain node gave an answer that can be used (`chain/` has finer ones)
+│   ├── NotSignedIn             authentication is missing, or the session has ended
+│   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or expired
+│   ├── NotAnOperator           authenticated, but not an operator
+│   ├── IdempotencyKeyReused    the key was used with a different request
+│   ├── FindingNotFound         no such finding, or an abbreviated id that matches several
+│   ├── RemedyRefused           the remedy does not apply to this finding, or the finding is already resolved
+│   └── RateLimited             too many requests; says when to retry
+├── Unavailable                 a dependency does not answer now; the same call may succeed later
+│   ├── ChainUnavailable        no chain node gave a usable answer (`chain/` has finer ones)
 │   │   └── PreconditionNotMet  what must be true of chain and token before money is credited is not confirmed
 │   ├── DatabaseUnavailable     PostgreSQL cannot be reached
-│   │   └── DatabaseBusy        it answers, but somebody held what was needed for too long
+│   │   └── DatabaseBusy        PostgreSQL answers, but a lock was held too long
 │   ├── TemporalUnavailable     the Temporal service cannot be reached
-│   │   ├── TemporalBusy        it answers that it has too much to do
-│   │   └── TemporalRefused     it knows no such namespace, or does not let this process in
-│   ├── EventNotDelivered       the receiver of events did not take one
-│   └── ApiNotReady             the HTTP interface is not there, or says that it cannot work
+│   │   ├── TemporalBusy        Temporal answers that it is overloaded
+│   │   └── TemporalRefused     Temporal has no such namespace, or refuses this process's credentials
+│   ├── EventNotDelivered       the event sink did not accept an event
+│   └── ApiNotReady             the HTTP interface is not reachable, or not ready
 ├── TransferAlreadySettled      that on-chain transfer has paid another attempt
-└── OperatorError               only somebody who runs the system can mend it
-    ├── ConfigurationError      a setting is missing or has a bad value
+└── OperatorError               only an operator can fix it
+    ├── ConfigurationError      a setting is missing or invalid
     ├── StartupCheckFailed      schema, system tenant or rights are not what the code needs
-    ├── WorkerOfAnotherChain    a worker was given what only a worker of another chain may look after
-    ├── WatcherBehind           the chain has not been followed as far as is asked about
-    ├── TemporalRequestInvalid  Temporal will never take this request: an older server, or a fault of ours
-    ├── BookkeepingError        the books contradict the request
-    ├── BooksDoNotBalance       the invariants of the ledger do not hold
-    ├── ClocksApart             host, database and chain are further apart than the rules allow for
-    ├── DemoFailed              something that the demo waits for did not happen
-    └── SettlementFailed        a settlement that the bench started did not end as it has to
+    ├── WorkerOfAnotherChain    a worker was given work of another chain
+    ├── WatcherBehind           the chain has not been followed as far as the request asks about
+    ├── TemporalRequestInvalid  Temporal will never accept this request: an older server, or a fault of ours
+    ├── BookkeepingError        the ledger contradicts the request
+    ├── BooksDoNotBalance       an invariant of the ledger is violated
+    ├── ClocksApart             host, database and chain clocks differ by more than the rules tolerate
+    ├── DemoFailed              a step of the demo did not happen in time
+    └── SettlementFailed        a settlement of the bench did not end as expected
 
-A class is an error's one place: its `code`, its `category` and its `title`. From these come the HTTP status and the
-document (`api/http/problems.py`), the way through Temporal and back (`activities/interceptors.py`) and
-`docs/errors.md`. A new class is in all of them because it is here; a test demands it.
+A class is the single definition of an error: its `code`, `category` and `title`. The HTTP status and problem document
+(`api/http/problems.py`), the conversion to and from Temporal failures (`activities/interceptors.py`) and
+`docs/errors.md` are derived from it, also for a new class; a test checks that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from typing import Any, ClassVar, Final, Self
 
 
 class Category(StrEnum):
-    """What kind of "no" an error is, for whoever maps errors to something else."""
+    """Category of an error, from which each interface derives its own representation."""
 
     INVALID = "invalid"
     """The request is malformed, or contradicts an earlier one."""
@@ -62,17 +62,17 @@ class Category(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
-    """The request is well-formed, and what it is about does not allow it."""
+    """The request is well-formed, and the state of its subject does not allow it."""
 
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
-    """Something outside does not answer now."""
+    """A dependency does not answer now."""
 
     MISCONFIGURED = "misconfigured"
-    """Somebody who runs the system has to change something."""
+    """An operator has to change something."""
 
     BOOKKEEPING = "bookkeeping"
-    """What the database says contradicts itself or the request."""
+    """The database's content contradicts itself or the request."""
 
     INTERNAL = "internal"
     """A fault of ours."""
@@ -88,19 +88,19 @@ REFUSALS: Final = frozenset(
         Category.RATE_LIMITED,
     }
 )
-"""A "no" stays a "no": nothing repeats such a request by itself, a Temporal activity neither."""
+"""Refusals are final: such a request is never retried automatically, by a Temporal activity neither."""
 
 REPEATABLE: Final = frozenset({Category.RATE_LIMITED, Category.UNAVAILABLE, Category.INTERNAL})
-"""The very same request may go through later by itself. What waits for a person is no reason to ask again and again."""
+"""The same request may succeed later without a change. What waits for an operator is not retried in a loop."""
 
 _registry: dict[str, type[SettleError]] = {}
 
 
 class SettleError(Exception):
-    """Base of all errors of the product; `code` is stable and may be shown to callers.
+    """Base class of all errors of the product; `code` is stable and may be shown to callers.
 
-    A subclass with a `code` of its own is registered under it; one without is a finer kind of its parent, and leaves
-    the process as that. `title` is what the code means, in words that hold at every occurrence.
+    A subclass with a `code` of its own is registered under it. One without is a refinement of its parent, and leaves
+    the process as its parent. `title` describes the code and holds for every occurrence.
     """
 
     code: str = "INTERNAL"
@@ -112,41 +112,43 @@ class SettleError(Exception):
         self.message = message
 
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Register the class. Raises `TypeError` where another one has its code."""
+        """Register the class. Raises `TypeError` where another class has its code."""
         super().__init_subclass__(**kwargs)
         if "code" in vars(cls):
             other = _registry.setdefault(cls.code, cls)
             if other is not cls and other.__qualname__ != cls.__qualname__:
-                raise TypeError(f"code {cls.code} of {cls.__qualname__} is {other.__qualname__}'s already")
+                raise TypeError(f"code {cls.code} of {cls.__qualname__} is already registered for {other.__qualname__}")
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it is a "no", which asking again does not change."""
+        """Whether it is a refusal, which a retry does not change."""
         return self.category in REFUSALS
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the very same request may go through later."""
+        """Whether the same request may succeed later."""
         return self.category in REPEATABLE
 
     def facts(self) -> dict[str, Any]:
-        """What it knows beside its message, for another process to have again. JSON only."""
+        """Its fields besides the message, to restore it in another process. JSON values only."""
         return {}
 
     @classmethod
     def restored(cls, message: str, facts: Mapping[str, Any] = MappingProxyType({})) -> Self:
-        """The error as another process raised it; what is missing in `facts` is as good as the message allows."""
+        """The error as another process raised it; fields missing in `facts` are derived from the message where
+        possible.
+        """
         error = cls.__new__(cls)
         SettleError.__init__(error, message)
         error._take(facts)
         return error
 
     def _take(self, facts: Mapping[str, Any]) -> None:
-        """Take the facts of a restored error."""
+        """Set the fields of a restored error."""
 
     @staticmethod
     def from_code(code: str, message: str, facts: Mapping[str, Any] = MappingProxyType({})) -> SettleError | None:
-        """The error of that code, of its own class; None where no class has it."""
+        """The error of that code, of its own class; None for an unknown code."""
         kind = registered().get(code)
         return kind.restored(message, facts) if kind else None
 
@@ -157,7 +159,7 @@ def registered() -> Mapping[str, type[SettleError]]:
 
 
 class Refusal(SettleError):
-    """The request is answered "no"; asking again the same way gives the same answer."""
+    """The request is refused; the same request gives the same answer."""
 
     code = "REFUSED"
     category = Category.CONFLICT
@@ -165,14 +167,14 @@ class Refusal(SettleError):
 
     @classmethod
     def of_unknown_code(cls, code: str, message: str) -> Refusal:
-        """A "no" of a process that knows more kinds of it than this one does: its code stays."""
+        """A refusal with a code that this process does not know; the code is kept."""
         error = cls.restored(message)
         error.code = code
         return error
 
 
 class InvalidInput(Refusal):
-    """A value is malformed. `field` is the name the caller used for it."""
+    """A value is malformed. `field` is the caller's name for it."""
 
     code = "INVALID_INPUT"
     category = Category.INVALID
@@ -183,7 +185,7 @@ class InvalidInput(Refusal):
         self.field = field
 
     def facts(self) -> dict[str, Any]:
-        """The field."""
+        """The field name."""
         return {"field": self.field}
 
     def _take(self, facts: Mapping[str, Any]) -> None:
@@ -195,10 +197,10 @@ class AttemptNotFound(Refusal):
 
     code = "ATTEMPT_NOT_FOUND"
     category = Category.NOT_FOUND
-    title = "There is no such payment of yours"
+    title = "Payment not found"
 
     def __init__(self, attempt_id: object) -> None:
-        super().__init__(f"no payment attempt {attempt_id}")
+        super().__init__(f"payment attempt {attempt_id} not found")
 
 
 class HashInUse(Refusal):
@@ -206,18 +208,18 @@ class HashInUse(Refusal):
 
     code = "TX_HASH_IN_USE"
     category = Category.CONFLICT
-    title = "The transaction is submitted for another of your payments"
+    title = "The transaction is already submitted for another of your payments"
 
     def __init__(self, tx_hash: str) -> None:
         super().__init__(f"transaction {tx_hash} is already submitted for another of your payments")
 
 
 class TooManyReplacements(Refusal):
-    """The hash of one attempt was replaced more often than any wallet needs to."""
+    """The hash of one attempt was replaced too often."""
 
     code = "TOO_MANY_REPLACEMENTS"
     category = Category.CONFLICT
-    title = "The hash was replaced too often"
+    title = "The transaction hash was replaced too often"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the transaction hash of this payment was already replaced {limit} times")
@@ -235,75 +237,75 @@ class WrongChain(Refusal):
 
 
 class PayerRefused(Refusal):
-    """No payment of that address can be credited: it is the treasury's own, the zero address, or a token's."""
+    """A payment from that address cannot be credited: it is the treasury, the zero address or a token contract."""
 
     code = "PAYER_REFUSED"
     category = Category.FORBIDDEN
-    title = "No payment is taken from this address"
+    title = "Payments from this address are not accepted"
 
 
 class NotSignedIn(Refusal):
-    """Nobody is signed in, or no longer."""
+    """Authentication is missing, or the session has ended."""
 
     code = "UNAUTHENTICATED"
     category = Category.UNAUTHENTICATED
-    title = "Nobody is signed in"
+    title = "Authentication required"
 
     def __init__(self) -> None:
-        super().__init__("sign in with your wallet first")
+        super().__init__("authentication required: sign in with your wallet")
 
 
 class SignInRefused(Refusal):
-    """The signature is not the wallet's, or its challenge was used already, expired, or was never given."""
+    """The signature is not the wallet's, or its challenge is unknown, expired or already used."""
 
     code = "SIGN_IN_REFUSED"
     category = Category.UNAUTHENTICATED
-    title = "The sign-in was refused"
+    title = "Sign-in failed"
 
 
 class NotAnOperator(Refusal):
-    """Somebody is signed in who may not see this."""
+    """The caller is authenticated, but not an operator."""
 
     code = "FORBIDDEN"
     category = Category.FORBIDDEN
-    title = "This is for operators"
+    title = "Operator access required"
 
     def __init__(self) -> None:
-        super().__init__("this page is for operators")
+        super().__init__("operator access required")
 
 
 class IdempotencyKeyReused(Refusal):
-    """The same key came with another request before."""
+    """The idempotency key was used with a different request."""
 
     code = "IDEMPOTENCY_KEY_REUSED"
     category = Category.INVALID
-    title = "The key was used for another request"
+    title = "The idempotency key was used for another request"
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"Idempotency-Key {key!r:.80} was used for another request before; take a new one")
+        super().__init__(f"Idempotency-Key {key!r:.80} was used for another request: use a new key")
 
 
 class FindingNotFound(Refusal):
-    """No finding with that id, or several with an id that begins so."""
+    """No finding with that id, or an abbreviated id that matches several."""
 
     code = "FINDING_NOT_FOUND"
     category = Category.NOT_FOUND
-    title = "There is no such finding"
+    title = "Finding not found"
 
     def __init__(self, finding_id: object, found: int = 0) -> None:
-        super().__init__(f"{found} findings begin with {finding_id}" if found else f"no finding {finding_id}")
+        super().__init__(f"{found} findings begin with {finding_id}" if found else f"finding {finding_id} not found")
 
 
 class RemedyRefused(Refusal):
-    """The remedy is not for this finding, or the finding was resolved otherwise."""
+    """The remedy does not apply to this finding, or the finding is already resolved."""
 
     code = "REMEDY_REFUSED"
     category = Category.CONFLICT
-    title = "The remedy is not for this finding, or the finding is resolved"
+    title = "The remedy does not apply to this finding, or the finding is already resolved"
 
 
 class RateLimited(Refusal):
-    """Too many requests. `retry_after_seconds` says when the next one is welcome."""
+    """Too many requests. `retry_after_seconds` says when to retry."""
 
     code = "RATE_LIMITED"
     category = Category.RATE_LIMITED
@@ -314,7 +316,7 @@ class RateLimited(Refusal):
         self.retry_after_seconds = ceil(max(retry_after_seconds, 1))
 
     def facts(self) -> dict[str, Any]:
-        """When the next one is welcome."""
+        """Seconds until the next request is accepted."""
         return {"retryAfterSeconds": self.retry_after_seconds}
 
     def _take(self, facts: Mapping[str, Any]) -> None:
@@ -322,35 +324,35 @@ class RateLimited(Refusal):
 
 
 class Unavailable(SettleError):
-    """Something outside does not answer now; retrying is right."""
+    """A dependency does not answer now; the call should be retried."""
 
     code = "UNAVAILABLE"
     category = Category.UNAVAILABLE
-    title = "Something that this needs does not answer now"
+    title = "A required service is unavailable"
 
 
 class ChainUnavailable(Unavailable):
-    """No chain node gave an answer that can be used."""
+    """No chain node gave a usable answer."""
 
     code = "CHAIN_UNAVAILABLE"
-    title = "The chain cannot be asked now"
+    title = "The chain is unavailable"
 
 
 class PreconditionNotMet(ChainUnavailable):
-    """What must be true of chain and token before money is credited is not confirmed; nothing is, until it is.
+    """A precondition on chain or token is not confirmed, so nothing is credited.
 
-    `is_broken` says that most nodes contradict it, and that only an operator can mend it.
+    `is_broken` means that most nodes contradict it, which only an operator can fix.
     """
 
     code = "PRECONDITION_NOT_MET"
-    title = "Chain and token are not confirmed to be what settlements need"
+    title = "Chain and token are not confirmed to be the configured ones"
 
     def __init__(self, message: str, *, is_broken: bool = False) -> None:
         super().__init__(message)
         self.is_broken = is_broken
 
     def facts(self) -> dict[str, Any]:
-        """Whether it is broken."""
+        """Whether most nodes contradict it."""
         return {"isBroken": self.is_broken}
 
     def _take(self, facts: Mapping[str, Any]) -> None:
@@ -365,7 +367,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DatabaseBusy(DatabaseUnavailable):
-    """A lock that somebody else held for too long, or a deadlock that was resolved at this caller's cost."""
+    """A lock was held too long by another transaction, or a deadlock was resolved by aborting this one."""
 
     code = "DATABASE_BUSY"
     title = "The database is busy"
@@ -375,38 +377,38 @@ class TemporalUnavailable(Unavailable):
     """The Temporal service cannot be reached."""
 
     code = "TEMPORAL_UNAVAILABLE"
-    title = "Settlements cannot be started now"
+    title = "Payments cannot be processed now"
 
 
 class TemporalBusy(TemporalUnavailable):
-    """Temporal answers that it has too much to do."""
+    """Temporal answers that it is overloaded."""
 
     code = "TEMPORAL_BUSY"
-    title = "Settlements cannot be started now: too much is asked at once"
+    title = "Payments cannot be processed now: the service is overloaded"
 
 
 class TemporalRefused(TemporalUnavailable):
-    """Temporal knows no such namespace, or does not let this process in: nothing goes on until an operator mends it."""
+    """Temporal has no such namespace or refuses this process's credentials; an operator has to fix it."""
 
     code = "TEMPORAL_REFUSED"
-    title = "Settlements cannot be started until the operator mends it"
+    title = "Payments cannot be processed until an operator fixes the service"
 
 
 class EventNotDelivered(Unavailable):
-    """The receiver of events did not take one. Names its host and nothing else of its address."""
+    """The event sink did not accept an event. Names its host and nothing else of its address."""
 
     code = "EVENT_NOT_DELIVERED"
-    title = "The receiver of events does not take them now"
+    title = "The event sink does not accept events now"
 
     def __init__(self, sink: str, what: str) -> None:
-        super().__init__(f"the event receiver {sink} {what}")
+        super().__init__(f"event sink {sink} {what}")
 
 
 class ApiNotReady(Unavailable):
-    """The HTTP interface is not there, or says that it cannot work."""
+    """The HTTP interface is not reachable, or reports that it is not ready."""
 
     code = "API_NOT_READY"
-    title = "The HTTP interface cannot work now"
+    title = "The HTTP interface is not ready"
 
 
 class TransferAlreadySettled(SettleError):
@@ -414,37 +416,37 @@ class TransferAlreadySettled(SettleError):
 
     code = "TX_ALREADY_SETTLED"
     category = Category.CONFLICT
-    title = "The transfer has paid another payment"
+    title = "The transfer has already paid another payment"
 
 
 class OperatorError(SettleError):
-    """Only somebody who runs the system can mend it."""
+    """Only an operator can fix it."""
 
     code = "OPERATOR_ERROR"
     category = Category.MISCONFIGURED
-    title = "The service needs its operator"
+    title = "The service needs an operator"
 
 
 class ConfigurationError(OperatorError):
-    """A setting is missing or has a bad value; the message names the variable, what it got and wants."""
+    """A setting is missing or invalid; the message names the variable, the value and what is expected."""
 
     code = "CONFIGURATION"
-    title = "A setting is missing or has a bad value"
+    title = "A setting is missing or invalid"
 
 
 class StartupCheckFailed(OperatorError):
-    """The database is not what the code needs; the message says what to run."""
+    """The database is not what the code needs; the message names the command to run."""
 
     code = "STARTUP_CHECK_FAILED"
-    title = "The service is not set up as it has to be"
+    title = "The service is not set up correctly"
 
 
 class WorkerOfAnotherChain(OperatorError):
-    """A worker was given what belongs to another chain. Nothing is decided: a worker of that chain has to do it."""
+    """A worker was given work of another chain. It decides nothing; a worker of that chain has to do it."""
 
     code = "WORKER_OF_ANOTHER_CHAIN"
     category = Category.UNAVAILABLE
-    title = "No worker of the payment's chain has taken this yet"
+    title = "This worker belongs to another chain"
 
     def __init__(self, what: str, chain_id: int, own_chain_id: int) -> None:
         super().__init__(
@@ -454,7 +456,7 @@ class WorkerOfAnotherChain(OperatorError):
 
 
 class WatcherBehind(OperatorError):
-    """The chain has not been followed as far as is asked about."""
+    """The chain has not been followed as far as the request asks about."""
 
     code = "WATCHER_BEHIND"
     category = Category.UNAVAILABLE
@@ -462,44 +464,44 @@ class WatcherBehind(OperatorError):
 
 
 class TemporalRequestInvalid(OperatorError):
-    """Temporal will never take this request: its server is too old, or the request is a fault of ours."""
+    """Temporal will never accept this request: its server is too old, or the request is a fault of ours."""
 
     code = "TEMPORAL_REQUEST_INVALID"
-    title = "The settlement service does not take this request"
+    title = "The workflow service does not accept this request"
 
 
 class BookkeepingError(OperatorError):
-    """What was asked contradicts what the books say."""
+    """The ledger contradicts the request."""
 
     code = "BOOKKEEPING"
     category = Category.BOOKKEEPING
-    title = "The books contradict the request"
+    title = "The ledger contradicts the request"
 
 
 class BooksDoNotBalance(OperatorError):
-    """The invariants of the ledger do not hold."""
+    """An invariant of the ledger is violated."""
 
     code = "BOOKS_DO_NOT_BALANCE"
     category = Category.BOOKKEEPING
-    title = "The books do not balance"
+    title = "The ledger does not balance"
 
 
 class ClocksApart(OperatorError):
-    """The clocks of host, database and chain are further apart than the rules for payments allow for."""
+    """The clocks of host, database and chain differ by more than the payment rules tolerate."""
 
     code = "CLOCKS_APART"
-    title = "The clocks are too far apart"
+    title = "The clocks differ too much"
 
 
 class DemoFailed(OperatorError):
-    """Something that the demo waits for did not happen."""
+    """A step of the demo did not happen in time."""
 
     code = "DEMO_FAILED"
-    title = "The demo did not come to its end"
+    title = "The demo did not finish"
 
 
 class SettlementFailed(OperatorError):
     """A settlement that the bench started did not end CREDITED with its bonus."""
 
     code = "BENCH_SETTLEMENT_FAILED"
-    title = "A settlement of the bench did not end as it has to"
+    title = "A settlement of the bench did not end as expected"

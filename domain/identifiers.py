@@ -1,4 +1,4 @@
-"""Ids that are constants of the code, and the two kinds of hex string that cross every border."""
+"""Constant ids, and parsers for the two kinds of hex string that enter and leave the system."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ _TX_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
 
 def parse_tx_hash(text: str, *, field: str = "txHash") -> str:
-    """A transaction hash in lower case (32 bytes, `0x` and 64 hex digits), or `InvalidInput`."""
+    """Parse a transaction hash to lower case (32 bytes, `0x` and 64 hex digits). Raises `InvalidInput`."""
     if not isinstance(text, str) or _TX_HASH.fullmatch(text) is None:
-        raise InvalidInput(field, f"wants 0x and 64 hex digits (32 bytes), got {str(text)!r:.80}")
+        raise InvalidInput(field, f"expected 0x and 64 hex digits (32 bytes), got {str(text)!r:.80}")
     return text.lower()
 
 
 def parse_address(text: str, *, field: str = "address") -> str:
-    """An address as it was written (20 bytes, `0x` and 40 hex digits), or `InvalidInput`.
+    """Check an address and return it as written (20 bytes, `0x` and 40 hex digits). Raises `InvalidInput`.
 
-    Whether a mixed-case checksum is right needs Keccak: see `chain.addresses`.
+    A mixed-case checksum needs Keccak to verify: see `chain.addresses`.
     """
     if not isinstance(text, str) or _ADDRESS.fullmatch(text) is None:
-        raise InvalidInput(field, f"wants 0x and 40 hex digits (20 bytes), got {str(text)!r:.80}")
+        raise InvalidInput(field, f"expected 0x and 40 hex digits (20 bytes), got {str(text)!r:.80}")
     return text
 
 
 def parse_attempt_id(text: str) -> UUID:
-    """A payment attempt's id, or `InvalidInput` naming `attemptId`."""
+    """Parse a payment attempt's id. Raises `InvalidInput` naming `attemptId`."""
     try:
         return UUID(text)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput("attemptId", f"wants a UUID, got {str(text)!r:.80}") from None
+        raise InvalidInput("attemptId", f"expected a UUID, got {str(text)!r:.80}") from None
 
 
 def same_address(left: str, right: str) -> bool:
-    """Whether two addresses are one: the checksum's upper and lower case carry no meaning."""
+    """Whether two addresses are equal, ignoring the case that carries the checksum."""
     return left.lower() == right.lower()
 
 

@@ -1,4 +1,4 @@
-"""Money in integers. The unit is the last word of every name: `_usd_cents`, `_raw`, `_credits`."""
+"""Amounts as integers. The last word of every name is the unit: `_usd_cents`, `_raw`, `_credits`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_REVENUE_SHARE: Final = Decimal("0.75")
 
 
 def credits_for_usd_cents(amount_usd_cents: int) -> int:
-    """Credits that a purchase of `amount_usd_cents` buys: all of it, always."""
+    """Credits bought with `amount_usd_cents`: always the full amount."""
     return amount_usd_cents * CREDITS_PER_USD_CENT
 
 
@@ -56,30 +56,30 @@ def revenue_share_credits(purchased_credits: int, share: Decimal) -> int:
 
 
 def check_payment_amount(amount_usd_cents: object, *, minimum: int, maximum: int) -> int:
-    """The amount as an int of US cents, or `InvalidInput` naming `amountUsdCents`.
+    """Validate an amount of US cents and return it as an int. Raises `InvalidInput` naming `amountUsdCents`.
 
     Booleans, floats and strings are refused: a float never touches money.
     """
     if isinstance(amount_usd_cents, bool) or not isinstance(amount_usd_cents, int):
-        raise InvalidInput("amountUsdCents", f"wants a whole number of US cents, got {amount_usd_cents!r:.40}")
+        raise InvalidInput("amountUsdCents", f"expected a whole number of US cents, got {amount_usd_cents!r:.40}")
     if not minimum <= amount_usd_cents <= maximum:
-        got = str(amount_usd_cents) if amount_usd_cents.bit_length() < 128 else "a number far outside"
-        raise InvalidInput("amountUsdCents", f"wants {minimum} to {maximum} US cents, got {got}")
+        got = str(amount_usd_cents) if amount_usd_cents.bit_length() < 128 else "a number far out of range"
+        raise InvalidInput("amountUsdCents", f"expected {minimum} to {maximum} US cents, got {got}")
     return amount_usd_cents
 
 
 def format_usd(amount_usd_cents: int) -> str:
-    """US cents as people read dollars, exact: `1,234.50`."""
+    """Format US cents as dollars, exactly: `1,234.50`."""
     return _format(amount_usd_cents, decimals=2)
 
 
 def format_usdc(amount_raw: int) -> str:
-    """Raw USDC units as people read them, exact: `1,234.50`, `0.000001`."""
+    """Format raw USDC units as USDC, exactly: `1,234.50`, `0.000001`."""
     return _format(amount_raw, decimals=USDC_DECIMALS)
 
 
 def _format(amount: int, *, decimals: int) -> str:
-    """A fixed-point number with its thousands apart, and no zeros behind the second decimal."""
+    """Format a fixed-point number with thousands separators and without zeros after the second decimal."""
     whole, fraction = divmod(abs(amount), 10**decimals)
     digits = f"{fraction:0{decimals}d}"
     return f"{'-' if amount < 0 else ''}{whole:,}.{digits[:2]}{digits[2:].rstrip('0')}"

@@ -1,7 +1,7 @@
-"""What the text of a setting may look like: parsers for the types of `settings.Settings`, and mistyped names.
+"""Parsers for the text of settings (the types of `settings.Settings`), and detection of mistyped names.
 
-A parser returns the value in its canonical form, or raises `ValueError`: `Unusable` where there is more to say than
-what is wanted.
+A parser returns the value in canonical form or raises `ValueError`: `Unusable` where the message can say more than the
+expected form.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INTEGER: Final = re.compile(rf"-?[0-9]{{1,{INTEGER_DIGITS_MAX}}}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)", re.ASCII)
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _NUMBER_LABEL: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-"""A host whose last part is one of these is an IPv4 address or nothing (WHATWG URL, "ends in a number")."""
+"""A host whose last label is one of these is either an IPv4 address or invalid (WHATWG URL, "ends in a number")."""
 _NEXT_ADDRESS: Final = re.compile(r"[\s;|,]+https?://", re.IGNORECASE)
 _HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _QUOTES: Final = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
@@ -38,17 +38,17 @@ _PLACEHOLDER: Final = "{tx_hash}"
 
 
 class Unusable(ValueError):
-    """What is wrong with a value, in words that follow "got". They never quote it: it may carry a password."""
+    """Describes what is wrong with a value, as a phrase after "got". Never quotes the value: it may hold a password."""
 
 
 # -- text
 
 
 def clean_text(value: str) -> str:
-    """The text without white space around it.
+    """The text without surrounding white space.
 
-    Raises `ValueError` for nothing but white space, for quotation marks around the value (a shell takes them away,
-    Docker and systemd's files need not) and for a character that nobody can see.
+    Raises `ValueError` where nothing but white space is left, for quotation marks around the value (a shell removes
+    them, Docker and systemd files may keep them), and for invisible characters.
     """
     text = value.strip()
     if not text:
@@ -70,14 +70,14 @@ def plain_integer(text: str) -> str:
 
 
 def plain_decimal(text: str) -> str:
-    """Text of ASCII digits with at most one point in it, unchanged: no exponent, no NaN, no infinity."""
+    """Text of ASCII digits with at most one decimal point, unchanged: no exponent, NaN or infinity."""
     if _DECIMAL.fullmatch(text) is None:
         raise ValueError
     return text
 
 
 def share(value: object) -> Decimal:
-    """An exact part of one, from 0 to 1. A float has lost its exactness and is refused."""
+    """An exact fraction from 0 to 1. A float is refused because it is not exact."""
     if isinstance(value, float):
         raise ValueError
     text = str(value).strip()
@@ -89,7 +89,7 @@ def share(value: object) -> Decimal:
 
 
 def plain_name(value: object) -> str:
-    """A name for people to read, of 1 to `NAME_CHARS_MAX` characters."""
+    """A display name of 1 to `NAME_CHARS_MAX` characters."""
     text = str(value).strip()
     if not 1 <= len(text) <= NAME_CHARS_MAX or not text.isprintable():
         raise ValueError
@@ -97,15 +97,15 @@ def plain_name(value: object) -> str:
 
 
 def path(value: object) -> Path:
-    """A path; `~` is the home folder, because a service manager's file is read by no shell."""
+    """A path. `~` is expanded here, because no shell reads a service manager's file."""
     try:
         return Path(str(value)).expanduser()
     except RuntimeError:
-        raise Unusable("a path in a home folder that is not known") from None
+        raise Unusable("a path in an unknown home folder") from None
 
 
 def split_list(value: object) -> tuple[str, ...]:
-    """The entries of a list with commas between them; one comma after the last is no entry."""
+    """The entries of a comma-separated list; one trailing comma is allowed."""
     if isinstance(value, tuple):
         return value
     entries = [entry.strip() for entry in str(value).split(",")]
@@ -120,7 +120,7 @@ def split_list(value: object) -> tuple[str, ...]:
 
 
 def host_name(text: str) -> str:
-    """An ASCII host as it is looked up: in lower case; IPv6 in brackets and compressed."""
+    """An ASCII host in the form in which it is resolved: lower case; IPv6 in brackets and compressed."""
     if text.startswith("["):
         if not text.endswith("]"):
             raise Unusable("an address whose host is not an IPv6 address")
@@ -156,19 +156,19 @@ def host_and_port(text: str) -> str:
     if "://" in text or "/" in text:
         raise Unusable("an address with a scheme or a path")
     if re.search(r"[\s,;|]", text):
-        raise Unusable("several addresses, or one with a blank in it")
+        raise Unusable("several addresses, or one that contains a space")
     found = _HOST_AND_PORT.fullmatch(text)
     if found is None:
-        raise Unusable("an address with a host or a port that is none")
+        raise Unusable("an address with an invalid host or port")
     if found["port"] is None:
         raise Unusable("an address without a port")
     if not 1 <= int(found["port"]) <= 65_535:
-        raise Unusable("an address with a port that is not one of 1 to 65535")
+        raise Unusable("an address whose port is not in 1 to 65535")
     return f"{host_name(found['host'])}:{int(found['port'])}"
 
 
 def listening_host(value: object) -> str:
-    """An IP address or name of this machine to listen on, without a port."""
+    """An IP address or a name of this machine to listen on, without a port."""
     text = str(value)
     if text.startswith("["):
         return host_name(text)[1:-1]
@@ -176,15 +176,15 @@ def listening_host(value: object) -> str:
 
 
 def networks(value: object) -> tuple[str, ...]:
-    """IP addresses and networks, as networks. Bits of the host are cleared; the whole internet is refused."""
-    # As a network is written: whoever applies it need not be as lenient about bits of the host as people are.
+    """IP addresses and networks, as networks with the host bits cleared; the whole internet is refused."""
+    # The canonical form: not every consumer accepts host bits in a network.
     found = []
     for entry in split_list(value):
         network = ip_network(entry, strict=False)
         if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
             network = ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
         if network.prefixlen == 0:
-            raise Unusable("a network that everybody is in")
+            raise Unusable("a network that contains every address")
         found.append(str(network))
     return tuple(dict.fromkeys(found))
 
@@ -198,7 +198,7 @@ class _WebAddress:
     userinfo: str
     host: str
     port: int | None
-    """None for the scheme's own."""
+    """None for the scheme's default."""
     parts: SplitResult
 
     @property
@@ -211,7 +211,9 @@ class _WebAddress:
 
     @property
     def node(self) -> tuple[str, int | None, str, str]:
-        """The same for every way to write one server's address; scheme, user and last slash make no other server."""
+        """A key that is equal for all spellings of one server's address: scheme, user and trailing slash are
+        ignored.
+        """
         host = "127.0.0.1" if self.host in {"localhost", "[::1]"} else self.host.rstrip(".")
         return host, self.port, self.parts.path.rstrip("/"), self.parts.query
 
@@ -221,17 +223,17 @@ def _web_address(value: object) -> _WebAddress:
     if _NEXT_ADDRESS.search(text) or text.partition("?")[0].count("://") > 1:
         raise Unusable("several addresses that are not separated by commas")
     if " " in text:
-        raise Unusable("an address with a blank in it")
+        raise Unusable("an address that contains a space")
     parts = urlsplit(text)
     if parts.scheme not in _USUAL_PORTS:
         raise Unusable("an address that does not begin with http:// or https://")
     userinfo, at, place = parts.netloc.rpartition("@")
     found = _HOST_AND_PORT.fullmatch(place)
     if found is None:
-        raise Unusable("an address with a host or a port that is none")
+        raise Unusable("an address with an invalid host or port")
     port = int(found["port"]) if found["port"] else None
     if port is not None and not 1 <= port <= 65_535:
-        raise Unusable("an address with a port that is not one of 1 to 65535")
+        raise Unusable("an address whose port is not in 1 to 65535")
     return _WebAddress(
         scheme=parts.scheme,
         userinfo=userinfo + at,
@@ -242,27 +244,27 @@ def _web_address(value: object) -> _WebAddress:
 
 
 def http_url(value: object) -> str:
-    """The address of an HTTP server for this process; user and password may be part of it, a fragment not."""
+    """Address of an HTTP server for this process; may hold a user and password, but no fragment."""
     return str(_server(value))
 
 
 def public_url(value: object) -> str:
-    """The same for people's eyes: without a user or password."""
+    """A public HTTP address: without user and password."""
     address = _server(value)
     if address.userinfo:
-        raise Unusable("an address with a user or password, which everybody would see")
+        raise Unusable("an address with a user or password, which would be public")
     return str(address)
 
 
 def _server(value: object) -> _WebAddress:
     address = _web_address(value)
     if address.parts.fragment:
-        raise Unusable("an address with a # in it (in a password or key it is written %23)")
+        raise Unusable("an address that contains # (in a password or key write %23)")
     return address
 
 
 def http_urls(value: object) -> tuple[str, ...]:
-    """Addresses of different servers, with commas between them."""
+    """Comma-separated addresses of different servers."""
     entries = split_list(value)
     known: dict[object, int] = {}
     found = []
@@ -270,7 +272,7 @@ def http_urls(value: object) -> tuple[str, ...]:
         try:
             address = _server(entry)
         except ValueError as error:
-            reason = str(error) if isinstance(error, Unusable) else "what is no address"
+            reason = str(error) if isinstance(error, Unusable) else "an invalid address"
             raise Unusable(f"{reason}, as number {position} of {len(entries)}") from None
         first = known.setdefault(address.node, position)
         if first != position:
@@ -280,26 +282,26 @@ def http_urls(value: object) -> tuple[str, ...]:
 
 
 def origin(value: object) -> str:
-    """Scheme, host and port, as a browser writes an origin: punycode, lower case, no default port, nothing after it."""
+    """Scheme, host and port as a browser writes an origin: punycode, lower case, without the default port or a path."""
     address = _web_address(value)
     parts = address.parts
     if parts.path.strip("/") or "?" in str(value) or "#" in str(value):
         raise Unusable("an address with something after host and port")
     if address.userinfo:
-        raise Unusable("an address with a user or password, which everybody would see")
+        raise Unusable("an address with a user or password, which would be public")
     if address.host.endswith("."):
         raise Unusable("an address whose host ends with a dot")
     return address.origin
 
 
 def transaction_url(value: object) -> str:
-    """A public address with exactly the placeholder `{tx_hash}` in it, not in its host."""
+    """A public address that contains the placeholder `{tx_hash}` once, and not in its host."""
     text = str(value)
     if text.count(_PLACEHOLDER) != 1 or set("{}") & set(text.replace(_PLACEHOLDER, "")):
         raise ValueError
     address = _web_address(text)
     if address.userinfo:
-        raise Unusable("an address with a user or password, which everybody would see")
+        raise Unusable("an address with a user or password, which would be public")
     return str(address)
 
 
@@ -307,7 +309,7 @@ def transaction_url(value: object) -> str:
 
 
 def suspicious_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Those of `names` that nobody reads and that look like a known one mistyped, each with the known one."""
+    """Those of `names` that no setting reads and that resemble a known one, each with the known one."""
     given = set(names)
     found = {}
     for name in sorted(given - set(known)):
@@ -318,11 +320,11 @@ def suspicious_names(names: Iterable[str], known: Collection[str]) -> dict[str, 
 
 
 def _similarity(name: str, meant: str) -> float:
-    """1 for the same name in another writing; names of other programs stay below `SIMILARITY_MIN`."""
+    """1 for the same name in another spelling; names of other programs stay below `SIMILARITY_MIN`."""
     written, wanted = (text.upper().removeprefix("SETTLE_").replace("-", "_") for text in (name, meant))
     if _bare(written) == _bare(wanted):
         return 1
-    if min(len(written), len(wanted)) < SIMILAR_CHARS_MIN:  # "APP_PORT" is somebody's own
+    if min(len(written), len(wanted)) < SIMILAR_CHARS_MIN:  # "APP_PORT" belongs to another program
         return 0
     ratio = SequenceMatcher(None, written, wanted, autojunk=False).ratio()
     is_part = wanted.startswith(written) or wanted.endswith(f"_{written}")
@@ -330,6 +332,6 @@ def _similarity(name: str, meant: str) -> float:
 
 
 def _bare(name: str) -> str:
-    """Without the marks of words and of the plural."""
+    """The name without word separators and plural endings."""
     words = (f"{word[:-3]}Y" if word.endswith("IES") else word.removesuffix("S") for word in name.split("_"))
     return "".join(words)

@@ -63,5 +63,5 @@ async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
         taken.refund_tx_hash,
     }:
         # Joined a run of somebody else's who decided otherwise a moment before.
-        raise RemedyRefused(f"finding {request.finding_id} is resolved: {describe(taken)}")
+        raise RemedyRefused(f"finding {request.finding_id} is already resolved: {describe(taken)}")
     return taken

@@ -116,10 +116,10 @@ def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str, chain_id:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{where}: {_yaml_words(error)}") from None
     if not isinstance(document, dict) or set(document) != {"schedules"}:
-        raise ConfigurationError(f"{where}: wants one key at the top, `schedules`, got {_shown(document)}")
+        raise ConfigurationError(f"{where}: expected one key at the top, `schedules`, got {_shown(document)}")
     entries = document["schedules"]
     if not isinstance(entries, dict):
-        raise ConfigurationError(f"{where}: schedules: got {_shown(entries)}, wants schedules by their names")
+        raise ConfigurationError(f"{where}: schedules: got {_shown(entries)}, expected schedules by their names")
     return [
         _read(name, entry, jobs, where=f"{where}: schedules.{name}", chain_id=chain_id)
         for name, entry in entries.items()
@@ -128,18 +128,18 @@ def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str, chain_id:
 
 def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str, chain_id: int) -> WantedSchedule:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise ConfigurationError(f"{where}: got the name {_shown(name)}, wants a-z, 0-9 and -, at most 63")
+        raise ConfigurationError(f"{where}: got the name {_shown(name)}, expected a-z, 0-9 and -, at most 63")
     try:
         entry = Entry.model_validate(raw)
     except ValidationError as error:
         raise ConfigurationError(f"{where}{_describe(error, raw)}") from None
     job = jobs.get(entry.job)
     if job is None:
-        raise ConfigurationError(f"{where}.job: got {_shown(entry.job)}, wants one of {', '.join(sorted(jobs))}")
+        raise ConfigurationError(f"{where}.job: got {_shown(entry.job)}, expected one of {', '.join(sorted(jobs))}")
     for field in ("offset", "jitter"):
         if getattr(entry, field) >= entry.every:
             raise ConfigurationError(
-                f"{where}.{field}: got {show_duration(getattr(entry, field))}, wants less than `every`, "
+                f"{where}.{field}: got {show_duration(getattr(entry, field))}, expected less than `every`, "
                 f"{show_duration(entry.every)}"
             )
     return WantedSchedule(
@@ -165,26 +165,26 @@ def _read_input(raw: Mapping[str, Any], job: Job, *, where: str, chain_id: int) 
     for name in raw:
         if name not in known:
             wants = f"one of {', '.join(known)}" if known else f"nothing: {job.name} has no settings"
-            raise ConfigurationError(f"{where}: got {_shown(name)}, wants {wants}")
+            raise ConfigurationError(f"{where}: got {_shown(name)}, expected {wants}")
     try:
         complete: dict[str, Any] = job.input_model.model_validate(given).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{where}.{path}: got {_shown(first['input'])}, wants: {first['msg']}") from None
+        raise ConfigurationError(f"{where}.{path}: got {_shown(first['input'])}, expected: {first['msg']}") from None
     return complete
 
 
 def _describe(error: ValidationError, raw: object) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
-        return f": got {_shown(raw)}, wants at least `job:` and `every:`"
+        return f": got {_shown(raw)}, expected at least `job:` and `every:`"
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return f": got the key {_shown(name)}, wants one of {', '.join(Entry.model_fields)}"
+        return f": got the key {_shown(name)}, expected one of {', '.join(Entry.model_fields)}"
     wants = Entry.model_fields[name].description
     got = "nothing" if first["type"] == "missing" else _shown(first["input"])
-    return f".{name}: got {got}, wants {wants}"
+    return f".{name}: got {got}, expected {wants}"
 
 
 def _shown(value: object) -> str:

@@ -72,7 +72,7 @@ _NOT_CONNECTED: Final = (
     ("InvalidCertificate", "its certificate is not valid"),
     (
         "tonic::transport::Error(Transport, hyper",
-        "what listens there speaks no gRPC without TLS: it is another server, such as Temporal's UI, or wants TLS "
+        "what listens there speaks no gRPC without TLS: it is another server, such as Temporal's UI, or expects TLS "
         "(TEMPORAL_TLS=true)",
     ),
 )
@@ -80,7 +80,7 @@ _NOT_CONNECTED: Final = (
 _SAID: Final = re.compile(r'(?:message|error): "([^"]{1,200})"')
 
 _TRUTHS: Final = frozenset({"true", "false", "1", "0"})
-_WANTS: Final = {
+_EXPECTED: Final = {
     "TEMPORAL_ADDRESS": "host:port, such as localhost:7233",
     "TEMPORAL_NAMESPACE": "a namespace's name",
     "TEMPORAL_API_KEY": "a key on one line",
@@ -130,9 +130,11 @@ def _clean(name: str, value: str) -> str:
     try:
         text = clean_text(value)
     except Unusable as error:
-        raise ConfigurationError(f"{name}: got {error}, wants {_WANTS.get(name, 'a plain value')}") from None
+        raise ConfigurationError(
+            f"{name} is invalid: got {error}, expected {_EXPECTED.get(name, 'a plain value')}"
+        ) from None
     if name == "TEMPORAL_TLS" and text.lower() not in _TRUTHS:
-        raise ConfigurationError(f"{name}: got {text!r:.40}, wants {_WANTS[name]}")
+        raise ConfigurationError(f"{name} is invalid: got {text!r:.40}, expected {_EXPECTED[name]}")
     return text
 
 
@@ -140,8 +142,10 @@ def _address(text: str) -> str:
     try:
         return host_and_port(text)
     except ValueError as error:
-        reason = error if isinstance(error, Unusable) else "what is no address"
-        raise ConfigurationError(f"TEMPORAL_ADDRESS: got {reason}, wants {_WANTS['TEMPORAL_ADDRESS']}") from None
+        reason = error if isinstance(error, Unusable) else "an invalid address"
+        raise ConfigurationError(
+            f"TEMPORAL_ADDRESS is invalid: got {reason}, expected {_EXPECTED['TEMPORAL_ADDRESS']}"
+        ) from None
 
 
 def _why_not_connected(error: RuntimeError | TimeoutError) -> str:

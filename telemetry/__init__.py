@@ -1,1 +1,1 @@
-"""What a process says about itself: log lines and health."""
+"""Observability of a process: logs, metrics, events and health."""

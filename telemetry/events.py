@@ -1,4 +1,4 @@
-"""Events to the outside, as CloudEvents 1.0: to the log always, to an HTTP receiver where one is set."""
+"""Event publisher, as CloudEvents 1.0: always to the log, and to an HTTP sink where one is configured."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DEFAULT_SOURCE: Final = "urn:settle"
 
 SINK_TIMEOUT_SECONDS: Final = 5.0
 REMEMBERED_IDS_MAX: Final = 1_000
-"""Events that were logged: one that is sent again, for want of an answer, is not logged again."""
+"""Ids of logged events: a repeated delivery is not logged again."""
 
-EVENTS: Final = Counter("settle_events", "Events handed to the HTTP receiver", ["type", "outcome"])
+EVENTS: Final = Counter("settle_events", "Events posted to the event sink", ["type", "outcome"])
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ def cloudevent(event: PlatformEvent, source: str) -> dict[str, Any]:
 
 
 class EventPublisher:
-    """Publishes events; an async context manager where it has a receiver."""
+    """Publishes events; an async context manager where it has a sink."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class EventPublisher:
         source: str = DEFAULT_SOURCE,
         timeout_seconds: float = SINK_TIMEOUT_SECONDS,
     ) -> None:
-        """`sink_url` may carry a secret: nothing but its host is ever told."""
+        """`sink_url` may hold a secret: only its host is ever shown."""
         self._sink_url = sink_url
-        self._sink = (urlsplit(sink_url).hostname or "the receiver") if sink_url else ""
+        self._sink = (urlsplit(sink_url).hostname or "unknown host") if sink_url else ""
         self._source = source
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._session: aiohttp.ClientSession | None = None
@@ -73,9 +73,9 @@ class EventPublisher:
             await self._session.close()
 
     async def publish(self, event: PlatformEvent) -> None:
-        """Write the event to the log, and hand it to the receiver. Raises `EventNotDelivered` where that did not work.
+        """Log the event, and post it to the sink. Raises `EventNotDelivered` where that failed.
 
-        Called again with the same event it hands it over again and logs it no more.
+        A repeated call with the same event posts it again without logging it.
         """
         document = cloudevent(event, self._source)
         if event.id not in self._logged:
@@ -90,7 +90,7 @@ class EventPublisher:
         if self._session is None:
             raise RuntimeError("EventPublisher is used outside of its `async with`")
         try:
-            # A redirect is no receipt, and would carry the event to who knows where.
+            # A redirect is no acknowledgement, and would carry the event to an unknown host.
             async with self._session.post(
                 sink_url,
                 data=json.dumps(document).encode(),
@@ -100,7 +100,7 @@ class EventPublisher:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             EVENTS.labels(event_type, "unreachable").inc()
-            # Not the error's own words, nor the error as a cause: they may name the address with its secret.
+            # Neither the error's text nor the error as a cause: they may contain the address with its secret.
             raise EventNotDelivered(self._sink, f"did not answer ({type(error).__name__})") from None
         if not 200 <= status < 300:
             EVENTS.labels(event_type, "refused").inc()

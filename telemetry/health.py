@@ -1,4 +1,4 @@
-"""The worker's health port: is it alive, can it work, and what has it counted."""
+"""The worker's health port: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from domain.errors import ConfigurationError, SettleError, TemporalUnavailable
 from telemetry.logs import redact
 
 CHECK_TIMEOUT_SECONDS: Final = 8.0
-"""Above the time-out of one chain node: the first one that hangs must not make the worker look unready."""
+"""Above the time-out of one chain node: a single node that hangs must not make the worker unready."""
 DEFAULT_PORT: Final = 9464
 
 _abandoned: Final[set[asyncio.Task[str]]] = set()
-"""Checks that nobody waits for any more. The event loop itself keeps no task from being collected half-way."""
+"""Abandoned checks, referenced here because the event loop does not keep a task from being collected."""
 
 Check = Callable[[], Awaitable[object]]
-"""Returns where the dependency is fine, raises where it is not."""
+"""Returns where the dependency is healthy, raises where it is not."""
 
 
 async def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
-    """Each dependency by name: "ok", or one line that says what is wrong. All at once.
+    """Check all dependencies concurrently; each by name: "ok", or one line that says what is wrong.
 
-    Bounded in time, whatever a check does when it is cancelled: cleaning up may wait for the dependency once more.
+    Bounded in time, whatever a check does when it is cancelled: its clean-up may wait for the dependency once more.
     """
     if not checks:
         return {}
@@ -50,13 +50,13 @@ async def _run(check: Check) -> str:
         return "no answer in time"
     except SettleError as error:
         return error.message
-    except Exception as error:  # a fault of the check: said in its place, it must not hide the others
+    except Exception as error:  # a fault of the check, reported in its place: it must not hide the others
         return f"{type(error).__name__}: {first_line(error)}"
     return "ok"
 
 
 def _abandon(task: asyncio.Task[str]) -> None:
-    """Let it end by itself. What it ends with is a line that nobody reads: `_run` catches every error."""
+    """Let an abandoned check end by itself; `_run` catches every error."""
     _abandoned.add(task)
     task.add_done_callback(_abandoned.discard)
     task.cancel()
@@ -68,9 +68,9 @@ async def serve_health(
 ) -> AsyncIterator[int]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs; yields the port.
 
-    `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`.
-    Without a `port` it is the usual one, or any free one where a second worker on this machine has that.
-    Raises `ConfigurationError` when a port that was asked for is taken.
+    `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`. Without a `port`
+    it is the usual one, or any free one where a second worker on this machine has that. Raises `ConfigurationError`
+    when a requested port is taken.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -86,7 +86,7 @@ async def serve_health(
 
     async def metrics(_: web.Request) -> web.Response:
         body = generate_latest()
-        # Ours are worth having though the SDK's do not come.
+        # Our metrics are served even where the SDK's are not available.
         with suppress(aiohttp.ClientError, TimeoutError):
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
@@ -112,25 +112,25 @@ async def _listen(runner: web.AppRunner, host: str, port: int | None) -> None:
     except OSError as error:
         if port is not None:
             raise ConfigurationError(
-                f"WORKER_HEALTH_PORT: got {port}, on which {host} cannot be listened on ({error.strerror}); "
-                "wants a free port, or 0 for any"
+                f"WORKER_HEALTH_PORT: got {port}, which cannot be bound on {host} ({error.strerror}); "
+                "expected a free port, or 0 for any"
             ) from error
         await web.TCPSite(runner, host, 0).start()
 
 
 async def temporal_answers(check_health: Callable[[], Awaitable[bool]]) -> None:
-    """Raise `TemporalUnavailable` unless the service says that it serves, and whatever of ours the question raises."""
+    """Check that the service reports that it serves. Raises `TemporalUnavailable`, and our own errors of the call."""
     try:
         healthy = await check_health()
     except SettleError:
         raise
-    except Exception as error:  # the SDK raises its transport's errors as they are
+    except Exception as error:  # the SDK raises its transport's errors unchanged
         raise TemporalUnavailable(f"Temporal does not answer: {first_line(error)}") from error
     if not healthy:
-        raise TemporalUnavailable("Temporal answers, but says that it does not serve")
+        raise TemporalUnavailable("Temporal answers, but reports that it is not serving")
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, without secrets."""
+    """The first line of an error's message, without secrets."""
     lines = redact(str(error)).splitlines()
     return lines[0][:200] if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""Structured log lines on standard error: attempt, workflow and account run through all of them, no secret does."""
+"""Structured log lines on standard error, with attempt, workflow and account, and without secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXT_FIELDS: Final = ("attempt_id", "billing_account_id", "request_id")
 
 
 def redact(text: str) -> str:
-    """The text without what addresses may carry: credentials, and API keys in a path or query."""
+    """The text without credentials and API keys in its addresses."""
     return _URL_TAIL.sub(r"\g<origin>/…", _CREDENTIALS.sub(r"\g<scheme>", text))
 
 
@@ -53,7 +53,7 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def _flatten_sdk_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The SDK's descriptions of workflow and activity as the flat fields that our own lines have."""
+    """The SDK's descriptions of workflow and activity as the flat fields of our own lines."""
     described = event.pop("temporal_workflow", None)
     if isinstance(described, dict):
         event["workflow_id"] = described.get("workflow_id")
@@ -68,7 +68,7 @@ def _flatten_sdk_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def configure(*, level: str, log_format: str) -> None:
-    """Send every log line of the process, also libraries', to standard error as `json` or `console`."""
+    """Send every log line of the process, including libraries', to standard error as `json` or `console`."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -92,7 +92,7 @@ def configure(*, level: str, log_format: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    # The fields say it already; the SDK would repeat them inside the message.
+    # The fields hold it already; the SDK would repeat them inside the message.
     workflow.logger.workflow_info_on_message = False
     activity.logger.activity_info_on_message = False
     root = logging.getLogger()
@@ -127,7 +127,7 @@ class _LogContextInbound(ActivityInboundInterceptor):
             for name in CONTEXT_FIELDS
             if isinstance(message, BaseModel) and getattr(message, name, None) is not None
         }
-        # Not unbound afterwards: the activity's task ends here, and the SDK's line about its failure comes last.
+        # Not unbound afterwards: the activity's task ends here, and the SDK logs its failure last.
         structlog.contextvars.bind_contextvars(
             workflow_id=info.workflow_id,
             workflow_run_id=info.workflow_run_id,

@@ -147,7 +147,7 @@ class Reconciliation:
         written.
         """
         if from_time >= to_time:
-            raise InvalidInput("--to", f"wants a moment after {from_time.isoformat()}, got {to_time.isoformat()}")
+            raise InvalidInput("--to", f"expected a moment after {from_time.isoformat()}, got {to_time.isoformat()}")
         started = time.monotonic()
         span = db.Span(self._chain_id, from_time, to_time)
         found = _Found()

@@ -1,4 +1,4 @@
-"""What an account's owner sees of it."""
+"""Queries of an account's owner."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PAGE_SIZE_MAX: int = 100
 async def read_summary(
     services: Services, session: Session, *, limit: int = PAGE_SIZE, cursor: UUID | None = None
 ) -> CreditsSummary:
-    """Balance and `limit` ledger rows, those older than the entry `cursor` where it is given."""
+    """Balance and `limit` ledger rows, older than the entry `cursor` where it is given."""
     async with services.database.transaction(session.user_id) as connection:
         balance = await accounts.find_balance(connection, session.billing_account_id)
-        # One more than is shown tells whether there is a next page.
+        # One row more than is returned tells whether there is a next page.
         rows = await ledger.page_entries(connection, session.billing_account_id, limit=limit + 1, before=cursor)
     if balance is None:
-        raise BookkeepingError(f"account {session.billing_account_id} of a session is not there")
+        raise BookkeepingError(f"account {session.billing_account_id} of a session does not exist")
     entries = [
         LedgerEntry(
             id=row.id,

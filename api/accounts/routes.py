@@ -34,14 +34,14 @@ POSTED = (
     INVALID_INPUT,
     DatabaseUnavailable,
 )
-"""What may be wrong with anything that is posted."""
+"""Problems of every request with a body."""
 
 router = APIRouter(prefix="/api/v1/auth", tags=["auth"], route_class=JsonRoute)
 
 _limit = limit_by_address("logins", lambda services: services.settings.rate_limits.logins_per_address)
 
 
-_SESSION: Final = answered("Who is signed in.", {"session": examples.SESSION})
+_SESSION: Final = answered("The session.", {"session": examples.SESSION})
 
 
 @router.post(
@@ -58,9 +58,9 @@ async def challenge(
     body: Annotated[ChallengeRequest, Body(openapi_examples=asked(challenge=examples.CHALLENGE_REQUEST))],
     services: ApiServices,
 ) -> ChallengeAnswer:
-    """A message as in EIP-4361.
+    """Returns a message as in EIP-4361.
 
-    It names this service's domain and address, the chain, a nonce that is good for one login, and when it expires.
+    It names this service's domain and address, the chain, a single-use nonce, and its expiry.
     """
     made = await new_challenge(services, body.address)
     return ChallengeAnswer(**made.model_dump())
@@ -90,10 +90,10 @@ async def login(
     response: Response,
     services: ApiServices,
 ) -> SessionAnswer:
-    """Answer a challenge with the wallet's signature; sets the session's cookie.
+    """Answer a challenge with the wallet's signature; sets the session cookie.
 
-    Opens user, billing account and default key at a wallet's first login. A session that the cookie named before
-    ends. For a smart wallet the chain is asked; where it does not answer (503), the challenge stays good.
+    Creates user, billing account and default key at a wallet's first login. Ends the session that the cookie named
+    before. For a smart wallet the chain is asked; where it does not answer (503), the challenge stays valid.
     """
     session = await log_in(
         services, request, response, nonce=body.nonce, message=body.message, signature=body.signature
@@ -106,7 +106,7 @@ async def login(
     operation_id="logOut",
     summary="Sign out",
     status_code=204,
-    response_description="Nobody is signed in any more.",
+    response_description="The session has ended.",
     responses=documented(*POSTED),
 )
 async def logout(
@@ -118,18 +118,18 @@ async def logout(
         Body(openapi_examples=asked(thisSession=examples.THIS_SESSION, allSessions=examples.ALL_SESSIONS)),
     ] = None,
 ) -> None:
-    """End the session, or all of this wallet's sessions. Harmless where nobody is signed in."""
+    """End the session, or all of this wallet's sessions. Succeeds without a session, too."""
     await sign_out(services, request, response, everywhere=body is not None and body.everywhere)
 
 
 @router.get(
     "/session",
     operation_id="getSession",
-    summary="Who is signed in?",
+    summary="The current session",
     responses={200: _SESSION, **documented(NotSignedIn, DatabaseUnavailable)},
 )
 async def session(services: ApiServices, session: SignedIn) -> SessionAnswer:
-    """Who is signed in, and until when."""
+    """The wallet that is signed in, and until when."""
     return _answer(services, session)
 
 

@@ -1,4 +1,4 @@
-"""Signing in with a wallet and staying signed in: challenges, tokens, cookies."""
+"""Sign-in with a wallet, and sessions: challenges, tokens, cookies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NONCE_LENGTH: Final = 24
 
 TOKEN_BYTES: Final = 32
 TOKEN_LENGTH_MAX: Final = 200
-"""Longer cookies are nobody's: they are not even hashed."""
+"""Longer cookies are not ours: they are not even hashed."""
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -38,7 +38,7 @@ async def challenge(services: Services, address: str) -> Challenge:
     settings = services.settings
     wallet = checksum_address(address, field="address")
     if same_address(wallet, ZERO_ADDRESS):
-        raise InvalidInput("address", "is the zero address, which is nobody's: expected the wallet that signs")
+        raise InvalidInput("address", "is the zero address: expected the wallet that signs")
     async with services.database.unscoped_statement() as connection:
         made = new_challenge(
             nonce="".join(secrets.choice(_ALPHABET) for _ in range(NONCE_LENGTH)),
@@ -59,19 +59,19 @@ async def log_in(
     """Verify the signature over the stored message, use the challenge up, and set the cookie of a new session.
 
     Raises `SignInRefused`, `InvalidInput`, `RateLimited`, and `ChainUnavailable` where a smart wallet cannot be asked;
-    the challenge is still good then.
+    the challenge stays valid then.
     """
     if nonce is None and message is None:
-        raise InvalidInput("nonce", "wants the challenge's nonce, or its message")
+        raise InvalidInput("nonce", "expected the challenge's nonce, or its message")
     async with services.database.unscoped_statement() as connection:
         found = await sessions.find_challenge(connection, nonce=nonce, message=message)
     if found is None:
         LOGINS.labels(outcome="no_challenge").inc()
-        raise SignInRefused("the challenge was used already, has expired or was never given: ask for a new one")
+        raise SignInRefused("the challenge is unknown, expired or already used: request a new one")
     if not await signed_by(services.chain, found.wallet_address, found.message, signature):
         LOGINS.labels(outcome="wrong_signature").inc()
         raise SignInRefused(f"the signature is not that of wallet {found.wallet_address}")
-    # Counted only now: before, anybody could use up the logins of anybody's wallet.
+    # Counted only after the signature was verified: before, a stranger could use up another wallet's logins.
     per_minute = services.settings.rate_limits.logins_per_account
     await take(services, "logins", [Bucket(f"logins:account:{found.wallet_address}", per_minute)])
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -85,14 +85,14 @@ async def log_in(
         )
     if session is None:
         LOGINS.labels(outcome="used_meanwhile").inc()
-        raise SignInRefused("the challenge was used a moment ago: ask for a new one")
+        raise SignInRefused("the challenge was already used: request a new one")
     LOGINS.labels(outcome="signed_in").inc()
     _set_cookie(services.settings, response, token)
     return session
 
 
 async def find_session(services: Services, request: Request) -> Session | None:
-    """Whoever is signed in, by the request's cookie."""
+    """The session of the request's cookie, if any."""
     token_hash = _token_hash(services.settings, request)
     if token_hash is None:
         return None
@@ -101,7 +101,7 @@ async def find_session(services: Services, request: Request) -> Session | None:
 
 
 async def sign_out(services: Services, request: Request, response: Response, *, everywhere: bool = False) -> None:
-    """End the session, or all sessions of the same user, and take the cookie back. Harmless without a session."""
+    """End the session, or all sessions of the same user, and delete the cookie. Succeeds without a session."""
     token_hash = _token_hash(services.settings, request)
     if token_hash is not None:
         async with services.database.unscoped_statement() as connection:
@@ -118,7 +118,7 @@ def _set_cookie(settings: ApiSettings, response: Response, token: str) -> None:
         path="/",
         secure=settings.is_secure,
         httponly=True,
-        # Not "strict": somebody who follows a link to the page would seem to be signed out. Changes are guarded by
+        # Not "strict": after following a link to the page, a user would seem to be signed out. Changes are guarded by
         # `api.http.middleware.SameOriginOnly` as well.
         samesite="lax",
     )

@@ -1,7 +1,7 @@
-"""Reading request bodies: JSON only, decoded by pydantic.
+"""Request bodies: JSON only, decoded by pydantic.
 
-The standard decoder recurses on the interpreter's stack, and a library under the wallet's raises the recursion limit
-far enough for a nested body to overflow it; pydantic's decoder has a bound of its own.
+The standard decoder recurses on the interpreter's stack, and a dependency of the wallet library raises the recursion
+limit far enough for a nested body to overflow it. pydantic's decoder has a bound of its own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pydantic_core import from_json
 from api.http.problems import BODY_TOO_SLOW, MALFORMED_JSON, UNSUPPORTED_MEDIA_TYPE, ApiProblem, FieldError
 
 BODY_BYTES_MAX: Final = 64 * 1024
-"""A smart wallet's signature is the largest thing that anybody has to send, a few kilobytes."""
+"""A smart wallet's signature is the largest legitimate value, a few kilobytes."""
 
 
 class JsonRequest(Request):
-    """A request whose body is JSON, or refused."""
+    """A request whose body must be JSON."""
 
     async def body(self) -> bytes:
         """The body. Raises `ApiProblem` for another media type, and where it does not arrive in time."""
@@ -30,13 +30,13 @@ class JsonRequest(Request):
             raise ApiProblem(BODY_TOO_SLOW, headers={"Connection": "close"}) from None
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and media_type != "application/json":
-            raise ApiProblem(UNSUPPORTED_MEDIA_TYPE, errors=[FieldError(field="body", message="wants JSON")])
+            raise ApiProblem(UNSUPPORTED_MEDIA_TYPE, errors=[FieldError(field="body", message="expected JSON")])
         return body
 
     async def json(self) -> Any:
-        """The decoded body. Raises `ApiProblem` where it is none."""
+        """The decoded body. Raises `ApiProblem` for invalid JSON."""
         try:
-            # NaN is no JSON, and is let through to the one who can say which field it is in: no field takes it.
+            # NaN is not JSON, but the field's validation gives the better error: no field accepts it.
             return from_json(await self.body(), allow_inf_nan=True)
         except ValueError as error:
             reason = str(error)[:200]

@@ -1,4 +1,4 @@
-"""What routes are given: who is signed in, where the request comes from, and whether it is one too many."""
+"""Dependencies of routes: the session, the client's address, and rate limits."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
     "limit_by_address",
 ]
 
-# For the OpenAPI document only: which of the two it is depends on TLS.
+# For the OpenAPI document only: which of the two names applies depends on TLS.
 _cookie_scheme = APIKeyCookie(
     name=SECURE_COOKIE,
     scheme_name="session",
-    description=f"Set by login. Without TLS, as on a developer's machine, it is called `{LOCAL_COOKIE}_` and the port.",
+    description=f"Set by login. Without TLS, as on a developer's machine, its name is `{LOCAL_COOKIE}_` and the port.",
     auto_error=False,
 )
 
@@ -61,11 +61,11 @@ async def _turn(session: SignedIn, services: ApiServices) -> AsyncIterator[None]
 
 
 ONE_TURN = Depends(_turn, scope="function")
-"""For whatever asks the database on behalf of an account."""
+"""The session and its concurrency slot, for routes that query the database on behalf of an account."""
 
 
 def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callable[..., Awaitable[None]]:
-    """A dependency that counts the request against its address only: nobody is signed in yet."""
+    """A dependency that counts the request against its address only: there is no session yet."""
 
     async def limit(request: Request, services: ApiServices) -> None:
         await take(services, kind, [Bucket(f"{kind}:address:{client_address(request)}", per_minute(services))])

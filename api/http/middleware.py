@@ -1,4 +1,4 @@
-"""What holds for every request, whatever it asks for: an id, a log line, limits of time, no cross-site changes."""
+"""Middleware around every request: request id, log line, time limits, cross-site protection."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ BODY_SECONDS_MAX: Final = 10.0
 DRAINED_BYTES_MAX: Final = 2**20
 DRAIN_SECONDS_MAX: Final = 2.0
 ANSWER_SECONDS_MAX: Final = 25.0
-"""Until the head of the response: a turn comes within 10 s, a submission waits 3 s for a worker, a lock is waited for
-5 s, a dead node costs 8 s. A page has its own, lower limit (`api.pages.credits`)."""
+"""Limit until the response's head: a concurrency slot takes up to 10 s, a submission waits 3 s for a worker, a lock 5
+s, a dead node costs 8 s. Pages have a lower limit (`api.pages.credits`).
+"""
 
 CONTENT_POLICY: Final = "; ".join(
     (
@@ -68,7 +69,7 @@ log = structlog.get_logger(__name__)
 
 
 class RequestContext:
-    """The outermost: gives the request an id, counts and logs it, and answers what nobody else caught."""
+    """Outermost middleware: assigns the request id, counts and logs the request, and answers uncaught errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -102,7 +103,7 @@ class RequestContext:
                 response = problem_response(INTERNAL, INTERNAL.title, request_id=request_id)
                 await response(scope, receive, send_with_id)
         finally:
-            # 499, as proxies write it: the caller left before there was an answer.
+            # 499, as proxies log it: the client disconnected before the answer.
             answered = status or 499
             REQUESTS.labels(method=_method(scope), route=_route(scope), status=answered).inc()
             log.info(
@@ -115,7 +116,7 @@ class RequestContext:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, so that ids make no labels of their own."""
+    """The route's template, so that ids do not become metric labels."""
     path = getattr(scope.get("route"), "path", None)
     return path if isinstance(path, str) else "none"
 
@@ -126,7 +127,7 @@ def _method(scope: Scope) -> str:
 
 
 class SecurityHeaders:
-    """Headers that every response carries; what is not said to be cacheable is not kept."""
+    """Headers of every response; without an explicit cache policy it is not stored."""
 
     def __init__(self, app: ASGIApp, *, is_secure: bool) -> None:
         self._app = app
@@ -141,7 +142,7 @@ class SecurityHeaders:
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
-                # The page goes by it, as intents end by the database's clock and not by this host's.
+                # The page uses it, because intents expire by the database's clock, not this host's.
                 headers["Date"] = format_datetime(estimated_now(), usegmt=True)
             await send(message)
 
@@ -149,10 +150,10 @@ class SecurityHeaders:
 
 
 class SameOriginOnly:
-    """Refuses changes that another site's page asks a browser for, whatever cookie comes with them.
+    """Refuses cross-site requests that change state, whatever cookie they carry.
 
-    Browsers say where a request comes from (`Sec-Fetch-Site`, else `Origin`); a program that says neither has no
-    cookie of anybody else's.
+    Browsers send the origin of a request (`Sec-Fetch-Site`, else `Origin`); a program that sends neither has no other
+    user's cookie.
     """
 
     def __init__(self, app: ASGIApp, *, origin: str) -> None:
@@ -175,12 +176,12 @@ class SameOriginOnly:
         if fetched_from is not None and fetched_from not in {"same-origin", "none"}:
             return False
         origin = headers.get("origin")
-        # The browser's own word for "same origin" counts although ours has another name for it.
+        # The browser's own "same origin" counts although our name for it differs.
         return fetched_from == "same-origin" or origin is None or _origin(origin) == self._origin
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None] | None:
-    """Scheme, host and port; None for what is no address, such as the origin "null"."""
+    """Scheme, host and port; None for an invalid address, such as the origin "null"."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -192,15 +193,14 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
 class HeadAsGet:
     """Answers HEAD wherever GET is answered: the same status and headers, and no body.
 
-    The response is over with its head. Whoever would go on writing, such as an event stream, learns that the caller has
-    left.
+    The response ends after its head. A handler that would go on writing, such as an event stream, sees a disconnect.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app, as if GET were asked for."""
+        """Run the app as if it were GET."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -225,7 +225,7 @@ class HeadAsGet:
         if not is_head:
             await self._app(scope, receive, send_head)
             return
-        # In place: the router leaves the route in it, by which the request is counted and logged.
+        # In place: the router stores the route in it, by which the request is counted and logged.
         scope["method"] = "GET"
         try:
             await self._app(scope, receive_until_over, send_head)
@@ -240,10 +240,10 @@ def _allow_head(headers: MutableHeaders) -> None:
 
 
 class ResponseTimeout:
-    """Bounds how long an answer may take to begin, whatever the handler does when it is cancelled.
+    """Response timeout: bounds how long an answer may take to begin, whatever the handler does when it is cancelled.
 
-    It is answered beside the handler, whose later words are dropped. The handler may clean up for as long as that
-    takes, in the task that it always had: nobody waits for it, and nothing that it does is lost.
+    The timeout is answered concurrently with the handler, whose later messages are dropped. The handler may clean up in
+    its own task for as long as it takes.
     """
 
     def __init__(self, app: ASGIApp, *, seconds: float) -> None:
@@ -251,7 +251,7 @@ class ResponseTimeout:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app, and answer in its place when its time is up."""
+        """Run the app, and answer in its place when the time is up."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -279,7 +279,7 @@ class ResponseTimeout:
             if answering is None:
                 raise
             if not isinstance(error, TimeoutError):
-                log.warning("request failed after its time", error=type(error).__name__)
+                log.warning("request failed after its timeout", error=type(error).__name__)
         finally:
             instead.cancel()
             if answering is not None:
@@ -287,9 +287,9 @@ class ResponseTimeout:
 
 
 class RequestLimits:
-    """Bounds how large a body may say that it is, and how long it may take.
+    """Bounds a body's announced size, and the time it may take.
 
-    A body that grows larger than it said, or did not say, is stopped where it is read (`max_body_size` of the app).
+    A body that exceeds its announced size, or has none, is stopped where it is read (`max_body_size` of the app).
     """
 
     def __init__(self, app: ASGIApp, *, body_bytes: int, body_seconds: float) -> None:
@@ -332,7 +332,7 @@ class RequestLimits:
             if message["type"] == "http.response.start":
                 has_begun = True
                 if has_body and not await self._drain(receive_in_time):
-                    # What nobody reads would be swallowed without end, for the sake of the next request.
+                    # Otherwise the server would read an unread body without end, to reuse the connection.
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
@@ -347,9 +347,9 @@ class RequestLimits:
             await _refuse(BODY_TOO_SLOW, scope, receive, send)
 
     async def _drain(self, receive: Receive) -> bool:
-        """Read the rest of a body that is answered already; False where it does not end soon.
+        """Drain the rest of a body that is answered already; False where it does not end soon.
 
-        A connection that is closed while the other side still writes takes the answer with it.
+        Closing a connection on which the other side still writes loses the answer.
         """
         left = DRAINED_BYTES_MAX
         try:

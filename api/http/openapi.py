@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI writes by itself, and what it cannot know."""
+"""The OpenAPI document: FastAPI's, completed by what it cannot know."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from api.http.problems import Problem
 TAGS: Final = [
     {"name": "auth", "description": "Sign-In with Ethereum (EIP-4361); the session is a cookie."},
     {"name": "payments", "description": "Intents, submissions, progress and credits of the session's account."},
-    {"name": "health", "description": "For whoever runs the service."},
+    {"name": "health", "description": "For operators."},
 ]
 
 _REQUEST_ID: Final = "X-Request-ID"
 _HEADERS: Final = {
     _REQUEST_ID: {
-        "description": "The request's id in the service's log: the caller's own, where it sent a fit one.",
+        "description": "The request's id in the service's log: the caller's own, where it sent a valid one.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
         "example": "0f6c2f0e5d1f4a4c",
     }
@@ -26,10 +26,10 @@ _HEADERS: Final = {
 
 
 class Api(FastAPI):
-    """FastAPI with a document of ours."""
+    """FastAPI with our OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """The document, generated once."""
         if self.openapi_schema is None:
             document = super().openapi()
             components = document["components"]
@@ -61,7 +61,7 @@ def answered(
     links: Mapping[str, Any] | None = None,
     **content: Any,
 ) -> dict[str, Any]:
-    """What a route says of an answer: examples by their names, and the calls that go on from it."""
+    """A route's documented response: examples by name, and links to follow-up calls."""
     return {
         "description": description,
         "content": {media_type: {**content, "examples": {name: {"value": value} for name, value in examples.items()}}},
@@ -71,7 +71,7 @@ def answered(
 
 
 def asked(**examples: Any) -> dict[str, Any]:
-    """Examples of a body, by their names, for `Body(openapi_examples=...)`."""
+    """Examples of a body by name, for `Body(openapi_examples=...)`."""
     return {name: {"value": value} for name, value in examples.items()}
 
 

@@ -1,4 +1,4 @@
-"""RFC 9457 problem documents: every error that the interface answers with, in one table."""
+"""RFC 9457 problem documents: every error of the interface, in one table."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProblemKind:
-    """A stable code, its HTTP status, and what it means in words that hold for every occurrence."""
+    """A kind of problem: stable code, HTTP status, and a title that holds for every occurrence."""
 
     code: str
     status: int
     title: str
     is_repeatable: bool = False
-    """Whether the very same request may go through later."""
+    """Whether the same request may succeed later."""
 
 
 STATUSES: Final[Mapping[Category, int]] = {
@@ -47,26 +47,26 @@ STATUSES: Final[Mapping[Category, int]] = {
     Category.BOOKKEEPING: 500,
     Category.INTERNAL: 500,
 }
-"""All that HTTP adds to the registry of errors (`domain.errors`)."""
+"""HTTP statuses, the only addition to the registry of errors (`domain.errors`)."""
 
 
 def kind_of(error: SettleError | type[SettleError]) -> ProblemKind:
-    """How a domain error is answered."""
+    """The problem kind of a domain error."""
     kind = error if isinstance(error, type) else type(error)
     status = STATUSES[kind.category]
     return ProblemKind(error.code, status, kind.title, is_repeatable=kind.category in REPEATABLE)
 
 
 INVALID_INPUT: Final = kind_of(InvalidInput)
-MALFORMED_JSON: Final = ProblemKind("MALFORMED_JSON", 400, "The body is not JSON")
-CROSS_SITE_REQUEST: Final = ProblemKind("CROSS_SITE_REQUEST", 403, "Only pages of this service may ask for a change")
-NOT_FOUND: Final = ProblemKind("NOT_FOUND", 404, "There is nothing at this address")
-METHOD_NOT_ALLOWED: Final = ProblemKind("METHOD_NOT_ALLOWED", 405, "This address does not take that method")
+MALFORMED_JSON: Final = ProblemKind("MALFORMED_JSON", 400, "The body is not valid JSON")
+CROSS_SITE_REQUEST: Final = ProblemKind("CROSS_SITE_REQUEST", 403, "Cross-site request refused")
+NOT_FOUND: Final = ProblemKind("NOT_FOUND", 404, "Not found")
+METHOD_NOT_ALLOWED: Final = ProblemKind("METHOD_NOT_ALLOWED", 405, "Method not allowed")
 BODY_TOO_SLOW: Final = ProblemKind("BODY_TOO_SLOW", 408, "The body did not arrive in time", is_repeatable=True)
 BODY_TOO_LARGE: Final = ProblemKind("BODY_TOO_LARGE", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("UNSUPPORTED_MEDIA_TYPE", 415, "The body must be application/json")
 BAD_REQUEST: Final = ProblemKind("BAD_REQUEST", 400, "The request is malformed")
-OUT_OF_TIME: Final = ProblemKind("OUT_OF_TIME", 503, "The answer took too long; ask again", is_repeatable=True)
+OUT_OF_TIME: Final = ProblemKind("OUT_OF_TIME", 503, "The request timed out; try again", is_repeatable=True)
 INTERNAL: Final = kind_of(SettleError)
 
 KINDS: Final = (
@@ -81,7 +81,7 @@ KINDS: Final = (
     UNSUPPORTED_MEDIA_TYPE,
     OUT_OF_TIME,
 )
-"""Everything that the interface may answer with."""
+"""All problems that the interface may answer with."""
 
 _BY_STATUS: Final = {
     kind.status: kind
@@ -90,7 +90,7 @@ _BY_STATUS: Final = {
 
 
 class FieldError(BaseModel):
-    """What is wrong with one value."""
+    """An invalid value."""
 
     field: str = Field(description="its name in the request", examples=["amountUsdCents"])
     message: str = Field(examples=["Input should be greater than 0"])
@@ -102,17 +102,17 @@ class Problem(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
     type: str = Field(description="identifies the kind; nothing is served there", examples=["/problems/INVALID_INPUT"])
-    title: str = Field(description="the kind in words, the same at every occurrence")
+    title: str = Field(description="the kind of problem, the same at every occurrence")
     status: int
-    detail: str = Field(description="this occurrence in words, fit to be shown")
+    detail: str = Field(description="this occurrence, suitable for display")
     code: str = Field(description="stable name of the kind (docs/errors.md)", examples=["INVALID_INPUT"])
-    retryable: bool = Field(description="whether the very same request may go through later")
-    request_id: str | None = Field(default=None, description="to quote to whoever runs the service")
-    errors: list[FieldError] | None = Field(default=None, description="the values that are wrong")
+    retryable: bool = Field(description="whether the same request may succeed later")
+    request_id: str | None = Field(default=None, description="to quote to support")
+    errors: list[FieldError] | None = Field(default=None, description="the invalid values")
 
 
 class ApiProblem(HTTPException):
-    """A problem that the interface itself finds, not the domain."""
+    """A problem found by the interface itself, not by the domain."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ def problem_response(
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of the app as a problem."""
+    """Answer every error of the app as a problem document."""
     app.add_exception_handler(SettleError, _on_settle_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -182,11 +182,11 @@ def documented(*kinds: type[SettleError] | ProblemKind) -> dict[int | str, dict[
 
 
 def _with_finer_ones(error: type[SettleError]) -> list[ProblemKind]:
-    """Where a route may raise an error, it may raise one of its subclasses."""
+    """A route that may raise an error may also raise its subclasses."""
     return [kind_of(error), *(kind_of(kind) for kind in registered().values() if error in kind.__mro__[1:])]
 
 
-_RETRY_AFTER: Final = {"description": "whole seconds until it is worth asking again", "schema": {"type": "integer"}}
+_RETRY_AFTER: Final = {"description": "seconds until the request may be retried", "schema": {"type": "integer"}}
 
 
 def _example(kind: ProblemKind) -> dict[str, Any]:
@@ -198,7 +198,11 @@ def _example(kind: ProblemKind) -> dict[str, Any]:
         "code": kind.code,
         "retryable": kind.is_repeatable,
         "requestId": "0f6c2f0e5d1f4a4c",
-        **({"errors": [{"field": "amountUsdCents", "message": "wants a whole number"}]} if kind.status == 422 else {}),
+        **(
+            {"errors": [{"field": "amountUsdCents", "message": "expected a whole number"}]}
+            if kind.status == 422
+            else {}
+        ),
     }
 
 
@@ -212,13 +216,13 @@ async def _on_settle_error(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
     detail = error.message
     if kind.status == 500:
-        # Nobody else logs it: to the server it is an answer like any other.
+        # Not logged elsewhere: to the server it is an answer like any other.
         log.error("request failed", code=error.code, exc_info=error)
         detail = kind.title
     elif kind.status == 503:
-        # Which server, and why, is for the log: the caller can do nothing with it.
+        # The server and the reason are logged only: the caller can do nothing with them.
         log.warning("dependency unavailable", code=error.code, reason=error.message)
-        detail = f"{kind.title}; try again in a moment"
+        detail = f"{kind.title}; try again shortly"
     return problem_response(
         kind,
         detail,
@@ -268,5 +272,5 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:
-    """Logged where the request ends (`api.http.middleware`), where also what breaks outside of the app is caught."""
+    """Logged where the request ends (`api.http.middleware`), as are errors raised outside the app."""
     return problem_response(INTERNAL, INTERNAL.title, request_id=_request_id(request))

@@ -1,4 +1,4 @@
-"""Rate limits: whom a request is counted against, and what happens to one too many."""
+"""Rate limits: the keys that a request is counted against, and the refusal of one too many."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from domain.errors import RateLimited
 from telemetry.metrics.api import RATE_LIMITED
 
 IPV6_PREFIX: Final = 64
-"""One customer of a provider has at least this many bits to choose an address from."""
+"""A provider gives one customer at least this many bits of IPv6 address space."""
 
 
 def client_address(request: Request) -> str:
-    """Whom a request is counted against: an IPv4 address, or the network that an IPv6 address is from.
+    """Rate limit key of a client: its IPv4 address, or the network of its IPv6 address.
 
-    A proxy's `X-Forwarded-For` has been applied by now, where the proxy is one that the settings name.
+    The `X-Forwarded-For` of trusted proxies has been applied before.
     """
     host = request.client.host if request.client else "unknown"
     try:
@@ -35,7 +35,7 @@ def client_address(request: Request) -> str:
 
 
 async def take(services: Services, kind: str, buckets: list[Bucket]) -> None:
-    """Count one request of a kind against each bucket in turn. Raises `RateLimited` where it is one too many."""
+    """Count one request of a kind against each bucket in order. Raises `RateLimited` when one is full."""
     async with services.database.unscoped_statement() as connection:
         wait_seconds = await rate_limits.take(connection, buckets)
     if wait_seconds is not None:

@@ -1,4 +1,4 @@
-"""A payment's progress as server-sent events: an event when something has changed, and silence that is kept alive."""
+"""A payment's progress as server-sent events: one event per change, with keep-alive comments in between."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from domain.payments.attempt import AttemptStatus, ClientStatus
 from starter.models import AttemptView
 
 STREAM_SECONDS_MAX: Final = 600.0
-"""Then the browser comes again by itself; a stream that nobody reads does not stay for ever."""
+"""Longest life of a stream, after which the browser reconnects; an unread stream does not stay indefinitely."""
 
 KEEPALIVE_SECONDS: Final = 15.0
 SESSION_CHECK_SECONDS: Final = 2.0
-"""How long a stream may outlive its session. A check costs half a reading (0.4 ms), and waits its turn with them."""
+"""How long a stream may outlive its session. A check costs half a read (0.4 ms), and shares their limit."""
 
 TICK_SECONDS_MIN: Final = 0.25
 TICK_SECONDS_MAX: Final = 2.0
 UNPAID_TICK_SECONDS: Final = 5.0
-"""Until a hash is submitted nothing happens that the submitter does not hear from the submission's own answer."""
+"""Poll interval before a hash is submitted: every change comes from the submitter's own requests."""
 
 RETRY_MILLISECONDS: Final = 2_000
-"""When the browser comes again after a stream has ended without a final status."""
+"""When the browser reconnects after a stream has ended without a final status."""
 
 
 class EventStream(StreamingResponse):
-    """A stream of events, which holds one of the places for streams while it is sent, and whatever becomes of it."""
+    """Response of events that holds a stream slot while it is sent, and releases it in any case."""
 
     def __init__(self, events: AsyncIterator[bytes], place: AbstractContextManager[None]) -> None:
-        # Proxies that collect a response before they pass it on would make nothing of it.
+        # Proxies that buffer responses would delay the events.
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events. Raises `RateLimited`, before anything is sent, where no place is free."""
+        """Send the events. Raises `RateLimited` before the first byte where no slot is free."""
         with self._place:
             await super().__call__(scope, receive, send)
 
@@ -54,7 +54,7 @@ class EventStream(StreamingResponse):
 async def attempt_events(
     services: Services, request: Request, session: Session, attempt_id: UUID, first: AttemptView
 ) -> AsyncIterator[bytes]:
-    """The attempt's view now and whenever it changes, until it is final, the session ends, or the process stops."""
+    """The attempt's view now and at every change, until it is final, the session ends, or the process stops."""
     tick_seconds = min(max(services.settings.block_time.total_seconds() / 2, TICK_SECONDS_MIN), TICK_SECONDS_MAX)
     view = first
     yield _event(view, retry=RETRY_MILLISECONDS)
@@ -74,7 +74,7 @@ async def attempt_events(
             async with services.streams.reading():
                 now = await services.payments.status(session.user_id, attempt_id)
         except (Unavailable, TimeoutError):
-            now = view  # nothing new is known; it may be soon
+            now = view  # no news; the next read may have some
         if _tells(now) != _tells(view):
             view, said = now, time.monotonic()
             yield _event(view)
@@ -90,7 +90,7 @@ def _pause_seconds(view: AttemptView, tick_seconds: float) -> float:
 
 
 def _tells(view: AttemptView) -> AttemptView:
-    """What is worth an event: not when the chain is looked at next."""
+    """The part of a view whose change is an event: not the time of the next poll."""
     return view.model_copy(update={"next_look_at": None})
 
 
@@ -103,7 +103,7 @@ async def _is_still_signed_in(services: Services, request: Request) -> bool:
         async with services.streams.reading():
             return await find_session(services, request) is not None
     except (Unavailable, TimeoutError):
-        return True  # who cannot be asked after has not signed out, as far as is known
+        return True  # an unanswered check does not end the session
 
 
 async def _happens(wait: Callable[[], Awaitable[object]], *, within_seconds: float) -> bool:

@@ -1,7 +1,7 @@
-"""A balance over time as coordinates; `templates/operator_picture.html` draws them. Whole numbers, so that it is exact.
+"""Balance chart as coordinates, rendered by `templates/operator_picture.html`. Integers, so that it is exact.
 
-Times are shares of the width, so that the picture is as wide as its place while its words keep their size. Levels are
-pixels: its height is always the same.
+Times are shares of the width, so that the chart fills its place while labels keep their size. Levels are pixels: the
+height is fixed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 WIDTH: Final = 1_000
-"""Of the curve's own coordinates, which are stretched to the width there is."""
+"""Units of the curve's own coordinate system, which is scaled to the available width."""
 
 TOP: Final = 8
 """Pixels above the highest level, for half of its label."""
@@ -21,14 +21,14 @@ HEIGHT: Final = 200
 """Pixels between the lowest and the highest level."""
 
 BOTTOM: Final = 26
-"""Pixels below, for the times."""
+"""Pixels below, for the time labels."""
 
 LEVELS_MAX: Final = 5
 SPREAD_MIN: Final = 1_000
-"""Of a balance that hardly moves, a thousandth is shown: more, and its levels would be numbers of many digits."""
+"""Smallest range shown, as a fraction of the balance: a thousandth. Less would need labels with many digits."""
 
 EDGE: Final = 25
-"""A time's label that is closer than this to an end, in thousandths, would be cut off."""
+"""A time label closer than this to an end, in thousandths of the width, would be cut off."""
 
 UNITS: Final = ((10**12, " tn"), (10**9, " bn"), (10**6, " M"), (10**3, " k"), (1, ""))
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,7 +36,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A line across, at pixel `y` from the top."""
+    """A horizontal grid line at pixel `y` from the top."""
 
     y: int
     label: str
@@ -44,7 +44,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class TimeLabel:
-    """A time at `x` percent. `is_extra` where a narrow picture does without."""
+    """A time label at `x` percent. `is_extra` where a narrow chart omits it."""
 
     x: str
     label: str
@@ -53,7 +53,7 @@ class TimeLabel:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An interval in which the balance does not change, by percent: what a pointer over it is told."""
+    """A segment in which the balance does not change, in percent, with its tooltip."""
 
     x: str
     width: str
@@ -63,7 +63,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything that is drawn. `area` is empty where the lowest level is not zero: it would mislead."""
+    """Everything to render. `area` is empty where the lowest level is not zero: it would mislead."""
 
     curve: str
     area: str
@@ -77,7 +77,7 @@ class Chart:
 
     @property
     def height(self) -> int:
-        """Of the whole, in pixels."""
+        """Total height in pixels."""
         return TOP + HEIGHT + BOTTOM
 
 
@@ -90,7 +90,7 @@ def draw(
     now: datetime,
     label_every: timedelta,
 ) -> Chart:
-    """The picture of a balance that was `opening_credits` at `start` and, from each step's time on, what it says.
+    """The chart of a balance that was `opening_credits` at `start` and has each step's value from the step's time on.
 
     The curve ends at `now`, the axis at `end`; times are labelled at whole multiples of `label_every`.
     """
@@ -125,7 +125,7 @@ def draw(
 
 
 def _levels(lowest: int, highest: int) -> list[int]:
-    """Round numbers from below the lowest value to above the highest; from zero, unless all are far above it."""
+    """Round levels from below the lowest value to above the highest; from zero, unless all are far above it."""
     is_flat = lowest == highest
     low = 0 if lowest >= 0 and (is_flat or lowest <= highest // 2) else lowest
     high = 0 if is_flat and highest < 0 else highest
@@ -167,7 +167,7 @@ def _percent(thousandths: int) -> str:
 
 
 def in_short(number: int, largest: int | None = None) -> str:
-    """`1.25 M`, exact; in the unit that suits the largest number beside it."""
+    """`1.25 M`, exact; in the unit that suits the largest number of the axis."""
     size = max(abs(number), abs(largest or 0))
     unit, name = next(((unit, name) for unit, name in UNITS if size >= unit), UNITS[-1])
     whole, rest = divmod(abs(number), unit)

@@ -1,6 +1,6 @@
-"""The operators' pages: every payment, one payment's whole story, the system tenant's balance as a picture.
+"""Operators' pages: all payments, the details of one payment, and the system tenant's balance chart.
 
-Not there at all unless wallets and a database address of their own are configured. They read, and change nothing.
+Not served unless operator wallets and a database address are configured. They are read-only.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from starter.diagnosis import diagnose
 PAGE_ROWS: Final = 50
 ACCOUNT_LENGTH_MAX: Final = 200
 SHOWN_LENGTH_MAX: Final = 80
-"""Of a value that is said to be wrong."""
+"""Longest part of an invalid value that an error quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """How far back the picture goes, the width of a step in it, and how often the time is written under it."""
+    """A period of the chart, the width of its steps, and the distance of its time labels."""
 
     days: int
     step: timedelta
@@ -53,7 +53,7 @@ class Period:
 
     @property
     def words(self) -> str:
-        """Its name."""
+        """Its label."""
         return "1 day" if self.days == 1 else f"{self.days} days"
 
 
@@ -79,10 +79,10 @@ log = structlog.get_logger(__name__)
 
 
 class OperatorRoute(APIRoute):
-    """A route that an operator reads: a refusal is a page, and whoever is not signed in is sent to where he can."""
+    """A route for operators: errors are pages, and an unauthenticated user is redirected to sign in."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, also of what its dependencies raise."""
+        """The handler, including errors of its dependencies."""
         handle = super().get_route_handler()
 
         async def handle_for_an_operator(request: Request) -> Response:
@@ -105,7 +105,7 @@ router = APIRouter(prefix="/operator", route_class=OperatorRoute, include_in_sch
 
 
 def install(app: FastAPI) -> None:
-    """Give an app the pages, where its services (`app.state.services`) are configured for them."""
+    """Add the pages to an app whose services (`app.state.services`) are configured for them."""
     services: Services = app.state.services
     if services.operators is not None and services.settings.operator_wallets:
         app.include_router(router)
@@ -137,7 +137,7 @@ def _refusal(request: Request, error: SettleError, *, headers: Mapping[str, str]
 
 
 class Asked(BaseModel):
-    """What the address asks for, as it was written: what is wrong in it is said on the page, beside its field."""
+    """The query string as written; invalid values are reported on the page, next to their field."""
 
     model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
 
@@ -151,7 +151,7 @@ class Asked(BaseModel):
     after: str = ""
 
     def url(self, **changes: object) -> str:
-        """The page's address with some of it changed. What is empty is left out, and so is where it was paged to."""
+        """The page's address with some parameters changed. Empty ones are dropped, and so is the page position."""
         values = {"status": self.status, "purpose": self.purpose, "account": self.account, "hash": self.hash}
         values |= {"days": self.days, **{name: str(value) for name, value in changes.items()}}
         found = urlencode({name: value for name, value in values.items() if value})
@@ -162,7 +162,7 @@ class Asked(BaseModel):
 async def show_attempts(
     request: Request, services: ApiServices, session: Operator, asked: Annotated[Asked, Query()]
 ) -> Response:
-    """The system tenant's balance, and attempts by filters, newest first."""
+    """The system tenant's balance, and attempts by filter, newest first."""
     errors: dict[str, str] = {}
     if asked.reference:
         try:
@@ -191,7 +191,7 @@ async def show_attempts(
 async def _list(
     services: Services, wanted: AttemptFilter, *, before: UUID | None, after: UUID | None
 ) -> dict[str, object]:
-    """A page of attempts and, where statuses are all that is chosen between, how many there are of each."""
+    """A page of attempts and, with the status as the only filter, the number of attempts per status."""
     context: dict[str, object] = {}
     async with _database(services).transaction() as connection:
         if wanted == AttemptFilter(status=wanted.status):
@@ -199,7 +199,7 @@ async def _list(
         page = await operators.page_attempts(connection, wanted, limit=PAGE_ROWS, before=before, after=after)
         is_newest = before is None and (after is None or page.newer is None)
         if after is not None and is_newest:
-            # Back where the list begins: a whole page of it.
+            # Paged back to the start of the list: show a full page of it.
             page = await operators.page_attempts(connection, wanted, limit=PAGE_ROWS)
     return context | {"page": page, "is_newest": is_newest}
 
@@ -213,21 +213,21 @@ def _one_of(words: type[_Word], name: str, given: str, errors: dict[str, str]) -
     try:
         return words(given)
     except ValueError:
-        errors[name] = f"wants one of {', '.join(words)}, got {given[:SHOWN_LENGTH_MAX]!r}"
+        errors[name] = f"expected one of {', '.join(words)}, got {given[:SHOWN_LENGTH_MAX]!r}"
         return None
 
 
 def _wanted(asked: Asked, errors: dict[str, str]) -> AttemptFilter:
-    """The filter that is asked for, without what is wrong in it, which goes to `errors` by its field."""
+    """The filter, without invalid values, which are added to `errors` by field."""
     tx_hash = None
     if asked.hash:
         try:
             tx_hash = parse_tx_hash(asked.hash)
         except InvalidInput as error:
             errors["hash"] = _said(error)
-    # PostgreSQL takes no NUL in a text, and no id has anything like it.
+    # PostgreSQL's text cannot hold NUL, and ids are printable.
     if not asked.account.isprintable() or len(asked.account) > ACCOUNT_LENGTH_MAX:
-        errors["account"] = f"wants an account's id, up to {ACCOUNT_LENGTH_MAX} printable characters"
+        errors["account"] = f"expected an account's id, up to {ACCOUNT_LENGTH_MAX} printable characters"
     return AttemptFilter(
         status=_one_of(AttemptStatus, "status", asked.status, errors),
         purpose=_one_of(Purpose, "purpose", asked.purpose, errors),
@@ -237,7 +237,7 @@ def _wanted(asked: Asked, errors: dict[str, str]) -> AttemptFilter:
 
 
 def _said(error: InvalidInput) -> str:
-    """Its message without the field's name, beside which it is shown."""
+    """Its message without the field's name, next to which it is shown."""
     return error.message.removeprefix(f"{error.field}: ")
 
 
@@ -245,12 +245,12 @@ def _period(days: str, errors: dict[str, str]) -> Period:
     found = next((period for period in PERIODS if days == str(period.days)), None)
     if found is None and days:
         wants = ", ".join(str(period.days) for period in PERIODS)
-        errors["days"] = f"wants one of {wants} days, got {days[:SHOWN_LENGTH_MAX]!r}"
+        errors["days"] = f"expected one of {wants} days, got {days[:SHOWN_LENGTH_MAX]!r}"
     return found or USUAL_PERIOD
 
 
 def _cursor(text: str) -> UUID | None:
-    """A page's position; one that is none is the first page."""
+    """A page's position; an invalid one is the first page."""
     try:
         return parse_attempt_id(text)
     except InvalidInput:
@@ -262,7 +262,7 @@ def _cursor(text: str) -> UUID | None:
 
 @dataclass(frozen=True, slots=True)
 class BalanceView:
-    """The system tenant's balance over a period, and its picture."""
+    """The system tenant's balance over a period, and its chart."""
 
     account: str
     history: BalanceHistory
@@ -271,9 +271,9 @@ class BalanceView:
 
 
 async def _balance(services: Services, period: Period) -> BalanceView | None:
-    """The balance, or None where the database does not add it up in time: the rest of the page does not need it."""
+    """The balance, or None where the database does not sum it up in time: the rest of the page does not need it."""
     now = estimated_now()
-    # Whole steps, so that the same moment is in the same step at every look.
+    # Whole steps, so that the same moment falls into the same step at every request.
     end = _EPOCH + ((now - _EPOCH) // period.step + 1) * period.step
     start = end - timedelta(days=period.days)
     try:
@@ -282,7 +282,7 @@ async def _balance(services: Services, period: Period) -> BalanceView | None:
                 connection, SYSTEM_TENANT_ACCOUNT_ID, start=start, end=end, width=period.step
             )
     except Unavailable as error:
-        log.warning("balance cannot be shown", code=error.code, reason=error.message)
+        log.warning("cannot show the balance", code=error.code, reason=error.message)
         return None
     chart = draw(
         history.opening_credits,
@@ -300,7 +300,7 @@ async def _balance(services: Services, period: Period) -> BalanceView | None:
 
 @router.get("/attempts/{attempt_id}")
 async def show_attempt(request: Request, services: ApiServices, session: Operator, attempt_id: str) -> Response:
-    """Why it is credited or not, and everything that is known about it."""
+    """Why it is credited or not, with everything known about it."""
     try:
         wanted = parse_attempt_id(attempt_id)
     except InvalidInput:
@@ -337,7 +337,7 @@ def _page(
     return templates.TemplateResponse(request, name, {**shared, **context}, status_code)
 
 
-# -- words and numbers of the templates
+# -- formatting for the templates
 
 
 def utc_seconds(moment: datetime) -> str:
@@ -351,22 +351,22 @@ def utc_minutes(moment: datetime) -> str:
 
 
 def in_json(value: object) -> str:
-    """A value of an event's metadata on one line. In ASCII: no character in it may change how the page reads."""
+    """A value of an event's metadata on one line, in ASCII: no character in it may change how the page reads."""
     return value if isinstance(value, str) and value.isascii() and value.isprintable() else json.dumps(value)
 
 
 def reason_label(reason: str) -> str:
-    """Why credits changed, in one word; a reason that has none yet as it is."""
+    """Label of a ledger reason; an unknown one is shown as it is."""
     return REASON_LABELS.get(reason, reason)
 
 
 def purpose_label(purpose: str) -> str:
-    """What was paid for, in one word."""
+    """Label of a purpose."""
     return PURPOSES_IN_WORDS.get(purpose, purpose)
 
 
 def status_in_style(status: AttemptStatus) -> str:
-    """The name of a status in the style: open, waiting, good or bad."""
+    """CSS class of a status: open, waiting, good or bad."""
     match status:
         case AttemptStatus.CREATED_INTENT:
             return "open"
@@ -393,7 +393,7 @@ templates.env.filters |= {
     "purpose": purpose_label,
     "style": status_in_style,
 }
-# Its address changes with the file, as those of the other pages' files do.
+# Its address changes with the file, like those of the other pages' files.
 _STYLE: Final = hashlib.sha256((pages.STATIC_FOLDER / "operator.css").read_bytes()).hexdigest()[:12]
 templates.env.globals |= {
     "static": pages.templates.env.globals["static"],

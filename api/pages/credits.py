@@ -1,4 +1,4 @@
-"""The page where people buy credits. It is complete without JavaScript, but for the wallet: see `static/credits.js`."""
+"""The Credits page. It works without JavaScript, except for the wallet: see `static/credits.js`."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ UNPAID_PAYMENTS_MAX: Final = 5
 ENDED: Final = FINAL_STATUSES
 RECENT_PAYMENTS: Final = 10
 CURSORS_KEPT: Final = 20
-"""How far back "Newer" goes step by step: each page's address carries the way to it."""
+"""How many pages "Newer" can go back: each page's address carries the positions of the ones before."""
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 PAGE_SECONDS_MAX: Final = 15.0
-"""Then a person gets a page that says so, before the limit of all requests answers with a problem document."""
+"""Time limit of a page, below the limit of all requests, so that users get a page instead of a problem document."""
 
 RETRY_AFTER_SECONDS: Final = "5"
 FOR_EVER: Final = "public, max-age=31536000, immutable"
@@ -60,21 +60,21 @@ REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "Credits bought",
     Reason.PLATFORM_REVENUE_SHARE: "Share of a purchase",
     Reason.SYSTEM_DONATION: "Donation received",
-    Reason.PAYMENT_REVERSAL: "Payment taken back",
+    Reason.PAYMENT_REVERSAL: "Payment reversed",
     Reason.OPERATOR_CREDIT: "Payment credited by support",
 }
 
 REVERSED_IN_WORDS: Final = (
-    "It was credited, then the network dropped the transaction, and the credits were taken back. If your wallet shows "
+    "It was credited, then the network dropped the transaction, and the credits were reversed. If your wallet shows "
     "it as done, write to support with the reference below."
 )
 
 
 class HtmlRoute(APIRoute):
-    """A route that a person reads: what does not answer now is said as a page, not as a problem document."""
+    """A route for browsers: an unavailable dependency is reported as a page, not as a problem document."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, also of what its dependencies raise."""
+        """The handler, including errors of its dependencies."""
         handle = super().get_route_handler()
 
         async def handle_for_a_person(request: Request) -> Response:
@@ -91,12 +91,12 @@ class HtmlRoute(APIRoute):
 
 
 class FingerprintedFiles(StaticFiles):
-    """Files whose address changes with them (see `_fingerprint`), so that a browser need not ask again."""
+    """Files whose address changes with their content (see `_fingerprint`), so that browsers can cache them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file, to be kept for ever where it was asked for by its own fingerprint.
+        """The file; cacheable indefinitely when it was requested by its own fingerprint.
 
-        Not by any other: during a release an old process may be asked for what a new one has named.
+        Not by another one: during a release an old process may receive a request for a new process's file.
         """
         response = await super().get_response(path, scope)
         if response.status_code in {200, 304}:
@@ -109,14 +109,14 @@ router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 
 
 def install(app: FastAPI) -> None:
-    """Give an app the pages and what they load."""
+    """Add the pages and their static files to an app."""
     app.include_router(router)
     app.mount("/static", FingerprintedFiles(directory=STATIC_FOLDER), name="static")
 
 
 @router.get("/")
 async def go_to_the_page() -> Response:
-    """There is one page."""
+    """Redirect to the only page."""
     return RedirectResponse("/credits", status_code=307)
 
 
@@ -127,9 +127,9 @@ async def show_credits(
     session: OptionalSession,
     cursor: Annotated[list[str] | None, Query()] = None,
 ) -> Response:
-    """Balance, both ways to pay, payments and ledger; signed out, what this is and how to sign in.
+    """Balance, both ways to pay, payments and ledger; without a session, an introduction and how to sign in.
 
-    `cursor` is repeated: the last one is the page that is shown, those before it are the way back to the newest.
+    `cursor` is repeated: the last one is the current page, the ones before lead back to the newest.
     """
     if _goes_by_another_name(request, services.settings.origin):
         return RedirectResponse(f"{services.settings.origin}/credits", status_code=307)
@@ -146,7 +146,7 @@ async def show_credits(
             "session": session,
             "is_operator": session.wallet_address in services.settings.operator_wallets,
             "cursors": cursors,
-            # The payments first: whatever they show as credited, the balance has.
+            # Payments are read first, so that the balance includes every payment shown as credited.
             "payments": await _shown_payments(services, session),
             "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
         }
@@ -154,9 +154,11 @@ async def show_credits(
 
 
 def _goes_by_another_name(request: Request, origin: str) -> bool:
-    """Whether this machine's own browser calls it `localhost` where the sign-in message says 127.0.0.1, or so.
+    """Whether the request's host is another name of this machine (`localhost` or 127.0.0.1) than the sign-in message
+    has.
 
-    Wallets warn of a message for another site. Other hosts' names are left alone: a proxy may have its own for us.
+    Wallets warn about a message for another site. Other hosts' names are not redirected: a proxy may have its own for
+    us.
     """
     host, home = request.url, urlsplit(origin)
     return host.hostname != home.hostname and {host.hostname, home.hostname} <= LOOPBACK and host.port == home.port
@@ -167,7 +169,7 @@ async def _shown_payments(services: Services, session: Session) -> list[AttemptV
     waiting = await read_attempts(services, session, statuses=WAITING, limit=WAITING_PAYMENTS_MAX)
     unpaid = await read_attempts(services, session, statuses=UNPAID, limit=UNPAID_PAYMENTS_MAX)
     recent = await read_attempts(services, session, statuses=ENDED, limit=RECENT_PAYMENTS)
-    # One that goes on between two reads is in both: the later read knows better.
+    # A payment that changes between two reads is in both: the later read wins.
     found = {found.attempt_id: found for found in [*unpaid.attempts, *waiting.attempts, *recent.attempts]}
     shown = (attempt for attempt in found.values() if not _was_never_paid(attempt))
     return sorted(shown, key=lambda attempt: attempt.created_at, reverse=True)
@@ -183,7 +185,7 @@ async def sign_out_by_form(request: Request, services: ApiServices) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the page says of the place it belongs to, and what the wallet has to know."""
+    """Page context: the service's name and addresses, and the chain's parameters for the wallet."""
 
     name: str
     chain_id: int
@@ -220,15 +222,15 @@ def _site(services: Services) -> Site:
 
 
 def _was_never_paid(attempt: AttemptView) -> bool:
-    """An intent that nobody paid is no news once it is over."""
+    """An unpaid intent is not shown once it has expired."""
     return attempt.error_code == ErrorCode.INTENT_EXPIRED and attempt.tx_hash is None
 
 
-# -- words and numbers of the templates
+# -- formatting for the templates
 
 
 def worth_in_usd(credits: int) -> str:
-    """What credits are worth in dollars, whole cents, never more than it is."""
+    """Dollar value of credits in whole cents, rounded down."""
     return format_usd(usd_cents_for_credits(credits))
 
 
@@ -243,7 +245,7 @@ def signed(number: int) -> str:
 
 
 def in_words(reason: str) -> str:
-    """Why credits changed."""
+    """Label of a ledger reason."""
     return REASON_LABELS.get(reason) or reason.replace("_", " ").capitalize()
 
 
@@ -253,12 +255,12 @@ def shortened(text: str) -> str:
 
 
 def utc_words(moment: datetime) -> str:
-    """For browsers that do not put it in their own time zone."""
+    """For browsers that do not convert it to their own time zone."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def payment_state(attempt: AttemptView) -> str:
-    """The name of a payment's state in templates and style: unpaid, expired, pending, credited or failed."""
+    """State of a payment in templates and CSS: unpaid, expired, pending, credited or failed."""
     match attempt.status:
         case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= estimated_now():
             return "expired"
@@ -275,7 +277,7 @@ def payment_state(attempt: AttemptView) -> str:
 
 
 def why_it_failed(attempt: AttemptView) -> str:
-    """The error code for the payer."""
+    """The error code's message for the payer."""
     if attempt.status is AttemptStatus.REVERSED:
         return REVERSED_IN_WORDS
     return attempt.error_code.for_the_payer if attempt.error_code else f"It could not be credited. {KEEP_THE_REFERENCE}"
@@ -291,7 +293,7 @@ def what_it_buys(attempt: AttemptView) -> str:
 
 @cache
 def _fingerprint(name: str) -> str:
-    """Changes with the file, so that a browser that keeps it asks again after a release."""
+    """Changes with the file, so that browsers request it again after a release."""
     return hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
 
 

@@ -38,8 +38,8 @@ from starter.models import AttemptView, Intent
 router = APIRouter(prefix="/api/v1/payments", tags=["payments"], route_class=JsonRoute)
 
 AttemptId = Annotated[UUID, Path(alias="id", description="the attempt's id, from the intent")]
-Limit = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX, description="rows of a page")]
-Cursor = Annotated[UUID | None, Query(description="`nextCursor` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX, description="rows per page")]
+Cursor = Annotated[UUID | None, Query(description="`nextCursor` of the previous page")]
 
 _limit_intents = limit_by_account(
     "intents",
@@ -56,11 +56,11 @@ _limit_submits = limit_by_account(
 @router.post(
     "/intents",
     operation_id="createIntent",
-    summary="Say what is going to be paid",
+    summary="Create a payment intent",
     status_code=201,
     responses={
         201: answered(
-            "What to send, where to, and until when.",
+            "What to send, where, and until when.",
             {"intent": examples.INTENT},
             links=followed_by("submitTransaction", "getAttempt", "streamAttempt"),
         ),
@@ -81,13 +81,13 @@ async def create_intent(
             min_length=1,
             max_length=KEY_LENGTH_MAX,
             pattern=r"^[\x21-\x7e]+$",
-            description="The same key and body again get the same answer; with another body, 422.",
+            description="A repetition with the same body gets the same answer; with another body, 422.",
         ),
     ] = None,
 ) -> Intent:
-    """Answers where to send how much of which token, and until when.
+    """Returns how much of which token to send, to which address, and until when.
 
-    The money must come from the wallet that is signed in, which is not the treasury's own.
+    The payment must come from the signed-in wallet, which cannot be the treasury.
     """
     payer = Payer(session.user_id, session.billing_account_id, session.wallet_address)
     return await services.payments.create_intent(
@@ -98,11 +98,11 @@ async def create_intent(
 @router.post(
     "/attempts/{id}/submit",
     operation_id="submitTransaction",
-    summary="Say which transaction pays",
+    summary="Submit the transaction hash",
     status_code=202,
     responses={
         202: answered(
-            "How the payment stands now.",
+            "The payment's status.",
             {"submitted": examples.SUBMITTED},
             links=followed_by("getAttempt", "streamAttempt"),
         ),
@@ -128,8 +128,8 @@ async def submit(
 ) -> AttemptView:
     """Safe to repeat.
 
-    The answer does not wait for the chain: the hash is recorded and the durable workflow runs. While a payment waits,
-    another hash replaces the first. A finished payment, or an intent that has expired, answers with its end.
+    The answer does not wait for the chain: the hash is recorded and a durable workflow runs. While a payment waits,
+    another hash replaces the first. A finished payment, or an expired intent, answers with its result.
     """
     request_id: str = request.scope["state"]["request_id"]
     return await services.payments.submit(session.user_id, attempt_id, body.tx_hash, request_id=request_id)
@@ -139,7 +139,7 @@ async def submit(
     "/attempts",
     operation_id="listAttempts",
     dependencies=[ONE_TURN],
-    summary="The account's payments",
+    summary="List the account's payments",
     responses={
         200: answered("A page of payments.", {"page": examples.ATTEMPT_PAGE}),
         **documented(INVALID_INPUT, NotSignedIn, DatabaseUnavailable),
@@ -162,28 +162,28 @@ async def list_attempts(
     "/attempts/{id}",
     operation_id="getAttempt",
     dependencies=[ONE_TURN],
-    summary="How a payment stands",
+    summary="Payment status",
     responses={
         200: answered(
-            "How it stands now.",
+            "The payment's status.",
             {"waiting": examples.WAITING, "credited": examples.CREDITED, "rejected": examples.REJECTED},
         ),
         **documented(INVALID_INPUT, NotSignedIn, AttemptNotFound, DatabaseUnavailable),
     },
 )
 async def attempt(attempt_id: AttemptId, session: SignedIn, services: ApiServices) -> AttemptView:
-    """With the confirmations so far and those needed, while it waits for the chain."""
+    """Includes the confirmations so far and required, while the payment waits for the chain."""
     return await services.payments.status(session.user_id, attempt_id)
 
 
 @router.get(
     "/attempts/{id}/events",
     operation_id="streamAttempt",
-    summary="A payment's progress as events",
+    summary="Payment status as events",
     response_class=StreamingResponse,
     responses={
         200: answered(
-            "An event `status` at once and after every change; the last one is final. `data` is an `AttemptView`.",
+            "An event `status` immediately and after every change; the last one is final. `data` is an `AttemptView`.",
             {"waiting": examples.EVENT},
             media_type="text/event-stream",
             schema={"type": "string"},
@@ -192,7 +192,7 @@ async def attempt(attempt_id: AttemptId, session: SignedIn, services: ApiService
     },
 )
 async def events(attempt_id: AttemptId, session: SignedIn, services: ApiServices, request: Request) -> EventStream:
-    """How it stands as server-sent events, block by block, until it is finished."""
+    """The payment's status as server-sent events, block by block, until it is finished."""
     first = await services.payments.status(session.user_id, attempt_id)
     place = services.streams.place(session.billing_account_id, client_address(request))
     return EventStream(attempt_events(services, request, session, attempt_id, first), place)
@@ -211,5 +211,5 @@ async def events(attempt_id: AttemptId, session: SignedIn, services: ApiServices
 async def credits_summary(
     session: SignedIn, services: ApiServices, limit: Limit = PAGE_SIZE, cursor: Cursor = None
 ) -> CreditsSummary:
-    """The account's, newest rows first."""
+    """The account's balance and ledger rows, newest first."""
     return await read_summary(services, session, limit=limit, cursor=cursor)

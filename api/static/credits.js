@@ -1,10 +1,9 @@
 // @ts-check
 /**
- * Signs in and pays with a browser wallet (EIP-6963, EIP-1193), and shows how payments get on.
+ * Signs in and pays with a browser wallet (EIP-6963, EIP-1193), and shows the progress of payments.
  *
- * The server renders everything that is true by now, in words and numbers. This module asks the wallet, tells the
- * server which transaction was sent, moves a payment's progress, and fetches the page's parts anew when something has
- * changed. Money is BigInt or text here, never a float.
+ * The server renders the current state. This module talks to the wallet, submits the hash of a sent transaction, updates
+ * a payment's progress, and reloads parts of the page when something has changed. Money is BigInt or text here, never a float.
  */
 
 /** @typedef {{ request(call: { method: string, params?: unknown[] }): Promise<any>, on?: Function }} Provider */
@@ -16,7 +15,7 @@
  *   amountUsdCents: number, purpose: string, confirmations?: number | null, confirmationsNeeded?: number | null
  * }} Attempt */
 /** @typedef {'' | 'good' | 'bad'} Tone */
-/** @typedef {(words: string, tone?: Tone) => void} Say */
+/** @typedef {(text: string, tone?: Tone) => void} SetStatus */
 
 const CREDITS_PER_CENT = 100_000n;
 const RAW_PER_CENT = 10_000n;
@@ -24,18 +23,18 @@ const RAW_PER_USDC = 1_000_000n;
 const TRANSFER_SELECTOR = '0xa9059cbb';
 const BALANCE_OF_SELECTOR = '0x70a08231';
 
-/** The server's last words on a hash; after any other answer it has to hear of it again. */
+/** Codes that refuse a hash for good; after any other answer it is submitted again. */
 const HASH_REFUSED = ['ATTEMPT_NOT_FOUND', 'TX_HASH_IN_USE', 'TOO_MANY_REPLACEMENTS', 'INVALID_INPUT'];
 
 const REQUEST_TIMEOUT_MS = 20_000;
 const FIRST_WAIT_MS = 1_000;
 const LONGEST_WAIT_MS = 30_000;
-/** An intent this close to its end is not paid any more: the wallet takes its time, and the server decides. */
+/** An intent this close to its expiry is not paid any more: the wallet takes time, and the server's clock decides. */
 const INTENT_MARGIN_MS = 60_000;
-/** A browser opens six connections to a server, for all its tabs together. Further payments are asked for. */
+/** A browser opens six connections to a server, for all its tabs together. Further payments are polled. */
 const STREAMS_MAX = 2;
 const POLL_MS = 3_000;
-/** Also while a stream is open: something between here and the server may hold its events back. */
+/** Also while a stream is open: a proxy may hold its events back. */
 const POLL_BESIDE_STREAM_MS = 20_000;
 
 const main = /** @type {HTMLElement} */ (document.getElementById('page'));
@@ -52,14 +51,14 @@ const site = {
 };
 const chainIdHex = `0x${site.chainId.toString(16)}`;
 
-/** Ends what the person has begun; the message says why, and what to do. */
+/** Ends the user's action; the message says why, and what to do. */
 class Stop extends Error {}
 
 // -- money ------------------------------------------------------------------------------------------------
 
 /** Dollars as typed, exactly, in cents; null for what is no such amount. @param {string} text */
 function parseCents(text) {
-  // No commas: "1,500" is a thousand to some and one and a half to others.
+  // No commas: "1,500" is ambiguous between locales.
   const match = /^\s*\$?\s*(\d{1,12})(?:\.(\d{1,2}))?\s*$/.exec(text);
   return match ? BigInt(match[1]) * 100n + BigInt((match[2] ?? '').padEnd(2, '0')) : null;
 }
@@ -76,11 +75,11 @@ function inUsdc(raw) {
   return `${withThousands(raw / RAW_PER_USDC)}.${decimals}`;
 }
 
-// -- what this browser keeps --------------------------------------------------------------------------------
+// -- browser storage --------------------------------------------------------------------------------
 
-/** What the browser does not keep (some private windows, a full disk) lives as long as the page: keeping never fails,
- * because what is kept is the hash of money that has been sent. */
-const kept = (() => {
+/** What the browser does not store (some private windows, a full disk) lives as long as the page: storing never fails,
+ * because it holds the hash of money that has been sent. */
+const storage = (() => {
   /** @type {Map<string, string>} */
   const inPage = new Map();
   /** @template T @param {() => T} use @param {T} otherwise @returns {T} */
@@ -108,10 +107,10 @@ const kept = (() => {
   };
 })();
 
-/** What was kept as JSON; null where it is damaged. @param {string} name */
+/** A stored JSON value; null where it is damaged. @param {string} name */
 const keptJson = (name) => {
   try {
-    return JSON.parse(kept.get(name) ?? 'null');
+    return JSON.parse(storage.get(name) ?? 'null');
   } catch {
     return null;
   }
@@ -128,14 +127,14 @@ const offerName = (purpose, cents) => `settle:offer:${mine}:${purpose}:${cents}`
 
 // -- the server -----------------------------------------------------------------------------------------------
 
-/** The server has said no, or nothing. */
+/** The server refused a request, or did not answer. */
 class Problem extends Stop {
   /**
-   * @param {string} words
+   * @param {string} text
    * @param {{ status?: number, code?: string, isRepeatable?: boolean, retryAfterMs?: number }} [facts]
    */
-  constructor(words, { status = 0, code = '', isRepeatable = true, retryAfterMs = 0 } = {}) {
-    super(words);
+  constructor(text, { status = 0, code = '', isRepeatable = true, retryAfterMs = 0 } = {}) {
+    super(text);
     this.status = status;
     this.code = code;
     this.isRepeatable = isRepeatable;
@@ -146,13 +145,13 @@ class Problem extends Stop {
     return this.code === 'UNAUTHENTICATED';
   }
 
-  /** Worth another try. A refusal without a code is not ours: something between here and the server has said it. */
+  /** Worth a retry. A refusal without a code is not ours: a proxy sent it. */
   get isPassing() {
     return !this.code || this.isRepeatable;
   }
 }
 
-/** Server's time minus ours: this device's clock may be wrong, and intents end by the server's. */
+/** Offset of the server's clock: this device's may be wrong, and intents expire by the server's. */
 let clockDifferenceMs = 0;
 
 /** @param {string} path @param {RequestInit} [options] */
@@ -179,10 +178,10 @@ async function call(method, path, body, headers = {}) {
   });
   if (response.ok) return response.status === 204 ? null : response.json();
   const problem = await response.json().catch(() => ({}));
-  throw new Problem(problem.detail || problem.title || `The server has answered ${response.status}.`, {
+  throw new Problem(problem.detail || problem.title || `The server answered ${response.status}.`, {
     status: response.status,
     code: problem.code,
-    // A server of an earlier version does not say it.
+    // A server of an earlier version does not send it.
     isRepeatable: problem.retryable ?? ([408, 429].includes(response.status) || response.status >= 500),
     retryAfterMs: (Number(response.headers.get('Retry-After')) || 0) * 1_000,
   });
@@ -196,7 +195,7 @@ const pause = (ms, signal) =>
   });
 
 /**
- * Does it until the server has answered: one that is away or busy is asked again, ever more slowly.
+ * Retries an action until the server has answered, with a growing delay.
  * @template T @param {() => Promise<T>} action @param {(problem: Problem) => void} [onWait] @returns {Promise<T>}
  */
 async function persist(action, onWait) {
@@ -213,7 +212,7 @@ async function persist(action, onWait) {
 
 // -- wallets --------------------------------------------------------------------------------------------------
 
-/** By EIP-6963, which lets several live in one browser. @type {Map<string, Wallet>} */
+/** By EIP-6963, which allows several in one browser. @type {Map<string, Wallet>} */
 const announced = new Map();
 
 /** The wallets of this browser; one from before EIP-6963 counts where no other is. @returns {Wallet[]} */
@@ -233,18 +232,18 @@ function noteWallet(event) {
   watchRememberedWallet();
 }
 
-const rememberedWallet = () => wallets().find(({ rdns }) => rdns === kept.get(WALLET));
+const storedWallet = () => wallets().find(({ rdns }) => rdns === storage.get(WALLET));
 
-/** The wallet to use. With `anew` the person chooses, unless there is but one. @param {{ anew: boolean }} options */
-async function chooseWallet({ anew }) {
+/** The wallet to use. With `chooseAgain` the user chooses, if there are several. @param {{ chooseAgain: boolean }} options */
+async function chooseWallet({ chooseAgain }) {
   const found = wallets();
   if (found.length === 0) {
     throw new Stop(
       'No wallet was found in this browser. Install one, or open this page in your wallet’s own browser, and reload.',
     );
   }
-  const wallet = (anew ? null : rememberedWallet()) ?? (found.length === 1 ? found[0] : await letChoose(found));
-  kept.set(WALLET, wallet.rdns);
+  const wallet = (chooseAgain ? null : storedWallet()) ?? (found.length === 1 ? found[0] : await letChoose(found));
+  storage.set(WALLET, wallet.rdns);
   watchRememberedWallet();
   return wallet;
 }
@@ -276,7 +275,7 @@ function letChoose(found) {
   });
 }
 
-/** The wallet did not do it. `code` is EIP-1193's. */
+/** The wallet refused or failed. `code` is EIP-1193's. */
 class WalletRefusal extends Stop {
   /** @param {any} error */
   constructor(error) {
@@ -285,7 +284,7 @@ class WalletRefusal extends Stop {
     const says = String(error?.message ?? error).slice(0, 200);
     super(
       code === 4001
-        ? 'You have declined in your wallet, and nothing was sent. You can try again.'
+        ? 'You declined the request in your wallet, and nothing was sent. You can try again.'
         : code === -32002
           ? 'Your wallet already shows a request. Open it and answer there, then try again.'
           : `Your wallet says: ${says}`,
@@ -311,21 +310,21 @@ const hasMine = (accounts) => accounts.some((account) => account.toLowerCase() =
 /** @type {Set<Wallet>} */
 const watched = new Set();
 
-/** Say so as soon as the wallet is on another account than the one that is signed in. */
+/** Warn when the wallet switches to another account than the signed-in one. */
 function watchRememberedWallet() {
-  const wallet = rememberedWallet();
+  const wallet = storedWallet();
   if (!wallet || !mine || watched.has(wallet)) return;
   watched.add(wallet);
   /** @param {string[]} accounts */
   const compare = (accounts) => {
     // Without any account the wallet is locked or not connected, and asks by itself when paying.
     const isOther = accounts.length > 0 && !hasMine(accounts);
-    tell('account', isOther ? wrongAccountWords(accounts[0]) : '');
+    setNotice('account', isOther ? wrongAccountText(accounts[0]) : '');
   };
   /** @param {string} chainId */
   const compareChain = (chainId) => {
-    const words = `Your wallet is on another network. Paying will ask you to switch to ${site.chainName}.`;
-    tell('chain', BigInt(chainId) === site.chainId ? '' : words);
+    const text = `Your wallet is on another network. Paying will ask you to switch to ${site.chainName}.`;
+    setNotice('chain', BigInt(chainId) === site.chainId ? '' : text);
   };
   ask(wallet, 'eth_accounts').then(compare, () => {});
   wallet.provider.on?.('accountsChanged', compare);
@@ -333,7 +332,7 @@ function watchRememberedWallet() {
 }
 
 /** @param {string} account */
-const wrongAccountWords = (account) =>
+const wrongAccountText = (account) =>
   `Your wallet is on ${shortened(account)}, but you are signed in as ${shortened(site.address)}. Choose that account ` +
   'in your wallet, or sign out and sign in with the other one.';
 
@@ -343,8 +342,8 @@ async function requireMyAccount(wallet) {
   if (!hasMine(accounts)) accounts = await ask(wallet, 'eth_requestAccounts');
   if (hasMine(accounts)) return;
   // Where there are several wallets, the account may be in another one.
-  kept.remove(WALLET);
-  throw new Stop(accounts.length ? wrongAccountWords(accounts[0]) : 'Your wallet shows no account to this page.');
+  storage.remove(WALLET);
+  throw new Stop(accounts.length ? wrongAccountText(accounts[0]) : 'Your wallet shows no account to this page.');
 }
 
 /** @param {Wallet} wallet */
@@ -371,7 +370,7 @@ async function requireChain(wallet) {
         ...(site.explorerTxUrl ? { blockExplorerUrls: [new URL(site.explorerTxUrl).origin] } : {}),
       },
     ]);
-    // Wallets may add it without going there.
+    // Wallets may add it without switching to it.
     if (!(await isThere())) await switchTo();
   }
   if (!(await isThere())) throw new Stop(`Switch your wallet to ${site.chainName}, then try again.`);
@@ -384,7 +383,7 @@ const word = (value) => BigInt(value).toString(16).padStart(64, '0');
 async function requireFunds(wallet, amountRaw) {
   const data = BALANCE_OF_SELECTOR + word(site.address);
   const answer = await ask(wallet, 'eth_call', [{ to: site.token, data }, 'latest']);
-  if (answer === '0x') throw new Stop(`Your wallet’s ${site.chainName} has no USDC: is it another one with the same id?`);
+  if (answer === '0x') throw new Stop(`There is no USDC contract on your wallet’s ${site.chainName}: it may be another network with the same id.`);
   const balanceRaw = BigInt(answer);
   if (balanceRaw >= amountRaw) return;
   throw new Stop(
@@ -393,7 +392,7 @@ async function requireFunds(wallet, amountRaw) {
 }
 
 /**
- * What a failed sending meant: a wallet without gas says it in words for developers.
+ * The reason of a failed sending: wallets report missing gas in developers' terms.
  * @param {Wallet} wallet @param {unknown} error
  */
 async function explained(wallet, error) {
@@ -411,10 +410,10 @@ const ON_CHAIN_ASK_MS = 4_000;
 const toHex = (text) =>
   `0x${[...new TextEncoder().encode(text)].map((byte) => byte.toString(16).padStart(2, '0')).join('')}`;
 
-/** @param {Say} say */
-async function signIn(say) {
-  const wallet = await chooseWallet({ anew: true });
-  say('Open your wallet and choose the account to use.');
+/** @param {SetStatus} setStatus */
+async function signIn(setStatus) {
+  const wallet = await chooseWallet({ chooseAgain: true });
+  setStatus('Open your wallet and choose the account to use.');
   const [address] = await ask(wallet, 'eth_requestAccounts');
   if (!address) throw new Stop('Your wallet shows no account to this page.');
   // Some wallets write checksums of their own.
@@ -422,17 +421,17 @@ async function signIn(say) {
   const { nonce, message } = challenge;
   const lifetimeMs = Date.parse(challenge.expiresAt) - Date.parse(challenge.issuedAt);
   const goodUntil = performance.now() + lifetimeMs - ON_CHAIN_ASK_MS;
-  say('Sign the message in your wallet. It costs nothing.');
+  setStatus('Sign the message in your wallet. It costs nothing.');
   const signature = await ask(wallet, 'personal_sign', [toHex(message), address]);
-  await logIn({ nonce, signature }, goodUntil, say);
+  await logIn({ nonce, signature }, goodUntil, setStatus);
   location.reload();
 }
 
 /**
- * An empty signature is that of a wallet whose owners sign on the chain: it is good as soon as they have.
- * @param {{nonce: string, signature: string}} answer @param {number} goodUntil on the page's clock @param {Say} say
+ * An empty signature is that of a wallet whose owners sign on the chain: it is valid once they have.
+ * @param {{nonce: string, signature: string}} answer @param {number} goodUntil on the page's clock @param {SetStatus} setStatus
  */
-async function logIn(answer, goodUntil, say) {
+async function logIn(answer, goodUntil, setStatus) {
   for (;;) {
     try {
       return await call('POST', '/auth/login', answer);
@@ -440,32 +439,32 @@ async function logIn(answer, goodUntil, say) {
       const mayComeYet = answer.signature === '0x' && error instanceof Problem && error.status === 401;
       if (!mayComeYet) throw error;
       if (performance.now() > goodUntil) {
-        throw new Stop('Your wallet has not signed on the chain in time. Sign in again when its owners are ready.');
+        throw new Stop('Your wallet did not sign on the chain in time. Sign in again when its owners are ready.');
       }
     }
-    say('Your wallet signs on the chain. You are signed in as soon as its owners have; keep this page open.');
+    setStatus('Your wallet signs on the chain. You are signed in once its owners have signed; keep this page open.');
     await pause(ON_CHAIN_ASK_MS);
   }
 }
 
-/** Each tab says whose page it shows; one that shows another's is loaded anew. */
+/** Each tab stores whose page it shows; one that shows another user's is reloaded. */
 let isSending = false;
 let isOutdated = false;
 function followSession() {
-  if (kept.get(SESSION) !== mine) kept.set(SESSION, mine);
+  if (storage.get(SESSION) !== mine) storage.set(SESSION, mine);
   window.addEventListener('storage', ({ key, newValue }) => {
     if (key === SESSION && newValue !== mine) reloadWhenSafe();
   });
 }
 
 function reloadWhenSafe() {
-  // Not while the wallet holds a payment: its hash would come to nobody.
+  // Not while the wallet holds a payment: its hash would be lost.
   if (isSending) isOutdated = true;
   else location.reload();
 }
 
 function sessionIsOver() {
-  tell('session', 'Your session is over. Sign in again and everything goes on; a payment that was sent is kept.', {
+  setNotice('session', 'Your session has ended. Sign in again to continue; a payment that was sent is stored.', {
     label: 'Sign in again',
     act: signIn,
   });
@@ -474,7 +473,7 @@ function sessionIsOver() {
 // -- paying -------------------------------------------------------------------------------------------------------
 
 /**
- * What is asked for: the same intent for the same terms, until it is paid or over.
+ * The intent of the form: the same one for the same terms, until it is paid or expired.
  * @param {string} purpose @param {bigint} cents @returns {Promise<{ name: string, offer: Offer, intent: Intent }>}
  */
 async function offerFor(purpose, cents) {
@@ -482,22 +481,22 @@ async function offerFor(purpose, cents) {
   /** @type {Offer | null} */
   const former = keptJson(name);
   if (former?.intent && (await isStillOpen(former.intent))) return { name, offer: former, intent: former.intent };
-  // Kept before asking: where the answer was lost, the same key brings the same intent.
+  // Stored before the request: if the answer is lost, the same key returns the same intent.
   const wasLost = former !== null && !former.intent;
   const key = wasLost ? former.key : crypto.getRandomValues(new Uint32Array(4)).join('-');
   const offer = { key, isAsked: former?.isAsked };
-  kept.set(name, JSON.stringify(offer));
+  storage.set(name, JSON.stringify(offer));
   const body = { amountUsdCents: Number(cents), purpose };
   /** @type {Intent} */
   const intent = await call('POST', '/payments/intents', body, { 'Idempotency-Key': key }).catch((error) => {
-    if (error instanceof Problem && !error.isPassing && !error.isSessionOver) kept.remove(name);
+    if (error instanceof Problem && !error.isPassing && !error.isSessionOver) storage.remove(name);
     throw error;
   });
   if (wasLost && !hasTimeLeft(intent)) {
-    kept.remove(name);
+    storage.remove(name);
     return offerFor(purpose, cents);
   }
-  kept.set(name, JSON.stringify({ ...offer, intent }));
+  storage.set(name, JSON.stringify({ ...offer, intent }));
   return { name, offer: { ...offer, intent }, intent };
 }
 
@@ -515,8 +514,8 @@ async function isStillOpen(intent) {
   }
 }
 
-/** @param {HTMLFormElement} form @param {Say} say */
-async function pay(form, say) {
+/** @param {HTMLFormElement} form @param {SetStatus} setStatus */
+async function pay(form, setStatus) {
   const cents = chosenCents(form);
   if (typeof cents === 'string') {
     showWhatOneGets(form, { isFinal: true });
@@ -525,8 +524,8 @@ async function pay(form, say) {
   }
   keepDraft(form);
   const amountRaw = cents * RAW_PER_CENT;
-  const wallet = await chooseWallet({ anew: false });
-  say('Look at your wallet…');
+  const wallet = await chooseWallet({ chooseAgain: false });
+  setStatus('Continue in your wallet…');
   await requireMyAccount(wallet);
   await requireChain(wallet);
   await requireFunds(wallet, amountRaw);
@@ -537,36 +536,36 @@ async function pay(form, say) {
     intent.token.toLowerCase() === site.token.toLowerCase();
   if (!isAsAgreed) throw new Stop('The terms of payment have changed. Load this page again.');
   if (offer.isAsked) {
-    kept.set(name, JSON.stringify({ ...offer, isAsked: false }));
+    storage.set(name, JSON.stringify({ ...offer, isAsked: false }));
     void refresh();
     throw new Stop(
-      'This page was closed while your wallet had this payment, and did not hear whether it was sent. If your wallet ' +
-        'shows it, give its transaction hash under Payments below. If not, press the button again.',
+      'This page was closed while the payment was open in your wallet, so it is unknown whether it was sent. If your wallet ' +
+        'shows it as sent, enter its transaction hash under Payments below. If not, press the button again.',
     );
   }
-  say(`Confirm ${inUsdc(amountRaw)} USDC in your wallet.`);
+  setStatus(`Confirm ${inUsdc(amountRaw)} USDC in your wallet.`);
   const hash = await send(wallet, intent, name, offer);
   history.replaceState(null, '');
-  await submit(intent.attemptId, hash, say);
+  await submit(intent.attemptId, hash, setStatus);
 }
 
-/** Asks the wallet for the transfer; the hash is kept before anything else can happen. @param {Wallet} wallet
+/** Asks the wallet for the transfer; the hash is stored before anything else can happen. @param {Wallet} wallet
  * @param {Intent} intent @param {string} name @param {Offer} offer @returns {Promise<string>} */
 async function send(wallet, intent, name, offer) {
   const data = TRANSFER_SELECTOR + word(intent.to) + word(BigInt(intent.amountRaw));
   isSending = true;
-  kept.set(name, JSON.stringify({ ...offer, isAsked: true }));
+  storage.set(name, JSON.stringify({ ...offer, isAsked: true }));
   try {
     const hash = String(
       await ask(wallet, 'eth_sendTransaction', [
         { from: site.address, to: intent.token, data, value: '0x0', chainId: chainIdHex },
       ]),
     );
-    kept.set(unsentName(intent.attemptId), hash);
-    kept.remove(name);
+    storage.set(unsentName(intent.attemptId), hash);
+    storage.remove(name);
     return hash;
   } catch (error) {
-    kept.set(name, JSON.stringify(offer));
+    storage.set(name, JSON.stringify(offer));
     throw await explained(wallet, error);
   } finally {
     isSending = false;
@@ -574,20 +573,20 @@ async function send(wallet, intent, name, offer) {
   }
 }
 
-/** Tells the server a kept hash until it has it. @param {string} attemptId @param {string} hash @param {Say} say */
-async function submit(attemptId, hash, say) {
-  say('Sent. Telling the server…');
+/** Submits a stored hash until the server has it. @param {string} attemptId @param {string} hash @param {SetStatus} setStatus */
+async function submit(attemptId, hash, setStatus) {
+  setStatus('Sent. Submitting the transaction…');
   /** @param {Problem} problem */
   const sayThatItWaits = (problem) => {
-    const why = problem.status === 429 ? 'The server is busy' : 'The server does not answer yet';
-    say(`Sent. ${why} and is told again; the transaction ${hash} is kept in this browser.`);
+    const why = problem.status === 429 ? 'The server is busy' : 'The server does not respond';
+    setStatus(`Sent. ${why} and will be tried again; the transaction ${hash} is stored in this browser.`);
   };
   try {
     const path = `/payments/attempts/${attemptId}/submit`;
     /** @type {Attempt} */
     const attempt = await persist(() => call('POST', path, { txHash: hash }), sayThatItWaits);
     if (attempt.errorCode === 'INTENT_EXPIRED') {
-      // The wallet took longer than the intent lived. The money has gone all the same, so another intent takes it.
+      // The intent expired before the wallet sent the payment, so another intent takes it.
       const { amountUsdCents, purpose } = attempt;
       const key = { 'Idempotency-Key': `instead-of-${attemptId}` };
       /** @type {Intent} */
@@ -595,43 +594,43 @@ async function submit(attemptId, hash, say) {
         () => call('POST', '/payments/intents', { amountUsdCents, purpose }, key),
         sayThatItWaits,
       );
-      kept.set(unsentName(other.attemptId), hash);
-      kept.remove(unsentName(attemptId));
-      return submit(other.attemptId, hash, say);
+      storage.set(unsentName(other.attemptId), hash);
+      storage.remove(unsentName(attemptId));
+      return submit(other.attemptId, hash, setStatus);
     }
   } catch (error) {
     if (!(error instanceof Problem) || error.isSessionOver) throw error;
-    if (HASH_REFUSED.includes(error.code)) kept.remove(unsentName(attemptId));
+    if (HASH_REFUSED.includes(error.code)) storage.remove(unsentName(attemptId));
     throw new Stop(`${error.message} Reference ${attemptId}, transaction ${hash}.`);
   }
-  kept.remove(unsentName(attemptId));
-  say('Sent. It is listed under Payments, and credited as soon as the network has confirmed it.');
+  storage.remove(unsentName(attemptId));
+  setStatus('Sent. It is listed under Payments, and credited as soon as the network has confirmed it.');
   awaited.add(attemptId);
   await refresh();
   document.getElementById(`payment-${attemptId}`)?.scrollIntoView({ block: 'nearest' });
 }
 
-/** Hashes that the server has not heard of, because a page was closed or a session ended. */
+/** Hashes that were not submitted, because a page was closed or a session ended. */
 function submitUnsent() {
-  for (const name of kept.names().filter((each) => each.startsWith(UNSENT))) {
+  for (const name of storage.names().filter((each) => each.startsWith(UNSENT))) {
     const [address, attemptId] = name.slice(UNSENT.length).split(':');
-    const hash = kept.get(name) ?? '';
-    /** @type {Say} */
-    const say = (words) => tell('unsent', words);
-    if (address === mine) void caught(say, () => submit(attemptId, hash, say));
-    else tell(name, `A payment was sent from ${shortened(address)}. Sign in with that wallet to get it credited.`);
+    const hash = storage.get(name) ?? '';
+    /** @type {SetStatus} */
+    const setStatus = (text) => setNotice('unsent', text);
+    if (address === mine) void caught(setStatus, () => submit(attemptId, hash, setStatus));
+    else setNotice(name, `A payment was sent from ${shortened(address)}. Sign in with that wallet to get it credited.`);
   }
 }
 
 // -- progress -----------------------------------------------------------------------------------------------------
 
-/** Payments that are followed, and how to stop. @type {Map<string, AbortController>} */
+/** Payments that are followed, and how to stop each. @type {Map<string, AbortController>} */
 const followed = new Map();
 
-/** Payments whose end is to be said: those that were seen waiting. @type {Set<string>} */
+/** Payments whose end is to be reported: those that were seen waiting. @type {Set<string>} */
 const awaited = new Set();
 
-/** Follow what waits; say what has ended. */
+/** Follow waiting payments; report those that have ended. */
 function attendPayments() {
   for (const card of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll('.payment'))) {
     const { attemptId = '', state = '' } = card.dataset;
@@ -639,10 +638,10 @@ function attendPayments() {
       awaited.add(attemptId);
       if (!followed.has(attemptId) && !document.hidden) void follow(attemptId);
     } else if (state !== 'unpaid' && awaited.delete(attemptId)) {
-      if (!isBusy) for (const form of payForms()) speaker(form)('');
-      tell('unsent', '');
+      if (!isBusy) for (const form of payForms()) statusSetter(form)('');
+      setNotice('unsent', '');
       const [what, how] = ['h3', '.badge'].map((selector) => card.querySelector(selector)?.textContent ?? '');
-      tell('end', `${what}: ${how.toLowerCase()}.`, { tone: state === 'credited' ? 'good' : 'bad' });
+      setNotice('end', `${what}: ${how.toLowerCase()}.`, { tone: state === 'credited' ? 'good' : 'bad' });
     }
   }
 }
@@ -657,7 +656,7 @@ async function follow(attemptId) {
   if (stream) {
     const refused = new AbortController();
     stream.addEventListener('status', ({ data }) => show(JSON.parse(data)));
-    // One that broke off is opened again by the browser; one that was refused is closed for good.
+    // The browser reopens an interrupted stream; a refused one stays closed.
     stream.addEventListener('error', () => stream.readyState === EventSource.CLOSED && refused.abort());
     await pause(POLL_BESIDE_STREAM_MS, AbortSignal.any([stop.signal, refused.signal]));
   }
@@ -673,11 +672,11 @@ async function follow(attemptId) {
     }
     await pause(waitMs, stop.signal);
   }
-  // What was stopped may be followed again; unless it is already.
+  // A stopped stream may be opened again, unless it is open already.
   if (followed.get(attemptId) === stop) followed.delete(attemptId);
 }
 
-/** Move a payment's progress, or fetch the page's parts anew when it is over. @param {Attempt} attempt */
+/** Update a payment's progress, or reload the page's parts when it is final. @param {Attempt} attempt */
 function show(attempt) {
   const card = document.getElementById(`payment-${attempt.attemptId}`);
   if (card?.dataset.state !== 'pending') return;
@@ -687,19 +686,19 @@ function show(attempt) {
     return;
   }
   const bar = card.querySelector('progress');
-  const words = card.querySelector('.words');
-  if (!bar || !words) return;
+  const line = card.querySelector('.words');
+  if (!bar || !line) return;
   bar.max = attempt.confirmationsNeeded || bar.max;
   bar.value = attempt.confirmations ?? 0;
-  // None any more, where the chain has taken the block back.
-  words.textContent = bar.value
+  // None any more after a reorganisation.
+  line.textContent = bar.value
     ? `${bar.value} of ${bar.max} confirmations`
     : 'Sent. Waiting for a block to include it.';
 }
 
 // -- the page -------------------------------------------------------------------------------------------------------
 
-const LIVING_PARTS = ['balance', 'payments', 'ledger'];
+const LIVE_REGIONS = ['balance', 'payments', 'ledger'];
 
 /** One after the other: an older answer must not replace a newer one. */
 let lastRefresh = Promise.resolve();
@@ -719,7 +718,7 @@ async function replaceParts() {
   const typed = /** @type {HTMLInputElement[]} */ ([...document.querySelectorAll('.hash-form input')]);
   const open = [...document.querySelectorAll('details[open]')].map(({ id }) => id);
   const focused = document.activeElement?.id;
-  for (const id of LIVING_PARTS) {
+  for (const id of LIVE_REGIONS) {
     const part = fresh.getElementById(id);
     if (part) document.getElementById(id)?.replaceWith(part);
   }
@@ -732,7 +731,7 @@ async function replaceParts() {
   enliven();
 }
 
-/** What the server cannot know or do: the person's time zone, forms that need this module, progress. */
+/** What the server cannot do: the user's time zone, forms that need this module, progress. */
 function enliven() {
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
   for (const time of document.querySelectorAll('time')) time.textContent = format.format(new Date(time.dateTime));
@@ -740,45 +739,45 @@ function enliven() {
   attendPayments();
 }
 
-/** @param {HTMLElement} place @returns {Say} */
-const speaker = (place) => (words, tone = '') => {
+/** @param {HTMLElement} place @returns {SetStatus} */
+const statusSetter = (place) => (text, tone = '') => {
   const line = /** @type {HTMLElement} */ (place.querySelector('.says'));
-  line.textContent = words;
+  line.textContent = text;
   line.className = `says ${tone}`;
 };
 
 /**
- * A notice above the page, one for each topic; without words it goes away.
- * @param {string} topic @param {string} words
- * @param {{ tone?: Tone, label?: string, act?: (say: Say) => Promise<void> }} [options]
+ * A notice above the page, one per topic; an empty text removes it.
+ * @param {string} topic @param {string} text
+ * @param {{ tone?: Tone, label?: string, act?: (setStatus: SetStatus) => Promise<void> }} [options]
  */
-function tell(topic, words, { tone = '', label = '', act } = {}) {
+function setNotice(topic, text, { tone = '', label = '', act } = {}) {
   const id = `notice-${topic}`;
   const notice = document.getElementById(id) ?? Object.assign(document.createElement('div'), { id });
-  if (!words) return notice.remove();
-  const text = document.createElement('p');
-  text.className = 'says';
-  text.textContent = words;
+  if (!text) return notice.remove();
+  const line = document.createElement('p');
+  line.className = 'says';
+  line.textContent = text;
   notice.className = `notice ${tone}`;
-  notice.replaceChildren(text);
+  notice.replaceChildren(line);
   if (act) {
     const button = Object.assign(document.createElement('button'), { type: 'button', textContent: label });
-    button.addEventListener('click', () => void busy(button, speaker(notice), act));
+    button.addEventListener('click', () => void busy(button, statusSetter(notice), act));
     notice.append(button);
   }
   if (!notice.isConnected) document.getElementById('notices')?.append(notice);
 }
 
-/** Say what went wrong in words. @param {Say} say @param {() => Promise<void>} action */
-async function caught(say, action) {
+/** Report an error to the user. @param {SetStatus} setStatus @param {() => Promise<void>} action */
+async function caught(setStatus, action) {
   try {
     await action();
   } catch (error) {
     if (error instanceof Problem && error.isSessionOver && mine) {
-      say('');
+      setStatus('');
       sessionIsOver();
     } else {
-      say(error instanceof Stop ? error.message : 'Something went wrong in this page. Load it again.', 'bad');
+      setStatus(error instanceof Stop ? error.message : 'Something went wrong in this page. Load it again.', 'bad');
       if (!(error instanceof Stop)) throw error;
     }
   }
@@ -786,17 +785,17 @@ async function caught(say, action) {
 
 /** One thing at a time, in all tabs: a double click must not pay twice. */
 let isBusy = false;
-/** @param {HTMLElement} button @param {Say} say @param {(say: Say) => Promise<void>} action */
-async function busy(button, say, action) {
+/** @param {HTMLElement} button @param {SetStatus} setStatus @param {(setStatus: SetStatus) => Promise<void>} action */
+async function busy(button, setStatus, action) {
   if (isBusy) return;
   isBusy = true;
-  say('');
-  tell('end', '');
+  setStatus('');
+  setNotice('end', '');
   // Not disabled: a disabled button loses the keyboard's focus.
   button.setAttribute('aria-busy', 'true');
   for (const other of document.querySelectorAll('button.primary')) other.setAttribute('aria-disabled', 'true');
   try {
-    await caught(say, () => inNoOtherTab(() => action(say)));
+    await caught(setStatus, () => inNoOtherTab(() => action(setStatus)));
   } finally {
     isBusy = false;
     button.removeAttribute('aria-busy');
@@ -809,7 +808,7 @@ async function inNoOtherTab(action) {
   // Browsers without locks, and pages without TLS, have only the guard of their own page.
   if (!navigator.locks) return action();
   await navigator.locks.request('settle:busy', { ifAvailable: true }, async (lock) => {
-    if (!lock) throw new Stop('Another tab of this page is busy with your wallet. Go on there, or close it.');
+    if (!lock) throw new Stop('Another tab of this page is using your wallet. Continue there, or close it.');
     await action();
   });
 }
@@ -821,9 +820,9 @@ function chosenCents(form) {
   const values = new FormData(form);
   const preset = String(values.get('preset'));
   const cents = preset === 'other' ? parseCents(String(values.get('other'))) : BigInt(preset);
-  if (cents === null) return 'Write the amount in digits, such as 40 or 12.50.';
+  if (cents === null) return 'Enter the amount in digits, such as 40 or 12.50.';
   const isAllowed = site.minCents <= cents && cents <= site.maxCents;
-  return isAllowed ? cents : `The amount can be ${inUsd(site.minCents)} to ${inUsd(site.maxCents)} US dollars.`;
+  return isAllowed ? cents : `The amount must be between ${inUsd(site.minCents)} and ${inUsd(site.maxCents)} US dollars.`;
 }
 
 /** @param {HTMLFormElement} form @param {{ isFinal?: boolean }} [options] */
@@ -848,7 +847,7 @@ function showWhatOneGets(form, { isFinal = false } = {}) {
   button.textContent = isDonation ? `Donate ${paid}` : `Pay ${paid}`;
 }
 
-/** The choice survives signing in again. @param {HTMLFormElement} form */
+/** Keep the choice across a sign-in. @param {HTMLFormElement} form */
 function keepDraft(form) {
   const values = new FormData(form);
   const draft = { purpose: form.dataset.purpose, preset: values.get('preset'), other: values.get('other') };
@@ -864,13 +863,13 @@ function restoreDraft(form) {
   /** @type {HTMLInputElement} */ (form.elements.namedItem('other')).value = draft.other;
 }
 
-/** @param {HTMLFormElement} form @param {Say} say */
-async function submitTyped(form, say) {
+/** @param {HTMLFormElement} form @param {SetStatus} setStatus */
+async function submitTyped(form, setStatus) {
   const hash = String(new FormData(form).get('hash')).trim();
   if (!/^0x[0-9a-f]{64}$/i.test(hash)) throw new Stop('A transaction hash is 0x and 64 digits from 0 to f.');
   const { attemptId = '' } = form.dataset;
-  kept.set(unsentName(attemptId), hash);
-  await submit(attemptId, hash, say);
+  storage.set(unsentName(attemptId), hash);
+  await submit(attemptId, hash, setStatus);
 }
 
 function start() {
@@ -885,7 +884,7 @@ function start() {
   }
   const welcome = document.getElementById('welcome');
   welcome?.querySelector('button')?.addEventListener('click', ({ currentTarget }) => {
-    void busy(/** @type {HTMLElement} */ (currentTarget), speaker(welcome), signIn);
+    void busy(/** @type {HTMLElement} */ (currentTarget), statusSetter(welcome), signIn);
   });
   document.addEventListener('submit', (event) => {
     const form = /** @type {HTMLFormElement} */ (event.target);
@@ -893,15 +892,15 @@ function start() {
     if (!action) return;
     event.preventDefault();
     const button = /** @type {HTMLElement} */ (form.querySelector('button'));
-    void busy(button, speaker(form), (say) => action(form, say));
+    void busy(button, statusSetter(form), (setStatus) => action(form, setStatus));
   });
   window.addEventListener('beforeunload', (event) => isSending && event.preventDefault());
   window.addEventListener('storage', ({ key, newValue }) => {
-    // Another tab has told the server of a payment.
+    // Another tab has submitted a payment.
     if (mine && key?.startsWith(UNSENT + mine) && newValue === null) void refresh();
   });
   document.addEventListener('visibilitychange', () => {
-    // Tabs that nobody sees leave the few connections to the one that is seen.
+    // Hidden tabs leave the few connections to the visible one.
     if (document.hidden) for (const stop of followed.values()) stop.abort();
     else if (mine) void refresh();
   });

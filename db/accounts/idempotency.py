@@ -1,4 +1,4 @@
-"""Idempotency keys: the answer of a request, kept in the transaction that did what it asked for."""
+"""Idempotency keys: a request's answer, stored in the transaction that executes it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _INSERT: Final = insert(IdempotencyKey).on_conflict_do_nothing().returning(Idemp
 async def keep_answer(
     connection: TenantConnection, billing_account_id: str, key: str, request_hash: bytes, answer: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Keep `answer` under the key, to be committed with what it tells about.
+    """Store `answer` under the key, to be committed with its effects.
 
-    None where the key is new. Otherwise the answer that is kept already: the caller rolls back and gives that one.
-    A caller that comes at the same moment waits here until the first one has committed.
-    Raises `IdempotencyKeyReused` where the key was used for another request.
+    None where the key is new. Otherwise the stored answer: the caller rolls back and returns that one. A concurrent
+    caller waits here until the first one has committed. Raises `IdempotencyKeyReused` where the key was used for
+    another request.
     """
     values = {
         "billing_account_id": billing_account_id,

@@ -1,6 +1,6 @@
 """Sign-in challenges and sessions.
 
-Every call is a function with the owner's rights (`db/functions/accounts.sql`): no role may read the tables themselves.
+Every call is a SECURITY DEFINER function (`db/functions/accounts.sql`): no role may read the tables themselves.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OpenChallenge:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Somebody who is signed in: all that a request may act for."""
+    """An authenticated session: the user and account that a request acts for."""
 
     user_id: str
     billing_account_id: str
@@ -78,11 +78,11 @@ async def open_session(
     lifetime: timedelta,
     former_token_hash: bytes | None,
 ) -> Session | None:
-    """Use the challenge up and sign its wallet in; opens user, account and key where it has none.
+    """Use the challenge up and sign its wallet in; creates user, account and key where it has none.
 
-    None where the challenge is gone: of two callers at the same moment one gets a session. The session of
-    `former_token_hash` ends. To be called only after the signature was verified. Raises `PayerRefused` for an address
-    that is nobody's.
+    None where the challenge was used or has expired: of two concurrent callers one gets a session. The session of
+    `former_token_hash` ends. Call only after the signature was verified. Raises `PayerRefused` for an address that
+    cannot have an account.
     """
     values = {"nonce": nonce, "token_hash": token_hash, "lifetime": lifetime, "former": former_token_hash}
     with wallet_of_somebody("the signing address"):
@@ -97,12 +97,12 @@ async def find_session(connection: AsyncConnection, token_hash: bytes) -> Sessio
 
 
 async def end_session(connection: AsyncConnection, token_hash: bytes, *, everywhere: bool = False) -> int:
-    """End the session of a token, or all of its user's; how many ended."""
+    """End the session of a token, or all of its user's; returns how many ended."""
     values = {"token_hash": token_hash, "everywhere": everywhere}
     return int((await connection.execute(_END_SESSION, values)).scalar_one())
 
 
 async def end_sessions_of_wallet(connection: ServiceConnection, wallet_address: str) -> int:
-    """End all sessions of a wallet; how many ended."""
+    """End all sessions of a wallet; returns how many ended."""
     row = await connection.connection.execute(_END_SESSIONS_OF_WALLET, {"wallet": wallet_address})
     return int(row.scalar_one())

@@ -31,9 +31,9 @@ class Payer:
 
 
 async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> Payer:
-    """Find the wallet's user and account, or open them with a default key. Safe twice and at once.
+    """Find the wallet's user and account, or create them with a default key. Safe to run twice and concurrently.
 
-    `wallet_address` is in EIP-55 checksum form. Raises `PayerRefused` for an address that is nobody's.
+    `wallet_address` is in EIP-55 checksum form. Raises `PayerRefused` for an address that cannot have an account.
     """
     with wallet_of_somebody(wallet_address):
         row = (await connection.execute(_PROVISION, {"wallet": wallet_address})).one()
@@ -42,17 +42,17 @@ async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> 
 
 @contextmanager
 def wallet_of_somebody(wallet_address: str) -> Iterator[None]:
-    """The database opens no account for the zero address or a token: `PayerRefused`, from within."""
+    """Convert the database's refusal of the zero address or a token, within the block, to `PayerRefused`."""
     try:
         yield
     except IntegrityError as error:
         if violated_constraint(error) != WALLET_IS_SOMEBODYS:
             raise
-        raise PayerRefused(f"{wallet_address} is nobody's wallet: it has no account") from error
+        raise PayerRefused(f"{wallet_address} cannot have an account") from error
 
 
 async def find_non_payer_kind(connection: AsyncConnection, address: str) -> NonPayer | None:
-    """Why an address pays for nobody, as far as the database knows; None for a payer."""
+    """Why an address cannot be a payer, as far as the database knows; None for a payer."""
     kind = (await connection.execute(_NON_PAYER_KIND, {"address": address})).scalar_one()
     return NonPayer(kind) if kind else None
 

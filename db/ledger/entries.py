@@ -1,4 +1,4 @@
-"""Queries on the ledger. Posting is one call of a database function: see `db/functions/ledger.sql`."""
+"""Queries on the ledger. Posting is one call of a SECURITY DEFINER function: see `db/functions/ledger.sql`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from domain.ledger.entries import Posting, Side
 
 @dataclass(frozen=True, slots=True)
 class PostedEntry:
-    """A ledger entry; `posted` is False where it was already there."""
+    """A ledger entry; `posted` is False where it existed already."""
 
     entry_id: UUID
     amount_credits: int
@@ -30,12 +30,12 @@ class PostedEntry:
 
 
 class PostedMeanwhile(Exception):
-    """Somebody else posted the same entry between this transaction's look and its write: look again."""
+    """The same entry was posted concurrently, after this transaction had checked for it: retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One row of `credit_ledger`, for people to read."""
+    """One row of `credit_ledger`, for display."""
 
     id: UUID
     billing_account_id: str
@@ -58,14 +58,14 @@ class TrialBalanceLine:
     credits: int
 
 
-# Posting goes straight to the driver: SQLAlchemy would take as long for it as the driver does, and nothing is
-# called as often. Amounts are cast because the driver types an integer by its size, and each type is a statement.
+# Posting goes straight to the driver: SQLAlchemy would take as long for it as the driver does, and nothing is called as
+# often. Amounts are cast because the driver types an integer by its size, and each type is a statement.
 POST_ENTRY: Final[LiteralString] = (
     "SELECT entry_id, amount, balance_after, posted FROM post_entry("
     "%(billing_account_id)s, %(amount)s::bigint, %(reason)s, %(reference)s, %(contra_account)s, %(metadata)s)"
 )
 
-# The attempt's row is locked first: a purchase that is being reversed gets no bonus that nobody would take back.
+# The attempt's row is locked first, so that a purchase that is being reversed gets no bonus.
 _POST_BONUS: Final[LiteralString] = (
     "SELECT p.entry_id, p.amount, p.balance_after, p.posted"
     "  FROM (SELECT FROM payment_attempts WHERE id = %(attempt_id)s AND status = 'CREDITED' FOR SHARE) purchase,"
@@ -113,8 +113,8 @@ async def _post(
 async def post(connection: ServiceConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
     """Post an entry to any account, once per account, reason and reference.
 
-    Raises `PostedMeanwhile` (transaction is lost, look again) and `BookkeepingError` where the same
-    reference is already posted with another amount.
+    Raises `PostedMeanwhile` (the transaction is lost, retry) and `BookkeepingError` where the same reference is already
+    posted with another amount.
     """
     return await _post(connection, POST_ENTRY, _values(posting, details), posting.amount_credits)
 
@@ -122,7 +122,7 @@ async def post(connection: ServiceConnection, posting: Posting, details: dict[st
 async def post_bonus(
     connection: ServiceConnection, attempt_id: UUID, posting: Posting, details: dict[str, Any]
 ) -> PostedEntry:
-    """Post the bonus of a purchase, in one statement that holds the purchase CREDITED meanwhile.
+    """Post the bonus of a purchase, in one statement that keeps the purchase CREDITED until it is posted.
 
     Raises as `post` does, and `BookkeepingError` where the purchase is not CREDITED any more.
     """
@@ -170,7 +170,7 @@ async def list_entries(connection: AnyConnection, reference: str | None = None) 
 async def page_entries(
     connection: AnyConnection, billing_account_id: str, *, limit: int, before: UUID | None = None
 ) -> list[LedgerRow]:
-    """An account's ledger rows, newest first, at most `limit`; those older than the entry `before`."""
+    """An account's ledger rows, newest first, at most `limit`; older than the entry `before`."""
     query = (
         select(CreditLedgerEntry)
         .where(CreditLedgerEntry.billing_account_id == billing_account_id)
@@ -178,7 +178,7 @@ async def page_entries(
         .limit(limit)
     )
     if before is not None:
-        # An entry of another account, or of none, ends the list: there is nothing older than it here.
+        # An entry of another account, or an unknown one, ends the list: no rows are older than it here.
         at = select(CreditLedgerEntry.entry_seq).where(
             CreditLedgerEntry.id == before, CreditLedgerEntry.billing_account_id == billing_account_id
         )
@@ -200,7 +200,7 @@ def _to_row(row: Any) -> LedgerRow:
 
 
 async def count_entries(connection: ServiceConnection) -> int:
-    """How many entries the whole ledger has."""
+    """Number of entries in the whole ledger."""
     return (await connection.connection.execute(select(func.count()).select_from(CreditLedgerEntry))).scalar_one()
 
 

@@ -1,20 +1,20 @@
-"""The books check: checks what is new, in steps, each one short transaction that sees one moment.
+"""The integrity scan: checks new rows in steps, each one short transaction with a single snapshot.
 
-Entries, journal lines and events are numbered and never change, so a checkpoint for each says up to which number all
-is checked. A number is given before its transaction commits: a row may appear *below* rows that were checked already.
-A checkpoint must not pass such a number, and this is how it knows:
+Entries, journal lines and events are numbered and never change, so a checkpoint for each records up to which number all
+is checked. A number is assigned before its transaction commits: a row may appear *below* rows that were checked
+already. A checkpoint must not pass such a number, which is ensured as follows:
 
-- Whoever writes such a row has a transaction id before the row has its number: the doors change the account's row
-  first, an attempt is written or locked before its event, a header before its lines.
-- A step notes the highest numbers that it sees (the marks), and *then* takes an id of its own. Whoever holds a number
-  at or below a mark had it when the step's snapshot was taken, and therefore a lower id than the step's.
-- When a later snapshot's xmin, below which everybody has finished, has reached that id, what will ever be there up to
-  the marks is there and visible. The marks are then safe.
+- A transaction that writes such a row has a transaction id before the row has its number: the functions change the
+  account's row first, an attempt is written or locked before its event, a header before its lines.
+- A step records the highest numbers that it sees (the watermarks), and *then* takes an id of its own. A transaction
+  with a number at or below a watermark had it when the step's snapshot was taken, and has a lower id than the step.
+- When a later snapshot's xmin, below which all transactions have finished, has reached that id, every row that will
+  ever be at or below the watermarks is visible. The watermarks are then safe.
 - A checkpoint moves over rows that the same step has checked in a snapshot in which they were safe already, and over
-  no other. What lies between it and the newest row is checked each time.
+  no other. The rows between it and the newest one are checked each time.
 
-Who inserts by hand may take a number a moment before his id. The round over old rows, some in each run, finds that, and
-what somebody changed behind the checkpoint's back.
+A manual insert may take a number just before its transaction id. The full scan over old rows, part of it in each run,
+finds that, and changes made behind the checkpoint.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ ROWS_MAX: Final = 5_000
 """Rows of each kind in one step: about a third of a second, and far below the statement time-out."""
 
 KNOWN_MAX: Final = 1_000
-"""Violations on record, and overdue attempts, that one run looks at again; the longest unseen first."""
+"""Recorded violations, and overdue attempts, that one run checks again; the longest unchecked first."""
 
 ANNOUNCED_MAX: Final = 20
-"""Changes that one run announces; the rest is for the next."""
+"""Changes that one run publishes; the rest follows in the next."""
 
 _OF_LINES: Final = frozenset({"entry_balanced", "line_without_entry"})
-"""Where one of these is gone, lines have been changed."""
+"""Triggers that protect the lines; where one was missing, lines may have been changed."""
 
 _ENTRIES: Final = "entries"
 _LINES: Final = "lines"
 _EVENTS: Final = "events"
 
 _ONE_MOMENT: Final = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-# Takes no snapshot: whoever waits for it sees what was committed meanwhile.
+# Takes no snapshot, so that after waiting for it a step sees everything committed until then.
 _ALONE: Final = text("LOCK TABLE books_checks IN SHARE UPDATE EXCLUSIVE MODE")
 
-# Each row is looked up by an index whatever the planner's statistics say: no step reads a table from end to end.
+# Each row is looked up by an index whatever the planner's statistics say: no step scans a table.
 _BY_INDEX: Final = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),"
     " set_config('enable_mergejoin', 'off', true)"
@@ -94,7 +94,7 @@ _SAVE_END: Final = text(
     " checked_in_full_at = CASE WHEN :in_full THEN now() ELSE checked_in_full_at END RETURNING checked_at"
 )
 
-# Ids stay in the database's own way of writing an array: thousands of them in each step are only handed back to it.
+# Ids stay in the database's array format: thousands of them in each step are only passed back to it.
 _NEW_ENTRIES: Final = text(
     """
     SELECT count(*) AS found, max(number) AS last, min(number) FILTER (WHERE is_young) AS first_young,
@@ -246,7 +246,7 @@ _STANDING: Final = text(
 
 
 class Round(BaseModel):
-    """A way over all old rows, some at a time: where it has come in each table, and how often it was around."""
+    """A full scan over all old rows, in parts: its position in each table, and how many passes it has made."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -254,24 +254,24 @@ class Round(BaseModel):
     lines: int = 0
     accounts: str = ""
     attempts: str = "00000000-0000-0000-0000-000000000000"
-    # Sums of the lines that it has come by: at the end they are what they were when each line was new.
+    # Sums of the lines passed so far: at the end they must equal the sums from when each line was new.
     debits: int = 0
     credits: int = 0
-    # How often lines had been mended when it set out: what is mended behind it makes the sums worthless.
+    # How often lines had been repaired when it started: a repair behind its position makes the sums useless.
     lines_mended: int = 0
     laps: dict[str, int] = Field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every table was seen to its end."""
+        """Whether every table was scanned to its end."""
         return all(self.laps.get(name) for name in ("entries", "lines", "accounts", "attempts"))
 
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """What a step over new rows did. `positions` is for the next one; `is_last` where nothing was left.
+    """Result of a step over new rows. `positions` is for the next one; `is_last` where nothing was left.
 
-    `is_held` where more is left and the checkpoints could not follow, because somebody has been under way since before.
+    `is_held` where more is left but the checkpoints cannot advance, because an older transaction is still open.
     """
 
     entries_checked: int
@@ -282,7 +282,7 @@ class NewRows:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A violation that is new, or gone; nobody has been told yet."""
+    """A violation that is new, or resolved; not published yet."""
 
     id: int
     check: str
@@ -294,7 +294,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The sums of all journal lines, in credits, and how long ago the scheduled checks were."""
+    """The sums of all journal lines, in credits, and the age of the scheduled checks."""
 
     debits: int
     credits: int
@@ -312,7 +312,7 @@ class _Checkpoint:
 
 @dataclass(slots=True)
 class _Books:
-    """The books check's own state at the beginning of a step."""
+    """The integrity scan's own state at the start of a step."""
 
     checkpoints: dict[str, _Checkpoint]
     debits: int
@@ -324,21 +324,21 @@ class _Books:
 
 @dataclass(slots=True)
 class _Verified:
-    """What a step has judged, and what it has found."""
+    """Rows that a step has checked, and the violations found."""
 
     ids: dict[About, str] = field(default_factory=dict)
     of_ledger: list[str] = field(default_factory=list)
     found: list[Violation] = field(default_factory=list)
 
     def note(self, check_name: str, value: object | None, words: str) -> None:
-        """The outcome of a check of the whole ledger; None where it holds."""
+        """The result of a check of the whole ledger; None where it holds."""
         self.of_ledger.append(check_name)
         if value is not None:
             self.found.append(Violation(check_name, WHOLE_LEDGER, words.format(value=value)))
 
 
 async def record_watermarks(connection: ServiceConnection) -> None:
-    """Begin a run: note how far the rows go now, so that its steps may find that far to be safe."""
+    """Begin a run: record the current watermarks, so that its steps may find them safe."""
     await _open(connection)
 
 
@@ -349,10 +349,10 @@ async def check_new(
     pending_max: timedelta,
     rows_max: int = ROWS_MAX,
 ) -> NewRows:
-    """One step over what was written since the checkpoints: entries, lines, and the attempts that events are about.
+    """One step over rows written since the checkpoints: entries, lines, and the attempts that events are about.
 
-    `positions` is what the step before returned, {} for the first of a run. Raises `DatabaseBusy` where another run's
-    step goes on for longer than a lock is waited for.
+    `positions` is what the previous step returned, {} for the first of a run. Raises `DatabaseBusy` where another run's
+    step takes longer than the lock timeout.
     """
     books = await _open(connection)
     sql = connection.connection
@@ -387,7 +387,7 @@ async def check_new(
         if after[stream] == checkpoint.checked_to:
             reached = min(ends[stream], checkpoint.safe_to) if is_cut else checkpoint.safe_to
             if seen.first_young is not None:
-                # What follows by itself, such as a bonus, is judged once it is late: a young row is looked at again.
+                # What follows automatically, such as a bonus, is checked once it is late: a young row is checked again.
                 reached = min(reached, seen.first_young - 1)
             if stream == _LINES:
                 await sql.execute(_ADD_TOTALS, {"after": after[stream], "up_to": reached})
@@ -396,7 +396,7 @@ async def check_new(
 
 
 async def check_known(connection: ServiceConnection, *, pending_max: timedelta) -> None:
-    """What must be looked at in every run: the sums, attempts past their time, and the violations on record."""
+    """Checked in every run: the sums, overdue attempts, and the recorded violations."""
     books = await _open(connection)
     sql = connection.connection
     times = {"grace": GRACE, "pending_max": pending_max, "known_max": KNOWN_MAX}
@@ -421,8 +421,9 @@ async def check_old(
     pending_max: timedelta,
     rows_max: int = ROWS_MAX,
 ) -> Round:
-    """One step of a round over old rows; where it has come. Without `round_` it is the one that never ends, and the
-    database keeps where that has come."""
+    """One step of a full scan over old rows; returns its position. Without `round_` it is the continuous scan, whose
+    position the database stores.
+    """
     books = await _open(connection)
     sql = connection.connection
     before = books.round if round_ is None else round_
@@ -460,7 +461,7 @@ async def check_old(
 
 
 async def _compare_sums(connection: ServiceConnection, books: _Books, round_: Round, verified: _Verified) -> None:
-    """All lines that were ever checked have been counted again: their sums are what they were."""
+    """Compare the recounted sums of all lines with the sums from when they were first checked."""
     now, then = (round_.debits, round_.credits), (books.debits, books.credits)
     is_changed = now != then and books.sums_of == books.lines_mended
     if books.sums_of != books.lines_mended:
@@ -470,26 +471,26 @@ async def _compare_sums(connection: ServiceConnection, books: _Books, round_: Ro
 
 
 async def note_end(connection: ServiceConnection, *, in_full: bool) -> datetime:
-    """Write down that a scheduled check, or one of everything, has come to its end; when that was."""
+    """Record that a scheduled or full scan has finished; returns when."""
     await connection.connection.execute(_ALONE)
     ended_at: datetime = (await connection.connection.execute(_SAVE_END, {"in_full": in_full})).scalar_one()
     return ended_at
 
 
 async def list_open_violations(connection: ReadAllConnection, *, shown_max: int) -> list[Violation]:
-    """The violations on record that are not gone, at most `shown_max` of each check, the oldest first."""
+    """The recorded violations that are not resolved, at most `shown_max` of each check, the oldest first."""
     rows = await connection.connection.execute(_LIST_OPEN, {"shown_max": shown_max})
     return [Violation(row.check_name, row.subject, row.detail) for row in rows]
 
 
 async def count_open_violations(connection: ReadAllConnection) -> dict[str, int]:
-    """How many violations are on record that are not gone, by check."""
+    """Number of recorded violations that are not resolved, by check."""
     rows = await connection.connection.execute(_COUNT_OPEN)
     return {row.check_name: row.violations for row in rows}
 
 
 async def list_unannounced(connection: ServiceConnection) -> list[Change]:
-    """What nobody has been told yet: violations that are new or gone. One that came and went is both."""
+    """Changes to publish: violations that are new or resolved. One that came and went is both."""
     changes: list[Change] = []
     for row in await connection.connection.execute(_UNANNOUNCED, {"announced_max": ANNOUNCED_MAX}):
         told = (row.id, row.check_name, row.subject, row.detail)
@@ -501,18 +502,18 @@ async def list_unannounced(connection: ServiceConnection) -> list[Change]:
 
 
 async def note_announced(connection: ServiceConnection, opened: Collection[int], resolved: Collection[int]) -> None:
-    """Write down which violations were announced, as new and as gone."""
+    """Record which violations were published, as new and as resolved."""
     await connection.connection.execute(_ALONE)
     await connection.connection.execute(_ANNOUNCED, {"opened": list(opened), "resolved_ids": list(resolved)})
 
 
 async def has_at_most(connection: ReadAllConnection, entries: int) -> bool:
-    """Whether the ledger is so small; reads no more than that."""
+    """Whether the ledger has at most so many entries; reads no more than that."""
     return (await connection.connection.execute(_HAS_MORE_THAN, {"entries": entries})).first() is None
 
 
 async def find_standing(connection: ServiceConnection) -> Standing:
-    """The sums of all journal lines, and how long ago the scheduled checks were."""
+    """The sums of all journal lines, and the age of the scheduled checks."""
     row = (await connection.connection.execute(_STANDING)).one()
     return Standing(
         debits=int(row.debits),
@@ -528,17 +529,19 @@ _HAS_MORE_THAN: Final = text("SELECT 1 FROM credit_ledger OFFSET :entries LIMIT 
 
 
 async def _open(connection: ServiceConnection) -> _Books:
-    """Begin a step, alone; marks that everybody has passed become safe, and new ones are noted."""
+    """Begin a step under the exclusive lock: watermarks that all transactions have passed become safe, new ones are
+    recorded.
+    """
     sql = connection.connection
     await sql.execute(_ONE_MOMENT)
     await sql.execute(_ALONE)
     await sql.execute(_BY_INDEX)
     moment = (await sql.execute(_MOMENT)).one()
-    # After the snapshot, never before it: the id must be above all that hold a number at or below a mark.
+    # After the snapshot, never before it: the id must be above all that have a number at or below a watermark.
     own_xid = (await sql.execute(_OWN_XID)).scalar_one()
     state = (await sql.execute(_STATE)).one()
     checkpoints = {row.stream: _Checkpoint(*row) for row in await sql.execute(_CHECKPOINTS)}
-    # An id from the future is that of another server, whose backup this is: nobody from there is under way here.
+    # An id from the future belongs to another server, of which this is a backup: none of its transactions is open here.
     if state.mark_xid <= moment.horizon or state.mark_xid > own_xid:
         for checkpoint in checkpoints.values():
             checkpoint.safe_to = checkpoint.mark
@@ -569,7 +572,7 @@ async def _save(connection: ServiceConnection, checkpoint: _Checkpoint, *, check
 
 
 def _joined(*arrays: str | None) -> str:
-    """Arrays as PostgreSQL writes them, as one; None is one without elements."""
+    """Concatenate arrays in PostgreSQL's format; None is an empty one."""
     return f"{{{','.join(array[1:-1] for array in arrays if array is not None)}}}"
 
 
@@ -586,10 +589,10 @@ async def _verify(connection: ServiceConnection, ids: Mapping[About, str], pendi
 
 
 async def _record(connection: ServiceConnection, verified: _Verified) -> None:
-    """Write down what was found; what was on record of the same subjects and is not found any more is gone."""
+    """Record the violations found; recorded ones of the same subjects that are not found any more are resolved."""
     sql = connection.connection
     found = {(violation.check, violation.subject): violation.detail for violation in verified.found}
-    # As a rule nothing is on record, and thousands of ids need not be handed over to say so.
+    # Usually none are recorded, and thousands of ids need not be sent to find that out.
     if (await sql.execute(_IS_ANY_OPEN)).scalar_one():
         verdicts = [(verified.of_ledger, _joined(f"[{WHOLE_LEDGER}]"))] + [
             ([check.name for check in CHECKS if check.about is about], subjects)

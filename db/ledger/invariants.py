@@ -1,4 +1,4 @@
-"""The invariants of the books, each as one query and its words: asked of some rows, or of the whole ledger."""
+"""The ledger's invariants, each as one query and its message: for some rows, or for the whole ledger."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.dialects.postgresql import INTERVAL
 from db.engine import ServiceConnection
 
 GRACE: Final = timedelta(minutes=10)
-"""What follows a credit, a reversal or an expiry by itself has followed after this."""
+"""Grace period of what follows a credit, a reversal or an expiry automatically."""
 
 SHOWN_MAX: Final = 20
-"""Violations of one kind that are named; one is already one too many."""
+"""Violations of one kind that are listed; one is already one too many."""
 
 
 class About(StrEnum):
-    """What a check judges: a row of one table, or all of the ledger at once."""
+    """Subject of a check: a row of one table, or the whole ledger."""
 
     ENTRY = "entry"
     LINE = "line"
@@ -37,12 +37,12 @@ _TABLES: Final[dict[About, tuple[str, str]]] = {
 }
 
 WHOLE_LEDGER: Final = "ledger"
-"""The subject of what is about no single row."""
+"""The subject of a check that concerns no single row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant that does not hold, of one subject; `detail` is one line for people."""
+    """A violated invariant, of one subject; `detail` is one line for operators."""
 
     check: str
     subject: str
@@ -51,10 +51,10 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One invariant. Its query names the rows of `subject` that violate it, as `value`.
+    """One invariant. Its query returns the rows of `subject` that violate it, as `value`.
 
-    Each row is judged by few others, all found by an index, so that a check of a thousand rows costs the same whatever
-    the ledger's age. `whole` is another way to ask the same of all rows, "" where it is not asked of them.
+    Each row is checked against few others, all found by an index, so that a check of a thousand rows costs the same
+    whatever the ledger's age. `whole` is another query for the same on all rows, "" where there is none.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Check:
     whole: str | None = None
 
     def describe(self, row: Any) -> Violation:
-        """A row of the query's result in words."""
+        """Format a row of the query's result."""
         return Violation(self.name, str(row.value), self.words.format_map(row._mapping))
 
 
-# A reference is any text; a cast of one that is no attempt's id must not fail, and a cast of the id uses no index.
+# A reference is any text; a cast of one that is not an attempt's id must not fail, and a cast of the id uses no index.
 _ATTEMPT_OF_REFERENCE: Final = (
     "a.id = CASE WHEN s.reference ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN s.reference::uuid END"
 )
@@ -128,7 +128,7 @@ CHECKS: Final = (
         "account_balance",
         About.ACCOUNT,
         "balance of account {value} is not the sum of its entries",
-        # By induction: each entry goes on from the one before it, and the first from nothing.
+        # By induction: each entry continues from the previous one, and the first from zero.
         """SELECT s.id AS value FROM subject s
             WHERE s.balance_credits <> coalesce(
                   (SELECT e.balance_after FROM credit_ledger e
@@ -153,7 +153,7 @@ CHECKS: Final = (
     Check(
         "reversed_attempt",
         About.ATTEMPT,
-        "attempt {value} is REVERSED and what it brought is not taken back: submit its hash again",
+        "attempt {value} is REVERSED and its credits are not reversed: submit its hash again",
         """SELECT a.id AS value FROM subject a
             WHERE a.status = 'REVERSED' AND (
                   NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = a.id AND f.outcome = 'reversed')
@@ -258,7 +258,7 @@ _OF_ALL: Final = {check: _ask_all(check) for check in CHECKS if check.whole != "
 async def find_violations_of(
     connection: ServiceConnection, about: About, ids: str, *, pending_max: timedelta
 ) -> list[Violation]:
-    """Every invariant that does not hold of the rows with these ids, an array as PostgreSQL writes it.
+    """Every invariant that is violated by the rows with these ids, an array in PostgreSQL's format.
 
     `pending_max` is how long a payment may wait.
     """
@@ -272,10 +272,10 @@ async def find_violations_of(
 
 
 async def find_violations(connection: ServiceConnection) -> list[str]:
-    """Every invariant of the books that does not hold, in words; empty when all is well.
+    """Every violated invariant of the ledger, as text; empty when all hold.
 
-    It reads the whole ledger, so its cost grows with it: `db.ledger.integrity_scan` is for every day. Attempts that
-    wait for too long are not asked for, since how long that is depends on settings.
+    It reads the whole ledger, so its cost grows with it: `db.ledger.integrity_scan` is for regular use. Overdue
+    attempts are not checked, since their time limit depends on settings.
     """
     found: list[str] = []
     for check, statement in _OF_ALL.items():

@@ -1,10 +1,10 @@
-"""The schema's history. Statements are plain SQL files: what runs is what a DBA reads.
+"""The schema's migrations. Statements are plain SQL files: what runs is what a DBA reads.
 
-From revision 0004 on a numbered file defines no function: their present text is in `db/functions`, and a revision asks
-for those that are new with `create_functions`. Revisions 0001 to 0003 have landed and stay as they are.
+From revision 0004 on a numbered file defines no function: their current text is in `db/functions`, and a revision
+creates new ones with `create_functions`. Revisions 0001 to 0003 have been released and stay as they are.
 
-A new revision runs beside processes of the one before (docs/decisions/rolling-deploys.md). Its module says with
-`compatible_from` which revision of the code may still run with the schema that it leaves.
+A new revision runs with processes of the previous one (docs/decisions/rolling-deploys.md). Its module says with
+`compatible_from` which revision of the code may still run with the resulting schema.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sqlalchemy import Connection, text
 from db import functions
 
 FIRST_DECLARED: Final = "0004"
-"""The first revision that writes down which code may run with it."""
+"""The first revision that records which code may run with it."""
 
 
 def run_sql_file(connection: Connection, name: str) -> None:
-    """Run `sql/<name>` in the connection's transaction, as it stands (a `%` is a `%`)."""
+    """Run `sql/<name>` in the connection's transaction, unchanged (a `%` is a `%`)."""
     _driver(connection).execute((Path(__file__).parent / "sql" / name).read_bytes())
 
 
@@ -71,7 +71,7 @@ def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None
     with context.autocommit_block():
         driver = _driver(context.connection)
         [lock_timeout] = driver.execute("SHOW lock_timeout").fetchone() or ("0",)
-        # It waits for those who began before it, and nobody waits for it.
+        # It waits for transactions that began before it, and no other transaction waits for it.
         driver.execute("SET lock_timeout = 0")
         for name, definition in indexes.items():
             row = driver.execute(
@@ -87,7 +87,7 @@ def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None
 def declare_compatibility(
     ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
 ) -> None:
-    """Write down, in a migration's own transaction, which code may run with the schema after it."""
+    """Record, in a migration's own transaction, which code may run with the schema after it."""
     revision, script = step.up_revision_id, step.up_revision
     if revision is None or revision < FIRST_DECLARED:
         return

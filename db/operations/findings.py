@@ -1,4 +1,4 @@
-"""Queries on findings: what the chain watcher or a reconciliation leaves to an operator."""
+"""Queries on findings, opened by the chain watcher or a reconciliation for an operator."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _OPEN: Final = text(
 
 
 class Sort(StrEnum):
-    """The order of a list of findings."""
+    """Sort order of a list of findings."""
 
     VALUE = "value"
-    """What is worth most first, and before it what nobody knows the worth of: nothing small hides money."""
+    """Unknown values first, then the largest: small amounts never hide money."""
 
     NEWEST = "newest"
     OLDEST = "oldest"
@@ -56,7 +56,7 @@ class Sort(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FindingFilter:
-    """Which findings; None is any. Values are in raw token units."""
+    """Filter for findings; None matches any. Values are in raw token units."""
 
     kinds: tuple[FindingKind, ...] | None = None
     with_resolved: bool = False
@@ -81,7 +81,7 @@ class FindingFilter:
 
 @dataclass(frozen=True, slots=True)
 class FindingsPage:
-    """Findings in their order. `next` is what the next page continues from; None where this is the last one."""
+    """Findings in order. `next` is the position of the next page; None where this is the last one."""
 
     findings: tuple[StoredFinding, ...]
     next: UUID | None
@@ -89,37 +89,36 @@ class FindingsPage:
 
 @dataclass(frozen=True, slots=True)
 class FindingTotals:
-    """All findings of one kind that were asked for."""
+    """The matching findings of one kind."""
 
     kind: FindingKind
     findings: int
     value_raw: int
     without_value: int
-    """Of which nobody knows what they are worth."""
+    """Number of findings whose value is unknown."""
     oldest_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFinding:
-    """A finding as it stands after it was found (again)."""
+    """A finding after it was found (again)."""
 
     finding_id: UUID
     is_new: bool
-    """Written down for the first time, or open again."""
+    """Recorded for the first time, or reopened."""
     resolution: str | None
 
 
 async def open_finding(connection: ServiceConnection, finding: Finding) -> bool:
-    """Write a finding down; True where it is new, or open again.
+    """Record a finding; True where it is new, or reopened.
 
-    One that is known stays as it is, resolved or not; except that one which somebody wanted to be looked at anew is
-    open again.
+    A known one stays as it is, resolved or not, except that one for which an operator chose a retry is reopened.
     """
     return (await write_finding(connection, finding)).is_new
 
 
 async def write_finding(connection: ServiceConnection, finding: Finding) -> WrittenFinding:
-    """The same; how the finding stands then."""
+    """Record a finding, and return its resulting state."""
     metadata = dict(finding.details) | ({"sender": finding.sender} if finding.sender else {})
     row = (
         await connection.connection.execute(
@@ -161,7 +160,7 @@ _MATCHING: Final = """
        AND (CAST(:below_raw AS numeric) IS NULL OR f.value_raw < :below_raw)
        AND (CAST(:opened_until AS timestamptz) IS NULL OR f.opened_at <= :opened_until)
 """
-# A value that nobody knows comes first: it is not to be hidden behind those that are known.
+# Unknown values come first, so that they are not hidden behind known ones.
 _ORDERS: Final = {
     Sort.VALUE: "f.value_raw DESC NULLS FIRST, f.created_at DESC, f.id DESC",
     Sort.NEWEST: "f.created_at DESC, f.id DESC",
@@ -195,7 +194,7 @@ _ANNOUNCED: Final = text(
     """
 )
 _RESOLVE: Final = text("UPDATE findings SET resolved_at = now(), resolution = :resolution WHERE id = :id")
-# A late payment, say, for whose transaction the payer made a new intent: the transfer has paid that one.
+# For example a late payment for whose transaction the payer made a new intent, which the transfer has paid.
 _CLOSE_SETTLED: Final = text(
     """
     UPDATE findings f SET resolved_at = now(), resolution = :settled
@@ -210,7 +209,7 @@ _CLOSE_SETTLED: Final = text(
     """
 )
 
-# The watcher had lost sight of the transfer, and has it again.
+# The watcher had lost the transfer, and has found it again.
 _CLOSE_MENDED: Final = text(
     """
     UPDATE findings f SET resolved_at = now(), resolution = :settled
@@ -225,8 +224,8 @@ _CLOSE_MENDED: Final = text(
               AND lower(s.from_address) = lower(o.from_address))
     """
 )
-# A transfer was found before the submission of its hash was refused: now it is known what it was meant for. Or another
-# attempt of its sender's, of that amount, has ended since with what else was handed in.
+# A transfer was found before the submission of its hash was refused, which now explains it. Or another attempt of its
+# sender, of that amount, has ended since with another hash.
 _LOOK_AT_CLAIMS_AGAIN: Final = text(
     """
     UPDATE observed_transfers o SET handled_at = NULL, attempt_id = NULL
@@ -251,12 +250,12 @@ PREFIX_LENGTH_MIN: Final = 4
 
 
 async def find_finding(connection: ServiceConnection, finding_id: UUID) -> StoredFinding:
-    """The finding as it is. Raises `FindingNotFound`."""
+    """The finding. Raises `FindingNotFound`."""
     return _one(finding_id, (await connection.connection.execute(_FIND, {"id": finding_id})).one_or_none())
 
 
 async def find_chain(connection: ReadAllConnection, finding_id: UUID) -> int | None:
-    """The chain that a finding belongs to; None where it belongs to none, or is not there."""
+    """The chain that a finding belongs to; None where it belongs to none, or does not exist."""
     found: int | None = (await connection.connection.execute(_CHAIN, {"id": finding_id})).scalar_one_or_none()
     return found
 
@@ -287,10 +286,10 @@ async def page_findings(
     after: UUID | None = None,
     limit: int,
 ) -> FindingsPage:
-    """At most `limit` findings that pass the filter, in this order; those behind the finding `after`.
+    """At most `limit` findings that pass the filter, in this order; those after the finding `after`.
 
-    Raises `FindingNotFound` where there is no such finding. A finding is behind another by what both are now: one that
-    was resolved meanwhile is still a place to go on from.
+    Raises `FindingNotFound` where there is no such finding. The order uses current values: a finding resolved in the
+    meantime is still a valid position.
     """
     values: dict[str, Any] = wanted.values() | {"limit": limit + 1}
     condition = _MATCHING
@@ -309,7 +308,7 @@ async def page_findings(
 
 
 async def total_findings(connection: ReadAllConnection, wanted: FindingFilter) -> list[FindingTotals]:
-    """How many findings pass the filter and what they are worth, by kind, what is worth most first."""
+    """Number and value of the findings that pass the filter, by kind, largest value first."""
     rows = await connection.connection.execute(_TOTALS, wanted.values())
     return [
         FindingTotals(FindingKind(row.kind), row.findings, int(row.value_raw), row.without_value, row.oldest_at)
@@ -329,19 +328,19 @@ async def list_findings_of_attempt(connection: ReadAllConnection, attempt_id: UU
 
 
 async def list_unpublished(connection: ReadAllConnection, *, limit: int, skip: int = 0) -> list[StoredFinding]:
-    """Findings that the outside has not been told of since they were opened (again), what is worth most first."""
+    """Findings not published since they were opened (again), largest value first."""
     rows = await connection.connection.execute(_TO_ANNOUNCE, {"limit": limit, "skip": skip})
     return [_stored(row) for row in rows]
 
 
 async def mark_published(connection: ServiceConnection, *told: StoredFinding) -> None:
-    """The outside has been told, except of those that were opened again meanwhile."""
+    """Mark findings as published, except those reopened in the meantime."""
     values = {"ids": [finding.id for finding in told], "times_opened": [finding.times_opened for finding in told]}
     await connection.connection.execute(_ANNOUNCED, values)
 
 
 async def resolve_finding(connection: ServiceConnection, finding_id: UUID, resolution: str) -> None:
-    """The finding does not wait any more."""
+    """Resolve the finding."""
     await connection.connection.execute(_RESOLVE, {"id": finding_id, "resolution": resolution})
 
 
@@ -352,13 +351,13 @@ _SETTLE: Final = text(
 
 
 async def settle_finding(connection: ServiceConnection, key: str) -> None:
-    """What the finding of this key is about is over by itself; one that an operator has ended stays as it is."""
+    """Resolve the finding of this key automatically; one that an operator has resolved stays as it is."""
     values = {"key": key, "settled": SETTLED, "reopening": list(REOPENING_RESOLUTIONS)}
     await connection.connection.execute(_SETTLE, values)
 
 
 async def close_settled_findings(connection: ServiceConnection, chain_id: int) -> int:
-    """Close what needs no remedy any more: the transfer has paid an attempt, or is on the chain again; how many."""
+    """Resolve findings whose transfer has paid an attempt, or is on the chain again; returns how many."""
     values = {"chain_id": chain_id, "settled": SETTLED}
     settled = await connection.connection.execute(_CLOSE_SETTLED, values)
     mended = await connection.connection.execute(_CLOSE_MENDED, values)
@@ -366,7 +365,9 @@ async def close_settled_findings(connection: ServiceConnection, chain_id: int) -
 
 
 async def recheck_claims(connection: ServiceConnection, chain_id: int) -> int:
-    """Have the watcher decide anew about open findings whose transaction an attempt has ended with since; how many."""
+    """Have the watcher decide again about open findings whose transaction an attempt has ended with since; returns how
+    many.
+    """
     return (await connection.connection.execute(_LOOK_AT_CLAIMS_AGAIN, {"chain_id": chain_id})).rowcount
 
 

@@ -1,4 +1,4 @@
-"""What operators look at all the time: each a query by an index whose cost follows what is open, not what ever was."""
+"""Gauge queries: each uses an index, and its cost grows with what is open, not with history."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ _BOOKS_CHECKED: Final = text("SELECT checked_at FROM books_checks")
 
 @dataclass(frozen=True, slots=True)
 class OpenFindings:
-    """Findings of one kind that wait for an operator."""
+    """Open findings of one kind."""
 
     findings: int
     value_raw: int
-    """Token units that they are about, as far as that is known."""
+    """Token units in question, as far as known."""
     oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class CursorPosition:
-    """How far the chain watcher is, as the database has it."""
+    """Progress of the chain watcher, by the database."""
 
     lag_blocks: int
     age_seconds: float
@@ -87,7 +87,7 @@ class CursorPosition:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Everything at one moment."""
+    """All values from one snapshot."""
 
     open_attempts: dict[tuple[str, str], int]
     """By status and purpose."""
@@ -96,7 +96,7 @@ class Readings:
     open_findings: dict[str, OpenFindings]
     cursors: dict[int, CursorPosition]
     unread_blocks: int
-    """Of this chain, that no node has shown."""
+    """Blocks of this chain that no node has returned."""
     system_tenant_balance_credits: int | None
     last_heartbeat_at: datetime | None
     last_reconciled_at: datetime | None
@@ -106,7 +106,7 @@ class Readings:
 
 
 async def read_gauges(connection: ReadAllConnection, *, chain_id: int) -> Readings:
-    """All of them; what is not there is absent, or None."""
+    """Read all of them; missing ones are absent, or None."""
     sql = connection.connection
     pending = (await sql.execute(_PENDING)).one()
     reconciled = (await sql.execute(_RECONCILED, {"chain_id": chain_id})).one_or_none()

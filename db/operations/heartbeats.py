@@ -60,7 +60,7 @@ _BALANCE: Final = text("SELECT balance_credits FROM billing_accounts WHERE id = 
 
 
 async def read_income(connection: TenantConnection, since: datetime, until: datetime) -> Income | None:
-    """What moved the system tenant's account in `[since, until)`; None where the connection does not see it."""
+    """Movements of the system tenant's account in `[since, until)`; None where the connection does not see it."""
     own = {"account": SYSTEM_TENANT_ACCOUNT_ID}
     balance = (await connection.connection.execute(_BALANCE, own)).scalar_one_or_none()
     if balance is None:
@@ -104,7 +104,7 @@ def _to_heartbeat(row: Row[Any]) -> Heartbeat:
 
 
 async def find_heartbeat(connection: ServiceConnection, key: str) -> Heartbeat | None:
-    """The heartbeat of a workflow, or None where it has not beaten yet."""
+    """The heartbeat of a workflow, or None before it is written."""
     row = (await connection.connection.execute(_FIND, {"key": key})).one_or_none()
     return _to_heartbeat(row) if row else None
 
@@ -116,7 +116,7 @@ async def find_latest(connection: ServiceConnection) -> Latest | None:
 
 
 async def insert_heartbeat(connection: ServiceConnection, heartbeat: Heartbeat, *, after: Latest | None) -> bool:
-    """Write a heartbeat that follows `after`; False where it is there already, or another one follows that."""
+    """Write a heartbeat that follows `after`; False where it exists already, or another one follows that."""
     values = heartbeat.model_dump() | {
         "status": heartbeat.status.value,
         "problems": list(heartbeat.problems),
@@ -126,12 +126,11 @@ async def insert_heartbeat(connection: ServiceConnection, heartbeat: Heartbeat, 
 
 
 async def list_low_balances_to_announce(connection: ServiceConnection, key: str, *, limit: int) -> list[Heartbeat]:
-    """Heartbeats that crossed and whose event has not arrived: that of `key`, and what earlier ones gave up, oldest
-    first."""
+    """Heartbeats that crossed the threshold and are not published: that of `key`, and earlier ones, oldest first."""
     rows = await connection.connection.execute(_TO_ANNOUNCE, {"key": key, "limit": limit})
     return [_to_heartbeat(row) for row in rows]
 
 
 async def update_low_balance_announced(connection: ServiceConnection, key: str) -> None:
-    """The event of a heartbeat that crossed has arrived."""
+    """Mark the event of a crossing as published."""
     await connection.connection.execute(_ANNOUNCED, {"key": key})

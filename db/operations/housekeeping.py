@@ -1,6 +1,6 @@
-"""What nobody waits for any more: intents that expired unpaid, rows that are over, payments without a workflow.
+"""Housekeeping queries: intents that expired unpaid, expired rows, payments without a workflow.
 
-Each call is one batch, bounded, and skips what somebody else holds: the next one finds it.
+Each call is one bounded batch, and skips locked rows: the next one finds them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EXPIRE_INTENTS: Final = text(
 
 
 async def expire_intents(connection: ServiceConnection, due_at: datetime, *, limit: int) -> dict[Purpose, int]:
-    """End at most `limit` unpaid intents whose time was up at `due_at`; how many of which purpose ended."""
+    """End at most `limit` unpaid intents that were due at `due_at`; returns how many of which purpose ended."""
     values = {
         "due_at": due_at,
         "limit": limit,
@@ -51,7 +51,7 @@ _PRUNE: Final = text("SELECT pruned_from, pruned_rows FROM prune_expired(:limit,
 async def prune_expired(
     connection: ServiceConnection, *, idempotency_keys_older_than: timedelta, limit: int
 ) -> dict[str, int]:
-    """Delete at most `limit` expired rows of each table; how many of each were deleted."""
+    """Delete at most `limit` expired rows of each table; returns how many of each were deleted."""
     values = {"limit": limit, "keys_older_than": idempotency_keys_older_than}
     rows = await connection.connection.execute(_PRUNE, values)
     return {row.pruned_from: row.pruned_rows for row in rows}
@@ -59,7 +59,7 @@ async def prune_expired(
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedPayment:
-    """A submitted payment that is not done as far as the database knows; a workflow should be at work on it."""
+    """A submitted payment that is not finished according to the database; a workflow should be running for it."""
 
     attempt_id: UUID
     owner_user_id: str
@@ -81,7 +81,7 @@ _PENDING: Final = text(
      ORDER BY random() LIMIT :limit
     """
 )
-# By the purchase's entry, because entries lie in the order of time: a day of them is found without an index of its own.
+# By the purchase's entry, because entries are in the order of time: a day of them is found without an index of its own.
 _WITHOUT_BONUS: Final = text(
     """
     SELECT a.id, a.tx_hash, a.status, b.owner_user_id
@@ -111,7 +111,7 @@ async def list_pending(
 async def list_without_bonus(
     connection: ServiceConnection, chain_id: int, *, since: datetime, before: datetime, limit: int
 ) -> list[UnfinishedPayment]:
-    """Purchases credited in that span of time whose bonus is due and not there; at most `limit`, as above."""
+    """Purchases credited in that period whose bonus is due and missing; at most `limit`, as above."""
     values = {"chain_id": chain_id, "since": since, "before": before, "limit": limit}
     rows = await connection.connection.execute(_WITHOUT_BONUS, values)
     return [UnfinishedPayment(row.id, row.owner_user_id, row.tx_hash, AttemptStatus(row.status)) for row in rows]

@@ -1,4 +1,4 @@
-"""Queries of the operators' pages: they see the payments of all tenants, and none takes longer in a larger table."""
+"""Queries of the operators' pages over all tenants, whose duration does not grow with the tables."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, Purpose
 
 SCANNED_MAX: Final = 5_000
-"""Attempts that one page looks through for a combination of filters that no index serves."""
+"""Attempts that one page scans for a combination of filters that no index serves."""
 
 COUNTED_MAX: Final = 1_000
-"""Attempts of one status that are counted; beyond, "more than" says enough."""
+"""Attempts of one status that are counted; beyond, "more than" is enough."""
 
 POINTS_MAX: Final = 200
 
 BALANCE_TIMEOUT_SECONDS: Final = 8
-"""A long period of a large ledger is worth waiting for, but not the whole page's time."""
+"""Time limit of the balance history, below that of the whole page."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFilter:
-    """Which attempts to list; None is any."""
+    """Filter for attempts; None matches any."""
 
     status: AttemptStatus | None = None
     purpose: Purpose | None = None
@@ -40,7 +40,7 @@ class AttemptFilter:
 
 @dataclass(frozen=True, slots=True)
 class ListedAttempt:
-    """What a list shows of an attempt."""
+    """An attempt in a list."""
 
     id: UUID
     created_at: datetime
@@ -56,9 +56,9 @@ class ListedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsPage:
-    """Attempts, newest first. `older` and `newer` are the attempts that the next pages continue from.
+    """Attempts, newest first. `older` and `newer` are the positions of the next pages.
 
-    `was_cut` where `SCANNED_MAX` attempts were looked through before the page was full: there may be more.
+    `was_cut` where `SCANNED_MAX` attempts were scanned before the page was full: there may be more.
     """
 
     attempts: list[ListedAttempt]
@@ -69,7 +69,7 @@ class AttemptsPage:
 
 @dataclass(frozen=True, slots=True)
 class BalanceStep:
-    """What changed an account's balance from `at` on for one interval, and the balance after it, in credits."""
+    """Changes of an account's balance in one interval from `at` on, and the balance after it, in credits."""
 
     at: datetime
     bonus_credits: int
@@ -80,7 +80,7 @@ class BalanceStep:
 
 @dataclass(frozen=True, slots=True)
 class BalanceHistory:
-    """An account's balance from `start` to `end`, in credits; intervals in which nothing changed have no step."""
+    """An account's balance from `start` to `end`, in credits; intervals without changes have no step."""
 
     start: datetime
     end: datetime
@@ -90,17 +90,17 @@ class BalanceHistory:
 
     @property
     def bonus_credits(self) -> int:
-        """What bonuses brought."""
+        """Credits from bonuses."""
         return sum(step.bonus_credits for step in self.steps)
 
     @property
     def donation_credits(self) -> int:
-        """What donations brought."""
+        """Credits from donations."""
         return sum(step.donation_credits for step in self.steps)
 
     @property
     def other_credits(self) -> int:
-        """What anything else brought or took."""
+        """All other changes."""
         return sum(step.other_credits for step in self.steps)
 
 
@@ -115,8 +115,9 @@ async def page_attempts(
     before: UUID | None = None,
     after: UUID | None = None,
 ) -> AttemptsPage:
-    """At most `limit` attempts that pass the filter: the newest, or the next ones older than the attempt `before`,
-    or the next ones newer than `after`."""
+    """At most `limit` attempts that pass the filter: the newest, or the next ones older than the attempt `before`, or
+    the next ones newer than `after`.
+    """
     asked = {
         "tx_hash": wanted.tx_hash,
         "billing_account_id": wanted.billing_account_id,
@@ -124,7 +125,7 @@ async def page_attempts(
         "purpose": wanted.purpose.value if wanted.purpose else None,
     }
     rest = {column: value for column, value in asked.items() if value is not None}
-    # The most selective of those that have an index: the order of `asked`.
+    # The most selective of those that have an index, in the order of `asked`.
     indexed = next((column for column in rest if column != "purpose"), None)
     query = _in_order(indexed, rest.pop(indexed) if indexed else "", before=before, after=after)
     if rest:
@@ -134,7 +135,7 @@ async def page_attempts(
         in_window = select(window).order_by(*order)
         last_in_window = in_window.offset(SCANNED_MAX - 1).limit(1)
         query = in_window.where(*(window.c[column] == value for column, value in rest.items()))
-    # One more than is shown tells whether there is a next page.
+    # One row more than is shown tells whether there is a next page.
     query = query.limit(limit + 1)
     rows = [_to_listed(row) for row in await connection.connection.execute(query)]
     reached = rows[limit - 1].id if len(rows) > limit else None
@@ -145,7 +146,7 @@ async def page_attempts(
         was_cut = last is not None
     shown = rows[:limit]
     if after is None:
-        # What leads back is what is shown first, or, where a search has found nothing, where it began.
+        # The position for going back is the first row shown or, where a search found nothing, its start.
         newer = (shown[0].id if shown else before) if before else None
         return AttemptsPage(shown, older=reached, newer=newer, was_cut=was_cut)
     shown.reverse()
@@ -155,9 +156,9 @@ async def page_attempts(
 def _in_order(column: str | None, value: str, *, before: UUID | None, after: UUID | None) -> Select[Any]:
     """Attempts in the order of time, newest first or, after one of them, oldest first; of one value of a column.
 
-    Said as a range, and with the column in the order, because that is what only the column's own index gives. Asked
-    for by equality, the planner may rather walk the index of time and pick: if what it looks for is frequent but
-    old, that reads all that is newer.
+    Written as a range, and with the column in the order, because only the column's own index gives that. With an
+    equality the planner may scan the index of time and filter: if the value is frequent but old, that reads all newer
+    rows.
     """
     attempt = PaymentAttemptRow.__table__.c
     keys: list[ColumnElement[Any]] = [attempt.created_at, attempt.id]
@@ -168,7 +169,7 @@ def _in_order(column: str | None, value: str, *, before: UUID | None, after: UUI
         keys.insert(0, attempt[column])
         # Not the other attempt's own value, which may have changed since it was listed.
         bounds.insert(0, literal(value))
-    # Looked up inside: by its values the planner would guess that only a few are beyond it, and sort them all.
+    # As a subquery: with literal values the planner would expect few rows beyond them, and sort them all.
     position = select(*bounds).where(attempt.id == (after or before)).scalar_subquery()
     if after is not None:
         return query.where(tuple_(*keys) > position).order_by(*keys)
@@ -192,7 +193,7 @@ def _to_listed(row: Row[Any]) -> ListedAttempt:
     )
 
 
-# A range and an order, as in `_in_order`: or a status that is rare, or new, would be looked for in the whole table.
+# A range and an order, as in `_in_order`: otherwise a rare or new status would be searched in the whole table.
 _COUNTS = text(
     """
     SELECT s.status,
@@ -204,13 +205,13 @@ _COUNTS = text(
 
 
 async def count_by_status(connection: OperatorConnection) -> dict[AttemptStatus, int]:
-    """How many attempts each status has; one more than `COUNTED_MAX` stands for all that is above it."""
+    """Number of attempts per status; `COUNTED_MAX` plus one stands for more."""
     values = {"statuses": [status.value for status in AttemptStatus], "most": COUNTED_MAX + 1}
     rows: Sequence[Row[Any]] = (await connection.connection.execute(_COUNTS, values)).all()
     return {AttemptStatus(row.status): row.number for row in rows}
 
 
-# The condition on time alone is what the index knows: a few kilobytes tell where in the table a day begins.
+# The condition on time alone can use the index: a few kilobytes show where in the table a day begins.
 _STEPS = text(
     """
     SELECT CASE WHEN created_at < :end THEN date_bin(:width, created_at, :start) END AS at,
@@ -231,10 +232,10 @@ async def balance_history(
     """The balance of one account over time, a step for each interval of `width` in which it changed.
 
     Raises `ValueError` for more than `POINTS_MAX` intervals, and `DatabaseUnavailable`, when the transaction ends,
-    where adding it up takes longer than `BALANCE_TIMEOUT_SECONDS`.
+    where the sum takes longer than `BALANCE_TIMEOUT_SECONDS`.
     """
     if not start < end or (end - start) / width > POINTS_MAX:
-        raise ValueError(f"wants at most {POINTS_MAX} intervals, not those of {width} from {start} to {end}")
+        raise ValueError(f"expected at most {POINTS_MAX} intervals, not those of {width} from {start} to {end}")
     await connection.connection.execute(_TIMEOUT, {"milliseconds": str(BALANCE_TIMEOUT_SECONDS * 1000)})
     found = select(BillingAccount.balance_credits).where(BillingAccount.id == billing_account_id)
     current = (await connection.connection.execute(found)).scalar_one()
@@ -247,7 +248,7 @@ async def balance_history(
         "donation": Reason.SYSTEM_DONATION.value,
     }
     rows = (await connection.connection.execute(_STEPS, values)).all()
-    # The transaction sees one moment, so what the entries add up to leads from the balance now back to the start.
+    # The transaction has one snapshot, so that the entries lead from the balance now back to the start.
     balance = opening = current - sum(int(row.bonus + row.donation + row.other) for row in rows)
     steps = []
     for row in rows:

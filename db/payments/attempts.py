@@ -50,7 +50,7 @@ def _select_attempt() -> Select[Any]:
     )
 
 
-# Built once: putting a statement together costs more than sending it.
+# Built once: composing a statement costs more than sending it.
 _ATTEMPT: Final = _select_attempt().where(PaymentAttemptRow.id == bindparam("attempt_id"))
 _ATTEMPT_LOCKED: Final = _ATTEMPT.with_for_update(of=PaymentAttemptRow)
 _INSERT_ATTEMPT: Final = insert(PaymentAttemptRow)
@@ -74,7 +74,7 @@ _UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
 
 _CHAIN: Final = select(PaymentAttemptRow.chain_id).where(PaymentAttemptRow.id == bindparam("attempt_id"))
 
-# Of the credited ones the latest only, which an index by time finds: what has waited longer, reconciliation names.
+# Of credited ones only the latest, which an index by time finds: reconciliation reports older ones.
 _UNFINISHED_BY_CHAIN: Final = text(
     """
     SELECT a.chain_id, count(*) AS attempts FROM payment_attempts a
@@ -91,13 +91,15 @@ def _to_attempt(row: Row[Any]) -> PaymentAttempt:
 
 
 async def find_chain(connection: ReadAllConnection, attempt_id: UUID) -> int | None:
-    """The chain that an attempt belongs to, for good; None where there is no such attempt."""
+    """The chain that an attempt belongs to; None where there is no such attempt."""
     found: int | None = (await connection.connection.execute(_CHAIN, {"attempt_id": attempt_id})).scalar_one_or_none()
     return found
 
 
 async def count_unfinished_by_chain(connection: ReadAllConnection) -> dict[int, int]:
-    """By chain, the attempts that a worker looks after: those that wait for the chain, or to be final (of a week)."""
+    """By chain, the attempts that a worker must handle: those that wait for the chain, or (of the last week) for
+    finality.
+    """
     return {row.chain_id: row.attempts for row in await connection.connection.execute(_UNFINISHED_BY_CHAIN)}
 
 
@@ -110,7 +112,7 @@ async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> 
 
 
 async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
-    """The attempt as it is, or None where the connection sees none."""
+    """The attempt, or None where the connection sees none."""
     row = (await connection.connection.execute(_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
     return _to_attempt(row) if row else None
 
@@ -126,7 +128,7 @@ async def page_attempts(
     """An account's attempts, of any status or of some, newest first, at most `limit`; older than the one `before`."""
     query = (
         _select_attempt()
-        # Row-level security says the same, in a form that no index can put in order.
+        # Row-level security says the same, in a form that no index can order.
         .where(PaymentAttemptRow.billing_account_id == billing_account_id)
         .order_by(PaymentAttemptRow.created_at.desc(), PaymentAttemptRow.id.desc())
         .limit(limit)
@@ -188,8 +190,8 @@ async def update_credited(
 ) -> None:
     """The attempt ends CREDITED, paid by `tx_hash`; a purchase with the share of its bonus.
 
-    Raises `TransferAlreadySettled` when an own attempt holds that hash: this one let go of it by a replacement
-    after the chain had been read, and the other one will be paid by it.
+    Raises `TransferAlreadySettled` when another attempt of the payer holds that hash: this one released it by a
+    replacement after the chain had been read, and the other one will be paid by it.
     """
     values = {"attempt_id": attempt_id, "new_tx_hash": tx_hash, "new_revenue_share": revenue_share}
     try:
@@ -254,17 +256,17 @@ async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event
 _NOT_TAKEN: Final = {
     ONE_ATTEMPT_PER_TRANSFER: "has paid another attempt",
     NOT_CREDITED_BY_OPERATOR: "was credited by an operator",
-    # The chain is looked at again, and then the verdict says so: what the database knows has changed since.
-    FROM_A_PAYER: "is from an address that pays for nobody",
+    # The chain is polled again, and the result then includes it: the database's state has changed since.
+    FROM_A_PAYER: "is from an address that cannot be a payer",
     NOT_TOO_OLD: "is from before the first block that payments are taken from",
 }
-"""Why the database does not take a transfer as a payment, by its constraint."""
+"""Error message for a transfer that the database refuses as a payment, by its constraint."""
 
 
 async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, transfer: SettledTransfer) -> None:
     """Record which transfer paid the attempt.
 
-    Raises `TransferAlreadySettled` when that transfer has paid another attempt, or pays nothing.
+    Raises `TransferAlreadySettled` when that transfer has paid another attempt, or may not pay any more.
     """
     values = {
         "chain_id": transfer.chain_id,
@@ -326,7 +328,7 @@ _UNDER_VERIFICATION = text(
 
 @dataclass(frozen=True, slots=True)
 class UnderVerification:
-    """What a look at the chain needs to know first."""
+    """State that a poll of the chain needs."""
 
     tx_hash: str
     submitted_at: datetime
@@ -334,7 +336,7 @@ class UnderVerification:
     now: datetime
     """By the database's clock, as `submitted_at` is."""
     first_block: int | None = None
-    """The first block that settle answers for, as far as the database knows."""
+    """The first accepted block, as far as the database knows."""
     payer_kind: NonPayer | None = None
 
 

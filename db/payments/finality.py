@@ -1,4 +1,4 @@
-"""Queries on what becomes of a settled transfer after the credit."""
+"""Queries on the finality of settled transfers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CREDITED: Final = text(
 )
 
 LOOKED_BACK: Final = timedelta(days=30)
-"""What has not become final for longer than that was told of before."""
+"""Payments that have waited for longer have been reported before."""
 
 LATE_COMMITS_MAX: Final = 1_000
 """How many rows with lower numbers may be committed after one that was seen."""
@@ -53,7 +53,7 @@ class WaitingForFinality:
     """The payment that has been credited for longest and is not final."""
 
     id: int
-    """Of its row of `settled_transfers`."""
+    """Number of its row of `settled_transfers`."""
     seconds: float
     attempt_id: UUID
     block_number: int
@@ -70,8 +70,8 @@ async def find_oldest_waiting(
 ) -> WaitingForFinality | None:
     """The oldest payment of such a size that is credited and not final; None where there is none.
 
-    `not_before` is the `id` of an answer before this one, or of the newest transfer where there was none: what was
-    final then is so now.
+    `not_before` is the `id` of an earlier answer, or of the newest transfer where there was none: what was final then
+    is so now.
     """
     if not_before is None:
         first = (await connection.connection.execute(_FIRST, {"looked_back": LOOKED_BACK})).scalar_one()
@@ -95,17 +95,17 @@ _INSERT: Final = text(
 
 @dataclass(frozen=True, slots=True)
 class Credited:
-    """A credited attempt, the transfer that paid it, and what is on record of its finality."""
+    """A credited attempt, the transfer that paid it, and its recorded finality."""
 
     status: AttemptStatus
     amount_usd_cents: int
     transfer: SettledTransfer
     final_level: FinalityLevel | None
-    """At which level the transfer was found to be there for good; None where it has not been, or is gone."""
+    """The level at which the transfer was found to be final; None where it is not, or was reorged out."""
 
 
 async def find_credited(connection: ReadAllConnection, attempt_id: UUID) -> Credited | None:
-    """The attempt with the transfer that paid it, where it is now if that is known; None where nothing paid it."""
+    """The attempt with the transfer that paid it, at its current position if known; None where nothing paid it."""
     row = (await connection.connection.execute(_CREDITED, {"attempt_id": attempt_id})).one_or_none()
     if row is None:
         return None
@@ -130,7 +130,7 @@ async def find_credited(connection: ReadAllConnection, attempt_id: UUID) -> Cred
 async def insert_finality(
     connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer, level: FinalityLevel, *, outcome: str
 ) -> bool:
-    """Write down what became of a transfer, "final" or "reversed"; False where something is written already."""
+    """Record a transfer's finality, "final" or "reversed"; False where it is recorded already."""
     result = await connection.connection.execute(
         _INSERT,
         {

@@ -1,4 +1,4 @@
-"""Where payments may go to: the tokens and treasuries that workers have been configured with."""
+"""Payment destinations: the tokens and treasuries that workers have been configured with."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _of(scope: TransferScope) -> dict[str, object]:
 
 
 async def note_destination(connection: ServiceConnection, scope: TransferScope) -> None:
-    """A worker's settings name this token and treasury. Safe to repeat."""
+    """Record this token and treasury as a worker's destination. Safe to repeat."""
     await connection.connection.execute(_NOTE, _of(scope))
     addresses = {"to_address": scope.treasury, "token": scope.token}
     await connection.connection.execute(_NOTE_NON_PAYERS, addresses)
 
 
 async def is_known_destination(connection: ReadAllConnection, scope: TransferScope) -> bool:
-    """Whether payments may go there: by some worker's settings, of now or before."""
+    """Whether some worker has, or had, this destination in its settings."""
     return bool((await connection.connection.execute(_IS_KNOWN, _of(scope))).scalar_one())

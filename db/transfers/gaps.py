@@ -1,4 +1,4 @@
-"""Stretches of blocks that no node showed: written down with the step over them, read after all where that works."""
+"""Gaps: blocks that no node returned, recorded when they are skipped and closed when they are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Gap:
     created_at: datetime
     tried_at: datetime
     is_acknowledged: bool
-    """Whether an operator has said that they are not waited for."""
+    """Whether an operator has acknowledged the gap."""
 
 
 _COLUMNS: Final = f"""
@@ -36,7 +36,7 @@ _COLUMNS: Final = f"""
 _OF_SCOPE: Final = "g.read_at IS NULL AND g.chain_id = :chain_id AND g.token = :token AND g.to_address = :to_address"
 _WITH_FINDING: Final = f"chain_gaps g LEFT JOIN findings f ON f.key = '{gap_key(0)[:-1]}' || g.id::text"
 
-# What touches or overlaps another one of the scope is one gap with it.
+# Adjacent or overlapping ones of the same scope form one gap.
 _EXTEND: Final = text(
     f"""
     UPDATE chain_gaps g
@@ -57,7 +57,7 @@ _INSERT: Final = text(
     VALUES (:chain_id, :token, :to_address, :first, :last, :reason) RETURNING id, first_block, last_block
     """
 )
-# A range out of the middle of a gap leaves it as it is: what was read is read again with it.
+# A range in the middle of a gap does not split it: its blocks will be read once more.
 _SHRINK: Final = text(
     f"""
     UPDATE chain_gaps g
@@ -76,7 +76,7 @@ _LIST: Final = text(
      WHERE g.read_at IS NULL AND g.chain_id = :chain_id ORDER BY g.first_block, g.id
     """  # noqa: S608 - constants
 )
-# An operator who asks for it does not wait for the next time.
+# An operator's retry is due immediately.
 _DUE: Final = text(
     f"""
     SELECT {_COLUMNS} FROM {_WITH_FINDING}
@@ -90,7 +90,7 @@ _TRIED: Final = text("UPDATE chain_gaps SET tried_at = now(), reason = :reason W
 
 
 async def open_gap(connection: ServiceConnection, scope: TransferScope, first: int, last: int, reason: str) -> bool:
-    """Write down that these blocks were not read, as a finding too; True where that is new."""
+    """Record a gap, with a finding; True where it is new."""
     values = {**_of(scope), "first": first, "last": last, "reason": reason}
     row = (await connection.connection.execute(_EXTEND, values)).one_or_none()
     if row is None:
@@ -99,7 +99,7 @@ async def open_gap(connection: ServiceConnection, scope: TransferScope, first: i
 
 
 async def take_out_read(connection: ServiceConnection, scope: TransferScope, first: int, last: int) -> int:
-    """These blocks have been read: what was missing of them is not missing any more; how many gaps that ended."""
+    """Remove blocks that were read from their gaps; returns how many gaps that closed."""
     ended = 0
     for row in await connection.connection.execute(_SHRINK, {**_of(scope), "first": first, "last": last}):
         if row.is_read:
@@ -109,19 +109,19 @@ async def take_out_read(connection: ServiceConnection, scope: TransferScope, fir
 
 
 async def note_tried(connection: ServiceConnection, gap: Gap, reason: str) -> None:
-    """It was asked for once more and not shown; where an operator wanted that, the finding is open again."""
+    """Record another failed request; where an operator had asked for it, the finding is reopened."""
     await connection.connection.execute(_TRIED, {"id": gap.id, "reason": reason})
     await open_finding(connection, _finding(gap.id, gap.scope, gap.first_block, gap.last_block, reason))
 
 
 async def find_due_gap(connection: ReadAllConnection, scope: TransferScope, *, every: timedelta) -> Gap | None:
-    """The gap of a scope that was asked for least recently, where that is so long ago, or an operator wants it."""
+    """The gap of a scope that was requested least recently, if a request is due or an operator asked for it."""
     row = (await connection.connection.execute(_DUE, {**_of(scope), "every": every})).one_or_none()
     return _gap(row) if row is not None else None
 
 
 async def list_gaps(connection: ReadAllConnection, chain_id: int) -> list[Gap]:
-    """All that has not been read of a chain, the lowest first; what operators have acknowledged too."""
+    """All gaps of a chain, the lowest first, including acknowledged ones."""
     return [_gap(row) for row in await connection.connection.execute(_LIST, {"chain_id": chain_id})]
 
 

@@ -1,4 +1,4 @@
-"""Which tokens and treasuries are followed: the settings', and those that attempts name whatever the settings say."""
+"""Scopes to follow: the token and treasury of the settings, and those that attempts name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from db.engine import ReadAllConnection, ServiceConnection
 from domain.chain import TransferScope
 from domain.transfers.watching import FOLLOWED_AFTER, Promise
 
-# Open ones by their own index, those that have ended lately by the time of their last change. An expired intent keeps
-# its time; one that housekeeping has not ended yet is as good as ended.
+# Open ones by their own index, recently ended ones by the time of their last change. An expired intent keeps its expiry
+# time, also before housekeeping ends it.
 _PROMISED: Final = text(
     """
     WITH promised AS (
@@ -77,7 +77,7 @@ _CURSORS: Final = text(
 
 @dataclass(frozen=True, slots=True)
 class WatchedScope:
-    """How far one token and treasury have been followed. Times are by the database's clock."""
+    """Progress of one scope. Times are by the database's clock."""
 
     scope: TransferScope
     first_block: int
@@ -87,11 +87,11 @@ class WatchedScope:
     moved_ago: timedelta
     waits_for: str | None
     waits: timedelta | None
-    """For how long it waits."""
+    """How long it has waited."""
 
 
 async def mark_followed(connection: ServiceConnection, chain_id: int, followed: Sequence[TransferScope]) -> None:
-    """These are followed from now on, and the others of this chain are not."""
+    """Follow these from now on, and no others of this chain."""
     values = {
         "chain_id": chain_id,
         "tokens": [scope.token for scope in followed],
@@ -102,7 +102,7 @@ async def mark_followed(connection: ServiceConnection, chain_id: int, followed: 
 
 
 async def list_watched_scopes(connection: ReadAllConnection, chain_id: int) -> list[WatchedScope]:
-    """Every token and treasury of the chain that is followed, the longest followed first."""
+    """All followed scopes of the chain, the longest followed first."""
     return [
         WatchedScope(
             scope=TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address),
@@ -118,7 +118,7 @@ async def list_watched_scopes(connection: ReadAllConnection, chain_id: int) -> l
 
 
 async def list_promises(connection: ReadAllConnection, chain_id: int) -> list[Promise]:
-    """Every token and treasury that an attempt of this chain names, or named until at most a day ago; oldest first."""
+    """Every scope that an attempt of this chain names, or named until at most a day ago; oldest first."""
     values = {"chain_id": chain_id, "after": FOLLOWED_AFTER}
     return [
         Promise(

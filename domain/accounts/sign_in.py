@@ -1,6 +1,6 @@
-"""Sign-In with Ethereum (EIP-4361), from the server's side only: it writes the message and never reads one.
+"""Sign-In with Ethereum (EIP-4361), server side: it writes the message and never parses one.
 
-What the wallet signed is verified over the stored bytes, so no text that a caller sends is ever parsed.
+The signature is verified over the stored bytes, so that no text from a caller is ever parsed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from domain.identifiers import Address
 
 STATEMENT: Final = "Sign in to {platform}. This costs nothing and moves no money."
 _IN_A_STATEMENT: Final = re.compile(r"[A-Za-z0-9 :/?#\[\]@!$&'()*+,;=._~-]+", re.ASCII)
-"""EIP-4361, rule "statement": what RFC 3986 calls reserved and unreserved, and blanks."""
+"""EIP-4361, rule "statement": the reserved and unreserved characters of RFC 3986, and spaces."""
 
 
 class Challenge(BaseModel):
-    """A message to sign, bound to a wallet, this service's origin, a chain and a nonce; good once and for minutes."""
+    """A message to sign, bound to a wallet, this service's origin, a chain and a nonce; valid once and for minutes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,11 +42,12 @@ def new_challenge(
     issued_at: datetime,
     lifetime: timedelta,
 ) -> Challenge:
-    """The challenge for the wallet `address` (EIP-55 checksum form) at the service `origin` (scheme, host and port).
+    """Build the challenge for the wallet `address` (EIP-55 checksum form) at the service `origin` (scheme, host and
+    port).
 
-    `nonce` is 8 or more letters and digits that nobody can guess (EIP-4361, field "nonce").
+    `nonce` is 8 or more unguessable letters and digits (EIP-4361, field "nonce").
     """
-    # RFC 3339 as the EIP wants it, in whole seconds: wallets show it.
+    # RFC 3339 as the EIP requires it, in whole seconds because wallets display it.
     issued_at = issued_at.astimezone(UTC).replace(microsecond=0)
     expires_at = issued_at + lifetime
     message = (

@@ -1,7 +1,7 @@
 """Double entry: every change of an account's credits is a balanced journal entry.
 
-A billing account's credits are a liability, what it is still owed. A payment debits cash; the system
-tenant's bonus is minted and therefore debits an expense.
+A billing account's credits are a liability: what it is still owed. A payment debits cash. The system tenant's bonus is
+minted, and therefore debits an expense.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Side(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an account's credits changed; each is unique per account and reference."""
+    """Reason of a ledger entry; unique per account and reference."""
 
     CREDITS_PURCHASE = "credits_purchase"
     PLATFORM_REVENUE_SHARE = "platform_revenue_share"
@@ -38,11 +38,11 @@ CONTRA_ACCOUNT: Final[dict[Reason, str]] = {
     Reason.PLATFORM_REVENUE_SHARE: REVENUE_SHARE_EXPENSE_ACCOUNT,
     Reason.OPERATOR_CREDIT: CASH_ACCOUNT,
 }
-"""The account on the other side of the billing account's liability; a reversal has that of what it reverses."""
+"""Contra account of the billing account's liability, by reason; a reversal has that of the entry it reverses."""
 
 
 def liability_account(billing_account_id: str) -> str:
-    """Ledger account code of the credits that a billing account is owed."""
+    """Code of the ledger account that holds a billing account's credits."""
     return f"credits:{billing_account_id}"
 
 
@@ -59,8 +59,8 @@ class JournalLine(BaseModel):
 class Posting(BaseModel):
     """One change of one billing account's credits, before it is written.
 
-    `amount_credits` is signed: positive adds to what the account is owed. `reference` comes from facts
-    (for a payment the attempt's id), so that the same change cannot be posted twice.
+    `amount_credits` is signed: positive increases the account's credits. `reference` is derived from facts (for a
+    payment the attempt's id), so that the same change cannot be posted twice.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,19 +70,19 @@ class Posting(BaseModel):
     reason: Reason
     reference: str
     reverses: Reason | None = None
-    """Of a reversal: the reason of the entry that it takes back."""
+    """Of a reversal: the reason of the entry that it reverses."""
 
     @model_validator(mode="after")
     def _moves_something(self) -> Posting:
         if self.amount_credits == 0:
-            raise ValueError("a posting of 0 credits is no posting")
+            raise ValueError("a posting must not be of 0 credits")
         if (self.reason is Reason.PAYMENT_REVERSAL) != (self.reverses is not None):
-            raise ValueError("a reversal names what it takes back, and nothing else does")
+            raise ValueError("a reversal names the reason that it reverses, and no other posting does")
         return self
 
     @property
     def contra_account(self) -> str:
-        """Ledger account code of the other side."""
+        """Code of the contra account."""
         return CONTRA_ACCOUNT[self.reverses or self.reason]
 
     @property
@@ -100,7 +100,7 @@ class Posting(BaseModel):
 
 
 def reversal_posting(billing_account_id: str, reference: str, reason: Reason, amount_credits: int) -> Posting:
-    """What takes an entry of `amount_credits` back, in full: the balance may go below zero."""
+    """Reverse an entry of `amount_credits` in full; the balance may become negative."""
     return Posting(
         billing_account_id=billing_account_id,
         amount_credits=-amount_credits,

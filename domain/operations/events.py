@@ -1,4 +1,4 @@
-"""What the platform tells the outside: events that others may act on."""
+"""Events that the platform publishes to other systems."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RECONCILED: Final = "reconciliation.completed"
 
 
 class PlatformEvent(BaseModel):
-    """One event, in the words of CloudEvents.
+    """One event, with the attributes of CloudEvents.
 
-    `id` comes from facts, so that whoever gets the event twice can tell. `subject` is what it is about (an attempt, an
+    `id` is derived from facts, so that a receiver can detect a duplicate. `subject` is what it is about (an attempt, an
     account).
     """
 
@@ -36,4 +36,4 @@ class PlatformEvent(BaseModel):
 
 
 Publish = Callable[[PlatformEvent], Awaitable[None]]
-"""Hands an event on; raises where it did not arrive, so that it is sent again."""
+"""Deliver an event. Raises where it was not accepted, so that it is sent again."""

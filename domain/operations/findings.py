@@ -1,6 +1,7 @@
-"""What nobody but an operator may decide: the kinds of findings, and what can be done about each.
+"""Findings: what only an operator may decide, by kind, with the remedies that apply to each.
 
-A finding's key comes from facts (a transfer, an attempt), so that the same thing is found once, by whoever looks.
+A finding's key is derived from facts (a transfer, an attempt), so that the same case is recorded once, whichever
+process finds it.
 """
 
 from __future__ import annotations
@@ -16,56 +17,56 @@ from domain.money import raw_for_usd_cents
 
 
 class FindingKind(StrEnum):
-    """What was found."""
+    """Kind of a finding."""
 
     TRANSFER_WITHOUT_INTENT = "transfer_without_intent"
-    """The treasury was paid by a wallet that had no intent to pay."""
+    """A wallet without an intent paid the treasury."""
 
     WRONG_AMOUNT = "wrong_amount"
-    """The sender has an intent, of another amount than came."""
+    """The sender has an intent, of another amount than the transfer."""
 
     UNDERPAYMENT = "underpayment"
-    """A submitted payment was refused because too little came; the money is there."""
+    """A submitted payment was refused because it was too small; the treasury has the money."""
 
     LATE_PAYMENT = "late_payment"
     """The transfer was mined after its intent had expired."""
 
     WRONG_SENDER = "wrong_sender"
-    """Somebody submitted a transfer that another wallet sent, and nobody else claims it."""
+    """A submitted transfer was sent by another wallet, which does not claim it."""
 
     SURPLUS = "surplus"
-    """More came than was asked; what was asked is credited."""
+    """The transfer exceeds the amount due; the amount due is credited."""
 
     RETURNED_AFTER_REVERSAL = "returned_after_reversal"
     """A payment that was reversed is on the chain again."""
 
     PAYMENT_REVERSED = "payment_reversed"
-    """The chain took a credited payment back, and its credits were taken back."""
+    """A credited payment was reorged out and its credits were reversed."""
 
     LEDGER_WITHOUT_TRANSFER = "ledger_without_transfer"
-    """Credits were posted for a payment that the chain does not show: an alarm."""
+    """Credits were posted for a payment that is not on the chain: an alarm."""
 
     LEDGER_DISAGREES = "ledger_disagrees"
     """A payment, its transfer and its ledger entries contradict each other: an alarm."""
 
     CHAIN_GAP = "chain_gap"
-    """No chain node shows the transfers of some blocks; the watcher goes on behind them."""
+    """No chain node returns the transfers of some blocks; the watcher skips them and continues."""
 
 
 class Remedy(StrEnum):
-    """What an operator can do about a finding; each needs a name and a reason, and is safe to repeat."""
+    """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
 
     RETRY = "retry"
-    """Look at it again: match the transfer anew, or start the attempt's workflow anew."""
+    """Retry: match the transfer again, or restart the attempt's workflow."""
 
     CREDIT = "credit"
     """Credit the transfer's whole value to an account; a purchase like any other, with the system tenant's bonus."""
 
     REFUND_RECORDED = "refund_recorded"
-    """The money was sent back by a human's hand; this writes it down."""
+    """Record that the money was sent back by hand."""
 
     WRITE_OFF = "write_off"
-    """Nothing will be done about it."""
+    """Take no action."""
 
 
 REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
@@ -81,11 +82,11 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.LEDGER_DISAGREES: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.CHAIN_GAP: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
-"""What can be done about each kind, the likeliest first."""
+"""Remedies of each kind, the most likely first."""
 
 
 class Finding(BaseModel):
-    """One thing found. `detail` is one line that a person can act on."""
+    """A finding before it is recorded. `detail` is one line for the operator."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -98,16 +99,18 @@ class Finding(BaseModel):
     billing_account_id: str | None = None
     sender: Address | None = None
     value_raw: int | None = None
-    """Raw token units that it is about: of a surplus, the surplus."""
+    """Raw token units in question; of an overpayment, the excess."""
     ledger_reference: str | None = None
-    """Of the ledger entries that it is about, where no attempt is."""
+    """Of the ledger entries in question, where there is no attempt."""
     gap_id: int | None = None
-    """Of the row of `chain_gaps` that it is about."""
+    """Of the row of `chain_gaps` in question."""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """What makes two findings the same one: the transfer, or the attempt, and the kind only where both may be."""
+        """Identity of the finding: the transfer or attempt, and the kind only where a subject can have findings of both
+        kinds.
+        """
         if self.kind is FindingKind.CHAIN_GAP:
             return gap_key(self.gap_id)
         if self.kind in _OF_AN_ATTEMPT:
@@ -125,10 +128,10 @@ _OF_AN_ATTEMPT: Final = frozenset(
 )
 
 ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
-"""Kinds that say that the books are wrong, not that somebody paid in an unexpected way."""
+"""Kinds that mean that the ledger is wrong, as opposed to an unexpected payment."""
 
 DEFAULT_DUST_BELOW_RAW: Final = raw_for_usd_cents(1)
-"""One cent. Whoever sends less pays more for sending it, and a thousand of them are no ten dollars."""
+"""One cent. Sending less costs more in fees than it is worth, and a thousand such transfers are under ten dollars."""
 
 _OF_A_TRANSFER: Final = frozenset(
     {
@@ -142,25 +145,25 @@ _OF_A_TRANSFER: Final = frozenset(
 
 
 def is_dust(finding: Finding, dust_below_raw: int) -> bool:
-    """Whether it is about a transfer of so little that it is counted, and no operator asked about it.
+    """Whether it is about a transfer so small that it is counted without asking an operator.
 
-    Only of what anybody can send us for next to nothing: what has to do with a credited payment is never dust.
+    Limited to kinds that anyone can cause at next to no cost: a finding about a credited payment is never dust.
     """
     return finding.kind in _OF_A_TRANSFER and finding.value_raw is not None and finding.value_raw < dust_below_raw
 
 
 SETTLED: Final = "settled"
-"""The resolution of a finding that nobody had to resolve: its transfer has paid an attempt since."""
+"""Resolution of a finding that closed itself: its transfer has paid an attempt since."""
 
 REOPENING_RESOLUTIONS: Final = (Remedy.RETRY.value, SETTLED)
-"""A finding that was resolved so is open again when the same thing is found again."""
+"""A finding closed this way is reopened when the same thing is found again."""
 
 
 def gap_key(gap_id: int | None) -> str:
-    """The key of the finding about a row of `chain_gaps`."""
+    """Key of the finding about a row of `chain_gaps`."""
     return f"{FindingKind.CHAIN_GAP.value}:{gap_id}"
 
 
 def transfer_key(chain_id: int | None, tx_hash: str | None, log_index: int | None) -> str:
-    """A transfer as one word: the key of its finding, and the reference of what an operator credits for it."""
+    """A transfer as one string: the key of its finding, and the reference of an operator's credit for it."""
     return f"transfer:{chain_id}:{tx_hash}:{log_index}"

@@ -1,4 +1,4 @@
-"""The platform looks after its own account: what a heartbeat finds, and when it raises its voice."""
+"""Governance of the system tenant's account: what a heartbeat reports, and which events follow from it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DEFAULT_LOW_BALANCE_CREDITS: Final = credits_for_usd_cents(1_000)
 
 
 class HeartbeatStatus(StrEnum):
-    """A heartbeat in one word."""
+    """Overall state of a heartbeat."""
 
     OK = "ok"
     LOW = "low"
-    """All is well, but the balance is below the threshold."""
+    """Everything works, but the balance is below the threshold."""
 
     FAILED = "failed"
-    """Something that must be there is not, or could not be read; `problems` says what."""
+    """A required part is missing or could not be read; `problems` names it."""
 
 
 class Value(BaseModel):
@@ -34,7 +34,7 @@ class Value(BaseModel):
 
 
 class Reading(Value):
-    """What a heartbeat saw. What could not be read is None, with a line in `problems`."""
+    """Readings of a heartbeat. A value that could not be read is None, with a line in `problems`."""
 
     account_present: bool = False
     is_flagged: bool = False
@@ -48,7 +48,7 @@ class Reading(Value):
 
 
 class Heartbeat(Value):
-    """One heartbeat as it is kept. `key` comes from facts: the workflow that it belongs to."""
+    """One heartbeat as stored. `key` is derived from the workflow that it belongs to."""
 
     key: str
     scheduled_at: datetime
@@ -58,9 +58,9 @@ class Heartbeat(Value):
     balance_credits: int | None
     threshold_credits: int
     is_low: bool
-    """Below the threshold; where the balance could not be read, as the heartbeat before said."""
+    """Below the threshold; where the balance could not be read, as in the previous heartbeat."""
     crossed: bool
-    """The first one below the threshold since one that was not."""
+    """The first heartbeat below the threshold after one that was not."""
     last_revenue_share_at: datetime | None
     schema_revision: str | None
     worker_version: str
@@ -81,7 +81,7 @@ def evaluate_heartbeat(
     worker_version: str,
     was_low: bool,
 ) -> Heartbeat:
-    """The heartbeat that follows from what was read; `was_low` is what the one before it said."""
+    """Evaluate the readings; `was_low` is the previous heartbeat's state."""
     head_age = now - reading.head_mined_at if reading.head_mined_at is not None else None
     problems = [*reading.problems]
     if reading.balance_credits is not None and not reading.is_flagged:
@@ -104,19 +104,19 @@ def evaluate_heartbeat(
         worker_version=worker_version,
         chain_id=reading.chain_id,
         head_number=reading.head_number,
-        # Clocks differ a little: a block that is not mined yet by ours is new.
+        # Clocks differ slightly: a block from the future counts as new.
         head_age_seconds=None if head_age is None else max(_seconds(head_age), 0),
         problems=tuple(problems),
     )
 
 
 def heartbeat_event(heartbeat: Heartbeat) -> PlatformEvent:
-    """What every heartbeat tells."""
+    """The event of every heartbeat."""
     return _event(HEARTBEAT, heartbeat, _facts(heartbeat))
 
 
 def low_balance_event(heartbeat: Heartbeat) -> PlatformEvent:
-    """What the heartbeat tells that found the balance below the threshold first."""
+    """The event of the heartbeat that first found the balance below the threshold."""
     facts = _facts(heartbeat)
     return _event(LOW_BALANCE, heartbeat, {name: facts[name] for name in ("balanceCredits", "thresholdCredits")})
 
@@ -151,7 +151,7 @@ def _facts(heartbeat: Heartbeat) -> dict[str, Any]:
 
 
 class Income(Value):
-    """What the system tenant's account moved in a span of time, by reason (credits, negative where it was spent)."""
+    """Movements of the system tenant's account in a period, by reason (credits; negative where spent)."""
 
     since: datetime
     until: datetime
@@ -160,12 +160,12 @@ class Income(Value):
 
     @property
     def spent_credits(self) -> int:
-        """What went out; reversals of what had come in are no spending."""
+        """Credits spent. Reversals of earlier income are not spending."""
         return -sum(amount for reason, amount in self.by_reason.items() if amount < 0 and reason != "payment_reversal")
 
     @property
     def runway_days(self) -> int | None:
-        """For how many whole days the balance lasts at this rate; None where nothing was spent."""
+        """Whole days that the balance lasts at this rate; None where nothing was spent."""
         if self.spent_credits == 0:
             return None
         seconds = int((self.until - self.since).total_seconds())

@@ -1,4 +1,4 @@
-"""What an operator does about a finding: the request, whether it may be done, and what was done."""
+"""Resolution of a finding by an operator: the request, whether it is allowed, and the record of what was done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from domain.transfers.income import NON_PAYERS_IN_WORDS, ZERO_ADDRESS, NonPayer
 OPERATOR_LENGTH_MAX: Final = 100
 REASON_LENGTH_MAX: Final = 2000
 CREDITS_MAX: Final = 2**63 - 1
-"""What one ledger entry holds."""
+"""Largest amount of one ledger entry."""
 
 
 class Value(BaseModel):
@@ -51,7 +51,7 @@ class StoredFinding(Value):
 
     @property
     def is_open(self) -> bool:
-        """Whether it waits for an operator."""
+        """Whether it is open."""
         return self.resolved_at is None
 
 
@@ -63,15 +63,15 @@ class RemedyRequest(Value):
     operator: str
     reason: str
     billing_account_id: str | None = None
-    """Of a credit: whom; None is the account of the sender's own wallet."""
+    """Of a credit: the account; None for the account of the sender's own wallet."""
     refund_tx_hash: TxHash | None = None
     """Of a refund: the transaction that sent the money back."""
     chain_id: int | None = None
-    """The finding's chain, whose workers carry it out. None where it has none, or where its row is to be asked."""
+    """The finding's chain, whose workers execute it. None where it has none, or where the row is to be read for it."""
 
 
 class TakenRemedy(Value):
-    """What was done about a finding, as the audit trail has it."""
+    """A remedy as recorded in the audit trail."""
 
     finding_id: UUID
     kind: FindingKind
@@ -83,11 +83,11 @@ class TakenRemedy(Value):
     reference: str | None = None
     amount_credits: int = 0
     bonus_credits: int = 0
-    """What the system tenant gets on top of a credit."""
+    """The system tenant's bonus on a credit."""
     refund_tx_hash: TxHash | None = None
     chain_id: int | None = None
     is_repeated: bool = False
-    """Whether it had been done before, by the very same request."""
+    """Whether an identical request had been executed before."""
 
 
 def parse_request(
@@ -100,11 +100,11 @@ def parse_request(
     refund_tx_hash: str | None = None,
     chain_id: int | None = None,
 ) -> RemedyRequest:
-    """The request as it was typed, checked. Raises `InvalidInput` naming the option."""
+    """Validate a request as typed by the operator. Raises `InvalidInput` naming the option."""
     if remedy is not Remedy.CREDIT and billing_account_id is not None:
-        raise InvalidInput("--account", f"goes with remedy {Remedy.CREDIT.value} only")
+        raise InvalidInput("--account", f"applies to remedy {Remedy.CREDIT.value} only")
     if remedy is not Remedy.REFUND_RECORDED and refund_tx_hash is not None:
-        raise InvalidInput("--refund-tx", f"goes with remedy {Remedy.REFUND_RECORDED.value} only")
+        raise InvalidInput("--refund-tx", f"applies to remedy {Remedy.REFUND_RECORDED.value} only")
     return RemedyRequest(
         finding_id=finding_id,
         remedy=remedy,
@@ -117,51 +117,51 @@ def parse_request(
 
 
 def parse_operator(operator: str) -> str:
-    """Who decides, or `InvalidInput` naming `--operator`."""
-    return _words("--operator", operator, "the name of who decides", OPERATOR_LENGTH_MAX)
+    """Validate the operator's name. Raises `InvalidInput` naming `--operator`."""
+    return _words("--operator", operator, "your name", OPERATOR_LENGTH_MAX)
 
 
 def parse_reason(reason: str) -> str:
-    """Why, or `InvalidInput` naming `--reason`."""
-    return _words("--reason", reason, "why, in words", REASON_LENGTH_MAX)
+    """Validate the reason. Raises `InvalidInput` naming `--reason`."""
+    return _words("--reason", reason, "a reason", REASON_LENGTH_MAX)
 
 
 def _words(field: str, given: str, wants: str, length_max: int) -> str:
     words = given.strip()
     if not 1 <= len(words) <= length_max or not words.isprintable():
-        raise InvalidInput(field, f"wants {wants}, 1 to {length_max} characters on one line, got {words!r:.80}")
+        raise InvalidInput(field, f"expected {wants}, 1 to {length_max} characters on one line, got {words!r:.80}")
     return words
 
 
 def check_remedy(finding: StoredFinding, request: RemedyRequest, taken: TakenRemedy | None) -> TakenRemedy | None:
-    """What was done already, where the request is a repetition; None where it is to be done now.
+    """The earlier execution of an identical request; None where the request is to be executed now.
 
-    `taken` is what ended the finding, where an operator did. Raises `RemedyRefused`.
+    `taken` is the action that resolved the finding, if an operator did. Raises `RemedyRefused`.
     """
     if not finding.is_open:
         if finding.resolution == SETTLED:
             raise RemedyRefused(
-                f"finding {finding.id} needs no remedy any more: its transfer has paid an attempt "
+                f"finding {finding.id} is already resolved: its transfer has paid an attempt "
                 f"({finding.resolved_at:%Y-%m-%d %H:%M} UTC)"
             )
         if taken is None:
-            raise RemedyRefused(f"finding {finding.id} is resolved: {finding.resolution}")
+            raise RemedyRefused(f"finding {finding.id} is already resolved: {finding.resolution}")
         if not _is_same(request, taken):
-            raise RemedyRefused(f"finding {finding.id} is resolved: {describe(taken)}")
+            raise RemedyRefused(f"finding {finding.id} is already resolved: {describe(taken)}")
         return taken.model_copy(update={"is_repeated": True})
     allowed = REMEDIES[finding.kind]
     if request.remedy not in allowed:
         raise RemedyRefused(
-            f"{request.remedy.value} is no remedy for {finding.kind.value}; "
-            f"there are: {', '.join(remedy.value for remedy in allowed)}"
+            f"{request.remedy.value} does not apply to {finding.kind.value}; "
+            f"expected one of: {', '.join(remedy.value for remedy in allowed)}"
         )
     if request.billing_account_id == SYSTEM_TENANT_ACCOUNT_ID:
-        raise RemedyRefused("the platform's own account gets donations and bonuses, not what an operator credits")
+        raise RemedyRefused("the system tenant's account cannot be credited by an operator")
     return None
 
 
 def _is_same(request: RemedyRequest, taken: TakenRemedy) -> bool:
-    """Whether two would do the same. The account may have been left to us, the words may differ."""
+    """Whether two requests have the same effect. The account may be implicit, and the reasons may differ."""
     if request.remedy is not taken.remedy:
         return False
     if request.billing_account_id not in {None, taken.billing_account_id}:
@@ -170,7 +170,7 @@ def _is_same(request: RemedyRequest, taken: TakenRemedy) -> bool:
 
 
 def describe(taken: TakenRemedy) -> str:
-    """What was done, by whom, when and why, in one line."""
+    """One line: what was done, by whom, when and why."""
     what = taken.remedy.value
     if taken.billing_account_id is not None:
         what += f" of {taken.amount_credits} credits to account {taken.billing_account_id}"
@@ -180,12 +180,12 @@ def describe(taken: TakenRemedy) -> str:
 
 
 def operator_credit_posting(billing_account_id: str, reference: str, value_raw: int) -> Posting:
-    """The credit of a transfer's value, all of it. Raises `RemedyRefused` for what no ledger entry holds."""
+    """The credits of a transfer's whole value. Raises `RemedyRefused` where one ledger entry cannot hold them."""
     amount_credits = credits_for_raw(value_raw)
     if amount_credits > CREDITS_MAX:
-        raise RemedyRefused(f"{value_raw} raw units are more than one ledger entry holds")
+        raise RemedyRefused(f"{value_raw} raw units exceed what one ledger entry can hold")
     if billing_account_id == SYSTEM_TENANT_ACCOUNT_ID:
-        raise RemedyRefused("the platform's own account gets donations and bonuses, not what an operator credits")
+        raise RemedyRefused("the system tenant's account cannot be credited by an operator")
     return Posting(
         billing_account_id=billing_account_id,
         amount_credits=amount_credits,
@@ -195,19 +195,15 @@ def operator_credit_posting(billing_account_id: str, reference: str, value_raw: 
 
 
 def require_account_of_nobodys(sender: str, known: NonPayer | None) -> None:
-    """Raise `RemedyRefused` where a transfer's sender has no account to be credited: an operator has to name one.
+    """Refuse a credit without a named account where the transfer's sender has none. Raises `RemedyRefused`.
 
-    `known` is what the database knows of the address.
+    `known` is the database's record of the address.
     """
     kind = NonPayer.NOBODY if same_address(sender, ZERO_ADDRESS) else known
     if kind is not None:
         raise RemedyRefused(
             f"the sender {sender} is {NON_PAYERS_IN_WORDS[kind]}: "
-            + (
-                "nothing is credited for it"
-                if kind is NonPayer.TREASURY
-                else "name the account to be credited with --account"
-            )
+            + ("it cannot be credited" if kind is NonPayer.TREASURY else "name the account to credit with --account")
         )
 
 

@@ -1,4 +1,4 @@
-"""A payment attempt's life: its states, the legal steps between them, and what a submission does."""
+"""Lifecycle of a payment attempt: its states, the legal transitions, and the effect of a submission."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from domain.identifiers import Address, TxHash
 
 
 class Purpose(StrEnum):
-    """What the payer wants: credits of his own, or to keep the platform's account alive."""
+    """Purpose of a payment: credits for the payer, or a donation to the system tenant."""
 
     SELF = "self"
     SYSTEM = "system"
 
 
 class AttemptStatus(StrEnum):
-    """The states of SPEC 3, and what becomes of a credit whose payment the chain takes back."""
+    """Status of an attempt (SPEC 3). REVERSED follows CREDITED where the payment was reorged out."""
 
     CREATED_INTENT = "CREATED_INTENT"
     PENDING_UNVERIFIED = "PENDING_UNVERIFIED"
@@ -30,11 +30,11 @@ class AttemptStatus(StrEnum):
     REJECTED = "REJECTED"
     FAILED = "FAILED"
     REVERSED = "REVERSED"
-    """It was credited, the chain was reorganised, and the payment did not come back: the credits were taken back."""
+    """Credited, then reorged out without coming back: the credits were reversed."""
 
 
 class ClientStatus(StrEnum):
-    """What the payer sees."""
+    """Status as shown to the payer."""
 
     PENDING_VERIFICATION = "PENDING_VERIFICATION"
     CONFIRMED = "CONFIRMED"
@@ -58,12 +58,12 @@ class ErrorCode(StrEnum):
 
     @property
     def for_the_payer(self) -> str:
-        """What it means for who paid, and what to do."""
+        """What the code means for the payer, and what to do."""
         return _FOR_THE_PAYER[self]
 
     @property
     def for_the_operator(self) -> str:
-        """What it means, and what can be done about it."""
+        """What the code means for an operator, and what can be done about it."""
         return _FOR_THE_OPERATOR[self]
 
 
@@ -72,37 +72,37 @@ KEEP_THE_REFERENCE: Final = "Write to support with the reference below."
 _FOR_THE_PAYER: Final[dict[ErrorCode, str]] = {
     ErrorCode.INTENT_EXPIRED: "It was not paid in time. If your wallet shows it as sent, write to support with the "
     "reference below.",
-    ErrorCode.TX_REVERTED: "The chain refused the transaction, so no USDC has left your wallet. You can pay again.",
-    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: f"The transaction holds no transfer of USDC. {KEEP_THE_REFERENCE}",
-    ErrorCode.SENDER_MISMATCH: "The USDC came from another wallet than the one you signed in with. "
+    ErrorCode.TX_REVERTED: "The transaction failed on the chain, so no USDC has left your wallet. You can pay again.",
+    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: f"The transaction contains no USDC transfer. {KEEP_THE_REFERENCE}",
+    ErrorCode.SENDER_MISMATCH: "The USDC was sent from a different wallet than the one you signed in with. "
     + KEEP_THE_REFERENCE,
-    ErrorCode.RECIPIENT_MISMATCH: f"The USDC went to another address than the one asked for. {KEEP_THE_REFERENCE}",
-    ErrorCode.INVALID_TOKEN: f"Another token than USDC was sent. {KEEP_THE_REFERENCE}",
-    ErrorCode.INVALID_CHAIN: f"The payment was made on another network. {KEEP_THE_REFERENCE}",
-    ErrorCode.INSUFFICIENT_AMOUNT: f"Less was sent than the payment needs. {KEEP_THE_REFERENCE}",
+    ErrorCode.RECIPIENT_MISMATCH: f"The USDC was sent to a different address than the one shown. {KEEP_THE_REFERENCE}",
+    ErrorCode.INVALID_TOKEN: f"A token other than USDC was sent. {KEEP_THE_REFERENCE}",
+    ErrorCode.INVALID_CHAIN: f"The payment was made on a different network. {KEEP_THE_REFERENCE}",
+    ErrorCode.INSUFFICIENT_AMOUNT: f"The amount sent was too small. {KEEP_THE_REFERENCE}",
     ErrorCode.RECEIPT_NOT_FOUND: "The transaction did not appear on the chain in time. If your wallet shows it as "
     "done, write to support with the reference below.",
-    ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already paid for something else. {KEEP_THE_REFERENCE}",
-    ErrorCode.TRANSFER_TOO_OLD: "The transfer is from before this service took payments at that address. "
+    ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already been used for another payment. {KEEP_THE_REFERENCE}",
+    ErrorCode.TRANSFER_TOO_OLD: "The transfer was made before this service accepted payments at that address. "
     + KEEP_THE_REFERENCE,
 }
 
 _FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
-    ErrorCode.INTENT_EXPIRED: "no transfer was mined before `expires_at`; one that was pays it whenever it is found",
-    ErrorCode.TX_REVERTED: "the transaction failed on the chain: nothing was paid",
-    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: "the transaction has no transfer of a token: nothing arrived",
-    ErrorCode.SENDER_MISMATCH: "another wallet paid than the one that signed in: a finding, unless it claims it. Or "
-    "the treasury paid itself, of now or of earlier settings: no money came in",
+    ErrorCode.INTENT_EXPIRED: "no transfer was mined before `expires_at`; one that was mined in time still pays it",
+    ErrorCode.TX_REVERTED: "the transaction reverted: nothing was paid",
+    ErrorCode.TOKEN_TRANSFER_NOT_FOUND: "the transaction contains no token transfer: nothing arrived",
+    ErrorCode.SENDER_MISMATCH: "a wallet other than the signed-in one paid: a finding, unless it claims it. Or "
+    "a current or former treasury paid itself: no money came in",
     ErrorCode.RECIPIENT_MISMATCH: "the money went to another address: nothing arrived",
-    ErrorCode.INVALID_TOKEN: "another token arrived than the attempt's: it can be sent back by hand",
+    ErrorCode.INVALID_TOKEN: "a token other than the attempt's arrived: send it back by hand",
     ErrorCode.INVALID_CHAIN: "the transaction is on another chain than the attempt",
     ErrorCode.INSUFFICIENT_AMOUNT: "too little arrived: a finding; a new intent of at most that amount and the same "
     "hash credits it",
-    ErrorCode.RECEIPT_NOT_FOUND: "not confirmed within `VERIFICATION_TIMEOUT_SECONDS`; mined later, a new intent and "
-    "the same hash credit it",
-    ErrorCode.TX_ALREADY_SETTLED: "its transfer has paid another attempt, or an operator has credited it",
-    ErrorCode.TRANSFER_TOO_OLD: "its transfer was mined before the first block that settle answers for "
-    "(`CHAIN_WATCH_FROM_BLOCK`, or where the watcher began): an operator cannot credit it either",
+    ErrorCode.RECEIPT_NOT_FOUND: "not confirmed within `VERIFICATION_TIMEOUT_SECONDS`; if mined later, a new intent "
+    "and the same hash credit it",
+    ErrorCode.TX_ALREADY_SETTLED: "its transfer has paid another attempt, or was credited by an operator",
+    ErrorCode.TRANSFER_TOO_OLD: "its transfer was mined before the first accepted block "
+    "(`CHAIN_WATCH_FROM_BLOCK`, or the watcher's first block): an operator cannot credit it either",
 }
 
 
@@ -111,26 +111,27 @@ LEGAL_TRANSITIONS: Final[dict[AttemptStatus, frozenset[AttemptStatus]]] = {
     AttemptStatus.PENDING_UNVERIFIED: frozenset({AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED}),
     AttemptStatus.CREDITED: frozenset({AttemptStatus.REVERSED}),
     AttemptStatus.REJECTED: frozenset(),
-    # Only an intent that expired, when it turns out that its transfer was mined before (`was_paid_in_time`).
+    # Only of an expired intent whose transfer turns out to have been mined before the expiry (`was_paid_in_time`).
     AttemptStatus.FAILED: frozenset({AttemptStatus.PENDING_UNVERIFIED}),
     AttemptStatus.REVERSED: frozenset(),
 }
-"""The database holds the same table in a trigger; a test compares the two."""
+"""A trigger of the database holds the same table; a test compares the two."""
 
 FINAL_STATUSES: Final = frozenset(
     {AttemptStatus.CREDITED, AttemptStatus.REJECTED, AttemptStatus.FAILED, AttemptStatus.REVERSED}
 )
-"""Nothing that the payer does changes these any more. What the chain shows later still may: a credit is reversed, an
-intent that expired turns out to have been paid in time."""
+"""Statuses that no action of the payer changes. The chain still may: a credit is reversed, or an expired intent turns
+out to have been paid in time.
+"""
 
 OPEN_STATUSES: Final = frozenset(LEGAL_TRANSITIONS) - FINAL_STATUSES
-"""What the payer may still do something about, or waits for."""
+"""Statuses in which the payer can act, or waits."""
 
 HOLDING_STATUSES: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED, AttemptStatus.CREDITED})
-"""An attempt holds its hash while it waits and once it was paid with it; a refused payment lets go of it."""
+"""Statuses that hold the attempt's hash: while it waits and once it was paid. A refused payment releases its hash."""
 
 MAX_SUBMISSIONS: Final = 50
-"""No wallet replaces a transaction this often; without a bound one attempt could grow its history for ever."""
+"""More than a wallet ever needs; without a bound, one attempt could grow its history indefinitely."""
 
 
 class PaymentAttempt(BaseModel):
@@ -159,33 +160,33 @@ class PaymentAttempt(BaseModel):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing that the payer does changes it any more."""
+        """Whether no action of the payer changes it any more."""
         return self.status in FINAL_STATUSES
 
     @property
     def may_have_been_paid_in_time(self) -> bool:
-        """Whether it is an intent without a payment, expired or not: a transfer mined before its expiry pays it."""
+        """Whether it is an unpaid intent, expired or not: a transfer mined before its expiry pays it."""
         expired = self.status is AttemptStatus.FAILED and self.error_code is ErrorCode.INTENT_EXPIRED
         return (expired or self.status is AttemptStatus.CREATED_INTENT) and self.expires_at is not None
 
     def was_paid_in_time(self, mined_at: datetime | None) -> bool:
-        """Whether a transfer mined at that time pays it, whatever the hour of its discovery or submission."""
+        """Whether a transfer mined at that time pays it, whenever it is discovered or submitted."""
         if mined_at is None or self.expires_at is None:
             return False
         return self.may_have_been_paid_in_time and mined_at < self.expires_at
 
     def was_submitted_in_time(self, submitted_at: datetime) -> bool:
-        """Whether a submission of that time counts although the intent has been ended as expired since."""
+        """Whether a submission at that time counts although the intent was ended as expired since."""
         return self.may_have_been_paid_in_time and self.expires_at is not None and submitted_at < self.expires_at
 
     @property
     def client_status(self) -> ClientStatus:
-        """The status in the payer's words."""
+        """The status as shown to the payer."""
         return client_status(self.status)
 
 
 def client_status(status: AttemptStatus) -> ClientStatus:
-    """The payer's word for a status: pending, confirmed or failed."""
+    """A status as shown to the payer: pending, confirmed or failed."""
     match status:
         case AttemptStatus.CREDITED:
             return ClientStatus.CONFIRMED
@@ -196,27 +197,27 @@ def client_status(status: AttemptStatus) -> ClientStatus:
 
 
 class SubmissionEffect(StrEnum):
-    """What submitting a hash does to an attempt."""
+    """Effect of submitting a hash."""
 
     RECORD = "record"
-    """The first hash, or another one that replaces it: the attempt (again) waits for this hash."""
+    """A first or replacing hash: the attempt (again) waits for this hash."""
 
     NOTHING = "nothing"
-    """The same hash again, one older than what is recorded, or the attempt has ended: the answer is what it is."""
+    """A repeated or outdated hash, or an ended attempt: nothing changes."""
 
     EXPIRE = "expire"
-    """Too late: the intent ends FAILED / INTENT_EXPIRED; the hash is kept in the audit trail."""
+    """Too late: the intent ends FAILED / INTENT_EXPIRED; the audit trail keeps the hash."""
 
 
 def decide_submission(
     attempt: PaymentAttempt, tx_hash: str, *, submitted_at: datetime, mined_at: datetime | None = None
 ) -> SubmissionEffect:
-    """What a submission of `tx_hash` at `submitted_at` does (SPEC 3, rules "intent" and "submit").
+    """Decide the effect of submitting `tx_hash` at `submitted_at` (SPEC 3, rules "intent" and "submit").
 
-    `mined_at` is the time of the block in which the chain watcher has seen the transfer, if it has. Mined before the
-    intent's expiry it was paid in time, also when the intent has ended by then. The same holds for what was submitted
-    before it and is recorded late, behind the housekeeping that ends expired intents.
-    Raises `TooManyReplacements` when one attempt's hash was replaced `MAX_SUBMISSIONS` times.
+    `mined_at` is the time of the block in which the chain watcher has seen the transfer, if it has. A transfer mined
+    before the intent's expiry is in time, even when the intent has ended since. The same holds for a submission made
+    before the expiry and recorded after housekeeping ended the intent. Raises `TooManyReplacements` when one attempt's
+    hash was replaced `MAX_SUBMISSIONS` times.
     """
     if attempt.was_paid_in_time(mined_at) or attempt.was_submitted_in_time(submitted_at):
         return SubmissionEffect.RECORD
@@ -226,7 +227,7 @@ def decide_submission(
         expired = attempt.expires_at is not None and submitted_at >= attempt.expires_at
         return SubmissionEffect.EXPIRE if expired else SubmissionEffect.RECORD
     if attempt.submitted_at is not None and submitted_at < attempt.submitted_at:
-        # An earlier submission that comes late, from a process that was paused or a queue: the later one counts.
+        # An earlier submission that arrives late, from a queue or a paused process: the later one counts.
         return SubmissionEffect.NOTHING
     if attempt.submission_count >= MAX_SUBMISSIONS:
         raise TooManyReplacements(MAX_SUBMISSIONS)

@@ -1,7 +1,7 @@
-"""After the credit: is the payment final, may it still go, or is it gone?
+"""Finality of a credited payment: final, not yet decided, or reorged out.
 
-Gone is decided as carefully as paid: by a chain that is final above the height where the payment was, in which that
-height has another block, and after the payment had as long again to come back in a later one.
+Reorged out is decided as carefully as paid: the chain must be final above the payment's height and have another block
+at that height, and the payment must have had the same time again to come back in a later block.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from domain.payments.verification import PaymentTerms, SettledTransfer
 
 LOOK_DELAY_MIN: Constant = timedelta(milliseconds=500)
 POLL_DELAY_MAX: Constant = timedelta(seconds=120)
-"""Slowest rhythm of looking: on Base ten looks until a block is finalized."""
+"""Slowest poll interval: on Base ten polls until a block is finalized."""
 
 
 LATE_AFTER: Constant = timedelta(hours=1)
-"""Three times what a block of Base or Ethereum takes until it is finalized: then something stands still."""
+"""Three times what a block of Base or Ethereum takes until it is finalized; beyond it, something is stuck."""
 
 CENTS_MAX: Constant = 10**15
 """Above every payment."""
 
 
 class FinalityLevel(StrEnum):
-    """How sure of a block one has to be, in a node's own words; the first is counted by us."""
+    """Required certainty about a block, by the nodes' block tags; the first is counted by us."""
 
     CONFIRMATIONS = "confirmations"
     SAFE = "safe"
@@ -39,12 +39,12 @@ class FinalityLevel(StrEnum):
 
     @property
     def rank(self) -> int:
-        """A stronger level has a higher one."""
+        """A stronger level has a higher number."""
         return _RANKS[self]
 
     @property
     def words(self) -> str:
-        """What is said of a block that has reached it."""
+        """How messages describe a block that has reached the level."""
         return _WORDS[self]
 
 
@@ -63,17 +63,17 @@ class Value(BaseModel):
 
 
 class FinalityPolicy(Value):
-    """From when on a credited payment is not looked after any more; a larger one may need a stronger level."""
+    """When tracking of a credited payment ends; a large payment may need a stronger level."""
 
     level: FinalityLevel = FinalityLevel.FINALIZED
     large_level: FinalityLevel = FinalityLevel.FINALIZED
     large_from_usd_cents: int | None = None
     confirmations: int = 64
-    """Blocks that level `confirmations` wants, the one with the payment included."""
+    """Blocks that level `confirmations` requires, including the payment's own."""
 
     @property
     def by_size(self) -> dict[FinalityLevel, tuple[int, int]]:
-        """Which payments need which level: from so many US cents, and below so many."""
+        """The payment size in US cents from which the stronger level applies."""
         if self.large_from_usd_cents is None or self.large_level is self.level:
             return {self.level: (0, CENTS_MAX)}
         return {self.level: (0, self.large_from_usd_cents), self.large_level: (self.large_from_usd_cents, CENTS_MAX)}
@@ -85,31 +85,33 @@ class FinalityPolicy(Value):
 
 
 class InclusionReport(Value):
-    """What one node that answers says about a settled transfer's transaction now."""
+    """One endpoint's current answer about a settled transfer's transaction."""
 
     endpoint: str
     chain_id: int
-    """The chain that the node answered for, in that very answer."""
+    """The chain id that the node reported in the same batch."""
     head_number: int
     receipt: Receipt | None = None
-    """Where the node has the transaction in a block of its own canonical chain; None where it has not."""
+    """The transaction's place in the node's canonical chain; None where it has none."""
     block_at_height: str | None = None
-    """Hash of the block that the node has at the height at which the transfer was settled."""
+    """Hash of the node's block at the height at which the transfer was settled."""
 
 
 class NotFinal(Value):
-    """Look again. `message` is what operators read."""
+    """Not decided yet: poll again. `message` is shown to operators."""
 
     kind: Literal["not_final"] = "not_final"
     message: str
     missing_blocks: int = 0
-    """How many blocks the level has to advance before it says more; 0 where nobody knows."""
+    """Blocks by which the level has to advance before the next poll can say more; 0 where unknown."""
     missing_since_head: int | None = None
-    """The chain's height when the payment was first found to be off the canonical chain."""
+    """The chain's height when the payment was first missing from the canonical chain."""
 
 
 class Final(Value):
-    """The payment is there for good, in the block that `transfer` names: not always the one it was credited in."""
+    """The payment is final in the block that `transfer` names, which may differ from the one in which it was
+    credited.
+    """
 
     kind: Literal["final"] = "final"
     transfer: SettledTransfer
@@ -117,7 +119,7 @@ class Final(Value):
 
 
 class ReorgedOut(Value):
-    """A reorganisation took the payment, and it has not come back."""
+    """A reorganisation removed the payment, and it has not come back."""
 
     kind: Literal["gone"] = "gone"
     transfer: SettledTransfer
@@ -126,9 +128,9 @@ class ReorgedOut(Value):
 
 
 def locate(terms: PaymentTerms, settled: SettledTransfer, receipt: Receipt) -> SettledTransfer | None:
-    """The settled transfer in the receipt that its transaction has now; None where that does not pay any more.
+    """Find the settled transfer in the transaction's current receipt; None where the receipt does not pay any more.
 
-    Log indexes count in the whole block, so the index changes when the transaction moves: the transfer is told by
+    Log indexes count across the whole block and change when the transaction moves, so the transfer is identified by
     payer, treasury, token and value.
     """
     if not receipt.succeeded:
@@ -155,11 +157,11 @@ def locate(terms: PaymentTerms, settled: SettledTransfer, receipt: Receipt) -> S
 
 
 def evaluate_presence(found: SettledTransfer, level: FinalityLevel, *, final_up_to: int) -> Final | NotFinal:
-    """Whether a transfer that is on the canonical chain is there for good."""
+    """Evaluate a transfer that is on the canonical chain: final, or wait."""
     missing_blocks = found.block_number - final_up_to
     if missing_blocks <= 0:
         return Final(transfer=found, level=level)
-    first = " (the nodes know none but the chain's first)" if final_up_to == 0 else ""
+    first = " (the nodes report none but the first block)" if final_up_to == 0 else ""
     return NotFinal(
         message=f"in block {found.block_number}; {level.words} is block {final_up_to}{first}, {missing_blocks} to go",
         missing_blocks=missing_blocks,
@@ -176,13 +178,13 @@ def evaluate_absence(
     final_up_to: int,
     missing_since_head: int | None,
 ) -> ReorgedOut | NotFinal:
-    """Whether a transfer that a look did not find is gone for good.
+    """Evaluate a transfer that a poll did not find: reorged out, or wait.
 
-    Nodes of another chain have nothing to say: what is absent there was never there.
+    Nodes of another chain are not evidence: what is absent there was never there.
 
-    It takes all of these, because one node may lie or lag: more than half of all `endpoints` answer, and each of them
-    has another block at the transfer's height and the transaction in no block; that height is final; and so is the
-    height at which the transfer was first missed, which gave it as long again to come back in another block.
+    Because a single node may lie or lag, all of these are required: more than half of all `endpoints` answer, and each
+    of them has another block at the transfer's height and the transaction in no block; that height is final; and so is
+    the height at which the transfer was first missing, which gave it the same time again to come back in another block.
     """
     for inclusion_report in inclusion_reports:
         if inclusion_report.chain_id != settled.chain_id:
@@ -198,7 +200,7 @@ def evaluate_absence(
         return NotFinal(message=message, missing_blocks=missing_blocks, missing_since_head=since)
 
     if len(inclusion_reports) * 2 <= endpoints:
-        return wait(f"not on the canonical chain, as far as {len(inclusion_reports)} of {endpoints} nodes say")
+        return wait(f"not on the canonical chain, by {len(inclusion_reports)} of {endpoints} nodes")
     for inclusion_report in inclusion_reports:
         there = locate(terms, settled, inclusion_report.receipt) if inclusion_report.receipt is not None else None
         if there is not None:
@@ -208,14 +210,13 @@ def evaluate_absence(
         if inclusion_report.block_at_height is None:
             return wait(f"{inclusion_report.endpoint} has no block {settled.block_number} yet")
         if inclusion_report.block_at_height == settled.block_hash:
-            # A block's hash commits to its transactions: who has the block and not the payment contradicts himself.
-            return wait(
-                f"{inclusion_report.endpoint} has block {settled.block_number} and not the payment that is in it"
-            )
+            # A block's hash commits to its transactions: a node with the block and without the payment contradicts
+            # itself.
+            return wait(f"{inclusion_report.endpoint} has block {settled.block_number} without the payment in it")
     missing_blocks = max(settled.block_number, since) - final_up_to
     if missing_blocks > 0:
         return wait(
-            f"not on the canonical chain since block {since}: given up when that is {level.words}, "
+            f"not on the canonical chain since block {since}: reversed when that is {level.words}, "
             f"{missing_blocks} blocks to go",
             missing_blocks,
         )
@@ -224,11 +225,11 @@ def evaluate_absence(
         level=level,
         message=(
             f"block {settled.block_number} was reorganised away, and another one is {level.words} in its place; "
-            f"the payment has not come back until block {head}"
+            f"the payment has not come back by block {head}"
         ),
     )
 
 
 def next_poll_delay(waiting: NotFinal, *, block_time: timedelta) -> timedelta:
-    """How long to wait before the chain is asked again: as long as the missing blocks take, up to two minutes."""
+    """Delay until the next poll: the time that the missing blocks take, at most two minutes."""
     return min(max(block_time * max(waiting.missing_blocks, 1), LOOK_DELAY_MIN), POLL_DELAY_MAX)

@@ -1,4 +1,4 @@
-"""What a payment posts: the buyer's credit, the system tenant's bonus, a donation."""
+"""Ledger postings of a payment: the buyer's credit, the system tenant's bonus, a donation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from domain.payments.attempt import PaymentAttempt, Purpose
 
 
 def purchase_posting(attempt: PaymentAttempt) -> Posting:
-    """The buyer's credit: all of what was bought."""
+    """The buyer's credit: the full purchase."""
     _require(attempt, Purpose.SELF)
     return Posting(
         billing_account_id=attempt.billing_account_id,
@@ -37,7 +37,7 @@ def revenue_share_posting(attempt: PaymentAttempt) -> Posting | None:
 
 
 def donation_posting(attempt: PaymentAttempt) -> Posting:
-    """The system tenant's credit for a donation: all of it, the donor's balance is untouched."""
+    """The system tenant's credit for a donation: the full amount. The donor's balance is not touched."""
     _require(attempt, Purpose.SYSTEM)
     return Posting(
         billing_account_id=SYSTEM_TENANT_ACCOUNT_ID,

@@ -1,7 +1,7 @@
-"""The verdict on a payment: a pure function from the attempt's terms and a node's answer.
+"""Verification of a payment: a pure function from the attempt's terms and a node's answer.
 
-Only two answers are final, "verified" and "refused", and both need the block to be confirmed on the
-canonical chain. Everything that a lagging, lying or contradictory node can say short of that means: wait.
+Only two results are final, "verified" and "refused", and both require a confirmed block on the canonical chain. Any
+lagging, false or contradictory answer short of that means: wait.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
 
 POLL_DELAY_MAX: Final = timedelta(seconds=60)
-"""Slowest rhythm of looking at the chain: 1,440 looks in a day."""
+"""Slowest poll interval: 1,440 polls a day."""
 
 SHOWN_TRANSFERS_MAX: Final = 10
-"""Transfers that a message names; a bundle may hold thousands."""
+"""Most transfers that a message lists; a bundle may hold thousands."""
 
 CONFIRMATION_DELAY_MIN: Final = timedelta(milliseconds=500)
 
@@ -34,7 +34,7 @@ class Value(BaseModel):
 
 
 class PaymentTerms(Value):
-    """What was agreed when the intent was made; no later change of a setting touches it."""
+    """Terms fixed when the intent was made; later changes of settings do not affect them."""
 
     chain_id: int
     token: Address
@@ -44,7 +44,7 @@ class PaymentTerms(Value):
 
 
 def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
-    """What was agreed in an attempt."""
+    """The terms of an attempt."""
     return PaymentTerms(
         chain_id=attempt.chain_id,
         token=attempt.token,
@@ -55,7 +55,7 @@ def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
 
 
 class CreditedTransfer(Value):
-    """A transfer that an operator has credited, and the block in which it was then."""
+    """A transfer that an operator has credited, and its block at that time."""
 
     log_index: int
     block_hash: TxHash
@@ -75,16 +75,16 @@ class SettledTransfer(Value):
     value_raw: int
     expected_raw: int
     unapplied_raw: int = 0
-    """What the payer sent to the treasury in other transfers of the same transaction, which pay nothing."""
+    """Transfers from the payer to the treasury in the same transaction that pay nothing."""
 
     @property
     def surplus_raw(self) -> int:
-        """Raw token units above what was asked: recorded for the operator, never silently kept."""
+        """Raw token units above the amount due: recorded for the operator."""
         return self.value_raw - self.expected_raw
 
 
 class WaitReason(StrEnum):
-    """Why there is no verdict yet."""
+    """Why there is no final result yet."""
 
     CHAIN_UNAVAILABLE = "chain_unavailable"
     WRONG_CHAIN = "wrong_chain"
@@ -94,13 +94,13 @@ class WaitReason(StrEnum):
     CONTRADICTION = "contradiction"
     CONFIRMATIONS = "confirmations"
     UNKNOWN_TREASURY = "unknown_treasury"
-    """The intent names a token or treasury that no worker has been configured with: nobody knows whose they are."""
+    """The intent names a token or treasury that no worker has been configured with, so that its owner is unknown."""
     PRECONDITION = "precondition"
-    """The payment itself is judged; what must be true of token and chain before that counts is not confirmed."""
+    """The payment itself is evaluated, but a precondition on token or chain is not confirmed."""
 
 
 class Waiting(Value):
-    """No verdict yet; `message` is what operators read."""
+    """No final result yet; `message` is shown to operators."""
 
     kind: Literal["waiting"] = "waiting"
     reason: WaitReason
@@ -111,13 +111,13 @@ class Waiting(Value):
 
 
 class Verified(Value):
-    """The payment is there, right and confirmed."""
+    """The payment is present, correct and confirmed."""
 
     kind: Literal["verified"] = "verified"
     transfer: SettledTransfer
     confirmations: int
     confirmed_at: datetime | None = None
-    """When the block that confirmed it was mined, as far as that is known: for a metric."""
+    """Timestamp of the block that confirmed it, where known: for a metric."""
 
 
 class Refused(Value):
@@ -128,7 +128,7 @@ class Refused(Value):
     error_code: ErrorCode
     message: str
     tx_hash: TxHash | None = None
-    """The transaction that was judged, where a look at the chain found it wanting."""
+    """The transaction that was evaluated, where the poll refused it."""
 
 
 VerificationResult = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]
@@ -144,17 +144,17 @@ def evaluate(
     first_block: int | None = None,
     payer_kind: NonPayer | None = None,
 ) -> Waiting | Verified | Refused:
-    """The verdict on `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
+    """Evaluate `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
 
-    `settled_log_indexes` are the logs of this transaction that have already paid another attempt; `first_block` is the
-    first block that settle answers for, `payer_kind` what the database knows of the payer's address
-    (`domain.transfers.income`). A transaction in the head block has one confirmation.
+    `settled_log_indexes` are the logs of this transaction that have already paid another attempt. `first_block` is the
+    first accepted block, `payer_kind` the database's record of the payer's address (`domain.transfers.income`). A
+    transaction in the head block has one confirmation.
     """
     waiting = _not_yet(terms, tx_hash, view, min_confirmations)
     if waiting is not None:
         return waiting
     receipt = view.receipt
-    assert receipt is not None, "an unknown receipt is always waited for"
+    assert receipt is not None, "without a receipt the result is always to wait"
     if not receipt.succeeded:
         return Refused(
             status=AttemptStatus.FAILED,
@@ -166,7 +166,7 @@ def evaluate(
         return Refused(
             status=AttemptStatus.REJECTED,
             error_code=ErrorCode.TRANSFER_TOO_OLD,
-            message=f"mined in block {receipt.block_number}, payments are taken from block {first_block} on",
+            message=f"mined in block {receipt.block_number}, payments are accepted from block {first_block} on",
         )
     return verdict
 
@@ -174,8 +174,8 @@ def evaluate(
 def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedTransfer]) -> frozenset[int]:
     """The logs of a transaction that an operator has credited: they pay nothing any more.
 
-    Log indexes count in the whole block, so a log has another one when its transaction has moved to another block: then
-    all that are alike count, as the database has it.
+    Log indexes count across the whole block, so a log's index changes when its transaction moves to another block. Then
+    all equal logs count, as in the database.
     """
     if receipt is None:
         return frozenset()
@@ -192,7 +192,7 @@ def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedT
 
 
 def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmations: int) -> Waiting | None:
-    """Why it is too early for a verdict, or None when receipt and block can be relied upon."""
+    """Why it is too early for a final result, or None when receipt and block are reliable."""
 
     def wait(reason: WaitReason, message: str, confirmations: int = 0) -> Waiting:
         return Waiting(
@@ -204,7 +204,7 @@ def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmatio
         )
 
     if view.chain_id != terms.chain_id:
-        # The node or the worker's configuration is wrong, not the payment: nothing final may follow from it.
+        # The node or the worker's configuration is wrong, not the payment: no final result may follow from it.
         return wait(WaitReason.WRONG_CHAIN, f"payment is on chain {terms.chain_id}, node answers for {view.chain_id}")
     receipt = view.receipt
     if receipt is None:
@@ -245,9 +245,9 @@ def _find_payment(
     settled_log_indexes: frozenset[int],
     payer_kind: NonPayer | None,
 ) -> Verified | Refused:
-    """The one log that pays, or the code that says most about why none does.
+    """Find the log that pays, or the code that best explains why none does.
 
-    All logs are considered: those of other payers in the same transaction neither pay nor spoil it.
+    All logs are considered: those of other payers in the same transaction neither pay nor prevent a payment.
     """
     ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
     to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
@@ -258,7 +258,7 @@ def _find_payment(
     unspent = [log for log in enough if log.log_index not in settled_log_indexes]
 
     if unspent:
-        # The smallest sufficient one leaves the least surplus; the log index makes the choice unambiguous.
+        # The smallest sufficient log minimizes the overpayment; the log index makes the choice unambiguous.
         paid_by = min(unspent, key=lambda log: (log.value_raw, log.log_index))
         return Verified(
             transfer=SettledTransfer(
@@ -288,7 +288,7 @@ def _find_payment(
         )
     if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):
         return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYERS_IN_WORDS[no_payer]}")
-    # A zero-value transfer can be emitted in anybody's name, so it says nothing about who paid whom.
+    # A zero-value transfer can be emitted in any address's name, so that it proves nothing about who paid whom.
     if any(log.value_raw > 0 for log in to_treasury):
         return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")
     if any(log.value_raw > 0 for log in from_payer):
@@ -307,11 +307,11 @@ def _pays_in_another_token(log: TransferLog, terms: PaymentTerms) -> bool:
 
 
 def next_poll_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta, block_time: timedelta) -> timedelta:
-    """How long to wait before the chain is asked again.
+    """Delay until the next poll.
 
-    Timed from what is still missing: confirmations take one block each; an unknown hash or a silent node is
-    asked for in a slow back-off, a tenth of the time waited so far, between one block and a minute. While more than
-    a block of `remaining`, the time until the verification times out, is left, a look still fits in before the end.
+    Timed from what is missing: confirmations take one block each; for an unknown hash or a silent node the delay grows
+    to a tenth of the time waited so far, between one block and a minute. While more than a block of `remaining`, the
+    time until the verification times out, is left, one more poll is scheduled before the end.
     """
     if waiting.reason is WaitReason.CONFIRMATIONS:
         missing = waiting.confirmations_needed - waiting.confirmations

@@ -1,8 +1,8 @@
-"""Whether a transfer to the treasury is income: money that came in, in a block that settle answers for.
+"""Whether a transfer to the treasury is income: money that came in, in an accepted block.
 
-The rule is asked at every entrance: before an intent is made, when a payment is verified, when an observed transfer is
-matched, before an operator's remedy, and in reconciliation. The database holds the same rule in triggers
-(`check_settled_income`, `check_credited_income`), which have the last word.
+The rule is applied before an intent is made, when a payment is verified, when an observed transfer is matched, before
+an operator's remedy, and in reconciliation. Triggers of the database (`check_settled_income`, `check_credited_income`)
+enforce it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ ZERO_ADDRESS: Final = "0x" + "00" * 20
 
 
 class NonPayer(StrEnum):
-    """Why an address is no payer's; table `non_payers` has the same words."""
+    """Why an address cannot be a payer; table `non_payers` holds the same values."""
 
     TREASURY = "treasury"
-    """The treasury, of now or of before: what it sends never came in, and is credited by no path."""
+    """A current or former treasury: its transfers never came in, and no path credits them."""
 
     NOBODY = "nobody"
-    """The zero address, which is the sender of every mint: credited only to an account that an operator names."""
+    """The zero address, sender of every mint: credited only to an account that an operator names."""
 
     TOKEN = "token"
-    """A token's own contract: it sends what others left there, and has no account. Like a mint."""
+    """A token's own contract, which sends what others left there and has no account: credited like a mint."""
 
 
 NON_PAYERS_IN_WORDS: Final[dict[NonPayer, str]] = {
-    NonPayer.TREASURY: "the treasury's own address: what it sends is no income",
-    NonPayer.NOBODY: "the zero address, which is nobody's: a mint",
-    NonPayer.TOKEN: "the token's own contract, which is nobody's wallet",
+    NonPayer.TREASURY: "the treasury's own address: its transfers are not income",
+    NonPayer.NOBODY: "the zero address: a mint",
+    NonPayer.TOKEN: "the token's own contract",
 }
 
 
 def non_payer(sender: Address, *, treasury: Address, token: Address, known: NonPayer | None = None) -> NonPayer | None:
-    """Why `sender` pays for nobody; None for a payer.
+    """Why `sender` cannot pay; None for a payer.
 
-    `treasury` and `token` are those of the payment; `known` is what the database knows of the address, which
-    remembers former treasuries.
+    `treasury` and `token` are those of the payment; `known` is the database's record of the address, which includes
+    former treasuries.
     """
     if same_address(sender, ZERO_ADDRESS):
         return NonPayer.NOBODY
@@ -52,12 +52,12 @@ def non_payer(sender: Address, *, treasury: Address, token: Address, known: NonP
 
 
 def require_payer(sender: Address, *, treasury: Address, token: Address, known: NonPayer | None = None) -> None:
-    """Raise `PayerRefused` where no payment of `sender` could ever be credited."""
+    """Refuse a sender whose payments can never be credited. Raises `PayerRefused`."""
     kind = non_payer(sender, treasury=treasury, token=token, known=known)
     if kind is not None:
-        raise PayerRefused(f"no payment is taken from {sender}: it is {NON_PAYERS_IN_WORDS[kind]}")
+        raise PayerRefused(f"payments from {sender} are not accepted: it is {NON_PAYERS_IN_WORDS[kind]}")
 
 
 def is_too_old(block_number: int, first_block: int | None) -> bool:
-    """Whether a transfer was mined before the first block that settle answers for; None: no block is too old."""
+    """Whether a transfer was mined before the first accepted block; with None no block is too old."""
     return first_block is not None and block_number < first_block

@@ -1,4 +1,4 @@
-"""What reading a part of the chain again has found."""
+"""Result of reading part of the chain again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class RescanReport(BaseModel):
     first: int | None = None
     last: int | None = None
     endpoints: tuple[str, ...] = ()
-    """Those whose chain is the one that is followed, and which answered about all of it."""
+    """Endpoints on the followed chain that answered for the whole range."""
     silent: tuple[str, ...] = ()
-    """The others, each with its reason."""
+    """The other endpoints, each with its reason."""
     added: int = 0
     """Transfers that had been missed."""
     orphaned: int = 0
-    """Transfers that had been kept although their block is not canonical."""
+    """Recorded transfers whose block is not canonical."""
     closed_findings: int = 0

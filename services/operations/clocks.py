@@ -1,4 +1,4 @@
-"""Comparing the clocks of host, database and chain: for `settle doctor`, and all the time for Prometheus."""
+"""Comparison of the clocks of host, database and chain: for `settle doctor`, and continuously for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ EVERY_SECONDS: Final = 30.0
 
 NEW_BLOCK_SECONDS_MIN: Final = 2.0
 NEW_BLOCK_SECONDS_MAX: Final = 30.0
-"""How long doctor waits for a new block before it says that the chain makes none: three block times, within these."""
+"""How long doctor waits for a new block before it reports that the chain produces none: three block times, within these
+bounds.
+"""
 
 CLOCK_OFFSET: Final = Gauge(
     "settle_clock_offset_seconds",
@@ -30,9 +32,10 @@ CLOCK_OFFSET: Final = Gauge(
 
 
 class ChainClock:
-    """The chain's clock by its newest block, which tells the time only while there are new ones.
+    """The chain's clock, read from its newest block.
 
-    A chain that stands still, or a local one that mines when it is asked to, has an old newest block and a right clock.
+    It is only known while there are new blocks: a chain that has stopped, or a local one that mines on demand, has an
+    old newest block and a correct clock.
     """
 
     def __init__(self, chain: ChainReader, block_time: timedelta) -> None:
@@ -41,7 +44,7 @@ class ChainClock:
         self._last: int | None = None
 
     async def compare(self, connection: ServiceConnection) -> timedelta | None:
-        """How far it is ahead of the database's; None where no block has come since the last time it was asked.
+        """Its offset from the database's clock; None without a new block since the previous call.
 
         Raises `ChainUnavailable`.
         """
@@ -51,7 +54,9 @@ class ChainClock:
         return None if last is None or newest.number <= last else chain_offset(newest.mined_at, now, self._block_time)
 
     async def wait_and_compare(self, connection: ServiceConnection) -> tuple[timedelta | None, ChainHead]:
-        """The same at once where the newest block is of now; else when the next one comes, if it does."""
+        """The offset immediately where the newest block is recent; otherwise when the next block arrives, if one
+        does.
+        """
         newest = await self._chain.heads.newest_block()
         offset = chain_offset(newest.mined_at, await read_clock(connection.connection), self._block_time)
         if not ClockOffsets(host=timedelta(0), chain=offset).problems:
@@ -74,7 +79,7 @@ async def watch_host_clock(database: TenantDatabase) -> None:
 
 
 def clock_watch(database: ServiceDatabase, chain: ChainReader, block_time: timedelta) -> Callable[[], Awaitable[None]]:
-    """What a worker does now and then: compare host and chain with the database, and set the gauges."""
+    """The worker's periodic task: compare host and chain with the database, and set the gauges."""
     clock = ChainClock(chain, block_time)
 
     async def compare() -> None:
@@ -84,7 +89,7 @@ def clock_watch(database: ServiceDatabase, chain: ChainReader, block_time: timed
             try:
                 ahead = await clock.compare(connection)
             except ChainUnavailable:
-                return  # other gauges say so
+                return  # other gauges report it
             if ahead is not None:
                 CLOCK_OFFSET.labels("chain").set(ahead.total_seconds())
 

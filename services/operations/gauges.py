@@ -1,4 +1,4 @@
-"""Gauges that the database sets: true whichever process did the work, and after a restart."""
+"""Gauges whose values come from the database, so that they are true across processes and restarts."""
 
 from __future__ import annotations
 
@@ -22,51 +22,47 @@ from domain.payments.finality import FinalityLevel, FinalityPolicy
 from telemetry.metrics.worker import PRECONDITIONS_MET, observe_books
 
 EVERY_SECONDS: Final = 15.0
-"""As often as Prometheus asks by default."""
+"""Prometheus' default scrape interval."""
 
 READING_SECONDS_MAX: Final = 10.0
 
 OPEN_ATTEMPTS: Final = Gauge("settle_attempts_open", "Payment attempts that have not ended", ["status", "purpose"])
-PENDING: Final = Gauge(
-    "settle_pending_attempts", "Submitted payments that wait for the chain, by the time since", ["age"]
-)
-PENDING_OLDEST: Final = Gauge("settle_pending_oldest_seconds", "Since when the oldest submitted payment waits")
-FINDINGS: Final = Gauge("settle_findings_open", "Findings that wait for an operator", ["kind"])
+PENDING: Final = Gauge("settle_pending_attempts", "Submitted payments that wait for the chain, by age", ["age"])
+PENDING_OLDEST: Final = Gauge("settle_pending_oldest_seconds", "How long the oldest submitted payment has waited")
+FINDINGS: Final = Gauge("settle_findings_open", "Open findings", ["kind"])
 FINDINGS_VALUE: Final = Gauge(
-    "settle_findings_open_value_raw", "Token units that the open findings of a kind are about", ["kind"]
+    "settle_findings_open_value_raw", "Token units in question in the open findings of a kind", ["kind"]
 )
-FINDINGS_OLDEST: Final = Gauge(
-    "settle_findings_oldest_seconds", "Since when the oldest finding of a kind waits for an operator", ["kind"]
-)
+FINDINGS_OLDEST: Final = Gauge("settle_findings_oldest_seconds", "Age of the oldest open finding of a kind", ["kind"])
 CURSOR_LAG: Final = Gauge(
-    "settle_watcher_cursor_lag_blocks", "Blocks between the watcher's cursor and the head that it last saw", ["chain"]
+    "settle_watcher_cursor_lag_blocks", "Blocks between the watcher's cursor and the last head it saw", ["chain"]
 )
 CURSOR_AGE: Final = Gauge("settle_watcher_cursor_age_seconds", "Seconds since the watcher's cursor moved", ["chain"])
 UNREAD_BLOCKS: Final = Gauge(
-    "settle_watcher_unread_blocks", "Blocks behind the watcher's cursor that no chain node has shown", ["chain"]
+    "settle_watcher_unread_blocks", "Blocks below the watcher's cursor that no chain node has returned", ["chain"]
 )
 FINALITY_OLDEST: Final = Gauge(
     "settle_finality_oldest_seconds",
-    "Since when the oldest payment is credited and not final, by the level that it needs",
+    "How long the oldest credited payment has waited for finality, by the level that it needs",
     ["level"],
 )
-BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credits that the system tenant holds")
+BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credit balance of the system tenant")
 HEARTBEAT: Final = Gauge("settle_heartbeat_timestamp_seconds", "When the last governance heartbeat was taken")
 RECONCILED: Final = Gauge(
-    "settle_reconciliation_timestamp_seconds", "When a chain's last reconciliation came to its end", ["chain"]
+    "settle_reconciliation_timestamp_seconds", "When a chain's last reconciliation finished", ["chain"]
 )
 RECONCILIATION_CLOSES: Final = Gauge(
-    "settle_reconciliation_closes", "1 where a chain's last reconciliation closed, 0 if not", ["chain"]
+    "settle_reconciliation_closes", "1 if the totals of a chain's last reconciliation balance, else 0", ["chain"]
 )
 REFRESHED: Final = Gauge(
-    "settle_gauges_refreshed_timestamp_seconds", "When the gauges that the database sets were last set"
+    "settle_gauges_refreshed_timestamp_seconds", "When the gauges read from the database were last set"
 )
 
 log = logging.getLogger(__name__)
 
 
 class DatabaseGauges:
-    """Reads the database now and then and sets the gauges; each reading is one short transaction."""
+    """Reads the database periodically and sets the gauges; each reading is one short transaction."""
 
     def __init__(
         self,
@@ -76,7 +72,7 @@ class DatabaseGauges:
         finality: FinalityPolicy | None = None,
         every_seconds: float = EVERY_SECONDS,
     ) -> None:
-        """With `finality`, the policy of the settings, also how long payments have been waiting for it."""
+        """With `finality`, the policy of the settings, it also measures how long payments have waited for finality."""
         self._database = database
         self._chain_id = chain_id
         self._sizes = finality.by_size if finality is not None else {}
@@ -90,7 +86,7 @@ class DatabaseGauges:
             yield
 
     async def refresh(self) -> None:
-        """Set every gauge to what the database says now. Raises `SettleError`."""
+        """Set every gauge to the database's current value. Raises `SettleError`."""
         async with asyncio.timeout(READING_SECONDS_MAX), self._database.transaction() as connection:
             readings = await read_gauges(connection, chain_id=self._chain_id)
             for level in self._sizes:
@@ -118,17 +114,17 @@ class DatabaseGauges:
 
 @asynccontextmanager
 async def refreshing(refresh: Callable[[], Awaitable[None]], *, every_seconds: float) -> AsyncIterator[None]:
-    """Call `refresh` again and again while the block runs; what goes wrong in it is logged and tried again."""
+    """Call `refresh` repeatedly while the block runs; an error is logged and the call repeated."""
 
     async def repeat() -> None:
         while True:
             try:
                 await refresh()
             except (SettleError, TimeoutError) as error:
-                # They stay as they were, and their own age says so.
-                log.warning("the gauges were not refreshed: %s", str(error) or "no answer in time")
+                # The gauges keep their values, and the age gauge shows it.
+                log.warning("could not refresh the gauges: %s", str(error) or "no answer in time")
             except Exception:
-                log.exception("the gauges were not refreshed")
+                log.exception("could not refresh the gauges")
             await asyncio.sleep(every_seconds)
 
     task = asyncio.create_task(repeat())
@@ -141,7 +137,9 @@ async def refreshing(refresh: Callable[[], Awaitable[None]], *, every_seconds: f
 
 
 class PreconditionGauge:
-    """Asks the nodes again about the preconditions of settling, also while nobody pays, and sets their gauge."""
+    """Checks the preconditions of settling against the nodes periodically, also without payments, and sets their
+    gauge.
+    """
 
     def __init__(self, preconditions: SettlementPreconditions, token: str, *, chain_id: int) -> None:
         self._preconditions = preconditions
@@ -155,7 +153,7 @@ class PreconditionGauge:
             yield
 
     async def refresh(self) -> None:
-        """Ask, and set the gauge."""
+        """Check, and set the gauge."""
         found = await self._preconditions.check(self._token)
         PRECONDITIONS_MET.labels(self._chain_id).set(found.state is State.MET)
 
@@ -178,7 +176,7 @@ def _set(readings: Readings, chain_id: int) -> None:
         CURSOR_AGE.labels(followed).set(cursor.age_seconds)
     if readings.last_heartbeat_at is not None:
         HEARTBEAT.set(readings.last_heartbeat_at.timestamp())
-    # Also where there was none: that no other chain's stands for it.
+    # Also without a reading, so that no other chain's value stays.
     reconciled_at = readings.last_reconciled_at
     RECONCILED.labels(chain_id).set(reconciled_at.timestamp() if reconciled_at is not None else 0)
     RECONCILIATION_CLOSES.labels(chain_id).set(bool(readings.reconciliation_closes))

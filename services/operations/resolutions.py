@@ -1,7 +1,7 @@
-"""Operators' remedies, each as one piece of work inside the caller's transaction, and their audit trail.
+"""Operators' remedies, each one step inside the caller's transaction, and their audit trail.
 
-Each locks the finding, lets `domain` decide, and writes what is done, the finding's end and who wanted it together.
-Each is safe to run twice and at the same time: the second one finds the work done and says so.
+Each locks the finding, lets `domain` decide, and writes the effect, the resolution and the operator's name together.
+Each is safe to run twice and concurrently: the second run finds the work done and reports it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from domain.operations.resolutions import (
 )
 
 _NOT_CREDITABLE: Final = {
-    "transfer_credits_not_settled": "the transfer has paid an attempt, or was credited or sent back, already",
-    "transfer_credits_of_transfer_on_chain": "the chain does not show the transfer as it was found",
-    "transfer_credits_of_surplus": "there is no such surplus, or its payment is not final yet",
-    "transfer_credits_is_income": "it is from the treasury itself: no money came in",
-    "transfer_credits_not_too_old": "it was mined before the first block that payments are taken from",
-    "transfer_credits_to_somebody": "that account is nobody's: name another one with --account",
-    "transfer_credits_pkey": "the transfer was credited already",
-    "transfer_credits_reference_key": "the transfer was credited already",
-    "transfer_credits_finding_id_key": "the finding was credited already",
+    "transfer_credits_not_settled": "the transfer has already paid an attempt, been credited, or been sent back",
+    "transfer_credits_of_transfer_on_chain": "the transfer is not on the chain as it was recorded",
+    "transfer_credits_of_surplus": "there is no such overpayment, or its payment is not final yet",
+    "transfer_credits_is_income": "it was sent by the treasury itself: no money came in",
+    "transfer_credits_not_too_old": "it was mined before the first block from which payments are accepted",
+    "transfer_credits_to_somebody": "that account has no owner: name another one with --account",
+    "transfer_credits_pkey": "the transfer was already credited",
+    "transfer_credits_reference_key": "the transfer was already credited",
+    "transfer_credits_finding_id_key": "the finding was already credited",
 }
 """Why the database refuses a credit, by its constraint."""
 
 
 async def take_remedy(connection: ServiceConnection, request: RemedyRequest, *, revenue_share: Decimal) -> TakenRemedy:
-    """Do what the operator decided, once; or report that just this was done.
+    """Execute an operator's decision once; a repetition reports that it was done.
 
-    `revenue_share` is that of a credit's bonus, which follows in a transaction of its own: decided here, so that no
-    later setting changes it. Raises `FindingNotFound` and `RemedyRefused`.
+    `revenue_share` applies to the bonus of a credit, which follows in a transaction of its own: it is fixed here, so
+    that no later setting changes it. Raises `FindingNotFound` and `RemedyRefused`.
     """
     finding = await findings.lock_finding(connection, request.finding_id)
     done = check_remedy(finding, request, await find_taken(connection, finding))
@@ -79,7 +79,7 @@ async def take_remedy(connection: ServiceConnection, request: RemedyRequest, *, 
 
 
 async def mint_bonus_of_credit(connection: ServiceConnection, finding_id: UUID) -> ledger.PostedEntry | None:
-    """The system tenant's bonus on what an operator credited, or None where its share mints nothing.
+    """The system tenant's bonus on an operator's credit, or None where its share mints nothing.
 
     Raises `BookkeepingError` where nothing was credited.
     """
@@ -93,7 +93,7 @@ async def mint_bonus_of_credit(connection: ServiceConnection, finding_id: UUID) 
 
 
 async def find_taken(connection: ServiceConnection, finding: StoredFinding) -> TakenRemedy | None:
-    """What ended the finding the last time it was open; None where no operator has."""
+    """The action that last resolved the finding; None where no operator resolved it."""
     action = await resolutions.find_last_action(connection, finding)
     return _taken(finding, action) if action else None
 
@@ -110,7 +110,7 @@ async def _credit(
     await _require_account(connection, account_id)
     reference = transfer_key(finding.chain_id, finding.tx_hash, transfer.log_index)
     posting = operator_credit_posting(account_id, reference, transfer.value_raw)
-    # In the order in which a settlement takes its locks: first the transaction's, last the account's.
+    # Locks are taken in the order of a settlement: first the transaction's, last the account's.
     await _insert_credit(
         connection,
         {
@@ -141,7 +141,9 @@ async def _credit(
 
 
 async def _claim_for_refund(connection: ServiceConnection, finding: StoredFinding) -> None:
-    """What is sent back pays nothing any more; refused where it has paid. A surplus nobody else can use."""
+    """Record a refund: the transfer pays nothing any more. Refused where it has paid; an overpayment cannot pay
+    anything else.
+    """
     if finding.tx_hash is None or finding.kind is FindingKind.SURPLUS:
         return
     transfer = await _find_creditable(connection, finding)
@@ -166,7 +168,7 @@ async def _claim_for_refund(connection: ServiceConnection, finding: StoredFindin
 
 
 async def _find_creditable(connection: ServiceConnection, finding: StoredFinding) -> Creditable:
-    """The transfer that was found, where it is now. Raises `RemedyRefused` where another one is in its place."""
+    """The found transfer at its current position. Raises `RemedyRefused` where another transfer has replaced it."""
     if finding.kind is FindingKind.SURPLUS:
         constraint = "transfer_credits_of_surplus"
         found = await resolutions.find_overpayment(connection, finding)
@@ -178,7 +180,7 @@ async def _find_creditable(connection: ServiceConnection, finding: StoredFinding
     sender = finding.details.get("sender")
     if finding.value_raw not in {None, found.value_raw} or (sender and not same_address(sender, found.from_address)):
         raise RemedyRefused(
-            f"another transfer is in its place now, {found.value_raw} raw units from {found.from_address}: "
+            f"another transfer is now at its position, {found.value_raw} raw units from {found.from_address}: "
             "nothing was done"
         )
     return found
@@ -187,9 +189,9 @@ async def _find_creditable(connection: ServiceConnection, finding: StoredFinding
 async def _require_account(connection: ServiceConnection, account_id: str) -> None:
     is_system_tenant = await resolutions.is_system_tenant(connection, account_id)
     if is_system_tenant is None:
-        raise RemedyRefused(f"no billing account {account_id}")
+        raise RemedyRefused(f"billing account {account_id} not found")
     if is_system_tenant:
-        raise RemedyRefused("the platform's own account gets donations and bonuses, not what an operator credits")
+        raise RemedyRefused("the system tenant's account cannot be credited by an operator")
 
 
 async def _insert_credit(connection: ServiceConnection, values: dict[str, Any]) -> None:

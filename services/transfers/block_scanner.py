@@ -1,4 +1,6 @@
-"""Reading the chain into the database: range after range, back where it was reorganised, again where nodes omit."""
+"""Block scanner: reads the chain into the database range by range, follows reorganisations, and re-reads for
+omissions.
+"""
 
 from __future__ import annotations
 
@@ -29,41 +31,42 @@ from telemetry.metrics.worker import FINDINGS_OPENED, OBSERVED_TRANSFERS, REORGA
 log = structlog.get_logger(__name__)
 
 OVERLAP_BLOCKS: Final = 5
-"""Blocks below the head that are read again with the next one: where nodes are behind a load balancer, the newest
-block's logs may be asked of one that does not have them yet. It costs no request."""
+"""Blocks below the head that are read again with the next range. Behind a load balancer, the newest block's logs may be
+requested from a node that does not have them yet. The overlap costs no request.
+"""
 
 FORK_SEARCH_BLOCKS: Final = 50
-"""Watched blocks compared at once when the chain was reorganised."""
+"""Tracked blocks compared per request after a reorganisation."""
 
 BLIND_REWIND_BLOCKS: Final = 1_024
-"""How far below the oldest watched block to go back when not even that one is canonical any more."""
+"""How far below the oldest tracked block to go back when not even that one is canonical any more."""
 
 DISPUTES_MAX: Final = 50
-"""Transactions whose receipts are asked for in one reading again."""
+"""Transactions whose receipts are requested in one re-scan."""
 
 FIRST_LOOK_BACK_BLOCKS_MAX: Final = 50_000
-"""Where nothing says from which block to follow a chain: at most this far back, 25 questions of the usual size."""
+"""Without a configured first block: start at most this far back, 25 requests of the usual size."""
 
 
 GAP_EVERY: Final = timedelta(minutes=1)
-"""How often a stretch that no node showed is asked for again; at a node that still does not have it, one request."""
+"""How often a gap is requested again; a node that still does not have it costs one request."""
 
 GAP_SECONDS_MAX: Final = 10.0
-"""For so long such a stretch is read at once; then the newest blocks come first again."""
+"""How long a gap is read at a time before the newest blocks take precedence again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How things stand after one range."""
+    """State after one range."""
 
     cursor: Cursor
     added: int = 0
     is_at_head: bool = False
-    """There is nothing to read before the next block."""
+    """Nothing to read before the next block."""
 
 
 class BlockScanner:
-    """Follows one chain for one treasury. Several at once do not spoil anything: the cursor takes turns."""
+    """Follows one chain for one treasury. Several may run concurrently: updates of the cursor are serialized."""
 
     def __init__(
         self,
@@ -75,7 +78,8 @@ class BlockScanner:
         look_back_blocks: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`from_block` is where a chain that was never followed begins; without one, `look_back_blocks` back.
+        """`from_block` is where following begins on a chain never followed before; without it, `look_back_blocks` below
+        the head.
 
         `clock` is a monotonic clock in seconds.
         """
@@ -90,15 +94,15 @@ class BlockScanner:
         self._has_noted_from_block = False
 
     async def advance(self) -> Step:
-        """Read one range, as long as the endpoints give it, and move the cursor behind it.
+        """Read one range, as long as the endpoints return it, and move the cursor behind it.
 
-        Blocks that endpoints which are well have refused for long enough are written down as a gap, and the cursor
-        moves behind them. Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
+        Blocks that healthy endpoints have refused for long enough are recorded as a gap, and the cursor moves past
+        them. Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
         """
         head = await self._chain.heads.height()
         cursor = await self._cursor(head)
         if head <= cursor.block_number:
-            # Lower than before: a node that lags, or a chain that has become shorter.
+            # Lower than before: a lagging node, or a shorter chain.
             went_back = head < cursor.block_number and await self._go_back(cursor, head)
             self._was_at_head = not went_back
             return self._step(replace(cursor, head_number=head), 0, is_at_head=not went_back)
@@ -114,7 +118,7 @@ class BlockScanner:
 
     async def _return_to_fork(self, cursor: Cursor, head: int) -> Step:
         if not await self._go_back(cursor, head):
-            raise ChainUnavailable(f"the endpoints show different blocks {cursor.block_number}")
+            raise ChainUnavailable(f"the endpoints disagree on block {cursor.block_number}")
         self._was_at_head = False
         return self._step(cursor, 0, is_at_head=False)
 
@@ -131,12 +135,12 @@ class BlockScanner:
         return self._step(moved, added, is_at_head=self._was_at_head)
 
     async def note_waiting(self, waits_for: str | None) -> None:
-        """Write down what keeps this scope from being followed; None when it goes on. Raises `DatabaseUnavailable`."""
+        """Record the error that stops this scope; None when it continues. Raises `DatabaseUnavailable`."""
         async with self._database.autocommit() as connection:
             await observed.note_waiting(connection, self.scope, waits_for)
 
     async def read_due_gap(self) -> int:
-        """Ask once more for blocks that no endpoint showed, where that is due; how many blocks were read.
+        """Request the blocks of a gap again where that is due; returns how many were read.
 
         Raises `DatabaseUnavailable`.
         """
@@ -159,10 +163,10 @@ class BlockScanner:
         seconds_max: float = GAP_SECONDS_MAX,
         on_range: Callable[[int], None] | None = None,
     ) -> int:
-        """Read blocks that lie behind the cursor, as one endpoint after the other shows them; how many were read.
+        """Read blocks below the cursor, as one endpoint after the other returns them; returns how many were read.
 
-        What is missing of them is not missing any more. `on_range` is told the last block of each range. Ends early
-        after `seconds_max`. Raises `ChainUnavailable` where the next range is shown by nobody.
+        Blocks read this way leave their gap. `on_range` receives the last block of each range. Ends early after
+        `seconds_max`. Raises `ChainUnavailable` where no endpoint returns the next range.
         """
         until = self._clock() + seconds_max
         begin = first
@@ -170,11 +174,11 @@ class BlockScanner:
             async with self._database.autocommit() as connection:
                 cursor = await observed.find_cursor(connection, self.scope)
             if cursor is None or cursor.block_number < last:
-                raise ChainUnavailable(f"block {last} has not been come to yet")
+                raise ChainUnavailable(f"block {last} has not been reached yet")
             anchor = cursor.block_number if cursor.block_hash is not None else None
             found = await self._chain.logs.transfers(self.scope, begin, last, anchor=anchor)
             if anchor is not None and (found.anchor is None or found.anchor.block_hash != cursor.block_hash):
-                raise ChainUnavailable(f"{found.endpoint} shows another block {anchor} than was read before")
+                raise ChainUnavailable(f"{found.endpoint} has another block {anchor} than was read before")
             async with self._database.transaction() as connection:
                 added = await observed.record_transfers(connection, self.scope, found.transfers)
                 ended = await gaps.take_out_read(connection, self.scope, found.first, found.last)
@@ -186,15 +190,15 @@ class BlockScanner:
         return begin - first
 
     async def count_recorded(self, first: int, last: int) -> int:
-        """How many transfers in these blocks are on record. Raises `DatabaseUnavailable`."""
+        """Number of recorded transfers in these blocks. Raises `DatabaseUnavailable`."""
         async with self._database.autocommit() as connection:
             return len(await observed.list_observed(connection, self.scope, first=first, last=last))
 
     async def rescan(self, blocks: int) -> RescanReport:
-        """Read the last blocks behind the cursor again, with every endpoint that is on the same chain.
+        """Read the last blocks below the cursor again, with every endpoint of the same chain.
 
-        What one of them shows and the database has not is added; transfers of blocks that are not canonical are taken
-        out. Raises `ChainUnavailable` and `DatabaseUnavailable`.
+        Transfers that an endpoint returns and the database lacks are added; transfers of blocks that are not canonical
+        are removed. Raises `ChainUnavailable` and `DatabaseUnavailable`.
         """
         async with self._database.autocommit() as connection:
             cursor = await observed.find_cursor(connection, self.scope)
@@ -214,7 +218,7 @@ class BlockScanner:
         async with self._database.transaction() as connection:
             watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
             if (cursor.block_number, cursor.block_hash) not in watched[:1]:
-                raise DatabaseBusy("the chain was reorganised while it was read again")
+                raise DatabaseBusy("the chain was reorganised during the re-scan")
             orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
             added = await observed.record_transfers(connection, self.scope, agreed)
             for dispute in settled:
@@ -249,11 +253,11 @@ class BlockScanner:
             if not self._has_noted_from_block:
                 await observed.note_from_block(connection, self.scope, self._from_block)
                 self._has_noted_from_block = True
-        assert cursor is not None, "it was written just now, and nobody deletes it"
+        assert cursor is not None, "it was written just now, and is never deleted"
         return cursor
 
     async def _read(self, cursor: Cursor, head: int) -> TransferRange:
-        """The next range, with the block that the cursor stands on as it is now."""
+        """The next range, with the cursor's block as it is now."""
         anchor = cursor.block_number if cursor.block_hash is not None else None
         begin = cursor.block_number + 1
         if self._was_at_head:
@@ -264,14 +268,14 @@ class BlockScanner:
         return await self._chain.logs.transfers(self.scope, begin, head, anchor=anchor)
 
     def _continues(self, cursor: Cursor, found: TransferRange) -> bool:
-        """Whether the range follows on what was read before, or on blocks that have been replaced since."""
+        """Whether the range continues what was read before, or follows blocks that were replaced."""
         return cursor.block_hash is None or _has_hash(found.anchor, cursor.block_hash)
 
     async def _write(self, cursor: Cursor, moved: Cursor, found: TransferRange) -> int:
-        """The range and the cursor behind it, or nothing where somebody else has moved the cursor."""
+        """Write the range and move the cursor; nothing where the cursor was moved concurrently."""
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
-                raise DatabaseBusy("somebody else follows the chain as well")
+                raise DatabaseBusy("the cursor was moved concurrently")
             added = await observed.record_transfers(connection, self.scope, found.transfers)
             await observed.watch_block(connection, self.scope, found.last_block)
             await gaps.take_out_read(connection, self.scope, found.first, found.last)
@@ -284,13 +288,13 @@ class BlockScanner:
         WATCHER_LAG.labels(chain).set(cursor.lag_blocks)
         return Step(cursor, added, is_at_head)
 
-    # What nobody shows -----------------------------------------------------------------------------------------------
+    # Gaps -------------------------------------------------------------------------------------------------------------
 
     async def _get_past(self, cursor: Cursor, head: int, error: EndpointsFailed) -> Step:
-        """Read as much as can be read behind the cursor; where that is not one block, go on behind what cannot.
+        """Read the next range in smaller parts; where not even one block is returned, skip it.
 
         Raises `error` until the blocks have been refused often and long enough, and where nothing up to the head is
-        given: then it is not a stretch of the chain that is missing, but the nodes' logs.
+        returned: then the nodes' logs are missing, not part of the chain.
         """
         self._refusals.note(cursor.block_number, self._clock())
         if not self._is_settled(error):
@@ -314,7 +318,7 @@ class BlockScanner:
         return replace(step, is_at_head=False)
 
     async def _skip(self, cursor: Cursor, head: int, error: EndpointsFailed) -> Step:
-        """Set the cursor behind the blocks that nobody shows, and write them down: in one transaction."""
+        """Move the cursor past blocks that no endpoint returns, and record the gap, in one transaction."""
         first = cursor.block_number + 1
         last = await self._find_gap_end(first, head, error)
         blocks = await self._chain.logs.blocks(self.scope, sorted({cursor.block_number, last} - {-1}))
@@ -330,14 +334,14 @@ class BlockScanner:
         )
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
-                raise DatabaseBusy("somebody else follows the chain as well")
+                raise DatabaseBusy("the cursor was moved concurrently")
             if edge is not None:
                 await observed.watch_block(connection, self.scope, edge)
             is_new = await gaps.open_gap(connection, self.scope, first, last, error.message)
         if is_new:
             FINDINGS_OPENED.labels(FindingKind.CHAIN_GAP.value).inc()
         log.error(
-            "blocks that no node shows: going on behind them",
+            "no node returns these blocks: skipping them",
             chain_id=self.scope.chain_id,
             treasury=self.scope.treasury,
             first=first,
@@ -349,7 +353,7 @@ class BlockScanner:
         return self._step(moved, 0, is_at_head=False)
 
     async def _find_gap_end(self, first: int, head: int, error: EndpointsFailed) -> int:
-        """The block before the first one that is shown again: by doubling, then by halving the distance."""
+        """The last block of the gap, found by doubling and then halving the distance."""
         refused, distance = first, 1
         while True:
             probed = min(first + distance, head)
@@ -368,7 +372,9 @@ class BlockScanner:
         return refused
 
     async def _try(self, first: int, last: int, anchor: int | None) -> TransferRange | None:
-        """The range, or None where it is refused as what is tried to get past; raises where nodes are away by now."""
+        """The range, or None where it is refused like the blocks being skipped; raises where endpoints are
+        unavailable.
+        """
         try:
             return await self._chain.logs.transfers(self.scope, first, last, anchor=anchor)
         except EndpointsFailed as error:
@@ -377,14 +383,14 @@ class BlockScanner:
             return None
 
     async def _anchor_anew(self, cursor: Cursor, head: int, endpoint: str) -> Step:
-        """The cursor's own block is not shown any more: go on from the newest watched one that is.
+        """Continue from the newest tracked block that is still returned, because the cursor's own block is not.
 
-        Raises `ChainUnavailable` until it has been missing often and long enough. Where no watched block is shown, all
-        of them lie in what the nodes have pruned, which no reorganisation reaches.
+        Raises `ChainUnavailable` until it has been missing often and long enough. Where no tracked block is returned,
+        all of them have been pruned by the nodes, which no reorganisation reaches.
         """
         self._refusals.note(cursor.block_number, self._clock())
         if not self._refusals.has_lasted(PATIENCE_PRUNED, self._clock()):
-            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which it is far beyond")
+            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, although its head is far above")
         async with self._database.autocommit() as connection:
             watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
         anchor: Cursor | None = None
@@ -398,31 +404,31 @@ class BlockScanner:
                 anchor = replace(cursor, block_number=shown[0], block_hash=shown[1])
                 break
         if anchor is not None and anchor.block_number == cursor.block_number:
-            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which others have")
+            raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, which other nodes have")
         moved = anchor or replace(cursor, block_hash=None)
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
-                raise DatabaseBusy("somebody else follows the chain as well")
+                raise DatabaseBusy("the cursor was moved concurrently")
             await observed.forget_watched_above(connection, self.scope, moved.block_number)
         log.warning(
-            "a block that was read is not shown any more", block=cursor.block_number, goes_on=moved.block_number
+            "a block that was read is no longer returned", block=cursor.block_number, goes_on=moved.block_number
         )
         self._refusals.moved(moved.block_number)
         self._was_at_head = False
         return self._step(moved, 0, is_at_head=False)
 
     def _is_settled(self, error: EndpointsFailed) -> bool:
-        """Whether these refusals are to be taken for the answer, as long as they have lasted."""
+        """Whether these refusals count as the answer, given how long they have lasted."""
         patience = _patience(error)
         return patience is not None and self._refusals.has_lasted(patience, self._clock())
 
     # Reorganisations -------------------------------------------------------------------------------------------------
 
     async def _go_back(self, cursor: Cursor, head: int) -> bool:
-        """Set the cursor to the newest block that is still canonical; False where that is where it stands.
+        """Move the cursor to the newest block that is still canonical; False where it is there already.
 
-        Observed transfers whose blocks are gone become orphaned ones. What is read again from there finds those that
-        have come back in other blocks.
+        Observed transfers in replaced blocks are marked orphaned. Reading on from there finds those that are in other
+        blocks now.
         """
         fork = await self._find_fork(cursor, head)
         if fork is None:
@@ -430,7 +436,7 @@ class BlockScanner:
         gone = await self._find_stale(fork.block_number, cursor, fork)
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, fork):
-                raise DatabaseBusy("somebody else follows the chain as well")
+                raise DatabaseBusy("the cursor was moved concurrently")
             await observed.forget_watched_above(connection, self.scope, fork.block_number)
             orphaned = await observed.orphan_transfers(connection, self.scope, gone)
         REORGANISATIONS.inc()
@@ -444,7 +450,7 @@ class BlockScanner:
         return True
 
     async def _find_fork(self, cursor: Cursor, head: int) -> Cursor | None:
-        """Where the cursor belongs; None where nothing that was watched up to the chain's head has been replaced."""
+        """The cursor's new position; None where no tracked block up to the chain's head was replaced."""
         if cursor.block_hash is None:
             return None
         async with self._database.autocommit() as connection:
@@ -455,7 +461,7 @@ class BlockScanner:
             blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
             for number, block_hash in part:
                 if number not in blocks:
-                    continue  # not shown, which does not say that it was replaced
+                    continue  # not returned, which does not mean that it was replaced
                 if _has_hash(blocks[number], block_hash):
                     return replace(cursor, block_number=number, block_hash=block_hash) if replaced else None
                 replaced = True
@@ -468,7 +474,8 @@ class BlockScanner:
     async def _find_stale(self, above: int, cursor: Cursor, known: Cursor) -> list[str]:
         """Hashes of blocks up to the cursor that hold observed transfers and are not canonical.
 
-        Who is asked must have the block that is `known` to be canonical: one on another branch would say so of all.
+        The endpoint must have the block that is `known` to be canonical: one on another branch would call all others
+        replaced.
         """
         async with self._database.autocommit() as connection:
             held = await observed.list_blocks_with_transfers(connection, self.scope, above=above)
@@ -478,13 +485,13 @@ class BlockScanner:
         numbers = {number for number, _ in held} | ({known.block_number} if known.block_hash is not None else set())
         blocks = await self._chain.logs.blocks(self.scope, sorted(numbers))
         if known.block_hash is not None and not _has_hash(blocks.get(known.block_number), known.block_hash):
-            raise ChainUnavailable(f"the endpoints show different blocks {known.block_number}")
+            raise ChainUnavailable(f"the endpoints disagree on block {known.block_number}")
         return [block_hash for number, block_hash in held if _is_replaced(blocks, number, block_hash)]
 
-    # Reading again ---------------------------------------------------------------------------------------------------
+    # Re-scan ----------------------------------------------------------------------------------------------------------
 
     async def _read_again(self, label: str, first: int, cursor: Cursor) -> list[Transfer] | str:
-        """All that one endpoint shows up to the cursor; or why it does not count, in words."""
+        """All transfers that one endpoint returns up to the cursor, or the reason why it does not count."""
         transfers: list[Transfer] = []
         begin = first
         try:
@@ -501,9 +508,9 @@ class BlockScanner:
         return transfers
 
     async def _find_disputed(self, shown: list[list[Transfer]], first: int, cursor: Cursor) -> list[list[Transfer]]:
-        """Transactions of which not everybody shows the same, the database included; each with all that is said of it.
+        """Transactions on which endpoints or the database disagree, each with all reported transfers.
 
-        At most `DISPUTES_MAX`: whoever lies about more is asked about the rest the next time.
+        At most `DISPUTES_MAX`; an endpoint that disputes more is asked about the rest in the next re-scan.
         """
         async with self._database.autocommit() as connection:
             recorded = await observed.list_observed(connection, self.scope, first=first, last=cursor.block_number)
@@ -522,7 +529,7 @@ class BlockScanner:
         return disputed[:DISPUTES_MAX]
 
     async def _settle_dispute(self, transfers: list[Transfer]) -> _Dispute:
-        """What the transaction's receipt says, as all endpoints together have it; as it was where they do not agree."""
+        """The transaction's transfers by its receipt, on which all endpoints agree; unchanged where they do not."""
         one = transfers[0]
         try:
             receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number)
@@ -532,7 +539,7 @@ class BlockScanner:
         there = {log.log_index: log for log in transfers_in(receipt, self.scope)}
         times = {each.block_hash: each.block_time for each in transfers}
         if receipt is not None and receipt.block_hash not in times:
-            # It has moved meanwhile: following the chain finds it where it is.
+            # It has moved in the meantime: following the chain finds it at its new position.
             return _Dispute(one.tx_hash)
         return _Dispute(
             one.tx_hash,
@@ -555,7 +562,7 @@ class BlockScanner:
 
 @dataclass(frozen=True, slots=True)
 class _Dispute:
-    """A transaction of which endpoints show different transfers, and what they agree on when asked for its receipt."""
+    """A transaction on which endpoints disagree, and the transfers confirmed by its receipt."""
 
     tx_hash: str
     there: list[Transfer] = field(default_factory=list)
@@ -567,17 +574,17 @@ def _has_hash(block: MinedBlock | None, block_hash: str) -> bool:
 
 
 def _is_replaced(blocks: Mapping[int, MinedBlock | None], number: int, block_hash: str) -> bool:
-    """Whether another block, or none, is at that height now; a block that nobody shows says neither."""
+    """Whether another block, or none, is at that height now; a block that no endpoint returns proves neither."""
     return number in blocks and not _has_hash(blocks[number], block_hash)
 
 
 def _above_gap(cursor: Cursor) -> int:
-    """The first block above what lies behind the cursor and no node has shown."""
+    """The first block above the cursor's gap."""
     return cursor.gap_end + 1 if cursor.gap_end is not None else 0
 
 
 def _patience(error: EndpointsFailed) -> Patience | None:
-    """How long these refusals have to last until they count; None where nobody is there to refuse anything."""
+    """How long these refusals have to last until they count; None where no endpoint is available to refuse anything."""
     refusals = error.history_refusals
     if not refusals:
         return None

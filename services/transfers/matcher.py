@@ -1,4 +1,4 @@
-"""What becomes of an observed transfer: it is found to be an attempt's, submitted for one, or left to an operator."""
+"""Matching of observed transfers: linked to the attempt they paid, submitted for one, or left to an operator."""
 
 from __future__ import annotations
 
@@ -28,45 +28,47 @@ from telemetry.metrics.worker import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, 
 log = structlog.get_logger(__name__)
 
 PAGE: Final = 100
-"""Transfers read at once."""
+"""Transfers per query."""
 
 SENDERS_AT_ONCE_MAX: Final = 4
-"""A submission waits for its workflow to begin: four at once take as long as one, and leave connections to others."""
+"""Concurrent submissions: each waits for its workflow to start, so four take as long as one and leave connections
+free.
+"""
 
 ANNOUNCE_MAX: Final = 50
-"""Findings that are told one by one at once, those worth most first; of more, the others are told together."""
+"""Findings published one by one per pass, largest value first; the remaining ones are published in one event."""
 
 ANNOUNCE_TOGETHER_MAX: Final = 10_000
 
 ACT_SECONDS_MAX: Final = 10.0
 ANNOUNCE_SECONDS_MAX: Final = 3.0
-"""Then the chain is followed again; what was not decided about, or told, is so the next time."""
+"""Time limit of a pass, after which the chain is followed again; the rest follows in the next pass."""
 
 ANNOUNCE_AGAIN_SECONDS: Final = 30.0
-"""How long a receiver that did not take an event is left alone."""
+"""Pause after an event sink did not accept an event."""
 
 
 class Submit(Protocol):
-    """Hands a payment in as its payer would have; safe to repeat. Raises `SettleError`."""
+    """Submits a payment on the payer's behalf; safe to repeat. Raises `SettleError`."""
 
     async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
 
 
 class _MovedMeanwhile(Exception):
-    """The transfer is in another block by now, or somebody has decided about it."""
+    """The transfer has moved to another block, or was decided about concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Paid:
-    """What a transfer pays: the attempt that it was found for, and the id of the one that takes it."""
+    """What a transfer pays: the attempt that it was found for, and the id of the attempt that takes it."""
 
     attempt: Candidate
     attempt_id: UUID
-    """The attempt's own, or that of one made in its place."""
+    """The attempt itself, or the one that replaces it."""
 
 
 class TransferMatcher:
-    """Decides about transfers, one after the other. Two desks at once decide the same and do it once."""
+    """Matches transfers, one after the other. Two matchers running concurrently decide the same and apply it once."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class TransferMatcher:
         min_confirmations: int,
         dust_below_raw: int = 0,
     ) -> None:
-        """A transfer of less than `dust_below_raw` that pays nothing is recorded and counted, and no finding."""
+        """A transfer of less than `dust_below_raw` that pays nothing is recorded and counted, without a finding."""
         self._dust_below_raw = dust_below_raw
         self._database = database
         self._scope = scope
@@ -88,10 +90,10 @@ class TransferMatcher:
         self._announces_from = 0.0
 
     async def act(self, head: int) -> None:
-        """Decide about every transfer that is confirmed by a chain of this height, and tell of new findings.
+        """Decide about every transfer that is confirmed at this chain height, and publish new findings.
 
-        Before it is confirmed a transfer is the payer's own to submit. Raises `Unavailable` where the database or
-        Temporal is gone; what was not decided then is decided next time.
+        Before it is confirmed a transfer is left to its payer to submit. Raises `Unavailable` where the database or
+        Temporal cannot be reached; the rest is decided in the next pass.
         """
         async with self._database.autocommit() as connection:
             await observed.settle_unhandled(connection, self._scope)
@@ -111,7 +113,7 @@ class TransferMatcher:
             )
 
     async def _decide_about(self, transfers: Sequence[Transfer]) -> None:
-        """Several senders at once, each one's transfers in their order: what one pays, the next one does not."""
+        """Senders concurrently, each one's transfers in order: what one transfer pays, the next one cannot."""
         of_senders: dict[str, list[Transfer]] = {}
         for transfer in transfers:
             of_senders.setdefault(transfer.from_address, []).append(transfer)
@@ -130,13 +132,13 @@ class TransferMatcher:
             raise failed.exceptions[0] from None
 
     async def _decide_unhindered(self, transfer: Transfer) -> None:
-        """One transfer, so that whatever is wrong with it does not keep the others from being credited."""
+        """Decide about one transfer, so that an error in it does not keep others from being credited."""
         try:
             await self._decide(transfer)
         except Unavailable:
             raise
         except Exception:
-            log.exception("transfer not decided about", tx_hash=transfer.tx_hash, log_index=transfer.log_index)
+            log.exception("could not decide about the transfer", tx_hash=transfer.tx_hash, log_index=transfer.log_index)
 
     async def _decide(self, transfer: Transfer) -> None:
         refused: set[UUID] = set()
@@ -146,7 +148,7 @@ class TransferMatcher:
             refused.add(paid.attempt.attempt_id)
 
     async def _write_decision(self, transfer: Transfer, refused: Iterable[UUID]) -> _Paid | None:
-        """Decide and write it down, in one transaction; or what the transfer is to be submitted for."""
+        """Decide and record it in one transaction, or return what the transfer is to be submitted for."""
         try:
             async with self._database.transaction() as connection:
                 context = await observed.find_match_context(connection, self._scope, transfer)
@@ -179,19 +181,19 @@ class TransferMatcher:
             FINDINGS_OPENED.labels(finding.kind.value).inc()
 
     async def _submit_for(self, transfer: Transfer, paid: _Paid) -> bool:
-        """Submit as the payer would have; False where this attempt does not take the transaction.
+        """Submit on the payer's behalf; False where this attempt does not accept the transaction.
 
-        What comes of it is seen next time: an attempt that waits for a transaction decides about its transfers.
+        The result shows in the next pass: an attempt that waits for a transaction decides about its transfers.
         """
         attempt = paid.attempt
         try:
             await self._submit(attempt.owner_user_id, paid.attempt_id, transfer.tx_hash, mined_at=transfer.block_time)
         except HashInUse:
-            # The payer has just submitted it himself, for another of his attempts.
+            # The payer has just submitted it for another attempt.
             return True
         except Refusal as refusal:
             log.warning(
-                "payment found, and not taken by its attempt",
+                "payment found, but not accepted by its attempt",
                 attempt_id=str(paid.attempt_id),
                 tx_hash=transfer.tx_hash,
                 error=refusal.message,
@@ -199,7 +201,7 @@ class TransferMatcher:
             return False
         WATCHER_SUBMISSIONS.inc()
         log.info(
-            "payment found and submitted: nobody had done it",
+            "payment found and submitted automatically",
             attempt_id=str(paid.attempt_id),
             in_place_of=str(attempt.attempt_id) if paid.attempt_id != attempt.attempt_id else None,
             billing_account_id=attempt.billing_account_id,
@@ -208,13 +210,13 @@ class TransferMatcher:
         )
         return True
 
-    # Findings are told ------------------------------------------------------------------------------------------------
+    # Publishing findings ----------------------------------------------------------------------------------------------
 
     async def _announce(self) -> None:
-        """Tell of findings, whoever has opened them, until they have been heard of.
+        """Publish findings, whichever process opened them, until they are accepted.
 
-        Somebody who makes a thousand of them does not keep the receiver busy, nor one that counts waiting: what is
-        worth most is told first, and what is left over beyond `ANNOUNCE_MAX` in one event.
+        A sender who causes a thousand of them neither floods the event sink nor delays a larger one: those of the
+        largest value are published first, and the rest beyond `ANNOUNCE_MAX` in one event.
         """
         if time.monotonic() < self._announces_from:
             return
@@ -225,10 +227,10 @@ class TransferMatcher:
             try:
                 await self._publish(_event(finding))
             except Exception as error:
-                # Whatever is wrong with the receiver, or with what it is told, keeps nobody from being credited.
+                # An error in the event sink, or in an event, must not prevent crediting.
                 known = isinstance(error, SettleError)
                 words = str(error) if known else type(error).__name__
-                log.warning("finding not announced yet", finding=finding.key, error=words, exc_info=not known)
+                log.warning("finding not published yet", finding=finding.key, error=words, exc_info=not known)
                 self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
                 return
             async with self._database.autocommit() as connection:
@@ -239,7 +241,7 @@ class TransferMatcher:
             await self._announce_together()
 
     async def _announce_together(self) -> None:
-        """One event for all that were too many to be told one by one; the same again is the same event."""
+        """One event for the findings beyond the limit; the same findings give the same event."""
         async with self._database.autocommit() as connection:
             findings = await list_unpublished(connection, limit=ANNOUNCE_TOGETHER_MAX)
         if not findings:
@@ -247,7 +249,7 @@ class TransferMatcher:
         try:
             await self._publish(_event_of_many(findings))
         except SettleError as error:
-            log.warning("findings not announced yet", findings=len(findings), error=error.message)
+            log.warning("findings not published yet", findings=len(findings), error=error.message)
             self._announces_from = time.monotonic() + ANNOUNCE_AGAIN_SECONDS
             return
         async with self._database.autocommit() as connection:

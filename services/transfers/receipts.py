@@ -1,4 +1,4 @@
-"""A transaction's transfers to the treasury by its receipt, which all nodes are asked for: logs are one node's word."""
+"""A transaction's transfers to the treasury by its receipt, confirmed by all nodes: logs come from a single one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from domain.identifiers import same_address
 
 
 async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> tuple[Receipt | None, int]:
-    """The receipt that the nodes agree on, and its confirmations; None where most say that there is none.
+    """The receipt that the nodes agree on, and its confirmations; None where most report that there is none.
 
-    `block_number` is where the transaction is believed to be. Raises `ChainUnavailable` where they do not agree, or too
-    few answer to say that it is not there.
+    `block_number` is where the transaction is expected. Raises `ChainUnavailable` where they disagree, or too few
+    answer to conclude that it is absent.
     """
     view = await chain.payments.look(tx_hash, block_hint=block_number, ask_all=True)
     if view.receipt is not None and view.canonical is not None:
@@ -20,7 +20,7 @@ async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> t
         if agreed.receipt is not None and agreed.canonical is not None:
             if agreed.canonical.block_hash == agreed.receipt.block_hash:
                 return agreed.receipt, agreed.head_number - agreed.receipt.block_number + 1
-            raise ChainUnavailable(f"the nodes do not agree on where transaction {tx_hash} is")
+            raise ChainUnavailable(f"the nodes disagree on the block of transaction {tx_hash}")
     inclusion_reports = await chain.payments.inclusion_reports(tx_hash, block_number)
     absent = [
         inclusion_report
@@ -28,12 +28,12 @@ async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> t
         if inclusion_report.receipt is None and inclusion_report.head_number >= block_number
     ]
     if len(absent) * 2 <= len(chain.labels):
-        raise ChainUnavailable(f"too few nodes say that transaction {tx_hash} is not there")
+        raise ChainUnavailable(f"too few nodes answered to conclude that transaction {tx_hash} is absent")
     return None, 0
 
 
 def transfers_in(receipt: Receipt | None, scope: TransferScope) -> list[TransferLog]:
-    """Those of the scope's token to its treasury, of more than nothing; none of a transaction that failed."""
+    """Its transfers of the scope's token to its treasury, of more than zero; none of a failed transaction."""
     if receipt is None or not receipt.succeeded:
         return []
     return [

@@ -1,4 +1,4 @@
-"""What the HTTP interface counts, for Prometheus."""
+"""Metrics of the HTTP interface, for Prometheus."""
 
 from __future__ import annotations
 

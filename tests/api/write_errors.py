@@ -19,13 +19,12 @@ HEAD: Final = """\
 
 Written from the code (`python -m tests.api.write_errors`); a test compares the two.
 
-## Codes of an answer
+## Error codes
 
-What a request is refused with: the `code` of a problem document (RFC 9457, [openapi.json](openapi.json)), of a
-command's `--json`, and the type of a Temporal failure. A code keeps its meaning; new ones come. `retryable` says
-whether the very same request may go through later: what is not is answered the same way again, and a program that does
-not know a code goes by that. A code comes from the class that has it (`domain/errors.py`), or from the interface
-itself (`api/http/problems.py`).
+`code` of a problem document (RFC 9457, [openapi.json](openapi.json)) and of a command's `--json`, and the type of a
+Temporal failure. Codes keep their meaning; new ones may be added. `retryable` says whether the same request may succeed
+later: a program that does not know a code decides by it. A code is defined by its class in `domain/errors.py`, or by
+the interface itself (`api/http/problems.py`).
 
 | code | HTTP | retryable | meaning |
 |---|---|---|---|
@@ -35,7 +34,7 @@ ATTEMPTS: Final = """
 ## Codes of an attempt
 
 Why an attempt ended without credits: `errorCode` of an attempt (`domain/payments/attempt.py`, which also has what the
-payer reads).
+payer sees).
 
 | code | meaning, and what can be done |
 |---|---|

@@ -36,7 +36,7 @@ async def test_a_tab_that_is_closed_right_after_sending_is_made_up_for_by_the_ne
     visitor.allowed.append("ERR_FAILED")
     await visitor.context.route(SUBMIT, _abort)
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("The server does not answer yet")
+    await expect(visitor.says()).to_contain_text("The server does not respond")
     await expect(visitor.says()).to_contain_text(visitor.wallet.sent[0])
     await visitor.page.close()
     await visitor.context.unroute(SUBMIT)
@@ -57,7 +57,7 @@ async def test_paying_again_before_the_first_is_told_is_a_payment_of_its_own(sit
     await visitor.context.route(SUBMIT, _abort)
     for sent in (1, 2):
         await visitor.pay("25")
-        await expect(visitor.says()).to_contain_text("The server does not answer yet")
+        await expect(visitor.says()).to_contain_text("The server does not respond")
         assert len(visitor.wallet.sent) == sent
         await visitor.page.close()
         visitor.page = await visitor.open_another_tab()
@@ -80,7 +80,7 @@ async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(sit
 
     visitor.page = await visitor.open_another_tab()
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("did not hear whether it was sent")
+    await expect(visitor.says()).to_contain_text("it is unknown whether it was sent")
     await visitor.page.get_by_text("Already sent it?").click()
     await visitor.page.get_by_label("Its transaction hash").fill(visitor.wallet.sent[0])
     await visitor.page.get_by_role("button", name="Send the hash").click()
@@ -96,7 +96,7 @@ async def test_a_session_that_ends_before_the_intent_is_renewed_and_the_choice_k
     visitor.allowed.append("401")
     await visitor.context.clear_cookies()
     await visitor.pay("7.50")
-    await expect(visitor.notices()).to_contain_text("Your session is over. Sign in again")
+    await expect(visitor.notices()).to_contain_text("Your session has ended. Sign in again")
     assert visitor.wallet.times("eth_sendTransaction") == 0
     await visitor.notices().get_by_role("button", name="Sign in again").click()
     await expect(visitor.notices()).to_be_empty()
@@ -113,7 +113,7 @@ async def test_a_session_that_ends_while_the_wallet_asks_loses_no_payment(site: 
     await expect(visitor.says()).to_contain_text("Confirm 25.00 USDC")
     await visitor.context.clear_cookies()
     held.set()
-    await expect(visitor.notices()).to_contain_text("Your session is over")
+    await expect(visitor.notices()).to_contain_text("Your session has ended")
     await visitor.notices().get_by_role("button", name="Sign in again").click()
     await _credited(site, visitor)
 
@@ -123,7 +123,7 @@ async def test_a_signed_out_page_says_that_a_payment_waits(site: Site) -> None:
     visitor.allowed.append("ERR_FAILED")
     await visitor.context.route(SUBMIT, _abort)
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("The server does not answer yet")
+    await expect(visitor.says()).to_contain_text("The server does not respond")
     await visitor.page.get_by_role("button", name="Sign out").click()
     await expect(visitor.notices()).to_contain_text("A payment was sent from 0x7099…79c8. Sign in with that wallet")
     await visitor.context.unroute(SUBMIT)
@@ -162,7 +162,7 @@ async def test_a_busy_or_broken_server_is_told_again_until_it_has_the_hash(site:
 
     await visitor.context.route(SUBMIT, refuse_first)
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("The server does not answer yet")
+    await expect(visitor.says()).to_contain_text("The server does not respond")
     await _credited(site, visitor)
     assert answers == []
 
@@ -266,7 +266,7 @@ async def test_a_payment_of_another_wallet_of_this_browser_is_not_forgotten(site
     visitor.allowed.append("ERR_FAILED")
     await visitor.context.route(SUBMIT, _abort)
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("The server does not answer yet")
+    await expect(visitor.says()).to_contain_text("The server does not respond")
     await visitor.page.get_by_role("button", name="Sign out").click()
     visitor.wallet.account = payer_wallets()[1]
     await visitor.sign_in()

@@ -184,7 +184,7 @@ async def test_nobody_else_sees_a_link_or_a_page(site: Site, system: System) -> 
     visitor.allowed.append("403")
     for path in ("/operator", f"/operator/attempts/{system.bought.attempt_id}"):
         await visitor.open(path)
-        await expect(page.get_by_role("heading", level=1)).to_have_text("This page is for operators")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Operator access required")
         await expect(page.get_by_role("table")).to_have_count(0)
         await expect(page.locator("body")).not_to_contain_text(system.account)
     # It leads on, and to another wallet.
@@ -252,7 +252,7 @@ async def test_each_filter_shows_what_it_names(site: Site, system: System, cooki
         await expect(page.get_by_label("Transaction hash")).to_have_value(wanted.strip())
     await page.get_by_label("Transaction hash").fill(tx_hash(99))
     await _filter(page)
-    await expect(page.get_by_text("No payment is like that.")).to_be_visible()
+    await expect(page.get_by_text("No payments match.")).to_be_visible()
     await page.get_by_role("link", name="Clear").click()
 
     # The numbers of each status are links to them.
@@ -271,15 +271,15 @@ async def test_what_cannot_be_looked_for_is_said_beside_its_field(site: Site, sy
     visitor.allowed.append("422")
     page = visitor.page
     for name, wrong, says in (
-        ("Transaction hash", system.bought_hash[:20], "wants 0x and 64 hex digits"),
-        ("Transaction hash", "<b>garbage</b>", "wants 0x and 64 hex digits"),
-        ("Account", "a" * 201, "wants an account's id"),
-        ("Payer’s reference", "42", "wants "),
+        ("Transaction hash", system.bought_hash[:20], "expected 0x and 64 hex digits"),
+        ("Transaction hash", "<b>garbage</b>", "expected 0x and 64 hex digits"),
+        ("Account", "a" * 201, "expected an account's id"),
+        ("Payer’s reference", "42", "expected "),
     ):
         field = page.get_by_label(name)
         await field.fill(wrong)
         await _filter(page)
-        await expect(page.get_by_text("What is marked above has to be mended first.")).to_be_in_viewport()
+        await expect(page.get_by_text("Correct the marked fields above.")).to_be_in_viewport()
         await expect(page.get_by_role("table", name="Payments")).to_have_count(0)
         await expect(field).to_have_value(wrong)
         await expect(field).to_have_attribute("aria-invalid", "true")
@@ -432,11 +432,11 @@ async def _main_states(site: Site, system: System, cookie: Any, **options: Any) 
     yield visitor
     visitor.allowed += ["422", "404", "403"]
     for path, words in (
-        ("/operator?status=x&purpose=x&hash=x&reference=x&days=x&account=" + "a" * 201, "has to be mended first"),
-        ("/operator?account=nobody", "No payment is like that."),
+        ("/operator?status=x&purpose=x&hash=x&reference=x&days=x&account=" + "a" * 201, "Correct the marked fields"),
+        ("/operator?account=nobody", "No payments match."),
         (f"/operator/attempts/{system.bought.attempt_id}", "187,500,000 to the system tenant"),
         (f"/operator/attempts/{system.reverted.id}", "ended FAILED with TX_REVERTED"),
-        (f"/operator/attempts/{system.intents[0].id}", "No credits have moved"),
+        (f"/operator/attempts/{system.intents[0].id}", "No ledger entries"),
         ("/operator/attempts/nothing", "There is no payment"),
     ):
         await visitor.open(path)
@@ -446,7 +446,7 @@ async def _main_states(site: Site, system: System, cookie: Any, **options: Any) 
     visitor.wallet.account = payer_wallets()[1]
     await visitor.sign_in()
     await visitor.open("/operator")
-    await expect(page.locator("main")).to_contain_text("This page is for operators")
+    await expect(page.locator("main")).to_contain_text("Operator access required")
     yield visitor
 
 

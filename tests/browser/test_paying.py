@@ -69,13 +69,13 @@ async def test_what_one_gets_is_exact_for_every_amount(site: Site) -> None:
         "4.35": "43,500,000 credits for 4.35 USDC",
         " $1234.56 ": "12,345,600,000 credits for 1,234.56 USDC",
         "10000": "100,000,000,000 credits for 10,000.00 USDC",
-        "0.99": "The amount can be 1.00 to 10,000.00 US dollars.",
-        "10000.01": "The amount can be 1.00 to 10,000.00 US dollars.",
-        "1,500": "Write the amount in digits, such as 40 or 12.50.",
-        "1.005": "Write the amount in digits, such as 40 or 12.50.",
-        "1e3": "Write the amount in digits, such as 40 or 12.50.",
-        "-5": "Write the amount in digits, such as 40 or 12.50.",
-        "٣": "Write the amount in digits, such as 40 or 12.50.",
+        "0.99": "The amount must be between 1.00 and 10,000.00 US dollars.",
+        "10000.01": "The amount must be between 1.00 and 10,000.00 US dollars.",
+        "1,500": "Enter the amount in digits, such as 40 or 12.50.",
+        "1.005": "Enter the amount in digits, such as 40 or 12.50.",
+        "1e3": "Enter the amount in digits, such as 40 or 12.50.",
+        "-5": "Enter the amount in digits, such as 40 or 12.50.",
+        "٣": "Enter the amount in digits, such as 40 or 12.50.",
         "": "",
     }.items():
         await field.fill(typed)
@@ -83,7 +83,7 @@ async def test_what_one_gets_is_exact_for_every_amount(site: Site) -> None:
     # A wrong amount asks for nothing, neither wallet nor server.
     before = list(visitor.wallet.calls)
     await visitor.form().get_by_role("button").click()
-    await expect(output).to_have_text("Write the amount in digits, such as 40 or 12.50.")
+    await expect(output).to_have_text("Enter the amount in digits, such as 40 or 12.50.")
     await expect(field).to_be_focused()
     await expect(field).to_have_attribute("aria-invalid", "true")
     assert visitor.wallet.calls == before
@@ -112,7 +112,7 @@ async def test_a_second_tab_cannot_pay_while_the_first_has_the_wallet(site: Site
     await visitor.pay("25")
     await expect(visitor.says()).to_contain_text("Confirm 25.00 USDC")
     await visitor.form(page=other).get_by_role("button").click()
-    await expect(visitor.form(page=other).locator(".says")).to_contain_text("Another tab of this page is busy")
+    await expect(visitor.form(page=other).locator(".says")).to_contain_text("Another tab of this page")
     held.set()
     await expect(visitor.cards(page=other)).to_have_count(1)
     assert len(visitor.wallet.sent) == 1
@@ -186,7 +186,7 @@ async def test_a_payment_that_is_wrong_says_why_and_keeps_its_reference(site: Si
     await visitor.page.get_by_label("Its transaction hash").fill(sent)
     await visitor.page.get_by_role("button", name="Send the hash").click()
     await expect(visitor.cards()).to_contain_text("Not credited")
-    await expect(visitor.cards()).to_contain_text("Less was sent than the payment needs.")
+    await expect(visitor.cards()).to_contain_text("The amount sent was too small.")
     await expect(visitor.cards()).to_contain_text(str(intent.attempt_id))
     await expect(visitor.notices()).to_contain_text("not credited")
     assert await site.own_balance() == 0

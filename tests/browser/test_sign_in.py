@@ -34,7 +34,7 @@ async def test_declining_to_sign_is_no_dead_end(site: Site) -> None:
     for method in ("eth_requestAccounts", "personal_sign"):
         visitor.wallet.errors = {method: DECLINED}
         await _press_sign_in(visitor)
-        await expect(visitor.page.locator("#welcome .says")).to_contain_text("You have declined in your wallet")
+        await expect(visitor.page.locator("#welcome .says")).to_contain_text("You declined the request in your wallet")
     visitor.wallet.errors = {"eth_requestAccounts": PENDING}
     await _press_sign_in(visitor)
     await expect(visitor.page.locator("#welcome .says")).to_contain_text("already shows a request")

@@ -15,7 +15,7 @@ from tests.support.browser import DECLINED, FOREIGN_CHAIN_ID, PENDING
 async def test_declining_to_pay_leaves_an_intent_that_the_next_try_pays(site: Site) -> None:
     visitor = await site.signed_in()
     for error, words in (
-        (DECLINED, "You have declined in your wallet, and nothing was sent."),
+        (DECLINED, "You declined the request in your wallet, and nothing was sent."),
         (PENDING, "already shows"),
     ):
         visitor.wallet.errors["eth_sendTransaction"] = error
@@ -42,7 +42,7 @@ async def test_an_intent_that_is_nearly_over_is_not_paid_any_more(open_site: Ope
         visitor.wallet.errors["eth_sendTransaction"] = DECLINED
         for tries in (1, 2):
             await visitor.pay("25")
-            await expect(visitor.says()).to_contain_text("You have declined")
+            await expect(visitor.says()).to_contain_text("You declined")
             assert len(await site.attempt_ids()) == tries
 
 
@@ -54,7 +54,7 @@ async def test_a_wallet_on_another_chain_is_switched(site: Site) -> None:
 
     visitor.wallet.errors["wallet_switchEthereumChain"] = DECLINED
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("You have declined in your wallet")
+    await expect(visitor.says()).to_contain_text("You declined the request in your wallet")
     assert visitor.wallet.times("eth_sendTransaction") == 0
 
     visitor.wallet.errors.clear()
@@ -121,7 +121,7 @@ async def test_a_namesake_of_the_chain_is_not_paid_on(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.results["eth_call"] = "0x"
     await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text("Your wallet’s Local chain has no USDC")
+    await expect(visitor.says()).to_contain_text("no USDC contract on your wallet’s Local chain")
     assert (visitor.wallet.times("eth_sendTransaction"), await site.attempt_ids()) == (0, [])
 
 

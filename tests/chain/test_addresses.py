@@ -33,7 +33,7 @@ def test_a_single_letter_in_the_wrong_case_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "0x", "0x12", "5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0x" + "g" * 40])
 def test_what_is_not_20_bytes_of_hex_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="wants 0x and 40 hex digits"):
+    with pytest.raises(InvalidInput, match="expected 0x and 40 hex digits"):
         checksum_address(text)
 
 

@@ -186,8 +186,8 @@ def _change_logs(**changes: Any) -> Any:
 WRONG_LOGS = {
     "of another block": ({"blockHash": "0x" + "ee" * 32}, "another block"),
     "out of the range": ({"blockNumber": "0x64"}, "got a log of block 100"),
-    "of another token": ({"address": "0x" + "99" * 20}, "not asked for"),
-    "without an index": ({"logIndex": None}, "wants a hex quantity"),
+    "of another token": ({"address": "0x" + "99" * 20}, "does not match the filter"),
+    "without an index": ({"logIndex": None}, "expected a hex quantity"),
 }
 
 
@@ -236,7 +236,7 @@ async def test_a_reorganisation_between_the_two_readings_is_noticed(
         return {**result, "hash": "0x" + "ee" * 32} if changed else result
 
     proxy.answers(replaced)
-    with pytest.raises(ChainUnavailable, match="changed between two readings"):
+    with pytest.raises(ChainUnavailable, match="changed between two reads"):
         await read(await readers(proxy), token)
 
 

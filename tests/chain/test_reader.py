@@ -158,7 +158,7 @@ async def test_a_receipt_that_moves_with_every_reading_is_given_up(
     tx_hash = await node.pay(confirmations=9)
     blocks = iter(range(1, 10))
     liar.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
-    with pytest.raises(ChainUnavailable, match="in another block at each of 3 readings"):
+    with pytest.raises(ChainUnavailable, match="in another block at each of 3 reads"):
         await (await readers(liar)).payments.look(tx_hash)
     assert len(liar.requests) == 3
 
@@ -480,7 +480,7 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
             proxy.let_go()
         outcomes = await pending
         assert [len(proxy.requests) for proxy in proxies] == [round_number] * endpoints
-        turned_away = [outcome for outcome in outcomes if "another look" in str(outcome)]
+        turned_away = [outcome for outcome in outcomes if "another poll" in str(outcome)]
         assert len(turned_away) == 19
         assert all(isinstance(outcome, ChainUnavailable) for outcome in outcomes)
         assert all(f"{label}: HTTP 503" in str(turned_away[0]) for label in reader.labels)
@@ -539,7 +539,7 @@ async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: Faul
     await failed_poll(reader, tx_hash, liar)
     probe = asyncio.create_task(reader.payments.look(tx_hash))
     await liar.received(2)
-    with pytest.raises(ChainUnavailable, match="another look"):
+    with pytest.raises(ChainUnavailable, match="another poll"):
         await reader.payments.look(tx_hash)
 
     async def recovered(request: web.Request) -> web.StreamResponse:
@@ -647,7 +647,7 @@ async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_a
     reader = await readers(liar)
     await reader.payments.look(tx_hash)
     liar.shift_head(-10)
-    with pytest.raises(ChainUnavailable, match="head 10 is behind 20, which was seen before"):
+    with pytest.raises(ChainUnavailable, match="head 10 is behind 20"):
         await reader.payments.look(tx_hash)
     clock.now += MARK_EXPIRY_SECONDS - 0.1
     with pytest.raises(ChainUnavailable):

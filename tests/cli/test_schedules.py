@@ -36,7 +36,7 @@ async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_pa
         return await list_names(client) == ["beat", "house"]
 
     empty = await run("list")
-    assert (empty.exit_code, empty.stdout.strip()) == (0, "No schedules. `settle schedules apply` makes them.")
+    assert (empty.exit_code, empty.stdout.strip()) == (0, "No schedules. `settle schedules apply` creates them.")
 
     file.write_text(FILE)
     dry = await run("apply", "--dry-run", "--json")
@@ -89,7 +89,7 @@ def test_a_bad_file_is_wrong_use_and_one_line_before_anybody_is_asked(tmp_path: 
     answer = settle(["schedules", "apply"], variables(tmp_path, temporal=NOBODY), tmp_path)
     assert (answer.exit_code, answer.stdout) == (2, "")
     [line] = answer.stderr.splitlines()
-    assert "schedules.yaml: schedules.beat.every: got 5, wants a duration such as 30s, 15m, 1h30m or 1d" in line
+    assert "schedules.yaml: schedules.beat.every: got 5, expected a duration such as 30s, 15m, 1h30m or 1d" in line
 
 
 def test_a_temporal_that_is_not_there_is_a_no(tmp_path: Path) -> None:

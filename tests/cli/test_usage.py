@@ -54,17 +54,20 @@ def test_every_command_explains_itself(words: tuple[str, ...], option: str) -> N
     [
         (["pay"], "No such command 'pay'"),
         (["attempt", "pay"], "No such command 'pay'"),
-        (["attempt", "show", "12"], "attemptId: wants a UUID, got '12'"),
-        (["attempt", "show", str(uuid4())[:-1]], "attemptId: wants a UUID"),
+        (["attempt", "show", "12"], "attemptId: expected a UUID, got '12'"),
+        (["attempt", "show", str(uuid4())[:-1]], "attemptId: expected a UUID"),
         (["attempt", "show"], "Missing argument"),
-        (["attempt", "submit", "12", HASH], "attemptId: wants a UUID"),
+        (["attempt", "submit", "12", HASH], "attemptId: expected a UUID"),
         (["attempt", "create", "--cents", "100"], "Missing option '--wallet'"),
         (["attempt", "create", "--wallet", WALLET], "Missing option '--cents'"),
         (
             ["attempt", "create", "--wallet", WALLET, "--cents", "12.50"],
             "a whole number of US cents, got '12.50'",
         ),
-        (["attempt", "create", "--wallet", WALLET, "--cents", "lots"], "wants a whole number of US cents, got 'lots'"),
+        (
+            ["attempt", "create", "--wallet", WALLET, "--cents", "lots"],
+            "expected a whole number of US cents, got 'lots'",
+        ),
         (["attempt", "create", "--wallet", WALLET, "--cents", "100", "--purpose", "gift"], "'gift' is not one of"),
         (["doctor", "--xml"], "No such option"),
         (["bench", "--rounds", "0"], "0 is not in the range"),
@@ -79,16 +82,16 @@ def test_wrong_use_is_exit_code_2_with_what_is_wrong(arguments: list[str], words
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attempt", "submit", str(uuid4()), "0x12"], "TX_HASH: wants 0x and 64 hex digits (32 bytes), got '0x12'"),
-        (["attempt", "create", "--wallet", "0x12", "--cents", "100"], "--wallet: wants 0x and 40 hex digits"),
+        (["attempt", "submit", str(uuid4()), "0x12"], "TX_HASH: expected 0x and 64 hex digits (32 bytes), got '0x12'"),
+        (["attempt", "create", "--wallet", "0x12", "--cents", "100"], "--wallet: expected 0x and 40 hex digits"),
         (["attempt", "create", "--wallet", WALLET.swapcase().replace("0X", "0x"), "--cents", "100"], "checksum"),
-        (["--env-file", "nowhere.env", "doctor"], "--env-file: there is no file nowhere.env"),
-        (["up", "--without", "everything"], "--without: got 'everything', wants one of "),
-        (["migrate"], "MIGRATION_DATABASE_URL is not set, it wants "),
-        (["worker"], "SETTLEMENT_DATABASE_URL is not set, it wants "),
-        (["api"], "API_URL is not set, it wants "),
-        (["sessions", "revoke", "--wallet", "0x12"], "--wallet: wants 0x and 40 hex digits"),
-        (["attempt", "show", str(uuid4())], "SERVICE_DATABASE_URL is not set, it wants "),
+        (["--env-file", "nowhere.env", "doctor"], "--env-file: file nowhere.env not found"),
+        (["up", "--without", "everything"], "--without: got 'everything', expected one of "),
+        (["migrate"], "MIGRATION_DATABASE_URL is not set: expected "),
+        (["worker"], "SETTLEMENT_DATABASE_URL is not set: expected "),
+        (["api"], "API_URL is not set: expected "),
+        (["sessions", "revoke", "--wallet", "0x12"], "--wallet: expected 0x and 40 hex digits"),
+        (["attempt", "show", str(uuid4())], "SERVICE_DATABASE_URL is not set: expected "),
     ],
 )
 def test_a_malformed_value_is_exit_code_2_and_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_a_bad_setting_is_one_line_and_with_json_one_document(tmp_path: Path) ->
     document = answer.json()
     assert set(document) == {"code", "detail"}
     assert document["code"] == "CONFIGURATION"
-    assert document["detail"].startswith("DATABASE_URL: got an address ")
+    assert document["detail"].startswith("DATABASE_URL is invalid: got an address ")
     assert document["detail"] in line
     assert "hunter2" not in answer.stdout + answer.stderr
 
@@ -119,10 +122,10 @@ def test_settings_come_from_a_dot_env_beside_the_caller_and_from_the_file_that_i
     def said(arguments: list[str], variables: dict[str, str]) -> str:
         return settle([*arguments, "doctor"], variables, tmp_path).stderr
 
-    assert "MIN_CONFIRMATIONS: got 'from-dot-env'" in said([], {})
-    assert "MIN_CONFIRMATIONS: got 'from-the-named-file'" in said(["--env-file", "named"], {})
+    assert "MIN_CONFIRMATIONS is invalid: got 'from-dot-env'" in said([], {})
+    assert "MIN_CONFIRMATIONS is invalid: got 'from-the-named-file'" in said(["--env-file", "named"], {})
     environment = {"MIN_CONFIRMATIONS": "from-the-environment"}
-    assert "MIN_CONFIRMATIONS: got 'from-the-environment'" in said(["--env-file", "named"], environment)
+    assert "MIN_CONFIRMATIONS is invalid: got 'from-the-environment'" in said(["--env-file", "named"], environment)
 
 
 HEAVY = ("temporalio", "sqlalchemy", "psycopg", "aiohttp", "alembic", "structlog", "web3", "eth_account")

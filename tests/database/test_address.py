@@ -49,11 +49,11 @@ BAD: Final = {
     f"postgresql://u:{SECRET}@h:port/d": "port",
     f"postgresql://u:{SECRET}@h:99999/d": "port",
     f"postgresql://u:{SECRET}@h:0/d": "port",
-    f"postgresql://u:{SECRET}@a,b,c/d?port=1,2": "number of ports",
+    f"postgresql://u:{SECRET}@a,b,c/d?port=1,2": "numbers of ports",
     f"postgresql://u:{SECRET}@x@h/d": "percent-encoded",
     f"postgresql://u:{SECRET}/x@h/d": "percent-encoded",
     f"postgresql://u:{SECRET}%@h/d": "percent-encoded",
-    f"postgresql://u:{SECRET}@h/d?unknown=1": "parameter that libpq does not know",
+    f"postgresql://u:{SECRET}@h/d?unknown=1": "parameter unknown to libpq",
     f"postgresql://u:{SECRET}@h/d?sslmode=yes": "sslmode",
     f"postgresql://u:{SECRET}@h/d?target_session_attrs=master": "target_session_attrs",
     f"postgresql://u:{SECRET}@h/d?connect_timeout=soon": "connect_timeout",
@@ -70,7 +70,7 @@ def test_an_address_is_read_as_libpq_reads_it(url: str) -> None:
 
 @pytest.mark.parametrize("url", BAD)
 def test_what_is_none_is_refused_with_the_reason_and_without_the_password(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^DATABASE_URL: got .*{BAD[url]}") as caught:
+    with pytest.raises(ConfigurationError, match=f"^DATABASE_URL is invalid: got .*{BAD[url]}") as caught:
         load({"DATABASE_URL": url})
     assert SECRET not in caught.value.message
     assert "\n" not in caught.value.message

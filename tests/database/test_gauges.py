@@ -206,6 +206,6 @@ async def test_gauges_that_cannot_be_read_stay_as_they_are_and_grow_old(
     with pytest.raises(DatabaseUnavailable):
         await DatabaseGauges(gone, chain_id=CHAIN_ID).refresh()
     async with DatabaseGauges(gone, chain_id=CHAIN_ID, every_seconds=0.01).refreshing():
-        await wait_until(lambda: "were not refreshed" in caplog.text, timeout_seconds=30, what="a word about it")
+        await wait_until(lambda: "could not refresh" in caplog.text, timeout_seconds=30, what="a word about it")
     assert refreshed() == before
     await gone.dispose()

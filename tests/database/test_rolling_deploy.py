@@ -139,7 +139,7 @@ async def test_a_newer_schema_for_newer_code_is_not(
     roles: RolePair, revision: str, compatible_from: str | None
 ) -> None:
     fabricate(roles.database, revision, compatible_from)
-    with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install the version that made it"):
+    with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install the version that created it"):
         await check_all(roles)
 
 

@@ -165,7 +165,7 @@ async def test_any_other_power_of_a_role_is_refused(
         ("DROP TABLE alembic_version", "the database has no schema yet"),
         ("ALTER TABLE payment_attempts DISABLE ROW LEVEL SECURITY", "row-level security is not forced on payment_a"),
         ("ALTER TABLE users NO FORCE ROW LEVEL SECURITY", "row-level security is not forced on users"),
-        ("ALTER TABLE credit_ledger DISABLE TRIGGER USER", "triggers are switched off on credit_ledger"),
+        ("ALTER TABLE credit_ledger DISABLE TRIGGER USER", "triggers are disabled on credit_ledger"),
     ],
 )
 async def test_a_database_that_is_not_what_the_code_needs_is_refused(
@@ -177,7 +177,7 @@ async def test_a_database_that_is_not_what_the_code_needs_is_refused(
         assert said is not None
         assert words in said
         assert re.search(
-            "run: settle migrate$|install the version that made it$|as the owner run, for each: ALTER", said
+            "run: settle migrate$|install the version that created it$|as the owner run, for each: ALTER", said
         )
 
 

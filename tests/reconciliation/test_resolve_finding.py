@@ -122,7 +122,7 @@ async def test_a_refusal_is_told_and_another_try_may_be_right(
     finding_id = await find_transfer(roles.service, 1)
     client = namespace.client
     async with worker(namespace, remedies):
-        with pytest.raises(RemedyRefused, match="no billing account nobody"):
+        with pytest.raises(RemedyRefused, match="account nobody not found"):
             await execute(client, asked(finding_id, billing_account_id="nobody"))
         with pytest.raises(RemedyRefused, match="own account"):
             await execute(client, asked(finding_id, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID))

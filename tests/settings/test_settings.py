@@ -105,12 +105,12 @@ def test_every_setting_has_bad_values_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
-def test_a_bad_value_gets_one_line_that_names_it_and_what_it_wants(name: str, value: str) -> None:
+def test_a_bad_value_gets_one_line_that_names_it_and_what_is_expected(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load({name: value})
     message = refused.value.message
-    assert message.startswith(f"{name}: got ")
-    assert ", wants " in message
+    assert message.startswith(f"{name} is invalid: got ")
+    assert ", expected " in message
     assert "\n" not in message
     assert PASSWORD not in message
 
@@ -169,7 +169,7 @@ def test_a_share_that_is_a_float_has_lost_its_exactness() -> None:
 
 def test_a_minimum_above_the_maximum_names_both() -> None:
     with pytest.raises(
-        ConfigurationError, match="PAYMENT_MIN_USD_CENTS: got 500, wants at most PAYMENT_MAX_USD_CENTS, 499"
+        ConfigurationError, match="PAYMENT_MIN_USD_CENTS is invalid: got 500, .*PAYMENT_MAX_USD_CENTS, 499"
     ):
         load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "499"})
     assert load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "500"}).payment_max_usd_cents == 500
@@ -179,7 +179,9 @@ def test_no_payment_is_dust() -> None:
     assert load({}).dust_below_raw == 10_000
     assert load({"DUST_BELOW_RAW": "0"}).dust_below_raw == 0
     assert load({"DUST_BELOW_RAW": "1000000"}).dust_below_raw == 1_000_000
-    with pytest.raises(ConfigurationError, match=r"DUST_BELOW_RAW: got 20000, .*PAYMENT_MIN_USD_CENTS.* 10000"):
+    with pytest.raises(
+        ConfigurationError, match=r"DUST_BELOW_RAW is invalid: got 20000, .*PAYMENT_MIN_USD_CENTS.* 10000"
+    ):
         load({"DUST_BELOW_RAW": "20000", "PAYMENT_MIN_USD_CENTS": "1"})
 
 
@@ -193,7 +195,7 @@ def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:
         "CHAIN_RPC_URLS": settings.require_chain_rpc_urls,
         "TREASURY_ADDRESS": settings.require_treasury_address,
     }.items():
-        with pytest.raises(ConfigurationError, match=f"^{name} is not set, it wants ") as refused:
+        with pytest.raises(ConfigurationError, match=f"^{name} is not set: expected ") as refused:
             required()
         assert "\n" not in refused.value.message
 
@@ -242,7 +244,7 @@ def test_without_a_file_there_is_the_environment(folder: Path, monkeypatch: pyte
 
 
 def test_a_file_that_was_asked_for_and_is_not_there_is_an_error(folder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="--env-file: there is no file .*nowhere.env"):
+    with pytest.raises(ConfigurationError, match="--env-file: file .*nowhere.env not found"):
         environment(folder / "nowhere.env")
 
 
@@ -252,7 +254,9 @@ def test_a_password_with_a_dollar_sign_is_taken_as_it_is(folder: Path) -> None:
 
 
 def test_the_token_does_not_receive_the_payments() -> None:
-    with pytest.raises(ConfigurationError, match="^TREASURY_ADDRESS: got 0x833589fCD6.* which is the token itself"):
+    with pytest.raises(
+        ConfigurationError, match="^TREASURY_ADDRESS is invalid: got 0x833589fCD6.* which is USDC_TOKEN_ADDRESS"
+    ):
         load({"TREASURY_ADDRESS": CHECKSUMMED})
 
 

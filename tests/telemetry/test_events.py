@@ -83,7 +83,7 @@ async def test_what_is_not_2xx_is_not_delivered(sink: Sink, status: int, arrived
         if arrived:
             await publisher.publish(EVENT)
         else:
-            with pytest.raises(EventNotDelivered, match=f"the event receiver 127.0.0.1 answered {status}"):
+            with pytest.raises(EventNotDelivered, match=f"event sink 127.0.0.1 answered {status}"):
                 await publisher.publish(EVENT)
     assert len(sink.documents) == 1
 

@@ -189,13 +189,15 @@ async def test_every_error_comes_back_from_temporal_as_what_it_was(kind: type[Se
 
 
 async def test_what_an_error_knows_comes_back_with_it() -> None:
-    field = from_application_error(await _through_temporal(to_application_error(InvalidInput("txHash", "wants: hex"))))
+    field = from_application_error(
+        await _through_temporal(to_application_error(InvalidInput("txHash", "expected: hex")))
+    )
     limited = from_application_error(await _through_temporal(to_application_error(RateLimited(17.2, "requests"))))
     assert isinstance(field, InvalidInput)
     assert isinstance(limited, RateLimited)
     assert (field.field, limited.retry_after_seconds) == ("txHash", 18)
     # A worker of an earlier version sends no details.
-    bare = from_application_error(ApplicationError("txHash: wants hex", type="INVALID_INPUT", non_retryable=True))
+    bare = from_application_error(ApplicationError("txHash: expected hex", type="INVALID_INPUT", non_retryable=True))
     assert isinstance(bare, InvalidInput)
     assert bare.field == "txHash"
 

@@ -36,7 +36,7 @@ NO_HEX = ["", "0x", "abc", None, 7, b"0x", True]
     ],
 )  # fmt: skip
 def test_what_is_no_transaction_hash_is_refused_in_one_short_line(text: object) -> None:
-    with pytest.raises(InvalidInput, match="txHash: wants 0x and 64 hex digits") as caught:
+    with pytest.raises(InvalidInput, match="txHash: expected 0x and 64 hex digits") as caught:
         parse_tx_hash(text)  # type: ignore[arg-type]
     assert caught.value.field == "txHash"
     assert len(caught.value.message) < 160
@@ -51,7 +51,7 @@ def test_what_is_no_transaction_hash_is_refused_in_one_short_line(text: object) 
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_and_the_field_is_named(text: object) -> None:
-    with pytest.raises(InvalidInput, match="wallet: wants 0x and 40 hex digits") as caught:
+    with pytest.raises(InvalidInput, match="wallet: expected 0x and 40 hex digits") as caught:
         parse_address(text, field="wallet")  # type: ignore[arg-type]
     assert caught.value.field == "wallet"
     assert "\n" not in caught.value.message
@@ -66,7 +66,7 @@ def test_an_attempts_id_is_a_uuid() -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "x" * 36, None, 7, [], "0" * 33, "0" * 31])
 def test_what_is_no_uuid_is_refused(text: object) -> None:
-    with pytest.raises(InvalidInput, match="attemptId: wants a UUID"):
+    with pytest.raises(InvalidInput, match="attemptId: expected a UUID"):
         parse_attempt_id(text)  # type: ignore[arg-type]
 
 

@@ -308,7 +308,7 @@ async def test_a_single_node_on_another_branch_is_not_believed_when_the_others_d
         return int(params[0], 16) == reached and "eth_getLogs" in strange.requests[-1]
 
     strange.answers(other_anchor)
-    with pytest.raises(ChainUnavailable, match="different blocks"):
+    with pytest.raises(ChainUnavailable, match="disagree on block"):
         await odd.scan.advance()
     assert list(await watch.seen()) == [sent]
     assert await watch.cursor() == reached

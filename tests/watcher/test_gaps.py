@@ -409,7 +409,7 @@ async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowle
         await start_watch(engine)
         _, intent, _ = await engine.buy()
         await ends(engine, intent.attempt_id)
-        await engine.polled(intent.attempt_id, "the nodes know no finalized block")
+        await engine.polled(intent.attempt_id, "the nodes have no finalized block")
         async with engine.service.transaction() as connection:
             wanted = FindingFilter(kinds=(FindingKind.CHAIN_GAP,))
             [finding] = (await page_findings(connection, wanted, limit=10)).findings

@@ -67,7 +67,7 @@ async def test_a_schema_of_another_revision_says_what_to_run(engine: Engine, tmp
     exit_code, line = await _refusal(tmp_path, engine.variables)
     assert exit_code == 1
     assert "the schema is at revision 0000, which this version does not know" in line
-    assert line.endswith("; install the version that made it")
+    assert line.endswith("; install the version that created it")
 
 
 async def test_a_system_tenant_that_is_not_flagged_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, 
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("MIN_CONFIRMATIONS", "0", "MIN_CONFIRMATIONS: got '0', wants a whole number of blocks, 1 to 10000"),
-        ("SETTLEMENT_DATABASE_URL", "", "SETTLEMENT_DATABASE_URL is not set, it wants postgresql://"),
-        ("CHAIN_RPC_URLS", "", "CHAIN_RPC_URLS is not set, it wants "),
-        ("RECONCILIATION_DIR", "/dev/null/books", "RECONCILIATION_DIR: got '/dev/null/books'"),
+        ("MIN_CONFIRMATIONS", "0", "MIN_CONFIRMATIONS is invalid: got '0', expected a whole number"),
+        ("SETTLEMENT_DATABASE_URL", "", "SETTLEMENT_DATABASE_URL is not set: expected postgresql://"),
+        ("CHAIN_RPC_URLS", "", "CHAIN_RPC_URLS is not set: expected "),
+        ("RECONCILIATION_DIR", "/dev/null/books", "RECONCILIATION_DIR is invalid: got '/dev/null/books'"),
     ],
 )
 async def test_a_bad_or_missing_setting_stops_the_worker_as_wrong_use(
