@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryFile
+from typing import IO, Any, Final
 
-from tests.support.service_process import clean_environment, entry_module
+from tests.support.service_process import clean_environment, start_settle
 
 SECONDS_MAX: Final = 60
 
@@ -31,8 +32,22 @@ class ResponseModel:
 
 def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> ResponseModel:
     """Run a command in `folder`, with these settings and no others."""
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = start_settle(arguments, variables, folder, stdout=stdout.fileno(), stderr=stderr.fileno())
+        try:
+            exit_code = process.wait(SECONDS_MAX)
+        finally:
+            process.kill()
+            process.wait()
+        said = [_all_of(stream) for stream in (stdout, stderr)]
+    assert "Traceback" not in said[1], said[1]
+    return ResponseModel(exit_code, *said)
+
+
+def settle_from_a_shell(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> ResponseModel:
+    """The same by an interpreter of its own, as a shell starts it."""
     run = subprocess.run(
-        [sys.executable, "-m", entry_module(variables), *arguments],
+        [sys.executable, "-m", "cli", *arguments],
         cwd=folder,
         env=clean_environment(variables),
         capture_output=True,
@@ -42,3 +57,8 @@ def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path)
     )
     assert "Traceback" not in run.stderr, run.stderr
     return ResponseModel(run.returncode, run.stdout, run.stderr)
+
+
+def _all_of(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode()

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from tests.cli.command import settle
+from tests.cli.command import settle, settle_from_a_shell
 from tests.support.service_process import clean_environment
 
 HASH = "0x" + "ab" * 32
@@ -126,6 +126,12 @@ def test_settings_come_from_a_dot_env_beside_the_caller_and_from_the_file_that_i
     assert "MIN_CONFIRMATIONS is invalid: got 'from-the-named-file'" in said(["--env-file", "named"], {})
     environment = {"MIN_CONFIRMATIONS": "from-the-environment"}
     assert "MIN_CONFIRMATIONS is invalid: got 'from-the-environment'" in said(["--env-file", "named"], environment)
+
+
+@pytest.mark.parametrize("arguments", [["attempt", "--help"], ["attempt", "submit"], ["doctor", "--json"], ["worker"]])
+def test_a_shell_is_told_what_the_other_tests_are_told(arguments: list[str], tmp_path: Path) -> None:
+    # Those fork a parent that has imported everything already.
+    assert settle_from_a_shell(arguments, {}, tmp_path) == settle(arguments, {}, tmp_path)
 
 
 HEAVY = ("temporalio", "sqlalchemy", "psycopg", "aiohttp", "alembic", "structlog", "web3", "eth_account")

@@ -23,7 +23,6 @@ from temporalio.worker import Worker
 from db import engine
 from settings import environment, load
 from tests.support.faults import FAULT_VARIABLE, GONE_ON, Action, Fault, Moment
-from workflows import policies
 
 SINGLE_STATEMENT_ACTIVITY: Final = "mint_bonus"
 SINGLE_STATEMENT: Final = "post_entry("
@@ -101,9 +100,9 @@ class Trap:
 def set_options(fault: Fault) -> None:
     """The product's time-outs and the worker's options, changed where the fault says so."""
     if fault.ledger_start_to_close_seconds is not None:
-        _replace(policies, "LEDGER_START_TO_CLOSE", timedelta(seconds=fault.ledger_start_to_close_seconds))
+        _set_policy("LEDGER_START_TO_CLOSE", timedelta(seconds=fault.ledger_start_to_close_seconds))
     if fault.poll_start_to_close_seconds is not None:
-        _replace(policies, "POLL_START_TO_CLOSE", timedelta(seconds=fault.poll_start_to_close_seconds))
+        _set_policy("POLL_START_TO_CLOSE", timedelta(seconds=fault.poll_start_to_close_seconds))
     if fault.idle_in_transaction_timeout is not None:
         engine.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = fault.idle_in_transaction_timeout
     import worker
@@ -114,6 +113,13 @@ def set_options(fault: Fault) -> None:
     if fault.activities_only:
         options |= {"workflows": [], "max_concurrent_activities": 1}
     _replace(worker, "Worker", lambda *arguments, **given: Worker(*arguments, **given | options))
+
+
+def _set_policy(name: str, value: timedelta) -> None:
+    """In `workflows.policies`, and wherever it has been imported to already."""
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("workflows.") and hasattr(module, name):
+            _replace(module, name, value)
 
 
 def _replace(owner: ModuleType | type, name: str, value: object) -> None:

@@ -271,7 +271,9 @@ async def running_browser() -> AsyncIterator[Browser]:
     executable = find_browser()
     assert executable is not None, NO_BROWSER
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable)
+        browser = await playwright.chromium.launch(
+            executable_path=executable, args=__import__("os").environ.get("BARGS", "").split()
+        )
         try:
             yield browser
         finally:

@@ -9,22 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from devstack.processes import wait_until
+from tests.support import warm_process
 from tests.support.engine import PATIENCE_SECONDS
 from tests.support.shifted_host import CLOCK_AHEAD_VARIABLE
+from tests.support.warm_process import WarmProcess
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-
-
-def entry_module(variables: Mapping[str, str]) -> str:
-    """What runs a command with these settings."""
-    return "tests.support.shifted_host" if CLOCK_AHEAD_VARIABLE in variables else "cli"
 
 
 def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -33,11 +30,31 @@ def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **variables}
 
 
+def start_settle(
+    arguments: Sequence[str], variables: Mapping[str, str], folder: Path, *, stdout: int, stderr: int
+) -> subprocess.Popen[bytes] | WarmProcess:
+    """`settle ARGUMENTS` in `folder`, with these settings and no others.
+
+    Forked of a warm parent, unless its host's clock is wrong: that has to be so before anything is imported.
+    """
+    if CLOCK_AHEAD_VARIABLE not in variables:
+        return warm_process.fork(
+            "cli", arguments, variables=clean_environment(variables), folder=folder, stdout=stdout, stderr=stderr
+        )
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.shifted_host", *arguments],
+        cwd=folder,  # no .env of whoever runs the tests
+        env=clean_environment(variables),
+        stdout=stdout,
+        stderr=stderr,
+    )
+
+
 @dataclass
 class ServiceProcess:
     """A running process."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     log_path: Path
 
     @property
@@ -78,13 +95,7 @@ async def running_service(
     """`settle COMMAND` for the length of the block; `changes` are settings by their variables' names."""
     log_path = folder / f"{command}.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", entry_module({**variables, **changes}), command],
-            cwd=folder,  # no .env of whoever runs the tests
-            env=clean_environment({**variables, **changes}),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        process = start_settle([command], {**variables, **changes}, folder, stdout=log.fileno(), stderr=log.fileno())
     try:
         yield ServiceProcess(process, log_path)
     finally:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import psycopg
@@ -28,11 +28,12 @@ from db.ledger import entries as ledger
 from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.errors import PartFailedError
-from devstack.processes import ChildProcess, ProcessSpec, process_identity, start_process, wait_until
+from devstack.processes import ChildProcess, ProcessSpec, process_identity, wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from starter.models import AttemptView, Intent
 from starter.progress import read_workflow
+from tests.support import warm_process
 from tests.support.engine import Engine, open_engine
 from tests.support.faults import FAULT_VARIABLE, Fault
 from tests.support.postgres import Database
@@ -40,13 +41,12 @@ from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import scalar
 from workflows.verify_and_settle import VerifyAndSettle
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 MIN_CONFIRMATIONS: Final = 3
 PATIENCE_SECONDS: Final = 60.0
 """Deadline of every wait: what does not happen in this time does not happen."""
 
-PRODUCT_WORKER: Final = ("-m", "cli", "worker")
-FAULTY_WORKER: Final = ("-m", "tests.crash.faulty_worker")
+FAULTY_WORKER: Final = "tests.crash.faulty_worker"
+STOP_TIMEOUT_SECONDS: Final = 15
 
 
 class WorkerProcess:
@@ -151,26 +151,34 @@ class PaymentSystem(Engine):
         given = {"LOG_FORMAT": "json", "WORKER_HEALTH_PORT": "0", **self.variables, **changes}
         if fault is not None:
             given[FAULT_VARIABLE] = fault.model_dump_json()
-        return WorkerProcess(self._start("worker", FAULTY_WORKER if fault else PRODUCT_WORKER, given))
+        if fault is None:
+            return WorkerProcess(self._start("worker", "cli", ("worker",), given))
+        return WorkerProcess(self._start("worker", FAULTY_WORKER, (), given))
 
     def start_command(self, *arguments: str) -> ChildProcess:
         """One of the product's commands, as `settle ...` on a command line."""
-        return self._start(arguments[0], ("-m", "cli", *arguments), self.variables)
+        return self._start(arguments[0], "cli", arguments, self.variables)
 
-    def _start(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> ChildProcess:
-        environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TZ"}}
-        child = start_process(
-            ProcessSpec(
-                name=f"{name}-{next(self._numbers)}",
-                argv=[sys.executable, *arguments],
-                state_dir=self.folder,
-                env={"PYTHONPATH": str(ROOT), **environment, **variables},
-                cwd=self.folder,
-                # Also a paused one must not outlive us, and a paused process takes no SIGTERM.
-                parent_death_signal=signal.SIGKILL,
-                stop_timeout_seconds=15,
-            )
+    def _start(self, name: str, module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> ChildProcess:
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TZ"}}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        spec = ProcessSpec(
+            name=f"{name}-{next(self._numbers)}",
+            argv=[module, *arguments],
+            state_dir=self.folder,
+            stop_timeout_seconds=STOP_TIMEOUT_SECONDS,
         )
+        log_path = self.folder / f"{spec.name}.log"
+        with log_path.open("wb") as log:
+            process = warm_process.fork(
+                module,
+                arguments,
+                variables={**kept, **variables},
+                folder=self.folder,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+            )
+        child = ChildProcess(spec, cast("subprocess.Popen[bytes]", process), log_path)
         self._children.append(child)
         return child
 

@@ -1,0 +1,152 @@
+"""A parent that has imported the product already, and of which its processes are forked: each saves two CPU seconds.
+
+    python -m tests.support.warm_parent SOCKET_DESCRIPTOR
+
+It has one thread and no event loop, and never runs anything itself. A request names a module and its arguments,
+variables, folder and streams; the answer is the pid. What is forked is then handed on to whoever asked, as a child of
+its own: a process with its own pid, session and group, which can be waited for, signalled and killed like any other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import io
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+PR_SET_PDEATHSIG: Final = 1
+MESSAGE_BYTES_MAX: Final = 2**17
+PACKAGES: Final = (
+    "activities", "api", "chain", "commands", "db", "devstack", "domain", "services", "starter", "telemetry",
+    "workflows",
+)  # fmt: skip
+MODULES: Final = (
+    "composition", "settings", "worker", "devstack.serve_chain", "tests.support.faults",
+    # Imported by libraries when they are first used.
+    "sqlalchemy.dialects.postgresql.psycopg", "uvicorn.lifespan.on", "uvicorn.loops.auto", "encodings.idna",
+    "uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto", "psycopg_binary.pq", "multipart",
+)  # fmt: skip
+NOT_IMPORTED: Final = ("db.migrations.env", "devstack._launch", "db.migrations.versions")
+
+
+def main() -> None:
+    """Import everything, say so, and fork on request until whoever asks is gone."""
+    asker = socket.socket(fileno=int(sys.argv[1]))
+    _die_with_parent(signal.SIGKILL)
+    _import_everything()
+    assert threading.active_count() == 1
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a library has started a thread, which no fork would have"
+    gc.collect()
+    gc.freeze()  # or the first collection of each child would copy all of it
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(asker, MESSAGE_BYTES_MAX, 3)
+        if not message:
+            os._exit(0)
+        request: dict[str, Any] = json.loads(message)
+        asker.send(json.dumps({"pid": _fork(request, descriptors, asker)}).encode())
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _import_everything() -> None:
+    for package in PACKAGES:
+        found = importlib.import_module(package)
+        for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+            if not module.name.startswith(NOT_IMPORTED) and not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    for name in MODULES:
+        if importlib.util.find_spec(name.partition(".")[0]):  # not each of them is needed everywhere
+            importlib.import_module(name)
+
+
+def _fork(request: dict[str, Any], descriptors: list[int], asker: socket.socket) -> int:
+    """The pid of a new process, an orphan that the asker has adopted."""
+    reading, writing = os.pipe()
+    between = os.fork()
+    if between == 0:
+        child = os.fork()
+        if child:
+            os.write(writing, str(child).encode())
+            os._exit(0)
+        os.close(reading)
+        os.close(writing)
+        asker.close()
+        _run(request, descriptors)
+    os.close(writing)
+    os.waitpid(between, 0)
+    pid = int(os.read(reading, 32))
+    os.close(reading)
+    return pid
+
+
+def _run(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Become the process that was asked for."""
+    try:
+        while os.getppid() not in {1, request["parent"]}:
+            time.sleep(0.0005)
+        os.setsid()
+        if request["parent_death_signal"]:
+            _die_with_parent(request["parent_death_signal"])
+        if os.getppid() != request["parent"]:
+            os._exit(1)
+        for target, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, target)
+        for descriptor in descriptors:
+            if descriptor > 2:
+                os.close(descriptor)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["variables"])
+        time.tzset()
+        if request["variables"].get("PYTHONWARNINGS") == "error":
+            warnings.simplefilter("error")
+        sys.argv[:] = [request["module"], *request["arguments"]]
+        sys.stdout = sys.__stdout__ = _stream(1, errors="strict")  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _stream(2, errors="backslashreplace")  # type: ignore[misc]
+        exit_code = _run_module(request["module"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        exit_code = 1
+        traceback.print_exc()
+    os._exit(exit_code)
+
+
+def _run_module(name: str) -> int:
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _stream(descriptor: int, *, errors: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        open(descriptor, "wb", closefd=False), encoding="utf-8", errors=errors, line_buffering=descriptor == 2
+    )
+
+
+def _die_with_parent(number: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Processes of the product that are forked of a parent which has imported it already (`tests.support.warm_parent`)."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PR_SET_CHILD_SUBREAPER: Final = 36
+POLL_SECONDS: Final = 0.005
+
+
+class WarmProcess:
+    """A child of this process, with what `subprocess.Popen` has of it."""
+
+    def __init__(self, pid: int, arguments: Sequence[str]) -> None:
+        self.pid = pid
+        self.args = arguments
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for the signal that ended it; None while it runs."""
+        with self._lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended. Raises `subprocess.TimeoutExpired`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
+            time.sleep(POLL_SECONDS)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Nothing happens when it has ended: until that was seen, the pid is nobody else's."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class _WarmParent:
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.warm_parent", str(theirs.fileno())],
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        atexit.register(self._close)
+
+    def fork(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        variables: Mapping[str, str],
+        folder: Path,
+        stdout: int,
+        stderr: int,
+        parent_death_signal: int,
+    ) -> WarmProcess:
+        request = {
+            "module": module,
+            "arguments": list(arguments),
+            "variables": dict(variables),
+            "folder": str(folder),
+            "parent": os.getpid(),
+            "parent_death_signal": int(parent_death_signal),
+        }
+        with self._lock, open(os.devnull, "rb") as stdin:
+            _adopt_orphans(True)
+            try:
+                message = json.dumps(request).encode()
+                socket.send_fds(self._socket, [message], [stdin.fileno(), stdout, stderr])
+                answer = self._socket.recv(1024)
+            finally:
+                _adopt_orphans(False)
+        assert answer, "the warm parent has ended"
+        return WarmProcess(json.loads(answer)["pid"], [module, *arguments])
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    """Whether orphans below this process become its children; only while one is expected."""
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _warm_parent() -> _WarmParent:
+    return _WarmParent()
+
+
+def fork(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    variables: Mapping[str, str],
+    folder: Path,
+    stdout: int,
+    stderr: int,
+    parent_death_signal: int = signal.SIGKILL,
+) -> WarmProcess:
+    """`python -m MODULE ARGUMENTS` with these variables and no others, in this folder."""
+    with _lock:
+        parent = _warm_parent()
+    return parent.fork(
+        module,
+        arguments,
+        variables=variables,
+        folder=folder,
+        stdout=stdout,
+        stderr=stderr,
+        parent_death_signal=parent_death_signal,
+    )
