@@ -1,13 +1,15 @@
 # make demo and make test are all that a new machine needs: Python 3.11+, Node and make.
-.PHONY: help install demo up test lint types unit bench histories openapi screenshots lock clean
+.PHONY: help install demo up test test-slow lint types unit bench histories openapi screenshots lock clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := activities api bench chain commands db devstack domain services starter telemetry tests workflows cli.py composition.py \
 	settings.py worker.py
-# Most tests wait for a server, not for a processor.
 TEST_PROCESSES ?= 4
+# PYTEST_OPTIONS=--cpu shows where the time goes
+PYTEST_OPTIONS ?=
+PYTEST = $(BIN)/pytest -q -n $(TEST_PROCESSES) $(PYTEST_OPTIONS)
 # make lock UPGRADE=--upgrade takes the newest releases
 UPGRADE ?=
 
@@ -44,7 +46,12 @@ demo: install ## Watch payments settle on a local chain, one with its worker kil
 up: install ## Run the whole system on this machine until Ctrl-C
 	@$(BIN)/settle up
 
-test: lint types unit ## Everything: linter, strict type checker, import directions, all tests
+test: install ## What every change must pass: linter, strict types, import directions, all tests but the slow ones
+	@# Side by side, the output of each in one piece.
+	@$(MAKE) --no-print-directory --jobs --output-sync=target lint types unit
+
+test-slow: install ## The tests that are long by nature: real time-outs, the bench, the demo from a wheel, every crash
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .
@@ -54,7 +61,7 @@ types: install
 	$(BIN)/mypy $(SOURCES)
 
 unit: install
-	$(BIN)/pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+	$(PYTEST) -m "not slow"
 
 bench: install ## Settlements and postings per second, as ratios against bare ones
 	@$(BIN)/settle bench

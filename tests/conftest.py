@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
+from tests.support.cpu_report import CpuReport
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair, open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
+from tests.support.sandbox import validate_workflows_once
+from tests.support.selection import ByFile, keep_what_is_not_slow, position
 from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
 
-USUAL_PORTS = ("devstack", "bench")
-"""Folders whose tests start servers on their usual ports, and look for them there again after a kill."""
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Which tests are slow, and which files come first."""
+    keep_what_is_not_slow(config, items)
+    items.sort(key=position)  # stable: within a file in their own order
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run those one after another, in one of the processes of a parallel run."""
-    for item in items:
-        if item.path.parent.name in USUAL_PORTS:
-            item.add_marker(pytest.mark.xdist_group("usual ports"))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Files are dealt to the processes of a parallel run, not single tests."""
+    return ByFile(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option to see where the time goes."""
+    parser.addoption("--cpu", action="store_true", help="Show each test file's seconds of the processor's.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure, where that is wanted."""
+    if config.getoption("--cpu"):
+        config.pluginmanager.register(CpuReport(config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -33,6 +50,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("browser tests", red=True)
         terminalreporter.write_line(f"{len(skipped)} browser tests did not run: {NO_BROWSER}", red=True)
 
+
+validate_workflows_once()
 
 # A library under eth-account raises it to 100,000, with which pytest's own report of a failure fails.
 sys.setrecursionlimit(1_000)

@@ -66,6 +66,7 @@ REPORT = {
 }
 
 
+@pytest.mark.slow
 async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     process = await asyncio.create_subprocess_exec(
         *(

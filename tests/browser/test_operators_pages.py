@@ -27,7 +27,6 @@ from tests.support.servers import TemporalServer
 from tests.support.sql import connect, query
 
 # All of them look at one running system, in which nothing changes any more.
-pytestmark = pytest.mark.xdist_group("operators' pages")
 
 UI: Final = "https://temporal.example"
 INTENTS: Final = 5
@@ -456,6 +455,7 @@ async def test_a_small_telephone_scrolls_down_only(site: Site, system: System, c
         assert await visitor.widths() == [360, 360], visitor.page.url
 
 
+@pytest.mark.slow(but=("light",))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_has_a_barrier_that_axe_knows(site: Site, system: System, cookie: Any, scheme: str) -> None:
     options = {"bypass_csp": True, "color_scheme": scheme, "reduced_motion": "reduce"}

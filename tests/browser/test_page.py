@@ -125,6 +125,7 @@ async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
     assert await out.widths() == [360, 360]
 
 
+@pytest.mark.slow(but=("light",))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_main_state_has_a_barrier_that_axe_knows(site: Site, scheme: str) -> None:
     visitor = await _main_states(site, bypass_csp=True, color_scheme=scheme, reduced_motion="reduce")

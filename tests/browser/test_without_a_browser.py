@@ -59,6 +59,7 @@ def test_nobody_but_root_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "asked").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_browser_ends_with_the_reason() -> None:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     # The interpreter's own programs only: no browser is among them.

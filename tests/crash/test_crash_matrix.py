@@ -90,6 +90,7 @@ async def test_a_worker_killed_at_a_commit_of_a_good_payment_costs_no_credit_and
     await system.books_are_right()
 
 
+@pytest.mark.slow(but=("self-after_commit",))
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("purpose", list(Purpose))
 async def test_a_worker_killed_while_it_refuses_a_wrong_payment_refuses_it_once(
@@ -111,6 +112,7 @@ async def test_a_worker_killed_while_it_refuses_a_wrong_payment_refuses_it_once(
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_with_the_products_own_timeouts_a_crash_between_the_credits_still_pays_the_bonus_once(
     systems: Systems,
 ) -> None:

@@ -13,6 +13,12 @@ from tests.support.system import Payment, PaymentSystem, wallets
 
 CREDITS: Final = 1_000_000_000
 BONUS: Final = 750_000_000
+VERDICTS_OF_EVERY_RUN: Final = (
+    "too little by one unit-REJECTED-INSUFFICIENT_AMOUNT-self",
+    "somebody else as the payer-REJECTED-SENDER_MISMATCH-self",
+    "a reverted transaction-FAILED-TX_REVERTED-system",
+)
+"""The unit tests have each code; these show that a verdict comes from the chain into the books, also without `slow`."""
 
 
 async def refused_with(system: PaymentSystem, payment: Payment, status: AttemptStatus, code: ErrorCode) -> None:
@@ -32,6 +38,7 @@ async def pay_in_look_alike(system: PaymentSystem, payer: Wallet, to: str, amoun
     return await system.chain.pay(payer.private_key, to, amount_raw, token=token)
 
 
+@pytest.mark.slow(but=VERDICTS_OF_EVERY_RUN)
 @pytest.mark.parametrize("purpose", list(Purpose))
 @pytest.mark.parametrize(
     ("what", "status", "code"),

@@ -50,6 +50,12 @@ async def pause_take_over_and_go_on(
     await system.books_are_right()
 
 
+@pytest.mark.slow(
+    but=(
+        "self-credit_buyer-before_commit",
+        "self-mint_bonus-after_commit",
+    )
+)
 @pytest.mark.usefixtures("short_ledger_timeout")
 @pytest.mark.parametrize("moment", list(Moment))
 @pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)
@@ -59,6 +65,7 @@ async def test_an_activity_that_goes_on_after_another_worker_did_its_work_double
     await pause_take_over_and_go_on(system, purpose, activity, moment, idle_in_transaction_timeout="3s")
 
 
+@pytest.mark.slow
 async def test_with_the_products_own_timeouts_a_paused_worker_lets_go_of_what_it_holds_and_doubles_nothing(
     system: PaymentSystem,
 ) -> None:

@@ -90,6 +90,7 @@ def _run(*command: object) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_is_all_that_is_seen(installed: Path, tmp_path: Path) -> None:
     program = (
         "import cli, settings, db.migrations, devstack.chain as c; print(cli.__file__, settings.__file__, c.__file__)"
@@ -106,6 +107,7 @@ def test_the_wheel_is_all_that_is_seen(installed: Path, tmp_path: Path) -> None:
     assert AWKWARD in run.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_a_wheel_in_folders_with_awkward_names(installed: Path, tmp_path: Path) -> None:
     temporary, empty = tmp_path / f"t {AWKWARD}", tmp_path / f"e {AWKWARD}"
     temporary.mkdir()
@@ -198,6 +200,12 @@ def _begun(folder: Path, command: list[str], variables: dict[str, str]) -> subpr
     return process
 
 
+@pytest.mark.slow(
+    but=(
+        "0.0",
+        "0.8",
+    )
+)
 @pytest.mark.parametrize("seconds", EARLY_SECONDS)
 async def test_ctrl_c_at_any_moment_ends_the_demo_without_a_traceback(tmp_path: Path, seconds: float) -> None:
     process = _begun(tmp_path, ["demo"], {})
@@ -214,6 +222,7 @@ async def test_ctrl_c_at_any_moment_ends_the_demo_without_a_traceback(tmp_path: 
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("settle-demo-")] == []
 
 
+@pytest.mark.slow(but=("0.0-command0",))
 @pytest.mark.parametrize("command", [["up"], ["bench"], ["doctor"], ["worker"], ["api"], ["migrate"]])
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
 async def test_ctrl_c_ends_every_command_without_a_traceback(

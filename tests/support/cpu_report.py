@@ -1,18 +1,18 @@
-"""Where the processor's time goes: seconds of each test file, of the test process and of every process below it."""
+"""`pytest --cpu`: seconds of the processor's by test file, of the test process and of every process below it."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import pytest
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 PROPERTY: Final = "cpu seconds"
-SLOWEST_SHOWN: Final = 60
 
 
 def tree_seconds(root: int) -> float:
@@ -38,20 +38,39 @@ def tree_seconds(root: int) -> float:
 
 
 class CpuReport:
-    """Measures each test in the process that runs it, and adds up in the one that reports."""
+    """Measures each test in the process that runs it, and adds up by file in the one that reports."""
 
-    def __init__(self) -> None:
-        self._tests: dict[str, tuple[float, float]] = {}
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._files: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """From before its fixtures are made until they are gone."""
-        started, spent = time.monotonic(), tree_seconds(os.getpid())
-        try:
-            return (yield)
-        finally:
-            self._last = (time.monotonic() - started, tree_seconds(os.getpid()) - spent)
-            log = os.environ.get("SETTLE_TEST_CPU_LOG")
-            if log:
-                with open(log, "a") as file:
-                    file.write(f"{item.nodeid}\t{self._last[0]:.3f}\t{self._last[1]:.2f}\t{os.getpid()}\n")
+        """From before a test's fixtures are made until they are gone: the report of its end carries what it took."""
+        self._started, self._before = time.monotonic(), tree_seconds(os.getpid())
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        """Write it there."""
+        report = yield
+        if call.when == "teardown":
+            spent = tree_seconds(os.getpid()) - self._before
+            report.user_properties.append((PROPERTY, (time.monotonic() - self._started, spent)))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add it up."""
+        for name, measured in report.user_properties:
+            if name == PROPERTY and report.when == "teardown" and not hasattr(self._config, "workerinput"):
+                file = self._files[report.nodeid.partition("::")[0]]
+                for place, value in enumerate([1.0, *cast("tuple[float, float]", measured)]):
+                    file[place] += value
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The files, dearest first."""
+        terminalreporter.section("seconds of the processor's, of each file's tests and all that they start")
+        for name, (tests, wall, spent) in sorted(self._files.items(), key=lambda entry: -entry[1][2]):
+            terminalreporter.write_line(f"{spent:8.1f} s  in {wall:8.1f} s  {tests:5.0f} tests  {name}")
+        total = sum(spent for _, _, spent in self._files.values())
+        terminalreporter.write_line(f"{total:8.1f} s in all, and what collecting took")

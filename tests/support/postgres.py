@@ -95,7 +95,8 @@ class Cluster:
         """A new database owned by settle_owner: a copy of `template`, or an empty one."""
         name = name or f"test_{next(self._numbers)}"
         await self.run(
-            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+            # Twice as quick as through the write-ahead log, where nothing waits for a disk.
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY").format(
                 sql.Identifier(name), sql.Identifier(OWNER_ROLE), sql.Identifier(template or "template0")
             )
         )
