@@ -9,7 +9,8 @@ SOURCES := activities api bench chain commands db devstack domain services start
 TEST_PROCESSES ?= 4
 # PYTEST_OPTIONS=--cpu shows where the time goes
 PYTEST_OPTIONS ?=
-PYTEST = $(BIN)/pytest -q -n $(TEST_PROCESSES) $(PYTEST_OPTIONS)
+# What was compiled is kept: each process of a run would otherwise compile the product and all tests for itself.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest -q -n $(TEST_PROCESSES) $(PYTEST_OPTIONS)
 # make lock UPGRADE=--upgrade takes the newest releases
 UPGRADE ?=
 
