@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from playwright.async_api import Dialog, Route, expect
 
 from devstack.chain import payer_wallets
@@ -51,6 +52,7 @@ async def test_a_tab_that_is_closed_right_after_sending_is_made_up_for_by_the_ne
     assert not [url for url in told if url.endswith("/submit")]
 
 
+@pytest.mark.slow
 async def test_paying_again_before_the_first_is_told_is_a_payment_of_its_own(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("ERR_FAILED")
@@ -91,6 +93,7 @@ async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(sit
     assert len(await site.attempt_ids()) == 2
 
 
+@pytest.mark.slow
 async def test_a_session_that_ends_before_the_intent_is_renewed_and_the_choice_kept(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("401")
@@ -118,6 +121,7 @@ async def test_a_session_that_ends_while_the_wallet_asks_loses_no_payment(site: 
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_a_signed_out_page_says_that_a_payment_waits(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("ERR_FAILED")
@@ -131,6 +135,7 @@ async def test_a_signed_out_page_says_that_a_payment_waits(site: Site) -> None:
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_signing_out_in_another_tab_while_the_wallet_asks_loses_no_payment(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("401")
@@ -183,6 +188,7 @@ async def test_a_lost_answer_to_an_intent_brings_the_same_intent_again(site: Sit
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_without_event_streams_the_page_asks(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed += ["503", "MIME"]
@@ -208,6 +214,7 @@ async def test_a_reload_goes_on_with_the_progress(site: Site) -> None:
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_what_is_typed_survives_what_arrives(site: Site) -> None:
     visitor = await site.signed_in()
     await site.engine.intent(1_000)
@@ -223,6 +230,7 @@ async def test_what_is_typed_survives_what_arrives(site: Site) -> None:
     await expect(field).to_be_focused()
 
 
+@pytest.mark.slow
 async def test_leaving_while_the_wallet_asks_is_asked_about(site: Site) -> None:
     visitor = await site.signed_in()
     held = visitor.hold("eth_sendTransaction")
@@ -242,6 +250,7 @@ async def test_leaving_while_the_wallet_asks_is_asked_about(site: Site) -> None:
     assert (questions, visitor.page.url) == (["beforeunload"], f"{site.api.url}/credits")
 
 
+@pytest.mark.slow
 async def test_a_wallet_that_takes_longer_than_the_intent_lives_is_credited_all_the_same(open_site: OpenSite) -> None:
     async with open_site(PAYMENT_INTENT_TTL_SECONDS="1") as site:
         visitor = await site.signed_in()
@@ -261,6 +270,7 @@ async def test_a_wallet_that_takes_longer_than_the_intent_lives_is_credited_all_
         assert await site.own_balance() == 250_000_000
 
 
+@pytest.mark.slow
 async def test_a_payment_of_another_wallet_of_this_browser_is_not_forgotten(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("ERR_FAILED")
@@ -280,6 +290,7 @@ async def test_a_payment_of_another_wallet_of_this_browser_is_not_forgotten(site
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_a_tab_that_nobody_sees_lets_go_of_its_connection(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.pay("25")
@@ -313,6 +324,7 @@ async def test_a_browser_that_keeps_nothing_any_more_still_hands_the_hash_in(sit
     assert len(await site.attempt_ids()) == 1
 
 
+@pytest.mark.slow
 async def test_a_damaged_note_about_an_amount_does_not_block_it(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.pay("25")

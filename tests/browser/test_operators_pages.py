@@ -194,6 +194,7 @@ async def test_nobody_else_sees_a_link_or_a_page(site: Site, system: System) -> 
     await expect(page.get_by_role("button", name="Sign in with a wallet")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_a_session_that_is_over_leads_to_signing_in_and_back(site: Site, system: System) -> None:
     def end_session() -> None:
         with connect(system.engine.database.superuser_url) as superuser:
@@ -221,6 +222,7 @@ async def test_a_session_that_is_over_leads_to_signing_in_and_back(site: Site, s
 # -- the list
 
 
+@pytest.mark.slow
 async def test_each_filter_shows_what_it_names(site: Site, system: System, cookie: Any) -> None:
     page = await _operator(site, cookie)
     bought, donated, reverted = str(system.bought.attempt_id), str(system.donated.id), str(system.reverted.id)
@@ -265,6 +267,7 @@ async def test_each_filter_shows_what_it_names(site: Site, system: System, cooki
     await expect(page.get_by_role("heading", level=1)).to_contain_text("400,000,000 credits donated")
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_looked_for_is_said_beside_its_field(site: Site, system: System, cookie: Any) -> None:
     visitor = await _visiting_operator(site, cookie)
     visitor.allowed.append("422")
@@ -289,6 +292,7 @@ async def test_what_cannot_be_looked_for_is_said_beside_its_field(site: Site, sy
     await expect(_rows(page)).to_have_count(INTENTS + 3)
 
 
+@pytest.mark.slow
 async def test_pages_lead_on_and_back_with_the_filters_kept(
     site: Site, system: System, cookie: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +318,7 @@ async def test_pages_lead_on_and_back_with_the_filters_kept(
     await expect(newer).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_with_the_keyboard_alone(site: Site, system: System, cookie: Any) -> None:
     page = await _operator(site, cookie)
 
@@ -392,6 +397,7 @@ async def test_a_payments_story_is_told_from_all_sides(site: Site, system: Syste
 # -- the balance
 
 
+@pytest.mark.slow
 async def test_the_picture_shows_the_balance_that_the_database_has(site: Site, cookie: Any) -> None:
     page = await _operator(site, cookie)
     balance = await site.balance()
@@ -449,6 +455,7 @@ async def _main_states(site: Site, system: System, cookie: Any, **options: Any) 
     yield visitor
 
 
+@pytest.mark.slow
 async def test_a_small_telephone_scrolls_down_only(site: Site, system: System, cookie: Any) -> None:
     options = {"viewport": SMALL_TELEPHONE, "has_touch": True, "is_mobile": True}
     async for visitor in _main_states(site, system, cookie, **options):

@@ -70,6 +70,7 @@ async def test_without_javascript_everything_is_there_but_the_wallet(site: Site)
     await expect(with_script.page.get_by_role("button", name="Sign in with a wallet")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_the_history_is_paged_there_and_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "LEDGER_PAGE_ROWS", 2)
     visitor = await site.signed_in()
@@ -107,6 +108,7 @@ async def test_entries_have_signs_and_words(site: Site) -> None:
     await expect(visitor.page.locator("#balance")).to_contain_text("worth $2.87")
 
 
+@pytest.mark.slow
 async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
     visitor = await _main_states(site, viewport=SMALL_TELEPHONE, has_touch=True, is_mobile=True)
     await visitor.choose("1")
@@ -147,6 +149,7 @@ async def test_no_main_state_has_a_barrier_that_axe_knows(site: Site, scheme: st
     assert await several.barriers() == []
 
 
+@pytest.mark.slow
 async def test_both_schemes_are_the_systems(site: Site) -> None:
     visitor = await site.visitor(color_scheme="light")
     await visitor.open()
@@ -156,6 +159,7 @@ async def test_both_schemes_are_the_systems(site: Site) -> None:
     await expect(body).to_have_css("background-color", "rgb(14, 19, 18)")
 
 
+@pytest.mark.slow
 async def test_the_platforms_name_is_text_and_files_are_kept(open_site: OpenSite) -> None:
     async with open_site(PLATFORM_NAME="A & <B>") as site:
         visitor = await site.signed_in()

@@ -59,6 +59,7 @@ async def test_a_donation_goes_to_the_system_tenant_and_leaves_the_own_balance_a
     assert (await site.own_balance(), await site.balance()) == (0, CREDITS_100_USD)
 
 
+@pytest.mark.slow
 async def test_what_one_gets_is_exact_for_every_amount(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.choose("1")
@@ -136,6 +137,7 @@ async def test_a_block_that_the_chain_takes_back_takes_its_confirmations_back(op
         await expect(visitor.cards()).to_contain_text("Credited")
 
 
+@pytest.mark.slow
 async def test_two_tabs_show_the_same_progress(site: Site) -> None:
     visitor = await site.signed_in()
     other = await visitor.open_another_tab()
@@ -148,6 +150,7 @@ async def test_two_tabs_show_the_same_progress(site: Site) -> None:
         await expect(page.locator("#balance-credits")).to_have_text("250,000,000")
 
 
+@pytest.mark.slow
 async def test_the_keyboard_is_enough_to_buy(site: Site) -> None:
     visitor = await site.signed_in()
     page = visitor.page
@@ -161,6 +164,7 @@ async def test_the_keyboard_is_enough_to_buy(site: Site) -> None:
     await expect(visitor.form().get_by_role("button")).to_be_focused()
 
 
+@pytest.mark.slow
 async def test_a_transaction_that_was_sent_elsewhere_is_given_by_its_hash(site: Site) -> None:
     visitor = await site.signed_in()
     payer, intent = await site.engine.intent(2_500)
@@ -192,6 +196,7 @@ async def test_a_payment_that_is_wrong_says_why_and_keeps_its_reference(site: Si
     assert await site.own_balance() == 0
 
 
+@pytest.mark.slow
 async def test_a_hash_of_another_payment_is_refused_in_words(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("409")
@@ -205,6 +210,7 @@ async def test_a_hash_of_another_payment_is_refused_in_words(site: Site) -> None
     await expect(visitor.cards().first).to_contain_text("already submitted for another of your payments")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("smallest", "largest", "presets"), [("5000", "6000", ["$50", "Other"]), ("1", "2", ["Other"])]
 )
@@ -216,6 +222,7 @@ async def test_only_amounts_that_are_allowed_are_offered(
         await expect(visitor.form().locator(".presets label")).to_have_text(presets)
 
 
+@pytest.mark.slow
 async def test_a_sped_up_transaction_is_followed_by_its_new_hash(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.pay("25")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from eth_utils.address import to_checksum_address
 from playwright.async_api import expect
 
@@ -49,6 +50,7 @@ async def test_a_browser_without_a_wallet_says_what_to_do(site: Site) -> None:
     await expect(visitor.page.locator("#welcome .says")).to_contain_text("No wallet was found in this browser")
 
 
+@pytest.mark.slow
 async def test_several_wallets_are_offered_by_name_and_the_chosen_one_is_used(site: Site) -> None:
     first = site.wallet(name="First Wallet", rdns="example.first")
     second = site.wallet(
@@ -76,6 +78,7 @@ async def test_several_wallets_are_offered_by_name_and_the_chosen_one_is_used(si
     assert (first.calls, len(second.sent)) == ([], 1)
 
 
+@pytest.mark.slow
 async def test_a_wallet_from_before_announcements_works_too(site: Site) -> None:
     visitor = await site.visitor(wallets=[site.wallet(is_old=True)])
     await visitor.sign_in()
@@ -83,6 +86,7 @@ async def test_a_wallet_from_before_announcements_works_too(site: Site) -> None:
     await expect(visitor.cards()).to_have_count(1)
 
 
+@pytest.mark.slow
 async def test_signing_out_and_in_in_one_tab_shows_in_the_other(site: Site) -> None:
     visitor = await site.signed_in()
     other = await visitor.open_another_tab()
@@ -107,6 +111,7 @@ async def test_a_signature_of_another_account_is_refused_in_words(site: Site) ->
     await expect(visitor.page.locator("#welcome .says")).to_contain_text("the signature is not that of wallet")
 
 
+@pytest.mark.slow
 async def test_a_wallet_that_signs_on_the_chain_is_waited_for(site: Site) -> None:
     owner = payer_wallets()[2]
     wallet = site.wallet()

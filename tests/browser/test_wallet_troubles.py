@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from eth_account import Account
 from eth_typing import HexStr
 from eth_utils.address import to_checksum_address
@@ -36,6 +37,7 @@ async def test_declining_to_pay_leaves_an_intent_that_the_next_try_pays(site: Si
     assert len(await site.attempt_ids()) == 2
 
 
+@pytest.mark.slow
 async def test_an_intent_that_is_nearly_over_is_not_paid_any_more(open_site: OpenSite) -> None:
     async with open_site(PAYMENT_INTENT_TTL_SECONDS="50") as site:
         visitor = await site.signed_in()
@@ -74,6 +76,7 @@ async def test_a_wallet_that_stays_on_another_chain_is_not_asked_to_pay(site: Si
     assert visitor.wallet.times("eth_sendTransaction") == 0
 
 
+@pytest.mark.slow
 async def test_a_chain_that_the_wallet_does_not_know_is_added(open_site: OpenSite) -> None:
     async with open_site(
         PUBLIC_RPC_URL="https://node.example/rpc", EXPLORER_TX_URL="https://e.example/tx/{tx_hash}"
@@ -95,6 +98,7 @@ async def test_a_chain_that_the_wallet_does_not_know_is_added(open_site: OpenSit
         ]
 
 
+@pytest.mark.slow
 async def test_a_chain_without_a_public_node_is_named_to_be_added_by_hand(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.chain_id = FOREIGN_CHAIN_ID
@@ -117,6 +121,7 @@ async def test_too_little_usdc_is_said_before_anything_is_asked_for(site: Site) 
     assert await site.attempt_ids() == []
 
 
+@pytest.mark.slow
 async def test_a_namesake_of_the_chain_is_not_paid_on(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.results["eth_call"] = "0x"
@@ -125,6 +130,7 @@ async def test_a_namesake_of_the_chain_is_not_paid_on(site: Site) -> None:
     assert (visitor.wallet.times("eth_sendTransaction"), await site.attempt_ids()) == (0, [])
 
 
+@pytest.mark.slow
 async def test_a_wallet_without_gas_says_so(site: Site) -> None:
     account = _new_account()
     await site.engine.chain.mint(account.address, 25_000_000)
@@ -134,6 +140,7 @@ async def test_a_wallet_without_gas_says_so(site: Site) -> None:
     await expect(visitor.says()).to_contain_text("Your wallet has no ETH on Local chain to pay the network’s fee.")
 
 
+@pytest.mark.slow
 async def test_any_other_trouble_is_told_in_the_wallets_own_words(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.errors["eth_sendTransaction"] = (-32603, "Ledger <i>device</i> is locked.")
@@ -157,6 +164,7 @@ async def test_another_account_in_the_wallet_is_noticed_and_never_pays(site: Sit
     await expect(visitor.cards()).to_have_count(1)
 
 
+@pytest.mark.slow
 async def test_an_account_that_was_switched_while_away_is_noticed_on_return(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.account = payer_wallets()[1]
