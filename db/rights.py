@@ -86,8 +86,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     },
     "transfer_finality": {SERVICE_ROLE: _APPEND},
     # transfers
-    "payment_destinations": {SERVICE_ROLE: _KEEP},
-    "non_payers": {SERVICE_ROLE: _APPEND},
+    "payment_destinations": {SERVICE_ROLE: _APPEND},
     "observed_transfers": {SERVICE_ROLE: _ALL_ROWS},
     "orphaned_transfers": {SERVICE_ROLE: _APPEND},
     "chain_cursors": {SERVICE_ROLE: _ALL_ROWS},

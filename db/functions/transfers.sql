@@ -1,13 +1,20 @@
 -- Transfers: which are income, from which block on, and that each is applied once.
 
--- Why an address pays for nobody; NULL for a payer. Says nothing that the chain does not show everybody.
+-- Why an address pays for nobody: the zero address, which sends what is minted; a treasury, of now or before; a token.
+-- NULL for a payer. Says nothing that the chain does not show everybody.
 CREATE OR REPLACE FUNCTION public.non_payer_kind(p_address text)
  RETURNS text
  LANGUAGE sql
  STABLE SECURITY DEFINER
  SET search_path TO 'public', 'pg_temp'
 AS $function$
-    SELECT kind FROM non_payers WHERE address = lower(p_address)
+    SELECT CASE
+           WHEN p_address ~ '^0x0{40}$' THEN 'nobody'
+           WHEN EXISTS (SELECT 1 FROM payment_destinations d
+                         WHERE d.to_address = lower(p_address) AND d.noted_by <> 'intent') THEN 'treasury'
+           WHEN EXISTS (SELECT 1 FROM payment_destinations d
+                         WHERE d.token = lower(p_address) AND d.noted_by <> 'intent') THEN 'token'
+           END
 $function$;
 
 -- From which block on transfers to a treasury are payments: the setting's, or the first that was read.

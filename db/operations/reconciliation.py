@@ -123,19 +123,23 @@ _TRANSACTIONS: Final = f"""
     ), answered AS MATERIALIZED (
         SELECT token, to_address, first_block_answered_for(chain_id, token, to_address) AS first_block
           FROM chain_cursors WHERE chain_id = :chain_id
+    ), senders AS MATERIALIZED (
+        SELECT s.from_address, non_payer_kind(s.from_address) IS NOT DISTINCT FROM 'treasury' AS is_treasury
+          FROM (SELECT DISTINCT o.from_address FROM transactions t
+                  JOIN observed_transfers o ON o.chain_id = :chain_id AND o.tx_hash = t.tx_hash) s
     ), observed AS (
         SELECT o.tx_hash,
                jsonb_agg(jsonb_build_object(
                    'log', o.log_index, 'block', o.block_number, 'time', o.block_time, 'from', o.from_address,
                    'value', o.value_raw, 'in', o.block_time >= :from_time AND o.block_time < :to_time,
                    'ripe', greatest(o.observed_at, f.resolved_at) <= now() - CAST(:grace AS interval),
-                   'income', n.address IS NULL AND lower(o.from_address) <> lower(o.to_address),
+                   'income', NOT k.is_treasury AND lower(o.from_address) <> lower(o.to_address),
                    'old', o.block_number < coalesce(a.first_block, 0),
                    'finding', CASE WHEN f.id IS NOT NULL THEN
                        jsonb_build_array(f.id, f.kind, f.resolution, f.detail) END) ORDER BY o.log_index) AS transfers
           FROM transactions t
           JOIN observed_transfers o ON o.chain_id = :chain_id AND o.tx_hash = t.tx_hash
-          LEFT JOIN non_payers n ON n.address = lower(o.from_address) AND n.kind = 'treasury'
+          JOIN senders k ON k.from_address = o.from_address
           LEFT JOIN answered a ON a.token = o.token AND a.to_address = o.to_address
           LEFT JOIN findings f
             ON f.key = 'transfer:' || o.chain_id::text || ':' || o.tx_hash || ':' || o.log_index::text

@@ -114,23 +114,13 @@ class WatchedBlock(Base):
     block_hash: Mapped[str]
 
 
-class NonPayerRow(Base):
-    """An address that pays for nobody: the zero address, a token, a treasury of now or before. In lower case."""
-
-    __tablename__ = "non_payers"
-
-    address: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
 class PaymentDestinationRow(Base):
-    """A token and treasury that payments may go to; addresses in lower case."""
+    """A token and treasury that payments may go to, and who noted them; addresses in lower case."""
 
     __tablename__ = "payment_destinations"
 
     chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     token: Mapped[str] = mapped_column(primary_key=True)
     to_address: Mapped[str] = mapped_column(primary_key=True)
-    noted_by: Mapped[str]
+    noted_by: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -13,16 +13,7 @@ _NOTE: Final = text(
     """
     INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
     VALUES (:chain_id, lower(:token), lower(:to_address), 'worker')
-    ON CONFLICT (chain_id, token, to_address) DO UPDATE SET noted_by = 'worker'
-     WHERE payment_destinations.noted_by = 'intent'
-    """
-)
-
-# Neither is a payer, under later settings either (`domain.transfers.income`).
-_NOTE_NON_PAYERS: Final = text(
-    """
-    INSERT INTO non_payers (address, kind) VALUES (lower(:to_address), 'treasury'), (lower(:token), 'token')
-    ON CONFLICT (address) DO NOTHING
+    ON CONFLICT DO NOTHING
     """
 )
 
@@ -39,10 +30,11 @@ def _of(scope: TransferScope) -> dict[str, object]:
 
 
 async def note_destination(connection: ServiceConnection, scope: TransferScope) -> None:
-    """Record this token and treasury as a worker's destination. Safe to repeat."""
+    """Record this token and treasury as a worker's destination: payments may go there. Safe to repeat.
+
+    Neither is a payer from here on, under later settings either (`non_payer_kind`).
+    """
     await connection.connection.execute(_NOTE, _of(scope))
-    addresses = {"to_address": scope.treasury, "token": scope.token}
-    await connection.connection.execute(_NOTE_NON_PAYERS, addresses)
 
 
 async def is_known_destination(connection: ReadAllConnection, scope: TransferScope) -> bool:

@@ -17,7 +17,7 @@ ZERO_ADDRESS: Final = "0x" + "00" * 20
 
 
 class NonPayer(StrEnum):
-    """Why an address cannot be a payer; table `non_payers` holds the same values."""
+    """Why an address cannot be a payer; `non_payer_kind` in `db/functions/transfers.sql` returns the same values."""
 
     TREASURY = "treasury"
     """A current or former treasury: its transfers never came in, and no path credits them."""

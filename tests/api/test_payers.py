@@ -8,6 +8,7 @@ from devstack.chain import dev_wallets, payer_wallets
 from domain.errors import PayerRefused
 from domain.transfers.income import ZERO_ADDRESS
 from tests.support.api import RunningApi
+from tests.support.payments import note_former_treasury
 from tests.support.sql import connect, scalar
 
 INTENTS = "/api/v1/payments/intents"
@@ -28,7 +29,7 @@ async def test_a_wallet_that_has_become_a_treasury_buys_nothing_more(api: Runnin
     async with api.visitor(wallet) as visitor:
         assert (await visitor.post(INTENTS, {"amountUsdCents": 1_000})).status == 201
         with connect(api.engine.database.service_url) as service:
-            service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (wallet.address.lower(),))
+            note_former_treasury(service, wallet.address)
         reply = await visitor.post(INTENTS, {"amountUsdCents": 1_000})
     assert (reply.status, reply.code) == (403, PayerRefused.code)
 

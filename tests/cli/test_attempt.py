@@ -16,6 +16,7 @@ from domain.payments.attempt import AttemptStatus
 from tests.cli.command import ResponseModel, settle
 from tests.support import sql
 from tests.support.engine import Engine
+from tests.support.payments import note_former_treasury
 from tests.support.postgres import ROLE_PASSWORD, Cluster
 
 HASH = "0x" + "ab" * 32
@@ -80,7 +81,7 @@ async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine
 async def test_whoever_pays_for_nobody_is_wrong_use_and_opens_no_account(engine: Engine, tmp_path: Path) -> None:
     former = payer_wallets()[5].address
     with sql.connect(engine.database.service_url) as service:
-        service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (former.lower(),))
+        note_former_treasury(service, former)
     for wallet in (engine.chain.treasury_address, former, engine.chain.token_address, "0x" + "0" * 40):
         answer = await _run(
             engine.variables, tmp_path, "attempt", "create", "--wallet", wallet.lower(), "--cents", "100", "--json"

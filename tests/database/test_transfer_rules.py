@@ -30,8 +30,9 @@ def settings_name(roles: RolePair, *, treasury: str = TREASURY, token: str = TOK
     """A worker has run with these settings."""
     with connect(roles.database.service_url) as service:
         service.execute(
-            "INSERT INTO non_payers (address, kind) VALUES (lower(%s), 'treasury'), (lower(%s), 'token')",
-            (treasury, token),
+            "INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)"
+            " VALUES (%s, lower(%s), lower(%s), 'worker') ON CONFLICT DO NOTHING",
+            (CHAIN_ID, token, treasury),
         )
 
 
@@ -255,7 +256,10 @@ async def test_what_an_intent_merely_names_is_no_treasury(roles: RolePair) -> No
     follow(roles, treasury=wallet(1), token=wallet(3))
     await credited(roles, 1)
     with connect(roles.database.app_url) as app, refused(InsufficientPrivilege):
-        app.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (wallet(1),))
+        app.execute(
+            "INSERT INTO payment_destinations (chain_id, token, to_address, noted_by) VALUES (1, %s, %s, 'worker')",
+            (wallet(3), wallet(1)),
+        )
 
 
 # -- until when it could be paid

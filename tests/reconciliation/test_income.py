@@ -13,7 +13,7 @@ from domain.chain import TransferScope
 from domain.transfers.income import ZERO_ADDRESS
 from tests.reconciliation.books import Books, ago, finalise, plant
 from tests.reconciliation.planting import observe, observe_payment
-from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, transfer_for, tx_hash, wallet
+from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, note_former_treasury, transfer_for, tx_hash, wallet
 from tests.support.sql import connect
 
 HOUR = timedelta(hours=1)
@@ -23,7 +23,7 @@ FORMER_TREASURY = "0x" + "7A" * 20
 @pytest.mark.parametrize("sender", [TREASURY, TREASURY.upper().replace("0X", "0x"), FORMER_TREASURY])
 async def test_what_the_treasury_pays_itself_is_no_inflow_and_no_finding(books: Books, sender: str) -> None:
     with connect(books.roles.database.service_url) as service:
-        service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (FORMER_TREASURY.lower(),))
+        note_former_treasury(service, FORMER_TREASURY)
     before = await books.reconcile()
     await observe(books.roles.service, tx_hash(40), sender, 10**9, at=ago(HOUR), handled=False)
     after = await books.reconcile()

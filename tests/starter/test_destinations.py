@@ -99,4 +99,5 @@ async def test_what_was_promised_is_credited_under_other_settings(engine: Engine
         await engine.submit(payer, intent, sent)
         assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
     noted = query(engine.database.service_url, "SELECT noted_by FROM payment_destinations ORDER BY created_at")
-    assert noted == [("worker" if by == "a former worker" else "intent",), ("worker",)]
+    former = [("worker",)] if by == "a former worker" else []
+    assert noted == [("intent",), *former, ("worker",)], "a worker's word stays beside an intent's"

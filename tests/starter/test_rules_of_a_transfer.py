@@ -17,7 +17,7 @@ from services.payments import lifecycle as payments
 from starter.models import Intent
 from starter.payments import PaymentsClient
 from tests.support.engine import Engine
-from tests.support.payments import new_attempt
+from tests.support.payments import new_attempt, note_former_treasury
 from tests.support.sql import connect, scalar
 
 TREASURY: Final = dev_wallets()[9]
@@ -48,7 +48,7 @@ async def old_intent(
 def was_treasury(engine: Engine, wallet: Wallet) -> None:
     """A worker ran with this treasury once."""
     with connect(engine.database.service_url) as service:
-        service.execute("INSERT INTO non_payers (address, kind) VALUES (%s, 'treasury')", (wallet.address.lower(),))
+        note_former_treasury(service, wallet.address)
 
 
 def follow(engine: Engine, *, first_block: int) -> None:

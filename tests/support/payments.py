@@ -19,6 +19,7 @@ from domain.payments.verification import Refused, SettledTransfer
 from services.payments import lifecycle as payments
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
+from tests.support.sql import Connection
 
 CHAIN_ID: Final = 31_337
 TOKEN: Final = "0x" + "70" * 20
@@ -41,6 +42,14 @@ def wallet(number: int) -> str:
 def tx_hash(number: int) -> str:
     """A transaction hash for each number."""
     return f"0x{number:064x}"
+
+
+def note_former_treasury(service: Connection, address: str) -> None:
+    """Some worker once had settings that name this treasury, on another chain: it pays for nothing any more."""
+    service.execute(
+        "INSERT INTO payment_destinations (chain_id, token, to_address, noted_by) VALUES (1, %s, lower(%s), 'worker')",
+        ("0x" + "ee" * 20, address),
+    )
 
 
 def new_attempt(

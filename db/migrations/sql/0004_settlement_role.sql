@@ -13,20 +13,28 @@ ALTER POLICY own_transfers ON settled_transfers TO settle_app, settle_settlement
 CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
     FOR EACH ROW WHEN (current_user <> 'settle_app') EXECUTE FUNCTION guard_attempt_by_role();
 
--- Where payments may go to. An intent names token and treasury, and processes that people reach write intents: one that
--- named its writer's own token and address would be paid with nothing. So workers write down what their settings name,
--- and credit no payment to anywhere else. Before any worker has, on a system that is new, what intents name counts;
--- what was named before this revision does, too.
+-- The tokens and treasuries that are known, and who noted them: a worker, of its settings; this revision, of what was
+-- followed or paid before; an intent. Addresses are in lower case.
+-- Payments may go there and nowhere else: processes that people reach write intents, and one that named its writer's own
+-- token and address would be paid with nothing. Before any worker has noted one, on a system that is new, what intents
+-- name counts.
+-- What a worker or this revision noted is no payer either, under later settings as well: neither a treasury nor a token is
+-- anybody's wallet. What an intent merely names is no such word: its writer would say of anybody's wallet that it is a
+-- treasury.
 CREATE TABLE payment_destinations (
     chain_id bigint NOT NULL CHECK (chain_id > 0),
     token text NOT NULL CHECK (token ~ '^0x[0-9a-f]{40}$'),
     to_address text NOT NULL CHECK (to_address ~ '^0x[0-9a-f]{40}$'),
     noted_by text NOT NULL CHECK (noted_by IN ('worker', 'upgrade', 'intent')),
     created_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (chain_id, token, to_address)
+    PRIMARY KEY (chain_id, token, to_address, noted_by)
 );
 INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
-SELECT DISTINCT chain_id, lower(token), lower(to_address), 'upgrade' FROM payment_attempts;
+SELECT chain_id, lower(token), lower(to_address), 'upgrade' FROM chain_cursors
+ UNION
+SELECT chain_id, lower(token), lower(to_address),
+       CASE WHEN status IN ('CREDITED', 'REVERSED') THEN 'upgrade' ELSE 'intent' END
+  FROM payment_attempts;
 
 ALTER TABLE payment_destinations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_sees_all ON payment_destinations TO CURRENT_USER USING (true) WITH CHECK (true);
