@@ -121,6 +121,8 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # ledger
     "post_entry": (SERVICE_ROLE,),
     "post_own_purchase": (SETTLEMENT_ROLE,),
+    "credits_of_cents": (SERVICE_ROLE,),
+    "bonus_of_credits": (SERVICE_ROLE,),
     # payments
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
     # transfers

@@ -85,6 +85,14 @@ _SWITCHED_OFF = text(
     """
 )
 
+_MISSING_FUNCTIONS = text(
+    """
+    SELECT name FROM unnest(CAST(:names AS text[])) name
+     WHERE NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname = name)
+     ORDER BY name
+    """
+)
+
 _SYSTEM_TENANT = text("SELECT system_tenant_is_flagged()")
 
 
@@ -188,6 +196,12 @@ async def _check_revision(connection: AsyncConnection) -> None:
     misfit = await find_misfit(connection)
     if misfit is not None:
         raise StartupCheckFailed(misfit)
+    # A migration was stopped before its functions, or was not run because the revision is the same.
+    missing = (await connection.execute(_MISSING_FUNCTIONS, {"names": list(rights.FUNCTIONS)})).scalars().all()
+    if missing:
+        raise StartupCheckFailed(
+            f"the schema lacks functions that this version calls ({', '.join(missing)}); {RUN_MIGRATE}"
+        )
 
 
 async def _check_rights(connection: AsyncConnection, *, setting: str, role: str) -> None:

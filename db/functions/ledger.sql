@@ -2,6 +2,25 @@
 -- and post_own_purchase run with the rights of the tables' owner and check what their caller may do.
 -- Checks run with the owner's rights too: a check must see what it checks, whatever the caller may see.
 
+-- The credits that an amount buys: domain.money.CREDITS_PER_USD_CENT, a protocol constant.
+CREATE OR REPLACE FUNCTION public.credits_of_cents(p_amount_usd_cents bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT p_amount_usd_cents * 100000
+$function$;
+
+-- The bonus on credits that were bought, rounded down: domain.money.revenue_share_credits. Only where it is positive is
+-- there an entry.
+CREATE OR REPLACE FUNCTION public.bonus_of_credits(p_credits bigint, p_revenue_share numeric)
+ RETURNS numeric
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT floor(p_credits * p_revenue_share)
+$function$;
+
 -- Post one two-line journal entry, or report the one that is already there (posted = false).
 -- One short call, because every purchase hits the system tenant's row: the lock on the account's row is taken
 -- by the UPDATE and held until the caller commits.
@@ -56,7 +75,7 @@ BEGIN
       FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
      WHERE a.id = p_attempt_id AND a.purpose = 'self' AND a.status IN ('PENDING_UNVERIFIED', 'CREDITED')
        AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
-       AND p_amount = a.amount_usd_cents * 100000 AND p_contra_account = 'cash:usdc'
+       AND p_amount = credits_of_cents(a.amount_usd_cents) AND p_contra_account = 'cash:usdc'
        AND EXISTS (SELECT 1 FROM settled_transfers s WHERE s.attempt_id = a.id);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'attempt % is not an own purchase of % credits, submitted and paid', p_attempt_id, p_amount

@@ -157,7 +157,7 @@ BEGIN
            AND CASE NEW.reason
                WHEN 'operator_credit'
                THEN c.billing_account_id = NEW.billing_account_id AND c.amount_credits = NEW.amount
-               ELSE NEW.billing_account_id = 'cogni_system' AND NEW.amount = floor(c.amount_credits * c.revenue_share)
+               ELSE NEW.billing_account_id = 'cogni_system' AND NEW.amount = bonus_of_credits(c.amount_credits, c.revenue_share)
                END
     ) THEN
         RAISE EXCEPTION 'ledger entry % (% of %) has no transfer that an operator credited', NEW.id, NEW.reason, NEW.amount

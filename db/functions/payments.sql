@@ -170,7 +170,7 @@ BEGIN
     END IF;
     IF NOT EXISTS (
         SELECT 1 FROM credit_ledger e
-         WHERE e.reference = NEW.id::text AND e.amount = NEW.amount_usd_cents * 100000
+         WHERE e.reference = NEW.id::text AND e.amount = credits_of_cents(NEW.amount_usd_cents)
            AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
            AND e.reason = CASE NEW.purpose WHEN 'self' THEN 'credits_purchase' ELSE 'system_donation' END
     ) THEN
@@ -220,7 +220,7 @@ BEGIN
     IF NOT EXISTS (
         SELECT 1 FROM credit_ledger e
          WHERE e.reference = NEW.id::text AND e.reason = 'payment_reversal'
-           AND e.amount = -NEW.amount_usd_cents * 100000
+           AND e.amount = -credits_of_cents(NEW.amount_usd_cents)
            AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
     ) THEN
         RAISE EXCEPTION 'payment attempt % is REVERSED without its ledger entry', NEW.id

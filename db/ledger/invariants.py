@@ -73,7 +73,7 @@ _ATTEMPT_OF_REFERENCE: Final = (
     "a.id = CASE WHEN s.reference ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN s.reference::uuid END"
 )
 
-_CREDITED_CREDITS: Final = "a.amount_usd_cents * 100000"
+_CREDITED_CREDITS: Final = "credits_of_cents(a.amount_usd_cents)"
 
 TRIAL_WORDS: Final = "debits and credits differ by {value}"
 TRIAL: Final = Check(
@@ -186,8 +186,8 @@ CHECKS: Final = (
               LEFT JOIN transfer_credits c ON c.reference = s.reference
              WHERE s.reason = 'platform_revenue_share'
                AND (s.billing_account_id <> 'cogni_system'
-                    OR s.amount <> coalesce(floor({_CREDITED_CREDITS} * a.revenue_share),
-                                            floor(c.amount_credits * c.revenue_share), s.amount))""",  # noqa: S608 - ours
+                    OR s.amount <> coalesce(bonus_of_credits({_CREDITED_CREDITS}, a.revenue_share),
+                                            bonus_of_credits(c.amount_credits, c.revenue_share), s.amount))""",  # noqa: S608 - ours
     ),
     Check(
         "bonus_missing",
@@ -195,7 +195,7 @@ CHECKS: Final = (
         "attempt {value} was credited over ten minutes ago and its bonus is missing: submit its hash again",
         f"""SELECT a.id AS value FROM subject a
              WHERE a.status = 'CREDITED' AND a.purpose = 'self' AND a.updated_at < now() - :grace
-               AND floor({_CREDITED_CREDITS} * a.revenue_share) > 0
+               AND bonus_of_credits({_CREDITED_CREDITS}, a.revenue_share) > 0
                AND NOT EXISTS (SELECT 1 FROM credit_ledger e
                                 WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')""",  # noqa: S608 - ours
     ),
@@ -205,7 +205,7 @@ CHECKS: Final = (
         "an operator's credit {value} is over ten minutes old and its bonus is missing: give the same remedy again",
         """SELECT s.id AS value FROM subject s JOIN transfer_credits c ON c.reference = s.reference
             WHERE s.reason = 'operator_credit' AND s.created_at < now() - :grace
-              AND floor(c.amount_credits * c.revenue_share) > 0
+              AND bonus_of_credits(c.amount_credits, c.revenue_share) > 0
               AND NOT EXISTS (SELECT 1 FROM credit_ledger e
                                WHERE e.reference = s.reference AND e.reason = 'platform_revenue_share')""",
     ),

@@ -91,7 +91,7 @@ _WITHOUT_BONUS: Final = text(
      WHERE e.reason = 'credits_purchase'
        AND e.created_at > CAST(:since AS timestamptz) AND e.created_at <= CAST(:before AS timestamptz)
        AND a.status = 'CREDITED' AND a.purpose = 'self' AND a.chain_id = :chain_id
-       AND floor(e.amount * a.revenue_share) > 0
+       AND bonus_of_credits(e.amount, a.revenue_share) > 0
        AND NOT EXISTS (SELECT 1 FROM credit_ledger s
                         WHERE s.reference = e.reference AND s.reason = 'platform_revenue_share')
      ORDER BY random() LIMIT :limit

@@ -80,7 +80,8 @@ _TRANSACTIONS: Final = f"""
         SELECT s.tx_hash, coalesce(f.log_index, s.log_index) AS log_index, s.log_index AS settled_index,
                coalesce(f.block_number, s.block_number) AS block_number, s.from_address, s.value_raw, s.surplus_raw,
                a.id, a.id::text AS reference, a.status, a.purpose, a.billing_account_id, a.amount_raw,
-               coalesce(floor(a.amount_usd_cents::numeric * 100000 * a.revenue_share), 0) AS bonus_credits, f.outcome,
+               coalesce(bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share), 0) AS bonus_credits,
+               f.outcome,
                EXISTS (SELECT FROM chain_cursors c
                         WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
                           AND lower(c.to_address) = lower(a.to_address)
@@ -103,7 +104,7 @@ _TRANSACTIONS: Final = f"""
           JOIN payment_attempts a ON a.id = s.attempt_id
           LEFT JOIN transfer_finality f ON f.attempt_id = s.attempt_id
     ), credited AS MATERIALIZED (
-        SELECT c.*, floor(c.amount_credits::numeric * c.revenue_share) AS bonus_credits
+        SELECT c.*, bonus_of_credits(c.amount_credits, c.revenue_share) AS bonus_credits
           FROM transactions t
           JOIN transfer_credits c ON c.chain_id = :chain_id AND c.tx_hash = t.tx_hash AND c.part <> 'refund'
     ), wanted AS (
@@ -272,7 +273,7 @@ _UNFINISHED: Final = text(
     SELECT a.id, a.tx_hash, a.status, b.owner_user_id,
            a.status = 'PENDING_UNVERIFIED' AS is_pending,
            a.status = 'CREDITED' AND a.purpose = 'self'
-             AND floor(a.amount_usd_cents::numeric * 100000 * a.revenue_share) > 0
+             AND bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share) > 0
              AND NOT EXISTS (SELECT FROM credit_ledger e
                               WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share') AS lacks_bonus,
            a.status = 'REVERSED' AND EXISTS (
@@ -300,7 +301,7 @@ _UNPOSTED_BONUSES: Final = text(
       FROM transfer_credits c
       JOIN findings f ON f.id = c.finding_id
       JOIN operator_actions p ON p.finding_id = f.id AND p.opening = f.times_opened
-     WHERE c.finding_id = ANY (CAST(:ids AS uuid[])) AND floor(c.amount_credits::numeric * c.revenue_share) > 0
+     WHERE c.finding_id = ANY (CAST(:ids AS uuid[])) AND bonus_of_credits(c.amount_credits, c.revenue_share) > 0
        AND NOT EXISTS (SELECT FROM credit_ledger e
                         WHERE e.reference = c.reference AND e.reason = 'platform_revenue_share')
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +15,10 @@ import pytest
 from db import functions, migrations
 from db.migrate import migrate
 from db.schema import EXPANDED_REVISION
+from domain.money import credits_for_usd_cents, revenue_share_credits
 from tests.database.test_rolling_deploy import upgrade_to
 from tests.support.postgres import Cluster, Database, migrate_database
-from tests.support.sql import connect, query
+from tests.support.sql import connect, query, scalar
 
 SQL_FOLDER: Final = Path(migrations.__path__[0]) / "sql"
 
@@ -158,3 +160,29 @@ def test_no_migration_defines_a_function_any_more() -> None:
 def test_files_of_landed_revisions_stay_as_they_landed() -> None:
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SQL_FOLDER.glob("000[123]_*.sql")}
     assert found == LANDED
+
+
+# -- what the code has as well
+
+
+@pytest.mark.parametrize("usd_cents", [1, 100, 12_345, 1_000_000, 92_233_720_368_547])
+def test_credits_are_what_the_code_makes_them(database: Database, usd_cents: int) -> None:
+    assert scalar(database.service_url, "SELECT credits_of_cents(%s)", usd_cents) == credits_for_usd_cents(usd_cents)
+
+
+@pytest.mark.parametrize("share", ["0", "0.75", "1", "0.3333333333333333", "0.000000000000001"])
+@pytest.mark.parametrize("credits_", [1, 7, 10_000_000, 9_223_372_036_854_775_807])
+def test_a_bonus_is_what_the_code_makes_it(database: Database, credits_: int, share: str) -> None:
+    found = scalar(database.service_url, "SELECT bonus_of_credits(%s::bigint, %s)", credits_, Decimal(share))
+    assert found == revenue_share_credits(credits_, Decimal(share))
+
+
+RATES: Final = r"100_?000|floor\(.*share"
+
+
+def test_no_query_has_the_rate_of_its_own() -> None:
+    folder = Path(functions.__path__[0]).parent
+    files = [*folder.rglob("*.py"), *folder.glob("functions/*.sql")]
+    having = {path.name for path in files if re.search(RATES, path.read_text())}
+    assert having == {"ledger.sql"}
+    assert len(re.findall(RATES, (folder / "functions" / "ledger.sql").read_text())) == 2

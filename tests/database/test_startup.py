@@ -163,6 +163,7 @@ async def test_any_other_power_of_a_role_is_refused(
         ),
         ("DELETE FROM alembic_version", f"the schema is at revision None, the code needs {SCHEMA_REVISION}"),
         ("DROP TABLE alembic_version", "the database has no schema yet"),
+        ("DROP FUNCTION prune_expired", "lacks functions that this version calls (prune_expired); run: settle migrate"),
         ("ALTER TABLE payment_attempts DISABLE ROW LEVEL SECURITY", "row-level security is not forced on payment_a"),
         ("ALTER TABLE users NO FORCE ROW LEVEL SECURITY", "row-level security is not forced on users"),
         ("ALTER TABLE credit_ledger DISABLE TRIGGER USER", "triggers are disabled on credit_ledger"),
