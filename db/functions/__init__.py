@@ -8,7 +8,8 @@ and which roles may, is written elsewhere (docs/decisions/functions-and-rights.m
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,8 @@ _INSTALLED: Final = """
 """
 
 
-def load() -> dict[str, str]:
+@cache
+def load() -> Mapping[str, str]:
     """The text of each function, by its name."""
     return parse("".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.sql"))))
 
