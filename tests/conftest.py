@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,6 +29,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=position)  # stable: within a file in their own order
 
 
+PR_SET_PDEATHSIG = 1
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Files are dealt to the processes of a parallel run, not single tests."""
     return ByFile(config, log)
@@ -38,7 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure, where that is wanted."""
+    """Measure, where that is wanted; and a process of a parallel run ends when the one that began the run is gone."""
+    if hasattr(config, "workerinput") and sys.platform == "linux":
+        # Its servers and other children are tied to it in the same way.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuReport(config))
 

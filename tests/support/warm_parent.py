@@ -45,7 +45,6 @@ NOT_IMPORTED: Final = ("db.migrations.env", "devstack._launch", "db.migrations.v
 def main() -> None:
     """Import everything, say so, and fork on request until whoever asks is gone."""
     asker = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_parent(signal.SIGKILL)
     _import_everything()
     assert threading.active_count() == 1
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a library has started a thread, which no fork would have"
@@ -53,7 +52,7 @@ def main() -> None:
     gc.freeze()  # or the first collection of each child would copy all of it
     while True:
         message, descriptors, _, _ = socket.recv_fds(asker, MESSAGE_BYTES_MAX, 3)
-        if not message:
+        if not message:  # the asker is gone, however it ended: nobody else has its end of the socket
             os._exit(0)
         request: dict[str, Any] = json.loads(message)
         asker.send(json.dumps({"pid": _fork(request, descriptors, asker)}).encode())
@@ -82,17 +81,15 @@ def _fork(request: dict[str, Any], descriptors: list[int], asker: socket.socket)
             os.write(writing, str(child).encode())
             os._exit(0)
         os.close(reading)
-        os.close(writing)
         asker.close()
-        _run(request, descriptors)
+        _run(request, descriptors, writing)
     os.close(writing)
     os.waitpid(between, 0)
-    pid = int(os.read(reading, 32))
-    os.close(reading)
-    return pid
+    with open(reading) as answer:
+        return int(answer.read())  # to the end: the child closes it when it is a group of its own
 
 
-def _run(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def _run(request: dict[str, Any], descriptors: list[int], settled: int) -> NoReturn:
     """Become the process that was asked for."""
     try:
         while os.getppid() not in {1, request["parent"]}:
@@ -102,6 +99,7 @@ def _run(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
             _die_with_parent(request["parent_death_signal"])
         if os.getppid() != request["parent"]:
             os._exit(1)
+        os.close(settled)
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
         for descriptor in descriptors:
