@@ -23,11 +23,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from eth_abi.abi import decode, encode
-from eth_account import Account
 from eth_typing import ChecksumAddress, HexStr
 from eth_utils.abi import abi_to_signature, function_signature_to_4byte_selector
 from eth_utils.address import to_checksum_address
@@ -44,6 +43,9 @@ from devstack.processes import (
     wait_until,
     write_atomically,
 )
+
+if TYPE_CHECKING:
+    from eth_account import Account
 
 PREFERRED_PORT = 8545
 ANVIL_VERSION = "1.7.1"
@@ -101,15 +103,37 @@ class Wallet:
         return f"Wallet({self.index}, {self.address})"
 
 
+# What anvil derives from MNEMONIC and prints at its start; written down, because deriving them takes a library that
+# costs a process 0.7 s, which one that signs nothing should not wait for.
+_DEV_ACCOUNTS = {
+    "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266": "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
+    "0x70997970C51812dc3A010C7d01b50e0d17dc79C8": "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",
+    "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC": "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a",
+    "0x90F79bf6EB2c4f870365E785982E1f101E93b906": "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6",
+    "0x15d34AAf54267DB7D7c367839AAf71A00a2C6A65": "0x47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a",
+    "0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc": "0x8b3a350cf5c34c9194ca85829a2df0ec3153be0318b5e2d3348e872092edffba",
+    "0x976EA74026E726554dB657fA54763abd0C3a0aa9": "0x92db14e403b83dfe3df233f83dfa3a0d7096f21ca9b0d6d6b8d88b2b4ec1564e",
+    "0x14dC79964da2C08b23698B3D3cc7Ca32193d9955": "0x4bbbf85ce3377467afe5d46f804f221813b2bb87f24d81f60f1fcdbf7cbf4356",
+    "0x23618e81E3f5cdF7f54C3d65f7FBc0aBf5B21E8f": "0xdbda1821b80551c9d65939329250298aa3472ba22feea921c0cf5d620ea67b97",
+    "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720": "0x2a871d0798f97d79848a013d4936a73bf4cc922c825d33c1cf7073dff6d409c6",
+}
+
+
 @functools.cache
 def dev_wallets() -> tuple[Wallet, ...]:
     """The ten accounts that anvil funds: 0 deploys, 1 to 8 pay, 9 is the treasury."""
-    Account.enable_unaudited_hdwallet_features()
-    accounts = [Account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{i}") for i in range(WALLET_COUNT)]
     return tuple(
-        Wallet(index, to_checksum_address(account.address), HexStr("0x" + bytes(account.key).hex()))
-        for index, account in enumerate(accounts)
+        Wallet(index, to_checksum_address(address), HexStr(private_key))
+        for index, (address, private_key) in enumerate(_DEV_ACCOUNTS.items())
     )
+
+
+@functools.cache
+def _account() -> "type[Account]":
+    """The signing library, loaded by the first signature: it brings curves of other chains, which take long."""
+    from eth_account import Account
+
+    return Account
 
 
 def payer_wallets() -> tuple[Wallet, ...]:
@@ -185,7 +209,7 @@ class SignedPayment:
 def _signed(
     private_key: str, *, token: str, chain_id: int, primary_type: str, fields: Sequence[tuple[str, str]], message: Any
 ) -> tuple[int, bytes, bytes]:
-    signature = Account.sign_typed_data(
+    signature = _account().sign_typed_data(
         private_key,
         domain_data={"name": "USD Coin", "version": "2", "chainId": chain_id, "verifyingContract": token},
         message_types={primary_type: [{"name": name, "type": kind} for name, kind in fields]},
@@ -536,7 +560,7 @@ class LocalChain(Service):
         `to` None creates a contract. Without a `nonce` it takes the next one, and another when somebody else
         was quicker, so that any number may send for one key at once. Raises ChainCallError when refused.
         """
-        sender = Account.from_key(private_key).address
+        sender = _account().from_key(private_key).address
         for attempts_left in reversed(range(NONCE_ATTEMPTS_MAX)):
             number = nonce
             if number is None:
@@ -565,7 +589,7 @@ class LocalChain(Service):
 
     def _sign(self, private_key: str, fields: Mapping[str, Any]) -> tuple[HexStr, HexStr]:
         transaction = {"type": 2, "chainId": self.chain_id, "value": 0, **fields}
-        signed = Account.sign_transaction(transaction, private_key)
+        signed = _account().sign_transaction(transaction, private_key)
         return HexStr("0x" + bytes(signed.raw_transaction).hex()), HexStr("0x" + bytes(signed.hash).hex())
 
     async def pay(
@@ -642,7 +666,7 @@ class LocalChain(Service):
         `for_receiver` signs for receiveWithAuthorization, which only the payee can use.
         """
         target = to_checksum_address(token or self.token_address)
-        payer = to_checksum_address(Account.from_key(private_key).address)
+        payer = to_checksum_address(_account().from_key(private_key).address)
         payee = to_checksum_address(to)
         nonce = secrets.token_bytes(32)
         v, r, s = _signed(
@@ -674,7 +698,7 @@ class LocalChain(Service):
     ) -> tuple[int, bytes, bytes]:
         """Signs an EIP-2612 permit with the holder's next nonce; gives back v, r, s."""
         target = token or self.token_address
-        holder = Account.from_key(private_key).address
+        holder = _account().from_key(private_key).address
         return _signed(
             private_key,
             token=target,
@@ -706,7 +730,7 @@ class LocalChain(Service):
             chain_id=self.chain_id,
             primary_type="CancelAuthorization",
             fields=[("authorizer", "address"), ("nonce", "bytes32")],
-            message={"authorizer": Account.from_key(private_key).address, "nonce": nonce},
+            message={"authorizer": _account().from_key(private_key).address, "nonce": nonce},
         )
 
     async def pay_relayed(self, relayer_key: str, payment: SignedPayment) -> HexStr:
@@ -767,7 +791,7 @@ class LocalChain(Service):
         The owner sends the transaction, or the relayer with the owner's signature: either way its sender is not the
         wallet, which pays.
         """
-        owner = Account.from_key(owner_key).address
+        owner = _account().from_key(owner_key).address
         wallet = self.smart_wallet_address(owner, salt)
         call = (self.token_address, 0, bytes.fromhex(call_data("TestUSDC", "transfer", to, amount_raw)[2:]))
         if relayer_key is None:
@@ -776,7 +800,7 @@ class LocalChain(Service):
             )
         number = await self.read("SmartWallet", "nonce", address=wallet)
         call_hash = await self.read("SmartWallet", "callHash", number, *call, address=wallet)
-        signature = bytes(Account.unsafe_sign_hash(call_hash, owner_key).signature)
+        signature = bytes(_account().unsafe_sign_hash(call_hash, owner_key).signature)
         data = call_data("SmartWallet", "executeSigned", *call, signature)
         return await self.send(relayer_key, wallet, data, gas=SIGNED_TRANSFER_GAS)
 
