@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
 
 from domain.payments.attempt import AttemptStatus, ErrorCode
-from starter.payments import _settlement, _submission
+from starter.submission import settlement_of, submission_of
 from tests.crash.conftest import Systems
 from tests.crash.test_waiting import UNKNOWN, past_deadline
 from tests.support.servers import TASK_QUEUE
@@ -61,7 +61,7 @@ async def test_a_hash_recorded_while_no_worker_ran_has_its_own_time(systems: Sys
     assert submitted_at is not None
     await system.until(lambda: datetime.now(UTC) > submitted_at + timedelta(seconds=timeout - 5), "nearly the end")
     # Only the database hears of the second hash: as if the update had been lost with the server's memory.
-    await system.payments._record(payment.payer.user_id, payment.attempt_id, payment.tx_hash, datetime.now(UTC))
+    await system.record_only(payment)
     await system.until(lambda: datetime.now(UTC) > submitted_at + timedelta(seconds=timeout), "the first hash's end")
     async with system.worker():
         await system.confirm(payment.tx_hash)
@@ -78,7 +78,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
     # The workflow is durably started, and whoever started it died before anything was recorded.
     await system.namespace.client.start_workflow(
         VerifyAndSettle.run,
-        _settlement(attempt, _submission(attempt, payment.tx_hash, datetime.now(UTC))),
+        settlement_of(attempt, submission_of(attempt, payment.tx_hash, datetime.now(UTC))),
         id=workflow_id(attempt.id),
         task_queue=TASK_QUEUE,
     )

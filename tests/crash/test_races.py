@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,10 +12,12 @@ from activities.messages import BonusToMint, PaymentToCredit
 from activities.payments.payer import PayerActivities
 from activities.payments.system_tenant import SystemTenantActivities
 from db.accounts.wallets import Payer
+from db.engine import TenantConnection
 from domain.errors import HashInUse
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.payments.verification import SettledTransfer
 from starter.models import AttemptView
+from starter.submission import find_in
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem, wallets
 from workflows.naming import workflow_id
@@ -98,12 +99,12 @@ async def test_a_submission_whose_payment_ended_just_after_it_was_read_answers_w
         await system.must_be_settled(payment)
         settled_by = (await system.state(payment.attempt_id)).run_id
 
-        find, reads = system.payments._find, iter([read_before])
+        reads = iter([read_before])
 
-        async def find_late(user_id: str, attempt_id: UUID) -> PaymentAttempt:
-            return next(reads, None) or await find(user_id, attempt_id)
+        async def find_late(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
+            return next(reads, None) or await find_in(connection, attempt_id)
 
-        monkeypatch.setattr(system.payments, "_find", find_late)
+        monkeypatch.setattr("starter.submission.find_in", find_late)
         assert (await system.submit_payment(payment)).status is AttemptStatus.CREDITED
     assert (await system.state(payment.attempt_id)).run_id == settled_by
     await system.books_are_right()
@@ -225,7 +226,7 @@ async def test_whoever_submits_somebody_elses_hash_first_gains_nothing_and_block
 async def test_an_activity_that_runs_many_times_at_once_credits_once(system: PaymentSystem) -> None:
     purchase, donation = await system.purchase(), await system.purchase(purpose=Purpose.SYSTEM, wallet=wallets(2)[1])
     for payment in (purchase, donation):
-        await system.payments._record(payment.payer.user_id, payment.attempt_id, payment.tx_hash, datetime.now(UTC))
+        await system.record_only(payment)
     payer = PayerActivities(
         system.settlement,
         verification_timeout=system.settings.verification_timeout,

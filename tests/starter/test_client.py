@@ -13,6 +13,7 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus
 
 from composition import payment_policy
+from db.engine import TenantConnection
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
@@ -27,14 +28,16 @@ from domain.errors import (
 from domain.money import DEFAULT_REVENUE_SHARE
 from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from services.payments import lifecycle as payments
-from starter.payments import ANSWER_TIMEOUT, PaymentsClient
+from starter.payments import PaymentsClient
 from starter.progress import read_workflow
+from starter.submission import ANSWER_TIMEOUT, find_in
 from starter.temporal import connect
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine, open_engine
 from tests.support.payments import transfer_for
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
+from workflows.naming import workflow_id
 
 A = "0x" + "aa" * 32
 B = "0x" + "bb" * 32
@@ -358,3 +361,25 @@ async def test_the_confirmations_so_far_are_told_while_the_payment_waits(engine:
         ClientStatus.CONFIRMED,
         None,
     )
+
+
+async def test_an_attempt_is_read_once_for_a_submission_and_twice_where_its_run_is_over(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+
+    async def counted(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
+        nonlocal reads
+        reads += 1
+        return await find_in(connection, attempt_id)
+
+    monkeypatch.setattr("starter.submission.find_in", counted)
+    payer, intent = await engine.intent()
+    async with engine.worker():
+        await engine.payments.submit(payer.user_id, intent.attempt_id, A)
+        assert reads == 1
+        await engine.payments.submit(payer.user_id, intent.attempt_id, B)
+        assert reads == 2, "once more for the second submission"
+        await engine.namespace.client.get_workflow_handle(workflow_id(intent.attempt_id)).terminate()
+        await engine.payments.submit(payer.user_id, intent.attempt_id, A)
+    assert reads == 4

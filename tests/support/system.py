@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,6 +32,7 @@ from devstack.errors import PartFailedError
 from devstack.processes import ChildProcess, ProcessSpec, process_identity, wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from services.payments import lifecycle
 from starter.models import AttemptView, Intent
 from starter.progress import read_workflow
 from tests.support import warm_process
@@ -209,6 +211,11 @@ class PaymentSystem(Engine):
         await self.chain.mine(blocks)
         for tx_hash in tx_hashes:
             await self.chain.wait_for_receipt(tx_hash)
+
+    async def record_only(self, payment: Payment) -> None:
+        """Only the database hears of the payment's hash: as if the update had been lost with the server's memory."""
+        async with self.settlement.transaction(payment.payer.user_id) as connection:
+            await lifecycle.submit(connection, payment.attempt_id, payment.tx_hash, submitted_at=datetime.now(UTC))
 
     async def submit_payment(self, payment: Payment) -> AttemptView:
         """Submit the payment's hash."""
