@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from temporalio.client import Client
+
 from activities.messages import WatchedChain
+from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from chain.rpc import RequestObserver
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from settings import Settings
 from starter.payments import PaymentPolicy, PaymentsClient
+from starter.settlement_starter import TemporalStarter
 from starter.singletons import SingletonWorkflow
 from starter.temporal import connect
 from workflows.naming import WATCH_CHAIN, watch_workflow_id
@@ -31,6 +35,17 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
     )
+
+
+def settlement_preconditions(settings: Settings, chain: ChainReader) -> SettlementPreconditions:
+    """What must be true of chain and token. Raises `ConfigurationError` without a treasury."""
+    return SettlementPreconditions(chain.contracts, settings.require_treasury_address())
+
+
+def settlement_starter(temporal: Client, settings: Settings, database: TenantDatabase) -> TemporalStarter:
+    """What starts workflows for services and activities. Raises `ConfigurationError` without a treasury."""
+    payments = PaymentsClient(database, temporal, payment_policy(settings))
+    return TemporalStarter(temporal, payments, singleton_workflows(settings))
 
 
 def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:

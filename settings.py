@@ -23,6 +23,7 @@ import domain.setting_values as values
 from chain.addresses import checksum_address
 from db.address import EXPECTED as _POSTGRES_EXPECTED
 from db.address import normalize_address
+from domain.chain import TransferScope
 from domain.errors import ConfigurationError, InvalidInput
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
@@ -392,6 +393,11 @@ class Settings(BaseModel):
     def require_chain_rpc_urls(self) -> tuple[str, ...]:
         """`CHAIN_RPC_URLS`, or `ConfigurationError`."""
         return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, _NODES_EXPECTED)
+
+    def require_transfer_scope(self) -> TransferScope:
+        """Where payments go to. Raises `ConfigurationError` without a treasury."""
+        treasury = self.require_treasury_address()
+        return TransferScope(chain_id=self.chain_id, token=self.usdc_token_address, treasury=treasury)
 
     def require_treasury_address(self) -> str:
         """`TREASURY_ADDRESS`, or `ConfigurationError`."""

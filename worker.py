@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version
-from math import ceil
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -22,40 +21,24 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
 from activities.interceptors import DomainErrors
-from activities.ledger.integrity_scan import BookkeepingActivities
-from activities.operations.events import AnnouncementActivities
-from activities.operations.governance import GovernanceActivities
-from activities.operations.housekeeping import HousekeepingActivities, Resume
-from activities.operations.reconciliation import Reconciliation, ReconciliationActivities
-from activities.operations.resolutions import RemedyActivities
+from activities.ledger import wiring as ledger
+from activities.operations import wiring as operations
 from activities.own_chain import OwnChain
-from activities.payments.finality import FinalityActivities
-from activities.payments.payer import PayerActivities
-from activities.payments.system_tenant import SystemTenantActivities
-from activities.payments.verification import VerificationActivities
-from activities.transfers.watch_chain import ScopeWatch, ScopeWatches, WatchingActivities
+from activities.payments import wiring as payments
+from activities.transfers import wiring as transfers
+from activities.wiring import Dependencies
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
-from composition import chain_reader, payment_policy, singleton_workflows
-from db.clock import estimated_now
+from composition import chain_reader, settlement_preconditions, settlement_starter
 from db.engine import ServiceDatabase, SettlementDatabase
-from db.operations.housekeeping import UnfinishedPayment
 from db.startup import check_service_database, check_settlement_database, check_writes
 from db.transfers.destinations import note_destination
-from domain.chain import TransferScope
 from domain.errors import ConfigurationError
 from domain.operations.events import Publish
-from domain.transfers.watching import Promise
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
 from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
-from services.transfers.block_scanner import BlockScanner
-from services.transfers.matcher import Submit, TransferMatcher
 from settings import Settings
-from starter.payments import PaymentsClient
-from starter.progress import read_workflow
-from starter.resolutions import start_remedy
-from starter.singletons import start_missing
 from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
 from telemetry.health import serve_health, temporal_answers
@@ -92,6 +75,19 @@ _D = TypeVar("_D", SettlementDatabase, ServiceDatabase)
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What the process owns, checked."""
+
+    settlement: SettlementDatabase
+    service: ServiceDatabase
+    chain: ChainReader
+    preconditions: SettlementPreconditions
+    temporal: Client
+    sdk_metrics_address: str
+    events: EventPublisher
+
+
 async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `SettleError` when the start-up checks fail."""
     stop = asyncio.Event()
@@ -101,62 +97,25 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
     if settings.reconciliation_dir is not None:
         _prepare_folder("RECONCILIATION_DIR", settings.reconciliation_dir)
     async with AsyncExitStack() as stack:
-        settlement = _closing(stack, SettlementDatabase(settings.require_settlement_database_url(), **_POOL))
-        service = _closing(stack, ServiceDatabase(settings.require_service_database_url(), **_POOL))
-        await check_settlement_database(settlement)
-        await check_service_database(service)
-        chain = await stack.enter_async_context(chain_reader(settings, on_request=observe_rpc_request))
-        token = settings.usdc_token_address
-        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
-        asked = await preconditions.require_at_start(token)
-        if asked.state is not State.MET:
-            log.error("starting without being ready: nothing is credited until this is confirmed", reason=asked.message)
-        async with service.autocommit() as connection:
-            # Before the first credit: from here on an intent alone does not decide where payments may go.
-            await note_destination(connection, _scope_of(settings))
-        sdk_metrics_address = f"127.0.0.1:{_free_port()}"
-        temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
-        await temporal_answers(lambda: is_serving(temporal))
-        added = await register_search_attributes(temporal)
-        if added:
-            log.info("search attributes registered", names=added)
-        events = await stack.enter_async_context(event_publisher(settings))
+        opened = await _open(stack, settings, variables)
         worker = build_worker(
-            temporal,
+            opened.temporal,
             settings,
-            chain=chain,
-            settlement=settlement,
-            service=service,
-            publish=events.publish,
-            preconditions=preconditions,
+            chain=opened.chain,
+            settlement=opened.settlement,
+            service=opened.service,
+            publish=opened.events.publish,
+            preconditions=opened.preconditions,
         )
         health_port = await stack.enter_async_context(
-            serve_health(
-                settings.worker_health_host,
-                settings.worker_health_port,
-                is_alive=lambda: worker.is_running and not stop.is_set(),
-                checks={
-                    "database": partial(_check_settlement, settlement),
-                    "service_database": partial(_check_service, service),
-                    "temporal": lambda: temporal_answers(lambda: is_serving(temporal)),
-                    "chain": chain.heads.height,
-                    "token": lambda: preconditions.require_known(token),
-                },
-                sdk_metrics_address=sdk_metrics_address,
-            )
+            _serve_health(settings, opened, is_alive=lambda: worker.is_running and not stop.is_set())
         )
-        await stack.enter_async_context(
-            DatabaseGauges(service, chain_id=settings.chain_id, finality=settings.finality_policy).refreshing()
-        )
-        watched = PreconditionGauge(preconditions, token, chain_id=settings.chain_id)
-        await stack.enter_async_context(watched.refreshing())
-        clocks = clock_watch(service, chain, settings.block_time)
-        await stack.enter_async_context(refreshing(clocks, every_seconds=CLOCKS_EVERY_SECONDS))
+        await _keep_measuring(stack, settings, opened)
         async with worker:
             log.info(
                 "worker runs",
                 task_queues=worker.task_queues,
-                namespace=temporal.namespace,
+                namespace=opened.temporal.namespace,
                 chain_id=settings.chain_id,
                 min_confirmations=settings.min_confirmations,
                 revenue_share=str(settings.system_tenant_revenue_share),
@@ -165,6 +124,59 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             await stop.wait()
             log.info("worker drains", seconds_max=GRACEFUL_SHUTDOWN.total_seconds())
     log.info("worker stopped")
+
+
+async def _open(stack: AsyncExitStack, settings: Settings, variables: Mapping[str, str]) -> _Opened:
+    """Open everything, in the order in which it is needed; the stack closes it. Raises `SettleError`."""
+    settlement = _closing(stack, SettlementDatabase(settings.require_settlement_database_url(), **_POOL))
+    service = _closing(stack, ServiceDatabase(settings.require_service_database_url(), **_POOL))
+    await check_settlement_database(settlement)
+    await check_service_database(service)
+    chain = await stack.enter_async_context(chain_reader(settings, on_request=observe_rpc_request))
+    preconditions = settlement_preconditions(settings, chain)
+    asked = await preconditions.require_at_start(settings.usdc_token_address)
+    if asked.state is not State.MET:
+        log.error("starting without being ready: nothing is credited until this is confirmed", reason=asked.message)
+    async with service.autocommit() as connection:
+        # Before the first credit: from here on an intent alone does not decide where payments may go.
+        await note_destination(connection, settings.require_transfer_scope())
+    sdk_metrics_address = f"127.0.0.1:{_free_port()}"
+    temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
+    await temporal_answers(lambda: is_serving(temporal))
+    added = await register_search_attributes(temporal)
+    if added:
+        log.info("search attributes registered", names=added)
+    events = await stack.enter_async_context(event_publisher(settings))
+    return _Opened(settlement, service, chain, preconditions, temporal, sdk_metrics_address, events)
+
+
+def _serve_health(
+    settings: Settings, opened: _Opened, *, is_alive: Callable[[], bool]
+) -> AbstractAsyncContextManager[int]:
+    """The health port: alive while the worker runs and is not told to stop, ready while all that it needs answers."""
+    return serve_health(
+        settings.worker_health_host,
+        settings.worker_health_port,
+        is_alive=is_alive,
+        checks={
+            "database": partial(_check_settlement, opened.settlement),
+            "service_database": partial(_check_service, opened.service),
+            "temporal": lambda: temporal_answers(lambda: is_serving(opened.temporal)),
+            "chain": opened.chain.heads.height,
+            "token": lambda: opened.preconditions.require_known(settings.usdc_token_address),
+        },
+        sdk_metrics_address=opened.sdk_metrics_address,
+    )
+
+
+async def _keep_measuring(stack: AsyncExitStack, settings: Settings, opened: _Opened) -> None:
+    """What is measured again and again beside the work, until the stack is closed."""
+    gauges = DatabaseGauges(opened.service, chain_id=settings.chain_id, finality=settings.finality_policy)
+    await stack.enter_async_context(gauges.refreshing())
+    token = PreconditionGauge(opened.preconditions, settings.usdc_token_address, chain_id=settings.chain_id)
+    await stack.enter_async_context(token.refreshing())
+    clocks = clock_watch(opened.service, opened.chain, settings.block_time)
+    await stack.enter_async_context(refreshing(clocks, every_seconds=CLOCKS_EVERY_SECONDS))
 
 
 def _prepare_folder(name: str, folder: Path) -> None:
@@ -190,12 +202,6 @@ async def _check_settlement(database: SettlementDatabase) -> None:
 async def _check_service(database: ServiceDatabase) -> None:
     await check_service_database(database)
     await check_writes(database)
-
-
-def _scope_of(settings: Settings) -> TransferScope:
-    return TransferScope(
-        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
-    )
 
 
 class Workers:
@@ -245,84 +251,22 @@ def build_worker(
     It polls its chain's queue and the platform's, and refuses work of another chain from either. Without `publish`
     events go to the log only.
     """
-    if preconditions is None:
-        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
-    payer = PayerActivities(
-        settlement,
-        verification_timeout=settings.verification_timeout,
-        revenue_share=settings.system_tenant_revenue_share,
+    deps = Dependencies(
+        settings=settings,
+        chain=chain,
+        settlement=settlement,
+        service=service,
+        preconditions=preconditions or settlement_preconditions(settings, chain),
+        starter=settlement_starter(temporal, settings, settlement),
+        publish=publish or EventPublisher().publish,
     )
-    system_tenant = SystemTenantActivities(service)
-    scope = _scope_of(settings)
-    verification = VerificationActivities(
-        chain,
-        service,
-        preconditions,
-        min_confirmations=settings.min_confirmations,
-        block_time=settings.block_time,
-        verification_timeout=settings.verification_timeout,
-        own_destination=scope,
-        from_block=settings.chain_watch_from_block,
-    )
-    finality = FinalityActivities(chain, service, policy=settings.finality_policy, block_time=settings.block_time)
-    payments = PaymentsClient(settlement, temporal, payment_policy(settings))
-    governance = GovernanceActivities(settlement, service, chain, worker_version=version("settle"))
-    housekeeping = HousekeepingActivities(
-        service,
-        chain_id=settings.chain_id,
-        resume=_resume(temporal, payments),
-        ensure_singletons=lambda: start_missing(temporal, singleton_workflows(settings)),
-    )
-    remedies = RemedyActivities(
-        service,
-        chain,
-        preconditions,
-        revenue_share=settings.system_tenant_revenue_share,
-        min_confirmations=settings.min_confirmations,
-    )
-    bookkeeping = BookkeepingActivities(service, pending_max=settings.payment_wait_max)
-    publish = publish or EventPublisher().publish
-    reconciliation = ReconciliationActivities(
-        Reconciliation(
-            service,
-            chain_id=settings.chain_id,
-            block_time=settings.block_time,
-            resume_payment=payments.resume_payment,
-            start_resolution=lambda request: start_remedy(temporal, request),
-            dust_below_raw=settings.dust_below_raw,
-        ),
-        chain_id=settings.chain_id,
-        directory=settings.reconciliation_dir,
-    )
-    announcements = AnnouncementActivities(publish)
-    watching = _watching(settings, scope, chain, service, submit=payments.submit, publish=publish)
     parts: dict[str, Any] = dict(
         workflows=registry.WORKFLOWS,
         activities=[
-            payer.record_submission,
-            payer.credit_buyer,
-            payer.end_without_credits,
-            system_tenant.mint_bonus,
-            system_tenant.credit_donation,
-            verification.await_confirmation,
-            finality.await_finality,
-            finality.reverse_payment,
-            finality.reverse_bonus,
-            governance.take_heartbeat,
-            governance.low_balance_announced,
-            governance.read_income,
-            housekeeping.expire_intents,
-            housekeeping.prune_expired_rows,
-            housekeeping.pick_up_payments,
-            housekeeping.ensure_standing_workflows,
-            remedies.take_remedy,
-            remedies.mint_bonus_of_credit,
-            reconciliation.reconcile,
-            bookkeeping.check_books,
-            bookkeeping.note_books_announced,
-            watching.follow_chain,
-            watching.rescan_chain,
-            announcements.announce,
+            *payments.activities(deps),
+            *transfers.activities(deps),
+            *ledger.activities(deps),
+            *operations.activities(deps),
         ],
         interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
     )
@@ -337,52 +281,6 @@ def build_worker(
 def event_publisher(settings: Settings) -> EventPublisher:
     """Publishes to the log, and to the event sink of the settings."""
     return EventPublisher(settings.event_sink_url, source=settings.api_url or DEFAULT_SOURCE)
-
-
-def _watching(
-    settings: Settings,
-    scope: TransferScope,
-    chain: ChainReader,
-    service: ServiceDatabase,
-    *,
-    submit: Submit,
-    publish: Publish,
-) -> WatchingActivities:
-    """Follows the chain for the treasury, and for those that attempts still name; submits on the payers' behalf."""
-
-    def open_scope(scope: TransferScope, promise: Promise | None) -> ScopeWatch:
-        age = max(estimated_now() - promise.since, timedelta(0)) if promise is not None else timedelta(0)
-        scan = BlockScanner(
-            chain,
-            service,
-            scope,
-            from_block=settings.chain_watch_from_block,
-            look_back_blocks=ceil((settings.payment_intent_ttl + age) / settings.block_time),
-        )
-        matcher = TransferMatcher(
-            service,
-            scope,
-            submit,
-            publish,
-            min_confirmations=settings.min_confirmations,
-            dust_below_raw=settings.dust_below_raw,
-        )
-        return ScopeWatch(scan, matcher)
-
-    return WatchingActivities(ScopeWatches(service, scope, open_scope), block_time=settings.block_time)
-
-
-def _resume(temporal: Client, payments: PaymentsClient) -> Resume:
-    """Submits a payment's own hash again where no workflow has it, on the payer's behalf."""
-
-    async def resume(payment: UnfinishedPayment) -> bool:
-        state = await read_workflow(temporal, payment.attempt_id)
-        if state is not None and (state.is_running or (payment.is_credited and state.has_completed)):
-            return False
-        await payments.submit(payment.owner_user_id, payment.attempt_id, payment.tx_hash)
-        return True
-
-    return resume
 
 
 _POOL: Final[dict[str, Any]] = {

@@ -12,6 +12,9 @@ from abc import ABC
 from collections.abc import Callable
 from typing import Any
 
+Activity = Callable[..., Any]
+"""What a worker registers."""
+
 
 class Signatures(ABC):  # noqa: B024  (what is abstract is in the subclasses)
     """Base of the classes that declare activities as abstract methods."""
@@ -21,6 +24,6 @@ class Signatures(ABC):  # noqa: B024  (what is abstract is in the subclasses)
         """The names of the declared activities, those of the bases too."""
         return tuple(sorted({name for base in cls.__mro__ for name in getattr(base, "__abstractmethods__", ())}))
 
-    def activities(self) -> list[Callable[..., Any]]:
+    def activities(self) -> list[Activity]:
         """What a worker registers: the method behind each declaration."""
         return [getattr(self, name) for name in self.declared()]

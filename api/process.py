@@ -18,8 +18,7 @@ from api.app import build_app
 from api.pages.credits import LOOPBACK
 from api.resources import ApiSettings, RateLimits, Services, SingleFlight
 from api.server import http_server, listen
-from chain.preconditions import SettlementPreconditions
-from composition import chain_reader, payment_policy
+from composition import chain_reader, payment_policy, settlement_preconditions
 from db.engine import OperatorDatabase, TenantDatabase
 from db.startup import (
     check_answers,
@@ -93,7 +92,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             stack.push_async_callback(operators.dispose)
             await check_operator_database(operators)
         chain = await stack.enter_async_context(chain_reader(settings))
-        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
+        preconditions = settlement_preconditions(settings, chain)
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
         await stack.enter_async_context(

@@ -13,7 +13,7 @@ import aiohttp
 from temporalio.client import Client
 
 from activities.ledger.integrity_scan import check_all_books, check_books
-from chain.preconditions import SettlementPreconditions, State
+from chain.preconditions import State
 from commands.chain_checks import check_finality, check_watcher
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import (
@@ -22,6 +22,7 @@ from composition import (
     payment_policy,
     service_database,
     settlement_database,
+    settlement_preconditions,
     tenant_database,
 )
 from db.clock import measure_host_offset
@@ -318,7 +319,7 @@ async def _clocks(settings: Settings) -> str:
 async def _preconditions(settings: Settings) -> str:
     """The same check that a worker makes at its start, and before it credits a payment."""
     async with chain_reader(settings) as chain:
-        preconditions = SettlementPreconditions(chain.contracts, settings.require_treasury_address())
+        preconditions = settlement_preconditions(settings, chain)
         found = await preconditions.check(settings.usdc_token_address)
     words = "; ".join([found.message, *(f"contradicted by {dissenter}" for dissenter in found.dissenters)])
     answer = found.answer

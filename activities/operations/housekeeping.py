@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
 
@@ -25,13 +24,8 @@ from db.operations import housekeeping
 from db.operations.housekeeping import UnfinishedPayment
 from domain.errors import Refusal
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.ports import Resume, StartSingletons
 from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED, WORKFLOWS_RESTARTED
-
-Resume = Callable[[UnfinishedPayment], Awaitable[bool]]
-"""Makes sure that a workflow is at work on a payment; True where none was."""
-
-EnsureStanding = Callable[[], Awaitable[list[str]]]
-"""Starts the workflows that run for ever and do not run; their ids."""
 
 ASKED_AT_ONCE_MAX: Final = 8
 
@@ -42,7 +36,7 @@ class HousekeepingActivities(HousekeepingSignatures):
     """Each batch is one transaction; safe to run twice, at once, and to be stopped half-way."""
 
     def __init__(
-        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_singletons: EnsureStanding
+        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_singletons: StartSingletons
     ) -> None:
         self._database = database
         self._chain_id = chain_id

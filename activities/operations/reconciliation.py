@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,13 +55,8 @@ from domain.operations.reconciliation import (
 )
 from domain.operations.resolutions import RemedyRequest
 from domain.transfers.matching import Pays, Renews, decide
+from services.ports import ResumePayment, StartResolution
 from telemetry.metrics.worker import RECONCILIATION_DIFFERENCES, RECONCILIATION_SECONDS
-
-PickUp = Callable[[str, UUID], Awaitable[bool]]
-"""Starts an attempt's workflow (owner's user id, attempt's id); False where one is at work on it."""
-
-Carry = Callable[[RemedyRequest], Awaitable[object]]
-"""Has an operator's remedy carried out again; what is done is found done."""
 
 Progress = Callable[[str], None]
 """Is told in words how far it has come."""
@@ -102,8 +97,8 @@ class Reconciliation:
         *,
         chain_id: int,
         block_time: timedelta,
-        resume_payment: PickUp,
-        start_resolution: Carry,
+        resume_payment: ResumePayment,
+        start_resolution: StartResolution,
         dust_below_raw: int = 0,
     ) -> None:
         self._dust_below_raw = dust_below_raw

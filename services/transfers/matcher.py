@@ -7,8 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -23,6 +22,7 @@ from domain.operations.findings import Finding, is_dust
 from domain.operations.resolutions import StoredFinding
 from domain.transfers.matching import AlreadyPaid, Candidate, NoIncome, Pays, Renews, Undecided, decide
 from services.payments import lifecycle as payments
+from services.ports import Submit
 from telemetry.metrics.worker import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, WATCHER_SUBMISSIONS
 
 log = structlog.get_logger(__name__)
@@ -46,12 +46,6 @@ ANNOUNCE_SECONDS_MAX: Final = 3.0
 
 ANNOUNCE_AGAIN_SECONDS: Final = 30.0
 """Pause after an event sink did not accept an event."""
-
-
-class Submit(Protocol):
-    """Submits a payment on the payer's behalf; safe to repeat. Raises `SettleError`."""
-
-    async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
 
 
 class _MovedMeanwhile(Exception):

@@ -12,7 +12,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.operations.housekeeping import HousekeepingActivities, Resume
+from activities.operations.housekeeping import HousekeepingActivities
 from activities.operations.signatures import IntentsToExpire, PaymentsToPickUp, RowsToPrune
 from composition import singleton_workflows
 from db.operations.housekeeping import UnfinishedPayment
@@ -20,6 +20,7 @@ from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
+from services.ports import Resume
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED

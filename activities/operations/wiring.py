@@ -1,0 +1,48 @@
+"""The activities of operators and of the platform's own jobs."""
+
+from __future__ import annotations
+
+from activities.operations.events import AnnouncementActivities
+from activities.operations.governance import GovernanceActivities
+from activities.operations.housekeeping import HousekeepingActivities
+from activities.operations.reconciliation import Reconciliation, ReconciliationActivities
+from activities.operations.resolutions import RemedyActivities
+from activities.signatures import Activity
+from activities.wiring import Dependencies
+
+
+def activities(deps: Dependencies) -> list[Activity]:
+    """All of the subject."""
+    settings = deps.settings
+    governance = GovernanceActivities(deps.settlement, deps.service, deps.chain, worker_version=deps.worker_version)
+    housekeeping = HousekeepingActivities(
+        deps.service,
+        chain_id=settings.chain_id,
+        resume=deps.starter.resume,
+        ensure_singletons=deps.starter.start_singletons,
+    )
+    remedies = RemedyActivities(
+        deps.service,
+        deps.chain,
+        deps.preconditions,
+        revenue_share=settings.system_tenant_revenue_share,
+        min_confirmations=settings.min_confirmations,
+    )
+    reconciliation = Reconciliation(
+        deps.service,
+        chain_id=settings.chain_id,
+        block_time=settings.block_time,
+        resume_payment=deps.starter.resume_payment,
+        start_resolution=deps.starter.start_resolution,
+        dust_below_raw=settings.dust_below_raw,
+    )
+    scheduled = ReconciliationActivities(
+        reconciliation, chain_id=settings.chain_id, directory=settings.reconciliation_dir
+    )
+    return [
+        *AnnouncementActivities(deps.publish).activities(),
+        *governance.activities(),
+        *housekeeping.activities(),
+        *remedies.activities(),
+        *scheduled.activities(),
+    ]

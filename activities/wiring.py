@@ -1,0 +1,31 @@
+"""What the activities of all subjects are made of. Each subject's `wiring.py` makes its own of it, for the worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from chain.preconditions import SettlementPreconditions
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase, SettlementDatabase
+from domain.operations.events import Publish
+from services.ports import SettlementStarter
+from settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """Opened by the worker, which owns them."""
+
+    settings: Settings
+    chain: ChainReader
+    settlement: SettlementDatabase
+    service: ServiceDatabase
+    preconditions: SettlementPreconditions
+    starter: SettlementStarter
+    publish: Publish
+
+    @property
+    def worker_version(self) -> str:
+        """Of the product."""
+        return version("settle")

@@ -1,0 +1,53 @@
+"""What services and activities have started in Temporal without knowing it: their side of the wall.
+
+`starter.settlement_starter.TemporalStarter` is the implementation; `composition.py` joins the two. Whoever needs one
+of the calls only takes that one, by the type beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from db.operations.housekeeping import UnfinishedPayment
+from domain.operations.resolutions import RemedyRequest
+
+
+class Submit(Protocol):
+    """`SettlementStarter.submit`."""
+
+    async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
+
+
+Resume = Callable[[UnfinishedPayment], Awaitable[bool]]
+"""`SettlementStarter.resume`."""
+
+ResumePayment = Callable[[str, UUID], Awaitable[bool]]
+"""`SettlementStarter.resume_payment`."""
+
+StartResolution = Callable[[RemedyRequest], Awaitable[object]]
+"""`SettlementStarter.start_resolution`."""
+
+StartSingletons = Callable[[], Awaitable[list[str]]]
+"""`SettlementStarter.start_singletons`."""
+
+
+class SettlementStarter(Protocol):
+    """Starts workflows. Every call is safe to repeat, and raises `SettleError`."""
+
+    async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
+        """Hand a payment in as its payer would have."""
+
+    async def resume(self, payment: UnfinishedPayment) -> bool:
+        """Make sure that a workflow is at work on a payment; True where none was."""
+
+    async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
+        """Start a run for an attempt for which something is due; False where one is at work on it."""
+
+    async def start_resolution(self, request: RemedyRequest) -> object:
+        """Have an operator's remedy carried out; what is done is found done."""
+
+    async def start_singletons(self) -> list[str]:
+        """Start the workflows that run for ever and do not run; their ids."""

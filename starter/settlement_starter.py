@@ -1,0 +1,49 @@
+"""What `services.ports.SettlementStarter` asks for, by Temporal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from temporalio.client import Client
+
+from db.operations.housekeeping import UnfinishedPayment
+from domain.operations.resolutions import RemedyRequest
+from starter.payments import PaymentsClient
+from starter.progress import read_workflow
+from starter.resolutions import start_remedy
+from starter.singletons import SingletonWorkflow, start_missing
+
+
+class TemporalStarter:
+    """Starts workflows for those who may not know of them. It owns none of what it is given."""
+
+    def __init__(self, temporal: Client, payments: PaymentsClient, singletons: Sequence[SingletonWorkflow]) -> None:
+        self._temporal = temporal
+        self._payments = payments
+        self._singletons = singletons
+
+    async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
+        """Hand a payment in as its payer would have."""
+        return await self._payments.submit(user_id, attempt_id, tx_hash, mined_at=mined_at)
+
+    async def resume(self, payment: UnfinishedPayment) -> bool:
+        """Submit a payment's own hash again where no workflow has it: what its payer would do."""
+        state = await read_workflow(self._temporal, payment.attempt_id)
+        if state is not None and (state.is_running or (payment.is_credited and state.has_completed)):
+            return False
+        await self._payments.submit(payment.owner_user_id, payment.attempt_id, payment.tx_hash)
+        return True
+
+    async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
+        """Start a run for an attempt for which something is due; False where one is at work on it."""
+        return await self._payments.resume_payment(user_id, attempt_id)
+
+    async def start_resolution(self, request: RemedyRequest) -> object:
+        """Have an operator's remedy carried out."""
+        return await start_remedy(self._temporal, request)
+
+    async def start_singletons(self) -> list[str]:
+        """Start the workflows that run for ever and do not run; their ids."""
+        return await start_missing(self._temporal, self._singletons)
