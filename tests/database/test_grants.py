@@ -130,6 +130,18 @@ async def test_what_was_granted_on_a_table_of_somebody_elses_stays(database: Dat
     assert scalar(database.service_url, "SELECT count(*) FROM of_another_version") == 0
 
 
+async def test_that_everybody_may_see_the_schema_is_not_decided_here(database: Database) -> None:
+    """PostgreSQL's default, which other programs of the database may use; a revoked one stays revoked."""
+    found = (
+        "SELECT EXISTS (SELECT FROM aclexplode(nspacl) WHERE grantee = 0) FROM pg_namespace WHERE nspname = 'public'"
+    )
+    assert scalar(database.superuser_url, found) is True
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    await migrate_database(database)
+    assert scalar(database.superuser_url, found) is False
+
+
 async def migrate_without_operators(database: Database, **options: Any) -> None:
     """As `settle migrate` does where operators have no address."""
     await asyncio.to_thread(
