@@ -1,1 +1,1 @@
-"""What a settlement does to the world: one transaction or one look at the chain in each activity."""
+"""Activities: the side effects of workflows, each one transaction or one poll of the chain."""

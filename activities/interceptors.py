@@ -1,4 +1,4 @@
-"""Domain errors as Temporal carries them, both ways, and the interceptor that applies it."""
+"""Conversion of domain errors to and from Temporal failures, and the interceptor that applies it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from domain.errors import Refusal, SettleError, TemporalUnavailable, WorkerOfAnotherChain, registered
 
 RUN_ENDED_TYPE: Final = "AcceptedUpdateCompletedWorkflow"
-"""The server's own type of failure for an update whose run ended before its handler did."""
+"""The server's own failure type for an update whose run ended before its handler did."""
 
 HANDED_BACK: Final = timedelta(seconds=5)
-"""When the next worker is asked, where one was asked for another chain's work. Each time costs an action."""
+"""Delay before another worker is tried with work of another chain. Each retry costs an action."""
 
 
 def to_application_error(error: SettleError) -> ApplicationError:
-    """The error with its stable code as `type` and its facts as details, retryable unless it is a "no"."""
+    """The error with its stable code as `type` and its facts as details; retryable unless it is a refusal."""
     if isinstance(error, WorkerOfAnotherChain):
         return ApplicationError(
             error.message, type=error.code, category=ApplicationErrorCategory.BENIGN, next_retry_delay=HANDED_BACK
@@ -29,10 +29,10 @@ def to_application_error(error: SettleError) -> ApplicationError:
 
 
 def from_application_error(failure: ApplicationError) -> SettleError:
-    """The way back: an error of the class that it had, also where a workflow or a validator has raised it as it is.
+    """The reverse: an error of the original class, also where a workflow or a validator has raised it unconverted.
 
-    A "no" of a kind that this process does not know (a worker of a later version says it) stays a "no", with its code.
-    Anything else is a fault, which somebody has to look at.
+    A refusal with an unknown code (from a worker of a later version) stays a refusal with its code. Anything else is a
+    fault that has to be investigated.
     """
     facts = failure.details[0] if failure.details and isinstance(failure.details[0], Mapping) else {}
     if failure.type == RUN_ENDED_TYPE:
@@ -47,7 +47,7 @@ def from_application_error(failure: ApplicationError) -> SettleError:
 
 
 def _code(failure_type: str) -> str:
-    """The code that a failure's type stands for. What leaves a workflow unconverted has its class for a type."""
+    """The code that a failure's type stands for. An error that leaves a workflow unconverted has its class as type."""
     return next((code for code, kind in registered().items() if kind.__name__ == failure_type), failure_type)
 
 

@@ -1,4 +1,4 @@
-"""What travels through Temporal between starter, workflow and activities. New fields get defaults."""
+"""Messages between starter, workflow and activities. New fields get defaults."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Message(BaseModel):
 
 
 class AttemptRef(Message):
-    """Which attempt, and in whose scope. Every activity's input carries these; log lines take them from here."""
+    """The attempt, and its owner's scope. Every activity's input has these; log lines take them from here."""
 
     attempt_id: UUID
     owner_user_id: str
     billing_account_id: str
     chain_id: int | None = None
-    """Which chain the attempt belongs to. None in what was started up to schema revision 0003: its row says so."""
+    """The attempt's chain. None in messages from before schema revision 0004: the row has it."""
     request_id: str | None = None
-    """Of the HTTP request that submitted the hash, so that its log lines and these are found together."""
+    """Id of the HTTP request that submitted the hash, which links its log lines to these."""
 
 
 class Submission(AttemptRef):
@@ -37,11 +37,11 @@ class Submission(AttemptRef):
     tx_hash: TxHash
     submitted_at: datetime
     mined_at: datetime | None = None
-    """Time of the block in which the chain watcher has seen the transfer, where it has."""
+    """Time of the block in which the chain watcher has seen the transfer, if it has."""
 
 
 class RecordedSubmission(Message):
-    """How the attempt stands after a submission."""
+    """The attempt after a submission."""
 
     status: AttemptStatus
     tx_hash: TxHash | None
@@ -51,7 +51,7 @@ class RecordedSubmission(Message):
 
 
 class PaymentToVerify(AttemptRef):
-    """What a look at the chain needs. The hash itself is read from the database, where the last one stands."""
+    """Input of a poll of the chain. The hash itself is read from the database, which has the latest one."""
 
     terms: PaymentTerms
     submitted_at: datetime
@@ -68,7 +68,7 @@ class PaymentToCredit(AttemptRef):
 
 
 class PaymentToRefuse(AttemptRef):
-    """A payment that is wrong, or not there."""
+    """A payment that is wrong or missing."""
 
     refused: Refused
 
@@ -78,25 +78,25 @@ class BonusToMint(AttemptRef):
 
 
 class CreditedPayment(AttemptRef):
-    """A credited payment that the chain may still take back."""
+    """A credited payment that may still be reorged out."""
 
     terms: PaymentTerms
 
 
 class PaymentToReverse(AttemptRef):
-    """A credited payment that the chain has taken back."""
+    """A credited payment that was reorged out."""
 
     gone: ReorgedOut
 
 
 class ReversedBonus(Message):
-    """What the system tenant gave back for a reversed purchase; 0 where it had got nothing."""
+    """The reversed bonus; 0 where there was none."""
 
     amount_credits: int
 
 
 class AttemptOutcomeMessage(Message):
-    """How an attempt stands after a settling step."""
+    """The attempt after a settling step."""
 
     status: AttemptStatus
     error_code: ErrorCode | None = None
@@ -105,7 +105,7 @@ class AttemptOutcomeMessage(Message):
 
 
 class MintedBonus(Message):
-    """What the system tenant got for a purchase; 0 where the share mints nothing."""
+    """The system tenant's bonus for a purchase; 0 where the share mints nothing."""
 
     amount_credits: int
 
@@ -127,20 +127,20 @@ class SettlementResult(Message):
     error_code: ErrorCode | None = None
     tx_hash: TxHash | None = None
     buyer_credits: int = 0
-    """What the payment brought; taken back where the status is REVERSED."""
+    """Credits of the payment; reversed where the status is REVERSED."""
     system_tenant_credits: int = 0
     final_block: int | None = None
-    """Where the payment is for good, once it is."""
+    """The payment's final position, once it is final."""
 
 
 class WatchedChain(Message):
-    """Which chain is followed."""
+    """The chain to follow."""
 
     chain_id: int
     follow_seconds: float = 1_200.0
-    """After so long the workflow begins anew, so that its history stays short."""
+    """After this time the workflow continues as new, so that its history stays short."""
     last_words: str = ""
-    """How far the run before this one came."""
+    """Progress of the previous run."""
 
     @property
     def follow_time(self) -> timedelta:
@@ -149,15 +149,15 @@ class WatchedChain(Message):
 
 
 class Followed(Message):
-    """How far a chain was followed."""
+    """Progress on a chain."""
 
     block_number: int | None
     words: str
 
 
 class Rescan(Message):
-    """How much of the chain is read again, with every endpoint."""
+    """How much of the chain to read again, with every endpoint."""
 
     blocks: int = Field(default=600, ge=1, le=100_000)
     chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
+    """None is the chain of the worker that runs it."""

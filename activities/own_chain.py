@@ -1,4 +1,4 @@
-"""At the head of every activity: what belongs to another chain than the worker's is handed back, and nothing done."""
+"""Interceptor before every activity: work of another chain than the worker's is refused without effect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from domain.chain import require_own_chain
 
 
 class OwnChain(Interceptor):
-    """Compares the chain of what an activity is given with the worker's, whichever queue it came from.
+    """Compares the chain of an activity's input with the worker's, whichever queue it came from.
 
-    A message's field `chain_id` says which; where it does not, the row of its attempt or finding. What names none of
-    them belongs to no chain. Raises `WorkerOfAnotherChain`, which is tried again until a worker of that chain takes it.
+    The message's field `chain_id` is used; without one, the row of its attempt or finding. Input without any of these
+    belongs to no chain. Raises `WorkerOfAnotherChain`, which is retried until a worker of that chain runs it.
     """
 
     def __init__(self, database: ServiceDatabase, chain_id: int) -> None:
@@ -38,7 +38,7 @@ class OwnChain(Interceptor):
         require_own_chain(what, chain_id, own=self._chain_id)
 
     async def _read_chain(self, attempt_id: UUID | None, finding_id: UUID | None) -> int | None:
-        """By the database; None also where there is no such row, which the activity itself has to say."""
+        """Read the chain from the database; None also where there is no such row, which the activity itself reports."""
         async with self._database.autocommit() as connection:
             if attempt_id is not None:
                 return await attempts.find_chain(connection, attempt_id)

@@ -1,9 +1,8 @@
-"""What every activity's signature rests on: workflows call these, workers register what implements them.
+"""Base of all activity declarations: workflows call these, workers register the implementations.
 
-A subject's `signatures.py` declares its activities, with their names, messages and nothing else; its other modules
-implement them. So whoever starts a workflow, and the workflow itself, loads no chain client, no driver and no
-signature library. The type checker compares each implementation with its declaration, and a class that lacks one
-cannot be made.
+A subject's `signatures.py` declares its activities, with their names and messages only; its other modules implement
+them. So a process that starts a workflow, and the workflow itself, loads no chain client, driver or signature library.
+The type checker compares each implementation with its declaration, and a class that lacks one cannot be instantiated.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class Signatures(ABC):  # noqa: B024  (what is abstract is in the subclasses)
 
     @classmethod
     def declared(cls) -> tuple[str, ...]:
-        """The names of the declared activities, those of the bases too."""
+        """The names of the declared activities, including those of base classes."""
         return tuple(sorted({name for base in cls.__mro__ for name in getattr(base, "__abstractmethods__", ())}))
 
     def activities(self) -> list[Activity]:
-        """What a worker registers: the method behind each declaration."""
+        """The activities that a worker registers: the method behind each declaration."""
         return [getattr(self, name) for name in self.declared()]

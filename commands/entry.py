@@ -21,7 +21,7 @@ def leave_on_interrupt() -> None:
 
 
 def interrupt_as_usual() -> None:
-    """Let Ctrl-C raise `KeyboardInterrupt` again, which asyncio turns into an orderly shutdown."""
+    """Make Ctrl-C raise `KeyboardInterrupt` again, so that asyncio shuts down in order."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

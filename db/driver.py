@@ -1,7 +1,7 @@
-"""Where psycopg is used past SQLAlchemy, or made to behave otherwise than it does: each with the reason upstream.
+"""Direct use of psycopg past SQLAlchemy, and changes of its behaviour, each with the upstream reason.
 
 `tests/database/test_cancelled.py` fails without `PromptConnection`, and with a release of the driver that changes what
-it rests on.
+it relies on.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _T = TypeVar("_T")
 
 
 class PromptConnection(psycopg.AsyncConnection[TupleRow]):
-    """The driver's connection, whose caller is gone as soon as it is cancelled, whatever the server does.
+    """The driver's connection, except that cancellation takes effect immediately, whatever the server does.
 
-    The driver's own asks the server to cancel the statement and waits for its word, five seconds for each, in the
+    The driver's own asks the server to cancel the statement and waits for its answer, five seconds for each, in the
     constants of `psycopg.AsyncConnection.wait` (https://github.com/psycopg/psycopg/issues/1371, fixed that far by 3.3):
-    with a server that stands still, a time limit of one second would be one of eleven. Here the connection is closed
-    instead, which SQLAlchemy does with it anyway after a cancellation. What was sent is as unknown either way: a COMMIT
-    that was not answered may have happened.
+    with a frozen server a time limit of one second would become eleven. Here the connection is closed instead, which
+    SQLAlchemy does anyway after a cancellation. The outcome of what was sent is equally unknown: an unanswered COMMIT
+    may have happened.
 
-    Can go when the driver lets its callers set those times.
+    Can be removed when the driver lets its callers set those times.
     """
 
     async def wait(
@@ -43,9 +43,9 @@ class PromptConnection(psycopg.AsyncConnection[TupleRow]):
     ) -> _T:
         """Run one of the driver's steps to its end.
 
-        A step that has nothing to wait for is done without a pause. The driver makes one after it now and then, and
-        whoever is cancelled in it while SQLAlchemy sets the isolation level of a connection that it has just taken
-        from the pool takes the connection along.
+        A step that has nothing to wait for runs without a pause. The driver sometimes pauses after it, and a
+        cancellation at that moment, while SQLAlchemy sets the isolation level of a connection just taken from the pool,
+        loses the connection.
         """
         try:
             awaited = next(gen)
@@ -79,15 +79,15 @@ def driver_of(connection: PoolProxiedConnection) -> psycopg.AsyncConnection[Tupl
 async def fetch_one_by_driver(
     connection: AsyncConnection, statement: LiteralString, values: Mapping[str, object]
 ) -> TupleRow | None:
-    """One statement by the driver alone, in the connection's transaction: for the few that are worth it.
+    """Execute one statement by the driver directly, in the connection's transaction: for the few that are hot enough.
 
-    SQLAlchemy's way through a greenlet, a compiled statement and a result takes several times what the driver does.
-    The parameters are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
+    SQLAlchemy's path through a greenlet, a compiled statement and a result takes several times as long. The parameters
+    are the driver's (`%(name)s`), its errors too (`psycopg.Error`).
     """
     driver = driver_of(await connection.get_raw_connection())
     try:
         return await (await driver.execute(statement, values)).fetchone()
     except (psycopg.Error, asyncio.CancelledError) as error:
         if driver.closed or sqlstate_of(error) == READ_ONLY:
-            await connection.invalidate()  # SQLAlchemy did not see it break and would lend it again
+            await connection.invalidate()  # SQLAlchemy did not see it break and would reuse it
         raise

@@ -159,7 +159,7 @@ def _upgrade(connection: Connection, revision: str) -> None:
 
 
 def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
-    """Functions and who may do what, together: a new function is nobody's to call before it has its rights."""
+    """Update functions and rights together: a new function cannot be called before it has its rights."""
     is_contracted = _revision(connection) == SCHEMA_REVISION
     driver = _driver(connection)
     with connection.begin():

@@ -1,7 +1,7 @@
-"""Who may do what in the database: the one place that says it.
+"""Rights in the database, as data.
 
-`settle migrate` grants from this table what is missing and revokes what is too much; the start-up check
-(`db.startup`) refuses a process that can write or call more.
+`settle migrate` grants missing rights from this table and revokes excessive ones; the start-up check (`db.startup`)
+refuses a process that can write or call more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SERVICE_ROLE: Final = "settle_service"
 OPERATOR_ROLE: Final = "settle_operator"
 ROLES: Final = (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE, OPERATOR_ROLE)
 EVERYBODY: Final = "public"
-"""As PostgreSQL calls it."""
+"""The privilege's name in PostgreSQL."""
 
 WHOLE: Final[tuple[str, ...]] = ()
-"""In place of columns: the right is to the table, to the columns that it will have as well."""
+"""In place of columns: the right is to the whole table, including future columns."""
 
 _READ: Final = {"SELECT": WHOLE}
 _APPEND: Final = {"SELECT": WHOLE, "INSERT": WHOLE}
@@ -67,7 +67,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     # payments
     "payment_attempts": {
         APP_ROLE: {"SELECT": WHOLE, "INSERT": _INTENT, "UPDATE": _SUBMISSION},
-        # It makes no intents and opens no accounts: it credits what was asked for through another role.
+        # It creates no intents and no accounts: it credits what was requested through another role.
         SETTLEMENT_ROLE: {"SELECT": WHOLE, "UPDATE": _CREDIT},
         SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _INTENT, "UPDATE": _CREDIT},
         OPERATOR_ROLE: _READ,
@@ -103,7 +103,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "schema_compatibility": {},
     "write_probes": {},
 }
-"""Table -> role -> privilege -> columns. What is not here is nobody's but the owner's."""
+"""Table -> role -> privilege -> columns. Rights that are not here belong to the owner only."""
 
 FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # accounts; the scope is in every policy
@@ -132,8 +132,9 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "schema_compatible_from": ROLES,
     "prove_writes": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),
 }
-"""Who may call a function. One that is not here, as that of a trigger, is called by its owner only: attached to a table
-of one's own, a check shows in its error what its owner sees."""
+"""The roles that may call a function. One that is not here, such as a trigger's, is called by its owner only: attached
+to a foreign table, a check would reveal in its error what its owner sees.
+"""
 
 
 class Right(NamedTuple):
@@ -165,7 +166,7 @@ GRANTED: Final = frozenset(
         *(Right(role, "SCHEMA", "public", "USAGE") for role in ROLES),
     ]
 )
-"""What the roles have when everything is as it should be."""
+"""The rights of the roles when everything is up to date."""
 
 BEFORE_CONTRACT: Final = frozenset(
     [
@@ -176,11 +177,11 @@ BEFORE_CONTRACT: Final = frozenset(
         Right(APP_ROLE, "FUNCTION", "post_own_purchase", "EXECUTE"),
     ]
 )
-"""What a role has besides while processes of the version before may run: until the contracting revision."""
+"""Additional rights of a role while processes of the previous version may run: until the contracting revision."""
 
 _WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
 
-# Of the tables and functions that this version knows.
+# Of the tables and functions that this version has.
 _FOUND: Final = """
     WITH acl AS (
         SELECT 'TABLE' AS kind, c.relname::text AS name, a.* FROM pg_class c,

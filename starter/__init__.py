@@ -1,1 +1,1 @@
-"""The client that an API or a script uses. No caller needs to know a Temporal name."""
+"""The client for APIs and scripts. Callers need no Temporal names."""

@@ -1,4 +1,4 @@
-"""The question that users ask most, "why is my payment not credited?", answered from all three sides."""
+"""Diagnosis of a payment, "why is it not credited?", from database, workflow and chain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from starter.temporal import count_pollers
 from workflows.naming import workflow_id
 
 ANSWER_SECONDS_MAX: Final = 10.0
-"""For Temporal and for the chain's nodes, which are asked one after another: whoever reads this waits for it."""
+"""Time limit for Temporal and for the chain's nodes, which are asked one after another."""
 
 
 class EventView(ResponseModel):
@@ -42,7 +42,7 @@ class EventView(ResponseModel):
 
 
 class LedgerRowView(ResponseModel):
-    """One ledger row that this attempt caused, of whichever account."""
+    """One ledger row caused by this attempt, of any account."""
 
     id: UUID
     billing_account_id: str
@@ -54,7 +54,7 @@ class LedgerRowView(ResponseModel):
 
 
 class Diagnosis(AttemptView):
-    """An attempt with everything that is known about it."""
+    """An attempt with everything known about it."""
 
     explanation: str = Field(description="one sentence: why the payment is, or is not, credited")
     billing_account_id: str
@@ -65,8 +65,8 @@ class Diagnosis(AttemptView):
     submitted_at: datetime | None
     surplus_raw: int = 0
     unapplied_raw: int = Field(default=0, description="sent in other transfers of the same transaction")
-    chain: str | None = Field(description="what the chain says about the submitted transaction now")
-    workflow: str | None = Field(description="what Temporal says about the settlement now")
+    chain: str | None = Field(description="the chain's current state of the submitted transaction")
+    workflow: str | None = Field(description="the workflow's current state")
     workflow_id: str
     workflow_url: str | None
     events: list[EventView]
@@ -84,13 +84,14 @@ async def diagnose(
 ) -> Diagnosis:
     """Ask database, workflow and chain about one attempt.
 
-    A silent Temporal or chain node becomes part of the answer. Raises `AttemptNotFound` and `DatabaseUnavailable`.
+    An unavailable Temporal or chain node becomes part of the answer. Raises `AttemptNotFound` and
+    `DatabaseUnavailable`.
     """
     async with database.transaction() as connection:
         attempt = await attempts.find_attempt(connection, attempt_id)
         if attempt is None:
             raise AttemptNotFound(attempt_id)
-        await read_clock(connection.connection)  # what is said of the intent's expiry and of the next look goes by it
+        await read_clock(connection.connection)  # the intent's expiry and the time of the next poll are relative to it
         events = await attempts.list_events(connection, attempt_id)
         rows = await ledger.list_entries(connection, reference=str(attempt_id))
         transfer = await attempts.find_settled_transfer(connection, attempt_id)
@@ -217,7 +218,7 @@ async def _ask_chain(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What Temporal and the chain said, as values and in words."""
+    """The answers of Temporal and the chain, as values and as text."""
 
     workflow: WorkflowState | None
     workflow_words: str
@@ -227,7 +228,7 @@ class _Seen:
 
 
 def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:
-    """One sentence for whoever has to answer the payer."""
+    """One sentence for support."""
     match attempt.status:
         case AttemptStatus.CREATED_INTENT:
             if attempt.expires_at and estimated_now() >= attempt.expires_at:
@@ -236,20 +237,20 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
         case AttemptStatus.CREDITED:
             return _explain_credited(attempt, rows, seen)
         case AttemptStatus.REVERSED:
-            return "Reversed: it was credited, then the chain took the payment back, and its credits were taken back."
+            return "Reversed: it was credited, then the payment was reorged out, and its credits were reversed."
         case AttemptStatus.REJECTED | AttemptStatus.FAILED:
             code = attempt.error_code.value if attempt.error_code else "no code"
-            then = f" The chain now says: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""
+            then = f" Current state on the chain: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""
             return f"Not credited: it ended {attempt.status.value} with {code}.{then}"
         case AttemptStatus.PENDING_UNVERIFIED:
             return _explain_pending(seen)
 
 
 def _explain_renewal(renewed: PaymentAttempt | None) -> str:
-    """What its payment, which came after it had ended, has become."""
+    """The state of a payment that arrived after the attempt had ended."""
     if renewed is None:
         return ""
-    return f" Its payment came afterwards, and was handed in for attempt {renewed.id}, which is {renewed.status.value}."
+    return f" Its payment came afterwards, and was submitted for attempt {renewed.id}, which is {renewed.status.value}."
 
 
 def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:

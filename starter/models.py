@@ -1,4 +1,4 @@
-"""What callers get, in the field names of SPEC 5 (camelCase on the wire)."""
+"""Answers to callers, in the field names of SPEC 5 (camelCase on the wire)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Intent(ResponseModel):
 
 
 class AttemptView(ResponseModel):
-    """How an attempt stands."""
+    """Status of an attempt."""
 
     attempt_id: UUID
     status: AttemptStatus
@@ -59,7 +59,7 @@ class AttemptView(ResponseModel):
     expires_at: datetime | None = Field(default=None, description="until when it can be paid, while it is not")
     confirmations: int | None = Field(default=None, description="so far, while the payment waits for the chain")
     confirmations_needed: int | None = None
-    waiting_for: str | None = Field(default=None, description="in the words of the last look at the chain")
+    waiting_for: str | None = Field(default=None, description="as reported by the last poll of the chain")
     next_look_at: datetime | None = None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a running settlement waits for, read from Temporal: the last failure of its pending activity says it."""
+"""Progress of a running settlement, read from Temporal: the last failure of its pending activity."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DESCRIBE_TIMEOUT: Final = timedelta(seconds=3)
 ASKED_AT_ONCE_MAX: Final = 20
 HEAD_SECONDS_MAX: Final = 2.0
 SILENCE_SECONDS: Final = 5.0
-"""After a Temporal or a chain that did not answer: progress is worth having, and not worth everybody's waiting."""
+"""Pause after an unanswered request to Temporal or the chain: progress is optional, and must not delay every caller."""
 
 ASKED_AGAIN_AFTER: Final = timedelta(milliseconds=500)
-"""While a look or a credit is under way: it takes about as long, and many may be watching."""
+"""Cache lifetime during a poll or a credit: it takes about as long, and many clients may be watching."""
 
 REMEMBERED_LOOKS_MAX: Final = 5_000
-"""Payments whose last look is remembered; the one asked for least recently is forgotten first."""
+"""Payments whose last poll is cached; the one requested least recently is dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,19 @@ class WorkflowState:
 
     @property
     def is_running(self) -> bool:
-        """Whether it can still do something."""
+        """Whether it can still make progress."""
         return self.status == WorkflowExecutionStatus.RUNNING.name
 
     @property
     def has_completed(self) -> bool:
-        """Whether it has done all that it had to do."""
+        """Whether it has completed."""
         return self.status == WorkflowExecutionStatus.COMPLETED.name
 
 
 async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | None:
-    """The attempt's workflow, or None where Temporal knows none. Raises `TemporalUnavailable`."""
+    """The attempt's workflow, or None where Temporal has none. Raises `TemporalUnavailable`."""
     try:
-        # The SDK repeats a call that nobody answers, and `rpc_timeout` bounds each repetition only.
+        # The SDK retries a call that is not answered, and `rpc_timeout` bounds each try only.
         async with asyncio.timeout(DESCRIBE_TIMEOUT.total_seconds()):
             description = await client.get_workflow_handle(workflow_id(attempt_id)).describe()
     except RPCError as error:
@@ -111,7 +111,7 @@ async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | Non
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was last heard of a payment, and until when nothing else can be heard."""
+    """The last known progress of a payment, and until when it cannot change."""
 
     activity: PendingActivity | None
     good_until: float
@@ -119,14 +119,14 @@ class _Look:
 
 
 class ProgressReader:
-    """How far the chain has confirmed a payment, for many who ask often.
+    """How far the chain has confirmed a payment, for many clients that ask often.
 
-    A look at the chain happens when it may change something, so what it saw is true until the next one; between two
-    looks only the chain's head moves. Both are asked for once, whoever asks how often.
+    A poll happens when it may change something, so its result is valid until the next one; between two polls only the
+    chain's head moves. Both are requested once, however many clients ask.
     """
 
     def __init__(self, client: Client, read_head: Callable[[], Awaitable[int]] | None = None) -> None:
-        """`read_head` gives the chain's height, or raises `ChainUnavailable`; it is asked at every call."""
+        """`read_head` returns the chain's height, or raises `ChainUnavailable`; it is called each time."""
         self._client = client
         self._read_head = read_head
         self._seen: OrderedDict[tuple[UUID, str], _Look] = OrderedDict()
@@ -135,10 +135,10 @@ class ProgressReader:
         self._no_head_until = 0.0
 
     async def read(self, attempt_id: UUID, tx_hash: str, *, counts_blocks: bool = True) -> PendingActivity | None:
-        """The activity that waits for `tx_hash`, with the confirmations so far; as the last look at the chain saw them
-        unless it `counts_blocks` that came since, which is for payments of the chain whose height is read.
+        """The activity that waits for `tx_hash`, with the confirmations of the last poll; with `counts_blocks`, which
+        applies to payments of the chain whose height is read, also the blocks since.
 
-        None where nothing waits, or nobody answers.
+        None where nothing waits, or Temporal does not answer.
         """
         activity = await self._final_poll(attempt_id, tx_hash)
         if activity is None or activity.waiting is None or not counts_blocks:
@@ -157,16 +157,16 @@ class ProgressReader:
                 state = await read_workflow(self._client, attempt_id)
         except SettleError as error:
             if not isinstance(error, TemporalUnavailable):
-                log.warning("progress cannot be read", code=error.code, error=error.message)
+                log.warning("cannot read progress", code=error.code, error=error.message)
             self._silent_until = time.monotonic() + SILENCE_SECONDS
             return seen.activity if seen else None
         found = next((activity for activity in state.pending if activity.waiting), None) if state else None
         if found is None and seen is not None:
-            # Nothing waits any more: it is being credited. What was counted stays counted until it is.
+            # Nothing waits any more: it is being credited. The counted confirmations stay until then.
             found = seen.activity
         until_next_look = timedelta(0)
         if found is not None and found.next_attempt_at is not None:
-            # By Temporal's clock, which need not be ours: no look is further away than the slowest rhythm.
+            # By Temporal's clock, which may differ from ours: no poll is further away than the slowest interval.
             until_next_look = min(found.next_attempt_at - estimated_now(), POLL_DELAY_MAX)
         self._seen[key] = _Look(found, time.monotonic() + max(until_next_look, ASKED_AGAIN_AFTER).total_seconds())
         self._seen.move_to_end(key)
@@ -175,7 +175,7 @@ class ProgressReader:
         return found
 
     async def _up_to_now(self, waiting: Waiting) -> Waiting:
-        """The same with the blocks counted that came since; a head that cannot be read changes nothing."""
+        """The same including the blocks since; an unavailable head changes nothing."""
         if waiting.reason is not WaitReason.CONFIRMATIONS or waiting.block_number is None or self._read_head is None:
             return waiting
         if time.monotonic() < self._no_head_until:

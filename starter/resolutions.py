@@ -1,4 +1,4 @@
-"""Having an operator's decision carried out, durably, and waiting for its answer."""
+"""Durable execution of an operator's decision, and its result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from workflows.naming import resolve_workflow_id, task_queue
 from workflows.resolve_finding import ResolveFinding
 
 ANSWER_TIMEOUT: Final = timedelta(seconds=30)
-"""How long an operator waits for a worker before he is told that none has answered."""
+"""How long the command waits for a worker before it reports that none has answered."""
 
 
 async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHandle[ResolveFinding, TakenRemedy]:
-    """Have a remedy carried out on its chain's queue; joins the run that does just that.
+    """Start a remedy on its chain's queue, or join the run of the same remedy.
 
-    A run that has ended is followed by another: it finds in the database what was done, and does what was not. Raises
+    A run that has ended is followed by another, which completes in the database what is missing. Raises
     `TemporalUnavailable`.
     """
     try:
@@ -41,10 +41,10 @@ async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHand
 
 
 async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
-    """Have a remedy carried out, and wait until it is. Safe to repeat: the same answer.
+    """Execute a remedy, and wait for the result. Safe to repeat: the same answer.
 
-    Raises `FindingNotFound`, `RemedyRefused`, and `TemporalUnavailable` also where no worker answers in time: then it
-    is on record all the same, and is done as soon as a worker comes.
+    Raises `FindingNotFound`, `RemedyRefused`, and `TemporalUnavailable`, also where no worker answers in time: the
+    remedy is then recorded, and executed when a worker runs.
     """
     handle = await start_remedy(temporal, request)
     try:
@@ -54,7 +54,7 @@ async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
         raise refused_with(error) from error
     except TimeoutError:
         raise TemporalUnavailable(
-            "no worker has answered yet; the remedy is taken as soon as one does: repeat the command to see its answer"
+            "no worker has answered yet; the remedy is executed when one does: repeat the command to see the result"
         ) from None
     except (RPCError, RuntimeError) as error:
         raise to_temporal_unavailable(error) from error
@@ -62,6 +62,6 @@ async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
         None,
         taken.refund_tx_hash,
     }:
-        # Joined a run of somebody else's who decided otherwise a moment before.
+        # Joined another operator's run, with another decision.
         raise RemedyRefused(f"finding {request.finding_id} is already resolved: {describe(taken)}")
     return taken

@@ -1,4 +1,4 @@
-"""The schedules' file: what runs by the clock, as the people who run the system want it."""
+"""The schedules file: which jobs run when, as operators configure it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_MAX: Final = timedelta(days=366)
 
 
 class Overlap(StrEnum):
-    """What happens when a run is due while the last one is still running."""
+    """What happens when a run is due while the previous one is still running."""
 
     SKIP = "skip"
     BUFFER_ONE = "buffer_one"
@@ -35,7 +35,7 @@ class Overlap(StrEnum):
 
 
 def parse_duration(value: object) -> timedelta:
-    """`1d2h3m4s`, each part optional. Raises `ValueError`."""
+    """Parse a duration like `1d2h3m4s`, each part optional. Raises `ValueError`."""
     found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if found is None:
         raise ValueError
@@ -44,7 +44,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def show_duration(span: timedelta) -> str:
-    """The same back: 90 s is `1m30s`."""
+    """Format a duration: 90 s is `1m30s`."""
     seconds = int(span.total_seconds())
     parts = []
     for name, unit in _UNITS.items():
@@ -58,7 +58,7 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 
 
 class Entry(BaseModel):
-    """One schedule of the file. A field's description says what it wants."""
+    """One schedule of the file. A field's description is what an error says is expected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,13 +73,13 @@ class Entry(BaseModel):
         default=timedelta(hours=1), ge=timedelta(seconds=1), le=EVERY_MAX, description=_DURATION_WANTS
     )
     paused: bool = Field(default=False, strict=True, description="true or false")
-    note: str = Field(default="", max_length=500, description="words, at most 500 characters")
+    note: str = Field(default="", max_length=500, description="text of at most 500 characters")
     input: dict[str, Any] = Field(default_factory=dict, description="the job's own settings, name: value")
 
 
 @dataclass(frozen=True, slots=True)
 class WantedSchedule:
-    """A schedule as it shall be. `input` is complete: what the file leaves out has the job's default."""
+    """A schedule as configured. `input` is complete: missing settings have the job's defaults."""
 
     name: str
     job: str
@@ -92,14 +92,14 @@ class WantedSchedule:
     note: str
     input: Mapping[str, Any]
     chain_id: int | None = None
-    """Of a job that works on one chain: which; its schedule is that chain's own. None is the platform's."""
+    """Of a job that works on one chain: the chain. None is the platform's."""
 
 
 def load_schedules(path: Path | None, jobs: Mapping[str, Job], *, chain_id: int) -> list[WantedSchedule]:
-    """The schedules of a file (default: the one that comes with the product), in its order.
+    """The schedules of a file (default: the one that comes with the product), in order.
 
-    Those of jobs that work on one chain are made for chain `chain_id`. Raises `ConfigurationError` for the first bad
-    value, in one line that names the key, what it got and what it wants.
+    Those of jobs that work on one chain are for chain `chain_id`. Raises `ConfigurationError` for the first invalid
+    value, in one line that names the key, the value and what is expected.
     """
     path = path or DEFAULT_FILE
     try:
@@ -158,7 +158,7 @@ def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str, cha
 
 
 def _read_input(raw: Mapping[str, Any], job: Job, *, where: str, chain_id: int) -> Mapping[str, Any]:
-    """The job's complete input as JSON. A model need not forbid what it does not know: a misspelt name is refused."""
+    """The job's complete input as JSON. Unknown names are refused, whether or not the model forbids them."""
     # The chain is the setting CHAIN_ID's, not the file's.
     known = [name for name in job.input_model.model_fields if name != CHAIN_FIELD]
     given = {**raw, CHAIN_FIELD: chain_id} if job.is_of_one_chain else raw
@@ -198,16 +198,16 @@ def _yaml_words(error: yaml.YAMLError) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses the same key twice, of which the second would silently win."""
+    """Refuses duplicate keys, of which the second would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises `yaml.YAMLError` where a key comes twice."""
+        """The mapping. Raises `yaml.YAMLError` for a duplicate key."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r:.80} comes twice", key.start_mark
+                        None, None, f"the key {key.value!r:.80} is duplicated", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)

@@ -1,10 +1,9 @@
-"""Making Temporal's schedules what the file says, and telling the difference first.
+"""Applies the schedules file to Temporal, and shows the difference first.
 
-What is compared is what Temporal has, not what was applied last: an edit by hand in its UI shows up as a difference.
-A job that works on one chain has a schedule for each chain, whose id and memo name it: what is another chain's is
-neither changed nor deleted. Up to schema revision 0003 all chains shared one: it is taken over,
-pause and note included.
-Pause and note belong to whoever operates the schedule and are never changed once it is there.
+The file is compared with Temporal's current schedules, not with what was applied last: a manual edit in its UI shows up
+as a difference. A job that works on one chain has a schedule for each chain, whose id and memo name it; those of other
+chains are neither changed nor deleted. Up to schema revision 0003 all chains shared one: it is taken over, with pause
+and note. Pause and note belong to operators and are never changed once the schedule exists.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from starter.temporal import RPC_TIMEOUT, answered
 from workflows.naming import SCHEDULE_CHAIN_MEMO, SCHEDULE_MEMO, schedule_id, schedule_name_of, task_queue
 
 CATCH_UP: Final = timedelta(seconds=10)
-"""The least that Temporal knows: what was missed while it was down stays missed, and the next tick does the work."""
+"""Temporal's minimum: runs missed while it was down are not caught up, and the next tick does the work."""
 
 _OVERLAPS: Final = {
     Overlap.SKIP: ScheduleOverlapPolicy.SKIP,
@@ -48,7 +47,7 @@ _OVERLAPS: Final = {
 
 
 class Change(StrEnum):
-    """What has to be done to a schedule."""
+    """Change of a schedule."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -58,7 +57,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field as it is and as it shall be, each in words; None where there is none."""
+    """One field, current and configured, each as text; None where there is none."""
 
     field: str
     has: str | None
@@ -67,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What has to be done to one schedule. `paused` and `note` are an operator's, as they are now."""
+    """Planned change of one schedule. `paused` and `note` are the current ones, set by operators."""
 
     name: str
     change: Change
@@ -77,7 +76,7 @@ class Planned:
     wanted: WantedSchedule | None = field(default=None, repr=False)
     chain_id: int | None = None
     replaces: str | None = None
-    """Id of the schedule of all chains that this one takes the place of."""
+    """Id of the schedule of all chains that this one replaces."""
 
     @property
     def schedule_id(self) -> str:
@@ -116,9 +115,10 @@ class ScheduleView:
 
 
 async def plan_schedules(client: Client, wanted: Iterable[WantedSchedule], *, chain_id: int) -> list[Planned]:
-    """How Temporal differs from `wanted`, in that order, and at the end what of ours is not wanted any more.
+    """The differences between Temporal and `wanted`, in that order, and at the end schedules of ours to delete.
 
-    Ours is what belongs to chain `chain_id` or to no chain. Raises `TemporalUnavailable` and `StartupCheckFailed`.
+    Ours are those that belong to chain `chain_id` or to no chain. Raises `TemporalUnavailable` and
+    `StartupCheckFailed`.
     """
     planned = [await _plan(client, schedule) for schedule in wanted]
     kept = {plan.schedule_id for plan in planned} | {plan.replaces for plan in planned}
@@ -134,7 +134,7 @@ async def plan_schedules(client: Client, wanted: Iterable[WantedSchedule], *, ch
 
 
 async def apply_schedules(client: Client, planned: Sequence[Planned]) -> None:
-    """Do what was planned. Safe to repeat, and at the same time as another one: both end with what they wanted.
+    """Apply a plan. Safe to repeat, and to run concurrently with another one.
 
     Raises `TemporalUnavailable` and `StartupCheckFailed`.
     """
@@ -149,7 +149,7 @@ async def apply_schedules(client: Client, planned: Sequence[Planned]) -> None:
 
 
 async def list_known(client: Client) -> list[Known]:
-    """The schedules that were applied from a file, of all chains. One that somebody made by hand is not among them."""
+    """The schedules applied from a file, of all chains. Manually created ones are not included."""
     known = []
     with answered(client):
         async for entry in await client.list_schedules():
@@ -165,7 +165,7 @@ async def list_known(client: Client) -> list[Known]:
 
 
 async def list_names(client: Client) -> list[str]:
-    """What the schedules' files call them."""
+    """Their names in the schedules file."""
     return [known.name for known in await list_known(client)]
 
 
@@ -215,7 +215,7 @@ async def _plan(client: Client, wanted: WantedSchedule) -> Planned:
 
 
 async def _of_all_chains(client: Client, wanted: WantedSchedule) -> ScheduleDescription | None:
-    """The schedule that all chains shared up to schema revision 0003, where there still is one."""
+    """The schedule that all chains shared up to schema revision 0003, where it still exists."""
     if wanted.chain_id is None:
         return None
     found = await _describe(client, schedule_id(wanted.name))
@@ -231,14 +231,16 @@ def _first_state(wanted: WantedSchedule) -> ScheduleState:
 
 
 async def _take_over(client: Client, wanted: WantedSchedule, replaced_id: str) -> None:
-    """First the new one, in the state of the old one; stopped in between, the next apply deletes the old one."""
+    """Create the new one first, in the state of the old one; if stopped in between, the next apply deletes the old
+    one.
+    """
     replaced = await _describe(client, replaced_id)
     await _put(client, wanted, replaced.schedule.state if replaced is not None else _first_state(wanted))
     await _delete(client, replaced_id)
 
 
 async def _put(client: Client, wanted: WantedSchedule, state: ScheduleState) -> None:
-    """Create the schedule in that state; update it where it is there."""
+    """Create the schedule in that state; update it where it exists."""
     chain = {} if wanted.chain_id is None else {SCHEDULE_CHAIN_MEMO: wanted.chain_id}
     try:
         await client.create_schedule(
@@ -254,7 +256,7 @@ async def _put(client: Client, wanted: WantedSchedule, state: ScheduleState) -> 
 
 def _keeping_state(wanted: WantedSchedule) -> Any:
     def update(found: ScheduleUpdateInput) -> ScheduleUpdate:
-        # Read a moment ago by the update itself: what an operator has paused stays paused.
+        # Just read by the update itself: what an operator has paused stays paused.
         return ScheduleUpdate(_schedule(wanted, found.description.schedule.state))
 
     return update
@@ -298,7 +300,7 @@ def _schedule(wanted: WantedSchedule, state: ScheduleState) -> Schedule:
 
 
 def _fields(wanted: WantedSchedule) -> dict[str, str]:
-    """A wanted schedule in words, field by field."""
+    """A configured schedule as text, field by field."""
     return {
         "job": wanted.job,
         "every": _interval(wanted.every, wanted.offset),
@@ -313,7 +315,7 @@ def _fields(wanted: WantedSchedule) -> dict[str, str]:
 
 
 async def _fields_of(client: Client, found: ScheduleDescription) -> dict[str, str]:
-    """The same of a schedule that Temporal has."""
+    """The same for a schedule in Temporal."""
     schedule = found.schedule
     spec, policy, action = schedule.spec, schedule.policy, schedule.action
     times = [_interval(interval.every, interval.offset) for interval in spec.intervals]
@@ -367,7 +369,7 @@ async def _view(client: Client, known: Known, found: ScheduleDescription) -> Sch
 
 
 async def _status(client: Client, run: ScheduleActionExecutionStartWorkflow) -> str | None:
-    """How a run stands; None where Temporal has forgotten it."""
+    """Status of a run; None where Temporal has deleted it."""
     with answered(client):
         try:
             handle = client.get_workflow_handle(run.workflow_id, run_id=run.first_execution_run_id)

@@ -1,4 +1,4 @@
-"""Workflows that run for ever: started once, and again where one has ended."""
+"""Singleton workflows: started once, and again where one has ended."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workflows.naming import task_queue
 
 @dataclass(frozen=True, slots=True)
 class SingletonWorkflow:
-    """A workflow of which exactly one shall run, whatever happens."""
+    """A workflow of which exactly one must run."""
 
     workflow_id: str
     workflow: str
     input: BaseModel
     summary: str
     chain_id: int | None = None
-    """Whose workers run it; None is any."""
+    """The chain whose workers run it; None is any."""
 
 
 async def list_missing(client: Client, wanted: Iterable[SingletonWorkflow]) -> list[SingletonWorkflow]:
@@ -32,7 +32,7 @@ async def list_missing(client: Client, wanted: Iterable[SingletonWorkflow]) -> l
 
 
 async def start_missing(client: Client, wanted: Iterable[SingletonWorkflow]) -> list[str]:
-    """Start those that do not run; the ids of those started. Safe to repeat, and at once with another one."""
+    """Start those that do not run; returns their ids. Safe to repeat, and to run concurrently."""
     missing = await list_missing(client, wanted)
     with answered(client):
         for standing in missing:

@@ -1,4 +1,4 @@
-"""Connecting to Temporal by its standard environment variables, and making sure it knows our search attributes."""
+"""Connection to Temporal by its standard environment variables, and registration of our search attributes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RPC_TIMEOUT: Final = timedelta(seconds=5)
 REFUSED: Final = frozenset(
     {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNIMPLEMENTED}
 )
-"""Temporal is there, and asking again helps nobody."""
+"""Errors of a reachable server that a retry does not fix."""
 
 _CREDENTIALS: Final = "TEMPORAL_API_KEY, or the client's certificate"
 _MEANINGS: Final[Mapping[RPCStatusCode, tuple[type[SettleError], str]]] = {
@@ -53,10 +53,10 @@ _MEANINGS: Final[Mapping[RPCStatusCode, tuple[type[SettleError], str]]] = {
         TemporalRefused,
         f"does not know these credentials, which may have expired ({_CREDENTIALS})",
     ),
-    RPCStatusCode.PERMISSION_DENIED: (TemporalRefused, f"refuses this to these credentials ({_CREDENTIALS})"),
-    RPCStatusCode.RESOURCE_EXHAUSTED: (TemporalBusy, "has too much to do, or is over its rate limit"),
-    RPCStatusCode.INVALID_ARGUMENT: (TemporalRequestInvalid, "does not take this request"),
-    RPCStatusCode.OUT_OF_RANGE: (TemporalRequestInvalid, "does not take this request"),
+    RPCStatusCode.PERMISSION_DENIED: (TemporalRefused, f"does not permit this with these credentials ({_CREDENTIALS})"),
+    RPCStatusCode.RESOURCE_EXHAUSTED: (TemporalBusy, "is overloaded, or over its rate limit"),
+    RPCStatusCode.INVALID_ARGUMENT: (TemporalRequestInvalid, "does not accept this request"),
+    RPCStatusCode.OUT_OF_RANGE: (TemporalRequestInvalid, "does not accept this request"),
     RPCStatusCode.UNIMPLEMENTED: (TemporalRequestInvalid, "does not offer this"),
 }
 _NOT_CONNECTED: Final = (
@@ -65,18 +65,18 @@ _NOT_CONNECTED: Final = (
     ("code: ResourceExhausted", _MEANINGS[RPCStatusCode.RESOURCE_EXHAUSTED][1]),
     (
         "InvalidContentType",
-        "what listens there speaks no TLS, which TEMPORAL_TLS, a certificate or TEMPORAL_API_KEY asks for",
+        "the server there does not use TLS, which TEMPORAL_TLS, a certificate or TEMPORAL_API_KEY asks for",
     ),
-    ("UnknownIssuer", "its certificate is of no authority that is known here (TEMPORAL_TLS_SERVER_CA_CERT_PATH)"),
+    ("UnknownIssuer", "its certificate is of an unknown authority (TEMPORAL_TLS_SERVER_CA_CERT_PATH)"),
     ("NotValidForName", "its certificate is for another name (TEMPORAL_TLS_SERVER_NAME)"),
     ("InvalidCertificate", "its certificate is not valid"),
     (
         "tonic::transport::Error(Transport, hyper",
-        "what listens there speaks no gRPC without TLS: it is another server, such as Temporal's UI, or expects TLS "
+        "the server there does not use gRPC without TLS: it is another server, such as Temporal's UI, or expects TLS "
         "(TEMPORAL_TLS=true)",
     ),
 )
-"""What the SDK's text has in it, and what that means."""
+"""Fragments of the SDK's error text, and their meaning."""
 _SAID: Final = re.compile(r'(?:message|error): "([^"]{1,200})"')
 
 _TRUTHS: Final = frozenset({"true", "false", "1", "0"})
@@ -96,26 +96,26 @@ _PROBES: Final = {
     int(IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD): "'none'",
     int(IndexedValueType.INDEXED_VALUE_TYPE_INT): "-1",
 }
-"""A value of each type of ours in a query; the server refuses one of another type."""
+"""A value of each of our types for a query; the server refuses one of another type."""
 _OTHER_TYPE: Final = "invalid value type"
 
 
 async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = None, lazy: bool = False) -> Client:
     """A client for the address, namespace, TLS and profile in `variables` (Temporal's own names).
 
-    An empty variable counts as not set. With `lazy` nothing is asked of the server yet.
-    Raises `ConfigurationError` and `TemporalUnavailable`.
+    An empty variable counts as not set. With `lazy` it does not connect yet. Raises `ConfigurationError` and
+    `TemporalUnavailable`.
     """
     given = {name: _clean(name, value) for name, value in variables.items() if value != ""}
     try:
         config = ClientConfig.load_client_connect_config(override_env_vars=given)
-    except Exception as error:  # the SDK's loader raises plain exceptions for a bad file or profile
+    except Exception as error:  # the SDK's loader raises plain exceptions for an invalid file or profile
         raise ConfigurationError(f"Temporal's settings: {error}") from error
     config["target_host"] = _address(config.get("target_host") or "localhost:7233")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=runtime, lazy=lazy)
-    except ValueError as error:  # half a pair of key and certificate
+    except ValueError as error:  # a key without a certificate, or the reverse
         raise ConfigurationError(f"Temporal's settings: {error}") from error
     except (RuntimeError, TimeoutError) as error:
         raise TemporalUnavailable(
@@ -124,7 +124,7 @@ async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = Non
 
 
 def _clean(name: str, value: str) -> str:
-    """A variable of Temporal's without white space around it; certificates have many lines and stay as they are."""
+    """One of Temporal's variables without surrounding white space; certificates have many lines and stay unchanged."""
     if not name.startswith("TEMPORAL_") or name.endswith("_DATA"):
         return value
     try:
@@ -149,7 +149,7 @@ def _address(text: str) -> str:
 
 
 def _why_not_connected(error: RuntimeError | TimeoutError) -> str:
-    """What the SDK says, in words of an operator's and without the insides of its transport that it shows."""
+    """The SDK's error in operators' terms, without the internals of its transport."""
     text = str(error)
     said = next((found[1] for found in _SAID.finditer(text)), None)
     for sign, meaning in _NOT_CONNECTED:
@@ -161,7 +161,7 @@ def _why_not_connected(error: RuntimeError | TimeoutError) -> str:
 
 
 async def is_serving(client: Client) -> bool:
-    """Whether Temporal says that it serves, and to these credentials in this namespace.
+    """Check that Temporal is serving, and accepts these credentials in this namespace.
 
     Raises `TemporalUnavailable`, and `StartupCheckFailed` without the namespace.
     """
@@ -169,10 +169,10 @@ async def is_serving(client: Client) -> bool:
         try:
             serves = await client.service_client.check_health(timeout=RPC_TIMEOUT)
         except RPCError as error:
-            if error.status not in REFUSED:  # a gateway need not pass it on; what follows says more
+            if error.status not in REFUSED:  # a gateway may not pass it on; the next call has details
                 raise
             serves = True
-        # What every worker begins with. Health is told to anybody, with a key that has expired, too.
+        # The first call of every worker. The health check is public, also with an expired key.
         await client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=client.namespace), timeout=RPC_TIMEOUT
         )
@@ -180,10 +180,10 @@ async def is_serving(client: Client) -> bool:
 
 
 async def register_search_attributes(client: Client) -> list[str]:
-    """Add the search attributes that are missing; the names of those added. Safe to repeat.
+    """Register the missing search attributes; returns the names of those added. Safe to repeat.
 
-    Where all are there, nothing is registered and no right to do it is needed.
-    Raises as `list_missing_search_attributes` does, and `StartupCheckFailed` where adding is refused.
+    Where all exist, nothing is registered and no permission is needed. Raises as `list_missing_search_attributes` does,
+    and `StartupCheckFailed` where adding is refused.
     """
     missing = await list_missing_search_attributes(client)
     if missing:
@@ -195,16 +195,16 @@ async def register_search_attributes(client: Client) -> list[str]:
                 raise
             raise StartupCheckFailed(
                 f"Temporal's namespace {client.namespace} lacks the search attributes {', '.join(missing)}, and these "
-                f"credentials may not add them ({reason}); somebody who may runs: "
+                f"credentials may not add them ({reason}); as an administrator run: "
                 f"{registration_command(client, missing)}"
             ) from error
     return missing
 
 
 def registration_command(client: Client, names: Collection[str]) -> str:
-    """The command with which a person adds these of our search attributes, for Temporal Cloud or a server of one's own.
+    """The command with which an operator adds these search attributes, for Temporal Cloud or a self-hosted server.
 
-    Cloud keeps the operator's interface to itself: there attributes are added by its control plane's tool.
+    Cloud does not expose the operator API: there attributes are added with its control plane's tool.
     """
     host = client.service_client.config.target_host.rpartition(":")[0]
     keys = [key for key in SEARCH_ATTRIBUTES if key.name in names]
@@ -217,7 +217,7 @@ def registration_command(client: Client, names: Collection[str]) -> str:
 
 
 async def add_search_attributes(client: Client, names: Collection[str]) -> None:
-    """Add these of our search attributes, without a look at what is there. Raises `TemporalUnavailable`."""
+    """Register these search attributes without checking existing ones. Raises `TemporalUnavailable`."""
     request = AddSearchAttributesRequest(namespace=client.namespace)
     for key in SEARCH_ATTRIBUTES:
         if key.name in names:
@@ -229,8 +229,8 @@ async def add_search_attributes(client: Client, names: Collection[str]) -> None:
 async def list_missing_search_attributes(client: Client) -> list[str]:
     """Names of our search attributes that the namespace does not have.
 
-    Raises `TemporalUnavailable`, and `StartupCheckFailed` when one exists with another type: adding ours would
-    be accepted and ignored.
+    Raises `TemporalUnavailable`, and `StartupCheckFailed` when one exists with another type: adding ours would be
+    accepted and ignored.
     """
     try:
         with answered(client):
@@ -249,7 +249,7 @@ async def list_missing_search_attributes(client: Client) -> list[str]:
 
 
 async def _probe_missing_search_attributes(client: Client) -> list[str]:
-    """The same without the operator's interface, as on Temporal Cloud: a query may name only what is there."""
+    """The same without the operator API, as on Temporal Cloud: a query may only use existing attributes."""
     if await _may_be_queried(client, *SEARCH_ATTRIBUTES):
         return []
     return [key.name for key in SEARCH_ATTRIBUTES if not await _may_be_queried(client, key)]
@@ -278,7 +278,7 @@ def _another_type(name: str) -> StartupCheckFailed:
 
 
 async def count_pollers(client: Client, chain_id: int | None) -> int:
-    """How many workers ask for workflow tasks of a chain's queue (None: of the platform's).
+    """How many workers poll the workflow tasks of a chain's queue (None: of the platform's).
 
     Raises `TemporalUnavailable`.
     """
@@ -293,7 +293,7 @@ async def count_pollers(client: Client, chain_id: int | None) -> int:
 
 
 async def count_left_behind(client: Client) -> int:
-    """Runs of chains that still are on the queue which all chains shared up to schema revision 0003.
+    """Runs of chains that are still on the queue which all chains shared up to schema revision 0003.
 
     Raises `TemporalUnavailable`.
     """
@@ -304,14 +304,14 @@ async def count_left_behind(client: Client) -> int:
 
 
 def refusal_of(error: SettleError) -> str | None:
-    """What Temporal says where it is there and does not do it for these credentials, or at all."""
+    """Errors of a reachable Temporal that does not permit or support a request."""
     cause = error.__cause__
     return _first_line(cause) if isinstance(cause, RPCError) and cause.status in REFUSED else None
 
 
 @contextmanager
 def answered(client: Client) -> Iterator[None]:
-    """The SDK's errors in the block as ours: `TemporalUnavailable`, and `StartupCheckFailed` without a namespace."""
+    """Convert the SDK's errors in the block: `TemporalUnavailable`, and `StartupCheckFailed` without a namespace."""
     try:
         yield
     except RPCError as error:
@@ -323,9 +323,9 @@ def answered(client: Client) -> Iterator[None]:
 
 
 def to_temporal_unavailable(error: RPCError | RuntimeError | TimeoutError) -> SettleError:
-    """The SDK's error as ours, each as what it is.
+    """Convert an error of the SDK by its status.
 
-    A client that connects lazily raises a bare `RuntimeError` where nobody listens.
+    A client that connects lazily raises a bare `RuntimeError` where no server listens.
     """
     if not isinstance(error, RPCError):
         return TemporalUnavailable(f"Temporal does not answer: {_why_not_connected(error)}")
@@ -340,7 +340,7 @@ def _first_line(error: Exception) -> str:
 
 
 def refused_with(error: WorkflowUpdateFailedError | WorkflowFailureError) -> SettleError:
-    """What a workflow has answered an update, or ended with, as the error that it was where it was raised."""
+    """The error that a workflow returned for an update, or ended with, as it was raised."""
     cause = error.cause
     if isinstance(cause, ActivityError) and isinstance(cause.cause, ApplicationError):
         cause = cause.cause
@@ -353,7 +353,7 @@ def refused_with(error: WorkflowUpdateFailedError | WorkflowFailureError) -> Set
 
 
 def _is_about_the_namespace(error: Exception) -> bool:
-    """Whether it says that the namespace is not there, and not, as a usual NOT_FOUND does, that a workflow is not."""
+    """Whether it means that the namespace is missing, and not, as a usual NOT_FOUND does, a workflow."""
     if not isinstance(error, RPCError):
         return False
     return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)

@@ -1,1 +1,1 @@
-"""What Temporal runs: the story of a payment, and the names by which it is found."""
+"""Temporal workflows, and their names: a payment, the chain watch, operators' remedies, scheduled jobs."""

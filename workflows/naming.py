@@ -10,7 +10,7 @@ from temporalio.common import SearchAttributeKey
 from domain.operations.findings import Remedy
 
 PLATFORM_TASK_QUEUE: Final = "settlement"
-"""Work that belongs to no chain: the platform's own jobs. Every worker polls it.
+"""Queue of work that belongs to no chain: the platform's own jobs. Every worker polls it.
 
 Up to schema revision 0003 it was the only queue, of every chain: runs from then are still on it and end there, because
 each activity checks its payment's chain, whichever queue it came from.
@@ -31,13 +31,13 @@ WATCH_CHAIN: Final = "WatchChain"
 RESCAN_CHAIN: Final = "RescanChain"
 
 SCHEDULED_START_TIME: Final = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
-"""Temporal's own: when a schedule meant a workflow to start."""
+"""Temporal's own attribute: when a schedule meant a workflow to start."""
 
 SCHEDULE_MEMO: Final = "settle"
-"""Memo field that marks a schedule as one of ours; nobody else's is ever changed or deleted."""
+"""Memo field that marks a schedule as ours; no other schedule is ever changed or deleted."""
 
 SCHEDULE_CHAIN_MEMO: Final = "settleChainId"
-"""Memo field of a schedule that belongs to one chain: which. Another chain's `apply` leaves it alone."""
+"""Memo field with the chain of a schedule that belongs to one. Another chain's `apply` does not touch it."""
 
 _TASK_QUEUE_PREFIX: Final = "settlement-"
 _SCHEDULE_ID_PREFIX: Final = "settle-"
@@ -55,12 +55,12 @@ SEARCH_ATTRIBUTES: Final = (PAYMENT_PURPOSE, PAYMENT_STATUS, BILLING_ACCOUNT_ID,
 
 
 def task_queue(chain_id: int | None) -> str:
-    """The queue of what belongs to a chain, which only workers of that chain poll; None is what belongs to no chain."""
+    """The queue of a chain, which only workers of that chain poll; with None, that of work without a chain."""
     return PLATFORM_TASK_QUEUE if chain_id is None else f"{_TASK_QUEUE_PREFIX}{chain_id}"
 
 
 def chain_of_task_queue(queue: str) -> int:
-    """The chain whose work is on a queue. Raises `ValueError` for any other queue."""
+    """The chain of a queue. Raises `ValueError` for any other queue."""
     return _chain_id_in(queue, _TASK_QUEUE_PREFIX, f"{queue} is not the task queue of a chain")
 
 
@@ -87,15 +87,15 @@ def watched_chain_of(id_of_workflow: str) -> int:
 
 
 def schedule_id(name: str, chain_id: int | None = None) -> str:
-    """Id of the schedule that the schedules' file calls `name`; its workflows' ids begin with it.
+    """Id of the schedule that the schedules file calls `name`; the ids of its workflows begin with it.
 
-    What belongs to a chain has the chain in its id, so that two chains in one namespace have a schedule each.
+    One that belongs to a chain has the chain in its id, so that two chains in one namespace have a schedule each.
     """
     return f"{_SCHEDULE_ID_PREFIX}{name}" + ("" if chain_id is None else f"-{chain_id}")
 
 
 def schedule_name_of(id_of_schedule: str, chain_id: int | None = None) -> str:
-    """What the schedules' file calls a schedule. Raises `ValueError` for one that has another kind of id."""
+    """A schedule's name in the schedules file. Raises `ValueError` for another kind of id."""
     suffix = "" if chain_id is None else f"-{chain_id}"
     if not (id_of_schedule.startswith(_SCHEDULE_ID_PREFIX) and id_of_schedule.endswith(suffix)):
         raise ValueError(f"{id_of_schedule} is not the id of a schedule of ours")
@@ -103,16 +103,18 @@ def schedule_name_of(id_of_schedule: str, chain_id: int | None = None) -> str:
 
 
 def resolve_workflow_id(finding_id: UUID, remedy: Remedy) -> str:
-    """Id of the workflow that carries a remedy out. Each has its own: which of two comes first, the database says."""
+    """Id of the workflow that executes a remedy. Each remedy has its own: the database decides which of two comes
+    first.
+    """
     return f"{_RESOLVE_ID_PREFIX}{finding_id}-{remedy.value}"
 
 
 def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None = None) -> str:
     """Id of the update that submits `tx_hash` after `submission_count` recorded submissions.
 
-    The count is part of it because a stored answer is given again for the same id: a payer who goes back to
-    an earlier hash makes a new submission, a client that repeats its call does not. `after` names a run that is
-    over or a refusal that is not true any more: what was answered then is of no use.
+    The count is part of it because the same id gets the stored answer: a payer who returns to an earlier hash makes a
+    new submission, a client that repeats its call does not. `after` names an ended run or an outdated refusal, whose
+    stored answer must not be reused.
     """
     return f"submit-{submission_count}-{tx_hash}" + (f"-after-{after}" if after else "")
 

@@ -1,4 +1,4 @@
-"""Publishing an event from a workflow: a receiver that is silent never keeps what happened from being finished."""
+"""Publishing of an event from a workflow; a silent event sink never blocks the workflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def publish(
     retry_policy: RetryPolicy = JOB_RETRY,
     log_fields: Mapping[str, str] | None = None,
 ) -> bool:
-    """Whether the event arrived. Where it did not within `schedule_to_close`, the log says that `what` was not told."""
+    """Whether the event was accepted. If it was not within `schedule_to_close`, the log names `what`."""
     try:
         await workflow.execute_activity_method(
             EventSignatures.announce,
@@ -35,6 +35,6 @@ async def publish(
             summary=summary,
         )
     except ActivityError as error:
-        workflow.logger.error("%s could not be announced: %s", what, error.cause, extra=log_fields)
+        workflow.logger.error("could not publish %s: %s", what, error.cause, extra=log_fields)
         return False
     return True

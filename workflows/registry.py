@@ -1,6 +1,6 @@
 """Every workflow that a worker runs, and the scheduled jobs among them.
 
-Not in `workflows.jobs`: the sandbox loads a workflow's package anew for every run, and needs one module of it only.
+Not in `workflows.jobs`: the sandbox loads a workflow's package again for every run, and needs one module of it only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workflows.verify_and_settle import VerifyAndSettle
 from workflows.watch_chain import WatchChain
 
 CHAIN_FIELD: Final = "chain_id"
-"""Field of a job's input that says for which chain it works; a job without it works for the platform."""
+"""Field of a job's input with its chain; a job without it works for the platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
         )
     }
 )
-"""What `settle schedules apply` accepts as `job:`, and the model's fields as `input:`."""
+"""The jobs that `settle schedules apply` accepts as `job:`, with the model's fields as `input:`."""
 
 WORKFLOWS: Final[tuple[type[Any], ...]] = (
     VerifyAndSettle,

@@ -1,4 +1,4 @@
-"""One operator's decision about a finding, carried out to its end."""
+"""Executes one operator's decision about a finding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=RESOLVE_FINDING)
 class ResolveFinding:
-    """Takes the remedy, then mints the bonus of a credit: whatever dies in between, the other one still comes."""
+    """Executes the remedy, then mints the bonus of a credit, whatever crashes in between."""
 
     @workflow.run
     async def run(self, request: RemedyRequest) -> TakenRemedy:
-        """The story of a remedy."""
+        """Lifecycle of a remedy."""
         taken = await self._take_remedy(request)
         if taken.remedy is Remedy.CREDIT:
             await self._mint_bonus(taken)

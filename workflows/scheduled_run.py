@@ -1,4 +1,4 @@
-"""Which run of a scheduled job this is: the facts that ids of rows and events come from."""
+"""Identity of a scheduled run, from which ids of rows and events are derived."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ with workflow.unsafe.imports_passed_through():
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRun:
-    """One run. `scheduled_at` is when it was meant to start; of one that nobody scheduled, when it did."""
+    """One run. `scheduled_at` is when it was meant to start; without a schedule, when it started."""
 
     key: str
     scheduled_at: datetime
 
 
 def this_scheduled_run() -> ScheduledRun:
-    """The run that the calling workflow is."""
+    """The run of the calling workflow."""
     info = workflow.info()
     scheduled_at = info.typed_search_attributes.get(SCHEDULED_START_TIME) or info.start_time
     return ScheduledRun(key=f"{info.workflow_id}/{info.run_id}", scheduled_at=scheduled_at)

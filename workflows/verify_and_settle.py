@@ -47,7 +47,7 @@ with workflow.unsafe.imports_passed_through():
     )
 
 TRACKS_FINALITY = "looks-after-the-credit"
-"""A run that had ended its story before this came replays as it was; one that has not yet got there does look."""
+"""A run that had ended before this patch replays unchanged; one that has not yet got there polls."""
 
 
 @workflow.defn(name=VERIFY_AND_SETTLE)
@@ -66,7 +66,7 @@ class VerifyAndSettle:
 
     @workflow.run
     async def run(self, payment: Settlement) -> SettlementResult:
-        """The story of a payment."""
+        """Lifecycle of a payment."""
         recorded = await self._record_first_submission()
         if recorded.status in FINAL_STATUSES:
             result = await self._complete_what_ended(recorded)
@@ -80,7 +80,7 @@ class VerifyAndSettle:
 
     @workflow.update(name=SUBMIT_UPDATE)
     async def submit(self, submission: Submission) -> RecordedSubmission:
-        """The payer submits a hash: the first, the same again, or one that replaces it."""
+        """Submit a hash: the first, the same again, or one that replaces it."""
         if submission.tx_hash == self._first_tx_hash and self._recorded is None:
             # `run` is recording this very submission: it is in the input too, so that it outlives a lost update.
             await workflow.wait_condition(lambda: self._recorded is not None or self._first_refusal is not None)
@@ -94,11 +94,11 @@ class VerifyAndSettle:
         try:
             return await self._record(self._payment.submission)
         except ApplicationError as refusal:
-            # A later submission may be a good one and starts a new run: a failed one does not stand in its way.
+            # A later submission may be good and starts a new run, which a failed run does not prevent.
             self._first_refusal = refusal
             await workflow.wait_condition(workflow.all_handlers_finished)
             if self._recorded is not None:
-                return self._recorded  # another hash was taken meanwhile: this run settles it
+                return self._recorded  # another hash was recorded concurrently: this run settles it
             raise
 
     async def _complete_what_ended(self, recorded: RecordedSubmission) -> SettlementResult:
@@ -133,17 +133,17 @@ class VerifyAndSettle:
                 result = await self._settle(verdict)
                 if result.status in FINAL_STATUSES:
                     return result
-                # The hash was replaced while its refusal was on its way: nothing ended, look at the new one.
+                # The hash was replaced while its refusal was being recorded: nothing ended, poll for the new one.
             except ApplicationError as error:
                 if error.type != TransferAlreadySettled.code:
                     raise
-                # Somebody else's attempt was paid with that very transfer: look again without it.
+                # Another attempt was paid with that very transfer: poll again without it.
                 workflow.logger.warning(
-                    "transfer already settled, looking again: %s", error.message, extra=self._log_fields()
+                    "transfer already settled, polling again: %s", error.message, extra=self._log_fields()
                 )
 
     async def _await_verdict(self) -> Verified | Refused:
-        """Wait for the chain. A replaced hash is looked for at once; the wait itself leaves no history."""
+        """Wait for the chain. A replaced hash is polled for immediately; the wait itself leaves no history."""
         while True:
             self._hash_replaced = False
             verify_until = self._verify_until()
@@ -157,7 +157,7 @@ class VerifyAndSettle:
                 return verdict
 
     async def _poll_until_verified(self, verify_until: datetime, remaining: timedelta) -> Verified | Refused | None:
-        """One wait, for one hash; None where it has been replaced, or where time is up."""
+        """One wait, for one hash; None where it was replaced, or where the time is up."""
         self._set_status(
             f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
         )
@@ -181,7 +181,7 @@ class VerifyAndSettle:
         return None
 
     async def _time_up_or_hash_replaced(self, verify_until: datetime) -> None:
-        """The wait ends early when no further look fits into it: what is left is waited for, not looked through."""
+        """The wait ends early when no further poll fits into it: the remaining time passes without one."""
         remaining = verify_until - workflow.now()
         if remaining > timedelta(0) and not self._hash_replaced:
             with contextlib.suppress(TimeoutError):
@@ -191,14 +191,14 @@ class VerifyAndSettle:
         await workflow.wait_condition(lambda: look.done() or self._hash_replaced)
 
     async def _final_poll(self, verify_until: datetime) -> Verified | Refused:
-        """Time is up, perhaps because nothing ran for a day: look once more before the payment is given up."""
-        self._set_status("time is up: last look at the chain")
+        """The time is up, perhaps because no worker ran for a day: poll once more before the payment is given up."""
+        self._set_status("time is up: final poll of the chain")
         return await workflow.execute_activity_method(
             VerificationSignatures.await_confirmation,
             self._to_verify(verify_until, is_last_look=True),
             start_to_close_timeout=POLL_START_TO_CLOSE,
             retry_policy=POLL_RETRY,
-            summary=f"last look for {_short(self._tx_hash())}",
+            summary=f"final poll for {_short(self._tx_hash())}",
         )
 
     async def _settle(self, verdict: Verified | Refused) -> SettlementResult:
@@ -249,7 +249,7 @@ class VerifyAndSettle:
             raise _cause(error) from error
 
     async def _track_finality(self, result: SettlementResult) -> SettlementResult:
-        """Until the payment is final. What the chain takes back for good is taken back from whoever got credits."""
+        """Track the payment until it is final. One that is reorged out for good is reversed."""
         if result.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return result
         outcome = await self._await_finality()
@@ -275,13 +275,13 @@ class VerifyAndSettle:
         )
 
     async def _reverse_payment(self, gone: ReorgedOut) -> AttemptOutcomeMessage:
-        self._set_status(f"gone: {gone.message}; taking its credits back")
+        self._set_status(f"reorged out: {gone.message}; reversing its credits")
         return await workflow.execute_activity_method(
             FinalitySignatures.reverse_payment,
             PaymentToReverse(**self._ref(), gone=gone),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
-            summary="take the payment's credits back",
+            summary="reverse the payment's credits",
         )
 
     async def _reverse_bonus(self) -> int:
@@ -290,7 +290,7 @@ class VerifyAndSettle:
             AttemptRef(**self._ref()),
             start_to_close_timeout=LEDGER_START_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
-            summary="take the system tenant's bonus back",
+            summary="reverse the system tenant's bonus",
         )
         return bonus.amount_credits
 
@@ -315,7 +315,7 @@ class VerifyAndSettle:
         # Whether it arrives or not: the log line was written, the finding and the metric are there.
         await publish(
             event,
-            summary="announce the reversal",
+            summary="publish the reversal",
             what="the reversal",
             schedule_to_close=ANNOUNCE_SCHEDULE_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
@@ -337,7 +337,7 @@ class VerifyAndSettle:
         self._set_status(_format_result(result))
 
     def _set_status(self, words: str) -> None:
-        """What an operator reads at the top of the workflow's page."""
+        """Status text at the top of the workflow's page."""
         workflow.set_current_details(words)
         workflow.logger.info(words, extra=self._log_fields())
 
@@ -367,7 +367,7 @@ class VerifyAndSettle:
     def _verify_until(self) -> datetime:
         recorded = self._recorded
         if recorded is None or recorded.verify_until is None:
-            raise ApplicationError("a pending attempt has no end of its wait", type="BOOKKEEPING")
+            raise ApplicationError("a pending attempt has no end of its verification time", type="BOOKKEEPING")
         return recorded.verify_until
 
     def _result(

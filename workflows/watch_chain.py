@@ -1,4 +1,4 @@
-"""One long-lived workflow for each chain: every transfer to the treasury is recorded, whoever submits it or nobody."""
+"""Singleton workflow per chain: records every transfer to the treasury, submitted or not."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=WATCH_CHAIN)
 class WatchChain:
-    """Follows a chain for ever: an activity at a time, a run for each, so that no history grows long."""
+    """Follows a chain indefinitely, one activity and one run at a time, so that no history grows long."""
 
     @workflow.run
     async def run(self, chain: WatchedChain) -> None:
-        """Follow for a while, and begin anew."""
-        before = f"; the run before came to {chain.last_words}" if chain.last_words else ""
+        """Follow for a while, then continue as new."""
+        before = f"; the previous run reached {chain.last_words}" if chain.last_words else ""
         workflow.set_current_details(
             f"follows chain {chain.chain_id}: the pending activity's heartbeat says how far{before}"
         )
         followed = await self._follow(chain)
         workflow.continue_as_new(
             chain.model_copy(update={"last_words": followed.words}),
-            # A run that began on the queue of all chains goes on on its own chain's.
+            # A run that began on the queue of all chains continues on its own chain's.
             task_queue=task_queue(chain.chain_id),
         )
 

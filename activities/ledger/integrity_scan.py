@@ -1,4 +1,4 @@
-"""The books check: one run of it, and who has been told what it found."""
+"""Runs of the integrity scan, and the record of which violations were published."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from db.ledger.invariants import CHECK_NAMES
 from telemetry.metrics.worker import BOOKS_CHECK_SECONDS, BOOKS_ENTRIES_CHECKED, observe_books
 
 OLD_STEPS: Final = 1
-"""Steps over old rows in each scheduled run: about half a million entries in a day of quarter hours."""
+"""Steps over old rows in each scheduled run: about half a million entries per day at a run every quarter of an hour."""
 
 HELD_TRIES: Final = 25
 HELD_SECONDS: Final = 0.2
-"""A payment's transaction takes milliseconds: whoever holds a checkpoint up for longer than these tries together is
-not waited for, and what comes after him is checked again by the next run."""
+"""Tries for a held-up checkpoint. A payment's transaction takes milliseconds: a transaction that is open for longer is
+not waited for, and the next run checks the rows after it again.
+"""
 
 
 async def check_books(
@@ -33,9 +34,10 @@ async def check_books(
     rows_max: int = ROWS_MAX,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Check what is new, in steps of one transaction each; how many entries that were.
+    """Check new rows, in steps of one transaction each; returns the number of entries.
 
-    Stopped anywhere it goes on where it was. `on_step` is told the number of entries so far. Raises `SettleError`.
+    It can be stopped anywhere and continues there. `on_step` receives the number of entries so far. Raises
+    `SettleError`.
     """
     async with database.transaction() as connection:
         await books_check.record_watermarks(connection)
@@ -67,9 +69,9 @@ async def check_all_books(
     begin_at: Round | None = None,
     on_step: Callable[[Round], None] = lambda _: None,
 ) -> None:
-    """Check every row that is there, in steps of one transaction each. `on_step` is told where it has come.
+    """Check every row, in steps of one transaction each. `on_step` receives the position.
 
-    What is new is `check_books`'s, which goes first. Raises `SettleError`.
+    New rows are left to `check_books`, which goes first. Raises `SettleError`.
     """
     round_ = begin_at or Round()
     while not round_.is_complete:
@@ -81,7 +83,7 @@ async def check_all_books(
 
 
 class BookkeepingActivities(BookkeepingSignatures):
-    """Each step of a check is one transaction; run twice, at once or late it finds the same."""
+    """Each step of a check is one transaction; concurrent, repeated or late runs find the same."""
 
     def __init__(self, database: ServiceDatabase, *, pending_max: timedelta) -> None:
         self._database = database
@@ -89,9 +91,9 @@ class BookkeepingActivities(BookkeepingSignatures):
 
     @activity.defn
     async def check_books(self, wanted: BooksToCheck) -> BooksReport:
-        """One run. What it finds is on record, and stays there until it is gone."""
+        """One run. Violations are recorded, and stay recorded until they are resolved."""
         started = time.monotonic()
-        # A full check that was broken off goes on where it was: the check of what is new remembers that by itself.
+        # An interrupted full check continues where it was; the check of new rows stores its position itself.
         details = activity.info().heartbeat_details
         begin_at = Round.model_validate(details[0]) if wanted.full and details and details[0] else None
         checked = await check_books(
@@ -135,6 +137,6 @@ class BookkeepingActivities(BookkeepingSignatures):
 
     @activity.defn
     async def note_books_announced(self, announced: AnnouncedChanges) -> None:
-        """Write down what was announced, so that the next run does not announce it again."""
+        """Mark changes as published, so that the next run does not publish them again."""
         async with self._database.transaction() as connection:
             await books_check.note_announced(connection, announced.opened, announced.resolved)

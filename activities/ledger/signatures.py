@@ -12,13 +12,13 @@ from activities.signatures import Signatures
 
 
 class BooksToCheck(Message):
-    """Which check: of what is new, or of everything."""
+    """Which check: of new rows, or of all."""
 
     full: bool = False
 
 
 class BooksChange(Message):
-    """A violation that is new, or gone."""
+    """A violation that is new, or resolved."""
 
     id: int
     check: str
@@ -29,7 +29,7 @@ class BooksChange(Message):
 
 
 class BooksReport(Message):
-    """What a run did. `changes` is what nobody has been told yet."""
+    """Result of a run. `changes` are not published yet."""
 
     entries_checked: int
     violations_open: int
@@ -37,7 +37,7 @@ class BooksReport(Message):
 
 
 class AnnouncedChanges(Message):
-    """The violations that were announced, as new and as gone."""
+    """The violations that were published, as new and as resolved."""
 
     opened: tuple[int, ...] = ()
     resolved: tuple[int, ...] = ()
@@ -49,9 +49,9 @@ class BookkeepingSignatures(Signatures):
     @activity.defn(name="check_books")
     @abstractmethod
     async def check_books(self, wanted: BooksToCheck) -> BooksReport:
-        """One run. What it finds is on record, and stays there until it is gone."""
+        """One run. Violations are recorded, and stay recorded until they are resolved."""
 
     @activity.defn(name="note_books_announced")
     @abstractmethod
     async def note_books_announced(self, announced: AnnouncedChanges) -> None:
-        """Write down what was announced, so that the next run does not announce it again."""
+        """Mark changes as published, so that the next run does not publish them again."""

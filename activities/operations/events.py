@@ -1,4 +1,4 @@
-"""Telling the outside what happened."""
+"""Publishing of events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from domain.operations.events import PlatformEvent, Publish
 
 
 class AnnouncementActivities(EventSignatures):
-    """Safe to run twice: an event's id comes from facts, and whoever gets it twice can tell."""
+    """Safe to run twice: an event's id is derived from facts, so that a receiver can detect a duplicate."""
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish

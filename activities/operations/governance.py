@@ -1,4 +1,4 @@
-"""The platform's look at itself, as its own principal: what a payer may see of his account, it may see of its own."""
+"""Governance activities, as the system tenant's own principal: it sees of its account what a payer sees of theirs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
 from domain.operations.governance import Heartbeat, Income, Reading, evaluate_heartbeat
 
 LOW_BALANCES_MAX: Final = 10
-"""Crossings whose event did not arrive, taken up by one heartbeat."""
+"""Unpublished crossings that one heartbeat publishes."""
 
 
 class GovernanceActivities(GovernanceSignatures):
@@ -39,7 +39,7 @@ class GovernanceActivities(GovernanceSignatures):
 
     @activity.defn
     async def take_heartbeat(self, wanted: HeartbeatToTake) -> TakenHeartbeat:
-        """Look at everything once and keep what was found; a second run of the same heartbeat finds it kept."""
+        """Read everything once and store the heartbeat; a second run of the same heartbeat finds it stored."""
         heartbeat = await self._find(wanted.key)
         if heartbeat is None:
             heartbeat = await self._keep(wanted, await self._read())
@@ -49,13 +49,13 @@ class GovernanceActivities(GovernanceSignatures):
 
     @activity.defn
     async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
-        """Write down that the event of a crossing has arrived."""
+        """Mark the event of a crossing as published."""
         async with self._service.autocommit() as connection:
             await governance.update_low_balance_announced(connection, heartbeat.key)
 
     @activity.defn
     async def read_income(self, span: SpanToReport) -> Income:
-        """What moved the system tenant's account in a span of time."""
+        """Movements of the system tenant's account in a period."""
         async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:
             income = await governance.read_income(connection, span.since, span.until)
         if income is None:
@@ -92,7 +92,7 @@ class GovernanceActivities(GovernanceSignatures):
         )
 
     async def _keep(self, wanted: HeartbeatToTake, reading: Reading) -> Heartbeat:
-        """Write the heartbeat behind the newest one; where another was quicker, behind that one."""
+        """Write the heartbeat after the newest one; after a concurrent one where there was one."""
         while True:
             async with self._service.autocommit() as connection:
                 latest = await governance.find_latest(connection)

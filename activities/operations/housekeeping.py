@@ -1,4 +1,4 @@
-"""Clearing up after those who did not come back, in bounded batches, and picking up what was left lying."""
+"""Housekeeping in bounded batches: expiry, pruning, and recovery of payments without a workflow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class HousekeepingActivities(HousekeepingSignatures):
-    """Each batch is one transaction; safe to run twice, at once, and to be stopped half-way."""
+    """Each batch is one transaction; safe to repeat, to run concurrently, and to be stopped half-way."""
 
     def __init__(
         self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_singletons: StartSingletons
@@ -45,7 +45,7 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     @activity.defn
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
-        """End every unpaid intent whose time is up, batch by batch."""
+        """End every unpaid intent that is due, batch by batch."""
         expired: Counter[str] = Counter()
         while True:
             async with self._database.transaction() as connection:
@@ -63,7 +63,7 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     @activity.defn
     async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:
-        """Delete sessions, sign-in challenges, rate limits and idempotency keys that are over, batch by batch."""
+        """Delete expired sessions, sign-in challenges, rate limits and idempotency keys, batch by batch."""
         pruned: Counter[str] = Counter()
         while True:
             async with self._database.transaction() as connection:
@@ -81,7 +81,7 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     @activity.defn
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
-        """Give a workflow to every payment that should have one and has none."""
+        """Start a workflow for every payment that should have one and has none."""
         before, since = wanted.submitted_before, wanted.credited_since
         async with self._database.autocommit() as connection:
             if wanted.waiting_seconds is not None and wanted.look_back_seconds is not None:
@@ -100,13 +100,13 @@ class HousekeepingActivities(HousekeepingSignatures):
                 try:
                     resumed = await self._resume(payment)
                 except Refusal as refusal:
-                    # One payment that cannot be resumed does not stand in the way of the others.
-                    log.warning("payment not picked up", attempt_id=str(payment.attempt_id), error=str(refusal))
+                    # One payment that cannot be resumed does not block the others.
+                    log.warning("payment not resumed", attempt_id=str(payment.attempt_id), error=str(refusal))
                     picked_up["refused"] += 1
                     return
                 activity.heartbeat()
             if resumed:
-                log.warning("payment picked up: no workflow had it", attempt_id=str(payment.attempt_id))
+                log.warning("payment resumed: it had no workflow", attempt_id=str(payment.attempt_id))
                 WORKFLOWS_RESTARTED.labels(payment.status.value).inc()
                 picked_up[payment.status.value] += 1
 
@@ -120,8 +120,8 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
-        """Start what runs for ever and does not run: nobody else looks again."""
+        """Start the singleton workflows that do not run."""
         started = await self._ensure_singletons()
         for workflow_id in started:
-            log.warning("standing workflow started: it did not run", started_workflow_id=workflow_id)
+            log.warning("singleton workflow started: it did not run", started_workflow_id=workflow_id)
         return SingletonWorkflows(started=tuple(started))

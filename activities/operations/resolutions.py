@@ -24,7 +24,7 @@ from telemetry.metrics.worker import BONUS_CREDITS, REMEDIES_TAKEN
 
 
 class RemedyActivities(RemedySignatures):
-    """Each activity is at most one transaction and safe to run twice, at once, and late."""
+    """Each activity is at most one transaction and safe to run twice, concurrently, and late."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class RemedyActivities(RemedySignatures):
 
     @activity.defn
     async def take_remedy(self, request: RemedyRequest) -> TakenRemedy:
-        """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
+        """Execute an operator's decision: its effect, the resolution and the audit trail in one transaction.
 
-        Before a transfer is credited all nodes are asked for it: what was observed is the word of one. Raises
-        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree, and
-        `PreconditionNotMet` where the token is not known to be USDC.
+        Before a transfer is credited all nodes are asked for it, because it was observed by one. Raises `RemedyRefused`
+        where they do not have it, `ChainUnavailable` (to be retried) where they disagree, and `PreconditionNotMet`
+        where the token is not confirmed to be USDC.
         """
         if request.remedy is Remedy.CREDIT:
             await self._require_on_chain(request)
@@ -62,12 +62,12 @@ class RemedyActivities(RemedySignatures):
             finding = await find_finding(connection, request.finding_id)
         require_own_chain(f"finding {finding.id}", finding.chain_id, own=self._chain.chain_id)
         if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
-            # Nothing is credited any more; or what is credited belongs to a payment that was verified.
+            # Nothing is left to credit, or the credited transfer belongs to a verified payment.
             return
         async with self._database.autocommit() as connection:
             known = await find_observed(connection, self._chain.chain_id, finding.tx_hash, finding.log_index)
         if known is None:
-            raise RemedyRefused("the chain does not show the transfer as it was found: nothing was done")
+            raise RemedyRefused("the transfer is not on the chain as it was recorded: nothing was done")
         scope, observed = known
         receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
         for log in transfers_in(receipt, scope):
@@ -77,11 +77,11 @@ class RemedyActivities(RemedySignatures):
                     raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
                 await self._preconditions.require(scope.token, at_block=observed.block_number)
                 return
-        raise RemedyRefused("the chain nodes do not show the transfer as it was found: nothing was done")
+        raise RemedyRefused("the chain nodes do not have the transfer as it was recorded: nothing was done")
 
     @activity.defn
     async def mint_bonus_of_credit(self, taken: TakenRemedy) -> MintedBonus:
-        """The system tenant's share of what an operator credited, minted on top."""
+        """The system tenant's bonus on an operator's credit."""
         async with self._database.transaction() as connection:
             entry = await remedies.mint_bonus_of_credit(connection, taken.finding_id)
         if entry is not None and entry.posted:

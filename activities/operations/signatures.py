@@ -1,4 +1,4 @@
-"""What operators decide, what the platform's own jobs do, and events."""
+"""Declarations of operators' remedies, of the platform's jobs, and of publishing events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from domain.operations.resolutions import RemedyRequest, TakenRemedy
 
 
 class HeartbeatToTake(Message):
-    """Which heartbeat (`key` comes from its workflow), and what it measures with."""
+    """Input of a heartbeat (`key` is derived from its workflow)."""
 
     key: str
     scheduled_at: datetime
@@ -26,7 +26,7 @@ class HeartbeatToTake(Message):
 
 
 class TakenHeartbeat(Message):
-    """What was found, and which crossings of the threshold nobody has heard of yet."""
+    """Result of a heartbeat, and the crossings of the threshold that are not published yet."""
 
     heartbeat: Heartbeat
     low_balances: tuple[Heartbeat, ...] = Field(default=())
@@ -39,17 +39,17 @@ class HeartbeatRef(Message):
 
 
 class SpanToReport(Message):
-    """From when until when."""
+    """Period of a report."""
 
     since: datetime
     until: datetime
 
 
 class IntentsToExpire(Message):
-    """Which intents are over: those whose time was up `grace_seconds` ago by the database's clock."""
+    """Grace period: intents are due this long after their expiry by the database's clock."""
 
     due_at: datetime
-    """The same by the clock of whoever asked; it counts where there is no grace, as runs before that one have it."""
+    """The due time by the caller's clock; used without a grace period, as in earlier runs."""
     batch_size: int
     grace_seconds: int | None = None
 
@@ -62,36 +62,36 @@ class RowsToPrune(Message):
 
 
 class PaymentsToPickUp(Message):
-    """Which payments are asked about: those that have waited for long enough that a workflow must have them."""
+    """Payments that have waited for long enough that they must have a workflow."""
 
     submitted_before: datetime
     credited_since: datetime
     limit: int
     waiting_seconds: int | None = None
-    """With `look_back_seconds` the same two times, by the database's clock; runs before these have none."""
+    """With `look_back_seconds` the same two times, by the database's clock; earlier runs have neither."""
     look_back_seconds: int | None = None
     chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
+    """None is the chain of the worker that runs it."""
 
 
 class Done(Message):
-    """How many, of what."""
+    """Number of changes, by kind."""
 
     counts: dict[str, int]
 
 
 class SingletonWorkflows(Message):
-    """Ids of the workflows that run for ever and had to be started."""
+    """Ids of the singleton workflows that had to be started."""
 
     started: tuple[str, ...] = ()
 
 
 class PeriodToReconcile(Message):
-    """How long a period is, at least."""
+    """Minimum length of the period."""
 
     hours: int
     chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
+    """None is the chain of the worker that runs it."""
 
 
 class EventSignatures(Signatures):
@@ -109,17 +109,17 @@ class GovernanceSignatures(Signatures):
     @activity.defn(name="take_heartbeat")
     @abstractmethod
     async def take_heartbeat(self, wanted: HeartbeatToTake) -> TakenHeartbeat:
-        """Look at everything once and keep what was found; a second run of the same heartbeat finds it kept."""
+        """Read everything once and store the heartbeat; a second run of the same heartbeat finds it stored."""
 
     @activity.defn(name="low_balance_announced")
     @abstractmethod
     async def low_balance_announced(self, heartbeat: HeartbeatRef) -> None:
-        """Write down that the event of a crossing has arrived."""
+        """Mark the event of a crossing as published."""
 
     @activity.defn(name="read_income")
     @abstractmethod
     async def read_income(self, span: SpanToReport) -> Income:
-        """What moved the system tenant's account in a span of time."""
+        """Movements of the system tenant's account in a period."""
 
 
 class HousekeepingSignatures(Signatures):
@@ -128,22 +128,22 @@ class HousekeepingSignatures(Signatures):
     @activity.defn(name="expire_intents")
     @abstractmethod
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
-        """End every unpaid intent whose time is up, batch by batch."""
+        """End every unpaid intent that is due, batch by batch."""
 
     @activity.defn(name="prune_expired_rows")
     @abstractmethod
     async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:
-        """Delete sessions, sign-in challenges, rate limits and idempotency keys that are over, batch by batch."""
+        """Delete expired sessions, sign-in challenges, rate limits and idempotency keys, batch by batch."""
 
     @activity.defn(name="pick_up_payments")
     @abstractmethod
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
-        """Give a workflow to every payment that should have one and has none."""
+        """Start a workflow for every payment that should have one and has none."""
 
     @activity.defn(name="ensure_standing_workflows")
     @abstractmethod
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
-        """Start what runs for ever and does not run: nobody else looks again."""
+        """Start the singleton workflows that do not run."""
 
 
 class ReconciliationSignatures(Signatures):
@@ -152,7 +152,7 @@ class ReconciliationSignatures(Signatures):
     @activity.defn(name="reconcile")
     @abstractmethod
     async def reconcile(self, wanted: PeriodToReconcile) -> Report:
-        """Reconcile what has come since the last time, and write the CSV where a folder is set."""
+        """Reconcile everything since the last time, and write the CSV if a folder is set."""
 
 
 class RemedySignatures(Signatures):
@@ -161,14 +161,14 @@ class RemedySignatures(Signatures):
     @activity.defn(name="take_remedy")
     @abstractmethod
     async def take_remedy(self, request: RemedyRequest) -> TakenRemedy:
-        """Do what the operator decided: what it changes, the finding's end and the audit trail in one transaction.
+        """Execute an operator's decision: its effect, the resolution and the audit trail in one transaction.
 
-        Before a transfer is credited all nodes are asked for it: what was observed is the word of one. Raises
-        `RemedyRefused` where they do not have it, `ChainUnavailable` (to be tried again) where they do not agree, and
-        `PreconditionNotMet` where the token is not known to be USDC.
+        Before a transfer is credited all nodes are asked for it, because it was observed by one. Raises `RemedyRefused`
+        where they do not have it, `ChainUnavailable` (to be retried) where they disagree, and `PreconditionNotMet`
+        where the token is not confirmed to be USDC.
         """
 
     @activity.defn(name="mint_bonus_of_credit")
     @abstractmethod
     async def mint_bonus_of_credit(self, taken: TakenRemedy) -> MintedBonus:
-        """The system tenant's share of what an operator credited, minted on top."""
+        """The system tenant's bonus on an operator's credit."""

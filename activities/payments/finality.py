@@ -1,4 +1,4 @@
-"""After the credit: looking at the chain until the payment is final, or gone; and taking its credits back."""
+"""Tracking of a credited payment until it is final or reorged out, and reversal of its credits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from services.payments import lifecycle as payments
 from telemetry.metrics.worker import FINALITY_POLLS, REVERSED_BONUS_CREDITS
 
 NOT_FINAL_YET: Final = "NOT_FINAL_YET"
-"""Type of the failure that asks Temporal to call again; its message is what operators read."""
+"""Type of the failure by which the activity is retried; its message is shown to operators."""
 
 POLL_TIMEOUT: Final = timedelta(seconds=25)
-"""All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
+"""Time limit for all endpoints together; below the activity's start-to-close timeout, so that it is the activity that
+answers.
+"""
 
 
 class FinalityActivities(FinalitySignatures):
-    """Each activity is at most one transaction and safe to run twice, at once, and late."""
+    """Each activity is at most one transaction and safe to run twice, concurrently, and late."""
 
     def __init__(
         self, chain: ChainReader, database: ServiceDatabase, *, policy: FinalityPolicy, block_time: timedelta
@@ -44,7 +46,7 @@ class FinalityActivities(FinalitySignatures):
 
     @activity.defn
     async def await_finality(self, payment: CreditedPayment) -> evaluation.Final | ReorgedOut:
-        """One look at the chain: the payment is final (which is written down), or gone, or a failure that asks again.
+        """One poll of the chain: the payment is final (which is recorded), reorged out, or a failure requests a retry.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
@@ -53,12 +55,12 @@ class FinalityActivities(FinalitySignatures):
             return evaluation.Final(transfer=credited.transfer, level=credited.final_level)
         if credited.status is AttemptStatus.REVERSED:
             level = self._policy.level_for(credited.amount_usd_cents)
-            return ReorgedOut(transfer=credited.transfer, level=level, message="it was reversed before")
+            return ReorgedOut(transfer=credited.transfer, level=level, message="it was already reversed")
         found = await self._poll(payment, credited)
         FINALITY_POLLS.labels(outcome=found.kind).inc()
         if isinstance(found, NotFinal):
             if found.missing_since_head != self._missing_since():
-                # Also to forget it: what has come back and is missed again has all the time again.
+                # Also clears the record: a payment that came back and is missing again has the whole time again.
                 activity.heartbeat(found.missing_since_head, self._chain.chain_id)
             raise ApplicationError(
                 found.message,
@@ -76,14 +78,14 @@ class FinalityActivities(FinalitySignatures):
 
     @activity.defn
     async def reverse_payment(self, payment: PaymentToReverse) -> AttemptOutcomeMessage:
-        """Take the credits of a payment back that is gone, and mark its attempt REVERSED: one transaction."""
+        """Reverse a reorged-out payment's credits and mark its attempt REVERSED: one transaction."""
         async with self._database.transaction() as connection:
             ending = await payments.reverse_payment(connection, payment.attempt_id, payment.gone)
         return report(ending)
 
     @activity.defn
     async def reverse_bonus(self, payment: AttemptRef) -> ReversedBonus:
-        """Take the system tenant's bonus back."""
+        """Reverse the system tenant's bonus."""
         async with self._database.transaction() as connection:
             entry = await payments.reverse_bonus(connection, payment.attempt_id)
         if entry is not None and entry.posted:
@@ -94,7 +96,7 @@ class FinalityActivities(FinalitySignatures):
         async with self._database.autocommit() as connection:
             credited = await finality.find_credited(connection, payment.attempt_id)
         if credited is None:
-            raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to look after")
+            raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to track")
         require_own_chain(f"attempt {payment.attempt_id}", credited.transfer.chain_id, own=self._chain.chain_id)
         return credited
 
@@ -126,11 +128,11 @@ class FinalityActivities(FinalitySignatures):
         verdict = evaluation.evaluate_presence(found, level, final_up_to=final_up_to)
         if isinstance(verdict, NotFinal):
             return verdict
-        # Nobody looks again after this, and one node may lie: all the others are asked.
+        # No poll follows, and one node may lie: all the others are asked.
         agreed = await self._chain.payments.cross_check(settled.tx_hash, view)
         found = evaluation.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
         if found is None:
-            return NotFinal(message="the nodes do not agree on where the payment is")
+            return NotFinal(message="the nodes disagree on the payment's block")
         return evaluation.evaluate_presence(
             found, level, final_up_to=await self._final_up_to(level, agreed.head_number)
         )
@@ -150,9 +152,9 @@ class FinalityActivities(FinalitySignatures):
         )
 
     def _missing_since(self) -> int | None:
-        """The chain's height when the payment was first missed, from the look before this one.
+        """The chain's height when the payment was first missing, from the previous poll.
 
-        A height of another chain says nothing; what was written up to schema revision 0003 does not name its chain.
+        A height of another chain is ignored; records up to schema revision 0003 do not name their chain.
         """
         details = activity.info().heartbeat_details
         if not details or not isinstance(details[0], int):

@@ -1,4 +1,4 @@
-"""What a settling step reports of the attempt, to the workflow and to the metrics."""
+"""Outcome of a settling step, for the workflow and for the metrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from telemetry.metrics.worker import observe_outcome
 
 
 def report(ending: AttemptOutcome, *, confirmed_at: datetime | None = None) -> AttemptOutcomeMessage:
-    """The ending as a message; counted where this step brought it about, and not where it found it done.
+    """The outcome as a message; counted only by the step that caused it.
 
-    `confirmed_at` is when the chain had confirmed the payment, where that is known.
+    `confirmed_at` is when the chain had confirmed the payment, where known.
     """
     if ending.changed:
         observe_outcome(ending.attempt, now=estimated_now(), confirmed_at=confirmed_at)

@@ -17,7 +17,7 @@ from telemetry.metrics.worker import SUBMISSIONS
 
 
 class PayerActivities(PayerSignatures):
-    """Each activity is one transaction and safe to run twice, at once, and late."""
+    """Each activity is one transaction and safe to run twice, concurrently, and late."""
 
     def __init__(
         self, database: SettlementDatabase, *, verification_timeout: timedelta, revenue_share: Decimal
@@ -28,7 +28,7 @@ class PayerActivities(PayerSignatures):
 
     @activity.defn
     async def record_submission(self, submission: Submission) -> RecordedSubmission:
-        """Write down which hash the payer submitted, and until when the chain is asked about it."""
+        """Record the submitted hash, and until when the chain is polled for it."""
         async with self._database.transaction(submission.owner_user_id) as connection:
             ending = await payments.submit(
                 connection,
@@ -59,7 +59,7 @@ class PayerActivities(PayerSignatures):
 
     @activity.defn
     async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptOutcomeMessage:
-        """REJECTED or FAILED, with its code."""
+        """End the attempt REJECTED or FAILED, with its code."""
         async with self._database.transaction(payment.owner_user_id) as connection:
             ending = await payments.refuse(connection, payment.attempt_id, payment.refused)
         return report(ending)

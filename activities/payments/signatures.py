@@ -1,4 +1,4 @@
-"""Settling a payment: its own rows, the system tenant's account, the chain, and what comes after the credit."""
+"""Declarations of a payment's steps: its own rows, the system tenant's account, the chain, and finality."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PayerSignatures(Signatures):
     @activity.defn(name="record_submission")
     @abstractmethod
     async def record_submission(self, submission: Submission) -> RecordedSubmission:
-        """Write down which hash the payer submitted, and until when the chain is asked about it."""
+        """Record the submitted hash, and until when the chain is polled for it."""
 
     @activity.defn(name="credit_buyer")
     @abstractmethod
@@ -41,7 +41,7 @@ class PayerSignatures(Signatures):
     @activity.defn(name="end_without_credits")
     @abstractmethod
     async def end_without_credits(self, payment: PaymentToRefuse) -> AttemptOutcomeMessage:
-        """REJECTED or FAILED, with its code."""
+        """End the attempt REJECTED or FAILED, with its code."""
 
 
 class SystemTenantSignatures(Signatures):
@@ -55,7 +55,7 @@ class SystemTenantSignatures(Signatures):
     @activity.defn(name="credit_donation")
     @abstractmethod
     async def credit_donation(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
-        """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
+        """A donation: the system tenant gets the full amount, and the donor's attempt is CREDITED."""
 
 
 class VerificationSignatures(Signatures):
@@ -64,7 +64,7 @@ class VerificationSignatures(Signatures):
     @activity.defn(name="await_confirmation")
     @abstractmethod
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
-        """One look at the chain: a final verdict, or a failure whose next retry is timed from what is missing.
+        """One poll of the chain: a final result, or a failure whose next retry is timed by what is missing.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
@@ -76,7 +76,7 @@ class FinalitySignatures(Signatures):
     @activity.defn(name="await_finality")
     @abstractmethod
     async def await_finality(self, payment: CreditedPayment) -> Final | ReorgedOut:
-        """One look at the chain: the payment is final (which is written down), or gone, or a failure that asks again.
+        """One poll of the chain: the payment is final (which is recorded), reorged out, or a failure requests a retry.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
@@ -84,9 +84,9 @@ class FinalitySignatures(Signatures):
     @activity.defn(name="reverse_payment")
     @abstractmethod
     async def reverse_payment(self, payment: PaymentToReverse) -> AttemptOutcomeMessage:
-        """Take the credits of a payment back that is gone, and mark its attempt REVERSED: one transaction."""
+        """Reverse a reorged-out payment's credits and mark its attempt REVERSED: one transaction."""
 
     @activity.defn(name="reverse_bonus")
     @abstractmethod
     async def reverse_bonus(self, payment: AttemptRef) -> ReversedBonus:
-        """Take the system tenant's bonus back."""
+        """Reverse the system tenant's bonus."""

@@ -13,7 +13,7 @@ from telemetry.metrics.worker import BONUS_CREDITS
 
 
 class SystemTenantActivities(SystemTenantSignatures):
-    """Each activity is one transaction and safe to run twice, at once, and late."""
+    """Each activity is one transaction and safe to run twice, concurrently, and late."""
 
     def __init__(self, database: ServiceDatabase) -> None:
         self._database = database
@@ -29,7 +29,7 @@ class SystemTenantActivities(SystemTenantSignatures):
 
     @activity.defn
     async def credit_donation(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
-        """A donation: the system tenant gets all of it, and the donor's attempt is CREDITED."""
+        """A donation: the system tenant gets the full amount, and the donor's attempt is CREDITED."""
         async with self._database.transaction() as connection:
             ending = await payments.credit_donation(connection, payment.attempt_id, payment.transfer)
         return report(ending, confirmed_at=payment.confirmed_at)

@@ -1,4 +1,4 @@
-"""Looking at the chain until there is a verdict."""
+"""Polling of the chain until there is a final result."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ from domain.payments.verification import (
 from telemetry.metrics.worker import POLLS
 
 STILL_WAITING: Final = "STILL_WAITING"
-"""Type of the failure that asks Temporal to call again; its message and detail are what operators read."""
+"""Type of the failure by which the activity is retried; its message and detail are shown to operators."""
 
 POLL_TIMEOUT: Final = timedelta(seconds=25)
-"""All endpoints together; below the activity's start-to-close timeout, so that the answer is ours to give."""
+"""Time limit for all endpoints together; below the activity's start-to-close timeout, so that it is the activity that
+answers.
+"""
 
 
 class VerificationActivities(VerificationSignatures):
@@ -58,9 +60,10 @@ class VerificationActivities(VerificationSignatures):
         own_destination: TransferScope | None = None,
         from_block: int | None = None,
     ) -> None:
-        """`own_destination` is where payments go to by the settings: they may, from then on, under any others, too.
+        """`own_destination` is the settings' destination: payments to it are accepted from then on, under later
+        settings too.
 
-        `from_block` is the first block that settle answers for, where the settings say so.
+        `from_block` is the first accepted block, where the settings define one.
         """
         self._chain = chain
         self._database = database
@@ -75,7 +78,7 @@ class VerificationActivities(VerificationSignatures):
 
     @activity.defn
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
-        """One look at the chain: a final verdict, or a failure whose next retry is timed from what is missing.
+        """One poll of the chain: a final result, or a failure whose next retry is timed by what is missing.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
@@ -89,7 +92,7 @@ class VerificationActivities(VerificationSignatures):
             return Refused(
                 status=AttemptStatus.FAILED,
                 error_code=ErrorCode.RECEIPT_NOT_FOUND,
-                message=f"not confirmed in time; the last look said: {verdict.message}",
+                message=f"not confirmed in time; the final poll said: {verdict.message}",
                 tx_hash=attempt.tx_hash,
             )
         raise ApplicationError(
@@ -101,13 +104,13 @@ class VerificationActivities(VerificationSignatures):
         )
 
     def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
-        """Whether the last look is the end, by the database's clock and the hash that it has now.
+        """Whether the final poll ends the wait, by the database's clock and its current hash.
 
-        That hash may be younger than the one the workflow knows: the starter records it where no worker answers.
-        A payment that is there and lacks only confirmations gets the time that these take, twice.
+        That hash may be newer than the workflow's: the starter records it where no worker answers. A payment that lacks
+        only confirmations gets twice the time that these take.
         """
         if waiting.reason is WaitReason.PRECONDITION:
-            # The transaction is there and judged. What is wrong is with the token or the nodes, and no payer's fault.
+            # The transaction exists and is evaluated. The fault is with the token or the nodes, not the payer's.
             return False
         confirming = waiting.reason is WaitReason.CONFIRMATIONS
         grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
@@ -122,7 +125,7 @@ class VerificationActivities(VerificationSignatures):
         )
 
     async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
-        """What the attempt waits for, and which transfers of that transaction an operator has credited."""
+        """The hash that the attempt waits for, and the transfers of that transaction that an operator has credited."""
         await self._note_settings(payment.terms)
         async with self._database.autocommit() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
@@ -132,9 +135,9 @@ class VerificationActivities(VerificationSignatures):
             return attempt, await resolutions.list_credited_transfers(connection, chain_id, attempt.tx_hash)
 
     async def _note_settings(self, terms: PaymentTerms) -> None:
-        """What the settings say goes where the database, which has the last word on a credit, reads it.
+        """Write the settings' destination and first block to the database, which checks every credit against them.
 
-        Once for each scope, and where the database has another first block than the settings.
+        Once per scope, and where the database has another first block than the settings.
         """
         scope = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
         if scope in self._noted_scopes:
@@ -165,16 +168,16 @@ class VerificationActivities(VerificationSignatures):
                 )
                 verdict = verdict_on(view)
                 if isinstance(verdict, Waiting):
-                    _remember_block(view)  # not for a verdict: nobody looks again, and a heartbeat is a request
+                    _remember_block(view)  # not for a final result: no poll follows, and a heartbeat is a request
                     return verdict
-                # What follows cannot be taken back, and one node may lie: all the others are asked.
+                # What follows is irreversible, and one node may lie: all the others are asked.
                 checked = await self._chain.payments.cross_check(attempt.tx_hash, view)
                 verdict = verdict_on(checked)
                 is_judged = not isinstance(verdict, Waiting)
                 if isinstance(verdict, Verified) and not await self._is_known_destination(payment):
                     return self._waiting(
                         WaitReason.UNKNOWN_TREASURY,
-                        "the treasury or token that was promised is none of this system, as far as its workers know",
+                        "no worker of this system has been configured with the intent's treasury or token",
                     )
                 if is_judged:
                     await self._require_preconditions(payment, checked)
@@ -191,7 +194,7 @@ class VerificationActivities(VerificationSignatures):
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
 
     async def _is_known_destination(self, payment: PaymentToVerify) -> bool:
-        """Whether money that went where the intent says came in: the intent alone is the word of who wrote it."""
+        """Whether the intent's destination is known: an intent alone is written by a public process."""
         terms, own = payment.terms, self._own_destination
         promised = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
         async with self._database.autocommit() as connection:
@@ -201,19 +204,21 @@ class VerificationActivities(VerificationSignatures):
             return promised == own or await destinations.is_known_destination(connection, promised)
 
     async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
-        """Of the attempt's own token, which need not be that of the settings, as of the block that is judged."""
-        assert view.receipt is not None, "a final verdict is about a receipt"
+        """Of the attempt's own token, which may differ from the settings', as of the evaluated block."""
+        assert view.receipt is not None, "a final result has a receipt"
         await self._preconditions.require(payment.terms.token, at_block=view.receipt.block_number)
 
     def _with_time(self, verdict: VerificationResult, view: ChainView) -> VerificationResult:
-        """With the time at which the last confirmation was mined: blocks come evenly, and no look fetches that one."""
+        """With the time at which the last confirmation was mined, estimated from an even block time: no poll fetches
+        that block.
+        """
         mined_at = view.canonical.mined_at if view.canonical else None
         if not isinstance(verdict, Verified) or mined_at is None:
             return verdict
         return verdict.model_copy(update={"confirmed_at": mined_at + (self._min_confirmations - 1) * self._block_time})
 
     def _judged_but_not_believed(self, message: str) -> Waiting:
-        """The payment has its confirmations; what they mean is not known before the preconditions are."""
+        """The payment has its confirmations; it waits for the preconditions."""
         waiting = self._waiting(WaitReason.PRECONDITION, message)
         return waiting.model_copy(update={"confirmations": self._min_confirmations})
 
@@ -222,12 +227,12 @@ class VerificationActivities(VerificationSignatures):
 
 
 def _about(tx_hash: str, verdict: Verified | Refused) -> Verified | Refused:
-    """A refusal says which hash it is about: it does not end an attempt whose hash has been replaced since."""
+    """A refusal names its hash: it does not end an attempt whose hash has been replaced since."""
     return verdict.model_copy(update={"tx_hash": tx_hash}) if isinstance(verdict, Refused) else verdict
 
 
 def _block_seen_before() -> int | None:
-    """The block that the last look found the transaction in: asking for it at once saves a second request."""
+    """The block in which the previous poll found the transaction: asking for it immediately saves a second request."""
     details = activity.info().heartbeat_details
     return details[0] if details and isinstance(details[0], int) else None
 

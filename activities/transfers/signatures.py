@@ -17,9 +17,9 @@ class WatchingSignatures(Signatures):
     @activity.defn(name="follow_chain")
     @abstractmethod
     async def follow_chain(self, chain: WatchedChain) -> Followed:
-        """Follow the chain for a while. What cannot be reached is waited for, in words that the heartbeat shows.
+        """Follow the chain for a while. It waits for what cannot be reached, and its heartbeat says so.
 
-        Ends at once, to go on elsewhere, when the worker stops.
+        Ends immediately when the worker stops, to continue elsewhere.
         """
 
     @activity.defn(name="rescan_chain")
@@ -27,6 +27,6 @@ class WatchingSignatures(Signatures):
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:
         """Read the last blocks again, with every endpoint, for what nodes left out when the blocks were new.
 
-        What is found is acted upon by whoever follows the chain. Numbers are those of all scopes together, the rest of
-        the report is of the scope of the settings.
+        The watcher acts on what is found. Numbers are those of all scopes together, the rest of the report is of the
+        scope of the settings.
         """

@@ -1,4 +1,6 @@
-"""Following a chain: an activity that reads, acts, waits for the next block, and goes on."""
+"""Temporal workflows: the lifecycle of a payment, the chain watch, operators' remedies, scheduled jobs; and their
+names.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from services.transfers.matcher import TransferMatcher
 log = structlog.get_logger(__name__)
 
 WORKER_STOPS: Final = "WORKER_STOPS"
-"""Type of the failure by which another worker goes on with the chain."""
+"""Type of the failure by which another worker continues with the chain."""
 
 HEARTBEAT_SECONDS: Final = 3.0
 """Several fit into the activity's heartbeat time-out."""
@@ -40,28 +42,29 @@ POLL_SECONDS_MAX: Final = 15.0
 
 PATIENCE_SECONDS_MIN: Final = 1.0
 PATIENCE_SECONDS_MAX: Final = 30.0
-"""Bounds of the wait while chain, database or Temporal is gone; it doubles with each time."""
+"""Bounds of the wait while chain, database or Temporal is unavailable; it doubles each time."""
 
 
 PROMISES_EVERY_SECONDS: Final = 10.0
-"""How often attempts are asked which treasuries they name: one made by a process with other settings is seen then."""
+"""How often the scopes of attempts are read, which finds those made by a process with other settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScopeWatch:
-    """What reads one scope, and what decides about its transfers."""
+    """The scanner of one scope, and the matcher of its transfers."""
 
     scan: BlockScanner
     matcher: TransferMatcher
 
 
 OpenScope = Callable[[TransferScope, Promise | None], ScopeWatch]
-"""Makes them for a scope; of one that attempts have been promised, with the promise."""
+"""Creates them for a scope; for one that attempts name, with the tracked scope."""
 
 
 class ScopeWatches:
-    """The scope of the settings, and those that attempts still name: read from the database, so that a process with
-    new settings goes on with what was promised under old ones."""
+    """The scope of the settings, and those that attempts still name: read from the database, so that a process with new
+    settings continues with earlier ones.
+    """
 
     def __init__(self, database: ServiceDatabase, current: TransferScope, open_scope: OpenScope) -> None:
         self.current = current
@@ -70,7 +73,7 @@ class ScopeWatches:
         self._open: dict[TransferScope, ScopeWatch] = {current: open_scope(current, None)}
 
     async def read(self) -> dict[TransferScope, ScopeWatch]:
-        """Those to be followed now, that of the settings first. Raises `DatabaseUnavailable`."""
+        """The scopes to follow now, that of the settings first. Raises `DatabaseUnavailable`."""
         async with self._database.autocommit() as connection:
             promises = await list_promises(connection, self.current.chain_id)
         wanted = {promise.scope: promise for promise in old_promises(self.current, promises)}
@@ -86,12 +89,12 @@ class ScopeWatches:
         return dict(self._open)
 
     def known(self) -> dict[TransferScope, ScopeWatch]:
-        """The same as it was when it was read the last time."""
+        """The scopes as last read."""
         return dict(self._open)
 
 
 class WatchingActivities(WatchingSignatures):
-    """Any number may run at once: what is written is written once."""
+    """Any number may run concurrently: everything is written once."""
 
     def __init__(self, watches: ScopeWatches, *, block_time: timedelta) -> None:
         self._watches = watches
@@ -99,9 +102,9 @@ class WatchingActivities(WatchingSignatures):
 
     @activity.defn
     async def follow_chain(self, chain: WatchedChain) -> Followed:
-        """Follow the chain for a while. What cannot be reached is waited for, in words that the heartbeat shows.
+        """Follow the chain for a while. It waits for what cannot be reached, and its heartbeat says so.
 
-        Ends at once, to go on elsewhere, when the worker stops.
+        Ends immediately when the worker stops, to continue elsewhere.
         """
         followers = Followers(self._watches, self._poll_seconds)
         loop = asyncio.get_running_loop()
@@ -115,8 +118,8 @@ class WatchingActivities(WatchingSignatures):
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:
         """Read the last blocks again, with every endpoint, for what nodes left out when the blocks were new.
 
-        What is found is acted upon by whoever follows the chain. Numbers are those of all scopes together, the rest of
-        the report is of the scope of the settings.
+        The watcher acts on what is found. Numbers are those of all scopes together, the rest of the report is of the
+        scope of the settings.
         """
         words = f"reading the last {rescan.blocks} blocks again"
         async with _heartbeats(lambda: words):
@@ -143,7 +146,7 @@ class WatchingActivities(WatchingSignatures):
 
 
 class Followers:
-    """One run of following, of every scope: what one of them waits for holds no other one up."""
+    """One run of following every scope: one that waits does not delay the others."""
 
     def __init__(
         self, watches: ScopeWatches, poll_seconds: float, *, clock: Callable[[], float] = time.monotonic
@@ -157,21 +160,21 @@ class Followers:
 
     @property
     def block_number(self) -> int | None:
-        """How far the scope of the settings was followed."""
+        """Progress in the scope of the settings."""
         current = self._followers.get(self._watches.current)
         return current.block_number if current is not None else None
 
     @property
     def words(self) -> str:
-        """How far each scope was followed, or what it waits for."""
+        """Progress of each scope, or what it waits for."""
         lines = [
             follower.words if scope == self._watches.current else f"old treasury {scope.treasury}: {follower.words}"
             for scope, follower in self._followers.items()
         ]
-        return "; ".join(lines) or "begins"
+        return "; ".join(lines) or "starting"
 
     async def go_on(self) -> float:
-        """Read what is there of each scope that is not waiting, and act on it; how many seconds to wait then."""
+        """Read and act on each scope that is not waiting; returns the seconds to wait then."""
         await self._refresh()
         for scope, follower in list(self._followers.items()):
             if self._goes_on_at[scope] <= self._clock():
@@ -184,7 +187,7 @@ class Followers:
         try:
             scopes = await self._watches.read()
         except Unavailable:
-            # Each of them says so itself, in a moment.
+            # Each of them reports it itself, shortly.
             scopes = self._watches.known()
         self._read_from = self._clock() + PROMISES_EVERY_SECONDS
         for scope in self._followers.keys() - scopes.keys():
@@ -196,7 +199,7 @@ class Followers:
 
 
 class _Follower:
-    """One run of following one scope: a step, and what to say about it."""
+    """One run of following one scope: a step, and its status text."""
 
     def __init__(self, scan: BlockScanner, matcher: TransferMatcher, poll_seconds: float) -> None:
         self.words = "begins"
@@ -210,7 +213,7 @@ class _Follower:
         self._transfers = 0
 
     async def go_on(self) -> float:
-        """Read what is there and act on it; how many seconds to wait before the next time."""
+        """Read what there is and act on it; returns the seconds to wait before the next time."""
         try:
             step = await self._scan.advance()
             self._tell(step)
@@ -223,11 +226,11 @@ class _Follower:
         except Unavailable as error:
             return await self._wait_for(error.code, error.message)
         except Exception as error:
-            # A fault of ours in one scope, or about one transfer: the others are followed all the same.
+            # A fault in one scope, or about one transfer, does not stop the others.
             log.exception("following the chain failed")
             return await self._wait_for(type(error).__name__, f"a fault, see the log: {type(error).__name__}")
         if self._waits_for is not None:
-            log.info("following the chain goes on", where=self.words)
+            log.info("following the chain continues", where=self.words)
             self._waits_for, self._patience_seconds = None, PATIENCE_SECONDS_MIN
         return self._poll_seconds if step.is_at_head else 0.0
 
@@ -240,7 +243,7 @@ class _Follower:
         at = f"block {self.block_number}, " if self.block_number is not None else ""
         self.words = f"{at}waiting: {message}"
         if self._waits_for != code:
-            # Once for each change, not for each try: a node that is down for an hour is one fact.
+            # Logged once per change, not per try: a node that is down for an hour is one event.
             log.warning("following the chain waits", error=message)
             self._waits_for = code
         with contextlib.suppress(Unavailable):
@@ -252,13 +255,13 @@ class _Follower:
 
 
 async def _wait_for_next(seconds: float) -> None:
-    """Wait so long, unless the worker stops; then somebody else is to go on."""
+    """Wait so long, unless the worker stops; then another one continues."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await activity.wait_for_worker_shutdown()
     if activity.is_worker_shutdown():
         raise ApplicationError(
-            "the worker stops, another one goes on",
+            "the worker stops, another one continues",
             type=WORKER_STOPS,
             category=ApplicationErrorCategory.BENIGN,
             next_retry_delay=timedelta(milliseconds=100),
@@ -267,7 +270,7 @@ async def _wait_for_next(seconds: float) -> None:
 
 @asynccontextmanager
 async def _heartbeats(words: Callable[[], str]) -> AsyncIterator[None]:
-    """Tell Temporal every few seconds that this is alive, whatever it waits for, and what it does."""
+    """Send a heartbeat with the status every few seconds, whatever the activity waits for."""
 
     async def beat() -> None:
         while True:

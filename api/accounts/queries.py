@@ -25,7 +25,7 @@ async def read_summary(
     """Balance and `limit` ledger rows, older than the entry `cursor` where it is given."""
     async with services.database.transaction(session.user_id) as connection:
         balance = await accounts.find_balance(connection, session.billing_account_id)
-        # One row more than is returned tells whether there is a next page.
+        # One row more than is returned shows whether there is a next page.
         rows = await ledger.page_entries(connection, session.billing_account_id, limit=limit + 1, before=cursor)
     if balance is None:
         raise BookkeepingError(f"account {session.billing_account_id} of a session does not exist")

@@ -1,4 +1,4 @@
-"""How many event streams are open at once, and how many of them read the database at the same time."""
+"""Limits of event streams: open streams, and concurrent reads of the database."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STREAMS_PER_ACCOUNT_MAX: Final = 10
 STREAMS_PER_ADDRESS_MAX: Final = 100
 STREAMS_MAX: Final = 1_000
 READS_AT_ONCE_MAX: Final = 3
-"""Of all streams together, so that the other connections to the database are for requests that somebody waits for."""
+"""Of all streams together, so that the other database connections serve requests."""
 
 READ_SECONDS_MAX: Final = 8.0
-"""Then the others have their turn: a server that stands still must not hold all readings until it goes on."""
+"""Time limit of a read: a frozen server must not block all reads until it recovers."""
 
 RETRY_AFTER_SECONDS: Final = 2.0
-"""When the next stream is welcome where no place is free."""
+"""When the next stream may be tried where no slot is free."""
 
 
 class StreamLimits:
@@ -36,12 +36,12 @@ class StreamLimits:
         self._open: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """Streams that are open."""
+        """Number of open streams."""
         return self._open["all"]
 
     @contextmanager
     def place(self, billing_account_id: str, address: str) -> Iterator[None]:
-        """A place for one stream as long as the block runs. Raises `RateLimited` where none is free."""
+        """Hold a slot for one stream while the block runs. Raises `RateLimited` where none is free."""
         limits = {
             f"account:{billing_account_id}": self.per_account_max,
             f"address:{address}": self.per_address_max,
@@ -56,10 +56,10 @@ class StreamLimits:
         finally:
             EVENT_STREAMS.dec()
             self._open.subtract(limits.keys())
-            self._open += Counter()  # without those that are at zero
+            self._open += Counter()  # without entries at zero
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """One of the readings that all streams share. Raises `TimeoutError` where it takes too long."""
+        """One of the reads that all streams share. Raises `TimeoutError` where it takes too long."""
         async with self.reads, asyncio.timeout(self.read_seconds_max):
             yield

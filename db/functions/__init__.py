@@ -78,5 +78,5 @@ def _apply(driver: psycopg.Connection[Any], name: str, text: str, *, is_new: boo
     driver.execute("SET LOCAL check_function_bodies = off")
     driver.execute(text.encode())
     if is_new:
-        # PostgreSQL lets everybody call a new function; whoever may is granted it by name.
+        # PostgreSQL lets every role call a new function; the permitted ones are granted it by name.
         driver.execute(sql.SQL("REVOKE ALL ON FUNCTION public.{} FROM PUBLIC").format(sql.Identifier(name)))

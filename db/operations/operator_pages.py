@@ -135,7 +135,7 @@ async def page_attempts(
         in_window = select(window).order_by(*order)
         last_in_window = in_window.offset(SCANNED_MAX - 1).limit(1)
         query = in_window.where(*(window.c[column] == value for column, value in rest.items()))
-    # One row more than is shown tells whether there is a next page.
+    # One row more than is shown indicates whether there is a next page.
     query = query.limit(limit + 1)
     rows = [_to_listed(row) for row in await connection.connection.execute(query)]
     reached = rows[limit - 1].id if len(rows) > limit else None

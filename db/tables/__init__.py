@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy sees them, by subject. Migrations make them; a test compares the two."""
+"""SQLAlchemy's view of the tables, by subject. Migrations create them; a test compares the two."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from db.tables.base import Base
 
 
 class User(Base):
-    """Somebody who signs in with a wallet, or the platform's own principal (no wallet)."""
+    """A user who signs in with a wallet, or the platform's own principal (no wallet)."""
 
     __tablename__ = "users"
     __table_args__ = (Index("users_one_per_wallet", text("lower(wallet_address)"), unique=True),)
@@ -66,7 +66,7 @@ class VirtualKey(Base):
 
 
 class LoginChallenge(Base):
-    """A message that a wallet was asked to sign; it is gone once it was used."""
+    """A message that a wallet was asked to sign; deleted when used."""
 
     __tablename__ = "login_challenges"
     __table_args__ = (Index("login_challenges_by_expiry", "expires_at"),)
@@ -92,7 +92,7 @@ class SessionRow(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer that a request with this key got; the same request again gets it again."""
+    """The stored answer to a request with this key; a repetition gets it again."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
@@ -105,7 +105,7 @@ class IdempotencyKey(Base):
 
 
 class RateLimit(Base):
-    """When a bucket will be full again. Unlogged: a crash of the server forgets it."""
+    """When a bucket will be full again. Unlogged: a crash of the server empties it."""
 
     __tablename__ = "rate_limits"
     __table_args__ = (Index("rate_limits_by_age", "full_at"), {"prefixes": ["UNLOGGED"]})

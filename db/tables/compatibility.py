@@ -1,4 +1,4 @@
-"""Which code may run with the schema, and the proof that a commit reaches the disk."""
+"""Compatibility of code and schema, and the proof that a commit reaches the disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from db.tables.base import Base
 
 
 class SchemaCompatibility(Base):
-    """Which code may run with a revision of the schema: its own, and what is not older than `compatible_from`."""
+    """The oldest revision of the code that may run with a revision of the schema (`compatible_from`)."""
 
     __tablename__ = "schema_compatibility"
 
@@ -21,7 +21,7 @@ class SchemaCompatibility(Base):
 
 
 class WriteProbe(Base):
-    """When a role's process last proved that what it commits reaches the disk."""
+    """When a role's process last proved that its commits reach the disk."""
 
     __tablename__ = "write_probes"
 

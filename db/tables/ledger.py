@@ -1,4 +1,4 @@
-"""The double-entry ledger, and how far its integrity check has come."""
+"""The double-entry ledger, and the state of its integrity scan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEDGER_REFERENCE_INDEXES: Final[dict[str, str]] = {
     "system_donation": "credit_ledger_one_donation_per_reference",
     "payment_reversal": "credit_ledger_one_reversal_per_reference",
 }
-"""Unique index per account, reference and reason; the last word on "posted once"."""
+"""Unique index per account, reference and reason, which guarantees "posted once"."""
 
 ONE_OPERATOR_CREDIT: Final = "credit_ledger_one_operator_credit_per_reference"
 """The same for operators' credits, over all accounts: a transfer is credited to one."""
@@ -84,7 +84,7 @@ class JournalLine(Base):
 
 
 class BooksCheckpoint(Base):
-    """How far the books check has come in one table whose rows are numbered and never change."""
+    """Progress of the integrity scan in one table whose rows are numbered and never change."""
 
     __tablename__ = "books_checkpoints"
 
@@ -95,7 +95,7 @@ class BooksCheckpoint(Base):
 
 
 class BooksCheck(Base):
-    """What the books check knows between its runs; one row."""
+    """State of the integrity scan between its runs; one row."""
 
     __tablename__ = "books_checks"
 
@@ -111,7 +111,7 @@ class BooksCheck(Base):
 
 
 class BooksViolation(Base):
-    """An invariant of the books that did not hold; open until it holds again."""
+    """A violated ledger invariant; open until it holds again."""
 
     __tablename__ = "books_violations"
     __table_args__ = (

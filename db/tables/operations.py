@@ -1,4 +1,4 @@
-"""Findings and what operators did about them, reconciliations, heartbeats."""
+"""Findings and operators' actions, reconciliations, heartbeats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from db.tables.base import Base
 
 
 class FindingRow(Base):
-    """What nobody but an operator may decide."""
+    """A case for an operator."""
 
     __tablename__ = "findings"
     __table_args__ = (
@@ -61,7 +61,7 @@ class FindingRow(Base):
 
 
 class OperatorAction(Base):
-    """A remedy that an operator took: the audit trail. Append-only."""
+    """A remedy that an operator executed: the audit trail. Append-only."""
 
     __tablename__ = "operator_actions"
     __table_args__ = (
@@ -81,7 +81,7 @@ class OperatorAction(Base):
 
 
 class TransferCredit(Base):
-    """A transfer, or the surplus of one, that an operator credited to an account, or sent back. Append-only."""
+    """A transfer, or the overpayment of one, that an operator credited to an account, or sent back. Append-only."""
 
     __tablename__ = "transfer_credits"
     __table_args__ = (Index("transfer_credits_by_time", "created_at"),)
@@ -103,7 +103,7 @@ class TransferCredit(Base):
 
 
 class BalanceAssertion(Base):
-    """What a reconciliation of a period found. Append-only."""
+    """Result of a reconciliation of a period. Append-only."""
 
     __tablename__ = "balance_assertions"
     __table_args__ = (Index("balance_assertions_by_period", "chain_id", "period_to"),)
@@ -128,7 +128,7 @@ class BalanceAssertion(Base):
 
 
 class GovernanceHeartbeatRow(Base):
-    """What one heartbeat of the platform found."""
+    """Result of one heartbeat of the platform."""
 
     __tablename__ = "governance_heartbeats"
     __table_args__ = (

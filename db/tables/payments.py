@@ -1,4 +1,4 @@
-"""Payment attempts, their audit trail, what paid them and what became of that."""
+"""Payment attempts, their audit trail, the transfers that paid them, and the finality of these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from db.tables.base import Base
 
 
 class PaymentAttemptRow(Base):
-    """One attempt to pay. What was agreed is write-once; only its progress changes."""
+    """One attempt to pay. Its terms are write-once; only its progress changes."""
 
     __tablename__ = "payment_attempts"
     __table_args__ = (
@@ -105,7 +105,7 @@ class SettledTransferRow(Base):
 
 
 class TransferFinality(Base):
-    """What became of a settled transfer: final in the block named here, or gone. Append-only."""
+    """Finality of a settled transfer: final in the block named here, or reorged out. Append-only."""
 
     __tablename__ = "transfer_finality"
     __table_args__ = (Index("transfer_finality_by_transfer", "chain_id", "tx_hash"),)

@@ -1,4 +1,4 @@
-"""What was seen on the chain, how far it was read, and which addresses are known."""
+"""Observed transfers, cursors and gaps, and known addresses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ObservedTransfer(Base):
 
 
 class OrphanedTransfer(Base):
-    """An observed transfer whose block a reorganisation took off the canonical chain. Append-only."""
+    """An observed transfer whose block was reorganised off the canonical chain. Append-only."""
 
     __tablename__ = "orphaned_transfers"
     __table_args__ = (Index("orphaned_transfers_by_transaction", "chain_id", "tx_hash"),)
@@ -56,7 +56,7 @@ class OrphanedTransfer(Base):
 
 
 class ChainCursor(Base):
-    """The last block whose transfers are all recorded, and the chain's height when that was so."""
+    """The last block whose transfers are all recorded, and the chain's height at that time."""
 
     __tablename__ = "chain_cursors"
 
@@ -76,7 +76,7 @@ class ChainCursor(Base):
 
 
 class ChainGap(Base):
-    """Blocks that no node showed: what was paid in them is not known until they are read after all."""
+    """Blocks that no node returned: payments in them are unknown until the blocks are read."""
 
     __tablename__ = "chain_gaps"
     __table_args__ = (
@@ -115,7 +115,7 @@ class WatchedBlock(Base):
 
 
 class PaymentDestinationRow(Base):
-    """A token and treasury that payments may go to, and who noted them; addresses in lower case."""
+    """A payment destination, token and treasury, and how it became known; addresses in lower case."""
 
     __tablename__ = "payment_destinations"
 

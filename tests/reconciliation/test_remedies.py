@@ -225,7 +225,7 @@ async def test_more_than_a_ledger_entry_holds_is_refused(roles: RolePair) -> Non
 
 async def test_what_the_chain_does_not_show_any_more_is_not_credited(roles: RolePair) -> None:
     finding_id = await find_transfer(roles.service, 1, observed=False)
-    with pytest.raises(RemedyRefused, match="the chain does not show the transfer"):
+    with pytest.raises(RemedyRefused, match="the transfer is not on the chain"):
         await take(roles.service, finding_id, Remedy.CREDIT)
 
 

@@ -1,4 +1,4 @@
-"""Do the books still balance? What is found is on record, and everybody who should know is told once."""
+"""Integrity scan of the ledger: violations are recorded, and each is published once."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ with workflow.unsafe.imports_passed_through():
 class CheckBooksInput(Message):
     """Which check."""
 
-    full: bool = Field(default=False, description="true to check every row, not only what is new and some old ones")
+    full: bool = Field(default=False, description="true to check every row, not only new and some old ones")
 
 
 @workflow.defn(name=CHECK_BOOKS)
 class CheckBooks:
-    """One check of the books, and one event for each violation that is new or gone."""
+    """One integrity scan, and one event for each violation that is new or resolved."""
 
     @workflow.run
     async def run(self, wanted: CheckBooksInput) -> BooksReport:
-        """The story of a check."""
+        """Lifecycle of a scan."""
         report = await self._check(wanted)
         announced = [change for change in report.changes if await self._announce(change)]
         if announced:
@@ -56,12 +56,12 @@ class CheckBooks:
             start_to_close_timeout=BOOKS_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
             retry_policy=BATCHES_RETRY,
-            summary="check every row of the books" if wanted.full else "check what is new in the books",
+            summary="check every row of the ledger" if wanted.full else "check new rows of the ledger",
         )
 
     async def _announce(self, change: BooksChange) -> bool:
-        """Whether it arrived. Where not, it is still to be told, and the next run does."""
-        summary = f"announce: {change.detail}"[:200]
+        """Publish a change; if that fails, the next run does."""
+        summary = f"publish: {change.detail}"[:200]
         return await publish(_event(change), summary=summary, what="a change of the books")
 
     async def _note_announced(self, announced: list[BooksChange]) -> None:
@@ -74,7 +74,7 @@ class CheckBooks:
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
-            summary="write down what was announced",
+            summary="mark changes as published",
         )
 
     def _set_status(self, report: BooksReport) -> None:
@@ -86,7 +86,7 @@ class CheckBooks:
 def _event(change: BooksChange) -> PlatformEvent:
     kind = BOOKS_RESTORED if change.is_resolved else BOOKS_VIOLATED
     return PlatformEvent(
-        # A violation that comes back after it was gone is another one, with another number.
+        # A violation that comes back after it was resolved is another one, with another number.
         id=f"{kind}:{change.check}:{change.subject}:{change.id}",
         type=kind,
         subject=change.subject,

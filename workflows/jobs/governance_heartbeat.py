@@ -1,4 +1,4 @@
-"""The platform looks after its own account: is it there, what does it hold, and is the system around it alive?"""
+"""Governance heartbeat: existence and balance of the system tenant's account, and health of the system around it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ with workflow.unsafe.imports_passed_through():
 
 
 class HeartbeatInput(Message):
-    """What a heartbeat measures with."""
+    """Thresholds of a heartbeat."""
 
     low_balance_credits: int = Field(default=DEFAULT_LOW_BALANCE_CREDITS, ge=0)
-    """Below this balance it raises its voice, once."""
+    """A balance below this is published, once."""
 
     head_age_seconds_max: int = Field(default=600, ge=1)
-    """A chain whose newest block is older than this stands still."""
+    """A chain whose newest block is older than this has stopped."""
 
 
 @workflow.defn(name=GOVERNANCE_HEARTBEAT)
 class GovernanceHeartbeat:
-    """One heartbeat: one row, one event, and one more when the balance has fallen below the threshold."""
+    """One heartbeat: one row, one event, and another event when the balance has fallen below the threshold."""
 
     @workflow.run
     async def run(self, wanted: HeartbeatInput) -> Heartbeat:
-        """The story of a heartbeat."""
+        """Lifecycle of a heartbeat."""
         scheduled_run = this_scheduled_run()
         taken = await self._take(wanted, scheduled_run)
         await self._announce(heartbeat_event(taken.heartbeat))
@@ -68,16 +68,16 @@ class GovernanceHeartbeat:
                 start_to_close_timeout=JOB_START_TO_CLOSE,
                 schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
                 retry_policy=JOB_RETRY,
-                summary="look at the system tenant, the schema and the chain",
+                summary="check the system tenant, the schema and the chain",
             )
         except ActivityError as error:
-            # The worst of all heartbeats is one that nobody hears of: without a database there is still the event.
+            # A heartbeat must never be silent: without a database there is still the event.
             await self._announce(_unread(scheduled_run, str(error.cause or error)))
             raise
 
     async def _announce(self, event: PlatformEvent) -> bool:
-        """Whether it arrived. Where not, the next heartbeat comes all the same."""
-        return await publish(event, summary=f"announce {event.type}", what=event.type)
+        """Publish an event. If that fails, the next heartbeat follows anyway."""
+        return await publish(event, summary=f"publish {event.type}", what=event.type)
 
     async def _note_announced(self, low: Heartbeat) -> None:
         await workflow.execute_activity_method(
@@ -86,11 +86,11 @@ class GovernanceHeartbeat:
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
-            summary="note that the low balance was announced",
+            summary="mark the low balance as published",
         )
 
     def _set_status(self, heartbeat: Heartbeat) -> None:
-        """What an operator reads at the top of the workflow's page."""
+        """Status text at the top of the workflow's page."""
         words = (
             f"{heartbeat.status.value}: balance {heartbeat.balance_credits}, threshold {heartbeat.threshold_credits}"
         )

@@ -1,6 +1,6 @@
-"""The system tenant's day: what came in and why, what went out, and how long the rest lasts.
+"""Daily report of the system tenant: income by reason, spending, and how long the balance lasts.
 
-A second scheduled job of the platform, and the shortest: a look, and an event.
+The shortest scheduled job: a read, and an event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 class ReportInput(Message):
-    """How much time a report is about, up to when it was meant to be made."""
+    """Length of the period, which ends at the scheduled time."""
 
     hours: int = Field(default=24, ge=1, le=24 * 366)
 
@@ -41,7 +41,7 @@ class GovernanceReport:
 
     @workflow.run
     async def run(self, wanted: ReportInput) -> Income:
-        """The story of a report."""
+        """Lifecycle of a report."""
         scheduled_run = this_scheduled_run()
         income: Income = await workflow.execute_activity_method(
             GovernanceSignatures.read_income,
@@ -51,7 +51,7 @@ class GovernanceReport:
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
-            summary=f"read what moved the system tenant's account in {wanted.hours} h",
+            summary=f"read the system tenant's movements of {wanted.hours} h",
         )
         await workflow.execute_activity_method(
             EventSignatures.announce,
@@ -72,6 +72,6 @@ class GovernanceReport:
             start_to_close_timeout=ANNOUNCE_START_TO_CLOSE,
             schedule_to_close_timeout=ANNOUNCE_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
-            summary=f"announce {REPORT_EVENT}",
+            summary=f"publish {REPORT_EVENT}",
         )
         return income

@@ -1,4 +1,4 @@
-"""Clears up: unpaid intents, rows that are over, payments and standing workflows that nobody is at work on."""
+"""Housekeeping: unpaid intents, expired rows, payments and singleton workflows that do not run."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ with workflow.unsafe.imports_passed_through():
 
 
 class HousekeepingInput(Message):
-    """How to keep house."""
+    """Parameters of housekeeping."""
 
     expiry_grace_seconds: int = Field(default=10, ge=0, le=3600)
-    """How long after its expiry an intent ends: what was submitted in its last second is recorded by then."""
+    """How long after its expiry an intent ends, so that submissions of its last second are recorded."""
 
     batch_size: int = Field(default=500, ge=1, le=10_000)
-    """Rows that one transaction changes at most."""
+    """Most rows that one transaction changes."""
 
     idempotency_keys_hours: int = Field(default=24, ge=1)
-    """For how long the same `Idempotency-Key` gets the same answer."""
+    """How long an `Idempotency-Key` returns the same answer."""
 
     pick_up_after_seconds: int = Field(default=300, ge=1)
-    """Since when a submitted payment must have a workflow."""
+    """Age after which a submitted payment must have a workflow."""
 
     pick_up_limit: int = Field(default=1000, ge=1, le=100_000)
-    """Payments that Temporal is asked about at most."""
+    """Most payments that Temporal is asked about."""
 
     chain_id: int | None = None
-    """Whose payments are picked up; None is the chain of the worker that takes it. Intents end whatever their chain."""
+    """The chain whose payments are resumed; None is that of the worker that runs it. Intents end whatever their
+    chain.
+    """
 
     look_back_hours: int = Field(default=24, ge=1)
-    """How far back it looks for credited purchases without their bonus; reconciliation looks further."""
+    """How far back it checks for credited purchases without their bonus; reconciliation goes further."""
 
 
 class HousekeepingResult(Message):
-    """What was done, how often."""
+    """Number of changes, by kind."""
 
     intents_expired: dict[str, int] = Field(default_factory=dict)
     rows_pruned: dict[str, int] = Field(default_factory=dict)
@@ -60,14 +62,14 @@ class HousekeepingResult(Message):
 
 @workflow.defn(name=HOUSEKEEPING)
 class Housekeeping:
-    """Four steps that do not need each other: where one cannot be done the others are."""
+    """Four independent steps: a failing one does not stop the others."""
 
     def __init__(self) -> None:
         self._failures: list[str] = []
 
     @workflow.run
     async def run(self, wanted: HousekeepingInput) -> HousekeepingResult:
-        """The story of an hour's housekeeping."""
+        """Lifecycle of one run."""
         result = HousekeepingResult()
         for step in (self._expire_intents, self._prune, self._pick_up, self._ensure_singletons):
             result = await self._try(step, wanted, result)
@@ -98,7 +100,7 @@ class Housekeeping:
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
             retry_policy=BATCHES_RETRY,
-            summary="end unpaid intents whose time is up",
+            summary="end expired unpaid intents",
         )
         return {"intents_expired": done.counts}
 
@@ -127,7 +129,7 @@ class Housekeeping:
             start_to_close_timeout=BATCHES_START_TO_CLOSE,
             heartbeat_timeout=BATCHES_HEARTBEAT,
             retry_policy=BATCHES_RETRY,
-            summary="pick up payments that no workflow has",
+            summary="resume payments without a workflow",
         )
         return {"payments_picked_up": done.counts}
 
@@ -137,6 +139,6 @@ class Housekeeping:
             start_to_close_timeout=JOB_START_TO_CLOSE,
             schedule_to_close_timeout=JOB_SCHEDULE_TO_CLOSE,
             retry_policy=JOB_RETRY,
-            summary="see that the chain watcher runs",
+            summary="ensure that the chain watcher runs",
         )
         return {"standing_started": done.started}

@@ -1,4 +1,4 @@
-"""Lays chain, attempts, ledger and workflows side by side for what has come since the last time."""
+"""Reconciliation of chain, attempts, ledger and workflows since the last one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ with workflow.unsafe.imports_passed_through():
 
 
 class ReconcileInput(Message):
-    """Which period."""
+    """Period to reconcile."""
 
     hours: int = Field(default=24, ge=1, le=24 * 31, description="length of the period; longer where one was missed")
     chain_id: int | None = None
-    """None is the chain of the worker that takes it."""
+    """None is the chain of the worker that runs it."""
 
 
 class Reconciled(Message):
-    """What a reconciliation came to; the report is in the worker's log, the findings and the CSV."""
+    """Result of a reconciliation; the report is in the worker's log, the findings and the CSV."""
 
     assertion_id: int
     closes: bool
@@ -42,11 +42,11 @@ class Reconciled(Message):
 
 @workflow.defn(name=RECONCILE)
 class Reconcile:
-    """One reconciliation, and the event that tells of it."""
+    """One reconciliation, and the event about it."""
 
     @workflow.run
     async def run(self, wanted: ReconcileInput) -> Reconciled:
-        """The story of a reconciliation."""
+        """Lifecycle of a reconciliation."""
         report = await self._reconcile(wanted)
         await self._announce(report)
         self._set_status(report)
@@ -70,11 +70,11 @@ class Reconcile:
         )
 
     async def _announce(self, report: Report) -> None:
-        # Whether it arrives or not: the assertion is stored and the findings are told of by themselves.
-        await publish(_event(report), summary="announce the reconciliation", what="the reconciliation")
+        # In either case the assertion is stored, and findings are published separately.
+        await publish(_event(report), summary="publish the reconciliation", what="the reconciliation")
 
     def _set_status(self, report: Report) -> None:
-        words = "the totals close" if report.closes else "THE TOTALS DO NOT CLOSE"
+        words = "the totals balance" if report.closes else "THE TOTALS DO NOT BALANCE"
         counted = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "no differences"
         words = f"{report.totals.transfers} transfers, {words}, {report.alarms} alarms; {counted}"
         workflow.set_current_details(words)

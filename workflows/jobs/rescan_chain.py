@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=RESCAN_CHAIN)
 class RescanChain:
-    """One overlapping re-scan; what it finds, the chain's watcher acts on."""
+    """One overlapping re-scan; the chain's watcher acts on what it finds."""
 
     @workflow.run
     async def run(self, rescan: Rescan) -> RescanReport:
