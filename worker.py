@@ -1,4 +1,4 @@
-"""The worker process: builds the workers, runs until it is told to stop, then drains."""
+"""The worker process: builds the workers, runs until it is stopped, then drains."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def sign_payments(chain: LocalChain, wallet: Wallet, count: int) -> list[SignedP
 async def _seconds_until_credited(service: ServiceDatabase, tally: Tally) -> list[float]:
     """From before the submit was sent to the buyer's credit, by the database's clock, which is this machine's.
 
-    More exact than the clients can tell, who look only now and then.
+    More exact than the clients' own measurement, which only polls.
     """
     found: list[float] = []
     async with service.transaction() as connection:

@@ -89,7 +89,7 @@ async def compare(
     deadline: Deadline,
     on_round: Callable[[int, float, float], None] = lambda _number, _product, _baseline: None,
 ) -> Comparison:
-    """Measure both sides in turns, `count` pieces of work at a time.
+    """Measure both sides alternately, `count` pieces of work at a time.
 
     Every other round begins with the other side, so that what drifts (a growing database, a neighbour's load)
     does not always meet the same one.

@@ -330,7 +330,7 @@ async def _measure_postings(
 
 
 async def _fitting(product: Side, baseline: Side, wanted: int, *, warm_up: int, rounds: int, seconds: float) -> int:
-    """How much of what is wanted each side can do in a round; both sides are warm afterwards.
+    """How much of the requested work each side can do in a round; both sides are warm afterwards.
 
     A slow or busy machine gets smaller rounds instead of fewer: one round alone is no measurement.
     """
@@ -404,7 +404,7 @@ def differences(product: HistoryCost, bare: HistoryCost) -> list[str]:
 
 
 async def find_violations(service: ServiceDatabase, *, settled: int, posted: int, credited: int) -> list[str]:
-    """What is wrong with the books after the run, in words: an invariant that does not hold, or a missing entry.
+    """What is wrong with the ledger after the run, as text: an invariant that does not hold, or a missing entry.
 
     `settled` purchases left two entries each, `posted` postings and `credited` buyers' credits one.
     """

@@ -107,7 +107,7 @@ class PooledEndpoint:
 class EndpointPool:
     """Several endpoints of one chain, in order of preference; use it as an async context manager.
 
-    `on_request` is told about every HTTP request; `clock` is a monotonic clock in seconds.
+    `on_request` is called for every HTTP request; `clock` is a monotonic clock in seconds.
     Raises `InvalidInput` naming `CHAIN_RPC_URLS` when the addresses are not usable.
     """
 

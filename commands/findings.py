@@ -297,8 +297,8 @@ async def resolve_all(
     """The same remedy for every open finding that passes the filter; without `confirmed` only a preview.
 
     Each gets its own workflow and its own row in the audit trail, smallest value first. Safe to repeat and to be killed
-    half-way: the next call does the rest. Findings opened after the call began are not touched: nobody has reviewed
-    them. False where some were not resolved. Raises `InvalidInput` and `TemporalUnavailable`.
+    half-way: the next call does the rest. Findings opened after the call began are not touched, because they
+    were not in the preview. False where some were not resolved. Raises `InvalidInput` and `TemporalUnavailable`.
     """
     operator, reason = parse_operator(operator), parse_reason(reason)
     _check_bulk(wanted, remedy)

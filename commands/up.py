@@ -1,4 +1,4 @@
-"""`settle up`: runs the whole system on this machine until it is told to stop."""
+"""`settle up`: runs the whole system on this machine until it is stopped."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class LockWatch:
         return seen or "a session that has ended since"
 
     def _watch(self) -> None:
-        # Information only: where it may not look, or the server has no connection left, the migration continues
+        # Information only: without the permission, or if the server has no connection left, the migration continues
         # without.
         with suppress(psycopg.Error), psycopg.connect(**self._arguments, autocommit=True) as connection:
             while not self._ended.wait(WATCH_SECONDS):

@@ -223,7 +223,7 @@ def bring_up_to_date(
     """Grant what is missing and revoke what is too much. In the caller's transaction.
 
     Of the tables that are listed here and of `functions`; others are another version's. Rights of the operators' role
-    are looked at only `with_operators`: roles are the server's, and another database of it may have them.
+    are included only `with_operators`: roles belong to the server, and another database of it may have them.
     """
     roles = [role for role in ROLES if with_operators or role != OPERATOR_ROLE]
     looked_at = {"tables": list(TABLES), "functions": list(functions), "roles": roles}
@@ -251,7 +251,7 @@ def _statements(verb: Literal["GRANT", "REVOKE"], rights: Collection[Right]) -> 
     for (role, kind, name, privilege), group in groupby(sorted(rights, key=of_statement), key=of_statement):
         columns = sql.SQL(", ").join([sql.Identifier(right.name.partition(".")[2]) for right in group])
         words: list[sql.Composable] = [
-            # Privileges and kinds are the server's own words.
+            # Privileges and kinds are the server's own keywords.
             sql.SQL(f"{verb} {privilege}"),
             *([sql.SQL("({})").format(columns)] if kind == "COLUMN" else []),
             sql.SQL(f"ON {'TABLE' if kind == 'COLUMN' else kind}"),

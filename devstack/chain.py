@@ -375,7 +375,7 @@ class LocalChain(Service):
         await self.save()
 
     async def _before_stop(self) -> None:
-        # Not for long: anvil also saves by itself when it is told to end.
+        # Not for long: anvil also saves by itself when it is stopped.
         with contextlib.suppress(ChainCallError, OSError, TimeoutError):
             async with asyncio.timeout(STOP_SAVE_SECONDS):
                 await self.save_if_advanced(even_empty_blocks=True)
@@ -504,7 +504,7 @@ class LocalChain(Service):
     async def wait_for_receipt(self, tx_hash: str, *, timeout_seconds: float = 10) -> dict[str, Any]:
         """The receipt, as soon as there is one: anvil gives none for a moment even after mining.
 
-        Raises PartFailedError when there is none in time; somebody has to mine.
+        Raises PartFailedError when there is none in time; blocks must be mined for it.
         """
         found: dict[str, Any] = {}
 
@@ -557,8 +557,8 @@ class LocalChain(Service):
     ) -> HexStr:
         """Signs and sends a transaction and gives back its hash, without waiting for a block.
 
-        `to` None creates a contract. Without a `nonce` it takes the next one, and another when somebody else
-        was quicker, so that any number may send for one key at once. Raises ChainCallError when refused.
+        `to` None creates a contract. Without a `nonce` it takes the next one, and another when it was
+        taken concurrently, so that any number may send for one key at once. Raises ChainCallError when refused.
         """
         sender = _account().from_key(private_key).address
         for attempts_left in reversed(range(NONCE_ATTEMPTS_MAX)):

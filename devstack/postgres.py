@@ -1,10 +1,10 @@
 """An embedded PostgreSQL 18: the binaries of a Python wheel, with a launcher of our own.
 
-It listens on 127.0.0.1 only, has no Unix socket, asks everybody for a SCRAM password and keeps data
+It listens on 127.0.0.1 only, has no Unix socket, requires a SCRAM password and keeps data
 checksums. PostgreSQL refuses to run as root, so a root process starts it as an unprivileged user that exists
 already. That user need not be able to reach the state folder, which may lie under /root: the server is handed
 an open descriptor of its folder and works through `/proc/self/fd/<n>`, which needs no right on the folders
-above. Binaries that it could not reach are copied once to a cache that everybody can read. No capability is
+above. Binaries that it could not reach are copied once to a world-readable cache. No capability is
 kept, no user is created, nothing is mounted.
 """
 
@@ -254,7 +254,7 @@ class EmbeddedPostgres(Service):
             raise DevstackError(f"{self._password_path} is missing; put it back or move {self._data} away")
 
     async def _clear_after_crash(self) -> None:
-        """Waits for orphans of a killed server, and removes a pid file that names somebody else's process.
+        """Waits for orphans of a killed server, and removes a pid file that names a foreign process.
 
         PostgreSQL handles a stale pid file itself, unless the pid in it has been given to another process
         of the same user, as happens in containers: then it believes to run already.

@@ -492,7 +492,7 @@ def start_process(spec: ProcessSpec) -> ChildProcess:
 
 
 class Service(ABC):
-    """A part of the stack: one child process, how to start it, and how to tell that it answers.
+    """A part of the stack: one child process, how to start it, and how to check that it answers.
 
     `should_run` is what was asked for, `is_running` what is; a supervisor acts on the difference. It is set
     by `start`, cleared by `stop`, and left alone by `kill`, which plays a crash.

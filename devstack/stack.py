@@ -37,7 +37,7 @@ class Stack:
     """PostgreSQL, Temporal and a local chain with all their state in one folder.
 
     `without` leaves parts out; theirs are then None. `ports` are preferences by name: postgres, temporal,
-    temporal-ui, chain. `on_progress` is told in words what happens.
+    temporal-ui, chain. `on_progress` receives progress messages.
 
     Entering raises DevstackError, in one line, when the folder is in use or a part does not start; nothing is
     left running then. Everything started here ends with the `async with` block, and, on Linux, when this

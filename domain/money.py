@@ -1,4 +1,4 @@
-"""Amounts as integers. The last word of every name is the unit: `_usd_cents`, `_raw`, `_credits`."""
+"""Amounts as integers. Every name ends with the unit: `_usd_cents`, `_raw`, `_credits`."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the tables and their doors."""
+    """Create the tables and their SECURITY DEFINER functions."""
     run_sql_file(op.get_bind(), "0002_front_door.sql")
 
 
 def downgrade() -> None:
-    """Like the first revision: what goes wrong is mended by a backup, not by dropping tables."""
+    """Like the first revision: errors are fixed by restoring a backup, not by dropping tables."""
     raise NotImplementedError("revision 0002 cannot be undone; restore a backup instead")

@@ -28,5 +28,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Like the first revision: what goes wrong is mended by a backup, not by dropping tables."""
+    """Like the first revision: errors are fixed by restoring a backup, not by dropping tables."""
     raise NotImplementedError("revision 0003 cannot be undone; restore a backup instead")

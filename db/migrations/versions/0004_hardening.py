@@ -38,8 +38,8 @@ NEW_FUNCTIONS = (
     *("check_settled_income", "check_credited_income", "check_wallet_is_somebodys"),
 )
 
-# What is worth most first, and before it what nobody knows the worth of: an index read backwards gives just that order.
-# The second is for what the outside has not been told yet.
+# Unknown values first, then the largest: an index read backwards gives that order. The second is for findings that are
+# not published yet.
 INDEXES = {
     "findings_open_by_value": "ON findings (value_raw, created_at, id) WHERE resolved_at IS NULL",
     "findings_to_announce_by_value": "ON findings (value_raw, created_at, id) WHERE announced_at IS NULL",

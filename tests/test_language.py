@@ -1,0 +1,134 @@
+"""Comments, docstrings, messages and documents use the field's terms: words of a private language are refused."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+
+BANNED: Final[dict[str, str]] = {
+    r"he|him|his|himself|she|hers?": "they, their, or the role's name",
+    r"whoever|whomever|nobody|nobody's|somebody|somebody's|anybody|anybody's|everybody|everybody's": "the role's name",
+    r"doors?": "SECURITY DEFINER function",
+    r"desks?": "matcher",
+    r"opinions?": "vote",
+    r"standings?": "singleton, endpoint health, or ledger summary",
+    r"looks?(?! up| like)|looked(?! up)|looking(?! up)": "poll, check, or search",
+    r"gone": "reorged out, deleted, ended, or unavailable",
+    r"tells?|told|telling": "report, publish, or show",
+    r"mend|mends|mended|mending": "fix",
+    r"anew": "again",
+    r"for ever|forever": "indefinitely",
+    r"meanwhile": "concurrently, or in the meantime",
+    r"wants|wanted(?= )": "expected, or requires",
+    r"(?:hand|hands|handed|handing) in": "submit",
+    r"(?:take|takes|taken|took|taking) (?:it |them )?back": "reverse",
+    r"(?:take|takes|taking) turns|in turns?|(?:its|their|his|a) turn": "concurrency limit, or serialized",
+    r"stretch(?:es)?": "gap, or segment",
+    r"ripe": "past its grace period",
+    r"wrong use": "usage error",
+    r"in words|in the words of|last word|own words?": "as text, or message",
+}
+"""What not to write, and what to write in its place."""
+
+ALLOWED: Final[dict[str, tuple[str, ...]]] = {
+    "domain/accounts/sign_in.py": ("wants you to sign in with your Ethereum account",),
+    "chain/contract_calls.py": ('"settle: nobody"',),
+    "docs/runbook.md": ("`senderKind` nobody",),
+}
+"""Fixed phrases: a standard's text, the input of a hash, a value of a column."""
+
+UNREVIEWED: Final = (
+    "activities/operations/reconciliation.py",
+    "db/operations/reconciliation.py",
+    "db/operations/resolutions.py",
+    "db/transfers/observed.py",
+    "domain/operations/reconciliation.py",
+    "domain/transfers/matching.py",
+    "services/payments/",
+    "starter/payments.py",
+)
+"""Files whose sentences are still to be rewritten."""
+
+DOCUMENTS: Final = ("*.md", "api/templates/*.html", "monitoring/*.yaml", "starter/*.yaml", "docker-compose.yml")
+_SQL: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|LOCK TABLE|WITH|CREATE|ALTER)\b")
+_CODE: Final = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|<[^<>\n]*>|https?://\S+|\w+(?:\.\w+)+")
+_PATTERN: Final = {word: re.compile(rf"(?<![\w/-])(?:{word})(?![\w/-])", re.IGNORECASE) for word in BANNED}
+
+
+def _files(*patterns: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for path in listed.splitlines() if not path.startswith(("tests/", *UNREVIEWED))]
+
+
+def prose_of_python(source: str) -> Iterator[tuple[int, str]]:
+    """Comments, docstrings and strings that hold a blank and no SQL, each with its first line."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        is_string = token.type == tokenize.STRING and " " in token.string and not _SQL.search(token.string)
+        if is_string or token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def banned_in(text: str, allowed: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
+    """Line within the text, what was written, and what to write in its place."""
+    found = []
+    for number, line in enumerate(text.splitlines()):
+        for phrase in allowed:
+            line = line.replace(phrase, "")  # noqa: PLW2901 - the same line, without what is allowed in it
+        line = _CODE.sub(" ", line)  # noqa: PLW2901 - code is not prose
+        for word, pattern in _PATTERN.items():
+            found += [(number, match[0], BANNED[word]) for match in pattern.finditer(line)]
+    return found
+
+
+def _report(path: str, pieces: Iterator[tuple[int, str]]) -> list[str]:
+    return [
+        f"{path}:{first + offset}: {written!r}; write: {better}"
+        for first, text in pieces
+        for offset, written, better in banned_in(text, ALLOWED.get(path, ()))
+    ]
+
+
+def test_product_code_uses_the_fields_terms() -> None:
+    found = [
+        line for path in _files("*.py") for line in _report(path, prose_of_python((ROOT / path).read_text("utf-8")))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_documents_and_pages_use_the_fields_terms() -> None:
+    found = [
+        line for path in _files(*DOCUMENTS) for line in _report(path, iter([(1, (ROOT / path).read_text("utf-8"))]))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "written"),
+    [
+        ("Nobody is signed in", "Nobody"),
+        ("the payer says what he wants", "he"),
+        ("one look at the chain", "look"),
+        ("retried for ever", "for ever"),
+        ("MIN_CONFIRMATIONS: got '0', wants a number", "wants"),
+        ("what the chain takes back is reversed", "takes back"),
+        ("see the code `nobody` and {words}", None),
+        ("rows are looked up by an index", None),
+        ("Other payers' transfers are then published", None),
+    ],
+)
+def test_the_check_finds_a_word_and_not_its_likes(sentence: str, written: str | None) -> None:
+    assert [found for _, found, _ in banned_in(sentence)][:1] == ([] if written is None else [written])
+
+
+def test_comments_docstrings_and_messages_are_prose_and_sql_is_not() -> None:
+    source = 'X = """A docstring."""  # a comment\nraise E(f"a message {X}")\nQ = "SELECT gone FROM told"\nN = "one"\n'
+    assert [line for line, _ in prose_of_python(source)] == [1, 1, 2]
