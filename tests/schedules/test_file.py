@@ -102,7 +102,7 @@ def test_a_file_without_schedules_wants_none() -> None:
         (entry(*BEAT, "offset: 301s"), "schedules.beat.offset: got 5m1s, expected less than `every`, 5m"),
         (entry(*BEAT, "overlap: queue"), "schedules.beat.overlap: got 'queue', expected skip, buffer_one or allow_all"),
         (entry(*BEAT, "paused: 'yes'"), "schedules.beat.paused: got 'yes', expected true or false"),
-        (entry(*BEAT, "note: 7"), "schedules.beat.note: got 7, expected words"),
+        (entry(*BEAT, "note: 7"), "schedules.beat.note: got 7, expected text"),
         (entry(*BEAT, "catchup: 1h"), "schedules.beat: got the key 'catchup', expected one of job, every, "),
         (entry(*BEAT, "input: 7"), "schedules.beat.input: got 7, expected the job's own settings"),
         (
