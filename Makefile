@@ -37,7 +37,7 @@ $(VENV)/.browser: $(VENV)/.installed devstack/browser.py
 
 node_modules/.installed: package.json package-lock.json
 	@command -v npm >/dev/null || { echo "settle needs Node with npm for the local chain (the anvil binary)."; exit 1; }
-	@# Not `npm ci`: it wants every platform's binary in the lock file, and a registry need not have them all.
+	@# Not `npm ci`: it requires every platform's binary in the lock file, which a registry may lack.
 	npm install --no-save --loglevel=error --no-audit --no-fund
 	@touch $@
 
@@ -67,19 +67,19 @@ unit: install
 bench: install ## Settlements and postings per second, as ratios against bare ones
 	@$(BIN)/settle bench
 
-histories: install ## Record the histories of every workflow's paths anew
+histories: install ## Record the histories of every workflow's paths again
 	$(BIN)/python -m tests.workflow.record_histories
 	$(BIN)/python -m tests.reconciliation.record_histories
 	$(BIN)/python -m tests.watcher.record_histories
 	$(BIN)/python -m tests.schedules.record_histories
 
-openapi: install ## Write docs/openapi.json anew
+openapi: install ## Write docs/openapi.json again
 	$(BIN)/python -m tests.api.write_openapi
 
-screenshots: install ## Take the pages' pictures in docs/images anew
+screenshots: install ## Take the screenshots in docs/images again
 	$(BIN)/python -m tests.browser.take_screenshots
 
-lock: install ## Pin all dependencies anew, by hash and without addresses
+lock: install ## Pin all dependencies again, by hash and without addresses
 	$(COMPILE) --all-extras -o requirements.txt
 	$(COMPILE) -o requirements-runtime.txt
 

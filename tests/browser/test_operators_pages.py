@@ -1,5 +1,5 @@
-"""The operators' pages as an operator meets them: from his Credits page to one payment's story, with his keyboard only,
-on a telephone, and when his session is over."""
+"""The operators' pages as an operator meets them: from the Credits page to the details of one payment, by keyboard only,
+on a telephone, and after the session has ended."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ async def test_each_filter_shows_what_it_names(site: Site, system: System, cooki
     await page.get_by_role("link", name="FAILED 1").click()
     await _shows(page, reverted)
     await expect(page.get_by_role("link", name="FAILED 1")).to_have_attribute("aria-current", "true")
-    # What a payer quotes opens his payment.
+    # The reference that a payer quotes opens the payment.
     await page.get_by_label("Payer’s reference").fill(donated.upper())
     await _filter(page)
     await expect(page).to_have_url(re.compile(f"/operator/attempts/{donated}(#|$)"))

@@ -121,7 +121,7 @@ async def test_with_the_products_own_timeouts_a_crash_between_the_credits_still_
     doomed = system.start_worker(Fault(activity="mint_bonus", moment=Moment.BEFORE_COMMIT))
     await system.submit_payment(payment)
     await doomed.killed_itself()
-    # The buyer has his credits while the system tenant's are still to come: two transactions, never one.
+    # The buyer has the credits while the system tenant's are still to come: two transactions, never one.
     assert await balances(system, payment) == (CREDITS, 0)
     assert await system.books(pending_bonus_ok=True, nothing_stuck=True) == []
     assert await system.books(nothing_stuck=True) == [

@@ -1,4 +1,4 @@
-"""Whoever is cancelled while PostgreSQL works for him is gone at once, whether the server listens or not."""
+"""A cancelled caller leaves immediately, whether or not the server responds."""
 
 from __future__ import annotations
 

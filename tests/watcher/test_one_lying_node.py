@@ -45,7 +45,7 @@ async def test_what_one_node_says_of_a_transfer_is_corrected_when_all_of_them_ar
     watches: Watches,
     nodes: list[FaultyNode],
 ) -> None:
-    """The payer closed the tab. His payment was recorded as one raw unit, and is that for ever."""
+    """The payer closed the tab. The payment was recorded as one raw unit, and would stay so."""
     watch = await watches(*nodes)
     attempt = await watch.intent()
     sent = await _follow_with_a_liar(watch, nodes, 1)
@@ -72,7 +72,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     remedies = RemedyActivities(
         service, watch.reader, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
     )
-    request = parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="he wrote to us")
+    request = parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="the payer wrote to us")
     with pytest.raises(RemedyRefused, match="do not have the transfer"):
         await remedies.take_remedy(request)
     nodes[0].heal()
