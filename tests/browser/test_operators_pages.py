@@ -1,4 +1,4 @@
-"""The operators' pages as an operator meets them: from the Credits page to the details of one payment, by keyboard only,
+"""The operators' pages as an operator meets them: from the Credits page to the details of one payment, by keyboard,
 on a telephone, and after the session has ended."""
 
 from __future__ import annotations

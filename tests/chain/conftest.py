@@ -1,4 +1,4 @@
-"""A real node for each test, and readers and liars in front of it."""
+"""A real node for each test, and readers and faulty nodes in front of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real node seen through a liar: an HTTP server on loopback that forwards to the node and spoils the answers.
+"""A real node seen through a faulty one: an HTTP server on loopback that forwards to the node and spoils the answers.
 
     async with FaultyNode.in_front_of(url) as node:
         node.null_receipt()          # faults add up ...

@@ -123,14 +123,14 @@ async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Re
 async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
-    reader = await readers(liar)
+    (faulty,) = await faulty_nodes(1)
+    reader = await readers(faulty)
     tx_hash = await node.pay()
     first = await reader.payments.look(tx_hash)
-    assert liar.requests == [LOOK, POLL_WITH_BLOCK]
+    assert faulty.requests == [LOOK, POLL_WITH_BLOCK]
     assert first.receipt is not None
     again = await reader.payments.look(tx_hash, block_hint=first.receipt.block_number)
-    assert liar.requests[2:] == [POLL_WITH_BLOCK]
+    assert faulty.requests[2:] == [POLL_WITH_BLOCK]
     assert again == first
     assert reader.request_count == 3
 
@@ -138,29 +138,29 @@ async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
 async def test_a_wrong_hint_costs_a_request_and_nothing_else(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
-    reader = await readers(liar)
+    (faulty,) = await faulty_nodes(1)
+    reader = await readers(faulty)
     tx_hash = await node.pay()
     assert await reader.payments.look(tx_hash, block_hint=3) == await reader.payments.look(tx_hash)
     assert await reader.payments.look(tx_hash, block_hint=10**9) == await reader.payments.look(tx_hash)
 
 
 async def test_an_unknown_hash_takes_one_request(faulty_nodes: FaultyNodes, readers: Readers) -> None:
-    (liar,) = await faulty_nodes(1)
-    await (await readers(liar)).payments.look(UNKNOWN_TX)
-    assert liar.requests == [LOOK]
+    (faulty,) = await faulty_nodes(1)
+    await (await readers(faulty)).payments.look(UNKNOWN_TX)
+    assert faulty.requests == [LOOK]
 
 
 async def test_a_receipt_that_moves_with_every_reading_is_given_up(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=9)
     blocks = iter(range(1, 10))
-    liar.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
+    faulty.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
     with pytest.raises(ChainUnavailable, match="in another block at each of 3 reads"):
-        await (await readers(liar)).payments.look(tx_hash)
-    assert len(liar.requests) == 3
+        await (await readers(faulty)).payments.look(tx_hash)
+    assert len(faulty.requests) == 3
 
 
 async def test_one_healthy_endpoint_is_enough_and_the_others_are_left_alone(
@@ -205,22 +205,22 @@ async def test_a_payment_that_moves_to_another_block_is_seen_there(node: Node, r
 async def test_a_receipt_of_the_replaced_block_is_not_canonical(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay()
-    liar.wrong_block_hash()
-    assert waits_for(await (await readers(liar)).payments.look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
+    faulty.wrong_block_hash()
+    assert waits_for(await (await readers(faulty)).payments.look(tx_hash), tx_hash) is WaitReason.NOT_CANONICAL
 
 
 async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay()
-    liar.move_receipt(6, FORK)
-    view = await (await readers(liar)).payments.look(tx_hash)
+    faulty.move_receipt(6, FORK)
+    view = await (await readers(faulty)).payments.look(tx_hash)
     assert view.receipt is not None
     assert waits_for(view, tx_hash) is WaitReason.PRE_CONFIRMED
-    assert len(liar.requests) == 1
+    assert len(faulty.requests) == 1
 
 
 # Failing over ---------------------------------------------------------------------------------------------------------
@@ -228,22 +228,22 @@ async def test_a_receipt_of_a_block_that_does_not_exist_yet_is_pre_confirmed(
 FAULTS = {
     "drop": (FaultyNode.drop, "the connection was closed without an answer"),
     "hang": (FaultyNode.hang, "no answer within 2 s"),
-    "500": (lambda liar: liar.status(500), "HTTP 500"),
-    "503": (lambda liar: liar.status(503), "HTTP 503"),
-    "429": (lambda liar: liar.status(429, retry_after="9"), "HTTP 429"),
+    "500": (lambda faulty: faulty.status(500), "HTTP 500"),
+    "503": (lambda faulty: faulty.status(503), "HTTP 503"),
+    "429": (lambda faulty: faulty.status(429, retry_after="9"), "HTTP 429"),
     "truncate": (FaultyNode.truncate, "not JSON"),
     "ids": (FaultyNode.shift_ids, "id that was not sent"),
     "lost": (FaultyNode.lose_last_reply, "no answer to eth_getTransactionReceipt"),
     "refused": (FaultyNode.refuse, "over your limit"),
-    "chain": (lambda liar: liar.other_chain(1), "answers for chain 1, not 31337"),
-    "head": (lambda liar: liar.fixed("eth_blockNumber", None), "eth_blockNumber: "),
-    "receipt": (lambda liar: liar.fixed("eth_getTransactionReceipt", {}), "eth_getTransactionReceipt: "),
+    "chain": (lambda faulty: faulty.other_chain(1), "answers for chain 1, not 31337"),
+    "head": (lambda faulty: faulty.fixed("eth_blockNumber", None), "eth_blockNumber: "),
+    "receipt": (lambda faulty: faulty.fixed("eth_getTransactionReceipt", {}), "eth_getTransactionReceipt: "),
     "other": (
-        lambda liar: liar.change_receipt(lambda receipt: receipt.update(transactionHash=UNKNOWN_TX)),
+        lambda faulty: faulty.change_receipt(lambda receipt: receipt.update(transactionHash=UNKNOWN_TX)),
         "another transaction",
     ),
     "block": (
-        lambda liar: liar.fixed("eth_getBlockByNumber", {"number": "0x2", "hash": FORK, "transactions": []}),
+        lambda faulty: faulty.fixed("eth_getBlockByNumber", {"number": "0x2", "hash": FORK, "transactions": []}),
         "asked for block 1, got block 2",
     ),
 }
@@ -338,15 +338,15 @@ async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
 async def test_a_look_with_all_its_readings_is_bounded_in_time(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay()
-    reader = await readers(liar, timeout_seconds=0.6)
+    reader = await readers(faulty, timeout_seconds=0.6)
 
     async def slow(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.4)  # each of the two requests is fast enough, both together are not
-        return web.json_response(await liar.forward(await request.json()))
+        return web.json_response(await faulty.forward(await request.json()))
 
-    liar.wire(slow)
+    faulty.wire(slow)
     with pytest.raises(ChainUnavailable, match=r"no answer within 0\.6 s"):
         await reader.payments.look(tx_hash)
 
@@ -354,11 +354,11 @@ async def test_a_look_with_all_its_readings_is_bounded_in_time(
 async def test_a_wrong_chain_is_recognised_also_after_it_was_right(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
-    reader = await readers(liar)
+    (faulty,) = await faulty_nodes(1)
+    reader = await readers(faulty)
     tx_hash = await node.pay()
     await reader.payments.look(tx_hash)
-    liar.other_chain(8453)
+    faulty.other_chain(8453)
     with pytest.raises(ChainUnavailable, match="answers for chain 8453, not 31337"):
         await reader.payments.look(tx_hash)
     with pytest.raises(ChainUnavailable, match="answers for chain 8453"):
@@ -369,14 +369,14 @@ async def test_a_failing_endpoint_is_logged_once_for_each_change(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "chain")
-    (liar,) = await faulty_nodes(1)
-    reader = await readers(liar)
+    (faulty,) = await faulty_nodes(1)
+    reader = await readers(faulty)
     tx_hash = await node.pay()
-    liar.status(500)
+    faulty.status(500)
     for _ in range(3):
         with pytest.raises(ChainUnavailable):
             await reader.payments.look(tx_hash)
-    liar.heal()
+    faulty.heal()
     await reader.payments.look(tx_hash)
     (label,) = reader.labels
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("chain")]
@@ -434,16 +434,16 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
 ) -> None:
     *hanging, last = await faulty_nodes(5)
     tx_hash = await node.pay()
-    for liar in hanging:
-        liar.hang()
+    for faulty in hanging:
+        faulty.hang()
     reader = await readers(*hanging, last, timeout_seconds=LONG_SECONDS)
     look = asyncio.create_task(reader.payments.look(tx_hash, ask_all=True))
-    for liar in hanging:
-        await liar.received(1)
+    for faulty in hanging:
+        await faulty.received(1)
     await last.received(1)
     assert not look.done()
-    for liar in hanging:
-        liar.let_go()
+    for faulty in hanging:
+        faulty.let_go()
     assert (await look).endpoint == reader.labels[4]
 
 
@@ -453,9 +453,9 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
 async def failed_poll(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
     """A look that finds each of these hanging, in turn."""
     look = asyncio.create_task(reader.payments.look(tx_hash))
-    for liar in hanging:
-        await liar.received(1)
-        liar.let_go()
+    for faulty in hanging:
+        await faulty.received(1)
+        faulty.let_go()
     with pytest.raises(ChainUnavailable):
         await look
 
@@ -520,34 +520,34 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
 async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_next(
     faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
-    liar.hang()
-    reader = await readers(liar, timeout_seconds=LONG_SECONDS)
-    await failed_poll(reader, UNKNOWN_TX, liar)
+    (faulty,) = await faulty_nodes(1)
+    faulty.hang()
+    reader = await readers(faulty, timeout_seconds=LONG_SECONDS)
+    await failed_poll(reader, UNKNOWN_TX, faulty)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await reader.payments.look(UNKNOWN_TX)
-    liar.heal()
+    faulty.heal()
     assert (await reader.payments.look(UNKNOWN_TX)).receipt is None
 
 
 async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay()
-    liar.hang()
-    reader = await readers(liar, timeout_seconds=LONG_SECONDS)
-    await failed_poll(reader, tx_hash, liar)
+    faulty.hang()
+    reader = await readers(faulty, timeout_seconds=LONG_SECONDS)
+    await failed_poll(reader, tx_hash, faulty)
     probe = asyncio.create_task(reader.payments.look(tx_hash))
-    await liar.received(2)
+    await faulty.received(2)
     with pytest.raises(ChainUnavailable, match="another poll"):
         await reader.payments.look(tx_hash)
 
     async def recovered(request: web.Request) -> web.StreamResponse:
-        return web.json_response(await liar.forward(await request.json()))
+        return web.json_response(await faulty.forward(await request.json()))
 
-    liar.wire(recovered)
+    faulty.wire(recovered)
     assert (await reader.payments.look(tx_hash, ask_all=True)).receipt is not None
-    liar.let_go()
+    faulty.let_go()
     with pytest.raises(ChainUnavailable):
         await probe
 
@@ -555,16 +555,16 @@ async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: Faul
 async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
-    reader = await readers(liar)
+    reader = await readers(faulty)
     await reader.heads.height()
-    liar.shift_head(-10)
+    faulty.shift_head(-10)
     with pytest.raises(ChainUnavailable, match="is behind"):
         await reader.payments.look(tx_hash)
-    seen = len(liar.requests)
+    seen = len(faulty.requests)
     await asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(5)), return_exceptions=True)
-    assert len(liar.requests) >= seen + 5
+    assert len(faulty.requests) >= seen + 5
 
 
 # Forgetful, lagging and boasting nodes -------------------------------------------------------------------------------
@@ -583,9 +583,9 @@ async def test_a_node_that_does_not_know_the_payment_does_not_hide_it(
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda liar: liar.wrong_block_hash(),
-        lambda liar: liar.move_receipt(6, FORK),
-        lambda liar: liar.fixed("eth_getBlockByNumber", None),
+        lambda faulty: faulty.wrong_block_hash(),
+        lambda faulty: faulty.move_receipt(6, FORK),
+        lambda faulty: faulty.fixed("eth_getBlockByNumber", None),
     ],
     ids=["another branch", "pre-confirmed", "no block"],
 )
@@ -642,11 +642,11 @@ async def test_a_lagging_endpoint_is_passed_over(
 async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_and_then_is(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
-    (liar,) = await faulty_nodes(1)
+    (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay(confirmations=20)
-    reader = await readers(liar)
+    reader = await readers(faulty)
     await reader.payments.look(tx_hash)
-    liar.shift_head(-10)
+    faulty.shift_head(-10)
     with pytest.raises(ChainUnavailable, match="head 10 is behind 20"):
         await reader.payments.look(tx_hash)
     clock.now += MARK_EXPIRY_SECONDS - 0.1
@@ -810,8 +810,8 @@ async def test_a_receipt_without_its_block_is_not_cross_checked(
 ) -> None:
     first, second = await faulty_nodes(2)
     tx_hash = await node.pay()
-    for liar in (first, second):
-        liar.wrong_block_hash()
+    for faulty in (first, second):
+        faulty.wrong_block_hash()
     reader = await readers(first, second)
     view = await reader.payments.look(tx_hash)
     requests = reader.request_count
@@ -873,20 +873,20 @@ async def test_honest_endpoints_agree_with_one_request_each(
 
 
 LIES = {
-    "another value": lambda liar: liar.alter_values(10**12),
-    "reverted": lambda liar: liar.change_receipt(lambda receipt: receipt.update(status="0x0")),
-    "no logs": lambda liar: liar.change_receipt(lambda receipt: receipt.update(logs=[])),
+    "another value": lambda faulty: faulty.alter_values(10**12),
+    "reverted": lambda faulty: faulty.change_receipt(lambda receipt: receipt.update(status="0x0")),
+    "no logs": lambda faulty: faulty.change_receipt(lambda receipt: receipt.update(logs=[])),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_one_liar_of_two_makes_the_payment_wait(
+async def test_one_faulty_node_of_two_makes_the_payment_wait(
     lie: str, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, honest = await faulty_nodes(2)
+    faulty, honest = await faulty_nodes(2)
     tx_hash = await node.pay()
-    LIES[lie](liar)
-    reader = await readers(liar, honest)
+    LIES[lie](faulty)
+    reader = await readers(faulty, honest)
     view = await reader.payments.look(tx_hash)
     with pytest.raises(EndpointsDisagree) as disagree:
         await reader.payments.cross_check(tx_hash, view)
@@ -897,13 +897,13 @@ async def test_one_liar_of_two_makes_the_payment_wait(
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_one_liar_of_three_is_outvoted_and_then_asked_last(
+async def test_one_faulty_node_of_three_is_outvoted_and_then_asked_last(
     lie: str, node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await faulty_nodes(3)
+    faulty, *honest = await faulty_nodes(3)
     tx_hash = await node.pay(transfer(ALICE, TREASURY, 100))
-    LIES[lie](liar)
-    reader = await readers(liar, *honest)
+    LIES[lie](faulty)
+    reader = await readers(faulty, *honest)
     view = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert view.endpoint == reader.labels[1]
     judged = verdict(view, tx_hash)
@@ -912,8 +912,8 @@ async def test_one_liar_of_three_is_outvoted_and_then_asked_last(
     assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
 
 
-async def fabrication(node: Node, liar: FaultyNode, *, block_number: int = 1) -> str:
-    """Makes `liar` tell of a payment, in a block to go with it, that never happened."""
+async def fabrication(node: Node, faulty: FaultyNode, *, block_number: int = 1) -> str:
+    """Makes `faulty` tell of a payment, in a block to go with it, that never happened."""
     real = await node.pay()
     receipt, block = (
         await node.call("eth_getTransactionReceipt", real),
@@ -923,16 +923,16 @@ async def fabrication(node: Node, liar: FaultyNode, *, block_number: int = 1) ->
     receipt, block = json.loads(text)
     for part in (receipt, *receipt["logs"]):
         part["blockNumber"] = hex(block_number)
-    liar.fabricate(receipt, block | {"number": hex(block_number)})
+    faulty.fabricate(receipt, block | {"number": hex(block_number)})
     return UNKNOWN_TX
 
 
 async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_second_endpoint(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, honest = await faulty_nodes(2)
-    tx_hash = await fabrication(node, liar)
-    reader = await readers(liar, honest)
+    faulty, honest = await faulty_nodes(2)
+    tx_hash = await fabrication(node, faulty)
+    reader = await readers(faulty, honest)
     view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
     with pytest.raises(EndpointsDisagree, match="not in block 1"):
@@ -942,9 +942,9 @@ async def test_an_invented_payment_alone_would_be_believed_and_is_not_with_a_sec
 async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await faulty_nodes(3)
-    tx_hash = await fabrication(node, liar)
-    reader = await readers(liar, *honest)
+    faulty, *honest = await faulty_nodes(3)
+    tx_hash = await fabrication(node, faulty)
+    reader = await readers(faulty, *honest)
     view = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
 
@@ -952,10 +952,10 @@ async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
 async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_can_contradict_it(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, honest = await faulty_nodes(2)
-    tx_hash = await fabrication(node, liar, block_number=1000)
-    liar.shift_head(2000)
-    reader = await readers(liar, honest)
+    faulty, honest = await faulty_nodes(2)
+    tx_hash = await fabrication(node, faulty, block_number=1000)
+    faulty.shift_head(2000)
+    reader = await readers(faulty, honest)
     view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
     checked = await reader.payments.cross_check(tx_hash, view)
@@ -978,10 +978,10 @@ async def test_invented_confirmations_do_not_count(node: Node, faulty_nodes: Fau
 async def test_a_payment_invented_in_the_far_future_is_not_final_for_a_majority_either(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    liar, *honest = await faulty_nodes(3)
-    tx_hash = await fabrication(node, liar, block_number=1000)
-    liar.shift_head(2000)
-    reader = await readers(liar, *honest)
+    faulty, *honest = await faulty_nodes(3)
+    tx_hash = await fabrication(node, faulty, block_number=1000)
+    faulty.shift_head(2000)
+    reader = await readers(faulty, *honest)
     checked = await reader.payments.cross_check(tx_hash, await reader.payments.look(tx_hash))
     assert waits_for(checked, tx_hash) is WaitReason.PRE_CONFIRMED
 
@@ -1046,10 +1046,10 @@ async def test_an_endpoint_that_is_down_has_no_say_and_is_asked_all_the_same(
 async def test_an_endpoint_that_failed_lately_still_contradicts_in_a_cross_check(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
-    honest, liar = await faulty_nodes(2)
-    tx_hash = await fabrication(node, liar)
+    honest, faulty = await faulty_nodes(2)
+    tx_hash = await fabrication(node, faulty)
     honest.status(500)
-    reader = await readers(honest, liar)
+    reader = await readers(honest, faulty)
     view = await reader.payments.look(tx_hash)
     assert isinstance(verdict(view, tx_hash), Verified)
     honest.heal()
@@ -1175,9 +1175,9 @@ async def test_an_address_without_code_is_no_token(node: Node, readers: Readers)
 
 
 async def test_a_token_is_not_asked_on_another_chain(faulty_nodes: FaultyNodes, readers: Readers) -> None:
-    (liar,) = await faulty_nodes(1)
-    liar.other_chain(1)
-    (info,), silent = await (await readers(liar)).contracts.ask_about_token(TOKEN, TREASURY)
+    (faulty,) = await faulty_nodes(1)
+    faulty.other_chain(1)
+    (info,), silent = await (await readers(faulty)).contracts.ask_about_token(TOKEN, TREASURY)
     assert (info.chain_id, info.has_code, info.decimals, silent) == (1, False, None, [])
 
 

@@ -32,13 +32,13 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def liar(faulty_nodes: FaultyNodes) -> FaultyNode:
+async def faulty(faulty_nodes: FaultyNodes) -> FaultyNode:
     return (await faulty_nodes(1))[0]
 
 
 @pytest.fixture
-def endpoint(liar: FaultyNode, session: aiohttp.ClientSession) -> Endpoint:
-    return Endpoint(liar.url, label="liar", session=session, timeout_seconds=5.0)
+def endpoint(faulty: FaultyNode, session: aiohttp.ClientSession) -> Endpoint:
+    return Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=5.0)
 
 
 async def failure_of(endpoint: Endpoint) -> EndpointFailure:
@@ -49,16 +49,16 @@ async def failure_of(endpoint: Endpoint) -> EndpointFailure:
 
 
 async def test_a_batch_is_one_http_request_answered_in_the_order_of_the_calls(
-    liar: FaultyNode, endpoint: Endpoint
+    faulty: FaultyNode, endpoint: Endpoint
 ) -> None:
     chain_id, head = await endpoint.batch(CALLS)
     assert (chain_id.value(), head.value()) == (hex(CHAIN_ID), "0x0")
-    assert liar.requests == [["eth_chainId", "eth_blockNumber"]]
+    assert faulty.requests == [["eth_chainId", "eth_blockNumber"]]
     assert endpoint.request_count == 1
 
 
-async def test_replies_in_another_order_are_sorted_by_their_ids(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.reverse_batches()
+async def test_replies_in_another_order_are_sorted_by_their_ids(faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.reverse_batches()
     assert [reply.value() for reply in await endpoint.batch(CALLS)] == [hex(CHAIN_ID), "0x0"]
 
 
@@ -69,14 +69,14 @@ async def test_the_refusal_of_one_call_leaves_the_others_usable(endpoint: Endpoi
         unknown.value()
 
 
-async def test_a_single_error_for_the_whole_batch_is_a_refusal(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.refuse("over your limit")
+async def test_a_single_error_for_the_whole_batch_is_a_refusal(faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.refuse("over your limit")
     failure = await failure_of(endpoint)
     assert failure.failure is Failure.RPC_ERROR
     assert failure.message == "batch: over your limit (code -32600)"
 
 
-async def drop_batches(liar: FaultyNode) -> None:
+async def drop_batches(faulty: FaultyNode) -> None:
     """Close the connection on a batch, answer a single call: what a small proxy that knows no arrays does."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -85,52 +85,52 @@ async def drop_batches(liar: FaultyNode) -> None:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        return web.json_response(await liar.forward(document))
+        return web.json_response(await faulty.forward(document))
 
-    liar.wire(answer)
+    faulty.wire(answer)
 
 
-async def answer_batches_with(liar: FaultyNode, status: int) -> None:
+async def answer_batches_with(faulty: FaultyNode, status: int) -> None:
     """An HTTP status for a batch, the node's answer to a single call."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         document = await request.json()
         if isinstance(document, list):
             return web.Response(status=status)
-        return web.json_response(await liar.forward(document))
+        return web.json_response(await faulty.forward(document))
 
-    liar.wire(answer)
+    faulty.wire(answer)
 
 
 @pytest.mark.parametrize("how", ["error object", "HTTP 400", "HTTP 500", "closed connection"])
 async def test_a_node_that_refuses_batches_is_asked_one_call_at_a_time(
-    how: str, liar: FaultyNode, endpoint: Endpoint
+    how: str, faulty: FaultyNode, endpoint: Endpoint
 ) -> None:
     expected = [reply.value() for reply in await endpoint.batch(CALLS)]
-    liar.requests.clear()
+    faulty.requests.clear()
     match how:
         case "error object":
-            liar.refuse_batches()
+            faulty.refuse_batches()
         case "closed connection":
-            await drop_batches(liar)
+            await drop_batches(faulty)
         case _:
-            await answer_batches_with(liar, int(how.removeprefix("HTTP ")))
+            await answer_batches_with(faulty, int(how.removeprefix("HTTP ")))
     assert [reply.value() for reply in await endpoint.batch(CALLS)] == expected
     methods = [[call.method] for call in CALLS]
-    assert liar.requests == [[call.method for call in CALLS], *methods]
-    liar.requests.clear()
+    assert faulty.requests == [[call.method for call in CALLS], *methods]
+    faulty.requests.clear()
     assert [reply.value() for reply in await endpoint.batch(CALLS)] == expected
-    assert sorted(liar.requests) == sorted(methods), "the batch is not tried again for a while"
+    assert sorted(faulty.requests) == sorted(methods), "the batch is not tried again for a while"
 
 
-async def test_an_overloaded_node_is_not_asked_one_call_at_a_time(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.status(503)
+async def test_an_overloaded_node_is_not_asked_one_call_at_a_time(faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.status(503)
     await failure_of(endpoint)
-    assert len(liar.requests) == 1
+    assert len(faulty.requests) == 1
 
 
-async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.refuse_batches("slow down", code=-32005)
+async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.refuse_batches("slow down", code=-32005)
     assert (await failure_of(endpoint)).failure is Failure.RATE_LIMITED
 
 
@@ -140,47 +140,50 @@ async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(liar: FaultyNo
         pytest.param(FaultyNode.shift_ids, id="ids nobody sent"),
         pytest.param(FaultyNode.lose_last_reply, id="a reply is missing"),
         pytest.param(FaultyNode.truncate, id="half of the JSON"),
-        pytest.param(lambda liar: liar.batches(lambda _, replies: replies + replies[:1]), id="a reply twice"),
-        pytest.param(lambda liar: liar.batches(lambda _, replies: replies[0]), id="one object"),
-        pytest.param(lambda liar: liar.batches(lambda _, _replies: "no"), id="a string"),
-        pytest.param(lambda liar: liar.batches(lambda _, _replies: [[]]), id="no objects"),
-        pytest.param(lambda liar: liar.batches(lambda _, _replies: []), id="an empty array"),
+        pytest.param(lambda faulty: faulty.batches(lambda _, replies: replies + replies[:1]), id="a reply twice"),
+        pytest.param(lambda faulty: faulty.batches(lambda _, replies: replies[0]), id="one object"),
+        pytest.param(lambda faulty: faulty.batches(lambda _, _replies: "no"), id="a string"),
+        pytest.param(lambda faulty: faulty.batches(lambda _, _replies: [[]]), id="no objects"),
+        pytest.param(lambda faulty: faulty.batches(lambda _, _replies: []), id="an empty array"),
         pytest.param(
-            lambda liar: liar.batches(lambda _, replies: [{"id": r["id"], "jsonrpc": "2.0"} for r in replies]),
+            lambda faulty: faulty.batches(lambda _, replies: [{"id": r["id"], "jsonrpc": "2.0"} for r in replies]),
             id="neither result nor error",
         ),
         pytest.param(
-            lambda liar: liar.batches(lambda _, replies: [{**r, "id": str(r["id"])} for r in replies]), id="text ids"
+            lambda faulty: faulty.batches(lambda _, replies: [{**r, "id": str(r["id"])} for r in replies]),
+            id="text ids",
         ),
         pytest.param(
-            lambda liar: liar.batches(lambda _, replies: [{**r, "id": float(r["id"])} for r in replies]), id="float ids"
+            lambda faulty: faulty.batches(lambda _, replies: [{**r, "id": float(r["id"])} for r in replies]),
+            id="float ids",
         ),
         pytest.param(
-            lambda liar: liar.batches(lambda _, replies: [{**r, "id": [r["id"]]} for r in replies]), id="arrays as ids"
+            lambda faulty: faulty.batches(lambda _, replies: [{**r, "id": [r["id"]]} for r in replies]),
+            id="arrays as ids",
         ),
-        pytest.param(lambda liar: liar.body(b""), id="nothing"),
-        pytest.param(lambda liar: liar.body(b"<html>"), id="a web page"),
-        pytest.param(lambda liar: liar.body(b"\xff\xfe\xff"), id="no text"),
-        pytest.param(lambda liar: liar.body(b"[" * 200_000), id="nested absurdly"),
-        pytest.param(lambda liar: liar.body(b"9" * 100_000), id="a number of 100,000 digits"),
+        pytest.param(lambda faulty: faulty.body(b""), id="nothing"),
+        pytest.param(lambda faulty: faulty.body(b"<html>"), id="a web page"),
+        pytest.param(lambda faulty: faulty.body(b"\xff\xfe\xff"), id="no text"),
+        pytest.param(lambda faulty: faulty.body(b"[" * 200_000), id="nested absurdly"),
+        pytest.param(lambda faulty: faulty.body(b"9" * 100_000), id="a number of 100,000 digits"),
         pytest.param(
-            lambda liar: liar.body(b'[{"id":1,"result":NaN},{"id":2,"result":"0x0"}]'), id="no number of JSON"
+            lambda faulty: faulty.body(b'[{"id":1,"result":NaN},{"id":2,"result":"0x0"}]'), id="no number of JSON"
         ),
-        pytest.param(lambda liar: liar.body(b"[" * (OFFLOAD_BYTES_MIN + 1)), id="nested absurdly, in the thread"),
+        pytest.param(lambda faulty: faulty.body(b"[" * (OFFLOAD_BYTES_MIN + 1)), id="nested absurdly, in the thread"),
     ],
 )
 async def test_a_malformed_answer_is_a_failure_and_never_a_crash(
-    spoil: object, liar: FaultyNode, endpoint: Endpoint
+    spoil: object, faulty: FaultyNode, endpoint: Endpoint
 ) -> None:
     assert callable(spoil)
-    spoil(liar)
+    spoil(faulty)
     assert (await failure_of(endpoint)).failure is Failure.MALFORMED
 
 
 async def test_a_deeply_nested_answer_is_refused_whatever_recursion_the_interpreter_allows(
-    liar: FaultyNode, endpoint: Endpoint
+    faulty: FaultyNode, endpoint: Endpoint
 ) -> None:
-    liar.body(b"[" * 200_000)
+    faulty.body(b"[" * 200_000)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(10**6)  # what some libraries do to a process that imports them
     try:
@@ -189,15 +192,17 @@ async def test_a_deeply_nested_answer_is_refused_whatever_recursion_the_interpre
         sys.setrecursionlimit(limit)
 
 
-async def test_a_hanging_node_is_given_up_after_the_time_out(liar: FaultyNode, session: aiohttp.ClientSession) -> None:
-    liar.hang()
-    failure = await failure_of(Endpoint(liar.url, label="liar", session=session, timeout_seconds=0.1))
+async def test_a_hanging_node_is_given_up_after_the_time_out(
+    faulty: FaultyNode, session: aiohttp.ClientSession
+) -> None:
+    faulty.hang()
+    failure = await failure_of(Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=0.1))
     assert failure.failure is Failure.TIMEOUT
     assert failure.message == "no answer within 0.1 s"
 
 
 async def test_a_node_that_trickles_its_answer_is_given_up_after_the_time_out(
-    liar: FaultyNode, session: aiohttp.ClientSession
+    faulty: FaultyNode, session: aiohttp.ClientSession
 ) -> None:
     async def trickle(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -209,14 +214,14 @@ async def test_a_node_that_trickles_its_answer_is_given_up_after_the_time_out(
         except ConnectionResetError:
             return response
 
-    liar.wire(trickle)
-    failure = await failure_of(Endpoint(liar.url, label="liar", session=session, timeout_seconds=0.2))
+    faulty.wire(trickle)
+    failure = await failure_of(Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=0.2))
     assert failure.failure is Failure.TIMEOUT
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 500, 503])
-async def test_an_http_error_is_named_by_its_status(status: int, liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.status(status)
+async def test_an_http_error_is_named_by_its_status(status: int, faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.status(status)
     failure = await failure_of(endpoint)
     assert (failure.failure, failure.message) == (Failure.HTTP_STATUS, f"HTTP {status}")
 
@@ -226,37 +231,39 @@ async def test_an_http_error_is_named_by_its_status(status: int, liar: FaultyNod
     [(None, None), ("7", 7.0), (" 7 ", 7.0), ("999999999999999999", 300.0), ("soon", None), ("-1", None), ("٣", None)],
 )
 async def test_too_many_requests_carries_the_pause_that_the_node_asks_for(
-    header: str | None, seconds: float | None, liar: FaultyNode, endpoint: Endpoint
+    header: str | None, seconds: float | None, faulty: FaultyNode, endpoint: Endpoint
 ) -> None:
-    liar.status(429, retry_after=header)
+    faulty.status(429, retry_after=header)
     failure = await failure_of(endpoint)
     assert (failure.failure, failure.retry_after_seconds) == (Failure.RATE_LIMITED, seconds)
 
 
-async def test_the_pause_may_be_a_date(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.status(429, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+async def test_the_pause_may_be_a_date(faulty: FaultyNode, endpoint: Endpoint) -> None:
+    faulty.status(429, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
     seconds = (await failure_of(endpoint)).retry_after_seconds
     assert seconds is not None
     assert 50 < seconds <= 60
 
 
-async def test_a_redirect_is_not_followed(liar: FaultyNode, endpoint: Endpoint) -> None:
+async def test_a_redirect_is_not_followed(faulty: FaultyNode, endpoint: Endpoint) -> None:
     async def elsewhere(_request: web.Request) -> web.StreamResponse:
         return web.Response(status=307, headers={"Location": "/other"})
 
-    liar.wire(elsewhere)
+    faulty.wire(elsewhere)
     assert (await failure_of(endpoint)).message == "HTTP 307"
-    assert len(liar.requests) == 1
+    assert len(faulty.requests) == 1
 
 
-async def test_a_dropped_connection_is_unreachable_also_for_a_single_call(liar: FaultyNode, endpoint: Endpoint) -> None:
-    liar.drop()
+async def test_a_dropped_connection_is_unreachable_also_for_a_single_call(
+    faulty: FaultyNode, endpoint: Endpoint
+) -> None:
+    faulty.drop()
     failure = await failure_of(endpoint)
     assert (failure.failure, failure.message) == (
         Failure.UNREACHABLE,
         "the connection was closed without an answer",
     )
-    assert [len(calls) for calls in liar.requests] == [len(CALLS), 1]
+    assert [len(calls) for calls in faulty.requests] == [len(CALLS), 1]
 
 
 async def test_nobody_listening_is_unreachable(session: aiohttp.ClientSession) -> None:
@@ -270,14 +277,14 @@ async def test_nobody_listening_is_unreachable(session: aiohttp.ClientSession) -
 
 @pytest.mark.parametrize(("size", "fits"), [(2000, True), (2001, False)])
 async def test_an_answer_is_read_up_to_its_largest_size(
-    size: int, fits: bool, liar: FaultyNode, session: aiohttp.ClientSession
+    size: int, fits: bool, faulty: FaultyNode, session: aiohttp.ClientSession
 ) -> None:
-    liar.body(b" " * size)
-    endpoint = Endpoint(liar.url, label="liar", session=session, timeout_seconds=5.0, response_bytes_max=2000)
+    faulty.body(b" " * size)
+    endpoint = Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=5.0, response_bytes_max=2000)
     assert (await failure_of(endpoint)).failure is (Failure.MALFORMED if fits else Failure.TOO_LARGE)
 
 
-async def test_an_answer_without_end_is_cut_off(liar: FaultyNode, session: aiohttp.ClientSession) -> None:
+async def test_an_answer_without_end_is_cut_off(faulty: FaultyNode, session: aiohttp.ClientSession) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -287,13 +294,13 @@ async def test_an_answer_without_end_is_cut_off(liar: FaultyNode, session: aioht
         except ConnectionResetError:
             return response
 
-    liar.wire(endless)
-    endpoint = Endpoint(liar.url, label="liar", session=session, timeout_seconds=5.0, response_bytes_max=100_000)
+    faulty.wire(endless)
+    endpoint = Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=5.0, response_bytes_max=100_000)
     assert (await failure_of(endpoint)).failure is Failure.TOO_LARGE
 
 
 async def test_the_observer_hears_of_every_request_with_its_outcome(
-    liar: FaultyNode, session: aiohttp.ClientSession
+    faulty: FaultyNode, session: aiohttp.ClientSession
 ) -> None:
     heard: list[tuple[str, str]] = []
 
@@ -301,11 +308,11 @@ async def test_the_observer_hears_of_every_request_with_its_outcome(
         assert 0 <= seconds < 5
         heard.append((label, outcome))
 
-    endpoint = Endpoint(liar.url, label="liar", session=session, timeout_seconds=5.0, on_request=on_request)
+    endpoint = Endpoint(faulty.url, label="faulty", session=session, timeout_seconds=5.0, on_request=on_request)
     await endpoint.batch(CALLS)
-    liar.status(503)
+    faulty.status(503)
     await failure_of(endpoint)
-    liar.hang()
+    faulty.hang()
     with pytest.raises(EndpointFailure):
         await endpoint.batch(CALLS, deadline=asyncio.get_running_loop().time() + 0.1)
     waiting = asyncio.create_task(endpoint.batch(CALLS))
@@ -314,7 +321,7 @@ async def test_the_observer_hears_of_every_request_with_its_outcome(
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert [outcome for _, outcome in heard] == ["ok", "http_status", "timeout", "cancelled"]
-    assert {label for label, _ in heard} == {"liar"}
+    assert {label for label, _ in heard} == {"faulty"}
 
 
 # Secrets -------------------------------------------------------------------------------------------------------------
@@ -342,25 +349,25 @@ def test_a_url_that_is_not_http_with_a_host_is_refused_without_being_quoted(url:
 
 @pytest.mark.parametrize("fault", ["drop", "hang", "status", "quote", "unresolvable", "unencodable"])
 async def test_no_failure_shows_the_key(
-    fault: str, liar: FaultyNode, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+    fault: str, faulty: FaultyNode, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.CRITICAL, "aiohttp.access")  # the log of the proxy, not ours
-    url = liar.url.replace("http://", f"http://user:{KEY}@") + f"/v2/{KEY}?apikey={KEY}"
+    url = faulty.url.replace("http://", f"http://user:{KEY}@") + f"/v2/{KEY}?apikey={KEY}"
     match fault:
         case "drop":
-            liar.drop()
+            faulty.drop()
         case "hang":
-            liar.hang()
+            faulty.hang()
         case "status":
-            liar.status(403)
+            faulty.status(403)
         case "quote":
-            liar.refuse(f"project {KEY}\nis over its limit \x1b[31m" + "x" * 5000)
+            faulty.refuse(f"project {KEY}\nis over its limit \x1b[31m" + "x" * 5000)
         case "unresolvable":
             url = f"http://user:{KEY}@does-not-exist.invalid/{KEY}"
         case "unencodable":
             url = f"http://a..b/{KEY}"
-    endpoint = Endpoint(url, label="liar", session=session, timeout_seconds=0.3)
+    endpoint = Endpoint(url, label="faulty", session=session, timeout_seconds=0.3)
     failure = await failure_of(endpoint)
     assert failure.__cause__ is None
     assert failure.__suppress_context__ or failure.__context__ is None
@@ -370,7 +377,7 @@ async def test_no_failure_shows_the_key(
     assert failure.message.isprintable()
 
 
-async def test_a_large_answer_is_decoded_all_the_same(liar: FaultyNode, endpoint: Endpoint) -> None:
+async def test_a_large_answer_is_decoded_all_the_same(faulty: FaultyNode, endpoint: Endpoint) -> None:
     text = "x" * OFFLOAD_BYTES_MIN
-    liar.fixed("eth_blockNumber", text)
+    faulty.fixed("eth_blockNumber", text)
     assert json.dumps((await endpoint.batch(CALLS))[1].value()) == json.dumps(text)

@@ -374,11 +374,11 @@ async def test_one_request_to_each_node_carries_everything(
         assert node.requests == [["eth_chainId", "eth_call"]]
 
 
-@pytest.mark.parametrize("liar", [0, 1])
+@pytest.mark.parametrize("faulty", [0, 1])
 async def test_a_node_that_lies_beside_an_honest_one_logs_nobody_in(
-    readers: Readers, nodes: tuple[FaultyNode, FaultyNode], deployed: str, liar: int
+    readers: Readers, nodes: tuple[FaultyNode, FaultyNode], deployed: str, faulty: int
 ) -> None:
-    nodes[liar].fixed("eth_call", YES)
+    nodes[faulty].fixed("eth_call", YES)
     with pytest.raises(EndpointsDisagree, match="endpoints disagree"):
         await signed_by(await readers(*nodes), deployed, MESSAGE, personal_sign(OTHER.private_key, MESSAGE))
 
@@ -457,7 +457,7 @@ async def test_a_node_that_does_not_answer_has_no_say(
         assert all(label in str(caught.value) for label in reader.labels)
 
 
-async def test_a_liar_of_another_chain_logs_nobody_in(
+async def test_a_faulty_node_of_another_chain_logs_nobody_in(
     readers: Readers, nodes: tuple[FaultyNode, FaultyNode], deployed: str
 ) -> None:
     for node in nodes:

@@ -104,15 +104,15 @@ def revert(node: FaultyNode) -> None:
 async def test_nothing_final_follows_from_two_nodes_of_which_the_first_lies(
     systems: Systems, faulty_nodes: Faults, lie: Callable[[FaultyNode], None]
 ) -> None:
-    liar, honest = await faulty_nodes(2)
-    system = await system_behind(systems, liar, honest)
+    faulty, honest = await faulty_nodes(2)
+    system = await system_behind(systems, faulty, honest)
     payment = await system.purchase()
-    lie(liar)
+    lie(faulty)
     async with system.worker():
         await system.submit_payment(payment)
         await system.polled(payment.attempt_id, "endpoints disagree")
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
-        liar.heal()
+        faulty.heal()
         await system.must_be_settled(payment)
     assert (await system.settled_by(payment.attempt_id)).surplus_raw == 0
     await system.books_are_right()
@@ -121,8 +121,8 @@ async def test_nothing_final_follows_from_two_nodes_of_which_the_first_lies(
 async def test_an_invented_payment_buys_nothing_while_another_node_knows_better(
     systems: Systems, faulty_nodes: Faults
 ) -> None:
-    liar, honest = await faulty_nodes(2)
-    system = await system_behind(systems, liar, honest)
+    faulty, honest = await faulty_nodes(2)
+    system = await system_behind(systems, faulty, honest)
     paid = await system.purchase(cents=100)
     payer, intent = await system.intent(1_000_000)
     # A receipt that is perfect in itself, with its block, of a transaction that no chain has.
@@ -133,23 +133,23 @@ async def test_an_invented_payment_buys_nothing_while_another_node_knows_better(
         {**log, "transactionHash": OTHER_HASH, "data": "0x" + intent.amount_raw.to_bytes(32, "big").hex()}
         for log in receipt["logs"]
     ]
-    liar.fabricate(receipt, {**block, "transactions": [OTHER_HASH]})
+    faulty.fabricate(receipt, {**block, "transactions": [OTHER_HASH]})
     async with system.worker():
         await system.submit(payer, intent, OTHER_HASH)
         await system.polled(intent.attempt_id, "endpoints disagree")
-        liar.heal()
+        faulty.heal()
         await system.polled(intent.attempt_id, "not found yet")
     assert (await system.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
     assert await system.balance(payer.billing_account_id) == 0
 
 
-async def test_one_liar_among_three_nodes_neither_credits_nor_refuses_nor_delays(
+async def test_one_faulty_node_among_three_nodes_neither_credits_nor_refuses_nor_delays(
     systems: Systems, faulty_nodes: Faults
 ) -> None:
-    liar, *honest = await faulty_nodes(3)
-    system = await system_behind(systems, liar, *honest)
+    faulty, *honest = await faulty_nodes(3)
+    system = await system_behind(systems, faulty, *honest)
     payment = await system.purchase()
-    deflate(liar)
+    deflate(faulty)
     async with system.worker():
         await system.submit_payment(payment)
         await system.must_be_settled(payment)
@@ -173,16 +173,16 @@ async def test_a_second_node_answers_while_the_first_one(systems: Systems, fault
 
 
 async def test_a_head_that_one_node_invents_adds_no_confirmations(systems: Systems, faulty_nodes: Faults) -> None:
-    liar, honest = await faulty_nodes(2)
-    system = await system_behind(systems, liar, honest)
+    faulty, honest = await faulty_nodes(2)
+    system = await system_behind(systems, faulty, honest)
     payment: Payment = await system.purchase(confirmed=False)
-    liar.shift_head(2)
+    faulty.shift_head(2)
     async with system.worker():
         await system.confirm(payment.tx_hash, blocks=1)
         await system.submit_payment(payment)
         await system.polled(payment.attempt_id, "1 of 3 confirmations")
         assert (await system.attempt(payment.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
-        liar.heal()
+        faulty.heal()
         await system.chain.mine(2)
         await system.must_be_settled(payment)
     await system.books_are_right()

@@ -317,6 +317,6 @@ async def faulty_nodes(chain: LocalChain) -> AsyncIterator[FaultyNodes]:
 
 
 @pytest.fixture
-async def liar(faulty_nodes: FaultyNodes) -> FaultyNode:
+async def faulty(faulty_nodes: FaultyNodes) -> FaultyNode:
     """One of them."""
     return (await faulty_nodes(1))[0]

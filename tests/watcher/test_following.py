@@ -49,11 +49,11 @@ async def test_transfers_of_nothing_and_to_others_are_not_recorded(watch: Watch)
 
 
 async def test_a_watcher_that_was_down_for_500_blocks_fills_the_gap_with_a_log_query_for_each_range(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar, log_range_max=200)
+    watch = await watches(faulty, log_range_max=200)
     await watch.catch_up()
-    liar.log_ranges.clear()
+    faulty.log_ranges.clear()
     sent = []
     for _ in range(5):
         sent += [await watch.pay(blocks=0) for _ in range(4)]
@@ -62,21 +62,21 @@ async def test_a_watcher_that_was_down_for_500_blocks_fills_the_gap_with_a_log_q
     step = await watch.catch_up()
     assert step.cursor.block_number == await watch.head()
     assert list(await watch.seen()) == sent
-    assert len(liar.log_ranges) == 3, "500 blocks in ranges of 200, however many transfers"
-    assert max(liar.log_ranges) == 200
+    assert len(faulty.log_ranges) == 3, "500 blocks in ranges of 200, however many transfers"
+    assert max(faulty.log_ranges) == 200
 
 
 async def test_a_provider_that_refuses_more_than_ten_blocks_is_read_ten_by_ten(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
     sent = [await watch.pay(blocks=30) for _ in range(5)]
-    liar.refuse_log_ranges_over(10)
+    faulty.refuse_log_ranges_over(10)
     await watch.catch_up()
     assert list(await watch.seen()) == sent
-    assert liar.log_ranges.count(10) >= 10
-    assert sum(blocks > 10 for blocks in liar.log_ranges) <= 8
+    assert faulty.log_ranges.count(10) >= 10
+    assert sum(blocks > 10 for blocks in faulty.log_ranges) <= 8
 
 
 async def test_a_provider_that_refuses_every_log_query_is_replaced_by_the_next(
@@ -91,11 +91,11 @@ async def test_a_provider_that_refuses_every_log_query_is_replaced_by_the_next(
 
 
 async def test_logs_that_a_node_omits_at_the_head_are_found_with_the_next_block(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
-    liar.omit_newest_logs()
+    faulty.omit_newest_logs()
     sent = await watch.pay()
     await watch.catch_up()
     assert await watch.seen() == {}, "the node did not have them yet"
@@ -125,19 +125,19 @@ async def test_logs_that_a_node_omits_for_longer_are_found_by_reading_again(
 
 
 async def test_reading_again_goes_back_as_far_as_it_is_told_and_never_before_the_beginning(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    before = await watches(liar)
+    before = await watches(faulty)
     await before.pay(blocks=3)
-    watch = await watches(liar, from_block=await before.head() + 1)
+    watch = await watches(faulty, from_block=await before.head() + 1)
     assert (await watch.scan.rescan(10)).last is None, "nothing has been followed yet"
-    liar.fixed("eth_getLogs", [])
+    faulty.fixed("eth_getLogs", [])
     early = await watch.pay()
     await watch.chain.mine(20)
     late = await watch.pay()
     await watch.chain.mine(OVERLAP_BLOCKS)
     await watch.catch_up()
-    liar.heal()
+    faulty.heal()
     assert (await watch.scan.rescan(10)).added == 1
     assert list(await watch.seen()) == [late]
     report = await watch.scan.rescan(10_000)
@@ -160,18 +160,18 @@ async def test_an_endpoint_on_another_branch_does_not_count_when_blocks_are_read
 
 @pytest.mark.parametrize("blocks", [1, 3, 10])
 async def test_a_provider_that_goes_back_in_height_costs_nothing_but_time(
-    watches: Watches, liar: FaultyNode, blocks: int
+    watches: Watches, faulty: FaultyNode, blocks: int
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     first = await watch.pay(blocks=12)
     reached = (await watch.catch_up()).cursor.block_number
-    liar.shift_head(-blocks)
+    faulty.shift_head(-blocks)
     for _ in range(3):
         with contextlib.suppress(ChainUnavailable):
             await watch.scan.advance()
     assert await watch.cursor() == reached
     second = await watch.pay(blocks=2)
-    liar.heal()
+    faulty.heal()
     await watch.catch_up()
     assert list(await watch.seen()) == [first, second]
     assert await watch.orphaned() == []
@@ -254,21 +254,21 @@ async def test_a_reorganisation_deeper_than_what_is_remembered_goes_back_to_the_
 
 
 async def test_a_payment_on_a_branch_that_was_left_and_is_taken_again_is_observed_again(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     kept = await watch.pay()
     await watch.catch_up()
     fork = await watch.head()
     sent = await watch.pay()
     await _follow_block_by_block(watch, 3)
     assert list(await watch.seen()) == [kept, sent]
-    _other_hashes(liar, above=fork)
-    liar.fixed("eth_getLogs", [])
+    _other_hashes(faulty, above=fork)
+    faulty.fixed("eth_getLogs", [])
     await watch.chain.mine()
     await watch.catch_up()
     assert list(await watch.seen()) == [kept]
-    liar.heal()
+    faulty.heal()
     await watch.chain.mine()
     await watch.catch_up()
     assert list(await watch.seen()) == [kept, sent]
@@ -332,9 +332,9 @@ async def test_two_watchers_at_once_record_every_transfer_once(watches: Watches)
 
 
 async def test_a_watcher_that_was_paused_writes_nothing_over_what_another_one_has_done(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    paused, other = await watches(liar), await watches()
+    paused, other = await watches(faulty), await watches()
     await other.catch_up()
     await other.pay()
     released = asyncio.Event()
@@ -347,9 +347,9 @@ async def test_a_watcher_that_was_paused_writes_nothing_over_what_another_one_ha
         if any(call["method"] == "eth_getLogs" for call in document):
             held.set()
             await released.wait()
-        return web.json_response(await liar.forward(document))
+        return web.json_response(await faulty.forward(document))
 
-    liar.wire(hold)
+    faulty.wire(hold)
     late = asyncio.create_task(paused.scan.advance())
     await held.wait()
     sent = await other.pay(blocks=2)

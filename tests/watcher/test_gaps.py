@@ -58,15 +58,15 @@ async def findings(watch: Watch) -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("refusal", PRUNED.values(), ids=list(PRUNED))
 async def test_a_payment_behind_a_pruned_stretch_is_found_and_the_stretch_is_on_record(
-    watches: Watches, liar: FaultyNode, refusal: Refusal
+    watches: Watches, faulty: FaultyNode, refusal: Refusal
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     begin = await watch.head() + 1
     hidden = await watch.pay(blocks=30)
     kept_from = await watch.head() - 9
     intent = await watch.intent()
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
-    liar.prune_logs_below(kept_from, refusal)
+    faulty.prune_logs_below(kept_from, refusal)
     await waited(watch, PATIENCE_PRUNED)
     await watch.act()
     assert watch.submitted == [(intent.id, sent)]
@@ -81,14 +81,14 @@ async def test_a_payment_behind_a_pruned_stretch_is_found_and_the_stretch_is_on_
 
 @pytest.mark.parametrize("refusal", OTHERS.values(), ids=list(OTHERS))
 async def test_one_block_that_is_refused_for_ever_is_a_gap_of_that_block(
-    watches: Watches, liar: FaultyNode, refusal: Refusal
+    watches: Watches, faulty: FaultyNode, refusal: Refusal
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     before = await watch.pay(blocks=5)
     bad = await watch.head() + 1
     await watch.pay()
     after = await watch.pay(blocks=5)
-    liar.refuse_logs_of(bad, bad, refusal)
+    faulty.refuse_logs_of(bad, bad, refusal)
     await _read_up_to(watch, bad - 1)
     await waited(watch, PATIENCE_REFUSED)
     await watch.catch_up()
@@ -111,13 +111,15 @@ def _malformed(method: str, params: list[Any], result: Any) -> Any:
     return [{**log, "topics": "none"} for log in result] if method == "eth_getLogs" else result
 
 
-async def test_a_block_whose_logs_are_malformed_does_not_hide_the_next_ones(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_a_block_whose_logs_are_malformed_does_not_hide_the_next_ones(
+    watches: Watches, faulty: FaultyNode
+) -> None:
+    watch = await watches(faulty)
     await watch.catch_up()
     await watch.pay(blocks=2)
     bad = await watch.head() - 1
     after = await watch.pay(blocks=3)
-    liar.answers(
+    faulty.answers(
         lambda method, params, result: (
             _malformed(method, params, result)
             if method == "eth_getLogs" and int(params[0]["fromBlock"], 16) <= bad <= int(params[0]["toBlock"], 16)
@@ -130,13 +132,15 @@ async def test_a_block_whose_logs_are_malformed_does_not_hide_the_next_ones(watc
     assert list(await watch.seen()) == [after]
 
 
-async def test_a_block_with_a_transfer_whose_header_is_never_shown_is_a_gap(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_a_block_with_a_transfer_whose_header_is_never_shown_is_a_gap(
+    watches: Watches, faulty: FaultyNode
+) -> None:
+    watch = await watches(faulty)
     await watch.catch_up()
     await watch.pay(blocks=2)
     bad = await watch.head() - 1
     after = await watch.pay(blocks=3)
-    liar.lose_headers(bad, bad)
+    faulty.lose_headers(bad, bad)
     await waited(watch, PATIENCE_REFUSED)
     await watch.catch_up()
     assert await gaps(watch) == [(bad, bad, False)]
@@ -145,14 +149,14 @@ async def test_a_block_with_a_transfer_whose_header_is_never_shown_is_a_gap(watc
 
 @pytest.mark.parametrize("answer", [None, {"number": "nonsense"}, Refusal("header not found", -32000)], ids=str)
 async def test_a_cursor_whose_own_block_is_not_shown_any_more_goes_on_from_an_older_one(
-    watches: Watches, liar: FaultyNode, answer: Any
+    watches: Watches, faulty: FaultyNode, answer: Any
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     kept = await watch.pay()
     await watch.catch_up()
     await watch.chain.mine()
     lost = (await watch.catch_up()).cursor.block_number
-    liar.lose_headers(lost, lost, answer)
+    faulty.lose_headers(lost, lost, answer)
     sent = await watch.pay(blocks=2)
     await waited(watch, PATIENCE_PRUNED)
     await watch.catch_up()
@@ -162,16 +166,16 @@ async def test_a_cursor_whose_own_block_is_not_shown_any_more_goes_on_from_an_ol
 
 
 async def test_a_cursor_far_below_what_the_nodes_keep_goes_on_where_they_begin(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
     """Headers and logs are pruned up to above the cursor: not even a block that was watched is shown."""
-    watch = await watches(liar)
+    watch = await watches(faulty)
     kept = await watch.pay()
     reached = (await watch.catch_up()).cursor.block_number
     await watch.chain.mine(40)
     kept_from = await watch.head() - 5
-    liar.prune_logs_below(kept_from)
-    liar.lose_headers(0, kept_from - 1)
+    faulty.prune_logs_below(kept_from)
+    faulty.lose_headers(0, kept_from - 1)
     sent = await watch.pay(blocks=2)
     await waited(watch, PATIENCE_PRUNED)
     await watch.catch_up()
@@ -181,29 +185,34 @@ async def test_a_cursor_far_below_what_the_nodes_keep_goes_on_where_they_begin(
 
 
 async def test_an_outage_is_waited_for_and_nothing_is_skipped_however_long_it_lasts(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
     sent = await watch.pay(blocks=2)
-    for fault in (liar.drop, lambda: liar.status(503), liar.truncate, lambda: liar.refuse("pruned", code=-32601)):
+    for fault in (
+        faulty.drop,
+        lambda: faulty.status(503),
+        faulty.truncate,
+        lambda: faulty.refuse("pruned", code=-32601),
+    ):
         fault()
         for _ in range(8):
             with pytest.raises(ChainUnavailable):
                 await watch.scan.advance()
             watch.clock.now += 3_600
-        liar.heal()
+        faulty.heal()
     assert await gaps(watch) == []
     await watch.catch_up()
     assert list(await watch.seen()) == [sent]
 
 
-async def test_a_node_that_is_asked_too_often_is_waited_for(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_a_node_that_is_asked_too_often_is_waited_for(watches: Watches, faulty: FaultyNode) -> None:
+    watch = await watches(faulty)
     await watch.catch_up()
     bad = await watch.head() + 1
     await watch.pay(blocks=4)
-    liar.refuse_logs_of(bad, bad, Refusal("too many requests, slow down", code=429))
+    faulty.refuse_logs_of(bad, bad, Refusal("too many requests, slow down", code=429))
     for _ in range(8):
         with pytest.raises(ChainUnavailable, match="slow down"):
             await watch.scan.advance()
@@ -211,12 +220,12 @@ async def test_a_node_that_is_asked_too_often_is_waited_for(watches: Watches, li
     assert await gaps(watch) == []
 
 
-async def test_a_node_that_gives_no_logs_at_all_is_no_gap(watches: Watches, liar: FaultyNode) -> None:
+async def test_a_node_that_gives_no_logs_at_all_is_no_gap(watches: Watches, faulty: FaultyNode) -> None:
     """There is nothing behind it to go on with."""
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
     await watch.pay(blocks=4)
-    liar.prune_logs_below(10**9)
+    faulty.prune_logs_below(10**9)
     for _ in range(8):
         with pytest.raises(ChainUnavailable):
             await watch.scan.advance()
@@ -248,15 +257,15 @@ async def test_a_node_that_is_away_may_have_what_the_others_have_pruned(
     assert [is_read for *_, is_read in await gaps(watch)] == [True]
 
 
-async def test_refusals_that_pass_in_time_leave_no_gap(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_refusals_that_pass_in_time_leave_no_gap(watches: Watches, faulty: FaultyNode) -> None:
+    watch = await watches(faulty)
     await watch.catch_up()
     sent = await watch.pay(blocks=4)
-    liar.prune_logs_below(await watch.head())
+    faulty.prune_logs_below(await watch.head())
     for _ in range(PATIENCE_PRUNED.tries + 2):
         with pytest.raises(ChainUnavailable):
             await watch.scan.advance()
-    liar.heal()
+    faulty.heal()
     await watch.catch_up()
     assert (await gaps(watch), list(await watch.seen())) == ([], [sent])
 
@@ -266,13 +275,13 @@ async def _due(watch: Watch) -> None:
     await watch.change(f"UPDATE chain_gaps SET tried_at = tried_at - interval '{GAP_EVERY.total_seconds()} s'")
 
 
-async def _gap(watches: Watches, liar: FaultyNode) -> tuple[Watch, str, int]:
+async def _gap(watches: Watches, faulty: FaultyNode) -> tuple[Watch, str, int]:
     """A watcher that went on behind a stretch with a payment in it; the payment, and where the nodes begin."""
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
     hidden = await watch.pay(blocks=10)
     kept_from = await watch.head() - 2
-    liar.prune_logs_below(kept_from)
+    faulty.prune_logs_below(kept_from)
     await waited(watch, PATIENCE_PRUNED)
     await watch.catch_up()
     assert len(await gaps(watch)) == 1
@@ -280,13 +289,13 @@ async def _gap(watches: Watches, liar: FaultyNode) -> tuple[Watch, str, int]:
 
 
 async def test_a_gap_that_is_shown_again_is_read_by_itself_and_its_finding_ends(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch, hidden, _ = await _gap(watches, liar)
+    watch, hidden, _ = await _gap(watches, faulty)
     assert await watch.scan.read_due_gap() == 0, "it was asked for a moment ago"
     await _due(watch)
     assert await watch.scan.read_due_gap() == 0, "it is still pruned"
-    liar.heal()
+    faulty.heal()
     assert await watch.scan.read_due_gap() == 0, "it was asked for a moment ago"
     await _due(watch)
     assert await watch.scan.read_due_gap() > 0
@@ -295,11 +304,11 @@ async def test_a_gap_that_is_shown_again_is_read_by_itself_and_its_finding_ends(
     assert await findings(watch) == [("chain_gap", "settled")]
 
 
-async def test_a_part_that_is_shown_is_not_missing_any_more(watches: Watches, liar: FaultyNode) -> None:
-    watch, hidden, kept_from = await _gap(watches, liar)
+async def test_a_part_that_is_shown_is_not_missing_any_more(watches: Watches, faulty: FaultyNode) -> None:
+    watch, hidden, kept_from = await _gap(watches, faulty)
     [(first, last, _)] = await gaps(watch)
-    liar.heal()
-    liar.refuse_logs_of(first + 3, last, Refusal("pruned history unavailable", code=4444))
+    faulty.heal()
+    faulty.refuse_logs_of(first + 3, last, Refusal("pruned history unavailable", code=4444))
     with pytest.raises(ChainUnavailable):
         await watch.scan.read_again(first, first + 5)
     await watch.scan.read_again(first, first + 2)
@@ -307,11 +316,11 @@ async def test_a_part_that_is_shown_is_not_missing_any_more(watches: Watches, li
     assert list(await watch.seen()) == [hidden]
 
 
-async def test_an_operator_who_acknowledges_a_gap_ends_the_asking(watches: Watches, liar: FaultyNode) -> None:
-    watch, _, _ = await _gap(watches, liar)
+async def test_an_operator_who_acknowledges_a_gap_ends_the_asking(watches: Watches, faulty: FaultyNode) -> None:
+    watch, _, _ = await _gap(watches, faulty)
     await watch.change("UPDATE findings SET resolved_at = now(), resolution = 'write_off'")
     await _due(watch)
-    liar.heal()
+    faulty.heal()
     assert await watch.scan.read_due_gap() == 0
     [(first, last, _)] = await gaps(watch)
     assert await watch.scan.read_again(first, last) == last - first + 1, "reading it by hand works all the same"
@@ -319,20 +328,20 @@ async def test_an_operator_who_acknowledges_a_gap_ends_the_asking(watches: Watch
 
 
 async def test_an_operator_who_wants_it_tried_again_does_not_wait_and_hears_of_it(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch, _, _ = await _gap(watches, liar)
+    watch, _, _ = await _gap(watches, faulty)
     await watch.change("UPDATE findings SET resolved_at = now(), resolution = 'retry'")
     assert await watch.scan.read_due_gap() == 0
     assert await findings(watch) == [("chain_gap", None)], "still not shown: open again"
     await watch.change("UPDATE findings SET resolved_at = now(), resolution = 'retry'")
-    liar.heal()
+    faulty.heal()
     assert await watch.scan.read_due_gap() > 0
     assert await findings(watch) == [("chain_gap", "settled")]
 
 
-async def test_a_reorganisation_above_a_gap_goes_back_to_above_it(watches: Watches, liar: FaultyNode) -> None:
-    watch, _, kept_from = await _gap(watches, liar)
+async def test_a_reorganisation_above_a_gap_goes_back_to_above_it(watches: Watches, faulty: FaultyNode) -> None:
+    watch, _, kept_from = await _gap(watches, faulty)
     kept = await watch.pay()
     await watch.catch_up()
     gone = await watch.pay()
@@ -346,19 +355,19 @@ async def test_a_reorganisation_above_a_gap_goes_back_to_above_it(watches: Watch
 
 
 async def test_a_reorganisation_that_replaces_the_blocks_of_a_gap_reads_them_anew(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
     """One broken block at the head, which the chain replaces: the new one is not broken."""
-    watch = await watches(liar)
+    watch = await watches(faulty)
     kept = await watch.pay()
     await watch.catch_up()
     bad = await watch.head() + 1
     await watch.pay(blocks=2)
-    liar.refuse_logs_of(bad, bad, Refusal("internal error", code=-32603))
+    faulty.refuse_logs_of(bad, bad, Refusal("internal error", code=-32603))
     await waited(watch, PATIENCE_REFUSED)
     await watch.catch_up()
     assert await gaps(watch) == [(bad, bad, False)]
-    liar.heal()
+    faulty.heal()
     await watch.chain.reorg(2)
     sent = await watch.pay(blocks=3)
     await watch.catch_up()
@@ -367,22 +376,22 @@ async def test_a_reorganisation_that_replaces_the_blocks_of_a_gap_reads_them_ane
     assert await findings(watch) == [("chain_gap", "settled")]
 
 
-async def test_two_watchers_write_one_gap(watches: Watches, liar: FaultyNode) -> None:
-    watch, _, _ = await _gap(watches, liar)
-    other = await watches(liar)
+async def test_two_watchers_write_one_gap(watches: Watches, faulty: FaultyNode) -> None:
+    watch, _, _ = await _gap(watches, faulty)
+    other = await watches(faulty)
     await other.catch_up()
     assert len(await gaps(watch)) == 1
 
 
 async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
     """The newest blocks are read twice, in passing; not across what is refused."""
-    watch = await watches(liar)
+    watch = await watches(faulty)
     await watch.catch_up()
     bad = await watch.head() + 1
     await watch.chain.mine(3)
-    liar.refuse_logs_of(bad, bad, OTHERS["for ever an error"])
+    faulty.refuse_logs_of(bad, bad, OTHERS["for ever an error"])
     await waited(watch, PATIENCE_REFUSED)
     await watch.catch_up()
     for _ in range(2):
@@ -392,19 +401,19 @@ async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
 
 
 async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowledges_it(
-    namespace: Namespace, database: Database, chain: LocalChain, liar: FaultyNode
+    namespace: Namespace, database: Database, chain: LocalChain, faulty: FaultyNode
 ) -> None:
     """The whole engine, with the patience that it has."""
     begin = str(await chain.block_number() + 1)
     settings = {
         "CHAIN_WATCH_FROM_BLOCK": begin,
         "PAYMENT_INTENT_TTL_SECONDS": "864000",
-        "CHAIN_RPC_URLS": liar.url,
+        "CHAIN_RPC_URLS": faulty.url,
         "FINALITY": "finalized",
     }
     await chain.mine(20)
-    liar.prune_logs_below(await chain.block_number() - 3)
-    liar.name_tag("finalized", None)
+    faulty.prune_logs_below(await chain.block_number() - 3)
+    faulty.name_tag("finalized", None)
     async with open_engine(namespace, database, chain, **settings) as engine, engine.worker():
         await start_watch(engine)
         _, intent, _ = await engine.buy()

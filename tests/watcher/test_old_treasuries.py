@@ -189,15 +189,17 @@ async def test_a_treasury_that_was_never_followed_is_read_from_before_its_oldest
     assert watch.submitted == [(attempt.id, sent)]
 
 
-async def test_one_scope_that_cannot_be_read_does_not_hold_the_other_one_up(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_one_scope_that_cannot_be_read_does_not_hold_the_other_one_up(
+    watches: Watches, faulty: FaultyNode
+) -> None:
+    watch = await watches(faulty)
     await watch.intent(ttl=timedelta(days=2))
 
     def refuse(method: str, params: list[dict[str, list[str]]], result: object) -> object:
         of_old = method == "eth_getLogs" and params[0]["topics"][2].endswith(watch.chain.treasury_address[2:].lower())
         return Refusal("internal error", code=-32603) if of_old else result
 
-    liar.answers(refuse)
+    faulty.answers(refuse)
     sent = await watch.pay(treasury=NEW_TREASURY, blocks=MIN_CONFIRMATIONS)
     words = await _turn(watch, rounds=3)
     assert list(await watch.seen()) == [sent]
@@ -206,15 +208,15 @@ async def test_one_scope_that_cannot_be_read_does_not_hold_the_other_one_up(watc
     assert [row["to_address"] for row in rows] == [watch.chain.treasury_address]
 
 
-async def test_one_scope_costs_no_more_requests_than_before(watches: Watches, liar: FaultyNode) -> None:
-    watch = await watches(liar)
+async def test_one_scope_costs_no_more_requests_than_before(watches: Watches, faulty: FaultyNode) -> None:
+    watch = await watches(faulty)
     followers = watch.followers()
     await followers.go_on()
-    liar.requests.clear()
+    faulty.requests.clear()
     await watch.chain.mine()
     watch.clock.now += 1
     await followers.go_on()
-    assert len(liar.requests) == 2, "the head, and the range"
+    assert len(faulty.requests) == 2, "the head, and the range"
 
 
 async def test_a_transaction_that_pays_both_treasuries_alike_pays_each_its_own(watch: Watch) -> None:

@@ -31,7 +31,7 @@ def _worth(value_raw: int, logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**log, "data": f"0x{value_raw:064x}"} for log in logs]
 
 
-async def _follow_with_a_liar(watch: Watch, nodes: list[FaultyNode], value_raw: int) -> str:
+async def _follow_with_a_faulty_node(watch: Watch, nodes: list[FaultyNode], value_raw: int) -> str:
     """A real transfer of 100 USDC, which the first node's logs show as another amount; then all nodes are honest."""
     nodes[0].answers(lambda method, _, result: _worth(value_raw, result) if method == "eth_getLogs" else result)
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
@@ -48,7 +48,7 @@ async def test_what_one_node_says_of_a_transfer_is_corrected_when_all_of_them_ar
     """The payer closed the tab. The payment was recorded as one raw unit, and would stay so."""
     watch = await watches(*nodes)
     attempt = await watch.intent()
-    sent = await _follow_with_a_liar(watch, nodes, 1)
+    sent = await _follow_with_a_faulty_node(watch, nodes, 1)
     await watch.act()
     rows = await watch.rows("SELECT value_raw::text AS value FROM observed_transfers")
     assert rows == [{"value": "100000000"}]

@@ -234,23 +234,23 @@ async def test_the_job_reads_the_last_blocks_again(watched: Engine) -> None:
 
 
 async def test_what_cannot_be_reached_is_waited_for_longer_each_time_in_words(
-    watches: Watches, liar: FaultyNode
+    watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(liar)
+    watch = await watches(faulty)
     follower = _Follower(watch.scan, watch.roles, 0.25)
     assert await follower.go_on() == 0.25
     reached = await watch.head()
     assert follower.words == f"block {reached}, 0 behind, 0 transfers"
-    liar.drop()
+    faulty.drop()
     pauses = [await follower.go_on() for _ in range(8)]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, PATIENCE_SECONDS_MAX, PATIENCE_SECONDS_MAX, PATIENCE_SECONDS_MAX]
     assert follower.words.startswith(f"block {reached}, waiting: no usable chain endpoint: ")
     sent = await watch.pay()
-    liar.heal()
+    faulty.heal()
     assert await follower.go_on() == 0.25
     assert list(await watch.seen()) == [sent]
     assert follower.words == f"block {reached + 1}, 0 behind, 1 transfers"
-    liar.drop()
+    faulty.drop()
     assert await follower.go_on() == 1.0
 
 
