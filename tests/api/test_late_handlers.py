@@ -117,7 +117,7 @@ async def test_the_answer_comes_in_time_and_once_and_what_the_handler_does_later
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert [line["status"] for line in logged if line["event"] == "request"].count(503) == 1
     assert not [line for line in logged if line["log_level"] == "error"]
-    late = [line["error"] for line in logged if line["event"] == "request failed after its time"]
+    late = [line["error"] for line in logged if line["event"] == "request failed after its timeout"]
     assert late == (["ZeroDivisionError"] if then is breaks else [])
 
 

@@ -221,5 +221,5 @@ async def test_a_payment_that_was_given_up_and_then_appeared_is_told_apart(engin
         await payments.refuse(connection, intent.attempt_id, given_up)
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation.startswith(
-        "Not credited: it ended FAILED with RECEIPT_NOT_FOUND. The chain now says: the right payment, in block "
+        "Not credited: it ended FAILED with RECEIPT_NOT_FOUND. Current state on the chain: the right payment, in block "
     )
