@@ -149,7 +149,7 @@ async def test_cloud_has_a_command_of_its_own(address: str, namespace: str, comm
 
 @pytest.mark.parametrize(
     ("refusal", "word"),
-    [(UNAUTHORIZED, "refuses"), (EXPIRED, "expired"), (BUSY, "rate limit"), (ABSENT, "does not offer")],
+    [(UNAUTHORIZED, "does not permit"), (EXPIRED, "expired"), (BUSY, "rate limit"), (ABSENT, "does not offer")],
     ids=lambda value: value.code.name if isinstance(value, Refusal) else value,
 )
 async def test_a_refusal_is_not_silence(namespace: Namespace, refusal: Refusal, word: str) -> None:
@@ -169,7 +169,7 @@ async def test_a_gateway_that_does_not_pass_health_on_serves(namespace: Namespac
 
 
 @pytest.mark.parametrize(
-    ("refusal", "word"), [(UNAUTHORIZED, "refuses"), (EXPIRED, "expired"), (BUSY, "rate limit")],
+    ("refusal", "word"), [(UNAUTHORIZED, "does not permit"), (EXPIRED, "expired"), (BUSY, "rate limit")],
     ids=lambda value: value.code.name if isinstance(value, Refusal) else value,
 )  # fmt: skip
 async def test_credentials_that_are_refused_at_once_are_named(
@@ -345,5 +345,5 @@ async def test_doctor_says_what_it_may_not_know(engine: Engine, tmp_path: Path) 
         assert UNAUTHORIZED.words in checks["workers"][1]
         answer = await asyncio.to_thread(settle, ("schedules", "apply"), variables, tmp_path)
         assert answer.exit_code == 1
-        assert "refuses" in answer.stderr
+        assert "does not permit" in answer.stderr
         assert "Traceback" not in answer.stderr
