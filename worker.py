@@ -153,7 +153,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, variables: Mapping[st
 def _serve_health(
     settings: Settings, opened: _Opened, *, is_alive: Callable[[], bool]
 ) -> AbstractAsyncContextManager[int]:
-    """The health port: alive while the worker runs and is not told to stop, ready while all that it needs answers."""
+    """The health port: alive while the worker runs and is not stopping, ready while its dependencies answer."""
     return serve_health(
         settings.worker_health_host,
         settings.worker_health_port,

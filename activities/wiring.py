@@ -1,4 +1,6 @@
-"""What the activities of all subjects are made of. Each subject's `wiring.py` makes its own of it, for the worker."""
+"""Dependencies of the activities of all subjects. Each subject's `wiring.py` builds its own from them, for the
+worker.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What services and activities have started in Temporal without knowing it: their side of the wall.
+"""Port through which services and activities start workflows without importing the starter.
 
-`starter.settlement_starter.TemporalStarter` is the implementation; `composition.py` joins the two. Whoever needs one
-of the calls only takes that one, by the type beside it.
+`starter.settlement_starter.TemporalStarter` is the implementation; `composition.py` connects the two. A caller that
+needs one of the calls only takes that one, by the type beside it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class SettlementStarter(Protocol):
     """Starts workflows. Every call is safe to repeat, and raises `SettleError`."""
 
     async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
-        """Hand a payment in as its payer would have."""
+        """Submit a payment on the payer's behalf."""
 
     async def resume(self, payment: UnfinishedPayment) -> bool:
-        """Make sure that a workflow is at work on a payment; True where none was."""
+        """Make sure that a workflow is running for a payment; True where none was."""
 
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
-        """Start a run for an attempt for which something is due; False where one is at work on it."""
+        """Start a run for an attempt for which something is due; False where one is running."""
 
     async def start_resolution(self, request: RemedyRequest) -> object:
-        """Have an operator's remedy carried out; what is done is found done."""
+        """Execute an operator's remedy; a repetition finds it done."""
 
     async def start_singletons(self) -> list[str]:
-        """Start the workflows that run for ever and do not run; their ids."""
+        """Start the singleton workflows that do not run; returns their ids."""

@@ -1,4 +1,4 @@
-"""Create an intent, submit a hash, ask for status: all that an API or a script needs to take payments."""
+"""The payments client: create an intent, submit a hash, ask for status."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from starter.temporal import to_temporal_unavailable
 
 @dataclass(frozen=True, slots=True)
 class PaymentPolicy:
-    """What new intents are made with. `treasury` receives `token` on chain `chain_id`."""
+    """Terms of new intents. `treasury` receives `token` on chain `chain_id`."""
 
     chain_id: int
     token: str
@@ -48,7 +48,7 @@ class PaymentPolicy:
 
 
 class PaymentsClient:
-    """The typed client. It holds a database of role settle_app and a Temporal client, and owns neither."""
+    """The typed client. It uses a database of role settle_app and a Temporal client, and owns neither."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class PaymentsClient:
         *,
         read_head: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
-        """With `read_head`, the chain's height, confirmations are counted block by block between two looks."""
+        """With `read_head`, the chain's height, confirmations are counted block by block between two polls."""
         self._database = database
         self._temporal = temporal
         self._policy = policy
@@ -66,12 +66,12 @@ class PaymentsClient:
         self._submissions = SubmitPayment(database, temporal, chain_id=policy.chain_id)
 
     async def provision(self, wallet_address: str) -> Payer:
-        """The payer behind a wallet (EIP-55 checksum form); opens user, account and key when it has none."""
+        """The payer behind a wallet (EIP-55 checksum form); creates user, account and key when it has none."""
         async with self._database.unscoped() as connection:
             return await provision_wallet(connection, wallet_address)
 
     async def require_payer(self, wallet_address: str) -> None:
-        """Raise `PayerRefused` where no payment of this wallet could be credited: the treasury's own, or nobody's."""
+        """Refuse a wallet whose payments cannot be credited, such as the treasury's own. Raises `PayerRefused`."""
         async with self._database.unscoped() as connection:
             self._require_payer(wallet_address, await find_non_payer_kind(connection, wallet_address))
 
@@ -86,9 +86,9 @@ class PaymentsClient:
         *,
         idempotency_key: str | None = None,
     ) -> Intent:
-        """A new attempt that waits to be paid; with an `idempotency_key` that came before, what it was answered then.
+        """Create an attempt that waits to be paid; for a repeated `idempotency_key`, return the stored answer.
 
-        Raises `InvalidInput` for an amount out of bounds, `PayerRefused` for a wallet that pays for nobody, and
+        Raises `InvalidInput` for an amount out of bounds, `PayerRefused` for a wallet that cannot be a payer, and
         `IdempotencyKeyReused`.
         """
         policy = self._policy
@@ -135,14 +135,14 @@ class PaymentsClient:
         request_id: str | None = None,
         mined_at: datetime | None = None,
     ) -> AttemptView:
-        """Say that `tx_hash` pays the attempt. Safe to repeat: the same answer, one workflow.
+        """Submit `tx_hash` for the attempt. Safe to repeat: the same answer, one workflow.
 
-        When this returns, the hash is recorded and the durable workflow is running, whatever the chain does and
-        whether or not a worker is there. A finished attempt answers with its end; so does an intent that expired.
-        A credited purchase whose workflow was terminated before the bonus gets a new run, which mints it.
+        When this returns, the hash is recorded and the durable workflow is running, independently of the chain and of
+        workers. A finished attempt answers with its result; so does an expired intent. A credited purchase whose
+        workflow was terminated before the bonus gets a new run, which mints it.
 
         An intent whose payment was mined before it expired was paid in time, whenever it is submitted: `mined_at` says
-        so, or what the chain watcher has written down.
+        so, or the chain watcher's record.
 
         Raises `InvalidInput`, `AttemptNotFound`, `HashInUse`, `TooManyReplacements`, `WrongChain`,
         `DatabaseUnavailable` and `TemporalUnavailable`.
@@ -153,11 +153,11 @@ class PaymentsClient:
         return self._answer(attempt)
 
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
-        """Start a run for an attempt for which the books say that something is due; False where one is at it.
+        """Start a run for an attempt for which something is due by the ledger; False where one is running.
 
-        Also after a run that has completed: the database may have been set back since. The new run finds in the
-        database what is done, and does the rest. Raises `AttemptNotFound`, `DatabaseUnavailable`, `TemporalUnavailable`
-        and what `submit` raises.
+        Also after a completed run: the database may have been restored since. The new run finds in the database what is
+        done, and does the rest. Raises `AttemptNotFound`, `DatabaseUnavailable`, `TemporalUnavailable` and what
+        `submit` raises.
         """
         state = await read_workflow(self._temporal, attempt_id)
         if state is not None and state.is_running:
@@ -178,16 +178,16 @@ class PaymentsClient:
         return True
 
     def _answer(self, attempt: PaymentAttempt) -> AttemptView:
-        """A submission's answer, the same on every way that it may take: the chain has not been asked yet."""
+        """A submission's answer, the same on every path: the chain has not been polled yet."""
         view = AttemptView.of(attempt)
         if view.status is not AttemptStatus.PENDING_UNVERIFIED:
             return view
         return view.model_copy(update={"confirmations": 0, "confirmations_needed": self._policy.min_confirmations})
 
     async def status(self, user_id: str, attempt_id: UUID) -> AttemptView:
-        """How the attempt stands, with the confirmations so far while it waits.
+        """Status of the attempt, with the confirmations so far while it waits.
 
-        Raises `AttemptNotFound`, also for somebody else's, and `DatabaseUnavailable`.
+        Raises `AttemptNotFound`, also for another account's attempt, and `DatabaseUnavailable`.
         """
         attempt = await self._find(user_id, attempt_id)
         return await self.with_progress(attempt)
@@ -197,7 +197,7 @@ class PaymentsClient:
         view = AttemptView.of(attempt)
         if attempt.status is not AttemptStatus.PENDING_UNVERIFIED or attempt.tx_hash is None:
             return view
-        # Blocks of another chain confirm nothing: of its payments the last look's word is all there is.
+        # Blocks of another chain confirm nothing: of its payments only the last poll's result is known.
         is_own = attempt.chain_id == self._policy.chain_id
         look = await self._progress.read(attempt.id, attempt.tx_hash, counts_blocks=is_own)
         waiting = look.waiting if look else None
@@ -216,7 +216,7 @@ class PaymentsClient:
 
 
 def _payer_message(waiting: Waiting) -> str:
-    """What the payment waits for. Which node said what is for operators: it names servers of ours."""
+    """What the payment waits for, for the payer. The nodes' answers are for operators: they name our servers."""
     match waiting.reason:
         case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION | WaitReason.PRECONDITION:
             return "the chain cannot be read right now"
@@ -225,5 +225,5 @@ def _payer_message(waiting: Waiting) -> str:
 
 
 def _request_hash(amount_usd_cents: int, purpose: Purpose) -> bytes:
-    """What makes two requests for an intent the same one."""
+    """Equal for equal requests for an intent."""
     return hashlib.sha256(f"intent:{amount_usd_cents}:{purpose.value}".encode()).digest()

@@ -1,4 +1,4 @@
-"""What `services.ports.SettlementStarter` asks for, by Temporal."""
+"""Implementation of `services.ports.SettlementStarter` with Temporal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starter.singletons import SingletonWorkflow, start_missing
 
 
 class TemporalStarter:
-    """Starts workflows for those who may not know of them. It owns none of what it is given."""
+    """Starts workflows for layers that must not import Temporal. It does not own its dependencies."""
 
     def __init__(self, temporal: Client, payments: PaymentsClient, singletons: Sequence[SingletonWorkflow]) -> None:
         self._temporal = temporal
@@ -25,11 +25,11 @@ class TemporalStarter:
         self._singletons = singletons
 
     async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
-        """Hand a payment in as its payer would have."""
+        """Submit a payment on the payer's behalf."""
         return await self._payments.submit(user_id, attempt_id, tx_hash, mined_at=mined_at)
 
     async def resume(self, payment: UnfinishedPayment) -> bool:
-        """Submit a payment's own hash again where no workflow has it: what its payer would do."""
+        """Submit a payment's own hash again where no workflow has it, on the payer's behalf."""
         state = await read_workflow(self._temporal, payment.attempt_id)
         if state is not None and (state.is_running or (payment.is_credited and state.has_completed)):
             return False
@@ -37,13 +37,13 @@ class TemporalStarter:
         return True
 
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
-        """Start a run for an attempt for which something is due; False where one is at work on it."""
+        """Start a run for an attempt for which something is due; False where one is running."""
         return await self._payments.resume_payment(user_id, attempt_id)
 
     async def start_resolution(self, request: RemedyRequest) -> object:
-        """Have an operator's remedy carried out."""
+        """Execute an operator's remedy."""
         return await start_remedy(self._temporal, request)
 
     async def start_singletons(self) -> list[str]:
-        """Start the workflows that run for ever and do not run; their ids."""
+        """Start the singleton workflows that do not run; returns their ids."""
         return await start_missing(self._temporal, self._singletons)

@@ -1,6 +1,6 @@
-"""Handing a submitted hash to the attempt's workflow: one idempotent call to Temporal, and what may come in between.
+"""Submission of a hash to the attempt's workflow: one idempotent call to Temporal, and its failure cases.
 
-`domain.payments.submission` decides; this carries out.
+`domain.payments.submission` decides; this module executes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from workflows.naming import (
 from workflows.verify_and_settle import VerifyAndSettle
 
 ANSWER_TIMEOUT: Final = timedelta(seconds=3)
-"""How long a submission waits for a worker. Without one the hash is recorded here and the workflow goes on later."""
+"""How long a submission waits for a worker. Without one the hash is recorded here and the workflow continues later."""
 
 REUSE_POLICY: Final = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
 """Completed means that the attempt has ended; a run that failed or was terminated may be followed by another."""
@@ -75,7 +75,7 @@ class _EndedMeanwhile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the database knows when a hash is submitted, read in one transaction."""
+    """The database's state at a submission, read in one transaction."""
 
     attempt: PaymentAttempt
     is_held: bool
@@ -85,7 +85,7 @@ class _Found:
 
 
 async def find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
-    """The attempt. Raises `AttemptNotFound`, also for somebody else's."""
+    """The attempt. Raises `AttemptNotFound`, also for another account's."""
     attempt = await attempts.find_attempt(connection, attempt_id)
     if attempt is None:
         raise AttemptNotFound(attempt_id)
@@ -93,7 +93,7 @@ async def find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAtte
 
 
 class SubmitPayment:
-    """Submits hashes, and starts what was interrupted. It owns neither database nor client."""
+    """Submits hashes, and resumes interrupted payments. It owns neither database nor client."""
 
     def __init__(self, database: TenantDatabase, temporal: Client, *, chain_id: int) -> None:
         self._database = database
@@ -109,7 +109,7 @@ class SubmitPayment:
         request_id: str | None = None,
         mined_at: datetime | None = None,
     ) -> PaymentAttempt:
-        """How the attempt stands once the hash is recorded and its workflow runs. See `PaymentsClient.submit`."""
+        """Status of the attempt once the hash is recorded and its workflow runs. See `PaymentsClient.submit`."""
         found = await self._read(user_id, attempt_id, tx_hash, mined_at=mined_at)
         attempt = found.attempt
         plan = plan_submission(attempt, now=found.now, mined_at=found.mined_at, chain_id=self._chain_id)
@@ -128,7 +128,7 @@ class SubmitPayment:
             progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
             return attempt.model_copy(update=progress | {"expires_at": None})
         if plan.way is Way.EXPIRE:
-            # The run has a submission that was in time: recording this late one here would spoil it.
+            # The run has a submission that was in time: recording this late one here would invalidate it.
             return attempt
         log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
         return await self._record(attempt, tx_hash, plan)
@@ -150,12 +150,12 @@ class SubmitPayment:
         return ending.attempt
 
     async def _is_under_way(self, attempt_id: UUID) -> bool:
-        """Whether a run has the attempt: an earlier submission, in time, that is not recorded yet."""
+        """Whether a run has an earlier submission, made in time, that is not recorded yet."""
         state = await read_workflow(self._temporal, attempt_id)
         return state is not None and state.is_running
 
     async def _submit_to_workflow(self, attempt: PaymentAttempt, submission: Submission) -> RecordedSubmission | None:
-        """Start or join the run, not content with what an earlier one answered that does not count any more."""
+        """Start or join the run, ignoring an earlier answer that does not count any more."""
         is_new = attempt.status is AttemptStatus.CREATED_INTENT
         over = None if is_new else await self._run_that_is_over(attempt, submission)
         try:
@@ -163,18 +163,18 @@ class SubmitPayment:
         except WorkflowAlreadyStartedError:
             over = await self._run_that_is_over(attempt, submission)
         except HashInUse:
-            # A refusal is kept as long as its run is; whether it is still true, the database knows.
+            # A refusal is stored as long as its run is; the database knows whether it is still true.
             found = await self._read(attempt.owner_user_id, attempt.id, submission.tx_hash)
             refuse_early(found.attempt, submission.tx_hash, is_held=found.is_held)
             over = f"refusal-{submission.submitted_at.timestamp():.6f}"
         return await self._start_and_submit(attempt, submission, after=over)
 
     async def _run_that_is_over(self, attempt: PaymentAttempt, submission: Submission) -> str | None:
-        """Id of the attempt's latest run where nobody settles the attempt any more, although it has not ended.
+        """Id of the attempt's latest run where none is running any more, although the attempt has not ended.
 
-        The run failed or was stopped; or it has completed, and the database was set back to an earlier moment, or the
-        intent that expired turns out to have been paid in time.
-        Raises `_EndedMeanwhile` where the attempt has ended since it was read.
+        The run failed or was terminated; or it has completed, and the database was restored to an earlier moment, or
+        the expired intent was paid in time after all. Raises `_EndedMeanwhile` where the attempt has ended since it was
+        read.
         """
         state = await read_workflow(self._temporal, attempt.id)
         if state is None or state.is_running:
@@ -190,7 +190,7 @@ class SubmitPayment:
     ) -> RecordedSubmission | None:
         """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet.
 
-        `after` names what came before and does not count any more: a run that is over, or a refusal.
+        `after` names an ended run or a refusal whose answer does not count any more.
         """
         while True:
             try:
@@ -200,7 +200,7 @@ class SubmitPayment:
             except (TimeoutError, UpdateNotAnswered):
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    # The SDK says the same when the caller was cancelled: that one wants no answer any more.
+                    # The SDK raises the same when the caller was cancelled, which needs no answer.
                     raise asyncio.CancelledError from None
                 await self._require_started(attempt.id)
                 return None
@@ -236,11 +236,11 @@ class SubmitPayment:
             await _forget(start)
 
     async def _search_attributes_were_missing(self, error: RPCError | RuntimeError) -> bool:
-        """Register what a worker would have registered, had one ever run here; True where that was the trouble."""
+        """Register what a worker would have registered; True where that was missing."""
         refused = isinstance(error, RPCError) and error.status == RPCStatusCode.INVALID_ARGUMENT
         try:
             return refused and bool(await register_search_attributes(self._temporal))
-        except StartupCheckFailed as missing:  # for an operator; the payer's submission is on record and can wait
+        except StartupCheckFailed as missing:  # for an operator; the payer's submission is recorded and can wait
             raise TemporalUnavailable(missing.message) from error
 
     async def _require_started(self, attempt_id: UUID) -> None:
@@ -261,7 +261,7 @@ class SubmitPayment:
         except WorkflowAlreadyStartedError:
             return
         except (RPCError, RuntimeError, TimeoutError) as error:
-            log.warning("could not make sure of the bonus", attempt_id=str(attempt.id), error=str(error))
+            log.warning("could not ensure the bonus", attempt_id=str(attempt.id), error=str(error))
 
     async def start_after_the_credit(self, attempt: PaymentAttempt, reuse_policy: WorkflowIDReusePolicy) -> None:
         """Start a run for a credited attempt: it finds what is done and does the rest. Raises the SDK's errors."""
@@ -311,7 +311,7 @@ def settlement_of(attempt: PaymentAttempt, submission: Submission) -> Settlement
 
 
 async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
-    """Take the start's own error, which the call has raised already: asyncio complains about one nobody takes."""
+    """Retrieve the start's own error, which the call has raised already: asyncio logs unretrieved ones."""
     with suppress(asyncio.CancelledError, Exception):
         async with asyncio.timeout(0):
             await start.workflow_handle()

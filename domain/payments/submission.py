@@ -1,4 +1,4 @@
-"""What a submission of a hash comes to, by what the database knows: decided before any workflow hears of it.
+"""Routing of a submitted hash by the database's state, before any workflow is called.
 
 `domain.payments.attempt.decide_submission` decides the same where the submission is recorded, under the row's lock.
 """
@@ -14,13 +14,13 @@ from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, PaymentAttem
 
 
 class Way(StrEnum):
-    """Where a submission goes."""
+    """Route of a submission."""
 
     ANSWER = "answer"
-    """Nowhere: the attempt has ended, and its end is the answer."""
+    """The attempt has ended, and its result is the answer."""
 
     EXPIRE = "expire"
-    """The intent's time is up. Recorded as such, unless a run has a submission that was in time."""
+    """The intent has expired. Recorded as such, unless a run has a submission that was in time."""
 
     SUBMIT = "submit"
     """To the attempt's workflow, which is started or joined."""
@@ -28,7 +28,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SubmissionPlan:
-    """Where it goes, and with which times. `mined_at` is set where the payment was mined before the intent expired."""
+    """The route and its times. `mined_at` is set where the payment was mined before the intent expired."""
 
     way: Way
     submitted_at: datetime
@@ -36,12 +36,14 @@ class SubmissionPlan:
 
 
 def submission_time(attempt: PaymentAttempt, now: datetime) -> datetime:
-    """When this submission is: after the one that it has seen, also where the database's clock was set back between."""
+    """The submission's time: after the submission that it has seen, also if the database's clock was set back in
+    between.
+    """
     return now if attempt.submitted_at is None else max(now, attempt.submitted_at + timedelta(microseconds=1))
 
 
 def needs_time_of_payment(attempt: PaymentAttempt, now: datetime) -> bool:
-    """Whether it matters when the transfer was mined: the intent is over, and may have been paid in time."""
+    """Whether the transfer's mining time matters: the intent has expired, and may have been paid in time."""
     is_late = attempt.is_final or _is_past_expiry(attempt, submission_time(attempt, now))
     return is_late and attempt.may_have_been_paid_in_time
 
@@ -49,9 +51,9 @@ def needs_time_of_payment(attempt: PaymentAttempt, now: datetime) -> bool:
 def plan_submission(
     attempt: PaymentAttempt, *, now: datetime, mined_at: datetime | None, chain_id: int
 ) -> SubmissionPlan:
-    """Where a submission at `now` goes; `chain_id` is what this process settles. Raises `WrongChain`."""
+    """The route of a submission at `now`; `chain_id` is that of this process. Raises `WrongChain`."""
     submitted_at = submission_time(attempt, now)
-    # An intent that somebody's fast clock has ended before its time is not over.
+    # An intent that a fast clock has ended too early is still open.
     in_time = is_in_time(attempt, submitted_at, mined_at)
     if attempt.is_final and not in_time:
         return SubmissionPlan(Way.ANSWER, submitted_at)
@@ -64,14 +66,14 @@ def plan_submission(
 
 
 def is_in_time(attempt: PaymentAttempt, submitted_at: datetime, mined_at: datetime | None) -> bool:
-    """Whether an attempt that has ended, or an intent whose time is up, takes the submission all the same."""
+    """Whether an ended attempt, or an expired intent, still accepts the submission."""
     return attempt.was_paid_in_time(mined_at) or attempt.was_submitted_in_time(submitted_at)
 
 
 def refuse_early(attempt: PaymentAttempt, tx_hash: str, *, is_held: bool) -> None:
-    """Raise `TooManyReplacements`, or `HashInUse` where another attempt of the payer's holds the hash.
+    """Raise `TooManyReplacements`, or `HashInUse` where another attempt of the payer holds the hash.
 
-    Before Temporal hears of it: a refused update would leave a started workflow behind.
+    Before Temporal is called: a refused update would leave a started workflow behind.
     """
     if attempt.tx_hash == tx_hash:
         return

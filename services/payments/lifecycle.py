@@ -1,7 +1,7 @@
-"""What happens to a payment attempt, each step as one piece of work inside the caller's transaction.
+"""Lifecycle steps of a payment attempt, each inside the caller's transaction.
 
-Each locks the attempt, lets `domain` decide, and writes status, audit trail and books together. Each is safe to
-run twice and at the same time: the second one finds the work done and says so.
+Each locks the attempt, lets `domain` decide, and writes status, audit trail and ledger together. Each is safe to run
+twice and concurrently: the second run finds the work done and reports it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from domain.payments.verification import Refused, SettledTransfer
 from domain.transfers.matching import renewal_id
 
 RENEWED_INTENT_TTL: Final = timedelta(minutes=30)
-"""Long enough to be submitted in a moment; later it counts that its transfer was mined before."""
+"""Long enough to be submitted immediately; a later submission counts by its transfer's mining time."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """How an attempt stands after a step; `changed` is False where the step had already been done."""
+    """The attempt after a step; `changed` is False where the step had already been done."""
 
     attempt: PaymentAttempt
     changed: bool
 
     @property
     def credited_credits(self) -> int:
-        """Credits that the attempt brought to whom it was meant for: all of what was paid, or nothing."""
+        """Credits of the attempt for its beneficiary: the full payment, or nothing."""
         credited = self.attempt.status is AttemptStatus.CREDITED
         return credits_for_usd_cents(self.attempt.amount_usd_cents) if credited else 0
 
@@ -65,23 +65,23 @@ async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -
 
 
 async def renew_attempt(connection: ServiceConnection, attempt_id: UUID) -> UUID:
-    """Make an attempt in the place of one that has ended without its payment, with the same terms; its id.
+    """Create a replacement for an attempt that has ended without its payment, with the same terms; returns its id.
 
-    The ended one stays what it is. Its id is the other's, computed, so there is one however often this runs.
-    Raises `AttemptNotFound`, and `BookkeepingError` where the attempt has not ended so.
+    The ended one does not change. The id is derived from the ended one's, so that there is one however often this runs.
+    Raises `AttemptNotFound`, and `BookkeepingError` where the attempt has not ended this way.
     """
     ended = await _lock(connection, attempt_id)
     renewed_id = renewal_id(attempt_id)
     if await attempts.find_attempt(connection, renewed_id) is not None:
         return renewed_id
     if ended.status not in {AttemptStatus.REJECTED, AttemptStatus.FAILED}:
-        raise BookkeepingError(f"attempt {attempt_id} is {ended.status}: no other one takes its place")
+        raise BookkeepingError(f"attempt {attempt_id} is {ended.status}: it cannot be replaced")
     now = datetime.now(UTC)
     renewed = ended.model_copy(
         update={
             "id": renewed_id,
             "status": AttemptStatus.CREATED_INTENT,
-            # It is submitted by whoever makes it, with the time at which its transfer was mined.
+            # Its creator submits it, with the time at which its transfer was mined.
             "expires_at": now + RENEWED_INTENT_TTL,
             "created_at": now,
         }
@@ -110,7 +110,7 @@ async def submit(
     submitted_at: datetime,
     mined_at: datetime | None = None,
 ) -> AttemptOutcome:
-    """Record that the payer, or the chain watcher in his stead, says `tx_hash` pays this attempt.
+    """Record that the payer, or the chain watcher on their behalf, submitted `tx_hash` for this attempt.
 
     `mined_at` is when its transfer was mined, where the watcher has seen it: before the intent's expiry it was in time.
     Raises `AttemptNotFound`, `HashInUse` and `TooManyReplacements`. An intent that has expired ends here.
@@ -145,8 +145,8 @@ async def credit_buyer(
 ) -> AttemptOutcome:
     """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
 
-    `revenue_share` is that of the bonus that follows: decided here, so that no later setting changes it.
-    Raises `TransferAlreadySettled` when the transfer has paid another attempt.
+    `revenue_share` is that of the bonus that follows: fixed here, so that no later setting changes it. Raises
+    `TransferAlreadySettled` when the transfer has paid another attempt.
     """
     attempt = await _lock(connection, attempt_id)
     posting = purchase_posting(attempt)
@@ -158,7 +158,7 @@ async def credit_buyer(
 
 
 async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> AttemptOutcome:
-    """A donation: the system tenant gets all of it, in the one transaction that ends the donor's attempt.
+    """A donation: the system tenant gets the full amount, in the one transaction that ends the donor's attempt.
 
     Raises `TransferAlreadySettled` when the transfer has paid another attempt.
     """
@@ -168,7 +168,7 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
         return AttemptOutcome(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
     credited = await _mark_credited(connection, attempt, transfer, posting, revenue_share=None)
-    # Last, because the system tenant's row stays locked from here to the commit and everybody needs it.
+    # Last, because the system tenant's row stays locked from here to the commit and every settlement needs it.
     await ledger.post(connection, posting, _facts(transfer))
     return AttemptOutcome(credited, changed=True)
 
@@ -176,7 +176,7 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
 async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
     """The system tenant's bonus on a credited purchase, or None where its share mints nothing.
 
-    Raises `BookkeepingError` when the purchase is not credited, or not any more: there is no bonus without one.
+    Raises `BookkeepingError` when the purchase is not, or no longer, credited: there is no bonus without one.
     """
     attempt = await attempts.find_attempt(connection, attempt_id)
     if attempt is None:
@@ -191,10 +191,10 @@ async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) ->
 
 
 async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone: ReorgedOut) -> AttemptOutcome:
-    """Take back what a payment brought that the chain has taken back: entry, REVERSED, event and finding, or nothing.
+    """Reverse the credit of a payment that was reorged out: entry, REVERSED, event and finding, or nothing.
 
-    Of a purchase the buyer's credit (`reverse_bonus` comes after it), of a donation the system tenant's. The balance
-    may go below zero. Raises `BookkeepingError` when the attempt is not credited, or on record as final.
+    Of a purchase the buyer's credit (`reverse_bonus` follows), of a donation the system tenant's. The balance may
+    become negative. Raises `BookkeepingError` when the attempt is not credited, or recorded as final.
     """
     attempt = await _lock(connection, attempt_id)
     if attempt.status is AttemptStatus.REVERSED:
@@ -202,7 +202,7 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
     if attempt.status is not AttemptStatus.CREDITED:
         raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a credited one can be reversed")
     if not await finality.insert_finality(connection, attempt_id, gone.transfer, gone.level, outcome="reversed"):
-        raise BookkeepingError(f"the payment of attempt {attempt_id} is on record as final")
+        raise BookkeepingError(f"the payment of attempt {attempt_id} is recorded as final")
     posted = purchase_posting(attempt) if attempt.purpose is Purpose.SELF else donation_posting(attempt)
     reversal = reversal_posting(posted.billing_account_id, posted.reference, posted.reason, posted.amount_credits)
     await attempts.update_reversed(connection, attempt_id)
@@ -218,7 +218,7 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
         connection,
         Finding(
             kind=FindingKind.PAYMENT_REVERSED,
-            detail=f"{gone.message}; {posted.amount_credits} credits of {posted.billing_account_id} were taken back",
+            detail=f"{gone.message}; {posted.amount_credits} credits of {posted.billing_account_id} were reversed",
             chain_id=gone.transfer.chain_id,
             tx_hash=gone.transfer.tx_hash,
             log_index=gone.transfer.log_index,
@@ -234,14 +234,14 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
 
 
 async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
-    """Take the bonus of a reversed purchase back; None where it brought none.
+    """Reverse the bonus of a reversed purchase; None where there was none.
 
-    None can come later: minting one locks the attempt and wants it CREDITED (`ledger.post_bonus`).
-    Raises `BookkeepingError` when the purchase is not reversed.
+    No bonus can follow: minting one locks the attempt and requires it to be CREDITED (`ledger.post_bonus`). Raises
+    `BookkeepingError` when the purchase is not reversed.
     """
     attempt = await _lock(connection, attempt_id)
     if attempt.status is not AttemptStatus.REVERSED:
-        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: its bonus stands as long as it does")
+        raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a reversed purchase loses its bonus")
     for row in await ledger.list_entries(connection, reference=str(attempt_id)):
         if row.reason == Reason.PLATFORM_REVENUE_SHARE:
             reversal = reversal_posting(
@@ -252,7 +252,7 @@ async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledg
 
 
 async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> AttemptOutcome:
-    """The attempt ends without credits, unless its hash was replaced since the chain was asked about it."""
+    """End the attempt without credits, unless its hash was replaced since the chain was polled for it."""
     attempt = await _lock(connection, attempt_id)
     if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:
         return AttemptOutcome(attempt, changed=False)
