@@ -45,6 +45,7 @@ def way(payment: PaymentAttempt, now: datetime, mined_at: datetime | None = None
 def test_an_intent_is_submitted_until_its_last_moment_and_expires_with_it() -> None:
     assert way(attempt(), NOON - MOMENT) is Way.SUBMIT
     assert way(attempt(), NOON) is Way.EXPIRE
+    assert way(attempt(expires_at=None), NOON) is Way.SUBMIT, "one without an end is never over"
 
 
 @pytest.mark.parametrize("late", [attempt(), attempt(**EXPIRED)], ids=["open", "ended"])
