@@ -442,7 +442,7 @@ async def _main_states(site: Site, system: System, cookie: Any, **options: Any) 
         (f"/operator/attempts/{system.bought.attempt_id}", "187,500,000 to the system tenant"),
         (f"/operator/attempts/{system.reverted.id}", "ended FAILED with TX_REVERTED"),
         (f"/operator/attempts/{system.intents[0].id}", "No ledger entries"),
-        ("/operator/attempts/nothing", "There is no payment"),
+        ("/operator/attempts/nothing", "Payment attempt nothing not found"),
     ):
         await visitor.open(path)
         await expect(page.locator("main")).to_contain_text(words)
