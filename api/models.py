@@ -1,4 +1,4 @@
-"""Request and response bodies, in the field names of SPEC 5 (camelCase on the wire)."""
+"""Request and response bodies (camelCase on the wire); those about attempts are in `starter/models.py`."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ from typing import Final, Protocol
 from chain.quorum import NoResponse, reached_by_most
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
+from domain.money import USDC_DECIMALS
 
-TOKEN_DECIMALS: Final = 6
-"""USDC's decimals: only with these is an amount in raw units worth what the intent says."""
+TOKEN_DECIMALS: Final = USDC_DECIMALS
+"""Only with these is an amount in raw units worth what the intent says."""
 
 LIFETIME_SECONDS: Final = 60.0
 """How long an answer may be reused where no payment needs a newer one: an upgraded token is noticed within it."""

@@ -1,4 +1,4 @@
-"""Answers to callers, in the field names of SPEC 5 (camelCase on the wire)."""
+"""Answers about attempts, for programs and for the HTTP interface (camelCase on the wire)."""
 
 from __future__ import annotations
 

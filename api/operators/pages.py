@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, assert_never
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -374,8 +374,9 @@ def status_in_style(status: AttemptStatus) -> str:
             return "waiting"
         case AttemptStatus.CREDITED:
             return "good"
-        case _:
+        case AttemptStatus.REJECTED | AttemptStatus.FAILED | AttemptStatus.REVERSED:
             return "bad"
+    assert_never(status)
 
 
 templates = Jinja2Templates(directory=pages.FOLDER / "templates")

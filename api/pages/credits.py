@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, assert_never
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -272,8 +272,9 @@ def payment_state(attempt: AttemptView) -> str:
             return "pending"
         case AttemptStatus.CREDITED:
             return "credited"
-        case _:
+        case AttemptStatus.REJECTED | AttemptStatus.FAILED | AttemptStatus.REVERSED:
             return "failed"
+    assert_never(attempt.status)
 
 
 def why_it_failed(attempt: AttemptView) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -22,7 +22,7 @@ class Purpose(StrEnum):
 
 
 class AttemptStatus(StrEnum):
-    """Status of an attempt (SPEC 3). REVERSED follows CREDITED where the payment was reorged out."""
+    """Status of an attempt. REVERSED follows CREDITED where the payment was reorged out."""
 
     CREATED_INTENT = "CREATED_INTENT"
     PENDING_UNVERIFIED = "PENDING_UNVERIFIED"
@@ -42,7 +42,7 @@ class ClientStatus(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why an attempt ended without credits (SPEC 3)."""
+    """Why an attempt ended without credits."""
 
     INTENT_EXPIRED = "INTENT_EXPIRED"
     TX_REVERTED = "TX_REVERTED"
@@ -192,8 +192,9 @@ def client_status(status: AttemptStatus) -> ClientStatus:
             return ClientStatus.CONFIRMED
         case AttemptStatus.REJECTED | AttemptStatus.FAILED | AttemptStatus.REVERSED:
             return ClientStatus.FAILED
-        case _:
+        case AttemptStatus.CREATED_INTENT | AttemptStatus.PENDING_UNVERIFIED:
             return ClientStatus.PENDING_VERIFICATION
+    assert_never(status)
 
 
 class SubmissionEffect(StrEnum):
