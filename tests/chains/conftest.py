@@ -82,7 +82,7 @@ def handed_back_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def as_before() -> Iterator[None]:
     """In the block runs are started as up to schema revision 0003: those of all chains on one queue."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("payments", "resolutions", "singletons"):
+        for module in ("submission", "resolutions", "singletons"):
             patch.setattr(f"starter.{module}.task_queue", lambda _: PLATFORM_TASK_QUEUE)
         yield
 

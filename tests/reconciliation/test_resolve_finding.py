@@ -124,7 +124,7 @@ async def test_a_refusal_is_told_and_another_try_may_be_right(
     async with worker(namespace, remedies):
         with pytest.raises(RemedyRefused, match="account nobody not found"):
             await execute(client, asked(finding_id, billing_account_id="nobody"))
-        with pytest.raises(RemedyRefused, match="own account"):
+        with pytest.raises(RemedyRefused, match="system tenant's account"):
             await execute(client, asked(finding_id, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID))
         with pytest.raises(FindingNotFound):
             await execute(client, asked(uuid4()))
