@@ -128,6 +128,8 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
+    "is_alike": (SERVICE_ROLE,),
+    "paid_transfers_of": (SERVICE_ROLE,),
     # schema
     "schema_compatible_from": ROLES,
     "prove_writes": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),

@@ -19,7 +19,16 @@ from db.payments import attempts
 from domain.errors import AttemptNotFound, SettleError
 from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.payments.verification import Refused, VerificationResult, Verified, Waiting, evaluate, terms_of
+from domain.payments.verification import (
+    NOTHING_KNOWN,
+    KnownTransfers,
+    Refused,
+    VerificationResult,
+    Verified,
+    Waiting,
+    evaluate,
+    terms_of,
+)
 from domain.transfers.matching import renewal_id
 from starter.models import AttemptView, ResponseModel
 from starter.progress import WorkflowState, read_workflow
@@ -200,7 +209,7 @@ async def _ask_chain(
         attempt.tx_hash,
         view,
         min_confirmations=min_confirmations,
-        settled_log_indexes=known.settled_log_indexes if known else frozenset(),
+        known=KnownTransfers(held_log_indexes=known.settled_log_indexes) if known else NOTHING_KNOWN,
         first_block=known.first_block if known else None,
         payer_kind=known.payer_kind if known else None,
     )

@@ -15,9 +15,9 @@ from db.operations.findings import find_finding
 from db.transfers.observed import find_observed
 from domain.chain import require_own_chain
 from domain.errors import ChainUnavailable, RemedyRefused
-from domain.identifiers import same_address
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest, TakenRemedy
+from domain.transfers.identity import is_alike
 from services.operations import resolutions as remedies
 from services.transfers.receipts import find_receipt, transfers_in
 from telemetry.metrics.worker import BONUS_CREDITS, REMEDIES_TAKEN
@@ -71,8 +71,7 @@ class RemedyActivities(RemedySignatures):
         scope, observed = known
         receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
         for log in transfers_in(receipt, scope):
-            is_same = (log.log_index, log.value_raw) == (observed.log_index, observed.value_raw)
-            if is_same and same_address(log.from_address, observed.from_address):
+            if log.log_index == observed.log_index and is_alike(log, observed):
                 if confirmations < self._min_confirmations:
                     raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
                 await self._preconditions.require(scope.token, at_block=observed.block_number)

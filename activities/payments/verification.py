@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Final
 
@@ -16,21 +15,19 @@ from chain.preconditions import SettlementPreconditions
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
-from db.operations import resolutions
 from db.payments import attempts
-from db.transfers import destinations, observed
+from db.transfers import destinations, identity, observed
 from domain.chain import ChainView, TransferScope
 from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.payments.verification import (
-    CreditedTransfer,
+    KnownTransfers,
     PaymentTerms,
     Refused,
     VerificationResult,
     Verified,
     Waiting,
     WaitReason,
-    credited_log_indexes,
     evaluate,
     next_poll_delay,
 )
@@ -82,8 +79,8 @@ class VerificationActivities(VerificationSignatures):
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
-        attempt, credited = await self._find(payment)
-        verdict = await self._poll(payment, attempt, credited)
+        attempt, known = await self._find(payment)
+        verdict = await self._poll(payment, attempt, known)
         if not isinstance(verdict, Waiting):
             POLLS.labels(outcome=verdict.kind).inc()
             return _about(attempt.tx_hash, verdict)
@@ -124,22 +121,24 @@ class VerificationActivities(VerificationSignatures):
             block_time=self._block_time,
         )
 
-    async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, list[CreditedTransfer]]:
-        """The hash that the attempt waits for, and the transfers of that transaction that an operator has credited."""
+    async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, KnownTransfers]:
+        """The hash that the attempt waits for, and what is known of that transaction's transfers."""
         await self._note_settings(payment.terms)
         async with self._database.autocommit() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
             if attempt is None:
                 raise AttemptNotFound(payment.attempt_id)
-            chain_id = payment.terms.chain_id
-            return attempt, await resolutions.list_credited_transfers(connection, chain_id, attempt.tx_hash)
+            known = await identity.find_known_transfers(
+                connection, payment.terms.scope, attempt.tx_hash, of_others_than=payment.attempt_id
+            )
+        return attempt, known.model_copy(update={"held_log_indexes": attempt.settled_log_indexes})
 
     async def _note_settings(self, terms: PaymentTerms) -> None:
         """Write the settings' destination and first block to the database, which checks every credit against them.
 
         Once per scope, and where the database has another first block than the settings.
         """
-        scope = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        scope = terms.scope
         if scope in self._noted_scopes:
             return
         async with self._database.transaction() as connection:
@@ -147,7 +146,7 @@ class VerificationActivities(VerificationSignatures):
                 self._noted_scopes.add(scope)
 
     async def _poll(
-        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, credited: Collection[CreditedTransfer]
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, known: KnownTransfers
     ) -> VerificationResult:
         def verdict_on(view: ChainView) -> VerificationResult:
             return evaluate(
@@ -155,7 +154,7 @@ class VerificationActivities(VerificationSignatures):
                 attempt.tx_hash,
                 view,
                 min_confirmations=self._min_confirmations,
-                settled_log_indexes=attempt.settled_log_indexes | credited_log_indexes(view.receipt, credited),
+                known=known,
                 first_block=attempt.first_block if self._from_block is None else self._from_block,
                 payer_kind=attempt.payer_kind,
             )
@@ -196,7 +195,7 @@ class VerificationActivities(VerificationSignatures):
     async def _is_known_destination(self, payment: PaymentToVerify) -> bool:
         """Whether the intent's destination is known: an intent alone is written by a public process."""
         terms, own = payment.terms, self._own_destination
-        promised = TransferScope(chain_id=terms.chain_id, token=terms.token, treasury=terms.treasury)
+        promised = terms.scope
         async with self._database.autocommit() as connection:
             if own is not None and not self._is_own_noted:
                 await destinations.note_destination(connection, own)

@@ -9,7 +9,8 @@ CREATE OR REPLACE FUNCTION public.check_transfer_credit()
  SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
-    v_free bigint;
+    v_token text;
+    v_to_address text;
 BEGIN
     PERFORM lock_transfers_of(NEW.chain_id, NEW.tx_hash);
     IF NEW.part = 'surplus' THEN
@@ -25,27 +26,18 @@ BEGIN
         END IF;
         RETURN NEW;
     END IF;
-    PERFORM 1 FROM observed_transfers o
-      WHERE o.chain_id = NEW.chain_id AND o.tx_hash = NEW.tx_hash AND o.log_index = NEW.log_index
-        AND o.block_number = NEW.block_number AND o.block_hash = NEW.block_hash AND o.value_raw = NEW.value_raw
-        AND lower(o.from_address) = lower(NEW.from_address)
-        FOR SHARE;
+    SELECT o.token, o.to_address INTO v_token, v_to_address FROM observed_transfers o
+     WHERE o.chain_id = NEW.chain_id AND o.tx_hash = NEW.tx_hash AND o.log_index = NEW.log_index
+       AND o.block_number = NEW.block_number AND o.block_hash = NEW.block_hash
+       AND is_alike(o.from_address, o.value_raw, NEW.from_address, NEW.value_raw)
+       FOR SHARE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'transfer % of transaction % is not on the chain like that', NEW.log_index, NEW.tx_hash
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_credits_of_transfer_on_chain';
     END IF;
-    -- Alike are those of one sender and value in one transaction: each is there once, and pays once.
-    SELECT (SELECT count(*) FROM observed_transfers o
-             WHERE o.chain_id = NEW.chain_id AND o.tx_hash = NEW.tx_hash AND o.value_raw = NEW.value_raw
-               AND lower(o.from_address) = lower(NEW.from_address))
-         - (SELECT count(*) FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
-             WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND s.value_raw = NEW.value_raw
-               AND lower(s.from_address) = lower(NEW.from_address) AND a.status <> 'REVERSED')
-         - (SELECT count(*) FROM transfer_credits c
-             WHERE c.chain_id = NEW.chain_id AND c.tx_hash = NEW.tx_hash AND c.value_raw = NEW.value_raw
-               AND lower(c.from_address) = lower(NEW.from_address) AND c.part <> 'surplus')
-      INTO v_free;
-    IF v_free < 1 OR EXISTS (
+    IF transfer_is_paid(NEW.chain_id, NEW.tx_hash, NEW.log_index, NEW.block_hash, NEW.from_address, NEW.value_raw,
+                        v_token, v_to_address, false) OR EXISTS (
+        -- An attempt was paid with what the chain shows as something else in that very place.
         SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
           LEFT JOIN transfer_finality f ON f.attempt_id = s.attempt_id
          WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND a.status <> 'REVERSED'

@@ -86,8 +86,74 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('transfers:' || p_chain_id || ':' || p_tx_hash, 0));
 END $function$;
 
--- An attempt is not paid by a transfer that an operator has credited. In another block than it was then, its log may
--- have another index: it is known by its sender and value.
+-- Which transfer is which after its transaction has moved to another block: domain/transfers/identity.py has the rule and
+-- the reasons; a test has both answer the same questions.
+
+-- Whether two transfers of one transaction are of one sender and value.
+CREATE OR REPLACE FUNCTION public.is_alike(p_from_address text, p_value_raw numeric, p_other_from_address text, p_other_value_raw numeric)
+ RETURNS boolean
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT p_value_raw = p_other_value_raw AND lower(p_from_address) = lower(p_other_from_address)
+$function$;
+
+-- Whether the transfer at a place in a block has paid: by the places of its twins that are observed in that block, and
+-- those at which twins were when they paid. Each of those takes one twin: that of its own index, else the first free one.
+CREATE OR REPLACE FUNCTION public.is_place_paid(p_log_index bigint, p_observed bigint[], p_paid bigint[])
+ RETURNS boolean
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT p_log_index = ANY (p_paid)
+        OR (SELECT count(*) FROM (SELECT unnest(p_observed) AS log_index UNION SELECT p_log_index) place
+             WHERE place.log_index <> ALL (p_paid) AND place.log_index <= p_log_index)
+           <= cardinality(p_paid)
+            - (SELECT count(*) FROM (SELECT unnest(p_observed) AS log_index UNION SELECT p_log_index) place
+                WHERE place.log_index = ANY (p_paid))
+$function$;
+
+-- The transfers of a transaction that have paid an attempt, or that an operator has credited or sent back (without an
+-- attempt), where they were last known to be. Of the latter the token is known as long as the watcher has them there.
+CREATE OR REPLACE FUNCTION public.paid_transfers_of(p_chain_id bigint, p_tx_hash text, p_token text, p_to_address text)
+ RETURNS TABLE(attempt_id uuid, status text, log_index bigint, block_hash text, from_address text, value_raw numeric, in_scope boolean)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT s.attempt_id, a.status, coalesce(f.log_index, s.log_index), coalesce(f.block_hash, s.block_hash),
+           s.from_address, s.value_raw,
+           lower(a.token) = lower(p_token) AND lower(a.to_address) = lower(p_to_address)
+      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
+      LEFT JOIN transfer_finality f ON f.attempt_id = s.attempt_id
+     WHERE s.chain_id = p_chain_id AND s.tx_hash = p_tx_hash
+     UNION ALL
+    SELECT NULL, NULL, c.log_index, c.block_hash, c.from_address, c.value_raw,
+           coalesce(lower(o.token) = lower(p_token) AND lower(o.to_address) = lower(p_to_address), true)
+      FROM transfer_credits c
+      LEFT JOIN observed_transfers o
+        ON o.chain_id = c.chain_id AND o.tx_hash = c.tx_hash AND o.log_index = c.log_index
+       AND o.block_hash = c.block_hash
+     WHERE c.chain_id = p_chain_id AND c.tx_hash = p_tx_hash AND c.part <> 'surplus'
+$function$;
+
+-- Whether a transfer has paid. What was reversed has paid an attempt, and is an operator's to credit when it comes back.
+CREATE OR REPLACE FUNCTION public.transfer_is_paid(p_chain_id bigint, p_tx_hash text, p_log_index bigint, p_block_hash text, p_from_address text, p_value_raw numeric, p_token text, p_to_address text, p_counts_reversed boolean)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT is_place_paid(
+        p_log_index,
+        ARRAY(SELECT o.log_index FROM observed_transfers o
+               WHERE o.chain_id = p_chain_id AND o.tx_hash = p_tx_hash AND o.block_hash = p_block_hash
+                 AND lower(o.token) = lower(p_token) AND lower(o.to_address) = lower(p_to_address)
+                 AND is_alike(o.from_address, o.value_raw, p_from_address, p_value_raw)),
+        ARRAY(SELECT p.log_index FROM paid_transfers_of(p_chain_id, p_tx_hash, p_token, p_to_address) p
+               WHERE p.in_scope AND is_alike(p.from_address, p.value_raw, p_from_address, p_value_raw)
+                 AND (p_counts_reversed OR p.status IS DISTINCT FROM 'REVERSED')))
+$function$;
+
+-- An attempt is not paid by a transfer that has paid before, or that an operator has credited or sent back.
 CREATE OR REPLACE FUNCTION public.refuse_credited_transfer()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -96,23 +162,12 @@ CREATE OR REPLACE FUNCTION public.refuse_credited_transfer()
 AS $function$
 BEGIN
     PERFORM lock_transfers_of(NEW.chain_id, NEW.tx_hash);
-    IF EXISTS (
-        SELECT 1 FROM transfer_credits c
-         WHERE c.chain_id = NEW.chain_id AND c.tx_hash = NEW.tx_hash AND c.part <> 'surplus'
-           AND CASE WHEN c.block_hash = NEW.block_hash THEN c.log_index = NEW.log_index
-                    ELSE lower(c.from_address) = lower(NEW.from_address) AND c.value_raw = NEW.value_raw END
-    ) THEN
-        RAISE EXCEPTION 'transfer % of transaction % was credited by an operator', NEW.log_index, NEW.tx_hash
+    IF (SELECT transfer_is_paid(NEW.chain_id, NEW.tx_hash, NEW.log_index, NEW.block_hash, NEW.from_address, NEW.value_raw,
+                                a.token, a.to_address, true)
+          FROM payment_attempts a WHERE a.id = NEW.attempt_id) THEN
+        RAISE EXCEPTION 'transfer % of transaction % has paid an attempt, or was credited by an operator, before',
+            NEW.log_index, NEW.tx_hash
             USING ERRCODE = 'unique_violation', CONSTRAINT = 'settled_transfers_not_credited_by_operator';
-    END IF;
-    -- What comes back after its reversal is for an operator, whatever index its log has in its new block.
-    IF EXISTS (
-        SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
-         WHERE s.chain_id = NEW.chain_id AND s.tx_hash = NEW.tx_hash AND a.status = 'REVERSED'
-           AND lower(s.from_address) = lower(NEW.from_address) AND s.value_raw = NEW.value_raw
-    ) THEN
-        RAISE EXCEPTION 'transfer % of transaction % has paid an attempt that was reversed', NEW.log_index, NEW.tx_hash
-            USING ERRCODE = 'unique_violation', CONSTRAINT = 'settled_transfers_one_attempt_per_transfer';
     END IF;
     RETURN NEW;
 END $function$;

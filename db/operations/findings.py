@@ -204,8 +204,8 @@ _CLOSE_SETTLED: Final = text(
              JOIN observed_transfers o
                ON o.chain_id = f.chain_id AND o.tx_hash = f.tx_hash AND o.log_index = f.log_index
             WHERE s.chain_id = f.chain_id AND s.tx_hash = f.tx_hash AND a.status = 'CREDITED'
-              AND coalesce(t.log_index, s.log_index) = f.log_index AND s.value_raw = o.value_raw
-              AND lower(s.from_address) = lower(o.from_address))
+              AND coalesce(t.log_index, s.log_index) = f.log_index
+              AND is_alike(s.from_address, s.value_raw, o.from_address, o.value_raw))
     """
 )
 
@@ -216,12 +216,18 @@ _CLOSE_MENDED: Final = text(
      WHERE f.resolved_at IS NULL AND f.chain_id = :chain_id AND f.kind = 'ledger_without_transfer'
        AND EXISTS (
            SELECT 1 FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
-             JOIN observed_transfers o ON o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash
-            WHERE s.attempt_id = f.attempt_id AND a.status = 'CREDITED' AND s.value_raw = o.value_raw
+            WHERE s.attempt_id = f.attempt_id AND a.status = 'CREDITED'
               -- That the treasury paid itself is seen, and is no transfer that pays.
-              AND lower(o.from_address) <> lower(o.to_address)
-              AND non_payer_kind(o.from_address) IS DISTINCT FROM 'treasury'
-              AND lower(s.from_address) = lower(o.from_address))
+              AND lower(s.from_address) <> lower(a.to_address)
+              AND non_payer_kind(s.from_address) IS DISTINCT FROM 'treasury'
+              -- Twins are counted: as many are there as have paid.
+              AND (SELECT count(*) FROM observed_transfers o
+                    WHERE o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash
+                      AND lower(o.token) = lower(a.token) AND lower(o.to_address) = lower(a.to_address)
+                      AND is_alike(o.from_address, o.value_raw, s.from_address, s.value_raw))
+               >= (SELECT count(*) FROM paid_transfers_of(s.chain_id, s.tx_hash, a.token, a.to_address) p
+                    WHERE p.in_scope AND is_alike(p.from_address, p.value_raw, s.from_address, s.value_raw)
+                      AND p.status IS DISTINCT FROM 'REVERSED'))
     """
 )
 # A transfer was found before the submission of its hash was refused, which now explains it. Or another attempt of its

@@ -154,8 +154,7 @@ _TRANSACTIONS: Final = f"""
                    'outcome', s.outcome, 'covered', s.is_covered, 'entries', p.entries,
                    'orphaned', EXISTS (SELECT FROM orphaned_transfers g
                                         WHERE g.chain_id = :chain_id AND g.tx_hash = s.tx_hash
-                                          AND lower(g.from_address) = lower(s.from_address)
-                                          AND g.value_raw = s.value_raw),
+                                          AND is_alike(g.from_address, g.value_raw, s.from_address, s.value_raw)),
                    'findings', (SELECT jsonb_agg(jsonb_build_array(f.id, f.kind, f.resolution, f.detail))
                                   FROM findings f
                                  WHERE f.key IN ('surplus:' || s.reference, 'ledger_disagrees:' || s.reference,

@@ -16,7 +16,6 @@ from db.engine import ReadAllConnection, ServiceConnection
 from db.errors import violated_constraint
 from domain.operations.findings import Remedy
 from domain.operations.resolutions import StoredFinding
-from domain.payments.verification import CreditedTransfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +108,6 @@ _INSERT_CREDIT: Final = text(
 _CREDIT_OF_FINDING: Final = text(
     "SELECT reference, amount_credits, revenue_share FROM transfer_credits WHERE finding_id = :finding_id"
 )
-_CREDITED: Final = text(
-    """
-    SELECT log_index, block_hash, from_address, value_raw FROM transfer_credits
-     WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND part <> 'surplus'
-     UNION ALL
-    SELECT s.log_index, s.block_hash, s.from_address, s.value_raw
-      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
-     WHERE s.chain_id = :chain_id AND s.tx_hash = :tx_hash AND a.status = 'REVERSED'
-    """
-)
 _ACCOUNT: Final = text("SELECT is_system_tenant FROM billing_accounts WHERE id = :id")
 
 
@@ -200,12 +189,6 @@ async def find_credit(connection: ServiceConnection, finding_id: UUID) -> Credit
     """What was credited for the finding."""
     row = (await connection.connection.execute(_CREDIT_OF_FINDING, {"finding_id": finding_id})).one_or_none()
     return CreditOfFinding(row.reference, row.amount_credits, row.revenue_share) if row else None
-
-
-async def list_credited_transfers(connection: ServiceConnection, chain_id: int, tx_hash: str) -> list[CreditedTransfer]:
-    """Those of a transaction that pay nothing any more: credited or sent back by operators, or reversed before."""
-    rows = await connection.connection.execute(_CREDITED, {"chain_id": chain_id, "tx_hash": tx_hash})
-    return [CreditedTransfer.model_validate(row._mapping) for row in rows]
 
 
 async def is_system_tenant(connection: ServiceConnection, account_id: str) -> bool | None:

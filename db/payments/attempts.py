@@ -255,7 +255,7 @@ async def list_events(connection: AnyConnection, attempt_id: UUID) -> list[Event
 
 _NOT_TAKEN: Final = {
     ONE_ATTEMPT_PER_TRANSFER: "has paid another attempt",
-    NOT_CREDITED_BY_OPERATOR: "was credited by an operator",
+    NOT_CREDITED_BY_OPERATOR: "has paid before, or was credited by an operator",
     # The chain is polled again, and the result then includes it: the database's state has changed since.
     FROM_A_PAYER: "is from an address that cannot be a payer",
     NOT_TOO_OLD: "is from before the first block that payments are taken from",

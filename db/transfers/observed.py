@@ -14,9 +14,10 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Row, bindparam, text
 
 from db.engine import ReadAllConnection, ServiceConnection
+from db.transfers.identity import find_known_transfers
 from domain.chain import MinedBlock, Transfer, TransferScope
 from domain.transfers.income import NonPayer, non_payer
-from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, PaidTransfer, renewal_id
+from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, renewal_id
 
 WATCHED_BLOCKS_MAX: Final = 1_024
 """Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
@@ -187,7 +188,7 @@ _SETTLE_UNHANDLED: Final = text(
       FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
      WHERE o.handled_at IS NULL AND o.chain_id = :chain_id
        AND s.chain_id = o.chain_id AND s.tx_hash = o.tx_hash AND s.log_index = o.log_index
-       AND lower(s.from_address) = lower(o.from_address) AND s.value_raw = o.value_raw AND a.status = 'CREDITED'
+       AND is_alike(s.from_address, s.value_raw, o.from_address, o.value_raw) AND a.status = 'CREDITED'
     """
 )
 
@@ -211,34 +212,6 @@ _OBSERVED_AT: Final = text(
            o.to_address
       FROM observed_transfers o
      WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
-    """
-)
-
-_ALIKE: Final = text(
-    """
-    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
-      FROM observed_transfers o
-     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.value_raw = :value_raw
-       AND lower(o.from_address) = lower(:from_address)
-       AND lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address)
-     ORDER BY o.log_index
-    """
-)
-
-_PAID: Final = text(
-    """
-    SELECT s.attempt_id, a.status, s.log_index, s.from_address, s.value_raw,
-           lower(a.token) = lower(:token) AND lower(a.to_address) = lower(:to_address) AS in_scope
-      FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
-     WHERE s.chain_id = :chain_id AND s.tx_hash = :tx_hash
-     UNION ALL
-    SELECT NULL, NULL, c.log_index, c.from_address, c.value_raw,
-           coalesce(lower(o.token) = lower(:token) AND lower(o.to_address) = lower(:to_address), true)
-      FROM transfer_credits c
-      LEFT JOIN observed_transfers o
-        ON o.chain_id = c.chain_id AND o.tx_hash = c.tx_hash AND o.log_index = c.log_index
-       AND o.block_hash = c.block_hash
-     WHERE c.chain_id = :chain_id AND c.tx_hash = :tx_hash AND c.part <> 'surplus'
     """
 )
 
@@ -510,15 +483,13 @@ async def find_match_context(connection: ReadAllConnection, scope: TransferScope
     candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
     candidates = await _with_renewals(connection, candidates)
     # After the candidates: an attempt that is credited in between is then seen as paid, not as one without a transfer.
-    paid = [PaidTransfer.model_validate(row) for row in await execute(_PAID, values)]
-    # Only where something was paid: a transaction of thousands of transfers is looked at for each of them.
-    siblings = [_transfer(row) for row in await execute(_ALIKE, values)] if paid else []
+    known = await find_known_transfers(connection, scope, transfer.tx_hash, alike=transfer)
     account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
     rule = (await execute(_RULE, values)).one()
     return MatchContext(
         candidates=tuple(candidates),
-        paid=tuple(paid),
-        siblings=tuple(siblings),
+        paid=known.paid,
+        siblings=known.observed,
         senders_account_id=account,
         sender_kind=non_payer(
             transfer.from_address,

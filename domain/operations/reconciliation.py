@@ -17,7 +17,8 @@ that nothing explains keeps them apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -27,11 +28,12 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, same_address
+from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Reason
 from domain.money import credits_for_raw
 from domain.operations.findings import ALARMS, REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
 from domain.payments.attempt import AttemptStatus, Purpose
+from domain.transfers.identity import Place, alike_key, assign_places, is_alike
 
 TOO_MANY: Final = "too_many"
 """More was found than one run looks at."""
@@ -342,30 +344,38 @@ def match(
 ) -> tuple[list[tuple[Observed, Application]], list[Observed], list[Application]]:
     """Pairs of transfer and application, and what is left over on either side.
 
-    By place, sender and value; then by sender and value, because a log's index changes when its transaction moves to
-    another block; then by place alone, which is a contradiction and is told as one.
+    By what they are (`domain.transfers.identity`); then by place alone, which is a contradiction and is told as one.
     """
-    pairs: list[tuple[Observed, Application]] = []
-    left, right = list(observed), [application for application in applications if application.stands]
-
-    def pair(alike: Callable[[Observed, Application], bool]) -> None:
-        for transfer in list(left):
-            for application in right:
-                if alike(transfer, application):
-                    pairs.append((transfer, application))
-                    left.remove(transfer)
-                    right.remove(application)
-                    break
-
-    def is_like(transfer: Observed, application: Application) -> bool:
-        return transfer.value_raw == application.value_raw and same_address(
-            transfer.from_address, application.from_address
-        )
-
-    pair(lambda transfer, application: transfer.log_index == application.log_index and is_like(transfer, application))
-    pair(is_like)
-    pair(lambda transfer, application: transfer.log_index == application.log_index)
+    standing = [application for application in applications if application.stands]
+    pairs = _pair_twins(observed, standing)
+    left = [transfer for transfer in observed if all(transfer is not one for one, _ in pairs)]
+    right = [application for application in standing if all(application is not one for _, one in pairs)]
+    for transfer in list(left):
+        for application in right:
+            if transfer.log_index == application.log_index:
+                pairs.append((transfer, application))
+                left.remove(transfer)
+                right.remove(application)
+                break
     return pairs, left, right
+
+
+def _pair_twins(
+    observed: Sequence[Observed], applications: Sequence[Application]
+) -> list[tuple[Observed, Application]]:
+    pairs = []
+    transfers: defaultdict[tuple[str, int], dict[int, Observed]] = defaultdict(dict)
+    for transfer in observed:
+        transfers[alike_key(transfer)][transfer.log_index] = transfer
+    paid: defaultdict[tuple[str, int], list[Application]] = defaultdict(list)
+    for application in applications:
+        paid[alike_key(application)].append(application)
+    for key, twins in transfers.items():
+        # A log's index is where the transfer is now, as far as that is known: of which block is not asked.
+        places = [Place(None, application.log_index) for application in paid[key]]
+        assigned = assign_places(None, twins, places)
+        pairs += [(twins[log_index], paid[key][number]) for log_index, number in assigned.items()]
+    return pairs
 
 
 class _Reconciler:
@@ -408,9 +418,7 @@ class _Reconciler:
             unapplied_raw=transfer.value_raw - self._agreed_raw(application),
             finding_id=self._finding_id_of(application),
         )
-        if transfer.value_raw != application.value_raw or not same_address(
-            transfer.from_address, application.from_address
-        ):
+        if not is_alike(transfer, application):
             self._disagrees(
                 application,
                 f"it was credited for {application.value_raw} raw units from {application.from_address}, the chain "
@@ -544,10 +552,7 @@ class _Reconciler:
     def _is_own(self, application: Application) -> bool:
         """Whether it was credited for a transfer of the treasury's own."""
         return any(
-            not transfer.is_income
-            and transfer.value_raw == application.value_raw
-            and same_address(transfer.from_address, application.from_address)
-            for transfer in self._transaction.observed
+            not transfer.is_income and is_alike(transfer, application) for transfer in self._transaction.observed
         )
 
     # -- the ledger

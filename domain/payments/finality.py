@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from domain.chain import Receipt
-from domain.identifiers import same_address
-from domain.payments.verification import PaymentTerms, SettledTransfer
+from domain.payments.verification import PaymentTerms, SettledTransfer, pays
+from domain.transfers.identity import assign_places, is_alike, place_of
 
 LOOK_DELAY_MIN: Constant = timedelta(milliseconds=500)
 POLL_DELAY_MAX: Constant = timedelta(seconds=120)
@@ -128,25 +128,15 @@ class ReorgedOut(Value):
 
 
 def locate(terms: PaymentTerms, settled: SettledTransfer, receipt: Receipt) -> SettledTransfer | None:
-    """Find the settled transfer in the transaction's current receipt; None where the receipt does not pay any more.
-
-    Log indexes count across the whole block and change when the transaction moves, so the transfer is identified by
-    payer, treasury, token and value.
-    """
+    """Find the settled transfer in the transaction's current receipt; None where the receipt does not pay any more."""
     if not receipt.succeeded:
         return None
-    logs = [
-        log
-        for log in receipt.transfers
-        if same_address(log.emitter, terms.token)
-        and same_address(log.from_address, terms.payer)
-        and same_address(log.to_address, terms.treasury)
-        and log.value_raw == settled.value_raw
-    ]
-    if not logs:
+    twins = [log.log_index for log in receipt.transfers if pays(log, terms) and is_alike(log, settled)]
+    places = assign_places(receipt.block_hash, twins, [place_of(settled)])
+    log_index = next(iter(places), None)
+    if log_index is None or (receipt.block_hash == settled.block_hash and log_index != settled.log_index):
+        # A block's hash commits to its logs: the same block without the log that paid is a contradiction.
         return None
-    same_place = [log for log in logs if log.log_index == settled.log_index]
-    log_index = (same_place or sorted(logs, key=lambda log: log.log_index))[0].log_index
     return settled.model_copy(
         update={
             "log_index": log_index,

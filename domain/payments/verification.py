@@ -6,16 +6,16 @@ lagging, false or contradictory answer short of that means: wait.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from domain.chain import ChainView, Receipt, TransferLog
+from domain.chain import ChainView, Receipt, Transfer, TransferLog, TransferScope
 from domain.identifiers import Address, TxHash, same_address
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
+from domain.transfers.identity import PaidTransfer, Place, is_alike, is_paid, place_of
 from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
 
 POLL_DELAY_MAX: Final = timedelta(seconds=60)
@@ -42,6 +42,11 @@ class PaymentTerms(Value):
     treasury: Address
     amount_raw: int
 
+    @property
+    def scope(self) -> TransferScope:
+        """Which transfers may be what was agreed."""
+        return TransferScope(chain_id=self.chain_id, token=self.token, treasury=self.treasury)
+
 
 def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
     """The terms of an attempt."""
@@ -54,13 +59,18 @@ def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
     )
 
 
-class CreditedTransfer(Value):
-    """A transfer that an operator has credited, and its block at that time."""
+class KnownTransfers(Value):
+    """What the database knows of a transaction's transfers of one token to one treasury."""
 
-    log_index: int
-    block_hash: TxHash
-    from_address: Address
-    value_raw: int
+    held_log_indexes: frozenset[int] = frozenset()
+    """Log indexes that other attempts were paid at: the database holds each for one attempt, whatever the block."""
+    paid: tuple[PaidTransfer, ...] = ()
+    """Those that have paid other attempts, or that an operator has credited or sent back."""
+    observed: tuple[Transfer, ...] = ()
+    """Those that the watcher has seen."""
+
+
+NOTHING_KNOWN: Final = KnownTransfers()
 
 
 class SettledTransfer(Value):
@@ -140,15 +150,15 @@ def evaluate(
     view: ChainView,
     *,
     min_confirmations: int,
-    settled_log_indexes: frozenset[int] = frozenset(),
+    known: KnownTransfers = NOTHING_KNOWN,
     first_block: int | None = None,
     payer_kind: NonPayer | None = None,
 ) -> Waiting | Verified | Refused:
     """Evaluate `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
 
-    `settled_log_indexes` are the logs of this transaction that have already paid another attempt. `first_block` is the
-    first accepted block, `payer_kind` the database's record of the payer's address (`domain.transfers.income`). A
-    transaction in the head block has one confirmation.
+    `known` is what the database knows of the transaction's transfers. `first_block` is the first accepted block,
+    `payer_kind` the database's record of the payer's address (`domain.transfers.income`). A transaction in the head
+    block has one confirmation.
     """
     waiting = _not_yet(terms, tx_hash, view, min_confirmations)
     if waiting is not None:
@@ -161,7 +171,7 @@ def evaluate(
             error_code=ErrorCode.TX_REVERTED,
             message=f"transaction reverted in block {receipt.block_number}",
         )
-    verdict = _find_payment(terms, receipt, view, settled_log_indexes, payer_kind)
+    verdict = _find_payment(terms, receipt, view, find_paid_logs(terms, receipt, known), payer_kind)
     if isinstance(verdict, Verified) and is_too_old(receipt.block_number, first_block):
         return Refused(
             status=AttemptStatus.REJECTED,
@@ -171,23 +181,24 @@ def evaluate(
     return verdict
 
 
-def credited_log_indexes(receipt: Receipt | None, credited: Collection[CreditedTransfer]) -> frozenset[int]:
-    """The logs of a transaction that an operator has credited: they pay nothing any more.
+def find_paid_logs(terms: PaymentTerms, receipt: Receipt, known: KnownTransfers) -> frozenset[int]:
+    """The logs of a transaction that pay nothing any more: they have paid, or the database holds their place."""
+    paying = [log for log in receipt.transfers if pays(log, terms)]
+    return known.held_log_indexes | {log.log_index for log in paying if _has_paid(log, receipt, known)}
 
-    Log indexes count across the whole block, so a log's index changes when its transaction moves to another block. Then
-    all equal logs count, as in the database.
-    """
-    if receipt is None:
-        return frozenset()
-    return frozenset(
-        log.log_index
-        for log in receipt.transfers
-        for one in credited
-        if (
-            log.log_index == one.log_index
-            if receipt.block_hash == one.block_hash
-            else log.value_raw == one.value_raw and same_address(log.from_address, one.from_address)
-        )
+
+def _has_paid(log: TransferLog, receipt: Receipt, known: KnownTransfers) -> bool:
+    paid = [place_of(one) for one in known.paid if one.in_scope and is_alike(one, log)]
+    observed = [one for one in known.observed if one.block_hash == receipt.block_hash and is_alike(one, log)]
+    return is_paid(Place(receipt.block_hash, log.log_index), [one.log_index for one in observed], paid)
+
+
+def pays(log: TransferLog, terms: PaymentTerms) -> bool:
+    """Whether a log is what was agreed, of whatever value: of that token, from the payer, to the treasury."""
+    return (
+        same_address(log.emitter, terms.token)
+        and same_address(log.from_address, terms.payer)
+        and same_address(log.to_address, terms.treasury)
     )
 
 
@@ -242,7 +253,7 @@ def _find_payment(
     terms: PaymentTerms,
     receipt: Receipt,
     view: ChainView,
-    settled_log_indexes: frozenset[int],
+    paid_log_indexes: frozenset[int],
     payer_kind: NonPayer | None,
 ) -> Verified | Refused:
     """Find the log that pays, or the code that best explains why none does.
@@ -253,9 +264,9 @@ def _find_payment(
     to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
     from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
     no_payer = non_payer(terms.payer, treasury=terms.treasury, token=terms.token, known=payer_kind)
-    matching = [] if no_payer else [log for log in to_treasury if same_address(log.from_address, terms.payer)]
+    matching = [] if no_payer else [log for log in receipt.transfers if pays(log, terms)]
     enough = [log for log in matching if log.value_raw >= terms.amount_raw]
-    unspent = [log for log in enough if log.log_index not in settled_log_indexes]
+    unspent = [log for log in enough if log.log_index not in paid_log_indexes]
 
     if unspent:
         # The smallest sufficient log minimizes the overpayment; the log index makes the choice unambiguous.
@@ -270,7 +281,7 @@ def _find_payment(
                 from_address=paid_by.from_address,
                 value_raw=paid_by.value_raw,
                 expected_raw=terms.amount_raw,
-                unapplied_raw=_unspent_raw(matching, settled_log_indexes) - paid_by.value_raw,
+                unapplied_raw=_unspent_raw(matching, paid_log_indexes) - paid_by.value_raw,
             ),
             confirmations=view.head_number - receipt.block_number + 1,
         )
@@ -298,8 +309,8 @@ def _find_payment(
     return rejected(ErrorCode.TOKEN_TRANSFER_NOT_FOUND, f"no transfer of token {terms.token} in the transaction")
 
 
-def _unspent_raw(logs: list[TransferLog], settled_log_indexes: frozenset[int]) -> int:
-    return sum(log.value_raw for log in logs if log.log_index not in settled_log_indexes)
+def _unspent_raw(logs: list[TransferLog], paid_log_indexes: frozenset[int]) -> int:
+    return sum(log.value_raw for log in logs if log.log_index not in paid_log_indexes)
 
 
 def _pays_in_another_token(log: TransferLog, terms: PaymentTerms) -> bool:

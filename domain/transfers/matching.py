@@ -20,6 +20,7 @@ from domain.identifiers import Address, TxHash, same_address
 from domain.money import format_usdc
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.transfers.identity import PaidTransfer, assign_places, is_alike, place_of
 from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old
 
 CLOCK_SLACK: Final = timedelta(minutes=2)
@@ -78,21 +79,6 @@ class Candidate(Value):
         """Whether it was submitted and refused: what was handed in did not pay it."""
         failed = self.status is AttemptStatus.FAILED and self.error_code in _NOT_PAID_BY_ITS_HASH
         return failed or self.status is AttemptStatus.REJECTED
-
-
-class PaidTransfer(Value):
-    """A transfer that paid an attempt, as it was when it did; the log's index changes when its transaction moves.
-
-    Without an attempt: an operator has credited it.
-    """
-
-    attempt_id: UUID | None = None
-    status: AttemptStatus | None = None
-    log_index: int
-    from_address: Address
-    value_raw: int
-    in_scope: bool = True
-    """Whether it is of the same token to the same treasury as the transfer that is decided about."""
 
 
 class MatchContext(Value):
@@ -193,16 +179,14 @@ def _pays(transfer: Transfer, own: Sequence[Candidate], refused: Collection[UUID
 
 
 def _paid_by(transfer: Transfer, context: MatchContext) -> PaidTransfer | None:
-    """What the transfer has paid: by its place in the block, or where its transaction has moved, by what it is."""
-
-    def is_like(other: Transfer | PaidTransfer) -> bool:
-        return other.value_raw == transfer.value_raw and same_address(other.from_address, transfer.from_address)
-
-    paid = {one.log_index: one for one in context.paid if one.in_scope and is_like(one)}
-    places = sorted(other.log_index for other in context.siblings if is_like(other))
-    moved = [paid[place] for place in sorted(paid) if place not in places]
-    unpaid = [place for place in places if place not in paid]
-    return (paid | dict(zip(unpaid, moved, strict=False))).get(transfer.log_index)
+    """What the transfer has paid, or was credited for by an operator; None where it is free."""
+    paid = [one for one in context.paid if one.in_scope and is_alike(one, transfer)]
+    twins = [
+        one.log_index for one in context.siblings if one.block_hash == transfer.block_hash and is_alike(one, transfer)
+    ]
+    places = assign_places(transfer.block_hash, {transfer.log_index, *twins}, [place_of(one) for one in paid])
+    number = places.get(transfer.log_index)
+    return None if number is None else paid[number]
 
 
 def _oldest(candidates: Sequence[Candidate]) -> Candidate | None:

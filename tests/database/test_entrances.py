@@ -14,14 +14,14 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from db.accounts import wallets as accounts
-from db.operations import resolutions
 from db.payments import attempts
 from db.transfers import destinations, observed
+from db.transfers.identity import find_known_transfers
 from domain.chain import BlockHeader, ChainView, Receipt, TransferLog, TransferScope
 from domain.errors import RemedyRefused, TransferAlreadySettled
 from domain.operations.findings import Remedy
 from domain.payments.attempt import AttemptStatus, PaymentAttempt
-from domain.payments.verification import SettledTransfer, Verified, credited_log_indexes, evaluate, terms_of
+from domain.payments.verification import SettledTransfer, Verified, evaluate, terms_of
 from domain.transfers.income import ZERO_ADDRESS
 from domain.transfers.matching import Pays, Renews, decide
 from tests.reconciliation.planting import find_transfer, observe, take
@@ -126,7 +126,7 @@ class Case:
         attempt = await self.attempt()
         async with self.roles.service.autocommit() as connection:
             known = await attempts.find_under_verification(connection, attempt.id)
-            credited = await resolutions.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
+            transfers = await find_known_transfers(connection, SCOPE, tx_hash(1), of_others_than=attempt.id)
         assert known is not None
         log = TransferLog(
             log_index=0,
@@ -148,7 +148,7 @@ class Case:
             tx_hash(1),
             view,
             min_confirmations=5,
-            settled_log_indexes=known.settled_log_indexes | credited_log_indexes(receipt, credited),
+            known=transfers.model_copy(update={"held_log_indexes": known.settled_log_indexes}),
             first_block=known.first_block,
             payer_kind=known.payer_kind,
         )

@@ -11,11 +11,14 @@ import pytest
 from psycopg.errors import CheckViolation, FeatureNotSupported, RestrictViolation, UniqueViolation
 
 from db.operations import findings, resolutions
+from db.transfers.identity import find_known_transfers
+from db.transfers.observed import orphan_transfers
 from devstack.processes import wait_until
 from domain.errors import BookkeepingError, FindingNotFound, InvalidInput, RemedyRefused, TransferAlreadySettled
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.findings import REMEDIES, Finding, FindingKind, Remedy, transfer_key
 from domain.operations.resolutions import TakenRemedy, parse_request
+from domain.payments.verification import terms_of
 from services.operations import resolutions as remedies
 from tests.reconciliation.planting import (
     OPERATOR,
@@ -360,11 +363,64 @@ async def test_another_transfer_of_the_same_transaction_settles_and_is_credited(
     assert await roles.books(pending_bonus_ok=True) == []
 
 
+@pytest.mark.parametrize(("log_index", "settles"), [(5, False), (6, True)])
+async def test_of_two_alike_that_moved_one_was_credited_and_the_other_settles(
+    roles: RolePair, log_index: int, settles: bool
+) -> None:
+    """Which of them the operator credited nobody can say any more; one is left, and pays."""
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    for before in (0, 1):
+        finding = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=before)
+        if before == 0:
+            await take(roles.service, finding, Remedy.CREDIT)
+    scope = terms_of(attempt).scope
+    async with roles.service.transaction() as connection:
+        await orphan_transfers(connection, scope, [tx_hash(7)])
+    moved = {"block_number": 9, "block_hash": tx_hash(9)}
+    with pytest.raises(TransferAlreadySettled):  # the watcher has not seen yet that there are two
+        await roles.credit(attempt, transfer_for(attempt, log_index=6, **moved))
+    for now in (5, 6):
+        await observe(roles.service, tx_hash(1), wallet(1), attempt.amount_raw, log_index=now, block_number=9)
+    if settles:
+        assert (await roles.credit(attempt, transfer_for(attempt, log_index=log_index, **moved))).changed
+    else:
+        with pytest.raises(TransferAlreadySettled):
+            await roles.credit(attempt, transfer_for(attempt, log_index=log_index, **moved))
+
+
+async def test_a_payment_that_the_chain_lacks_stays_found_while_only_its_twin_is_there(roles: RolePair) -> None:
+    """Two alike were credited, one is on the chain: the finding about the other one is not mended by it."""
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    await take(roles.service, await find_transfer(roles.service, 1, value_raw=attempt.amount_raw), Remedy.CREDIT)
+    second = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=1)
+    await roles.credit(attempt, transfer_for(attempt, log_index=1))
+    lost = Finding(
+        kind=FindingKind.LEDGER_WITHOUT_TRANSFER,
+        detail="the chain does not show it",
+        chain_id=CHAIN_ID,
+        tx_hash=tx_hash(1),
+        log_index=1,
+        attempt_id=attempt.id,
+    )
+    with connect(roles.database.service_url) as service:
+        service.execute("DELETE FROM observed_transfers WHERE log_index = 0")
+    async with roles.service.transaction() as connection:
+        lost_id = (await findings.write_finding(connection, lost)).finding_id
+        await findings.close_settled_findings(connection, CHAIN_ID)
+        assert (await findings.find_finding(connection, lost_id)).is_open
+    await observe(roles.service, tx_hash(1), wallet(1), attempt.amount_raw)
+    async with roles.service.transaction() as connection:
+        await findings.close_settled_findings(connection, CHAIN_ID)
+        assert not (await findings.find_finding(connection, lost_id)).is_open
+        assert not (await findings.find_finding(connection, second)).is_open
+
+
 async def test_what_was_credited_is_left_out_of_a_look_at_the_chain(roles: RolePair) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     await take(roles.service, await find_transfer(roles.service, 1, value_raw=attempt.amount_raw), Remedy.CREDIT)
     async with roles.service.transaction() as connection:
-        [credited] = await resolutions.list_credited_transfers(connection, CHAIN_ID, tx_hash(1))
+        known = await find_known_transfers(connection, terms_of(attempt).scope, tx_hash(1), of_others_than=attempt.id)
+    [credited] = known.paid
     assert (credited.log_index, credited.value_raw, credited.from_address) == (0, attempt.amount_raw, wallet(1))
 
 

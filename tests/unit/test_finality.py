@@ -115,6 +115,14 @@ def test_a_transfer_that_did_not_move_is_where_it_was() -> None:
     assert locate(TERMS, SETTLED, _receipt(_log(1), _log(3), _log(5))) == SETTLED
 
 
+def test_its_twin_in_its_own_block_is_not_the_transfer() -> None:
+    """A block's hash commits to its logs: an answer without the one that paid is a contradiction."""
+    assert locate(TERMS, SETTLED, _receipt(_log(5))) is None
+    moved = locate(TERMS, SETTLED, _receipt(_log(5), block=103, block_hash=NEW_BLOCK))
+    assert moved is not None
+    assert moved.log_index == 5
+
+
 def test_a_transfer_that_moved_has_another_block_and_another_index() -> None:
     found = locate(TERMS, SETTLED, _receipt(_log(9), block=103, block_hash=NEW_BLOCK))
     assert found == SETTLED.model_copy(update={"log_index": 9, "block_number": 103, "block_hash": NEW_BLOCK})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from domain.chain import Transfer
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from domain.transfers.identity import PaidTransfer
 from domain.transfers.income import NonPayer
 from domain.transfers.matching import (
     CLOCK_SLACK,
@@ -22,7 +23,6 @@ from domain.transfers.matching import (
     Decision,
     MatchContext,
     NoIncome,
-    PaidTransfer,
     Pays,
     Renews,
     Undecided,
@@ -197,6 +197,14 @@ def test_of_two_alike_one_has_paid_and_the_other_is_left_over() -> None:
     around = {"paid": (paid(1, log_index=2),), "siblings": (second, first)}
     assert decision(credited, of=first, **around) == AlreadyPaid(attempt_id=UUID(int=1))
     assert finding(credited, of=second, **around) == (FindingKind.TRANSFER_WITHOUT_INTENT, 1)
+
+
+def test_two_that_paid_at_one_index_of_two_blocks_are_two() -> None:
+    first, second = transfer(log_index=4), transfer(log_index=5)
+    by_operator = paid(attempt_id=None, status=None, log_index=5, block_hash=OTHER_HASH)
+    around = {"paid": (paid(1, log_index=5), by_operator), "siblings": (first, second)}
+    assert isinstance(decision(intent(2), of=first, **around), AlreadyPaid)
+    assert isinstance(decision(intent(2), of=second, **around), AlreadyPaid)
 
 
 def test_what_an_operator_has_credited_is_paid() -> None:

@@ -14,6 +14,7 @@ from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.payments.verification import (
     CONFIRMATION_DELAY_MIN,
     POLL_DELAY_MAX,
+    KnownTransfers,
     PaymentTerms,
     Refused,
     SettledTransfer,
@@ -92,7 +93,7 @@ def view(*transfers: TransferLog, **changes: Any) -> ChainView:
 
 def decide(seen: ChainView, *, terms: PaymentTerms = TERMS, settled: frozenset[int] = frozenset(), **rules: Any) -> Any:
     """The verdict with the usual number of confirmations."""
-    return evaluate(terms, TX, seen, min_confirmations=NEEDED, settled_log_indexes=settled, **rules)
+    return evaluate(terms, TX, seen, min_confirmations=NEEDED, known=KnownTransfers(held_log_indexes=settled), **rules)
 
 
 # -- verified
