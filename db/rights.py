@@ -124,12 +124,15 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "credits_of_cents": (SERVICE_ROLE,),
     "bonus_of_credits": (SERVICE_ROLE,),
     # payments
+    "unfinished_payments": (SERVICE_ROLE,),
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
     "is_alike": (SERVICE_ROLE,),
     "paid_transfers_of": (SERVICE_ROLE,),
+    # operations
+    "credits_without_bonus": (SERVICE_ROLE,),
     # schema
     "schema_compatible_from": ROLES,
     "prove_writes": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from db.operations.housekeeping import UnfinishedPayment
 from domain.operations.resolutions import RemedyRequest
 
 
@@ -20,9 +19,6 @@ class Submit(Protocol):
 
     async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
 
-
-Resume = Callable[[UnfinishedPayment], Awaitable[bool]]
-"""`SettlementStarter.resume`."""
 
 ResumePayment = Callable[[str, UUID], Awaitable[bool]]
 """`SettlementStarter.resume_payment`."""
@@ -39,9 +35,6 @@ class SettlementStarter(Protocol):
 
     async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
         """Submit a payment on the payer's behalf."""
-
-    async def resume(self, payment: UnfinishedPayment) -> bool:
-        """Make sure that a workflow is running for a payment; True where none was."""
 
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
         """Start a run for an attempt for which something is due; False where one is running."""

@@ -8,10 +8,8 @@ from uuid import UUID
 
 from temporalio.client import Client
 
-from db.operations.housekeeping import UnfinishedPayment
 from domain.operations.resolutions import RemedyRequest
 from starter.payments import PaymentsClient
-from starter.progress import read_workflow
 from starter.resolutions import start_remedy
 from starter.singletons import SingletonWorkflow, start_missing
 
@@ -27,14 +25,6 @@ class TemporalStarter:
     async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
         """Submit a payment on the payer's behalf."""
         return await self._payments.submit(user_id, attempt_id, tx_hash, mined_at=mined_at)
-
-    async def resume(self, payment: UnfinishedPayment) -> bool:
-        """Submit a payment's own hash again where no workflow has it, on the payer's behalf."""
-        state = await read_workflow(self._temporal, payment.attempt_id)
-        if state is not None and (state.is_running or (payment.is_credited and state.has_completed)):
-            return False
-        await self._payments.submit(payment.owner_user_id, payment.attempt_id, payment.tx_hash)
-        return True
 
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
         """Start a run for an attempt for which something is due; False where one is running."""

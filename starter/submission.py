@@ -249,11 +249,12 @@ class SubmitPayment:
             raise TemporalUnavailable("Temporal has not started the settlement")
 
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
-        """Start a run for a credited purchase, unless one has completed: the bonus may be missing.
+        """Start a run for a credited or reversed payment, unless one has completed: something may be due to it still.
 
-        Best effort, since the answer is in the database already.
+        Best effort, since the answer is in the database already, and housekeeping looks, too
+        (`services.payments.recovery`).
         """
-        if attempt.status is not AttemptStatus.CREDITED or attempt.purpose is not Purpose.SELF:
+        if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
@@ -261,7 +262,7 @@ class SubmitPayment:
         except WorkflowAlreadyStartedError:
             return
         except (RPCError, RuntimeError, TimeoutError) as error:
-            log.warning("could not ensure the bonus", attempt_id=str(attempt.id), error=str(error))
+            log.warning("could not ensure that nothing is due", attempt_id=str(attempt.id), error=str(error))
 
     async def start_after_the_credit(self, attempt: PaymentAttempt, reuse_policy: WorkflowIDReusePolicy) -> None:
         """Start a run for a credited attempt: it finds what is done and does the rest. Raises the SDK's errors."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from datetime import timedelta
-from typing import Final
 
 import structlog
 from temporalio import activity
@@ -21,13 +19,11 @@ from activities.operations.signatures import (
 from db.clock import read_clock
 from db.engine import ServiceDatabase
 from db.operations import housekeeping
-from db.operations.housekeeping import UnfinishedPayment
-from domain.errors import Refusal
+from db.payments.recovery import Window
 from domain.payments.attempt import AttemptStatus, ErrorCode
-from services.ports import Resume, StartSingletons
-from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED, WORKFLOWS_RESTARTED
-
-ASKED_AT_ONCE_MAX: Final = 8
+from services.payments.recovery import PaymentRecovery, Recovered
+from services.ports import StartSingletons
+from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +32,10 @@ class HousekeepingActivities(HousekeepingSignatures):
     """Each batch is one transaction; safe to repeat, to run concurrently, and to be stopped half-way."""
 
     def __init__(
-        self, database: ServiceDatabase, *, chain_id: int, resume: Resume, ensure_singletons: StartSingletons
+        self, database: ServiceDatabase, *, recovery: PaymentRecovery, ensure_singletons: StartSingletons
     ) -> None:
         self._database = database
-        self._chain_id = chain_id
-        self._resume = resume
+        self._recovery = recovery
         self._ensure_singletons = ensure_singletons
 
     @activity.defn
@@ -82,41 +77,15 @@ class HousekeepingActivities(HousekeepingSignatures):
     @activity.defn
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
         """Start a workflow for every payment that should have one and has none."""
-        before, since = wanted.submitted_before, wanted.credited_since
-        async with self._database.autocommit() as connection:
-            if wanted.waiting_seconds is not None and wanted.look_back_seconds is not None:
-                now = await read_clock(connection.connection)
-                before = now - timedelta(seconds=wanted.waiting_seconds)
-                since = now - timedelta(seconds=wanted.look_back_seconds)
-            waiting = await housekeeping.list_pending(connection, self._chain_id, before=before, limit=wanted.limit)
-            without_bonus = await housekeeping.list_without_bonus(
-                connection, self._chain_id, since=since, before=before, limit=wanted.limit
-            )
-        picked_up: Counter[str] = Counter()
-        asking = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
-
-        async def resume_payment(payment: UnfinishedPayment) -> None:
-            async with asking:
-                try:
-                    resumed = await self._resume(payment)
-                except Refusal as refusal:
-                    # One payment that cannot be resumed does not block the others.
-                    log.warning("payment not resumed", attempt_id=str(payment.attempt_id), error=str(refusal))
-                    picked_up["refused"] += 1
-                    return
-                activity.heartbeat()
-            if resumed:
-                log.warning("payment resumed: it had no workflow", attempt_id=str(payment.attempt_id))
-                WORKFLOWS_RESTARTED.labels(payment.status.value).inc()
-                picked_up[payment.status.value] += 1
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for payment in [*waiting, *without_bonus]:
-                    group.create_task(resume_payment(payment))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
-        return Done(counts=dict(picked_up))
+        if wanted.waiting_seconds is None or wanted.look_back_seconds is None:
+            window = Window(wanted.credited_since, wanted.submitted_before, wanted.submitted_before)
+        else:
+            waiting, look_back = timedelta(seconds=wanted.waiting_seconds), timedelta(seconds=wanted.look_back_seconds)
+            window = await self._recovery.window(waiting=waiting, look_back=look_back)
+        done = Recovered()
+        await self._recovery.recover_recent(window, done, limit=wanted.limit, on_answer=activity.heartbeat)
+        picked_up = Counter(payment.status.value for payment in done.resumed)
+        return Done(counts=picked_up | ({"refused": len(done.refused)} if done.refused else {}))
 
     @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:

@@ -23,24 +23,21 @@ import structlog
 from temporalio import activity
 
 from activities.operations.signatures import PeriodToReconcile, ReconciliationSignatures
+from db.clock import read_clock
 from db.engine import ServiceConnection, ServiceDatabase
 from db.operations import findings
 from db.operations import reconciliation as db
 from db.transfers import observed
 from db.transfers.gaps import Gap, list_gaps
-from domain.errors import InvalidInput, Refusal, Unavailable, WatcherBehind
+from domain.errors import InvalidInput, Unavailable, WatcherBehind
 from domain.operations.findings import Finding, FindingKind, Remedy
 from domain.operations.reconciliation import (
-    BONUS_MISSING,
-    FINALITY_MISSING,
     OPERATOR_BONUS_MISSING,
-    REVERSAL_MISSING,
     SHOWN_PER_KIND_MAX,
     TOO_MANY,
     TOTALS_DO_NOT_CLOSE,
     TRANSFER_UNDECIDED,
     WATCHER_BEHIND,
-    WORKFLOW_MISSING,
     WORKFLOWS_NOT_ASKED,
     Difference,
     Line,
@@ -54,7 +51,9 @@ from domain.operations.reconciliation import (
     reconcile,
 )
 from domain.operations.resolutions import RemedyRequest
+from domain.payments.recovery import UnfinishedPayment
 from domain.transfers.matching import Pays, Renews, decide
+from services.payments.recovery import PaymentRecovery, Recovered
 from services.ports import ResumePayment, StartResolution
 from telemetry.metrics.worker import RECONCILIATION_DIFFERENCES, RECONCILIATION_SECONDS
 
@@ -70,7 +69,9 @@ UNFINISHED_MAX: Final = 20_000
 """Attempts whose workflows are asked after in one run; the next run finds the others."""
 
 UNDECIDED_MAX: Final = 20_000
-ASKED_AT_ONCE: Final = 16
+WAITING: Final = timedelta(minutes=1)
+"""Since when a submitted payment must have a workflow."""
+
 BATCH: Final = 500
 UNEXPLAINED_MAX: Final = 1_000
 PROGRESS_EVERY: Final = 20_000
@@ -105,7 +106,7 @@ class Reconciliation:
         self._database = database
         self._chain_id = chain_id
         self._block_time = block_time
-        self._pick_up = resume_payment
+        self._recovery = PaymentRecovery(database, chain_id=chain_id, resume_payment=resume_payment)
         self._carry = start_resolution
 
     async def default_period(self, length: timedelta = DAY, *, whole_hours: bool) -> tuple[datetime, datetime]:
@@ -307,11 +308,12 @@ class Reconciliation:
 
     async def _resume_all(self, found: _Found, on_progress: Progress) -> list[str]:
         """Ask after the workflows of what is not finished, and start those that are missing."""
-        started: list[str] = []
+        done, started = Recovered(), list[str]()
         try:
-            await self._ask_after_pending(found, started)
-            for ids in _chunks(found.unfinished):
-                await self._ask_after(ids, found, started)
+            async with self._database.autocommit() as connection:
+                before = await read_clock(connection.connection) - WAITING
+            await self._recovery.recover_waiting(before, done)
+            await self._recovery.recover_these(found.unfinished, done)
             for finding_ids in _chunks(found.unfinished_credits):
                 await self._resume_all_resolutions(finding_ids, found, started)
         except Unavailable as error:
@@ -323,42 +325,12 @@ class Reconciliation:
                     remedy="when Temporal answers again: settle reconcile",
                 )
             )
+        for payment in done.resumed:
+            found.differ(_started(self._chain_id, payment))
+        started = [str(payment.attempt_id) for payment in done.resumed] + started
         if started:
             on_progress(f"{len(started)} workflows were missing and have been started")
         return started
-
-    async def _ask_after_pending(self, found: _Found, started: list[str]) -> None:
-        after: UUID | None = None
-        while True:
-            async with self._database.transaction() as connection:
-                ids = await db.page_pending(connection, self._chain_id, after=after, limit=BATCH)
-            await self._ask_after(ids, found, started)
-            if len(ids) < BATCH:
-                return
-            after = ids[-1]
-
-    async def _ask_after(self, ids: Sequence[UUID], found: _Found, started: list[str]) -> None:
-        # As it is now: much has been finished since the books were read.
-        async with self._database.transaction() as connection:
-            unfinished = await db.list_unfinished(connection, ids)
-        asking = asyncio.Semaphore(ASKED_AT_ONCE)
-
-        async def ask(attempt: db.UnfinishedAttempt) -> tuple[db.UnfinishedAttempt, bool]:
-            async with asking:
-                try:
-                    return attempt, await self._pick_up(attempt.owner_user_id, attempt.attempt_id)
-                except Refusal as refusal:
-                    log.warning("payment not picked up", attempt_id=str(attempt.attempt_id), error=refusal.message)
-                    return attempt, False
-
-        answers = await asyncio.gather(*(ask(attempt) for attempt in unfinished), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            attempt, was_missing = answer
-            if was_missing:
-                found.differ(_started(self._chain_id, attempt))
-                started.append(str(attempt.attempt_id))
 
     async def _resume_all_resolutions(self, finding_ids: Sequence[UUID], found: _Found, started: list[str]) -> None:
         async with self._database.transaction() as connection:
@@ -477,21 +449,16 @@ def _cut(number: int) -> Difference:
     )
 
 
-_LACKS: Final = (WORKFLOW_MISSING, BONUS_MISSING, REVERSAL_MISSING, FINALITY_MISSING)
-"""What may be due to an attempt, what counts most first."""
-
-
-def _started(chain_id: int, attempt: db.UnfinishedAttempt) -> Difference:
-    kind = next(lack for lack in _LACKS if lack in attempt.lacks)
+def _started(chain_id: int, payment: UnfinishedPayment) -> Difference:
     return Difference(
-        kind=kind,
+        kind=payment.due[0].value,
         severity=Severity.STARTED,
-        detail=f"attempt {attempt.attempt_id} is {attempt.status}, {', '.join(sorted(attempt.lacks))}, and no workflow "
+        detail=f"attempt {payment.attempt_id} is {payment.status}, {', '.join(sorted(payment.due))}, and no workflow "
         "was at work on it",
         remedy="none: its workflow has been started",
         chain_id=chain_id,
-        tx_hash=attempt.tx_hash,
-        attempt_id=attempt.attempt_id,
+        tx_hash=payment.tx_hash,
+        attempt_id=payment.attempt_id,
     )
 
 

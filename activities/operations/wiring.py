@@ -9,16 +9,17 @@ from activities.operations.reconciliation import Reconciliation, ReconciliationA
 from activities.operations.resolutions import RemedyActivities
 from activities.signatures import Activity
 from activities.wiring import Dependencies
+from services.payments.recovery import PaymentRecovery
 
 
 def activities(deps: Dependencies) -> list[Activity]:
     """All of the subject."""
     settings = deps.settings
     governance = GovernanceActivities(deps.settlement, deps.service, deps.chain, worker_version=deps.worker_version)
+    recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, resume_payment=deps.starter.resume_payment)
     housekeeping = HousekeepingActivities(
         deps.service,
-        chain_id=settings.chain_id,
-        resume=deps.starter.resume,
+        recovery=recovery,
         ensure_singletons=deps.starter.start_singletons,
     )
     remedies = RemedyActivities(

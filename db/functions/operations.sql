@@ -157,3 +157,15 @@ BEGIN
     END IF;
     RETURN NULL;
 END $function$;
+
+-- Operators' credits whose bonus is due and not posted.
+CREATE OR REPLACE FUNCTION public.credits_without_bonus()
+ RETURNS TABLE(finding_id uuid, reference text)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT c.finding_id, c.reference FROM transfer_credits c
+     WHERE bonus_of_credits(c.amount_credits, c.revenue_share) > 0
+       AND NOT EXISTS (SELECT FROM credit_ledger e
+                        WHERE e.reference = c.reference AND e.reason = 'platform_revenue_share')
+$function$;

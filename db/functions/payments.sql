@@ -271,3 +271,34 @@ BEGIN
     END IF;
     RETURN NULL;
 END $function$;
+
+-- Payments that are not finished, what is due to each, and since when: domain/payments/recovery.py has the same rule. A
+-- caller's conditions reach into it, as into a view's.
+CREATE OR REPLACE FUNCTION public.unfinished_payments()
+ RETURNS TABLE(attempt_id uuid, chain_id bigint, due text, since timestamp with time zone)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT a.id, a.chain_id, 'workflow_missing'::text, a.submitted_at
+      FROM payment_attempts a WHERE a.status = 'PENDING_UNVERIFIED'
+     UNION ALL
+    SELECT a.id, a.chain_id, 'bonus_missing'::text, a.updated_at
+      FROM payment_attempts a
+     WHERE a.status = 'CREDITED' AND a.purpose = 'self'
+       AND bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share) > 0
+       AND NOT EXISTS (SELECT FROM credit_ledger e
+                        WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')
+     UNION ALL
+    SELECT a.id, a.chain_id, 'bonus_reversal_missing'::text, a.updated_at
+      FROM payment_attempts a
+     WHERE a.status = 'REVERSED'
+       AND EXISTS (SELECT FROM credit_ledger e
+                    WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')
+       AND NOT EXISTS (SELECT FROM credit_ledger e
+                        WHERE e.reference = a.id::text AND e.reason = 'payment_reversal'
+                          AND e.billing_account_id = 'cogni_system')
+     UNION ALL
+    SELECT a.id, a.chain_id, 'finality_missing'::text, a.updated_at
+      FROM payment_attempts a
+     WHERE a.status = 'CREDITED' AND NOT EXISTS (SELECT FROM transfer_finality f WHERE f.attempt_id = a.id)
+$function$;

@@ -193,21 +193,15 @@ CHECKS: Final = (
         "bonus_missing",
         About.ATTEMPT,
         "attempt {value} was credited over ten minutes ago and its bonus is missing: submit its hash again",
-        f"""SELECT a.id AS value FROM subject a
-             WHERE a.status = 'CREDITED' AND a.purpose = 'self' AND a.updated_at < now() - :grace
-               AND bonus_of_credits({_CREDITED_CREDITS}, a.revenue_share) > 0
-               AND NOT EXISTS (SELECT 1 FROM credit_ledger e
-                                WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')""",  # noqa: S608 - ours
+        """SELECT a.id AS value FROM subject a JOIN unfinished_payments() u ON u.attempt_id = a.id
+            WHERE u.due = 'bonus_missing' AND u.since < now() - :grace""",
     ),
     Check(
         "operator_bonus_missing",
         About.ENTRY,
         "an operator's credit {value} is over ten minutes old and its bonus is missing: give the same remedy again",
-        """SELECT s.id AS value FROM subject s JOIN transfer_credits c ON c.reference = s.reference
-            WHERE s.reason = 'operator_credit' AND s.created_at < now() - :grace
-              AND bonus_of_credits(c.amount_credits, c.revenue_share) > 0
-              AND NOT EXISTS (SELECT 1 FROM credit_ledger e
-                               WHERE e.reference = s.reference AND e.reason = 'platform_revenue_share')""",
+        """SELECT s.id AS value FROM subject s JOIN credits_without_bonus() c ON c.reference = s.reference
+            WHERE s.reason = 'operator_credit' AND s.created_at < now() - :grace""",
     ),
     Check(
         "intent_overdue",

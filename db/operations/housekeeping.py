@@ -1,14 +1,12 @@
-"""Housekeeping queries: intents that expired unpaid, expired rows, payments without a workflow.
+"""Housekeeping queries: intents that expired unpaid, expired rows.
 
 Each call is one bounded batch, and skips locked rows: the next one finds them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
-from uuid import UUID
 
 from sqlalchemy import text
 
@@ -55,63 +53,3 @@ async def prune_expired(
     values = {"limit": limit, "keys_older_than": idempotency_keys_older_than}
     rows = await connection.connection.execute(_PRUNE, values)
     return {row.pruned_from: row.pruned_rows for row in rows}
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedPayment:
-    """A submitted payment that is not finished according to the database; a workflow should be running for it."""
-
-    attempt_id: UUID
-    owner_user_id: str
-    tx_hash: str
-    status: AttemptStatus
-
-    @property
-    def is_credited(self) -> bool:
-        """Whether only its bonus is missing."""
-        return self.status is AttemptStatus.CREDITED
-
-
-_PENDING: Final = text(
-    """
-    SELECT a.id, a.tx_hash, a.status, b.owner_user_id
-      FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
-     WHERE a.status = 'PENDING_UNVERIFIED' AND a.chain_id = :chain_id
-       AND a.submitted_at <= CAST(:before AS timestamptz)
-     ORDER BY random() LIMIT :limit
-    """
-)
-# By the purchase's entry, because entries are in the order of time: a day of them is found without an index of its own.
-_WITHOUT_BONUS: Final = text(
-    """
-    SELECT a.id, a.tx_hash, a.status, b.owner_user_id
-      FROM credit_ledger e
-      JOIN payment_attempts a ON a.id::text = e.reference
-      JOIN billing_accounts b ON b.id = a.billing_account_id
-     WHERE e.reason = 'credits_purchase'
-       AND e.created_at > CAST(:since AS timestamptz) AND e.created_at <= CAST(:before AS timestamptz)
-       AND a.status = 'CREDITED' AND a.purpose = 'self' AND a.chain_id = :chain_id
-       AND bonus_of_credits(e.amount, a.revenue_share) > 0
-       AND NOT EXISTS (SELECT 1 FROM credit_ledger s
-                        WHERE s.reference = e.reference AND s.reason = 'platform_revenue_share')
-     ORDER BY random() LIMIT :limit
-    """
-)
-
-
-async def list_pending(
-    connection: ServiceConnection, chain_id: int, *, before: datetime, limit: int
-) -> list[UnfinishedPayment]:
-    """Payments submitted `before` that wait, at most `limit`: another selection at each call where there are more."""
-    values = {"chain_id": chain_id, "before": before, "limit": limit}
-    rows = await connection.connection.execute(_PENDING, values)
-    return [UnfinishedPayment(row.id, row.owner_user_id, row.tx_hash, AttemptStatus(row.status)) for row in rows]
-
-
-async def list_without_bonus(
-    connection: ServiceConnection, chain_id: int, *, since: datetime, before: datetime, limit: int
-) -> list[UnfinishedPayment]:
-    """Purchases credited in that period whose bonus is due and missing; at most `limit`, as above."""
-    values = {"chain_id": chain_id, "since": since, "before": before, "limit": limit}
-    rows = await connection.connection.execute(_WITHOUT_BONUS, values)
-    return [UnfinishedPayment(row.id, row.owner_user_id, row.tx_hash, AttemptStatus(row.status)) for row in rows]

@@ -20,10 +20,6 @@ from db.engine import ServiceConnection
 from domain.chain import Transfer, TransferScope
 from domain.operations.findings import FindingKind
 from domain.operations.reconciliation import (
-    BONUS_MISSING,
-    FINALITY_MISSING,
-    REVERSAL_MISSING,
-    WORKFLOW_MISSING,
     Application,
     Entry,
     KnownFinding,
@@ -267,42 +263,13 @@ _TRANSFER: Final = text(
      WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
     """
 )
-_UNFINISHED: Final = text(
-    """
-    SELECT a.id, a.tx_hash, a.status, b.owner_user_id,
-           a.status = 'PENDING_UNVERIFIED' AS is_pending,
-           a.status = 'CREDITED' AND a.purpose = 'self'
-             AND bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share) > 0
-             AND NOT EXISTS (SELECT FROM credit_ledger e
-                              WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share') AS lacks_bonus,
-           a.status = 'REVERSED' AND EXISTS (
-               SELECT FROM credit_ledger e WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')
-             AND NOT EXISTS (
-               SELECT FROM credit_ledger e WHERE e.reference = a.id::text AND e.reason = 'payment_reversal'
-                  AND e.billing_account_id = 'cogni_system') AS lacks_reversal,
-           a.status = 'CREDITED' AND NOT EXISTS (
-               SELECT FROM transfer_finality f WHERE f.attempt_id = a.id) AS lacks_finality
-      FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
-     WHERE a.id = ANY (CAST(:ids AS uuid[]))
-    """
-)
-_PENDING: Final = text(
-    """
-    SELECT a.id FROM payment_attempts a
-     WHERE a.status = 'PENDING_UNVERIFIED' AND a.chain_id = :chain_id
-       AND (CAST(:after AS uuid) IS NULL OR a.id > :after) AND a.submitted_at <= now() - CAST(:grace AS interval)
-     ORDER BY a.id LIMIT :limit
-    """
-)
 _UNPOSTED_BONUSES: Final = text(
     """
-    SELECT c.finding_id, p.action, p.operator, p.reason, p.outcome
-      FROM transfer_credits c
-      JOIN findings f ON f.id = c.finding_id
+    SELECT u.finding_id, p.action, p.operator, p.reason, p.outcome
+      FROM credits_without_bonus() u
+      JOIN findings f ON f.id = u.finding_id
       JOIN operator_actions p ON p.finding_id = f.id AND p.opening = f.times_opened
-     WHERE c.finding_id = ANY (CAST(:ids AS uuid[])) AND bonus_of_credits(c.amount_credits, c.revenue_share) > 0
-       AND NOT EXISTS (SELECT FROM credit_ledger e
-                        WHERE e.reference = c.reference AND e.reason = 'platform_revenue_share')
+     WHERE u.finding_id = ANY (CAST(:ids AS uuid[]))
     """
 )
 _INSERT_ASSERTION: Final = text(
@@ -354,17 +321,6 @@ class Unexplained:
     debit_credits: int
     credit_credits: int
     finding: KnownFinding | None
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedAttempt:
-    """An attempt for which something is still due; `lacks` says what, now."""
-
-    attempt_id: UUID
-    owner_user_id: str
-    tx_hash: str
-    status: AttemptStatus
-    lacks: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,33 +410,6 @@ async def find_transfer(
         return None
     scope = TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address)
     return scope, Transfer.model_validate(dict(row._mapping)), row.handled_at is not None
-
-
-async def page_pending(connection: ServiceConnection, chain_id: int, *, after: UUID | None, limit: int) -> list[UUID]:
-    """Attempts that wait for the chain, in the order of their ids."""
-    values = {"chain_id": chain_id, "after": after, "limit": limit, "grace": timedelta(minutes=1)}
-    return [row.id for row in await connection.connection.execute(_PENDING, values)]
-
-
-async def list_unfinished(connection: ServiceConnection, ids: Collection[UUID]) -> list[UnfinishedAttempt]:
-    """Those of these attempts for which something is due now, and what."""
-    found = []
-    for row in await connection.connection.execute(_UNFINISHED, {"ids": list(ids)}):
-        lacks = {
-            name
-            for name, is_lacking in (
-                (WORKFLOW_MISSING, row.is_pending),
-                (BONUS_MISSING, row.lacks_bonus),
-                (REVERSAL_MISSING, row.lacks_reversal),
-                (FINALITY_MISSING, row.lacks_finality),
-            )
-            if is_lacking
-        }
-        if lacks and row.tx_hash is not None:
-            found.append(
-                UnfinishedAttempt(row.id, row.owner_user_id, row.tx_hash, AttemptStatus(row.status), frozenset(lacks))
-            )
-    return found
 
 
 async def list_unposted_bonuses(connection: ServiceConnection, finding_ids: Collection[UUID]) -> list[UnpostedBonus]:

@@ -33,6 +33,7 @@ from domain.ledger.entries import Reason
 from domain.money import credits_for_raw
 from domain.operations.findings import ALARMS, REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
 from domain.payments.attempt import AttemptStatus, Purpose
+from domain.payments.recovery import find_due
 from domain.transfers.identity import Place, alike_key, assign_places, is_alike
 
 TOO_MANY: Final = "too_many"
@@ -61,10 +62,6 @@ class Severity(StrEnum):
     """Nothing is wrong, but the period is not all that there is to say."""
 
 
-WORKFLOW_MISSING: Final = "workflow_missing"
-BONUS_MISSING: Final = "bonus_missing"
-REVERSAL_MISSING: Final = "bonus_reversal_missing"
-FINALITY_MISSING: Final = "finality_missing"
 OPERATOR_BONUS_MISSING: Final = "operator_bonus_missing"
 TRANSFER_REORGANISED: Final = "transfer_reorganised"
 TRANSFER_UNDECIDED: Final = "transfer_undecided"
@@ -580,28 +577,30 @@ class _Reconciler:
         must = {(reason.value, account, amount)}
         may = set()
         bonus = (Reason.PLATFORM_REVENUE_SHARE.value, SYSTEM_TENANT_ACCOUNT_ID, application.bonus_credits)
+        back = (Reason.PAYMENT_REVERSAL.value, SYSTEM_TENANT_ACCOUNT_ID, -application.bonus_credits)
+        there = {(entry.reason, entry.billing_account_id, entry.amount_credits) for entry in application.entries}
         if application.bonus_credits:
             may.add(bonus)
-        there = {(entry.reason, entry.billing_account_id, entry.amount_credits) for entry in application.entries}
         if application.status is AttemptStatus.REVERSED:
             must.add((Reason.PAYMENT_REVERSAL.value, account, -amount))
-            back = (Reason.PAYMENT_REVERSAL.value, SYSTEM_TENANT_ACCOUNT_ID, -application.bonus_credits)
             if bonus in there:
                 may.add(back)
-                self._due(application, is_missing=back not in there)
-        elif application.status is AttemptStatus.CREDITED:
-            lacks_bonus = application.bonus_credits > 0 and bonus not in there
-            self._due(application, is_missing=lacks_bonus or application.outcome is None)
-        else:
+        elif application.status is not AttemptStatus.CREDITED:
             self._disagrees(application, f"its attempt is {application.status}, and a transfer was settled for it")
             return
+        due = find_due(
+            application.status,
+            purpose=application.purpose,
+            bonus_credits=application.bonus_credits,
+            has_bonus=bonus in there,
+            has_bonus_reversal=back in there,
+            has_outcome=application.outcome is not None,
+        )
+        if due and application.attempt_id is not None:
+            self._outcome.unfinished.append(application.attempt_id)
         missing, excess = must - there, there - must - may
         if missing or excess or len(there) != len(application.entries):
             self._disagrees(application, _entries_in_words(missing, excess))
-
-    def _due(self, application: Application, *, is_missing: bool) -> None:
-        if is_missing and application.attempt_id is not None:
-            self._outcome.unfinished.append(application.attempt_id)
 
     def _entries_of_credit(self, application: Application, credit: OperatorCredit) -> None:
         if not application.is_operators and application.status is not AttemptStatus.CREDITED:

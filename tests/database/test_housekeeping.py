@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from uuid import UUID
 
 import pytest
 from psycopg.errors import CheckViolation
@@ -170,70 +168,3 @@ async def test_many_at_once_delete_each_row_once(roles: RolePair) -> None:
 def test_the_door_deletes_no_keys_that_are_still_needed(roles: RolePair, limit: int, older_than: str) -> None:
     with connect(roles.database.service_url) as service, refused(CheckViolation):
         service.execute("SELECT * FROM prune_expired(%s, %s::interval)", (limit, older_than))
-
-
-# -- payments that nobody is at work on
-
-
-async def pending(
-    roles: RolePair, *, older_than: timedelta = NO_GRACE, chain_id: int = 31_337, limit: int = 9
-) -> set[UUID]:
-    async with roles.service.transaction() as connection:
-        found = await housekeeping.list_pending(
-            connection, chain_id, before=datetime.now(UTC) - older_than, limit=limit
-        )
-    return {one.attempt_id for one in found}
-
-
-async def without_bonus(
-    roles: RolePair, *, older_than: timedelta = NO_GRACE, not_older_than: timedelta = DAY, chain_id: int = 31_337
-) -> set[UUID]:
-    now = datetime.now(UTC)
-    async with roles.service.transaction() as connection:
-        found = await housekeeping.list_without_bonus(
-            connection, chain_id, since=now - not_older_than, before=now - older_than, limit=9
-        )
-    return {one.attempt_id for one in found}
-
-
-async def test_pending_payments_are_found_once_they_have_waited_and_only_those(roles: RolePair) -> None:
-    payer = await roles.open_account(1)
-    await roles.create(payer)
-    unpaid = await roles.create(payer, expires_at=datetime.now(UTC))
-    waits = (await roles.submit(unpaid, tx_hash(1), at=datetime.now(UTC) - 2 * MINUTE)).attempt
-    await roles.settle(payer, 2)
-    await roles.refuse(await roles.create_submitted(payer, 3))
-    assert await pending(roles) == {waits.id}
-    assert await pending(roles, older_than=MINUTE) == {waits.id}
-    assert await pending(roles, older_than=3 * MINUTE) == set()
-    assert await pending(roles, chain_id=1) == set()
-    async with roles.service.transaction() as connection:
-        [found] = await housekeeping.list_pending(connection, 31_337, before=datetime.now(UTC), limit=1)
-    assert (found.owner_user_id, found.tx_hash) == (payer.user_id, tx_hash(1))
-
-
-async def test_credited_purchases_without_their_bonus_are_found_and_only_those(roles: RolePair) -> None:
-    payer = await roles.open_account(1)
-    await roles.settle(payer, 1)
-    await roles.settle(payer, 2, purpose=Purpose.SYSTEM)
-    lacks = await roles.create_submitted(payer, 3)
-    await roles.credit(lacks)
-    wants_none = await roles.create_submitted(payer, 4)
-    await roles.credit(wants_none, share=Decimal(0))
-    assert await without_bonus(roles) == {lacks.id}
-    assert await without_bonus(roles, older_than=MINUTE) == set()
-    assert await without_bonus(roles, not_older_than=NO_GRACE) == set()
-    assert await without_bonus(roles, chain_id=1) == set()
-    await roles.mint(lacks)
-    assert await without_bonus(roles) == set()
-
-
-async def test_where_there_are_more_than_may_be_asked_about_each_has_its_turn(roles: RolePair) -> None:
-    payer = await roles.open_account(1)
-    all_of_them = {(await roles.create_submitted(payer, number)).id for number in range(1, 6)}
-    seen: set[UUID] = set()
-    for _ in range(200):
-        found = await pending(roles, limit=2)
-        assert len(found) == 2
-        seen |= found
-    assert seen == all_of_them

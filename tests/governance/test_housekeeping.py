@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from prometheus_client import Counter
@@ -15,12 +15,12 @@ from temporalio.testing import ActivityEnvironment
 from activities.operations.housekeeping import HousekeepingActivities
 from activities.operations.signatures import IntentsToExpire, PaymentsToPickUp, RowsToPrune
 from composition import singleton_workflows
-from db.operations.housekeeping import UnfinishedPayment
 from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
-from services.ports import Resume
+from services.payments.recovery import PaymentRecovery
+from services.ports import ResumePayment
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
@@ -49,7 +49,7 @@ def shift(engine: Engine, interval: str) -> None:
             "UPDATE payment_attempts SET submitted_at = submitted_at - %s::interval WHERE submitted_at IS NOT NULL",
             (interval,),
         )
-        connection.execute("UPDATE credit_ledger SET created_at = created_at - %s::interval", (interval,))
+        connection.execute("UPDATE payment_attempts SET updated_at = updated_at - %s::interval", (interval,))
 
 
 def counted(counter: Counter, **labels: str) -> float:
@@ -177,50 +177,52 @@ async def test_a_payment_that_waits_is_left_to_its_workflow(engine: Engine, hear
         await engine.result(intent.attempt_id)
 
 
-def unfinished() -> UnfinishedPayment:
-    return UnfinishedPayment(uuid4(), "somebody", "0x" + "ab" * 32, AttemptStatus.PENDING_UNVERIFIED)
+async def wait_for_nobody(engine: Engine, count: int) -> list[UUID]:
+    """So many payments that wait, and have no workflow."""
+    waiting = []
+    for number in range(count):
+        payer, intent = await engine.intent(wallet=payer_wallets()[number])
+        async with engine.tenants.transaction(payer.user_id) as connection:
+            a_minute_ago = datetime.now(UTC) - timedelta(minutes=1)
+            hash_ = "0x" + f"{number + 1:064x}"
+            await payments.submit(connection, intent.attempt_id, hash_, submitted_at=a_minute_ago)
+        waiting.append(intent.attempt_id)
+    return waiting
 
 
-async def test_one_payment_that_cannot_be_resumed_does_not_stand_in_the_way(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting = [unfinished() for _ in range(3)]
+async def test_one_payment_that_cannot_be_resumed_does_not_stand_in_the_way(engine: Engine) -> None:
+    waiting = await wait_for_nobody(engine, 3)
     resumed = []
 
-    async def resume(payment: UnfinishedPayment) -> bool:
-        if payment is waiting[0]:
-            raise HashInUse(payment.tx_hash)
-        resumed.append(payment)
+    async def resume(_: str, attempt_id: UUID) -> bool:
+        if attempt_id == waiting[0]:
+            raise HashInUse("0x" + "ab" * 32)
+        resumed.append(attempt_id)
         return True
 
-    done = await resume_payment(engine, waiting, resume, monkeypatch)
-    assert done == {"refused": 1, "PENDING_UNVERIFIED": 2}
-    assert resumed == waiting[1:]
+    assert await pick_up(engine, resume) == {"refused": 1, "PENDING_UNVERIFIED": 2}
+    assert set(resumed) == set(waiting[1:])
 
 
 async def test_a_temporal_that_does_not_answer_is_one_error_and_is_asked_no_more(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.payments.recovery.ASKED_AT_ONCE_MAX", 1)
+    await wait_for_nobody(engine, 4)
     asked = 0
 
-    async def resume(_: UnfinishedPayment) -> bool:
+    async def resume(*_: object) -> bool:
         nonlocal asked
         asked += 1
         await asyncio.sleep(0)
         raise TemporalUnavailable("gone")
 
     with pytest.raises(TemporalUnavailable):
-        await resume_payment(engine, [unfinished() for _ in range(100)], resume, monkeypatch)
-    assert asked < 100
+        await pick_up(engine, resume)
+    assert asked < 4
 
 
-async def resume_payment(
-    engine: Engine, waiting: list[UnfinishedPayment], resume: Resume, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, int]:
-    async def list_pending(*_: object, **__: object) -> list[UnfinishedPayment]:
-        return waiting
-
-    monkeypatch.setattr("db.operations.housekeeping.list_pending", list_pending)
+async def pick_up(engine: Engine, resume: ResumePayment) -> dict[str, int]:
     now = datetime.now(UTC)
     wanted = PaymentsToPickUp(submitted_before=now, credited_since=now - timedelta(hours=1), limit=100)
     return (await ActivityEnvironment().run(activities(engine, resume).pick_up_payments, wanted)).counts
@@ -283,13 +285,12 @@ async def test_a_step_that_cannot_be_done_is_told_and_the_others_are_done(
     assert query(engine.database.superuser_url, "SELECT status FROM payment_attempts") == [("FAILED",)]
 
 
-def activities(engine: Engine, resume: Resume | None = None) -> HousekeepingActivities:
-    async def none(_: UnfinishedPayment) -> bool:
+def activities(engine: Engine, resume: ResumePayment | None = None) -> HousekeepingActivities:
+    async def none(*_: object) -> bool:
         return False
 
     async def nothing() -> list[str]:
         return []
 
-    return HousekeepingActivities(
-        engine.service, chain_id=engine.settings.chain_id, resume=resume or none, ensure_singletons=nothing
-    )
+    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, resume_payment=resume or none)
+    return HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nothing)

@@ -21,10 +21,10 @@ from activities.operations.events import AnnouncementActivities
 from activities.operations.governance import GovernanceActivities
 from activities.operations.housekeeping import HousekeepingActivities
 from db.clock import read_clock
-from db.operations.housekeeping import UnfinishedPayment
 from domain.operations.events import GOVERNANCE_REPORT, HEARTBEAT, LOW_BALANCE
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
+from services.payments.recovery import PaymentRecovery
 from tests.governance.conftest import Heard
 from tests.support.engine import Engine
 from tests.support.servers import running_skipping_temporal
@@ -46,16 +46,15 @@ async def skipping() -> AsyncIterator[WorkflowEnvironment]:
 
 @asynccontextmanager
 async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -> AsyncIterator[None]:
-    async def resume(_: UnfinishedPayment) -> bool:
+    async def resume(*_: object) -> bool:
         return True
 
     async def nothing_stands() -> list[str]:
         return []
 
     governance = GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
-    housekeeping = HousekeepingActivities(
-        engine.service, chain_id=engine.settings.chain_id, resume=resume, ensure_singletons=nothing_stands
-    )
+    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, resume_payment=resume)
+    housekeeping = HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nothing_stands)
     async with Worker(
         skipping.client,
         task_queue=QUEUE,

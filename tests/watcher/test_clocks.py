@@ -21,6 +21,7 @@ from devstack.processes import wait_until
 from domain.clocks import CHAIN_AHEAD_MAX, CHAIN_BEHIND_MAX, HOST_OFFSET_MAX, ClockOffsets, chain_offset
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.operations.clocks import CLOCK_OFFSET, ChainClock
+from services.payments.recovery import PaymentRecovery
 from starter.singletons import start_missing
 from tests.api.test_process import running
 from tests.chain.faulty_node import FaultyNode
@@ -114,10 +115,11 @@ async def test_housekeeping_ends_intents_by_the_databases_clock(engine: Engine, 
     await engine.intent()
     _set_expiry(engine, f"clock_timestamp() - interval '{lived}'")
 
-    async def nobody(_: object = None) -> Any:
+    async def nobody(*_: object) -> Any:
         raise AssertionError
 
-    activities = HousekeepingActivities(engine.service, chain_id=1, resume=nobody, ensure_singletons=nobody)
+    recovery = PaymentRecovery(engine.service, chain_id=1, resume_payment=nobody)
+    activities = HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nobody)
     for asked_at in (datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)):
         wanted = IntentsToExpire(due_at=asked_at, batch_size=10, grace_seconds=10)
         done = await ActivityEnvironment().run(activities.expire_intents, wanted)

@@ -40,7 +40,7 @@ class HousekeepingInput(Message):
     """Age after which a submitted payment must have a workflow."""
 
     pick_up_limit: int = Field(default=1000, ge=1, le=100_000)
-    """Most payments that Temporal is asked about."""
+    """Most payments that Temporal is asked about, for each thing that may be due."""
 
     chain_id: int | None = None
     """The chain whose payments are resumed; None is that of the worker that runs it. Intents end whatever their
@@ -48,7 +48,7 @@ class HousekeepingInput(Message):
     """
 
     look_back_hours: int = Field(default=24, ge=1)
-    """How far back it checks for credited purchases without their bonus; reconciliation goes further."""
+    """How far back it checks for what is due after a credit or a reversal; reconciliation goes further."""
 
 
 class HousekeepingResult(Message):
