@@ -20,15 +20,15 @@ from uuid import UUID
 
 import psycopg
 
-from activities.operations.reconciliation import Reconciliation
 from commands.output import grouped, progress, stdout, table
 from db.engine import ServiceDatabase
 from db.migrate import migrate
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.postgres import EmbeddedPostgres
 from devstack.stack import until_signalled
-from domain.operations.reconciliation import Report
+from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest
+from services.operations.reconciliation import Reconciliation
 
 PASSWORD: Final = "only-for-this-measurement"
 CHAIN_ID: Final = 8453

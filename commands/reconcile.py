@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from activities.operations.reconciliation import Reconciliation
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import payments_client, service_database
 from domain.errors import InvalidInput
 from domain.money import raw_for_credits
-from domain.operations.reconciliation import Difference, Report
+from domain.operations.reconciliation.report import Difference, Report
+from services.operations.reconciliation import Reconciliation
 from settings import Settings
 from starter.resolutions import start_remedy
 from starter.temporal import connect

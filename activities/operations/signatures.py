@@ -12,7 +12,7 @@ from activities.messages import Message, MintedBonus
 from activities.signatures import Signatures
 from domain.operations.events import PlatformEvent
 from domain.operations.governance import Heartbeat, Income
-from domain.operations.reconciliation import Report
+from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest, TakenRemedy
 
 

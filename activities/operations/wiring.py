@@ -5,10 +5,11 @@ from __future__ import annotations
 from activities.operations.events import AnnouncementActivities
 from activities.operations.governance import GovernanceActivities
 from activities.operations.housekeeping import HousekeepingActivities
-from activities.operations.reconciliation import Reconciliation, ReconciliationActivities
+from activities.operations.reconciliation import ReconciliationActivities
 from activities.operations.resolutions import RemedyActivities
 from activities.signatures import Activity
 from activities.wiring import Dependencies
+from services.operations.reconciliation import Reconciliation
 from services.payments.recovery import PaymentRecovery
 
 

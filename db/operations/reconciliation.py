@@ -13,21 +13,22 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from db.engine import ServiceConnection
 from domain.chain import Transfer, TransferScope
 from domain.operations.findings import FindingKind
-from domain.operations.reconciliation import (
+from domain.operations.reconciliation.matching import (
     Application,
     Entry,
     KnownFinding,
     Observed,
     OperatorCredit,
-    Totals,
     Transaction,
 )
+from domain.operations.reconciliation.totals import Totals
 from domain.payments.attempt import AttemptStatus, Purpose
 
 STATEMENT_TIMEOUT: Final = "15min"
@@ -107,9 +108,10 @@ _TRANSACTIONS: Final = f"""
         SELECT reference FROM settled UNION ALL SELECT reference FROM credited
     ), posts AS MATERIALIZED (
         SELECT e.reference,
-               jsonb_agg(jsonb_build_array(
-                   e.reason, e.billing_account_id, e.amount, coalesce(l.debits, 0), coalesce(l.credits, 0),
-                   e.created_at >= :from_time AND e.created_at < :to_time)) AS entries
+               jsonb_agg(jsonb_build_object(
+                   'reason', e.reason, 'billing_account_id', e.billing_account_id, 'amount_credits', e.amount,
+                   'cash_debit_credits', coalesce(l.debits, 0), 'cash_credit_credits', coalesce(l.credits, 0),
+                   'in_period', e.created_at >= :from_time AND e.created_at < :to_time)) AS entries
           FROM credit_ledger e
           LEFT JOIN LATERAL (
                SELECT sum(l.amount) FILTER (WHERE l.side = 'debit') AS debits,
@@ -127,13 +129,16 @@ _TRANSACTIONS: Final = f"""
     ), observed AS (
         SELECT o.tx_hash,
                jsonb_agg(jsonb_build_object(
-                   'log', o.log_index, 'block', o.block_number, 'time', o.block_time, 'from', o.from_address,
-                   'value', o.value_raw, 'in', o.block_time >= :from_time AND o.block_time < :to_time,
-                   'ripe', greatest(o.observed_at, f.resolved_at) <= now() - CAST(:grace AS interval),
-                   'income', NOT k.is_treasury AND lower(o.from_address) <> lower(o.to_address),
-                   'old', o.block_number < coalesce(a.first_block, 0),
-                   'finding', CASE WHEN f.id IS NOT NULL THEN
-                       jsonb_build_array(f.id, f.kind, f.resolution, f.detail) END) ORDER BY o.log_index) AS transfers
+                   'log_index', o.log_index, 'block_number', o.block_number, 'block_time', o.block_time,
+                   'from_address', o.from_address, 'value_raw', o.value_raw,
+                   'in_period', o.block_time >= :from_time AND o.block_time < :to_time,
+                   'is_past_grace_period',
+                   greatest(o.observed_at, f.resolved_at) <= now() - CAST(:grace AS interval),
+                   'is_income', NOT k.is_treasury AND lower(o.from_address) <> lower(o.to_address),
+                   'is_too_old', o.block_number < coalesce(a.first_block, 0),
+                   'finding', CASE WHEN f.id IS NOT NULL THEN jsonb_build_object(
+                       'finding_id', f.id, 'kind', f.kind, 'resolution', f.resolution, 'detail', f.detail) END)
+                   ORDER BY o.log_index) AS transfers
           FROM transactions t
           JOIN observed_transfers o ON o.chain_id = :chain_id AND o.tx_hash = t.tx_hash
           JOIN senders k ON k.from_address = o.from_address
@@ -144,19 +149,22 @@ _TRANSACTIONS: Final = f"""
     ), paid AS (
         SELECT s.tx_hash,
                jsonb_agg(jsonb_build_object(
-                   'log', s.log_index, 'block', s.block_number, 'from', s.from_address, 'value', s.value_raw,
-                   'surplus', s.surplus_raw, 'attempt', s.id, 'status', s.status, 'purpose', s.purpose,
-                   'account', s.billing_account_id, 'amount', s.amount_raw, 'bonus', s.bonus_credits,
-                   'outcome', s.outcome, 'covered', s.is_covered, 'entries', p.entries,
-                   'orphaned', EXISTS (SELECT FROM orphaned_transfers g
+                   'log_index', s.log_index, 'block_number', s.block_number, 'from_address', s.from_address,
+                   'value_raw', s.value_raw, 'surplus_raw', s.surplus_raw, 'attempt_id', s.id, 'status', s.status,
+                   'purpose', s.purpose, 'billing_account_id', s.billing_account_id, 'amount_raw', s.amount_raw,
+                   'bonus_credits', s.bonus_credits, 'outcome', s.outcome, 'is_covered', s.is_covered,
+                   'entries', coalesce(p.entries, '[]'), 'was_orphaned', EXISTS (SELECT FROM orphaned_transfers g
                                         WHERE g.chain_id = :chain_id AND g.tx_hash = s.tx_hash
                                           AND is_alike(g.from_address, g.value_raw, s.from_address, s.value_raw)),
-                   'findings', (SELECT jsonb_agg(jsonb_build_array(f.id, f.kind, f.resolution, f.detail))
+                   'findings', (SELECT jsonb_object_agg(f.kind, jsonb_build_object(
+                       'finding_id', f.id, 'kind', f.kind, 'resolution', f.resolution, 'detail', f.detail))
                                   FROM findings f
                                  WHERE f.key IN ('surplus:' || s.reference, 'ledger_disagrees:' || s.reference,
                                                  'ledger_without_transfer:' || s.reference)),
-                   'credit', CASE WHEN c.reference IS NOT NULL THEN jsonb_build_array(
-                       c.finding_id, c.billing_account_id, c.value_raw, c.bonus_credits, c.reference, cp.entries) END))
+                   'credit', CASE WHEN c.reference IS NOT NULL THEN jsonb_build_object(
+                       'finding_id', c.finding_id, 'billing_account_id', c.billing_account_id, 'value_raw', c.value_raw,
+                       'bonus_credits', c.bonus_credits, 'reference', c.reference,
+                       'entries', coalesce(cp.entries, '[]')) END))
                  AS payments
           FROM settled s
           LEFT JOIN posts p ON p.reference = s.reference
@@ -166,16 +174,19 @@ _TRANSACTIONS: Final = f"""
     ), by_operators AS (
         SELECT c.tx_hash,
                jsonb_agg(jsonb_build_object(
-                   'log', c.log_index, 'block', c.block_number, 'from', c.from_address, 'value', c.value_raw,
-                   'account', c.billing_account_id,
-                   'covered', EXISTS (SELECT FROM chain_cursors k WHERE k.chain_id = :chain_id
+                   'log_index', c.log_index, 'block_number', c.block_number, 'from_address', c.from_address,
+                   'value_raw', c.value_raw, 'billing_account_id', c.billing_account_id,
+                   'is_covered', EXISTS (SELECT FROM chain_cursors k WHERE k.chain_id = :chain_id
                                          AND c.block_number BETWEEN k.first_block AND k.block_number),
-                   'findings', (SELECT jsonb_agg(jsonb_build_array(f.id, f.kind, f.resolution, f.detail))
+                   'findings', (SELECT jsonb_object_agg(f.kind, jsonb_build_object(
+                       'finding_id', f.id, 'kind', f.kind, 'resolution', f.resolution, 'detail', f.detail))
                                   FROM findings f
                                  WHERE f.key IN ('ledger_disagrees:' || c.reference,
                                                  'ledger_without_transfer:' || c.reference)),
-                   'credit', jsonb_build_array(
-                       c.finding_id, c.billing_account_id, c.value_raw, c.bonus_credits, c.reference, p.entries)))
+                   'credit', jsonb_build_object(
+                       'finding_id', c.finding_id, 'billing_account_id', c.billing_account_id, 'value_raw', c.value_raw,
+                       'bonus_credits', c.bonus_credits, 'reference', c.reference,
+                       'entries', coalesce(p.entries, '[]'))))
                  AS credits
           FROM credited c LEFT JOIN posts p ON p.reference = c.reference
          WHERE c.part = 'whole' GROUP BY c.tx_hash
@@ -333,6 +344,58 @@ class UnpostedBonus:
     billing_account_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What a transfer was credited for, as the query names it: an attempt, or an operator's credit."""
+
+    log_index: int
+    block_number: int
+    from_address: str
+    value_raw: int
+    billing_account_id: str
+    is_covered: bool
+    attempt_id: UUID | None = None
+    status: AttemptStatus | None = None
+    purpose: Purpose | None = None
+    amount_raw: int = 0
+    bonus_credits: int = 0
+    outcome: str | None = None
+    was_orphaned: bool = False
+    entries: tuple[Entry, ...] = ()
+    surplus_raw: int = 0
+    findings: dict[FindingKind, KnownFinding] | None = None
+    credit: OperatorCredit | None = None
+
+    @property
+    def application(self) -> Application:
+        findings = self.findings or {}
+        return Application(
+            log_index=self.log_index,
+            block_number=self.block_number,
+            from_address=self.from_address,
+            value_raw=self.value_raw,
+            attempt_id=self.attempt_id,
+            status=self.status,
+            purpose=self.purpose,
+            billing_account_id=self.billing_account_id,
+            amount_raw=self.amount_raw,
+            bonus_credits=self.bonus_credits,
+            outcome=self.outcome,
+            is_covered=self.is_covered,
+            was_orphaned=self.was_orphaned,
+            entries=self.entries,
+            surplus_raw=self.surplus_raw,
+            surplus_finding=findings.get(FindingKind.SURPLUS),
+            alarm_finding=findings.get(FindingKind.LEDGER_WITHOUT_TRANSFER),
+            disagreement_finding=findings.get(FindingKind.LEDGER_DISAGREES),
+            credit=self.credit,
+        )
+
+
+_OBSERVED: Final = TypeAdapter(tuple[Observed, ...])
+_APPLIED: Final = TypeAdapter(tuple[_Applied, ...])
+
+
 async def prepare(connection: ServiceConnection) -> None:
     """Give this transaction's statements the time that a whole period takes."""
     for statement in _PREPARE:
@@ -347,8 +410,9 @@ async def stream_transactions(connection: ServiceConnection, span: Span) -> Asyn
         text(_TRANSACTIONS), values, execution_options={"yield_per": FETCHED_AT_ONCE}
     )
     async for row in result:
-        applications = (*map(_payment, row.payments or ()), *map(_credit, row.credits or ()))
-        yield Transaction(span.chain_id, row.tx_hash, tuple(map(_observed, row.transfers or ())), applications)
+        observed = _OBSERVED.validate_python(row.transfers or ())
+        applied = _APPLIED.validate_python([*(row.payments or ()), *(row.credits or ())])
+        yield Transaction(span.chain_id, row.tx_hash, observed, tuple(one.application for one in applied))
 
 
 async def list_unexplained(connection: ServiceConnection, span: Span, *, limit: int) -> list[Unexplained]:
@@ -438,79 +502,7 @@ async def insert_assertion(
     return number
 
 
-def _finding(values: Any) -> KnownFinding | None:
-    if values is None:
-        return None
-    return KnownFinding(UUID(values[0]), FindingKind(values[1]), values[2], values[3])
-
-
 def _alarm(row: Any) -> KnownFinding | None:
     if row.finding_id is None:
         return None
     return KnownFinding(row.finding_id, FindingKind.LEDGER_WITHOUT_TRANSFER, row.resolution, row.detail)
-
-
-def _observed(values: dict[str, Any]) -> Observed:
-    return Observed(
-        log_index=values["log"],
-        block_number=values["block"],
-        block_time=values["time"],
-        from_address=values["from"],
-        value_raw=values["value"],
-        in_period=values["in"],
-        is_past_grace_period=values["ripe"],
-        finding=_finding(values["finding"]),
-        is_income=values["income"],
-        is_too_old=values["old"],
-    )
-
-
-def _payment(values: dict[str, Any]) -> Application:
-    findings = {finding.kind: finding for finding in map(_finding, values["findings"] or ()) if finding}
-    return Application(
-        log_index=values["log"],
-        block_number=values["block"],
-        from_address=values["from"],
-        value_raw=values["value"],
-        attempt_id=UUID(values["attempt"]),
-        status=AttemptStatus(values["status"]),
-        purpose=Purpose(values["purpose"]),
-        billing_account_id=values["account"],
-        amount_raw=values["amount"],
-        bonus_credits=values["bonus"],
-        outcome=values["outcome"],
-        is_covered=values["covered"],
-        was_orphaned=values["orphaned"],
-        entries=_entries(values["entries"]),
-        surplus_raw=values["surplus"],
-        surplus_finding=findings.get(FindingKind.SURPLUS),
-        alarm_finding=findings.get(FindingKind.LEDGER_WITHOUT_TRANSFER),
-        disagreement_finding=findings.get(FindingKind.LEDGER_DISAGREES),
-        credit=_operator_credit(values["credit"]),
-    )
-
-
-def _credit(values: dict[str, Any]) -> Application:
-    findings = {finding.kind: finding for finding in map(_finding, values["findings"] or ()) if finding}
-    return Application(
-        log_index=values["log"],
-        block_number=values["block"],
-        from_address=values["from"],
-        value_raw=values["value"],
-        billing_account_id=values["account"],
-        is_covered=values["covered"],
-        alarm_finding=findings.get(FindingKind.LEDGER_WITHOUT_TRANSFER),
-        disagreement_finding=findings.get(FindingKind.LEDGER_DISAGREES),
-        credit=_operator_credit(values["credit"]),
-    )
-
-
-def _operator_credit(values: Any) -> OperatorCredit | None:
-    if values is None:
-        return None
-    finding_id, account, value_raw, bonus_credits, reference, entries = values
-    return OperatorCredit(UUID(finding_id), account, value_raw, bonus_credits, reference, _entries(entries))
-
-
-def _entries(values: Any) -> tuple[Entry, ...]:
-    return tuple(Entry(*one) for one in values or ())

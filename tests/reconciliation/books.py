@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from activities.operations.reconciliation import Reconciliation
 from db.accounts.wallets import Payer
 from db.operations import findings
 from domain.operations.findings import Finding, FindingKind, Remedy
-from domain.operations.reconciliation import Report
+from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest
 from domain.payments.attempt import PaymentAttempt, Purpose
+from services.operations.reconciliation import Reconciliation
 from tests.reconciliation.planting import find_transfer, mint, observe_payment, take
 from tests.support.payments import CHAIN_ID, TOKEN, TREASURY, RolePair, transfer_for, tx_hash
 from tests.support.sql import connect

@@ -34,7 +34,7 @@ async def test_reconciliation_counts_dust_and_asks_nobody_about_it(books: Books)
 
 
 async def test_of_many_differences_those_worth_most_are_listed(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.operations.reconciliation.SHOWN_PER_KIND_MAX", 2)
+    monkeypatch.setattr("services.operations.reconciliation.SHOWN_PER_KIND_MAX", 2)
     for number, value_raw in enumerate((30, 10, 5_000_000, 20), start=70):
         await observe(books.roles.service, tx_hash(number), wallet(9), value_raw, at=ago(HOUR))
     report = await books.reconcile()
@@ -44,7 +44,7 @@ async def test_of_many_differences_those_worth_most_are_listed(books: Books, mon
 
 
 async def test_what_one_run_does_not_look_at_is_said(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.operations.reconciliation.UNDECIDED_MAX", 1)
+    monkeypatch.setattr("services.operations.reconciliation.UNDECIDED_MAX", 1)
     for number in (80, 81, 82):
         await observe(books.roles.service, tx_hash(number), wallet(9), 7_000_000, at=ago(HOUR))
     report = await books.reconcile()

@@ -13,7 +13,7 @@ import pytest
 
 from domain.errors import InvalidInput, TemporalUnavailable, WatcherBehind
 from domain.operations.findings import FindingKind, Remedy
-from domain.operations.reconciliation import Report, Severity
+from domain.operations.reconciliation.report import Report, Severity
 from domain.payments.attempt import PaymentAttempt
 from tests.reconciliation.books import HOUR, Books, ago, finalise, plant
 from tests.reconciliation.planting import find_transfer, mint, observe, observe_payment, stored, take
@@ -99,7 +99,7 @@ async def test_a_file_that_cannot_be_finished_is_not_there(
     def fails(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("activities.operations.reconciliation.os.fsync", fails)
+    monkeypatch.setattr("services.operations.books_file.os.fsync", fails)
     with pytest.raises(OSError, match="no space left"):
         await books.reconcile(csv_file=file)
     assert file.read_text() == "the one before"

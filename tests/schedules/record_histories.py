@@ -40,7 +40,8 @@ from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from domain.operations.events import PlatformEvent
 from domain.operations.governance import Heartbeat, HeartbeatStatus, Income
-from domain.operations.reconciliation import Period, Report, Totals
+from domain.operations.reconciliation.report import Period, Report
+from domain.operations.reconciliation.totals import Totals
 from domain.transfers.rescan import RescanReport
 from starter.temporal import connect
 from tests.support.servers import TASK_QUEUE

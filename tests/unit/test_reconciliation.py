@@ -7,7 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from domain.operations.reconciliation import Application, Entry, Observed, Totals, Transaction, match, reconcile
+from domain.operations.reconciliation.comparison import reconcile
+from domain.operations.reconciliation.matching import Application, Entry, Observed, Transaction, match
+from domain.operations.reconciliation.totals import Totals
 from domain.payments.attempt import AttemptStatus, Purpose
 
 ALICE, BOB = "0x" + "a1" * 20, "0x" + "b0" * 20

@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages import Message
     from activities.operations.signatures import PeriodToReconcile, ReconciliationSignatures
     from domain.operations.events import RECONCILED, PlatformEvent
-    from domain.operations.reconciliation import Report
+    from domain.operations.reconciliation.report import Report
     from workflows.naming import RECONCILE
     from workflows.policies import (
         BATCHES_HEARTBEAT,

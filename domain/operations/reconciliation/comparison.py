@@ -17,281 +17,37 @@ that nothing explains keeps them apart.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import datetime
-from enum import StrEnum
-from typing import Any, ClassVar, Final
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import UUID
-
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Reason
 from domain.money import credits_for_raw
-from domain.operations.findings import ALARMS, REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
+from domain.operations.findings import REOPENING_RESOLUTIONS, Finding, FindingKind, Remedy, transfer_key
+from domain.operations.reconciliation.matching import (
+    Application,
+    Entry,
+    KnownFinding,
+    Observed,
+    OperatorCredit,
+    Transaction,
+    match,
+)
+from domain.operations.reconciliation.report import (
+    TRANSFER_REORGANISED,
+    Difference,
+    Severity,
+    difference_of,
+)
+from domain.operations.reconciliation.totals import Totals
 from domain.payments.attempt import AttemptStatus, Purpose
 from domain.payments.recovery import find_due
-from domain.transfers.identity import Place, alike_key, assign_places, is_alike
-
-TOO_MANY: Final = "too_many"
-"""More was found than one run looks at."""
+from domain.transfers.identity import is_alike
 
 DUST: Final = "dust"
 """What a line of the books calls a transfer that is too small for a finding."""
-
-SHOWN_PER_KIND_MAX: Final = 200
-"""Differences of one kind that a report lists; all are counted, and those for an operator are findings."""
-
-
-class Severity(StrEnum):
-    """What a difference asks for."""
-
-    ALARM = "alarm"
-    """The books are wrong: somebody has to look now."""
-
-    OPERATOR = "operator"
-    """Waits for an operator's decision; the books are right."""
-
-    STARTED = "started"
-    """A workflow was missing and has been started: it is being mended."""
-
-    NOTICE = "notice"
-    """Nothing is wrong, but the period is not all that there is to say."""
-
-
-OPERATOR_BONUS_MISSING: Final = "operator_bonus_missing"
-TRANSFER_REORGANISED: Final = "transfer_reorganised"
-TRANSFER_UNDECIDED: Final = "transfer_undecided"
-TOTALS_DO_NOT_CLOSE: Final = "totals_do_not_close"
-WATCHER_BEHIND: Final = "watcher_behind"
-WORKFLOWS_NOT_ASKED: Final = "workflows_not_asked"
-"""Kinds of differences beside those of findings."""
-
-
-class Part(BaseModel):
-    """Immutable part of a report, in camelCase on the wire."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-
-class Difference(Part):
-    """One thing that does not agree, with what to do about it."""
-
-    kind: str
-    severity: Severity
-    detail: str
-    remedy: str
-    finding_id: UUID | None = None
-    chain_id: int | None = None
-    tx_hash: str | None = None
-    log_index: int | None = None
-    attempt_id: UUID | None = None
-    billing_account_id: str | None = None
-    value_raw: int | None = None
-
-
-# -- what is compared
-
-
-@dataclass(frozen=True, slots=True)
-class KnownFinding:
-    """A finding about a transfer, as it stands."""
-
-    finding_id: UUID
-    kind: FindingKind
-    resolution: str | None
-    detail: str = ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it waits for an operator."""
-        return self.resolution is None
-
-    @property
-    def is_excused(self) -> bool:
-        """Whether an operator has decided to leave it, or has sent the money back."""
-        return self.resolution in {Remedy.WRITE_OFF, Remedy.REFUND_RECORDED}
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A transfer to the treasury on the canonical chain."""
-
-    log_index: int
-    block_number: int
-    block_time: str
-    from_address: str
-    value_raw: int
-    in_period: bool
-    is_past_grace_period: bool
-    """Whether the watcher has had enough time to say what it is for."""
-    finding: KnownFinding | None = None
-    is_income: bool = True
-    """Whether money came in; not where the treasury, of now or before, paid itself."""
-    is_too_old: bool = False
-    """Whether it was mined before the first block that settle answers for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One ledger entry with its effect on the treasury's account."""
-
-    reason: str
-    billing_account_id: str
-    amount_credits: int
-    cash_debit_credits: int
-    cash_credit_credits: int
-    in_period: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorCredit:
-    """What an operator credited of a transfer."""
-
-    finding_id: UUID
-    billing_account_id: str
-    value_raw: int
-    bonus_credits: int
-    reference: str
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Application:
-    """What a transfer was credited for: an attempt, or by an operator."""
-
-    log_index: int
-    """Where it is now, as far as is known."""
-    block_number: int
-    from_address: str
-    value_raw: int
-    attempt_id: UUID | None = None
-    status: AttemptStatus | None = None
-    purpose: Purpose | None = None
-    billing_account_id: str = ""
-    amount_raw: int = 0
-    """What the attempt asked for."""
-    bonus_credits: int = 0
-    """What its bonus should be."""
-    outcome: str | None = None
-    """Of its finality: "final", "reversed", or not known yet."""
-    is_covered: bool = True
-    """Whether the watcher has been through its block; nothing is said of what it would not have seen."""
-    was_orphaned: bool = False
-    entries: tuple[Entry, ...] = ()
-    surplus_raw: int = 0
-    surplus_finding: KnownFinding | None = None
-    alarm_finding: KnownFinding | None = None
-    disagreement_finding: KnownFinding | None = None
-    credit: OperatorCredit | None = None
-    """Of the whole transfer, or of the surplus."""
-
-    @property
-    def is_operators(self) -> bool:
-        """Whether an operator credited the transfer, and no attempt."""
-        return self.attempt_id is None
-
-    @property
-    def stands(self) -> bool:
-        """Whether it still is what the transfer was credited for."""
-        return self.is_operators or self.status is AttemptStatus.CREDITED
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """All transfers of one transaction, and all that was credited for them."""
-
-    chain_id: int
-    tx_hash: str
-    observed: tuple[Observed, ...]
-    applications: tuple[Application, ...]
-
-
-# -- what comes out
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums over a period. `..._raw` are token units, `..._credits` credits; ten credits are one unit."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-    transfers: int = 0
-    inflow_raw: int = 0
-    purchases_credits: int = 0
-    donations_credits: int = 0
-    operator_credits: int = 0
-    unapplied_raw: int = 0
-    surplus_raw: int = 0
-    """Part of what is unapplied: more than was asked, and not credited."""
-    refunded_raw: int = 0
-    """Part of what is unapplied: sent back by hand, as operators recorded it."""
-    written_off_raw: int = 0
-    in_progress_raw: int = 0
-    """Part of what is unapplied: an attempt or the watcher is at work on it."""
-    open_raw: int = 0
-    """Part of what is unapplied: waits for an operator."""
-    dust_transfers: int = 0
-    dust_raw: int = 0
-    """Part of what is unapplied: transfers too small for a finding, which no operator is asked about."""
-    unobserved_raw: int = 0
-    """Not in the inflow: paid attempts from blocks that the watcher has not been through."""
-    ledger_debit_credits: int = 0
-    ledger_credit_credits: int = 0
-    posted_outside_credits: int = 0
-    """Credited for transfers of the period, posted before or after it."""
-    posted_for_others_credits: int = 0
-    """Posted in the period for transfers of other periods."""
-    reversed_credits: int = 0
-    excused_debit_credits: int = 0
-    """Posted in the period without a transfer, and written off by an operator."""
-    excused_credit_credits: int = 0
-
-    def add(self, other: Totals) -> None:
-        """Add another one's sums."""
-        for name, value in other.by_name().items():
-            if value:
-                setattr(self, name, getattr(self, name) + value)
-
-    def by_name(self) -> dict[str, int]:
-        """The sums by their names."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
-
-    @property
-    def applied_credits(self) -> int:
-        """Credited for transfers of the period."""
-        return self.purchases_credits + self.donations_credits + self.operator_credits
-
-    def contradictions(self) -> list[str]:
-        """The equations that do not hold, in words."""
-        found = []
-        accounted_credits = self.applied_credits + credits_for_raw(self.unapplied_raw)
-        inflow_credits = credits_for_raw(self.inflow_raw)
-        if inflow_credits != accounted_credits:
-            found.append(
-                f"inflow of {self.inflow_raw} raw units = {inflow_credits} credits, but credited "
-                f"{self.applied_credits} + unapplied {self.unapplied_raw} raw units make {accounted_credits}"
-            )
-        explained = (
-            self.applied_credits
-            - self.posted_outside_credits
-            + self.posted_for_others_credits
-            + self.excused_debit_credits
-        )
-        if self.ledger_debit_credits != explained:
-            found.append(
-                f"the ledger took {self.ledger_debit_credits} credits' worth into the treasury's account, "
-                f"transfers explain {explained}"
-            )
-        if self.ledger_credit_credits != self.reversed_credits + self.excused_credit_credits:
-            found.append(
-                f"the ledger took {self.ledger_credit_credits} credits' worth out of the treasury's account, "
-                f"reversals explain {self.reversed_credits + self.excused_credit_credits}"
-            )
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,45 +90,6 @@ def reconcile(transaction: Transaction, *, dust_below_raw: int = 0) -> Outcome:
     A transfer of less than `dust_below_raw` that pays nothing is counted, and nobody is asked about it.
     """
     return _Reconciler(transaction, dust_below_raw).run()
-
-
-def match(
-    observed: Sequence[Observed], applications: Sequence[Application]
-) -> tuple[list[tuple[Observed, Application]], list[Observed], list[Application]]:
-    """Pairs of transfer and application, and what is left over on either side.
-
-    By what they are (`domain.transfers.identity`); then by place alone, which is a contradiction and is told as one.
-    """
-    standing = [application for application in applications if application.stands]
-    pairs = _pair_twins(observed, standing)
-    left = [transfer for transfer in observed if all(transfer is not one for one, _ in pairs)]
-    right = [application for application in standing if all(application is not one for _, one in pairs)]
-    for transfer in list(left):
-        for application in right:
-            if transfer.log_index == application.log_index:
-                pairs.append((transfer, application))
-                left.remove(transfer)
-                right.remove(application)
-                break
-    return pairs, left, right
-
-
-def _pair_twins(
-    observed: Sequence[Observed], applications: Sequence[Application]
-) -> list[tuple[Observed, Application]]:
-    pairs = []
-    transfers: defaultdict[tuple[str, int], dict[int, Observed]] = defaultdict(dict)
-    for transfer in observed:
-        transfers[alike_key(transfer)][transfer.log_index] = transfer
-    paid: defaultdict[tuple[str, int], list[Application]] = defaultdict(list)
-    for application in applications:
-        paid[alike_key(application)].append(application)
-    for key, twins in transfers.items():
-        # A log's index is where the transfer is now, as far as that is known: of which block is not asked.
-        places = [Place(None, application.log_index) for application in paid[key]]
-        assigned = assign_places(None, twins, places)
-        pairs += [(twins[log_index], paid[key][number]) for log_index, number in assigned.items()]
-    return pairs
 
 
 class _Reconciler:
@@ -681,55 +398,3 @@ def _entries_in_words(missing: Iterable[tuple[str, str, int]], excess: Iterable[
     parts = [("is missing", list(words(missing))), ("is too much", list(words(excess)))]
     told = [f"{', '.join(entries)} {what}" for what, entries in parts if entries]
     return "; ".join(told) or "an entry is there twice"
-
-
-def difference_of(found: Finding, finding_id: UUID, *, detail: str | None = None) -> Difference:
-    """A finding as a line of the report."""
-    return Difference(
-        kind=found.kind.value,
-        severity=Severity.ALARM if found.kind in ALARMS else Severity.OPERATOR,
-        detail=detail or found.detail,
-        remedy=f"settle findings show {finding_id}",
-        finding_id=finding_id,
-        chain_id=found.chain_id,
-        tx_hash=found.tx_hash,
-        log_index=found.log_index,
-        attempt_id=found.attempt_id,
-        billing_account_id=found.billing_account_id,
-        value_raw=found.value_raw,
-    )
-
-
-# -- the report
-
-
-class Period(Part):
-    """From a moment to another, which is not in it."""
-
-    from_time: datetime = Field(alias="from")
-    to_time: datetime = Field(alias="to")
-
-
-class Report(Part):
-    """What a reconciliation found. `differences` lists some of each kind, `counts` counts all."""
-
-    chain_id: int
-    period: Period
-    totals: Totals
-    closes: bool
-    counts: dict[str, int]
-    values_raw: dict[str, int] = Field(default_factory=dict)
-    """What the differences of each kind are about, in token units, as far as that is known."""
-    alarms: int = 0
-    """How many differences say that the books are wrong."""
-    differences: tuple[Difference, ...] = ()
-    started: tuple[str, ...] = ()
-    """Ids of workflows that were missing and have been started."""
-    assertion_id: int | None = None
-    csv: str | None = None
-    seconds: int = 0
-
-    @property
-    def is_well(self) -> bool:
-        """Whether nothing is wrong: what waits for an operator, or has been started, is not."""
-        return self.closes and not self.alarms
