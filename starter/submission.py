@@ -251,7 +251,7 @@ class SubmitPayment:
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
         """Start a run for a credited or reversed payment, unless one has completed: something may be due to it still.
 
-        Best effort, since the answer is in the database already, and housekeeping looks, too
+        Best effort, since the answer is in the database already, and housekeeping checks, too
         (`services.payments.recovery`).
         """
         if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:

@@ -43,7 +43,7 @@ async def find_known_transfers(
     """What is known of a transaction's transfers in this scope; of those observed only the ones `alike` one.
 
     An attempt's own payment is left out where it asks for itself. What was observed is read only where anything has
-    paid: a transaction of thousands of transfers is looked at for each of them.
+    paid: a transaction of thousands of transfers is read for each of them.
     """
     values: dict[str, Any] = {
         "chain_id": scope.chain_id,

@@ -28,7 +28,7 @@ class Due(StrEnum):
     """The system tenant's bonus on a credited purchase."""
 
     BONUS_REVERSAL = "bonus_reversal_missing"
-    """The second half of a reversal: the bonus was given, and is not taken back."""
+    """The second half of a reversal: the bonus was posted, and is not reversed."""
 
     FINALITY = "finality_missing"
     """A credited payment has to be tracked until it is final, or reorged out."""

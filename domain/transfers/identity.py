@@ -4,11 +4,11 @@ Within one block a log's index names it. Log indexes count in the whole block, s
 ones when a reorganisation puts it into another block; there, a transfer is known by what it is: one of the same sender
 and value in the same transaction (of the same token and treasury, where those are known) is *alike*.
 
-Several alike in one transaction are twins. In another block nobody can say which of them was which, and nobody needs
-to: they are counted. Each is there once, and pays once.
+Several alike in one transaction are twins. In another block they cannot be distinguished, and need not be:
+they are counted. Each is there once, and pays once.
 
-PostgreSQL has the same two functions, `same_transfer` and `transfer_is_paid` (`db/functions/transfers.sql`), because it
-has the last word on what is credited; `tests/database/test_transfer_identity.py` has both answer the same questions.
+PostgreSQL checks every credit and has the same rule: `is_alike` and `is_place_paid` (`db/functions/transfers.sql`).
+`tests/database/test_transfer_identity.py` asks both the same questions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Alike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a log is, or was. A `block_hash` of None is some block, nobody knows which."""
+    """Where a log is, or was. A `block_hash` of None is an unknown block."""
 
     block_hash: str | None
     log_index: int
@@ -84,11 +84,6 @@ def is_alike(one: Alike, other: Alike) -> bool:
     return alike_key(one) == alike_key(other)
 
 
-def same_transfer(one: Placed, other: Placed) -> bool:
-    """Whether two transfers of one transaction may be one: alike, and not at two places of the same block."""
-    return is_alike(one, other) and (not _is_same_block(one, other) or one.log_index == other.log_index)
-
-
 def place_of(transfer: Placed) -> Place:
     """Where a transfer is, or was."""
     return Place(transfer.block_hash, transfer.log_index)
@@ -98,7 +93,7 @@ def assign_places(block_hash: str | None, log_indexes: Collection[int], paid: Se
     """Which of some twins in a block have paid: the twin's log index, and which of `paid` it is.
 
     `paid` are places at which twins of this transaction were when they paid, each one once. One that paid in this very
-    block is the one at its place. Of the others each takes a twin that nobody else has: first the one with its own
+    block is the one at its place. Of the others each takes a twin that no other one has: first the one with its own
     index, so that what did not move keeps its name, then the one that comes first.
     """
     places = set(log_indexes)
@@ -125,7 +120,3 @@ def is_paid(place: Place, observed: Collection[int], paid: Sequence[Place]) -> b
 
 def _is_in(block_hash: str | None, place: Place) -> bool:
     return place.block_hash is not None and place.block_hash == block_hash
-
-
-def _is_same_block(one: Placed, other: Placed) -> bool:
-    return one.block_hash is not None and one.block_hash == other.block_hash

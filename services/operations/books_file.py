@@ -55,7 +55,7 @@ class BookLines:
 
 @contextmanager
 def open_books(path: Path | None) -> Iterator[BookLines]:
-    """A file that is there as a whole or not at all: whoever reads it meanwhile sees the one before."""
+    """A file that is there as a whole or not at all: a concurrent reader sees the one before."""
     if path is None:
         yield BookLines(None)
         return

@@ -50,7 +50,7 @@ from services.ports import ResumePayment, StartResolution
 from telemetry.metrics.worker import RECONCILIATION_DIFFERENCES, RECONCILIATION_SECONDS
 
 Progress = Callable[[str], None]
-"""Is told in words how far it has come."""
+"""Receives a message about the progress."""
 
 DAY: Final = timedelta(hours=24)
 WATCHER_LAG_MAX: Final = timedelta(minutes=1)
@@ -102,7 +102,7 @@ class Reconciliation:
             watched = await db.find_watched(connection, self._chain_id)
             last_end = await db.find_last_end(connection, self._chain_id)
         if last_end is not None and last_end > watched.now:
-            last_end = None  # somebody reconciled a time to come, which is not done with that
+            last_end = None  # a period in the future was reconciled: it is not over
         to_time = watched.now
         if whole_hours:
             covered = self._covered_until(watched)
@@ -217,7 +217,7 @@ class Reconciliation:
         )
 
     def _check_gaps(self, gaps: Sequence[Gap], found: _Found) -> None:
-        """Whatever the period is: when blocks were mined that nobody shows is not known."""
+        """For every period: when unread blocks were mined is not known."""
         for gap in gaps:
             if gap.is_acknowledged:
                 continue
@@ -245,7 +245,7 @@ class Reconciliation:
     async def _write_down(self, found: _Found, on_progress: Progress) -> None:
         """What waits for an operator becomes a finding; what is one already stays as it is."""
         if found.undecided:
-            on_progress(f"{len(found.undecided)} transfers that nobody has decided about")
+            on_progress(f"{len(found.undecided)} transfers without a decision")
         for chunk in _chunks(found.undecided):
             async with self._database.transaction() as connection:
                 for tx_hash, transfer in chunk:
@@ -259,7 +259,7 @@ class Reconciliation:
         found.findings.clear()
 
     async def _decide(self, connection: ServiceConnection, tx_hash: str, transfer: Observed, found: _Found) -> None:
-        """What the watcher would say of a transfer; where it would submit it, it is told to look again."""
+        """Decide about a transfer as the watcher would; one that it would submit is marked for it again."""
         known = await db.find_transfer(connection, self._chain_id, tx_hash, transfer.log_index)
         if known is None:
             return  # off the chain since
@@ -355,14 +355,14 @@ class _Found:
         self.unfinished: list[UUID] = []
         self.unfinished_credits: list[UUID] = []
         self.left_for_next_time = 0
-        """Transfers and attempts that were counted, and not looked at: there are too many for one run."""
+        """Transfers and attempts that were counted, and not examined: there are too many for one run."""
 
     def differ(self, difference: Difference) -> None:
         """Count a difference; list it where there are not many like it."""
         self.counts[difference.kind] += 1
         self.alarms += difference.severity is Severity.ALARM
         self.values_raw[difference.kind] += difference.value_raw or 0
-        # Of many alike those are listed that are worth most; before them what nobody knows the worth of.
+        # Of many, those of unknown value are listed first, then those of the highest value.
         worth = _WORTH_UNKNOWN if difference.value_raw is None else difference.value_raw
         shown = self._shown.setdefault(difference.kind, [])
         keep = heapq.heappush if len(shown) < SHOWN_PER_KIND_MAX else heapq.heappushpop
@@ -393,7 +393,7 @@ class _Found:
         self.unfinished_credits += outcome.unfinished_credits
 
     def take_unexplained(self, chain_id: int, entry: db.Unexplained) -> None:
-        """Ledger entries without a transfer: an alarm, unless an operator has looked at it and left it."""
+        """Ledger entries without a transfer: an alarm, unless an operator has excused it."""
         known = entry.finding
         if known is not None and known.is_excused:
             self.totals.excused_debit_credits += entry.debit_credits
@@ -427,7 +427,7 @@ def _cut(number: int) -> Difference:
     return Difference(
         kind=TOO_MANY,
         severity=Severity.NOTICE,
-        detail=f"{number} more transfers, attempts or entries were counted and not looked at: too many for one run",
+        detail=f"{number} more transfers, attempts or entries were counted and not examined: too many for one run",
         remedy="settle reconcile the same period again, or parts of it (--from, --to)",
     )
 

@@ -39,7 +39,7 @@ class Recovered:
     resumed: list[UnfinishedPayment] = field(default_factory=list)
     """Those that no workflow was at work on, and that have one now."""
     refused: list[UnfinishedPayment] = field(default_factory=list)
-    """Those that could not be resumed, which keeps nobody else waiting."""
+    """Those that could not be resumed, which does not block the others."""
 
 
 class PaymentRecovery:
@@ -109,5 +109,5 @@ class PaymentRecovery:
                 for payment in payments:
                     group.create_task(resume(payment))
         except ExceptionGroup as failed:
-            # Whoever does not answer is asked no more, and told of once.
+            # One outage is one error, and ends the requests.
             raise failed.exceptions[0] from failed

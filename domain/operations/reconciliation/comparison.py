@@ -9,7 +9,7 @@ The inflow and what is unapplied come from the chain and from what the attempts 
 ledger. And of the ledger's own account of the treasury, by the time of posting:
 
     debits = credited for transfers of the period - posted outside it + posted in it for transfers outside it
-    credits = taken back by reversals
+    credits = reversals
 
 The left sides are sums over the journal, the right sides are found by walking through transfers and attempts: an entry
 that nothing explains keeps them apart.
@@ -76,10 +76,10 @@ class Outcome:
     known: list[Difference] = field(default_factory=list)
     """Findings that are open already."""
     undecided: list[Observed] = field(default_factory=list)
-    """Transfers of which nobody has said what they are for, although there was time."""
+    """Transfers without a decision although their grace period is over."""
     notices: list[Difference] = field(default_factory=list)
     unfinished: list[UUID] = field(default_factory=list)
-    """Attempts for which something is due and not there, but may be on its way: their workflows tell."""
+    """Attempts for which something is due and not there, but may be in progress: their workflows know."""
     unfinished_credits: list[UUID] = field(default_factory=list)
     """Findings that were credited and whose bonus is due."""
 
@@ -87,7 +87,7 @@ class Outcome:
 def reconcile(transaction: Transaction, *, dust_below_raw: int = 0) -> Outcome:
     """Lay one transaction's transfers and what was credited for them side by side.
 
-    A transfer of less than `dust_below_raw` that pays nothing is counted, and nobody is asked about it.
+    A transfer of less than `dust_below_raw` that pays nothing is counted, and becomes no finding.
     """
     return _Reconciler(transaction, dust_below_raw).run()
 
@@ -161,7 +161,7 @@ class _Reconciler:
         self._find(
             FindingKind.SURPLUS,
             application.surplus_finding,
-            f"{transfer.from_address} sent {surplus_raw} raw units more than attempt {application.attempt_id} wants",
+            f"{transfer.from_address} sent {surplus_raw} raw units more than attempt {application.attempt_id} requires",
             log_index=transfer.log_index,
             attempt_id=application.attempt_id,
             billing_account_id=application.billing_account_id,
@@ -239,8 +239,8 @@ class _Reconciler:
                 Difference(
                     kind=TRANSFER_REORGANISED,
                     severity=Severity.NOTICE,
-                    detail=f"a reorganisation took {what} away; it may come back, or be gone for good",
-                    remedy="none: its workflow decides, and takes the credits back where it is gone",
+                    detail=f"a reorganisation took {what} away; it may return, or be reorged out for good",
+                    remedy="none: its workflow decides, and reverses the credits if it does not return",
                     chain_id=self._transaction.chain_id,
                     tx_hash=self._transaction.tx_hash,
                     log_index=application.log_index,
@@ -364,7 +364,7 @@ class _Reconciler:
         )
 
     def _find(self, kind: FindingKind, known: KnownFinding | None, detail: str, **facts: Any) -> None:
-        """Something for an operator: to be written down, or known and open. What he has decided to leave is neither."""
+        """Something for an operator: to be recorded, or known and open. What they have decided to leave is neither."""
         if known is not None and known.is_excused:
             return
         place = {"chain_id": self._transaction.chain_id, "tx_hash": self._transaction.tx_hash}

@@ -131,7 +131,7 @@ def match(
 ) -> tuple[list[tuple[Observed, Application]], list[Observed], list[Application]]:
     """Pairs of transfer and application, and what is left over on either side.
 
-    By what they are (`domain.transfers.identity`); then by place alone, which is a contradiction and is told as one.
+    By what they are (`domain.transfers.identity`); then by place alone, which is a contradiction and reported as one.
     """
     standing = [application for application in applications if application.stands]
     pairs = _pair_twins(observed, standing)

@@ -14,7 +14,7 @@ from domain.operations.findings import ALARMS, Finding
 from domain.operations.reconciliation.totals import Totals
 
 TOO_MANY: Final = "too_many"
-"""More was found than one run looks at."""
+"""More was found than one run examines."""
 
 SHOWN_PER_KIND_MAX: Final = 200
 """Differences of one kind that a report lists; all are counted, and those for an operator are findings."""
@@ -24,13 +24,13 @@ class Severity(StrEnum):
     """What a difference asks for."""
 
     ALARM = "alarm"
-    """The books are wrong: somebody has to look now."""
+    """The ledger is wrong: an operator has to act now."""
 
     OPERATOR = "operator"
     """Waits for an operator's decision; the books are right."""
 
     STARTED = "started"
-    """A workflow was missing and has been started: it is being mended."""
+    """A workflow was missing and has been started: it is being fixed."""
 
     NOTICE = "notice"
     """Nothing is wrong, but the period is not all that there is to say."""

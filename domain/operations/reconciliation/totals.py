@@ -64,7 +64,7 @@ class Totals:
         return self.purchases_credits + self.donations_credits + self.operator_credits
 
     def contradictions(self) -> list[str]:
-        """The equations that do not hold, in words."""
+        """A message for each equation that does not hold."""
         found = []
         accounted_credits = self.applied_credits + credits_for_raw(self.unapplied_raw)
         inflow_credits = credits_for_raw(self.inflow_raw)
