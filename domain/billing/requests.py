@@ -1,0 +1,246 @@
+"""A call's request: parsed once for what the gateway decides by, and otherwise passed on as it came, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, NoReturn
+
+from domain.billing.usage import Dialect
+
+BYTES_PER_TOKEN: Final = 4
+"""Of UTF-8, on average over languages and tokenizers; a hold needs no more than that."""
+
+CHOICES_MAX: Final = 128
+OUTPUT_LIMIT_FIELDS: Final[Mapping[Dialect, tuple[str, ...]]] = {
+    Dialect.CHAT: ("max_completion_tokens", "max_tokens"),
+    Dialect.COMPLETIONS: ("max_tokens",),
+    Dialect.RESPONSES: ("max_output_tokens",),
+    Dialect.MESSAGES: ("max_tokens",),
+    Dialect.EMBEDDINGS: (),
+}
+"""The fields that bound the output, the one that the API prefers first."""
+
+REFUSED_FIELDS: Final = frozenset(
+    {"api_base", "api_key", "api_version", "base_url", "custom_llm_provider", "extra_headers", "user_config"}
+)
+"""Fields with which proxies let the caller choose where a call goes and who pays for it. Not here."""
+
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+
+
+class InvalidRequest(ValueError):
+    """The request cannot be passed on; `param` is the field that is wrong, where it is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidRequest(f"The request body is invalid: {name} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    value: Any
+    start: int
+    end: int
+
+
+class RequestBody:
+    """A JSON object whose fields can be read, and replaced without touching the text of any other."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._fields, self._end = _read_fields(text)
+
+    @classmethod
+    def parse(cls, body: bytes) -> RequestBody:
+        """Raises `InvalidRequest` for what is no JSON object in UTF-8, and for a field that is given twice.
+
+        Of two fields with one name each parser takes another: what was checked would not be what is passed on.
+        """
+        try:
+            return cls(body.decode())
+        except UnicodeDecodeError:
+            raise InvalidRequest("The request body is invalid: expected UTF-8") from None
+        except RecursionError:
+            raise InvalidRequest("The request body is invalid: it is nested too deeply") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def get(self, name: str) -> Any:
+        """The field's value; None also where it is missing."""
+        field = self._fields.get(name)
+        return None if field is None else field.value
+
+    def names(self) -> frozenset[str]:
+        """The names of all fields."""
+        return frozenset(self._fields)
+
+    def replaced(self, values: Mapping[str, Any]) -> bytes:
+        """The body's text with these fields set to other values, or added at its end."""
+        pieces, at = [], 0
+        for name, field in sorted(self._fields.items(), key=lambda item: item[1].start):
+            if name in values:
+                pieces += [self._text[at : field.start], json.dumps(values[name])]
+                at = field.end
+        pieces.append(self._text[at : self._end])
+        added = [
+            f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items() if name not in self._fields
+        ]
+        if added:
+            pieces.append((", " if self._fields else "") + ", ".join(added))
+        pieces.append(self._text[self._end :])
+        return "".join(pieces).encode()
+
+
+def _read_fields(text: str) -> tuple[dict[str, _Field], int]:
+    """The fields of the text's object, and where its closing brace is."""
+    fields: dict[str, _Field] = {}
+    at = _skip_space(text, 0)
+    at = _skip_space(text, _expect(text, at, "{"))
+    while text[at : at + 1] != "}":
+        if fields:
+            at = _skip_space(text, _expect(text, at, ","))
+        if text[at : at + 1] != '"':
+            raise _not_json(text, at, "a field's name")
+        name, at = _decode(text, at)
+        at = _skip_space(text, _expect(text, _skip_space(text, at), ":"))
+        value, end = _decode(text, at)
+        if name in fields:
+            raise InvalidRequest(f"The request body is invalid: {name[:40]!r} is given twice", name[:40])
+        fields[name] = _Field(value, at, end)
+        at = _skip_space(text, end)
+    if _skip_space(text, at + 1) != len(text):
+        raise _not_json(text, at + 1, "the end")
+    return fields, at
+
+
+def _decode(text: str, at: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"The request body is invalid: {error.msg} at character {error.pos}") from None
+    except ValueError as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        # An integer of thousands of digits is refused by Python itself.
+        raise InvalidRequest("The request body is invalid: a number has too many digits") from None
+
+
+def _expect(text: str, at: int, character: str) -> int:
+    if text[at : at + 1] != character:
+        raise _not_json(text, at, f"'{character}'")
+    return at + 1
+
+
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _not_json(text: str, at: int, expected: str) -> InvalidRequest:
+    if at == 0 or not text.strip():
+        return InvalidRequest("The request body is invalid: expected a JSON object")
+    return InvalidRequest(f"The request body is invalid: expected {expected} at character {at}")
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """What the gateway must know of a call before it is made."""
+
+    dialect: Dialect
+    model: str
+    is_streamed: bool
+    asks_for_usage: bool
+    """Whether the client itself asked for usage in the stream; if not, it does not get it."""
+    input_tokens_estimate: int
+    output_tokens_limit: int | None
+    """How many tokens the call may write at most, all choices together; None where it does not say."""
+    body: RequestBody
+
+    def upstream_body(self, *, asks_for_usage: bool = True, output_tokens_max: int | None = None) -> bytes:
+        """The body to pass on: usage is always asked for where the API has a switch for it.
+
+        `output_tokens_max` bounds the output of all choices together, where the caller's own bound is higher or none.
+        """
+        values: dict[str, Any] = {}
+        if asks_for_usage and self.is_streamed and self.dialect in (Dialect.CHAT, Dialect.COMPLETIONS):
+            options = self.body.get("stream_options")
+            values["stream_options"] = {**(options if isinstance(options, Mapping) else {}), "include_usage": True}
+        if output_tokens_max is not None and not self._is_bounded_by(output_tokens_max):
+            fields = OUTPUT_LIMIT_FIELDS[self.dialect]
+            given = [name for name in fields if self.body.get(name) is not None]
+            values |= dict.fromkeys(given or fields[-1:], max(1, output_tokens_max // _choices(self.body)))
+        return self.body.replaced(values)
+
+    def _is_bounded_by(self, output_tokens: int) -> bool:
+        return self.output_tokens_limit is not None and self.output_tokens_limit <= output_tokens
+
+
+def parse_request(dialect: Dialect, body: bytes) -> CallRequest:
+    """Parse a call's body. Raises `InvalidRequest`."""
+    fields = RequestBody.parse(body)
+    refused = sorted(REFUSED_FIELDS & fields.names())
+    if refused:
+        raise InvalidRequest(f"{refused[0]} is not accepted: the gateway chooses where a call goes", refused[0])
+    model = fields.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= 200:
+        raise InvalidRequest("model is invalid: expected the name of a model", "model")
+    if dialect is Dialect.RESPONSES:
+        for name in ("background", "previous_response_id"):
+            if fields.get(name):
+                raise InvalidRequest(f"{name} is not supported: each call is complete in itself", name)
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("stream is invalid: expected true or false", "stream")
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, Mapping):
+        raise InvalidRequest("stream_options is invalid: expected an object", "stream_options")
+    return CallRequest(
+        dialect=dialect,
+        model=model,
+        is_streamed=bool(stream),
+        asks_for_usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        input_tokens_estimate=-(-len(body) // BYTES_PER_TOKEN),
+        output_tokens_limit=_output_limit(dialect, fields),
+        body=fields,
+    )
+
+
+def _output_limit(dialect: Dialect, fields: RequestBody) -> int | None:
+    """The lowest bound that the caller gives, times the choices."""
+    if dialect is Dialect.EMBEDDINGS:
+        return 0
+    limits = []
+    for name in OUTPUT_LIMIT_FIELDS[dialect]:
+        limit = fields.get(name)
+        if limit is None:
+            continue
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise InvalidRequest(f"{name} is invalid: expected a whole number from 0", name)
+        limits.append(limit)
+    return min(limits) * _choices(fields) if limits else None
+
+
+def _choices(fields: RequestBody) -> int:
+    """How many answers are written: `n`, or `best_of` where that is more."""
+    choices = 1
+    for name in ("n", "best_of"):
+        value = fields.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= CHOICES_MAX:
+            raise InvalidRequest(f"{name} is invalid: expected 1 to {CHOICES_MAX}", name)
+        choices = max(choices, value)
+    return choices
