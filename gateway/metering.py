@@ -1,0 +1,162 @@
+"""What an answer says of itself while it passes: usage, output so far, errors, its last event.
+
+Nothing is changed here. A meter is given the answer's events, or its whole body, and says of each what to do with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum, auto
+from typing import Any, Final
+
+from domain.billing.requests import BYTES_PER_TOKEN
+from domain.billing.usage import Dialect, ImplausibleUsage, Usage, merge_reports, read_usage
+from gateway.sse import SseEvent
+
+_DONE: Final = b"[DONE]"
+_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+_OUTPUT_FIELDS: Final = frozenset(
+    {"content", "reasoning", "reasoning_content", "refusal", "arguments", "partial_json", "text", "thinking", "delta"}
+)
+"""Fields of a delta whose text was written by the model."""
+
+
+class Handling(Enum):
+    """What to do with an event."""
+
+    PASS = auto()
+    DROP = auto()
+    """The client did not ask for it."""
+    LAST = auto()
+    """The answer's end: it leaves after the charge is in the books."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Reads one answer. `input_tokens_estimate` stands in where nothing is reported."""
+
+    dialect: Dialect
+    asks_for_usage: bool
+    input_tokens_estimate: int
+    output_bytes: int = 0
+    has_ended: bool = False
+    error: Mapping[str, Any] | None = None
+    upstream_id: str | None = None
+    _report: Mapping[str, Any] | None = None
+    _invalid_report: str | None = None
+
+    @property
+    def produced(self) -> Usage:
+        """The gateway's own estimate of what was used so far."""
+        return Usage(
+            {
+                "input_tokens": self.input_tokens_estimate,
+                "output_tokens": -(-self.output_bytes // BYTES_PER_TOKEN),
+            }
+        )
+
+    @property
+    def report(self) -> Usage | ImplausibleUsage | None:
+        """What the provider reported."""
+        if self._invalid_report is not None:
+            return ImplausibleUsage(self._invalid_report)
+        try:
+            return read_usage(self.dialect, self._report)
+        except ImplausibleUsage as error:
+            return error
+
+    def observe(self, event: SseEvent) -> Handling:
+        """Read one event of a stream."""
+        if event.data is None:
+            return Handling.PASS
+        if event.data.strip() == _DONE:
+            self.has_ended = True
+            return Handling.LAST
+        document = self._read(event.data)
+        if document is None:
+            return Handling.PASS
+        self._note(document)
+        kind = document.get("type", event.name)
+        if kind in _LAST_TYPES:
+            self.has_ended = True
+            return Handling.LAST
+        if self.dialect in (Dialect.CHAT, Dialect.COMPLETIONS):
+            return self._handle_chunk(document)
+        return Handling.PASS
+
+    def observe_body(self, body: bytes) -> None:
+        """Read the whole body of an answer that was not streamed."""
+        self.has_ended = True
+        document = self._read(body)
+        if document is not None:
+            self._note(document)
+
+    def _handle_chunk(self, chunk: Mapping[str, Any]) -> Handling:
+        is_usage_only = chunk.get("usage") is not None and not chunk.get("choices") and not chunk.get("error")
+        return Handling.DROP if is_usage_only and not self.asks_for_usage else Handling.PASS
+
+    def _read(self, data: bytes) -> Mapping[str, Any] | None:
+        try:
+            document = json.loads(data, parse_float=Decimal, parse_constant=_refuse_constant)
+        except _NotANumber as error:
+            self._invalid_report = f"the answer contains {error}, which is no number"
+            return None
+        except (ValueError, RecursionError):
+            return None
+        return document if isinstance(document, Mapping) else None
+
+    def _note(self, document: Mapping[str, Any]) -> None:
+        # Of Anthropic's streams the first event carries the message, of Responses each carries the response.
+        inner = document.get("message") if document.get("type") == "message_start" else document.get("response")
+        parts = [document, *([inner] if isinstance(inner, Mapping) else [])]
+        for part in parts:
+            if isinstance(part.get("usage"), Mapping):
+                self._report = merge_reports(self._report, part["usage"])
+            elif part.get("usage") is not None:
+                self._invalid_report = f"usage is {type(part['usage']).__name__}: expected an object"
+            if isinstance(part.get("error"), Mapping):
+                self.error = part["error"]
+            elif part.get("error"):
+                self.error = {"message": str(part["error"])[:500]}
+            if self.upstream_id is None and isinstance(part.get("id"), str):
+                self.upstream_id = part["id"][:200]
+        self.output_bytes += sum(len(text.encode(errors="replace")) for text in _output_texts(document))
+
+
+def _output_texts(document: Mapping[str, Any]) -> Iterator[str]:
+    """The pieces of text that the model wrote, of an event or of a whole answer."""
+    kind = document.get("type")
+    if isinstance(kind, str) and kind.startswith("response."):
+        # Each piece is told again by events of the whole part, item and response: the deltas alone are counted.
+        delta = document.get("delta")
+        if isinstance(delta, str):
+            yield delta
+        return
+    for field in ("choices", "delta", "content_block", "content", "output"):
+        yield from _texts_within(document.get(field), depth=0)
+
+
+def _texts_within(value: Any, depth: int) -> Iterator[str]:
+    if depth > 6:
+        return
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts_within(item, depth + 1)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(inner, str):
+                if name in _OUTPUT_FIELDS:
+                    yield inner
+            else:
+                yield from _texts_within(inner, depth + 1)
+
+
+class _NotANumber(ValueError):
+    pass
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _NotANumber(name)

@@ -1,0 +1,141 @@
+"""What is read of an answer, in each API's own words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from domain.billing.usage import Dialect, ImplausibleUsage, Usage
+from gateway.metering import Handling, Meter
+from gateway.sse import SseEvent, parse_event
+
+
+def event(document: object, name: str | None = None) -> SseEvent:
+    lines = [f"event: {name}"] if name else []
+    text = document if isinstance(document, str) else json.dumps(document)
+    return parse_event("\n".join([*lines, f"data: {text}", "", ""]).encode())
+
+
+def meter(dialect: Dialect, *, asks_for_usage: bool = False) -> Meter:
+    return Meter(dialect, asks_for_usage, input_tokens_estimate=9)
+
+
+def chunk(**fields: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], **fields}
+
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 3}
+
+
+@pytest.mark.parametrize("asks_for_usage", [True, False])
+def test_a_stream_of_chat(asks_for_usage: bool) -> None:
+    read = meter(Dialect.CHAT, asks_for_usage=asks_for_usage)
+    deltas = [
+        {"role": "assistant", "content": ""},
+        {"content": "Hell"},
+        {"content": "o, é"},
+        {"reasoning_content": "hm"},
+    ]
+    for delta in deltas:
+        assert read.observe(event(chunk(choices=[{"index": 0, "delta": delta}], usage=None))) is Handling.PASS
+    call = {"tool_calls": [{"index": 0, "id": "call_1", "function": {"name": "f", "arguments": '{"a":1}'}}]}
+    assert read.observe(event(chunk(choices=[{"index": 0, "delta": call}]))) is Handling.PASS
+    assert read.produced == Usage({"input_tokens": 9, "output_tokens": 5})  # 4 + 5 + 2 + 7 bytes
+    assert read.report is None
+    assert read.observe(event(chunk(usage=USAGE))) is (Handling.PASS if asks_for_usage else Handling.DROP)
+    assert not read.has_ended
+    assert read.observe(event("[DONE]")) is Handling.LAST
+    assert read.has_ended
+    assert read.report == Usage({"input_tokens": 10, "output_tokens": 3})
+    assert read.upstream_id == "chatcmpl-1"
+
+
+def test_usage_beside_output_is_passed_on() -> None:
+    """Some upstreams put it on the last chunk of text, and OpenRouter beside a choice without content."""
+    read = meter(Dialect.CHAT)
+    assert read.observe(event(chunk(choices=[{"delta": {"content": "x"}}], usage=USAGE))) is Handling.PASS
+    assert read.report == Usage({"input_tokens": 10, "output_tokens": 3})
+
+
+def test_a_stream_of_messages() -> None:
+    read = meter(Dialect.MESSAGES)
+    start = {"type": "message_start", "message": {"id": "msg_1", "usage": {"input_tokens": 10, "output_tokens": 1}}}
+    assert read.observe(event(start, "message_start")) is Handling.PASS
+    for block in ({"type": "text_delta", "text": "abcd"}, {"type": "input_json_delta", "partial_json": "{}"}):
+        delta = {"type": "content_block_delta", "index": 0, "delta": block}
+        assert read.observe(event(delta, "content_block_delta")) is Handling.PASS
+    assert read.produced.output_tokens == 2
+    read.observe(event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 30}}, "message_delta"))
+    assert read.observe(event({"type": "message_stop"}, "message_stop")) is Handling.LAST
+    assert read.report == Usage({"input_tokens": 10, "output_tokens": 30})
+    assert read.upstream_id == "msg_1"
+
+
+@pytest.mark.parametrize("last", ["response.completed", "response.incomplete", "response.failed"])
+def test_a_stream_of_responses(last: str) -> None:
+    read = meter(Dialect.RESPONSES)
+    assert (
+        read.observe(event({"type": "response.created", "response": {"id": "resp_1", "usage": None}})) is Handling.PASS
+    )
+    for kind in ("response.output_text.delta", "response.function_call_arguments.delta"):
+        assert read.observe(event({"type": kind, "delta": "abcd"})) is Handling.PASS
+    done = {"type": "response.output_text.done", "text": "abcd"}
+    assert read.observe(event(done)) is Handling.PASS
+    assert read.produced.output_tokens == 2
+    ended = {"type": last, "response": {"id": "resp_1", "usage": {"input_tokens": 10, "output_tokens": 3}}}
+    assert read.observe(event(ended, last)) is Handling.LAST
+    assert read.report == Usage({"input_tokens": 10, "output_tokens": 3})
+    assert read.upstream_id == "resp_1"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "output_tokens"),
+    [
+        (Dialect.CHAT, {"id": "c", "choices": [{"message": {"content": "abcdefgh"}}], "usage": USAGE}, 2),
+        (Dialect.COMPLETIONS, {"id": "c", "choices": [{"text": "abcdefgh"}], "usage": USAGE}, 2),
+        (Dialect.MESSAGES, {"id": "c", "content": [{"type": "text", "text": "abcd"}]}, 1),
+        (Dialect.RESPONSES, {"id": "c", "output": [{"content": [{"type": "output_text", "text": "abcd"}]}]}, 1),
+        (Dialect.EMBEDDINGS, {"id": "c", "data": [{"embedding": [0.1, 0.2]}]}, 0),
+    ],
+)
+def test_an_answer_that_is_not_streamed(dialect: Dialect, body: dict[str, Any], output_tokens: int) -> None:
+    read = meter(dialect)
+    read.observe_body(json.dumps(body).encode())
+    assert read.has_ended
+    assert read.produced.output_tokens == output_tokens
+    assert (read.report is not None) == ("usage" in body)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"error": {"message": "overloaded", "code": 529}},
+        {"error": "overloaded"},
+        {"type": "error", "error": {"type": "overloaded_error", "message": "overloaded"}},
+        {"type": "response.failed", "response": {"error": {"message": "overloaded"}}},
+    ],
+)
+def test_an_error_under_a_success_is_seen(document: dict[str, Any]) -> None:
+    for dialect in Dialect:
+        read = meter(dialect)
+        read.observe(event(document))
+        assert read.error is not None
+        assert read.error["message"] == "overloaded"
+        assert read.produced.output_tokens == 0
+
+
+@pytest.mark.parametrize("usage", ['{"prompt_tokens": NaN, "completion_tokens": 1}', '"5"', "[1]", "7"])
+def test_a_report_that_is_none_is_implausible(usage: str) -> None:
+    read = meter(Dialect.CHAT)
+    read.observe(event('{"choices": [], "usage": ' + usage + "}"))
+    assert isinstance(read.report, ImplausibleUsage)
+
+
+@pytest.mark.parametrize("data", ["", "not json", "[1, 2]", "7", "[" * 100_000, '{"choices": 7, "usage": null}'])
+def test_what_is_not_understood_is_passed_on(data: str) -> None:
+    read = meter(Dialect.CHAT)
+    assert read.observe(event(data)) is Handling.PASS
+    assert read.report is None
+    assert read.observe(parse_event(b": PROCESSING\n\n")) is Handling.PASS
