@@ -60,8 +60,8 @@ class Refusal:
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether the very same call may go through later by itself."""
-        return self.retry_after_seconds is not None or self.status is HTTPStatus.SERVICE_UNAVAILABLE
+        """Whether clients should repeat the call by themselves; a 402 they never do, whatever it says of waiting."""
+        return self.status in (HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
     @property
     def headers(self) -> dict[str, str]:
