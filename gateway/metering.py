@@ -130,7 +130,7 @@ def _output_texts(document: Mapping[str, Any]) -> Iterator[str]:
     """The pieces of text that the model wrote, of an event or of a whole answer."""
     kind = document.get("type")
     if isinstance(kind, str) and kind.startswith("response."):
-        # Each piece is told again by events of the whole part, item and response: the deltas alone are counted.
+        # Each piece is repeated by events of the whole part, item and response: the deltas alone are counted.
         delta = document.get("delta")
         if isinstance(delta, str):
             yield delta

@@ -52,7 +52,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a call costs everybody. Costs are exact; credits are rounded up once, from the exact cost."""
+    """Cost of a call to user, provider and platform: exact in US dollars, rounded up once in credits."""
 
     user_cost_usd: Decimal
     provider_cost_usd: Decimal
@@ -75,7 +75,7 @@ _PRICED: Final = frozenset({CallEnd.COMPLETED, CallEnd.CLIENT_LEFT, CallEnd.GATE
 """Ends after which the user pays for what was produced, even where the provider does not say how much that was."""
 
 _WITHOUT_OUTPUT: Final = frozenset({CallEnd.REFUSED, CallEnd.ERROR_ONLY, CallEnd.FAILED_OVER})
-"""Ends at which nothing came that anybody could use: only what the provider itself reports can have cost anything."""
+"""Ends with nothing of use to the client: only what the provider itself reports can have cost anything."""
 
 _NOTHING: Final = Decimal(0)
 

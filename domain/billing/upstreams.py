@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from domain.billing.pricing import ModelRates, Rate
 from domain.errors import ConfigurationError
@@ -128,6 +127,6 @@ def read_upstreams(document: Any, *, where: str) -> Upstreams:
         raise ConfigurationError(f"{where} is invalid: {'; '.join(map(_describe, problems))}") from None
 
 
-def _describe(problem: ErrorDetails) -> str:
+def _describe(problem: Mapping[str, Any]) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "the file"
     return f"{field}: {problem['msg'].removeprefix('Value error, ')}"
