@@ -18,6 +18,7 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -131,8 +132,11 @@ def dev_wallets() -> tuple[Wallet, ...]:
 @functools.cache
 def _account() -> "type[Account]":
     """The signing library, loaded by the first signature: it brings curves of other chains, which take long."""
+    limit = sys.getrecursionlimit()
     from eth_account import Account
 
+    # A library under it raises the limit so far that deeply nested JSON ends the process.
+    sys.setrecursionlimit(limit)
     return Account
 
 

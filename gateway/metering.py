@@ -5,13 +5,12 @@ Nothing is changed here. A meter is given the answer's events, or its whole body
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import Enum, auto
 from typing import Any, Final
 
+from domain.billing.exact_json import NotJson, loads
 from domain.billing.requests import BYTES_PER_TOKEN
 from domain.billing.usage import Dialect, ImplausibleUsage, Usage, merge_reports, read_usage
 from gateway.sse import SseEvent
@@ -100,11 +99,10 @@ class Meter:
 
     def _read(self, data: bytes) -> Mapping[str, Any] | None:
         try:
-            document = json.loads(data, parse_float=Decimal, parse_constant=_refuse_constant)
-        except _NotANumber as error:
-            self._invalid_report = f"the answer contains {error}, which is no number"
-            return None
-        except (ValueError, RecursionError):
+            document = loads(data)
+        except NotJson as error:
+            if b'"usage"' in data:
+                self._invalid_report = f"the answer's usage cannot be read: {error}"
             return None
         return document if isinstance(document, Mapping) else None
 
@@ -152,11 +150,3 @@ def _texts_within(value: Any, depth: int) -> Iterator[str]:
                     yield inner
             else:
                 yield from _texts_within(inner, depth + 1)
-
-
-class _NotANumber(ValueError):
-    pass
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _NotANumber(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -61,7 +62,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 validate_workflows_once()
 
-# A library under eth-account raises it to 100,000, with which pytest's own report of a failure fails.
+# A library under eth-account raises it to 100,000 when it is imported. With that pytest's own report of a failure fails,
+# and text that is nested deeply enough ends the process.
+importlib.import_module("eth_account")
 sys.setrecursionlimit(1_000)
 
 # A shared machine is slow now and then: no example fails for its time. Nothing is kept between runs.

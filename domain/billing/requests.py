@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from domain.billing.exact_json import DECODER, NotJson, require_json
 from domain.billing.usage import Dialect
 
 BYTES_PER_TOKEN: Final = 4
@@ -41,13 +41,6 @@ class InvalidRequest(ValueError):
         self.param = param
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequest(f"The request body is invalid: {name} is not JSON")
-
-
-_DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
-
-
 @dataclass(frozen=True, slots=True)
 class _Field:
     value: Any
@@ -69,11 +62,9 @@ class RequestBody:
         Of two fields with one name each parser takes another: what was checked would not be what is passed on.
         """
         try:
-            return cls(body.decode())
-        except UnicodeDecodeError:
-            raise InvalidRequest("The request body is invalid: expected UTF-8") from None
-        except RecursionError:
-            raise InvalidRequest("The request body is invalid: it is nested too deeply") from None
+            return cls(require_json(body))
+        except NotJson as error:
+            raise InvalidRequest(f"The request body is invalid: {error}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._fields
@@ -105,54 +96,38 @@ class RequestBody:
 
 
 def _read_fields(text: str) -> tuple[dict[str, _Field], int]:
-    """The fields of the text's object, and where its closing brace is."""
+    """The fields of the object that the text, which is JSON, holds, and where its closing brace is."""
     fields: dict[str, _Field] = {}
     at = _skip_space(text, 0)
-    at = _skip_space(text, _expect(text, at, "{"))
-    while text[at : at + 1] != "}":
-        if fields:
-            at = _skip_space(text, _expect(text, at, ","))
-        if text[at : at + 1] != '"':
-            raise _not_json(text, at, "a field's name")
+    if text[at] != "{":
+        raise InvalidRequest("The request body is invalid: expected a JSON object")
+    at = _skip_space(text, at + 1)
+    while text[at] != "}":
         name, at = _decode(text, at)
-        at = _skip_space(text, _expect(text, _skip_space(text, at), ":"))
-        value, end = _decode(text, at)
+        value_at = _skip_space(text, _skip_space(text, at) + len(":"))
+        value, end = _decode(text, value_at)
         if name in fields:
             raise InvalidRequest(f"The request body is invalid: {name[:40]!r} is given twice", name[:40])
-        fields[name] = _Field(value, at, end)
+        fields[name] = _Field(value, value_at, end)
         at = _skip_space(text, end)
-    if _skip_space(text, at + 1) != len(text):
-        raise _not_json(text, at + 1, "the end")
+        if text[at] == ",":
+            at = _skip_space(text, at + 1)
     return fields, at
 
 
 def _decode(text: str, at: int) -> tuple[Any, int]:
     try:
-        return _DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"The request body is invalid: {error.msg} at character {error.pos}") from None
-    except ValueError as error:
-        if isinstance(error, InvalidRequest):
-            raise
+        return DECODER.raw_decode(text, at)
+    except NotJson:
+        raise
+    except ValueError:
         # An integer of thousands of digits is refused by Python itself.
-        raise InvalidRequest("The request body is invalid: a number has too many digits") from None
-
-
-def _expect(text: str, at: int, character: str) -> int:
-    if text[at : at + 1] != character:
-        raise _not_json(text, at, f"'{character}'")
-    return at + 1
+        raise NotJson("a number has too many digits") from None
 
 
 def _skip_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
-
-
-def _not_json(text: str, at: int, expected: str) -> InvalidRequest:
-    if at == 0 or not text.strip():
-        return InvalidRequest("The request body is invalid: expected a JSON object")
-    return InvalidRequest(f"The request body is invalid: expected {expected} at character {at}")
 
 
 @dataclass(frozen=True, slots=True)
