@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 validate_workflows_once()
 
-# A library under eth-account raises it to 100,000 when it is imported. With that pytest's own report of a failure fails,
+# A library under eth-account raises it to 100,000 when it is imported. Then pytest's own report of a failure fails,
 # and text that is nested deeply enough ends the process.
 importlib.import_module("eth_account")
 sys.setrecursionlimit(1_000)

@@ -18,7 +18,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
-"""For text that `require_json` has passed. By itself its depth is bounded by the interpreter's recursion limit only, and
+"""For text that `require_json` has passed. Alone, its depth is bounded by the interpreter's recursion limit only, and
 libraries raise that so far that deeply nested text ends the process."""
 
 
