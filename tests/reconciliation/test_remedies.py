@@ -388,6 +388,35 @@ async def test_of_two_alike_that_moved_one_was_credited_and_the_other_settles(
             await roles.credit(attempt, transfer_for(attempt, log_index=log_index, **moved))
 
 
+async def test_a_payment_that_returns_after_its_reversal_is_an_operators_to_credit(roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    attempt = await roles.settle(payer, 1)
+    await roles.reverse(attempt)
+    again = await roles.create_submitted(payer, 1)
+    returned = await find_transfer(
+        roles.service, 1, kind=FindingKind.RETURNED_AFTER_REVERSAL, value_raw=attempt.amount_raw, log_index=5
+    )
+    with pytest.raises(TransferAlreadySettled):
+        await roles.credit(again, transfer_for(again, log_index=5))
+    assert (await take(roles.service, returned, Remedy.CREDIT)).billing_account_id == payer.billing_account_id
+
+
+async def test_a_final_payment_is_where_its_finality_says(roles: RolePair) -> None:
+    """Its log was the first in its block, and is another one in the block that became final; its twin was not paid."""
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    with connect(roles.database.service_url) as service:
+        service.execute(
+            "INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number,"
+            " block_hash, level) VALUES (%s, 'final', %s, %s, 5, 7, %s, 'finalized')",
+            (attempt.id, CHAIN_ID, tx_hash(1), tx_hash(7)),
+        )
+    twin = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=0)
+    paid = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=5)
+    with pytest.raises(RemedyRefused):
+        await take(roles.service, paid, Remedy.CREDIT)
+    await take(roles.service, twin, Remedy.CREDIT)
+
+
 async def test_a_payment_that_the_chain_lacks_stays_found_while_only_its_twin_is_there(roles: RolePair) -> None:
     """Two alike were credited, one is on the chain: the finding about the other one is not mended by it."""
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
