@@ -48,8 +48,11 @@ up: install ## Run the whole system on this machine until Ctrl-C
 	@$(BIN)/settle up
 
 test: install ## What every change must pass: linter, strict types, import directions, all tests but the slow ones
-	@# Side by side, the output of each in one piece.
-	@$(MAKE) --no-print-directory --jobs --output-sync=target lint types unit
+	@# Linter and types beside the tests, which show how far they are; what the two said comes at the end, in one piece.
+	@$(MAKE) --no-print-directory lint types > $(VENV)/checks.txt 2>&1 & checks=$$!; \
+		$(MAKE) --no-print-directory unit; tests=$$?; \
+		wait $$checks; checks=$$?; cat $(VENV)/checks.txt; \
+		exit $$((tests || checks))
 
 test-slow: install ## The tests that are long by nature: real time-outs, the bench, the demo from a wheel, every crash
 	$(PYTEST) -m slow
