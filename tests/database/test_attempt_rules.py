@@ -371,11 +371,16 @@ def test_a_worker_cannot_keep_the_credits_of_a_purchase_that_did_not_end(two_ten
         worker.execute("SELECT * FROM post_own_purchase(%s, 1000000000, 'cash:usdc', '{}')", (attempt.id,))
 
 
-def test_one_transfer_does_not_pay_two_attempts(two_tenants: TwoTenants) -> None:
+@pytest.mark.parametrize(
+    ("triggers", "constraint"),
+    [(True, "settled_transfers_not_credited_by_operator"), (False, "settled_transfers_one_attempt_per_transfer")],
+)
+def test_one_transfer_does_not_pay_two_attempts(two_tenants: TwoTenants, triggers: bool, constraint: str) -> None:
+    """By the trigger, which knows the transfer in another block too, and without it by the key."""
     paid = two_tenants.alice.credited
     with (
-        refused(UniqueViolation, "settled_transfers_one_attempt_per_transfer"),
-        connect(two_tenants.database.migration_url) as owner,
+        refused(UniqueViolation, constraint),
+        connect(two_tenants.database.superuser_url, triggers=triggers) as owner,
     ):
         owner.execute(TRANSFER, (paid.tx_hash, 0, two_tenants.alice.pending.id))
 
@@ -384,7 +389,7 @@ def test_one_attempt_is_not_paid_by_two_transfers(two_tenants: TwoTenants) -> No
     paid = two_tenants.alice.credited
     with (
         refused(UniqueViolation, "settled_transfers_one_transfer_per_attempt"),
-        connect(two_tenants.database.migration_url) as owner,
+        connect(two_tenants.database.superuser_url, triggers=False) as owner,
     ):
         owner.execute(TRANSFER, (paid.tx_hash, 1, paid.id))
 

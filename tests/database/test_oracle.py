@@ -266,7 +266,7 @@ async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(two_tenant
 
 async def test_an_attempt_paid_by_two_transfers_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
-    with connect(two_tenants.database.migration_url) as owner:
+    with connect(two_tenants.database.superuser_url, triggers=False) as owner:
         owner.execute("ALTER TABLE settled_transfers DROP CONSTRAINT settled_transfers_one_transfer_per_attempt")
         owner.execute(
             "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash,"
