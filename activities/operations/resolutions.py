@@ -13,7 +13,6 @@ from chain.reader import ChainReader
 from db.engine import ServiceDatabase
 from db.operations.findings import find_finding
 from db.transfers.observed import find_observed
-from domain.chain import require_own_chain
 from domain.errors import ChainUnavailable, RemedyRefused
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest, TakenRemedy
@@ -60,7 +59,6 @@ class RemedyActivities(RemedySignatures):
     async def _require_on_chain(self, request: RemedyRequest) -> None:
         async with self._database.autocommit() as connection:
             finding = await find_finding(connection, request.finding_id)
-        require_own_chain(f"finding {finding.id}", finding.chain_id, own=self._chain.chain_id)
         if not finding.is_open or finding.kind is FindingKind.SURPLUS or finding.tx_hash is None:
             # Nothing is left to credit, or the credited transfer belongs to a verified payment.
             return

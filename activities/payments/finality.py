@@ -15,7 +15,6 @@ from activities.payments.signatures import FinalitySignatures
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
 from db.payments import finality
-from domain.chain import require_own_chain
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.payments import finality as evaluation
 from domain.payments.attempt import AttemptStatus
@@ -97,7 +96,6 @@ class FinalityActivities(FinalitySignatures):
             credited = await finality.find_credited(connection, payment.attempt_id)
         if credited is None:
             raise BookkeepingError(f"attempt {payment.attempt_id} has no settled transfer to track")
-        require_own_chain(f"attempt {payment.attempt_id}", credited.transfer.chain_id, own=self._chain.chain_id)
         return credited
 
     async def _poll(
