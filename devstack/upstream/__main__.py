@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
 
 from devstack.stack import until_signalled
 from devstack.upstream.server import HOST, Upstream
@@ -18,7 +19,7 @@ async def serve(port: int, *, drains: bool) -> None:
         await asyncio.Event().wait()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser(
         prog="python -m devstack.upstream",
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--drains", action="store_true", help="go on, and bill all of it, when a client hangs up in mid-answer"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         asyncio.run(serve(arguments.port, drains=arguments.drains))
     except (OSError, OverflowError) as error:

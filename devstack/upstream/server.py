@@ -100,6 +100,7 @@ class Upstream:
             router.add_get(f"{prefix}/generation", self._openrouter_generation)
             router.add_get(f"{prefix}/activity", self._openrouter_activity)
             router.add_get(f"{prefix}/spend/logs", self._litellm_spend_logs)
+        router.add_route("*", "/{path:.*}", self._unknown)
         return app
 
     # -- generations
@@ -159,6 +160,10 @@ class Upstream:
     async def _alive(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    async def _unknown(self, request: web.Request) -> web.Response:
+        message = f"Invalid URL ({request.method} {request.path})"
+        return _json(error_body(None, error_object(None, 400, message), ""), 404)
+
     async def _models(self, request: web.Request) -> web.Response:
         if "anthropic-version" in request.headers:
             models = [_anthropic_model(name) for name in PRICES]
@@ -207,6 +212,8 @@ class Upstream:
     async def _add_order(self, request: web.Request) -> web.Response:
         try:
             fields = json.loads(await request.read())
+            if not isinstance(fields, dict):
+                raise BehaviourError(f"an order is {type(fields).__name__}: expected an object")
             unknown = set(fields) - {"behaviour", "requests", "path"}
             if unknown:
                 raise BehaviourError(f"unknown field {min(unknown)!r}; known: behaviour, requests, path")
@@ -214,7 +221,7 @@ class Upstream:
             if requests is not None and (isinstance(requests, bool) or not isinstance(requests, int) or requests < 1):
                 raise BehaviourError(f"requests is {requests!r}: expected an integer above 0, or null")
             self.order(behaviour_of(fields.get("behaviour")), requests, fields.get("path"))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             return _json({"error": {"message": str(error)}}, 400)
         return _json({"orders": len(self._orders)})
 
