@@ -142,7 +142,7 @@ class VerificationActivities(VerificationSignatures):
         if scope in self._noted_scopes:
             return
         async with self._database.transaction() as connection:
-            if await observed.note_from_block(connection, scope, self._from_block):
+            if await observed.set_from_block(connection, scope, self._from_block):
                 self._noted_scopes.add(scope)
 
     async def _poll(

@@ -221,7 +221,7 @@ class _Follower:
             if step.is_at_head and self.block_number is not None:
                 await self._scan.read_due_gap()
             if self._is_noted is not False:
-                await self._scan.note_waiting(None)
+                await self._scan.record_waiting(None)
                 self._is_noted = False
         except Unavailable as error:
             return await self._wait_for(error.code, error.message)
@@ -247,7 +247,7 @@ class _Follower:
             log.warning("following the chain waits", error=message)
             self._waits_for = code
         with contextlib.suppress(Unavailable):
-            await self._scan.note_waiting(message)
+            await self._scan.record_waiting(message)
             self._is_noted = True
         patience_seconds = self._patience_seconds
         self._patience_seconds = min(2 * patience_seconds, PATIENCE_SECONDS_MAX)

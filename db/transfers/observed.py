@@ -1,6 +1,6 @@
-"""Queries of the chain watcher: where it has come to, what it has seen, and whom a transfer may be from.
+"""Queries of the chain watcher: the cursor, tracked blocks, observed transfers, and what a transfer may pay.
 
-What is read of the chain is written in the transaction that moves the cursor: either both are there, or neither.
+What is read from the chain is written in the transaction that moves the cursor: either both are there, or neither.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from domain.chain import MinedBlock, Transfer, TransferScope
 from domain.transfers.income import NonPayer, non_payer
 from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, renewal_id
 
-WATCHED_BLOCKS_MAX: Final = 1_024
-"""Hashes that are kept: at the head one for each block, so half an hour of Base, which is final in twenty minutes."""
+TRACKED_BLOCKS_MAX: Final = 1_024
+"""Block hashes kept for each scope: at the head one for each block, half an hour of Base, whose finality takes 20
+minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Cursor:
     """The last block whose transfers are all recorded; its hash is None where nothing has been read yet."""
 
     first_block: int
-    """The first block that was ever read; nothing goes back behind it."""
+    """The first block that was ever read; the cursor never moves below it."""
     block_number: int
     block_hash: str | None
     head_number: int
     gap_end: int | None = None
-    """Where the highest stretch behind the cursor ends that no node has shown: nobody reads across it in passing."""
+    """Last block of the highest unread gap at or below the cursor; reading past it takes a scan of its own."""
 
     @property
     def lag_blocks(self) -> int:
@@ -41,7 +42,7 @@ class Cursor:
         return max(self.head_number - self.block_number, 0)
 
 
-def _of(scope: TransferScope) -> dict[str, Any]:
+def _scope_values(scope: TransferScope) -> dict[str, Any]:
     return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
 
 
@@ -72,7 +73,7 @@ _MOVE_CURSOR: Final = text(
     """
 )
 
-_NOTE_WAITING: Final = text(
+_SET_WAITS_FOR: Final = text(
     """
     UPDATE chain_cursors
        SET waits_for = :waits_for,
@@ -82,7 +83,7 @@ _NOTE_WAITING: Final = text(
     """
 )
 
-_WATCH_BLOCK: Final = text(
+_TRACK_BLOCK: Final = text(
     """
     INSERT INTO watched_blocks (chain_id, token, to_address, block_number, block_hash)
     VALUES (:chain_id, :token, :to_address, :block_number, :block_hash)
@@ -90,14 +91,14 @@ _WATCH_BLOCK: Final = text(
     """
 )
 
-_FORGET_ABOVE: Final = text(
+_DELETE_TRACKED_ABOVE: Final = text(
     """
     DELETE FROM watched_blocks
      WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address AND block_number > :block_number
     """
 )
 
-_FORGET_OLDEST: Final = text(
+_DELETE_OLDEST_TRACKED: Final = text(
     """
     DELETE FROM watched_blocks
      WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
@@ -108,7 +109,7 @@ _FORGET_OLDEST: Final = text(
     """
 )
 
-_WATCHED: Final = text(
+_TRACKED: Final = text(
     """
     SELECT block_number, block_hash FROM watched_blocks
      WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
@@ -116,7 +117,7 @@ _WATCHED: Final = text(
     """
 )
 
-# What has moved to another block is looked at anew: a payment may be late, or in time, by its new block.
+# A transfer that moved to another block is matched again: by its new block a payment may be late, or in time.
 _RECORD: Final = text(
     """
     INSERT INTO observed_transfers AS o (chain_id, tx_hash, log_index, block_number, block_hash, block_time, token,
@@ -145,9 +146,9 @@ _BLOCKS_WITH_TRANSFERS: Final = text(
     """
 )
 
-_ORPHAN: Final = text(
+_MOVE_TO_ORPHANED: Final = text(
     """
-    WITH gone AS (
+    WITH removed AS (
         DELETE FROM observed_transfers
          WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
            AND block_hash = ANY (CAST(:block_hashes AS text[]))
@@ -155,7 +156,7 @@ _ORPHAN: Final = text(
     )
     INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
                                     observed_at)
-    SELECT * FROM gone
+    SELECT * FROM removed
     """
 )
 
@@ -168,21 +169,21 @@ _OBSERVED: Final = text(
     """
 )
 
-_DISOWN: Final = text(
+_INVALIDATE: Final = text(
     """
-    WITH gone AS (
+    WITH removed AS (
         DELETE FROM observed_transfers
          WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = ANY (CAST(:log_indexes AS bigint[]))
         RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
     )
     INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
                                     observed_at)
-    SELECT * FROM gone
+    SELECT * FROM removed
     """
 )
 
-# The usual end of a transfer: whoever sent it submitted it, and it was credited where it is.
-_SETTLE_UNHANDLED: Final = text(
+# The usual case: the sender submitted the transfer, and it was credited at its present place.
+_MARK_SETTLED_HANDLED: Final = text(
     """
     UPDATE observed_transfers o SET handled_at = now(), attempt_id = s.attempt_id
       FROM settled_transfers s JOIN payment_attempts a ON a.id = s.attempt_id
@@ -216,13 +217,13 @@ _OBSERVED_AT: Final = text(
 )
 
 CANDIDATES_MAX: Final = 50
-"""Attempts of each sort that are looked at: a payer may have thousands, and every dust transfer asks."""
+"""Attempts of each kind that are read: a payer may have thousands, and the query runs for every dust transfer."""
 
 OTHERS_NAMED: Final = 5
 """Attempts of other amounts that a finding may name."""
 
-# One statement, so that an attempt is seen in one state. What the transfer may pay, the oldest first; then what may say
-# why it pays nothing: the latest of that amount that had expired, the latest of another amount.
+# One statement, so that an attempt is seen in one state. First the attempts that the transfer may pay, oldest first;
+# then those that explain why it pays none: the latest of its amount that had expired, the latest of other amounts.
 _CANDIDATES: Final = text(
     """
     WITH own AS NOT MATERIALIZED (
@@ -232,7 +233,7 @@ _CANDIDATES: Final = text(
     )
     SELECT a.id AS attempt_id, b.owner_user_id, a.billing_account_id, a.from_address, a.amount_raw, a.status,
            a.error_code, a.tx_hash, a.created_at, a.expires_at,
-           -- Intents of before that was kept lived as long as they do by default.
+           -- Intents older than the column lived for the default of 30 minutes.
            coalesce(a.payable_until, a.expires_at, a.created_at + interval '30 minutes') AS payable_until,
            EXISTS (SELECT FROM observed_transfers o WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash)
              AS hash_is_observed,
@@ -276,21 +277,21 @@ _CANDIDATES: Final = text(
     """
 )
 
-_SENDERS_ACCOUNT: Final = text(
+_ACCOUNT_OF_SENDER: Final = text(
     """
     SELECT b.id FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
      WHERE lower(u.wallet_address) = lower(:from_address) ORDER BY b.created_at LIMIT 1
     """
 )
 
-_RULE: Final = text(
+_INCOME_RULE: Final = text(
     """
     SELECT non_payer_kind(:from_address) AS kind,
            first_block_answered_for(:chain_id, :token, :to_address) AS first_block
     """
 )
 
-_RENEWED: Final = text(
+_SUBMITTED_RENEWALS: Final = text(
     """
     SELECT id FROM payment_attempts
      WHERE id = ANY (CAST(:ids AS uuid[])) AND status <> 'CREATED_INTENT'
@@ -298,7 +299,7 @@ _RENEWED: Final = text(
     """
 )
 
-_HANDLED: Final = text(
+_MARK_HANDLED: Final = text(
     """
     UPDATE observed_transfers SET handled_at = now(), attempt_id = :attempt_id
      WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = :log_index AND block_hash = :block_hash
@@ -308,18 +309,18 @@ _HANDLED: Final = text(
 
 
 async def find_cursor(connection: ReadAllConnection, scope: TransferScope) -> Cursor | None:
-    """How far the chain was followed; None before the first time."""
-    row = (await connection.connection.execute(_CURSOR, _of(scope))).one_or_none()
+    """The scope's cursor; None before the first read."""
+    row = (await connection.connection.execute(_CURSOR, _scope_values(scope))).one_or_none()
     return Cursor(*row) if row else None
 
 
-async def begin_at(connection: ServiceConnection, scope: TransferScope, first_block: int, head: int) -> None:
-    """The first time: the chain is followed from this block on. Safe to repeat."""
-    values = {**_of(scope), "first_block": first_block, "head_number": head}
+async def create_cursor(connection: ServiceConnection, scope: TransferScope, first_block: int, head: int) -> None:
+    """Create the scope's cursor, so that reading begins at `first_block`. Safe to repeat."""
+    values = {**_scope_values(scope), "first_block": first_block, "head_number": head}
     await connection.connection.execute(_INSERT_CURSOR, values)
 
 
-_NOTE_FROM_BLOCK: Final = text(
+_SET_FROM_BLOCK: Final = text(
     """
     UPDATE chain_cursors SET answers_from = :from_block
      WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
@@ -328,7 +329,7 @@ _NOTE_FROM_BLOCK: Final = text(
 ).bindparams(bindparam("from_block", type_=BigInteger))
 
 
-_IS_FOLLOWED: Final = text(
+_CURSOR_EXISTS: Final = text(
     """
     SELECT 1 FROM chain_cursors
      WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address) LIMIT 1
@@ -336,19 +337,19 @@ _IS_FOLLOWED: Final = text(
 )
 
 
-async def note_from_block(connection: ServiceConnection, scope: TransferScope, from_block: int | None) -> bool:
-    """The first block that settle answers for by its setting; None: the first that was ever read. Safe to repeat.
+async def set_from_block(connection: ServiceConnection, scope: TransferScope, from_block: int | None) -> bool:
+    """Store the first block whose transfers are accepted; None: the first that was ever read. Safe to repeat.
 
-    False where the chain has not been followed yet, and there is nowhere to write it.
+    False where the scope has no cursor yet, and nothing was stored.
     """
-    await connection.connection.execute(_NOTE_FROM_BLOCK, {**_of(scope), "from_block": from_block})
-    return (await connection.connection.execute(_IS_FOLLOWED, _of(scope))).first() is not None
+    await connection.connection.execute(_SET_FROM_BLOCK, {**_scope_values(scope), "from_block": from_block})
+    return (await connection.connection.execute(_CURSOR_EXISTS, _scope_values(scope))).first() is not None
 
 
 async def move_cursor(connection: ServiceConnection, scope: TransferScope, old: Cursor, new: Cursor) -> bool:
-    """Move the cursor from `old` to `new`; False where it is not at `old` any more, because somebody else moved it."""
+    """Move the cursor from `old` to `new`; False where it is not at `old` any more, because another worker moved it."""
     values = {
-        **_of(scope),
+        **_scope_values(scope),
         "block_number": new.block_number,
         "block_hash": new.block_hash,
         "head_number": new.head_number,
@@ -358,40 +359,42 @@ async def move_cursor(connection: ServiceConnection, scope: TransferScope, old: 
     return (await connection.connection.execute(_MOVE_CURSOR, values)).rowcount == 1
 
 
-async def watch_block(connection: ServiceConnection, scope: TransferScope, block: MinedBlock) -> None:
-    """Remember a block's hash, and forget the oldest ones."""
-    values = {**_of(scope), "block_number": block.number, "block_hash": block.block_hash}
-    await connection.connection.execute(_WATCH_BLOCK, values)
-    await connection.connection.execute(_FORGET_OLDEST, {**_of(scope), "kept": WATCHED_BLOCKS_MAX})
+async def track_block(connection: ServiceConnection, scope: TransferScope, block: MinedBlock) -> None:
+    """Store a block's hash, and delete the oldest ones above `TRACKED_BLOCKS_MAX`."""
+    values = {**_scope_values(scope), "block_number": block.number, "block_hash": block.block_hash}
+    await connection.connection.execute(_TRACK_BLOCK, values)
+    await connection.connection.execute(_DELETE_OLDEST_TRACKED, {**_scope_values(scope), "kept": TRACKED_BLOCKS_MAX})
 
 
-async def list_watched(connection: ReadAllConnection, scope: TransferScope, *, up_to: int) -> list[tuple[int, str]]:
-    """Numbers and hashes of the watched blocks, newest first."""
-    rows = await connection.connection.execute(_WATCHED, {**_of(scope), "up_to": up_to})
+async def list_tracked_blocks(
+    connection: ReadAllConnection, scope: TransferScope, *, up_to: int
+) -> list[tuple[int, str]]:
+    """Numbers and hashes of the tracked blocks up to a height, newest first."""
+    rows = await connection.connection.execute(_TRACKED, {**_scope_values(scope), "up_to": up_to})
     return [(row.block_number, row.block_hash) for row in rows]
 
 
-async def forget_watched_above(connection: ServiceConnection, scope: TransferScope, block_number: int) -> None:
-    """Forget the hashes of blocks above this height."""
-    await connection.connection.execute(_FORGET_ABOVE, {**_of(scope), "block_number": block_number})
+async def delete_tracked_above(connection: ServiceConnection, scope: TransferScope, block_number: int) -> None:
+    """Delete the hashes of tracked blocks above this height."""
+    await connection.connection.execute(_DELETE_TRACKED_ABOVE, {**_scope_values(scope), "block_number": block_number})
 
 
-async def note_waiting(connection: ServiceConnection, scope: TransferScope, waits_for: str | None) -> None:
-    """Write down what the watcher waits for, since when it waits at all; None when it goes on."""
-    await connection.connection.execute(_NOTE_WAITING, {**_of(scope), "waits_for": waits_for})
+async def record_waiting(connection: ServiceConnection, scope: TransferScope, waits_for: str | None) -> None:
+    """Store what the watcher waits for, and since when; None once it continues."""
+    await connection.connection.execute(_SET_WAITS_FOR, {**_scope_values(scope), "waits_for": waits_for})
 
 
 async def record_transfers(
     connection: ServiceConnection, scope: TransferScope, transfers: Sequence[Transfer], *, corrects: bool = False
 ) -> int:
-    """Write transfers down, those known already where they are now; how many are new.
+    """Insert transfers, and move known ones to their present block; the number of new ones.
 
-    With `corrects` they are what all nodes agree on, and change what one node had shown otherwise.
+    With `corrects`, all nodes agree on them, and they overwrite what a single node had reported differently.
     """
     if not transfers:
         return 0
     values = {
-        **_of(scope),
+        **_scope_values(scope),
         "tx_hashes": [one.tx_hash for one in transfers],
         "log_indexes": [one.log_index for one in transfers],
         "block_numbers": [one.block_number for one in transfers],
@@ -408,28 +411,28 @@ async def list_blocks_with_transfers(
     connection: ReadAllConnection, scope: TransferScope, *, above: int
 ) -> list[tuple[int, str]]:
     """Numbers and hashes of the blocks above a height in which transfers were observed."""
-    rows = await connection.connection.execute(_BLOCKS_WITH_TRANSFERS, {**_of(scope), "above": above})
+    rows = await connection.connection.execute(_BLOCKS_WITH_TRANSFERS, {**_scope_values(scope), "above": above})
     return [(row.block_number, row.block_hash) for row in rows]
 
 
 async def orphan_transfers(connection: ServiceConnection, scope: TransferScope, block_hashes: Collection[str]) -> int:
-    """Transfers of these blocks are not on the canonical chain any more; how many."""
-    values = {**_of(scope), "block_hashes": list(block_hashes)}
-    return (await connection.connection.execute(_ORPHAN, values)).rowcount
+    """Move the transfers of blocks that left the canonical chain to `orphaned_transfers`; how many."""
+    values = {**_scope_values(scope), "block_hashes": list(block_hashes)}
+    return (await connection.connection.execute(_MOVE_TO_ORPHANED, values)).rowcount
 
 
 async def list_observed(
     connection: ReadAllConnection, scope: TransferScope, *, first: int, last: int
 ) -> list[Transfer]:
     """The transfers that were observed in these blocks."""
-    rows = await connection.connection.execute(_OBSERVED, {**_of(scope), "first": first, "last": last})
+    rows = await connection.connection.execute(_OBSERVED, {**_scope_values(scope), "first": first, "last": last})
     return [_transfer(row) for row in rows]
 
 
 async def find_observed(
     connection: ReadAllConnection, chain_id: int, tx_hash: str, log_index: int | None
 ) -> tuple[TransferScope, Transfer] | None:
-    """The transfer that was observed in that place, and of which token to which treasury it is; or None."""
+    """The observed transfer at that place, with its scope; None where there is none."""
     values = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
     row = (await connection.connection.execute(_OBSERVED_AT, values)).one_or_none()
     if row is None:
@@ -440,14 +443,14 @@ async def find_observed(
 async def invalidate_transfers(
     connection: ServiceConnection, scope: TransferScope, tx_hash: str, log_indexes: Collection[int]
 ) -> int:
-    """Logs of a transaction that it does not have, as all nodes together say; how many were written down."""
+    """Delete recorded logs that, as all nodes agree, the transaction does not have; how many there were."""
     values = {"chain_id": scope.chain_id, "tx_hash": tx_hash, "log_indexes": list(log_indexes)}
-    return (await connection.connection.execute(_DISOWN, values)).rowcount
+    return (await connection.connection.execute(_INVALIDATE, values)).rowcount
 
 
-async def settle_unhandled(connection: ServiceConnection, scope: TransferScope) -> int:
-    """Tick off the transfers that have paid the attempts they were submitted for; how many."""
-    return (await connection.connection.execute(_SETTLE_UNHANDLED, {"chain_id": scope.chain_id})).rowcount
+async def mark_settled_handled(connection: ServiceConnection, scope: TransferScope) -> int:
+    """Mark transfers as handled that have paid the attempts they were submitted for; how many."""
+    return (await connection.connection.execute(_MARK_SETTLED_HANDLED, {"chain_id": scope.chain_id})).rowcount
 
 
 async def page_unhandled(
@@ -458,18 +461,24 @@ async def page_unhandled(
     after: tuple[int, int],
     limit: int,
 ) -> list[Transfer]:
-    """Transfers up to a block that nobody has decided about, in the chain's order, behind (block number, log index).
+    """Transfers up to a block without a decision, in the chain's order, after (block number, log index).
 
-    Those that an attempt of the sender's waits for decide themselves.
+    Without those that an attempt of the sender waits for: its workflow decides them.
     """
-    values = {**_of(scope), "up_to": up_to_block, "after_block": after[0], "after_index": after[1], "limit": limit}
+    values = {
+        **_scope_values(scope),
+        "up_to": up_to_block,
+        "after_block": after[0],
+        "after_index": after[1],
+        "limit": limit,
+    }
     return [_transfer(row) for row in await connection.connection.execute(_UNHANDLED, values)]
 
 
 async def find_match_context(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> MatchContext:
-    """What is known about a transfer's sender and transaction."""
+    """Everything that `decide` needs about a transfer's sender and transaction."""
     values: Mapping[str, Any] = {
-        **_of(scope),
+        **_scope_values(scope),
         "tx_hash": transfer.tx_hash,
         "from_address": transfer.from_address,
         "value_raw": Decimal(transfer.value_raw),
@@ -482,10 +491,10 @@ async def find_match_context(connection: ReadAllConnection, scope: TransferScope
     execute = connection.connection.execute
     candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
     candidates = await _with_renewals(connection, candidates)
-    # After the candidates: an attempt that is credited in between is then seen as paid, not as one without a transfer.
+    # Read after the candidates: an attempt credited in between then counts as paid, not as one without a transfer.
     known = await find_known_transfers(connection, scope, transfer.tx_hash, alike=transfer)
-    account: str | None = (await execute(_SENDERS_ACCOUNT, values)).scalar_one_or_none()
-    rule = (await execute(_RULE, values)).one()
+    account: str | None = (await execute(_ACCOUNT_OF_SENDER, values)).scalar_one_or_none()
+    rule = (await execute(_INCOME_RULE, values)).one()
     return MatchContext(
         candidates=tuple(candidates),
         paid=known.paid,
@@ -502,19 +511,19 @@ async def find_match_context(connection: ReadAllConnection, scope: TransferScope
 
 
 async def _with_renewals(connection: ReadAllConnection, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, each with whether an attempt in its place has been submitted already."""
-    places = {renewal_id(one.attempt_id): one.attempt_id for one in candidates if one.ended_without_payment}
-    if not places:
+    """The candidates, each with whether the attempt that replaces it has been submitted already."""
+    replaced = {renewal_id(one.attempt_id): one.attempt_id for one in candidates if one.ended_without_payment}
+    if not replaced:
         return list(candidates)
-    rows = await connection.connection.execute(_RENEWED, {"ids": list(places)})
-    renewed = {places[row.id] for row in rows}
+    rows = await connection.connection.execute(_SUBMITTED_RENEWALS, {"ids": list(replaced)})
+    renewed = {replaced[row.id] for row in rows}
     return [one.model_copy(update={"is_renewed": one.attempt_id in renewed}) for one in candidates]
 
 
 async def mark_handled(
     connection: ServiceConnection, scope: TransferScope, transfer: Transfer, attempt_id: UUID | None
 ) -> bool:
-    """It is decided what the transfer is; False where it was decided before, or is in another block by now."""
+    """Record the decision about a transfer; False where there is one already, or it is in another block by now."""
     values = {
         "chain_id": scope.chain_id,
         "tx_hash": transfer.tx_hash,
@@ -522,10 +531,10 @@ async def mark_handled(
         "block_hash": transfer.block_hash,
         "attempt_id": attempt_id,
     }
-    return (await connection.connection.execute(_HANDLED, values)).rowcount == 1
+    return (await connection.connection.execute(_MARK_HANDLED, values)).rowcount == 1
 
 
-_LOOK_AGAIN: Final = text(
+_REOPEN: Final = text(
     """
     UPDATE observed_transfers SET handled_at = NULL, attempt_id = NULL
      WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND log_index = :log_index AND block_hash = :block_hash
@@ -534,14 +543,14 @@ _LOOK_AGAIN: Final = text(
 
 
 async def recheck_transfer(connection: ServiceConnection, scope: TransferScope, transfer: Transfer) -> None:
-    """Nobody has decided about the transfer: the watcher does, anew."""
+    """Remove the decision about a transfer, so that the watcher matches it again."""
     values = {
         "chain_id": scope.chain_id,
         "tx_hash": transfer.tx_hash,
         "log_index": transfer.log_index,
         "block_hash": transfer.block_hash,
     }
-    await connection.connection.execute(_LOOK_AGAIN, values)
+    await connection.connection.execute(_REOPEN, values)
 
 
 def _transfer(row: Row[Any]) -> Transfer:

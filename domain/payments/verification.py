@@ -16,7 +16,7 @@ from domain.chain import ChainView, Receipt, Transfer, TransferLog, TransferScop
 from domain.identifiers import Address, TxHash, same_address
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.transfers.identity import PaidTransfer, Place, is_alike, is_paid, place_of
-from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old, non_payer
+from domain.transfers.income import NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old, non_payer
 
 POLL_DELAY_MAX: Final = timedelta(seconds=60)
 """Slowest poll interval: 1,440 polls a day."""
@@ -298,7 +298,7 @@ def _find_payment(
             ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
         )
     if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):
-        return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYERS_IN_WORDS[no_payer]}")
+        return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYER_DESCRIPTIONS[no_payer]}")
     # A zero-value transfer can be emitted in any address's name, so that it proves nothing about who paid whom.
     if any(log.value_raw > 0 for log in to_treasury):
         return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")

@@ -29,7 +29,7 @@ class NonPayer(StrEnum):
     """A token's own contract, which sends what others left there and has no account: credited like a mint."""
 
 
-NON_PAYERS_IN_WORDS: Final[dict[NonPayer, str]] = {
+NON_PAYER_DESCRIPTIONS: Final[dict[NonPayer, str]] = {
     NonPayer.TREASURY: "the treasury's own address: its transfers are not income",
     NonPayer.NOBODY: "the zero address: a mint",
     NonPayer.TOKEN: "the token's own contract",
@@ -55,7 +55,7 @@ def require_payer(sender: Address, *, treasury: Address, token: Address, known: 
     """Refuse a sender whose payments can never be credited. Raises `PayerRefused`."""
     kind = non_payer(sender, treasury=treasury, token=token, known=known)
     if kind is not None:
-        raise PayerRefused(f"payments from {sender} are not accepted: it is {NON_PAYERS_IN_WORDS[kind]}")
+        raise PayerRefused(f"payments from {sender} are not accepted: it is {NON_PAYER_DESCRIPTIONS[kind]}")
 
 
 def is_too_old(block_number: int, first_block: int | None) -> bool:

@@ -1,8 +1,8 @@
-"""What a transfer to the treasury pays, when nobody has said so: the rule, and what is left to an operator.
+"""Matching: which attempt an observed transfer pays that was not submitted, and what an operator has to decide.
 
-Exactly the amount, of the sender's own, paid in time, the oldest first; nothing is guessed beyond that. An attempt that
-ended without its payment, because a wrong hash was handed in, stays ended: where nothing else fits, an exact payment in
-time pays an attempt that is made in its place, once.
+A transfer pays the oldest attempt of its sender with exactly its amount that was payable when it was mined; nothing
+else is inferred. An attempt that was refused because of a wrong hash stays refused: where no other attempt matches, an
+exact payment in time pays a new attempt that replaces it, once.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from domain.money import format_usdc
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.transfers.identity import PaidTransfer, assign_places, is_alike, place_of
-from domain.transfers.income import NON_PAYERS_IN_WORDS, NonPayer, is_too_old
+from domain.transfers.income import NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old
 
 CLOCK_SLACK: Final = timedelta(minutes=2)
-"""How much earlier than its intent a payment may seem to be: an intent has the database's time, a block that of who
-made it (docs/decisions/clocks.md)."""
+"""How much earlier than its intent a payment may appear to be: an intent has the database's time, a block its
+producer's (docs/decisions/clocks.md)."""
 
 RECENT: Final = timedelta(days=1)
-"""An intent that expired longer ago says nothing about what a transfer of another amount was meant for."""
-
+"""An intent that expired longer ago does not explain a transfer of another amount."""
 
 NAMED_ATTEMPTS_MAX: Final = 5
-"""Attempts that a finding's words name; its details have all that were looked at."""
+"""Attempts that a finding's message names; its details list all that were considered."""
 
-_RENEWALS: Final = UUID("6f0c1f5e-4a0e-5d8b-9c53-0b8f8a3f7d21")
-"""Namespace of the ids of attempts that are made in the place of others."""
+_RENEWAL_NAMESPACE: Final = UUID("6f0c1f5e-4a0e-5d8b-9c53-0b8f8a3f7d21")
+"""Namespace of the ids of renewals: attempts that replace refused ones."""
 
-_NOT_PAID_BY_ITS_HASH: Final = frozenset({ErrorCode.TX_REVERTED, ErrorCode.RECEIPT_NOT_FOUND})
-"""Why an attempt is FAILED although it was submitted."""
+_FAILED_AFTER_SUBMISSION: Final = frozenset({ErrorCode.TX_REVERTED, ErrorCode.RECEIPT_NOT_FOUND})
+"""Error codes of attempts that FAILED after they were submitted."""
 
 
 def renewal_id(attempt_id: UUID) -> UUID:
-    """Id of the one attempt that may be made in the place of this one: the database holds it once."""
-    return uuid5(_RENEWALS, str(attempt_id))
+    """Id of the only attempt that may replace this one: as a primary key it exists once."""
+    return uuid5(_RENEWAL_NAMESPACE, str(attempt_id))
 
 
 class Value(BaseModel):
@@ -53,7 +52,7 @@ class Value(BaseModel):
 
 
 class Candidate(Value):
-    """An attempt that has to do with a transfer: the sender's own, or one that names its transaction."""
+    """An attempt to consider for a transfer: one of its sender, or one with its transaction's hash."""
 
     attempt_id: UUID
     owner_user_id: str
@@ -64,36 +63,36 @@ class Candidate(Value):
     error_code: ErrorCode | None = None
     tx_hash: TxHash | None = None
     hash_is_observed: bool = False
-    """Whether a transfer to the treasury of the attempt's own transaction is on the chain."""
+    """Whether a transfer to the treasury with the attempt's hash was observed."""
     hash_is_own_payment: bool = True
-    """Of an observed hash: whether a transfer of it is the attempt's payer's, and enough. Without one it is refused."""
+    """Of an observed hash: whether one of its transfers is from the payer and large enough. If not, it is refused."""
     created_at: datetime
     expires_at: datetime | None = None
     payable_until: datetime | None = None
-    """Until when a transfer pays it in time, whatever was submitted; None where nobody knows any more."""
+    """The time before which a transfer pays it in time, whatever was submitted; None where it is unknown."""
     is_renewed: bool = False
-    """Whether an attempt in its place has been paid, refused, or waits for a transaction."""
+    """Whether its renewal exists and has been submitted: it was paid, refused, or is waiting."""
 
     @property
     def ended_without_payment(self) -> bool:
-        """Whether it was submitted and refused: what was handed in did not pay it."""
-        failed = self.status is AttemptStatus.FAILED and self.error_code in _NOT_PAID_BY_ITS_HASH
+        """Whether it was submitted and refused: the submitted transaction did not pay it."""
+        failed = self.status is AttemptStatus.FAILED and self.error_code in _FAILED_AFTER_SUBMISSION
         return failed or self.status is AttemptStatus.REJECTED
 
 
 class MatchContext(Value):
-    """All that is known about a transfer's sender and transaction, read at one moment."""
+    """The attempts and payments of a transfer's sender and transaction, read together."""
 
     candidates: tuple[Candidate, ...] = ()
     paid: tuple[PaidTransfer, ...] = ()
-    """The transfers of this transaction that have paid attempts; behind them, those that an operator has credited."""
+    """The transfers of this transaction that have paid attempts, then those that an operator has credited."""
     siblings: tuple[Transfer, ...] = ()
-    """The observed transfers of this transaction that are like this one, where any of them has paid."""
+    """The observed transfers of this transaction that are alike, where any of them has paid."""
     senders_account_id: str | None = None
     sender_kind: NonPayer | None = None
-    """Why the sender pays for nobody; None for a payer."""
+    """Why the sender cannot be a payer; None for a payer."""
     first_block: int | None = None
-    """The first block that settle answers for, as far as that is known."""
+    """The first block whose transfers are accepted, where it is known."""
 
 
 class AlreadyPaid(Value):
@@ -103,25 +102,25 @@ class AlreadyPaid(Value):
 
 
 class Undecided(Value):
-    """An attempt waits for this very transaction; what becomes of it decides."""
+    """An attempt waits for this transaction; the transfer is matched once that attempt has ended."""
 
     attempt_id: UUID
 
 
 class Pays(Value):
-    """The transfer pays this attempt, which has not been told yet."""
+    """The transfer pays this attempt, to which it was not submitted."""
 
     attempt: Candidate
 
 
 class Renews(Value):
-    """The transfer pays an attempt to be made in the place of this one, which has ended without it."""
+    """The transfer pays a renewal of this attempt, which was refused."""
 
     attempt: Candidate
 
 
 class NoIncome(Value):
-    """Nothing came in that settle answers for: the treasury paid itself, or it was before its time."""
+    """The transfer is not income: the treasury paid itself, or its block is before the first accepted one."""
 
     message: str
 
@@ -132,54 +131,54 @@ Decision = AlreadyPaid | Undecided | Pays | Renews | NoIncome | Finding
 def decide(
     chain_id: int, transfer: Transfer, context: MatchContext, *, refused: Collection[UUID] = frozenset()
 ) -> Decision:
-    """What a confirmed transfer is for. Attempts in `refused` did not take it, for reasons of their own."""
+    """What a confirmed transfer pays. Attempts in `refused` have refused its submission."""
     if context.sender_kind is NonPayer.TREASURY:
-        return NoIncome(message=f"it is from {NON_PAYERS_IN_WORDS[context.sender_kind]}")
+        return NoIncome(message=f"it is from {NON_PAYER_DESCRIPTIONS[context.sender_kind]}")
     paid = _paid_by(transfer, context)
     own = [candidate for candidate in context.candidates if same_address(candidate.from_address, transfer.from_address)]
     named = [candidate for candidate in own if candidate.tx_hash == transfer.tx_hash]
-    report = _Report(chain_id, transfer, context)
+    findings = _FindingBuilder(chain_id, transfer, context)
     if paid is not None:
         if paid.attempt_id is not None and paid.status is AttemptStatus.REVERSED:
-            return report.returned(paid.attempt_id)
+            return findings.returned_after_reversal(paid.attempt_id)
         return AlreadyPaid(attempt_id=paid.attempt_id)
     if is_too_old(transfer.block_number, context.first_block):
-        return NoIncome(message=f"it was mined before block {context.first_block}, from which on payments are taken")
+        return NoIncome(message=f"it was mined before block {context.first_block}, the first accepted one")
     for candidate in named:
         if candidate.status is AttemptStatus.PENDING_UNVERIFIED:
             return Undecided(attempt_id=candidate.attempt_id)
         if candidate.status in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             if all(one.attempt_id != candidate.attempt_id for one in context.paid):
-                # Somebody has removed what it was paid with: this may be it, and is nothing to credit once more.
+                # The row of its payment was deleted: this transfer may be that payment, and is not credited again.
                 return AlreadyPaid(attempt_id=candidate.attempt_id)
-            # A payer's hash is good for one payment of his; the database refuses it for a second one.
-            return report.beside(candidate)
+            # A hash is unique per payer: the database refuses it for a second payment of theirs.
+            return findings.second_transfer(candidate)
     if context.sender_kind is not None:
-        return report.of_nobody(context.sender_kind)
+        return findings.from_non_payer(context.sender_kind)
     if (pays := _pays(transfer, own, refused)) is not None:
         return pays
     for candidate in context.candidates:
         if candidate.tx_hash == transfer.tx_hash and candidate.status is AttemptStatus.PENDING_UNVERIFIED:
-            # Somebody else's, to be refused in a moment; then it says who claims the transfer.
+            # Another payer's attempt, about to be refused; its refusal then names the claimant of the transfer.
             return Undecided(attempt_id=candidate.attempt_id)
-    return report.unmatched(own)
+    return findings.unmatched(own)
 
 
 def _pays(transfer: Transfer, own: Sequence[Candidate], refused: Collection[UUID]) -> Pays | Renews | Undecided | None:
-    """Which of its sender's attempts the transfer pays, the likeliest first; None where it pays none."""
-    open_to_it = [candidate for candidate in own if candidate.attempt_id not in refused]
-    attempt = _oldest_paid_in_time(transfer, open_to_it) or _oldest_sped_up(transfer, open_to_it)
+    """Which of its sender's attempts the transfer pays, the best match first; None where it pays none."""
+    eligible = [candidate for candidate in own if candidate.attempt_id not in refused]
+    attempt = _oldest_paid_in_time(transfer, eligible) or _oldest_with_replaced_transaction(transfer, eligible)
     if attempt is not None:
         return Pays(attempt=attempt)
     if (about_to_end := _oldest_about_to_be_refused(transfer, own)) is not None:
         return Undecided(attempt_id=about_to_end.attempt_id)
-    if (ended := _oldest_ended_without_it(transfer, open_to_it)) is not None:
+    if (ended := _oldest_renewable(transfer, eligible)) is not None:
         return Renews(attempt=ended)
     return None
 
 
 def _paid_by(transfer: Transfer, context: MatchContext) -> PaidTransfer | None:
-    """What the transfer has paid, or was credited for by an operator; None where it is free."""
+    """The payment or operator's credit that this transfer was used for; None where it is unused."""
     paid = [one for one in context.paid if one.in_scope and is_alike(one, transfer)]
     twins = [
         one.log_index for one in context.siblings if one.block_hash == transfer.block_hash and is_alike(one, transfer)
@@ -193,17 +192,17 @@ def _oldest(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(candidates, key=lambda candidate: (candidate.created_at, candidate.attempt_id), default=None)
 
 
-def _is_made_for(candidate: Candidate, transfer: Transfer) -> bool:
+def _fits(candidate: Candidate, transfer: Transfer) -> bool:
     return candidate.amount_raw == transfer.value_raw and candidate.created_at <= transfer.block_time + CLOCK_SLACK
 
 
 def _oldest_paid_in_time(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
-    """The oldest intent of that amount that was open when the transfer was mined, expired since or not."""
+    """The oldest intent of that amount that was open when the transfer was mined, even if it has expired since."""
     return _oldest(
         [
             candidate
             for candidate in own
-            if _is_made_for(candidate, transfer)
+            if _fits(candidate, transfer)
             and _is_unpaid_intent(candidate)
             and candidate.expires_at is not None
             and transfer.block_time < candidate.expires_at
@@ -211,13 +210,13 @@ def _oldest_paid_in_time(transfer: Transfer, own: Sequence[Candidate]) -> Candid
     )
 
 
-def _oldest_sped_up(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
-    """The oldest attempt of that amount whose own transaction has never appeared: its wallet replaced it."""
+def _oldest_with_replaced_transaction(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
+    """The oldest waiting attempt of that amount whose submitted transaction was never observed: it was replaced."""
     return _oldest(
         [
             candidate
             for candidate in own
-            if _is_made_for(candidate, transfer)
+            if _fits(candidate, transfer)
             and candidate.status is AttemptStatus.PENDING_UNVERIFIED
             and not candidate.hash_is_observed
         ]
@@ -225,12 +224,12 @@ def _oldest_sped_up(transfer: Transfer, own: Sequence[Candidate]) -> Candidate |
 
 
 def _oldest_about_to_be_refused(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
-    """The oldest attempt of that amount whose transaction is there and does not pay it: in a moment it has ended."""
+    """The oldest waiting attempt of that amount whose observed transaction does not pay it: it will be refused."""
     return _oldest(
         [
             candidate
             for candidate in own
-            if _is_made_for(candidate, transfer)
+            if _fits(candidate, transfer)
             and _is_in_time(candidate, transfer)
             and candidate.status is AttemptStatus.PENDING_UNVERIFIED
             and candidate.hash_is_observed
@@ -239,17 +238,17 @@ def _oldest_about_to_be_refused(transfer: Transfer, own: Sequence[Candidate]) ->
     )
 
 
-def _oldest_ended_without_it(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
-    """The oldest attempt of that amount that was refused for what was handed in, and is paid in time by this transfer.
+def _oldest_renewable(transfer: Transfer, own: Sequence[Candidate]) -> Candidate | None:
+    """The oldest attempt of that amount that was refused for its submitted hash, and that this transfer pays in time.
 
-    Not one that was refused for this very transaction: that was looked at, and did not pay it. Unless it was given up
-    because nobody saw the transaction in time, which says nothing about when it was mined.
+    Except one that was refused for this transaction, which was verified and did not pay it; unless the transaction
+    was only not found in time, which does not depend on when it was mined.
     """
     return _oldest(
         [
             candidate
             for candidate in own
-            if _is_made_for(candidate, transfer)
+            if _fits(candidate, transfer)
             and _is_in_time(candidate, transfer)
             and candidate.ended_without_payment
             and not candidate.is_renewed
@@ -267,69 +266,96 @@ def _is_unpaid_intent(candidate: Candidate) -> bool:
     return expired or candidate.status is AttemptStatus.CREATED_INTENT
 
 
-class _Report:
-    """Findings about one transfer."""
+class _FindingBuilder:
+    """Builds the finding about one transfer."""
 
     def __init__(self, chain_id: int, transfer: Transfer, context: MatchContext) -> None:
         self._chain_id = chain_id
         self._transfer = transfer
-        self._around = context
+        self._context = context
 
-    def returned(self, attempt_id: UUID) -> Finding:
-        """Its payment was reversed, and it is on the chain again."""
-        detail = f"{self._what} paid attempt {attempt_id}, was reversed as gone, and is on the chain again"
+    def returned_after_reversal(self, attempt_id: UUID) -> Finding:
+        """The transfer paid an attempt whose payment was reversed, and is on the canonical chain again."""
+        detail = f"{self._subject} paid attempt {attempt_id}, was reversed as reorged out, and is on the chain again"
         return self._finding(FindingKind.RETURNED_AFTER_REVERSAL, detail, attempt_id)
 
-    def beside(self, credited: Candidate) -> Finding:
-        """Another transfer of its transaction has paid an attempt of the sender's."""
-        detail = f"{self._what} came in one transaction with the payment of attempt {credited.attempt_id}, beside it"
+    def second_transfer(self, credited: Candidate) -> Finding:
+        """Another transfer of the same transaction has paid an attempt of the sender."""
+        detail = f"{self._subject} is a second transfer in the transaction that paid attempt {credited.attempt_id}"
         return self._finding(FindingKind.TRANSFER_WITHOUT_INTENT, detail, credited.attempt_id)
 
-    def of_nobody(self, kind: NonPayer) -> Finding:
-        """Money that came in and is nobody's: an operator names whose it is, or leaves it."""
-        detail = f"{self._what}, {NON_PAYERS_IN_WORDS[kind]}: credited only to an account that an operator names"
+    def from_non_payer(self, kind: NonPayer) -> Finding:
+        """Income without a payer: an operator names the account to credit, or writes it off."""
+        detail = f"{self._subject}, {NON_PAYER_DESCRIPTIONS[kind]}: credited only to an account that an operator names"
         return self._finding(FindingKind.TRANSFER_WITHOUT_INTENT, detail, details={"senderKind": kind.value})
 
     def unmatched(self, own: Sequence[Candidate]) -> Finding:
-        """Nothing that it may pay. The sender's own attempts say more about it than what a stranger claims."""
-        transfer = self._transfer
-        named = [candidate for candidate in own if candidate.tx_hash == transfer.tx_hash]
-        known = [one for one in own if one.created_at <= transfer.block_time + CLOCK_SLACK]
-        alike = [one for one in known if one.amount_raw == transfer.value_raw]
+        """No attempt that it may pay. The sender's own attempts explain it better than another payer's claim."""
+        known = [one for one in own if one.created_at <= self._transfer.block_time + CLOCK_SLACK]
+        alike = [one for one in known if one.amount_raw == self._transfer.value_raw]
+        return (
+            self._submitted_for_refused_attempt(own)
+            or self._late(alike)
+            or self._wrong_amount(known)
+            or self._wrong_sender(own)
+            or self._finding(
+                FindingKind.TRANSFER_WITHOUT_INTENT, f"{self._subject}, {self._format_own_attempts(known, alike)}"
+            )
+        )
+
+    def _submitted_for_refused_attempt(self, own: Sequence[Candidate]) -> Finding | None:
+        """The transfer was submitted for an attempt that requires more, or that had failed before it was found."""
+        named = [one for one in own if one.tx_hash == self._transfer.tx_hash]
         if short := _latest([one for one in named if one.error_code is ErrorCode.INSUFFICIENT_AMOUNT]):
-            wanted = format_usdc(short.amount_raw)
-            detail = f"{self._what} was submitted for attempt {short.attempt_id}, which wants {wanted} USDC"
+            required = format_usdc(short.amount_raw)
+            detail = f"{self._subject} was submitted for attempt {short.attempt_id}, which requires {required} USDC"
             return self._finding(FindingKind.UNDERPAYMENT, detail, short.attempt_id)
         if missed := _latest([one for one in named if one.error_code is ErrorCode.RECEIPT_NOT_FOUND]):
-            detail = f"{self._what} was waited for by attempt {missed.attempt_id}, and came when it had been given up"
+            detail = f"{self._subject} was submitted for attempt {missed.attempt_id}, which failed before it was found"
             return self._finding(FindingKind.LATE_PAYMENT, detail, missed.attempt_id)
-        if late := _latest([one for one in alike if _has_expired(one, transfer)]):
-            detail = (
-                f"{self._what} was mined at {transfer.block_time:%Y-%m-%d %H:%M:%S} UTC, attempt {late.attempt_id} of "
-                f"that amount expired at {_end_of(late):%Y-%m-%d %H:%M:%S} UTC"
-            )
-            return self._finding(FindingKind.LATE_PAYMENT, detail, late.attempt_id)
-        recent = [one for one in known if _may_be_meant(one) and _is_recent(one, transfer)]
-        if other := _latest([one for one in recent if one.amount_raw != transfer.value_raw]):
-            detail = f"{self._what}, whose attempt {other.attempt_id} wants {format_usdc(other.amount_raw)} USDC"
-            return self._finding(FindingKind.WRONG_AMOUNT, detail, other.attempt_id)
-        claims = [one for one in self._around.candidates if one not in own and one.tx_hash == transfer.tx_hash]
-        if claim := _latest([one for one in claims if one.error_code is ErrorCode.SENDER_MISMATCH]):
-            detail = f"{self._what} was submitted for attempt {claim.attempt_id} of {claim.from_address}"
-            return self._finding(FindingKind.WRONG_SENDER, detail, claim.attempt_id)
-        return self._finding(FindingKind.TRANSFER_WITHOUT_INTENT, f"{self._what}, {self._own_in_words(known, alike)}")
+        return None
 
-    def _own_in_words(self, known: Sequence[Candidate], alike: Sequence[Candidate]) -> str:
-        """What is known of the sender's attempts. Whoever has made some is not said to have made none."""
+    def _late(self, alike: Sequence[Candidate]) -> Finding | None:
+        """The sender has an attempt of that amount that had expired."""
+        late = _latest([one for one in alike if _has_expired(one, self._transfer)])
+        if late is None:
+            return None
+        detail = (
+            f"{self._subject} was mined at {self._transfer.block_time:%Y-%m-%d %H:%M:%S} UTC, "
+            f"attempt {late.attempt_id} of that amount expired at {_end_of(late):%Y-%m-%d %H:%M:%S} UTC"
+        )
+        return self._finding(FindingKind.LATE_PAYMENT, detail, late.attempt_id)
+
+    def _wrong_amount(self, known: Sequence[Candidate]) -> Finding | None:
+        """The sender has a recent attempt of another amount."""
+        recent = [one for one in known if _may_be_meant(one) and _is_recent(one, self._transfer)]
+        other = _latest([one for one in recent if one.amount_raw != self._transfer.value_raw])
+        if other is None:
+            return None
+        required = format_usdc(other.amount_raw)
+        detail = f"{self._subject}, whose attempt {other.attempt_id} requires {required} USDC"
+        return self._finding(FindingKind.WRONG_AMOUNT, detail, other.attempt_id)
+
+    def _wrong_sender(self, own: Sequence[Candidate]) -> Finding | None:
+        """Another payer submitted the transfer."""
+        claims = [one for one in self._context.candidates if one not in own and one.tx_hash == self._transfer.tx_hash]
+        claim = _latest([one for one in claims if one.error_code is ErrorCode.SENDER_MISMATCH])
+        if claim is None:
+            return None
+        detail = f"{self._subject} was submitted for attempt {claim.attempt_id} of {claim.from_address}"
+        return self._finding(FindingKind.WRONG_SENDER, detail, claim.attempt_id)
+
+    def _format_own_attempts(self, known: Sequence[Candidate], alike: Sequence[Candidate]) -> str:
+        """The sender's attempts as text, those of the transfer's amount where there are any."""
         named = _by_age(alike or known)
         if not named:
-            return "who has no recent attempt that it could pay"
-        words = "; ".join(_attempt_in_words(one) for one in named[:NAMED_ATTEMPTS_MAX])
+            return "whose sender has no recent attempt that it could pay"
+        listed = "; ".join(_format_attempt(one) for one in named[:NAMED_ATTEMPTS_MAX])
         more = f"; and {len(named) - NAMED_ATTEMPTS_MAX} more" if len(named) > NAMED_ATTEMPTS_MAX else ""
-        return f"which pays none of its sender's attempts{' of that amount' if alike else ''}: {words}{more}"
+        return f"which pays none of its sender's attempts{' of that amount' if alike else ''}: {listed}{more}"
 
     @property
-    def _what(self) -> str:
+    def _subject(self) -> str:
         return f"{format_usdc(self._transfer.value_raw)} USDC from {self._transfer.from_address}"
 
     def _finding(
@@ -340,7 +366,7 @@ class _Report:
         details: Mapping[str, Any] = MappingProxyType({}),
     ) -> Finding:
         transfer = self._transfer
-        own = [one for one in self._around.candidates if same_address(one.from_address, transfer.from_address)]
+        own = [one for one in self._context.candidates if same_address(one.from_address, transfer.from_address)]
         return Finding(
             kind=kind,
             detail=detail,
@@ -349,14 +375,14 @@ class _Report:
             log_index=transfer.log_index,
             attempt_id=attempt_id,
             # The sender's own: of a transfer that a stranger submitted, not the stranger's.
-            billing_account_id=self._around.senders_account_id,
+            billing_account_id=self._context.senders_account_id,
             sender=transfer.from_address,
             value_raw=transfer.value_raw,
             details={
                 "blockNumber": transfer.block_number,
                 "blockHash": transfer.block_hash,
                 "minedAt": transfer.block_time.isoformat(),
-                **({"sendersAttempts": [_attempt_in_details(one) for one in _by_age(own)]} if own else {}),
+                **({"sendersAttempts": [_attempt_details(one) for one in _by_age(own)]} if own else {}),
                 **details,
             },
         )
@@ -366,7 +392,7 @@ def _by_age(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda one: (one.created_at, one.attempt_id))
 
 
-def _attempt_in_details(candidate: Candidate) -> dict[str, Any]:
+def _attempt_details(candidate: Candidate) -> dict[str, Any]:
     return {
         "attemptId": str(candidate.attempt_id),
         "status": candidate.status.value,
@@ -377,8 +403,8 @@ def _attempt_in_details(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _attempt_in_words(candidate: Candidate) -> str:
-    """One attempt: what became of it, with what transaction, and when it was made."""
+def _format_attempt(candidate: Candidate) -> str:
+    """One attempt as text: amount, creation time, status, error code and transaction."""
     code = f" {candidate.error_code.value}" if candidate.error_code else ""
     transaction = f" with transaction {candidate.tx_hash}" if candidate.tx_hash else ""
     return (
@@ -392,17 +418,17 @@ def _latest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _may_be_meant(candidate: Candidate) -> bool:
-    """Whether its payer may still think of it: an intent without a payment, or refused for what was handed in."""
+    """Whether the transfer may be meant for it: an unpaid intent, or refused for its submitted hash and not renewed."""
     return _is_unpaid_intent(candidate) or (candidate.ended_without_payment and not candidate.is_renewed)
 
 
 def _end_of(candidate: Candidate) -> datetime | None:
-    """Until when a transfer paid it in time."""
+    """The time before which a transfer pays it in time."""
     return candidate.expires_at or candidate.payable_until
 
 
 def _has_expired(candidate: Candidate, transfer: Transfer) -> bool:
-    """Whether it was over when the transfer was mined."""
+    """Whether it could not be paid any more when the transfer was mined."""
     end = _end_of(candidate)
     return _may_be_meant(candidate) and end is not None and transfer.block_time >= end
 

@@ -91,7 +91,7 @@ class BlockScanner:
         self._from_block = from_block
         self._look_back_blocks = min(look_back_blocks, FIRST_LOOK_BACK_BLOCKS_MAX)
         self._was_at_head = True
-        self._has_noted_from_block = False
+        self._has_set_from_block = False
 
     async def advance(self) -> Step:
         """Read one range, as long as the endpoints return it, and move the cursor behind it.
@@ -134,10 +134,10 @@ class BlockScanner:
         self._was_at_head = found.last >= head
         return self._step(moved, added, is_at_head=self._was_at_head)
 
-    async def note_waiting(self, waits_for: str | None) -> None:
+    async def record_waiting(self, waits_for: str | None) -> None:
         """Record the error that stops this scope; None when it continues. Raises `DatabaseUnavailable`."""
         async with self._database.autocommit() as connection:
-            await observed.note_waiting(connection, self.scope, waits_for)
+            await observed.record_waiting(connection, self.scope, waits_for)
 
     async def read_due_gap(self) -> int:
         """Request the blocks of a gap again where that is due; returns how many were read.
@@ -216,8 +216,8 @@ class BlockScanner:
         agreed = [one for one in union.values() if one.tx_hash not in {each[0].tx_hash for each in disputed}]
         stale = await self._find_stale(first - 1, cursor, cursor) if shown else []
         async with self._database.transaction() as connection:
-            watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
-            if (cursor.block_number, cursor.block_hash) not in watched[:1]:
+            tracked = await observed.list_tracked_blocks(connection, self.scope, up_to=cursor.block_number)
+            if (cursor.block_number, cursor.block_hash) not in tracked[:1]:
                 raise DatabaseBusy("the chain was reorganised during the re-scan")
             orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
             added = await observed.record_transfers(connection, self.scope, agreed)
@@ -248,11 +248,11 @@ class BlockScanner:
             cursor = await observed.find_cursor(connection, self.scope)
             if cursor is None:
                 begin = self._from_block if self._from_block is not None else max(head - self._look_back_blocks, 0)
-                await observed.begin_at(connection, self.scope, begin, head)
+                await observed.create_cursor(connection, self.scope, begin, head)
                 cursor = await observed.find_cursor(connection, self.scope)
-            if not self._has_noted_from_block:
-                await observed.note_from_block(connection, self.scope, self._from_block)
-                self._has_noted_from_block = True
+            if not self._has_set_from_block:
+                await observed.set_from_block(connection, self.scope, self._from_block)
+                self._has_set_from_block = True
         assert cursor is not None, "it was written just now, and is never deleted"
         return cursor
 
@@ -277,7 +277,7 @@ class BlockScanner:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
                 raise DatabaseBusy("the cursor was moved concurrently")
             added = await observed.record_transfers(connection, self.scope, found.transfers)
-            await observed.watch_block(connection, self.scope, found.last_block)
+            await observed.track_block(connection, self.scope, found.last_block)
             await gaps.take_out_read(connection, self.scope, found.first, found.last)
         OBSERVED_TRANSFERS.inc(added)
         return added
@@ -336,7 +336,7 @@ class BlockScanner:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
                 raise DatabaseBusy("the cursor was moved concurrently")
             if edge is not None:
-                await observed.watch_block(connection, self.scope, edge)
+                await observed.track_block(connection, self.scope, edge)
             is_new = await gaps.open_gap(connection, self.scope, first, last, error.message)
         if is_new:
             FINDINGS_OPENED.labels(FindingKind.CHAIN_GAP.value).inc()
@@ -392,10 +392,10 @@ class BlockScanner:
         if not self._refusals.has_lasted(PATIENCE_PRUNED, self._clock()):
             raise ChainUnavailable(f"{endpoint} has no block {cursor.block_number}, although its head is far above")
         async with self._database.autocommit() as connection:
-            watched = await observed.list_watched(connection, self.scope, up_to=cursor.block_number)
+            tracked = await observed.list_tracked_blocks(connection, self.scope, up_to=cursor.block_number)
         anchor: Cursor | None = None
-        for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
-            part = watched[start : start + FORK_SEARCH_BLOCKS]
+        for start in range(0, len(tracked), FORK_SEARCH_BLOCKS):
+            part = tracked[start : start + FORK_SEARCH_BLOCKS]
             blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
             if any(_is_replaced(blocks, number, block_hash) for number, block_hash in part):
                 return await self._return_to_fork(cursor, head)
@@ -409,7 +409,7 @@ class BlockScanner:
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, moved):
                 raise DatabaseBusy("the cursor was moved concurrently")
-            await observed.forget_watched_above(connection, self.scope, moved.block_number)
+            await observed.delete_tracked_above(connection, self.scope, moved.block_number)
         log.warning(
             "a block that was read is no longer returned", block=cursor.block_number, goes_on=moved.block_number
         )
@@ -437,7 +437,7 @@ class BlockScanner:
         async with self._database.transaction() as connection:
             if not await observed.move_cursor(connection, self.scope, cursor, fork):
                 raise DatabaseBusy("the cursor was moved concurrently")
-            await observed.forget_watched_above(connection, self.scope, fork.block_number)
+            await observed.delete_tracked_above(connection, self.scope, fork.block_number)
             orphaned = await observed.orphan_transfers(connection, self.scope, gone)
         REORGANISATIONS.inc()
         log.warning(
@@ -454,10 +454,10 @@ class BlockScanner:
         if cursor.block_hash is None:
             return None
         async with self._database.autocommit() as connection:
-            watched = await observed.list_watched(connection, self.scope, up_to=min(head, cursor.block_number))
+            tracked = await observed.list_tracked_blocks(connection, self.scope, up_to=min(head, cursor.block_number))
         replaced = False
-        for start in range(0, len(watched), FORK_SEARCH_BLOCKS):
-            part = watched[start : start + FORK_SEARCH_BLOCKS]
+        for start in range(0, len(tracked), FORK_SEARCH_BLOCKS):
+            part = tracked[start : start + FORK_SEARCH_BLOCKS]
             blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
             for number, block_hash in part:
                 if number not in blocks:
@@ -465,9 +465,9 @@ class BlockScanner:
                 if _has_hash(blocks[number], block_hash):
                     return replace(cursor, block_number=number, block_hash=block_hash) if replaced else None
                 replaced = True
-        if not replaced and watched:
+        if not replaced and tracked:
             return None
-        oldest = watched[-1][0] if watched else min(head, cursor.block_number)
+        oldest = tracked[-1][0] if tracked else min(head, cursor.block_number)
         number = max(oldest - BLIND_REWIND_BLOCKS, cursor.first_block - 1)
         return replace(cursor, block_number=number, block_hash=None)
 

@@ -90,7 +90,7 @@ class TransferMatcher:
         Temporal cannot be reached; the rest is decided in the next pass.
         """
         async with self._database.autocommit() as connection:
-            await observed.settle_unhandled(connection, self._scope)
+            await observed.mark_settled_handled(connection, self._scope)
         after = (-1, -1)
         until = time.monotonic() + ACT_SECONDS_MAX
         while page := await self._page(head - self._min_confirmations + 1, after):

@@ -117,7 +117,7 @@ async def test_the_first_block_is_the_settings_and_without_one_the_first_that_wa
     assert await _first_block(roles) == FIRST_BLOCK
     for setting, answered in ((50, 50), (2, 2), (None, FIRST_BLOCK)):
         async with roles.service.autocommit() as connection:
-            await observed.note_from_block(connection, SCOPE, setting)
+            await observed.set_from_block(connection, SCOPE, setting)
         assert await _first_block(roles) == answered
 
 

@@ -61,7 +61,7 @@ async def test_what_was_mined_before_the_first_block_is_no_inflow_unless_it_was_
     await observe(books.roles.service, tx_hash(43), wallet(8), 7_000, at=ago(HOUR), block_number=9, handled=False)
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
     async with books.roles.service.autocommit() as connection:
-        await observed.note_from_block(connection, scope, 10)
+        await observed.set_from_block(connection, scope, 10)
     after = await books.reconcile()
     assert (after.totals, after.counts, after.closes) == (before.totals, before.counts, True)
     plant(books.roles, "UPDATE chain_cursors SET answers_from = NULL")

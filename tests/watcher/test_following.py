@@ -381,7 +381,7 @@ async def test_the_first_time_without_one_it_is_followed_as_far_back_as_intents_
 
 
 async def test_hashes_are_kept_of_a_bounded_number_of_blocks(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("db.transfers.observed.WATCHED_BLOCKS_MAX", 4)
+    monkeypatch.setattr("db.transfers.observed.TRACKED_BLOCKS_MAX", 4)
     for _ in range(6):
         await watch.chain.mine()
         await watch.catch_up()
