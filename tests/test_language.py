@@ -52,9 +52,16 @@ UNREVIEWED: Final = (
 )
 """Files whose sentences are still to be rewritten."""
 
+RELEASED: Final = "db/migrations/sql/000[1-3]_*.sql"
+"""Migrations of released revisions: their text is not changed any more (tests/database/test_functions.py)."""
+
 DOCUMENTS: Final = ("*.md", "api/templates/*.html", "monitoring/*.yaml", "starter/*.yaml", "docker-compose.yml")
 _SQL: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|LOCK TABLE|WITH|CREATE|ALTER)\b")
+_SQL_PROSE: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
+_QUOTES: Final = re.compile(r"""^\w*(\"{3}|'{3}|"|')(.*)\1$""", re.DOTALL)
+_DOCSTRING: Final = re.compile(r'"{3}[A-Z`][a-z`]')
 _CODE: Final = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|<[^<>\n]*>|https?://\S+|\w+(?:\.\w+)+")
+_STRINGS: Final = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 _PATTERN: Final = {word: re.compile(rf"(?<![\w/-])(?:{word})(?![\w/-])", re.IGNORECASE) for word in BANNED}
 
 
@@ -64,11 +71,21 @@ def _files(*patterns: str) -> list[str]:
 
 
 def prose_of_python(source: str) -> Iterator[tuple[int, str]]:
-    """Comments, docstrings and strings that hold a blank and no SQL, each with its first line."""
+    """Comments, docstrings, strings that hold a blank, and of SQL its own prose; each with its first line."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        is_string = token.type == tokenize.STRING and " " in token.string and not _SQL.search(token.string)
-        if is_string or token.type == tokenize.COMMENT:
+        is_string = token.type in _STRINGS
+        if is_string and _SQL.search(token.string) and not _DOCSTRING.match(token.string):
+            statement = _QUOTES.sub(r"\2", token.string)
+            yield from ((token.start[0] + line - 1, text) for line, text in prose_of_sql(statement))
+        elif token.type == tokenize.COMMENT or (is_string and " " in token.string):
             yield token.start[0], token.string
+
+
+def prose_of_sql(source: str) -> Iterator[tuple[int, str]]:
+    """Comments, and literals that hold a blank, each with its first line."""
+    for found in _SQL_PROSE.finditer(source):
+        if " " in found[0]:
+            yield source.count("\n", 0, found.start()) + 1, found[0]
 
 
 def banned_in(text: str, allowed: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
@@ -95,6 +112,18 @@ def test_product_code_uses_the_fields_terms() -> None:
     found = [
         line for path in _files("*.py") for line in _report(path, prose_of_python((ROOT / path).read_text("utf-8")))
     ]
+    assert not found, "\n".join(found)
+
+
+def test_database_functions_and_migrations_use_the_fields_terms() -> None:
+    released = set(_files(RELEASED))
+    found = [
+        line
+        for path in _files("*.sql")
+        if path not in released
+        for line in _report(path, prose_of_sql((ROOT / path).read_text("utf-8")))
+    ]
+    assert released
     assert not found, "\n".join(found)
 
 
@@ -126,3 +155,10 @@ def test_the_check_finds_a_word_and_not_its_likes(sentence: str, written: str | 
 def test_comments_docstrings_and_messages_are_prose_and_sql_is_not() -> None:
     source = 'X = """A docstring."""  # a comment\nraise E(f"a message {X}")\nQ = "SELECT gone FROM told"\nN = "one"\n'
     assert [line for line, _ in prose_of_python(source)] == [1, 1, 2]
+
+
+def test_comments_and_messages_of_sql_are_prose_and_names_and_values_are_not() -> None:
+    source = "SELECT gone FROM told -- a comment\n WHERE kind = 'nobody' /* one\n more */ AND RAISE 'it''s a message'"
+    expected = [(1, "-- a comment"), (2, "/* one\n more */"), (3, "'it''s a message'")]
+    assert list(prose_of_sql(source)) == expected
+    assert list(prose_of_python(f'X = 1\nQ = """{source}"""\n')) == [(line + 1, text) for line, text in expected]

@@ -47,7 +47,8 @@ BEGIN
     RETURN QUERY SELECT v_user_id, v_account_id, v_created;
 END $function$;
 
--- Nobody's address opens no account, whoever asks (`provision_wallet`, `open_session`): its credits would be nobody's.
+-- An address that cannot be a payer opens no account, by any path (`provision_wallet`, `open_session`): its credits
+-- would have no owner.
 CREATE OR REPLACE FUNCTION public.check_wallet_is_somebodys()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -56,13 +57,13 @@ CREATE OR REPLACE FUNCTION public.check_wallet_is_somebodys()
 AS $function$
 BEGIN
     IF non_payer_kind(NEW.wallet_address) IN ('nobody', 'token') THEN
-        RAISE EXCEPTION '% is nobody''s wallet: an account is opened for a payer', NEW.wallet_address
+        RAISE EXCEPTION '% is not a payer''s wallet: it cannot have an account', NEW.wallet_address
             USING ERRCODE = 'check_violation', CONSTRAINT = 'users_wallet_is_somebodys';
     END IF;
     RETURN NEW;
 END $function$;
 
--- Store a challenge. Sweeps a few expired ones, so that what strangers ask for does not pile up.
+-- Store a challenge. Sweeps a few expired ones, so that anonymous requests do not accumulate rows.
 CREATE OR REPLACE FUNCTION public.open_login_challenge(p_nonce text, p_wallet_address text, p_message text, p_expires_at timestamp with time zone)
  RETURNS void
  LANGUAGE plpgsql
@@ -90,8 +91,8 @@ AS $function$
 $function$;
 
 -- Use a challenge up and open a session for its wallet, whose account is opened where it has none: all or nothing.
--- No row where the challenge is gone. The caller has verified the signature. The session that the browser had before
--- ends, so that a token which was there before the login is worth nothing after it.
+-- No row where the challenge was used or has expired. The caller has verified the signature. The browser's former
+-- session ends, so that a token from before the login is worthless after it.
 CREATE OR REPLACE FUNCTION public.open_session(p_nonce text, p_token_hash bytea, p_expires_at timestamp with time zone, p_former_token_hash bytea)
  RETURNS TABLE(user_id text, billing_account_id text, wallet_address text)
  LANGUAGE plpgsql
@@ -160,8 +161,8 @@ AS $function$
     SELECT count(*) FROM ended
 $function$;
 
--- Take one from each bucket in turn: NULL where all had one, else the seconds until the one that is empty has one.
--- Generic cell rate algorithm: a bucket is the moment at which it will be full again. Callers name their buckets in
+-- Take one token from each bucket, in order: NULL if all had one, else the seconds until the empty one has one.
+-- Generic cell rate algorithm: a bucket is stored as the time at which it will be full again. Callers name their buckets in
 -- one order (account before address), so two of them never wait for each other.
 CREATE OR REPLACE FUNCTION public.take_from_rate_limits(p_buckets text[], p_per_minute integer[])
  RETURNS double precision
@@ -191,8 +192,8 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- Delete at most p_limit expired rows of each kind; how many of each were deleted. Who comes later finds the rest.
--- No role may read these tables or delete from them: this deletes what is over, and tells numbers.
+-- Delete at most p_limit expired rows of each kind; how many of each were deleted. Later calls delete the rest.
+-- No role may read these tables or delete from them: this deletes expired rows only, and returns only counts.
 CREATE OR REPLACE FUNCTION public.prune_expired(p_limit integer, p_keys_older_than interval)
  RETURNS TABLE(pruned_from text, pruned_rows bigint)
  LANGUAGE plpgsql
@@ -201,7 +202,7 @@ CREATE OR REPLACE FUNCTION public.prune_expired(p_limit integer, p_keys_older_th
 AS $function$
 BEGIN
     IF p_limit < 1 OR p_keys_older_than < interval '1 hour' THEN
-        RAISE EXCEPTION 'wants a limit of 1 or more, and an hour or more for keys' USING ERRCODE = 'check_violation';
+        RAISE EXCEPTION 'expected a limit of 1 or more, and an hour or more for keys' USING ERRCODE = 'check_violation';
     END IF;
     RETURN QUERY
     WITH ended AS (

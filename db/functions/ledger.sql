@@ -60,8 +60,8 @@ BEGIN
     RETURN QUERY SELECT v_entry_id, p_amount, v_balance, true;
 END $function$;
 
--- The payer's side of the same: credits an own purchase attempt, for exactly what it costs, and nothing else.
--- The transfer that pays it must be written already; at commit that transfer in turn wants the attempt CREDITED.
+-- The same for a payer's own purchase: credits the attempt with exactly its amount, and nothing else.
+-- The transfer that pays it must be recorded first; a constraint checked at commit requires the attempt to be CREDITED.
 CREATE OR REPLACE FUNCTION public.post_own_purchase(p_attempt_id uuid, p_amount bigint, p_contra_account text, p_metadata jsonb)
  RETURNS TABLE(entry_id uuid, amount bigint, balance_after bigint, posted boolean)
  LANGUAGE plpgsql
@@ -96,8 +96,8 @@ BEGIN
     RAISE EXCEPTION '% is append-only: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $function$;
 
--- A journal entry balances, moves its billing account's liability by exactly the header's amount and nobody else's,
--- and is written at once: a line that came in another transaction than its header would change an old entry.
+-- A journal entry balances, moves its billing account's liability by exactly the header's amount and no other account's,
+-- and is complete in one transaction: a line added in a later transaction would change an old entry.
 CREATE OR REPLACE FUNCTION public.check_entry_balanced()
  RETURNS trigger
  LANGUAGE plpgsql

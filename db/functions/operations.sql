@@ -44,7 +44,7 @@ BEGIN
            AND coalesce(f.log_index, s.log_index) = NEW.log_index
            AND coalesce(f.block_hash, s.block_hash) = NEW.block_hash
     ) OR EXISTS (
-        -- Credited by this transaction, and what it was paid with has been removed: nobody knows that it was not this.
+        -- An attempt was credited by this transaction, and its settled transfer was deleted: it may have been this one.
         SELECT 1 FROM payment_attempts a
          WHERE a.tx_hash = NEW.tx_hash AND a.chain_id = NEW.chain_id AND a.status = 'CREDITED'
            AND lower(a.from_address) = lower(NEW.from_address)
@@ -75,8 +75,8 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- Nor does an operator credit anything else. What the treasury sent itself cannot be sent back either: nothing came. What
--- nobody sent is credited to an account that somebody owns.
+-- The rules of income hold for operators too. A transfer from the treasury itself cannot be sent back either: nothing was
+-- received. A transfer without a payer is credited only to an account with an owner.
 CREATE OR REPLACE FUNCTION public.check_credited_income()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -110,7 +110,7 @@ BEGIN
         SELECT 1 FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
          WHERE b.id = NEW.billing_account_id AND non_payer_kind(u.wallet_address) IN ('nobody', 'token')
     ) THEN
-        RAISE EXCEPTION 'billing account % is nobody''s', NEW.billing_account_id
+        RAISE EXCEPTION 'the wallet of billing account % cannot be a payer''s', NEW.billing_account_id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_credits_to_somebody';
     END IF;
     RETURN NEW;

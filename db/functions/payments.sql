@@ -27,7 +27,7 @@ BEGIN
            OR (OLD.status = 'CREATED_INTENT' AND NEW.status IN ('PENDING_UNVERIFIED', 'FAILED'))
            OR (OLD.status = 'PENDING_UNVERIFIED' AND NEW.status IN ('CREDITED', 'REJECTED', 'FAILED'))
            OR (OLD.status = 'CREDITED' AND NEW.status = 'REVERSED')
-           -- It expired unpaid, as far as anybody knew, and was paid in time.
+           -- It expired because its payment was unknown, and was paid in time.
            OR (OLD.status = 'FAILED' AND OLD.error_code = 'INTENT_EXPIRED' AND NEW.status = 'PENDING_UNVERIFIED')
        ) THEN
         RAISE EXCEPTION 'payment attempt % cannot go from % to %', OLD.id, OLD.status, NEW.status
@@ -43,7 +43,7 @@ BEGIN
     RETURN NEW;
 END $function$;
 
--- Which steps of an attempt a role may take, beside what is legal for everybody (guard_attempt). It runs with the
+-- Which steps of an attempt a role may take, in addition to what guard_attempt requires of every role. It runs with the
 -- caller's rights, because only then current_user is the caller; inside the owner's functions that is the owner.
 -- A role that is not known by its rights gets the least.
 CREATE OR REPLACE FUNCTION public.guard_attempt_by_role()
@@ -89,7 +89,7 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_step_of_role';
     END IF;
     IF v_is_submission THEN
-        -- Time limits count from here: one in the future would let a payment wait for as long as somebody likes.
+        -- Time limits count from here: one in the future would let a payment wait without limit.
         NEW.submitted_at := least(NEW.submitted_at, clock_timestamp());
     END IF;
     RETURN NEW;
@@ -106,7 +106,7 @@ BEGIN
     RETURN NEW;
 END $function$;
 
--- The payer is the wallet that signed in: nobody makes an attempt that somebody else's transfer would pay.
+-- The payer is the wallet that signed in, so that no attempt can be paid by another wallet's transfer.
 CREATE OR REPLACE FUNCTION public.check_own_wallet()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -140,7 +140,7 @@ BEGIN
 END $function$;
 
 -- When a transfer that a payer names was mined, as far as the watcher has seen it: it may be named after the intent has
--- expired, and was in time all the same. Tells of an own attempt's payer only.
+-- expired, and was in time all the same. Returns a row only for the payer of the caller's own attempt.
 CREATE OR REPLACE FUNCTION public.observed_payment_time(p_attempt_id uuid, p_tx_hash text)
  RETURNS timestamp with time zone
  LANGUAGE sql
@@ -204,8 +204,8 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- REVERSED means, in the same commit: the buyer's (of a donation, the system tenant's) entry is taken back in full, and
--- it is on record that the transfer is gone.
+-- REVERSED means, in the same commit: the buyer's (of a donation, the system tenant's) entry is reversed in full, and
+-- the transfer is recorded as reorged out.
 CREATE OR REPLACE FUNCTION public.check_reversed_attempt()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -214,7 +214,7 @@ CREATE OR REPLACE FUNCTION public.check_reversed_attempt()
 AS $function$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM transfer_finality f WHERE f.attempt_id = NEW.id AND f.outcome = 'reversed') THEN
-        RAISE EXCEPTION 'payment attempt % is REVERSED and its transfer is not on record as gone', NEW.id
+        RAISE EXCEPTION 'payment attempt % is REVERSED and its transfer is not recorded as reorged out', NEW.id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_reversed_transfer_is_gone';
     END IF;
     IF NOT EXISTS (
@@ -229,7 +229,7 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- The other way round: an outcome agrees with the attempt that it is about, and nothing is taken back of one that stands.
+-- The other way round: an outcome agrees with its attempt's status, and a payment with another status is not reversed.
 CREATE OR REPLACE FUNCTION public.check_finality()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -248,7 +248,7 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- Only a payment that is REVERSED is taken back, and only by what its entry gave.
+-- Reversal entries exist only for REVERSED payments, and only for exactly what was credited.
 CREATE OR REPLACE FUNCTION public.check_reversal_entry()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -257,7 +257,7 @@ CREATE OR REPLACE FUNCTION public.check_reversal_entry()
 AS $function$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id::text = NEW.reference AND a.status = 'REVERSED') THEN
-        RAISE EXCEPTION 'ledger entry % reverses a payment that stands', NEW.id
+        RAISE EXCEPTION 'ledger entry % reverses a payment that is not REVERSED', NEW.id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_reverses_reversed_payment';
     END IF;
     IF NOT EXISTS (
@@ -266,7 +266,7 @@ BEGIN
            AND e.reason IN ('credits_purchase', 'platform_revenue_share', 'system_donation')
            AND e.amount = -NEW.amount
     ) THEN
-        RAISE EXCEPTION 'ledger entry % takes back what was not given', NEW.id
+        RAISE EXCEPTION 'ledger entry % reverses what was not credited', NEW.id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_reverses_what_was_given';
     END IF;
     RETURN NULL;

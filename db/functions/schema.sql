@@ -26,7 +26,7 @@ BEGIN
     INSERT INTO write_probes (role_name, written_at)
     SELECT session_user, clock_timestamp() WHERE NOT EXISTS (SELECT 1 FROM write_probes w WHERE w.role_name = session_user)
     ON CONFLICT (role_name) DO NOTHING;
-    -- Whoever holds the row is proving it now.
+    -- The transaction that holds the row's lock is proving it now.
     UPDATE write_probes w SET written_at = clock_timestamp()
      WHERE w.role_name = (
         SELECT due.role_name FROM write_probes due

@@ -1,7 +1,7 @@
 -- Transfers: which are income, from which block on, and that each is applied once.
 
--- Why an address pays for nobody: the zero address, which sends what is minted; a treasury, of now or before; a token.
--- NULL for a payer. Says nothing that the chain does not show everybody.
+-- Why an address cannot be a payer: the zero address, sender of mints; a current or former treasury; a token's contract.
+-- NULL for a payer. Reveals only what is public on the chain.
 CREATE OR REPLACE FUNCTION public.non_payer_kind(p_address text)
  RETURNS text
  LANGUAGE sql
@@ -29,7 +29,7 @@ AS $function$
      ORDER BY 1 LIMIT 1
 $function$;
 
--- An attempt is paid by money that came in, in a block that settle answers for.
+-- An attempt is paid only by income: a payer's transfer, in an accepted block.
 CREATE OR REPLACE FUNCTION public.check_settled_income()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -43,7 +43,7 @@ BEGIN
     SELECT a.to_address, first_block_answered_for(a.chain_id, a.token, a.to_address) INTO v_treasury, v_first_block
       FROM payment_attempts a WHERE a.id = NEW.attempt_id;
     IF lower(v_treasury) = lower(NEW.from_address) OR non_payer_kind(NEW.from_address) IS NOT NULL THEN
-        RAISE EXCEPTION 'transfer % of transaction % is from %, which pays for nobody',
+        RAISE EXCEPTION 'transfer % of transaction % is from %, which cannot be a payer',
             NEW.log_index, NEW.tx_hash, NEW.from_address
             USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_from_a_payer';
     END IF;
@@ -71,7 +71,7 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- A transfer pays once, whoever credits it. Attempts and operators are serialized by transaction, not by log: logs are
+-- A transfer pays once, by whatever path it is credited. Attempts and operators are serialized by transaction, not by log: logs are
 -- renumbered when their transaction moves to another block. What is read after the lock must not be older than the lock.
 CREATE OR REPLACE FUNCTION public.lock_transfers_of(p_chain_id bigint, p_tx_hash text)
  RETURNS void

@@ -27,7 +27,7 @@ _OPEN: Final = text(
         last_seen_at = statement_timestamp(),
         opened_at = CASE WHEN f.resolution = ANY (:reopening) THEN statement_timestamp() ELSE f.opened_at END,
         times_opened = f.times_opened + CASE WHEN f.resolution = ANY (:reopening) THEN 1 ELSE 0 END,
-        -- Whoever decides about it reads how it is now: what was resolved stays as it was then.
+        -- An open finding shows the present facts to decide on; a resolved one keeps those it was decided on.
         (kind, detail, attempt_id, billing_account_id, value_raw, metadata) = (
             SELECT CASE WHEN open THEN excluded.kind ELSE f.kind END,
                    CASE WHEN open THEN excluded.detail ELSE f.detail END,

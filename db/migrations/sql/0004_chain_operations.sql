@@ -2,8 +2,8 @@
 
 -- The chain watcher -----------------------------------------------------------------------------------------------
 
--- Stretches of blocks that no node showed, for one token and treasury: their transfers are not in observed_transfers.
--- The cursor is set behind such a stretch in the transaction that writes it down here; it is read again now and then.
+-- Gaps: blocks that no node returned, for one token and treasury; their transfers are not in observed_transfers.
+-- The cursor is moved past a gap in the transaction that records it here; gaps are read again periodically.
 CREATE TABLE chain_gaps (
     id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     chain_id bigint NOT NULL,
@@ -21,7 +21,7 @@ CREATE TABLE chain_gaps (
 CREATE INDEX chain_gaps_unread ON chain_gaps (chain_id, token, to_address, last_block) WHERE read_at IS NULL;
 
 -- What the watcher waits for, and since when; empty while it goes on. A token and treasury that neither the settings nor
--- an attempt names any more is retired: nobody moves its cursor.
+-- an attempt names any more is retired: its cursor stays where it is.
 ALTER TABLE chain_cursors ADD COLUMN waits_for text, ADD COLUMN waits_since timestamptz,
     ADD COLUMN retired_at timestamptz;
 

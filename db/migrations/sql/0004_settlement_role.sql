@@ -19,8 +19,8 @@ CREATE TRIGGER payment_attempts_guard_by_role BEFORE UPDATE ON payment_attempts
 -- token and address would be paid with nothing. Before any worker has noted one, on a system that is new, what intents
 -- name counts.
 -- What a worker or this revision noted is no payer either, under later settings as well: neither a treasury nor a token is
--- anybody's wallet. What an intent merely names is no such word: its writer would say of anybody's wallet that it is a
--- treasury.
+-- a payer's wallet. A destination that only an intent names is not enough for that: otherwise its writer could exclude any
+-- payer by naming their wallet as a treasury.
 CREATE TABLE payment_destinations (
     chain_id bigint NOT NULL CHECK (chain_id > 0),
     token text NOT NULL CHECK (token ~ '^0x[0-9a-f]{40}$'),

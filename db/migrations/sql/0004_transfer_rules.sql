@@ -1,8 +1,8 @@
 -- Which transfers are income, and from which block on: the rules of domain/transfers/income.py, kept by the database too. And until
 -- when an attempt could be paid in time, which its submission used to wipe out.
 
--- The first block that settle answers for, where a setting says so (CHAIN_WATCH_FROM_BLOCK). Without one it is first_block,
--- as soon as a block has been read: one node's word of the chain's height alone makes nobody's payment too old.
+-- The first block whose transfers are accepted, where a setting gives it (CHAIN_WATCH_FROM_BLOCK). Without one it is first_block,
+-- as soon as a block has been read: the chain's height as one node reports it makes no payment too old.
 ALTER TABLE chain_cursors ADD COLUMN answers_from bigint CHECK (answers_from >= 0);
 
 CREATE TRIGGER settled_transfers_is_income BEFORE INSERT ON settled_transfers

@@ -10,7 +10,7 @@ CREATE POLICY own_transfers ON settled_transfers FOR SELECT TO settle_app, settl
 CREATE POLICY own_transfers_written ON settled_transfers FOR INSERT TO settle_settlement
     WITH CHECK (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));
 
--- The audit trail says what has happened: an event is written with the step that it tells of, and by who may take it.
+-- The audit trail is complete: an event is written in the transaction of its step, by a role that may take that step.
 DROP POLICY own_events ON payment_events;
 CREATE POLICY own_events ON payment_events FOR SELECT TO settle_app, settle_settlement
     USING (EXISTS (SELECT 1 FROM payment_attempts a WHERE a.id = attempt_id));

@@ -1,4 +1,4 @@
--- Seeds, safe to run again: `settle migrate` runs this file every time, so that it also mends what is missing.
+-- Seeds, safe to run again: `settle migrate` runs this file every time, so that it also restores missing rows.
 
 INSERT INTO users (id, wallet_address) VALUES ('cogni_system_principal', NULL) ON CONFLICT (id) DO NOTHING;
 
