@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure, where that is wanted; and a process of a parallel run ends when the one that began the run is gone."""
+    """Measure on request; and a process of a parallel run ends when the one that began the run has ended."""
     if hasattr(config, "workerinput") and sys.platform == "linux":
         # Its servers and other children are tied to it in the same way.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -89,7 +89,7 @@ async def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
 
 @pytest.fixture(scope="session")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
-    """This process's chain node with the test token; it mines only when told to."""
+    """This process's chain node with the test token; it mines only on request."""
     async with running_chain(tmp_path_factory.mktemp("chain")) as running:
         yield running
 

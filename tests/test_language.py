@@ -1,7 +1,8 @@
-"""Comments, docstrings, messages and documents use the field's terms: words of a private language are refused."""
+"""Code, tests and documents use the field's terms: words of a private language are refused in their prose."""
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import subprocess
@@ -43,8 +44,14 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "domain/accounts/sign_in.py": ("wants you to sign in with your Ethereum account",),
     "chain/contract_calls.py": ('"settle: nobody"',),
     "docs/runbook.md": ("`senderKind` nobody",),
+    "tests/api/test_auth.py": ("wants you to sign in with your Ethereum account",),
+    "tests/chain/test_signatures.py": ("wants you to sign in with your Ethereum account",),
+    "tests/unit/test_sign_in.py": ("wants you to sign in with your Ethereum account",),
 }
 """Fixed phrases: a standard's text, the input of a hash, a value of a column."""
+
+THIS: Final = "tests/test_language.py"
+"""Lists the words, and has sentences that hold them."""
 
 UNREVIEWED: Final = (
     "db/operations/reconciliation.py",
@@ -67,7 +74,14 @@ _PATTERN: Final = {word: re.compile(rf"(?<![\w/-])(?:{word})(?![\w/-])", re.IGNO
 
 def _files(*patterns: str) -> list[str]:
     listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [path for path in listed.splitlines() if not path.startswith(("tests/", *UNREVIEWED))]
+    return [path for path in listed.splitlines() if path not in {THIS, *UNREVIEWED}]
+
+
+def names_of_tests(source: str) -> Iterator[tuple[int, str]]:
+    """Names of test functions as words, each with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, node.name.replace("_", " ")
 
 
 def prose_of_python(source: str) -> Iterator[tuple[int, str]]:
@@ -108,10 +122,17 @@ def _report(path: str, pieces: Iterator[tuple[int, str]]) -> list[str]:
     ]
 
 
-def test_product_code_uses_the_fields_terms() -> None:
+def test_code_and_tests_use_the_fields_terms() -> None:
     found = [
         line for path in _files("*.py") for line in _report(path, prose_of_python((ROOT / path).read_text("utf-8")))
     ]
+    assert not found, "\n".join(found)
+
+
+def test_names_of_tests_use_the_fields_terms() -> None:
+    paths = _files("tests/*.py")
+    found = [line for path in paths for line in _report(path, names_of_tests((ROOT / path).read_text("utf-8")))]
+    assert paths
     assert not found, "\n".join(found)
 
 
@@ -150,6 +171,11 @@ def test_documents_and_pages_use_the_fields_terms() -> None:
 )
 def test_the_check_finds_a_word_and_not_its_likes(sentence: str, written: str | None) -> None:
     assert [found for _, found, _ in banned_in(sentence)][:1] == ([] if written is None else [written])
+
+
+def test_the_name_of_a_test_is_prose_and_its_helpers_name_is_not() -> None:
+    source = "def _look() -> None: ...\n\n\nasync def test_nobody_is_credited() -> None: ...\n"
+    assert list(names_of_tests(source)) == [(4, "test nobody is credited")]
 
 
 def test_comments_docstrings_and_messages_are_prose_and_sql_is_not() -> None:

@@ -19,6 +19,6 @@ async def api(engine: Engine) -> AsyncIterator[RunningApi]:
 
 @pytest.fixture
 async def payer(api: RunningApi) -> AsyncIterator[Visitor]:
-    """Somebody who is signed in with a wallet that holds test USDC."""
+    """A user who is signed in with a wallet that holds test USDC."""
     async with api.visitor(first_wallet()) as visitor:
         yield visitor

@@ -88,7 +88,7 @@ async def test_a_login_needs_a_challenge(api: RunningApi) -> None:
 # -- attacks ---------------------------------------------------------------------------------------------------------
 
 
-async def test_anothers_nonce_lets_nobody_in(api: RunningApi) -> None:
+async def test_another_wallets_nonce_does_not_sign_in(api: RunningApi) -> None:
     async with api.visitor() as visitor:
         challenge = await visitor.challenge(ALICE.address)
         refused = await visitor.log_in(challenge["nonce"], sign(BOB, challenge["message"]))
@@ -147,7 +147,7 @@ async def test_a_session_that_was_planted_before_the_login_is_not_the_one_after_
         visitor.cookie = planted
         await visitor.sign_in(ALICE)
         assert visitor.cookie != planted
-        # What the attacker planted is nobody's any more, and never was Alice's.
+        # The session that the attacker planted has ended, and never was Alice's.
         assert (await attacker.get(SESSION)).status == 401
 
 
@@ -216,7 +216,7 @@ async def test_signing_out_everywhere_ends_all_of_ones_own(api: RunningApi) -> N
         assert (await stranger.get(SESSION)).status == 200
 
 
-async def test_signing_out_without_a_session_harms_nobody(api: RunningApi) -> None:
+async def test_signing_out_without_a_session_changes_nothing(api: RunningApi) -> None:
     async with api.visitor() as visitor:
         assert (await visitor.post("/api/v1/auth/logout")).status == 204
 

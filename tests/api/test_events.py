@@ -15,7 +15,7 @@ from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor
 from tests.support.engine import MIN_CONFIRMATIONS
 
 
-async def test_events_tell_of_every_confirmation_and_end_with_the_credit(api: RunningApi, payer: Visitor) -> None:
+async def test_events_report_every_confirmation_and_end_with_the_credit(api: RunningApi, payer: Visitor) -> None:
     intent = await payer.intent()
     engine = api.engine
     sent = await api.pay(intent)

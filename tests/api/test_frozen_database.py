@@ -104,7 +104,7 @@ async def test_every_request_is_answered_in_time_and_once_and_the_next_ones_work
         await wait_until(
             lambda: impatient.lent_connections == 0, timeout_seconds=PATIENCE_SECONDS, what="connections given back"
         )
-        assert len((await payer.get("/api/v1/payments/attempts")).body["attempts"]) == 1, "one that nobody committed"
+        assert len((await payer.get("/api/v1/payments/attempts")).body["attempts"]) == 1, "one that was not committed"
     gc.collect()
     assert impatient.complaints == []
 
@@ -152,7 +152,7 @@ async def test_a_stream_that_waits_for_the_database_gives_way_to_the_others(
             assert (await stream.content.readline()).startswith(b"event: status")
             async with frozen(cluster.server):
                 await wait_until(readings.locked, timeout_seconds=PATIENCE_SECONDS, what="a reading")
-                # A check of the session, and a look at the payment: both are given up.
+                # A check of the session, and a poll of the payment: both are cancelled.
                 for _ in range(2):
                     async with in_time(), readings:
                         pass
@@ -163,7 +163,7 @@ async def test_a_stream_that_waits_for_the_database_gives_way_to_the_others(
             assert line, "what is not known ends nothing"
 
 
-async def test_told_to_stop_it_ends_although_the_database_stands_still(
+async def test_sigterm_ends_it_although_the_database_is_frozen(
     engine: Engine, cluster: Cluster, tmp_path: Path
 ) -> None:
     async with running_service("api", tmp_path, engine.variables, API_PORT="0", API_URL="http://127.0.0.1:8080") as api:
@@ -190,7 +190,7 @@ async def _is_ready(visitor: Visitor) -> None:
 
 
 async def _not_ready(visitor: Visitor) -> Reply:
-    """The first answer that says so: what was found a moment ago is still told for a second."""
+    """The first answer that says so: the former result is still served for a second."""
     seen: list[Reply] = []
 
     async def says_no() -> bool:

@@ -40,7 +40,7 @@ OPERATIONS: Final = {
     "getReadiness": "GET /readyz",
     "getMetrics": "GET /metrics",
 }
-"""Names that generated clients are made of: a new one is welcome, a changed one breaks somebody."""
+"""Names that generated clients are made of: a new one is welcome, a changed one breaks clients."""
 
 PROTECTED: Final = {
     "getSession",
@@ -70,7 +70,7 @@ SECONDS_MAX: Final = 240
 CONFIGURATION: Final = """
 color = false
 continue-on-failure = true
-# The stream of a payment that waits has no end: its first event is looked at.
+# The stream of a payment that waits has no end: its first event is checked.
 max-stream-events = 1
 request-timeout = 30.0
 
@@ -129,7 +129,7 @@ def test_every_operation_has_a_name_for_clients_and_words_for_people() -> None:
         assert operation["tags"] in (["auth"], ["payments"], ["health"])
 
 
-def test_a_cookie_is_asked_for_exactly_where_nobody_else_may_come() -> None:
+def test_a_cookie_is_required_exactly_where_a_session_is() -> None:
     with_scheme = {operation["operationId"] for _, operation in operations() if "security" in operation}
     refusing = {
         operation["operationId"]
@@ -194,7 +194,7 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
             )
         )
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=30) + SIGNED_IN)
-    # What only refused was not put to the test. Nobody guesses a signature: the two logins are our own.
+    # An operation that only refused was not tested. A signature cannot be guessed: the two logins are our own.
     assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
     assert await engine.books() == []
 

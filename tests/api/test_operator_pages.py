@@ -179,16 +179,14 @@ async def test_without_operators_the_pages_are_addresses_like_any_unknown_one(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_whoever_is_not_signed_in_is_sent_to_where_he_can(api: RunningApi, path: str) -> None:
+async def test_a_visitor_without_a_session_is_sent_to_the_sign_in(api: RunningApi, path: str) -> None:
     async with api.visitor() as visitor:
         reply = await visitor.get(path, allow_redirects=False)
     assert (reply.status, reply.headers["Location"], reply.body) == (303, "/credits", "")
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_somebody_elses_wallet_is_refused_and_learns_nothing(
-    api: RunningApi, counter: RolePair, path: str
-) -> None:
+async def test_another_wallet_is_refused_and_learns_nothing(api: RunningApi, counter: RolePair, path: str) -> None:
     attempt = await counter.settle(await counter.open_account(1), 1)
     async with api.visitor(somebody()) as visitor:
         for wanted in (path, f"/operator/attempts/{attempt.id}", f"/operator?reference={attempt.id}"):
@@ -210,7 +208,7 @@ async def test_they_are_no_part_of_the_documented_interface(reader: Visitor) -> 
     assert not [path for path in (await reader.get("/openapi.json")).body["paths"] if "operator" in path]
 
 
-async def test_they_are_kept_by_nobody_and_run_nothing(reader: Visitor, counter: RolePair) -> None:
+async def test_they_are_not_cached_and_run_no_scripts(reader: Visitor, counter: RolePair) -> None:
     """The content policy has no 'unsafe-inline': an inline style or script would be ignored, an injected one too."""
     attempt = await counter.settle(await counter.open_account(1), 1)
     for path in ("/operator", f"/operator/attempts/{attempt.id}", "/operator/attempts/x"):
@@ -229,9 +227,7 @@ async def test_they_are_kept_by_nobody_and_run_nothing(reader: Visitor, counter:
 # -- the list
 
 
-async def test_a_listed_payment_is_shown_with_everything_that_tells_it_apart(
-    reader: Visitor, counter: RolePair
-) -> None:
+async def test_a_listed_payment_is_shown_with_everything_that_identifies_it(reader: Visitor, counter: RolePair) -> None:
     payer = await counter.open_account(1)
     attempt = await counter.create_submitted(payer, 77, cents=123_456_789, purpose=Purpose.SYSTEM, chain_id=8453)
     await counter.refuse(attempt, REVERTED)
@@ -350,7 +346,7 @@ async def test_an_accounts_payments_are_one_step_from_each_of_them(reader: Visit
         assert f"/operator?account={account}#payments" in links
 
 
-async def test_the_reference_that_a_payer_quotes_opens_his_payment(reader: Visitor, payments: Payments) -> None:
+async def test_the_reference_that_a_payer_quotes_opens_their_payment(reader: Visitor, payments: Payments) -> None:
     given = f" {str(payments.intent.id).upper()} "
     reply = await reader.get(f"/operator?{urlencode({'reference': given})}", allow_redirects=False)
     assert (reply.status, reply.headers["Location"]) == (303, f"/operator/attempts/{payments.intent.id}")
@@ -452,7 +448,7 @@ async def test_pages_lead_to_every_payment_and_back(
         document = await page(reader, path)
         assert listed(document) == expected
     assert href(document, "prev") is not None or not document.all("a", rel="prev")
-    # Whoever comes back to the beginning past what has come since sees a whole page of the newest.
+    # Paging back to the beginning, past rows that were added since, shows a whole page of the newest.
     newest = await counter.create(payer, created_at=NOW + timedelta(minutes=1))
     back = await page(reader, f"/operator?status=CREATED_INTENT&after={seen[0][1]}")
     assert listed(back) == [str(newest.id), *seen[0][:2]]
@@ -478,7 +474,7 @@ def figures(document: Element) -> dict[str, str]:
     return {part.one("dt").text: part.one("strong").text for part in figures.all("div")}
 
 
-async def test_the_balance_is_told_by_where_it_came_from(reader: Visitor, counter: RolePair, engine: Engine) -> None:
+async def test_the_balance_is_shown_by_reason(reader: Visitor, counter: RolePair, engine: Engine) -> None:
     payer = await counter.open_account(1)
     old = await counter.settle(payer, 1, cents=500)
     await counter.settle(payer, 2, cents=1_000)
@@ -605,7 +601,7 @@ async def test_a_credited_payments_whole_story(reader: Visitor, engine: Engine) 
     assert "All times are UTC" in document.one("footer").text
 
 
-async def test_a_payment_that_nobody_paid_yet(reader: Visitor, engine: Engine) -> None:
+async def test_a_payment_that_is_not_paid_yet(reader: Visitor, engine: Engine) -> None:
     _, intent = await engine.intent(100, Purpose.SYSTEM)
     document = await page(reader, f"/operator/attempts/{intent.attempt_id}")
     assert document.one("h1").text.endswith("no transaction has been submitted for this intent yet.")
@@ -617,7 +613,7 @@ async def test_a_payment_that_nobody_paid_yet(reader: Visitor, engine: Engine) -
     assert "No ledger entries" in document.one("section", **{"aria-labelledby": "ledger-title"}).text
 
 
-async def test_what_was_sent_too_much_is_told(reader: Visitor, engine: Engine) -> None:
+async def test_an_overpayment_is_shown(reader: Visitor, engine: Engine) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw + 7)
@@ -626,7 +622,7 @@ async def test_what_was_sent_too_much_is_told(reader: Visitor, engine: Engine) -
     assert facts(await page(reader, f"/operator/attempts/{intent.attempt_id}"))["Overpayment"] == "0.000007 USDC"
 
 
-async def test_with_temporal_and_the_chain_silent_the_rest_is_told(engine: Engine) -> None:
+async def test_with_temporal_and_the_chain_silent_the_rest_is_shown(engine: Engine) -> None:
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
     nowhere = f"127.0.0.1:{quiet_port()}"
@@ -774,7 +770,7 @@ async def test_without_the_database_an_operator_is_asked_to_come_back(reader: Vi
     assert (await reader.get("/operator")).status == 200
 
 
-async def test_looking_changes_nothing(reader: Visitor, payments: Payments, engine: Engine) -> None:
+async def test_reading_pages_changes_nothing(reader: Visitor, payments: Payments, engine: Engine) -> None:
     counters = (
         "SELECT sum(xmin::text::bigint), count(*) FROM payment_attempts"
         " UNION ALL SELECT sum(xmin::text::bigint), count(*) FROM payment_events"

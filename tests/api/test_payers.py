@@ -1,4 +1,4 @@
-"""Whose payments are taken over HTTP: not the treasury's own, of now or before, and nobody's."""
+"""Whose payments are accepted over HTTP: not a current or former treasury's, and none without a payer."""
 
 from __future__ import annotations
 

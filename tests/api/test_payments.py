@@ -89,8 +89,8 @@ async def test_submitting_answers_although_no_worker_runs_and_no_node_answers(en
     assert (await engine.state(intent["attemptId"])).is_running
 
 
-async def test_confirmations_are_counted_block_by_block_between_two_looks(engine: Engine) -> None:
-    # A long block time keeps the worker from looking again: what is counted comes from the chain's head.
+async def test_confirmations_are_counted_block_by_block_between_two_polls(engine: Engine) -> None:
+    # A long block time keeps the worker from polling again: what is counted comes from the chain's head.
     slow = {"MIN_CONFIRMATIONS": "6", "CHAIN_BLOCK_TIME_SECONDS": "0.4"}
     async with running_api(engine, **slow) as api, api.visitor(first_wallet()) as payer:
         intent = await payer.intent()
@@ -102,7 +102,7 @@ async def test_confirmations_are_counted_block_by_block_between_two_looks(engine
                 await sees(payer, intent, confirmations=block, confirmationsNeeded=6)
                 await engine.chain.mine(1)
             (waiting,) = (await engine.state(intent["attemptId"])).pending
-            assert waiting.last_failure == "1 of 6 confirmations", "the worker looked again, the test shows nothing"
+            assert waiting.last_failure == "1 of 6 confirmations", "the worker polled again, the test shows nothing"
 
 
 async def test_the_same_submission_again_gets_the_same_answer(api: RunningApi, payer: Visitor) -> None:
@@ -174,7 +174,7 @@ async def test_what_was_counted_stays_counted_while_the_credit_is_under_way(
         assert (await payer.ends(intent["attemptId"]))["status"] == "CREDITED"
 
 
-async def test_a_payer_is_not_told_which_node_said_what(
+async def test_a_payer_is_not_shown_which_node_answered_what(
     namespace: Namespace, database: Database, chain: LocalChain
 ) -> None:
     async with (
@@ -203,7 +203,7 @@ async def test_a_temporal_that_hangs_costs_a_page_full_of_payments_seconds_not_i
         nowhere = f"127.0.0.1:{silent.getsockname()[1]}"
         async with running_api(engine, TEMPORAL_ADDRESS=nowhere) as api, api.visitor(first_wallet()) as payer:
             listed = await payer.get("/api/v1/payments/attempts?open=true")
-            # Having waited once, nobody waits again for a while.
+            # After one time-out, no request waits again for a while.
             async with asyncio.timeout(DESCRIBE_TIMEOUT.total_seconds() * 0.9):
                 page = await payer.get("/credits")
     assert [found["status"] for found in listed.body["attempts"]] == ["PENDING_UNVERIFIED"] * 12

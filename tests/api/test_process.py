@@ -1,4 +1,4 @@
-"""`settle api` as a process: it starts only where it can work, says what is missing, and lets go when told to stop."""
+"""`settle api` as a process: it starts only where it can work, says what is missing, and stops on SIGTERM."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ApiProcess(ServiceProcess):
 
     @asynccontextmanager
     async def visitor(self) -> AsyncIterator[Visitor]:
-        """Somebody with a cookie jar."""
+        """A client with a cookie jar."""
         async with aiohttp.ClientSession(self.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
             yield Visitor(session, self.url)
 
@@ -69,7 +69,7 @@ async def refusal(folder: Path, variables: Mapping[str, str], **changes: str) ->
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-async def test_told_to_stop_it_ends_open_event_streams_and_exits_with_0(
+async def test_sigterm_ends_open_event_streams_and_exits_with_0(
     engine: Engine, tmp_path: Path, signal_number: signal.Signals
 ) -> None:
     async with running(tmp_path, engine.variables) as api, api.visitor() as payer:
@@ -81,7 +81,7 @@ async def test_told_to_stop_it_ends_open_event_streams_and_exits_with_0(
             api.process.send_signal(signal_number)
             exit_code, seconds = await api.ends(timeout_seconds=STOP_SECONDS_MAX)
         assert exit_code == 0
-        assert seconds < 5, "it waited for a stream that nobody ended"
+        assert seconds < 5, "it waited for an open stream"
         assert api.lines()[-1]["event"] == "api stopped"
 
 
@@ -106,7 +106,7 @@ async def test_its_log_lines_are_json_with_ids_and_without_secrets(engine: Engin
 async def test_a_fault_is_one_traceback_in_the_log_and_no_detail_in_the_answer(engine: Engine, tmp_path: Path) -> None:
     async with running(tmp_path, engine.variables) as api, api.visitor() as payer:
         await payer.sign_in(first_wallet())
-        # A fault of the database's that nobody has thought of.
+        # An unexpected error of the database.
         with sql.connect(engine.database.superuser_url) as superuser:
             superuser.execute("ALTER TABLE payment_events ADD CONSTRAINT surprise CHECK (false) NOT VALID")
         reply = await payer.post("/api/v1/payments/intents", {"amountUsdCents": 500})
@@ -135,7 +135,7 @@ async def test_metrics_count_requests_by_route_and_logins_by_outcome(engine: Eng
         assert sample in metrics, sample
 
 
-async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine: Engine, tmp_path: Path) -> None:
+async def test_readiness_names_each_unavailable_dependency_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {"database": "DATABASE_URL", "chain": "CHAIN_RPC_URLS", "temporal": "TEMPORAL_ADDRESS"}
     relays = {name: relay_to(variables[variable]) for name, variable in names.items()}
@@ -227,7 +227,7 @@ async def test_half_a_second_head_is_not_waited_for_either(api: RunningApi, monk
     writer.close()
 
 
-async def test_a_body_that_nobody_reads_is_not_swallowed_for_ever(api: RunningApi) -> None:
+async def test_an_unread_body_is_drained_up_to_a_limit(api: RunningApi) -> None:
     _, writer = await open_connection(api.url)
     writer.write(A_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -303,7 +303,7 @@ async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, clus
     ],
     ids=lambda given: str(given)[:50],
 )
-async def test_a_bad_or_missing_setting_stops_the_api_as_wrong_use(
+async def test_a_bad_or_missing_setting_stops_the_api_as_a_usage_error(
     engine: Engine, tmp_path: Path, changes: dict[str, str], words: str
 ) -> None:
     exit_code, line = await refusal(tmp_path, engine.variables, **changes)

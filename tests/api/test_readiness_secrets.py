@@ -1,4 +1,4 @@
-"""Anybody may ask for readiness: the answer says what is wrong, and no credentials."""
+"""Readiness is public: the answer says what is wrong, and shows no credentials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.relay import relay_to, through
 KEY: Final = "sekret-api-key"
 
 
-async def test_with_every_dependency_gone_readiness_tells_no_secret(engine: Engine) -> None:
+async def test_with_every_dependency_unavailable_readiness_reveals_no_secret(engine: Engine) -> None:
     relay = relay_to(engine.variables["DATABASE_URL"])
     await relay.open()
     port = quiet_port()
@@ -40,7 +40,7 @@ async def test_with_every_dependency_gone_readiness_tells_no_secret(engine: Engi
             checks = seen[-1].body["checks"]
             return all(result != "ok" for result in checks.values())
 
-        await wait_until(names_them_all, timeout_seconds=PATIENCE_SECONDS, what="all dependencies gone")
+        await wait_until(names_them_all, timeout_seconds=PATIENCE_SECONDS, what="all dependencies unavailable")
     told = json.dumps(seen[-1].body)
     assert len(seen[-1].body["checks"]) == 7
     assert KEY not in told and ROLE_PASSWORD not in told and "postgresql://" not in told, told

@@ -1,4 +1,4 @@
-"""What is refused deep inside comes out as what it is: never as "ask again", which a page would do for ever."""
+"""A refusal from an inner layer arrives as that refusal: never as "ask again", which a page would do indefinitely."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_refusal_of_the_registry_has_its_own_row(
 
 
 @pytest.mark.parametrize("error", [StartupCheckFailed("run x"), BookkeepingError("secret facts")], ids=lambda e: e.code)
-async def test_an_operators_error_in_the_interface_is_said_and_logged_and_tells_nothing(
+async def test_an_operators_error_is_reported_and_logged_and_reveals_nothing(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, error: SettleError
 ) -> None:
     async with running_api(engine) as api, api.visitor(wallet=payer_wallets()[0]) as visitor:

@@ -223,7 +223,7 @@ PROTECTED = (
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
-async def test_nobody_gets_anything_without_a_session(api: RunningApi, method: str, path: str) -> None:
+async def test_nothing_is_served_without_a_session(api: RunningApi, method: str, path: str) -> None:
     async with api.visitor() as visitor:
         body = {"amountUsdCents": 500} if path == INTENTS else {"txHash": HASH} if method == "POST" else None
         reply = await visitor.call(method, path, body)
@@ -262,7 +262,7 @@ async def test_our_own_page_may(api: RunningApi, payer: Visitor) -> None:
 # -- too many --------------------------------------------------------------------------------------------------------
 
 
-async def test_of_a_thousand_intents_most_are_refused_and_told_when_to_come_back(engine: Engine) -> None:
+async def test_of_a_thousand_intents_most_are_refused_with_a_retry_after(engine: Engine) -> None:
     async with running_api(engine, RATE_LIMIT_INTENTS_PER_ACCOUNT="60") as api, api.visitor(first_wallet()) as payer:
         replies = []
         for _ in range(20):
@@ -358,12 +358,12 @@ async def test_every_answer_carries_the_security_headers(payer: Visitor) -> None
         assert "server" not in {name.lower() for name in headers}
 
 
-async def test_answers_about_accounts_are_not_kept_by_anybody(payer: Visitor) -> None:
+async def test_answers_about_accounts_are_not_cached(payer: Visitor) -> None:
     for path in ("/credits", "/api/v1/auth/session", "/api/v1/payments/credits/summary"):
         assert (await payer.get(path)).headers["Cache-Control"] == "no-store"
 
 
-async def test_only_a_files_own_fingerprint_keeps_it_for_ever(payer: Visitor) -> None:
+async def test_only_a_files_own_fingerprint_makes_it_immutable(payer: Visitor) -> None:
     page = (await payer.get("/credits")).body
     [address] = re.findall(r'src="(/static/credits.js[^"]*)"', page)
     kept = {path: (await payer.get(path)).headers["Cache-Control"] for path in (address, "/static/credits.js?v=newer")}

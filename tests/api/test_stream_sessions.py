@@ -36,7 +36,7 @@ async def test_it_ends_within_two_seconds_of_its_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert feed.SESSION_CHECK_SECONDS <= 2
-    monkeypatch.setattr(feed, "UNPAID_TICK_SECONDS", PATIENCE_SECONDS)  # however seldom the payment is looked at
+    monkeypatch.setattr(feed, "UNPAID_TICK_SECONDS", PATIENCE_SECONDS)  # however seldom the payment is polled
     async with api.visitor() as other:
         # Its cookie outlives the session in another window.
         other.cookie = payer.cookie

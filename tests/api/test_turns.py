@@ -1,4 +1,4 @@
-"""One account's requests take turns; another's do not wait for them."""
+"""One account's requests have a concurrency limit; another account's do not wait for them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def test_so_many_of_one_account_at_once_and_no_more() -> None:
 
     await asyncio.gather(*(work() for _ in range(5 * AT_ONCE_MAX)))
     assert most == AT_ONCE_MAX
-    assert len(concurrency) == 0, "nobody has a place any more"
+    assert len(concurrency) == 0, "all places are free again"
 
 
-async def test_who_waits_too_long_is_told_to_come_back() -> None:
+async def test_a_request_that_waits_too_long_gets_a_retry_after() -> None:
     concurrency = AccountConcurrency(at_once_max=2, wait_seconds_max=0.01)
     async with concurrency.place("one"), concurrency.place("one"):
         with pytest.raises(RateLimited):

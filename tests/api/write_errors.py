@@ -1,4 +1,4 @@
-"""Write the table of errors anew: `python -m tests.api.write_errors`.
+"""Write the table of errors: `python -m tests.api.write_errors`.
 
 To be run by hand after a change of the errors, and the file committed with that change.
 """

@@ -1,4 +1,4 @@
-"""Write the OpenAPI document anew: `python -m tests.api.write_openapi`.
+"""Write the OpenAPI document: `python -m tests.api.write_openapi`.
 
 To be run by hand after a change that is meant to change the interface, and the file committed with that change.
 """

@@ -86,7 +86,7 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # Servers that the environment names are somebody's: the bench never puts its load on them.
+        # Servers that the environment names may be in use: the bench never puts its load on them.
         env={**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "TEMPORAL_ADDRESS": "127.0.0.1:1"},
     )
     try:
@@ -174,7 +174,7 @@ def test_no_server_that_the_environment_names_is_used() -> None:
     assert without_servers(given) == {"PATH": "/bin", "LOG_LEVEL": "INFO"}
 
 
-async def test_sides_take_turns_and_every_other_round_begins_with_the_other_one() -> None:
+async def test_sides_alternate_and_every_other_round_begins_with_the_other_one() -> None:
     order: list[str] = []
 
     def side(name: str) -> Side:

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """This process's browser; each visitor has cookies and storage of his own."""
+    """This process's browser; each visitor has their own cookies and storage."""
     async with running_browser() as running:
         yield running
 
@@ -66,7 +66,7 @@ class Site:
         return InjectedWallet(self.engine.chain, options.pop("account", payer_wallets()[0]), **options)
 
     async def visitor(self, *, wallets: Sequence[InjectedWallet] | None = None, **options: Any) -> Visitor:
-        """Somebody with these wallets in the browser, or with a usual one; `options` are Playwright's."""
+        """A visitor with these wallets in the browser, or with a usual one; `options` are Playwright's."""
         injected = [self.wallet()] if wallets is None else wallets
         visit = visiting(self.browser, self.api.url, injected, **options)
         visitor = await self.stack.enter_async_context(visit)

@@ -44,7 +44,7 @@ async def test_a_tab_that_is_closed_right_after_sending_is_made_up_for_by_the_ne
 
     visitor.page = await visitor.open_another_tab()
     await _credited(site, visitor)
-    # Once told, it is not told again.
+    # Once submitted, it is not submitted again.
     told: list[str] = []
     visitor.context.on("request", lambda request: told.append(request.url))
     await visitor.open()
@@ -53,7 +53,7 @@ async def test_a_tab_that_is_closed_right_after_sending_is_made_up_for_by_the_ne
 
 
 @pytest.mark.slow
-async def test_paying_again_before_the_first_is_told_is_a_payment_of_its_own(site: Site) -> None:
+async def test_paying_again_before_the_first_is_submitted_is_a_payment_of_its_own(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("ERR_FAILED")
     await visitor.context.route(SUBMIT, _abort)
@@ -153,7 +153,7 @@ async def test_signing_out_in_another_tab_while_the_wallet_asks_loses_no_payment
     await _credited(site, visitor)
 
 
-async def test_a_busy_or_broken_server_is_told_again_until_it_has_the_hash(site: Site) -> None:
+async def test_the_hash_is_submitted_again_until_a_busy_or_broken_server_has_it(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed += ["429", "503"]
     answers = [(429, {"Retry-After": "1"}, '{"code": "RATE_LIMITED"}'), (503, {}, '{"code": "DATABASE_UNAVAILABLE"}')]
@@ -291,7 +291,7 @@ async def test_a_payment_of_another_wallet_of_this_browser_is_not_forgotten(site
 
 
 @pytest.mark.slow
-async def test_a_tab_that_nobody_sees_lets_go_of_its_connection(site: Site) -> None:
+async def test_a_hidden_tab_closes_its_connection(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.pay("25")
     await expect(visitor.cards()).to_contain_text("Waiting for a block")

@@ -26,7 +26,7 @@ from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
 from tests.support.servers import TemporalServer
 from tests.support.sql import connect, query
 
-# All of them look at one running system, in which nothing changes any more.
+# All of them read one running system, in which nothing changes any more.
 
 UI: Final = "https://temporal.example"
 INTENTS: Final = 5
@@ -152,7 +152,7 @@ async def _filter(page: Page) -> None:
 # -- who
 
 
-async def test_an_operator_gets_there_from_his_credits_and_back(site: Site, system: System) -> None:
+async def test_an_operator_gets_there_from_their_credits_and_back(site: Site, system: System) -> None:
     visitor = await site.signed_in()
     page = visitor.page
     await page.get_by_role("link", name="Operators").click()
@@ -171,7 +171,7 @@ async def test_an_operator_gets_there_from_his_credits_and_back(site: Site, syst
     await expect(page.get_by_role("button", name="Sign in with a wallet")).to_be_visible()
 
 
-async def test_nobody_else_sees_a_link_or_a_page(site: Site, system: System) -> None:
+async def test_only_operators_see_a_link_or_a_page(site: Site, system: System) -> None:
     visitor = await site.visitor(wallets=[site.wallet(account=payer_wallets()[1])])
     page, link = visitor.page, visitor.page.locator("a[href*=operator]")
     for path in ("/operator", f"/operator/attempts/{system.bought.attempt_id}"):
@@ -268,7 +268,7 @@ async def test_each_filter_shows_what_it_names(site: Site, system: System, cooki
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_looked_for_is_said_beside_its_field(site: Site, system: System, cookie: Any) -> None:
+async def test_an_invalid_search_is_explained_beside_its_field(site: Site, system: System, cookie: Any) -> None:
     visitor = await _visiting_operator(site, cookie)
     visitor.allowed.append("422")
     page = visitor.page
@@ -350,7 +350,7 @@ async def test_with_the_keyboard_alone(site: Site, system: System, cookie: Any) 
 # -- one payment
 
 
-async def test_a_payments_story_is_told_from_all_sides(site: Site, system: System, cookie: Any) -> None:
+async def test_a_payments_history_is_shown_from_all_sources(site: Site, system: System, cookie: Any) -> None:
     page = await _operator(site, cookie, "/operator?status=CREDITED#payments")
     listed = page.url
     attempt_id = str(system.bought.attempt_id)
@@ -425,7 +425,7 @@ async def test_the_picture_shows_the_balance_that_the_database_has(site: Site, c
     await expect(section.get_by_role("row").nth(1).get_by_role("cell").last).to_have_text(f"{balance:,}")
 
 
-# -- for everybody
+# -- for every visitor
 
 
 async def _main_states(site: Site, system: System, cookie: Any, **options: Any) -> AsyncIterator[Visitor]:

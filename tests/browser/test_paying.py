@@ -119,7 +119,7 @@ async def test_a_second_tab_cannot_pay_while_the_first_has_the_wallet(site: Site
     assert len(visitor.wallet.sent) == 1
 
 
-async def test_a_block_that_the_chain_takes_back_takes_its_confirmations_back(open_site: OpenSite) -> None:
+async def test_a_reorged_out_block_takes_its_confirmations_away(open_site: OpenSite) -> None:
     async with open_site(MIN_CONFIRMATIONS="4") as site:
         visitor = await site.signed_in()
         chain = site.engine.chain
@@ -197,7 +197,7 @@ async def test_a_payment_that_is_wrong_says_why_and_keeps_its_reference(site: Si
 
 
 @pytest.mark.slow
-async def test_a_hash_of_another_payment_is_refused_in_words(site: Site) -> None:
+async def test_a_hash_of_another_payment_is_refused_with_a_message(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("409")
     await visitor.pay("25")

@@ -72,7 +72,7 @@ async def test_several_wallets_are_offered_by_name_and_the_chosen_one_is_used(si
     await _press_sign_in(visitor)
     await dialog.get_by_role("button", name="Second").click()
     await expect(visitor.page.get_by_title(second.account.address)).to_be_visible()
-    # It is remembered for paying: nobody is asked again.
+    # It is remembered for paying: the user is not asked again.
     await visitor.pay("25")
     await expect(visitor.cards()).to_have_count(1)
     assert (first.calls, len(second.sent)) == ([], 1)
@@ -98,7 +98,7 @@ async def test_signing_out_and_in_in_one_tab_shows_in_the_other(site: Site) -> N
         await expect(page.get_by_role("heading", name="Your balance")).to_be_visible()
 
 
-async def test_a_signature_of_another_account_is_refused_in_words(site: Site) -> None:
+async def test_a_signature_of_another_account_is_refused_with_a_message(site: Site) -> None:
     visitor = await site.visitor()
     await visitor.open()
     # The wallet switches its account between showing it and signing.

@@ -110,7 +110,7 @@ async def test_a_chain_without_a_public_node_is_named_to_be_added_by_hand(site: 
 
 
 async def test_too_little_usdc_is_said_before_anything_is_asked_for(site: Site) -> None:
-    # Nobody had this account before: it has what it is given here.
+    # The account is new: it has what it is given here.
     account = _new_account()
     await site.engine.chain.mint(account.address, 3_500_001)
     await site.engine.chain.mine()
@@ -141,7 +141,7 @@ async def test_a_wallet_without_gas_says_so(site: Site) -> None:
 
 
 @pytest.mark.slow
-async def test_any_other_trouble_is_told_in_the_wallets_own_words(site: Site) -> None:
+async def test_any_other_error_shows_the_wallets_own_message(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.errors["eth_sendTransaction"] = (-32603, "Ledger <i>device</i> is locked.")
     await visitor.pay("25")

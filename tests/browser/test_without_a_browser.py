@@ -51,7 +51,7 @@ def test_what_cannot_be_installed_is_one_line(tmp_path: Path, monkeypatch: pytes
     )
 
 
-def test_nobody_but_root_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_root_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _apt_get(tmp_path, monkeypatch, install="exit 0", user_id=1000)
     assert "sudo apt-get install chromium" in (browser.install_browser() or "")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))

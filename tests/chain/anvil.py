@@ -1,4 +1,4 @@
-"""A real node (anvil) that mines when told to, and transactions with any logs one likes."""
+"""A real node (anvil) that mines on request, and transactions with arbitrary logs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def emitting(logs: list[Log]) -> str:
 
 
 class Node:
-    """A running anvil that mines only when told to."""
+    """A running anvil that mines only on request."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -97,7 +97,7 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
 
 @asynccontextmanager
 async def running_anvil(port: int = 0) -> AsyncIterator[Node]:
-    """anvil on that port (0: a free one), gone at the end."""
+    """anvil on that port (0: a free one), ended with the block."""
     process = await asyncio.create_subprocess_exec(
         str(ANVIL),
         *("--port", str(port), "--no-mining", "--chain-id", str(CHAIN_ID)),

@@ -40,7 +40,7 @@ class Refusal:
 
 
 class FaultyNode:
-    """Forwards JSON-RPC, single calls and batches, to a real node; told which faults to have."""
+    """Forwards JSON-RPC, single calls and batches, to a real node, with the faults that a test sets."""
 
     def __init__(self, upstream_url: str, session: aiohttp.ClientSession) -> None:
         self.url = ""
@@ -160,7 +160,7 @@ class FaultyNode:
         self.answers(omit)
 
     def shift_head(self, blocks: int) -> None:
-        """A head that many blocks higher (lower when negative) than it is; blocks above a lowered head are gone."""
+        """A head that many blocks higher (lower when negative) than it is; blocks above a lowered head do not exist."""
 
         def shift(method: str, params: list[Json], result: Json) -> Json:
             if method == "eth_blockNumber":
@@ -240,7 +240,7 @@ class FaultyNode:
         self.batches(lambda _requests, replies: replies[::-1])
 
     def shift_ids(self) -> None:
-        """Replies with ids that nobody sent."""
+        """Replies with ids that no request had."""
         self.batches(lambda _requests, replies: [{**reply, "id": reply["id"] + 1000} for reply in replies])
 
     def lose_last_reply(self) -> None:

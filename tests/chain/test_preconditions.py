@@ -21,7 +21,7 @@ USDC = {DECIMALS: word(6), SYMBOL: STRING, BALANCE_OF: word(5)}
 
 
 def answer(endpoint: str, **changes: Any) -> TokenAnswer:
-    """USDC, as a node tells it."""
+    """USDC, as a node reports it."""
     values: dict[str, Any] = {"chain_id": 1, "head_number": 10, "has_code": True, "decimals": 6}
     return TokenAnswer(endpoint, **values | {"symbol": "USDC", "treasury_balance_raw": 0} | changes)
 
@@ -82,7 +82,7 @@ def test_nodes_of_another_chain_are_a_fault_of_the_setting_of_the_chain() -> Non
 
 
 @pytest.mark.parametrize("treasury", [TOKEN, "0x" + "0" * 40, f"0x{1:040x}", f"0x{0x100:040x}", f"0x{0xDEAD:040x}"])
-def test_a_treasury_that_nobody_can_have_is_refused(treasury: str) -> None:
+def test_a_treasury_without_a_possible_owner_is_refused(treasury: str) -> None:
     found = evaluate(1, TOKEN, treasury, [answer("a")], [])
     assert found.state is State.BROKEN
     assert found.message.startswith("TREASURY_ADDRESS is invalid: ")
@@ -128,7 +128,7 @@ async def test_a_token_that_is_upgraded_is_noticed_by_the_next_payment_of_a_late
     await preconditions.require(TOKEN, at_block=head + 1)
 
 
-async def test_a_token_that_is_upgraded_while_nobody_pays_is_noticed_in_time(
+async def test_a_token_that_is_upgraded_between_payments_is_noticed_in_time(
     node: Node, readers: Readers, clock: Clock
 ) -> None:
     await _put(node)

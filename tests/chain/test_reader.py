@@ -120,7 +120,7 @@ async def test_the_confirmations_count_up_to_the_verdict(node: Node, readers: Re
 # How many requests it takes -------------------------------------------------------------------------------------------
 
 
-async def test_a_first_look_takes_two_requests_and_one_with_a_hint_a_single_one(
+async def test_a_first_poll_takes_two_requests_and_one_with_a_hint_a_single_one(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     (faulty,) = await faulty_nodes(1)
@@ -335,7 +335,7 @@ async def test_of_those_that_failed_the_one_that_has_rested_most_is_asked_first(
     assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[1]
 
 
-async def test_a_look_with_all_its_readings_is_bounded_in_time(
+async def test_a_poll_with_all_its_readings_is_bounded_in_time(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     (faulty,) = await faulty_nodes(1)
@@ -412,7 +412,7 @@ async def test_an_endpoint_that_had_no_time_to_answer_is_not_blamed(
     assert (await reader.payments.look(tx_hash)).endpoint == reader.labels[0]
 
 
-async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
+async def test_a_poll_of_all_endpoints_includes_those_that_failed_lately(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     first, second, third = await faulty_nodes(3)
@@ -429,7 +429,7 @@ async def test_a_look_that_asks_all_asks_also_those_that_failed_lately(
     assert isinstance(verdict(view, tx_hash), Verified)
 
 
-async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
+async def test_a_poll_of_all_endpoints_waits_for_all_concurrently(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     *hanging, last = await faulty_nodes(5)
@@ -451,7 +451,7 @@ async def test_a_look_that_asks_all_waits_for_all_at_the_same_time(
 
 
 async def failed_poll(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -> None:
-    """A look that finds each of these hanging, in turn."""
+    """A poll that finds each of these hanging, one after another."""
     look = asyncio.create_task(reader.payments.look(tx_hash))
     for faulty in hanging:
         await faulty.received(1)
@@ -462,7 +462,7 @@ async def failed_poll(reader: ChainReader, tx_hash: str, *hanging: FaultyNode) -
 
 @pytest.mark.parametrize("rested_seconds", [0.0, 3600.0], ids=["cooling", "rested"])
 @pytest.mark.parametrize("endpoints", [1, 3])
-async def test_while_no_endpoint_works_one_look_at_a_time_asks(
+async def test_while_no_endpoint_works_one_poll_at_a_time_asks(
     endpoints: int, rested_seconds: float, node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
     proxies = await faulty_nodes(endpoints)
@@ -487,12 +487,12 @@ async def test_while_no_endpoint_works_one_look_at_a_time_asks(
 
     for proxy in proxies:
         proxy.heal()
-    assert (await reader.payments.look(tx_hash)).endpoint in reader.labels, "the very next look finds out"
+    assert (await reader.payments.look(tx_hash)).endpoint in reader.labels, "the very next poll finds out"
     again = await asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(20)))
     assert all(isinstance(outcome, ChainView) for outcome in again)
 
 
-async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang(
+async def test_the_first_answer_admits_the_other_polls_though_endpoints_still_hang(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     first, second = await faulty_nodes(2)
@@ -517,7 +517,7 @@ async def test_the_first_answer_lets_the_other_looks_in_though_others_still_hang
     assert (await probe).endpoint == reader.labels[1]
 
 
-async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_next(
+async def test_a_poll_cancelled_while_it_asks_all_leaves_that_to_the_next(
     faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     (faulty,) = await faulty_nodes(1)
@@ -531,7 +531,7 @@ async def test_a_look_that_is_given_up_while_it_asks_for_all_leaves_that_to_the_
     assert (await reader.payments.look(UNKNOWN_TX)).receipt is None
 
 
-async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+async def test_the_final_poll_is_never_refused(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
     (faulty,) = await faulty_nodes(1)
     tx_hash = await node.pay()
     faulty.hang()
@@ -552,7 +552,7 @@ async def test_the_last_look_is_never_turned_away(node: Node, faulty_nodes: Faul
         await probe
 
 
-async def test_looks_are_not_turned_away_while_endpoints_are_merely_behind(
+async def test_polls_are_not_refused_while_endpoints_are_merely_behind(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     (faulty,) = await faulty_nodes(1)
@@ -602,7 +602,7 @@ async def test_a_node_that_does_not_confirm_its_own_receipt_does_not_hide_the_pa
     assert isinstance(verdict(view, tx_hash), Verified)
 
 
-async def test_when_nobody_knows_the_payment_the_highest_head_is_told(
+async def test_when_no_node_knows_the_payment_the_highest_head_is_reported(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     first, second, third = await faulty_nodes(3)
@@ -656,7 +656,7 @@ async def test_a_chain_that_runs_backwards_everywhere_is_not_believed_at_first_a
     assert (await reader.payments.look(tx_hash)).head_number == 10
 
 
-async def test_an_invented_head_does_not_shut_the_honest_nodes_out_for_ever(
+async def test_an_invented_head_does_not_exclude_the_honest_nodes_indefinitely(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock
 ) -> None:
     boaster, honest = await faulty_nodes(2)
@@ -786,7 +786,7 @@ async def test_the_newest_block_comes_with_its_time_from_an_endpoint_that_is_not
 # Cross-checks ---------------------------------------------------------------------------------------------------------
 
 
-async def test_with_a_single_endpoint_a_cross_check_asks_nobody(node: Node, readers: Readers) -> None:
+async def test_with_a_single_endpoint_a_cross_check_asks_no_other(node: Node, readers: Readers) -> None:
     reader = await readers(node)
     tx_hash = await node.pay()
     view = await reader.payments.look(tx_hash)
@@ -913,7 +913,7 @@ async def test_one_faulty_node_of_three_is_outvoted_and_then_asked_last(
 
 
 async def fabrication(node: Node, faulty: FaultyNode, *, block_number: int = 1) -> str:
-    """Makes `faulty` tell of a payment, in a block to go with it, that never happened."""
+    """Makes `faulty` report a payment, in a block to go with it, that never happened."""
     real = await node.pay()
     receipt, block = (
         await node.call("eth_getTransactionReceipt", real),
@@ -949,7 +949,7 @@ async def test_an_invented_payment_is_not_found_where_the_majority_is_honest(
     assert waits_for(view, tx_hash) is WaitReason.NOT_FOUND
 
 
-async def test_a_payment_invented_in_the_far_future_is_not_final_though_nobody_can_contradict_it(
+async def test_a_payment_invented_in_the_far_future_is_not_final_though_no_node_can_contradict_it(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     faulty, honest = await faulty_nodes(2)
@@ -1116,7 +1116,7 @@ async def test_the_others_are_asked_at_the_same_time(node: Node, faulty_nodes: F
 # Health, token, construction -----------------------------------------------------------------------------------------
 
 
-async def test_health_tells_about_each_endpoint(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
+async def test_health_reports_each_endpoint(node: Node, faulty_nodes: FaultyNodes, readers: Readers) -> None:
     good, other, down = await faulty_nodes(3)
     await node.mine(7)
     other.other_chain(1)

@@ -129,7 +129,7 @@ async def test_an_overloaded_node_is_not_asked_one_call_at_a_time(faulty: Faulty
     assert len(faulty.requests) == 1
 
 
-async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(faulty: FaultyNode, endpoint: Endpoint) -> None:
+async def test_a_limit_reported_as_a_json_rpc_error_counts_as_a_limit(faulty: FaultyNode, endpoint: Endpoint) -> None:
     faulty.refuse_batches("slow down", code=-32005)
     assert (await failure_of(endpoint)).failure is Failure.RATE_LIMITED
 
@@ -137,7 +137,7 @@ async def test_a_limit_told_as_a_json_rpc_error_counts_as_a_limit(faulty: Faulty
 @pytest.mark.parametrize(
     "spoil",
     [
-        pytest.param(FaultyNode.shift_ids, id="ids nobody sent"),
+        pytest.param(FaultyNode.shift_ids, id="ids of no request"),
         pytest.param(FaultyNode.lose_last_reply, id="a reply is missing"),
         pytest.param(FaultyNode.truncate, id="half of the JSON"),
         pytest.param(lambda faulty: faulty.batches(lambda _, replies: replies + replies[:1]), id="a reply twice"),
@@ -266,7 +266,7 @@ async def test_a_dropped_connection_is_unreachable_also_for_a_single_call(
     assert [len(calls) for calls in faulty.requests] == [len(CALLS), 1]
 
 
-async def test_nobody_listening_is_unreachable(session: aiohttp.ClientSession) -> None:
+async def test_a_closed_port_is_unreachable(session: aiohttp.ClientSession) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"

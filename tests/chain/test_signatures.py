@@ -296,7 +296,7 @@ async def test_a_wrapped_signature_stays_good_after_the_deployment(chain: LocalC
     assert not await signed_by(honest, address, MESSAGE + "!", wrapped)
 
 
-async def test_nobody_brings_about_the_state_in_which_a_wallet_on_the_chain_says_yes(
+async def test_a_caller_cannot_choose_the_state_in_which_a_contract_wallet_accepts(
     chain: LocalChain, honest: ChainReader
 ) -> None:
     settable = await put_contract(chain, next(numbers), ACCEPTING_WHEN_SET)
@@ -375,7 +375,7 @@ async def test_one_request_to_each_node_carries_everything(
 
 
 @pytest.mark.parametrize("faulty", [0, 1])
-async def test_a_node_that_lies_beside_an_honest_one_logs_nobody_in(
+async def test_a_faulty_node_beside_an_honest_one_signs_no_wallet_in(
     readers: Readers, nodes: tuple[FaultyNode, FaultyNode], deployed: str, faulty: int
 ) -> None:
     nodes[faulty].fixed("eth_call", YES)
@@ -457,7 +457,7 @@ async def test_a_node_that_does_not_answer_has_no_say(
         assert all(label in str(caught.value) for label in reader.labels)
 
 
-async def test_a_faulty_node_of_another_chain_logs_nobody_in(
+async def test_a_faulty_node_of_another_chain_signs_no_wallet_in(
     readers: Readers, nodes: tuple[FaultyNode, FaultyNode], deployed: str
 ) -> None:
     for node in nodes:

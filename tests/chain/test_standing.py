@@ -20,7 +20,7 @@ def test_a_head_is_behind_when_it_is_more_than_the_tolerance_below_the_mark(head
     assert mark.is_behind(head) is behind
 
 
-def test_the_mark_is_given_up_only_when_nobody_has_reached_it_for_its_time() -> None:
+def test_the_highest_head_is_dropped_only_when_no_endpoint_reached_it_in_time() -> None:
     mark = HeadMark()
     mark.observe(1_000_000, 0.0)
     mark.observe(100, 10.0)
@@ -81,7 +81,7 @@ def test_a_node_may_ask_for_a_longer_pause_but_not_for_an_endless_one(asked_for:
     assert breaker.cools_until == seconds
 
 
-def test_a_pause_is_wanted_only_where_the_node_asked_for_it_and_only_until_it_answers() -> None:
+def test_a_pause_is_required_only_where_the_node_asked_for_it_and_only_until_it_answers() -> None:
     breaker = CircuitBreaker()
     breaker.failed(Failure.RATE_LIMITED, 0.0)
     assert breaker.is_cooling(0.5)
@@ -100,7 +100,7 @@ def test_a_pause_is_wanted_only_where_the_node_asked_for_it_and_only_until_it_an
     assert not breaker.wants_pause(4.0 + RETRY_AFTER_SECONDS_MAX)
 
 
-def test_a_wrong_chain_is_remembered_for_a_while_and_looked_at_again() -> None:
+def test_a_wrong_chain_is_remembered_for_a_while_and_checked_again() -> None:
     breaker = CircuitBreaker()
     breaker.failed(Failure.WRONG_CHAIN, 0.0)
     assert breaker.is_cooling(COOL_DOWN_WRONG_CHAIN_SECONDS - 1)

@@ -59,7 +59,7 @@ async def other_chain(chain: LocalChain, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
-    """An engine of the payments' chain, which looks after a payment for some blocks."""
+    """An engine of the payments' chain, which tracks a payment for some blocks."""
     async with open_engine(
         namespace,
         database,

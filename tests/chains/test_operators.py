@@ -27,7 +27,7 @@ CREDITS = 50_000_000
 
 
 async def _stray(engine: Engine) -> tuple[str, RemedyRequest]:
-    """A confirmed transfer that nobody awaits, found; its hash, and the request to credit it as of old."""
+    """A confirmed transfer without an attempt, found; its hash, and the request to credit it in its old form."""
     sender = payer_wallets()[3]
     sent = await engine.chain.pay(sender.private_key, engine.chain.treasury_address, VALUE_RAW)
     await engine.chain.mine(MIN_CONFIRMATIONS)
@@ -95,7 +95,7 @@ async def test_a_transfer_to_a_former_treasury_is_credited_when_the_nodes_show_i
 
 
 @pytest.mark.parametrize("treasury", [None, payer_wallets()[5].address])
-async def test_a_transfer_that_the_nodes_do_not_show_is_credited_by_nobody_whichever_the_treasury_is_today(
+async def test_a_transfer_that_the_nodes_do_not_return_cannot_be_credited_whatever_the_treasury_is(
     engine: Engine, treasury: str | None
 ) -> None:
     _, request = await _stray(engine)
@@ -135,10 +135,10 @@ async def test_an_attempt_of_another_chain_is_shown_without_asking_this_ones_nod
     assert (await run("submit", str(intent.attempt_id), sent)).exit_code == 0, "how it ended, as ever"
 
 
-async def test_doctor_says_whose_payments_nobody_looks_after(
+async def test_doctor_names_payments_without_a_worker(
     engine: Engine, other_chain: LocalChain, other_worker: OtherWorker, tmp_path: Path
 ) -> None:
-    """CHAIN_ID was changed while a payment was not final: nothing is wrong with it, and nobody asks about it."""
+    """CHAIN_ID was changed while a payment was not final: nothing is wrong with it, and no worker polls for it."""
     # Without a worker ever: Temporal remembers for minutes who has asked for work.
     await engine.credit_without_bonus(*await engine.intent())
     variables = variables_of(engine, other_chain)

@@ -162,7 +162,7 @@ async def test_work_for_one_chain_that_lands_with_a_worker_of_another_is_not_don
 async def test_confirmations_are_counted_on_the_payments_own_chain(
     engine: Engine, other_chain: LocalChain, namespace: Namespace
 ) -> None:
-    """An API of another chain tells what the last look saw; its own chain's blocks confirm nothing."""
+    """An API of another chain reports what the last poll found; its own chain's blocks confirm nothing."""
     settings = load(variables_of(engine, other_chain))
     async with chain_reader(settings) as reader, engine.worker(MIN_CONFIRMATIONS="100"):
         strangers = PaymentsClient(

@@ -66,7 +66,7 @@ async def test_creating_for_one_wallet_twice_makes_two_attempts_of_one_account(e
     assert (len(accounts), users) == (1, [(wallet,)])
 
 
-async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine, tmp_path: Path) -> None:
+async def test_an_amount_out_of_bounds_is_a_usage_error_with_its_code(engine: Engine, tmp_path: Path) -> None:
     for cents in ("99", "1000001", "-5"):
         answer = await _run(
             engine.variables,
@@ -78,7 +78,7 @@ async def test_an_amount_out_of_bounds_is_wrong_use_with_its_code(engine: Engine
         assert answer.json()["detail"].startswith("amountUsdCents: ")
 
 
-async def test_whoever_pays_for_nobody_is_wrong_use_and_opens_no_account(engine: Engine, tmp_path: Path) -> None:
+async def test_a_wallet_that_cannot_pay_is_a_usage_error_and_opens_no_account(engine: Engine, tmp_path: Path) -> None:
     former = payer_wallets()[5].address
     with sql.connect(engine.database.service_url) as service:
         note_former_treasury(service, former)

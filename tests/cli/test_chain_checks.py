@@ -118,7 +118,7 @@ async def test_a_payment_that_has_waited_for_finality_too_long_is_named(engine: 
 # The watcher ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_chain_that_nobody_follows_is_not_ok_once_somebody_may_have_paid(engine: Engine) -> None:
+async def test_a_scope_without_a_watcher_is_not_ok_once_it_may_have_been_paid(engine: Engine) -> None:
     assert "not followed yet" in await check_watcher(engine.settings)
     await engine.intent()
     with connect(engine.database.superuser_url, triggers=False) as superuser:
@@ -225,7 +225,7 @@ async def test_blocks_that_no_node_showed_are_not_ok_until_they_are_read_or_ackn
     await check_watcher(engine.settings)
 
 
-async def test_a_stretch_that_is_still_not_shown_is_exit_code_1(engine: Engine, tmp_path: Path) -> None:
+async def test_a_gap_that_is_still_unread_is_exit_code_1(engine: Engine, tmp_path: Path) -> None:
     await _mined(engine, 20)
     _cursor(engine, behind=0, moved="1 s")
     head = noted_head(engine)

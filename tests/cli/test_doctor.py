@@ -1,4 +1,4 @@
-"""What `settle doctor` says of parts that not everybody has: the HTTP interface and the operators' role."""
+"""What `settle doctor` says of optional parts: the HTTP interface and the operators' role."""
 
 from __future__ import annotations
 

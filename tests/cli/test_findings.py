@@ -77,7 +77,7 @@ async def test_an_operator_finds_reads_and_resolves(engine: Engine, tmp_path: Pa
     assert await engine.books() == []
 
 
-async def test_wrong_use_and_a_finding_that_is_not_there(engine: Engine, tmp_path: Path) -> None:
+async def test_usage_errors_and_an_unknown_finding(engine: Engine, tmp_path: Path) -> None:
     finding_id = str(await find_transfer(engine.service, 1))
     resolve = ("findings", "resolve", finding_id, "--remedy")
     answers = await asyncio.gather(
@@ -155,12 +155,12 @@ async def test_a_reconciliation_says_what_it_found_and_how_it_stands(engine: Eng
 
 
 def desk_of(engine: Engine) -> Any:
-    """The desk on the engine's database."""
+    """The payments helper on the engine's database."""
     return open_roles(engine.database)
 
 
 async def find_transfer_now(roles: RolePair) -> None:
-    """A transfer that nobody awaits, just mined."""
+    """A transfer without an attempt, just mined."""
     finding_id = await find_transfer(roles.service, 7)
     chain_id = scalar(roles.database.superuser_url, "SELECT chain_id FROM payment_attempts LIMIT 1")
     with connect(roles.database.superuser_url) as owner:
@@ -175,7 +175,7 @@ async def find_transfer_now(roles: RolePair) -> None:
         )
 
 
-async def test_a_period_that_cannot_be_read_is_wrong_use(engine: Engine, tmp_path: Path) -> None:
+async def test_a_period_that_cannot_be_read_is_a_usage_error(engine: Engine, tmp_path: Path) -> None:
     answers = await asyncio.gather(
         _run(engine.variables, tmp_path, "reconcile", "--from", "yesterday", "--json"),
         _run(engine.variables, tmp_path, "reconcile", "--from", "2026-01-02", "--to", "2026-01-01", "--json"),

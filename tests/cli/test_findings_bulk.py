@@ -29,7 +29,7 @@ def _plant(engine: Engine, number: int, value_raw: int, kind: str = "transfer_wi
         owner.execute(
             "INSERT INTO findings (key, kind, chain_id, tx_hash, log_index, value_raw, detail, metadata)"
             " SELECT 'transfer:' || %(kind)s || n || ':' || %(value)s, %(kind)s, %(chain)s,"
-            " '0x' || lpad(to_hex(n), 64, '0'), n, %(value)s, 'somebody paid',"
+            " '0x' || lpad(to_hex(n), 64, '0'), n, %(value)s, 'a payment',"
             " jsonb_build_object('sender', %(sender)s::text) FROM generate_series(1, %(number)s) n",
             {
                 "number": number,
@@ -87,7 +87,7 @@ async def test_a_list_shows_money_first_and_says_what_it_does_not_show(engine: E
     assert len(narrowed.json()) == 7
 
 
-async def test_a_bulk_remedy_says_what_it_would_do_and_does_it_when_told(engine: Engine, tmp_path: Path) -> None:
+async def test_a_bulk_remedy_says_what_it_would_do_and_does_it_when_confirmed(engine: Engine, tmp_path: Path) -> None:
     _plant(engine, 1, MONEY_RAW)
     _plant(engine, 60, 1)
     _plant(engine, 5, 1, kind="surplus")
@@ -110,7 +110,7 @@ async def test_a_bulk_remedy_says_what_it_would_do_and_does_it_when_told(engine:
     assert (done.json()["resolved"], done.json()["refused"]) == (65, [])
     assert again.json()["matching"] == 0
     assert "65 of 65" in done.stderr
-    # What is worth something, and alarms that nobody named, are as they were.
+    # Findings with a value, and alarms that were not named, are as they were.
     left = query(engine.database.superuser_url, "SELECT kind FROM findings WHERE resolved_at IS NULL ORDER BY kind")
     assert [kind for (kind,) in left] == ["ledger_disagrees", "ledger_disagrees", "transfer_without_intent"]
     actions = query(
@@ -149,7 +149,7 @@ async def test_a_bulk_remedy_that_is_killed_half_way_is_finished_by_the_next(eng
     assert scalar(engine.database.superuser_url, "SELECT count(*) FROM findings WHERE resolved_at IS NULL") == 0
 
 
-async def test_what_is_too_much_or_too_little_for_a_bulk_remedy_is_wrong_use(engine: Engine, tmp_path: Path) -> None:
+async def test_too_many_or_too_few_options_of_a_bulk_remedy_are_a_usage_error(engine: Engine, tmp_path: Path) -> None:
     resolve = ("findings", "resolve")
     answers = await asyncio.gather(
         _run(engine.variables, tmp_path, *resolve, "--remedy", "write_off", *WHO, "--json"),

@@ -84,7 +84,7 @@ async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_pa
 NOBODY = {"TEMPORAL_ADDRESS": "127.0.0.1:1"}
 
 
-def test_a_bad_file_is_wrong_use_and_one_line_before_anybody_is_asked(tmp_path: Path) -> None:
+def test_a_bad_file_is_a_usage_error_and_one_line_before_any_request(tmp_path: Path) -> None:
     (tmp_path / "schedules.yaml").write_text("schedules:\n  beat: {job: GovernanceHeartbeat, every: 5}\n")
     answer = settle(["schedules", "apply"], variables(tmp_path, temporal=NOBODY), tmp_path)
     assert (answer.exit_code, answer.stdout) == (2, "")

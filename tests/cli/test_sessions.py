@@ -13,7 +13,7 @@ from tests.support.engine import Engine
 SESSION = "/api/v1/auth/session"
 
 
-async def test_a_wallet_is_signed_out_everywhere_and_nobody_else(engine: Engine, tmp_path: Path) -> None:
+async def test_a_wallet_is_signed_out_everywhere_and_no_other_is(engine: Engine, tmp_path: Path) -> None:
     alice, bob = payer_wallets()[:2]
     async with (
         running_api(engine) as api,

@@ -1,4 +1,4 @@
-"""How the command line takes wrong use, and that it is quick."""
+"""How the command line handles usage errors, and that it is quick."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_command_explains_itself(words: tuple[str, ...], option: str) -> N
         (["bench", "--rounds", "0"], "0 is not in the range"),
     ],
 )
-def test_wrong_use_is_exit_code_2_with_what_is_wrong(arguments: list[str], words: str) -> None:
+def test_a_usage_error_is_exit_code_2_with_what_is_wrong(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
@@ -129,7 +129,7 @@ def test_settings_come_from_a_dot_env_beside_the_caller_and_from_the_file_that_i
 
 
 @pytest.mark.parametrize("arguments", [["attempt", "--help"], ["attempt", "submit"], ["doctor", "--json"], ["worker"]])
-def test_a_shell_is_told_what_the_other_tests_are_told(arguments: list[str], tmp_path: Path) -> None:
+def test_a_shell_sees_the_same_results_as_the_other_tests(arguments: list[str], tmp_path: Path) -> None:
     # Those fork a parent that has imported everything already.
     assert settle_from_a_shell(arguments, {}, tmp_path) == settle(arguments, {}, tmp_path)
 

@@ -1,4 +1,4 @@
-"""A whole payment system for each test, and as many more as it wants."""
+"""A whole payment system for each test, and as many more as it asks for."""
 
 from __future__ import annotations
 

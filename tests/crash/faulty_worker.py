@@ -42,7 +42,7 @@ class Trap:
             os.kill(os.getpid(), signal.SIGKILL if self._fault.action is Action.KILL else signal.SIGSTOP)
 
     def ended(self) -> None:
-        """A transaction is over: say so to whoever paused this process in it."""
+        """A transaction is over: report it to the test that paused this process in it."""
         if self._sprung and self._is_in_the_activity():
             print(GONE_ON, file=sys.stderr, flush=True)  # noqa: T201 - the test reads what the process writes
 

@@ -1,4 +1,4 @@
-"""Submissions and looks at the worst moment: around a deadline, and behind a database that was set back."""
+"""Submissions and polls at the worst moment: around a deadline, and on a database that was restored from a backup."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_payment_whose_chain_stands_still_before_the_confirmations_ends_
 
 
 async def test_a_hash_recorded_while_no_worker_ran_has_its_own_time(systems: Systems) -> None:
-    """The first hash's time is up when a worker comes; the second one was handed in a moment before."""
+    """The first hash's time is up when a worker comes; the second one was submitted a moment before."""
     timeout = 12
     system = await systems(VERIFICATION_TIMEOUT_SECONDS=str(timeout))
     payment = await system.purchase(confirmed=False)
@@ -75,7 +75,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
 ) -> None:
     payment = await system.purchase()
     attempt = await system.attempt(payment.attempt_id)
-    # The workflow is durably started, and whoever started it died before anything was recorded.
+    # The workflow is durably started, and the process that started it died before anything was recorded.
     await system.namespace.client.start_workflow(
         VerifyAndSettle.run,
         settlement_of(attempt, submission_of(attempt, payment.tx_hash, datetime.now(UTC))),

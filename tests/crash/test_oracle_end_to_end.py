@@ -18,7 +18,7 @@ RACERS: Final = 2
 
 
 async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[PostedEntry | BaseException | None]]:
-    """Two mints of one bonus, both past their look for an entry before either of them can write one."""
+    """Two mints of one bonus, both past their check for an entry before either of them can write one."""
 
     async def mint(attempt_id: UUID) -> PostedEntry | None:
         async with system.service.autocommit() as connection:
@@ -58,7 +58,7 @@ async def test_without_its_unique_index_the_same_race_doubles_the_bonus_and_the_
     ]
 
 
-async def test_the_oracle_names_a_submitted_payment_that_nobody_works_on(system: PaymentSystem) -> None:
+async def test_the_oracle_names_a_submitted_payment_without_a_workflow(system: PaymentSystem) -> None:
     payment = await system.purchase()
     await system.record_without_worker(payment)
     assert await system.books() == []

@@ -24,7 +24,7 @@ START_SECONDS_MAX = 30.0
 
 @pytest.fixture
 async def node(chain: LocalChain) -> AsyncIterator[FaultyNode]:
-    """The only node, which says what a test wants."""
+    """The only node, which says what a test sets."""
     async with FaultyNode.in_front_of(chain.url) as faulty:
         yield faulty
 
@@ -96,7 +96,7 @@ async def test_a_payment_that_is_there_is_not_given_up_because_of_the_token(syst
             held = [one for one in state.pending if one.waiting and one.waiting.reason is WaitReason.PRECONDITION]
             return details.status is not None and len(looks) > 1 and bool(held) and held[0].attempt > 1
 
-        await wait_until(last_look_was_taken, timeout_seconds=PATIENCE_SECONDS, what="looks after the time is up")
+        await wait_until(last_look_was_taken, timeout_seconds=PATIENCE_SECONDS, what="polls after the time is up")
         node.heal()
         await system.must_be_settled(payment)
 

@@ -158,7 +158,7 @@ async def test_an_attempt_that_lost_a_race_for_its_hash_can_still_be_paid_with_a
     await system.books_are_right()
 
 
-async def test_two_wallets_of_one_transaction_are_both_credited_each_with_his_own_transfer(
+async def test_two_wallets_of_one_transaction_are_both_credited_each_with_its_own_transfer(
     system: PaymentSystem,
 ) -> None:
     alice, bob, relayer = wallets(3)
@@ -205,7 +205,7 @@ async def test_two_transfers_of_one_payer_in_one_transaction_pay_one_attempt_the
     await system.books_are_right()
 
 
-async def test_whoever_submits_somebody_elses_hash_first_gains_nothing_and_blocks_nobody(
+async def test_submitting_another_payers_hash_first_gains_nothing_and_blocks_no_payer(
     system: PaymentSystem,
 ) -> None:
     victim_wallet, attacker_wallet = wallets(2)

@@ -73,7 +73,7 @@ async def test_postgresql_killed_in_the_middle_of_a_transaction_costs_no_credit_
             held = system.start_worker(paused(activity, Moment.BEFORE_COMMIT))
             await asyncio.gather(system.submit_payment(payment), held.paused_itself())
             await own_cluster.server.kill()
-            # The same worker finds its connection dead, and everybody else is refused.
+            # The same worker finds its connection dead, and all others are refused.
             held.go_on()
             with pytest.raises(DatabaseUnavailable):
                 await system.submit_payment(payment)
@@ -167,14 +167,14 @@ async def test_a_bonus_whose_worker_dies_before_it_has_the_servers_answer_is_not
     system: PaymentSystem,
 ) -> None:
     async with system.bonus_that_waits() as (payment, worker):
-        # The statement is on the server and waits for the row; nobody will read its answer. Not killed yet: the server
-        # gives up statements of those who are gone.
+        # The statement is on the server and waits for the row; no client will read its answer. Not killed yet: the
+        # server cancels statements of disconnected clients.
         worker.pause()
 
     async def has_bonus() -> bool:
         return "platform_revenue_share" in await system.credits(payment.attempt_id)
 
-    await system.until(has_bonus, "the bonus, committed by a server to which nobody listens")
+    await system.until(has_bonus, "the bonus, committed by a server without a listener")
     await worker.kill()
     assert (await system.state(payment.attempt_id)).is_running
     system.start_worker()
@@ -191,7 +191,7 @@ async def test_a_bonus_whose_worker_dies_while_it_waits_for_its_row_is_given_up_
         async def is_given_up() -> bool:
             return await system.waits_for_locks() == 0
 
-        await system.until(is_given_up, "the server to notice that nobody waits for its answer")
+        await system.until(is_given_up, "the server to notice that its client has disconnected")
     assert "platform_revenue_share" not in await system.credits(payment.attempt_id)
     system.start_worker()
     await system.must_be_settled(payment)
@@ -242,7 +242,7 @@ async def test_a_workflow_terminated_between_the_credits_mints_the_bonus_when_th
     doomed = system.start_worker(shortened("mint_bonus", Moment.BEFORE_COMMIT))
     await asyncio.gather(system.submit_payment(payment), doomed.killed_itself())
     await system.handle(payment.attempt_id).terminate("an operator's mistake")
-    # Nothing works on it any more: until somebody submits again, or the books are reconciled, the bonus is missing.
+    # No workflow runs any more: until it is submitted again, or reconciled, the bonus is missing.
     assert len(await system.books(nothing_stuck=True)) == 1
 
     async with system.worker():

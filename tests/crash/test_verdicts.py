@@ -15,7 +15,7 @@ CREDITS: Final = 1_000_000_000
 BONUS: Final = 750_000_000
 VERDICTS_OF_EVERY_RUN: Final = (
     "too little by one unit-REJECTED-INSUFFICIENT_AMOUNT-self",
-    "somebody else as the payer-REJECTED-SENDER_MISMATCH-self",
+    "another wallet as the payer-REJECTED-SENDER_MISMATCH-self",
     "a reverted transaction-FAILED-TX_REVERTED-system",
 )
 """The unit tests have each code; these show that a verdict comes from the chain into the books, also without `slow`."""
@@ -45,8 +45,8 @@ async def pay_in_look_alike(system: PaymentSystem, payer: Wallet, to: str, amoun
     [
         ("too little by one unit", AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT),
         ("a look-alike token", AttemptStatus.REJECTED, ErrorCode.INVALID_TOKEN),
-        ("somebody else as the receiver", AttemptStatus.REJECTED, ErrorCode.RECIPIENT_MISMATCH),
-        ("somebody else as the payer", AttemptStatus.REJECTED, ErrorCode.SENDER_MISMATCH),
+        ("another wallet as the receiver", AttemptStatus.REJECTED, ErrorCode.RECIPIENT_MISMATCH),
+        ("another wallet as the payer", AttemptStatus.REJECTED, ErrorCode.SENDER_MISMATCH),
         ("a transfer of nothing", AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT),
         ("no transfer at all", AttemptStatus.REJECTED, ErrorCode.TOKEN_TRANSFER_NOT_FOUND),
         ("a reverted transaction", AttemptStatus.FAILED, ErrorCode.TX_REVERTED),
@@ -65,9 +65,9 @@ async def test_a_wrong_payment_ends_with_the_code_that_says_why(
             tx_hash = await chain.pay(key, intent.to, amount_raw - 1)
         case "a look-alike token":
             tx_hash = await pay_in_look_alike(system, wallet, intent.to, amount_raw)
-        case "somebody else as the receiver":
+        case "another wallet as the receiver":
             tx_hash = await chain.pay(key, other.address, amount_raw)
-        case "somebody else as the payer":
+        case "another wallet as the payer":
             tx_hash = await chain.pay(other.private_key, intent.to, amount_raw)
         case "a transfer of nothing":
             tx_hash = await chain.pay(key, intent.to, 0)
@@ -82,10 +82,10 @@ async def test_a_wrong_payment_ends_with_the_code_that_says_why(
     await system.books_are_right()
 
 
-async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_his_payment(system: PaymentSystem) -> None:
+async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_their_payment(system: PaymentSystem) -> None:
     alice, poisoner = wallets(2)
     payer, intent = await system.intent(10_000, wallet=alice)
-    # Anybody may move nothing in anybody's name: no allowance is needed for it.
+    # A transfer of zero in any address's name needs no allowance.
     tx_hash = await system.chain.pay_bundle_approved(
         poisoner.private_key, [(system.chain.token_address, alice.address, intent.to, 0)]
     )
@@ -104,7 +104,7 @@ async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_his_payme
     await system.books_are_right()
 
 
-async def test_a_relayed_payment_is_credited_to_whoever_signed_it(system: PaymentSystem) -> None:
+async def test_a_relayed_payment_is_credited_to_its_signer(system: PaymentSystem) -> None:
     alice, relayer = wallets(2)
     payer, intent = await system.intent(10_000, wallet=alice)
     signed = system.chain.sign_payment(alice.private_key, intent.to, intent.amount_raw)
@@ -155,7 +155,7 @@ async def test_the_bonus_is_the_floor_of_the_share_and_a_bonus_of_nothing_writes
     await system.books_are_right(expected_share=system.settings.system_tenant_revenue_share)
 
 
-async def test_a_donation_goes_to_the_system_tenant_whole_and_leaves_the_donor_as_he_was(
+async def test_a_donation_goes_to_the_system_tenant_whole_and_leaves_the_donors_balance(
     system: PaymentSystem,
 ) -> None:
     async with system.worker():

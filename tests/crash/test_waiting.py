@@ -1,4 +1,4 @@
-"""The wait for the chain: what it costs, what may happen to the transaction meanwhile, and how it ends."""
+"""The wait for the chain: what it costs, what may happen to the transaction during it, and how it ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_the_history_of_a_waiting_payment_does_not_grow_however_often_the_
 
 
 async def test_a_hash_that_never_appears_ends_as_not_found_and_its_history_stays_short(systems: Systems) -> None:
-    # A block time beyond what is left at the end: then no further look fits, and none may be made in haste.
+    # A block time beyond what is left at the end: then no further poll fits, and none may be made in haste.
     system = await systems(VERIFICATION_TIMEOUT_SECONDS="4", CHAIN_BLOCK_TIME_SECONDS="2")
     payer, intent = await system.intent()
     async with system.worker():
@@ -97,7 +97,7 @@ async def past_deadline(system: PaymentSystem, payment: Payment, *, seconds: flo
     await system.until(lambda: (datetime.now(UTC) - submitted_at).total_seconds() > seconds, "deadline")
 
 
-async def test_a_hash_handed_in_after_the_intent_has_expired_fails_it_and_starts_nothing(systems: Systems) -> None:
+async def test_a_hash_submitted_after_the_intent_has_expired_fails_it_and_starts_nothing(systems: Systems) -> None:
     system = await systems(PAYMENT_INTENT_TTL_SECONDS="1")
     payment = await system.purchase()
     await system.until(lambda: datetime.now(UTC) >= payment.intent.expires_at, "expiry of the intent")
@@ -142,7 +142,7 @@ async def test_going_back_to_the_first_hash_waits_for_the_first_hash_again(syste
     await system.books_are_right()
 
 
-async def test_of_two_hashes_handed_in_while_no_worker_ran_the_later_one_counts(system: PaymentSystem) -> None:
+async def test_of_two_hashes_submitted_while_no_worker_ran_the_later_one_counts(system: PaymentSystem) -> None:
     payment = await system.purchase()
     await system.record_without_worker(Payment(payment.payer, payment.intent, UNKNOWN))
     await system.record_without_worker(payment)

@@ -1,4 +1,4 @@
-"""Database addresses: every form that libpq knows, and one reason in words for each that is none."""
+"""Database addresses: every form that libpq knows, and a reason for each that is none."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_the_address_says_goes_before_what_we_would_say() -> None:
 
 
 @pytest.mark.parametrize(("own", "used"), [("", "read-write"), ("?target_session_attrs=any", "any")])
-def test_of_several_hosts_the_one_that_takes_writes_is_wanted_unless_the_address_says_otherwise(
+def test_of_several_hosts_the_one_that_takes_writes_is_chosen_unless_the_address_says_otherwise(
     own: str, used: str
 ) -> None:
     arguments = connection_arguments(f"postgresql://a,b/d{own}", application_name="ours")

@@ -1,4 +1,4 @@
-"""Append-only tables refuse change from everybody, the tables' owner and a superuser included."""
+"""Append-only tables refuse change from every role, the tables' owner and a superuser included."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _attempt_in(connection: Connection, account: str, status: AttemptStatus) -> 
 def test_the_database_allows_the_steps_that_the_domain_allows(
     two_tenants: TwoTenants, before: AttemptStatus, after: AttemptStatus
 ) -> None:
-    # Never committed: whether CREDITED was earned is looked at by other tests.
+    # Never committed: whether CREDITED was earned is checked by other tests.
     with psycopg.connect(two_tenants.database.migration_url) as owner:
         attempt_id = _attempt_in(owner, two_tenants.alice.account, before)
         stays = before is after and before in OPEN_STATUSES
@@ -119,7 +119,7 @@ def test_what_was_agreed_is_write_once(two_tenants: TwoTenants, column: str, sta
 
 
 def test_each_column_alone_is_write_once_where_no_other_rule_binds_it(two_tenants: TwoTenants) -> None:
-    """amount_raw and amount_usd_cents go together; with their rule gone each of them is still write-once."""
+    """amount_raw and amount_usd_cents go together; without their rule each of them is still write-once."""
     for column in ("amount_raw", "amount_usd_cents"):
         with psycopg.connect(two_tenants.database.migration_url) as owner:
             owner.execute("ALTER TABLE payment_attempts DROP CONSTRAINT payment_attempts_amounts_agree")
@@ -428,7 +428,7 @@ def test_the_same_hash_on_another_chain_is_another_transaction(two_tenants: TwoT
 
 @pytest.mark.parametrize("role", ["settle_app", "settle_service", "settle_owner"])
 def test_an_attempt_is_from_the_wallet_of_its_account(two_tenants: TwoTenants, role: str) -> None:
-    """Else somebody would wait for a stranger's transfer."""
+    """Otherwise an attempt could wait for a stranger's transfer."""
     with (
         refused(CheckViolation, "payment_attempts_from_own_wallet"),
         connect(two_tenants.database.url_as(role), user_id=two_tenants.alice.user_id) as connection,

@@ -92,7 +92,7 @@ def test_balanced_lines_that_are_not_what_the_header_says_are_refused(two_tenant
         _line(owner, entry_id, f"credits:{two_tenants.alice.account}", "credit", 5)
 
 
-def test_an_entry_that_moves_only_somebody_elses_credits_is_refused(two_tenants: TwoTenants) -> None:
+def test_an_entry_that_moves_only_another_accounts_credits_is_refused(two_tenants: TwoTenants) -> None:
     with refused(CheckViolation, "journal_entry_matches_header"), connect(two_tenants.database.migration_url) as owner:
         _set_balance(owner, two_tenants.alice.account, PURCHASED + 5)
         entry_id = _header(owner, two_tenants.alice.account, 5, PURCHASED + 5)
@@ -100,7 +100,7 @@ def test_an_entry_that_moves_only_somebody_elses_credits_is_refused(two_tenants:
         _line(owner, entry_id, f"credits:{two_tenants.bob.account}", "credit", 5)
 
 
-def test_an_entry_that_takes_from_somebody_elses_credits_is_refused(two_tenants: TwoTenants) -> None:
+def test_an_entry_that_takes_from_another_accounts_credits_is_refused(two_tenants: TwoTenants) -> None:
     with refused(CheckViolation, "journal_entry_of_one_account"), connect(two_tenants.database.migration_url) as owner:
         _set_balance(owner, two_tenants.alice.account, PURCHASED + 5)
         entry_id = _header(owner, two_tenants.alice.account, 5, PURCHASED + 5)

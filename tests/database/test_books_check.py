@@ -1,4 +1,4 @@
-"""The books check looks at what is new, misses nothing of it, and remembers what was wrong."""
+"""The integrity scan checks what is new, misses nothing of it, and remembers what was wrong."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ OPERATORS_CREDIT: Final = """
       FROM credited
 """
 
-# What somebody does to the tables who switches the triggers off.
+# What can be done to the tables with the triggers switched off.
 BREAK: Final[dict[str, str]] = {
     "trial_balance": "UPDATE journal_lines SET amount = amount + 1 WHERE side = 'debit'",
     "line_without_entry": "UPDATE journal_lines SET entry_id = gen_random_uuid() WHERE id = 1",
@@ -255,12 +255,12 @@ def test_every_check_is_broken_here() -> None:
 
 
 @pytest.mark.parametrize("name", BREAK)
-async def test_what_is_wrong_with_new_rows_is_found_until_it_is_mended(shop: Shop, name: str) -> None:
+async def test_what_is_wrong_with_new_rows_is_found_until_it_is_fixed(shop: Shop, name: str) -> None:
     for statement in (BREAK[name], *BREAK_OTHERWISE.get(name, ())):
         forget(shop.database)
         with broken(shop, statement):
             assert name in await check(shop.roles), statement
-            # The checkpoints have moved on: it is on record, not found anew.
+            # The checkpoints have moved on: it is on record, not found again.
             assert name in await check(shop.roles), statement
         assert await check_everything(shop.roles) == set(), statement
 
@@ -307,7 +307,7 @@ async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(s
         superuser.execute(f"DELETE FROM credit_ledger WHERE entry_seq = {last}")
         superuser.execute("UPDATE billing_accounts SET balance_credits = balance_credits - 7 WHERE is_system_tenant")
     assert await check_everything(shop.roles) == {"recount"}
-    assert await check_everything(shop.roles) == {"recount"}, "nobody has said that they shall stay so"
+    assert await check_everything(shop.roles) == {"recount"}, "it is not said that they stay so"
     with connect(shop.database.migration_url) as owner:
         owner.execute("UPDATE books_checks SET lines_mended = lines_mended + 1")
     assert await check_everything(shop.roles) == set()
@@ -409,9 +409,7 @@ async def test_an_entry_that_appears_between_two_steps_is_checked(shop: Shop, po
     assert await check(shop.roles) == {"entry_balanced"}
 
 
-async def test_what_is_new_is_checked_though_somebody_is_under_way_for_ever(
-    shop: Shop, posters: tuple[Poster, Poster]
-) -> None:
+async def test_new_rows_are_checked_though_a_transaction_never_ends(shop: Shop, posters: tuple[Poster, Poster]) -> None:
     slow, quick = posters
     slow.begin()
     quick.post("cogni_system", lines=False)
@@ -439,7 +437,7 @@ async def test_lines_that_appear_late_are_counted_once(shop: Shop, posters: tupl
 
 
 async def test_a_backup_that_is_restored_on_another_server_is_checked_on(shop: Shop) -> None:
-    """Its marks are ids that nobody has reached here."""
+    """Its watermarks are ids that no row has reached here."""
     with connect(shop.database.superuser_url) as superuser:
         superuser.execute("UPDATE books_checks SET mark_xid = 2 ^ 60")
     assert await check(shop.roles) == set()
@@ -472,13 +470,13 @@ async def test_the_round_over_old_rows_comes_by_all_of_them_and_begins_again(sho
     assert await check_everything(shop.roles) == set()
 
 
-async def test_checks_at_the_same_time_take_turns(shop: Shop) -> None:
+async def test_concurrent_checks_are_serialized(shop: Shop) -> None:
     await asyncio.gather(*(check_books(shop.roles.service, pending_max=PENDING_MAX, rows_max=2) for _ in range(5)))
     assert await check_everything(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
 
 
-async def test_payments_that_go_on_meanwhile_do_not_look_wrong(roles: RolePair) -> None:
+async def test_concurrent_payments_are_no_violations(roles: RolePair) -> None:
     payers = [await roles.open_account(number) for number in range(1, 5)]
     numbers = iter(range(1, 10_000))
     done = asyncio.Event()
@@ -511,10 +509,10 @@ async def test_payments_that_go_on_meanwhile_do_not_look_wrong(roles: RolePair) 
     assert await roles.books() == []
 
 
-# -- who is told
+# -- what is published
 
 
-async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> None:
+async def test_a_violation_is_reported_once_as_new_and_once_as_fixed(shop: Shop) -> None:
     async def untold() -> list[tuple[str, bool]]:
         async with shop.roles.service.transaction() as connection:
             changes = await books_check.list_unannounced(connection)
@@ -542,7 +540,7 @@ async def test_a_violation_is_told_once_as_new_and_once_as_gone(shop: Shop) -> N
     assert await untold() == [("x", False), ("x", True)]
 
 
-async def test_a_violation_that_is_not_told_is_told_by_the_next(shop: Shop) -> None:
+async def test_a_violation_that_was_not_published_is_published_by_the_next(shop: Shop) -> None:
     with broken(shop, BREAK["bonus_amount"]):
         for _ in range(2):
             await check(shop.roles)

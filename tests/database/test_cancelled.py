@@ -53,7 +53,7 @@ async def by_sqlalchemy(service: ServiceConnection) -> None:
 
 
 @pytest.mark.parametrize("post", [by_the_driver, by_sqlalchemy])
-async def test_a_server_that_stands_still_holds_nobody_and_the_pool_recovers(
+async def test_a_frozen_server_blocks_no_caller_and_the_pool_recovers(
     roles: RolePair, cluster: Cluster, post: Callable[[ServiceConnection], Awaitable[None]]
 ) -> None:
     async def post_within_the_limit() -> None:
@@ -119,13 +119,13 @@ async def in_a_transaction(roles: RolePair) -> None:
 
 
 async def in_a_single_statement(roles: RolePair) -> None:
-    """As a worker looks."""
+    """As a worker polls."""
     async with roles.service.autocommit() as service:
         await service.connection.execute(text("SELECT 1"))
 
 
 @pytest.mark.parametrize("work", [in_a_scope, in_no_scope, in_a_transaction, in_a_single_statement])
-async def test_whoever_is_cancelled_gives_the_connection_back_wherever_it_happens(
+async def test_a_cancelled_task_returns_its_connection_wherever_it_happens(
     roles: RolePair, work: Callable[[RolePair], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses_left = 0

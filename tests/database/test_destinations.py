@@ -1,4 +1,4 @@
-"""Tokens and treasuries that are known: who noted them, what may be paid there, and who pays for nobody therefore."""
+"""Tokens and treasuries that are known: who noted them, what may be paid there, and who cannot be a payer therefore."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ OPERATORS: Final = {"right", "another sender", "too little"}
 
 
 class Case:
-    """One transfer, and an attempt that somebody says it pays."""
+    """One transfer, and an attempt that a caller says it pays."""
 
     def __init__(self, roles: RolePair, fact: Fact) -> None:
         self.roles = roles
@@ -72,7 +72,7 @@ class Case:
     async def prepare(self, fact: Fact) -> None:
         """Settings are noted, the chain is followed, the transfer was used before where the rule is about that."""
         with connect(self.roles.database.superuser_url, triggers=False) as owner:
-            # An account of nobody's is there from before.
+            # An account without a payer's wallet is there from before.
             owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (self.payer,))
             owner.execute("INSERT INTO billing_accounts (id, owner_user_id) VALUES ('b', 'u')")
             owner.execute("INSERT INTO virtual_keys (billing_account_id, is_default) VALUES ('b', true)")
@@ -106,7 +106,7 @@ class Case:
         intent = await self.roles.create(self._payer)
         if status is AttemptStatus.CREATED_INTENT:
             return intent
-        # The database lets an account hold a hash once; the worst case is that somebody got round that.
+        # The database lets an account hold a hash once; the worst case is a row that bypassed that.
         with connect(self.roles.database.superuser_url, triggers=False) as owner:
             owner.execute("DROP INDEX payment_attempts_hash_held_by_account")
         return (await self.roles.submit(intent, tx_hash(1))).attempt
@@ -122,7 +122,7 @@ class Case:
     # -- entrances; each says whether it would credit the attempt, or the transfer
 
     async def by_verification(self) -> bool:
-        """What HTTP, command and watcher end in: a hash was handed in."""
+        """What HTTP, command and watcher end in: a hash was submitted."""
         attempt = await self.attempt()
         async with self.roles.service.autocommit() as connection:
             known = await attempts.find_under_verification(connection, attempt.id)
@@ -155,7 +155,7 @@ class Case:
         return isinstance(verdict, Verified)
 
     async def by_watcher(self) -> bool:
-        """Nobody has handed it in."""
+        """It was not submitted."""
         attempt = await self.attempt(AttemptStatus.CREATED_INTENT)
         await self.observe()
         async with self.roles.service.transaction() as connection:
@@ -168,7 +168,7 @@ class Case:
         return isinstance(decision, Pays | Renews) and decision.attempt.attempt_id == attempt.id
 
     async def by_database(self) -> bool:
-        """Somebody writes the credit itself."""
+        """A caller writes the credit itself."""
         attempt = await self.attempt()
         values = self.transfer | {"block_hash": tx_hash(self.transfer["block_number"])}
         paid: SettledTransfer = transfer_for(attempt, **values, expected_raw=min(VALUE_RAW, values["value_raw"]))

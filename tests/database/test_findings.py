@@ -73,7 +73,7 @@ async def test_a_flood_of_dust_does_not_hide_money(roles: RolePair) -> None:
     assert (totals.findings, totals.value_raw, totals.without_value) == (1_081, MONEY_RAW + 1_080, 0)
 
 
-async def test_what_nobody_knows_the_worth_of_comes_before_what_is_known(roles: RolePair) -> None:
+async def test_findings_of_unknown_value_come_before_those_of_known_value(roles: RolePair) -> None:
     money, alarm = plant(roles, MONEY_RAW), plant(roles, None, FindingKind.LEDGER_DISAGREES)
     small, other_alarm = plant(roles, 3), plant(roles, None, FindingKind.LEDGER_WITHOUT_TRANSFER)
     listed = [finding.id for finding in (await page(roles)).findings]
@@ -91,7 +91,7 @@ async def test_pages_show_everything_once_and_in_order(roles: RolePair, sort: So
     assert len(set(whole)) == 46
 
 
-async def test_a_page_goes_on_behind_a_finding_that_was_resolved_meanwhile(roles: RolePair) -> None:
+async def test_a_page_continues_after_a_finding_that_was_resolved_concurrently(roles: RolePair) -> None:
     flood(roles, 10)
     first = await page(roles, limit=4)
     with connect(roles.database.superuser_url) as owner:

@@ -1,4 +1,4 @@
-"""The doors of the HTTP interface: challenges, sessions, idempotency keys, rate limits, attacked in SQL."""
+"""The HTTP interface's SECURITY DEFINER functions attacked: challenges, sessions, idempotency keys, rate limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators look at all the time: the right numbers, by an index each."""
+"""What operators monitor continuously: the right numbers, by an index each."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_findings_cursor_heartbeat_and_reconciliation_are_the_last_ones(ro
     assert readings.books_violations == {"bonus_missing": 1}
 
 
-async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(roles: RolePair) -> None:
+async def test_a_retired_treasury_is_not_behind(roles: RolePair) -> None:
     with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(
             "INSERT INTO chain_cursors"
@@ -128,7 +128,7 @@ async def test_a_treasury_that_nobody_follows_any_more_is_not_behind(roles: Role
     assert readings.unread_blocks == 10
 
 
-async def test_the_oldest_payment_that_is_not_final_is_told_by_the_level_that_it_needs(roles: RolePair) -> None:
+async def test_the_oldest_payment_that_is_not_final_is_reported_by_the_level_that_it_needs(roles: RolePair) -> None:
     def oldest(level: FinalityLevel) -> float:
         return REGISTRY.get_sample_value("settle_finality_oldest_seconds", {"level": level.value}) or 0.0
 

@@ -38,7 +38,7 @@ MAY_CALL = """
 
 
 def listed(role: str, *kinds: str) -> set[str]:
-    """What db/rights.py gives a role, itself or with everybody."""
+    """What db/rights.py gives a role, directly or through PUBLIC."""
     return {str(right) for right in rights.GRANTED if right.role in (role, EVERYBODY) and right.kind in kinds}
 
 
@@ -122,7 +122,7 @@ async def test_a_migration_grants_what_is_missing_and_revokes_what_is_too_much(d
     assert acls(database) == before
 
 
-async def test_what_was_granted_on_a_table_of_somebody_elses_stays(database: Database) -> None:
+async def test_grants_on_foreign_tables_stay(database: Database) -> None:
     with connect(database.superuser_url) as superuser:
         superuser.execute("CREATE TABLE of_another_version (id int)")
         superuser.execute("GRANT SELECT ON of_another_version TO settle_service")
@@ -130,7 +130,7 @@ async def test_what_was_granted_on_a_table_of_somebody_elses_stays(database: Dat
     assert scalar(database.service_url, "SELECT count(*) FROM of_another_version") == 0
 
 
-async def test_that_everybody_may_see_the_schema_is_not_decided_here(database: Database) -> None:
+async def test_whether_public_may_use_the_schema_is_not_decided_here(database: Database) -> None:
     """PostgreSQL's default, which other programs of the database may use; a revoked one stays revoked."""
     found = (
         "SELECT EXISTS (SELECT FROM aclexplode(nspacl) WHERE grantee = 0) FROM pg_namespace WHERE nspname = 'public'"
@@ -185,7 +185,7 @@ def _table_of(right: str) -> str:
 # -- the tables' own limits
 
 
-def test_functions_with_the_owners_rights_look_nothing_up_in_the_callers_schemas(two_tenants: TwoTenants) -> None:
+def test_functions_with_the_owners_rights_resolve_no_name_in_the_callers_schemas(two_tenants: TwoTenants) -> None:
     loose = query(
         two_tenants.database.superuser_url,
         "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
@@ -280,7 +280,7 @@ NOT_OF_THE_SERVICE = [statement for statement in FORBIDDEN if statement.startswi
 
 @pytest.mark.parametrize("statement", FORBIDDEN)
 @pytest.mark.parametrize("role", ROLES)
-def test_no_role_may_go_past_the_doors(two_tenants: TwoTenants, role: str, statement: str) -> None:
+def test_no_role_may_bypass_the_security_definer_functions(two_tenants: TwoTenants, role: str, statement: str) -> None:
     if role == "settle_service" and statement in NOT_OF_THE_SERVICE:
         pytest.skip("settle_service writes whole events")
     with psycopg.connect(two_tenants.database.url_as(role)) as connection:

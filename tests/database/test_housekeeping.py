@@ -82,7 +82,7 @@ async def test_many_sweepers_at_once_end_each_intent_once(roles: RolePair) -> No
     assert query(roles.database.superuser_url, events) == [(12, 12)]
 
 
-async def test_an_intent_that_somebody_is_submitting_is_left_to_him(roles: RolePair) -> None:
+async def test_an_intent_that_is_being_submitted_is_left_to_the_submission(roles: RolePair) -> None:
     over = await intent(roles, expires_in=-MINUTE)
     async with roles.app.transaction(over.owner_user_id) as payer:
         await payments.submit(payer, over.id, tx_hash(1), submitted_at=over.created_at)
@@ -165,6 +165,6 @@ async def test_many_at_once_delete_each_row_once(roles: RolePair) -> None:
 
 
 @pytest.mark.parametrize(("limit", "older_than"), [(0, "1 day"), (-1, "1 day"), (1, "59 minutes")])
-def test_the_door_deletes_no_keys_that_are_still_needed(roles: RolePair, limit: int, older_than: str) -> None:
+def test_prune_expired_deletes_no_keys_that_are_still_needed(roles: RolePair, limit: int, older_than: str) -> None:
     with connect(roles.database.service_url) as service, refused(CheckViolation):
         service.execute("SELECT * FROM prune_expired(%s, %s::interval)", (limit, older_than))

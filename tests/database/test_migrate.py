@@ -1,4 +1,4 @@
-"""`db.migrate`: from empty, again, twice at once, and what it mends or says when it cannot."""
+"""`db.migrate`: from empty, again, twice at once, and what it restores or says when it cannot."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_migration_says_what_it_does(empty: Database) -> None:
     assert seeds == "system tenant and chart of accounts are seeded"
 
 
-async def test_migrations_at_once_take_turns(empty: Database) -> None:
+async def test_concurrent_migrations_are_serialized(empty: Database) -> None:
     done = await asyncio.gather(*(asyncio.to_thread(_migrate, empty) for _ in range(4)))
     assert sorted(str(migrated.revision_before) for migrated in done) == [SCHEMA_REVISION] * 3 + ["None"]
     assert query(empty.service_url, SEEDS) == SEEDED
@@ -106,7 +106,7 @@ async def test_migrations_at_once_take_turns(empty: Database) -> None:
         "DELETE FROM virtual_keys; DELETE FROM billing_accounts; DELETE FROM ledger_accounts; DELETE FROM users",
     ],
 )
-async def test_a_migration_mends_what_is_missing(database: Database, damage: str) -> None:
+async def test_a_migration_restores_what_is_missing(database: Database, damage: str) -> None:
     with connect(database.superuser_url, triggers=False) as superuser:
         superuser.execute(damage)
     assert query(database.service_url, SEEDS) != SEEDED
@@ -365,7 +365,7 @@ KEYS = """
 def test_tables_made_from_the_models_are_those_of_the_migrations(
     migrated: Database, empty_url: Database, catalogue: str
 ) -> None:
-    """Stricter than Alembic, which does not look at the conditions of partial indexes."""
+    """Stricter than Alembic, which does not compare the conditions of partial indexes."""
     engine = engine_on(empty_url.superuser_url)
     try:
         Base.metadata.create_all(engine)

@@ -55,7 +55,7 @@ def test_it_sees_the_rows_of_all_tenants(two_tenants: TwoTenants, table: str) ->
     count = f"SELECT count(*) FROM {table}"
     everything = scalar(two_tenants.database.superuser_url, count)
     assert scalar(two_tenants.database.operator_url, count) == everything > 1
-    # Nobody's scope makes it more or less.
+    # No scope makes it more or less.
     assert scalar(two_tenants.database.operator_url, count, user_id=two_tenants.alice.user_id) == everything
 
 
@@ -128,12 +128,12 @@ READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind",
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_it_cannot_go_through_any_door(two_tenants: TwoTenants, function: str) -> None:
+def test_it_cannot_call_any_security_definer_function(two_tenants: TwoTenants, function: str) -> None:
     with refused(InsufficientPrivilege, match=f"permission denied for function {function}"):
         query(two_tenants.database.operator_url, f"SELECT * FROM {CALLS[function]}")
 
 
-def test_no_door_is_left_out_of_that_list(two_tenants: TwoTenants) -> None:
+def test_no_security_definer_function_is_left_out_of_that_list(two_tenants: TwoTenants) -> None:
     functions = query(
         two_tenants.database.superuser_url,
         "SELECT proname::text, has_function_privilege('settle_operator', oid, 'EXECUTE') FROM pg_proc"

@@ -138,7 +138,7 @@ async def test_paging_older_and_back_meets_every_attempt_once(roles: RolePair) -
         assert again.newer is None
 
 
-async def test_an_attempt_that_is_made_meanwhile_moves_no_page(roles: RolePair) -> None:
+async def test_an_attempt_that_is_made_concurrently_moves_no_page(roles: RolePair) -> None:
     newest_first = (await _make(roles, 6))[::-1]
     async with _opened(roles.database) as reader:
         first = await _page(reader, limit=3)
@@ -162,7 +162,7 @@ async def test_after_an_attempt_that_is_not_there_comes_nothing(
 
 
 @pytest.mark.parametrize("purpose", [Purpose.SYSTEM, Purpose.SELF])
-async def test_a_rare_combination_is_looked_for_a_window_at_a_time(
+async def test_a_rare_combination_is_searched_a_window_at_a_time(
     roles: RolePair, monkeypatch: pytest.MonkeyPatch, purpose: Purpose
 ) -> None:
     """No index serves it, so it must not read on until it has found a whole page."""
@@ -192,7 +192,7 @@ HOUR: Final = timedelta(hours=1)
 
 
 def _post(database: Database, *entries: tuple[timedelta, int, str]) -> None:
-    """Entries of the system tenant at these times after `START`, through the door, then moved there."""
+    """Entries of the system tenant at these times after `START`, posted by the function, then moved there."""
     for at, amount, reason in entries:
         reference = str(uuid4())
         with connect(database.service_url) as service:
@@ -291,7 +291,7 @@ async def full_template(cluster: Cluster) -> Database:
     database = await cluster.create(template=MIGRATED_TEMPLATE, name="full_of_payments")
     with connect(database.superuser_url) as superuser:
         superuser.execute(FILL)
-    # As autovacuum does: it is what tells the index of times about new pages.
+    # As autovacuum does: it is what adds new pages to the index of times.
     with psycopg.connect(database.superuser_url, autocommit=True) as superuser:
         superuser.execute("VACUUM ANALYZE")
     return database

@@ -24,7 +24,7 @@ BONUS = 750_000_000
 
 
 def _plant(two_tenants: TwoTenants, statement: str, *values: object) -> None:
-    """What no role could do: neither triggers nor foreign keys look."""
+    """What no role could do: neither triggers nor foreign keys are checked."""
     with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
         cursor = superuser.execute(sql.SQL(statement), values or None)
         assert cursor.rowcount > 0, "the violation was not planted"
@@ -42,7 +42,7 @@ def _entry(two_tenants: TwoTenants, reference: UUID, reason: str = "credits_purc
 
 
 async def _complaints(two_tenants: TwoTenants, **options: bool | Decimal) -> list[str]:
-    # Whoever reads everything may ask: the answer does not depend on the role.
+    # Any role that reads everything may ask: the answer does not depend on the role.
     as_superuser = await check_books(two_tenants.database.superuser_url, **options)  # type: ignore[arg-type]
     as_service = await check_books(two_tenants.database.service_url, **options)  # type: ignore[arg-type]
     assert as_superuser == as_service
@@ -110,7 +110,7 @@ async def test_lines_without_a_header_are_named(two_tenants: TwoTenants) -> None
     assert all(complaint.endswith(f"its entry {lost} does not exist") for complaint in complaints)
 
 
-async def test_an_entry_that_moves_somebody_elses_credits_is_named(two_tenants: TwoTenants) -> None:
+async def test_an_entry_that_moves_another_accounts_credits_is_named(two_tenants: TwoTenants) -> None:
     entry = _entry(two_tenants, two_tenants.alice.credited.id)
     theirs = f"credits:{two_tenants.bob.account}"
     _plant(
@@ -379,7 +379,7 @@ INDEXES = (
 
 
 def _post_past_the_look(connection: psycopg.Connection[tuple[object, ...]], posting: Posting) -> None:
-    """What the function does after it has looked whether the entry is there: what a race comes down to."""
+    """What the function does after it has checked whether the entry is there: what a race comes down to."""
     [(balance,)] = connection.execute(
         "UPDATE billing_accounts SET balance_credits = balance_credits + %s WHERE id = %s RETURNING balance_credits",
         (posting.amount_credits, posting.billing_account_id),
@@ -416,7 +416,7 @@ async def test_without_its_unique_index_a_double_credit_is_possible_and_named(
 
 @pytest.mark.parametrize("has_index", [True, False])
 async def test_the_unique_index_alone_decides_a_race_of_two_bonuses(roles: RolePair, has_index: bool) -> None:
-    """Both transactions have looked before either writes; the lock on the account's row lets one wait."""
+    """Both transactions have checked before either writes; the lock on the account's row lets one wait."""
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     posting = revenue_share_posting((await roles.credit(attempt)).attempt)
     assert posting is not None

@@ -148,7 +148,7 @@ async def test_a_disk_that_takes_no_new_blocks_is_noticed_though_a_row_can_be_up
         await tenants.dispose()
 
 
-async def test_a_commit_that_nobody_confirms_is_noticed_by_those_who_wait_for_it(roles: RolePair) -> None:
+async def test_a_commit_without_confirmation_is_noticed_by_those_who_wait_for_it(roles: RolePair) -> None:
     await check_writes(roles.app)
     with connect(roles.database.superuser_url) as superuser:
         superuser.execute("UPDATE write_probes SET written_at = now() - interval '40 seconds'")

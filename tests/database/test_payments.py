@@ -252,7 +252,7 @@ async def test_a_purchase_credits_the_buyer_and_mints_the_bonus(roles: RolePair)
     assert await roles.books(nothing_stuck=True) == []
 
 
-async def test_a_donation_credits_the_system_tenant_and_nobody_else(roles: RolePair) -> None:
+async def test_a_donation_credits_the_system_tenant_and_no_other_account(roles: RolePair) -> None:
     payer = await roles.open_account(1)
     attempt = await roles.settle(payer, 1, purpose=Purpose.SYSTEM)
     assert attempt.status is AttemptStatus.CREDITED
@@ -331,7 +331,7 @@ async def test_many_bonuses_of_one_attempt_at_once_are_one(roles: RolePair) -> N
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     await roles.credit(attempt)
     entries, errors = await _at_once(lambda: roles.mint(attempt))
-    # Who looked before the first one committed is told to look again; nobody gets another error.
+    # A transaction that checked before the first one committed is refused with a retry; there is no other error.
     assert set(errors) <= {PostedMeanwhile.__name__}
     assert Counter(entry.posted for entry in entries if entry)[True] == 1
     again = await roles.mint(attempt)
@@ -413,7 +413,7 @@ async def test_a_hash_given_up_for_another_does_not_pay_when_an_own_attempt_hold
     assert (await roles.credit(second)).changed
 
 
-async def test_a_hash_given_up_for_another_still_pays_when_nobody_holds_it(roles: RolePair) -> None:
+async def test_a_replaced_hash_still_pays_when_no_attempt_holds_it(roles: RolePair) -> None:
     first = await roles.create_submitted(await roles.open_account(1), 1)
     await roles.submit(first, tx_hash(2))
     await roles.credit(first, transfer_for(first))
@@ -421,7 +421,7 @@ async def test_a_hash_given_up_for_another_still_pays_when_nobody_holds_it(roles
     assert await roles.books(pending_bonus_ok=True) == []
 
 
-async def test_what_a_look_at_the_chain_needs_names_the_logs_that_paid_others(roles: RolePair) -> None:
+async def test_what_a_poll_needs_names_the_logs_that_paid_other_attempts(roles: RolePair) -> None:
     first = await roles.create_submitted(await roles.open_account(1), 1)
     second = await roles.create_submitted(await roles.open_account(2), 1)
     await roles.credit(first, transfer_for(first, log_index=3))
@@ -450,7 +450,7 @@ async def test_a_refusal_ends_the_attempt_with_its_code(roles: RolePair, refused
     assert await roles.books(nothing_stuck=True) == []
 
 
-async def test_a_refusal_of_a_hash_that_was_replaced_meanwhile_ends_nothing(roles: RolePair) -> None:
+async def test_a_refusal_of_a_hash_that_was_replaced_concurrently_ends_nothing(roles: RolePair) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     waiting = (await roles.submit(attempt, tx_hash(2))).attempt
     late = await roles.refuse(attempt, WRONG_PAYMENT.model_copy(update={"tx_hash": tx_hash(1)}))

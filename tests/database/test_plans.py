@@ -69,10 +69,10 @@ async def test_a_posting_does_not_read_the_account_s_history(roles: RolePair) ->
     with connect(roles.database.migration_url) as owner:
         owner.execute("SET plan_cache_mode = force_generic_plan")
         owner.execute(
-            "PREPARE look (text, text, text) AS SELECT id FROM credit_ledger e"
+            "PREPARE find_entry (text, text, text) AS SELECT id FROM credit_ledger e"
             " WHERE e.billing_account_id = $1 AND e.reference = $2 AND e.reason = $3"
         )
-        plan = plan_of(owner, "EXECUTE look ('cogni_system', 'x', 'platform_revenue_share')")
+        plan = plan_of(owner, "EXECUTE find_entry ('cogni_system', 'x', 'platform_revenue_share')")
     assert "credit_ledger_by_reference" in plan
 
 
@@ -86,7 +86,7 @@ async def test_a_page_of_payments_does_not_read_the_account_s_history(roles: Rol
             (payer.billing_account_id, PAYMENTS),
         )
     with connect(roles.database.superuser_url) as superuser:
-        # Everybody else's, and all newer.
+        # Other accounts', and all newer.
         superuser.execute(FILL)
     asked: list[tuple[str, dict[str, object]]] = []
 

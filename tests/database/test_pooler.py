@@ -1,4 +1,4 @@
-"""Connection poolers in transaction mode: what settle does through them, and what it refuses in words."""
+"""Connection poolers in transaction mode: what settle does through them, and what it refuses with a message."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def test_a_reversal_lacks_its_second_half_until_it_is_there(roles: RolePai
     assert await unfinished(roles) == {}
 
 
-async def test_where_there_are_more_than_may_be_asked_about_each_has_its_turn(roles: RolePair) -> None:
+async def test_where_there_are_more_than_the_limit_all_are_asked_about_in_rotation(roles: RolePair) -> None:
     payer = await roles.open_account(1)
     all_of_them = {(await roles.create_submitted(payer, number)).id for number in range(1, 6)}
     seen: set[UUID] = set()
@@ -94,7 +94,7 @@ async def test_where_there_are_more_than_may_be_asked_about_each_has_its_turn(ro
 
 
 async def test_database_and_domain_say_the_same_of_every_attempt(roles: RolePair) -> None:
-    """Every combination of what there may be, also those that nobody can bring about."""
+    """Every combination of what there may be, also those that no path leads to."""
     payer = await roles.open_account(1)
     attempt = await roles.create(payer)
     bonus_credits = {

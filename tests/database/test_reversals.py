@@ -1,4 +1,4 @@
-"""Taking back what the chain has taken back: once, whole, nothing else; and what the database itself holds of it."""
+"""Reversal of reorged-out payments: once, in full, nothing else; and what the database itself enforces of it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_reversed_purchase_gets_no_bonus_any_more(roles: RolePair) -> No
 
 
 async def test_a_bonus_that_read_the_purchase_before_its_reversal_comes_too_late(roles: RolePair) -> None:
-    """The look and the posting are two statements: the second one locks the purchase, and finds it reversed."""
+    """The check and the posting are two statements: the second one locks the purchase, and finds it reversed."""
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     attempt = (await roles.credit(attempt)).attempt
     async with await psycopg.AsyncConnection.connect(roles.database.superuser_url) as holder:
@@ -148,7 +148,7 @@ def test_reversed_without_its_entry_is_refused(two_tenants: TwoTenants, role: st
 
 
 @pytest.mark.parametrize("role", ["settle_service", "settle_owner"])
-def test_reversed_without_the_record_that_its_transfer_is_gone_is_refused(two_tenants: TwoTenants, role: str) -> None:
+def test_reversed_without_a_record_of_the_reorganisation_is_refused(two_tenants: TwoTenants, role: str) -> None:
     attempt = two_tenants.alice.credited
     with (
         refused(CheckViolation, "payment_attempts_reversed_transfer_is_gone"),
@@ -158,7 +158,7 @@ def test_reversed_without_the_record_that_its_transfer_is_gone_is_refused(two_te
         sql.execute(TAKE_BACK.format(two_tenants.alice.account, -CREDITS, attempt.id))
 
 
-def test_taking_back_half_of_a_payment_is_refused(two_tenants: TwoTenants) -> None:
+def test_reversing_half_of_a_payment_is_refused(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     with (
         refused(CheckViolation, "payment_attempts_reversed_in_ledger"),
@@ -170,7 +170,7 @@ def test_taking_back_half_of_a_payment_is_refused(two_tenants: TwoTenants) -> No
 
 
 @pytest.mark.parametrize("reference", ["standing", "nothing"])
-def test_taking_back_a_payment_that_stands_is_refused(two_tenants: TwoTenants, reference: str) -> None:
+def test_reversing_a_payment_that_is_not_reversed_is_refused(two_tenants: TwoTenants, reference: str) -> None:
     attempt_id = two_tenants.alice.credited.id if reference == "standing" else "nothing"
     with (
         refused(CheckViolation, "credit_ledger_reverses_reversed_payment"),
@@ -182,7 +182,7 @@ def test_taking_back_a_payment_that_stands_is_refused(two_tenants: TwoTenants, r
 @pytest.mark.parametrize(
     ("whose", "amount"), [("bob", -CREDITS), ("alice", -CREDITS - 1), ("cogni_system", -BONUS - 1)]
 )
-async def test_taking_back_what_was_not_given_is_refused(two_tenants: TwoTenants, whose: str, amount: int) -> None:
+async def test_reversing_what_was_not_credited_is_refused(two_tenants: TwoTenants, whose: str, amount: int) -> None:
     account = whose if whose == "cogni_system" else getattr(two_tenants, whose).account
     attempt = two_tenants.alice.credited
     with psycopg.connect(two_tenants.database.migration_url) as sql:

@@ -142,7 +142,7 @@ def test_a_role_takes_the_steps_that_are_its_own_and_no_other(
         try:
             assert connection.execute(statement, (attempt,)).rowcount == 1
         except psycopg.errors.CheckViolation:
-            # A step that the role may take, which wants more than a status: the share that a credit is given with.
+            # A step that the role may take, which requires more than a status: the share that a credit is given with.
             is_taken = True
         except (InsufficientPrivilege, RestrictViolation):
             is_taken = False
@@ -220,7 +220,7 @@ def test_what_was_submitted_changes_with_a_submission_only(two_tenants: TwoTenan
 
 @pytest.mark.parametrize("role", TENANT_ROLES)
 def test_a_submission_of_tomorrow_counts_from_now(two_tenants: TwoTenants, role: str) -> None:
-    """Else a payment would wait for its transaction as long as somebody likes."""
+    """Otherwise a payment could wait for its transaction without limit."""
     with _as(two_tenants, role) as connection:
         [(is_now,)] = connection.execute(
             "UPDATE payment_attempts SET status = 'PENDING_UNVERIFIED', tx_hash = %s, expires_at = NULL,"
@@ -277,7 +277,7 @@ def test_a_worker_writes_no_event_of_a_step_that_was_not_taken(two_tenants: TwoT
 @pytest.mark.parametrize("table", ["payment_events", "settled_transfers", "idempotency_keys"])
 @pytest.mark.parametrize("role", TENANT_ROLES)
 def test_no_tenants_role_numbers_or_dates_a_row(two_tenants: TwoTenants, role: str, table: str, column: str) -> None:
-    """The books check goes by numbers: a row below its mark would never be looked at."""
+    """The integrity scan goes by row numbers: a row below its watermark would never be checked."""
     if (table, column) == ("idempotency_keys", "id"):
         pytest.skip("it has none")
     value = "now() - interval '1 year'" if column == "created_at" else "1"
@@ -331,7 +331,7 @@ def test_no_role_becomes_another(two_tenants: TwoTenants, role: str, other: str)
 
 @pytest.mark.parametrize("role", TENANT_ROLES)
 def test_what_a_role_puts_in_its_temporary_schema_deceives_no_check(two_tenants: TwoTenants, role: str) -> None:
-    """The guard runs with the caller's rights: it must not look names up where the caller puts them."""
+    """The guard runs with the caller's rights: it must not resolve names where the caller puts them."""
     with _as(two_tenants, role) as connection:
         for table in ("payment_attempts", "settled_transfers", "billing_accounts", "pg_class", "credit_ledger"):
             connection.execute(f"CREATE TEMP TABLE {table} (LIKE pg_catalog.{table})" if table.startswith("pg_")

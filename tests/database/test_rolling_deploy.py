@@ -189,7 +189,7 @@ class OldProcess:
     failures: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Settle payments until told to stop."""
+        """Settle payments until asked to stop."""
         wallet = f"0x1{self.number:039d}"
         with (
             closing(

@@ -23,7 +23,7 @@ OWNER_COLUMN = {
     "payment_events": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
     "settled_transfers": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
 }
-"""Tables that a tenant may read, and how to tell whose a row is."""
+"""Tables that a tenant may read, and how to determine whose a row is."""
 
 HIDDEN_TABLES = ("ledger_accounts", "journal_lines")
 ALL_TABLES = (*OWNER_COLUMN, *HIDDEN_TABLES)
@@ -52,7 +52,7 @@ def test_a_scope_that_is_no_user_sees_nothing(two_tenants: TwoTenants, table: st
 
 
 @pytest.mark.parametrize("table", OWNER_COLUMN)
-def test_a_tenant_sees_all_of_its_own_rows_and_nobody_elses(two_tenants: TwoTenants, table: str) -> None:
+def test_a_tenant_sees_all_of_its_own_rows_and_no_others(two_tenants: TwoTenants, table: str) -> None:
     own = OWNER_COLUMN[table]
     with connect(two_tenants.database.service_url) as service:
         rows = _count(service, table, own, two_tenants.alice)
@@ -190,7 +190,7 @@ def test_a_tenant_may_not_claim_a_transfer_for_anothers_attempt(two_tenants: Two
         app.execute(INSERT_TRANSFER, (two_tenants.bob.pending.id,))
 
 
-# -- the doors
+# -- the SECURITY DEFINER functions
 
 
 def _post_own(app: Connection, attempt_id: object, amount: int = 1_000_000_000, contra: str = "cash:usdc") -> bool:
@@ -200,7 +200,7 @@ def _post_own(app: Connection, attempt_id: object, amount: int = 1_000_000_000, 
     return bool(posted)
 
 
-def test_the_purchase_door_opens_for_an_own_paid_purchase(two_tenants: TwoTenants) -> None:
+def test_post_own_purchase_credits_an_own_paid_purchase(two_tenants: TwoTenants) -> None:
     with psycopg.connect(two_tenants.database.settlement_url) as app:
         app.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
         app.execute(INSERT_TRANSFER, (two_tenants.alice.pending.id,))
@@ -211,7 +211,7 @@ def test_the_purchase_door_opens_for_an_own_paid_purchase(two_tenants: TwoTenant
 
 
 @pytest.mark.parametrize("amount", [999_999_999, 1_000_000_001, 0, -1_000_000_000, 2_000_000_000])
-def test_the_purchase_door_refuses_another_amount(two_tenants: TwoTenants, amount: int) -> None:
+def test_post_own_purchase_refuses_another_amount(two_tenants: TwoTenants, amount: int) -> None:
     with (
         refused(InsufficientPrivilege),
         connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
@@ -220,7 +220,7 @@ def test_the_purchase_door_refuses_another_amount(two_tenants: TwoTenants, amoun
         _post_own(app, two_tenants.alice.pending.id, amount)
 
 
-def test_the_purchase_door_refuses_another_contra_account(two_tenants: TwoTenants) -> None:
+def test_post_own_purchase_refuses_another_contra_account(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege),
         connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
@@ -229,7 +229,7 @@ def test_the_purchase_door_refuses_another_contra_account(two_tenants: TwoTenant
         _post_own(app, two_tenants.alice.pending.id, contra="expense:platform_revenue_share")
 
 
-def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(two_tenants: TwoTenants) -> None:
+def test_post_own_purchase_refuses_a_purchase_that_no_transfer_paid(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege),
         connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
@@ -237,7 +237,7 @@ def test_the_purchase_door_refuses_a_purchase_that_no_transfer_paid(two_tenants:
         _post_own(app, two_tenants.alice.pending.id)
 
 
-def test_the_purchase_door_refuses_a_donation(two_tenants: TwoTenants) -> None:
+def test_post_own_purchase_refuses_a_donation(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege),
         connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app,
@@ -247,7 +247,7 @@ def test_the_purchase_door_refuses_a_donation(two_tenants: TwoTenants) -> None:
 
 
 @pytest.mark.parametrize("state", ["intent", "rejected"])
-def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(two_tenants: TwoTenants, state: str) -> None:
+def test_post_own_purchase_refuses_an_attempt_that_does_not_wait(two_tenants: TwoTenants, state: str) -> None:
     attempt = two_tenants.alice.intent if state == "intent" else two_tenants.alice.rejected
     with (
         refused(InsufficientPrivilege),
@@ -258,7 +258,7 @@ def test_the_purchase_door_refuses_an_attempt_that_does_not_wait(two_tenants: Tw
 
 
 @pytest.mark.parametrize("scope", ["bob", "nobody", ""])
-def test_the_purchase_door_refuses_anothers_attempt(two_tenants: TwoTenants, scope: str) -> None:
+def test_post_own_purchase_refuses_anothers_attempt(two_tenants: TwoTenants, scope: str) -> None:
     user_id = two_tenants.bob.user_id if scope == "bob" else scope
     # Credited and paid, so that nothing but the scope stands in the way.
     with connect(two_tenants.database.settlement_url, user_id=two_tenants.alice.user_id) as app:
@@ -275,7 +275,7 @@ def test_a_tenant_may_not_post_to_accounts_of_its_choice(two_tenants: TwoTenants
         app.execute("SELECT * FROM post_entry(%s, 1, 'gift', 'x', 'cash:usdc', '{}')", (two_tenants.alice.account,))
 
 
-def test_the_service_has_no_use_for_the_tenants_door(two_tenants: TwoTenants) -> None:
+def test_the_service_role_cannot_call_post_own_purchase(two_tenants: TwoTenants) -> None:
     with (
         refused(InsufficientPrivilege, match="post_own_purchase"),
         connect(two_tenants.database.service_url) as service,
@@ -283,7 +283,7 @@ def test_the_service_has_no_use_for_the_tenants_door(two_tenants: TwoTenants) ->
         _post_own(service, two_tenants.alice.pending.id)
 
 
-def test_nobody_posts_to_an_account_that_does_not_exist(two_tenants: TwoTenants) -> None:
+def test_posting_to_an_unknown_account_is_refused(two_tenants: TwoTenants) -> None:
     with refused(psycopg.errors.ForeignKeyViolation), connect(two_tenants.database.service_url) as service:
         service.execute("SELECT * FROM post_entry('nobody', 1, 'gift', 'x', 'cash:usdc', '{}')")
 

@@ -102,7 +102,7 @@ APPEND_ONLY = ("credit_ledger", "journal_lines", "payment_events", "settled_tran
         ("CREATE ON SCHEMA public", "may create tables and functions"),
     ],
 )  # fmt: skip
-async def test_a_right_to_write_past_the_doors_is_refused(
+async def test_a_right_to_write_the_ledger_directly_is_refused(
     database: Database, role: str, grant: str, words: str
 ) -> None:
     with connect(database.migration_url) as owner:

@@ -92,7 +92,7 @@ async def test_a_worker_whose_tenant_role_was_given_the_apis_rights_stops(databa
 
 @pytest.fixture
 async def group(cluster: Cluster) -> AsyncIterator[str]:
-    """A role of the server that others may be made members of; gone afterwards."""
+    """A role of the server that others may be made members of; dropped afterwards."""
     name = "settle_group"
     await cluster.run(sql.SQL("CREATE ROLE settle_group"))
     yield name
@@ -139,7 +139,7 @@ async def test_a_process_that_can_become_another_role_stops(
     assert f"may become {other}" in said
 
 
-async def test_a_process_that_may_look_at_the_servers_health_goes_on(cluster: Cluster, database: Database) -> None:
+async def test_a_process_that_may_read_the_servers_health_continues(cluster: Cluster, database: Database) -> None:
     await cluster.run(sql.SQL("GRANT pg_monitor TO settle_service"))
     try:
         assert await _check("settle_service", database.service_url) is None

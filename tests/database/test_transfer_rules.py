@@ -1,4 +1,4 @@
-"""Which transfers are income, in SQL: what the code refuses, the database refuses to whoever goes round the code."""
+"""Which transfers are income, in SQL: what the code refuses, the database refuses to callers that bypass the code."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ async def credited(roles: RolePair, number: int = 1, **transfer: object) -> Sett
 
 @pytest.mark.parametrize("written", [str, str.lower, str.upper])
 @pytest.mark.parametrize("sender", [TREASURY, FORMER_TREASURY, TOKEN, ZERO_ADDRESS])
-async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(
+async def test_no_attempt_is_paid_by_an_address_that_cannot_be_a_payer(
     roles: RolePair, sender: str, written: object
 ) -> None:
     assert callable(written)
     settings_name(roles, treasury=FORMER_TREASURY)
     address = "0x" + written(sender[2:])
     if sender in {TOKEN, ZERO_ADDRESS}:
-        # Accounts of nobody are there from before.
+        # Accounts without a payer's wallet are there from before.
         with connect(roles.database.superuser_url, triggers=False) as owner:
             owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (address,))
             owner.execute("INSERT INTO billing_accounts (id, owner_user_id) VALUES ('b', 'u')")
@@ -90,7 +90,7 @@ async def test_no_attempt_is_paid_by_an_address_that_pays_for_nobody(
         waiting = await attempts.find_under_verification(connection, attempt.id)
     assert waiting is not None
     kind = {FORMER_TREASURY: NonPayer.TREASURY, TOKEN: NonPayer.TOKEN, ZERO_ADDRESS: NonPayer.NOBODY}.get(sender)
-    assert waiting.payer_kind is kind, "the next look says why"
+    assert waiting.payer_kind is kind, "the next poll says why"
 
 
 @pytest.mark.parametrize(("block", "is_paid"), [(FIRST_BLOCK - 1, False), (FIRST_BLOCK, True)])
@@ -112,7 +112,7 @@ async def _first_block(roles: RolePair) -> int | None:
 
 
 async def test_the_first_block_is_the_settings_and_without_one_the_first_that_was_read(roles: RolePair) -> None:
-    assert await _first_block(roles) is None, "nobody follows the chain"
+    assert await _first_block(roles) is None, "the chain is not followed"
     follow(roles)
     assert await _first_block(roles) == FIRST_BLOCK
     for setting, answered in ((50, 50), (2, 2), (None, FIRST_BLOCK)):
@@ -138,7 +138,7 @@ async def test_another_treasurys_first_block_is_its_own(roles: RolePair) -> None
 @pytest.mark.parametrize("account", [None, "named"])
 @pytest.mark.parametrize("remedy", [Remedy.CREDIT, Remedy.REFUND_RECORDED])
 @pytest.mark.parametrize("sender", [TREASURY, TREASURY.upper().replace("0X", "0x"), FORMER_TREASURY])
-async def test_what_the_treasury_sent_is_credited_and_sent_back_by_nobody(
+async def test_what_the_treasury_sent_can_be_neither_credited_nor_sent_back(
     roles: RolePair, sender: str, remedy: Remedy, account: str | None
 ) -> None:
     settings_name(roles, treasury=FORMER_TREASURY)
@@ -152,7 +152,7 @@ async def test_what_the_treasury_sent_is_credited_and_sent_back_by_nobody(
 
 
 @pytest.mark.parametrize("sender", [ZERO_ADDRESS, TOKEN])
-async def test_what_nobody_sent_is_credited_to_an_account_that_is_named(roles: RolePair, sender: str) -> None:
+async def test_a_mint_is_credited_to_an_account_that_is_named(roles: RolePair, sender: str) -> None:
     settings_name(roles)
     finding_id = await find_transfer(roles.service, 1, sender=sender)
     with pytest.raises(RemedyRefused, match="--account"):
@@ -189,7 +189,7 @@ async def test_an_operator_credits_nothing_from_before_the_first_block(
             await take(roles.service, finding_id, Remedy.CREDIT)
 
 
-async def test_the_surplus_of_a_payment_of_the_treasurys_own_is_credited_by_nobody(roles: RolePair) -> None:
+async def test_the_surplus_of_a_payment_of_the_treasurys_own_cannot_be_credited(roles: RolePair) -> None:
     """It was credited before this was refused."""
     async with roles.app.unscoped() as connection:
         payer = await accounts.provision_wallet(connection, TREASURY)
@@ -242,7 +242,7 @@ async def test_nobodys_address_opens_no_account(roles: RolePair, nobody: str) ->
         owner.execute("INSERT INTO users (id, wallet_address) VALUES ('u', %s)", (nobody,))
 
 
-async def test_the_treasurys_wallet_may_look_in_but_is_known(roles: RolePair) -> None:
+async def test_the_treasurys_wallet_may_sign_in_but_is_known(roles: RolePair) -> None:
     settings_name(roles)
     async with roles.app.unscoped() as connection:
         await accounts.provision_wallet(connection, TREASURY)
@@ -251,7 +251,7 @@ async def test_the_treasurys_wallet_may_look_in_but_is_known(roles: RolePair) ->
 
 
 async def test_what_an_intent_merely_names_is_no_treasury(roles: RolePair) -> None:
-    """Whoever has the password of processes that people reach writes intents, and stops nobody's payments by it."""
+    """The password of processes that people reach allows to write intents, and stops no payer's payments by it."""
     await roles.create(await roles.open_account(2), to_address=wallet(1), token=wallet(3))
     follow(roles, treasury=wallet(1), token=wallet(3))
     await credited(roles, 1)
@@ -275,7 +275,7 @@ async def test_until_when_an_intent_could_be_paid_is_kept_through_its_submission
     assert (expires_at, payable_until) == (None, attempt.expires_at)
 
 
-async def test_nobody_moves_it(roles: RolePair) -> None:
+async def test_no_role_moves_it(roles: RolePair) -> None:
     attempt = await roles.create(await roles.open_account(1))
     with connect(roles.database.migration_url) as owner:
         owner.execute("UPDATE payment_attempts SET payable_until = now() WHERE id = %s", (attempt.id,))

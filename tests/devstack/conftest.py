@@ -20,7 +20,7 @@ UNSAFE_BUT_FAST = {"fsync": "off"}
 
 @pytest.fixture(scope="module")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[LocalChain, None]:
-    """A chain that mines only when told to."""
+    """A chain that mines only on request."""
     node = LocalChain(tmp_path_factory.mktemp("chain"), block_time_seconds=None)
     await node.start()
     yield node
@@ -32,7 +32,7 @@ PythonRunner = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def run_python() -> Generator[PythonRunner, None, None]:
-    """Runs a script in a process of its own, which is gone at the end of the test."""
+    """Runs a script in a process of its own, which ends with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -63,7 +63,7 @@ async def line_of(process: subprocess.Popen[str], *, timeout_seconds: float = 30
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Every process below this one, with what tells it from a later one of the same pid."""
+    """Every process below this one, with what distinguishes it from a later one of the same pid."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -67,7 +67,7 @@ async def test_a_block_mined_after_the_last_save_is_kept_by_a_polite_end(tmp_pat
     await chain.mine(3)
     head = await chain.rpc("eth_getBlockByNumber", "latest", False)
     assert chain._child is not None
-    await chain._child.stop()  # as the kernel does when the supervisor dies: nobody has asked for the state
+    await chain._child.stop()  # as the kernel does when the supervisor dies: the state was not requested
     await chain.start()
     try:
         assert await chain.rpc("eth_getBlockByNumber", "latest", False) == head
@@ -102,7 +102,7 @@ async def test_only_a_head_that_moved_is_saved(chain: LocalChain) -> None:
     assert tx_hash.encode() in gzip.decompress((chain.state_dir / "chain" / "state.json.gz").read_bytes())
 
 
-async def test_empty_blocks_of_a_long_chain_wait_for_their_turn(chain: LocalChain) -> None:
+async def test_empty_blocks_of_a_long_chain_are_queued(chain: LocalChain) -> None:
     await chain.mine()
     await chain.save()
     chain._next_save_of_empty_blocks = time.monotonic() + 60
@@ -238,5 +238,5 @@ def test_a_missing_binary_says_what_to_run(tmp_path: Path, monkeypatch: pytest.M
         locate_anvil()
 
 
-async def test_nobody_else_reads_the_state(chain: LocalChain) -> None:
+async def test_no_other_user_reads_the_state(chain: LocalChain) -> None:
     assert (chain.state_dir / "chain").stat().st_mode & 0o077 == 0

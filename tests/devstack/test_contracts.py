@@ -74,7 +74,7 @@ async def test_deploying_a_smart_wallet_twice_changes_nothing(chain: LocalChain)
 
 
 @pytest.mark.parametrize("relayer_key", [None, RELAYER.private_key])
-async def test_a_smart_wallet_pays_and_the_sender_is_somebody_else(chain: LocalChain, relayer_key: str | None) -> None:
+async def test_a_smart_wallet_pays_through_another_sender(chain: LocalChain, relayer_key: str | None) -> None:
     wallet = await chain.deploy_smart_wallet(OWNER.address)
     await chain.mint(wallet, 100)
     await chain.mine()

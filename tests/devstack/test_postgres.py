@@ -55,7 +55,7 @@ def closed_wheel(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_cache() -> Generator[Path, None, None]:
-    """A folder that everybody can enter."""
+    """A folder that every user can enter."""
     cache = Path(tempfile.mkdtemp(dir="/var/tmp"))
     cache.chmod(0o755)
     yield cache
@@ -134,7 +134,7 @@ async def test_it_listens_on_127_0_0_1_only(server: EmbeddedPostgres) -> None:
         socket.create_connection(("127.0.0.2", server.port), timeout=2)
 
 
-def test_nobody_else_reads_the_password(server: EmbeddedPostgres) -> None:
+def test_no_other_user_reads_the_password(server: EmbeddedPostgres) -> None:
     path = server.state_dir / "postgres-superuser-password"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not (server.state_dir / "postgres" / "initial-password").exists()

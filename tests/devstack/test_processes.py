@@ -1,4 +1,4 @@
-"""Children end when they should, and nobody else does."""
+"""Children end when they should, and no other process does."""
 
 import contextlib
 import json
@@ -65,7 +65,7 @@ async def test_a_child_is_not_in_the_terminals_process_group(tmp_path: Path) -> 
         await child.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death to its children")
 async def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path, run_python: PythonRunner) -> None:
     parent = run_python(LEAVE_BEHIND, tmp_path, "echo ready; exec sleep 1000", "die")
     child_pid = int(await line_of(parent))
@@ -160,7 +160,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         ProcessService("absent", tmp_path, ["/no/such"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals it")
 def test_ports_that_are_picked_are_not_those_that_the_system_gives_away() -> None:
     lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     given_away = range(lowest, highest + 1)
@@ -182,7 +182,7 @@ def test_two_stacks_that_start_together_do_not_pick_one_port(tmp_path: Path) -> 
     with contextlib.ExitStack() as stack:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            # Nobody listens yet: what was picked is all that there is to see.
+            # No process listens yet: what was picked is all that there is to see.
             process = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-c", PICK_AND_WAIT, tmp_path / name, str(wanted)],

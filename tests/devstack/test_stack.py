@@ -1,4 +1,4 @@
-"""The parts together: side by side, watched, and gone when they should be."""
+"""The parts together: side by side, supervised, and ended when they should be."""
 
 import asyncio
 import json

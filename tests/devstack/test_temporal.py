@@ -18,7 +18,7 @@ from tests.support.servers import xdist_number
 
 @workflow.defn
 class Waits:
-    """Ends when it is told to."""
+    """Ends on request."""
 
     def __init__(self) -> None:
         self._go = False

@@ -70,7 +70,7 @@ async def test_a_permit_gives_an_allowance_once(chain: LocalChain) -> None:
     assert int(second["status"], 16) == 0
 
 
-async def test_an_authorization_pays_once_and_the_sender_is_somebody_else(chain: LocalChain) -> None:
+async def test_an_authorization_pays_once_through_another_sender(chain: LocalChain) -> None:
     payment = chain.sign_payment(PAYER.private_key, chain.treasury_address, 42)
     receipt = await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment))
     assert receipt["from"] == RELAYER.address.lower()
@@ -131,7 +131,7 @@ async def test_several_payers_in_one_transaction(chain: LocalChain) -> None:
     assert transfers(receipt) == expected
 
 
-async def test_a_look_alike_emits_the_same_event_from_another_address(chain: LocalChain) -> None:
+async def test_a_counterfeit_token_emits_the_same_event_from_another_address(chain: LocalChain) -> None:
     owner = payer_wallets()[-1]
     fake = await chain.deploy_look_alike(owner)
     assert fake != chain.token_address

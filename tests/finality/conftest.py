@@ -1,4 +1,4 @@
-"""A chain of one's own: its reorganisations disturb nobody else's payments."""
+"""A chain of one's own: its reorganisations disturb no other test's payments."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FINAL_AFTER = 12
 
 @pytest.fixture(scope="module")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
-    """It mines only when told to; `safe` trails by 8 blocks, `finalized` by 16."""
+    """It mines only on request; `safe` trails by 8 blocks, `finalized` by 16."""
     async with running_chain(tmp_path_factory.mktemp("own-chain"), slots_in_an_epoch=8) as running:
         yield running
 
 
 @pytest.fixture
 async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
-    """An engine that looks after a payment for some blocks."""
+    """An engine that tracks a payment for some blocks."""
     async with open_engine(
         namespace, database, chain, FINALITY="confirmations", FINALITY_CONFIRMATIONS=str(FINAL_AFTER)
     ) as opened:

@@ -1,4 +1,4 @@
-"""The chain after the credit: what stays is final, what is taken back is reversed, each credit exactly once."""
+"""The chain after the credit: what stays is final, what is reorged out is reversed, each credit exactly once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DEPTHS = (1, 10)
 
 
 async def _credited(engine: Engine, purpose: Purpose = Purpose.SELF, *, confirmations: int) -> tuple[Intent, str]:
-    """A credited payment with so many confirmations, whose workflow looks on."""
+    """A credited payment with so many confirmations, whose workflow tracks it."""
     payer, intent, sent = await engine.buy(purpose=purpose)
     await engine.submit(payer, intent, sent)
     await engine.waits(
         intent.attempt_id,
         lambda state: any(pending.name == "await_finality" for pending in state.pending),
-        what="the look after the credit",
+        what="the poll after the credit",
     )
     await engine.chain.mine(confirmations - MIN_CONFIRMATIONS)
     return intent, sent
@@ -53,7 +53,7 @@ async def _balances(engine: Engine) -> dict[str, int]:
         return await balances(connection)
 
 
-async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_there_meanwhile(engine: Engine) -> None:
+async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_posted_before(engine: Engine) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
         assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS, "platform_revenue_share": BONUS}
@@ -68,7 +68,7 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_there_me
 
 
 @pytest.mark.parametrize(("level", "trails"), [("safe", 8), ("finalized", 16)])
-async def test_a_nodes_own_word_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
+async def test_the_nodes_tag_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
     async with engine.worker(FINALITY=level, FINALITY_LARGE="finalized"):
         intent, _ = await _credited(engine, confirmations=trails)
         await engine.polled(intent.attempt_id, "1 to go")
@@ -89,7 +89,7 @@ async def test_a_larger_payment_waits_for_more(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-async def test_a_purchase_that_the_chain_takes_back_is_reversed(engine: Engine, depth: int) -> None:
+async def test_a_purchase_that_is_reorged_out_is_reversed(engine: Engine, depth: int) -> None:
     async with engine.worker():
         intent, sent = await _credited(engine, confirmations=max(depth, MIN_CONFIRMATIONS))
         await engine.chain.reorg(max(depth, MIN_CONFIRMATIONS))
@@ -118,7 +118,7 @@ async def test_a_purchase_that_the_chain_takes_back_is_reversed(engine: Engine, 
     assert await engine.books() == []
 
 
-async def test_a_donation_that_the_chain_takes_back_is_reversed(engine: Engine) -> None:
+async def test_a_donation_that_is_reorged_out_is_reversed(engine: Engine) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, Purpose.SYSTEM, confirmations=4)
         await engine.chain.reorg(4)

@@ -62,7 +62,9 @@ async def test_a_payment_that_may_still_become_final_in_time_is_not_asked_about(
         assert await keep_house(engine) == {}
 
 
-async def test_a_donation_whose_workflow_was_lost_after_the_credit_is_reversed_where_it_is_gone(engine: Engine) -> None:
+async def test_a_reorged_out_donation_whose_workflow_was_lost_after_the_credit_is_reversed(
+    engine: Engine,
+) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, Purpose.SYSTEM, confirmations=4)
         await engine.handle(intent.attempt_id).terminate("by mistake")
@@ -88,7 +90,7 @@ async def test_the_second_half_of_a_reversal_is_done_after_its_workflow_was_lost
         await engine.waits(
             intent.attempt_id,
             lambda state: any(one.name == "reverse_bonus" and one.last_failure for one in state.pending),
-            what="a bonus that cannot be taken back",
+            what="a bonus that cannot be reversed",
         )
         await engine.handle(intent.attempt_id).terminate("by mistake")
         with connect(engine.database.superuser_url) as owner:

@@ -1,4 +1,4 @@
-"""A worker with the product's jobs on real servers, and whoever listens to their events."""
+"""A worker with the product's jobs on real servers, and the receiver of their events."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from workflows.naming import SCHEDULED_START_TIME
 
 ROWS = "SELECT status, is_low, crossed, low_balance_announced_at IS NOT NULL FROM governance_heartbeats ORDER BY id"
 NO_AGE_MATTERS = 2**31
-"""The tests' chain stands still unless somebody mines."""
+"""The tests' chain stands still until a test mines."""
 
 
 async def beat(
@@ -88,7 +88,7 @@ async def test_a_heartbeat_is_one_row_and_one_event_with_everything_that_it_saw(
     assert heard.of_type(LOW_BALANCE) == []
 
 
-async def test_a_low_balance_is_told_once_per_crossing_over_many_ticks(engine: Engine, heard: Heard) -> None:
+async def test_a_low_balance_is_published_once_per_crossing_over_many_ticks(engine: Engine, heard: Heard) -> None:
     async with working(engine, heard.publish):
         for threshold in (0, 1, 1, 1, 0, 0, 1, 1):  # the balance is 0: below 1, and not below 0
             await beat(engine, threshold=threshold)
@@ -102,7 +102,7 @@ async def test_a_low_balance_is_told_once_per_crossing_over_many_ticks(engine: E
     assert told[0].data == {"balanceCredits": 0, "thresholdCredits": 1}
 
 
-async def test_the_first_heartbeat_of_all_tells_of_a_low_balance(engine: Engine, heard: Heard) -> None:
+async def test_the_very_first_heartbeat_publishes_a_low_balance(engine: Engine, heard: Heard) -> None:
     async with working(engine, heard.publish):
         await beat(engine, threshold=1)
     assert len(heard.of_type(LOW_BALANCE)) == 1
@@ -175,7 +175,7 @@ async def test_what_is_missing_is_a_problem_and_no_reason_to_be_silent(engine: E
     assert unflagged.problems == ("account cogni_system is not flagged as the system tenant",)
     assert (unseen.status, unseen.account_present, unseen.balance_credits) == (HeartbeatStatus.FAILED, False, None)
     assert unseen.problems == ("the platform's principal sees no account cogni_system",)
-    assert not unseen.is_low, "nobody knows, so it is as it was"
+    assert not unseen.is_low, "it is unknown, so it is as it was"
     assert [event.data["status"] for event in heard.of_type(HEARTBEAT)] == ["failed", "failed"]
 
 

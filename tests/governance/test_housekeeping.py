@@ -1,4 +1,4 @@
-"""Housekeeping as a workflow on real servers: what nobody came back for ends, what was left lying goes on."""
+"""Housekeeping as a workflow on real servers: what was abandoned ends, what was interrupted continues."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def counted(counter: Counter, **labels: str) -> float:
     )
 
 
-async def test_unpaid_intents_end_without_anybody_polling_and_without_a_workflow_for_each(
-    engine: Engine, heard: Heard
-) -> None:
+async def test_unpaid_intents_end_without_polling_and_without_a_workflow_for_each(engine: Engine, heard: Heard) -> None:
     before = counted(INTENTS_EXPIRED)
     over = [(await engine.intent(wallet=wallet))[1] for wallet in payer_wallets()[:3]]
     with connect_sql(engine.database.superuser_url) as connection:
@@ -110,7 +108,7 @@ async def test_what_is_over_is_pruned_batch_by_batch(engine: Engine) -> None:
 
 async def test_a_payment_whose_workflow_was_terminated_is_picked_up_and_credited(engine: Engine, heard: Heard) -> None:
     payer, intent, sent = await engine.buy()
-    await engine.submit(payer, intent, sent)  # nobody answers, the starter records it
+    await engine.submit(payer, intent, sent)  # no worker answers, the starter records it
     await engine.handle(intent.attempt_id).terminate("by mistake")
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
     shift(engine, "1 minute")
@@ -259,13 +257,13 @@ async def test_starting_what_stands_many_times_at_once_starts_one(
     await watch.terminate("the test is over")
 
 
-async def test_a_temporal_that_is_gone_is_said_so() -> None:
+async def test_an_unavailable_temporal_is_reported() -> None:
     client = await connect({"TEMPORAL_ADDRESS": "127.0.0.1:1"}, lazy=True)
     with pytest.raises(TemporalUnavailable):
         await start_missing(client, [SingletonWorkflow("w", "W", HousekeepingInput(), "words")])
 
 
-async def test_a_step_that_cannot_be_done_is_told_and_the_others_are_done(
+async def test_a_step_that_fails_is_reported_and_the_others_are_done(
     engine: Engine, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workflows.policies.BATCHES_RETRY.maximum_attempts", 1)

@@ -80,7 +80,7 @@ async def run(skipping: WorkflowEnvironment, workflow: Any, wanted: Any) -> Any:
         return await skipping.client.execute_workflow(workflow, wanted, id=f"job-{uuid4()}", task_queue=QUEUE)
 
 
-async def test_a_day_of_heartbeats_tells_of_each_crossing_once(
+async def test_a_day_of_heartbeats_publishes_each_crossing_once(
     skipping: WorkflowEnvironment, engine: Engine, heard: Heard
 ) -> None:
     low_hours = {*range(3, 9), *range(12, 14), 23}
@@ -128,7 +128,7 @@ async def test_a_payment_is_asked_about_when_it_has_waited_for_five_minutes_what
     assert bool(done.payments_picked_up) is asks
 
 
-async def test_a_report_tells_of_its_day_and_of_no_other(
+async def test_a_report_covers_its_day_and_no_other(
     skipping: WorkflowEnvironment, engine: Engine, heard: Heard
 ) -> None:
     now = await skipping.get_current_time()

@@ -45,7 +45,7 @@ class Helpers:
 
 @dataclass
 class Books:
-    """A desk, the payments that were made at it, and the helpers of its reconciliations."""
+    """Payments made through the payments helper, and the helpers of their reconciliations."""
 
     roles: RolePair
     payer: Payer

@@ -69,7 +69,7 @@ async def observe(
 
 
 async def observe_payment(roles: RolePair, attempt: PaymentAttempt, **changes: Any) -> None:
-    """The transfer that paid an attempt, as the desk settles it."""
+    """The transfer that paid an attempt, as the payments helper settles it."""
     assert attempt.tx_hash is not None
     values: dict[str, Any] = {"value_raw": attempt.amount_raw, "attempt_id": attempt.id} | changes
     await observe(roles.service, attempt.tx_hash, attempt.from_address, **values)
@@ -86,13 +86,13 @@ async def find_transfer(
     at: datetime = NOW,
     observed: bool = True,
 ) -> UUID:
-    """A transfer that nobody awaits, with its finding; the finding's id."""
+    """A transfer without an attempt, with its finding; the finding's id."""
     sender = sender or wallet(number)
     if observed:
         await observe(service, tx_hash(number), sender, value_raw, log_index=log_index, at=at)
     finding = Finding(
         kind=kind,
-        detail="somebody paid",
+        detail="a payment",
         chain_id=CHAIN_ID,
         tx_hash=tx_hash(number),
         log_index=log_index,
@@ -136,7 +136,7 @@ async def find_receipt(engine: Engine, sent: str, sender: str, value_raw: int) -
         )
     finding = Finding(
         kind=FindingKind.TRANSFER_WITHOUT_INTENT,
-        detail="somebody paid",
+        detail="a payment",
         chain_id=engine.chain.chain_id,
         tx_hash=sent,
         log_index=log_index,

@@ -81,7 +81,7 @@ async def test_a_batch_of_transactions_is_in_memory_and_not_all(
 
 
 def _fetched(roles: RolePair) -> int:
-    """How many cursors are open while the first transaction is looked at."""
+    """How many cursors are open while the first transaction is read."""
     with psycopg.connect(roles.database.superuser_url) as superuser:
         row = superuser.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'FETCH%%'"

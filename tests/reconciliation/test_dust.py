@@ -14,14 +14,14 @@ from tests.support.payments import tx_hash, wallet
 FLOOR: Final = DEFAULT_DUST_BELOW_RAW
 
 
-async def test_reconciliation_counts_dust_and_asks_nobody_about_it(books: Books) -> None:
+async def test_reconciliation_counts_dust_without_asking_any_node_about_it(books: Books) -> None:
     books.dust_below_raw = FLOOR
     for number in (60, 61):
         await observe(books.roles.service, tx_hash(number), wallet(9), FLOOR - 1, at=ago(HOUR))
     before = await books.reconcile()
     assert (before.totals.dust_transfers, before.totals.dust_raw) == (2, 2 * (FLOOR - 1))
     assert (before.totals.open_raw, before.counts, before.closes) == (0, {}, True)
-    # A lower floor, and what is above it is somebody's to decide about: it was never lost.
+    # A lower floor, and what is above it is an operator's to decide: it was never lost.
     books.dust_below_raw = FLOOR - 1
     after = await books.reconcile()
     assert after.counts == {"transfer_without_intent": 2}
@@ -43,7 +43,7 @@ async def test_of_many_differences_those_worth_most_are_listed(books: Books, mon
     assert report.values_raw == {"transfer_without_intent": 5_000_060}
 
 
-async def test_what_one_run_does_not_look_at_is_said(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_one_run_leaves_out_is_reported(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.operations.reconciliation.UNDECIDED_MAX", 1)
     for number in (80, 81, 82):
         await observe(books.roles.service, tx_hash(number), wallet(9), 7_000_000, at=ago(HOUR))

@@ -1,4 +1,4 @@
-"""Credits that nobody has paid for, where reconciliation does not look; and a payer who makes the watcher look long."""
+"""Credits without a payment, where reconciliation does not search; and a payer who makes the watcher search long."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_credit_for_a_transfer_that_is_not_there_is_an_alarm_whatever_bl
     await roles.credit(forged, transfer_for(forged, block_number=block_number))
     await roles.mint(forged)
     report = await books.reconcile()
-    assert not report.is_well, f"{report.totals.unobserved_raw} raw units were credited, and nobody paid them"
+    assert not report.is_well, f"{report.totals.unobserved_raw} raw units were credited without a payment"
 
 
 async def test_money_that_was_sent_back_and_credited_is_an_alarm(books: Books) -> None:
@@ -53,7 +53,7 @@ async def test_money_that_was_sent_back_and_credited_is_an_alarm(books: Books) -
     assert not report.is_well
 
 
-async def test_a_payer_of_many_intents_does_not_hold_up_everybody(roles: RolePair) -> None:
+async def test_a_payer_of_many_intents_does_not_hold_up_others(roles: RolePair) -> None:
     """60 intents a minute are allowed. One dust transfer reads them all: of 43,200 the worker stood still for 4 s."""
     payer = await roles.open_account(1)
     with connect(roles.database.service_url) as service:

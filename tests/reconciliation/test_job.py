@@ -26,7 +26,7 @@ from workflows.registry import JOBS
 
 
 class Listener:
-    """Whom events are told."""
+    """The receiver of events."""
 
     def __init__(self) -> None:
         self.heard: list[PlatformEvent] = []
@@ -59,7 +59,7 @@ def test_a_schedule_may_name_it() -> None:
     assert ReconcileInput().hours == 24
 
 
-async def test_it_stores_writes_and_tells(books: Books, namespace: Namespace, tmp_path: Path) -> None:
+async def test_it_stores_and_publishes_its_report(books: Books, namespace: Namespace, tmp_path: Path) -> None:
     plant(books.roles, "UPDATE observed_transfers SET block_time = block_time - interval '2 h'")
     listener = Listener()
     found = await _run(namespace, books, tmp_path / "books", listener)

@@ -24,7 +24,7 @@ VALUE_RAW = 100_000_000
 
 
 async def test_money_that_was_sent_back_buys_no_credits(engine: Engine) -> None:
-    """The payer is refunded, makes an intent of that amount, and hands in the transfer that was refunded."""
+    """The payer is refunded, makes an intent of that amount, and submits the transfer that was refunded."""
     async with engine.worker():
         payer, late = await engine.intent(CENTS)
         sent = await engine.pay(late)
@@ -39,7 +39,7 @@ async def test_money_that_was_sent_back_buys_no_credits(engine: Engine) -> None:
 
 
 async def test_a_transfer_that_has_paid_is_not_sent_back_as_well(roles: RolePair) -> None:
-    """The finding is still open when its transfer has paid: nothing tells the operator who refunds it."""
+    """The finding is still open when its transfer has paid: nothing shows that to the operator who refunds it."""
     payer = await roles.open_account(1)
     finding = await find_transfer(roles.service, 1, value_raw=VALUE_RAW)
     await roles.settle(payer, 1)
@@ -48,7 +48,7 @@ async def test_a_transfer_that_has_paid_is_not_sent_back_as_well(roles: RolePair
 
 
 async def test_money_that_was_sent_back_is_not_credited_where_its_transaction_has_moved(roles: RolePair) -> None:
-    """A reorganisation gives the log another index: under its new key nobody knows of the refund."""
+    """A reorganisation gives the log another index: its new key is not on record as refunded."""
     await take(roles.service, await find_transfer(roles.service, 1), Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(99))
     scope = TransferScope(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY)
     async with roles.service.transaction() as connection:
@@ -93,7 +93,7 @@ async def test_a_surplus_is_not_kept_when_its_payment_is_reversed(roles: RolePai
         return  # it is not final: the right answer
     await roles.reverse(attempt)
     await roles.reverse_bonus(attempt)
-    assert await roles.balance(payer.billing_account_id) == 0, "credits of a surplus that nobody has paid"
+    assert await roles.balance(payer.billing_account_id) == 0, "credits of an unpaid surplus"
 
 
 async def test_a_payment_that_returns_brings_no_more_than_was_paid(roles: RolePair) -> None:
@@ -139,7 +139,7 @@ async def test_an_operator_credits_what_was_found_and_no_other_transfer(roles: R
 
 
 async def test_a_returned_payment_pays_a_new_intent_no_more_than_the_page_says(roles: RolePair) -> None:
-    """docs/decisions/finality.md: handed in with a new intent, it is refused, for one transfer pays one attempt."""
+    """docs/decisions/finality.md: submitted with a new intent, it is refused, for one transfer pays one attempt."""
     payer = await roles.open_account(1)
     attempt = await roles.settle(payer, 1)
     await roles.reverse(attempt)

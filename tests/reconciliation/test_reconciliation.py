@@ -137,7 +137,7 @@ async def _wrong_sender_known(books: Books) -> None:
 
 
 async def _watcher_does_nothing(books: Books) -> None:
-    """An intent's own transfer, an hour old, that nobody has handed in; and one that was set aside by mistake."""
+    """An intent's own transfer, an hour old, that was not submitted; and one that was set aside by mistake."""
     for number, handled in ((70, False), (71, True)):
         attempt = await books.roles.create(
             books.payer, created_at=ago(2 * HOUR), expires_at=ago(-HOUR), cents=number * 100
@@ -207,7 +207,7 @@ async def _wrong_bonus(books: Books) -> None:
         " RETURNING id) UPDATE journal_lines l SET amount = 1 FROM e WHERE l.entry_id = e.id",
         str(attempt.id),
     )
-    books.helpers.running.add(attempt.id)  # the right one looks as if it were to come
+    books.helpers.running.add(attempt.id)  # the right one appears to be still to come
 
 
 async def _settled_for_another_value(books: Books) -> None:
@@ -355,7 +355,7 @@ async def test_what_is_planted_is_found_and_nothing_else(
 # -- what is no difference
 
 
-async def test_a_payment_that_was_reversed_is_taken_back_in_the_totals(books: Books) -> None:
+async def test_a_payment_that_was_reversed_is_subtracted_from_the_totals(books: Books) -> None:
     attempt = await books.roles.settle(books.payer, 50)
     _reverse(books.roles, attempt, bonus=True)
     report = await books.reconcile()
@@ -383,7 +383,7 @@ async def test_a_reversed_payment_that_is_on_the_chain_again_waits_for_an_operat
 
 
 async def test_a_transfer_whose_log_has_another_index_now_is_the_same_transfer(books: Books) -> None:
-    """Its transaction moved to another block; nobody has said yet where it is for good."""
+    """Its transaction moved to another block, which is not final yet."""
     attempt = await books.roles.settle(books.payer, 52)
     books.helpers.running.add(attempt.id)
     await observe_payment(books.roles, attempt, at=ago(HOUR), log_index=9, block_number=11)
@@ -484,7 +484,7 @@ async def test_the_end_of_a_period_is_not_in_it(books: Books) -> None:
 
 
 async def test_a_transfer_mined_at_the_end_and_posted_before_it_is_the_next_periods(books: Books) -> None:
-    """Blocks have the clock of whoever mined them."""
+    """Blocks have the clock of their producer."""
     end = ago(-HOUR / 2)
     await books.settle(65, at=end)
     report = await books.reconcile(to_time=end)
@@ -521,12 +521,12 @@ async def test_scheduled_periods_follow_one_another_in_whole_hours(books: Books)
         await reconciliation.default_period(whole_hours=True)
 
 
-async def test_a_chain_that_nobody_follows_cannot_be_reconciled_by_the_clock(roles: RolePair) -> None:
+async def test_a_scope_without_a_watcher_cannot_be_reconciled_by_the_clock(roles: RolePair) -> None:
     with pytest.raises(WatcherBehind, match="not been followed"):
         await Books(roles, await roles.open_account(1)).reconciliation().default_period(whole_hours=True)
 
 
-async def test_a_watcher_that_lags_is_told(books: Books) -> None:
+async def test_a_watcher_that_lags_is_reported(books: Books) -> None:
     plant(books.roles, "UPDATE chain_cursors SET updated_at = now() - interval '20 min'")
     report = await books.reconcile()
     assert differences(report) == [("watcher_behind", "notice")]
@@ -551,7 +551,7 @@ async def test_an_alarm_that_an_operator_leaves_as_it_is_does_not_ring_again(boo
     assert after.totals.excused_debit_credits == 500
 
 
-async def test_an_alarm_that_is_looked_at_again_rings_again_while_it_is_true(books: Books) -> None:
+async def test_an_alarm_that_is_retried_is_opened_again_while_it_is_true(books: Books) -> None:
     await _credited_without_transfer(books)
     [found] = (await books.reconcile()).differences
     assert found.finding_id is not None
@@ -609,7 +609,7 @@ async def test_all_of_it_is_as_of_one_moment(books: Books) -> None:
 
 async def test_without_temporal_the_books_are_reconciled_all_the_same(books: Books) -> None:
     async def silent(_: str, attempt_id: UUID) -> bool:
-        raise TemporalUnavailable(f"nobody answers for {attempt_id}")
+        raise TemporalUnavailable(f"no answer about {attempt_id}")
 
     await _no_bonus(books)
     report = await books.reconcile(resume_payment=silent)
@@ -617,8 +617,8 @@ async def test_without_temporal_the_books_are_reconciled_all_the_same(books: Boo
     assert report.closes
 
 
-async def test_what_was_finished_meanwhile_is_not_started(books: Books) -> None:
-    """The bonus came between the reading and the asking: nobody is asked at all."""
+async def test_what_was_finished_concurrently_is_not_started(books: Books) -> None:
+    """The bonus came between the reading and the asking: nothing is asked at all."""
     attempt = await books.roles.create_submitted(books.payer, 64)
     await books.roles.credit(attempt)
     await observe_payment(books.roles, attempt, at=ago(HOUR))

@@ -1,4 +1,4 @@
-"""Operators' remedies on the database: each twice and at once, and a transfer pays once, whoever credits it."""
+"""Operators' remedies on the database: each twice and at once, and a transfer pays once, by whatever path."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def audit_trail(roles: RolePair, finding_id: UUID) -> list[resolutions.Act
 async def test_a_remedy_twice_and_at_once_is_taken_once_and_answers_the_same(roles: RolePair, remedy: Remedy) -> None:
     finding_id = await find_transfer(roles.service, 1)
     answers = await asyncio.gather(*(take(roles.service, finding_id, remedy) for _ in range(8)))
-    answers.append(await take(roles.service, finding_id, remedy, operator="somebody later"))
+    answers.append(await take(roles.service, finding_id, remedy, operator="another operator"))
     assert sum(not answer.is_repeated for answer in answers) == 1
     assert len({answer.model_dump_json(exclude={"is_repeated"}) for answer in answers}) == 1
     [action] = await audit_trail(roles, finding_id)
@@ -65,7 +65,7 @@ async def test_a_remedy_twice_and_at_once_is_taken_once_and_answers_the_same(rol
 
 
 @pytest.mark.parametrize("first", list(Remedy))
-async def test_another_remedy_for_a_resolved_finding_is_refused_and_told_how_it_ended(
+async def test_another_remedy_for_a_resolved_finding_is_refused_with_its_resolution(
     roles: RolePair, first: Remedy
 ) -> None:
     finding_id = await find_transfer(roles.service, 1)
@@ -95,7 +95,7 @@ async def test_the_same_remedy_to_other_effect_is_another_one(roles: RolePair) -
         await take(roles.service, credited, Remedy.CREDIT, billing_account_id=other.billing_account_id)
     refunded = await find_transfer(roles.service, 3)
     await take(roles.service, refunded, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(71))
-    # Two people who both send the money back are told so by the second hash.
+    # When two people both send the money back, the second hash shows it.
     with pytest.raises(RemedyRefused, match=f"refund_recorded with transaction {tx_hash(71)}"):
         await take(roles.service, refunded, Remedy.REFUND_RECORDED, refund_tx_hash=tx_hash(72))
     assert (await take(roles.service, refunded, Remedy.REFUND_RECORDED)).is_repeated
@@ -122,7 +122,7 @@ async def test_a_finding_that_is_not_there(roles: RolePair) -> None:
     [("operator", ""), ("operator", " \t "), ("operator", "x" * 101), ("reason", ""), ("reason", "  "),
      ("reason", "two\nlines"), ("reason", "x" * 2001)],
 )  # fmt: skip
-def test_every_remedy_wants_a_name_and_a_reason(field: str, words: str) -> None:
+def test_every_remedy_requires_a_name_and_a_reason(field: str, words: str) -> None:
     given = {"operator": "ada", "reason": "why"} | {field: words}
     with pytest.raises(InvalidInput) as caught:
         parse_request(uuid4(), Remedy.WRITE_OFF, operator=given["operator"], reason=given["reason"])
@@ -142,7 +142,7 @@ def test_options_go_with_their_remedy_only() -> None:
 
 
 @pytest.mark.parametrize("column", ["operator", "reason"])
-async def test_the_audit_trail_itself_wants_a_name_and_a_reason(roles: RolePair, column: str) -> None:
+async def test_the_audit_trail_itself_requires_a_name_and_a_reason(roles: RolePair, column: str) -> None:
     finding_id = await find_transfer(roles.service, 1)
     values = {"operator": "ada", "reason": "why"} | {column: " "}
     with connect(roles.database.service_url) as service, refused(CheckViolation):
@@ -212,8 +212,8 @@ async def test_the_platforms_own_account_and_no_account_are_refused(roles: RoleP
     finding_id = await find_transfer(roles.service, 1)
     with pytest.raises(RemedyRefused, match="system tenant's account"):
         await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID)
-    with pytest.raises(RemedyRefused, match="account nobody not found"):
-        await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id="nobody")
+    with pytest.raises(RemedyRefused, match="account unknown not found"):
+        await take(roles.service, finding_id, Remedy.CREDIT, billing_account_id="unknown")
     assert (await stored(roles.service, finding_id)).is_open
     assert scalar(roles.database.superuser_url, "SELECT count(*) FROM credit_ledger") == 0
 
@@ -269,7 +269,7 @@ async def test_a_surplus_is_credited_beside_what_it_came_with(roles: RolePair) -
     assert await roles.books() == []
 
 
-# -- a transfer pays once, whoever credits it
+# -- a transfer pays once, by whatever path
 
 
 async def test_a_settled_transfer_is_not_credited(roles: RolePair) -> None:
@@ -367,7 +367,7 @@ async def test_another_transfer_of_the_same_transaction_settles_and_is_credited(
 async def test_of_two_alike_that_moved_one_was_credited_and_the_other_settles(
     roles: RolePair, log_index: int, settles: bool
 ) -> None:
-    """Which of them the operator credited nobody can say any more; one is left, and pays."""
+    """Which of them the operator credited cannot be known any more; one is left, and pays."""
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     for before in (0, 1):
         finding = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=before)
@@ -418,7 +418,7 @@ async def test_a_final_payment_is_where_its_finality_says(roles: RolePair) -> No
 
 
 async def test_a_payment_that_the_chain_lacks_stays_found_while_only_its_twin_is_there(roles: RolePair) -> None:
-    """Two alike were credited, one is on the chain: the finding about the other one is not mended by it."""
+    """Two alike were credited, one is on the chain: the finding about the other one is not resolved by it."""
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     await take(roles.service, await find_transfer(roles.service, 1, value_raw=attempt.amount_raw), Remedy.CREDIT)
     second = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=1)
@@ -444,7 +444,7 @@ async def test_a_payment_that_the_chain_lacks_stays_found_while_only_its_twin_is
         assert not (await findings.find_finding(connection, second)).is_open
 
 
-async def test_what_was_credited_is_left_out_of_a_look_at_the_chain(roles: RolePair) -> None:
+async def test_what_was_credited_is_left_out_of_a_poll(roles: RolePair) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     await take(roles.service, await find_transfer(roles.service, 1, value_raw=attempt.amount_raw), Remedy.CREDIT)
     async with roles.service.transaction() as connection:
@@ -548,7 +548,7 @@ async def test_a_finding_ends_once_for_each_time_it_was_open(roles: RolePair) ->
 # -- retry
 
 
-async def test_a_retry_lets_the_watcher_match_anew_and_what_it_finds_again_is_open_again(roles: RolePair) -> None:
+async def test_a_retry_lets_the_watcher_match_again_and_what_it_finds_again_is_open_again(roles: RolePair) -> None:
     finding_id = await find_transfer(roles.service, 1)
     await take(roles.service, finding_id, Remedy.RETRY)
     assert query(roles.database.superuser_url, "SELECT handled_at, attempt_id FROM observed_transfers") == [
@@ -592,7 +592,7 @@ async def test_a_finding_that_is_found_again_says_so_once(roles: RolePair) -> No
     assert told == [True, False, True, False]
 
 
-async def test_a_finding_whose_transfer_has_paid_since_closes_by_itself_and_wants_no_remedy(roles: RolePair) -> None:
+async def test_a_finding_whose_transfer_has_paid_since_closes_by_itself_and_needs_no_remedy(roles: RolePair) -> None:
     finding_id = await find_transfer(roles.service, 1, value_raw=100_000_000)
     other = await find_transfer(roles.service, 2)
     await roles.settle(await roles.open_account(1), 1)
@@ -638,7 +638,7 @@ async def test_observed_twice_is_still_once(roles: RolePair) -> None:
         await take(roles.service, second, Remedy.CREDIT)
 
 
-async def test_what_an_attempt_was_paid_with_is_not_credited_though_the_record_of_it_is_gone(roles: RolePair) -> None:
+async def test_what_an_attempt_was_paid_with_is_not_credited_though_its_record_was_deleted(roles: RolePair) -> None:
     attempt = await roles.settle(await roles.open_account(1), 1)
     await observe_payment(roles, attempt)
     with connect(roles.database.superuser_url) as owner:

@@ -33,7 +33,7 @@ async def test_a_recorded_history_replays_with_the_code_as_it_is(name: str) -> N
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_a_recorded_history_tells_nothing_about_the_machine(name: str) -> None:
+def test_a_recorded_history_reveals_nothing_about_the_machine(name: str) -> None:
     content = (HISTORIES / f"{name}.json").read_text()
     for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
         assert tell_tale not in content

@@ -59,10 +59,10 @@ class _Believing(RemedyActivities):
 
 @pytest.fixture
 def remedies(roles: RolePair) -> RemedyActivities:
-    """The activities, on the desk's database."""
-    nobody = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
-    preconditions = SettlementPreconditions(nobody.contracts, TREASURY)
-    return _Believing(roles.service, nobody, preconditions, revenue_share=SHARE, min_confirmations=1)
+    """The activities, on the payments helper's database."""
+    unreachable = ChainReader(["http://127.0.0.1:9"], CHAIN_ID)
+    preconditions = SettlementPreconditions(unreachable.contracts, TREASURY)
+    return _Believing(roles.service, unreachable, preconditions, revenue_share=SHARE, min_confirmations=1)
 
 
 def postings(roles: RolePair) -> dict[str, int]:
@@ -93,7 +93,7 @@ async def test_a_worker_that_dies_between_the_credit_and_the_bonus_leaves_the_bo
     @activity.defn(name="mint_bonus_of_credit")
     async def dies(_: TakenRemedy) -> MintedBonus:
         reached.set()
-        raise RuntimeError("the worker is gone")
+        raise RuntimeError("the worker has ended")
 
     async with worker(namespace, None, remedies.take_remedy, dies):
         handle = await start_remedy(namespace.client, asked(finding_id))
@@ -116,14 +116,14 @@ async def test_a_credit_whose_workflow_was_lost_gets_its_bonus_from_the_same_rem
     assert postings(roles) == {"operator_credit": CREDITS, "platform_revenue_share": BONUS}
 
 
-async def test_a_refusal_is_told_and_another_try_may_be_right(
+async def test_a_refusal_is_reported_and_another_try_may_succeed(
     roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
     finding_id = await find_transfer(roles.service, 1)
     client = namespace.client
     async with worker(namespace, remedies):
-        with pytest.raises(RemedyRefused, match="account nobody not found"):
-            await execute(client, asked(finding_id, billing_account_id="nobody"))
+        with pytest.raises(RemedyRefused, match="account unknown not found"):
+            await execute(client, asked(finding_id, billing_account_id="unknown"))
         with pytest.raises(RemedyRefused, match="system tenant's account"):
             await execute(client, asked(finding_id, billing_account_id=SYSTEM_TENANT_ACCOUNT_ID))
         with pytest.raises(FindingNotFound):
@@ -132,12 +132,12 @@ async def test_a_refusal_is_told_and_another_try_may_be_right(
         with pytest.raises(RemedyRefused, match="resolved: credit of 50000000 credits to account .* by ada"):
             await execute(client, asked(finding_id, Remedy.WRITE_OFF))
         with pytest.raises(RemedyRefused, match="resolved: credit"):
-            await execute(client, asked(finding_id, billing_account_id="nobody"))
+            await execute(client, asked(finding_id, billing_account_id="unknown"))
     assert taken.amount_credits == CREDITS
     assert scalar(roles.database.superuser_url, "SELECT count(*) FROM operator_actions") == 1
 
 
-async def test_whoever_joins_a_run_with_another_target_is_told_the_truth(
+async def test_joining_a_run_with_another_target_reports_the_runs_own(
     roles: RolePair, namespace: Namespace, remedies: RemedyActivities
 ) -> None:
     """Both start while no worker is there, so that the second joins the first's run."""
@@ -169,7 +169,7 @@ async def test_without_a_worker_it_is_on_record_and_says_so(
 
 
 async def test_a_submitted_transfer_that_was_credited_ends_its_attempt_and_pays_nothing_twice(engine: Engine) -> None:
-    """End to end: the look at the chain leaves out what an operator has credited."""
+    """End to end: the poll of the chain leaves out what an operator has credited."""
     payer, intent, sent = await engine.buy()
     finding_id = await find_receipt(engine, sent, payer.wallet_address, intent.amount_raw)
     async with engine.worker():

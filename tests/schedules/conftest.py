@@ -1,4 +1,4 @@
-"""A namespace that tests share which do not look at all of its schedules."""
+"""A namespace that tests share which do not read all of its schedules."""
 
 from __future__ import annotations
 

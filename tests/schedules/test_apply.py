@@ -150,7 +150,7 @@ async def test_a_schedule_can_begin_paused_with_a_note(shared: Client) -> None:
     assert (state.paused, state.note) == (True, "not before the launch")
 
 
-async def test_what_the_file_names_no_more_is_deleted_and_nobody_elses(namespace: Namespace) -> None:
+async def test_what_the_file_names_no_more_is_deleted_and_no_foreign_schedule(namespace: Namespace) -> None:
     client = namespace.client
     await apply(client, BEAT, SWEEP)
     action = ScheduleActionStartWorkflow("Theirs", id="theirs", task_queue="theirs")
@@ -172,7 +172,7 @@ async def test_many_applies_at_once_end_with_what_they_all_want(namespace: Names
     assert await changes(namespace.client, BEAT, SWEEP) == {"beat": Change.UNCHANGED, "sweep": Change.UNCHANGED}
 
 
-async def test_what_vanished_since_the_plan_is_made_again_or_stays_gone(namespace: Namespace) -> None:
+async def test_what_vanished_since_the_plan_is_created_again_or_stays_deleted(namespace: Namespace) -> None:
     client = namespace.client
     await apply(client, BEAT, SWEEP)
     await listed(client, "beat", "sweep")

@@ -71,7 +71,7 @@ def test_everything_can_be_said() -> None:
     assert beat.input["low_balance_credits"] == 7
 
 
-def test_a_file_without_schedules_wants_none() -> None:
+def test_a_file_without_schedules_requires_none() -> None:
     assert parse("schedules: {}") == []
 
 
@@ -145,7 +145,7 @@ def test_a_duration_is_read_and_written_the_same(text: str, seconds: int) -> Non
 
 @pytest.mark.parametrize("text", ["", "5", "m", "5 m", "1m1h", "-5m", "1.5h", "٣m", "5M", None, 5])
 def test_what_is_no_duration_is_refused(text: object) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - whoever asks knows the words
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller knows the message
         parse_duration(text)
 
 

@@ -33,7 +33,7 @@ async def test_a_recorded_history_replays_with_the_code_as_it_is(path: str) -> N
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_recorded_history_tells_nothing_about_the_machine(path: str) -> None:
+def test_a_recorded_history_reveals_nothing_about_the_machine(path: str) -> None:
     content = (HISTORIES / f"{path}.json").read_text()
     for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
         assert tell_tale not in content

@@ -293,7 +293,7 @@ def test_a_well_known_chain_has_its_explorer(variables: dict[str, str], explorer
     assert load(variables).explorer == explorer
 
 
-def test_a_proxys_network_is_written_as_whoever_applies_it_wants_it() -> None:
+def test_a_proxys_network_is_written_as_the_server_expects_it() -> None:
     assert load({"TRUSTED_PROXIES": "10.1.2.3/8, ::1, 192.168.1.7"}).trusted_proxies == (
         "10.0.0.0/8",
         "::1/128",

@@ -1,4 +1,4 @@
-"""Values that look right and are not: each is either taken for what it means, or refused in one line."""
+"""Values that seem right and are not: each is either taken for what it means, or refused in one line."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _refusal(name: str, value: str) -> str:
         "\u202e{}",
     ],
 )
-def test_a_character_that_nobody_sees_or_quotation_marks_are_refused_in_every_setting(name: str, wrapped: str) -> None:
+def test_invisible_characters_and_quotation_marks_are_refused_in_every_setting(name: str, wrapped: str) -> None:
     _refusal(name, wrapped.format(*[_good(name)] * 2))
 
 
@@ -126,7 +126,7 @@ def test_nodes_separated_by_commas_are_as_many_as_are_named(written: str) -> Non
         ("http://[::1]:8545", "http://[0:0:0:0:0:0:0:1]:8545"),
     ],
 )
-def test_one_node_named_twice_is_no_second_opinion(one: str, same: str) -> None:
+def test_one_node_named_twice_is_no_second_vote(one: str, same: str) -> None:
     assert "number 1" in _refusal("CHAIN_RPC_URLS", f"{one},{same}")
     assert "number 3" in _refusal("CHAIN_RPC_URLS", f"{one},{NODE},{same}")
 
@@ -150,7 +150,7 @@ def test_other_lists_want_single_commas_too(name: str, separator: str) -> None:
 
 
 @pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0", "10.0.0.1,0.0.0.0/0", "::ffff:0:0/96"])
-def test_not_everybody_is_a_proxy(everybody: str) -> None:
+def test_not_every_address_is_a_proxy(everybody: str) -> None:
     _refusal("TRUSTED_PROXIES", everybody)
 
 
@@ -262,7 +262,7 @@ def test_an_address_is_kept_as_it_will_be_looked_up(name: str, written: str, fie
 
 
 @pytest.mark.parametrize("name", ["API_URL", "PUBLIC_RPC_URL", "TEMPORAL_UI_URL", "EXPLORER_TX_URL"])
-def test_what_everybody_sees_carries_no_password(name: str) -> None:
+def test_public_values_carry_no_password(name: str) -> None:
     _refusal(name, _good(name).replace("://", f"://me:{SECRET}@"))
 
 

@@ -16,7 +16,7 @@ from tests.support.engine import Engine
 
 @pytest.fixture
 async def dead_temporal() -> Client:
-    """A client of an address where nobody listens."""
+    """A client of an address where no server listens."""
     return await connect({"TEMPORAL_ADDRESS": f"127.0.0.1:{quiet_port()}"}, lazy=True)
 
 

@@ -102,7 +102,7 @@ async def test_a_malformed_hash_is_refused_by_name(engine: Engine, bad: str) -> 
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREATED_INTENT
 
 
-async def test_somebody_elses_attempt_does_not_exist(engine: Engine) -> None:
+async def test_another_accounts_attempt_does_not_exist(engine: Engine) -> None:
     _, intent = await engine.intent()
     stranger = await engine.payer(payer_wallets()[1])
     for call in (
@@ -229,7 +229,7 @@ async def test_a_temporal_that_dies_after_it_was_connected_is_unavailable_in_bou
     assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREATED_INTENT
 
-    # A credited purchase is answered from the database, though nobody can make sure of its bonus now.
+    # A credited purchase is answered from the database, though its bonus cannot be ensured now.
     await _credit(engine, payer.user_id, intent.attempt_id)
     started = time.monotonic()
     assert (await cut_off.submit(payer.user_id, intent.attempt_id, A)).status is AttemptStatus.CREDITED
@@ -248,7 +248,7 @@ async def test_with_temporal_down_a_repeated_submission_is_refused_in_bounded_ti
     assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
 
 
-async def test_with_temporal_down_the_status_is_still_told_with_less_to_say(
+async def test_with_temporal_down_the_status_is_still_reported_with_less_detail(
     engine: Engine, cut_off: PaymentsClient
 ) -> None:
     payer, intent = await engine.intent()
@@ -341,7 +341,7 @@ async def test_a_purchase_whose_run_was_terminated_before_the_bonus_gets_it_when
     assert await engine.books() == []
 
 
-async def test_the_confirmations_so_far_are_told_while_the_payment_waits(engine: Engine, chain: LocalChain) -> None:
+async def test_the_confirmations_so_far_are_reported_while_the_payment_waits(engine: Engine, chain: LocalChain) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         sent = await engine.pay(intent)

@@ -1,4 +1,4 @@
-"""Where payments may go to is the word of workers' settings: an intent written in SQL is nobody's promise."""
+"""Workers' settings define where payments may go: an intent written in SQL defines nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _waits(engine: Engine, attempt_id: UUID) -> None:
         lambda state: any(
             one.waiting is not None and one.waiting.reason is WaitReason.UNKNOWN_TREASURY for one in state.pending
         ),
-        what="a payment to a treasury that nobody knows",
+        what="a payment to an unknown treasury",
     )
 
 

@@ -102,7 +102,7 @@ async def test_a_payment_that_waits_says_what_for_from_all_three_sides(engine: E
         await engine.result(intent.attempt_id)
 
 
-async def test_a_payment_that_nobody_settles_says_what_to_do(engine: Engine) -> None:
+async def test_a_payment_without_a_worker_says_what_to_do(engine: Engine) -> None:
     payer, intent = await engine.intent()
     await _record(engine, payer.user_id, intent.attempt_id, A)
     found = await _diagnose(engine, intent.attempt_id)
@@ -168,7 +168,7 @@ async def test_a_credited_purchase_names_both_credits(engine: Engine) -> None:
     assert found.surplus_raw == 0
 
 
-async def test_a_surplus_is_told(engine: Engine) -> None:
+async def test_a_surplus_is_reported(engine: Engine) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw + 7)
@@ -211,7 +211,7 @@ async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: 
     )
 
 
-async def test_a_payment_that_was_given_up_and_then_appeared_is_told_apart(engine: Engine) -> None:
+async def test_a_payment_that_appeared_after_it_had_failed_is_distinguished(engine: Engine) -> None:
     payer, intent, sent = await engine.buy()
     await _record(engine, payer.user_id, intent.attempt_id, sent)
     given_up = Refused(

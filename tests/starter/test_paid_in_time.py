@@ -30,7 +30,7 @@ async def engine(namespace: Namespace, database: Database, chain: LocalChain) ->
 
 
 async def _expired(engine: Engine) -> tuple[Payer, Intent]:
-    """An intent that ended unpaid, as far as anybody knew."""
+    """An intent that expired, as far as was known, unpaid."""
     payer, intent = await engine.intent()
     past = intent.expires_at - timedelta(hours=1)
     with connect(engine.database.superuser_url) as sql:
@@ -121,7 +121,7 @@ async def test_a_transfer_that_would_not_pay_the_intent_does_not_make_it_in_time
     assert (await engine.submit(payer, intent, A)).error_code is ErrorCode.INTENT_EXPIRED
 
 
-async def test_nobody_learns_from_it_when_another_was_paid(engine: Engine) -> None:
+async def test_it_does_not_reveal_when_another_was_paid(engine: Engine) -> None:
     _, intent = await _expired(engine)
     _observe(engine, intent, A, at=datetime.now(UTC))
     stranger = await engine.payer(payer_wallets()[1])

@@ -27,7 +27,7 @@ CENTS: Final = 10_000
 async def old_intent(
     engine: Engine, wallet: Wallet, *, to: str, purpose: Purpose = Purpose.SELF
 ) -> tuple[Payer, Intent]:
-    """An intent that was made before anybody refused it."""
+    """An intent that was made before such were refused."""
     payer = await engine.payer(wallet)
     intents = await engine.payments.create_intent(await engine.payer(payer_wallets()[3]), CENTS, purpose)
     attempt = new_attempt(
@@ -77,7 +77,7 @@ async def test_the_treasury_makes_no_intent(engine: Engine, purpose: Purpose) ->
             await engine.payments.create_intent(Payer(payer.user_id, payer.billing_account_id, address), CENTS, purpose)
 
 
-async def test_neither_does_a_former_treasury_nor_nobody_nor_the_token(engine: Engine) -> None:
+async def test_neither_does_a_former_treasury_the_zero_address_nor_the_token(engine: Engine) -> None:
     former = payer_wallets()[2]
     await engine.payments.create_intent(await engine.payer(former), CENTS)
     was_treasury(engine, former)
@@ -116,7 +116,7 @@ async def test_a_wallet_that_has_become_the_treasury_pays_no_more_for_what_it_as
 
 
 async def test_a_treasury_is_known_as_one_when_the_settings_name_another(engine: Engine) -> None:
-    """A worker has looked after a payment under these settings; the next ones have another treasury."""
+    """A worker has processed a payment under these settings; the next ones have another treasury."""
     payer, intent, sent = await engine.buy(CENTS)
     async with engine.worker():
         await engine.submit(payer, intent, sent)
@@ -164,7 +164,7 @@ async def test_without_a_setting_it_is_the_first_block_that_the_watcher_read(
 
 
 async def test_a_setting_that_was_changed_counts_from_the_next_start_on(engine: Engine) -> None:
-    """The database has another first block on record, a lower one or a higher one: the setting has the last word."""
+    """The database has another first block on record, a lower one or a higher one: the setting decides."""
     payer, intent, sent = await engine.buy(CENTS)
     mined = int((await engine.chain.wait_for_receipt(sent))["blockNumber"], 16)
     follow(engine, first_block=mined + 5)
@@ -188,7 +188,7 @@ async def test_a_transaction_that_moves_across_the_first_block_is_judged_where_i
         await engine.waits(
             intent.attempt_id,
             lambda state: any(activity.waiting is not None for activity in state.pending),
-            what="a look at the unconfirmed payment",
+            what="a poll of the unconfirmed payment",
         )
         await engine.chain.reorg(3, [(raw, 0)])
         await engine.chain.mine(6)

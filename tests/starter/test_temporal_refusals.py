@@ -58,7 +58,7 @@ async def _remove(client: Client, *names: str) -> None:
     async def gone() -> bool:
         return set(await list_missing_search_attributes(client)) >= set(names)
 
-    await wait_until(gone, timeout_seconds=PATIENCE_SECONDS, what="attributes that are gone")
+    await wait_until(gone, timeout_seconds=PATIENCE_SECONDS, what="attributes that were removed")
 
 
 # -- search attributes
@@ -72,7 +72,7 @@ async def test_what_is_there_is_found_and_needs_no_right(namespace: Namespace, r
         assert not [path for path in gate.refused if "Add" in path]
 
 
-async def test_what_is_missing_is_named_with_the_command_for_somebody_who_may(namespace: Namespace) -> None:
+async def test_what_is_missing_is_named_with_the_command_for_an_administrator(namespace: Namespace) -> None:
     await _remove(namespace.client, "ChainId", "TxHash")
     async with gated(namespace, AS_ON_CLOUD) as (_, client):
 
@@ -188,7 +188,7 @@ async def test_credentials_that_are_refused_at_once_are_named(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A key and a certificate for 127.0.0.1 that nobody else has signed."""
+    """A self-signed key and certificate for 127.0.0.1."""
     folder = tmp_path_factory.mktemp("tls")
     key, cert = folder / "key.pem", folder / "cert.pem"
     if shutil.which("openssl") is None:
@@ -250,7 +250,7 @@ async def test_tls_before_a_server_without_it_and_the_reverse_are_named(
         assert "certificate" in await _not_connected({**trust, "TEMPORAL_ADDRESS": f"127.0.0.1:{port}"})
 
 
-async def test_nobody_and_no_name_are_words_too() -> None:
+async def test_an_empty_name_has_a_message_too() -> None:
     assert "refused" in await _not_connected({"TEMPORAL_ADDRESS": f"127.0.0.1:{quiet_port()}"})
     assert "name" in (await _not_connected({"TEMPORAL_ADDRESS": "nowhere.invalid:7233"})).lower()
 

@@ -1,4 +1,4 @@
-"""The HTTP interface on an engine's servers, served by this process, and somebody who uses it."""
+"""The HTTP interface on an engine's servers, served by this process, and a client of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunningApi:
 
     @asynccontextmanager
     async def visitor(self, wallet: Wallet | None = None) -> AsyncIterator[Visitor]:
-        """Somebody with a cookie jar; signed in, where a wallet is given."""
+        """A client with a cookie jar; signed in, where a wallet is given."""
         jar = aiohttp.CookieJar(unsafe=True)
         timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
         async with aiohttp.ClientSession(self.url, cookie_jar=jar, timeout=timeout) as session:
@@ -131,7 +131,7 @@ class Visitor:
         return answer
 
     async def submit(self, attempt_id: str | UUID, tx_hash: str, **options: Any) -> Reply:
-        """Hand in a hash."""
+        """Submit a hash."""
         return await self.post(f"/api/v1/payments/attempts/{attempt_id}/submit", {"txHash": tx_hash}, **options)
 
     async def status(self, attempt_id: str | UUID) -> dict[str, Any]:

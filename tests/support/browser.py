@@ -155,7 +155,7 @@ class InjectedWallet:
 
 @dataclass
 class Visitor:
-    """Somebody with a browser of his own. Whatever his pages must not do is in `complaints`."""
+    """A visitor with their own browser. Whatever their pages must not do is in `complaints`."""
 
     url: str
     context: BrowserContext
@@ -238,7 +238,7 @@ class Visitor:
         """
         await self.page.add_script_tag(path=AXE)
         found = await self.page.evaluate("axe.run({ resultTypes: ['violations'] })")
-        assert found["passes"], "nothing was looked at"
+        assert found["passes"], "nothing was checked"
         return [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found["violations"]]
 
     async def widths(self) -> list[int]:

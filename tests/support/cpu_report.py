@@ -46,7 +46,7 @@ class CpuReport:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """From before a test's fixtures are made until they are gone: the report of its end carries what it took."""
+        """From before a test's fixtures are made until they are torn down: its final report carries what it took."""
         self._started, self._before = time.monotonic(), tree_seconds(os.getpid())
         return (yield)
 

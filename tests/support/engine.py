@@ -62,7 +62,7 @@ def variables_for(database: Database, chain: LocalChain, namespace: Namespace | 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Everything that one payment passes through, and both databases to look at the outcome."""
+    """Everything that one payment passes through, and both databases to check the outcome."""
 
     namespace: Namespace
     database: Database
@@ -160,11 +160,11 @@ class Engine:
         return seen[-1]
 
     async def polled(self, attempt_id: UUID, words: str) -> WorkflowState:
-        """The workflow's state as soon as a look at the chain has said `words`."""
+        """The workflow's state as soon as a poll of the chain has reported `words`."""
         return await self.waits(
             attempt_id,
             lambda state: any(words in (pending.last_failure or "") for pending in state.pending),
-            what=f"a look that says {words!r}",
+            what=f"a poll that reports {words!r}",
         )
 
     async def attempt(self, attempt_id: UUID) -> PaymentAttempt:

@@ -1,4 +1,4 @@
-"""What a worker process of the tests may be told to do to itself."""
+"""The faults that a worker process of the tests may be given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel
 
 FAULT_VARIABLE: Final = "SETTLE_TEST_FAULT"
-GONE_ON: Final = "the trapped activity has gone on"
+GONE_ON: Final = "the trapped activity has continued"
 """Written by a worker that was paused and continued, when its activity's transaction is over."""
 
 
@@ -22,7 +22,7 @@ class Moment(StrEnum):
     """All is written and the commit not sent; where the statement is the transaction, before the statement."""
 
     AFTER_COMMIT = "after_commit"
-    """The server has committed, and nobody has been told."""
+    """The server has committed, and no client has been answered."""
 
 
 class Action(StrEnum):

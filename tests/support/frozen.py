@@ -1,4 +1,4 @@
-"""A PostgreSQL that stands still: connections to it stay open and take bytes, and nobody answers."""
+"""A frozen PostgreSQL: connections to it stay open and take bytes, and nothing is answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE_SECONDS: Final = 30.0
 @asynccontextmanager
 async def frozen(server: EmbeddedPostgres) -> AsyncIterator[None]:
     """All processes of the server are stopped (SIGSTOP) while the block runs, and go on after it."""
-    # The postmaster first: nobody is born while its children are counted.
+    # The postmaster first: no child is born while its children are counted.
     os.kill(server.pid, signal.SIGSTOP)
     try:
         await wait_until(lambda: _state(server.pid) == "T", timeout_seconds=PATIENCE_SECONDS, what="stopped postmaster")
@@ -48,7 +48,7 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _state(pid: int) -> str:
-    """One letter; empty where the process is gone."""
+    """One letter; empty where the process has ended."""
     fields = _stat(pid)
     return fields[0] if fields else ""
 

@@ -142,7 +142,7 @@ CHECKS: Final = (
         """,
     ),
     (
-        "attempt {id}: {status}, its entry {reason} is taken back {entries} times",
+        "attempt {id}: {status}, its entry {reason} is reversed {entries} times",
         """
         SELECT a.id, a.status, e.reason, count(r.id) AS entries FROM payment_attempts a
           JOIN credit_ledger e ON e.reference = a.id::text AND e.reason <> 'payment_reversal'
@@ -154,7 +154,7 @@ CHECKS: Final = (
         """,
     ),
     (
-        "entry {id}: takes back what was not given",
+        "entry {id}: reverses what was not credited",
         """
         SELECT r.id FROM credit_ledger r WHERE r.reason = 'payment_reversal' AND NOT EXISTS (
             SELECT 1 FROM credit_ledger e WHERE e.reference = r.reference AND e.reason <> 'payment_reversal'
@@ -259,10 +259,10 @@ async def check_books(
     pending_bonus_ok: bool = False,
     nothing_stuck: bool = False,
 ) -> list[str]:
-    """Violations in words, none when the books are right.
+    """Violations as text, none when all invariants hold.
 
     `url` is the superuser's or settle_service's: it must see every row. `pending_bonus_ok` accepts a purchase
-    whose bonus is still to come, `nothing_stuck` wants every submitted attempt ended.
+    whose bonus is still to come, `nothing_stuck` requires every submitted attempt to have ended.
     """
     values = {
         "expected_share": expected_share,
@@ -271,7 +271,7 @@ async def check_books(
     }
     violations: list[str] = []
     async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
-        # One snapshot for all queries, so that payments which go on meanwhile do not look like violations.
+        # One snapshot for all queries, so that concurrent payments do not appear as violations.
         await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
         await connection.set_read_only(True)
         for sentence, statement in CHECKS:

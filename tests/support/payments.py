@@ -35,7 +35,7 @@ REVERTED: Final = Refused(status=AttemptStatus.FAILED, error_code=ErrorCode.TX_R
 
 
 def wallet(number: int) -> str:
-    """An address for each number, the same in every case; never the zero address, which is nobody's."""
+    """An address for each number, the same in every case; never the zero address, which cannot be a payer."""
     return f"0x1{number:039d}"
 
 
@@ -116,7 +116,7 @@ class RolePair:
         return attempt
 
     async def submit(self, attempt: PaymentAttempt, hash_: str, *, at: datetime = NOW) -> payments.AttemptOutcome:
-        """The payer hands in a hash."""
+        """The payer submits a hash."""
         async with self.app.transaction(attempt.owner_user_id) as connection:
             return await payments.submit(connection, attempt.id, hash_, submitted_at=at)
 
@@ -127,7 +127,7 @@ class RolePair:
     async def credit(
         self, attempt: PaymentAttempt, transfer: SettledTransfer | None = None, *, share: Decimal = SHARE
     ) -> payments.AttemptOutcome:
-        """The credit of whoever the attempt's purpose names."""
+        """The credit of the account that the attempt's purpose names."""
         transfer = transfer or transfer_for(attempt)
         if attempt.purpose is Purpose.SELF:
             async with self.settlement.transaction(attempt.owner_user_id) as connection:
@@ -141,12 +141,12 @@ class RolePair:
             return await payments.mint_revenue_share(connection, attempt.id)
 
     async def reverse(self, attempt: PaymentAttempt) -> payments.AttemptOutcome:
-        """Take back what the chain has taken back."""
+        """Reverse a payment that was reorged out."""
         async with self.service.transaction() as connection:
             return await payments.reverse_payment(connection, attempt.id, gone(attempt))
 
     async def reverse_bonus(self, attempt: PaymentAttempt) -> ledger.PostedEntry | None:
-        """Take back the bonus of a reversed purchase."""
+        """Reverse the bonus of a reversed purchase."""
         async with self.service.transaction() as connection:
             return await payments.reverse_bonus(connection, attempt.id)
 
@@ -186,7 +186,7 @@ class RolePair:
 
 @asynccontextmanager
 async def open_roles(database: Database, *, pool_size: int = 20) -> AsyncIterator[RolePair]:
-    """A desk for the length of a block."""
+    """A payments helper for the length of a block."""
     roles = RolePair(database, pool_size=pool_size)
     try:
         yield roles

@@ -129,7 +129,7 @@ class _Server:
 
 @dataclass
 class _Pool:
-    """The server connections of one role to one database; whoever has been idle longest is next."""
+    """The server connections of one role to one database; the one idle longest is next."""
 
     url: str
     idle: asyncio.Queue[_Server] = field(default_factory=asyncio.Queue)

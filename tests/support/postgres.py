@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL for the whole session, and a fresh migrated database for each test that wants one."""
+"""An embedded PostgreSQL for the whole session, and a fresh migrated database for each test that asks for one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Cluster:
         return self.database(name)
 
     async def drop(self, database: Database) -> None:
-        """Remove a database, whoever is still connected to it."""
+        """Remove a database, even with open connections."""
         await self.run(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name)))
 
     @asynccontextmanager

@@ -18,6 +18,6 @@ def _prepare_once(runner: SandboxedWorkflowRunner, definition: _Definition) -> N
 
 
 def validate_workflows_once() -> None:
-    """A worker that starts imports each of its workflows anew, on each of its queues, to see whether it may run in the
+    """A worker that starts imports each of its workflows again, on each of its queues, to see whether it may run in the
     sandbox. That is a quarter of a second of the processor's, hundreds of times, and the answer is always the same."""
     SandboxedWorkflowRunner.prepare_workflow = _prepare_once  # type: ignore[assignment, method-assign]

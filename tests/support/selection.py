@@ -8,7 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 USUAL_PORTS: Final = ("devstack", "bench")
-"""Folders whose tests start servers on their usual ports, and look for them there again after a kill."""
+"""Folders whose tests start servers on their usual ports, and expect them there again after a kill."""
 
 LONG_FIRST: Final = ("devstack", "bench", "browser", "crash", "chains", "watcher", "database", "cli", "api", "worker")
 """Folders with the files that take longest, those first: a run ends when the last process does."""

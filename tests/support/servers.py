@@ -97,7 +97,7 @@ async def running_temporal(state_dir: Path) -> AsyncIterator[TemporalServer]:
 
 @asynccontextmanager
 async def running_skipping_temporal() -> AsyncIterator[WorkflowEnvironment]:
-    """A server on which a day passes in no time while nobody works. It has no schedules and lists no workflows."""
+    """A server on which a day passes in no time while no activity runs. It has no schedules and lists no workflows."""
     async with await WorkflowEnvironment.start_time_skipping(
         data_converter=pydantic_data_converter, test_server_existing_path=str(locate_test_server())
     ) as environment:
@@ -108,7 +108,7 @@ async def running_skipping_temporal() -> AsyncIterator[WorkflowEnvironment]:
 
 @asynccontextmanager
 async def running_chain(state_dir: Path, *, slots_in_an_epoch: int = 32) -> AsyncIterator[LocalChain]:
-    """A chain with the test token that mines only when told to."""
+    """A chain with the test token that mines only on request."""
     chain = LocalChain(
         state_dir,
         FIRST_CHAIN_PORT + xdist_number(),

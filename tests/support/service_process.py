@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """These settings and nothing of whoever runs the tests."""
+    """These settings and nothing of the user who runs the tests."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **variables}
 
@@ -43,7 +43,7 @@ def start_settle(
         )
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.shifted_host", *arguments],
-        cwd=folder,  # no .env of whoever runs the tests
+        cwd=folder,  # no .env of the user who runs the tests
         env=clean_environment(variables),
         stdout=stdout,
         stderr=stderr,

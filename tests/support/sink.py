@@ -1,4 +1,4 @@
-"""A receiver of events that behaves as it is told, on a port of its own."""
+"""A receiver of events that behaves as a test sets it, on a port of its own."""
 
 from __future__ import annotations
 

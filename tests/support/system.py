@@ -107,7 +107,7 @@ class WorkerProcess:
         self._child.signal(signal.SIGCONT)
 
     async def kill(self) -> None:
-        """SIGKILL; it is gone when this returns."""
+        """SIGKILL; it has ended when this returns."""
         await self._child.kill()
 
     async def stop(self) -> None:
@@ -125,7 +125,7 @@ class WorkerProcess:
 
 @dataclass(frozen=True)
 class Payment:
-    """A payer, what he wants, and the transaction that he sent for it."""
+    """A payer, their intent, and the transaction that they sent for it."""
 
     payer: Payer
     intent: Intent
@@ -277,7 +277,7 @@ class PaymentSystem(Engine):
 
     @asynccontextmanager
     async def locked_attempts(self, *attempt_ids: UUID) -> AsyncIterator[None]:
-        """The attempts' rows stay locked for the block: whoever wants to change one waits, in his turn."""
+        """The attempts' rows stay locked for the block: transactions that change one wait, in order."""
         async with await psycopg.AsyncConnection.connect(self.database.superuser_url) as connection:
             await connection.execute(
                 "SELECT 1 FROM payment_attempts WHERE id = ANY(%s) FOR UPDATE", (list(attempt_ids),)

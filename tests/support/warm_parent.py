@@ -1,9 +1,9 @@
-"""A parent that has imported the product already, and of which its processes are forked: each saves two CPU seconds.
+"""A parent that has imported the product already, and from which processes are forked: each saves two CPU seconds.
 
     python -m tests.support.warm_parent SOCKET_DESCRIPTOR
 
 It has one thread and no event loop, and never runs anything itself. A request names a module and its arguments,
-variables, folder and streams; the answer is the pid. What is forked is then handed on to whoever asked, as a child of
+variables, folder and streams; the answer is the pid. What is forked is then passed to the asking process, as a child of
 its own: a process with its own pid, session and group, which can be waited for, signalled and killed like any other.
 """
 
@@ -43,7 +43,7 @@ NOT_IMPORTED: Final = ("db.migrations.env", "devstack._launch", "db.migrations.v
 
 
 def main() -> None:
-    """Import everything, say so, and fork on request until whoever asks is gone."""
+    """Import everything, say so, and fork on request until the asking process has ended."""
     asker = socket.socket(fileno=int(sys.argv[1]))
     _import_everything()
     assert threading.active_count() == 1
@@ -52,7 +52,7 @@ def main() -> None:
     gc.freeze()  # or the first collection of each child would copy all of it
     while True:
         message, descriptors, _, _ = socket.recv_fds(asker, MESSAGE_BYTES_MAX, 3)
-        if not message:  # the asker is gone, however it ended: nobody else has its end of the socket
+        if not message:  # the asker has ended, however it did: no other process has its end of the socket
             os._exit(0)
         request: dict[str, Any] = json.loads(message)
         asker.send(json.dumps({"pid": _fork(request, descriptors, asker)}).encode())

@@ -51,7 +51,7 @@ class WarmProcess:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Nothing happens when it has ended: until that was seen, the pid is nobody else's."""
+        """Nothing happens when it has ended: until that was seen, the pid is not reused."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

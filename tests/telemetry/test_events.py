@@ -32,7 +32,7 @@ async def sink() -> AsyncIterator[Sink]:
         yield receiver
 
 
-def test_an_event_has_the_members_that_cloudevents_wants_and_no_others() -> None:
+def test_an_event_has_the_members_that_cloudevents_requires_and_no_others() -> None:
     assert cloudevent(EVENT, "https://pay.example.com") == {
         "specversion": "1.0",
         "id": "governance.heartbeat:beat/1",
@@ -116,10 +116,10 @@ async def test_one_that_hangs_up_or_is_not_there_is_not_delivered_and_takes_the_
             sink.answer = good
             await publisher.publish(EVENT)
     assert [document["id"] for document in sink.documents] == [EVENT.id] * 2
-    assert len(lines) == 1, "it was handed over again, and not told again"
+    assert len(lines) == 1, "it was handed over again, and not published again"
 
 
-async def test_an_error_tells_nothing_of_the_address_but_its_host() -> None:
+async def test_an_error_reveals_only_the_host_of_the_address() -> None:
     for url in (f"http://user:{TOKEN}@127.0.0.1:1/{TOKEN}?key={TOKEN}", f"http://[::1]:1/{TOKEN}"):
         async with EventPublisher(url) as publisher:
             with capture_logs() as lines, pytest.raises(EventNotDelivered) as caught:

@@ -1,4 +1,4 @@
-"""The health port: bounded in time, honest, and gone with its block."""
+"""The health port: bounded in time, honest, and closed with its block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _hangs() -> None:
     await asyncio.sleep(60)
 
 
-async def test_each_check_is_told_by_name_and_one_does_not_hide_another() -> None:
+async def test_each_check_is_reported_by_name_and_one_does_not_hide_another() -> None:
     assert await run_checks({"a": _fine, "b": _down}) == {"a": "ok", "b": "PostgreSQL cannot be reached"}
 
 
@@ -40,7 +40,7 @@ async def test_a_check_that_hangs_is_cut_off_and_all_run_at_once(monkeypatch: py
     assert set(results.values()) == {"no answer within 0.2 s"}
 
 
-async def test_a_check_that_does_not_go_when_it_is_told_to_is_not_waited_for(
+async def test_a_check_that_ignores_its_cancellation_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", 0.2)
@@ -53,7 +53,7 @@ async def test_a_check_that_does_not_go_when_it_is_told_to_is_not_waited_for(
             await asyncio.sleep(60)
         finally:
             await let_go.wait()
-            raise KeyError("nobody wants to know")
+            raise KeyError("no check is requested")
 
     started = time.monotonic()
     results = await run_checks({"a": cleans_up_at_leisure, "b": _fine, "c": _down})
@@ -68,7 +68,7 @@ async def test_a_check_that_does_not_go_when_it_is_told_to_is_not_waited_for(
     assert complaints == []
 
 
-async def test_whoever_leaves_takes_the_checks_with_him() -> None:
+async def test_a_disconnecting_client_cancels_its_checks() -> None:
     before = asyncio.all_tasks()
     started: list[None] = []
 

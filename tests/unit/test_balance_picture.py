@@ -44,7 +44,7 @@ def test_a_balance_that_never_moved_is_a_flat_line() -> None:
     assert flat.area
 
 
-def test_a_balance_far_above_zero_is_looked_at_closely_and_its_area_does_not_mislead() -> None:
+def test_a_balance_far_above_zero_is_shown_closely_and_its_area_does_not_mislead() -> None:
     chart = _draw(1_000_000, (HOUR, 1_100_000))
     assert [level.label for level in chart.levels] == ["1 M", "1.05 M", "1.1 M"]
     assert chart.area == ""

@@ -138,7 +138,7 @@ def test_the_tree_at_the_top_of_the_file_names_every_error() -> None:
 def test_every_error_of_the_product_is_in_the_tree_or_a_finer_kind_of_one_that_is() -> None:
     for kind in _all():
         if kind.__module__ != errors.__name__:
-            # `chain` has finer kinds of "unavailable"; to everybody else they are that.
+            # `chain` has finer kinds of "unavailable"; to all other layers they are that.
             assert "code" not in vars(kind), f"{kind.__module__}.{kind.__name__} belongs into domain/errors.py"
             assert registered()[kind.code] in kind.__mro__
         else:
@@ -159,7 +159,7 @@ def test_every_error_has_its_row_in_http(kind: type[SettleError]) -> None:
     answer = kind_of(kind.restored("why"))
     assert (answer.code, answer.title) == (kind.code, kind.title)
     assert answer in KINDS
-    # A refusal is the caller's to mend, and repeating it is not how.
+    # A refusal is the caller's to fix, and repeating it is not how.
     assert (answer.status < 500) == kind.restored("why").is_refusal
     assert answer.is_repeatable == (answer.status in {429, 503} or kind.category is Category.INTERNAL)
 
@@ -202,7 +202,7 @@ async def test_what_an_error_knows_comes_back_with_it() -> None:
     assert bare.field == "txHash"
 
 
-def test_a_no_that_nobody_here_knows_stays_a_no_with_its_code() -> None:
+def test_an_unknown_refusal_stays_a_refusal_with_its_code() -> None:
     error = from_application_error(ApplicationError("not on Sundays", type="CLOSED_ON_SUNDAYS", non_retryable=True))
     assert (type(error), error.code, error.message) == (Refusal, "CLOSED_ON_SUNDAYS", "not on Sundays")
     answer = kind_of(error)
@@ -252,5 +252,5 @@ def test_codes_that_the_page_knows_are_codes_that_there_are() -> None:
     assert compared <= set(registered()) | set(ErrorCode)
 
 
-def test_somebody_elses_attempt_reads_like_none() -> None:
+def test_another_accounts_attempt_reads_like_none() -> None:
     assert AttemptNotFound("x").category is Category.NOT_FOUND

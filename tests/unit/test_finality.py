@@ -1,4 +1,4 @@
-"""Final, not yet, or gone: the pure decision after the credit."""
+"""Final, not yet, or reorged out: the pure decision after the credit."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_who_waits_reads_how_many_blocks_are_to_go() -> None:
 # -- absent
 
 
-def test_a_transfer_is_gone_when_its_height_and_the_head_that_missed_it_are_final_without_it() -> None:
+def test_a_transfer_is_reorged_out_when_its_height_and_the_head_that_missed_it_are_final_without_it() -> None:
     assert isinstance(_absence(_inclusion_report(), final_up_to=150, since=150), ReorgedOut)
 
 
@@ -177,7 +177,7 @@ def test_it_has_until_then_to_come_back(final_up_to: int, since: int) -> None:
     assert (verdict.missing_blocks, verdict.missing_since_head) == (1, since)
 
 
-def test_the_time_to_come_back_begins_with_the_first_look_that_misses_it() -> None:
+def test_the_time_to_come_back_begins_with_the_first_poll_that_misses_it() -> None:
     verdict = _absence(_inclusion_report(head=200), final_up_to=190, since=None)
     assert isinstance(verdict, NotFinal)
     assert (verdict.missing_since_head, verdict.missing_blocks) == (200, 10)
@@ -191,11 +191,11 @@ def test_most_nodes_have_to_say_so(inclusion_reports: int, endpoints: int, gone:
     assert isinstance(verdict, ReorgedOut if gone else NotFinal)
 
 
-def test_nobody_who_answers_is_no_proof() -> None:
+def test_no_answer_is_no_proof() -> None:
     assert isinstance(_absence(), NotFinal)
 
 
-def test_one_node_that_has_it_is_enough_to_wait_and_the_time_begins_anew() -> None:
+def test_one_node_that_has_it_is_enough_to_wait_and_the_time_begins_again() -> None:
     moved = _inclusion_report("b", receipt=_receipt(_log(), block=103, block_hash=NEW_BLOCK))
     verdict = _absence(_inclusion_report("a"), moved, _inclusion_report("c"), endpoints=3)
     assert isinstance(verdict, NotFinal)
@@ -212,7 +212,7 @@ def test_a_node_that_does_not_have_the_height_yet_cannot_know() -> None:
     assert isinstance(_absence(_inclusion_report(at_height=None)), NotFinal)
 
 
-def test_a_payment_that_failed_in_its_new_block_is_gone() -> None:
+def test_a_payment_that_failed_in_its_new_block_is_reorged_out() -> None:
     failed = _inclusion_report(receipt=_receipt(block=103, block_hash=NEW_BLOCK, succeeded=False))
     assert isinstance(_absence(failed), ReorgedOut)
 
@@ -230,7 +230,7 @@ SIGHTINGS = st.lists(
 
 
 @given(SIGHTINGS, st.integers(1, 5), st.integers(0, 300), st.one_of(st.none(), st.integers(90, 300)))
-def test_nothing_is_gone_that_one_node_shows_or_that_is_not_final(
+def test_nothing_is_reorged_out_that_one_node_shows_or_that_is_not_final(
     inclusion_reports: list[InclusionReport], endpoints: int, final_up_to: int, since: int | None
 ) -> None:
     verdict = _absence(*inclusion_reports, endpoints=endpoints, final_up_to=final_up_to, since=since)
@@ -245,7 +245,7 @@ def test_nothing_is_gone_that_one_node_shows_or_that_is_not_final(
 
 
 @pytest.mark.parametrize("strangers", [1, 2, 3])
-def test_a_payment_is_not_gone_because_another_chain_does_not_have_it(strangers: int) -> None:
+def test_a_payment_is_not_reorged_out_because_another_chain_does_not_have_it(strangers: int) -> None:
     """One such answer among the nodes is enough: which of them the load balancer asked is not known either."""
     others = [_inclusion_report(f"other {n}", head=2_000, chain_id=SETTLED.chain_id + 1) for n in range(strangers)]
     own = [_inclusion_report(f"own {n}") for n in range(3 - strangers)]

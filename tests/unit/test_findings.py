@@ -13,7 +13,7 @@ FLOOR: Final = DEFAULT_DUST_BELOW_RAW
 
 @pytest.mark.parametrize("kind", list(FindingKind))
 @pytest.mark.parametrize(("value_raw", "below"), [(FLOOR - 1, True), (FLOOR, False), (None, False)])
-def test_only_transfers_that_anybody_can_send_are_dust(kind: FindingKind, value_raw: int | None, below: bool) -> None:
+def test_only_transfers_below_the_floor_are_dust(kind: FindingKind, value_raw: int | None, below: bool) -> None:
     of_a_transfer = kind in {
         FindingKind.TRANSFER_WITHOUT_INTENT,
         FindingKind.WRONG_AMOUNT,

@@ -1,4 +1,4 @@
-"""Which transfers are income: not the treasury's own, not nobody's, not those of before the first block."""
+"""Which transfers are income: not the treasury's own, none without a payer, none before the first accepted block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TREASURY, TOKEN, PAYER = "0x" + "aB" * 20, "0x" + "cD" * 20, "0x" + "eF" * 20
         (ZERO_ADDRESS, NonPayer.TREASURY, NonPayer.NOBODY),
     ],
 )
-def test_who_pays_for_nobody(sender: str, known: NonPayer | None, kind: NonPayer | None, written: object) -> None:
+def test_who_cannot_be_a_payer(sender: str, known: NonPayer | None, kind: NonPayer | None, written: object) -> None:
     assert callable(written)
     address = written(sender)
     assert non_payer(address, treasury=TREASURY, token=TOKEN, known=known) is kind

@@ -40,7 +40,7 @@ def test_the_lines_balance_and_move_the_liability_by_the_amount(amount: int, rea
     }
     assert sums[Side.DEBIT] == sums[Side.CREDIT] == abs(amount)
     assert all(line.amount_credits > 0 for line in posting.lines)
-    # Only look at the liability's own code: an account may be called anything.
+    # Only the liability's own code matters: an account may be called anything.
     moved = sum(
         line.amount_credits if line.side is Side.CREDIT else -line.amount_credits
         for line in posting.lines
@@ -69,7 +69,7 @@ def test_every_reason_has_an_account_on_the_other_side() -> None:
 
 
 @pytest.mark.parametrize("reason", CONTRA_ACCOUNT)
-def test_a_reversal_is_the_mirror_image_of_what_it_takes_back(reason: Reason) -> None:
+def test_a_reversal_is_the_mirror_image_of_what_it_reverses(reason: Reason) -> None:
     given = Posting(billing_account_id="x", amount_credits=7, reason=reason, reference="r")
     taken = reversal_posting("x", "r", reason, 7)
     assert (taken.reason, taken.amount_credits) == (Reason.PAYMENT_REVERSAL, -7)
@@ -78,7 +78,7 @@ def test_a_reversal_is_the_mirror_image_of_what_it_takes_back(reason: Reason) ->
     assert {(line.account_code, opposite[line.side]) for line in taken.lines} == sides
 
 
-def test_a_reversal_says_what_it_takes_back_and_nothing_else_does() -> None:
+def test_a_reversal_names_what_it_reverses_and_no_other_entry_does() -> None:
     for reason, reverses in ((Reason.PAYMENT_REVERSAL, None), (Reason.CREDITS_PURCHASE, Reason.SYSTEM_DONATION)):
         with pytest.raises(ValidationError, match="a reversal names the reason"):
             Posting(billing_account_id="x", amount_credits=1, reason=reason, reference="r", reverses=reverses)

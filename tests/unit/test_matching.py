@@ -1,4 +1,4 @@
-"""What a transfer pays when nobody has said so: exactly the amount, in time, the oldest first, nothing guessed."""
+"""What a transfer pays that was not submitted: exactly the amount, in time, the oldest first, nothing inferred."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_one_unit_more_or_less_is_another_amount(amount_raw: int) -> None:
     assert finding(intent(amount_raw=amount_raw)) == (FindingKind.WRONG_AMOUNT, 1)
 
 
-def test_somebody_elses_intent_is_not_paid() -> None:
+def test_another_payers_intent_is_not_paid() -> None:
     assert finding(intent(from_address=MALLORY)) == (FindingKind.TRANSFER_WITHOUT_INTENT, None)
 
 
@@ -221,7 +221,7 @@ def test_another_amount_beside_a_payment_is_not_submitted_for_another_intent() -
     assert finding(credited, intent(2), paid=others) == (FindingKind.TRANSFER_WITHOUT_INTENT, 1)
 
 
-def test_a_reversed_payment_that_comes_back_is_an_operators_whoever_would_like_it() -> None:
+def test_a_reversed_payment_that_comes_back_is_an_operators_whichever_attempts_fit() -> None:
     back = paid(1, status=AttemptStatus.REVERSED)
     assert finding(intent(2), paid=(back,)) == (FindingKind.RETURNED_AFTER_REVERSAL, 1)
 
@@ -242,7 +242,7 @@ def test_too_little_for_what_it_was_submitted_for_may_be_right_for_another_inten
     assert pays(2, rejected(ErrorCode.INSUFFICIENT_AMOUNT, amount_raw=150), intent(2))
 
 
-def test_a_payment_that_came_when_nobody_waited_any_more() -> None:
+def test_a_payment_that_was_found_after_its_attempt_had_failed() -> None:
     given_up = rejected(ErrorCode.RECEIPT_NOT_FOUND, status=AttemptStatus.FAILED)
     assert finding(given_up) == (FindingKind.LATE_PAYMENT, 1)
 
@@ -263,7 +263,7 @@ def test_a_stranger_whose_submission_is_not_judged_yet_is_waited_for() -> None:
     assert decision(pending(tx_hash=HASH, from_address=MALLORY)) == Undecided(attempt_id=UUID(int=1))
 
 
-def test_a_strangers_submission_keeps_nobody_from_being_credited() -> None:
+def test_a_strangers_submission_keeps_no_payer_from_being_credited() -> None:
     assert pays(2, pending(1, tx_hash=HASH, from_address=MALLORY), intent(2))
     assert pays(2, rejected(ErrorCode.SENDER_MISMATCH, from_address=MALLORY), intent(2))
 
@@ -305,10 +305,10 @@ def test_amounts_are_shown_exactly(value_raw: int, shown: str) -> None:
     assert decided.detail.startswith(f"{shown} USDC from ")
 
 
-# Who pays for nobody, and when ----------------------------------------------------------------------------------------
+# Who cannot be a payer ----------------------------------------------------------------------------------------
 
 
-def test_what_the_treasury_pays_itself_is_no_income_whoever_claims_it() -> None:
+def test_what_the_treasury_pays_itself_is_no_income_whichever_attempt_claims_it() -> None:
     around: dict[str, Any] = {"sender_kind": NonPayer.TREASURY}
     assert isinstance(decision(**around), NoIncome)
     assert isinstance(decision(intent(), **around), NoIncome)
@@ -316,7 +316,7 @@ def test_what_the_treasury_pays_itself_is_no_income_whoever_claims_it() -> None:
 
 
 @pytest.mark.parametrize("kind", [NonPayer.NOBODY, NonPayer.TOKEN])
-def test_what_nobody_sent_is_an_operators_and_pays_no_attempt(kind: NonPayer) -> None:
+def test_what_has_no_payer_is_an_operators_and_pays_no_attempt(kind: NonPayer) -> None:
     assert finding(intent(), sender_kind=kind) == (FindingKind.TRANSFER_WITHOUT_INTENT, None)
     decided = decision(intent(), sender_kind=kind)
     assert isinstance(decided, Finding)
@@ -333,7 +333,7 @@ def test_what_has_paid_stays_paid_when_the_first_block_is_moved() -> None:
     assert decision(paid=(paid(1),), first_block=101) == AlreadyPaid(attempt_id=UUID(int=1))
 
 
-# A wrong hash was handed in -------------------------------------------------------------------------------------------
+# A wrong hash was submitted -------------------------------------------------------------------------------------------
 
 REFUSALS = [
     (AttemptStatus.REJECTED, code)
@@ -343,7 +343,7 @@ REFUSALS = [
 
 
 def refused_for_another(number: int = 1, **changes: Any) -> Candidate:
-    """Refused for what was handed in, which was another transaction; it could have been paid for a second more."""
+    """Refused for its submitted hash, of another transaction; it could have been paid for a second more."""
     values = {"tx_hash": OTHER_HASH, "payable_until": MINED + SECOND}
     return rejected(ErrorCode.SENDER_MISMATCH, number, **{**values, **changes})
 
@@ -387,7 +387,7 @@ def test_nothing_else_fits_better_than_a_refused_attempt_of_the_amount() -> None
     assert renews(2, refused_for_another(1, **older, is_renewed=True), refused_for_another(2))
 
 
-def test_one_that_was_given_up_before_anybody_saw_its_transaction_is_credited_by_it() -> None:
+def test_one_that_failed_before_its_transaction_was_found_is_credited_by_it() -> None:
     failed: dict[str, Any] = {"status": AttemptStatus.FAILED, "error_code": ErrorCode.RECEIPT_NOT_FOUND}
     assert renews(1, refused_for_another(**failed, tx_hash=HASH))
 

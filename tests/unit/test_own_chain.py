@@ -12,11 +12,11 @@ from workflows.naming import PLATFORM_TASK_QUEUE, chain_of_task_queue, schedule_
 
 
 @pytest.mark.parametrize("chain_id", [1, None])
-def test_what_is_of_ones_own_chain_or_of_none_is_looked_after(chain_id: int | None) -> None:
+def test_work_of_the_own_chain_or_of_none_is_processed(chain_id: int | None) -> None:
     require_own_chain("attempt 7", chain_id, own=1)
 
 
-def test_what_is_of_another_chain_is_not_and_the_operator_is_told_which_worker_is_missing() -> None:
+def test_another_chains_work_is_not_and_the_error_names_the_missing_worker() -> None:
     with pytest.raises(WorkerOfAnotherChain) as caught:
         require_own_chain("attempt 7", 8453, own=1)
     for words in ("attempt 7", "chain 8453", "CHAIN_ID is 1", "CHAIN_ID=8453"):

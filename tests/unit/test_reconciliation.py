@@ -54,16 +54,16 @@ def paid(
         ([seen(5)], [paid(1)], [(5, 1)]),
         # Its place comes first, where two are alike.
         ([seen(1), seen(2)], [paid(2)], [(2, 2)]),
-        # Moved, and somebody else's log is where it was.
+        # Moved, and another payer's log is where it was.
         ([seen(1, 99, BOB), seen(4)], [paid(1)], [(4, 1)]),
         # Two of one sender have changed places.
         ([seen(1, 20), seen(2, 10)], [paid(1, 10), paid(2, 20)], [(1, 2), (2, 1)]),
-        # Another value, or another sender, at the same place: paired, so that it is told as a contradiction.
+        # Another value, or another sender, at the same place: paired, so that it is reported as a contradiction.
         ([seen(1, 11)], [paid(1, 10)], [(1, 1)]),
         ([seen(1, sender=BOB)], [paid(1)], [(1, 1)]),
         # Neither place nor sender nor value.
         ([seen(2, 11)], [paid(1, 10)], []),
-        # What was taken back was not credited for anything.
+        # What was reversed was not credited for anything.
         ([seen(1)], [paid(1, status=AttemptStatus.REVERSED)], []),
     ],
 )
@@ -113,7 +113,7 @@ def test_totals_that_close_have_no_contradiction() -> None:
         ("reversed_credits", "out of the treasury's account"),
     ],
 )
-def test_one_credit_too_much_or_too_little_is_told(name: str, words: str, by: int) -> None:
+def test_one_credit_too_much_or_too_little_is_reported(name: str, words: str, by: int) -> None:
     wrong = replace(CLOSED, **{name: getattr(CLOSED, name) + by})
     assert any(words in contradiction for contradiction in wrong.contradictions())
 

@@ -25,7 +25,7 @@ def challenge(origin: str = "https://pay.example.com", issued_at: datetime = ISS
     ).message
 
 
-def test_the_message_is_written_as_the_standard_wants_it() -> None:
+def test_the_message_is_written_as_the_standard_requires() -> None:
     # The grammar of EIP-4361, section "Message Format", filled in by hand.
     assert challenge() == (
         "pay.example.com wants you to sign in with your Ethereum account:\n"

@@ -198,12 +198,12 @@ CODES: list[tuple[str, list[TransferLog], frozenset[int], ErrorCode]] = [
     ),
     ("a look-alike pays the treasury", [log(emitter=LOOKALIKE)], frozenset(), ErrorCode.INVALID_TOKEN),
     ("a stranger paid", [log(from_address=STRANGER)], frozenset(), ErrorCode.SENDER_MISMATCH),
-    ("the payer paid somebody else", [log(to_address=SOMEWHERE)], frozenset(), ErrorCode.RECIPIENT_MISMATCH),
+    ("the payer paid another wallet", [log(to_address=SOMEWHERE)], frozenset(), ErrorCode.RECIPIENT_MISMATCH),
     ("one unit is missing", [log(value_raw=EXPECTED_RAW - 1)], frozenset(), ErrorCode.INSUFFICIENT_AMOUNT),
     ("nothing was sent", [log(value_raw=0)], frozenset(), ErrorCode.INSUFFICIENT_AMOUNT),
     ("it has paid already", [log()], frozenset({0}), ErrorCode.TX_ALREADY_SETTLED),
     (
-        "a stranger's poison in nobody's favour",
+        "a stranger's poison to no treasury",
         [log(from_address=STRANGER, value_raw=0)],
         frozenset(),
         ErrorCode.TOKEN_TRANSFER_NOT_FOUND,
@@ -256,7 +256,7 @@ def test_a_payment_that_is_there_and_wrong_is_rejected(
     ],
 )
 @pytest.mark.parametrize("value_raw", [EXPECTED_RAW - 1, EXPECTED_RAW, 10 * EXPECTED_RAW, 0])
-def test_whoever_pays_for_nobody_is_rejected_whatever_they_send(
+def test_a_sender_that_cannot_be_a_payer_is_rejected_whatever_they_send(
     payer: str, known: NonPayer | None, value_raw: int
 ) -> None:
     terms = TERMS.model_copy(update={"payer": payer})
@@ -487,7 +487,7 @@ def test_nothing_final_follows_from_a_block_that_is_not_confirmed(
     assert isinstance(decide(seen), Waiting) is not certain
 
 
-# -- when to look again
+# -- when to poll again
 
 BLOCK_TIME = timedelta(seconds=2)
 DAY = timedelta(days=1)
@@ -505,7 +505,7 @@ def test_confirmations_take_a_block_each(confirmations: int, seconds: int) -> No
 
 
 @pytest.mark.parametrize(("block_seconds", "seconds"), [(11.9, 59.5), (12, 60), (12.1, 60), (600, 60)])
-def test_confirmations_of_a_slow_chain_are_looked_at_once_a_minute(block_seconds: float, seconds: float) -> None:
+def test_confirmations_of_a_slow_chain_are_polled_once_a_minute(block_seconds: float, seconds: float) -> None:
     waiting = _waiting(WaitReason.CONFIRMATIONS)
     block_time = timedelta(seconds=block_seconds)
     delay = next_poll_delay(waiting, waited=DAY / 2, remaining=DAY / 2, block_time=block_time)
@@ -543,7 +543,7 @@ def test_what_is_unknown_is_asked_for_in_a_slow_back_off(
     assert next_poll_delay(_waiting(reason), waited=waited, remaining=DAY, block_time=BLOCK_TIME) == delay
 
 
-def test_the_last_look_is_one_block_before_the_end() -> None:
+def test_the_final_poll_is_one_block_before_the_end() -> None:
     waiting = _waiting(WaitReason.NOT_FOUND)
     remaining = timedelta(seconds=30)
     delay = next_poll_delay(waiting, waited=timedelta(hours=23), remaining=remaining, block_time=BLOCK_TIME)
@@ -562,7 +562,7 @@ SPANS = st.timedeltas(min_value=timedelta(0), max_value=DAY)
     SPANS,
     st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedelta(seconds=30)),
 )
-def test_there_is_always_a_pause_and_never_one_beyond_the_last_look(
+def test_there_is_always_a_pause_and_never_one_beyond_the_final_poll(
     reason: WaitReason, confirmations: int, waited: timedelta, remaining: timedelta, block_time: timedelta
 ) -> None:
     waiting = _waiting(reason, confirmations=confirmations)

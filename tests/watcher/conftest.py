@@ -40,7 +40,7 @@ TTL: Final = timedelta(minutes=30)
 
 @pytest.fixture(scope="module")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
-    """A chain whose time no other test has driven ahead; it mines only when told to."""
+    """A chain whose time no other test has driven ahead; it mines only on request."""
     running = LocalChain(
         tmp_path_factory.mktemp("watched-chain"), FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None
     )
@@ -97,7 +97,7 @@ class Watch:
             return await (await connection.execute(statement.encode())).fetchall()
 
     async def change(self, statement: str) -> None:
-        """A change that nobody but the superuser may make."""
+        """A change that only the superuser may make."""
         url = self.matcher_of_payers.database.superuser_url
         async with await psycopg.AsyncConnection.connect(url) as connection:
             await connection.execute(statement.encode())
@@ -190,7 +190,7 @@ class Watch:
         await self.matcher_of_payers.refuse(attempt, refused)
 
     async def submit(self, attempt: PaymentAttempt, tx_hash: str) -> None:
-        """The payer hands a hash in himself."""
+        """The payer submits a hash."""
         await self.matcher_of_payers.submit(attempt, tx_hash, at=datetime.now(UTC))
 
     async def credit(self, attempt: PaymentAttempt, tx_hash: str, **changes: Any) -> SettledTransfer:

@@ -35,7 +35,7 @@ CHAIN_ID: Final = 31_337
 
 @activity.defn(name="follow_chain")
 async def follow_chain(chain: WatchedChain) -> Followed:
-    """Follows nothing; for ever where it is told to follow for hours."""
+    """Follows nothing; without end where it is asked to follow for hours."""
     while chain.follow_seconds > 3_600:
         activity.heartbeat("block 7, 0 behind, 1 transfers")
         await asyncio.sleep(0.1)

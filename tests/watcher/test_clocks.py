@@ -146,12 +146,12 @@ async def test_a_submission_comes_after_the_one_that_it_has_seen_when_the_clock_
     assert (await engine.attempt(intent.attempt_id)).tx_hash == B
 
 
-# -- what tells of clocks that are apart ------------------------------------------------------------------------------
+# -- what reports clocks that are apart ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow(but=("600.0",))
 @pytest.mark.parametrize("ahead_seconds", [-600.0, 600.0])
-async def test_doctor_and_a_metric_tell_of_a_host_whose_clock_is_wrong(
+async def test_doctor_and_a_metric_report_a_host_whose_clock_is_wrong(
     engine: Engine, tmp_path: Path, ahead_seconds: float
 ) -> None:
     async with engine.worker():
@@ -188,7 +188,7 @@ async def test_clocks_that_agree_are_fine(engine: Engine, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ahead_seconds", [-600, 600])
-async def test_a_chain_whose_new_blocks_are_of_another_time_is_told_of(
+async def test_a_chain_whose_new_blocks_are_of_another_time_is_reported(
     engine: Engine, chain: Any, ahead_seconds: int
 ) -> None:
     def shift(method: str, _: list[Any], result: Any) -> Any:
@@ -204,7 +204,7 @@ async def test_a_chain_whose_new_blocks_are_of_another_time_is_told_of(
         ):
             clock = ChainClock(shifted.reader, timedelta(seconds=2))
             assert await clock.compare(connection) is None
-            assert await clock.compare(connection) is None, "no new block: an old one tells nothing"
+            assert await clock.compare(connection) is None, "no new block: an old one proves nothing"
             await chain.mine()
             found = await clock.compare(connection)
             assert found is not None

@@ -31,7 +31,7 @@ async def test_a_flood_of_dust_is_recorded_and_makes_no_finding_and_no_event(wat
     assert DUST_TRANSFERS._value.get() - counted == 3
 
 
-async def test_a_receiver_of_events_is_told_of_money_first_and_of_the_rest_together(
+async def test_events_about_money_are_sent_first_and_the_rest_together(
     watches: Watches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfers, "ANNOUNCE_MAX", 2)

@@ -124,7 +124,7 @@ async def test_logs_that_a_node_omits_for_longer_are_found_by_reading_again(
     assert (await watch.scan.rescan(600)).added == 0
 
 
-async def test_reading_again_goes_back_as_far_as_it_is_told_and_never_before_the_beginning(
+async def test_reading_again_goes_back_as_far_as_requested_and_never_before_the_beginning(
     watches: Watches, faulty: FaultyNode
 ) -> None:
     before = await watches(faulty)

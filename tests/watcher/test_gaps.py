@@ -1,4 +1,4 @@
-"""Blocks that no node shows: the watcher goes on behind them, says so, and reads them when somebody shows them."""
+"""Blocks that no node returns: the watcher continues past them, records them, and reads them later."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRUNED = {
     "an archive": Refusal("this request needs an archive node", code=-32600),
 }
 OTHERS = {
-    "for ever an error": Refusal("internal error", code=-32603),
+    "always an error": Refusal("internal error", code=-32603),
     "too many logs in one block": Refusal("query returned more than 10000 results", code=-32005),
 }
 
@@ -57,7 +57,7 @@ async def findings(watch: Watch) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("refusal", PRUNED.values(), ids=list(PRUNED))
-async def test_a_payment_behind_a_pruned_stretch_is_found_and_the_stretch_is_on_record(
+async def test_a_payment_behind_a_pruned_gap_is_found_and_the_gap_is_on_record(
     watches: Watches, faulty: FaultyNode, refusal: Refusal
 ) -> None:
     watch = await watches(faulty)
@@ -80,7 +80,7 @@ async def test_a_payment_behind_a_pruned_stretch_is_found_and_the_stretch_is_on_
 
 
 @pytest.mark.parametrize("refusal", OTHERS.values(), ids=list(OTHERS))
-async def test_one_block_that_is_refused_for_ever_is_a_gap_of_that_block(
+async def test_one_block_that_is_always_refused_is_a_gap_of_that_block(
     watches: Watches, faulty: FaultyNode, refusal: Refusal
 ) -> None:
     watch = await watches(faulty)
@@ -276,7 +276,7 @@ async def _due(watch: Watch) -> None:
 
 
 async def _gap(watches: Watches, faulty: FaultyNode) -> tuple[Watch, str, int]:
-    """A watcher that went on behind a stretch with a payment in it; the payment, and where the nodes begin."""
+    """A watcher that continued past a gap with a payment in it; the payment, and where the nodes begin."""
     watch = await watches(faulty)
     await watch.catch_up()
     hidden = await watch.pay(blocks=10)
@@ -327,9 +327,7 @@ async def test_an_operator_who_acknowledges_a_gap_ends_the_asking(watches: Watch
     assert await findings(watch) == [("chain_gap", "write_off")]
 
 
-async def test_an_operator_who_wants_it_tried_again_does_not_wait_and_hears_of_it(
-    watches: Watches, faulty: FaultyNode
-) -> None:
+async def test_an_operators_retry_does_not_wait_and_is_answered(watches: Watches, faulty: FaultyNode) -> None:
     watch, _, _ = await _gap(watches, faulty)
     await watch.change("UPDATE findings SET resolved_at = now(), resolution = 'retry'")
     assert await watch.scan.read_due_gap() == 0
@@ -354,7 +352,7 @@ async def test_a_reorganisation_above_a_gap_goes_back_to_above_it(watches: Watch
     assert [(last, is_read) for _, last, is_read in await gaps(watch)] == [(kept_from - 1, False)]
 
 
-async def test_a_reorganisation_that_replaces_the_blocks_of_a_gap_reads_them_anew(
+async def test_a_reorganisation_that_replaces_the_blocks_of_a_gap_reads_them_again(
     watches: Watches, faulty: FaultyNode
 ) -> None:
     """One broken block at the head, which the chain replaces: the new one is not broken."""
@@ -391,7 +389,7 @@ async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
     await watch.catch_up()
     bad = await watch.head() + 1
     await watch.chain.mine(3)
-    faulty.refuse_logs_of(bad, bad, OTHERS["for ever an error"])
+    faulty.refuse_logs_of(bad, bad, OTHERS["always an error"])
     await waited(watch, PATIENCE_REFUSED)
     await watch.catch_up()
     for _ in range(2):
@@ -400,7 +398,7 @@ async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
         assert list(await watch.seen())[-1] == sent
 
 
-async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowledges_it(
+async def test_a_worker_continues_past_a_pruned_gap_and_an_operator_acknowledges_it(
     namespace: Namespace, database: Database, chain: LocalChain, faulty: FaultyNode
 ) -> None:
     """The whole engine, with the patience that it has."""
@@ -425,7 +423,7 @@ async def test_a_worker_goes_on_behind_a_pruned_stretch_and_an_operator_acknowle
         assert f"--from {begin} " in finding.details["command"]
         with pytest.raises(ChainUnavailable, match="were not read"):
             await check_watcher(engine.settings)
-        request = parse_request(finding.id, Remedy.WRITE_OFF, operator="ann", reason="nobody paid in these blocks")
+        request = parse_request(finding.id, Remedy.WRITE_OFF, operator="ann", reason="these blocks have no payment")
         taken = await execute(engine.namespace.client, request)
         assert taken.remedy is Remedy.WRITE_OFF
         assert "were not read" not in await check_watcher(engine.settings)

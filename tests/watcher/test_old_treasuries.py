@@ -41,7 +41,7 @@ async def test_who_pays_the_old_treasury_and_closes_the_tab_is_credited(watched:
     assert await watched.books() == []
 
 
-async def test_who_submits_a_payment_to_the_old_treasury_is_credited_and_looked_after(watched: Engine) -> None:
+async def test_who_submits_a_payment_to_the_old_treasury_is_credited_and_tracked(watched: Engine) -> None:
     payer, intent, sent = await watched.buy()
     async with watched.worker(TREASURY_ADDRESS=NEW_TREASURY, FINALITY="confirmations", FINALITY_CONFIRMATIONS="5"):
         await watched.submit(payer, intent, sent)
@@ -51,7 +51,7 @@ async def test_who_submits_a_payment_to_the_old_treasury_is_credited_and_looked_
     assert (result.status, result.final_block is not None) == (AttemptStatus.CREDITED, True)
 
 
-async def test_a_payment_to_the_old_treasury_that_the_chain_takes_back_is_reversed(watched: Engine) -> None:
+async def test_a_payment_to_the_old_treasury_that_is_reorged_out_is_reversed(watched: Engine) -> None:
     depth = ENGINE_CONFIRMATIONS
     payer, intent, sent = await watched.buy()
     async with watched.worker(TREASURY_ADDRESS=NEW_TREASURY, FINALITY="confirmations", FINALITY_CONFIRMATIONS="9"):
@@ -146,7 +146,7 @@ async def test_an_old_treasury_is_followed_a_day_longer_than_its_last_attempt_an
 
 
 async def _retired(watch: Watch) -> dict[str, bool]:
-    """Of each cursor, whether nobody follows it any more."""
+    """Of each cursor, whether it is retired."""
     rows = await watch.rows("SELECT to_address, retired_at FROM chain_cursors")
     return {row["to_address"]: row["retired_at"] is not None for row in rows}
 
@@ -181,7 +181,7 @@ async def test_an_old_treasury_goes_on_where_it_was_and_misses_nothing_in_betwee
 
 
 async def test_a_treasury_that_was_never_followed_is_read_from_before_its_oldest_intent(watches: Watches) -> None:
-    """Only the promise tells how far back."""
+    """Only the promise says how far back."""
     watch = await watches(from_block=None, look_back_blocks=50)
     attempt = await watch.intent(7_777)
     sent = await watch.pay(7_777, blocks=MIN_CONFIRMATIONS)
@@ -267,7 +267,7 @@ async def test_many_invented_treasuries_do_not_keep_the_watcher_from_its_own(wat
     current = watch.scan.scope.model_copy(update={"treasury": NEW_TREASURY})
     async with watch.matcher_of_payers.service.autocommit() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)
-    assert [promise.scope for promise in promises] == [watch.scan.scope], "an intent's word alone is nobody's promise"
+    assert [promise.scope for promise in promises] == [watch.scan.scope], "an intent alone defines no destination"
     await watch.change(NOTE)
     async with watch.matcher_of_payers.service.autocommit() as connection:
         promises = await list_promises(connection, watch.chain.chain_id)

@@ -1,4 +1,4 @@
-"""One of three nodes lies in its logs. It may cause a look; it may not cause credits, nor keep others from theirs."""
+"""One of three nodes returns invented logs. It may cause a poll; it may not cause credits or prevent them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
     watches: Watches,
     nodes: list[FaultyNode],
 ) -> None:
-    """A million USDC that nobody sent: a finding like any other, and before it is credited all nodes are asked."""
+    """A million USDC that was never sent: a finding like any other, and before it is credited all nodes are asked."""
     watch = await watches(*nodes)
     service = watch.matcher_of_payers.service
     nodes[0].answers(lambda method, _, result: _worth(10**12, result) if method == "eth_getLogs" else result)

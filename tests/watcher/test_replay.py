@@ -62,7 +62,7 @@ async def test_a_recorded_history_replays_with_the_code_as_it_is(file: Path) -> 
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
-def test_a_recorded_history_tells_nothing_about_the_machine(file: Path) -> None:
+def test_a_recorded_history_reveals_nothing_about_the_machine(file: Path) -> None:
     content = file.read_text()
     for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
         assert tell_tale not in content

@@ -1,4 +1,4 @@
-"""The watch of a chain as a workflow, with the product's own worker: nobody who paid is left out, whatever happens."""
+"""The watch of a chain as a workflow, with the product's own worker: no payer is left out, whatever happens."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ async def test_the_job_reads_the_last_blocks_again(watched: Engine) -> None:
     assert sent == (await watched.attempt(intent.attempt_id)).tx_hash
 
 
-async def test_what_cannot_be_reached_is_waited_for_longer_each_time_in_words(
+async def test_what_cannot_be_reached_is_waited_for_longer_each_time_with_a_message(
     watches: Watches, faulty: FaultyNode
 ) -> None:
     watch = await watches(faulty)

@@ -1,4 +1,4 @@
-"""A wrong hash was handed in, then the payment came exactly and in time: it is credited, once, and nobody is denied."""
+"""A wrong hash was submitted, then the payment came exactly and in time: it is credited, once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def refused(watch: Watch, code: ErrorCode = ErrorCode.SENDER_MISMATCH, **i
     "code",
     [ErrorCode.SENDER_MISMATCH, ErrorCode.TOKEN_TRANSFER_NOT_FOUND, ErrorCode.TX_REVERTED, ErrorCode.RECEIPT_NOT_FOUND],
 )
-async def test_an_exact_payment_in_time_is_handed_in_for_an_attempt_in_its_place(watch: Watch, code: ErrorCode) -> None:
+async def test_an_exact_payment_in_time_is_submitted_for_a_renewal(watch: Watch, code: ErrorCode) -> None:
     ended = await refused(watch, code)
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()
@@ -58,7 +58,7 @@ async def test_an_exact_payment_in_time_is_handed_in_for_an_attempt_in_its_place
     assert (kept.error_code, kept.tx_hash) == (code, WRONG)
 
 
-async def test_a_second_payment_is_an_operators_who_is_told_of_the_attempts(watch: Watch) -> None:
+async def test_a_second_payment_is_an_operators_with_the_attempts_named(watch: Watch) -> None:
     ended = await refused(watch)
     first = await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.act()
@@ -73,7 +73,7 @@ async def test_a_second_payment_is_an_operators_who_is_told_of_the_attempts(watc
     assert named[str(ended.id)]["txHash"] == WRONG
 
 
-async def test_two_that_look_at_once_make_one_attempt(watch: Watch) -> None:
+async def test_two_concurrent_matchers_make_one_attempt(watch: Watch) -> None:
     ended = await refused(watch)
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     head = (await watch.catch_up()).cursor.head_number
@@ -151,8 +151,8 @@ async def test_an_open_intent_of_the_amount_comes_first(watch: Watch) -> None:
     assert watch.submitted == [(opened.id, sent)]
 
 
-async def test_an_open_finding_is_looked_at_again_when_an_attempt_of_its_sender_has_ended(watch: Watch) -> None:
-    """Its payer replaced the hash as often as anybody may; the last one was wrong as well."""
+async def test_an_open_finding_is_matched_again_when_an_attempt_of_its_sender_has_ended(watch: Watch) -> None:
+    """Its payer replaced the hash as often as is allowed; the last one was wrong as well."""
     attempt = await watch.intent()
     await watch.submit(attempt, WRONG)
     await watch.change("UPDATE payment_attempts SET submission_count = 50")
@@ -168,7 +168,7 @@ async def test_an_open_finding_is_looked_at_again_when_an_attempt_of_its_sender_
     assert watch.submitted == [(renewal_id(attempt.id), sent)]
 
 
-# -- who pays for nobody
+# -- who cannot be a payer
 
 
 async def test_what_the_treasury_pays_itself_is_neither_an_attempts_nor_an_operators(watch: Watch) -> None:
@@ -192,8 +192,8 @@ async def test_what_the_treasury_pays_itself_is_neither_an_attempts_nor_an_opera
 
 
 @pytest.mark.parametrize("purpose", list(Purpose))
-async def test_a_payer_who_handed_in_a_wrong_hash_gets_what_they_paid_for(watched: Engine, purpose: Purpose) -> None:
-    """A hash of somebody else's payment: refused. Then the payment, and the tab is closed."""
+async def test_a_payer_who_submitted_a_wrong_hash_gets_what_they_paid_for(watched: Engine, purpose: Purpose) -> None:
+    """A hash of another payer's payment: refused. Then the payment, and the tab is closed."""
     payer, intent = await watched.intent(10_000, purpose)
     async with watched.worker():
         strangers = await watched.pay_and_confirm(intent, wallet=payer_wallets()[1])

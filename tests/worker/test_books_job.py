@@ -29,7 +29,7 @@ SPOIL: Final = "UPDATE billing_accounts SET balance_credits = balance_credits + 
 
 
 class Receiver:
-    """Who is told; deaf for as long as it is asked to be."""
+    """The receiver of events; unavailable for as long as it is asked to be."""
 
     def __init__(self) -> None:
         self.told: list[PlatformEvent] = []
@@ -42,14 +42,14 @@ class Receiver:
         self.told.append(event)
 
     def news(self) -> list[tuple[str, str]]:
-        """Types and subjects since the last look."""
+        """Types and subjects since the last call."""
         news = [(event.type, event.subject) for event in self.told]
         self.told.clear()
         return news
 
 
 def spoil(engine: Engine, credits: int) -> None:
-    """Change the system tenant's balance behind everybody's back."""
+    """Change the system tenant's balance behind every check."""
     with connect(engine.database.superuser_url, triggers=False) as superuser:
         superuser.execute(SPOIL, (credits,))
 

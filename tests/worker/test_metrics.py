@@ -58,7 +58,7 @@ def pending(submitted_at: datetime) -> PaymentAttempt:
     ("confirmed_ago", "submitted_ago", "seconds"),
     [
         (30, 60, 30),
-        # It was confirmed before anybody had heard of it.
+        # It was confirmed before it was submitted.
         (600, 60, 60),
         # A node's clock may be ahead of ours.
         (-30, 60, 0),

@@ -75,7 +75,7 @@ async def test_an_idle_worker_stops_at_once_with_exit_code_0(
     assert worker.lines()[-1]["event"] == "worker stopped"
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_the_activity_it_has_begun(
+async def test_a_worker_that_is_asked_to_stop_finishes_the_activity_it_has_begun(
     engine: Engine, worker: WorkerProcess
 ) -> None:
     payer, intent, sent = await engine.buy()
@@ -95,7 +95,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_the_activity_it_has_begun(
     exit_code, seconds = await worker.ends(timeout_seconds=DRAIN_SECONDS_MAX)
     assert (exit_code, seconds < DRAIN_SECONDS_MAX) == (0, True)
     assert (await submitting).status is AttemptStatus.PENDING_UNVERIFIED
-    # It was the drained worker that completed it, at the first try: nobody had to wait for its timeout.
+    # It was the drained worker that completed it, at the first try: no worker had to wait for its timeout.
     events = (await engine.handle(intent.attempt_id).fetch_history()).events
     assert [event.event_type for event in events].count(EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED) == 1
     started = [event for event in events if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED]
@@ -165,7 +165,7 @@ async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_acc
     assert {"timestamp", "level", "event", "logger"} <= set.intersection(*(set(line) for line in worker.lines()))
 
 
-async def test_readiness_names_each_dependency_that_is_gone_and_recovers(engine: Engine, tmp_path: Path) -> None:
+async def test_readiness_names_each_unavailable_dependency_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {
         "database": "SETTLEMENT_DATABASE_URL",

@@ -118,7 +118,7 @@ async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, 
         ("RECONCILIATION_DIR", "/dev/null/books", "RECONCILIATION_DIR is invalid: got '/dev/null/books'"),
     ],
 )
-async def test_a_bad_or_missing_setting_stops_the_worker_as_wrong_use(
+async def test_a_bad_or_missing_setting_stops_the_worker_as_a_usage_error(
     engine: Engine, tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
     exit_code, line = await _refusal(tmp_path, engine.variables, **{variable: value})

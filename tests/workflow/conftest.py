@@ -22,7 +22,7 @@ async def client(temporal_server: TemporalServer) -> Client:
 
 @pytest.fixture(scope="session")
 async def skipping() -> AsyncIterator[WorkflowEnvironment]:
-    """A server on which a day passes in no time while nobody works."""
+    """A server on which a day passes in no time while no activity runs."""
     async with running_skipping_temporal() as environment:
         yield environment
 

@@ -159,7 +159,7 @@ async def walk(client: Client, name: str, *, workflow: type[object] = VerifyAndS
 
 @path
 async def purchase(stage: Stage) -> None:
-    """The payment is confirmed at the third look."""
+    """The payment is confirmed at the third poll."""
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
         if len(stage.script.named("await_confirmation")) < 3:
@@ -207,7 +207,7 @@ async def reverted(stage: Stage) -> None:
 
 @path
 async def not_found_in_time(stage: Stage) -> None:
-    """Time runs out, and the last look finds nothing either."""
+    """Time runs out, and the final poll finds nothing either."""
     stage.script.timeout = timedelta(seconds=1)
 
     async def look(payment: PaymentToVerify) -> Verified | Refused:
@@ -255,7 +255,7 @@ async def hash_replaced_during_the_last_look(stage: Stage) -> None:
 
 @path
 async def hash_replaced_while_waiting(stage: Stage) -> None:
-    """The first hash would be looked for again in an hour; the one that replaces it is looked for at once."""
+    """The first hash would be polled again in an hour; the one that replaces it is polled at once."""
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
         if len(stage.script.named("await_confirmation")) == 1:
@@ -366,7 +366,7 @@ async def donation_already_credited(stage: Stage) -> None:
 
 @path
 async def transfer_already_settled(stage: Stage) -> None:
-    """Another attempt is paid with the transfer between look and credit: look again, which finds another one."""
+    """Another attempt is paid with the transfer between poll and credit: poll again, which finds another one."""
     await _settled_by_another(stage)
     await stage.credited(A)
 
@@ -410,7 +410,7 @@ async def hash_replaced_while_crediting(stage: Stage) -> None:
 
 @path
 async def hash_replaced_while_refusing(stage: Stage) -> None:
-    """The first hash reverted; its replacement arrives before the attempt has ended, and is looked at."""
+    """The first hash reverted; its replacement arrives before the attempt has ended, and is polled."""
     gate = Gate()
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
@@ -490,7 +490,7 @@ async def _reversed(stage: Stage) -> SettlementResult:
 
 @path
 async def purchase_reversed(stage: Stage) -> None:
-    """The chain takes a credited purchase back: credit and bonus are taken back, each in its own step."""
+    """A credited purchase is reorged out: credit and bonus are reversed, each in its own step."""
     await _reversed(stage)
     steps = [name for name, _ in stage.script.calls]
     assert steps[-4:] == ["await_finality", "reverse_payment", "reverse_bonus", "announce"]
@@ -509,7 +509,7 @@ async def reversal_that_nobody_hears_of(stage: Stage) -> None:
     """The alert cannot be delivered: what is reversed stays reversed, and the run ends."""
 
     async def announcement(_: PlatformEvent) -> None:
-        raise ApplicationError("nobody listens", non_retryable=True)
+        raise ApplicationError("no receiver", non_retryable=True)
 
     stage.script.announcement = announcement
     await _reversed(stage)

@@ -26,7 +26,7 @@ LEFT_OUT: Final = frozenset({"stackTrace", "encodedAttributes"})
 
 
 def without_traces(value: Any) -> Any:
-    """The same JSON without what tells about the machine."""
+    """The same JSON without what identifies the machine."""
     if isinstance(value, dict):
         return {name: without_traces(item) for name, item in value.items() if name not in LEFT_OUT}
     return [without_traces(item) for item in value] if isinstance(value, list) else value

@@ -97,7 +97,7 @@ def gone() -> ReorgedOut:
 def not_final_yet(
     message: str = "in block 17; finalized is block 9, 8 to go", *, again_in: timedelta
 ) -> ApplicationError:
-    """What a look that finds a payment not final yet fails with, as the product's activity does."""
+    """What a poll that finds a payment not final yet fails with, as the product's activity does."""
     return ApplicationError(
         message,
         NotFinal(message=message, missing_blocks=8),
@@ -111,7 +111,7 @@ NOT_FOUND_IN_TIME: Constant = refused(AttemptStatus.FAILED, ErrorCode.RECEIPT_NO
 
 
 def not_yet(message: str = "1 of 5 confirmations", *, again_in: timedelta) -> ApplicationError:
-    """What a look that finds no verdict fails with, as the product's activity does."""
+    """What a poll without a final result fails with, as the product's activity does."""
     return ApplicationError(
         message,
         Waiting(reason=WaitReason.CONFIRMATIONS, message=message, confirmations=1, confirmations_needed=5),
@@ -149,7 +149,7 @@ def submission(attempt_id: UUID, tx_hash: str, submitted_at: datetime) -> Submis
 
 @dataclass
 class Script:
-    """What the activities answer. The defaults tell a payment that is there at once.
+    """What the activities answer. By default the payment is there at once.
 
     Each function may raise, wait, or answer; `calls` is what was asked, in order.
     """

@@ -64,7 +64,7 @@ async def test_a_recorded_history_replays_with_the_code_as_it_is(file: Path) -> 
 
 
 @pytest.mark.parametrize("file", RECORDED + FORMER, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_a_recorded_history_tells_nothing_about_the_machine(file: Path) -> None:
+def test_a_recorded_history_reveals_nothing_about_the_machine(file: Path) -> None:
     content = file.read_text()
     for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
         assert tell_tale not in content

@@ -51,7 +51,7 @@ async def test_a_donation_credits_the_system_tenant_with_all_of_it_and_mints_no_
     assert await engine.books() == []
 
 
-async def test_a_payment_of_too_little_is_rejected_and_nobody_is_credited(engine: Engine) -> None:
+async def test_a_payment_of_too_little_is_rejected_and_not_credited(engine: Engine) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw - 1)
@@ -72,7 +72,7 @@ async def test_a_reverted_transaction_ends_failed(engine: Engine) -> None:
     assert await engine.books() == []
 
 
-async def test_a_hash_that_nobody_knows_ends_failed_when_its_time_is_up(short_lived_engine: Engine) -> None:
+async def test_a_hash_that_no_node_knows_ends_failed_when_its_time_is_up(short_lived_engine: Engine) -> None:
     engine = short_lived_engine
     async with engine.worker():
         payer, intent = await engine.intent()
@@ -84,7 +84,7 @@ async def test_a_hash_that_nobody_knows_ends_failed_when_its_time_is_up(short_li
     assert await engine.books() == []
 
 
-async def test_a_payment_confirmed_while_no_worker_ran_is_found_by_the_last_look(short_lived_engine: Engine) -> None:
+async def test_a_payment_confirmed_while_no_worker_ran_is_found_by_the_final_poll(short_lived_engine: Engine) -> None:
     engine = short_lived_engine
     payer, intent, sent = await engine.buy()
     started = datetime.now(UTC)
@@ -98,7 +98,7 @@ async def test_a_payment_confirmed_while_no_worker_ran_is_found_by_the_last_look
     assert result.status is AttemptStatus.CREDITED
 
 
-async def test_a_hash_that_replaces_the_first_is_looked_at_at_once(engine: Engine, chain: LocalChain) -> None:
+async def test_a_hash_that_replaces_the_first_is_polled_at_once(engine: Engine, chain: LocalChain) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         slow = await engine.pay(intent)
@@ -231,7 +231,7 @@ async def test_a_refused_first_submission_fails_its_run_and_a_later_one_starts_a
         async with engine.tenants.transaction(holder.owner_user_id) as connection:
             await payments.submit(connection, holder.id, sent, submitted_at=datetime.now(UTC))
 
-        # The starter refuses it earlier; between its look and the run another submission may take the hash.
+        # The starter refuses it earlier; between its check and the run another submission may take the hash.
         handle = await engine.namespace.client.start_workflow(
             VerifyAndSettle.run, _settlement(other, sent), id=workflow_id(other.id), task_queue=TASK_QUEUE
         )
@@ -283,14 +283,14 @@ async def test_an_activitys_no_carries_its_code_and_is_not_retried(engine: Engin
     assert not isinstance(cause, ActivityError)
 
 
-async def test_a_refusal_does_not_end_an_attempt_whose_hash_was_replaced_meanwhile(
+async def test_a_refusal_does_not_end_an_attempt_whose_hash_was_replaced_concurrently(
     engine: Engine, chain: LocalChain
 ) -> None:
     async with engine.worker():
         payer, intent = await engine.intent()
         bad = await engine.pay_and_confirm(intent, amount_raw=10**18)
         good = await engine.pay_and_confirm(intent)
-        # The database moves on from `bad` to `good` between the look and the refusal.
+        # The database moves on from `bad` to `good` between the poll and the refusal.
         async with engine.settlement.transaction(payer.user_id) as connection:
             await payments.submit(connection, intent.attempt_id, bad, submitted_at=datetime.now(UTC))
             await payments.submit(connection, intent.attempt_id, good, submitted_at=datetime.now(UTC))

@@ -1,6 +1,6 @@
 """Days that pass in no time: the time-skipping server, with scripted activities.
 
-The activities ask nobody for the time: while one waits for an answer the server would skip to its timeout.
+The activities ask no server for the time: while one waits for an answer the server would skip to its timeout.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def _start(
     )
 
 
-async def test_a_payment_that_nobody_finds_is_given_up_after_a_day_and_one_last_look(
+async def test_a_payment_that_is_not_found_fails_after_a_day_and_one_final_poll(
     skipping: WorkflowEnvironment,
 ) -> None:
     script, looks, attempt_id = Script(), list[timedelta](), uuid4()
@@ -63,7 +63,7 @@ async def test_a_payment_that_nobody_finds_is_given_up_after_a_day_and_one_last_
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     assert [look.is_last_look for look in script.named("await_confirmation")] == [False] * (len(looks) - 1) + [True]
     assert 23 <= len(looks) <= 26
-    # The wait ends early where the next retry would not fit into it: the last look follows it at once.
+    # The wait ends early where the next retry would not fit into it: the final poll follows it at once.
     assert TIMEOUT - HOUR - MINUTE <= looks[-1] <= TIMEOUT + MINUTE
 
 
@@ -82,7 +82,7 @@ async def test_a_payment_that_appears_in_the_last_hour_is_credited(skipping: Wor
     assert result.status is AttemptStatus.CREDITED
 
 
-async def test_a_payment_that_only_the_last_look_sees_is_credited(skipping: WorkflowEnvironment) -> None:
+async def test_a_payment_that_only_the_final_poll_sees_is_credited(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
 
     async def look(payment: PaymentToVerify) -> Verified | Refused:
@@ -96,7 +96,7 @@ async def test_a_payment_that_only_the_last_look_sees_is_credited(skipping: Work
     assert result.status is AttemptStatus.CREDITED
 
 
-async def test_a_look_that_breaks_every_time_is_retried_to_the_end_and_ends_nothing(
+async def test_a_poll_that_breaks_every_time_is_retried_to_the_end_and_ends_nothing(
     skipping: WorkflowEnvironment,
 ) -> None:
     script, attempt_id = Script(timeout=HOUR), uuid4()
@@ -139,7 +139,7 @@ async def test_a_hash_that_replaces_another_has_a_day_of_its_own(skipping: Workf
     assert [message.tx_hash for message in script.named("record_submission")] == [A, B]
 
 
-async def test_two_hundred_looks_leave_no_more_history_than_one(skipping: WorkflowEnvironment) -> None:
+async def test_two_hundred_polls_leave_no_more_history_than_one(skipping: WorkflowEnvironment) -> None:
     lengths = []
     for polls in (1, 200):
         script, attempt_id = Script(), uuid4()
@@ -158,7 +158,7 @@ async def test_two_hundred_looks_leave_no_more_history_than_one(skipping: Workfl
     assert lengths[0] == lengths[1]
 
 
-async def test_the_ledger_is_tried_for_ever(skipping: WorkflowEnvironment) -> None:
+async def test_the_ledger_is_retried_indefinitely(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
     record = script.pending
     down_until = await skipping.get_current_time() + HOUR

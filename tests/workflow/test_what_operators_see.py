@@ -1,4 +1,4 @@
-"""What somebody sees who opens the workflow: what it waits for, words, search attributes, readable payloads."""
+"""What an operator sees who opens the workflow: what it waits for, messages, search attributes, readable payloads."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_search_attributes_follow_the_payment_and_find_it(engine: Engine, 
     assert await _found(engine, f"TxHash = '{slow}'") == set()
 
 
-async def test_summaries_and_details_tell_the_story_in_words(engine: Engine, chain: LocalChain) -> None:
+async def test_summaries_and_details_report_progress_as_text(engine: Engine, chain: LocalChain) -> None:
     async with engine.worker():
         payer, intent = await engine.intent(cents=12_345)
         sent = await engine.pay(intent)

@@ -130,7 +130,7 @@ USAGES = st.builds(Usage, COUNTS, COSTS)
     st.integers(0, 10**8),
     st.none() | st.integers(0, 10**6),
 )
-def test_nobody_pays_twice_and_nothing_is_lost(
+def test_no_account_pays_twice_and_nothing_is_lost(
     end: CallEnd,
     report: Usage | ImplausibleUsage | None,
     produced: Usage,

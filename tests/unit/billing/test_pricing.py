@@ -97,7 +97,7 @@ def test_what_is_no_rate_is_refused(usd: str) -> None:
         Rate(usd=Decimal(usd))
 
 
-def test_a_unit_that_nobody_counts_is_refused() -> None:
+def test_an_unknown_unit_is_refused() -> None:
     with pytest.raises(ValidationError, match="unknown units: thoughts"):
         ModelRates(rates={"thoughts": Rate(usd=Decimal(1))})
     with pytest.raises(ValidationError, match="no price"):

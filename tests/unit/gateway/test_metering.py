@@ -1,4 +1,4 @@
-"""What is read of an answer, in each API's own words."""
+"""What is read of an answer, in each API's own terms."""
 
 from __future__ import annotations
 

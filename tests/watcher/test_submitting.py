@@ -1,4 +1,4 @@
-"""What nobody submitted is submitted, once and for the right attempt; what nobody may guess is left to an operator."""
+"""Unsubmitted transfers are submitted, once, for the right attempt; what cannot be inferred is an operator's."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_another_amount_is_an_operators(watch: Watch, cents: int) -> None:
     assert await watch.findings() == [("wrong_amount", sent, attempt.id)]
 
 
-async def test_a_transfer_of_somebody_without_an_intent_is_an_operators_and_names_his_account(watch: Watch) -> None:
+async def test_a_transfer_of_an_account_without_an_intent_is_an_operators_and_names_the_account(watch: Watch) -> None:
     stranger, member = payer_wallets()[1:3]
     ended = await watch.intent(wallet=member)
     done = await watch.pay(wallet=member)
@@ -201,7 +201,7 @@ async def test_a_reversed_payment_that_comes_back_is_an_operators(watch: Watch) 
     assert ("returned_after_reversal", sent, attempt.id) in await watch.findings()
 
 
-async def test_a_transfer_that_is_in_another_block_is_decided_about_anew(watch: Watch) -> None:
+async def test_a_transfer_that_is_in_another_block_is_matched_again(watch: Watch) -> None:
     await watch.pay(blocks=MIN_CONFIRMATIONS)
     cursor = (await watch.catch_up()).cursor
     (transfer,) = await watch.roles._page(cursor.block_number, (-1, -1))
@@ -251,7 +251,7 @@ async def test_without_temporal_nothing_is_decided_and_everything_later(watch: W
     assert watch.submitted == [(attempt.id, sent)]
 
 
-async def test_two_desks_at_once_do_it_once(watches: Watches) -> None:
+async def test_two_concurrent_matchers_do_it_once(watches: Watches) -> None:
     one, other = await watches(), await watches()
     wallets = payer_wallets()[:4]
     intents = [await one.intent(wallet=wallet) for wallet in wallets]
@@ -277,12 +277,12 @@ async def test_a_transfer_that_is_taken_out_while_it_is_decided_about_is_no_find
     assert await watch.findings() == []
 
 
-async def test_a_finding_is_told_until_it_was_heard(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_finding_is_published_until_it_was_received(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.transfers.matcher.ANNOUNCE_AGAIN_SECONDS", 0.0)
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
     watch.deaf.append(EventNotDelivered("receiver", "answered 503"))
     await watch.act()
-    assert len(await watch.findings()) == 1, "it is written down whoever listens"
+    assert len(await watch.findings()) == 1, "it is recorded with or without a receiver"
     assert watch.told == []
     watch.deaf.clear()
     await watch.act()
@@ -321,7 +321,7 @@ async def test_a_finding_says_what_is_known_by_now_of_what_it_was_meant_for(watc
 
 
 async def test_what_a_credited_payment_was_paid_with_is_nobodys_to_credit_again(watch: Watch) -> None:
-    """Somebody who owns the tables has removed the record: the transfer is not one that nobody awaits."""
+    """The tables' owner has removed the record: the transfer is not one without an attempt."""
     attempt = await watch.intent()
     sent = await watch.pay(blocks=MIN_CONFIRMATIONS)
     await watch.submit(attempt, sent)
