@@ -166,18 +166,22 @@ class Ledger:
         self._connection.close()
 
 
+class _NothingToStart:
+    """Every payment and every finding that was made is complete."""
+
+    async def resume_payment(self, _: str, attempt_id: UUID) -> bool:
+        """Never called."""
+        raise AssertionError(f"attempt {attempt_id} lacks nothing")
+
+    async def start_resolution(self, request: RemedyRequest) -> object:
+        """Never called."""
+        raise AssertionError(f"finding {request.finding_id} lacks nothing")
+
+
 async def measure(service: ServiceDatabase, to_time: datetime, folder: Path) -> tuple[Report, float]:
     """Reconcile the day before `to_time`, with its CSV; the report and the seconds that it took."""
 
-    async def nobody(_: str, attempt_id: UUID) -> bool:
-        raise AssertionError(f"attempt {attempt_id} lacks nothing")
-
-    async def nothing(request: RemedyRequest) -> None:
-        raise AssertionError(f"finding {request.finding_id} lacks nothing")
-
-    reconciliation = Reconciliation(
-        service, chain_id=CHAIN_ID, block_time=BLOCK_TIME, resume_payment=nobody, start_resolution=nothing
-    )
+    reconciliation = Reconciliation(service, chain_id=CHAIN_ID, block_time=BLOCK_TIME, starter=_NothingToStart())
     started = time.perf_counter()
     report = await reconciliation.run(to_time - DAY, to_time, csv_file=folder / "books.csv", on_progress=progress)
     seconds = time.perf_counter() - started

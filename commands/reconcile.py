@@ -14,7 +14,7 @@ from domain.money import raw_for_credits
 from domain.operations.reconciliation.report import Difference, Report
 from services.operations.reconciliation import Reconciliation
 from settings import Settings
-from starter.resolutions import start_remedy
+from starter.settlement_starter import TemporalStarter
 from starter.temporal import connect
 
 SHOWN_MAX: Final = 50
@@ -37,8 +37,7 @@ async def reconcile(
             database,
             chain_id=settings.chain_id,
             block_time=settings.block_time,
-            resume_payment=payments.resume_payment,
-            start_resolution=lambda request: start_remedy(temporal, request),
+            starter=TemporalStarter(temporal, payments, singletons=()),
             dust_below_raw=settings.dust_below_raw,
         )
         default = await reconciliation.default_period(whole_hours=False)

@@ -1,12 +1,11 @@
-"""Port through which services and activities start workflows without importing the starter.
+"""Ports through which services and activities start workflows without importing the starter.
 
-`starter.settlement_starter.TemporalStarter` is the implementation; `composition.py` connects the two. A caller that
-needs one of the calls only takes that one, by the type beside it.
+`starter.settlement_starter.TemporalStarter` implements all of them; `composition.py` connects the two. A constructor
+takes the narrowest port that it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -14,33 +13,33 @@ from uuid import UUID
 from domain.operations.resolutions import RemedyRequest
 
 
-class Submit(Protocol):
-    """`SettlementStarter.submit`."""
-
-    async def __call__(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> object: ...
-
-
-ResumePayment = Callable[[str, UUID], Awaitable[bool]]
-"""`SettlementStarter.resume_payment`."""
-
-StartResolution = Callable[[RemedyRequest], Awaitable[object]]
-"""`SettlementStarter.start_resolution`."""
-
-StartSingletons = Callable[[], Awaitable[list[str]]]
-"""`SettlementStarter.start_singletons`."""
-
-
-class SettlementStarter(Protocol):
-    """Starts workflows. Every call is safe to repeat, and raises `SettleError`."""
+class PaymentSubmitter(Protocol):
+    """Submits payments. Safe to repeat; raises `SettleError`."""
 
     async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
         """Submit a payment on the payer's behalf."""
 
+
+class PaymentResumer(Protocol):
+    """Restarts lost workflows of payments. Safe to repeat; raises `SettleError`."""
+
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
         """Start a run for an attempt for which something is due; False where one is running."""
+
+
+class SingletonStarter(Protocol):
+    """Starts the workflows that always run. Safe to repeat; raises `SettleError`."""
+
+    async def start_singletons(self) -> list[str]:
+        """Start the singleton workflows that do not run; returns their ids."""
+
+
+class RecoveryStarter(PaymentResumer, Protocol):
+    """Restarts whatever a reconciliation finds interrupted. Safe to repeat; raises `SettleError`."""
 
     async def start_resolution(self, request: RemedyRequest) -> object:
         """Execute an operator's remedy; a repetition finds it done."""
 
-    async def start_singletons(self) -> list[str]:
-        """Start the singleton workflows that do not run; returns their ids."""
+
+class SettlementStarter(PaymentSubmitter, RecoveryStarter, SingletonStarter, Protocol):
+    """All of them."""

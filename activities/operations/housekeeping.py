@@ -22,7 +22,7 @@ from db.operations import housekeeping
 from db.payments.recovery import Window
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments.recovery import PaymentRecovery, Recovered
-from services.ports import StartSingletons
+from services.ports import SingletonStarter
 from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED
 
 log = structlog.get_logger(__name__)
@@ -31,12 +31,10 @@ log = structlog.get_logger(__name__)
 class HousekeepingActivities(HousekeepingSignatures):
     """Each batch is one transaction; safe to repeat, to run concurrently, and to be stopped half-way."""
 
-    def __init__(
-        self, database: ServiceDatabase, *, recovery: PaymentRecovery, ensure_singletons: StartSingletons
-    ) -> None:
+    def __init__(self, database: ServiceDatabase, *, recovery: PaymentRecovery, starter: SingletonStarter) -> None:
         self._database = database
         self._recovery = recovery
-        self._ensure_singletons = ensure_singletons
+        self._starter = starter
 
     @activity.defn
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
@@ -90,7 +88,7 @@ class HousekeepingActivities(HousekeepingSignatures):
     @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
         """Start the singleton workflows that do not run."""
-        started = await self._ensure_singletons()
+        started = await self._starter.start_singletons()
         for workflow_id in started:
             log.warning("singleton workflow started: it did not run", started_workflow_id=workflow_id)
         return SingletonWorkflows(started=tuple(started))

@@ -17,11 +17,11 @@ def activities(deps: Dependencies) -> list[Activity]:
     """All of the subject."""
     settings = deps.settings
     governance = GovernanceActivities(deps.settlement, deps.service, deps.chain, worker_version=deps.worker_version)
-    recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, resume_payment=deps.starter.resume_payment)
+    recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
     housekeeping = HousekeepingActivities(
         deps.service,
         recovery=recovery,
-        ensure_singletons=deps.starter.start_singletons,
+        starter=deps.starter,
     )
     remedies = RemedyActivities(
         deps.service,
@@ -34,8 +34,7 @@ def activities(deps: Dependencies) -> list[Activity]:
         deps.service,
         chain_id=settings.chain_id,
         block_time=settings.block_time,
-        resume_payment=deps.starter.resume_payment,
-        start_resolution=deps.starter.start_resolution,
+        starter=deps.starter,
         dust_below_raw=settings.dust_below_raw,
     )
     scheduled = ReconciliationActivities(

@@ -31,7 +31,7 @@ def activities(deps: Dependencies) -> list[Activity]:
         matcher = TransferMatcher(
             deps.service,
             scope,
-            deps.starter.submit,
+            deps.starter,
             deps.publish,
             min_confirmations=settings.min_confirmations,
             dust_below_raw=settings.dust_below_raw,

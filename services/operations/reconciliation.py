@@ -46,7 +46,7 @@ from domain.payments.recovery import UnfinishedPayment
 from domain.transfers.matching import Pays, Renews, decide
 from services.operations.books_file import BookLines, open_books
 from services.payments.recovery import PaymentRecovery, Recovered
-from services.ports import ResumePayment, StartResolution
+from services.ports import RecoveryStarter
 from telemetry.metrics.worker import RECONCILIATION_DIFFERENCES, RECONCILIATION_SECONDS
 
 Progress = Callable[[str], None]
@@ -81,16 +81,15 @@ class Reconciliation:
         *,
         chain_id: int,
         block_time: timedelta,
-        resume_payment: ResumePayment,
-        start_resolution: StartResolution,
+        starter: RecoveryStarter,
         dust_below_raw: int = 0,
     ) -> None:
         self._dust_below_raw = dust_below_raw
         self._database = database
         self._chain_id = chain_id
         self._block_time = block_time
-        self._recovery = PaymentRecovery(database, chain_id=chain_id, resume_payment=resume_payment)
-        self._carry = start_resolution
+        self._recovery = PaymentRecovery(database, chain_id=chain_id, starter=starter)
+        self._starter = starter
 
     async def default_period(self, length: timedelta = DAY, *, whole_hours: bool) -> tuple[datetime, datetime]:
         """The last day, or since the last reconciliation where that is longer ago.
@@ -319,7 +318,7 @@ class Reconciliation:
         async with self._database.transaction() as connection:
             unposted = await db.list_unposted_bonuses(connection, finding_ids)
         for bonus in unposted:
-            await self._carry(
+            await self._starter.start_resolution(
                 RemedyRequest(
                     finding_id=bonus.finding_id,
                     remedy=Remedy.CREDIT,

@@ -1,7 +1,7 @@
 """Giving a workflow to payments that lost theirs: one way, for housekeeping and for reconciliation.
 
 What is unfinished, and why, the database says (`db.payments.recovery`). Whether a workflow is at work on it, and
-starting one, is the starter's (`services.ports.ResumePayment`): a new run finds in the database what is done, and does
+starting one, is the starter's (`services.ports.PaymentResumer`): a new run finds in the database what is done, and does
 the rest.
 """
 
@@ -21,7 +21,7 @@ from db.engine import ServiceDatabase
 from db.payments.recovery import Window, list_unfinished, list_unfinished_of, page_waiting
 from domain.errors import Refusal
 from domain.payments.recovery import FINALITY_DUE_AFTER, UnfinishedPayment
-from services.ports import ResumePayment
+from services.ports import PaymentResumer
 from telemetry.metrics.worker import WORKFLOWS_RESTARTED
 
 ASKED_AT_ONCE_MAX: Final = 8
@@ -45,10 +45,10 @@ class Recovered:
 class PaymentRecovery:
     """One chain's payments. Safe to run twice and at once: a workflow is started once."""
 
-    def __init__(self, database: ServiceDatabase, *, chain_id: int, resume_payment: ResumePayment) -> None:
+    def __init__(self, database: ServiceDatabase, *, chain_id: int, starter: PaymentResumer) -> None:
         self._database = database
         self._chain_id = chain_id
-        self._resume_payment = resume_payment
+        self._starter = starter
 
     async def window(
         self, *, waiting: timedelta, look_back: timedelta, finality_due_after: timedelta = FINALITY_DUE_AFTER
@@ -92,7 +92,7 @@ class PaymentRecovery:
         async def resume(payment: UnfinishedPayment) -> None:
             async with turns:
                 try:
-                    was_missing = await self._resume_payment(payment.owner_user_id, payment.attempt_id)
+                    was_missing = await self._starter.resume_payment(payment.owner_user_id, payment.attempt_id)
                 except Refusal as refusal:
                     log.warning("payment not resumed", attempt_id=str(payment.attempt_id), error=refusal.message)
                     done.refused.append(payment)

@@ -22,7 +22,7 @@ from domain.operations.findings import Finding, is_dust
 from domain.operations.resolutions import StoredFinding
 from domain.transfers.matching import AlreadyPaid, Candidate, NoIncome, Pays, Renews, Undecided, decide
 from services.payments import lifecycle as payments
-from services.ports import Submit
+from services.ports import PaymentSubmitter
 from telemetry.metrics.worker import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, WATCHER_SUBMISSIONS
 
 log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class TransferMatcher:
         self,
         database: ServiceDatabase,
         scope: TransferScope,
-        submit: Submit,
+        starter: PaymentSubmitter,
         publish: Publish,
         *,
         min_confirmations: int,
@@ -78,7 +78,7 @@ class TransferMatcher:
         self._dust_below_raw = dust_below_raw
         self._database = database
         self._scope = scope
-        self._submit = submit
+        self._starter = starter
         self._publish = publish
         self._min_confirmations = min_confirmations
         self._announces_from = 0.0
@@ -181,7 +181,9 @@ class TransferMatcher:
         """
         attempt = paid.attempt
         try:
-            await self._submit(attempt.owner_user_id, paid.attempt_id, transfer.tx_hash, mined_at=transfer.block_time)
+            await self._starter.submit(
+                attempt.owner_user_id, paid.attempt_id, transfer.tx_hash, mined_at=transfer.block_time
+            )
         except HashInUse:
             # The payer has just submitted it for another attempt.
             return True

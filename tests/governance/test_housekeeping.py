@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -20,7 +21,6 @@ from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
 from services.payments.recovery import PaymentRecovery
-from services.ports import ResumePayment
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
@@ -29,6 +29,7 @@ from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect as connect_sql
 from tests.support.sql import query
+from tests.support.starter import ScriptedStarter
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
 from workflows.naming import VERIFY_AND_SETTLE, watch_workflow_id
 
@@ -220,10 +221,12 @@ async def test_a_temporal_that_does_not_answer_is_one_error_and_is_asked_no_more
     assert asked < 4
 
 
-async def pick_up(engine: Engine, resume: ResumePayment) -> dict[str, int]:
+async def pick_up(engine: Engine, resume: Callable[[str, UUID], Awaitable[bool]]) -> dict[str, int]:
     now = datetime.now(UTC)
     wanted = PaymentsToPickUp(submitted_before=now, credited_since=now - timedelta(hours=1), limit=100)
-    return (await ActivityEnvironment().run(activities(engine, resume).pick_up_payments, wanted)).counts
+    return (
+        await ActivityEnvironment().run(activities(engine, ScriptedStarter(resume)).pick_up_payments, wanted)
+    ).counts
 
 
 async def test_the_chain_watcher_that_ended_is_started_again_and_one_that_runs_is_left(
@@ -283,12 +286,7 @@ async def test_a_step_that_fails_is_reported_and_the_others_are_done(
     assert query(engine.database.superuser_url, "SELECT status FROM payment_attempts") == [("FAILED",)]
 
 
-def activities(engine: Engine, resume: ResumePayment | None = None) -> HousekeepingActivities:
-    async def none(*_: object) -> bool:
-        return False
-
-    async def nothing() -> list[str]:
-        return []
-
-    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, resume_payment=resume or none)
-    return HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nothing)
+def activities(engine: Engine, starter: ScriptedStarter | None = None) -> HousekeepingActivities:
+    starter = starter or ScriptedStarter()
+    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, starter=starter)
+    return HousekeepingActivities(engine.service, recovery=recovery, starter=starter)

@@ -29,6 +29,7 @@ from tests.governance.conftest import Heard
 from tests.support.engine import Engine
 from tests.support.servers import running_skipping_temporal
 from tests.support.sql import connect, query
+from tests.support.starter import ScriptedStarter
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
@@ -49,12 +50,10 @@ async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -
     async def resume(*_: object) -> bool:
         return True
 
-    async def nothing_stands() -> list[str]:
-        return []
-
+    starter = ScriptedStarter(resume)
     governance = GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
-    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, resume_payment=resume)
-    housekeeping = HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nothing_stands)
+    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, starter=starter)
+    housekeeping = HousekeepingActivities(engine.service, recovery=recovery, starter=starter)
     async with Worker(
         skipping.client,
         task_queue=QUEUE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +10,7 @@ from uuid import UUID
 
 from db.accounts.wallets import Payer
 from db.operations import findings
+from domain.errors import TemporalUnavailable
 from domain.operations.findings import Finding, FindingKind, Remedy
 from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest
@@ -27,12 +27,15 @@ HOUR = timedelta(hours=1)
 class Helpers:
     """Stand in for Temporal: what was asked for, and which attempts have a workflow."""
 
+    is_silent: bool = False
     running: set[UUID] = field(default_factory=set)
     picked_up: list[UUID] = field(default_factory=list)
     carried: list[RemedyRequest] = field(default_factory=list)
 
     async def resume_payment(self, _: str, attempt_id: UUID) -> bool:
         """As `PaymentsClient.resume_payment` answers."""
+        if self.is_silent:
+            raise TemporalUnavailable(f"no answer about {attempt_id}")
         if attempt_id in self.running:
             return False
         self.picked_up.append(attempt_id)
@@ -58,23 +61,21 @@ class Books:
         to_time: datetime | None = None,
         *,
         csv_file: Path | None = None,
-        resume_payment: Callable[[str, UUID], Awaitable[bool]] | None = None,
     ) -> Report:
         """Reconcile the hours around now."""
         now = datetime.now(UTC)
-        reconciliation = self.reconciliation(resume_payment=resume_payment)
+        reconciliation = self.reconciliation()
         return await reconciliation.run(
             from_time or now - 6 * HOUR, to_time or now + HOUR, csv_file=csv_file, on_progress=lambda _: None
         )
 
-    def reconciliation(self, *, resume_payment: Callable[[str, UUID], Awaitable[bool]] | None = None) -> Reconciliation:
+    def reconciliation(self) -> Reconciliation:
         """What `settle reconcile` runs."""
         return Reconciliation(
             self.roles.service,
             chain_id=CHAIN_ID,
             block_time=timedelta(seconds=2),
-            resume_payment=resume_payment or self.helpers.resume_payment,
-            start_resolution=self.helpers.start_resolution,
+            starter=self.helpers,
             dust_below_raw=self.dust_below_raw,
         )
 

@@ -7,11 +7,11 @@ import csv
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
-from domain.errors import InvalidInput, TemporalUnavailable, WatcherBehind
+from domain.errors import InvalidInput, WatcherBehind
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.reconciliation.report import Report, Severity
 from domain.payments.attempt import PaymentAttempt
@@ -608,11 +608,9 @@ async def test_all_of_it_is_as_of_one_moment(books: Books) -> None:
 
 
 async def test_without_temporal_the_books_are_reconciled_all_the_same(books: Books) -> None:
-    async def silent(_: str, attempt_id: UUID) -> bool:
-        raise TemporalUnavailable(f"no answer about {attempt_id}")
-
     await _no_bonus(books)
-    report = await books.reconcile(resume_payment=silent)
+    books.helpers.is_silent = True
+    report = await books.reconcile()
     assert differences(report) == [("workflows_not_asked", "notice")]
     assert report.closes
 

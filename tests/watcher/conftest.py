@@ -223,6 +223,26 @@ class Watch:
 Watches = Callable[..., Awaitable[Watch]]
 
 
+@dataclass
+class Submissions:
+    """Submits as the starter does, without a workflow."""
+
+    roles: RolePair
+    made: list[tuple[UUID, str]]
+    trouble: dict[UUID, Exception]
+
+    async def submit(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> object:
+        """Record the submission, unless `trouble` has an error for the attempt."""
+        if attempt_id in self.trouble:
+            raise self.trouble[attempt_id]
+        # A day late: that it was in time is known from the block alone.
+        late = datetime.now(UTC) + timedelta(days=1)
+        async with self.roles.app.transaction(user_id) as connection:
+            await payments.submit(connection, attempt_id, tx_hash, submitted_at=late, mined_at=mined_at)
+        self.made.append((attempt_id, tx_hash))
+        return None
+
+
 @pytest.fixture
 async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
     """Makes watchers that begin at the next block, through the chain's own node or the given endpoints."""
@@ -243,15 +263,6 @@ async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
             submitted: list[tuple[UUID, str]] = []
             trouble: dict[UUID, Exception] = {}
 
-            async def submit(user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None) -> None:
-                if attempt_id in trouble:
-                    raise trouble[attempt_id]
-                # A day late: that it was in time is known from the block alone.
-                late = datetime.now(UTC) + timedelta(days=1)
-                async with roles.app.transaction(user_id) as connection:
-                    await payments.submit(connection, attempt_id, tx_hash, submitted_at=late, mined_at=mined_at)
-                submitted.append((attempt_id, tx_hash))
-
             async def publish(event: PlatformEvent) -> None:
                 if made.deaf:
                     raise made.deaf[0]
@@ -271,7 +282,7 @@ async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
                 transfers = TransferMatcher(
                     roles.service,
                     scope,
-                    submit,
+                    Submissions(roles, submitted, trouble),
                     publish,
                     min_confirmations=MIN_CONFIRMATIONS,
                     dust_below_raw=dust_below_raw,

@@ -32,6 +32,7 @@ from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.shifted_host import CLOCK_AHEAD_VARIABLE
 from tests.support.sql import connect
+from tests.support.starter import ScriptedStarter
 from tests.worker.process import running_worker
 
 A, B = "0x" + "aa" * 32, "0x" + "bb" * 32
@@ -115,11 +116,9 @@ async def test_housekeeping_ends_intents_by_the_databases_clock(engine: Engine, 
     await engine.intent()
     _set_expiry(engine, f"clock_timestamp() - interval '{lived}'")
 
-    async def nobody(*_: object) -> Any:
-        raise AssertionError
-
-    recovery = PaymentRecovery(engine.service, chain_id=1, resume_payment=nobody)
-    activities = HousekeepingActivities(engine.service, recovery=recovery, ensure_singletons=nobody)
+    starter = ScriptedStarter()
+    recovery = PaymentRecovery(engine.service, chain_id=1, starter=starter)
+    activities = HousekeepingActivities(engine.service, recovery=recovery, starter=starter)
     for asked_at in (datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)):
         wanted = IntentsToExpire(due_at=asked_at, batch_size=10, grace_seconds=10)
         done = await ActivityEnvironment().run(activities.expire_intents, wanted)
