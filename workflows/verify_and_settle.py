@@ -32,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
         SystemTenantSignatures,
         VerificationSignatures,
     )
-    from domain.errors import TransferAlreadySettled
+    from domain.errors import BookkeepingError, TransferAlreadySettled
     from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
     from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
     from domain.payments.finality import Final, ReorgedOut
@@ -367,7 +367,7 @@ class VerifyAndSettle:
     def _verify_until(self) -> datetime:
         recorded = self._recorded
         if recorded is None or recorded.verify_until is None:
-            raise ApplicationError("a pending attempt has no end of its verification time", type="BOOKKEEPING")
+            raise ApplicationError("a pending attempt has no end of its verification time", type=BookkeepingError.code)
         return recorded.verify_until
 
     def _result(
