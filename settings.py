@@ -406,10 +406,8 @@ class Settings(BaseModel):
 
 def _required(name: str, value: _T | None, expected: str) -> _T:
     if value is None:
-        raise ConfigurationError(
-            f"{name} is not set: expected {expected} (`settle up` writes all settings to <state-dir>/env: "
-            "settle --env-file .settle/env ...)"
-        )
+        hint = "`settle up` writes all settings to <state-dir>/env: settle --env-file .settle/env ..."
+        raise ConfigurationError.missing(name, f"{expected} ({hint})")
     return value
 
 
@@ -459,9 +457,7 @@ def env_file_line(name: str, value: str) -> str:
         read = list(parse_stream(StringIO(line + "\n")))
         if [(binding.key, binding.value) for binding in read] == [(name, value)]:
             return line
-    raise ConfigurationError(
-        f"{name} is invalid: got a value that a settings file cannot hold, expected one without line breaks"
-    )
+    raise ConfigurationError.invalid(name, "a value that a settings file cannot hold", "one without line breaks")
 
 
 def name_warnings(variables: Mapping[str, str]) -> list[str]:
@@ -482,37 +478,39 @@ def load(variables: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
-        raise ConfigurationError(_describe(error)) from None
+        raise _first_invalid(error) from None
     if settings.payment_min_usd_cents > settings.payment_max_usd_cents:
-        raise ConfigurationError(
-            f"PAYMENT_MIN_USD_CENTS is invalid: got {settings.payment_min_usd_cents}, "
-            f"expected at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}"
+        raise ConfigurationError.invalid(
+            "PAYMENT_MIN_USD_CENTS",
+            settings.payment_min_usd_cents,
+            f"at most PAYMENT_MAX_USD_CENTS, {settings.payment_max_usd_cents}",
         )
-    if settings.dust_below_raw > raw_for_usd_cents(settings.payment_min_usd_cents):
-        raise ConfigurationError(
-            f"DUST_BELOW_RAW is invalid: got {settings.dust_below_raw}, expected at most the smallest payment "
-            f"(PAYMENT_MIN_USD_CENTS), {raw_for_usd_cents(settings.payment_min_usd_cents)}"
+    smallest_raw = raw_for_usd_cents(settings.payment_min_usd_cents)
+    if settings.dust_below_raw > smallest_raw:
+        raise ConfigurationError.invalid(
+            "DUST_BELOW_RAW",
+            settings.dust_below_raw,
+            f"at most the smallest payment (PAYMENT_MIN_USD_CENTS), {smallest_raw}",
         )
     if settings.finality_large.rank < settings.finality.rank:
-        raise ConfigurationError(
-            f"FINALITY_LARGE is invalid: got {settings.finality_large.value!r}, expected at least FINALITY, "
-            f"{settings.finality.value!r}"
+        raise ConfigurationError.invalid(
+            "FINALITY_LARGE", repr(settings.finality_large.value), f"at least FINALITY, {settings.finality.value!r}"
         )
     if settings.treasury_address == settings.usdc_token_address:
-        raise ConfigurationError(
-            f"TREASURY_ADDRESS is invalid: got {settings.treasury_address}, which is USDC_TOKEN_ADDRESS, "
-            "expected the address that receives payments"
+        raise ConfigurationError.invalid(
+            "TREASURY_ADDRESS",
+            f"{settings.treasury_address}, which is USDC_TOKEN_ADDRESS",
+            "the address that receives payments",
         )
     return settings
 
 
-def _describe(error: ValidationError) -> str:
+def _first_invalid(error: ValidationError) -> ConfigurationError:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     expected = next(field.description for field in Settings.model_fields.values() if field.alias == name)
-    return (
-        f"{name} is invalid: got {_reason(first.get('ctx', {})) or _shown(name, first['input'])}, expected {expected}"
-    )
+    got = _reason(first.get("ctx", {})) or _shown(name, first["input"])
+    return ConfigurationError.invalid(name, got, str(expected))
 
 
 def _reason(context: Mapping[str, Any]) -> str | None:

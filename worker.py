@@ -189,9 +189,8 @@ def _prepare_folder(name: str, folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigurationError(
-            f"{name} is invalid: got {str(folder)!r}, which cannot be written to ({error.strerror}); expected a folder"
-        ) from None
+        got = f"{str(folder)!r}, which cannot be written to ({error.strerror})"
+        raise ConfigurationError.invalid(name, got, "a folder") from None
 
 
 async def _check_settlement(database: SettlementDatabase) -> None:

@@ -85,8 +85,8 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         operators = None
         if settings.operator_wallets:
             if settings.operator_database_url is None:
-                raise ConfigurationError(
-                    "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is: the operators' pages need both"
+                raise ConfigurationError.incomplete(
+                    "OPERATOR_DATABASE_URL", "OPERATOR_WALLETS", "both for the operators' pages"
                 )
             operators = OperatorDatabase(settings.operator_database_url, application_name="settle api")
             stack.push_async_callback(operators.dispose)

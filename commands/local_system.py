@@ -145,11 +145,9 @@ class LocalSystem:
         named = [name for name in _ROLE_OF_URL if name in self.variables]
         if named and len(named) < len(_ROLE_OF_URL):
             missing = next(name for name in _ROLE_OF_URL if name not in self.variables)
-            raise ConfigurationError(
-                f"{missing} is not set, but {named[0]} is: name an existing database with all its addresses, or none"
-            )
+            raise ConfigurationError.incomplete(missing, named[0], "all addresses of an existing database, or none")
         if "CHAIN_RPC_URLS" in self.variables and "TREASURY_ADDRESS" not in self.variables:
-            raise ConfigurationError("TREASURY_ADDRESS is not set, but CHAIN_RPC_URLS is: an existing chain needs both")
+            raise ConfigurationError.incomplete("TREASURY_ADDRESS", "CHAIN_RPC_URLS", "both for an existing chain")
         return {
             *(("postgres",) if named else ()),
             *(("temporal",) if "TEMPORAL_ADDRESS" in self.variables else ()),

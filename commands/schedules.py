@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from temporalio.client import Client
 
@@ -17,6 +17,8 @@ from starter.schedules import Change, Planned, ScheduleView, apply_schedules, pl
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from workflows.registry import JOBS
+
+NO_SCHEDULES: Final = "No schedules. `settle schedules apply` creates them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
         print_json({"schedules": [_view(view) for view in views]})
         return
     if not views:
-        stdout.print("No schedules. `settle schedules apply` creates them.")
+        stdout.print(NO_SCHEDULES)
         return
     columns = ("schedule", "chain", "job", "every", "state", "next run", "last run", "ended")
     rows = [

@@ -17,6 +17,12 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 
 RUN_MIGRATE: Final = "run: settle migrate"
 
+NO_SCHEMA: Final = f"the database has no schema yet; {RUN_MIGRATE}"
+TENANT_MISSING: Final = f"the system tenant's account {SYSTEM_TENANT_ACCOUNT_ID} is missing; {RUN_MIGRATE}"
+TENANT_NOT_FLAGGED: Final = f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant; {RUN_MIGRATE}"
+INSTALL_NEWER: Final = "install the version that created it"
+MORE_RIGHTS: Final = "has more rights than it needs"
+
 SHOWN_MAX: Final = 6
 """Most excessive rights that a message lists."""
 
@@ -96,6 +102,24 @@ _MISSING_FUNCTIONS = text(
 _SYSTEM_TENANT = text("SELECT system_tenant_is_flagged()")
 
 
+def more_rights(setting: str, role: str) -> str:
+    """How the message begins that refuses a role with excessive rights."""
+    return f"{setting}: role {role} {MORE_RIGHTS}"
+
+
+def use_role(role: str) -> str:
+    """What to do about it."""
+    return f"use role {role} as `settle migrate` makes it"
+
+
+def unknown_revision(found: str) -> str:
+    """The message about a schema that a later version made."""
+    return (
+        f"the schema is at revision {found}, which this version does not know (it needs {SCHEMA_REVISION}); "
+        f"{INSTALL_NEWER}"
+    )
+
+
 async def check_tenant_database(database: TenantDatabase) -> None:
     """Schema, system tenant, and no more rights than role settle_app has. Raises `StartupCheckFailed`."""
     async with database.unscoped() as connection:
@@ -170,7 +194,7 @@ async def find_misfit(connection: AsyncConnection) -> str | None:
     try:
         found: str | None = (await connection.execute(_REVISION)).scalar_one_or_none()
     except ProgrammingError:
-        return f"the database has no schema yet; {RUN_MIGRATE}"
+        return NO_SCHEMA
     if found is None or (found in KNOWN_REVISIONS and found < EXPANDED_REVISION):
         return f"the schema is at revision {found}, the code needs {SCHEMA_REVISION}; {RUN_MIGRATE}"
     if found in KNOWN_REVISIONS:
@@ -180,14 +204,11 @@ async def find_misfit(connection: AsyncConnection) -> str | None:
     except ProgrammingError:
         compatible_from = None
     if compatible_from is None:
-        return (
-            f"the schema is at revision {found}, which this version does not know (it needs {SCHEMA_REVISION}); "
-            "install the version that created it"
-        )
+        return unknown_revision(found)
     if compatible_from > SCHEMA_REVISION:
         return (
             f"the schema is at revision {found}, which is for code of revision {compatible_from} or newer, and this is "
-            f"{SCHEMA_REVISION}; install the version that created it"
+            f"{SCHEMA_REVISION}; {INSTALL_NEWER}"
         )
     return None
 
@@ -213,8 +234,8 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
     may_change = [right for right in may_do if not right.endswith("()")]
     may_call = [right for right in may_do if right.endswith("()") and right != "post_entry()"]
     excess = [
-        words
-        for words, found in (
+        description
+        for description, found in (
             ("is a superuser", row.rolsuper),
             ("may create roles", row.rolcreaterole),
             ("may create databases", row.rolcreatedb),
@@ -231,18 +252,15 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
         if found
     ]
     if excess:
-        raise StartupCheckFailed(
-            f"{setting}: role {row.role} has more rights than it needs: it {', '.join(excess)}; "
-            f"use role {role} as `settle migrate` makes it"
-        )
+        raise StartupCheckFailed(f"{more_rights(setting, row.role)}: it {', '.join(excess)}; {use_role(role)}")
     if may_bypass_row_level_security and not row.sees_all:
-        mend = (
+        fix = (
             f"as a superuser run: ALTER ROLE {row.role} BYPASSRLS"
             if row.role == rights.SERVICE_ROLE
-            else "use role settle_service as `settle migrate` makes it"
+            else use_role(rights.SERVICE_ROLE)
         )
         raise StartupCheckFailed(
-            f"{setting}: role {row.role} is bound by row-level security and would see nothing; {mend}"
+            f"{setting}: role {row.role} is bound by row-level security and would see nothing; {fix}"
         )
 
 
@@ -286,8 +304,6 @@ async def _check_protection(connection: AsyncConnection) -> None:
 async def _check_system_tenant(connection: AsyncConnection) -> None:
     flagged = (await connection.execute(_SYSTEM_TENANT)).scalar_one()
     if flagged is None:
-        raise StartupCheckFailed(f"the system tenant's account {SYSTEM_TENANT_ACCOUNT_ID} is missing; {RUN_MIGRATE}")
+        raise StartupCheckFailed(TENANT_MISSING)
     if not flagged:
-        raise StartupCheckFailed(
-            f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant; {RUN_MIGRATE}"
-        )
+        raise StartupCheckFailed(TENANT_NOT_FLAGGED)

@@ -432,6 +432,29 @@ class ConfigurationError(OperatorError):
 
     code = "CONFIGURATION"
     title = "A setting is missing or invalid"
+    setting: str | None = None
+    """The variable, where the error is about a single one."""
+
+    @classmethod
+    def invalid(cls, setting: str, got: object, expected: str) -> Self:
+        """A value that cannot be used. `got` is shown: it must not hold a secret."""
+        return cls._of(setting, f"{setting} is invalid: got {got}, expected {expected}")
+
+    @classmethod
+    def missing(cls, setting: str, expected: str) -> Self:
+        """A setting without a value."""
+        return cls._of(setting, f"{setting} is not set: expected {expected}")
+
+    @classmethod
+    def incomplete(cls, setting: str, given: str, expected: str) -> Self:
+        """A setting without a value that another one requires."""
+        return cls._of(setting, f"{setting} is not set, but {given} is: expected {expected}")
+
+    @classmethod
+    def _of(cls, setting: str, message: str) -> Self:
+        error = cls(message)
+        error.setting = setting
+        return error
 
 
 class StartupCheckFailed(OperatorError):

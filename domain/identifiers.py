@@ -13,6 +13,10 @@ from domain.errors import InvalidInput
 SYSTEM_TENANT_USER_ID: Final = "cogni_system_principal"
 SYSTEM_TENANT_ACCOUNT_ID: Final = "cogni_system"
 
+HASH_EXPECTED: Final = "expected 0x and 64 hex digits (32 bytes)"
+ADDRESS_EXPECTED: Final = "expected 0x and 40 hex digits (20 bytes)"
+UUID_EXPECTED: Final = "expected a UUID"
+
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 _TX_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
@@ -20,7 +24,7 @@ _TX_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 def parse_tx_hash(text: str, *, field: str = "txHash") -> str:
     """Parse a transaction hash to lower case (32 bytes, `0x` and 64 hex digits). Raises `InvalidInput`."""
     if not isinstance(text, str) or _TX_HASH.fullmatch(text) is None:
-        raise InvalidInput(field, f"expected 0x and 64 hex digits (32 bytes), got {str(text)!r:.80}")
+        raise InvalidInput(field, f"{HASH_EXPECTED}, got {str(text)!r:.80}")
     return text.lower()
 
 
@@ -30,7 +34,7 @@ def parse_address(text: str, *, field: str = "address") -> str:
     A mixed-case checksum needs Keccak to verify: see `chain.addresses`.
     """
     if not isinstance(text, str) or _ADDRESS.fullmatch(text) is None:
-        raise InvalidInput(field, f"expected 0x and 40 hex digits (20 bytes), got {str(text)!r:.80}")
+        raise InvalidInput(field, f"{ADDRESS_EXPECTED}, got {str(text)!r:.80}")
     return text
 
 
@@ -39,7 +43,7 @@ def parse_attempt_id(text: str) -> UUID:
     try:
         return UUID(text)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput("attemptId", f"expected a UUID, got {str(text)!r:.80}") from None
+        raise InvalidInput("attemptId", f"{UUID_EXPECTED}, got {str(text)!r:.80}") from None
 
 
 def same_address(left: str, right: str) -> bool:

@@ -38,6 +38,13 @@ from workflows.naming import workflow_id
 ANSWER_SECONDS_MAX: Final = 10.0
 """Time limit for Temporal and for the chain's nodes, which are asked one after another."""
 
+NO_TRANSACTION: Final = "Not credited: no transaction has been submitted for this intent yet."
+REVERSED: Final = "Reversed: it was credited, then the payment was reorged out, and its credits were reversed."
+NOT_YET: Final = "Not credited yet"
+NO_WORKFLOW: Final = "no workflow settles it"
+SUBMIT_AGAIN: Final = "submit the same hash again"
+RUN_WORKER: Final = "run: settle worker"
+
 
 class EventView(ResponseModel):
     """One row of the audit trail."""
@@ -107,7 +114,7 @@ async def diagnose(
         under = await attempts.find_under_verification(connection, attempt_id)
         in_its_place = await attempts.find_attempt(connection, renewal_id(attempt_id))
 
-    (workflow, workflow_words), (verdict, chain_words), workers = await asyncio.gather(
+    (workflow, workflow_text), (verdict, chain_text), workers = await asyncio.gather(
         _ask_temporal(temporal, attempt_id),
         _ask_chain(chain, attempt, min_confirmations, under),
         _count_workers(temporal, attempt.chain_id),
@@ -117,7 +124,7 @@ async def diagnose(
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
         **view,
-        explanation=_explain(attempt, rows, _Seen(workflow, workflow_words, verdict, chain_words, workers))
+        explanation=_explain(attempt, rows, _Seen(workflow, workflow_text, verdict, chain_text, workers))
         + _explain_renewal(in_its_place),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,
@@ -127,8 +134,8 @@ async def diagnose(
         submitted_at=attempt.submitted_at,
         surplus_raw=transfer.surplus_raw if transfer else 0,
         unapplied_raw=transfer.unapplied_raw if transfer else 0,
-        chain=chain_words,
-        workflow=workflow_words,
+        chain=chain_text,
+        workflow=workflow_text,
         workflow_id=workflow_id(attempt_id),
         workflow_url=workflow_url(ui_url, temporal.namespace, attempt_id),
         events=[
@@ -225,14 +232,29 @@ async def _ask_chain(
             return verdict, message
 
 
+def credited(buyer_credits: int, bonus: str) -> str:
+    """The explanation of a credited purchase; `bonus` continues the sentence."""
+    return f"Credited: {buyer_credits:,} credits to the buyer{bonus}."
+
+
+def donated(amount_credits: int) -> str:
+    """The explanation of a credited donation."""
+    return f"Credited: {amount_credits:,} credits donated to the system tenant."
+
+
+def ended(status: AttemptStatus, code: str) -> str:
+    """How the explanation of a payment begins that ended without credits."""
+    return f"Not credited: it ended {status.value} with {code}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """The answers of Temporal and the chain, as values and as text."""
 
     workflow: WorkflowState | None
-    workflow_words: str
+    workflow_text: str
     verdict: VerificationResult | None
-    chain_words: str | None
+    chain_text: str | None
     workers: int | None
 
 
@@ -242,15 +264,15 @@ def _explain(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen)
         case AttemptStatus.CREATED_INTENT:
             if attempt.expires_at and estimated_now() >= attempt.expires_at:
                 return f"Not credited: the intent expired at {attempt.expires_at:%F %T} UTC without a transaction."
-            return "Not credited: no transaction has been submitted for this intent yet."
+            return NO_TRANSACTION
         case AttemptStatus.CREDITED:
             return _explain_credited(attempt, rows, seen)
         case AttemptStatus.REVERSED:
-            return "Reversed: it was credited, then the payment was reorged out, and its credits were reversed."
+            return REVERSED
         case AttemptStatus.REJECTED | AttemptStatus.FAILED:
             code = attempt.error_code.value if attempt.error_code else "no code"
-            then = f" Current state on the chain: {seen.chain_words}." if isinstance(seen.verdict, Verified) else ""
-            return f"Not credited: it ended {attempt.status.value} with {code}.{then}"
+            then = f" Current state on the chain: {seen.chain_text}." if isinstance(seen.verdict, Verified) else ""
+            return f"{ended(attempt.status, code)}.{then}"
         case AttemptStatus.PENDING_UNVERIFIED:
             return _explain_pending(seen)
 
@@ -265,27 +287,27 @@ def _explain_renewal(renewed: PaymentAttempt | None) -> str:
 def _explain_credited(attempt: PaymentAttempt, rows: list[ledger.LedgerRow], seen: _Seen) -> str:
     amounts = {row.reason: row.amount for row in rows}
     if attempt.purpose is Purpose.SYSTEM:
-        return f"Credited: {amounts.get(Reason.SYSTEM_DONATION, 0):,} credits donated to the system tenant."
-    credited = f"Credited: {amounts.get(Reason.CREDITS_PURCHASE, 0):,} credits to the buyer"
+        return donated(amounts.get(Reason.SYSTEM_DONATION, 0))
+    bought = amounts.get(Reason.CREDITS_PURCHASE, 0)
     if Reason.PLATFORM_REVENUE_SHARE in amounts:
-        return f"{credited}, {amounts[Reason.PLATFORM_REVENUE_SHARE]:,} to the system tenant."
+        return credited(bought, f", {amounts[Reason.PLATFORM_REVENUE_SHARE]:,} to the system tenant")
     if attempt.revenue_share == 0:
-        return f"{credited}; no bonus, the share was 0."
+        return credited(bought, "; no bonus, the share was 0")
     if seen.workflow is not None and seen.workflow.is_running:
-        return f"{credited}; the bonus is still due: the workflow is {seen.workflow_words}."
-    return f"{credited}; its bonus is missing (workflow: {seen.workflow_words}): submit the same hash again."
+        return credited(bought, f"; the bonus is still due: the workflow is {seen.workflow_text}")
+    return credited(bought, f"; its bonus is missing (workflow: {seen.workflow_text}): {SUBMIT_AGAIN}")
 
 
 def _explain_pending(seen: _Seen) -> str:
     if seen.workflow is None:
-        return f"Not credited: no workflow settles it ({seen.workflow_words}); submit the same hash again."
+        return f"Not credited: {NO_WORKFLOW} ({seen.workflow_text}); {SUBMIT_AGAIN}."
     if not seen.workflow.is_running:
-        return f"Not credited: its workflow is {seen.workflow.status}; submit the same hash again to start another."
+        return f"Not credited: its workflow is {seen.workflow.status}; {SUBMIT_AGAIN} to start another."
     if isinstance(seen.verdict, Waiting):
-        nobody = " No worker runs; run: settle worker." if seen.workers == 0 else ""
-        return f"Not credited yet: {seen.chain_words}.{nobody}"
+        hint = f" No worker runs; {RUN_WORKER}." if seen.workers == 0 else ""
+        return f"{NOT_YET}: {seen.chain_text}.{hint}"
     confirmed = isinstance(seen.verdict, Verified)
-    chain = "the chain has confirmed it" if confirmed else seen.chain_words or "the chain was not asked"
+    chain = "the chain has confirmed it" if confirmed else seen.chain_text or "the chain was not asked"
     if seen.workers == 0:
-        return f"Not credited yet: {chain}, but no worker runs; run: settle worker."
-    return f"Not credited yet: {chain}; the workflow is {seen.workflow_words}."
+        return f"{NOT_YET}: {chain}, but no worker runs; {RUN_WORKER}."
+    return f"{NOT_YET}: {chain}; the workflow is {seen.workflow_text}."

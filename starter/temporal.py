@@ -130,11 +130,9 @@ def _clean(name: str, value: str) -> str:
     try:
         text = clean_text(value)
     except Unusable as error:
-        raise ConfigurationError(
-            f"{name} is invalid: got {error}, expected {_EXPECTED.get(name, 'a plain value')}"
-        ) from None
+        raise ConfigurationError.invalid(name, error, _EXPECTED.get(name, "a plain value")) from None
     if name == "TEMPORAL_TLS" and text.lower() not in _TRUTHS:
-        raise ConfigurationError(f"{name} is invalid: got {text!r:.40}, expected {_EXPECTED[name]}")
+        raise ConfigurationError.invalid(name, f"{text!r:.40}", _EXPECTED[name])
     return text
 
 
@@ -143,9 +141,7 @@ def _address(text: str) -> str:
         return host_and_port(text)
     except ValueError as error:
         reason = error if isinstance(error, Unusable) else "an invalid address"
-        raise ConfigurationError(
-            f"TEMPORAL_ADDRESS is invalid: got {reason}, expected {_EXPECTED['TEMPORAL_ADDRESS']}"
-        ) from None
+        raise ConfigurationError.invalid("TEMPORAL_ADDRESS", reason, _EXPECTED["TEMPORAL_ADDRESS"]) from None
 
 
 def _why_not_connected(error: RuntimeError | TimeoutError) -> str:

@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 
 from api import server as http_server
+from db import startup
 from devstack.processes import quiet_port, wait_until
 from tests.support import sql
 from tests.support.api import RunningApi, Visitor, first_wallet
@@ -275,14 +276,14 @@ async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.Strea
 async def test_a_role_with_more_rights_than_it_needs_stops_the_api(engine: Engine, tmp_path: Path) -> None:
     exit_code, line = await refusal(tmp_path, engine.variables, DATABASE_URL=engine.database.service_url)
     assert exit_code == 1
-    assert "DATABASE_URL: role settle_service has more rights than it needs" in line
+    assert startup.more_rights("DATABASE_URL", "settle_service") in line
 
 
 async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, cluster: Cluster, tmp_path: Path) -> None:
     async with cluster.temporary() as empty:
         exit_code, line = await refusal(tmp_path, engine.variables, DATABASE_URL=empty.app_url)
     assert exit_code == 1
-    assert "the database has no schema yet; run: settle migrate" in line
+    assert startup.NO_SCHEMA in line
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from commands.schedules import NO_SCHEDULES
 from devstack.processes import wait_until
 from starter.schedules import list_names
 from tests.cli.command import ResponseModel, settle
@@ -36,7 +37,7 @@ async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_pa
         return await list_names(client) == ["beat", "house"]
 
     empty = await run("list")
-    assert (empty.exit_code, empty.stdout.strip()) == (0, "No schedules. `settle schedules apply` creates them.")
+    assert (empty.exit_code, empty.stdout.strip()) == (0, NO_SCHEDULES)
 
     file.write_text(FILE)
     dry = await run("apply", "--dry-run", "--json")

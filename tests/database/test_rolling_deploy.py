@@ -24,7 +24,7 @@ from db.engine import ADDRESS_IN_ARGUMENTS, OperatorDatabase, connection_argumen
 from db.migrate import _alembic
 from db.migrations import FIRST_DECLARED, build_indexes, run_sql_file
 from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
-from db.startup import check_operator_database, check_service_database, check_tenant_database
+from db.startup import MORE_RIGHTS, check_operator_database, check_service_database, check_tenant_database
 from devstack.processes import wait_until
 from domain.errors import DatabaseBusy, StartupCheckFailed
 from tests.support.oracle import check_books
@@ -114,7 +114,7 @@ NEWER: Final = """
 async def test_what_a_newer_schema_has_added_is_no_right_too_much_of_this_version(roles: RolePair) -> None:
     with connect(roles.database.migration_url) as owner:
         owner.execute(NEWER.encode())
-    with pytest.raises(StartupCheckFailed, match="more rights than it needs"):
+    with pytest.raises(StartupCheckFailed, match=MORE_RIGHTS):
         await check_all(roles)
     fabricate(roles.database, NEXT, SCHEMA_REVISION)
     await check_all(roles)
@@ -128,7 +128,7 @@ async def test_under_a_newer_schema_a_role_has_no_more_of_what_is_known(roles: R
     with connect(roles.database.migration_url) as owner:
         owner.execute(f"GRANT {right} TO settle_app".encode())
     fabricate(roles.database, NEXT, SCHEMA_REVISION)
-    with pytest.raises(StartupCheckFailed, match="more rights than it needs"):
+    with pytest.raises(StartupCheckFailed, match=MORE_RIGHTS):
         await check_all(roles)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import sql
 
+from db import startup
 from db.engine import OperatorDatabase, ServiceDatabase, TenantDatabase
 from db.schema import SCHEMA_REVISION
 from db.startup import check_operator_database, check_service_database, check_tenant_database
@@ -53,7 +54,7 @@ async def test_a_superuser_is_refused(database: Database, setting: str) -> None:
     url = database.superuser_url
     said = await (_check(url) if setting == "DATABASE_URL" else _check(service_url=url))
     assert said is not None
-    assert said.startswith(f"{setting}: role postgres has more rights than it needs")
+    assert said.startswith(startup.more_rights(setting, "postgres"))
     assert "is a superuser" in said
 
 
@@ -70,7 +71,7 @@ async def test_a_tenants_process_that_bypasses_row_level_security_is_refused(dat
     said = await _check(app_url=database.service_url)
     assert said is not None
     assert "it bypasses row-level security" in said
-    assert "use role settle_app" in said
+    assert startup.use_role("settle_app") in said
 
 
 async def test_a_service_that_is_bound_by_row_level_security_is_refused(database: Database) -> None:
@@ -78,7 +79,7 @@ async def test_a_service_that_is_bound_by_row_level_security_is_refused(database
         superuser.execute("GRANT EXECUTE ON FUNCTION post_entry TO settle_app")
     said = await _check(service_url=database.app_url)
     assert said is not None
-    assert "use role settle_service" in said
+    assert startup.use_role("settle_service") in said
 
 
 CHANGES = ("UPDATE", "DELETE", "TRUNCATE")
@@ -177,15 +178,13 @@ async def test_a_database_that_is_not_what_the_code_needs_is_refused(
     for said in (await _check(app_url=database.app_url), await _check(service_url=database.service_url)):
         assert said is not None
         assert words in said
-        assert re.search(
-            "run: settle migrate$|install the version that created it$|as the owner run, for each: ALTER", said
-        )
+        assert re.search(f"{startup.RUN_MIGRATE}$|{startup.INSTALL_NEWER}$|as the owner run, for each: ALTER", said)
 
 
 async def test_an_empty_database_is_refused(cluster: Cluster) -> None:
     async with cluster.temporary() as empty:
         for said in (await _check(app_url=empty.app_url), await _check(service_url=empty.service_url)):
-            assert said == "the database has no schema yet; run: settle migrate"
+            assert said == startup.NO_SCHEMA
 
 
 async def test_a_database_that_is_not_there_is_unavailable(cluster: Cluster) -> None:
@@ -213,8 +212,8 @@ async def test_operators_with_any_other_role_are_refused(database: Database, rol
     url = database.superuser_url if role == "postgres" else database.url_as(role)
     said = await _check(operator_url=url)
     assert said is not None
-    assert said.startswith(f"OPERATOR_DATABASE_URL: role {role} has more rights than it needs: it ")
-    assert said.endswith("; use role settle_operator as `settle migrate` makes it")
+    assert said.startswith(startup.more_rights("OPERATOR_DATABASE_URL", role))
+    assert said.endswith(startup.use_role("settle_operator"))
     for word in words:
         assert word in said
 
@@ -238,7 +237,7 @@ async def test_an_operators_role_that_may_write_is_refused(database: Database, g
         owner.execute(sql.SQL(f"GRANT {grant} TO settle_operator"))
     said = await _check(operator_url=database.operator_url)
     assert said is not None
-    assert said.startswith("OPERATOR_DATABASE_URL: role settle_operator has more rights than it needs: it ")
+    assert said.startswith(startup.more_rights("OPERATOR_DATABASE_URL", "settle_operator"))
     assert words in said
 
 

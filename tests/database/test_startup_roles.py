@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import sql
 
+from db import startup
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.migrate import migrate
 from db.schema import EXPANDED_REVISION
@@ -56,7 +57,7 @@ async def test_an_api_with_a_stronger_role_stops(database: Database, used: str) 
 async def test_a_workers_tenant_connection_with_another_role_stops(database: Database, used: str) -> None:
     said = await _check("settle_settlement", database.url_as(used))
     assert said is not None
-    assert said.startswith(f"SETTLEMENT_DATABASE_URL: role {used} has more rights than it needs")
+    assert said.startswith(startup.more_rights("SETTLEMENT_DATABASE_URL", used))
 
 
 MINTS = [
@@ -78,7 +79,7 @@ async def test_an_api_whose_role_was_given_what_mints_stops(database: Database, 
         owner.execute(sql.SQL(f"GRANT {right} TO settle_app"))
     said = await _check("settle_app", database.app_url)
     assert said is not None
-    assert "has more rights than it needs" in said
+    assert startup.MORE_RIGHTS in said
 
 
 @pytest.mark.parametrize("right", ["INSERT (id) ON payment_attempts", "EXECUTE ON FUNCTION open_session"])
@@ -87,7 +88,7 @@ async def test_a_worker_whose_tenant_role_was_given_the_apis_rights_stops(databa
         owner.execute(sql.SQL(f"GRANT {right} TO settle_settlement"))
     said = await _check("settle_settlement", database.settlement_url)
     assert said is not None
-    assert "has more rights than it needs" in said
+    assert startup.MORE_RIGHTS in said
 
 
 @pytest.fixture

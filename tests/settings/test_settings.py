@@ -168,10 +168,9 @@ def test_a_share_that_is_a_float_has_lost_its_exactness() -> None:
 
 
 def test_a_minimum_above_the_maximum_names_both() -> None:
-    with pytest.raises(
-        ConfigurationError, match="PAYMENT_MIN_USD_CENTS is invalid: got 500, .*PAYMENT_MAX_USD_CENTS, 499"
-    ):
+    with pytest.raises(ConfigurationError, match="500.*PAYMENT_MAX_USD_CENTS, 499") as refused:
         load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "499"})
+    assert refused.value.setting == "PAYMENT_MIN_USD_CENTS"
     assert load({"PAYMENT_MIN_USD_CENTS": "500", "PAYMENT_MAX_USD_CENTS": "500"}).payment_max_usd_cents == 500
 
 
@@ -179,10 +178,9 @@ def test_no_payment_is_dust() -> None:
     assert load({}).dust_below_raw == 10_000
     assert load({"DUST_BELOW_RAW": "0"}).dust_below_raw == 0
     assert load({"DUST_BELOW_RAW": "1000000"}).dust_below_raw == 1_000_000
-    with pytest.raises(
-        ConfigurationError, match=r"DUST_BELOW_RAW is invalid: got 20000, .*PAYMENT_MIN_USD_CENTS.* 10000"
-    ):
+    with pytest.raises(ConfigurationError, match="20000.*PAYMENT_MIN_USD_CENTS.* 10000") as refused:
         load({"DUST_BELOW_RAW": "20000", "PAYMENT_MIN_USD_CENTS": "1"})
+    assert refused.value.setting == "DUST_BELOW_RAW"
 
 
 def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:
@@ -195,8 +193,9 @@ def test_a_setting_that_is_missing_is_named_when_it_is_needed() -> None:
         "CHAIN_RPC_URLS": settings.require_chain_rpc_urls,
         "TREASURY_ADDRESS": settings.require_treasury_address,
     }.items():
-        with pytest.raises(ConfigurationError, match=f"^{name} is not set: expected ") as refused:
+        with pytest.raises(ConfigurationError) as refused:
             required()
+        assert refused.value.setting == name
         assert "\n" not in refused.value.message
 
 
@@ -254,10 +253,9 @@ def test_a_password_with_a_dollar_sign_is_taken_as_it_is(folder: Path) -> None:
 
 
 def test_the_token_does_not_receive_the_payments() -> None:
-    with pytest.raises(
-        ConfigurationError, match="^TREASURY_ADDRESS is invalid: got 0x833589fCD6.* which is USDC_TOKEN_ADDRESS"
-    ):
+    with pytest.raises(ConfigurationError, match=f"{CHECKSUMMED}.*USDC_TOKEN_ADDRESS") as refused:
         load({"TREASURY_ADDRESS": CHECKSUMMED})
+    assert refused.value.setting == "TREASURY_ADDRESS"
 
 
 @pytest.mark.parametrize(

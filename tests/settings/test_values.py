@@ -61,7 +61,7 @@ def _refusal(name: str, value: str) -> str:
     with pytest.raises(ConfigurationError) as refused:
         load({name: value})
     line = refused.value.message
-    assert line.startswith(f"{name} is invalid: got ")
+    assert refused.value.setting == name
     assert ", expected " in line
     assert line.isprintable()
     assert SECRET not in line
@@ -329,10 +329,10 @@ def test_an_address_of_the_chain_is_twenty_bytes_with_a_right_checksum(name: str
 
 @pytest.mark.parametrize("written", [TOKEN, TOKEN.lower(), "0x" + TOKEN[2:].upper()])
 def test_whatever_its_case_the_token_does_not_receive_payments(written: str) -> None:
-    with pytest.raises(ConfigurationError, match="^TREASURY_ADDRESS is invalid: got "):
-        load({"TREASURY_ADDRESS": written})
-    with pytest.raises(ConfigurationError, match="^TREASURY_ADDRESS is invalid: got "):
-        load({"USDC_TOKEN_ADDRESS": written, "TREASURY_ADDRESS": TOKEN})
+    for token, treasury in ((TOKEN, written), (written, TOKEN)):
+        with pytest.raises(ConfigurationError) as refused:
+            load({"USDC_TOKEN_ADDRESS": token, "TREASURY_ADDRESS": treasury})
+        assert refused.value.setting == "TREASURY_ADDRESS"
 
 
 # -- numbers

@@ -17,6 +17,7 @@ from domain.money import DEFAULT_REVENUE_SHARE
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.payments.verification import Refused
 from services.payments import lifecycle as payments
+from starter import diagnosis
 from starter.diagnosis import Diagnosis, diagnose
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import transfer_for
@@ -58,7 +59,7 @@ async def test_an_attempt_that_does_not_exist(engine: Engine) -> None:
 async def test_an_intent_without_a_transaction(engine: Engine) -> None:
     _, intent = await engine.intent()
     found = await _diagnose(engine, intent.attempt_id)
-    assert "no transaction has been submitted" in found.explanation
+    assert found.explanation == diagnosis.NO_TRANSACTION
     assert (found.chain, found.workflow, found.workflow_url) == (None, "there is none", None)
     assert [event.event_type for event in found.events] == ["intent_created"]
 
@@ -77,7 +78,7 @@ async def test_an_intent_whose_hash_came_too_late(namespace: Namespace, database
         await asyncio.sleep((intent.expires_at - datetime.now(UTC)).total_seconds() + 0.01)
         await engine.submit(payer, intent, A)
         found = await _diagnose(engine, intent.attempt_id)
-    assert "FAILED with INTENT_EXPIRED" in found.explanation
+    assert found.explanation.startswith(diagnosis.ended(AttemptStatus.FAILED, "INTENT_EXPIRED"))
     assert found.events[-1].metadata == {"submittedTxHash": A}
 
 
@@ -89,7 +90,7 @@ async def test_a_payment_that_waits_says_what_for_from_all_three_sides(engine: E
         await chain.mine(1)
         await engine.polled(intent.attempt_id, "1 of 2 confirmations")
         found = await _diagnose(engine, intent.attempt_id, ui_url="http://ui.example/")
-        assert found.explanation == "Not credited yet: 1 of 2 confirmations."
+        assert found.explanation == f"{diagnosis.NOT_YET}: {found.chain}."
         assert found.chain == "1 of 2 confirmations"
         assert found.workflow is not None
         assert found.workflow.startswith("RUNNING, ")
@@ -106,8 +107,8 @@ async def test_a_payment_without_a_worker_says_what_to_do(engine: Engine) -> Non
     payer, intent = await engine.intent()
     await _record(engine, payer.user_id, intent.attempt_id, A)
     found = await _diagnose(engine, intent.attempt_id)
-    assert "no workflow settles it" in found.explanation
-    assert "submit the same hash again" in found.explanation
+    assert diagnosis.NO_WORKFLOW in found.explanation
+    assert diagnosis.SUBMIT_AGAIN in found.explanation
 
 
 async def test_a_payment_whose_run_was_terminated_says_what_to_do(engine: Engine) -> None:
@@ -116,15 +117,15 @@ async def test_a_payment_whose_run_was_terminated_says_what_to_do(engine: Engine
         await engine.submit(payer, intent, A)
         await engine.handle(intent.attempt_id).terminate("by an operator")
     found = await _diagnose(engine, intent.attempt_id)
-    assert "its workflow is TERMINATED; submit the same hash again" in found.explanation
+    assert f"its workflow is TERMINATED; {diagnosis.SUBMIT_AGAIN}" in found.explanation
 
 
 async def test_a_confirmed_payment_without_a_worker_points_at_the_workflow(engine: Engine) -> None:
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith("Not credited yet: ")
-    assert found.explanation.endswith("run: settle worker.")
+    assert found.explanation.startswith(diagnosis.NOT_YET)
+    assert found.explanation.endswith(f"{diagnosis.RUN_WORKER}.")
     assert found.chain is not None
     assert found.chain.startswith("the right payment, in block ")
 
@@ -148,7 +149,7 @@ async def test_with_the_node_down_the_answer_says_so_and_keeps_the_rest(engine: 
         async with ChainReader([f"http://127.0.0.1:{quiet_port()}/v2/an-api-key"], engine.chain.chain_id) as dead:
             found = await _diagnose(engine, intent.attempt_id, reader=dead)
     assert found.chain is not None
-    assert found.explanation.startswith(f"Not credited yet: {found.chain}; the workflow is RUNNING, ")
+    assert found.explanation.startswith(f"{diagnosis.NOT_YET}: {found.chain}; the workflow is RUNNING, ")
     assert "an-api-key" not in found.model_dump_json()
 
 
@@ -158,7 +159,7 @@ async def test_a_credited_purchase_names_both_credits(engine: Engine) -> None:
         await engine.submit(payer, intent, sent)
         await engine.result(intent.attempt_id)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == "Credited: 1,000,000,000 credits to the buyer, 750,000,000 to the system tenant."
+    assert found.explanation == diagnosis.credited(1_000_000_000, ", 750,000,000 to the system tenant")
     assert found.workflow is not None
     assert found.workflow.startswith("COMPLETED, ")
     assert {row.reason: row.amount for row in found.ledger} == {
@@ -183,7 +184,7 @@ async def test_a_credited_donation(engine: Engine) -> None:
         await engine.submit(payer, intent, sent)
         await engine.result(intent.attempt_id)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == "Credited: 1,000,000,000 credits donated to the system tenant."
+    assert found.explanation == diagnosis.donated(1_000_000_000)
 
 
 async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> None:
@@ -193,7 +194,7 @@ async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> N
         transfer = transfer_for(await engine.attempt(intent.attempt_id))
         await payments.credit_buyer(connection, intent.attempt_id, transfer, revenue_share=DEFAULT_REVENUE_SHARE)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith("Credited: 1,000,000,000 credits to the buyer; its bonus is missing")
+    assert found.explanation.startswith(diagnosis.credited(1_000_000_000, "; its bonus is missing")[:-1])
     assert "there is none" in found.explanation
 
 
@@ -204,7 +205,7 @@ async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: 
         await engine.submit(payer, intent, sent)
         await engine.result(intent.attempt_id)
     found = await _diagnose(engine, intent.attempt_id)
-    assert "REJECTED with INSUFFICIENT_AMOUNT" in found.explanation
+    assert found.explanation.startswith(diagnosis.ended(AttemptStatus.REJECTED, "INSUFFICIENT_AMOUNT"))
     assert found.chain == (
         f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, "
         f"{intent.amount_raw} are needed in one transfer"
@@ -220,6 +221,6 @@ async def test_a_payment_that_appeared_after_it_had_failed_is_distinguished(engi
     async with engine.settlement.transaction(payer.user_id) as connection:
         await payments.refuse(connection, intent.attempt_id, given_up)
     found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith(
-        "Not credited: it ended FAILED with RECEIPT_NOT_FOUND. Current state on the chain: the right payment, in block "
-    )
+    assert found.explanation.startswith(diagnosis.ended(AttemptStatus.FAILED, "RECEIPT_NOT_FOUND"))
+    assert found.chain is not None
+    assert found.chain in found.explanation

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import InvalidInput
-from domain.identifiers import parse_address, parse_attempt_id, parse_tx_hash, same_address
+from domain.identifiers import (
+    ADDRESS_EXPECTED,
+    HASH_EXPECTED,
+    UUID_EXPECTED,
+    parse_address,
+    parse_attempt_id,
+    parse_tx_hash,
+    same_address,
+)
 
 HEX = st.sampled_from("0123456789abcdefABCDEF")
 
@@ -36,9 +44,10 @@ NO_HEX = ["", "0x", "abc", None, 7, b"0x", True]
     ],
 )  # fmt: skip
 def test_what_is_no_transaction_hash_is_refused_in_one_short_line(text: object) -> None:
-    with pytest.raises(InvalidInput, match="txHash: expected 0x and 64 hex digits") as caught:
+    with pytest.raises(InvalidInput) as caught:
         parse_tx_hash(text)  # type: ignore[arg-type]
     assert caught.value.field == "txHash"
+    assert HASH_EXPECTED in caught.value.message
     assert len(caught.value.message) < 160
     assert "\n" not in caught.value.message
 
@@ -51,9 +60,10 @@ def test_what_is_no_transaction_hash_is_refused_in_one_short_line(text: object) 
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_and_the_field_is_named(text: object) -> None:
-    with pytest.raises(InvalidInput, match="wallet: expected 0x and 40 hex digits") as caught:
+    with pytest.raises(InvalidInput) as caught:
         parse_address(text, field="wallet")  # type: ignore[arg-type]
     assert caught.value.field == "wallet"
+    assert ADDRESS_EXPECTED in caught.value.message
     assert "\n" not in caught.value.message
 
 
@@ -66,8 +76,10 @@ def test_an_attempts_id_is_a_uuid() -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "x" * 36, None, 7, [], "0" * 33, "0" * 31])
 def test_what_is_no_uuid_is_refused(text: object) -> None:
-    with pytest.raises(InvalidInput, match="attemptId: expected a UUID"):
+    with pytest.raises(InvalidInput) as caught:
         parse_attempt_id(text)  # type: ignore[arg-type]
+    assert caught.value.field == "attemptId"
+    assert UUID_EXPECTED in caught.value.message
 
 
 def test_addresses_that_differ_in_more_than_case_are_two() -> None:

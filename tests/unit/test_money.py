@@ -172,9 +172,10 @@ def test_a_whole_number_within_the_limits_is_taken_as_it_is(amount: int) -> None
 
 @pytest.mark.parametrize("amount", [99, 1_000_001, 0, -1, -100, -(10**400), 10**400, 2**127, 2**128])
 def test_a_number_outside_the_limits_is_refused_in_one_short_line(amount: int) -> None:
-    with pytest.raises(InvalidInput, match="amountUsdCents: expected 100 to 1000000 US cents") as caught:
+    with pytest.raises(InvalidInput) as caught:
         check_payment_amount(amount, minimum=100, maximum=1_000_000)
     assert caught.value.field == "amountUsdCents"
+    assert "100 to 1000000" in caught.value.message
     assert caught.value.code == "INVALID_INPUT"
     assert len(caught.value.message) < 120
 
@@ -184,8 +185,9 @@ def test_a_number_outside_the_limits_is_refused_in_one_short_line(amount: int) -
     [True, False, 100.0, 100.5, float("nan"), float("inf"), "100", "", None, b"100", [100], Decimal(100), "1" * 9_999],
 )
 def test_what_is_no_whole_number_is_refused_in_one_short_line(amount: object) -> None:
-    with pytest.raises(InvalidInput, match="amountUsdCents: expected a whole number of US cents") as caught:
+    with pytest.raises(InvalidInput) as caught:
         check_payment_amount(amount, minimum=0, maximum=1_000_000)
+    assert caught.value.field == "amountUsdCents"
     assert len(caught.value.message) < 120
 
 
