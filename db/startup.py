@@ -14,12 +14,13 @@ from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION
 from db.tables import Base
 from domain.errors import DatabaseUnavailable, StartupCheckFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
+from domain.operations import governance
 
 RUN_MIGRATE: Final = "run: settle migrate"
 
 NO_SCHEMA: Final = f"the database has no schema yet; {RUN_MIGRATE}"
 TENANT_MISSING: Final = f"the system tenant's account {SYSTEM_TENANT_ACCOUNT_ID} is missing; {RUN_MIGRATE}"
-TENANT_NOT_FLAGGED: Final = f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant; {RUN_MIGRATE}"
+TENANT_NOT_FLAGGED: Final = f"{governance.TENANT_NOT_FLAGGED}; {RUN_MIGRATE}"
 INSTALL_NEWER: Final = "install the version that created it"
 MORE_RIGHTS: Final = "has more rights than it needs"
 

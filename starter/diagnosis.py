@@ -210,7 +210,7 @@ async def _ask_chain(
     except SettleError as error:
         return None, error.message
     except TimeoutError:
-        return None, f"no chain node has answered within {ANSWER_SECONDS_MAX:.0f} s"
+        return None, no_node_answered(ANSWER_SECONDS_MAX)
     verdict = evaluate(
         terms_of(attempt),
         attempt.tx_hash,
@@ -230,6 +230,11 @@ async def _ask_chain(
             return verdict, f"{code.value}: {message}"
         case Waiting(message=message):
             return verdict, message
+
+
+def no_node_answered(seconds: float) -> str:
+    """What is known of the chain where none of its nodes answers in time."""
+    return f"no chain node has answered within {seconds:.0f} s"
 
 
 def credited(buyer_credits: int, bonus: str) -> str:

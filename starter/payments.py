@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID, uuid4
 
 from temporalio.client import Client
@@ -45,6 +46,10 @@ class PaymentPolicy:
     min_usd_cents: int
     max_usd_cents: int
     min_confirmations: int
+
+
+CHAIN_UNREADABLE: Final = "the chain cannot be read right now"
+"""What payers see while no chain node gives a usable answer."""
 
 
 class PaymentsClient:
@@ -219,7 +224,7 @@ def _payer_message(waiting: Waiting) -> str:
     """What the payment waits for, for the payer. The nodes' answers are for operators: they name our servers."""
     match waiting.reason:
         case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION | WaitReason.PRECONDITION:
-            return "the chain cannot be read right now"
+            return CHAIN_UNREADABLE
         case _:
             return waiting.message
 

@@ -19,6 +19,10 @@ from workflows.resolve_finding import ResolveFinding
 ANSWER_TIMEOUT: Final = timedelta(seconds=30)
 """How long the command waits for a worker before it reports that none has answered."""
 
+NOT_EXECUTED_YET: Final = (
+    "no worker has answered yet; the remedy is executed when one does: repeat the command to see the result"
+)
+
 
 async def start_remedy(temporal: Client, request: RemedyRequest) -> WorkflowHandle[ResolveFinding, TakenRemedy]:
     """Start a remedy on its chain's queue, or join the run of the same remedy.
@@ -53,9 +57,7 @@ async def execute(temporal: Client, request: RemedyRequest) -> TakenRemedy:
     except WorkflowFailureError as error:
         raise refused_with(error) from error
     except TimeoutError:
-        raise TemporalUnavailable(
-            "no worker has answered yet; the remedy is executed when one does: repeat the command to see the result"
-        ) from None
+        raise TemporalUnavailable(NOT_EXECUTED_YET) from None
     except (RPCError, RuntimeError) as error:
         raise to_temporal_unavailable(error) from error
     if request.billing_account_id not in {None, taken.billing_account_id} or request.refund_tx_hash not in {

@@ -19,8 +19,8 @@ from db.clock import read_clock
 from db.engine import ServiceDatabase, TenantDatabase
 from db.operations import heartbeats as governance
 from domain.errors import BookkeepingError, ChainUnavailable
-from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, SYSTEM_TENANT_USER_ID
-from domain.operations.governance import Heartbeat, Income, Reading, evaluate_heartbeat
+from domain.identifiers import SYSTEM_TENANT_USER_ID
+from domain.operations.governance import TENANT_NOT_VISIBLE, Heartbeat, Income, Reading, evaluate_heartbeat
 
 LOW_BALANCES_MAX: Final = 10
 """Unpublished crossings that one heartbeat publishes."""
@@ -59,7 +59,7 @@ class GovernanceActivities(GovernanceSignatures):
         async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:
             income = await governance.read_income(connection, span.since, span.until)
         if income is None:
-            raise BookkeepingError(f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}")
+            raise BookkeepingError(TENANT_NOT_VISIBLE)
         return income
 
     async def _find(self, key: str) -> Heartbeat | None:
@@ -71,7 +71,7 @@ class GovernanceActivities(GovernanceSignatures):
             account = await governance.read_system_tenant(connection)
         problems: list[str] = []
         if account.is_flagged is None:
-            problems.append(f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}")
+            problems.append(TENANT_NOT_VISIBLE)
         if account.schema_problem is not None:
             problems.append(account.schema_problem)
         newest = None

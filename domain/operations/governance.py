@@ -15,6 +15,9 @@ from domain.operations.events import HEARTBEAT, LOW_BALANCE, PlatformEvent
 
 DEFAULT_LOW_BALANCE_CREDITS: Final = credits_for_usd_cents(1_000)
 
+TENANT_NOT_FLAGGED: Final = f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant"
+TENANT_NOT_VISIBLE: Final = f"the platform's principal sees no account {SYSTEM_TENANT_ACCOUNT_ID}"
+
 
 class HeartbeatStatus(StrEnum):
     """Overall state of a heartbeat."""
@@ -85,7 +88,7 @@ def evaluate_heartbeat(
     head_age = now - reading.head_mined_at if reading.head_mined_at is not None else None
     problems = [*reading.problems]
     if reading.balance_credits is not None and not reading.is_flagged:
-        problems.append(f"account {SYSTEM_TENANT_ACCOUNT_ID} is not flagged as the system tenant")
+        problems.append(TENANT_NOT_FLAGGED)
     if head_age is not None and head_age > head_age_max:
         problems.append(f"the chain's newest block is {_seconds(head_age)} s old, more than {_seconds(head_age_max)} s")
     is_low = was_low if reading.balance_credits is None else reading.balance_credits < threshold_credits

@@ -29,7 +29,7 @@ from domain.operations.resolutions import (
     require_account_of_nobodys,
 )
 
-_NOT_CREDITABLE: Final = {
+NOT_CREDITABLE: Final = {
     "transfer_credits_not_settled": "the transfer has already paid an attempt, been credited, or been sent back",
     "transfer_credits_of_transfer_on_chain": "the transfer is not on the chain as it was recorded",
     "transfer_credits_of_surplus": "there is no such overpayment, or its payment is not final yet",
@@ -176,7 +176,7 @@ async def _find_creditable(connection: ServiceConnection, finding: StoredFinding
         constraint = "transfer_credits_of_transfer_on_chain"
         found = await resolutions.find_observed_creditable(connection, finding)
     if found is None:
-        raise RemedyRefused(f"{_NOT_CREDITABLE[constraint]}: nothing was done")
+        raise RemedyRefused(f"{NOT_CREDITABLE[constraint]}: nothing was done")
     sender = finding.details.get("sender")
     if finding.value_raw not in {None, found.value_raw} or (sender and not same_address(sender, found.from_address)):
         raise RemedyRefused(
@@ -198,7 +198,7 @@ async def _insert_credit(connection: ServiceConnection, values: dict[str, Any]) 
     try:
         await resolutions.insert_credit(connection, values)
     except CreditRefused as refused:
-        why = _NOT_CREDITABLE.get(refused.constraint)
+        why = NOT_CREDITABLE.get(refused.constraint)
         if why is None:
             raise BookkeepingError(f"the credit violates {refused.constraint}") from refused
         raise RemedyRefused(f"{why}: nothing was done") from refused

@@ -22,6 +22,7 @@ from db.operations import operator_pages as queries
 from devstack.chain import Wallet, payer_wallets
 from devstack.processes import quiet_port
 from domain.payments.attempt import PaymentAttempt, Purpose
+from starter import diagnosis
 from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import Engine
 from tests.support.payments import NOW, REVERTED, RolePair, open_roles, tx_hash
@@ -604,7 +605,7 @@ async def test_a_credited_payments_whole_story(reader: Visitor, engine: Engine) 
 async def test_a_payment_that_is_not_paid_yet(reader: Visitor, engine: Engine) -> None:
     _, intent = await engine.intent(100, Purpose.SYSTEM)
     document = await page(reader, f"/operator/attempts/{intent.attempt_id}")
-    assert document.one("h1").text.endswith("no transaction has been submitted for this intent yet.")
+    assert document.one("h1").text.endswith(diagnosis.NO_TRANSACTION)
     known = facts(document)
     assert known["The chain says"] == "no transaction submitted"
     assert known["Temporal says"] == "there is none"
@@ -658,7 +659,7 @@ async def test_servers_that_hang_do_not_hang_the_page(engine: Engine, monkeypatc
         for writer in held:
             writer.close()
     assert held
-    assert known["The chain says"] == "no chain node has answered within 1 s"
+    assert known["The chain says"] == diagnosis.no_node_answered(1)
     assert known["Temporal says"].startswith("Temporal does not answer: ")
 
 

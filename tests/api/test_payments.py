@@ -13,6 +13,7 @@ from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from starter import progress
+from starter.payments import CHAIN_UNREADABLE
 from starter.progress import DESCRIBE_TIMEOUT
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, first_wallet, running_api
 from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
@@ -191,7 +192,7 @@ async def test_a_payer_is_not_shown_which_node_answered_what(
             return (await payer.status(intent["attemptId"]))["waitingFor"] is not None
 
         await wait_until(says_why, timeout_seconds=PATIENCE_SECONDS, what="a reason")
-        assert (await payer.status(intent["attemptId"]))["waitingFor"] == "the chain cannot be read right now"
+        assert (await payer.status(intent["attemptId"]))["waitingFor"] == CHAIN_UNREADABLE
 
 
 async def test_a_temporal_that_hangs_costs_a_page_full_of_payments_seconds_not_its_answer(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from activities.operations.signatures import HeartbeatToTake
 from db.schema import SCHEMA_REVISION
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.events import HEARTBEAT, LOW_BALANCE, PlatformEvent
-from domain.operations.governance import Heartbeat, HeartbeatStatus
+from domain.operations.governance import TENANT_NOT_FLAGGED, TENANT_NOT_VISIBLE, Heartbeat, HeartbeatStatus
 from domain.payments.attempt import Purpose
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
@@ -172,9 +172,9 @@ async def test_what_is_missing_is_a_problem_and_no_reason_to_be_silent(engine: E
         execute(superuser, "DROP POLICY own_accounts ON billing_accounts")
         unseen = await beat(engine, threshold=1)
     assert (unflagged.status, unflagged.account_present, unflagged.is_flagged) == (HeartbeatStatus.FAILED, True, False)
-    assert unflagged.problems == ("account cogni_system is not flagged as the system tenant",)
+    assert unflagged.problems == (TENANT_NOT_FLAGGED,)
     assert (unseen.status, unseen.account_present, unseen.balance_credits) == (HeartbeatStatus.FAILED, False, None)
-    assert unseen.problems == ("the platform's principal sees no account cogni_system",)
+    assert unseen.problems == (TENANT_NOT_VISIBLE,)
     assert not unseen.is_low, "it is unknown, so it is as it was"
     assert [event.data["status"] for event in heard.of_type(HEARTBEAT)] == ["failed", "failed"]
 

@@ -228,7 +228,7 @@ async def test_more_than_a_ledger_entry_holds_is_refused(roles: RolePair) -> Non
 
 async def test_what_the_chain_does_not_show_any_more_is_not_credited(roles: RolePair) -> None:
     finding_id = await find_transfer(roles.service, 1, observed=False)
-    with pytest.raises(RemedyRefused, match="the transfer is not on the chain"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_of_transfer_on_chain"]):
         await take(roles.service, finding_id, Remedy.CREDIT)
 
 
@@ -276,7 +276,7 @@ async def test_a_settled_transfer_is_not_credited(roles: RolePair) -> None:
     attempt = await roles.settle(await roles.open_account(1), 1)
     await observe_payment(roles, attempt)
     finding_id = await find_transfer(roles.service, 1, observed=False, value_raw=attempt.amount_raw)
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, finding_id, Remedy.CREDIT)
     assert await roles.books() == []
 
@@ -339,7 +339,7 @@ async def test_a_settled_transfer_that_moved_is_not_credited_at_its_new_place(ro
     """Its transaction is in another block, its log has another index, and nothing has been said about finality yet."""
     attempt = await roles.settle(await roles.open_account(1), 1)
     finding_id = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=5)
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, finding_id, Remedy.CREDIT)
 
 
@@ -358,7 +358,7 @@ async def test_another_transfer_of_the_same_transaction_settles_and_is_credited(
     settled = await find_transfer(roles.service, 1, value_raw=attempt.amount_raw, log_index=1)
     await take(roles.service, credited, Remedy.CREDIT)
     await roles.credit(attempt, transfer_for(attempt, log_index=1))
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, settled, Remedy.CREDIT)
     assert await roles.books(pending_bonus_ok=True) == []
 
@@ -631,10 +631,10 @@ async def test_observed_twice_is_still_once(roles: RolePair) -> None:
     first = await find_transfer(roles.service, 1, observed=False, log_index=4, value_raw=attempt.amount_raw)
     second = await find_transfer(roles.service, 1, observed=False, log_index=0, value_raw=attempt.amount_raw)
     # The one that has paid is refused although its like is free; then that one, and nothing after it.
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, second, Remedy.CREDIT)
     await take(roles.service, first, Remedy.CREDIT)
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, second, Remedy.CREDIT)
 
 
@@ -645,5 +645,5 @@ async def test_what_an_attempt_was_paid_with_is_not_credited_though_its_record_w
         owner.execute("SET session_replication_role = replica")
         owner.execute("DELETE FROM settled_transfers")
     finding_id = await find_transfer(roles.service, 1, observed=False, value_raw=attempt.amount_raw)
-    with pytest.raises(RemedyRefused, match="already paid an attempt"):
+    with pytest.raises(RemedyRefused, match=remedies.NOT_CREDITABLE["transfer_credits_not_settled"]):
         await take(roles.service, finding_id, Remedy.CREDIT)

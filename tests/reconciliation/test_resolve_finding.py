@@ -160,7 +160,7 @@ async def test_without_a_worker_it_is_on_record_and_says_so(
 ) -> None:
     finding_id = await find_transfer(roles.service, 1)
     monkeypatch.setattr(starter, "ANSWER_TIMEOUT", starter.ANSWER_TIMEOUT / 60)
-    with pytest.raises(TemporalUnavailable, match="no worker has answered yet"):
+    with pytest.raises(TemporalUnavailable, match=starter.NOT_EXECUTED_YET):
         await execute(namespace.client, asked(finding_id, Remedy.WRITE_OFF))
     async with worker(namespace, remedies):
         handle = namespace.client.get_workflow_handle(resolve_workflow_id(finding_id, Remedy.WRITE_OFF))
