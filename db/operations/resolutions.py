@@ -1,4 +1,4 @@
-"""Queries on what operators did: the audit trail of their remedies, and the transfers that they credited."""
+"""Queries of remedies: the operators' audit trail, and the transfers that they credited."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Creditable:
-    """A transfer, or the surplus of one, where it is now."""
+    """A transfer, or the surplus of one, at its present place."""
 
     part: str
     log_index: int
@@ -43,7 +43,7 @@ class Creditable:
 
 @dataclass(frozen=True, slots=True)
 class CreditOfFinding:
-    """What was credited for a finding, and the share of the bonus on it."""
+    """The credit of a finding, with the revenue share of its bonus."""
 
     reference: str
     amount_credits: int
@@ -51,7 +51,7 @@ class CreditOfFinding:
 
 
 class CreditRefused(Exception):
-    """The database refuses a credit. `constraint` is the name of what it violates."""
+    """The database refuses a credit; `constraint` is the violated constraint."""
 
     def __init__(self, constraint: str) -> None:
         super().__init__(constraint)
@@ -71,7 +71,7 @@ _LIST_ACTIONS: Final = text(
      WHERE finding_id = :finding_id OR (CAST(:finding_id AS uuid) IS NULL AND attempt_id = :attempt_id) ORDER BY id
     """
 )
-_TAKEN: Final = text(
+_ACTION_OF_OPENING: Final = text(
     """
     SELECT action, operator, reason, outcome, created_at FROM operator_actions
      WHERE finding_id = :finding_id AND opening = :opening
@@ -121,7 +121,7 @@ async def insert_action(
     attempt_id: UUID | None = None,
     outcome: dict[str, Any] | None = None,
 ) -> datetime:
-    """Append to the operators' audit trail; when it was."""
+    """Append a row to the operators' audit trail; returns its time."""
     row = (
         await connection.connection.execute(
             _INSERT_ACTION,
@@ -141,41 +141,41 @@ async def insert_action(
 
 
 async def find_last_action(connection: ServiceConnection, finding: StoredFinding) -> Action | None:
-    """What ended the finding the last time it was open; None where no operator has."""
+    """The action that resolved the finding when it was last open; None where no operator did."""
     values = {"finding_id": finding.id, "opening": finding.times_opened}
-    row = (await connection.connection.execute(_TAKEN, values)).one_or_none()
+    row = (await connection.connection.execute(_ACTION_OF_OPENING, values)).one_or_none()
     return Action(row.action, row.operator, row.reason, row.outcome, row.created_at) if row else None
 
 
 async def list_actions(
     connection: ReadAllConnection, *, finding_id: UUID | None = None, attempt_id: UUID | None = None
 ) -> list[Action]:
-    """What operators did about a finding, or about an attempt, oldest first."""
+    """The actions on a finding, or on an attempt, oldest first."""
     rows = await connection.connection.execute(_LIST_ACTIONS, {"finding_id": finding_id, "attempt_id": attempt_id})
     return [Action(row.action, row.operator, row.reason, row.outcome, row.created_at) for row in rows]
 
 
 async def match_again(connection: ServiceConnection, finding: StoredFinding) -> None:
-    """Let the watcher decide about the finding's transfer once more."""
+    """Remove the decision about the finding's transfer, so that the watcher matches it again."""
     place = {"chain_id": finding.chain_id, "tx_hash": finding.tx_hash, "log_index": finding.log_index}
     await connection.connection.execute(_MATCH_AGAIN, place)
 
 
 async def find_observed_creditable(connection: ServiceConnection, finding: StoredFinding) -> Creditable | None:
-    """The transfer that was found, where it is now."""
+    """The finding's transfer at its present place; None where it is not on the chain."""
     place = {"chain_id": finding.chain_id, "tx_hash": finding.tx_hash, "log_index": finding.log_index}
     row = (await connection.connection.execute(_OBSERVED, place)).one_or_none()
     return _creditable(row) if row else None
 
 
 async def find_overpayment(connection: ServiceConnection, finding: StoredFinding) -> Creditable | None:
-    """What a credited attempt was paid beyond its amount."""
+    """The overpayment of a credited attempt; None where it has none."""
     row = (await connection.connection.execute(_SURPLUS, {"attempt_id": finding.attempt_id})).one_or_none()
     return _creditable(row) if row else None
 
 
 async def insert_credit(connection: ServiceConnection, values: dict[str, Any]) -> None:
-    """Write that a transfer was credited or sent back. Raises `CreditRefused` with the constraint that it violates."""
+    """Record that a transfer was credited or refunded. Raises `CreditRefused` with the violated constraint."""
     try:
         await connection.connection.execute(_INSERT_CREDIT, values)
     except IntegrityError as error:
@@ -186,7 +186,7 @@ async def insert_credit(connection: ServiceConnection, values: dict[str, Any]) -
 
 
 async def find_credit(connection: ServiceConnection, finding_id: UUID) -> CreditOfFinding | None:
-    """What was credited for the finding."""
+    """The credit of the finding; None where there is none."""
     row = (await connection.connection.execute(_CREDIT_OF_FINDING, {"finding_id": finding_id})).one_or_none()
     return CreditOfFinding(row.reference, row.amount_credits, row.revenue_share) if row else None
 
