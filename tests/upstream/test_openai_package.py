@@ -272,7 +272,7 @@ async def test_errors_are_raised_as_the_packages_own(
     assert raised.value.request_id
 
 
-async def test_the_package_retries_what_it_is_told_to(running: Running) -> None:
+async def test_the_package_retries_what_the_answer_asks_for(running: Running) -> None:
     import openai
 
     order = {"behaviour": {"status": 503, "headers": [["retry-after-ms", "1"]]}, "requests": 2}
