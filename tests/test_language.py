@@ -32,7 +32,7 @@ BANNED: Final[dict[str, str]] = {
     r"wants|wanted(?= )": "expected, or requires",
     r"(?:hand|hands|handed|handing) in": "submit",
     r"(?:take|takes|taken|took|taking) (?:it |them )?back": "reverse",
-    r"(?:take|takes|taking) turns|in turns?|(?:its|their|his|a) turn": "concurrency limit, or serialized",
+    r"(?:take|takes|taking) turns|in turns?|(?:its|their|his) turn": "concurrency limit, or serialized",
     r"stretch(?:es)?": "gap, or segment",
     r"ripe": "past its grace period",
     r"wrong use": "usage error",

@@ -70,7 +70,7 @@ async def test_the_message_decides_before_the_model_and_the_model_before_the_que
     assert (reply.status, json.loads(reply.body)["model"]) == (200, "dev-small")
 
 
-async def test_the_queue_answers_as_many_requests_as_it_is_told_to(running: Running) -> None:
+async def test_the_queue_answers_as_many_requests_as_an_order_says(running: Running) -> None:
     orders = [
         {"behaviour": {"status": 500}, "requests": 2, "path": PATHS["messages"]},
         {"behaviour": {"status": 429}, "requests": None},
