@@ -24,7 +24,7 @@ from db.logins import Login, LoginResult, try_login
 from db.outages import as_unavailable
 from db.pooler import refuse_pooler
 from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
-from db.schema import EXPANDED_REVISION, SCHEMA_REVISION
+from db.schema import EXPANDED_REVISION, LAST_CONTRACT, SCHEMA_REVISION
 from domain.errors import ConfigurationError, StartupCheckFailed
 
 _LOCK_KEY: Final = 0x5E771E
@@ -104,7 +104,7 @@ def migrate(
             on_progress(f"schema at revision {before or 'none'}, upgrading to {revision}")
             for step in (
                 # The functions' present text needs all that was added, and nothing that is still to be taken away.
-                lambda: _upgrade(connection, _target(before, expand_only=True)),
+                lambda: _upgrade(connection, _expanded(before)),
                 lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
                 lambda: _upgrade(connection, revision),
                 lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
@@ -150,6 +150,15 @@ def _target(before: str | None, *, expand_only: bool) -> str:
     """The revision to upgrade to: the code's, or the last one that removes nothing."""
     if not expand_only:
         return SCHEMA_REVISION
+    if before is not None and before < LAST_CONTRACT:
+        raise ConfigurationError(
+            f"the schema is at revision {before}, and revision {LAST_CONTRACT} removes what its processes use: upgrade "
+            "to the version of that revision first, or stop all processes and run settle migrate without --expand-only"
+        )
+    return _expanded(before)
+
+
+def _expanded(before: str | None) -> str:
     return max(before or EXPANDED_REVISION, EXPANDED_REVISION)
 
 

@@ -46,10 +46,17 @@ _TRANSFER: Final = (
     *("surplus_raw", "unapplied_raw"),
 )
 
+_PRICE_VERSION: Final = {"SELECT": WHOLE, "INSERT": ("source", "counts_from", "created_by")}
+_ACCOUNT: Final = {
+    "SELECT": WHOLE,
+    "INSERT": ("id", "owner_user_id", "kind", "tier", "name"),
+    "UPDATE": ("name", "limit_day_credits", "limit_month_credits"),
+}
+
 TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     # accounts
     "users": _READ_BY_ALL,
-    "billing_accounts": _READ_BY_ALL,
+    "billing_accounts": {**_READ_BY_ALL, SERVICE_ROLE: _ACCOUNT},
     "virtual_keys": _READ_BY_WORKERS,
     "login_challenges": {},
     "sessions": {},
@@ -57,9 +64,12 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "idempotency_keys": {
         APP_ROLE: {"SELECT": WHOLE, "INSERT": ("billing_account_id", "key", "request_hash", "answer")}
     },
+    "account_members": {APP_ROLE: _READ, SETTLEMENT_ROLE: _READ, SERVICE_ROLE: _ALL_ROWS},
+    "billing_grants": {APP_ROLE: _READ, SERVICE_ROLE: _KEEP},
     # ledger
     "ledger_accounts": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
     "credit_ledger": _READ_BY_ALL,
+    "general_entries": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
     "journal_lines": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
     "books_checkpoints": {SERVICE_ROLE: _CORRECT},
     "books_checks": {SERVICE_ROLE: _CORRECT},
@@ -92,6 +102,19 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "chain_cursors": {SERVICE_ROLE: _ALL_ROWS},
     "chain_gaps": {SERVICE_ROLE: _KEEP},
     "watched_blocks": {SERVICE_ROLE: _ALL_ROWS},
+    # billing
+    "price_versions": {APP_ROLE: _READ, SERVICE_ROLE: _PRICE_VERSION, OPERATOR_ROLE: _READ},
+    "model_prices": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
+    "credit_holds": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "charge_receipts": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "charge_references": {SERVICE_ROLE: _READ},
+    "usage_by_day": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "billing_alerts": {
+        APP_ROLE: _READ,
+        SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("announced_at",)},
+        OPERATOR_ROLE: _READ,
+    },
+    "call_claims": {},
     # operations
     "findings": {SERVICE_ROLE: _KEEP},
     "operator_actions": {SERVICE_ROLE: _APPEND},
@@ -117,6 +140,11 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "end_session": (APP_ROLE,),
     "end_sessions_of_wallet": (SERVICE_ROLE,),
     "take_from_rate_limits": (APP_ROLE,),
+    "may_manage_account": (APP_ROLE, SERVICE_ROLE),
+    "create_key": (APP_ROLE, SERVICE_ROLE),
+    "rotate_key": (APP_ROLE, SERVICE_ROLE),
+    "revoke_key": (APP_ROLE, SERVICE_ROLE),
+    "members_of_account": (APP_ROLE, SERVICE_ROLE),
     "prune_expired": (SERVICE_ROLE,),
     # ledger
     "post_entry": (SERVICE_ROLE,),
@@ -131,6 +159,14 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
     "is_alike": (SERVICE_ROLE,),
     "paid_transfers_of": (SERVICE_ROLE,),
+    # billing: the gateway is a process that people reach
+    "find_key": (APP_ROLE,),
+    "hold_credits": (APP_ROLE,),
+    "renew_hold": (APP_ROLE,),
+    "capture_hold": (APP_ROLE, SERVICE_ROLE),
+    "void_hold": (APP_ROLE, SERVICE_ROLE),
+    "ingest_charge": (APP_ROLE,),
+    "open_receipt_months": (SERVICE_ROLE,),
     # operations
     "credits_without_bonus": (SERVICE_ROLE,),
     # schema
@@ -173,16 +209,10 @@ GRANTED: Final = frozenset(
 )
 """The rights of the roles when everything is up to date."""
 
-BEFORE_CONTRACT: Final = frozenset(
-    [
-        *_of_table("payment_events", APP_ROLE, {"INSERT": WHOLE}),
-        *_of_table("settled_transfers", APP_ROLE, {"INSERT": WHOLE}),
-        *_of_table("idempotency_keys", APP_ROLE, {"INSERT": WHOLE}),
-        *_of_table("payment_attempts", APP_ROLE, {"UPDATE": ("revenue_share",)}),
-        Right(APP_ROLE, "FUNCTION", "post_own_purchase", "EXECUTE"),
-    ]
-)
-"""Additional rights of a role while processes of the previous version may run: until the contracting revision."""
+BEFORE_CONTRACT: Final[frozenset[Right]] = frozenset()
+"""Additional rights of a role while processes of the previous version may run: until the contracting revision.
+
+None now: revision 0006 has no contracting successor."""
 
 _WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
 

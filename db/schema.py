@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_REVISION: Final = "0005"
+SCHEMA_REVISION: Final = "0006"
 """The newest migration of this code; `settle migrate` goes up to it."""
 
-EXPANDED_REVISION: Final = "0004"
+EXPANDED_REVISION: Final = "0006"
 """The oldest schema that this code runs with: everything that it uses is there. What comes after it up to
 `SCHEMA_REVISION` only takes away what older code used."""
 
-KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", SCHEMA_REVISION})
+KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", "0005", SCHEMA_REVISION})
 """Every migration that this version has; any other was made by a newer one, which says whether this one may go on."""
 
 TENANT_SETTING: Final = "settle.user_id"
 """Name of the transaction-local PostgreSQL setting that row-level security reads."""
+
+LAST_CONTRACT: Final = "0005"
+"""The newest revision that takes away what older code uses: an expanding migration does not pass it."""

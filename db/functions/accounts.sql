@@ -236,3 +236,93 @@ BEGIN
         RETURNING 1)
     SELECT 'idempotency_keys', count(*) FROM ended;
 END $function$;
+
+-- Whether the caller may make and revoke keys of an account: operators of any, in a user's scope its owner and admins.
+CREATE OR REPLACE FUNCTION public.may_manage_account(p_billing_account_id text)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT CASE WHEN pg_has_role(session_user, 'settle_service', 'MEMBER') THEN true
+                ELSE EXISTS (SELECT FROM billing_accounts b
+                              WHERE b.id = p_billing_account_id AND b.owner_user_id = current_tenant())
+                  OR EXISTS (SELECT FROM account_members m
+                              WHERE m.billing_account_id = p_billing_account_id AND m.user_id = current_tenant()
+                                AND m.role IN ('owner', 'admin')) END
+$function$;
+
+-- Store a service key by the hash of its secret. False where the account is unknown, or the caller may not manage it.
+-- Only operators give the right to attribute: it moves calls to another account's rate limit.
+CREATE OR REPLACE FUNCTION public.create_key(p_id uuid, p_billing_account_id text, p_label text, p_key_hash text, p_key_hint text, p_expires_at timestamp with time zone, p_limit_day bigint, p_limit_month bigint, p_models text[], p_may_attribute boolean)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF p_may_attribute AND NOT pg_has_role(session_user, 'settle_service', 'MEMBER') THEN
+        RAISE EXCEPTION 'only operators give a key the right to attribute' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF NOT may_manage_account(p_billing_account_id) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO virtual_keys (id, billing_account_id, label, key_hash, key_hint, expires_at, limit_day_credits,
+                              limit_month_credits, models, may_attribute, created_by_user_id)
+    SELECT p_id, b.id, p_label, p_key_hash, p_key_hint, p_expires_at, p_limit_day, p_limit_month, p_models,
+           p_may_attribute, current_tenant() FROM billing_accounts b WHERE b.id = p_billing_account_id;
+    RETURN FOUND;
+END $function$;
+
+-- Replace a key by one with the same limits, which works at once; the old one works until p_old_until, or until it
+-- expires where that is sooner. False where there is no such key in force that the caller may manage.
+CREATE OR REPLACE FUNCTION public.rotate_key(p_old_id uuid, p_new_id uuid, p_key_hash text, p_key_hint text, p_old_until timestamp with time zone)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_old virtual_keys;
+BEGIN
+    SELECT * INTO v_old FROM virtual_keys k
+     WHERE k.id = p_old_id AND k.key_hash IS NOT NULL AND k.revoked_at IS NULL AND k.rotated_to IS NULL
+       AND may_manage_account(k.billing_account_id)
+       FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO virtual_keys (id, billing_account_id, label, key_hash, key_hint, expires_at, limit_day_credits,
+                              limit_month_credits, models, may_attribute, created_by_user_id)
+    VALUES (p_new_id, v_old.billing_account_id, v_old.label, p_key_hash, p_key_hint, v_old.expires_at,
+            v_old.limit_day_credits, v_old.limit_month_credits, v_old.models, v_old.may_attribute,
+            coalesce(current_tenant(), v_old.created_by_user_id));
+    UPDATE virtual_keys SET rotated_to = p_new_id, expires_at = least(expires_at, p_old_until) WHERE id = p_old_id;
+    RETURN true;
+END $function$;
+
+-- Refuse a key from now on, in every process. False where it is unknown, revoked already, or the caller may not manage it.
+CREATE OR REPLACE FUNCTION public.revoke_key(p_id uuid)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    UPDATE virtual_keys k SET revoked_at = now()
+     WHERE k.id = p_id AND k.key_hash IS NOT NULL AND k.revoked_at IS NULL AND may_manage_account(k.billing_account_id);
+    RETURN FOUND;
+END $function$;
+
+-- The members of an account, for who may manage it.
+CREATE OR REPLACE FUNCTION public.members_of_account(p_billing_account_id text)
+ RETURNS TABLE(user_id text, wallet_address text, role text, since timestamp with time zone)
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT m.user_id, u.wallet_address, m.role, m.created_at
+      FROM account_members m JOIN users u ON u.id = m.user_id
+     WHERE m.billing_account_id = p_billing_account_id AND may_manage_account(p_billing_account_id)
+     ORDER BY m.created_at, m.user_id
+$function$;

@@ -98,6 +98,7 @@ END $function$;
 
 -- A journal entry balances, moves its billing account's liability by exactly the header's amount and no other account's,
 -- and is complete in one transaction: a line added in a later transaction would change an old entry.
+-- Its header is a row of credit_ledger, or of general_entries where no account's credits change.
 CREATE OR REPLACE FUNCTION public.check_entry_balanced()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -106,27 +107,41 @@ CREATE OR REPLACE FUNCTION public.check_entry_balanced()
 AS $function$
 DECLARE
     v_entry_id uuid;
+    v_account text;
+    v_amount bigint;
+    v_written xid;
+    v_debits numeric;
     v_imbalance numeric;
     v_liability numeric;
-    v_amount bigint;
     v_foreign boolean;
     v_late boolean;
 BEGIN
-    IF TG_TABLE_NAME = 'credit_ledger' THEN v_entry_id := NEW.id; ELSE v_entry_id := NEW.entry_id; END IF;
-    SELECT e.amount,
+    IF TG_TABLE_NAME = 'journal_lines' THEN v_entry_id := NEW.entry_id; ELSE v_entry_id := NEW.id; END IF;
+    SELECT e.billing_account_id, e.amount, e.xmin INTO v_account, v_amount, v_written FROM credit_ledger e
+     WHERE e.id = v_entry_id;
+    IF NOT FOUND THEN
+        v_amount := 0;
+        SELECT e.xmin INTO v_written FROM general_entries e WHERE e.id = v_entry_id;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'journal line % names no entry', NEW.id
+                USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'journal_lines_entry_exists';
+        END IF;
+    ELSIF TG_TABLE_NAME = 'general_entries' THEN
+        RAISE EXCEPTION 'general entry % has the id of a ledger entry', v_entry_id
+            USING ERRCODE = 'unique_violation', CONSTRAINT = 'general_entries_id_is_its_own';
+    END IF;
+    SELECT coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0),
            coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0),
            coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END)
-                    FILTER (WHERE a.billing_account_id = e.billing_account_id AND a.type = 'liability'), 0),
-           coalesce(bool_or(a.billing_account_id <> e.billing_account_id), false),
-           coalesce(bool_or(l.xmin <> e.xmin), false)
-      INTO v_amount, v_imbalance, v_liability, v_foreign, v_late
-      FROM credit_ledger e
-      LEFT JOIN journal_lines l ON l.entry_id = e.id
-      LEFT JOIN ledger_accounts a ON a.code = l.account_code
-     WHERE e.id = v_entry_id
-     GROUP BY e.id, e.amount;
-    IF v_imbalance <> 0 THEN
-        RAISE EXCEPTION 'journal entry % is not balanced: debits - credits = %', v_entry_id, v_imbalance
+                    FILTER (WHERE a.billing_account_id = v_account AND a.type = 'liability'), 0),
+           coalesce(bool_or(a.billing_account_id IS NOT NULL AND a.billing_account_id IS DISTINCT FROM v_account), false),
+           coalesce(bool_or(l.xmin <> v_written), false)
+      INTO v_debits, v_imbalance, v_liability, v_foreign, v_late
+      FROM journal_lines l
+      JOIN ledger_accounts a ON a.code = l.account_code
+     WHERE l.entry_id = v_entry_id;
+    IF v_imbalance <> 0 OR v_debits = 0 THEN
+        RAISE EXCEPTION 'journal entry % is not balanced: debits %, debits - credits %', v_entry_id, v_debits, v_imbalance
             USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_balanced';
     END IF;
     IF v_liability <> v_amount THEN

@@ -99,7 +99,21 @@ CHECKS: Final = (
         "line_without_entry",
         About.LINE,
         "journal line {value} has no entry",
-        "SELECT s.id AS value FROM subject s WHERE NOT EXISTS (SELECT 1 FROM credit_ledger e WHERE e.id = s.entry_id)",
+        """SELECT s.id AS value FROM subject s
+            WHERE NOT EXISTS (SELECT 1 FROM credit_ledger e WHERE e.id = s.entry_id)
+              AND NOT EXISTS (SELECT 1 FROM general_entries g WHERE g.id = s.entry_id)""",
+    ),
+    Check(
+        "general_entry_balanced",
+        About.LINE,
+        "general entry {value} does not balance, or moves an account's credits",
+        """SELECT l.entry_id AS value
+             FROM (SELECT DISTINCT entry_id FROM subject) s
+             JOIN general_entries g ON g.id = s.entry_id
+             JOIN journal_lines l ON l.entry_id = s.entry_id
+            GROUP BY l.entry_id
+           HAVING sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END) <> 0
+               OR bool_or(starts_with(l.account_code, 'credits:'))""",
     ),
     Check(
         "entry_balanced",
@@ -108,7 +122,7 @@ CHECKS: Final = (
         """SELECT s.id AS value FROM subject s LEFT JOIN journal_lines l ON l.entry_id = s.id
             GROUP BY s.id, s.amount, s.billing_account_id
            HAVING coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0) <> 0
-               OR coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) <> abs(s.amount::numeric)
+               OR coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) < abs(s.amount::numeric)
                OR coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END)
                            FILTER (WHERE l.account_code = 'credits:' || s.billing_account_id), 0) <> s.amount
                OR bool_or(starts_with(l.account_code, 'credits:')
@@ -135,6 +149,28 @@ CHECKS: Final = (
                     WHERE e.billing_account_id = s.id ORDER BY e.entry_seq DESC LIMIT 1), 0)""",
         """SELECT b.id AS value FROM billing_accounts b LEFT JOIN credit_ledger e ON e.billing_account_id = b.id
             GROUP BY b.id, b.balance_credits HAVING b.balance_credits <> coalesce(sum(e.amount), 0)""",
+    ),
+    Check(
+        "held_credits",
+        About.ACCOUNT,
+        "held credits of account {value} are not the sum of its open holds",
+        """SELECT s.id AS value FROM subject s
+            WHERE s.held_credits <> coalesce(
+                  (SELECT sum(h.amount_credits) FROM credit_holds h
+                    WHERE h.billing_account_id = s.id AND h.state = 'held'), 0)""",
+    ),
+    Check(
+        "usage_without_receipt",
+        About.ENTRY,
+        "usage entry {value} has no receipt of the same amount",
+        """SELECT s.id AS value FROM subject s
+            WHERE s.reason = 'llm_usage' AND NOT EXISTS (
+                  SELECT 1 FROM charge_references f
+                    JOIN charge_receipts r ON r.id = f.receipt_id AND r.created_at = f.receipt_created_at
+                   WHERE f.source_system = split_part(s.reference, ':', 1)
+                     AND f.source_reference = substr(s.reference, strpos(s.reference, ':') + 1)
+                     AND r.charged_credits = -s.amount AND r.billing_account_id = s.billing_account_id
+                     AND r.entry_id = s.id)""",
     ),
     Check(
         "credited_attempt",

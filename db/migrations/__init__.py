@@ -61,7 +61,7 @@ def _exclusively(table: str) -> sql.Composed:
     return sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table))
 
 
-def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None:
+def build_indexes(context: MigrationContext, indexes: Mapping[str, str], *, unique: bool = False) -> None:
     """Build indexes, given as `{name: "ON table (columns) ..."}`, while others read and write their tables.
 
     Outside of a transaction, each at once and for good: call it first in a revision, so that nothing else of it is
@@ -80,7 +80,8 @@ def build_indexes(context: MigrationContext, indexes: Mapping[str, str]) -> None
             if row is not None and not row[0]:
                 driver.execute(sql.SQL("DROP INDEX CONCURRENTLY public.{}").format(sql.Identifier(name)))
             if row is None or not row[0]:
-                driver.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}".encode())
+                kind = "UNIQUE INDEX" if unique else "INDEX"
+                driver.execute(f"CREATE {kind} CONCURRENTLY {name} {definition}".encode())
         driver.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(lock_timeout)))
 
 

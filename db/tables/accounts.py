@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, func, text
+from sqlalchemy import ARRAY, ForeignKey, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
@@ -24,7 +24,7 @@ class User(Base):
 
 
 class BillingAccount(Base):
-    """An account that holds credits. `balance_credits` is a cache of the ledger's sum."""
+    """An account that has credits. `balance_credits` caches the sum of its entries, `held_credits` that of its open holds."""
 
     __tablename__ = "billing_accounts"
     __table_args__ = (
@@ -42,10 +42,50 @@ class BillingAccount(Base):
     balance_credits: Mapped[int] = mapped_column(server_default=text("0"))
     is_system_tenant: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    kind: Mapped[str] = mapped_column(server_default=text("'personal'"))
+    tier: Mapped[str | None]
+    name: Mapped[str | None]
+    held_credits: Mapped[int] = mapped_column(server_default=text("0"))
+    limit_day_credits: Mapped[int | None]
+    limit_month_credits: Mapped[int | None]
+
+
+class AccountMember(Base):
+    """A user who belongs to an organization's account: its owner, an admin or a member."""
+
+    __tablename__ = "account_members"
+    __table_args__ = (Index("account_members_by_user", "user_id"),)
+
+    billing_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    role: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BillingGrant(Base):
+    """An account's permission for another account's keys to bill it."""
+
+    __tablename__ = "billing_grants"
+    __table_args__ = (
+        Index(
+            "billing_grants_one_in_force",
+            "payer_account_id",
+            "grantee_account_id",
+            unique=True,
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+        Index("billing_grants_by_grantee", "grantee_account_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    payer_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    grantee_account_id: Mapped[str] = mapped_column(ForeignKey("billing_accounts.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
 
 
 class VirtualKey(Base):
-    """A key of a billing account; each account has one default key."""
+    """A key of a billing account; each account has one default key. Those with a hash are service keys."""
 
     __tablename__ = "virtual_keys"
     __table_args__ = (
@@ -55,6 +95,8 @@ class VirtualKey(Base):
             unique=True,
             postgresql_where=text("is_default"),
         ),
+        Index("virtual_keys_one_per_hash", "key_hash", unique=True, postgresql_where=text("key_hash IS NOT NULL")),
+        Index("virtual_keys_by_account", "billing_account_id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -63,6 +105,17 @@ class VirtualKey(Base):
     is_default: Mapped[bool] = mapped_column(server_default=text("false"))
     active: Mapped[bool] = mapped_column(server_default=text("true"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    key_hash: Mapped[str | None]
+    key_hint: Mapped[str | None]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    limit_day_credits: Mapped[int | None]
+    limit_month_credits: Mapped[int | None]
+    may_attribute: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_by_user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
+    rotated_to: Mapped[UUID | None] = mapped_column(ForeignKey("virtual_keys.id"))
 
 
 class LoginChallenge(Base):

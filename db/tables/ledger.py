@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Identity, Index, func, text
+from sqlalchemy import ForeignKey, Identity, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
@@ -22,6 +22,9 @@ LEDGER_REFERENCE_INDEXES: Final[dict[str, str]] = {
 
 ONE_OPERATOR_CREDIT: Final = "credit_ledger_one_operator_credit_per_reference"
 """The same for operators' credits, over all accounts: a transfer is credited to one."""
+
+ONE_USAGE: Final = "credit_ledger_one_usage_per_reference"
+"""The same for usage, over all accounts: a call is charged to one. Its reference is `<source>:<source's reference>`."""
 
 
 class LedgerAccount(Base):
@@ -52,6 +55,7 @@ class CreditLedgerEntry(Base):
             for reason, name in LEDGER_REFERENCE_INDEXES.items()
         ),
         Index(ONE_OPERATOR_CREDIT, "reference", unique=True, postgresql_where=text("reason = 'operator_credit'")),
+        Index(ONE_USAGE, "reference", unique=True, postgresql_where=text("reason = 'llm_usage'")),
         Index("credit_ledger_by_reference", "reference"),
         Index("credit_ledger_by_account", "billing_account_id", "entry_seq", unique=True),
         Index("credit_ledger_by_time", "created_at", postgresql_using="brin"),
@@ -71,13 +75,32 @@ class CreditLedgerEntry(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class GeneralEntry(Base):
+    """The header of a journal entry that changes no account's credits, such as an absorbed cost. Append-only."""
+
+    __tablename__ = "general_entries"
+    __table_args__ = (
+        UniqueConstraint("reason", "reference", name="general_entries_once_per_reference"),
+        Index("general_entries_by_time", "created_at", postgresql_using="brin"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    reason: Mapped[str]
+    reference: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class JournalLine(Base):
-    """One side of a journal entry. Append-only; debits equal credits when the transaction commits."""
+    """One side of a journal entry. Append-only; debits equal credits when the transaction commits.
+
+    `entry_id` names a row of `credit_ledger` or of `general_entries`; a trigger checks that it does.
+    """
 
     __tablename__ = "journal_lines"
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    entry_id: Mapped[UUID] = mapped_column(ForeignKey("credit_ledger.id"), index=True)
+    entry_id: Mapped[UUID] = mapped_column(index=True)
     account_code: Mapped[str] = mapped_column(ForeignKey("ledger_accounts.code"))
     side: Mapped[str]
     amount: Mapped[int]

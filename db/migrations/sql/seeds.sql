@@ -12,5 +12,11 @@ ON CONFLICT (billing_account_id) WHERE is_default DO NOTHING;
 INSERT INTO ledger_accounts (code, name, type, normal_side) VALUES
     ('cash:usdc', 'USDC in the treasury', 'asset', 'debit'),
     ('expense:platform_revenue_share', 'Credits minted for the system tenant', 'expense', 'debit'),
-    ('revenue:usage', 'Credits spent on usage', 'revenue', 'credit')
+    ('revenue:usage', 'Credits spent on usage', 'revenue', 'credit'),
+    ('expense:providers', 'What providers take for calls that are charged for', 'expense', 'debit'),
+    ('expense:absorbed', 'What providers take and no price is charged for', 'expense', 'debit'),
+    ('payable:providers', 'Owed to providers', 'liability', 'credit')
 ON CONFLICT (code) DO NOTHING;
+
+-- Receipts of this month and of the next three have their own partitions; housekeeping opens those that follow.
+SELECT open_receipt_months(3);
