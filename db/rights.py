@@ -69,7 +69,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     # ledger
     "ledger_accounts": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
     "credit_ledger": _READ_BY_ALL,
-    "general_entries": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "general_entries": {SERVICE_ROLE: _READ},
     "journal_lines": {SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
     "books_checkpoints": {SERVICE_ROLE: _CORRECT},
     "books_checks": {SERVICE_ROLE: _CORRECT},
@@ -103,16 +103,15 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "chain_gaps": {SERVICE_ROLE: _KEEP},
     "watched_blocks": {SERVICE_ROLE: _ALL_ROWS},
     # billing
-    "price_versions": {APP_ROLE: _READ, SERVICE_ROLE: _PRICE_VERSION, OPERATOR_ROLE: _READ},
-    "model_prices": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
-    "credit_holds": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
-    "charge_receipts": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "price_versions": {APP_ROLE: _READ, SERVICE_ROLE: _PRICE_VERSION},
+    "model_prices": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND},
+    "credit_holds": {APP_ROLE: _READ, SERVICE_ROLE: _READ},
+    "charge_receipts": {APP_ROLE: _READ, SERVICE_ROLE: _READ},
     "charge_references": {SERVICE_ROLE: _READ},
-    "usage_by_day": {APP_ROLE: _READ, SERVICE_ROLE: _READ, OPERATOR_ROLE: _READ},
+    "usage_by_day": {APP_ROLE: _READ, SERVICE_ROLE: _READ},
     "billing_alerts": {
         APP_ROLE: _READ,
         SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("announced_at",)},
-        OPERATOR_ROLE: _READ,
     },
     "call_claims": {},
     # operations

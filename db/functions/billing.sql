@@ -402,24 +402,6 @@ BEGIN
     ON CONFLICT DO NOTHING;
 END $function$;
 
--- Credits for a cost in US dollars, rounded up: domain.billing.pricing.credits_for_usd with a factor of 1.
-CREATE OR REPLACE FUNCTION public.credits_of_usd(p_usd numeric)
- RETURNS bigint
- LANGUAGE sql
- IMMUTABLE PARALLEL SAFE
-AS $function$
-    SELECT ceil(p_usd * 10000000)::bigint
-$function$;
-
--- The worth of credits in US dollars, exactly.
-CREATE OR REPLACE FUNCTION public.usd_of_credits(p_credits bigint)
- RETURNS numeric
- LANGUAGE sql
- IMMUTABLE PARALLEL SAFE
-AS $function$
-    SELECT trim_scale(p_credits * 0.0000001)
-$function$;
-
 -- A charge is identified by its source and the source's reference, once over all months.
 CREATE OR REPLACE FUNCTION public.note_charge_reference()
  RETURNS trigger

@@ -21,6 +21,24 @@ AS $function$
     SELECT floor(p_credits * p_revenue_share)
 $function$;
 
+-- Credits for a cost in US dollars, rounded up: domain.billing.pricing.credits_for_usd with a factor of 1.
+CREATE OR REPLACE FUNCTION public.credits_of_usd(p_usd numeric)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT ceil(p_usd * 10000000)::bigint
+$function$;
+
+-- The worth of credits in US dollars, exactly.
+CREATE OR REPLACE FUNCTION public.usd_of_credits(p_credits bigint)
+ RETURNS numeric
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT trim_scale(p_credits * 0.0000001)
+$function$;
+
 -- Post one two-line journal entry, or report the one that is already there (posted = false).
 -- One short call, because every purchase hits the system tenant's row: the lock on the account's row is taken
 -- by the UPDATE and held until the caller commits.
@@ -140,7 +158,7 @@ BEGIN
       FROM journal_lines l
       JOIN ledger_accounts a ON a.code = l.account_code
      WHERE l.entry_id = v_entry_id;
-    IF v_imbalance <> 0 OR v_debits = 0 THEN
+    IF v_imbalance <> 0 OR (v_account IS NULL AND v_debits = 0) THEN
         RAISE EXCEPTION 'journal entry % is not balanced: debits %, debits - credits %', v_entry_id, v_debits, v_imbalance
             USING ERRCODE = 'check_violation', CONSTRAINT = 'journal_entry_balanced';
     END IF;

@@ -42,7 +42,7 @@ KNOWN_MAX: Final = 1_000
 ANNOUNCED_MAX: Final = 20
 """Changes that one run publishes; the rest follows in the next."""
 
-_OF_LINES: Final = frozenset({"entry_balanced", "line_without_entry"})
+_OF_LINES: Final = frozenset({"entry_balanced", "general_entry_balanced", "line_without_entry"})
 """Triggers that protect the lines; where one was missing, lines may have been changed."""
 
 _ENTRIES: Final = "entries"

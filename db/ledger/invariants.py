@@ -106,23 +106,23 @@ CHECKS: Final = (
     Check(
         "general_entry_balanced",
         About.LINE,
-        "general entry {value} does not balance, or moves an account's credits",
-        """SELECT l.entry_id AS value
-             FROM (SELECT DISTINCT entry_id FROM subject) s
-             JOIN general_entries g ON g.id = s.entry_id
-             JOIN journal_lines l ON l.entry_id = s.entry_id
-            GROUP BY l.entry_id
-           HAVING sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END) <> 0
-               OR bool_or(starts_with(l.account_code, 'credits:'))""",
+        "journal line {value} is of general entry {entry_id}, which does not balance or moves an account's credits",
+        """SELECT s.id AS value, s.entry_id FROM subject s JOIN general_entries g ON g.id = s.entry_id
+            WHERE EXISTS (
+                  SELECT 1 FROM journal_lines l WHERE l.entry_id = s.entry_id
+                  HAVING sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END) <> 0
+                      OR bool_or(starts_with(l.account_code, 'credits:')))""",
     ),
     Check(
         "entry_balanced",
         About.ENTRY,
         "journal entry {value} does not balance",
         """SELECT s.id AS value FROM subject s LEFT JOIN journal_lines l ON l.entry_id = s.id
-            GROUP BY s.id, s.amount, s.billing_account_id
+            GROUP BY s.id, s.amount, s.reason, s.billing_account_id
            HAVING coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0) <> 0
-               OR coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) < abs(s.amount::numeric)
+               OR coalesce(sum(l.amount) FILTER (WHERE CASE s.reason
+                                                       WHEN 'llm_usage' THEN l.account_code = 'revenue:usage'
+                                                       ELSE l.side = 'debit' END), 0) <> abs(s.amount::numeric)
                OR coalesce(sum(CASE l.side WHEN 'credit' THEN l.amount ELSE -l.amount END)
                            FILTER (WHERE l.account_code = 'credits:' || s.billing_account_id), 0) <> s.amount
                OR bool_or(starts_with(l.account_code, 'credits:')

@@ -24,7 +24,7 @@ class User(Base):
 
 
 class BillingAccount(Base):
-    """An account that has credits. `balance_credits` caches the sum of its entries, `held_credits` that of its open holds."""
+    """An account with credits. `balance_credits` caches the sum of its entries, `held_credits` that of open holds."""
 
     __tablename__ = "billing_accounts"
     __table_args__ = (

@@ -172,6 +172,12 @@ BREAK: Final[dict[str, str]] = {
     "trial_balance": "UPDATE journal_lines SET amount = amount + 1 WHERE side = 'debit'",
     "line_without_entry": "UPDATE journal_lines SET entry_id = gen_random_uuid() WHERE id = 1",
     "entry_balanced": "UPDATE journal_lines SET amount = 1 WHERE entry_id = (SELECT id FROM credit_ledger LIMIT 1)",
+    "general_entry_balanced": "WITH e AS (INSERT INTO general_entries (reason, reference) VALUES ('absorbed_cost', 'x')"
+    " RETURNING id) INSERT INTO journal_lines (entry_id, account_code, side, amount)"
+    " SELECT id, 'cash:usdc', 'debit', 1 FROM e",
+    "held_credits": "UPDATE billing_accounts SET held_credits = held_credits + 1",
+    "usage_without_receipt": "UPDATE credit_ledger SET reason = 'llm_usage'"
+    " WHERE id = (SELECT id FROM credit_ledger WHERE reason = 'payment_reversal' LIMIT 1)",
     "running_balance": "UPDATE credit_ledger SET balance_after = balance_after + 1 WHERE entry_seq = 1",
     "account_balance": "UPDATE billing_accounts SET balance_credits = balance_credits + 1",
     "credited_attempt": "DELETE FROM settled_transfers WHERE attempt_id = '{bought}'",
@@ -221,7 +227,7 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
 }
 TABLES: Final = (
     "credit_ledger", "journal_lines", "billing_accounts", "payment_attempts", "settled_transfers", "transfer_finality",
-    "transfer_credits",
+    "transfer_credits", "general_entries",
 )  # fmt: skip
 
 

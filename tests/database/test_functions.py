@@ -185,4 +185,4 @@ def test_no_query_has_the_rate_of_its_own() -> None:
     files = [*folder.rglob("*.py"), *folder.glob("functions/*.sql")]
     having = {path.name for path in files if re.search(RATES, path.read_text())}
     assert having == {"ledger.sql"}
-    assert len(re.findall(RATES, (folder / "functions" / "ledger.sql").read_text())) == 2
+    assert len(re.findall(RATES, (folder / "functions" / "ledger.sql").read_text())) == 3

@@ -515,6 +515,9 @@ async def test_the_trial_balance_adds_up_and_names_every_account_that_was_used(r
     assert {line.account_code: (line.debits, line.credits) for line in lines} == {
         "cash:usdc": (2 * CREDITS, 0),
         "expense:platform_revenue_share": (BONUS, 0),
+        "expense:absorbed": (0, 0),
+        "expense:providers": (0, 0),
+        "payable:providers": (0, 0),
         "revenue:usage": (0, 0),
         f"credits:{payer.billing_account_id}": (0, CREDITS),
         f"credits:{SYSTEM_TENANT_ACCOUNT_ID}": (0, CREDITS + BONUS),

@@ -44,8 +44,8 @@ ALTER TABLE virtual_keys
     ADD CONSTRAINT virtual_keys_key_hash CHECK (key_hash ~ '^[0-9a-f]{64}$') NOT VALID,
     ADD CONSTRAINT virtual_keys_limit_day CHECK (limit_day_credits >= 0) NOT VALID,
     ADD CONSTRAINT virtual_keys_limit_month CHECK (limit_month_credits >= 0) NOT VALID;
+-- Not built concurrently: no row has a hash yet, so it reads one row for each account and writes none.
 CREATE UNIQUE INDEX virtual_keys_one_per_hash ON virtual_keys (key_hash) WHERE key_hash IS NOT NULL;
-CREATE INDEX virtual_keys_by_account ON virtual_keys (billing_account_id);
 
 -- Which account may have calls billed to another (X-Bill-To).
 CREATE TABLE billing_grants (
@@ -73,6 +73,8 @@ END $$;
 -- A user's own memberships, never another's: the policy of accounts reads this one, so it must not read accounts.
 CREATE POLICY own_memberships ON account_members FOR SELECT TO settle_app, settle_settlement
     USING (user_id = (SELECT current_tenant()));
+-- Granted here and not only from db/rights.py: from this transaction on the next policy reads it for every role.
+GRANT SELECT ON account_members TO settle_app, settle_settlement;
 -- An organization's owners and admins see its account as their own. Its members use its keys.
 ALTER POLICY own_accounts ON billing_accounts
     USING (owner_user_id = (SELECT current_tenant())

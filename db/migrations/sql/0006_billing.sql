@@ -205,3 +205,6 @@ BEGIN
         EXECUTE format('CREATE POLICY all_see ON %I FOR SELECT TO settle_app USING (true)', v_table);
     END LOOP;
 END $$;
+
+-- Of this month and the next three; housekeeping opens those that follow.
+SELECT open_receipt_months(3);

@@ -17,6 +17,3 @@ INSERT INTO ledger_accounts (code, name, type, normal_side) VALUES
     ('expense:absorbed', 'What providers take and no price is charged for', 'expense', 'debit'),
     ('payable:providers', 'Owed to providers', 'liability', 'credit')
 ON CONFLICT (code) DO NOTHING;
-
--- Receipts of this month and of the next three have their own partitions; housekeeping opens those that follow.
-SELECT open_receipt_months(3);

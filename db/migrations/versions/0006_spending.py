@@ -18,18 +18,20 @@ compatible_from = "0004"
 
 SQL_FILES = ("0006_accounts.sql", "0006_ledger.sql", "0006_billing.sql")
 
-CHANGED_TABLES = ("billing_accounts", "virtual_keys", "credit_ledger", "journal_lines", "users")
+# A settlement begins with payment_attempts, a bonus with credit_ledger, a sign-in with users: with these locked, in
+# this order, nothing is in progress that holds one of the others.
+CHANGED_TABLES = ("payment_attempts", "credit_ledger", "users", "billing_accounts", "virtual_keys", "journal_lines")
 
-NEW_FUNCTIONS = ("guard_hold", "note_charge_reference")
+NEW_FUNCTIONS = ("guard_hold", "note_charge_reference", "open_receipt_months")
 
-INDEXES = {
-    "credit_ledger_one_usage_per_reference": "ON credit_ledger (reference) WHERE reason = 'llm_usage'",
-}
+INDEXES = {"virtual_keys_by_account": "ON virtual_keys (billing_account_id)"}
+UNIQUE_INDEXES = {"credit_ledger_one_usage_per_reference": "ON credit_ledger (reference) WHERE reason = 'llm_usage'"}
 
 
 def upgrade() -> None:
     """Add what is new; nothing that a process of the revision before relies on is removed."""
-    build_indexes(op.get_context(), INDEXES, unique=True)
+    build_indexes(op.get_context(), INDEXES)
+    build_indexes(op.get_context(), UNIQUE_INDEXES, unique=True)
     lock_tables(op.get_bind(), CHANGED_TABLES)
     create_functions(op.get_bind(), NEW_FUNCTIONS)
     for name in SQL_FILES:
