@@ -1,7 +1,7 @@
-"""Queries of a reconciliation: a period's transactions with all that was credited for them, streamed; and the journal's
-own sums, which the walk through them has to explain.
+"""Queries of a reconciliation: a period's transactions with all that was credited for them, streamed; and the sums of
+the journal, which these transactions must explain.
 
-All read one moment. Cost grows with what happened in the period, not with the ledger's age.
+All of them read one snapshot. Cost grows with what happened in the period, not with the ledger's age.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from domain.operations.reconciliation.totals import Totals
 from domain.payments.attempt import AttemptStatus, Purpose
 
 STATEMENT_TIMEOUT: Final = "15min"
-"""Above the connections' own: these read a whole period."""
+"""Longer than the connections' own limit: these statements read a whole period."""
 
 FETCHED_AT_ONCE: Final = 2_000
-"""Transactions that are in memory at a time."""
+"""Transactions held in memory at a time."""
 
 GRACE: Final = timedelta(minutes=15)
-"""How long the watcher may take to say what a transfer is for."""
+"""How long the watcher may take to decide about a transfer."""
 
 _PREPARE: Final = (
     text("SELECT set_config('statement_timeout', :timeout, true)"),
@@ -82,8 +82,8 @@ _TRANSACTIONS: Final = f"""
                EXISTS (SELECT FROM chain_cursors c
                         WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
                           AND lower(c.to_address) = lower(a.to_address)
-                          -- A block that the watcher has read, or one that nobody can have been paid in: below where
-                          -- it began, though settled since; or above where it is, though settled long ago.
+                          -- A block that the watcher has read, or one that cannot hold a payment: below its first
+                          -- block, though settled since; or above its cursor, though settled long ago.
                           AND CASE
                               WHEN coalesce(f.block_number, s.block_number) < c.first_block
                               THEN s.created_at >= c.created_at
@@ -233,7 +233,7 @@ _WITHOUT_TRANSFER: Final = """
      ORDER BY a.id
 """
 
-# Entries of transfers of other chains are theirs; those of none are nobody's and count here.
+# Entries of another chain's transfers are left out; those without a transfer count here.
 _JOURNAL: Final = f"""
     SELECT coalesce(sum(l.amount) FILTER (WHERE l.side = 'debit'), 0) AS debits,
            coalesce(sum(l.amount) FILTER (WHERE l.side = 'credit'), 0) AS credits
@@ -254,7 +254,7 @@ _WATCHED: Final = text(
             ORDER BY greatest(head_number - block_number, 0) DESC, updated_at LIMIT 1) c ON true
     """
 )
-# Up to where there is no gap: a period that was reconciled out of turn does not hide what lies before it.
+# The end of the periods without a gap: one that was reconciled out of order does not hide an earlier gap.
 _LAST_ASSERTION: Final = text(
     """
     WITH ordered AS (
@@ -298,7 +298,7 @@ _INSERT_ASSERTION: Final = text(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is reconciled: the transfers of a chain whose blocks were mined from a moment to another, exclusive."""
+    """What is reconciled: the transfers of a chain in blocks from `from_time` until before `to_time`."""
 
     chain_id: int
     from_time: datetime
@@ -397,7 +397,7 @@ _APPLIED: Final = TypeAdapter(tuple[_Applied, ...])
 
 
 async def prepare(connection: ServiceConnection) -> None:
-    """Give this transaction's statements the time that a whole period takes."""
+    """Set this transaction's limits and planner settings for statements that read a whole period."""
     for statement in _PREPARE:
         values = {"timeout": STATEMENT_TIMEOUT} if "timeout" in statement.compile().params else {}
         await connection.connection.execute(statement, values)
@@ -453,7 +453,7 @@ async def read_journal(connection: ServiceConnection, span: Span) -> Totals:
 
 
 async def find_watched(connection: ServiceConnection, chain_id: int) -> Watched:
-    """How far the chain has been followed: of all that is followed, what lags most."""
+    """How far the chain has been followed, by the cursor that lags most."""
     row = (await connection.connection.execute(_WATCHED, {"chain_id": chain_id})).one()
     return Watched(row.first_block, row.block_number, row.head_number, row.updated_at, row.now)
 
@@ -467,7 +467,7 @@ async def find_last_end(connection: ServiceConnection, chain_id: int) -> datetim
 async def find_transfer(
     connection: ServiceConnection, chain_id: int, tx_hash: str, log_index: int
 ) -> tuple[TransferScope, Transfer, bool] | None:
-    """An observed transfer, in which scope, and whether somebody has decided about it; None where it is gone."""
+    """An observed transfer with its scope, and whether it was decided about; None where it is not on the chain."""
     values = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
     row = (await connection.connection.execute(_TRANSFER, values)).one_or_none()
     if row is None:
@@ -477,7 +477,7 @@ async def find_transfer(
 
 
 async def list_unposted_bonuses(connection: ServiceConnection, finding_ids: Collection[UUID]) -> list[UnpostedBonus]:
-    """Those of these credited findings whose bonus is due now."""
+    """Credits of these findings whose bonus is due."""
     rows = await connection.connection.execute(_UNPOSTED_BONUSES, {"ids": list(finding_ids)})
     return [UnpostedBonus(row.finding_id, row.operator, row.reason, row.outcome["billingAccountId"]) for row in rows]
 
@@ -485,7 +485,7 @@ async def list_unposted_bonuses(connection: ServiceConnection, finding_ids: Coll
 async def insert_assertion(
     connection: ServiceConnection, span: Span, totals: Totals, *, differences: Mapping[str, int], closes: bool
 ) -> int:
-    """Write down what was found; its number."""
+    """Store a balance assertion; returns its number."""
     sums = totals.by_name()
     columns = (
         "transfers", "inflow_raw", "purchases_credits", "donations_credits", "operator_credits", "unapplied_raw",
