@@ -17,7 +17,75 @@ CHECKS: Final = (
     (
         "journal line {id}: its entry {entry_id} does not exist",
         """
-        SELECT l.id, l.entry_id FROM journal_lines l LEFT JOIN credit_ledger e ON e.id = l.entry_id WHERE e.id IS NULL
+        SELECT l.id, l.entry_id FROM journal_lines l
+         WHERE l.entry_id NOT IN (SELECT id FROM credit_ledger UNION ALL SELECT id FROM general_entries)
+        """,
+    ),
+    (
+        "general entry {id}: moves {moved} of account's credits, in {lines} lines",
+        """
+        SELECT g.id, count(l.id) AS lines, count(l.id) FILTER (WHERE l.account_code LIKE 'credits:%%') AS moved
+          FROM general_entries g LEFT JOIN journal_lines l ON l.entry_id = g.id GROUP BY g.id
+        HAVING count(l.id) < 2 OR count(l.id) FILTER (WHERE l.account_code LIKE 'credits:%%') > 0
+        """,
+    ),
+    (
+        "account {id}: held {held_credits}, its open holds sum to {total}",
+        """
+        SELECT * FROM (
+            SELECT b.id, b.held_credits, coalesce(sum(h.amount_credits), 0) AS total FROM billing_accounts b
+              LEFT JOIN credit_holds h ON h.billing_account_id = b.id AND h.state = 'held'
+             GROUP BY b.id, b.held_credits) held
+         WHERE held_credits <> total
+        """,
+    ),
+    (
+        "hold {id}: {state} with {receipts} receipts",
+        """
+        SELECT h.id, h.state, count(r.id) AS receipts FROM credit_holds h
+          LEFT JOIN charge_receipts r ON r.hold_id = h.id
+         GROUP BY h.id, h.state HAVING count(r.id) <> CASE h.state WHEN 'captured' THEN 1 ELSE 0 END
+        """,
+    ),
+    (
+        "charge {source_system}:{source_reference}: {receipts} receipts",
+        """
+        SELECT source_system, source_reference, count(*) AS receipts FROM charge_receipts
+         GROUP BY source_system, source_reference HAVING count(*) <> 1
+        """,
+    ),
+    (
+        "receipt {id}: charged {charged_credits}, its entry takes {taken} and owes its provider {owed} of {cost}",
+        """
+        SELECT * FROM (
+            SELECT r.id, r.charged_credits, ceil(r.provider_cost_usd * 10000000) AS cost,
+                   coalesce((SELECT -sum(e.amount) FROM credit_ledger e
+                              WHERE e.reason = 'llm_usage' AND e.billing_account_id = r.billing_account_id
+                                AND e.reference = r.source_system || ':' || r.source_reference), 0) AS taken,
+                   coalesce((SELECT sum(l.amount) FROM journal_lines l
+                              WHERE l.entry_id = r.entry_id AND l.account_code = 'payable:providers'), 0) AS owed
+              FROM charge_receipts r) receipts
+         WHERE charged_credits <> taken OR cost <> owed
+        """,
+    ),
+    (
+        "usage entry {id}: no receipt",
+        """
+        SELECT e.id FROM credit_ledger e LEFT JOIN charge_receipts r ON r.entry_id = e.id
+         WHERE e.reason = 'llm_usage' AND r.id IS NULL
+        """,
+    ),
+    (
+        "usage of {billing_account_id} in {model}: {sums} by day, {receipts} in receipts",
+        """
+        SELECT coalesce(u.billing_account_id, r.billing_account_id) AS billing_account_id,
+               coalesce(u.model, r.model) AS model, u.sums, r.receipts
+          FROM (SELECT billing_account_id, model, (sum(calls), sum(charged_credits), sum(input_tokens))::text AS sums
+                  FROM usage_by_day GROUP BY 1, 2) u
+          FULL JOIN (SELECT billing_account_id, model,
+                            (count(*), sum(charged_credits), sum(input_tokens))::text AS receipts
+                       FROM charge_receipts GROUP BY 1, 2) r USING (billing_account_id, model)
+         WHERE u.sums IS DISTINCT FROM r.receipts
         """,
     ),
     (
