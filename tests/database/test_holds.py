@@ -18,11 +18,12 @@ from psycopg.errors import (
     UniqueViolation,
 )
 
+from devstack.processes import wait_until
 from tests.support.oracle import check_books
 from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.spending import GRACE, ServiceKey, add_credits, capture, create_key, hold
-from tests.support.sql import connect, query, refused, scalar
+from tests.support.sql import Connection, connect, query, refused, scalar
 
 BALANCE: Final = 1_000_000
 
@@ -451,3 +452,49 @@ async def test_a_receipt_is_in_its_months_partition(database: Database, key: Ser
     opened = [scalar(database.service_url, "SELECT open_receipt_months(5)") for _ in range(2)]
     assert opened == [2, 0]
     assert await check_books(database.service_url) == []
+
+
+# -- two at once
+
+
+async def when_it_waits(database: Database, first: Connection, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a second call answers that waits for the first one's transaction, which commits then."""
+    second = asyncio.create_task(asyncio.to_thread(call))
+
+    async def waits_or_is_done() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return second.done() or bool(await asyncio.to_thread(scalar, database.superuser_url, waiting))
+
+    await wait_until(waits_or_is_done, timeout_seconds=30, what="a call that waits for another")
+    first.commit()
+    return await second
+
+
+async def test_two_holds_in_different_buckets_see_each_other(database: Database, key: ServiceKey) -> None:
+    attributing = create_key(database, key.billing_account_id, may_attribute=True)
+    with connect(database.app_url) as first:
+        assert hold(first, key, BALANCE)["outcome"] == "held"
+        other = await when_it_waits(
+            database, first, lambda: hold(database, attributing, 1, attribute_to="cogni_system")
+        )
+    assert other["limit_source"] == "in_flight"
+
+
+async def test_two_captures_of_one_hold_charge_once(database: Database, key: ServiceKey) -> None:
+    held = hold(database, key, 100)["hold_id"]
+    with connect(database.app_url) as first:
+        charged = capture(first, held, 50)
+        other = await when_it_waits(database, first, lambda: capture(database, held, 70))
+    assert (other["outcome"], other["receipt_id"], other["charged"]) == ("repeated", charged["receipt_id"], 50)
+    assert account(database, key) == (BALANCE - 50, 0)
+
+
+async def test_a_capture_waits_for_the_grace_that_another_takes(database: Database, key: ServiceKey) -> None:
+    one, two = hold(database, key, 100)["hold_id"], hold(database, key, 100)["hold_id"]
+    with connect(database.app_url) as first:
+        capture(first, one, 2 * GRACE)
+        other = await when_it_waits(database, first, lambda: capture(database, two, 2 * GRACE))
+    assert other["charged"] == 100
+    assert account(database, key) == (-GRACE, 0)
