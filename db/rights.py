@@ -156,6 +156,8 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
+    "treasuries": (SERVICE_ROLE,),
+    "answered_blocks": (SERVICE_ROLE,),
     "is_alike": (SERVICE_ROLE,),
     "paid_transfers_of": (SERVICE_ROLE,),
     # billing: the gateway is a process that people reach
@@ -168,6 +170,15 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "open_receipt_months": (SERVICE_ROLE,),
     # operations
     "credits_without_bonus": (SERVICE_ROLE,),
+    "attempt_of_reference": (SERVICE_ROLE,),
+    "is_reason_of_payment": (SERVICE_ROLE,),
+    "ledger_entries_with_cash": (SERVICE_ROLE,),
+    "unexplained_entries": (SERVICE_ROLE,),
+    "known_findings": (SERVICE_ROLE,),
+    "transactions_between": (SERVICE_ROLE,),
+    "received_transfers": (SERVICE_ROLE,),
+    "settled_payments": (SERVICE_ROLE,),
+    "operator_credits": (SERVICE_ROLE,),
     # schema
     "schema_compatible_from": ROLES,
     "prove_writes": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),

@@ -1,5 +1,14 @@
 -- Transfers: which are income, from which block on, and that each is applied once.
 
+-- The current and former treasuries, whose own transfers are no income.
+CREATE OR REPLACE FUNCTION public.treasuries()
+ RETURNS TABLE(to_address text)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT d.to_address FROM payment_destinations d WHERE d.noted_by <> 'intent'
+$function$;
+
 -- Why an address cannot be a payer: the zero address, sender of mints; a current or former treasury; a token's contract.
 -- NULL for a payer. Reveals only what is public on the chain.
 CREATE OR REPLACE FUNCTION public.non_payer_kind(p_address text)
@@ -10,23 +19,32 @@ CREATE OR REPLACE FUNCTION public.non_payer_kind(p_address text)
 AS $function$
     SELECT CASE
            WHEN p_address ~ '^0x0{40}$' THEN 'nobody'
-           WHEN EXISTS (SELECT 1 FROM payment_destinations d
-                         WHERE d.to_address = lower(p_address) AND d.noted_by <> 'intent') THEN 'treasury'
+           WHEN EXISTS (SELECT 1 FROM treasuries() d WHERE d.to_address = lower(p_address)) THEN 'treasury'
            WHEN EXISTS (SELECT 1 FROM payment_destinations d
                          WHERE d.token = lower(p_address) AND d.noted_by <> 'intent') THEN 'token'
            END
 $function$;
 
 -- From which block on transfers to a treasury are payments: the setting's, or the first that was read.
+CREATE OR REPLACE FUNCTION public.answered_blocks()
+ RETURNS TABLE(chain_id bigint, token text, to_address text, first_block bigint)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT c.chain_id, lower(c.token), lower(c.to_address),
+           min(coalesce(c.answers_from, CASE WHEN c.block_hash IS NOT NULL THEN c.first_block END))
+      FROM chain_cursors c GROUP BY c.chain_id, lower(c.token), lower(c.to_address)
+$function$;
+
+-- The same of one treasury.
 CREATE OR REPLACE FUNCTION public.first_block_answered_for(p_chain_id bigint, p_token text, p_to_address text)
  RETURNS bigint
  LANGUAGE sql
  STABLE SECURITY DEFINER
  SET search_path TO 'public', 'pg_temp'
 AS $function$
-    SELECT coalesce(answers_from, CASE WHEN block_hash IS NOT NULL THEN first_block END) FROM chain_cursors
-     WHERE chain_id = p_chain_id AND lower(token) = lower(p_token) AND lower(to_address) = lower(p_to_address)
-     ORDER BY 1 LIMIT 1
+    SELECT a.first_block FROM answered_blocks() a
+     WHERE a.chain_id = p_chain_id AND a.token = lower(p_token) AND a.to_address = lower(p_to_address)
 $function$;
 
 -- An attempt is paid only by income: a payer's transfer, in an accepted block.

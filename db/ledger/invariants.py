@@ -68,11 +68,6 @@ class Check:
         return Violation(self.name, str(row.value), self.words.format_map(row._mapping))
 
 
-# A reference is any text; a cast of one that is not an attempt's id must not fail, and a cast of the id uses no index.
-_ATTEMPT_OF_REFERENCE: Final = (
-    "a.id = CASE WHEN s.reference ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN s.reference::uuid END"
-)
-
 _CREDITED_CREDITS: Final = "credits_of_cents(a.amount_usd_cents)"
 
 TRIAL_WORDS: Final = "debits and credits differ by {value}"
@@ -206,19 +201,19 @@ CHECKS: Final = (
         "bonus_without_purchase",
         About.ENTRY,
         "bonus {value} has no credited purchase",
-        f"""SELECT s.id AS value FROM subject s
-             WHERE s.reason = 'platform_revenue_share'
-               AND NOT EXISTS (SELECT 1 FROM payment_attempts a
-                                WHERE {_ATTEMPT_OF_REFERENCE}
-                                  AND a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self')
-               AND NOT EXISTS (SELECT 1 FROM transfer_credits c WHERE c.reference = s.reference)""",  # noqa: S608 - ours
+        """SELECT s.id AS value FROM subject s
+            WHERE s.reason = 'platform_revenue_share'
+              AND NOT EXISTS (SELECT 1 FROM payment_attempts a
+                               WHERE a.id = attempt_of_reference(s.reference)
+                                 AND a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self')
+              AND NOT EXISTS (SELECT 1 FROM transfer_credits c WHERE c.reference = s.reference)""",
     ),
     Check(
         "bonus_amount",
         About.ENTRY,
         "bonus {value} is not its purchase's share",
         f"""SELECT s.id AS value FROM subject s
-              LEFT JOIN payment_attempts a ON {_ATTEMPT_OF_REFERENCE}
+              LEFT JOIN payment_attempts a ON a.id = attempt_of_reference(s.reference)
               LEFT JOIN transfer_credits c ON c.reference = s.reference
              WHERE s.reason = 'platform_revenue_share'
                AND (s.billing_account_id <> 'cogni_system'

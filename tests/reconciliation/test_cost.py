@@ -26,7 +26,7 @@ async def test_what_is_read_does_not_grow_with_what_was_before_the_period(roles:
     asked: list[tuple[str, Any]] = []
 
     def note(_: object, cursor: object, statement: str, values: Any, *rest: object) -> None:
-        if re.search(r"FROM (credit_ledger|transactions|payment_attempts)", statement):
+        if re.search(r"FROM (credit_ledger|transactions|payment_attempts|unexplained_entries)", statement):
             asked.append((statement, values))
 
     ledger.add_day()

@@ -34,7 +34,8 @@ NEW_FUNCTIONS = (
         "note_first_destination",
         "keep_payable_until",
     ),
-    *("check_transfer_credit_finding", "check_observed_attempt", "non_payer_kind", "first_block_answered_for"),
+    *("check_transfer_credit_finding", "check_observed_attempt"),
+    *("treasuries", "non_payer_kind", "answered_blocks", "first_block_answered_for"),
     *("check_settled_income", "check_credited_income", "check_wallet_is_somebodys"),
 )
 
