@@ -147,19 +147,7 @@ def show(report: Report, console: Console) -> None:
         table(
             "settle bench: the product against the least that the same work costs",
             ("what", "per second", "against", "per second ", "ratio", "min–max", "aim", ""),
-            (
-                (
-                    measured.name,
-                    f"{measured.product_per_second.median:,.0f}",
-                    measured.baseline,
-                    f"{measured.baseline_per_second.median:,.0f}",
-                    f"{measured.ratio.median:.2f}",
-                    f"{measured.ratio.min:.2f}–{measured.ratio.max:.2f}",
-                    f"≥ {measured.aim:.2f}",
-                    "PASS" if measured.aim_met else "below",
-                )
-                for measured in report.comparisons
-            ),
+            map(_ratio_row, report.comparisons),
             right=("per second", "per second ", "ratio", "min–max", "aim"),
         )
     )
@@ -194,6 +182,19 @@ def show(report: Report, console: Console) -> None:
         )
     for violation in report.violations:
         console.print(f"INVALID: {violation}", markup=False, style="bold red")
+
+
+def _ratio_row(measured: Measured) -> tuple[str, ...]:
+    return (
+        measured.name,
+        f"{measured.product_per_second.median:,.0f}",
+        measured.baseline,
+        f"{measured.baseline_per_second.median:,.0f}",
+        f"{measured.ratio.median:.2f}",
+        f"{measured.ratio.min:.2f}–{measured.ratio.max:.2f}",
+        f"≥ {measured.aim:.2f}",
+        "PASS" if measured.aim_met else "below",
+    )
 
 
 def _conditions(report: Report) -> str:

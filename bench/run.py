@@ -128,22 +128,13 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
         account_ids = [payer.billing_account_id for payer in accounts]
         async with raw_connections(running.settings.require_service_database_url()) as raw:
             work = Postings(running.service, raw)
-            spread = await _measure_postings(
-                work,
-                "postings over many accounts",
-                account_ids=account_ids,
-                reason=Reason.CREDITS_PURCHASE,
-                sizes=sizes,
-                seconds=seconds_each,
-            )
-            one = await _measure_postings(
-                work,
-                "postings on one account",
-                account_ids=SYSTEM_TENANT,
-                reason=Reason.SYSTEM_DONATION,
-                sizes=sizes,
-                seconds=seconds_each,
-            )
+            spread, one = [
+                await _measure_postings(work, name, account_ids=ids, reason=reason, sizes=sizes, seconds=seconds_each)
+                for name, ids, reason in (
+                    ("postings over many accounts", account_ids, Reason.CREDITS_PURCHASE),
+                    ("postings on one account", SYSTEM_TENANT, Reason.SYSTEM_DONATION),
+                )
+            ]
         buyers = BuyerCredits(running.tenants, running.settlement, accounts, chain_id=running.settings.chain_id)
         progress("buyers' credits")
         side = buyers.side()

@@ -39,6 +39,22 @@ exhausted gas and for internal errors. An unknown opcode is such an error: the n
 """
 
 
+def _calls_about(token: str, treasury: str) -> list[Call]:
+    """One batch: chain and head of the node, then code, decimals, symbol and the treasury's balance of the token."""
+
+    def ask(calldata: str) -> Call:
+        return Call("eth_call", ({"to": token, "data": calldata}, "latest"))
+
+    return [
+        CHAIN_ID,
+        BLOCK_NUMBER,
+        Call("eth_getCode", (token, "latest")),
+        ask(_DECIMALS_CALLDATA),
+        ask(_SYMBOL_CALLDATA),
+        ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
+    ]
+
+
 class ContractCalls:
     """Calls to contracts at the head of the chain."""
 
@@ -59,47 +75,10 @@ class ContractCalls:
         parse_address(token, field="token")
         parse_address(treasury, field="treasury")
 
-        def ask(calldata: str) -> Call:
-            return Call("eth_call", ({"to": token, "data": calldata}, "latest"))
-
-        calls = [
-            CHAIN_ID,
-            BLOCK_NUMBER,
-            Call("eth_getCode", (token, "latest")),
-            ask(_DECIMALS_CALLDATA),
-            ask(_SYMBOL_CALLDATA),
-            ask(_BALANCE_OF_CALLDATA + treasury[2:].lower().rjust(64, "0")),
-        ]
-
-        async def hear(node: PooledEndpoint) -> TokenAnswer | NoResponse:
-            if pause := self._pool.pause(node):
-                return NoResponse(node.label, pause)
-            try:
-                chain_id_reply, head_reply, code, decimals, symbol, balance = await node.endpoint.batch(calls)
-                chain_id = read_quantity(chain_id_reply)
-                if chain_id != self._pool.chain_id:
-                    return TokenAnswer(node.label, chain_id)
-                head = self._pool.saw_head(node, read_quantity(head_reply))
-                has_code = bool(read_data(code))
-                for reply in (decimals, balance) if has_code else ():
-                    if reply.error is not None and not _has_failed_in_execution(reply):
-                        raise reply.error
-            except EndpointFailure as failure:
-                # Not recorded as a failure: a node that answers no calls may serve payments well.
-                return NoResponse(node.label, failure.message)
-            return TokenAnswer(
-                node.label,
-                chain_id,
-                head,
-                has_code=has_code,
-                decimals=_uint(decimals, below=256) if has_code else None,
-                symbol=_text(symbol) if has_code else None,
-                treasury_balance_raw=_uint(balance, below=2**256) if has_code else None,
-            )
-
+        calls = _calls_about(token, treasury)
         answers: list[TokenAnswer] = []
         silent: list[NoResponse] = []
-        for heard in await asyncio.gather(*(hear(node) for node in self._pool.nodes())):
+        for heard in await asyncio.gather(*(self._ask_about_token(node, calls) for node in self._pool.nodes())):
             if isinstance(heard, NoResponse):
                 silent.append(heard)
             elif heard.chain_id == self._pool.chain_id and self._pool.mark.is_behind(heard.head_number):
@@ -107,6 +86,32 @@ class ContractCalls:
             else:
                 answers.append(heard)
         return answers, silent
+
+    async def _ask_about_token(self, node: PooledEndpoint, calls: list[Call]) -> TokenAnswer | NoResponse:
+        if pause := self._pool.pause(node):
+            return NoResponse(node.label, pause)
+        try:
+            chain_id_reply, head_reply, code, decimals, symbol, balance = await node.endpoint.batch(calls)
+            chain_id = read_quantity(chain_id_reply)
+            if chain_id != self._pool.chain_id:
+                return TokenAnswer(node.label, chain_id)
+            head = self._pool.saw_head(node, read_quantity(head_reply))
+            has_code = bool(read_data(code))
+            for reply in (decimals, balance) if has_code else ():
+                if reply.error is not None and not _has_failed_in_execution(reply):
+                    raise reply.error
+        except EndpointFailure as failure:
+            # Not recorded as a failure: a node that answers no calls may serve payments well.
+            return NoResponse(node.label, failure.message)
+        return TokenAnswer(
+            node.label,
+            chain_id,
+            head,
+            has_code=has_code,
+            decimals=_uint(decimals, below=256) if has_code else None,
+            symbol=_text(symbol) if has_code else None,
+            treasury_balance_raw=_uint(balance, below=2**256) if has_code else None,
+        )
 
     async def deployless_call(self, creation_code: bytes) -> bytes | None:
         """What creating a contract returns at the head of the chain, without creating it; None where it reverts.

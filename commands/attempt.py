@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from chain.addresses import checksum_address
@@ -15,7 +15,7 @@ from domain.identifiers import parse_tx_hash
 from domain.money import format_usd
 from domain.payments.attempt import AttemptStatus, Purpose
 from settings import Settings
-from starter.diagnosis import Diagnosis, diagnose
+from starter.diagnosis import Diagnosis, EventView, LedgerRowView, diagnose
 from starter.models import AttemptView
 from starter.temporal import connect
 
@@ -113,6 +113,11 @@ def _print(diagnosis: Diagnosis) -> None:
         ("in Temporal's UI", diagnosis.workflow_url),
     ]
     stdout.print(table("", ("fact", "value"), [(name, value) for name, value in facts if value is not None]))
+    _print_events(diagnosis.events)
+    _print_ledger(diagnosis.ledger)
+
+
+def _print_events(events: Sequence[EventView]) -> None:
     stdout.print(
         table(
             "Events",
@@ -126,10 +131,13 @@ def _print(diagnosis: Diagnosis) -> None:
                     event.error_code,
                     ", ".join(f"{key}={value}" for key, value in event.metadata.items()),
                 )
-                for event in diagnosis.events
+                for event in events
             ],
         )
     )
+
+
+def _print_ledger(rows: Sequence[LedgerRowView]) -> None:
     stdout.print(
         table(
             "Ledger",
@@ -142,7 +150,7 @@ def _print(diagnosis: Diagnosis) -> None:
                     grouped(row.amount),
                     grouped(row.balance_after),
                 )
-                for row in diagnosis.ledger
+                for row in rows
             ],
             right=("credits", "balance after"),
         )

@@ -12,11 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import psycopg
-from rich.console import Console
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from commands.local_system import LocalSystem
@@ -349,25 +348,16 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_js
         print_json(
             {
                 "ok": ok,
-                "payments": [
-                    {
-                        "attemptId": str(payment.attempt_id),
-                        "purpose": payment.intent.purpose.value,
-                        "status": payment.status.value if payment.status else None,
-                        "errorCode": payment.error.value if payment.error else None,
-                        "workflowId": workflow_id(payment.attempt_id),
-                        "expectation": payment.expectation,
-                        "held": payment.held,
-                    }
-                    for payment in payments
-                ],
+                "payments": [_as_json(payment) for payment in payments],
                 "balances": balances,
                 "trialBalance": {"debits": totals[Side.DEBIT], "credits": totals[Side.CREDIT]},
             }
         )
         return ok
     namespace = scenes.system.variables["TEMPORAL_NAMESPACE"]
-    _print_tables(stdout, payments, rows, trial_balance)
+    _print_payments(payments)
+    _print_ledger(rows, payments)
+    _print_trial_balance(trial_balance)
     for payment in payments if keep else ():  # links to servers that are about to stop are useless
         stdout.print(
             f"{payment.title}: {workflow_url(settings.temporal_ui_url, namespace, payment.attempt_id)}",
@@ -384,13 +374,20 @@ async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_js
     return ok
 
 
-def _print_tables(
-    console: Console,
-    payments: list[Payment],
-    rows: list[ledger.LedgerRow],
-    trial_balance: list[ledger.TrialBalanceLine],
-) -> None:
-    console.print(
+def _as_json(payment: Payment) -> dict[str, Any]:
+    return {
+        "attemptId": str(payment.attempt_id),
+        "purpose": payment.intent.purpose.value,
+        "status": payment.status.value if payment.status else None,
+        "errorCode": payment.error.value if payment.error else None,
+        "workflowId": workflow_id(payment.attempt_id),
+        "expectation": payment.expectation,
+        "held": payment.held,
+    }
+
+
+def _print_payments(payments: list[Payment]) -> None:
+    stdout.print(
         table(
             "Payments",
             ("held", "payment", "ended", "expected"),
@@ -405,8 +402,11 @@ def _print_tables(
             ],
         )
     )
+
+
+def _print_ledger(rows: list[ledger.LedgerRow], payments: list[Payment]) -> None:
     titles = {str(payment.attempt_id): payment.title for payment in payments}
-    console.print(
+    stdout.print(
         table(
             "Ledger",
             ("account", "reason", "credits", "balance after", "of"),
@@ -423,8 +423,11 @@ def _print_tables(
             right=("credits", "balance after"),
         )
     )
+
+
+def _print_trial_balance(trial_balance: list[ledger.TrialBalanceLine]) -> None:
     totals = ledger.totals(trial_balance)
-    console.print(
+    stdout.print(
         table(
             "Trial balance, in credits",
             ("ledger account", "type", "debit", "credit"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -16,7 +16,7 @@ from temporalio.client import Client
 
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import payments_client, service_database
-from db.engine import ServiceConnection
+from db.engine import ServiceConnection, ServiceDatabase
 from db.operations import findings, resolutions
 from db.operations.findings import FindingFilter, FindingsPage, FindingTotals, Sort
 from db.operations.resolutions import Action
@@ -176,6 +176,13 @@ async def list_findings(
     if not totals:
         stdout.print("no findings" if wanted.with_resolved else "no open findings")
         return
+    _print_page(page.findings)
+    _print_totals(totals)
+    stdout.print(_shown_of(shown), markup=False)
+    stdout.print("settle findings show ID lists the remedies for a finding", markup=False)
+
+
+def _print_page(listed: Sequence[StoredFinding]) -> None:
     stdout.print(
         table(
             "",
@@ -189,14 +196,11 @@ async def list_findings(
                     finding.detail,
                     finding.resolution,
                 )
-                for finding in page.findings
+                for finding in listed
             ],
             right=("raw units",),
         )
     )
-    _print_totals(totals)
-    stdout.print(_shown_of(shown), markup=False)
-    stdout.print("settle findings show ID lists the remedies for a finding", markup=False)
 
 
 def _shown_of(shown: ListView) -> str:
@@ -303,26 +307,14 @@ async def resolve_all(
     operator, reason = parse_operator(operator), parse_reason(reason)
     _check_bulk(wanted, remedy)
     async with service_database(settings) as database:
-        async with database.snapshot() as connection:
-            wanted = replace(
-                wanted,
-                kinds=wanted.kinds or tuple(kind for kind in FindingKind if _is_for_bulk(kind, remedy)),
-                opened_until=await findings.read_clock(connection),
-            )
-            totals = await findings.total_findings(connection, wanted)
-            largest = (await findings.page_findings(connection, wanted, limit=SAMPLE)).findings
-        preview = BulkView.of(remedy, totals, largest)
+        wanted, preview = await _preview(database, wanted, remedy)
         if not confirmed or not preview.matching:
             _tell_preview(preview, confirmed=confirmed, as_json=as_json)
             return True
         if not as_json:
             progress(f"{remedy.value} of {grouped(preview.matching)} findings, by {operator}: {reason}")
         bulk = _Bulk(await connect(variables, lazy=True), preview.matching)
-        after: UUID | None = None
-        while True:
-            async with database.transaction() as connection:
-                # Oldest first is an order that new findings do not change, and resolving one moves none of the others.
-                page = await findings.page_findings(connection, wanted, sort=Sort.OLDEST, after=after, limit=BULK_PAGE)
+        async for page in _pages(database, wanted):
             await bulk.resolve(
                 [
                     parse_request(
@@ -333,20 +325,48 @@ async def resolve_all(
                         refund_tx_hash=refund_tx,
                         chain_id=finding.chain_id,
                     )
-                    for finding in page.findings
+                    for finding in page
                 ]
             )
-            if page.next is None:
-                break
-            after = page.next
-    done = preview.model_copy(update={"resolved": bulk.resolved, "refused": tuple(bulk.refused), "confirmed": True})
-    if as_json:
-        print_json(done)
-    else:
-        for refusal in bulk.refused[:SAMPLE]:
-            stdout.print(f"{refusal.finding_id}: {refusal.detail}", markup=False)
-        stdout.print(f"{grouped(bulk.resolved)} resolved, {grouped(len(bulk.refused))} not", markup=False)
+    _print_done(preview, bulk, as_json=as_json)
     return not bulk.refused
+
+
+async def _preview(database: ServiceDatabase, wanted: FindingFilter, remedy: Remedy) -> tuple[FindingFilter, BulkView]:
+    """What the remedy is for, among what is open now; and how much that is."""
+    async with database.snapshot() as connection:
+        wanted = replace(
+            wanted,
+            kinds=wanted.kinds or tuple(kind for kind in FindingKind if _is_for_bulk(kind, remedy)),
+            opened_until=await findings.read_clock(connection),
+        )
+        totals = await findings.total_findings(connection, wanted)
+        largest = (await findings.page_findings(connection, wanted, limit=SAMPLE)).findings
+    return wanted, BulkView.of(remedy, totals, largest)
+
+
+async def _pages(database: ServiceDatabase, wanted: FindingFilter) -> AsyncIterator[Sequence[StoredFinding]]:
+    """The open findings, a page at a time. Oldest first is an order that new findings do not change, and resolving one
+    moves none of the others.
+    """
+    after: UUID | None = None
+    while True:
+        async with database.transaction() as connection:
+            page = await findings.page_findings(connection, wanted, sort=Sort.OLDEST, after=after, limit=BULK_PAGE)
+        yield page.findings
+        if page.next is None:
+            return
+        after = page.next
+
+
+def _print_done(preview: BulkView, bulk: _Bulk, *, as_json: bool) -> None:
+    if as_json:
+        done = {"resolved": bulk.resolved, "refused": tuple(bulk.refused), "confirmed": True}
+        print_json(preview.model_copy(update=done))
+        return
+    for refusal in bulk.refused[:SAMPLE]:
+        stdout.print(f"{refusal.finding_id}: {refusal.detail}", markup=False)
+    stdout.print(f"{grouped(bulk.resolved)} resolved, {grouped(len(bulk.refused))} not", markup=False)
 
 
 class _Bulk:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -72,27 +73,18 @@ def migrate(
     `StartupCheckFailed` where rights are missing or, at the end, where a role is not accepted with its address's
     password.
     """
-    addresses = [
-        _RoleAddress(APP_ROLE, "DATABASE_URL", app_url),
-        _RoleAddress(SETTLEMENT_ROLE, "SETTLEMENT_DATABASE_URL", settlement_url),
-        _RoleAddress(SERVICE_ROLE, "SERVICE_DATABASE_URL", service_url, bypass_row_level_security=True),
-        *([_RoleAddress(OPERATOR_ROLE, "OPERATOR_DATABASE_URL", operator_url)] if operator_url else []),
-    ]
+    addresses = _addresses(app_url, settlement_url, service_url, operator_url)
     engine = create_engine(
         ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(migration_url, application_name=APPLICATION_NAME)
     )
     try:
-        with engine.connect() as connection, LockWatch(migration_url, _prepare(connection, on_progress)) as watch:
+        with (
+            _errors_of_migration(),
+            engine.connect() as connection,
+            LockWatch(migration_url, _prepare(connection, on_progress)) as watch,
+        ):
             created = tuple(
-                address.role
-                for address in addresses
-                if _ensure_role(
-                    connection,
-                    address.role,
-                    address.url,
-                    bypass_row_level_security=address.bypass_row_level_security,
-                    on_progress=on_progress,
-                )
+                address.role for address in addresses if _ensure_role(connection, address, on_progress=on_progress)
             )
             passwords_set = tuple(
                 address.role
@@ -102,18 +94,31 @@ def migrate(
             before = _revision(connection)
             revision = _target(before, expand_only=expand_only)
             on_progress(f"schema at revision {before or 'none'}, upgrading to {revision}")
-            for step in (
-                # The functions' present text needs all that was added, and nothing that is still to be taken away.
-                lambda: _upgrade(connection, _expanded(before)),
-                lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
-                lambda: _upgrade(connection, revision),
-                lambda: _bring_up_to_date(connection, with_operators=bool(operator_url), on_progress=on_progress),
-                lambda: _seed(connection, with_operators=bool(operator_url)),
+            for step in _steps(
+                connection, before, revision, with_operators=bool(operator_url), on_progress=on_progress
             ):
                 patiently(connection, step, watch=watch, on_progress=on_progress)
             on_progress("system tenant and chart of accounts are seeded")
             _check_logins(addresses, on_progress=on_progress)
             return Migrated(before, revision, created, passwords_set)
+    finally:
+        engine.dispose()
+
+
+def _addresses(app_url: str, settlement_url: str, service_url: str, operator_url: str | None) -> list[_RoleAddress]:
+    return [
+        _RoleAddress(APP_ROLE, "DATABASE_URL", app_url),
+        _RoleAddress(SETTLEMENT_ROLE, "SETTLEMENT_DATABASE_URL", settlement_url),
+        _RoleAddress(SERVICE_ROLE, "SERVICE_DATABASE_URL", service_url, bypass_row_level_security=True),
+        *([_RoleAddress(OPERATOR_ROLE, "OPERATOR_DATABASE_URL", operator_url)] if operator_url else []),
+    ]
+
+
+@contextmanager
+def _errors_of_migration() -> Iterator[None]:
+    """Errors of the database and of Alembic as `DatabaseUnavailable` or `StartupCheckFailed`."""
+    try:
+        yield
     except (DBAPIError, psycopg.Error) as error:
         # The SQL files run on the driver itself.
         unavailable = as_unavailable(error)
@@ -124,8 +129,29 @@ def migrate(
     except CommandError as error:
         # Alembic's own errors say that it does not know the revision.
         raise StartupCheckFailed(f"migration failed: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        engine.dispose()
+
+
+def _steps(
+    connection: Connection,
+    before: str | None,
+    revision: str,
+    *,
+    with_operators: bool,
+    on_progress: Callable[[str], None],
+) -> tuple[Callable[[], None], ...]:
+    """What a migration does, each step safe to repeat."""
+
+    def bring_up_to_date() -> None:
+        _bring_up_to_date(connection, with_operators=with_operators, on_progress=on_progress)
+
+    return (
+        # The functions' present text needs all that was added, and nothing that is still to be taken away.
+        lambda: _upgrade(connection, _expanded(before)),
+        bring_up_to_date,
+        lambda: _upgrade(connection, revision),
+        bring_up_to_date,
+        lambda: _seed(connection, with_operators=with_operators),
+    )
 
 
 def _prepare(connection: Connection, on_progress: Callable[[str], None]) -> int:
@@ -206,30 +232,24 @@ def _has_role(connection: Connection, role: str) -> bool:
     return connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first() is not None
 
 
-def _ensure_role(
-    connection: Connection,
-    role: str,
-    url: str,
-    *,
-    bypass_row_level_security: bool,
-    on_progress: Callable[[str], None],
-) -> bool:
+def _ensure_role(connection: Connection, address: _RoleAddress, *, on_progress: Callable[[str], None]) -> bool:
     """Create the role if it is missing; True if it was created."""
+    role = address.role
+    attribute = "BYPASSRLS" if address.bypass_row_level_security else "NOBYPASSRLS"
     if _has_role(connection, role):
         connection.commit()
         return False
     driver = _driver(connection)
-    verifier = _verifier(driver, role, url)
+    verifier = _verifier(driver, role, address.url)
     statement = sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {} PASSWORD {}").format(
         sql.Identifier(role),
-        sql.SQL("BYPASSRLS" if bypass_row_level_security else "NOBYPASSRLS"),
+        sql.SQL(attribute),
         sql.Literal(verifier),
     )
     try:
         driver.execute(statement)
         connection.commit()
     except psycopg.errors.InsufficientPrivilege:
-        attribute = "BYPASSRLS" if bypass_row_level_security else "NOBYPASSRLS"
         raise StartupCheckFailed(
             f"role {role} is missing and MIGRATION_DATABASE_URL may not create it; as a superuser run: "
             f"CREATE ROLE {role} LOGIN {attribute} PASSWORD '...'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from domain.payments.verification import (
     NOTHING_KNOWN,
     KnownTransfers,
     Refused,
+    SettledTransfer,
     VerificationResult,
     Verified,
     Waiting,
@@ -56,6 +57,18 @@ class EventView(ResponseModel):
     metadata: dict[str, Any]
     created_at: datetime
 
+    @classmethod
+    def of(cls, event: attempts.Event) -> Self:
+        """A recorded event as it is shown."""
+        return cls(
+            event_type=event.event_type,
+            from_status=event.from_status,
+            to_status=event.to_status,
+            error_code=event.error_code,
+            metadata=event.details,
+            created_at=event.created_at,
+        )
+
 
 class LedgerRowView(ResponseModel):
     """One ledger row caused by this attempt, of any account."""
@@ -67,6 +80,11 @@ class LedgerRowView(ResponseModel):
     reason: str
     reference: str | None
     created_at: datetime
+
+    @classmethod
+    def of(cls, row: ledger.LedgerRow) -> Self:
+        """A ledger row as it is shown."""
+        return cls.model_validate(row, from_attributes=True)
 
 
 class Diagnosis(AttemptView):
@@ -103,20 +121,11 @@ async def diagnose(
     An unavailable Temporal or chain node becomes part of the answer. Raises `AttemptNotFound` and
     `DatabaseUnavailable`.
     """
-    async with database.transaction() as connection:
-        attempt = await attempts.find_attempt(connection, attempt_id)
-        if attempt is None:
-            raise AttemptNotFound(attempt_id)
-        await read_clock(connection.connection)  # the intent's expiry and the time of the next poll are relative to it
-        events = await attempts.list_events(connection, attempt_id)
-        rows = await ledger.list_entries(connection, reference=str(attempt_id))
-        transfer = await attempts.find_settled_transfer(connection, attempt_id)
-        under = await attempts.find_under_verification(connection, attempt_id)
-        in_its_place = await attempts.find_attempt(connection, renewal_id(attempt_id))
-
+    recorded = await _read(database, attempt_id)
+    attempt, transfer = recorded.attempt, recorded.transfer
     (workflow, workflow_text), (verdict, chain_text), workers = await asyncio.gather(
         _ask_temporal(temporal, attempt_id),
-        _ask_chain(chain, attempt, min_confirmations, under),
+        _ask_chain(chain, attempt, min_confirmations, recorded.under_verification),
         _count_workers(temporal, attempt.chain_id),
     )
     view = AttemptView.of(attempt).model_dump()
@@ -124,8 +133,8 @@ async def diagnose(
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(
         **view,
-        explanation=_explain(attempt, rows, _Seen(workflow, workflow_text, verdict, chain_text, workers))
-        + _explain_renewal(in_its_place),
+        explanation=_explain(attempt, recorded.rows, _Seen(workflow, workflow_text, verdict, chain_text, workers))
+        + _explain_renewal(recorded.renewal),
         billing_account_id=attempt.billing_account_id,
         from_address=attempt.from_address,
         token=attempt.token,
@@ -138,30 +147,38 @@ async def diagnose(
         workflow=workflow_text,
         workflow_id=workflow_id(attempt_id),
         workflow_url=workflow_url(ui_url, temporal.namespace, attempt_id),
-        events=[
-            EventView(
-                event_type=event.event_type,
-                from_status=event.from_status,
-                to_status=event.to_status,
-                error_code=event.error_code,
-                metadata=event.details,
-                created_at=event.created_at,
-            )
-            for event in events
-        ],
-        ledger=[
-            LedgerRowView(
-                id=row.id,
-                billing_account_id=row.billing_account_id,
-                amount=row.amount,
-                balance_after=row.balance_after,
-                reason=row.reason,
-                reference=row.reference,
-                created_at=row.created_at,
-            )
-            for row in rows
-        ],
+        events=[EventView.of(event) for event in recorded.events],
+        ledger=[LedgerRowView.of(row) for row in recorded.rows],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """What the database has about an attempt."""
+
+    attempt: PaymentAttempt
+    events: list[attempts.Event]
+    rows: list[ledger.LedgerRow]
+    transfer: SettledTransfer | None
+    under_verification: attempts.UnderVerification | None
+    renewal: PaymentAttempt | None
+
+
+async def _read(database: ServiceDatabase | OperatorDatabase, attempt_id: UUID) -> _Recorded:
+    """Raises `AttemptNotFound` and `DatabaseUnavailable`."""
+    async with database.transaction() as connection:
+        attempt = await attempts.find_attempt(connection, attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(attempt_id)
+        await read_clock(connection.connection)  # the intent's expiry and the time of the next poll are relative to it
+        return _Recorded(
+            attempt,
+            events=await attempts.list_events(connection, attempt_id),
+            rows=await ledger.list_entries(connection, reference=str(attempt_id)),
+            transfer=await attempts.find_settled_transfer(connection, attempt_id),
+            under_verification=await attempts.find_under_verification(connection, attempt_id),
+            renewal=await attempts.find_attempt(connection, renewal_id(attempt_id)),
+        )
 
 
 def workflow_url(ui_url: str | None, namespace: str, attempt_id: UUID) -> str | None:

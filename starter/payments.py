@@ -102,21 +102,7 @@ class PaymentsClient:
             known = await find_non_payer_kind(connection.connection, payer.wallet_address)
             self._require_payer(payer.wallet_address, known)
             now = await read_clock(connection.connection)
-            attempt = PaymentAttempt(
-                id=uuid4(),
-                billing_account_id=payer.billing_account_id,
-                owner_user_id=payer.user_id,
-                from_address=payer.wallet_address,
-                chain_id=policy.chain_id,
-                token=policy.token,
-                to_address=policy.treasury,
-                amount_raw=raw_for_usd_cents(amount),
-                amount_usd_cents=amount,
-                purpose=purpose,
-                status=AttemptStatus.CREATED_INTENT,
-                expires_at=now + policy.intent_ttl,
-                created_at=now,
-            )
+            attempt = self._new_attempt(payer, amount, purpose, now)
             intent = Intent.of(attempt, now + policy.intent_ttl)
             if idempotency_key is not None:
                 answered = await idempotency.keep_answer(
@@ -130,6 +116,24 @@ class PaymentsClient:
                     return Intent.model_validate(answered)
             await payments.create_intent(connection, attempt)
         return intent
+
+    def _new_attempt(self, payer: Payer, amount_usd_cents: int, purpose: Purpose, now: datetime) -> PaymentAttempt:
+        policy = self._policy
+        return PaymentAttempt(
+            id=uuid4(),
+            billing_account_id=payer.billing_account_id,
+            owner_user_id=payer.user_id,
+            from_address=payer.wallet_address,
+            chain_id=policy.chain_id,
+            token=policy.token,
+            to_address=policy.treasury,
+            amount_raw=raw_for_usd_cents(amount_usd_cents),
+            amount_usd_cents=amount_usd_cents,
+            purpose=purpose,
+            status=AttemptStatus.CREATED_INTENT,
+            expires_at=now + policy.intent_ttl,
+            created_at=now,
+        )
 
     async def submit(
         self,

@@ -192,3 +192,50 @@ def test_arithmetic_with_money_is_noticed(expression: str) -> None:
 def test_no_product_module_imports_the_tests() -> None:
     for path in _product_modules():
         assert not {name for name in _imports(path) if name.partition(".")[0] == "tests"}, path
+
+
+LINES_MAX: Final = 50
+"""Lines of a function: from its `def` to its end, with signature, docstring, comments and empty lines."""
+
+LONGER: Final = {
+    "cli.findings_resolve": "an option of the command each, and a call that passes them on",
+    "bench.bare.BareSettlement.run": "the steps of VerifyAndSettle in its order, to be compared with it side by side",
+}
+"""Functions that read best as one, and why. This list only becomes shorter."""
+
+
+def _lengths(source: str, module: str) -> dict[str, int]:
+    """Lines of each function, by its name with module and class."""
+
+    def walk(node: ast.AST, name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for child in ast.iter_child_nodes(node):
+            own = name
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                own = f"{name}.{child.name}"
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert child.end_lineno is not None
+                found[own] = child.end_lineno - child.lineno + 1
+            found |= walk(child, own)
+        return found
+
+    return walk(ast.parse(source), module)
+
+
+def test_functions_are_short_or_say_why_they_are_not() -> None:
+    longer = {
+        name
+        for path in _product_modules()
+        for name, lines in _lengths(path.read_text(), ".".join(path.relative_to(ROOT).with_suffix("").parts)).items()
+        if lines > LINES_MAX
+    }
+    assert longer - set(LONGER) == set(), "split it by what its parts do"
+    assert set(LONGER) - longer == set(), "short enough now: take it off the list"
+    assert len(LONGER) <= 2
+
+
+def test_the_lines_of_a_function_are_counted_from_its_def_to_its_end() -> None:
+    source = (
+        "class A:\n    @decorated\n    async def f(\n        self,\n    ):\n        'doc'\n\n        def g(): ...\n"
+    )
+    assert _lengths(source, "m") == {"m.A.f": 6, "m.A.f.g": 1}

@@ -122,17 +122,7 @@ class BookkeepingActivities(BookkeepingSignatures):
         return BooksReport(
             entries_checked=checked,
             violations_open=sum(open_by_check.values()),
-            changes=tuple(
-                BooksChange(
-                    id=change.id,
-                    check=change.check,
-                    subject=change.subject,
-                    detail=change.detail,
-                    at=change.at,
-                    is_resolved=change.is_resolved,
-                )
-                for change in changes
-            ),
+            changes=tuple(BooksChange.model_validate(change, from_attributes=True) for change in changes),
         )
 
     @activity.defn

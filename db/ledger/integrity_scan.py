@@ -26,7 +26,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import bindparam, text
+from sqlalchemy import Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, JSONB
 from sqlalchemy.types import BigInteger, Text
 
@@ -355,15 +355,11 @@ async def check_new(
     step takes longer than the lock timeout.
     """
     books = await _open(connection)
-    sql = connection.connection
     after = {
         stream: max(checkpoint.checked_to, positions.get(stream, 0)) for stream, checkpoint in books.checkpoints.items()
     }
     limits = {_ENTRIES: rows_max, _LINES: rows_max * 2, _EVENTS: rows_max}
-    rows: dict[str, Any] = {}
-    for stream, query in ((_ENTRIES, _NEW_ENTRIES), (_LINES, _NEW_LINES), (_EVENTS, _NEW_EVENTS)):
-        values: dict[str, Any] = {"after": after[stream], "rows_max": limits[stream]}
-        rows[stream] = (await sql.execute(query, values if stream == _LINES else values | {"grace": GRACE})).one()
+    rows = await _read_new(connection, after, limits)
     verified = await _verify(
         connection,
         {
@@ -385,14 +381,35 @@ async def check_new(
         is_last = is_last and not is_cut
         is_held = is_held or (is_cut and checkpoint.safe_to < ends[stream])
         if after[stream] == checkpoint.checked_to:
-            reached = min(ends[stream], checkpoint.safe_to) if is_cut else checkpoint.safe_to
-            if seen.first_young is not None:
-                # What follows automatically, such as a bonus, is checked once it is late: a young row is checked again.
-                reached = min(reached, seen.first_young - 1)
-            if stream == _LINES:
-                await sql.execute(_ADD_TOTALS, {"after": after[stream], "up_to": reached})
-            await _save(connection, checkpoint, checked_to=reached)
+            safe_to = min(ends[stream], checkpoint.safe_to) if is_cut else checkpoint.safe_to
+            await _advance(connection, checkpoint, safe_to=safe_to, first_young=seen.first_young)
     return NewRows(rows[_ENTRIES].found, ends, is_last, is_held)
+
+
+async def _read_new(
+    connection: ServiceConnection, after: Mapping[str, int], limits: Mapping[str, int]
+) -> dict[str, Row[Any]]:
+    """The next rows of each stream: how many, the last one's number, and the ids of what is checked with them."""
+    rows: dict[str, Row[Any]] = {}
+    for stream, query in ((_ENTRIES, _NEW_ENTRIES), (_LINES, _NEW_LINES), (_EVENTS, _NEW_EVENTS)):
+        values: dict[str, Any] = {"after": after[stream], "rows_max": limits[stream]}
+        if stream != _LINES:
+            values["grace"] = GRACE
+        rows[stream] = (await connection.connection.execute(query, values)).one()
+    return rows
+
+
+async def _advance(
+    connection: ServiceConnection, checkpoint: _Checkpoint, *, safe_to: int, first_young: int | None
+) -> None:
+    """Move the checkpoint over the rows that are checked for good."""
+    reached = safe_to
+    if first_young is not None:
+        # What follows automatically, such as a bonus, is checked once it is late: a young row is checked again.
+        reached = min(reached, first_young - 1)
+    if checkpoint.stream == _LINES:
+        await connection.connection.execute(_ADD_TOTALS, {"after": checkpoint.checked_to, "up_to": reached})
+    await _save(connection, checkpoint, checked_to=reached)
 
 
 async def check_known(connection: ServiceConnection, *, pending_max: timedelta) -> None:

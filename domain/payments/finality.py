@@ -176,14 +176,14 @@ def evaluate_absence(
     of them has another block at the transfer's height and the transaction in no block; that height is final; and so is
     the height at which the transfer was first missing, which gave it the same time again to come back in another block.
     """
-    for inclusion_report in inclusion_reports:
-        if inclusion_report.chain_id != settled.chain_id:
+    for report in inclusion_reports:
+        if report.chain_id != settled.chain_id:
             return NotFinal(
-                message=f"{inclusion_report.endpoint} answers for chain {inclusion_report.chain_id}, "
+                message=f"{report.endpoint} answers for chain {report.chain_id}, "
                 f"the payment is on chain {settled.chain_id}",
                 missing_since_head=missing_since_head,
             )
-    head = max((inclusion_report.head_number for inclusion_report in inclusion_reports), default=settled.block_number)
+    head = max((report.head_number for report in inclusion_reports), default=settled.block_number)
     since = missing_since_head if missing_since_head is not None else head
 
     def wait(message: str, missing_blocks: int = 0) -> NotFinal:
@@ -191,18 +191,8 @@ def evaluate_absence(
 
     if len(inclusion_reports) * 2 <= endpoints:
         return wait(f"not on the canonical chain, by {len(inclusion_reports)} of {endpoints} nodes")
-    for inclusion_report in inclusion_reports:
-        there = locate(terms, settled, inclusion_report.receipt) if inclusion_report.receipt is not None else None
-        if there is not None:
-            return NotFinal(
-                message=f"{inclusion_report.endpoint} has it in block {there.block_number}, not every node has"
-            )
-        if inclusion_report.block_at_height is None:
-            return wait(f"{inclusion_report.endpoint} has no block {settled.block_number} yet")
-        if inclusion_report.block_at_height == settled.block_hash:
-            # A block's hash commits to its transactions: a node with the block and without the payment contradicts
-            # itself.
-            return wait(f"{inclusion_report.endpoint} has block {settled.block_number} without the payment in it")
+    if not_absent := _why_not_absent(terms, settled, inclusion_reports, since):
+        return not_absent
     missing_blocks = max(settled.block_number, since) - final_up_to
     if missing_blocks > 0:
         return wait(
@@ -218,6 +208,27 @@ def evaluate_absence(
             f"the payment has not come back by block {head}"
         ),
     )
+
+
+def _why_not_absent(
+    terms: PaymentTerms, settled: SettledTransfer, inclusion_reports: Sequence[InclusionReport], since: int
+) -> NotFinal | None:
+    """The first node that does not show the transfer to be absent; None where all do."""
+    for report in inclusion_reports:
+        there = locate(terms, settled, report.receipt) if report.receipt is not None else None
+        if there is not None:
+            # It is back: should it be missing again, the time counts from then.
+            return NotFinal(message=f"{report.endpoint} has it in block {there.block_number}, not every node has")
+        message = None
+        if report.block_at_height is None:
+            message = f"{report.endpoint} has no block {settled.block_number} yet"
+        elif report.block_at_height == settled.block_hash:
+            # A block's hash commits to its transactions: a node with the block and without the payment contradicts
+            # itself.
+            message = f"{report.endpoint} has block {settled.block_number} without the payment in it"
+        if message is not None:
+            return NotFinal(message=message, missing_since_head=since)
+    return None
 
 
 def next_poll_delay(waiting: NotFinal, *, block_time: timedelta) -> timedelta:

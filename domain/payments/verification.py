@@ -260,14 +260,10 @@ def _find_payment(
 
     All logs are considered: those of other payers in the same transaction neither pay nor prevent a payment.
     """
-    ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
-    to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
-    from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
     no_payer = non_payer(terms.payer, treasury=terms.treasury, token=terms.token, known=payer_kind)
     matching = [] if no_payer else [log for log in receipt.transfers if pays(log, terms)]
     enough = [log for log in matching if log.value_raw >= terms.amount_raw]
     unspent = [log for log in enough if log.log_index not in paid_log_indexes]
-
     if unspent:
         # The smallest sufficient log minimizes the overpayment; the log index makes the choice unambiguous.
         paid_by = min(unspent, key=lambda log: (log.value_raw, log.log_index))
@@ -285,28 +281,36 @@ def _find_payment(
             ),
             confirmations=view.head_number - receipt.block_number + 1,
         )
-
-    def rejected(code: ErrorCode, message: str) -> Refused:
-        return Refused(status=AttemptStatus.REJECTED, error_code=code, message=message)
-
     if enough:
-        return rejected(ErrorCode.TX_ALREADY_SETTLED, "the transfer has already paid another attempt")
+        return _rejected(ErrorCode.TX_ALREADY_SETTLED, "the transfer has already paid another attempt")
     if matching:
         in_order = sorted(matching, key=lambda log: log.log_index)
         sent = " and ".join(str(log.value_raw) for log in in_order[:SHOWN_TRANSFERS_MAX])
-        return rejected(
+        return _rejected(
             ErrorCode.INSUFFICIENT_AMOUNT, f"{sent} raw units were sent, {terms.amount_raw} are needed in one transfer"
         )
+    return _why_none_pays(terms, receipt, no_payer)
+
+
+def _rejected(code: ErrorCode, message: str) -> Refused:
+    return Refused(status=AttemptStatus.REJECTED, error_code=code, message=message)
+
+
+def _why_none_pays(terms: PaymentTerms, receipt: Receipt, no_payer: NonPayer | None) -> Refused:
+    """Of a transaction without a log that pays what was agreed: by what it has instead."""
+    ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
+    to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
+    from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
     if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):
-        return rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYER_DESCRIPTIONS[no_payer]}")
+        return _rejected(ErrorCode.SENDER_MISMATCH, f"the sender is {NON_PAYER_DESCRIPTIONS[no_payer]}")
     # A zero-value transfer can be emitted in any address's name, so that it proves nothing about who paid whom.
     if any(log.value_raw > 0 for log in to_treasury):
-        return rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")
+        return _rejected(ErrorCode.SENDER_MISMATCH, "the treasury was paid, but not by the wallet that signed in")
     if any(log.value_raw > 0 for log in from_payer):
-        return rejected(ErrorCode.RECIPIENT_MISMATCH, "the payer's transfer did not go to the treasury")
+        return _rejected(ErrorCode.RECIPIENT_MISMATCH, "the payer's transfer did not go to the treasury")
     if any(_pays_in_another_token(log, terms) for log in receipt.transfers):
-        return rejected(ErrorCode.INVALID_TOKEN, f"the transfer is not of token {terms.token}")
-    return rejected(ErrorCode.TOKEN_TRANSFER_NOT_FOUND, f"no transfer of token {terms.token} in the transaction")
+        return _rejected(ErrorCode.INVALID_TOKEN, f"the transfer is not of token {terms.token}")
+    return _rejected(ErrorCode.TOKEN_TRANSFER_NOT_FOUND, f"no transfer of token {terms.token} in the transaction")
 
 
 def _unspent_raw(logs: list[TransferLog], paid_log_indexes: frozenset[int]) -> int:

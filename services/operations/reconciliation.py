@@ -140,15 +140,7 @@ class Reconciliation:
             found.differ(_cut(found.left_for_next_time))
         contradictions = found.totals.contradictions()
         for words in contradictions:
-            found.differ(
-                Difference(
-                    kind=TOTALS_DO_NOT_CLOSE,
-                    severity=Severity.ALARM,
-                    detail=words,
-                    remedy="settle doctor; the alarms of this report; the CSV has every transfer with what it was "
-                    "credited for",
-                )
-            )
+            found.differ(_does_not_close(words))
         async with self._database.transaction() as connection:
             assertion_id = await db.insert_assertion(
                 connection, span, found.totals, differences=found.counts, closes=not contradictions
@@ -420,6 +412,15 @@ async def _write(connection: ServiceConnection, finding: Finding, found: _Found)
 
 _WORTH_UNKNOWN: Final = 10**78
 _SEVERITIES: Final = (Severity.ALARM, Severity.OPERATOR, Severity.STARTED, Severity.NOTICE)
+
+
+def _does_not_close(contradiction: str) -> Difference:
+    return Difference(
+        kind=TOTALS_DO_NOT_CLOSE,
+        severity=Severity.ALARM,
+        detail=contradiction,
+        remedy="settle doctor; the alarms of this report; the CSV has every transfer with what it was credited for",
+    )
 
 
 def _cut(number: int) -> Difference:

@@ -16,7 +16,7 @@ import structlog
 from chain.endpoint_pool import EndpointsFailed
 from chain.history import HistoryPruned
 from chain.reader import ChainReader
-from db.engine import ServiceDatabase
+from db.engine import ServiceConnection, ServiceDatabase
 from db.operations.findings import close_settled_findings, recheck_claims
 from db.transfers import gaps, observed
 from db.transfers.observed import Cursor
@@ -216,16 +216,7 @@ class BlockScanner:
         agreed = [one for one in union.values() if one.tx_hash not in {each[0].tx_hash for each in disputed}]
         stale = await self._find_stale(first - 1, cursor, cursor) if shown else []
         async with self._database.transaction() as connection:
-            tracked = await observed.list_tracked_blocks(connection, self.scope, up_to=cursor.block_number)
-            if (cursor.block_number, cursor.block_hash) not in tracked[:1]:
-                raise DatabaseBusy("the chain was reorganised during the re-scan")
-            orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
-            added = await observed.record_transfers(connection, self.scope, agreed)
-            for dispute in settled:
-                added += await observed.record_transfers(connection, self.scope, dispute.there, corrects=True)
-                orphaned += await observed.invalidate_transfers(
-                    connection, self.scope, dispute.tx_hash, dispute.invented_log_indexes
-                )
+            added, orphaned = await self._correct(connection, cursor, stale, agreed, settled)
             closed = await close_settled_findings(connection, self.scope.chain_id)
             await recheck_claims(connection, self.scope.chain_id)
         OBSERVED_TRANSFERS.inc(added)
@@ -527,6 +518,27 @@ class BlockScanner:
             if len(versions) < len(shown) + 1 or len(set(versions)) > 1
         ]
         return disputed[:DISPUTES_MAX]
+
+    async def _correct(
+        self,
+        connection: ServiceConnection,
+        cursor: Cursor,
+        stale: list[str],
+        agreed: list[Transfer],
+        settled: list[_Dispute],
+    ) -> tuple[int, int]:
+        """Write down what a re-scan found; how many transfers were added and removed. Raises `DatabaseBusy`."""
+        tracked = await observed.list_tracked_blocks(connection, self.scope, up_to=cursor.block_number)
+        if (cursor.block_number, cursor.block_hash) not in tracked[:1]:
+            raise DatabaseBusy("the chain was reorganised during the re-scan")
+        orphaned = await observed.orphan_transfers(connection, self.scope, stale) if stale else 0
+        added = await observed.record_transfers(connection, self.scope, agreed)
+        for dispute in settled:
+            added += await observed.record_transfers(connection, self.scope, dispute.there, corrects=True)
+            orphaned += await observed.invalidate_transfers(
+                connection, self.scope, dispute.tx_hash, dispute.invented_log_indexes
+            )
+        return added, orphaned
 
     async def _settle_dispute(self, transfers: list[Transfer]) -> _Dispute:
         """The transaction's transfers by its receipt, on which all endpoints agree; unchanged where they do not."""

@@ -15,7 +15,7 @@ from psycopg import sql
 from sqlalchemy import Engine, create_engine
 
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
-from db.migrate import Migrated, _ensure_role, migrate
+from db.migrate import Migrated, _ensure_role, _RoleAddress, migrate
 from db.rights import APP_ROLE, SERVICE_ROLE
 from db.schema import EXPANDED_REVISION, LAST_CONTRACT, SCHEMA_REVISION
 from db.tables import Base
@@ -173,9 +173,8 @@ def _make_role(admin_url: str, role: str, role_url: str, *, bypass: bool = False
     engine = engine_on(admin_url)
     try:
         with engine.connect() as connection:
-            return _ensure_role(
-                connection, role, role_url, bypass_row_level_security=bypass, on_progress=lambda _: None
-            )
+            address = _RoleAddress(role, "SPARE_URL", role_url, bypass_row_level_security=bypass)
+            return _ensure_role(connection, address, on_progress=lambda _: None)
     finally:
         engine.dispose()
 
