@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeVar
 
 from temporalio.client import Client
 
@@ -22,6 +23,8 @@ from workflows.naming import WATCH_CHAIN, watch_workflow_id
 
 CONNECTIONS = 2
 """A command runs one query at a time."""
+
+_Database = TypeVar("_Database", TenantDatabase, SettlementDatabase, ServiceDatabase)
 
 
 def payment_policy(settings: Settings) -> PaymentPolicy:
@@ -63,38 +66,28 @@ def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:
     ]
 
 
-@asynccontextmanager
-async def tenant_database(settings: Settings) -> AsyncIterator[TenantDatabase]:
+def tenant_database(settings: Settings) -> AbstractAsyncContextManager[TenantDatabase]:
     """Role settle_app, checked."""
-    database = TenantDatabase(settings.require_database_url(), application_name="settle cli", pool_size=CONNECTIONS)
-    try:
-        await check_tenant_database(database)
-        yield database
-    finally:
-        await database.dispose()
+    return _checked(TenantDatabase, settings.require_database_url(), check_tenant_database)
 
 
-@asynccontextmanager
-async def settlement_database(settings: Settings) -> AsyncIterator[SettlementDatabase]:
+def settlement_database(settings: Settings) -> AbstractAsyncContextManager[SettlementDatabase]:
     """Role settle_settlement, checked."""
-    database = SettlementDatabase(
-        settings.require_settlement_database_url(), application_name="settle cli", pool_size=CONNECTIONS
-    )
-    try:
-        await check_settlement_database(database)
-        yield database
-    finally:
-        await database.dispose()
+    return _checked(SettlementDatabase, settings.require_settlement_database_url(), check_settlement_database)
+
+
+def service_database(settings: Settings) -> AbstractAsyncContextManager[ServiceDatabase]:
+    """Role settle_service, checked."""
+    return _checked(ServiceDatabase, settings.require_service_database_url(), check_service_database)
 
 
 @asynccontextmanager
-async def service_database(settings: Settings) -> AsyncIterator[ServiceDatabase]:
-    """Role settle_service, checked."""
-    database = ServiceDatabase(
-        settings.require_service_database_url(), application_name="settle cli", pool_size=CONNECTIONS
-    )
+async def _checked(
+    database_type: type[_Database], url: str, check: Callable[[_Database], Awaitable[None]]
+) -> AsyncIterator[_Database]:
+    database = database_type(url, application_name="settle cli", pool_size=CONNECTIONS)
     try:
-        await check_service_database(database)
+        await check(database)
         yield database
     finally:
         await database.dispose()

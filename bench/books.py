@@ -22,16 +22,12 @@ import psycopg
 from psycopg import sql
 
 from activities.ledger.integrity_scan import OLD_STEPS, check_all_books, check_books
+from bench.scratch import INSERT_ACCOUNTS, scratch_database
 from commands.output import grouped, progress, stdout, table
 from db.engine import ServiceDatabase
 from db.ledger import integrity_scan as books_check
 from db.ledger.invariants import SHOWN_MAX, find_violations
-from db.migrate import migrate
-from devstack.database import DATABASE, OWNER_ROLE, prepare_database
-from devstack.postgres import EmbeddedPostgres
-from devstack.stack import until_signalled
 
-PASSWORD: Final = "only-for-this-measurement"
 PENDING_MAX: Final = timedelta(days=1)
 
 SIZES: Final = (100_000, 1_000_000)
@@ -56,16 +52,6 @@ SERVER_SETTINGS: Final = {
     # Nothing here outlives the measurement.
     "fsync": "off",
 }
-
-_ACCOUNTS: Final = """
-    INSERT INTO users (id, wallet_address) SELECT 'user-' || n, '0x' || lpad(n::text, 40, '0')
-      FROM generate_series(0, %(accounts)s - 1) n;
-    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n
-      FROM generate_series(0, %(accounts)s - 1) n;
-    INSERT INTO ledger_accounts (code, name, type, normal_side, billing_account_id)
-    SELECT 'credits:account-' || n, 'x', 'liability', 'credit', 'account-' || n
-      FROM generate_series(0, %(accounts)s - 1) n;
-"""
 
 # One group after the other, as the posting functions would write it; only the balances need the previous ones.
 _GROUPS: Final = """
@@ -135,7 +121,7 @@ class Ledger:
         self._connection.execute("SET session_replication_role = replica")
         self._connection.execute("SET synchronous_commit = off")
         self._groups = 0
-        self._connection.execute(_ACCOUNTS, {"accounts": ACCOUNTS})
+        self._connection.execute(INSERT_ACCOUNTS, {"accounts": ACCOUNTS})
 
     @property
     def entries(self) -> int:
@@ -223,37 +209,15 @@ async def _measure(ledger: Ledger, service: ServiceDatabase) -> Cost:
 
 async def run(entries: int, folder: Path) -> None:
     """Measure on the way to so many entries, and print."""
-    async with until_signalled():
-        server = EmbeddedPostgres(folder, settings=SERVER_SETTINGS)
-        await server.start()
-        try:
-            prepare_database(server.superuser_url(), PASSWORD)
-            urls = {
-                role: _url(server, role) for role in (OWNER_ROLE, "settle_app", "settle_settlement", "settle_service")
-            }
-            await asyncio.to_thread(
-                migrate,
-                urls[OWNER_ROLE],
-                app_url=urls["settle_app"],
-                settlement_url=urls["settle_settlement"],
-                service_url=urls["settle_service"],
-            )
-            ledger = Ledger(server.superuser_url(DATABASE))
-            service = ServiceDatabase(urls["settle_service"], application_name="settle bench", pool_size=2)
-            costs = []
-            for size in sorted({*(size for size in SIZES if size < entries), entries}):
-                await asyncio.to_thread(ledger.grow_to, size)
-                costs.append(await _measure(ledger, service))
-                _show(costs)
-            progress(f"{ledger.size_bytes() / 1e9:.1f} GB on disk")
-            await service.dispose()
-            ledger.close()
-        finally:
-            await server.stop()
-
-
-def _url(server: EmbeddedPostgres, role: str) -> str:
-    return f"postgresql://{role}:{PASSWORD}@127.0.0.1:{server.port}/{DATABASE}"
+    async with scratch_database(folder, SERVER_SETTINGS) as scratch:
+        ledger = Ledger(scratch.superuser_url)
+        costs = []
+        for size in sorted({*(size for size in SIZES if size < entries), entries}):
+            await asyncio.to_thread(ledger.grow_to, size)
+            costs.append(await _measure(ledger, scratch.service))
+            _show(costs)
+        progress(f"{ledger.size_bytes() / 1e9:.1f} GB on disk")
+        ledger.close()
 
 
 def _show(costs: list[Cost]) -> None:

@@ -20,17 +20,13 @@ from uuid import UUID
 
 import psycopg
 
+from bench.scratch import INSERT_ACCOUNTS, scratch_database
 from commands.output import grouped, progress, stdout, table
 from db.engine import ServiceDatabase
-from db.migrate import migrate
-from devstack.database import DATABASE, OWNER_ROLE, prepare_database
-from devstack.postgres import EmbeddedPostgres
-from devstack.stack import until_signalled
 from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest
 from services.operations.reconciliation import Reconciliation
 
-PASSWORD: Final = "only-for-this-measurement"
 CHAIN_ID: Final = 8453
 BLOCK_TIME: Final = timedelta(seconds=2)
 ACCOUNTS: Final = 10_000
@@ -39,14 +35,7 @@ DAY: Final = timedelta(days=1)
 # Of a thousand transfers so many are something else than an exact purchase.
 DONATIONS, OPERATORS, LEFT, SURPLUSES = 20, 5, 3, 2
 
-_ACCOUNTS: Final = """
-    INSERT INTO users (id, wallet_address) SELECT 'user-' || n, '0x' || lpad(n::text, 40, '0')
-      FROM generate_series(0, %(accounts)s - 1) n;
-    INSERT INTO billing_accounts (id, owner_user_id) SELECT 'account-' || n, 'user-' || n
-      FROM generate_series(0, %(accounts)s - 1) n;
-    INSERT INTO ledger_accounts (code, name, type, normal_side, billing_account_id)
-    SELECT 'credits:account-' || n, 'x', 'liability', 'credit', 'account-' || n
-      FROM generate_series(0, %(accounts)s - 1) n;
+_CURSOR: Final = """
     INSERT INTO chain_cursors (chain_id, token, to_address, first_block, block_number, head_number)
     VALUES (%(chain_id)s, %(token)s, %(treasury)s, 0, 1000000000, 1000000000);
 """
@@ -151,7 +140,7 @@ class Ledger:
             "surpluses": SURPLUSES,
             "length": DAY,
         }
-        self._connection.execute(_ACCOUNTS, self._values)
+        self._connection.execute(INSERT_ACCOUNTS + _CURSOR, self._values)
 
     def add_day(self) -> None:
         """Put a day with transfers and entries before those that are there."""
@@ -199,36 +188,15 @@ async def run(folder: Path, *, ledger_rows: int, transfers: int, days: int) -> l
     """Measure the last day alone, and with all the days before it."""
     costs = []
     to_time = datetime.now(UTC)
-    async with until_signalled():
-        server = EmbeddedPostgres(folder, settings={"fsync": "off", "max_wal_size": "4GB"})
-        await server.start()
-        try:
-            prepare_database(server.superuser_url(), PASSWORD)
-            urls = {
-                role: f"postgresql://{role}:{PASSWORD}@127.0.0.1:{server.port}/{DATABASE}"
-                for role in (OWNER_ROLE, "settle_app", "settle_settlement", "settle_service")
-            }
-            await asyncio.to_thread(
-                migrate,
-                urls[OWNER_ROLE],
-                app_url=urls["settle_app"],
-                settlement_url=urls["settle_settlement"],
-                service_url=urls["settle_service"],
-            )
-            ledger = Ledger(
-                server.superuser_url(DATABASE), to_time=to_time, transfers=transfers, ledger_rows=ledger_rows
-            )
-            service = ServiceDatabase(urls["settle_service"], application_name="settle bench", pool_size=2)
-            for size in sorted({1, days}):
-                while ledger.days < size:
-                    progress(f"making day {ledger.days + 1} of {size}: {transfers} transfers, {ledger_rows} entries")
-                    await asyncio.to_thread(ledger.add_day)
-                report, seconds = await measure(service, to_time, folder)
-                costs.append(Cost(ledger_rows * size, transfers * size, seconds, peak_mb(), report))
-            await service.dispose()
-            ledger.close()
-        finally:
-            await server.stop()
+    async with scratch_database(folder, {"fsync": "off", "max_wal_size": "4GB"}) as scratch:
+        ledger = Ledger(scratch.superuser_url, to_time=to_time, transfers=transfers, ledger_rows=ledger_rows)
+        for size in sorted({1, days}):
+            while ledger.days < size:
+                progress(f"making day {ledger.days + 1} of {size}: {transfers} transfers, {ledger_rows} entries")
+                await asyncio.to_thread(ledger.add_day)
+            report, seconds = await measure(scratch.service, to_time, folder)
+            costs.append(Cost(ledger_rows * size, transfers * size, seconds, peak_mb(), report))
+        ledger.close()
     return costs
 
 

@@ -298,8 +298,11 @@ async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> 
             select(SettledTransferRow).where(SettledTransferRow.attempt_id == attempt_id)
         )
     ).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else settled_transfer_of(row)
+
+
+def settled_transfer_of(row: Any) -> SettledTransfer:
+    """From a row with the columns of `settled_transfers`."""
     return SettledTransfer(
         chain_id=row.chain_id,
         tx_hash=row.tx_hash,

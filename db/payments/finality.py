@@ -10,14 +10,15 @@ from uuid import UUID
 from sqlalchemy import text
 
 from db.engine import ReadAllConnection, ServiceConnection
+from db.payments.attempts import settled_transfer_of
 from domain.payments.attempt import AttemptStatus
 from domain.payments.finality import FinalityLevel
 from domain.payments.verification import SettledTransfer
 
 _CREDITED: Final = text(
     """
-    SELECT a.status, a.amount_usd_cents, a.amount_raw, s.chain_id, s.tx_hash, s.from_address, s.value_raw,
-           s.unapplied_raw, coalesce(f.log_index, s.log_index) AS log_index,
+    SELECT a.status, a.amount_usd_cents, s.chain_id, s.tx_hash, s.from_address, s.value_raw,
+           s.surplus_raw, s.unapplied_raw, coalesce(f.log_index, s.log_index) AS log_index,
            coalesce(f.block_number, s.block_number) AS block_number, coalesce(f.block_hash, s.block_hash) AS block_hash,
            f.outcome, f.level
       FROM payment_attempts a
@@ -112,17 +113,7 @@ async def find_credited(connection: ReadAllConnection, attempt_id: UUID) -> Cred
     return Credited(
         status=AttemptStatus(row.status),
         amount_usd_cents=row.amount_usd_cents,
-        transfer=SettledTransfer(
-            chain_id=row.chain_id,
-            tx_hash=row.tx_hash,
-            log_index=row.log_index,
-            block_number=row.block_number,
-            block_hash=row.block_hash,
-            from_address=row.from_address,
-            value_raw=int(row.value_raw),
-            expected_raw=row.amount_raw,
-            unapplied_raw=int(row.unapplied_raw),
-        ),
+        transfer=settled_transfer_of(row),
         final_level=FinalityLevel(row.level) if row.outcome == "final" else None,
     )
 
