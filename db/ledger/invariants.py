@@ -171,15 +171,14 @@ CHECKS: Final = (
         "credited_attempt",
         About.ATTEMPT,
         "attempt {value} is {status} without its ledger row or its transfer",
+        # Joins, where EXISTS under an OR would be answered from a hash of the whole table.
         f"""SELECT a.id AS value, a.status FROM subject a
-             WHERE a.status IN ('CREDITED', 'REVERSED') AND NOT (
-                   EXISTS (SELECT 1 FROM settled_transfers t WHERE t.attempt_id = a.id)
-               AND EXISTS (SELECT 1 FROM credit_ledger e
-                            WHERE e.reference = a.id::text AND e.amount = {_CREDITED_CREDITS}
-                              AND e.reason = CASE a.purpose WHEN 'self' THEN 'credits_purchase'
-                                                            ELSE 'system_donation' END
-                              AND e.billing_account_id = CASE a.purpose WHEN 'self' THEN a.billing_account_id
-                                                                        ELSE 'cogni_system' END))""",  # noqa: S608 - ours
+              LEFT JOIN settled_transfers t ON t.attempt_id = a.id
+              LEFT JOIN credit_ledger e
+                ON e.reference = a.id::text AND e.amount = {_CREDITED_CREDITS}
+               AND e.reason = CASE a.purpose WHEN 'self' THEN 'credits_purchase' ELSE 'system_donation' END
+               AND e.billing_account_id = CASE a.purpose WHEN 'self' THEN a.billing_account_id ELSE 'cogni_system' END
+             WHERE a.status IN ('CREDITED', 'REVERSED') AND (t.attempt_id IS NULL OR e.id IS NULL)""",  # noqa: S608 - ours
     ),
     Check(
         "reversed_attempt",
@@ -224,8 +223,11 @@ CHECKS: Final = (
         "bonus_missing",
         About.ATTEMPT,
         "attempt {value} was credited over ten minutes ago and its bonus is missing: submit its hash again",
-        """SELECT a.id AS value FROM subject a JOIN unfinished_payments() u ON u.attempt_id = a.id
-            WHERE u.due = 'bonus_missing' AND u.since < now() - :grace""",
+        # Attempt by attempt: a condition of a join does not reach into the function, and it would be read whole.
+        """SELECT a.id AS value FROM subject a
+             JOIN LATERAL (SELECT u.since FROM unfinished_payments() u
+                            WHERE u.attempt_id = a.id AND u.due = 'bonus_missing' OFFSET 0) u ON true
+            WHERE u.since < now() - :grace""",
     ),
     Check(
         "operator_bonus_missing",

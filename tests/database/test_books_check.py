@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from activities.ledger import integrity_scan as bookkeeping
 from activities.ledger.integrity_scan import check_all_books, check_books
+from bench.books import Ledger
 from db.engine import ServiceConnection
 from db.ledger import integrity_scan as books_check
 from db.ledger.integrity_scan import ROWS_MAX
@@ -576,17 +577,32 @@ FILL: Final = """
 """
 
 
-async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(shop: Shop) -> None:
-    visited: list[int] = []
+async def visit(roles: RolePair, *, new_entries: int) -> int:
+    """How many rows a run over so many new entries reads, wherever it looks for them."""
+    visited = 0
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[ServiceConnection]:
         """A transaction of a connection of its own, since a connection's numbers are of all that it has done lately."""
-        await shop.roles.service.dispose()
-        async with shop.roles.service.transaction() as connection:
+        nonlocal visited
+        await roles.service.dispose()
+        async with roles.service.transaction() as connection:
             yield connection
-            visited[-1] += int((await connection.connection.execute(ROWS_VISITED)).scalar_one())
+            visited += int((await connection.connection.execute(ROWS_VISITED)).scalar_one())
 
+    async with counted() as connection:
+        await books_check.record_watermarks(connection)
+    async with counted() as connection:
+        step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX)
+        assert (step.entries_checked, step.is_last) == (new_entries, True)
+    async with counted() as connection:
+        await books_check.check_known(connection, pending_max=PENDING_MAX)
+    assert checkpoints(roles.database) == newest(roles.database)
+    return visited
+
+
+async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(shop: Shop) -> None:
+    visited: list[int] = []
     with psycopg.ClientCursor(psycopg.connect(shop.database.superuser_url, autocommit=True)) as superuser:
         superuser.execute("SET session_replication_role = replica")
         for old_entries in (500, 20_000):
@@ -595,15 +611,22 @@ async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(s
             assert await check(shop.roles) == set()
             assert checkpoints(shop.database) == newest(shop.database)
             superuser.execute(FILL, {"count": 100})
-            visited.append(0)
-            async with counted() as connection:
-                await books_check.record_watermarks(connection)
-            async with counted() as connection:
-                step = await books_check.check_new(connection, {}, pending_max=PENDING_MAX)
-                assert (step.entries_checked, step.is_last) == (100, True)
-            async with counted() as connection:
-                await books_check.check_known(connection, pending_max=PENDING_MAX)
-            assert checkpoints(shop.database) == newest(shop.database)
+            visited.append(await visit(shop.roles, new_entries=100))
         superuser.connection.close()
     small, large = visited
     assert 100 < large < small + 50 < 3_000
+
+
+async def test_a_check_visits_as_many_rows_whatever_the_number_of_old_payments(roles: RolePair) -> None:
+    visited: list[int] = []
+    ledger = Ledger(roles.database.superuser_url)
+    for old_entries in (2_000, 20_000):
+        ledger.add(old_entries)
+        with connect(roles.database.superuser_url) as superuser:
+            superuser.execute("ANALYZE")
+        assert await check(roles) == set()
+        ledger.add(1_000)
+        visited.append(await visit(roles, new_entries=1_000))
+    ledger.close()
+    small, large = visited
+    assert 1_000 < large < small * 1.2
