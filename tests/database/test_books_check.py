@@ -578,7 +578,7 @@ FILL: Final = """
 
 
 async def visit(roles: RolePair, *, new_entries: int) -> int:
-    """How many rows a run over so many new entries reads, wherever it looks for them."""
+    """How many rows a run over so many new entries reads, in all tables."""
     visited = 0
 
     @asynccontextmanager
