@@ -1,8 +1,24 @@
-"""Fixtures for every folder: one PostgreSQL for the session, a fresh database for each test that asks for one."""
+"""Fixtures for every folder, on servers that each process of a run starts once. From cheap to dear (CPU time):
+
+* `roles`, `database`: a migrated database of one's own, with connections of each role. It is used again after the test,
+  with its rows put back (5 ms); a test that changes its schema or leaves a transaction open costs a new one (130 ms).
+  What is no content of a table, as roles and their passwords, a test undoes itself.
+* `shared_api`, `shared_payer`: the HTTP interface, one for the file, with an empty database before each test (10 ms).
+  A file whose tests can share one overrides `api` and `payer` by them (`tests/api/test_requests.py`). A test that
+  needs settings of its own, kills something or has a stream open at its end uses `running_api`.
+* `namespace`: a Temporal namespace (10 ms). `engine`: database, namespace and chain together, without a worker;
+  `engine.worker()` is the product's own in this process (10 ms), `Engine.buy` a payment (40 ms).
+* `api` of `tests/api`, on an engine of its own: 150 ms with somebody who signs in.
+* processes (`tests.support.system`, `service_process`): forked of a warm parent, some 200 ms each.
+
+`DatabasePool` lends copies of any template: a folder whose tests begin with the same rows makes a template of them once
+(`tests/database/conftest.py`, `tests/reconciliation/conftest.py`).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import signal
 import sys
@@ -14,13 +30,15 @@ from hypothesis import settings
 
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
+from tests.support.api import RunningApi, SharedApi, Visitor, shared_api_on
 from tests.support.cpu_report import CpuReport
+from tests.support.database_pool import DatabasePool
 from tests.support.engine import Engine, open_engine
-from tests.support.payments import RolePair, open_roles
+from tests.support.payments import RolePair
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
 from tests.support.sandbox import validate_workflows_once
 from tests.support.selection import ByFile, keep_what_is_not_slow, position
-from tests.support.servers import Namespace, TemporalServer, running_chain, running_temporal, xdist_number
+from tests.support.servers import Namespace, Namespaces, TemporalServer, running_chain, running_temporal, xdist_number
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,6 +48,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=position)  # stable: within a file in their own order
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported and collected stays to the end: no collection of garbage walks through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS_MIN, 20, 50)
+
+
+GARBAGE_OBJECTS_MIN = 50_000
 PR_SET_PDEATHSIG = 1
 
 
@@ -82,7 +108,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 @pytest.fixture(scope="session")
 async def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TemporalServer]:
-    """This process's Temporal server."""
+    """A Temporal server for as long as this process runs: for what lasts longer than a test."""
     async with running_temporal(tmp_path_factory.mktemp("temporal")) as running:
         yield running
 
@@ -94,24 +120,39 @@ async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
         yield running
 
 
+@pytest.fixture(scope="session")
+async def namespaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Namespaces]:
+    """Where `namespace` comes from."""
+    made = Namespaces(lambda: tmp_path_factory.mktemp("temporal"))
+    yield made
+    await made.close()
+
+
 @pytest.fixture
-async def namespace(temporal_server: TemporalServer) -> Namespace:
+async def namespace(namespaces: Namespaces) -> Namespace:
     """A Temporal namespace of one's own."""
-    return await temporal_server.namespace()
+    return await namespaces.new()
+
+
+@pytest.fixture(scope="session")
+async def databases(cluster: Cluster) -> AsyncIterator[DatabasePool]:
+    """Where `database` and `roles` come from."""
+    pool = DatabasePool(cluster, MIGRATED_TEMPLATE)
+    yield pool
+    await pool.close()
 
 
 @pytest.fixture
-async def database(cluster: Cluster) -> AsyncIterator[Database]:
+async def roles(databases: DatabasePool) -> AsyncIterator[RolePair]:
+    """All roles on a migrated database of one's own."""
+    async with databases.database() as roles:
+        yield roles
+
+
+@pytest.fixture
+def database(roles: RolePair) -> Database:
     """A migrated database of one's own."""
-    async with cluster.temporary(template=MIGRATED_TEMPLATE) as fresh:
-        yield fresh
-
-
-@pytest.fixture
-async def roles(database: Database) -> AsyncIterator[RolePair]:
-    """Both roles on a migrated database of one's own."""
-    async with open_roles(database) as opened:
-        yield opened
+    return roles.database
 
 
 @pytest.fixture
@@ -119,3 +160,31 @@ async def engine(namespace: Namespace, database: Database, chain: LocalChain) ->
     """The whole engine without a worker, on servers of the session and a database and namespace of one's own."""
     async with open_engine(namespace, database, chain) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+async def module_api(
+    databases: DatabasePool, temporal_server: TemporalServer, chain: LocalChain
+) -> AsyncIterator[SharedApi]:
+    """The HTTP interface of a module, on a database and namespace of its own."""
+    namespace = await temporal_server.namespace()
+    async with (
+        databases.database() as roles,
+        open_engine(namespace, roles.database, chain) as engine,
+        shared_api_on(engine) as shared,
+    ):
+        yield shared
+
+
+@pytest.fixture
+async def shared_api(module_api: SharedApi) -> AsyncIterator[RunningApi]:
+    """The module's interface, with an empty database."""
+    async with module_api.lent() as running:
+        yield running
+
+
+@pytest.fixture
+async def shared_payer(module_api: SharedApi, shared_api: RunningApi) -> AsyncIterator[Visitor]:
+    """Somebody who is signed in at it already."""
+    async with module_api.payer() as visitor:
+        yield visitor

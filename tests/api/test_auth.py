@@ -7,6 +7,8 @@ import re
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
+import pytest
+
 from chain.addresses import checksum_address
 from devstack.chain import dev_wallets, payer_wallets
 from tests.support.api import RunningApi, first_wallet, running_api, sign
@@ -17,6 +19,12 @@ from tests.support.sql import query, scalar
 LOGIN = "/api/v1/auth/login"
 SESSION = "/api/v1/auth/session"
 ALICE, BOB = payer_wallets()[:2]
+
+
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
 
 
 async def test_the_message_binds_domain_address_chain_nonce_and_time(api: RunningApi) -> None:

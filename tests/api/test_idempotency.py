@@ -14,6 +14,18 @@ from tests.support.sql import scalar
 INTENTS = "/api/v1/payments/intents"
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
 async def test_the_same_key_and_body_again_get_the_same_intent(api: RunningApi, payer: Visitor) -> None:
     headers = {"Idempotency-Key": "order-1"}
     first = await payer.post(INTENTS, {"amountUsdCents": 500}, headers=headers)

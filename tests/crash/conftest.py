@@ -11,7 +11,7 @@ import pytest
 
 from devstack.chain import LocalChain
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
-from tests.support.servers import TemporalServer
+from tests.support.servers import Namespaces
 from tests.support.system import PaymentSystem, open_system
 
 Systems = Callable[..., Awaitable[PaymentSystem]]
@@ -20,7 +20,7 @@ Systems = Callable[..., Awaitable[PaymentSystem]]
 
 @pytest.fixture
 async def systems(
-    cluster: Cluster, temporal_server: TemporalServer, chain: LocalChain, tmp_path: Path
+    cluster: Cluster, namespaces: Namespaces, chain: LocalChain, tmp_path: Path
 ) -> AsyncIterator[Systems]:
     """Makes systems, each with a database and a Temporal namespace of its own, on the session's servers."""
     numbers = itertools.count(1)
@@ -28,7 +28,7 @@ async def systems(
 
         async def make(**changes: str) -> PaymentSystem:
             database = await stack.enter_async_context(cluster.temporary(template=MIGRATED_TEMPLATE))
-            namespace = await temporal_server.namespace()
+            namespace = await namespaces.new()
             folder = tmp_path / f"system-{next(numbers)}"
             return await stack.enter_async_context(open_system(namespace, database, chain, folder, changes))
 

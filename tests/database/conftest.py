@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import psycopg
 import pytest
-from psycopg.rows import TupleRow
 
 from db.accounts.wallets import Payer
 from domain.payments.attempt import PaymentAttempt, Purpose
+from tests.support.database_pool import DatabasePool
 from tests.support.payments import WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 
@@ -73,68 +72,22 @@ async def two_tenants_template(cluster: Cluster) -> TwoTenants:
     return TwoTenants(database, alice, bob)
 
 
-TABLES = (
-    "users", "billing_accounts", "virtual_keys", "ledger_accounts", "credit_ledger", "journal_lines",
-    "payment_attempts", "payment_events", "settled_transfers", "alembic_version",
-    "pg_class", "pg_attribute", "pg_index", "pg_constraint", "pg_trigger", "pg_policy", "pg_proc",
-)  # fmt: skip
-
-FINGERPRINT = " UNION ALL ".join(f"SELECT count(*), sum(xmin::text::bigint) FROM {table}" for table in TABLES)
-"""Differs after every committed change of a row or of the schema: each version of a row names its transaction."""
-
-
-class DatabasePool:
-    """Copies of the town. One that its test left as it was, as a refused attack does, is given out again."""
-
-    def __init__(self, cluster: Cluster, template: Database) -> None:
-        self._cluster = cluster
-        self._template = template
-        self._copy: Database | None = None
-        self._watcher: psycopg.AsyncConnection[TupleRow] | None = None
-        self._fresh: list[TupleRow] = []
-
-    async def get(self) -> Database:
-        """A copy that looks like the template."""
-        if self._copy is None:
-            self._copy = await self._cluster.create(template=self._template.name)
-            self._watcher = await psycopg.AsyncConnection.connect(self._copy.superuser_url, autocommit=True)
-            self._fresh = await self._look()
-        return self._copy
-
-    async def give_back(self) -> None:
-        """Keep the copy if nothing was changed in it."""
-        if await self._look() != self._fresh:
-            await self.drop()
-
-    async def drop(self) -> None:
-        """Remove the copy."""
-        if self._copy is not None and self._watcher is not None:
-            await self._watcher.close()
-            await self._cluster.drop(self._copy)
-            self._copy = None
-
-    async def _look(self) -> list[TupleRow]:
-        assert self._watcher is not None
-        return await (await self._watcher.execute(FINGERPRINT)).fetchall()
-
-
 @pytest.fixture(scope="session")
-async def pool(cluster: Cluster, two_tenants_template: TwoTenants) -> AsyncIterator[DatabasePool]:
+async def town(cluster: Cluster, two_tenants_template: TwoTenants) -> AsyncIterator[DatabasePool]:
     """Where `two_tenants` comes from."""
-    kept = DatabasePool(cluster, two_tenants_template.database)
-    yield kept
-    await kept.drop()
+    pool = DatabasePool(cluster, two_tenants_template.database.name)
+    yield pool
+    await pool.close()
 
 
 @pytest.fixture
-async def two_tenants(pool: DatabasePool, two_tenants_template: TwoTenants) -> AsyncIterator[TwoTenants]:
+async def tenants_roles(town: DatabasePool) -> AsyncIterator[RolePair]:
+    """All roles on the database of `two_tenants`."""
+    async with town.database() as roles:
+        yield roles
+
+
+@pytest.fixture
+def two_tenants(tenants_roles: RolePair, two_tenants_template: TwoTenants) -> TwoTenants:
     """A database with Alice and Bob in it, as if it were one's own."""
-    yield TwoTenants(await pool.get(), two_tenants_template.alice, two_tenants_template.bob)
-    await pool.give_back()
-
-
-@pytest.fixture
-async def tenants_roles(two_tenants: TwoTenants) -> AsyncIterator[RolePair]:
-    """Both roles on the database of `two_tenants`."""
-    async with open_roles(two_tenants.database) as opened:
-        yield opened
+    return TwoTenants(tenants_roles.database, two_tenants_template.alice, two_tenants_template.bob)

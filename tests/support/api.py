@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import aiohttp
+import psycopg
 from yarl import URL
 
 from api.app import build_app
@@ -20,6 +21,7 @@ from api.server import http_server, listen
 from devstack.chain import Wallet, payer_wallets
 from devstack.processes import wait_until
 from settings import Settings, load
+from tests.support.database_pool import Content, Superuser
 from tests.support.engine import Engine
 from tests.support.smart_wallets import personal_sign
 
@@ -167,6 +169,54 @@ async def running_api(engine: Engine, **changes: str) -> AsyncIterator[RunningAp
         settings = load(variables)
         async with open_services(settings, variables) as services, serving(services, listening, settings):
             yield RunningApi(url, engine, services)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedApi:
+    """An interface that serves a module's tests one after another: what they wrote is undone after each."""
+
+    running: RunningApi
+    cookie: str
+    """Of the session that `payer` puts back."""
+    _empty: Content
+    _signed_in: Content
+    _superuser: Superuser
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[RunningApi]:
+        """The interface, for one test.
+
+        Raises PartFailedError if the test left a transaction open or changed the schema: it needs its own interface.
+        """
+        yield self.running
+        await self._put_back(self._empty)
+
+    @asynccontextmanager
+    async def payer(self) -> AsyncIterator[Visitor]:
+        """Somebody who is signed in already, with a wallet that holds test USDC."""
+        await self._put_back(self._signed_in)
+        async with self.running.visitor() as visitor:
+            visitor.cookie = self.cookie
+            yield visitor
+
+    async def _put_back(self, content: Content) -> None:
+        async def is_back() -> bool:
+            return await content.restore(self._superuser)
+
+        # A request may be answered a moment before its transaction has ended.
+        await wait_until(is_back, timeout_seconds=PATIENCE_SECONDS, what="database without open transactions")
+
+
+@asynccontextmanager
+async def shared_api_on(engine: Engine) -> AsyncIterator[SharedApi]:
+    """An interface that several tests can use, on an engine that nothing else uses."""
+    async with (
+        running_api(engine) as running,
+        await psycopg.AsyncConnection.connect(engine.database.superuser_url, autocommit=True) as superuser,
+    ):
+        empty = await Content.read(superuser)
+        async with running.visitor(first_wallet()) as visitor:
+            yield SharedApi(running, visitor.cookie, empty, await Content.read(superuser), superuser)
 
 
 @asynccontextmanager

@@ -97,11 +97,12 @@ def gone(attempt: PaymentAttempt) -> ReorgedOut:
 class RolePair:
     """All roles on one database, each step in a transaction of its own as the activities open it."""
 
-    def __init__(self, database: Database, *, pool_size: int = 20) -> None:
+    def __init__(self, database: Database, *, pool_size: int = 20, application_name: str = "settle tests") -> None:
         self.database = database
-        self.app = TenantDatabase(database.app_url, pool_size=pool_size)
-        self.settlement = SettlementDatabase(database.settlement_url, pool_size=pool_size)
-        self.service = ServiceDatabase(database.service_url, pool_size=pool_size)
+        options: dict[str, Any] = {"pool_size": pool_size, "application_name": application_name}
+        self.app = TenantDatabase(database.app_url, **options)
+        self.settlement = SettlementDatabase(database.settlement_url, **options)
+        self.service = ServiceDatabase(database.service_url, **options)
 
     async def open_account(self, number: int) -> Payer:
         """The payer of wallet `number`."""

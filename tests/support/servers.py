@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ FIRST_TEMPORAL_PORT: Final = 27_233
 FIRST_CHAIN_PORT: Final = 28_545
 RETENTION_SECONDS: Final = 86_400
 NAMESPACE_SECONDS_MAX: Final = 30.0
+NAMESPACES_ON_A_SERVER: Final = 25
 
 
 def xdist_number() -> int:
@@ -93,6 +94,36 @@ async def running_temporal(state_dir: Path) -> AsyncIterator[TemporalServer]:
         yield TemporalServer(server)
     finally:
         await server.stop()
+
+
+class Namespaces:
+    """Namespaces for single tests, on a new server every so often.
+
+    A server reports the metrics of every namespace that it ever had, every second: after a hundred of them that is a
+    tenth of a processor.
+    """
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+        self._current: TemporalServer | None = None
+        self._made = 0
+        self._current_stack = AsyncExitStack()
+        self._previous_stack = AsyncExitStack()
+
+    async def new(self) -> Namespace:
+        """A namespace that lasts until `NAMESPACES_ON_A_SERVER` more have been made, at least."""
+        if self._current is None or self._made == NAMESPACES_ON_A_SERVER:
+            await self._previous_stack.aclose()
+            self._previous_stack, self._current_stack = self._current_stack, AsyncExitStack()
+            self._current = await self._current_stack.enter_async_context(running_temporal(self._folder()))
+            self._made = 0
+        self._made += 1
+        return await self._current.namespace()
+
+    async def close(self) -> None:
+        """Stop the servers."""
+        await self._previous_stack.aclose()
+        await self._current_stack.aclose()
 
 
 @asynccontextmanager
