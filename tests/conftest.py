@@ -8,7 +8,7 @@
   needs settings of its own, kills something or has a stream open at its end uses `running_api`.
 * `namespace`: a Temporal namespace (10 ms). `engine`: database, namespace and chain together, without a worker;
   `engine.worker()` is the product's own in this process (10 ms), `Engine.buy` a payment (40 ms).
-* `api` of `tests/api`, on an engine of its own: 150 ms with somebody who signs in.
+* `api` of `tests/api`, on an engine of its own: 150 ms with a payer who signs in.
 * processes (`tests.support.system`, `service_process`): forked of a warm parent, some 200 ms each.
 
 `DatabasePool` lends copies of any template: a folder whose tests begin with the same rows makes a template of them once
@@ -185,6 +185,6 @@ async def shared_api(module_api: SharedApi) -> AsyncIterator[RunningApi]:
 
 @pytest.fixture
 async def shared_payer(module_api: SharedApi, shared_api: RunningApi) -> AsyncIterator[Visitor]:
-    """Somebody who is signed in at it already."""
+    """A payer who is signed in at it already."""
     async with module_api.payer() as visitor:
         yield visitor

@@ -29,6 +29,19 @@ PATHS: Final = (
 )
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("is_signed_in", [True, False], ids=["signed in", "signed out"])
 async def test_it_is_answered_as_get_is_without_a_body(

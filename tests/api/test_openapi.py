@@ -174,8 +174,10 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
             assert INTERNAL.code in operation["responses"]["500"]["description"]
 
 
+@pytest.mark.slow(but=1)
+@pytest.mark.parametrize("examples", [5, 30])
 async def test_everything_that_the_document_promises_holds_for_those_who_are_signed_in(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, examples: int
 ) -> None:
     async with running_api(engine, **SETTINGS) as api, engine.worker():
         before = succeeded()
@@ -193,12 +195,13 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
                 }
             )
         )
-        await asked_everything(api, tmp_path, CONFIGURATION.format(examples=30) + SIGNED_IN)
+        await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
     # An operation that only refused was not tested. A signature cannot be guessed: the two logins are our own.
     assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_everything_that_the_document_promises_holds_for_those_who_are_not(
     engine: Engine, tmp_path: Path
 ) -> None:

@@ -40,6 +40,18 @@ AMOUNTS = {
 }
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
 @pytest.mark.parametrize("amount", AMOUNTS.values(), ids=AMOUNTS.keys())
 async def test_a_malformed_amount_is_named(payer: Visitor, amount: str) -> None:
     reply = await raw(payer, INTENTS, f'{{"amountUsdCents": {amount}}}')

@@ -50,6 +50,7 @@ async def test_a_database_that_takes_no_writes_is_unavailability_and_not_ready(a
     await comes_back(payer)
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize(
     "sqlstate",
     ["53100", "53200", "53300", "53400", "57014", "57P01", "57P03", "58030", "58P01", "25006", "08006", "40001"],

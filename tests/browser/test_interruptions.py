@@ -172,6 +172,7 @@ async def test_the_hash_is_submitted_again_until_a_busy_or_broken_server_has_it(
     assert answers == []
 
 
+@pytest.mark.slow
 async def test_a_lost_answer_to_an_intent_brings_the_same_intent_again(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("ERR_FAILED")
@@ -201,6 +202,7 @@ async def test_without_event_streams_the_page_asks(site: Site) -> None:
     await _credited(site, visitor)
 
 
+@pytest.mark.slow
 async def test_a_reload_goes_on_with_the_progress(site: Site) -> None:
     visitor = await site.signed_in()
     await visitor.pay("25")

@@ -171,6 +171,7 @@ async def test_an_operator_gets_there_from_their_credits_and_back(site: Site, sy
     await expect(page.get_by_role("button", name="Sign in with a wallet")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_only_operators_see_a_link_or_a_page(site: Site, system: System) -> None:
     visitor = await site.visitor(wallets=[site.wallet(account=payer_wallets()[1])])
     page, link = visitor.page, visitor.page.locator("a[href*=operator]")
@@ -462,7 +463,7 @@ async def test_a_small_telephone_scrolls_down_only(site: Site, system: System, c
         assert await visitor.widths() == [360, 360], visitor.page.url
 
 
-@pytest.mark.slow(but=("light",))
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_has_a_barrier_that_axe_knows(site: Site, system: System, cookie: Any, scheme: str) -> None:
     options = {"bypass_csp": True, "color_scheme": scheme, "reduced_motion": "reduce"}

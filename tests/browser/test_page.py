@@ -50,6 +50,7 @@ async def _main_states(site: Site, **options: Any) -> Visitor:
     return visitor
 
 
+@pytest.mark.slow
 async def test_without_javascript_everything_is_there_but_the_wallet(site: Site) -> None:
     with_script = await _main_states(site)
     cookies: Any = await with_script.context.cookies()

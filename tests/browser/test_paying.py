@@ -44,6 +44,7 @@ async def test_a_purchase_counts_its_confirmations_and_is_credited(open_site: Op
         assert await site.own_balance() == CREDITS_100_USD
 
 
+@pytest.mark.slow
 async def test_a_donation_goes_to_the_system_tenant_and_leaves_the_own_balance_alone(site: Site) -> None:
     visitor = await site.signed_in()
     await expect(visitor.page.get_by_role("region", name="Keep Cogni Alive")).to_contain_text(
@@ -119,6 +120,7 @@ async def test_a_second_tab_cannot_pay_while_the_first_has_the_wallet(site: Site
     assert len(visitor.wallet.sent) == 1
 
 
+@pytest.mark.slow
 async def test_a_reorged_out_block_takes_its_confirmations_away(open_site: OpenSite) -> None:
     async with open_site(MIN_CONFIRMATIONS="4") as site:
         visitor = await site.signed_in()
@@ -181,6 +183,7 @@ async def test_a_transaction_that_was_sent_elsewhere_is_given_by_its_hash(site: 
     assert await site.balance(payer.billing_account_id) == 250_000_000
 
 
+@pytest.mark.slow
 async def test_a_payment_that_is_wrong_says_why_and_keeps_its_reference(site: Site) -> None:
     visitor = await site.signed_in()
     _, intent = await site.engine.intent(2_500)

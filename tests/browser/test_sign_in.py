@@ -29,6 +29,7 @@ async def test_signing_a_message_signs_in_and_shows_the_account(site: Site) -> N
     await expect(visitor.page.get_by_text("0x7099…79C8")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_declining_to_sign_is_no_dead_end(site: Site) -> None:
     visitor = await site.visitor()
     await visitor.open()
@@ -98,6 +99,7 @@ async def test_signing_out_and_in_in_one_tab_shows_in_the_other(site: Site) -> N
         await expect(page.get_by_role("heading", name="Your balance")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_a_signature_of_another_account_is_refused_with_a_message(site: Site) -> None:
     visitor = await site.visitor()
     await visitor.open()

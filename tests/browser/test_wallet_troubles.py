@@ -67,6 +67,7 @@ async def test_a_wallet_on_another_chain_is_switched(site: Site) -> None:
     await expect(visitor.notices()).to_be_empty()
 
 
+@pytest.mark.slow
 async def test_a_wallet_that_stays_on_another_chain_is_not_asked_to_pay(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.chain_id = FOREIGN_CHAIN_ID
@@ -109,6 +110,7 @@ async def test_a_chain_without_a_public_node_is_named_to_be_added_by_hand(site: 
     assert visitor.wallet.times("wallet_addEthereumChain") == 0
 
 
+@pytest.mark.slow
 async def test_too_little_usdc_is_said_before_anything_is_asked_for(site: Site) -> None:
     # The account is new: it has what it is given here.
     account = _new_account()

@@ -193,6 +193,7 @@ async def _pending(engine: Engine, workflow_id: str, words: str) -> list[Any]:
     return found
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("remembered", [[OTHER_HEIGHT, OTHER_CHAIN_ID], [OTHER_HEIGHT], [], ["words"]])
 async def test_the_height_of_another_chain_is_not_the_one_at_which_a_payment_was_missed_first(
     engine: Engine, remembered: list[Any]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from devstack.processes import wait_until
 from tests.cli.command import ResponseModel, settle
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -120,6 +122,7 @@ async def test_a_bulk_remedy_says_what_it_would_do_and_does_it_when_confirmed(en
     assert actions == [("write_off", "ada", "dust", 65, 65)]
 
 
+@pytest.mark.slow
 async def test_a_bulk_remedy_that_is_killed_half_way_is_finished_by_the_next(engine: Engine, tmp_path: Path) -> None:
     _plant(engine, 150, 1)
     bulk = ("findings", "resolve", "--all", "--kind", "transfer_without_intent", "--remedy", "write_off", *WHO, "--yes")

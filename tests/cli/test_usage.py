@@ -128,6 +128,7 @@ def test_settings_come_from_a_dot_env_beside_the_caller_and_from_the_file_that_i
     assert "MIN_CONFIRMATIONS is invalid: got 'from-the-environment'" in said(["--env-file", "named"], environment)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("arguments", [["attempt", "--help"], ["attempt", "submit"], ["doctor", "--json"], ["worker"]])
 def test_a_shell_sees_the_same_results_as_the_other_tests(arguments: list[str], tmp_path: Path) -> None:
     # Those fork a parent that has imported everything already.

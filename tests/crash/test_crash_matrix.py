@@ -75,6 +75,7 @@ async def balances(system: PaymentSystem, payment: Payment) -> tuple[int, int]:
     return await system.balance(payment.payer.billing_account_id), await system.balance()
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(("purpose", "activity"), COMMITS_OF_A_CREDITED_PAYMENT)
 async def test_a_worker_killed_at_a_commit_of_a_good_payment_costs_no_credit_and_doubles_none(

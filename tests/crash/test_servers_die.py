@@ -54,6 +54,7 @@ async def on(
     return await stack.enter_async_context(open_system(namespace, database, chain, folder / "system"))
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("purpose", "activity"),
     [(Purpose.SELF, "credit_buyer"), (Purpose.SELF, "mint_bonus"), (Purpose.SYSTEM, "credit_donation")],
@@ -182,6 +183,7 @@ async def test_a_bonus_whose_worker_dies_before_it_has_the_servers_answer_is_not
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_bonus_whose_worker_dies_while_it_waits_for_its_row_is_given_up_and_minted_by_the_next(
     system: PaymentSystem,
 ) -> None:

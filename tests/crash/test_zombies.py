@@ -50,12 +50,7 @@ async def pause_take_over_and_go_on(
     await system.books_are_right()
 
 
-@pytest.mark.slow(
-    but=(
-        "self-credit_buyer-before_commit",
-        "self-mint_bonus-after_commit",
-    )
-)
+@pytest.mark.slow(but=("self-mint_bonus-after_commit",))
 @pytest.mark.usefixtures("short_ledger_timeout")
 @pytest.mark.parametrize("moment", list(Moment))
 @pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)

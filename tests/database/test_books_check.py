@@ -272,6 +272,7 @@ async def test_what_is_wrong_with_new_rows_is_found_until_it_is_fixed(shop: Shop
         assert await check_everything(shop.roles) == set(), statement
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize("name", BREAK)
 async def test_what_is_done_to_checked_rows_is_found_by_the_check_of_everything(shop: Shop, name: str) -> None:
     assert await check(shop.roles) == set()
@@ -454,6 +455,7 @@ async def test_a_backup_that_is_restored_on_another_server_is_checked_on(shop: S
 # -- steps
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("rows_max", [1, 2, 3])
 async def test_a_check_in_small_steps_is_the_same(shop: Shop, rows_max: int) -> None:
     assert await check_everything(shop.roles, rows_max=rows_max) == set()

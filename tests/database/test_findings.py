@@ -80,6 +80,7 @@ async def test_findings_of_unknown_value_come_before_those_of_known_value(roles:
     assert (set(listed[:2]), listed[2:]) == ({alarm, other_alarm}, [money, small])
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("sort", list(Sort))
 async def test_pages_show_everything_once_and_in_order(roles: RolePair, sort: Sort) -> None:
     for value in (7, None, 7, 100, None, 7):
@@ -122,6 +123,7 @@ async def test_filters_are_of_the_list_and_of_the_totals(roles: RolePair) -> Non
     assert len((await page(roles, FindingFilter(sender=SENDER.lower()))).findings) == 5
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_are_listed_in_less_than_a_second(roles: RolePair) -> None:
     flood(roles, 100_000)
     money = plant(roles, MONEY_RAW)

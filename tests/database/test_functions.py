@@ -74,6 +74,7 @@ async def test_a_migration_that_finds_all_functions_as_they_should_be_writes_non
     assert query(database.superuser_url, WHOLE_TABLE) == before
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("expand_only", [False, True])
 @pytest.mark.parametrize(
     "damage",
@@ -170,6 +171,7 @@ def test_credits_are_what_the_code_makes_them(database: Database, usd_cents: int
     assert scalar(database.service_url, "SELECT credits_of_cents(%s)", usd_cents) == credits_for_usd_cents(usd_cents)
 
 
+@pytest.mark.slow(but=6)
 @pytest.mark.parametrize("share", ["0", "0.75", "1", "0.3333333333333333", "0.000000000000001"])
 @pytest.mark.parametrize("credits_", [1, 7, 10_000_000, 9_223_372_036_854_775_807])
 def test_a_bonus_is_what_the_code_makes_it(database: Database, credits_: int, share: str) -> None:

@@ -112,6 +112,7 @@ def acls(database: Database) -> dict[str, Any]:
     return {name: sorted(acl) for name, acl in query(database.superuser_url, ACLS) if acl}
 
 
+@pytest.mark.slow(but=5)
 @pytest.mark.parametrize("change", EXCESS + MISSING)
 async def test_a_migration_grants_what_is_missing_and_revokes_what_is_too_much(database: Database, change: str) -> None:
     before = acls(database)
@@ -278,6 +279,7 @@ FORBIDDEN = [
 NOT_OF_THE_SERVICE = [statement for statement in FORBIDDEN if statement.startswith("INSERT INTO payment_events")]
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("statement", FORBIDDEN)
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_may_bypass_the_security_definer_functions(two_tenants: TwoTenants, role: str, statement: str) -> None:
@@ -298,6 +300,7 @@ def test_provisioning_gives_the_service_what_it_gives_the_app(two_tenants: TwoTe
     assert (user_id, account, created) == (two_tenants.alice.user_id, two_tenants.alice.account, False)
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize(
     "function",
     [

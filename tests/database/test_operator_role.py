@@ -85,6 +85,7 @@ def test_without_its_policies_it_sees_nothing(two_tenants: TwoTenants) -> None:
         superuser.rollback()
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize(
     "statement",
     [

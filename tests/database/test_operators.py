@@ -345,6 +345,7 @@ SCANNED: Final = 100
 REJECTED_EARLY: Final = tx_hash(0)[:-5] + "10001"
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize(
     ("wanted", "rows_max"),
     [

@@ -42,6 +42,7 @@ async def through_pooler(database: Database, request: pytest.FixtureRequest, tmp
         yield behind
 
 
+@pytest.mark.slow(but=1)
 async def test_payments_are_settled_and_the_books_balance(through_pooler: Database) -> None:
     async with open_roles(through_pooler, pool_size=AT_ONCE) as roles:
 
@@ -54,6 +55,7 @@ async def test_payments_are_settled_and_the_books_balance(through_pooler: Databa
         assert await roles.books() == []
 
 
+@pytest.mark.slow(but=2)
 async def test_every_transaction_has_its_limits(through_pooler: Database) -> None:
     tenants, service = TenantDatabase(through_pooler.app_url), ServiceDatabase(through_pooler.service_url)
     operators = OperatorDatabase(through_pooler.operator_url)
@@ -95,6 +97,7 @@ async def test_a_lock_is_waited_for_as_long_as_without_one(
         await service.dispose()
 
 
+@pytest.mark.slow(but=1)
 async def test_one_tenants_scope_is_not_the_next_ones(through_pooler: Database) -> None:
     async with open_roles(through_pooler, pool_size=AT_ONCE) as roles:
         payers = [await roles.open_account(number) for number in range(1, AT_ONCE + 1)]
@@ -110,6 +113,7 @@ async def test_one_tenants_scope_is_not_the_next_ones(through_pooler: Database) 
             await asyncio.gather(*(look(roles, index) for index in range(AT_ONCE)))
 
 
+@pytest.mark.slow(but=1)
 async def test_the_checks_of_every_process_pass(through_pooler: Database) -> None:
     tenants, service = TenantDatabase(through_pooler.app_url), ServiceDatabase(through_pooler.service_url)
     settlement = SettlementDatabase(through_pooler.url_as("settle_settlement"))

@@ -88,6 +88,7 @@ class RandomOperations:
         self.attempts = [attempt if known.id == attempt.id else known for known in self.attempts]
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("seed", range(3))
 async def test_the_books_hold_after_any_sequence_of_operations(roles: RolePair, seed: int) -> None:
     operations = RandomOperations(roles, seed)

@@ -464,6 +464,7 @@ async def test_who_waits_behind_a_migration_waits_no_longer_than_one_of_its_trie
 FILES: Final = sorted(path.name for path in SQL_FOLDER.glob("000[6-9]_*.sql"))
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("name", [*FILES, "seeds.sql"])
 async def test_a_migration_that_is_killed_at_any_file_can_be_run_again(
     landed: Database, name: str, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def test_without_a_scope_a_tenant_sees_nothing(two_tenants: TwoTenants, table: s
         assert _count(app, table) == 0
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("scope", ["", "nobody", "%", "' OR true --", SYSTEM_TENANT_ACCOUNT_ID])
 @pytest.mark.parametrize("table", OWNER_COLUMN)
 def test_a_scope_that_is_no_user_sees_nothing(two_tenants: TwoTenants, table: str, scope: str) -> None:

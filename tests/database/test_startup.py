@@ -86,6 +86,7 @@ CHANGES = ("UPDATE", "DELETE", "TRUNCATE")
 APPEND_ONLY = ("credit_ledger", "journal_lines", "payment_events", "settled_transfers")
 
 
+@pytest.mark.slow(but=8)
 @pytest.mark.parametrize("role", ["settle_app", "settle_service"])
 @pytest.mark.parametrize(
     ("grant", "words"),

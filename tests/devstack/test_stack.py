@@ -68,6 +68,7 @@ async def test_nothing_is_left_of_a_stack_that_is_killed_and_it_goes_on_later(
         assert await stack.chain.wait_for_receipt(tx_hash) == facts["receipt"]
 
 
+@pytest.mark.slow(but=1)
 @linux_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_all_within_ten_seconds(
@@ -107,6 +108,7 @@ async def test_two_folders_side_by_side_and_one_folder_only_once(tmp_path: Path)
     assert not b.postgres.is_running
 
 
+@pytest.mark.slow
 async def test_parts_that_start_at_the_same_time_do_not_take_each_others_ports(tmp_path: Path) -> None:
     stacks = [Stack(tmp_path / name, without=["postgres"]) for name in ("a", "b", "c")]
     try:

@@ -200,12 +200,7 @@ def _begun(folder: Path, command: list[str], variables: dict[str, str]) -> subpr
     return process
 
 
-@pytest.mark.slow(
-    but=(
-        "0.0",
-        "0.8",
-    )
-)
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", EARLY_SECONDS)
 async def test_ctrl_c_at_any_moment_ends_the_demo_without_a_traceback(tmp_path: Path, seconds: float) -> None:
     process = _begun(tmp_path, ["demo"], {})

@@ -20,6 +20,7 @@ ENTRIES = 10_000
 DAYS_BEFORE = 4
 
 
+@pytest.mark.slow
 async def test_what_is_read_does_not_grow_with_what_was_before_the_period(roles: RolePair, tmp_path: Path) -> None:
     to_time = datetime.now(UTC)
     ledger = Ledger(roles.database.superuser_url, to_time=to_time, transfers=TRANSFERS, ledger_rows=ENTRIES)

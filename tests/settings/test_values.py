@@ -71,6 +71,7 @@ def _refusal(name: str, value: str) -> str:
 # -- every setting
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "wrapped",
@@ -92,6 +93,7 @@ def test_invisible_characters_and_quotation_marks_are_refused_in_every_setting(n
     _refusal(name, wrapped.format(*[_good(name)] * 2))
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("around", [" {} ", "{}\r", "\t{}", "{}\n", "\u00a0{}"])
 def test_white_space_around_a_value_is_no_part_of_it(name: str, around: str) -> None:
@@ -220,6 +222,7 @@ def test_an_address_that_no_browser_has_is_refused(value: str) -> None:
     _refusal("API_URL", value)
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("name", URLS)
 @pytest.mark.parametrize(
     "broken",
@@ -338,6 +341,7 @@ def test_whatever_its_case_the_token_does_not_receive_payments(written: str) -> 
 # -- numbers
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("name", [*NUMBERS, "SYSTEM_TENANT_REVENUE_SHARE"])
 @pytest.mark.parametrize(
     "value",

@@ -193,7 +193,7 @@ class SharedApi:
 
     @asynccontextmanager
     async def payer(self) -> AsyncIterator[Visitor]:
-        """Somebody who is signed in already, with a wallet that holds test USDC."""
+        """A payer who is signed in already, with a wallet that holds test USDC."""
         await self._put_back(self._signed_in)
         async with self.running.visitor() as visitor:
             visitor.cookie = self.cookie
