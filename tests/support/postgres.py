@@ -28,7 +28,7 @@ MIGRATED_TEMPLATE: Final = "migrated_template"
 
 # Nothing here outlives the session. A commit still waits for the write, so a killed server loses none.
 # Passwords are no secrets here: a client that proves to know one hashes it once, not 4,096 times at each connection.
-# Nothing gathers statistics or cleans up in the background: a database differs from its template by what its test did alone.
+# Nothing gathers statistics or cleans up by itself: a database differs from its template by what its test did alone.
 SERVER_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off", "scram_iterations": "1", "autovacuum": "off"}
 
 FIRST_PORT: Final = 25_432
