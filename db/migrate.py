@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db import functions, migrations, rights
 from db.address import parse_address
+from db.billing.prices import seed_first_version
 from db.engine import ADDRESS_IN_ARGUMENTS, connection_arguments
 from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
 from db.logins import Login, LoginResult, try_login
@@ -150,7 +151,7 @@ def _steps(
         bring_up_to_date,
         lambda: _upgrade(connection, revision),
         bring_up_to_date,
-        lambda: _seed(connection, with_operators=with_operators),
+        lambda: _seed(connection, with_operators=with_operators, on_progress=on_progress),
     )
 
 
@@ -206,9 +207,11 @@ def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progre
         on_progress(f"functions brought up to date: {', '.join(changed)}")
 
 
-def _seed(connection: Connection, *, with_operators: bool) -> None:
+def _seed(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
     with connection.begin():
         migrations.run_sql_file(connection, "seeds.sql")
+        if seed_first_version(connection):
+            on_progress("the installed price book is the first version of prices")
         # Not for every existing role: roles belong to the server, and another database of it may have operators.
         if with_operators:
             migrations.run_sql_file(connection, "operator_role.sql")

@@ -28,7 +28,7 @@ class PriceVersion(Base):
 
 
 class ModelPrice(Base):
-    """A model's rates in one version: `domain.billing.pricing.ModelRates` as JSON."""
+    """A model's price in one version: `domain.billing.price_book.ListedPrice`."""
 
     __tablename__ = "model_prices"
 
@@ -36,6 +36,8 @@ class ModelPrice(Base):
     model: Mapped[str] = mapped_column(primary_key=True)
     provider: Mapped[str]
     rates: Mapped[dict[str, Any]]
+    names: Mapped[dict[str, Any]]
+    position: Mapped[int] = mapped_column(Integer)
 
 
 class CreditHold(Base):

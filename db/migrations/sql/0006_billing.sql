@@ -17,6 +17,9 @@ CREATE TABLE model_prices (
     provider text NOT NULL CHECK (provider <> ''),
     -- A rate for each unit that is priced: {"input_tokens": {"usd": "2.5", "tiers": [...]}, ...}, decimals as text.
     rates jsonb NOT NULL,
+    -- The rule that other names of the model are matched by, and the order in which the models are tried.
+    names jsonb NOT NULL,
+    position integer NOT NULL,
     PRIMARY KEY (version_id, model)
 );
 
