@@ -47,11 +47,7 @@ _TRANSFER: Final = (
 )
 
 _PRICE_VERSION: Final = {"SELECT": WHOLE, "INSERT": ("source", "counts_from", "created_by")}
-_ACCOUNT: Final = {
-    "SELECT": WHOLE,
-    "INSERT": ("id", "owner_user_id", "kind", "tier", "name"),
-    "UPDATE": ("name", "limit_day_credits", "limit_month_credits"),
-}
+_ACCOUNT: Final = {"SELECT": WHOLE, "UPDATE": ("name", "limit_day_credits", "limit_month_credits")}
 
 TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     # accounts
@@ -139,6 +135,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "end_session": (APP_ROLE,),
     "end_sessions_of_wallet": (SERVICE_ROLE,),
     "take_from_rate_limits": (APP_ROLE,),
+    "open_account": (SERVICE_ROLE,),
     "may_manage_account": (APP_ROLE, SERVICE_ROLE),
     "create_key": (APP_ROLE, SERVICE_ROLE),
     "rotate_key": (APP_ROLE, SERVICE_ROLE),

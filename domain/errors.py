@@ -13,6 +13,9 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── NotAnOperator           authenticated, but not an operator
 │   ├── IdempotencyKeyReused    the key was used with a different request
 │   ├── FindingNotFound         no such finding, or an abbreviated id that matches several
+│   ├── AccountNotFound         no such billing account
+│   ├── GrantNotFound           no such permission to bill another account
+│   ├── ReceiptNotFound         no receipt with that id, or of that request
 │   ├── RemedyRefused           the remedy does not apply to this finding, or the finding is already resolved
 │   └── RateLimited             too many requests; says when to retry
 ├── Unavailable                 a dependency does not answer now; the same call may succeed later
@@ -294,6 +297,39 @@ class FindingNotFound(Refusal):
 
     def __init__(self, finding_id: object, found: int = 0) -> None:
         super().__init__(f"{found} findings begin with {finding_id}" if found else f"finding {finding_id} not found")
+
+
+class AccountNotFound(Refusal):
+    """No billing account with that id."""
+
+    code = "ACCOUNT_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Billing account not found"
+
+    def __init__(self, account_id: object) -> None:
+        super().__init__(f"billing account {account_id} not found")
+
+
+class GrantNotFound(Refusal):
+    """No permission with that id to bill another account."""
+
+    code = "GRANT_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Grant not found"
+
+    def __init__(self, grant_id: object) -> None:
+        super().__init__(f"grant {grant_id} not found")
+
+
+class ReceiptNotFound(Refusal):
+    """No receipt with that id, and none of a request with it."""
+
+    code = "RECEIPT_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Receipt not found"
+
+    def __init__(self, given: object) -> None:
+        super().__init__(f"receipt {given} not found")
 
 
 class RemedyRefused(Refusal):

@@ -37,7 +37,7 @@ BEGIN
     -- The lock makes a second caller wait until the first one's account is there.
     SELECT u.id INTO v_user_id FROM users u WHERE lower(u.wallet_address) = lower(p_wallet_address) FOR UPDATE;
     SELECT b.id INTO v_account_id FROM billing_accounts b
-     WHERE b.owner_user_id = v_user_id ORDER BY b.created_at, b.id LIMIT 1;
+     WHERE b.owner_user_id = v_user_id AND b.kind = 'personal' ORDER BY b.created_at, b.id LIMIT 1;
     IF NOT FOUND THEN
         v_created := true;
         v_account_id := gen_random_uuid()::text;
@@ -45,6 +45,23 @@ BEGIN
         INSERT INTO virtual_keys (billing_account_id, label, is_default) VALUES (v_account_id, 'Default', true);
     END IF;
     RETURN QUERY SELECT v_user_id, v_account_id, v_created;
+END $function$;
+
+-- Open an account of an organization, or of one of the platform's services, with its default key. An organization's owner
+-- is its first member.
+CREATE OR REPLACE FUNCTION public.open_account(p_id text, p_owner_user_id text, p_kind text, p_tier text, p_name text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    INSERT INTO billing_accounts (id, owner_user_id, kind, tier, name)
+    VALUES (p_id, p_owner_user_id, p_kind, p_tier, p_name);
+    INSERT INTO virtual_keys (billing_account_id, label, is_default) VALUES (p_id, 'Default', true);
+    IF p_kind = 'organization' THEN
+        INSERT INTO account_members (billing_account_id, user_id, role) VALUES (p_id, p_owner_user_id, 'owner');
+    END IF;
 END $function$;
 
 -- An address that cannot be a payer opens no account, by any path (`provision_wallet`, `open_session`): its credits

@@ -93,7 +93,7 @@ def charge(end: CallEnd, report: Usage | ImplausibleUsage | None, produced: Usag
     cost, lines = _cost(usage, terms)
     if doubt is None:
         doubt, detail = _doubt_of_cost(usage, cost, terms)
-    is_charged = end in _PRICED or (end is CallEnd.UPSTREAM_BROKE and not estimated)
+    is_charged = is_priced(end, estimated=estimated)
     price = Fraction(cost) * Fraction(terms.markup_factor) if is_charged else Fraction(0)
     charged_credits = credits_for_usd(cost, factor=terms.markup_factor) if is_charged else 0
     if estimated and charged_credits > terms.held_credits:
@@ -110,6 +110,11 @@ def charge(end: CallEnd, report: Usage | ImplausibleUsage | None, produced: Usag
         doubt=doubt,
         doubt_detail=detail,
     )
+
+
+def is_priced(end: CallEnd, *, estimated: bool) -> bool:
+    """Whether the user pays for a call that ended so: after an upstream broke off only for what it has reported."""
+    return end in _PRICED or (end is CallEnd.UPSTREAM_BROKE and not estimated)
 
 
 def _believed(

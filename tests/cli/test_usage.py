@@ -21,7 +21,8 @@ WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 PROMISED = {
     "demo", "up", "migrate", "worker", "doctor", "bench", "attempt", "attempt create", "attempt submit", "attempt show",
     "schedules apply", "schedules list", "attempt retry", "findings list", "findings show", "findings resolve",
-    "reconcile",
+    "reconcile", "accounts create", "accounts show", "grants create", "grants list", "grants revoke", "receipt show",
+    "receipt verify", "prices show", "prices diff", "prices import",
 }  # fmt: skip
 
 
@@ -71,6 +72,8 @@ def test_every_command_explains_itself(words: tuple[str, ...], option: str) -> N
         (["attempt", "create", "--wallet", WALLET, "--cents", "100", "--purpose", "gift"], "'gift' is not one of"),
         (["doctor", "--xml"], "No such option"),
         (["bench", "--rounds", "0"], "0 is not in the range"),
+        (["accounts", "limit", "x", "--day", "1e3"], "expected a whole number of credits, got '1e3'"),
+        (["grants", "revoke", "12"], "expected a UUID, got '12'"),
     ],
 )
 def test_a_usage_error_is_exit_code_2_with_what_is_wrong(arguments: list[str], words: str) -> None:

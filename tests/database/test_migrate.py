@@ -89,9 +89,10 @@ async def test_a_second_migration_changes_nothing(database: Database) -> None:
 async def test_a_migration_says_what_it_does(empty: Database) -> None:
     said: list[str] = []
     await asyncio.to_thread(_migrate_from, empty.migration_url, empty, on_progress=said.append)
-    schema, functions, seeds = said
+    schema, functions, prices, seeds = said
     assert schema == f"schema at revision none, upgrading to {SCHEMA_REVISION}"
     assert re.fullmatch(r"functions brought up to date: \w+(, \w+)*", functions)
+    assert prices == "the installed price book is the first version of prices"
     assert seeds == "system tenant and chart of accounts are seeded"
 
 

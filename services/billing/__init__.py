@@ -1,0 +1,1 @@
+"""Spending credits: service keys, holds, charges, prices and reports."""
