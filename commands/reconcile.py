@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from commands.framework import parse_moment
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import payments_client, service_database
-from domain.errors import InvalidInput
 from domain.money import raw_for_credits
 from domain.operations.reconciliation.report import Difference, Report
 from services.operations.reconciliation import Reconciliation
@@ -41,25 +41,14 @@ async def reconcile(
             dust_below_raw=settings.dust_below_raw,
         )
         default = await reconciliation.default_period(whole_hours=False)
-        end = _moment("--to", to_time) or default[1]
-        begin = _moment("--from", from_time) or (default[0] if to_time is None else end - timedelta(days=1))
+        end = parse_moment("--to", to_time) or default[1]
+        begin = parse_moment("--from", from_time) or (default[0] if to_time is None else end - timedelta(days=1))
         report = await reconciliation.run(begin, end, csv_file=csv_file, on_progress=progress)
     if as_json:
         print_json(report)
     else:
         _print(report)
     return report.is_well
-
-
-def _moment(option: str, given: str | None) -> datetime | None:
-    """Parse an ISO 8601 time; without a zone it is UTC."""
-    if given is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(given)
-    except ValueError:
-        raise InvalidInput(option, f"expected a time such as 2026-01-31T12:00:00Z, got {given!r:.40}") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print(report: Report) -> None:

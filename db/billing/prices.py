@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, select, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import ServiceConnection
@@ -40,9 +40,9 @@ _WRITE: Final = text(
     """
 ).bindparams(bindparam("listed", type_=JSONB))
 
-_CURRENT: Final = (
+_COUNTING_AT: Final = (
     select(PriceVersion.id)
-    .where(PriceVersion.counts_from <= text("now()"))
+    .where(PriceVersion.counts_from <= func.coalesce(bindparam("moment", type_=TIMESTAMP(timezone=True)), func.now()))
     .order_by(PriceVersion.counts_from.desc(), PriceVersion.id.desc())
     .limit(1)
 )
@@ -67,12 +67,22 @@ async def current_prices(connection: AsyncConnection, known: PriceBook | None = 
 
     For any role. Raises `StartupCheckFailed` where there is no version yet.
     """
-    version = (await connection.execute(_CURRENT)).scalar_one_or_none()
-    if version is None:
-        raise StartupCheckFailed("the database has no version of prices; run: settle migrate")
+    version = await _counting_at(connection, None)
     if known is not None and known.version == str(version):
         return known
     return await read_version(connection, version)
+
+
+async def prices_at(connection: AsyncConnection, moment: datetime) -> PriceBook:
+    """The prices that count at a time, of the versions that there are. Raises `StartupCheckFailed`."""
+    return await read_version(connection, await _counting_at(connection, moment))
+
+
+async def _counting_at(connection: AsyncConnection, moment: datetime | None) -> int:
+    version = (await connection.execute(_COUNTING_AT, {"moment": moment})).scalar_one_or_none()
+    if version is None:
+        raise StartupCheckFailed("the database has no version of prices; run: settle migrate")
+    return int(version)
 
 
 async def read_version(connection: AsyncConnection, version: int) -> PriceBook:

@@ -280,7 +280,7 @@ _CANDIDATES: Final = text(
 _ACCOUNT_OF_SENDER: Final = text(
     """
     SELECT b.id FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
-     WHERE lower(u.wallet_address) = lower(:from_address) ORDER BY b.created_at LIMIT 1
+     WHERE lower(u.wallet_address) = lower(:from_address) AND b.kind = 'personal' ORDER BY b.created_at LIMIT 1
     """
 )
 
