@@ -96,7 +96,7 @@ async def test_a_version_counts_from_its_time_whenever_it_was_written(database: 
 )
 async def test_the_gateways_role_changes_no_price(database: Database, attack: str) -> None:
     with psycopg.connect(database.app_url) as app, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        app.execute(attack)  # type: ignore[call-overload]
+        app.execute(attack)
 
 
 async def test_a_written_version_is_changed_by_no_role(database: Database) -> None:

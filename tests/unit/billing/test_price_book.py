@@ -154,7 +154,7 @@ def test_a_price_counts_from_its_day_and_is_announced_before(monkeypatch: pytest
         ConditionalPrice(StartDateConstraint(DAY), prices=ModelPrice(input_mtok=Decimal(2))),
     )
     before = DAY - timedelta(days=1)
-    assert (usd(installed_book(before)), usd(installed_book(DAY))) == (10, 2)
+    assert [usd(installed_book(day)) for day in (before, DAY)] == [Decimal(10), Decimal(2)]
     assert (later_starts(before), later_starts(DAY)) == (((DAY, "p/m-1"),), ())
 
 
@@ -211,9 +211,9 @@ def test_what_differs_is_said_by_unit_and_tier() -> None:
         (rate.unit, rate.above_input_tokens, rate.before_usd, rate.after_usd, rate.percent)
         for rate in changes["dearer"].rates
     ] == [
-        ("input_tokens", 0, 3, 4, Decimal("33.3")),
-        ("input_tokens", 200, 4, None, None),
-        ("requests", 0, 0, 1, None),
+        ("input_tokens", 0, Decimal(3), Decimal(4), Decimal("33.3")),
+        ("input_tokens", 200, Decimal(4), None, None),
+        ("requests", 0, Decimal(0), Decimal(1), None),
     ]
     assert compare(new, new) == ()
 
