@@ -30,7 +30,7 @@ PACKAGE: Final = "genai-prices"
 
 _OWN_MODELS: Final = frozenset({"openai", "google", "mistral", "cohere"})
 """Providers whose models the package does not all find by name alone (`text-embedding-3-small`), because the name says
-less than whose it is. Others with such models sell what somebody else makes, at a price of their own.
+less than whose it is. Others with such models sell what another provider makes, at a price of their own.
 """
 
 _TYPICAL_TOKENS: Final = 1_000_000

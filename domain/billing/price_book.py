@@ -185,9 +185,10 @@ class RateChange:
     @property
     def percent(self) -> Decimal | None:
         """By how much it changes, to a tenth; None where one of the two is missing, or the first is 0."""
-        if not self.before_usd or self.after_usd is None:
+        before, after = self.before_usd, self.after_usd
+        if not before or after is None:
             return None
-        return ((self.after_usd - self.before_usd) * 100 / self.before_usd).quantize(Decimal("0.1"))
+        return ((after - before) / before * 100).quantize(Decimal("0.1"))
 
 
 @dataclass(frozen=True, slots=True)
