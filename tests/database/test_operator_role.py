@@ -116,6 +116,7 @@ CALLS = {
     "post_entry": "post_entry('cogni_system', 1, 'gift', NULL, 'cash:usdc', '{}')",
     "post_own_purchase": "post_own_purchase(gen_random_uuid(), 1, 'cash:usdc', '{}')",
     "provision_wallet": "provision_wallet('0x' || repeat('1', 40))",
+    "open_account": "open_account('x', 'cogni_system_principal', 'organization', NULL, NULL)",
     "open_login_challenge": "open_login_challenge('n', '0x', 'm', now())",
     "find_login_challenge": "find_login_challenge('n', NULL)",
     "observed_payment_time": "observed_payment_time(gen_random_uuid(), '0x')",
