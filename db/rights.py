@@ -147,6 +147,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "post_own_purchase": (SETTLEMENT_ROLE,),
     "credits_of_cents": (SERVICE_ROLE,),
     "bonus_of_credits": (SERVICE_ROLE,),
+    "credits_of_usd": (SERVICE_ROLE,),
     # payments
     "unfinished_payments": (SERVICE_ROLE,),
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),

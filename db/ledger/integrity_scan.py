@@ -150,6 +150,16 @@ _OVERDUE: Final = text(
     """
 ).bindparams(bindparam("grace", type_=INTERVAL), bindparam("pending_max", type_=INTERVAL))
 
+# Held credits change without an entry. Of more accounts than that, each run checks another selection; one without open
+# holds is checked with its next entry, and by the full scan.
+_HOLDING: Final = text(
+    """
+    SELECT array_agg(billing_account_id)::text
+      FROM (SELECT billing_account_id FROM credit_holds WHERE state = 'held'
+             GROUP BY billing_account_id ORDER BY random() LIMIT :known_max) holding
+    """
+)
+
 _IS_ANY_OPEN: Final = text("SELECT EXISTS (SELECT 1 FROM books_violations WHERE resolved_at IS NULL)")
 
 _RECORD: Final = text(
@@ -177,6 +187,12 @@ _OLD_ENTRIES: Final = text(
       FROM (SELECT entry_seq AS at, id FROM credit_ledger
              WHERE entry_seq + 0 > :at AND entry_seq + 0 <= :checked_to
              ORDER BY entry_seq + 0 LIMIT :rows_max) rows
+    """
+)
+_OLD_GENERAL_ENTRIES: Final = text(
+    """
+    SELECT count(*) AS found, max(id::text) AS last, array_agg(id)::text AS ids
+      FROM (SELECT id FROM general_entries WHERE id > CAST(:at AS uuid) ORDER BY id LIMIT :rows_max) rows
     """
 )
 _OLD_LINES: Final = text(
@@ -251,6 +267,7 @@ class Round(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     entries: int = 0
+    general_entries: str = "00000000-0000-0000-0000-000000000000"
     lines: int = 0
     accounts: str = ""
     attempts: str = "00000000-0000-0000-0000-000000000000"
@@ -264,7 +281,7 @@ class Round(BaseModel):
     @property
     def is_complete(self) -> bool:
         """Whether every table was scanned to its end."""
-        return all(self.laps.get(name) for name in ("entries", "lines", "accounts", "attempts"))
+        return all(self.laps.get(name) for name in ("entries", "general_entries", "lines", "accounts", "attempts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +381,7 @@ async def check_new(
         connection,
         {
             About.ENTRY: _joined(rows[_ENTRIES].entries, rows[_LINES].entries),
+            About.GENERAL_ENTRY: _joined(rows[_LINES].entries),
             About.LINE: _joined(rows[_LINES].lines),
             About.ACCOUNT: _joined(rows[_ENTRIES].accounts),
             About.ATTEMPT: _joined(rows[_EVENTS].attempts),
@@ -413,12 +431,13 @@ async def _advance(
 
 
 async def check_known(connection: ServiceConnection, *, pending_max: timedelta) -> None:
-    """Checked in every run: the sums, overdue attempts, and the recorded violations."""
+    """Checked in every run: the sums, overdue attempts, accounts with open holds, and the recorded violations."""
     books = await _open(connection)
     sql = connection.connection
     times = {"grace": GRACE, "pending_max": pending_max, "known_max": KNOWN_MAX}
     known: dict[About, list[str | None]] = {about: [] for about in About}
     known[About.ATTEMPT].append((await sql.execute(_OVERDUE, times)).scalar_one())
+    known[About.ACCOUNT].append((await sql.execute(_HOLDING, {"known_max": KNOWN_MAX})).scalar_one())
     about_of = {check.name: check.about for check in CHECKS}
     for row in await sql.execute(_OPEN, {"known_max": KNOWN_MAX}):
         if row.check_name in about_of:
@@ -451,6 +470,7 @@ async def check_old(
     laps = dict(before.laps)
     for name, about, query in (
         (_ENTRIES, About.ENTRY, _OLD_ENTRIES),
+        ("general_entries", About.GENERAL_ENTRY, _OLD_GENERAL_ENTRIES),
         (_LINES, About.LINE, _OLD_LINES),
         ("accounts", About.ACCOUNT, _OLD_ACCOUNTS),
         ("attempts", About.ATTEMPT, _OLD_ATTEMPTS),

@@ -23,6 +23,7 @@ class About(StrEnum):
     """Subject of a check: a row of one table, or the whole ledger."""
 
     ENTRY = "entry"
+    GENERAL_ENTRY = "general_entry"
     LINE = "line"
     ACCOUNT = "account"
     ATTEMPT = "attempt"
@@ -31,6 +32,7 @@ class About(StrEnum):
 
 _TABLES: Final[dict[About, tuple[str, str]]] = {
     About.ENTRY: ("credit_ledger", "uuid"),
+    About.GENERAL_ENTRY: ("general_entries", "uuid"),
     About.LINE: ("journal_lines", "bigint"),
     About.ACCOUNT: ("billing_accounts", "text"),
     About.ATTEMPT: ("payment_attempts", "uuid"),
@@ -100,13 +102,13 @@ CHECKS: Final = (
     ),
     Check(
         "general_entry_balanced",
-        About.LINE,
-        "journal line {value} is of general entry {entry_id}, which does not balance or moves an account's credits",
-        """SELECT s.id AS value, s.entry_id FROM subject s JOIN general_entries g ON g.id = s.entry_id
-            WHERE EXISTS (
-                  SELECT 1 FROM journal_lines l WHERE l.entry_id = s.entry_id
-                  HAVING sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END) <> 0
-                      OR bool_or(starts_with(l.account_code, 'credits:')))""",
+        About.GENERAL_ENTRY,
+        "general entry {value} does not balance, has no lines, or moves an account's credits",
+        """SELECT s.id AS value FROM subject s LEFT JOIN journal_lines l ON l.entry_id = s.id
+            GROUP BY s.id
+           HAVING coalesce(sum(CASE l.side WHEN 'debit' THEN l.amount ELSE -l.amount END), 0) <> 0
+               OR count(l.id) = 0
+               OR bool_or(starts_with(l.account_code, 'credits:'))""",
     ),
     Check(
         "entry_balanced",
@@ -157,7 +159,7 @@ CHECKS: Final = (
     Check(
         "usage_without_receipt",
         About.ENTRY,
-        "usage entry {value} has no receipt of the same amount",
+        "usage entry {value} has no receipt of the same price and cost",
         """SELECT s.id AS value FROM subject s
             WHERE s.reason = 'llm_usage' AND NOT EXISTS (
                   SELECT 1 FROM charge_references f
@@ -165,7 +167,9 @@ CHECKS: Final = (
                    WHERE f.source_system = split_part(s.reference, ':', 1)
                      AND f.source_reference = substr(s.reference, strpos(s.reference, ':') + 1)
                      AND r.charged_credits = -s.amount AND r.billing_account_id = s.billing_account_id
-                     AND r.entry_id = s.id)""",
+                     AND r.entry_id = s.id
+                     AND credits_of_usd(r.provider_cost_usd) - s.amount =
+                         (SELECT sum(l.amount) FROM journal_lines l WHERE l.entry_id = s.id AND l.side = 'debit'))""",
     ),
     Check(
         "credited_attempt",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Final
 
 import psycopg
@@ -23,6 +24,7 @@ from db.ledger.invariants import CHECK_NAMES
 from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.payments import RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
+from tests.support.spender import Spender
 from tests.support.sql import Connection, connect, query, scalar
 
 PENDING_MAX: Final = timedelta(days=1)
@@ -132,8 +134,19 @@ async def _open_shop(roles: RolePair) -> Shop:
     pending = await roles.create(payer, **intent)
     await roles.submit(pending, tx_hash(4), at=now)
     shop = Shop(roles, bought, donated, gone, await roles.create(payer, **intent), pending)
+    _spend(Spender(roles.database, payer.billing_account_id))
     age(roles.database)
     return shop
+
+
+def _spend(buyer: Spender) -> None:
+    """A call that was charged, one whose cost the platform bears, one that cost nothing, and one that is in flight."""
+    buyer.create_key()
+    buyer.capture(buyer.hold(), 700)
+    absorbed = Decimal("0.00001")
+    buyer.capture(buyer.hold(), 0, provider_cost_usd=absorbed, absorbed_cost_usd=absorbed)
+    buyer.void(buyer.hold())
+    buyer.hold()
 
 
 REVERSE: Final = """
@@ -173,12 +186,9 @@ BREAK: Final[dict[str, str]] = {
     "trial_balance": "UPDATE journal_lines SET amount = amount + 1 WHERE side = 'debit'",
     "line_without_entry": "UPDATE journal_lines SET entry_id = gen_random_uuid() WHERE id = 1",
     "entry_balanced": "UPDATE journal_lines SET amount = 1 WHERE entry_id = (SELECT id FROM credit_ledger LIMIT 1)",
-    "general_entry_balanced": "WITH e AS (INSERT INTO general_entries (reason, reference) VALUES ('absorbed_cost', 'x')"
-    " RETURNING id) INSERT INTO journal_lines (entry_id, account_code, side, amount)"
-    " SELECT id, 'cash:usdc', 'debit', 1 FROM e",
-    "held_credits": "UPDATE billing_accounts SET held_credits = held_credits + 1",
-    "usage_without_receipt": "UPDATE credit_ledger SET reason = 'llm_usage'"
-    " WHERE id = (SELECT id FROM credit_ledger WHERE reason = 'payment_reversal' LIMIT 1)",
+    "general_entry_balanced": "UPDATE journal_lines SET amount = amount + 1 WHERE account_code = 'expense:absorbed'",
+    "held_credits": "UPDATE billing_accounts SET held_credits = held_credits + 1 WHERE held_credits > 0",
+    "usage_without_receipt": "DELETE FROM charge_receipts",
     "running_balance": "UPDATE credit_ledger SET balance_after = balance_after + 1 WHERE entry_seq = 1",
     "account_balance": "UPDATE billing_accounts SET balance_credits = balance_credits + 1",
     "credited_attempt": "DELETE FROM settled_transfers WHERE attempt_id = '{bought}'",
@@ -198,6 +208,26 @@ BREAK: Final[dict[str, str]] = {
 
 # The same in other ways: whose entry it is, of how much, and which way round.
 BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
+    "general_entry_balanced": [
+        "WITH e AS (INSERT INTO general_entries (reason, reference) VALUES ('absorbed_cost', 'x') RETURNING id)"
+        " INSERT INTO journal_lines (entry_id, account_code, side, amount) SELECT id, 'cash:usdc', 'debit', 1 FROM e",
+        "UPDATE journal_lines SET account_code = 'credits:cogni_system' WHERE account_code = 'expense:absorbed'",
+    ],
+    "held_credits": [
+        "UPDATE credit_holds SET state = 'voided', resolved_at = now() WHERE state = 'held'",
+        "UPDATE credit_holds SET amount_credits = amount_credits + 1 WHERE state = 'held'",
+        "UPDATE credit_holds SET state = 'held', resolved_at = NULL WHERE state = 'voided'",
+    ],
+    "usage_without_receipt": [
+        "UPDATE credit_ledger SET reason = 'llm_usage'"
+        " WHERE id = (SELECT id FROM credit_ledger WHERE reason = 'payment_reversal' LIMIT 1)",
+        "DELETE FROM charge_references",
+        "UPDATE charge_receipts SET charged_credits = charged_credits + 1",
+        "UPDATE charge_receipts SET billing_account_id = 'cogni_system'",
+        "UPDATE charge_receipts SET entry_id = gen_random_uuid()",
+        "UPDATE credit_ledger SET reference = 'gateway' WHERE reason = 'llm_usage'",
+        "UPDATE charge_receipts SET provider_cost_usd = provider_cost_usd * 2, absorbed_cost_usd = 0",
+    ],
     "entry_balanced": [
         "UPDATE journal_lines SET account_code = 'credits:cogni_system' WHERE account_code = 'cash:usdc'",
         "UPDATE journal_lines SET side = CASE side WHEN 'debit' THEN 'credit' ELSE 'debit' END",
@@ -228,7 +258,7 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
 }
 TABLES: Final = (
     "credit_ledger", "journal_lines", "billing_accounts", "payment_attempts", "settled_transfers", "transfer_finality",
-    "transfer_credits", "general_entries",
+    "transfer_credits", "general_entries", "credit_holds", "charge_receipts", "charge_references",
 )  # fmt: skip
 
 
@@ -290,6 +320,44 @@ async def test_what_becomes_overdue_is_found_though_nothing_happens_to_it(shop: 
     with broken(shop, BREAK[name]):
         assert await check(shop.roles) == {name}
     assert await check(shop.roles) == set()
+
+
+async def test_held_credits_that_change_though_no_entry_does_are_found(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    assert checkpoints(shop.database) == newest(shop.database)
+    for statement in (BREAK["held_credits"], BREAK_OTHERWISE["held_credits"][1]):
+        with broken(shop, statement):
+            assert await check(shop.roles) == {"held_credits"}
+        assert await check(shop.roles) == set()
+
+
+async def test_a_hold_that_was_released_on_the_account_alone_is_found_by_the_part_over_old_rows(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    with broken(shop, BREAK_OTHERWISE["held_credits"][0]):
+        assert await check(shop.roles) == set(), "no entry and no open hold leads to the account"
+        async with shop.roles.service.transaction() as connection:
+            await books_check.check_old(connection, pending_max=PENDING_MAX)
+        assert on_record(shop.database) == {"held_credits"}
+
+
+async def test_a_general_entry_without_lines_is_found_by_the_check_of_everything(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    alone = "INSERT INTO general_entries (reason, reference) VALUES ('absorbed_cost', 'gateway:x')"
+    with broken(shop, alone):
+        assert await check_everything(shop.roles) == {"general_entry_balanced"}
+    assert await check_everything(shop.roles) == set()
+
+
+async def test_new_lines_of_an_old_general_entry_are_found(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    lines = """
+        INSERT INTO journal_lines (entry_id, account_code, side, amount)
+        SELECT id, 'expense:absorbed', 'debit', 1 FROM general_entries
+    """
+    with broken(shop, lines):
+        assert await check(shop.roles) == {"general_entry_balanced", "trial_balance"}
+        assert await check(shop.roles) == {"general_entry_balanced", "trial_balance"}, "it stays on record"
+    assert await check_everything(shop.roles) == set()
 
 
 async def test_new_lines_of_an_old_entry_are_found(shop: Shop) -> None:
