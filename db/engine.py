@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +21,7 @@ from db.driver import PromptConnection, driver_of
 from db.outages import READ_ONLY, as_unavailable, sqlstate_of
 from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
+from db.statements import Connection, StatementConnections
 from domain.errors import DatabaseUnavailable
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -91,20 +92,14 @@ def _engine(
 ) -> tuple[AsyncEngine, Route]:
     """An engine. Idle connections are tested before they are reused."""
     connect_args = connection_arguments(url, application_name=application_name)
-    own_options = connect_args.get("options", "")
-    settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
-    route = Route(PromptConnection, own_options)
+    route = Route(PromptConnection, connect_args.get("options", ""))
     engine = create_async_engine(
         ADDRESS_IN_ARGUMENTS,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
         pool_recycle=CONNECTION_SECONDS_MAX,
-        connect_args={
-            **connect_args,
-            "async_creator_fn": route.connect,
-            "options": f"{settings} {own_options}".strip(),
-        },
+        connect_args={**_with_session_settings(connect_args), "async_creator_fn": route.connect},
         # An error must not carry an address or a payload into a log.
         hide_parameters=True,
         **options,
@@ -113,6 +108,11 @@ def _engine(
         _ping_idle_connections(engine, ping_after_idle_seconds)
     event.listen(engine.sync_engine, "handle_error", _renew_pool_of_read_only_server)
     return engine, route
+
+
+def _with_session_settings(connect_args: Mapping[str, Any]) -> dict[str, Any]:
+    settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+    return {**connect_args, "options": f"{settings} {connect_args.get('options', '')}".strip()}
 
 
 def _renew_pool_of_read_only_server(context: ExceptionContext) -> None:
@@ -207,6 +207,32 @@ class TenantDatabase(_Database):
         )
         super().__init__(engine, route)
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._connect_args = _with_session_settings(connection_arguments(url, application_name=application_name))
+        self._hot = StatementConnections(
+            self._connect, size=pool_size, idle_seconds_max=IDLE_SECONDS_MAX, seconds_max=CONNECTION_SECONDS_MAX
+        )
+
+    async def _connect(self) -> Connection:
+        connection = await self._route.connect(**self._connect_args)
+        await connection.set_autocommit(True)
+        return connection
+
+    @asynccontextmanager
+    async def hot_statement(self) -> AsyncIterator[Connection]:
+        """The driver's own connection, without a user: each statement is a transaction of its own (`db.statements`)."""
+        async with _unavailable_as_domain_error():
+            if not self._route.is_pooled:
+                async with self._hot.connection() as connection:
+                    if not self._route.is_pooled:  # the first connection finds out
+                        yield connection
+                        return
+            async with self._begin(self.engine) as through_pooler:
+                yield driver_of(await through_pooler.get_raw_connection())
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        self._hot.renew()
+        await super().dispose()
 
     @asynccontextmanager
     async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:

@@ -166,6 +166,10 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "void_hold": (APP_ROLE, SERVICE_ROLE),
     "ingest_charge": (APP_ROLE,),
     "open_receipt_months": (SERVICE_ROLE,),
+    "claim_call": (APP_ROLE,),
+    "finish_call": (APP_ROLE,),
+    "move_hold": (APP_ROLE,),
+    "usage_of_request": (APP_ROLE,),
     # operations
     "credits_without_bonus": (SERVICE_ROLE,),
     "attempt_of_reference": (SERVICE_ROLE,),

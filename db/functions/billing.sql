@@ -7,7 +7,7 @@
 -- p_amount_min: hold less where less is available, down to this; NULL holds all of p_amount or nothing.
 -- outcome: held, or unknown_key, key_revoked, key_expired, model_not_allowed, attribution_not_allowed,
 -- billing_not_granted, rate_limited, insufficient_credits (limit_source says which limit).
-CREATE OR REPLACE FUNCTION public.hold_credits(p_hold_id uuid, p_key_hash text, p_request_id text, p_amount bigint, p_amount_min bigint, p_dialect text, p_model text, p_upstream text, p_is_streamed boolean, p_attribute_to text, p_bill_to text, p_owner text, p_lease_seconds double precision, p_rate_bucket text, p_rate_per_minute integer, p_markup_factor numeric, p_price_version text, p_rates jsonb, p_input_tokens bigint, p_output_tokens_limit bigint, OUT outcome text, OUT limit_source text, OUT account_id text, OUT key_id uuid, OUT held bigint, OUT balance bigint, OUT available bigint, OUT all_held bigint, OUT retry_after_seconds double precision)
+CREATE OR REPLACE FUNCTION public.hold_credits(p_hold_id uuid, p_key_hash text, p_request_id text, p_amount bigint, p_amount_min bigint, p_dialect text, p_model text, p_upstream text, p_is_streamed boolean, p_attribute_to text, p_bill_to text, p_owner text, p_lease_seconds double precision, p_rate_bucket text, p_rate_per_minute integer, p_markup_factor numeric, p_price_version text, p_rates jsonb, p_input_tokens bigint, p_output_tokens_limit bigint, OUT outcome text, OUT limit_source text, OUT account_id text, OUT key_id uuid, OUT held bigint, OUT balance bigint, OUT available bigint, OUT all_held bigint, OUT retry_after_seconds double precision, OUT rate_remaining integer)
  RETURNS record
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -45,6 +45,9 @@ BEGIN
         outcome := 'rate_limited';
         RETURN;
     END IF;
+    SELECT floor(extract(epoch FROM clock_timestamp() + interval '1 minute' - r.full_at) * p_rate_per_minute / 60)
+      INTO rate_remaining FROM rate_limits r
+     WHERE r.bucket = p_rate_bucket || ':' || coalesce(p_attribute_to, v_key.billing_account_id);
     held := p_amount;
     IF v_key.limit_day_credits IS NOT NULL OR v_key.limit_month_credits IS NOT NULL THEN
         -- Calls with a limited key wait here for each other: what one holds, the next one sees.
