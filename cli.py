@@ -165,6 +165,20 @@ async def api(context: Context) -> None:
 
 
 @main.command()
+@click.pass_obj
+@service
+async def gateway(context: Context) -> None:
+    """Pass calls on to AI providers on GATEWAY_HOST and GATEWAY_PORT until SIGTERM, and charge each one.
+
+    Speaks the APIs of OpenAI (chat completions, completions, responses, embeddings) and Anthropic (messages), for
+    holders of service keys. UPSTREAMS_FILE names the providers.
+    """
+    from commands.gateway import gateway as run
+
+    await run(context.settings, context.variables)
+
+
+@main.command()
 @click.option("--full", is_flag=True, help="Check every ledger row, not only new ones: minutes per million.")
 @json_option
 @click.pass_obj

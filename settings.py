@@ -305,6 +305,63 @@ class Settings(BaseModel):
         None, alias="OPERATOR_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
     )
 
+    gateway_url: Annotated[str, BeforeValidator(values.origin), _International] | None = Field(
+        None,
+        alias="GATEWAY_URL",
+        description="the gateway's public address, scheme, host and port, such as https://ai.example.com",
+    )
+    gateway_host: ListeningHost = Field(
+        "127.0.0.1",
+        alias="GATEWAY_HOST",
+        description="an IP address or name to listen on, without a port, such as 0.0.0.0",
+    )
+    gateway_port: int = Field(
+        8090, alias="GATEWAY_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
+    )
+    upstreams_file: FilePath | None = Field(
+        None, alias="UPSTREAMS_FILE", description="a YAML file of upstreams, as README.md describes it"
+    )
+    upstream_read_timeout_seconds: float = Field(
+        600.0, alias="UPSTREAM_READ_TIMEOUT_SECONDS", gt=0, le=3600, description="seconds, above 0 up to 3600"
+    )
+    user_price_markup_factor: Annotated[Decimal, BeforeValidator(values.factor)] = Field(
+        Decimal(2), alias="USER_PRICE_MARKUP_FACTOR", description="a decimal from 1 to 1000, such as 1.5"
+    )
+    grace_credits: int = Field(
+        5_000_000, alias="GRACE_CREDITS", ge=0, le=10**15, description="whole credits, 0 or more"
+    )
+    hold_lease_seconds: int = Field(
+        60, alias="HOLD_LEASE_SECONDS", ge=3, le=3600, description="whole seconds, 3 to 3600"
+    )
+    output_tokens_assumed: int = Field(
+        4096,
+        alias="OUTPUT_TOKENS_ASSUMED",
+        ge=1,
+        le=10_000_000,
+        description="a whole number of tokens, 1 to 10000000",
+    )
+    unpriced_hold_credits: int = Field(
+        5_000_000, alias="UNPRICED_HOLD_CREDITS", ge=0, le=10**15, description="whole credits, 0 or more"
+    )
+    clamp_output_tokens: Annotated[bool, BeforeValidator(values.switch)] = Field(
+        False, alias="CLAMP_OUTPUT_TOKENS", description="true or false"
+    )
+    billing_ingest_secret: str | None = Field(
+        None, alias="BILLING_INGEST_SECRET", repr=False, min_length=16, description="a secret of 16 characters or more"
+    )
+    rate_limit_chat_per_account: PerMinute = Field(
+        60_000, alias="RATE_LIMIT_CHAT_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_embeddings_per_account: PerMinute = Field(
+        60_000, alias="RATE_LIMIT_EMBEDDINGS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_images_per_account: PerMinute = Field(
+        600, alias="RATE_LIMIT_IMAGES_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_audio_per_account: PerMinute = Field(
+        600, alias="RATE_LIMIT_AUDIO_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+
     schedules_file: FilePath | None = Field(
         None, alias="SCHEDULES_FILE", description="a YAML file, as docs/schedules.md describes it"
     )
@@ -398,6 +455,10 @@ class Settings(BaseModel):
         """Where payments go to. Raises `ConfigurationError` without a treasury."""
         treasury = self.require_treasury_address()
         return TransferScope(chain_id=self.chain_id, token=self.usdc_token_address, treasury=treasury)
+
+    def require_upstreams_file(self) -> Path:
+        """`UPSTREAMS_FILE`, or `ConfigurationError`."""
+        return _required("UPSTREAMS_FILE", self.upstreams_file, "a YAML file of upstreams")
 
     def require_treasury_address(self) -> str:
         """`TREASURY_ADDRESS`, or `ConfigurationError`."""

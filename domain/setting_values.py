@@ -88,6 +88,26 @@ def share(value: object) -> Decimal:
     return found
 
 
+def factor(value: object) -> Decimal:
+    """An exact decimal from 1 to 1000. A float is refused because it is not exact."""
+    if isinstance(value, float):
+        raise ValueError
+    text = str(value).strip()
+    plain_decimal(text)
+    found = Decimal(text)
+    if not 1 <= found <= 1000 or int(found.as_tuple().exponent) < -SHARE_DIGITS_MAX:
+        raise ValueError
+    return found
+
+
+def switch(value: object) -> bool:
+    """`true` or `false`, in any case."""
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
 def plain_name(value: object) -> str:
     """A display name of 1 to `NAME_CHARS_MAX` characters."""
     text = str(value).strip()

@@ -29,6 +29,8 @@ class Handling(Enum):
     PASS = auto()
     DROP = auto()
     """The client did not ask for it."""
+    HOLD = auto()
+    """It may be the answer's end: it leaves with the next event, or after the charge where there is none."""
     LAST = auto()
     """The answer's end: it leaves after the charge is in the books."""
 
@@ -42,26 +44,43 @@ class Meter:
     input_tokens_estimate: int
     output_bytes: int = 0
     has_ended: bool = False
+    """The API's own last event came, or the whole body."""
+    has_finished: bool = False
+    """The model said why it stopped: what comes after it is not its output."""
+    is_answer: bool = False
+    """Something came that is of this API."""
     error: Mapping[str, Any] | None = None
     upstream_id: str | None = None
     _report: Mapping[str, Any] | None = None
+    _is_report_final: bool = False
+    """Anthropic's first event reports the input; the output it does not know yet."""
     _invalid_report: str | None = None
 
     @property
     def produced(self) -> Usage:
-        """The gateway's own estimate of what was used so far."""
-        return Usage(
-            {
-                "input_tokens": self.input_tokens_estimate,
-                "output_tokens": -(-self.output_bytes // BYTES_PER_TOKEN),
-            }
-        )
+        """The gateway's own estimate of what was used so far; of the input what was reported, where that came first."""
+        begun = self._read_report() if not self._is_report_final else None
+        units = dict(begun.units) if isinstance(begun, Usage) else {"input_tokens": self.input_tokens_estimate}
+        return Usage(units | {"output_tokens": -(-self.output_bytes // BYTES_PER_TOKEN)})
 
     @property
     def report(self) -> Usage | ImplausibleUsage | None:
-        """What the provider reported."""
+        """What the provider reported of the whole call."""
         if self._invalid_report is not None:
             return ImplausibleUsage(self._invalid_report)
+        return self._read_report() if self._is_report_final else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer has come to its end. A connection can end without one, cleanly or not."""
+        return self.has_ended or self.has_finished or self._is_report_final
+
+    @property
+    def is_error_only(self) -> bool:
+        """Whether an error is all that came."""
+        return self.error is not None and not self.output_bytes
+
+    def _read_report(self) -> Usage | ImplausibleUsage | None:
         try:
             return read_usage(self.dialect, self._report)
         except ImplausibleUsage as error:
@@ -92,10 +111,19 @@ class Meter:
         document = self._read(body)
         if document is not None:
             self._note(document)
+        elif self._invalid_report is not None:
+            # An answer, with a number that is none: how much of it is text cannot be read either.
+            self.is_answer = True
+            self.output_bytes = len(body)
 
     def _handle_chunk(self, chunk: Mapping[str, Any]) -> Handling:
-        is_usage_only = chunk.get("usage") is not None and not chunk.get("choices") and not chunk.get("error")
-        return Handling.DROP if is_usage_only and not self.asks_for_usage else Handling.PASS
+        choices = chunk.get("choices")
+        if isinstance(choices, list) and any(isinstance(c, Mapping) and c.get("finish_reason") for c in choices):
+            self.has_finished = True
+        is_usage_only = chunk.get("usage") is not None and not choices and not chunk.get("error")
+        if not is_usage_only:
+            return Handling.PASS
+        return Handling.HOLD if self.asks_for_usage else Handling.DROP
 
     def _read(self, data: bytes) -> Mapping[str, Any] | None:
         try:
@@ -107,12 +135,14 @@ class Meter:
         return document if isinstance(document, Mapping) else None
 
     def _note(self, document: Mapping[str, Any]) -> None:
+        self.is_answer = True
         # Of Anthropic's streams the first event carries the message, of Responses each carries the response.
         inner = document.get("message") if document.get("type") == "message_start" else document.get("response")
         parts = [document, *([inner] if isinstance(inner, Mapping) else [])]
         for part in parts:
             if isinstance(part.get("usage"), Mapping):
                 self._report = merge_reports(self._report, part["usage"])
+                self._is_report_final = document.get("type") != "message_start"
             elif part.get("usage") is not None:
                 self._invalid_report = f"usage is {type(part['usage']).__name__}: expected an object"
             if isinstance(part.get("error"), Mapping):

@@ -30,6 +30,8 @@ class LimitSource(StrEnum):
 IN_FLIGHT_RETRY_SECONDS: Final = 5
 """When to come back where calls in flight are the reason: most have ended by then."""
 
+CLAIM_RETRY_SECONDS: Final = 2
+
 _OPENAI_TYPES: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.PAYMENT_REQUIRED: "insufficient_quota",
@@ -57,11 +59,18 @@ class Refusal:
     param: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     retry_after_seconds: float | None = None
+    is_final: bool = False
+    """It stays as it is, however often the call is repeated, although its status says otherwise."""
 
     @property
     def may_be_retried(self) -> bool:
         """Whether clients should repeat the call by themselves; a 402 they never do, whatever it says of waiting."""
-        return self.status in (HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+        return not self.is_final and self.status in (
+            HTTPStatus.CONFLICT,
+            HTTPStatus.TOO_MANY_REQUESTS,
+            HTTPStatus.BAD_GATEWAY,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        )
 
     @property
     def headers(self) -> dict[str, str]:
@@ -70,6 +79,15 @@ class Refusal:
         if self.retry_after_seconds is not None:
             headers["Retry-After"] = str(max(1, ceil(self.retry_after_seconds)))
         return headers
+
+    def event(self, dialect: Dialect | None, request_id: str) -> bytes:
+        """The same as the last event of a stream that has begun."""
+        name = b"event: error\n" if dialect in (Dialect.MESSAGES, Dialect.RESPONSES) else b""
+        if dialect is Dialect.RESPONSES:
+            body = json.dumps({"type": "error", "code": self.code, "message": self.message, "param": None}).encode()
+        else:
+            body = self.body(dialect, request_id)
+        return name + b"data: " + body + b"\n\n"
 
     def body(self, dialect: Dialect | None, request_id: str) -> bytes:
         """The answer's JSON, in the shape of the API that was called; OpenAI's where it was none of them."""
@@ -146,3 +164,63 @@ def invalid_request(message: str, param: str | None = None) -> Refusal:
 def unavailable(message: str) -> Refusal:
     """503: something that a call needs does not answer now."""
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", message)
+
+
+def upstream_failed(message: str) -> Refusal:
+    """502: an upstream was asked, and gave no answer that can be passed on."""
+    return Refusal(HTTPStatus.BAD_GATEWAY, "upstream_failed", message)
+
+
+def too_large(bytes_max: int) -> Refusal:
+    """413: the request is longer than what is passed on."""
+    return Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "request_too_large",
+        f"The request is too large: expected at most {bytes_max:,} bytes",
+    )
+
+
+def not_found(message: str) -> Refusal:
+    """404: there is no such thing here."""
+    return Refusal(HTTPStatus.NOT_FOUND, "not_found", message)
+
+
+def method_not_allowed(allowed: str) -> Refusal:
+    """405: the address is right, the method is not."""
+    return Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", f"Method not allowed: expected {allowed}")
+
+
+def call_in_flight(request_id: str | None) -> Refusal:
+    """409: the first call with the same Idempotency-Key has no answer yet."""
+    return Refusal(
+        HTTPStatus.CONFLICT,
+        "idempotency_key_in_use",
+        "A call with this Idempotency-Key is in flight: try again when it has ended",
+        details={"request_id": request_id},
+        retry_after_seconds=CLAIM_RETRY_SECONDS,
+    )
+
+
+def answer_not_kept(request_id: str | None) -> Refusal:
+    """409: the first call with the same Idempotency-Key was answered with a stream, which cannot be given again."""
+    return Refusal(
+        HTTPStatus.CONFLICT,
+        "idempotency_key_used",
+        f"The call with this Idempotency-Key was answered as request {request_id}, and its answer is not kept",
+        details={"request_id": request_id},
+        is_final=True,
+    )
+
+
+def idempotency_key_reused() -> Refusal:
+    """422: the same Idempotency-Key came with another request."""
+    return Refusal(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "idempotency_key_reused",
+        "This Idempotency-Key was used for another request",
+    )
+
+
+def failed() -> Refusal:
+    """500: a fault of the gateway's own."""
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The call failed")

@@ -1,0 +1,436 @@
+"""One call, from its hold to its charge.
+
+A task of its own carries it out, whatever becomes of the client's connection: no way out of it leaves the hold open.
+Only while it talks to the upstream can it be interrupted (the client left, the process ends), and what was produced
+until then is charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from domain.billing.charges import CallEnd
+from domain.billing.requests import CallRequest
+from domain.billing.upstreams import OnClientAbort, Upstream, UsageLookup
+from domain.errors import DatabaseUnavailable
+from gateway import headers, refusals
+from gateway.books import Settled
+from gateway.call_account import CallAccount, Caller, Refused, offered
+from gateway.claims import CallClaim
+from gateway.metering import Handling, Meter
+from gateway.policy import ANSWER_BYTES_MAX, CLIENT_WRITE_SECONDS_MAX, DRAIN_BYTES_MAX, DRAIN_SECONDS_MAX
+from gateway.refusals import Refusal
+from gateway.sse import EventTooLarge, SseSplitter, comment
+from gateway.state import Gateway
+from gateway.upstream_client import Sending, UpstreamFailed
+from telemetry.metrics import gateway as metrics
+
+T = TypeVar("T")
+
+_OWN_ACCOUNT_STATUSES: Final = frozenset(
+    {HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}
+)
+"""An upstream refuses the platform itself, not its user; the text may quote the platform's key."""
+
+_PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+"""Another upstream may answer instead; so it is with 5xx."""
+
+log = structlog.get_logger(__name__)
+
+
+class _Interrupted(Exception):
+    """The client left, or the process ends."""
+
+
+class _Broke(Exception):
+    """The upstream broke off."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A whole answer, as the client gets it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An upstream did not answer the call; another one may."""
+
+    kind: str
+    answer: _Answer | Refusal
+
+
+class Call:
+    """Carries one call out. `run` raises `Refused`, and nothing else that is expected."""
+
+    def __init__(
+        self, gateway: Gateway, request: web.Request, asked: CallRequest, caller: Caller, claim: CallClaim | None
+    ) -> None:
+        self._gateway = gateway
+        self._request = request
+        self._asked = asked
+        self._caller = caller
+        self._claim = claim
+        self._upstreams, price = offered(gateway, asked.model)
+        self._upstream = self._upstreams[0]
+        self._account = CallAccount(gateway, asked, caller, price, claim.hold_id if claim is not None else uuid4())
+        self._sending = Sending()
+        self._task: asyncio.Task[object] | None = None
+        self._is_interruptible = False
+        self._interrupted_by: CallEnd | None = None
+        self._has_left = False
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._drained_bytes = 0
+        self._has_noted_id = False
+        self._stream: web.StreamResponse | None = None
+
+    @property
+    def _meter(self) -> Meter:
+        return self._account.meter
+
+    # -- from outside
+
+    def leave(self) -> None:
+        """The client has hung up."""
+        if self._has_left:
+            return
+        self._has_left = True
+        if self._goes_on_alone() and self._gateway.drains.take():
+            self._drain_timer = asyncio.get_running_loop().call_later(
+                DRAIN_SECONDS_MAX, self.interrupt, CallEnd.CLIENT_LEFT
+            )
+        else:
+            self.interrupt(CallEnd.CLIENT_LEFT)
+
+    def interrupt(self, end: CallEnd) -> None:
+        """End the call now; what was produced until then is charged."""
+        self._interrupted_by = self._interrupted_by or end
+        if self._is_interruptible and self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def _goes_on_alone(self) -> bool:
+        """Without a client: the upstream bills all of it anyway, or the answer is kept for who repeats the call."""
+        is_kept = self._claim is not None and not self._asked.is_streamed
+        has_upstream = self._sending.was_sent
+        return is_kept or (has_upstream and self._upstream.on_client_abort is OnClientAbort.DRAINS)
+
+    # -- the call
+
+    async def run(self) -> web.StreamResponse:
+        """Carry the call out; the answer, sent already where it is a stream. Raises `Refused`."""
+        self._task = asyncio.current_task()
+        started = time.monotonic()
+        await self._account.hold(self._upstream)
+        self._gateway.calls.add(self)
+        try:
+            return await self._try_each()
+        except Exception:
+            log.exception("a call failed", request_id=self._caller.request_id)
+            settled = await self._account.settle(CallEnd.UPSTREAM_BROKE, self._upstream)
+            if self._stream is not None and self._stream.prepared:
+                # Not ended as if it were whole.
+                if self._request.transport is not None:
+                    self._request.transport.close()
+                return self._stream
+            return await self._conclude(refusals.upstream_failed("The call failed"), settled)
+        finally:
+            self._gateway.calls.discard(self)
+            self._account.close()
+            if self._drain_timer is not None:
+                self._drain_timer.cancel()
+                self._gateway.drains.give_back()
+            metrics.CALL_SECONDS.labels(self._asked.dialect.value).observe(time.monotonic() - started)
+
+    async def _try_each(self) -> web.StreamResponse:
+        for upstream in self._upstreams:
+            if upstream is not self._upstream:
+                refusal = await self._fail_over(upstream)
+                if refusal is not None:
+                    settled = await self._account.settle(CallEnd.REFUSED, self._upstream)
+                    return await self._conclude(refusal, settled)
+            outcome = await self._try(upstream)
+            if not isinstance(outcome, _Failure):
+                return outcome
+            failure = outcome
+            metrics.UPSTREAM_ERRORS.labels(upstream.name, failure.kind).inc()
+            log.warning(
+                "an upstream failed", upstream=upstream.name, kind=failure.kind, request_id=self._caller.request_id
+            )
+            if self._interrupted_by is not None:
+                break
+        settled = await self._account.settle(CallEnd.REFUSED, self._upstream)
+        return await self._conclude(failure.answer, settled)
+
+    async def _fail_over(self, upstream: Upstream) -> Refusal | None:
+        """Let another upstream have the call; why not, where it cannot."""
+        try:
+            await self._account.pass_on(self._upstream, upstream)
+        except Refused as refused:
+            return refused.refusal
+        except DatabaseUnavailable:
+            return refusals.unavailable("Credits cannot be held now")
+        self._upstream = upstream
+        self._sending = Sending()
+        self._has_noted_id = False
+        return None
+
+    async def _try(self, upstream: Upstream) -> web.StreamResponse | _Failure:
+        started = time.monotonic()
+        try:
+            answer = await self._interruptibly(
+                self._gateway.client.send(
+                    upstream,
+                    self._asked.dialect,
+                    self._body_for(upstream),
+                    self._request.headers,
+                    is_beta=self._request.query.get("beta") == "true",
+                    sending=self._sending,
+                )
+            )
+        except _Interrupted:
+            return await self._end_interrupted()
+        except UpstreamFailed as error:
+            refusal = refusals.upstream_failed("The upstream gives no answer")
+            return _Failure(error.kind, refusal)
+        metrics.FIRST_BYTE_SECONDS.labels(upstream.name).observe(time.monotonic() - started)
+        try:
+            is_stream = answer.status < HTTPStatus.MULTIPLE_CHOICES and answer.content_type == "text/event-stream"
+            return await (self._pass_stream(answer) if is_stream else self._pass_whole(answer))
+        finally:
+            # Reused for another call only where all of the answer has come.
+            answer.release() if answer.content.at_eof() else answer.close()
+
+    async def _interruptibly(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await what may be given up at any time: never a statement to the database. Raises `_Interrupted`."""
+        if self._interrupted_by is not None:
+            work.close()
+            raise _Interrupted
+        self._is_interruptible = True
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._interrupted_by is None or task is None:
+                raise
+            task.uncancel()
+            raise _Interrupted from None
+        finally:
+            self._is_interruptible = False
+
+    async def _end_interrupted(self) -> web.StreamResponse:
+        assert self._interrupted_by is not None
+        # Nothing was sent: nothing was used.
+        end = self._interrupted_by if self._sending.was_sent else CallEnd.REFUSED
+        settled = await self._account.settle(end, self._upstream)
+        return await self._conclude(refusals.unavailable("The gateway is stopping"), settled)
+
+    # -- answers that come whole
+
+    async def _pass_whole(self, answer: aiohttp.ClientResponse) -> web.StreamResponse | _Failure:
+        status = answer.status
+        is_error = status >= HTTPStatus.MULTIPLE_CHOICES
+        body = bytearray()
+        try:
+            await self._interruptibly(self._read(answer, body))
+        except _Interrupted:
+            return await self._end_interrupted()
+        except _Broke:
+            if is_error:
+                return _Failure("broke", refusals.upstream_failed("The upstream broke off"))
+            self._meter.output_bytes = max(self._meter.output_bytes, len(body))
+            settled = await self._account.settle(CallEnd.UPSTREAM_BROKE, self._upstream)
+            return await self._conclude(refusals.upstream_failed("The upstream broke off"), settled)
+        self._meter.observe_body(bytes(body))
+        if status in _OWN_ACCOUNT_STATUSES or HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+            refusal = refusals.upstream_failed(f"The upstream cannot be used: it answers {status}")
+            return _Failure(f"status_{status}", refusal)
+        shown = self._gateway.client.without_key(self._upstream, bytes(body)) if is_error else bytes(body)
+        passed = _Answer(status, headers.for_client(answer.headers, is_error=is_error), shown)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUSES:
+            return _Failure(f"status_{status}", passed)
+        if is_error:
+            return await self._conclude(passed, await self._account.settle(CallEnd.REFUSED, self._upstream))
+        if not self._meter.is_answer:
+            refusal = refusals.upstream_failed("The upstream's answer is none of this API")
+            return _Failure("no_api", refusal)
+        if self._meter.is_error_only:
+            return await self._conclude(passed, await self._account.settle(CallEnd.ERROR_ONLY, self._upstream))
+        end = CallEnd.CLIENT_LEFT if self._has_left else CallEnd.COMPLETED
+        return await self._conclude(passed, await self._account.settle(end, self._upstream), is_kept=True)
+
+    async def _read(self, answer: aiohttp.ClientResponse, body: bytearray) -> None:
+        try:
+            async for chunk in answer.content.iter_any():
+                body += chunk
+                if len(body) > ANSWER_BYTES_MAX:
+                    raise _Broke
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _Broke from error
+
+    async def _conclude(
+        self, answer: _Answer | Refusal, settled: Settled, *, is_kept: bool = False
+    ) -> web.StreamResponse:
+        """The answer to the client, and to who repeats the call."""
+        request_id, dialect = self._caller.request_id, self._asked.dialect
+        if isinstance(answer, Refusal):
+            metrics.REFUSALS.labels(answer.code).inc()
+            passed = {**answer.headers, "Content-Type": "application/json"}
+            answer = _Answer(answer.status, passed, answer.body(dialect, request_id))
+        sent = {**answer.headers, **self._own_headers()}
+        if settled.charged is not None:
+            sent["X-Credits-Charged"] = str(settled.charged)
+        if settled.balance is not None:
+            sent["X-Credits-Remaining"] = str(settled.balance)
+        if self._claim is not None:
+            await self._claim.finish(request_id, answer.status if is_kept else None, sent, answer.body)
+        return web.Response(status=answer.status, headers=sent, body=answer.body)
+
+    # -- answers that are streamed
+
+    async def _pass_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        sent = {
+            **headers.for_client(answer.headers, is_error=False),
+            **self._own_headers(),
+            "X-Credits-Held": str(self._account.held.held),
+            "cache-control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
+        self._stream = response = web.StreamResponse(status=answer.status, headers=sent)
+        tail = b""
+        try:
+            tail = await self._interruptibly(self._relay(answer, response))
+            end = self._end_of_stream()
+        except _Interrupted:
+            end = self._interrupted_by or CallEnd.CLIENT_LEFT
+        except _Broke:
+            end = CallEnd.UPSTREAM_BROKE
+        settled = await self._account.settle(end, self._upstream)
+        if self._claim is not None:
+            is_over = end in (CallEnd.COMPLETED, CallEnd.CLIENT_LEFT)
+            await self._claim.finish(self._caller.request_id, answer.status if is_over else None, {}, None)
+        await self._write(response, self._charge_comment(settled) + (tail or self._error_event(end)))
+        if not self._has_left:
+            with suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(CLIENT_WRITE_SECONDS_MAX):
+                    await response.write_eof()
+        return response
+
+    async def _relay(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
+        """Pass events on as they come; what is held back until the call is charged. Raises `_Broke`."""
+        splitter = SseSplitter()
+        waiting = b""
+        await self._prepare(response)
+        try:
+            async for chunk in answer.content.iter_any():
+                passed = []
+                for event in splitter.feed(chunk):
+                    handling = self._meter.observe(event)
+                    if handling is Handling.DROP:
+                        continue
+                    passed.append(waiting)
+                    waiting = b""
+                    if handling is Handling.PASS:
+                        passed.append(event.raw)
+                        continue
+                    waiting = event.raw
+                    if handling is Handling.LAST:
+                        await self._write(response, b"".join(passed))
+                        return waiting
+                self._note_id()
+                await self._write(response, b"".join(passed))
+                self._count_drained(len(chunk))
+        except (aiohttp.ClientError, TimeoutError, OSError, EventTooLarge) as error:
+            raise _Broke from error
+        rest = splitter.flush()
+        if rest is not None and self._meter.observe(rest) is not Handling.DROP:
+            waiting += rest.raw + b"\n\n"
+        return waiting
+
+    def _end_of_stream(self) -> CallEnd:
+        if self._meter.is_error_only:
+            return CallEnd.ERROR_ONLY
+        if self._meter.error is not None or not self._meter.is_complete:
+            return CallEnd.UPSTREAM_BROKE
+        return CallEnd.CLIENT_LEFT if self._has_left else CallEnd.COMPLETED
+
+    async def _prepare(self, response: web.StreamResponse) -> None:
+        if self._has_left:
+            return
+        try:
+            await response.prepare(self._request)
+        except ConnectionError:
+            self.leave()
+            self._stop_where_interrupted()
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        if self._has_left or not data or not response.prepared:
+            return
+        try:
+            async with asyncio.timeout(CLIENT_WRITE_SECONDS_MAX):
+                await response.write(data)
+        except (ConnectionError, TimeoutError):
+            self.leave()
+            self._stop_where_interrupted()
+
+    def _stop_where_interrupted(self) -> None:
+        """As an interruption from outside would."""
+        if self._is_interruptible and self._interrupted_by is not None:
+            raise _Interrupted
+
+    def _count_drained(self, count: int) -> None:
+        if self._has_left:
+            self._drained_bytes += count
+            if self._drained_bytes > DRAIN_BYTES_MAX:
+                self.interrupt(CallEnd.CLIENT_LEFT)
+                self._stop_where_interrupted()
+
+    def _note_id(self) -> None:
+        """Where a record can be asked for by the upstream's id, the hold has to know it before this process dies."""
+        if self._has_noted_id or self._meter.upstream_id is None:
+            return
+        self._has_noted_id = True
+        if self._upstream.usage_lookup is not UsageLookup.NONE:
+            self._gateway.books.note(self._account.progress)
+
+    def _charge_comment(self, settled: Settled) -> bytes:
+        if settled.charged is None:
+            return comment(f"credits charged=pending usage=/v1/usage/{self._caller.request_id}")
+        return comment(f"credits charged={settled.charged} remaining={settled.balance}")
+
+    def _error_event(self, end: CallEnd) -> bytes:
+        """The end of a stream that has none of its own."""
+        if end is CallEnd.GATEWAY_DIED:
+            refusal = refusals.unavailable("The gateway is stopping")
+        elif end is CallEnd.UPSTREAM_BROKE and self._meter.error is None:
+            refusal = refusals.upstream_failed("The upstream broke off")
+        else:
+            return b""
+        return refusal.event(self._asked.dialect, self._caller.request_id)
+
+    # -- parts
+
+    def _body_for(self, upstream: Upstream) -> bytes:
+        return self._asked.upstream_body(
+            asks_for_usage=upstream.reports_usage_on_request, output_tokens_max=self._account.output_tokens_clamp
+        )
+
+    def _own_headers(self) -> dict[str, str]:
+        _, per_minute = self._gateway.policy.rate(self._asked.dialect)
+        return {
+            **headers.of_request(self._caller.request_id, self._asked.dialect),
+            **headers.of_rate(per_minute, self._account.held.rate_remaining),
+        }

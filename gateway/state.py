@@ -1,0 +1,57 @@
+"""What the process's calls share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from domain.billing.upstreams import Upstreams
+from gateway.books import CallBooks
+from gateway.policy import DRAINS_MAX, GatewayPolicy
+from gateway.pricing import Prices
+from gateway.upstream_client import UpstreamClient
+from telemetry.metrics import gateway as metrics
+
+if TYPE_CHECKING:
+    from gateway.call import Call
+    from gateway.call_account import CallAccount
+
+
+@dataclass
+class Drains:
+    """Answers that are read to their end without a client: so many at once, and no more."""
+
+    running: int = 0
+
+    def take(self) -> bool:
+        """Whether there is room for one more; it is taken then."""
+        if self.running >= DRAINS_MAX:
+            return False
+        self.running += 1
+        metrics.DRAINS.set(self.running)
+        return True
+
+    def give_back(self) -> None:
+        """One has ended."""
+        self.running -= 1
+        metrics.DRAINS.set(self.running)
+
+
+@dataclass
+class Gateway:
+    """Everything that a call needs."""
+
+    policy: GatewayPolicy
+    upstreams: Upstreams
+    client: UpstreamClient
+    prices: Prices
+    books: CallBooks
+    drains: Drains = field(default_factory=Drains)
+    calls: set[Call] = field(default_factory=set)
+    open_holds: dict[UUID, CallAccount] = field(default_factory=dict)
+    """Whose leases are renewed."""
+    tasks: set[asyncio.Task[object]] = field(default_factory=set)
+    """Of calls, whether or not their clients are still there."""
+    is_stopping: bool = False

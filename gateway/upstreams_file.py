@@ -1,0 +1,39 @@
+"""`UPSTREAMS_FILE` and the keys that it names variables for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from domain.billing.upstreams import Upstreams, read_upstreams
+from domain.errors import ConfigurationError
+
+
+def load_upstreams(path: Path) -> Upstreams:
+    """The file's upstreams and prices. Raises `ConfigurationError`."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"UPSTREAMS_FILE: {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigurationError(f"UPSTREAMS_FILE: {path}{place} is not YAML") from None
+    return read_upstreams(document, where=f"UPSTREAMS_FILE: {path}")
+
+
+def upstream_keys(upstreams: Upstreams, variables: Mapping[str, str]) -> dict[str, str]:
+    """The key of each upstream that has one, by its name. Raises `ConfigurationError` where one is missing."""
+    keys = {}
+    for upstream in upstreams.upstreams:
+        if upstream.api_key_env is None:
+            continue
+        key = variables.get(upstream.api_key_env, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise ConfigurationError(
+                f"{upstream.api_key_env} is not set: expected the key of upstream {upstream.name} (UPSTREAMS_FILE)"
+            )
+        keys[upstream.name] = key
+    return keys
