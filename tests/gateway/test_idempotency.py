@@ -1,0 +1,98 @@
+"""Calls with an Idempotency-Key: made once, charged once, answered again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from devstack.upstream import Behaviour
+from domain.billing.charges import CallEnd
+from tests.gateway.support import Served, add_key, chat, faulty, open_account, served, until
+from tests.support.postgres import Database
+from tests.support.sql import connect
+
+KEY = {"Idempotency_Key": "order-7"}
+
+
+async def test_a_repeated_call_has_the_stored_answer(gateway: Served) -> None:
+    first = await gateway.client.post(chat(), **KEY)
+    again = await gateway.client.post(chat(), **KEY)
+    assert (again.status, again.body, again.request_id) == (200, first.body, first.request_id)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["X-Credits-Charged"] == first.headers["X-Credits-Charged"]
+    assert len(gateway.calls()) == len(gateway.books.receipts()) == 1
+
+
+async def test_another_request_under_the_same_key_is_refused(gateway: Served) -> None:
+    await gateway.client.post(chat(), **KEY)
+    answer = await gateway.client.post(chat("else"), **KEY)
+    assert (answer.status, answer.error["code"]) == (422, "idempotency_key_reused")
+    other = add_key(gateway.books.database, gateway.account.id)
+    assert (await gateway.client.post(chat("else"), key=other.key, **KEY)).status == 200
+
+
+async def test_a_call_in_flight_is_not_made_twice(gateway: Served) -> None:
+    body = faulty(delay=0.5)
+    first = asyncio.create_task(gateway.client.post(body, **KEY))
+    await until(gateway.calls)
+    answer = await gateway.client.post(body, **KEY)
+    assert (answer.status, answer.error["code"]) == (409, "idempotency_key_in_use")
+    assert (answer.headers["x-should-retry"], bool(answer.headers["Retry-After"])) == ("true", True)
+    assert answer.error["request_id"] == (await first).request_id
+    assert len(gateway.calls()) == 1
+
+
+async def test_who_hangs_up_and_repeats_gets_the_answer_of_the_first_call(gateway: Served) -> None:
+    body = faulty("one two", delay=0.5)
+    first = asyncio.create_task(gateway.client.post(body, **KEY))
+    await until(gateway.calls)
+    first.cancel()
+    await gateway.is_quiet()
+    answer = await gateway.client.post(body, **KEY)
+    assert (answer.status, answer.json["choices"][0]["message"]["content"]) == (200, "You said: one two")
+    assert len(gateway.calls()) == len(gateway.books.receipts()) == 1
+
+
+async def test_a_stream_is_not_given_again(gateway: Served) -> None:
+    first = await gateway.client.post(chat(stream=True), **KEY)
+    again = await gateway.client.post(chat(stream=True), **KEY)
+    assert (again.status, again.error["code"]) == (409, "idempotency_key_used")
+    assert (again.error["request_id"], again.headers["x-should-retry"]) == (first.request_id, "false")
+    assert len(gateway.calls()) == 1
+
+
+async def test_what_was_refused_or_failed_can_be_repeated(database: Database) -> None:
+    async with served(database, cents=0) as gateway:
+        assert (await gateway.client.post(chat(), **KEY)).status == 402
+        await open_account(database, cents=100)
+        gateway.upstream.order(Behaviour(status=503))
+        assert (await gateway.client.post(chat(), **KEY)).status == 503
+        assert (await gateway.client.post(chat(), **KEY)).status == 200
+        assert (await gateway.client.post(chat(model="nowhere"), Idempotency_Key="b")).status == 404
+        assert (await gateway.client.post(chat(model="nowhere"), Idempotency_Key="b")).status == 404
+
+
+async def test_a_key_that_was_revoked_gets_no_stored_answer(gateway: Served) -> None:
+    await gateway.client.post(chat(), **KEY)
+    with connect(gateway.books.database.superuser_url) as owner:
+        owner.execute("UPDATE virtual_keys SET revoked_at = now() WHERE id = %s", (gateway.account.key_id,))
+    assert (await gateway.client.post(chat(), **KEY)).status == 401
+
+
+async def test_the_claim_of_an_owner_that_died_ends_with_its_hold(gateway: Served) -> None:
+    body = faulty(delay=60)
+    call = asyncio.create_task(gateway.client.post(body, **KEY))
+    await until(gateway.calls)
+    superuser = gateway.books.database.superuser_url
+    with connect(superuser) as owner:
+        owner.execute("UPDATE call_claims SET lease_until = now() - interval '1 second'")
+    assert (await gateway.client.post(body, **KEY)).status == 409
+    with connect(superuser, triggers=False) as owner:
+        owner.execute("UPDATE credit_holds SET state = 'voided', resolved_at = now() - interval '31 seconds'")
+        owner.execute("UPDATE billing_accounts SET held_credits = 0")
+    again = asyncio.create_task(gateway.client.post(body, **KEY))
+    await until(lambda: len(gateway.calls()) == 2)
+    for task in (call, again):
+        task.cancel()
+    for running in list(gateway.gateway.calls):
+        running.interrupt(CallEnd.CLIENT_LEFT)
+    await gateway.is_quiet()
