@@ -347,7 +347,7 @@ class Settings(BaseModel):
         False, alias="CLAMP_OUTPUT_TOKENS", description="true or false"
     )
     billing_ingest_secret: str | None = Field(
-        None, alias="BILLING_INGEST_SECRET", repr=False, min_length=16, description="a secret of 16 characters or more"
+        None, alias="BILLING_INGEST_SECRET", repr=False, min_length=8, description="a secret of 8 characters or more"
     )
     rate_limit_chat_per_account: PerMinute = Field(
         60_000, alias="RATE_LIMIT_CHAT_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED

@@ -139,6 +139,10 @@ CALLS = {
     "void_hold": "void_hold(gen_random_uuid())",
     "capture_hold": "capture_hold(gen_random_uuid(), false, 1, 1, 1, 1, 0, '', '', NULL, NULL, false, NULL, NULL,"
     " NULL)",
+    "claim_call": "claim_call('', 'k', '', 'r', gen_random_uuid(), 1)",
+    "finish_call": "finish_call(gen_random_uuid(), 'k', 'r', 200, NULL, NULL)",
+    "move_hold": "move_hold(gen_random_uuid(), '', '')",
+    "usage_of_request": "usage_of_request('', '')",
     "ingest_charge": "ingest_charge('', '', '', '', '', 1, 1, 1, 0, '', '', '', NULL, NULL, false, NULL, NULL, NULL,"
     " NULL, now())",
     "room_of_key": "room_of_key(NULL)",

@@ -25,7 +25,8 @@ POSTGRES = (
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
 RATE_LIMITS = [
-    f"RATE_LIMIT_{kind}_PER_{whom}" for kind in ("LOGINS", "INTENTS", "SUBMITS") for whom in ("ADDRESS", "ACCOUNT")
+    *(f"RATE_LIMIT_{kind}_PER_{whom}" for kind in ("LOGINS", "INTENTS", "SUBMITS") for whom in ("ADDRESS", "ACCOUNT")),
+    *(f"RATE_LIMIT_{kind}_PER_ACCOUNT" for kind in ("CHAT", "EMBEDDINGS", "IMAGES", "AUDIO")),
 ]
 BAD_POSTGRES = (
     f"mysql://settle_app:{PASSWORD}@localhost/settle",
@@ -92,10 +93,27 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "EXPLORER_TX_URL": ("https://explorer.example/tx/", "explorer.example/{tx_hash}", "javascript:{tx_hash}"),
     "PUBLIC_RPC_URL": ("node.example", "ws://node.example"),
     "OPERATOR_WALLETS": BAD_ADDRESSES,
+    "GATEWAY_URL": ("ai.example.com", "ftp://ai.example.com", "https://", "https://ai.example.com/v1"),
+    "GATEWAY_PORT": ("-1", "65536", "http"),
+    "UPSTREAM_READ_TIMEOUT_SECONDS": ("0", "-1", "3601", "nan", "inf", "soon"),
+    "USER_PRICE_MARKUP_FACTOR": ("0", "0.99", "-2", "1001", "200%", "nan", "inf", "two"),
+    "GRACE_CREDITS": ("-1", "1.5", "much", str(10**15 + 1)),
+    "HOLD_LEASE_SECONDS": ("0", "2", "3601", "1.5", "1m"),
+    "OUTPUT_TOKENS_ASSUMED": ("0", "-1", "10000001", "1.5", "many"),
+    "UNPRICED_HOLD_CREDITS": ("-1", "1.5", "much", str(10**15 + 1)),
+    "CLAMP_OUTPUT_TOKENS": ("2", "maybe", "strict"),
+    "BILLING_INGEST_SECRET": ("short",),
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
 }
-ANY_VALUE_IS_GOOD = {"WORKER_HEALTH_HOST", "API_HOST", "SCHEDULES_FILE", "RECONCILIATION_DIR"}
+ANY_VALUE_IS_GOOD = {
+    "WORKER_HEALTH_HOST",
+    "API_HOST",
+    "GATEWAY_HOST",
+    "UPSTREAMS_FILE",
+    "SCHEDULES_FILE",
+    "RECONCILIATION_DIR",
+}
 """Whether one can listen there, or read and write there, shows when the process does."""
 
 
