@@ -156,9 +156,9 @@ def database(roles: RolePair) -> Database:
 
 
 @pytest.fixture
-async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """The whole engine without a worker, on servers of the session and a database and namespace of one's own."""
-    async with open_engine(namespace, database, chain) as opened:
+    async with open_engine(namespace, roles, chain) as opened:
         yield opened
 
 
@@ -170,7 +170,7 @@ async def module_api(
     namespace = await temporal_server.namespace()
     async with (
         databases.database() as roles,
-        open_engine(namespace, roles.database, chain) as engine,
+        open_engine(namespace, roles, chain) as engine,
         shared_api_on(engine) as shared,
     ):
         yield shared

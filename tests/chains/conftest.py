@@ -17,7 +17,7 @@ from settings import load
 from starter.models import Intent
 from starter.temporal import connect
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine, open_engine
-from tests.support.postgres import Database
+from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain, xdist_number
 from worker import build_worker
 from workflows.naming import PLATFORM_TASK_QUEUE
@@ -58,11 +58,11 @@ async def other_chain(chain: LocalChain, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """An engine of the payments' chain, which tracks a payment for some blocks."""
     async with open_engine(
         namespace,
-        database,
+        roles,
         chain,
         FINALITY="confirmations",
         FINALITY_CONFIRMATIONS=str(FINAL_AFTER),

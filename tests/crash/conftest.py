@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from devstack.chain import LocalChain
-from tests.support.postgres import MIGRATED_TEMPLATE, Cluster
+from tests.support.database_pool import DatabasePool
 from tests.support.servers import Namespaces
 from tests.support.system import PaymentSystem, open_system
 
@@ -20,17 +20,17 @@ Systems = Callable[..., Awaitable[PaymentSystem]]
 
 @pytest.fixture
 async def systems(
-    cluster: Cluster, namespaces: Namespaces, chain: LocalChain, tmp_path: Path
+    databases: DatabasePool, namespaces: Namespaces, chain: LocalChain, tmp_path: Path
 ) -> AsyncIterator[Systems]:
     """Makes systems, each with a database and a Temporal namespace of its own, on the session's servers."""
     numbers = itertools.count(1)
     async with AsyncExitStack() as stack:
 
         async def make(**changes: str) -> PaymentSystem:
-            database = await stack.enter_async_context(cluster.temporary(template=MIGRATED_TEMPLATE))
+            roles = await stack.enter_async_context(databases.database())
             namespace = await namespaces.new()
             folder = tmp_path / f"system-{next(numbers)}"
-            return await stack.enter_async_context(open_system(namespace, database, chain, folder, changes))
+            return await stack.enter_async_context(open_system(namespace, roles, chain, folder, changes))
 
         yield make
 

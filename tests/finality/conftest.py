@@ -8,7 +8,7 @@ import pytest
 
 from devstack.chain import LocalChain
 from tests.support.engine import Engine, open_engine
-from tests.support.postgres import Database
+from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain
 
 FINAL_AFTER = 12
@@ -23,9 +23,9 @@ async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
 
 
 @pytest.fixture
-async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """An engine that tracks a payment for some blocks."""
     async with open_engine(
-        namespace, database, chain, FINALITY="confirmations", FINALITY_CONFIRMATIONS=str(FINAL_AFTER)
+        namespace, roles, chain, FINALITY="confirmations", FINALITY_CONFIRMATIONS=str(FINAL_AFTER)
     ) as opened:
         yield opened

@@ -12,7 +12,7 @@ from devstack.chain import LocalChain
 from domain.operations.events import PlatformEvent, Publish
 from settings import load
 from tests.support.engine import Engine, open_engine
-from tests.support.postgres import Database
+from tests.support.payments import RolePair
 from tests.support.servers import Namespace
 from tests.support.sink import Sink, running_sink
 from worker import Workers, build_worker
@@ -34,11 +34,11 @@ class Heard:
 
 
 @pytest.fixture
-async def engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """The engine, whose settlements begin at the next block: the chain is the session's, and a watcher must not find
     what other tests have paid."""
     begin = await chain.block_number() + 1
-    async with open_engine(namespace, database, chain, CHAIN_WATCH_FROM_BLOCK=str(begin)) as opened:
+    async with open_engine(namespace, roles, chain, CHAIN_WATCH_FROM_BLOCK=str(begin)) as opened:
         yield opened
 
 

@@ -29,6 +29,7 @@ from starter.models import AttemptView, Intent
 from starter.payments import PaymentsClient
 from starter.progress import WorkflowState, read_workflow
 from tests.support.oracle import check_books
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from worker import build_worker
@@ -193,21 +194,22 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(
-    namespace: Namespace, database: Database, chain: LocalChain, **changes: str
+    namespace: Namespace, on: Database | RolePair, chain: LocalChain, **changes: str
 ) -> AsyncIterator[Engine]:
-    """An engine without a worker; `changes` are settings by their variables' names."""
-    variables = variables_for(database, chain, namespace) | changes
+    """An engine without a worker; `changes` are settings by their variables' names.
+
+    On a `RolePair` it uses that one's connections, which know the schema already.
+    """
+    opened = on if isinstance(on, RolePair) else RolePair(on)
+    variables = variables_for(opened.database, chain, namespace) | changes
     settings = load(variables)
-    tenants = TenantDatabase(database.app_url, application_name="settle tests")
-    settlement = SettlementDatabase(database.settlement_url, application_name="settle tests")
-    service = ServiceDatabase(database.service_url, application_name="settle tests")
     try:
         async with chain_reader(settings) as reader:
-            payments = PaymentsClient(tenants, namespace.client, payment_policy(settings))
+            payments = PaymentsClient(opened.app, namespace.client, payment_policy(settings))
             yield Engine(
-                namespace, database, chain, variables, settings, tenants, settlement, service, reader, payments
+                *(namespace, opened.database, chain, variables, settings),
+                *(opened.app, opened.settlement, opened.service, reader, payments),
             )
     finally:
-        await tenants.dispose()
-        await settlement.dispose()
-        await service.dispose()
+        if opened is not on:
+            await opened.dispose()

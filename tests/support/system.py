@@ -38,6 +38,7 @@ from starter.progress import read_workflow
 from tests.support import warm_process
 from tests.support.engine import Engine, open_engine
 from tests.support.faults import FAULT_VARIABLE, Fault
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import TASK_QUEUE, Namespace
 from tests.support.sql import scalar
@@ -381,7 +382,7 @@ def wallets(count: int) -> tuple[Wallet, ...]:
 @asynccontextmanager
 async def open_system(
     namespace: Namespace,
-    database: Database,
+    on: Database | RolePair,
     chain: LocalChain,
     folder: Path,
     changes: Mapping[str, str] | None = None,
@@ -392,7 +393,7 @@ async def open_system(
         "CHAIN_BLOCK_TIME_SECONDS": "0.2",
         "SYSTEM_TENANT_REVENUE_SHARE": "0.75",
     }
-    async with open_engine(namespace, database, chain, **settings | dict(changes or {})) as engine:
+    async with open_engine(namespace, on, chain, **settings | dict(changes or {})) as engine:
         parts = {part.name: getattr(engine, part.name) for part in fields(Engine)}
         system = PaymentSystem(**parts, folder=folder)
         try:

@@ -30,7 +30,6 @@ from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair
-from tests.support.postgres import Database
 from tests.support.servers import Namespace, xdist_number
 
 FIRST_CHAIN_PORT: Final = 28_745
@@ -304,12 +303,12 @@ async def watch(watches: Watches) -> Watch:
 
 
 @pytest.fixture
-async def watched(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def watched(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """The whole engine without a worker, whose watcher begins at the next block. Intents live long: mining at will
     drives the chain's time ahead."""
     begin = await chain.block_number() + 1
     settings = {"CHAIN_WATCH_FROM_BLOCK": str(begin), "PAYMENT_INTENT_TTL_SECONDS": "864000"}
-    async with open_engine(namespace, database, chain, **settings) as opened:
+    async with open_engine(namespace, roles, chain, **settings) as opened:
         yield opened
 
 

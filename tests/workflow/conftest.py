@@ -10,7 +10,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from devstack.chain import LocalChain
 from tests.support.engine import Engine, open_engine
-from tests.support.postgres import Database
+from tests.support.payments import RolePair
 from tests.support.servers import Namespace, TemporalServer, running_skipping_temporal
 
 
@@ -28,7 +28,7 @@ async def skipping() -> AsyncIterator[WorkflowEnvironment]:
 
 
 @pytest.fixture
-async def short_lived_engine(namespace: Namespace, database: Database, chain: LocalChain) -> AsyncIterator[Engine]:
+async def short_lived_engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
     """An engine that gives a payment one second."""
-    async with open_engine(namespace, database, chain, VERIFICATION_TIMEOUT_SECONDS="1") as opened:
+    async with open_engine(namespace, roles, chain, VERIFICATION_TIMEOUT_SECONDS="1") as opened:
         yield opened
