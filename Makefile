@@ -73,6 +73,7 @@ bench: install ## Settlements and postings per second, as ratios against bare on
 histories: install ## Record the histories of every workflow's paths again
 	$(BIN)/python -m tests.workflow.record_histories
 	$(BIN)/python -m tests.reconciliation.record_histories
+	$(BIN)/python -m tests.billing.record_histories
 	$(BIN)/python -m tests.watcher.record_histories
 	$(BIN)/python -m tests.schedules.record_histories
 

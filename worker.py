@@ -20,6 +20,7 @@ from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
 
+from activities.billing import wiring as billing
 from activities.interceptors import DomainErrors
 from activities.ledger import wiring as ledger
 from activities.operations import wiring as operations
@@ -33,8 +34,11 @@ from composition import chain_reader, settlement_preconditions, settlement_start
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.startup import check_service_database, check_settlement_database, check_writes
 from db.transfers.destinations import note_destination
+from domain.billing.upstreams import UsageLookup
 from domain.errors import ConfigurationError
 from domain.operations.events import Publish
+from gateway.upstreams_file import load_upstreams, upstream_keys
+from services.billing.provider_api import Providers
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
 from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
@@ -96,6 +100,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         loop.add_signal_handler(signal_number, stop.set)
     if settings.reconciliation_dir is not None:
         _prepare_folder("RECONCILIATION_DIR", settings.reconciliation_dir)
+    providers = providers_of(settings, variables)
     async with AsyncExitStack() as stack:
         opened = await _open(stack, settings, variables)
         worker = build_worker(
@@ -106,6 +111,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             service=opened.service,
             publish=opened.events.publish,
             preconditions=opened.preconditions,
+            providers=providers,
         )
         health_port = await stack.enter_async_context(
             _serve_health(settings, opened, is_alive=lambda: worker.is_running and not stop.is_set())
@@ -244,11 +250,12 @@ def build_worker(
     service: ServiceDatabase,
     publish: Publish | None = None,
     preconditions: SettlementPreconditions | None = None,
+    providers: Providers | None = None,
 ) -> Workers:
     """The worker with all workflows and activities. It does not own its dependencies.
 
     It polls its chain's queue and the platform's, and refuses work of another chain from either. Without `publish`
-    events go to the log only.
+    events go to the log only; without `providers` no provider is asked for its record of a call.
     """
     deps = Dependencies(
         settings=settings,
@@ -258,6 +265,7 @@ def build_worker(
         preconditions=preconditions or settlement_preconditions(settings, chain),
         starter=settlement_starter(temporal, settings, settlement),
         publish=publish or EventPublisher().publish,
+        providers=providers or Providers(),
     )
     parts: dict[str, Any] = dict(
         workflows=registry.WORKFLOWS,
@@ -266,6 +274,7 @@ def build_worker(
             *transfers.activities(deps),
             *ledger.activities(deps),
             *operations.activities(deps),
+            *billing.activities(deps),
         ],
         interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
     )
@@ -275,6 +284,15 @@ def build_worker(
             Worker(temporal, task_queue=PLATFORM_TASK_QUEUE, **parts, **PLATFORM_OPTIONS),
         ]
     )
+
+
+def providers_of(settings: Settings, variables: Mapping[str, str]) -> Providers:
+    """The upstreams that can be asked about calls, with the keys that this needs. Raises `ConfigurationError`."""
+    if settings.upstreams_file is None:
+        return Providers()
+    upstreams = load_upstreams(settings.upstreams_file)
+    asked = [upstream for upstream in upstreams.upstreams if upstream.usage_lookup is not UsageLookup.NONE]
+    return Providers.of(upstreams, upstream_keys(asked, variables))
 
 
 def event_publisher(settings: Settings) -> EventPublisher:

@@ -161,3 +161,12 @@ class Rescan(Message):
     blocks: int = Field(default=600, ge=1, le=100_000)
     chain_id: int | None = None
     """None is the chain of the worker that runs it."""
+
+
+class HoldRef(Message):
+    """A hold whose lease is over, and the call that it is for."""
+
+    hold_id: UUID
+    billing_account_id: str
+    model: str
+    upstream: str

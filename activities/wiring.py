@@ -4,13 +4,14 @@ worker.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase, SettlementDatabase
 from domain.operations.events import Publish
+from services.billing.provider_api import Providers
 from services.ports import SettlementStarter
 from settings import Settings
 
@@ -26,6 +27,7 @@ class Dependencies:
     preconditions: SettlementPreconditions
     starter: SettlementStarter
     publish: Publish
+    providers: Providers = field(default_factory=Providers)
 
     @property
     def worker_version(self) -> str:

@@ -110,6 +110,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("announced_at",)},
     },
     "call_claims": {},
+    "billing_cursors": {SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("seen_to",)}},
     # operations
     "findings": {SERVICE_ROLE: _KEEP},
     "operator_actions": {SERVICE_ROLE: _APPEND},

@@ -430,6 +430,13 @@ class TemporalRefused(TemporalUnavailable):
     title = "Payments cannot be processed until an operator fixes the service"
 
 
+class ProviderUnavailable(Unavailable):
+    """An AI provider does not say what it has on record. Names the upstream, and nothing of its address."""
+
+    code = "PROVIDER_UNAVAILABLE"
+    title = "The provider's records cannot be read now"
+
+
 class EventNotDelivered(Unavailable):
     """The event sink did not accept an event. Names its host and nothing else of its address."""
 

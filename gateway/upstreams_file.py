@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
-from domain.billing.upstreams import Upstreams, read_upstreams
+from domain.billing.upstreams import Upstream, Upstreams, read_upstreams
 from domain.errors import ConfigurationError
 
 
@@ -24,10 +24,10 @@ def load_upstreams(path: Path) -> Upstreams:
     return read_upstreams(document, where=f"UPSTREAMS_FILE: {path}")
 
 
-def upstream_keys(upstreams: Upstreams, variables: Mapping[str, str]) -> dict[str, str]:
+def upstream_keys(upstreams: Iterable[Upstream], variables: Mapping[str, str]) -> dict[str, str]:
     """The key of each upstream that has one, by its name. Raises `ConfigurationError` where one is missing."""
     keys = {}
-    for upstream in upstreams.upstreams:
+    for upstream in upstreams:
         if upstream.api_key_env is None:
             continue
         key = variables.get(upstream.api_key_env, "").strip()

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from db.billing.lapsed import LapsedHold
 from domain.operations.resolutions import RemedyRequest
 
 
@@ -41,5 +42,12 @@ class RecoveryStarter(PaymentResumer, Protocol):
         """Execute an operator's remedy; a repetition finds it done."""
 
 
-class SettlementStarter(PaymentSubmitter, RecoveryStarter, SingletonStarter, Protocol):
+class HoldResolutionStarter(Protocol):
+    """Starts resolving holds whose gateway has died. Safe to repeat; raises `SettleError`."""
+
+    async def start_hold_resolution(self, hold: LapsedHold) -> bool:
+        """Start resolving a lapsed hold; False where a run is at work on it."""
+
+
+class SettlementStarter(PaymentSubmitter, RecoveryStarter, SingletonStarter, HoldResolutionStarter, Protocol):
     """All of them."""

@@ -8,7 +8,9 @@ from uuid import UUID
 
 from temporalio.client import Client
 
+from db.billing.lapsed import LapsedHold
 from domain.operations.resolutions import RemedyRequest
+from starter.hold_resolutions import start_hold_resolution
 from starter.payments import PaymentsClient
 from starter.resolutions import start_remedy
 from starter.singletons import SingletonWorkflow, start_missing
@@ -33,6 +35,10 @@ class TemporalStarter:
     async def start_resolution(self, request: RemedyRequest) -> object:
         """Execute an operator's remedy."""
         return await start_remedy(self._temporal, request)
+
+    async def start_hold_resolution(self, hold: LapsedHold) -> bool:
+        """Start resolving a lapsed hold; False where a run is at work on it."""
+        return await start_hold_resolution(self._temporal, hold)
 
     async def start_singletons(self) -> list[str]:
         """Start the singleton workflows that do not run; returns their ids."""

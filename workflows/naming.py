@@ -25,6 +25,8 @@ HOUSEKEEPING: Final = "Housekeeping"
 CHECK_BOOKS: Final = "CheckBooks"
 
 RESOLVE_FINDING: Final = "ResolveFinding"
+RESOLVE_HOLD: Final = "ResolveHold"
+BILLING_HOUSEKEEPING: Final = "BillingHousekeeping"
 RECONCILE: Final = "Reconcile"
 
 WATCH_CHAIN: Final = "WatchChain"
@@ -42,6 +44,7 @@ SCHEDULE_CHAIN_MEMO: Final = "settleChainId"
 _TASK_QUEUE_PREFIX: Final = "settlement-"
 _SCHEDULE_ID_PREFIX: Final = "settle-"
 _RESOLVE_ID_PREFIX: Final = "resolve-finding-"
+_RESOLVE_HOLD_ID_PREFIX: Final = "resolve-hold-"
 _WATCH_ID_PREFIX: Final = "watch-chain-"
 _WORKFLOW_ID_PREFIX: Final = "verify-and-settle-"
 
@@ -107,6 +110,11 @@ def resolve_workflow_id(finding_id: UUID, remedy: Remedy) -> str:
     first.
     """
     return f"{_RESOLVE_ID_PREFIX}{finding_id}-{remedy.value}"
+
+
+def resolve_hold_workflow_id(hold_id: UUID) -> str:
+    """Id of the workflow that resolves a lapsed hold."""
+    return f"{_RESOLVE_HOLD_ID_PREFIX}{hold_id}"
 
 
 def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None = None) -> str:

@@ -64,6 +64,15 @@ FOLLOW_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 
+# A provider's record of a call may come a minute after the call, and its interface may be away. After this time the
+# call is charged by what was produced, as for a provider without records. One question: above
+# `services.billing.provider_api.ANSWER_SECONDS_MAX`.
+LOOKUP_START_TO_CLOSE: Final = timedelta(seconds=20)
+LOOKUP_SCHEDULE_TO_CLOSE: Final = timedelta(minutes=3)
+LOOKUP_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=20)
+)
+
 # Below the usual time between two re-scans: what one could not read, the next one reads.
 RESCAN_SCHEDULE_TO_CLOSE: Final = timedelta(minutes=4)
 RESCAN_HEARTBEAT: Final = timedelta(seconds=30)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from activities.messages import Rescan
+from workflows.jobs.billing_housekeeping import BillingHousekeeping, BillingHousekeepingInput
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
@@ -20,6 +21,7 @@ from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput
 from workflows.jobs.reconcile import Reconcile, ReconcileInput
 from workflows.jobs.rescan_chain import RescanChain
 from workflows.naming import (
+    BILLING_HOUSEKEEPING,
     CHECK_BOOKS,
     GOVERNANCE_HEARTBEAT,
     GOVERNANCE_REPORT,
@@ -28,6 +30,7 @@ from workflows.naming import (
     RESCAN_CHAIN,
 )
 from workflows.resolve_finding import ResolveFinding
+from workflows.resolve_hold import ResolveHold
 from workflows.verify_and_settle import VerifyAndSettle
 from workflows.watch_chain import WatchChain
 
@@ -53,6 +56,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
     {
         job.name: job
         for job in (
+            Job(BILLING_HOUSEKEEPING, BillingHousekeeping, BillingHousekeepingInput),
             Job(CHECK_BOOKS, CheckBooks, CheckBooksInput),
             Job(GOVERNANCE_HEARTBEAT, GovernanceHeartbeat, HeartbeatInput),
             Job(GOVERNANCE_REPORT, GovernanceReport, ReportInput),
@@ -68,5 +72,6 @@ WORKFLOWS: Final[tuple[type[Any], ...]] = (
     VerifyAndSettle,
     WatchChain,
     ResolveFinding,
+    ResolveHold,
     *(job.workflow for job in JOBS.values()),
 )

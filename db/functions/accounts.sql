@@ -252,6 +252,17 @@ BEGIN
          WHERE k.billing_account_id = old.billing_account_id AND k.key = old.key
         RETURNING 1)
     SELECT 'idempotency_keys', count(*) FROM ended;
+    -- A call may be in flight for longer: its claim is renewed by nothing, and its hold is open.
+    RETURN QUERY
+    WITH old AS (
+        SELECT c.virtual_key_id, c.key FROM call_claims c
+         WHERE c.created_at < clock_timestamp() - p_keys_older_than AND c.lease_until < clock_timestamp()
+           AND NOT EXISTS (SELECT FROM credit_holds h WHERE h.id = c.hold_id AND h.state = 'held')
+         ORDER BY c.created_at LIMIT p_limit FOR UPDATE OF c SKIP LOCKED
+    ), ended AS (
+        DELETE FROM call_claims c USING old WHERE c.virtual_key_id = old.virtual_key_id AND c.key = old.key
+        RETURNING 1)
+    SELECT 'call_claims', count(*) FROM ended;
 END $function$;
 
 -- Whether the caller may make and revoke keys of an account: operators of any, in a user's scope its owner and admins.

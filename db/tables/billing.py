@@ -192,6 +192,15 @@ class BillingAlert(Base):
     announced_at: Mapped[datetime | None]
 
 
+class BillingCursor(Base):
+    """Up to when something has been checked."""
+
+    __tablename__ = "billing_cursors"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    seen_to: Mapped[datetime]
+
+
 class CallClaim(Base):
     """A call with an Idempotency-Key: claimed before it is made, answered again with what was answered."""
 

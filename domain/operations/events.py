@@ -16,6 +16,8 @@ BOOKS_RESTORED: Final = "books.restored"
 HEARTBEAT: Final = "governance.heartbeat"
 LOW_BALANCE: Final = "governance.heartbeat.low_balance"
 GOVERNANCE_REPORT: Final = "governance.report"
+BALANCE_EXHAUSTED: Final = "billing.balance_exhausted"
+LIMIT_REACHED: Final = "billing.limit_reached"
 RECONCILED: Final = "reconciliation.completed"
 
 

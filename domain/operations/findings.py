@@ -52,6 +52,12 @@ class FindingKind(StrEnum):
     CHAIN_GAP = "chain_gap"
     """No chain node returns the transfers of some blocks; the watcher skips them and continues."""
 
+    CHARGE_DOUBTFUL = "charge_doubtful"
+    """A call was not charged as its provider reported it, because the report cannot be true."""
+
+    CHARGE_UNCOLLECTED = "charge_uncollected"
+    """A call cost more than its account could pay; the platform bears the rest."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
@@ -81,6 +87,8 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.LEDGER_WITHOUT_TRANSFER: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.LEDGER_DISAGREES: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.CHAIN_GAP: (Remedy.RETRY, Remedy.WRITE_OFF),
+    FindingKind.CHARGE_DOUBTFUL: (Remedy.WRITE_OFF,),
+    FindingKind.CHARGE_UNCOLLECTED: (Remedy.WRITE_OFF,),
 }
 """Remedies of each kind, the most likely first."""
 
@@ -101,31 +109,34 @@ class Finding(BaseModel):
     value_raw: int | None = None
     """Raw token units in question; of an overpayment, the excess."""
     ledger_reference: str | None = None
-    """Of the ledger entries in question, where there is no attempt."""
+    """Of the ledger entries in question, where there is no attempt: of a charge, its source and the source's own."""
     gap_id: int | None = None
     """Of the row of `chain_gaps` in question."""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Identity of the finding: the transfer or attempt, and the kind only where a subject can have findings of both
-        kinds.
+        """Identity of the finding: the transfer, attempt or charge, and the kind only where a subject can have findings
+        of several kinds.
         """
         if self.kind is FindingKind.CHAIN_GAP:
             return gap_key(self.gap_id)
-        if self.kind in _OF_AN_ATTEMPT:
+        if self.kind in _OF_AN_ENTRY:
             return f"{self.kind.value}:{self.attempt_id or self.ledger_reference}"
         return transfer_key(self.chain_id, self.tx_hash, self.log_index)
 
 
-_OF_AN_ATTEMPT: Final = frozenset(
+_OF_AN_ENTRY: Final = frozenset(
     {
         FindingKind.SURPLUS,
         FindingKind.PAYMENT_REVERSED,
         FindingKind.LEDGER_WITHOUT_TRANSFER,
         FindingKind.LEDGER_DISAGREES,
+        FindingKind.CHARGE_DOUBTFUL,
+        FindingKind.CHARGE_UNCOLLECTED,
     }
 )
+"""About an attempt, or a ledger entry."""
 
 ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
 """Kinds that mean that the ledger is wrong, as opposed to an unexpected payment."""

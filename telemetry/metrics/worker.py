@@ -35,6 +35,9 @@ ROWS_PRUNED: Final = Counter("settle_rows_pruned", "Expired rows deleted by hous
 WORKFLOWS_RESTARTED: Final = Counter(
     "settle_workflows_restarted", "Payments without a workflow, restarted by housekeeping", ["status"]
 )
+HOLDS_RESOLVED: Final = Counter(
+    "settle_holds_resolved", "Holds of gateways that died, by what was done with them", ["outcome", "basis"]
+)
 SUBMISSIONS: Final = Counter("settle_attempts_submitted", "Hashes recorded for payment attempts", ["purpose"])
 CONFIRMED_TO_CREDITED: Final = Histogram(
     "settle_confirmed_to_credited_seconds",

@@ -127,9 +127,15 @@ def plant(roles: RolePair) -> None:
             " SELECT 'cogni_system', n::text, decode(repeat('00', 32), 'hex'), '{}',"
             "        now() - interval '1 day' + (n - 3.5) * interval '1 minute' FROM generate_series(1, 5) n"
         )
+        connection.execute(
+            "INSERT INTO call_claims (virtual_key_id, key, request_hash, request_id, lease_until, created_at)"
+            " SELECT k.id, n::text, '', 'r', now() - interval '1 hour',"
+            "        now() - interval '1 day' + (n - 3.5) * interval '1 minute'"
+            "   FROM virtual_keys k, generate_series(1, 5) n WHERE k.billing_account_id = 'cogni_system'"
+        )
 
 
-TABLES = ("sessions", "login_challenges", "rate_limits", "idempotency_keys")
+TABLES = ("sessions", "login_challenges", "rate_limits", "idempotency_keys", "call_claims")
 
 
 def left(roles: RolePair) -> dict[str, int]:

@@ -22,6 +22,14 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
+from activities.billing.signatures import (
+    AlertsToPublish,
+    LapsedToResolve,
+    MonthsToOpen,
+    PublishedAlerts,
+    ReceiptsChecked,
+    ReceiptsToCheck,
+)
 from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
 from activities.messages import Rescan
 from activities.operations.signatures import (
@@ -56,6 +64,9 @@ DEAF: Final = "_that_nobody_hears_of"
 BROKEN: Final = "_that_fails"
 
 PATHS: Final[dict[str, str]] = {
+    "BillingHousekeeping": "BillingHousekeeping",
+    f"BillingHousekeeping{DEAF}": "BillingHousekeeping",
+    f"BillingHousekeeping{BROKEN}": "BillingHousekeeping",
     "CheckBooks": "CheckBooks",
     f"CheckBooks{DEAF}": "CheckBooks",
     "GovernanceHeartbeat": "GovernanceHeartbeat",
@@ -148,6 +159,29 @@ class Script:
     @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
         return SingletonWorkflows()
+
+    @activity.defn
+    async def start_hold_resolutions(self, wanted: LapsedToResolve) -> Done:
+        if self._is_broken:
+            raise ApplicationError("no database", type="DATABASE_UNAVAILABLE", non_retryable=True)
+        return Done(counts={"started": 1})
+
+    @activity.defn
+    async def open_findings_of_receipts(self, wanted: ReceiptsToCheck) -> ReceiptsChecked:
+        return ReceiptsChecked(opened={"charge_doubtful": 1}, checked_to=NOON)
+
+    @activity.defn
+    async def list_billing_alerts(self) -> AlertsToPublish:
+        event = PlatformEvent(id="a:1", type="billing.balance_exhausted", subject="account", time=NOON)
+        return AlertsToPublish(events={1: event, 2: event.model_copy(update={"id": "a:2"})})
+
+    @activity.defn
+    async def note_billing_alerts(self, published: PublishedAlerts) -> None:
+        pass
+
+    @activity.defn
+    async def open_receipt_months(self, wanted: MonthsToOpen) -> Done:
+        return Done(counts={})
 
     @activity.defn
     async def reconcile(self, wanted: PeriodToReconcile) -> Report:

@@ -8,6 +8,7 @@ from typing import Any, Final, get_type_hints
 
 import pytest
 
+from activities.billing import signatures as billing
 from activities.ledger import signatures as ledger
 from activities.operations import signatures as operations
 from activities.payments import signatures as payments
@@ -16,17 +17,18 @@ from activities.transfers import signatures as transfers
 
 DECLARATIONS: Final = [
     value
-    for module in (ledger, operations, payments, transfers)
+    for module in (billing, ledger, operations, payments, transfers)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Signatures) and value is not Signatures
 ]
 
 NAMES: Final = {
     "announce", "await_confirmation", "await_finality", "check_books", "credit_buyer", "credit_donation",
-    "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "low_balance_announced",
-    "mint_bonus", "mint_bonus_of_credit", "note_books_announced", "pick_up_payments", "prune_expired_rows",
-    "read_income", "reconcile", "record_submission", "rescan_chain", "reverse_bonus", "reverse_payment",
-    "take_heartbeat", "take_remedy",
+    "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
+    "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",
+    "note_books_announced", "open_findings_of_receipts", "open_receipt_months", "pick_up_payments",
+    "prune_expired_rows", "read_income", "reconcile", "record_submission", "rescan_chain", "resolve_hold",
+    "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
 }  # fmt: skip
 """Recorded histories have these: renaming one strands every run that has called it."""
 

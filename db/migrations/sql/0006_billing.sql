@@ -187,6 +187,13 @@ CREATE TABLE call_claims (
 );
 CREATE INDEX call_claims_by_age ON call_claims (created_at);
 
+-- Up to when something has been checked.
+CREATE TABLE billing_cursors (
+    name text PRIMARY KEY,
+    seen_to timestamptz NOT NULL
+);
+INSERT INTO billing_cursors (name, seen_to) VALUES ('doubtful_receipts', now());
+
 -- Row-level security ------------------------------------------------------------------------------------------------
 
 DO $$
@@ -195,7 +202,7 @@ DECLARE
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['price_versions', 'model_prices', 'credit_holds', 'charge_receipts',
                                    'charge_receipts_other', 'charge_references', 'usage_by_day', 'billing_alerts',
-                                   'call_claims'] LOOP
+                                   'call_claims', 'billing_cursors'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', v_table);
         EXECUTE format('CREATE POLICY owner_sees_all ON %I TO CURRENT_USER USING (true) WITH CHECK (true)', v_table);
     END LOOP;

@@ -1,0 +1,15 @@
+"""The activities about calls."""
+
+from __future__ import annotations
+
+from activities.billing.holds import HoldActivities
+from activities.billing.housekeeping import BillingHousekeepingActivities
+from activities.signatures import Activity
+from activities.wiring import Dependencies
+
+
+def activities(deps: Dependencies) -> list[Activity]:
+    """All of the subject."""
+    holds = HoldActivities(deps.service, deps.providers, grace_credits=deps.settings.grace_credits)
+    housekeeping = BillingHousekeepingActivities(deps.service, starter=deps.starter)
+    return [*holds.activities(), *housekeeping.activities()]
