@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gateway.ingest import ingest_routes
 from gateway.policy import GatewayPolicy, RateLimits
 from gateway.process import GatewayOptions, run_gateway
 from gateway.upstreams_file import load_upstreams, upstream_keys
@@ -31,7 +32,12 @@ def gateway_options(settings: Settings, variables: Mapping[str, str]) -> Gateway
             top_up_url=f"{settings.api_url}/credits" if settings.api_url else None,
         ),
         upstreams=upstreams,
-        api_keys=upstream_keys(upstreams, variables),
+        api_keys=upstream_keys(upstreams.upstreams, variables),
+        more_routes=ingest_routes(
+            settings.billing_ingest_secret,
+            markup_factor=settings.user_price_markup_factor,
+            overrides=upstreams.prices,
+        ),
     )
 
 
