@@ -37,7 +37,7 @@ from db.transfers.destinations import note_destination
 from domain.billing.upstreams import UsageLookup
 from domain.errors import ConfigurationError
 from domain.operations.events import Publish
-from gateway.upstreams_file import load_upstreams, upstream_keys
+from gateway.upstreams_file import admin_keys, load_upstreams, upstream_keys
 from services.billing.provider_api import Providers
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
@@ -292,7 +292,7 @@ def providers_of(settings: Settings, variables: Mapping[str, str]) -> Providers:
         return Providers()
     upstreams = load_upstreams(settings.upstreams_file)
     asked = [upstream for upstream in upstreams.upstreams if upstream.usage_lookup is not UsageLookup.NONE]
-    return Providers.of(upstreams, upstream_keys(asked, variables))
+    return Providers(upstreams.upstreams, upstream_keys(asked, variables), admin_keys(upstreams.upstreams, variables))
 
 
 def event_publisher(settings: Settings) -> EventPublisher:

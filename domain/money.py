@@ -46,6 +46,11 @@ def usd_cents_for_credits(amount_credits: int) -> int:
     return _towards_zero(amount_credits, CREDITS_PER_USD_CENT)
 
 
+def usd_of_cents(cents: Decimal) -> Decimal:
+    """US dollars of cents that may have a fraction, exactly."""
+    return cents.scaleb(-2)
+
+
 def revenue_share_credits(purchased_credits: int, share: Decimal) -> int:
     """The system tenant's bonus: `floor(purchased_credits * share)`, exact for every decimal share.
 

@@ -26,14 +26,24 @@ def load_upstreams(path: Path) -> Upstreams:
 
 def upstream_keys(upstreams: Iterable[Upstream], variables: Mapping[str, str]) -> dict[str, str]:
     """The key of each upstream that has one, by its name. Raises `ConfigurationError` where one is missing."""
-    keys = {}
-    for upstream in upstreams:
-        if upstream.api_key_env is None:
-            continue
-        key = variables.get(upstream.api_key_env, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise ConfigurationError(
-                f"{upstream.api_key_env} is not set: expected the key of upstream {upstream.name} (UPSTREAMS_FILE)"
-            )
-        keys[upstream.name] = key
-    return keys
+    return {
+        upstream.name: _key(variables, upstream.api_key_env, f"the key of upstream {upstream.name}")
+        for upstream in upstreams
+        if upstream.api_key_env is not None
+    }
+
+
+def admin_keys(upstreams: Iterable[Upstream], variables: Mapping[str, str]) -> dict[str, str]:
+    """The key for each upstream's report of costs, by its name. Raises `ConfigurationError` where one is missing."""
+    return {
+        upstream.name: _key(variables, upstream.costs.admin_key_env, f"the admin key of upstream {upstream.name}")
+        for upstream in upstreams
+        if upstream.costs is not None
+    }
+
+
+def _key(variables: Mapping[str, str], name: str, what: str) -> str:
+    key = variables.get(name, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigurationError(f"{name} is not set: expected {what} (UPSTREAMS_FILE)")
+    return key

@@ -27,6 +27,7 @@ CHECK_BOOKS: Final = "CheckBooks"
 RESOLVE_FINDING: Final = "ResolveFinding"
 RESOLVE_HOLD: Final = "ResolveHold"
 BILLING_HOUSEKEEPING: Final = "BillingHousekeeping"
+RECONCILE_PROVIDERS: Final = "ReconcileProviders"
 RECONCILE: Final = "Reconcile"
 
 WATCH_CHAIN: Final = "WatchChain"

@@ -80,6 +80,9 @@ RESCAN_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=2), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 
+# A few pages for each provider, and a sum over the receipts of each day. What cannot be read is read the day after.
+PROVIDERS_START_TO_CLOSE: Final = timedelta(minutes=20)
+
 # A hundred thousand transfers take a minute; a day on a slow disk may take many. It sends heartbeats.
 RECONCILE_START_TO_CLOSE: Final = timedelta(minutes=45)
 RECONCILE_RETRY: Final = RetryPolicy(

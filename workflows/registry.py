@@ -19,6 +19,7 @@ from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatIn
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput
 from workflows.jobs.reconcile import Reconcile, ReconcileInput
+from workflows.jobs.reconcile_providers import ReconcileProviders, ReconcileProvidersInput
 from workflows.jobs.rescan_chain import RescanChain
 from workflows.naming import (
     BILLING_HOUSEKEEPING,
@@ -27,6 +28,7 @@ from workflows.naming import (
     GOVERNANCE_REPORT,
     HOUSEKEEPING,
     RECONCILE,
+    RECONCILE_PROVIDERS,
     RESCAN_CHAIN,
 )
 from workflows.resolve_finding import ResolveFinding
@@ -62,6 +64,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
             Job(GOVERNANCE_REPORT, GovernanceReport, ReportInput),
             Job(HOUSEKEEPING, Housekeeping, HousekeepingInput),
             Job(RECONCILE, Reconcile, ReconcileInput),
+            Job(RECONCILE_PROVIDERS, ReconcileProviders, ReconcileProvidersInput),
             Job(RESCAN_CHAIN, RescanChain, Rescan),
         )
     }

@@ -68,7 +68,7 @@ class ReceiptsToCheck(Message):
 
 
 class ReceiptsChecked(Message):
-    """Findings opened, and up to when every receipt has been looked at."""
+    """Findings opened, and up to when every receipt has been checked."""
 
     opened: dict[str, int] = Field(default_factory=dict)
     checked_to: datetime | None = None
@@ -78,6 +78,22 @@ class MonthsToOpen(Message):
     """How many months of receipts are prepared besides this one."""
 
     months_ahead: int
+
+
+class DaysToReconcile(Message):
+    """How many completed UTC days before this one."""
+
+    days: int
+    until: datetime
+    """Of the run: the last day is the one before this time's."""
+
+
+class ProvidersReconciled(Message):
+    """Days compared, by upstream; what differs; and the upstreams whose bill could not be read."""
+
+    compared: dict[str, int] = Field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    unread: dict[str, str] = Field(default_factory=dict)
 
 
 class HoldSignatures(Signatures):
@@ -124,3 +140,12 @@ class BillingHousekeepingSignatures(Signatures):
     @abstractmethod
     async def open_receipt_months(self, wanted: MonthsToOpen) -> Done:
         """Prepare the partitions of the coming months."""
+
+
+class ProviderReconciliationSignatures(Signatures):
+    """Implemented by `activities.billing.reconciliation`."""
+
+    @activity.defn(name="reconcile_providers")
+    @abstractmethod
+    async def reconcile_providers(self, wanted: DaysToReconcile) -> ProvidersReconciled:
+        """Compare what providers say they billed with receipts, ledger and holds, day by day."""

@@ -34,6 +34,15 @@ class UsageLookup(StrEnum):
     LITELLM = "litellm"
 
 
+class CostKind(StrEnum):
+    """How a provider reports what it billed for a day."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    OPENROUTER = "openrouter"
+    LITELLM = "litellm"
+
+
 def _http_address(value: str) -> str:
     address = urlsplit(value)
     if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
@@ -56,6 +65,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Costs(_Strict):
+    """Where a provider's own bill of a day is, which the receipts are compared with."""
+
+    kind: CostKind
+    admin_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    """The variable that holds the key for it, another than the one for calls as a rule."""
+    tolerance_usd: Price = Decimal(1)
+    """A difference up to this is none."""
+    tolerance_percent: Annotated[Price, Field(le=100)] = Decimal(1)
+    """Nor is one up to this share of the bill."""
+
+
 class Upstream(_Strict):
     """One address that answers calls, and which models' it gets."""
 
@@ -67,6 +88,7 @@ class Upstream(_Strict):
     models: tuple[Pattern, ...] = Field(min_length=1)
     on_client_abort: OnClientAbort = OnClientAbort.STOPS
     usage_lookup: UsageLookup = UsageLookup.NONE
+    costs: Costs | None = None
     reports_usage_on_request: bool = True
     """Whether `stream_options` may be sent: a few upstreams refuse the field."""
 

@@ -18,6 +18,7 @@ LOW_BALANCE: Final = "governance.heartbeat.low_balance"
 GOVERNANCE_REPORT: Final = "governance.report"
 BALANCE_EXHAUSTED: Final = "billing.balance_exhausted"
 LIMIT_REACHED: Final = "billing.limit_reached"
+PROVIDERS_RECONCILED: Final = "billing.providers_reconciled"
 RECONCILED: Final = "reconciliation.completed"
 
 

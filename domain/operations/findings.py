@@ -58,6 +58,9 @@ class FindingKind(StrEnum):
     CHARGE_UNCOLLECTED = "charge_uncollected"
     """A call cost more than its account could pay; the platform bears the rest."""
 
+    PROVIDER_COST_DIFFERS = "provider_cost_differs"
+    """A provider billed something else for a day than its calls' receipts say, or the books contradict each other."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
@@ -89,6 +92,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.CHAIN_GAP: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.CHARGE_DOUBTFUL: (Remedy.WRITE_OFF,),
     FindingKind.CHARGE_UNCOLLECTED: (Remedy.WRITE_OFF,),
+    FindingKind.PROVIDER_COST_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """Remedies of each kind, the most likely first."""
 
@@ -134,6 +138,7 @@ _OF_AN_ENTRY: Final = frozenset(
         FindingKind.LEDGER_DISAGREES,
         FindingKind.CHARGE_DOUBTFUL,
         FindingKind.CHARGE_UNCOLLECTED,
+        FindingKind.PROVIDER_COST_DIFFERS,
     }
 )
 """About an attempt, or a ledger entry."""

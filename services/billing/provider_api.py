@@ -11,7 +11,7 @@ import aiohttp
 
 from domain.billing import exact_json
 from domain.billing.call_records import read_call_record
-from domain.billing.upstreams import Upstream, Upstreams, UsageLookup
+from domain.billing.upstreams import Upstream, UsageLookup
 from domain.billing.usage import ImplausibleUsage, Usage
 from domain.errors import ProviderUnavailable
 
@@ -34,11 +34,8 @@ class Providers:
 
     upstreams: tuple[Upstream, ...] = ()
     api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, upstreams: Upstreams, api_keys: Mapping[str, str]) -> Providers:
-        """Those of the file."""
-        return cls(upstreams.upstreams, api_keys)
+    admin_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For reports of costs."""
 
     def find(self, name: str) -> Upstream | None:
         """The upstream of that name; None where the file has none by now."""

@@ -24,8 +24,10 @@ from temporalio.worker import Worker
 
 from activities.billing.signatures import (
     AlertsToPublish,
+    DaysToReconcile,
     LapsedToResolve,
     MonthsToOpen,
+    ProvidersReconciled,
     PublishedAlerts,
     ReceiptsChecked,
     ReceiptsToCheck,
@@ -77,6 +79,9 @@ PATHS: Final[dict[str, str]] = {
     f"Housekeeping{BROKEN}": "Housekeeping",
     "Reconcile": "Reconcile",
     f"Reconcile{DEAF}": "Reconcile",
+    "ReconcileProviders": "ReconcileProviders",
+    f"ReconcileProviders{DEAF}": "ReconcileProviders",
+    f"ReconcileProviders{BROKEN}": "ReconcileProviders",
     "RescanChain": "RescanChain",
 }
 """Path and job. With a receiver of events that takes none; with a database that answers no."""
@@ -187,6 +192,11 @@ class Script:
     async def reconcile(self, wanted: PeriodToReconcile) -> Report:
         period = Period(from_time=NOON, to_time=NOON)
         return Report(chain_id=1, period=period, totals=Totals(), closes=True, counts={}, assertion_id=1)
+
+    @activity.defn
+    async def reconcile_providers(self, wanted: DaysToReconcile) -> ProvidersReconciled:
+        unread = {"other": "it is away"} if self._is_broken else {}
+        return ProvidersReconciled(compared={"openai": wanted.days}, differences=("one",), unread=unread)
 
     @activity.defn
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:

@@ -27,8 +27,8 @@ NAMES: Final = {
     "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
     "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",
     "note_books_announced", "open_findings_of_receipts", "open_receipt_months", "pick_up_payments",
-    "prune_expired_rows", "read_income", "reconcile", "record_submission", "rescan_chain", "resolve_hold",
-    "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
+    "prune_expired_rows", "read_income", "reconcile", "reconcile_providers", "record_submission", "rescan_chain",
+    "resolve_hold", "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
 }  # fmt: skip
 """Recorded histories have these: renaming one strands every run that has called it."""
 
