@@ -26,6 +26,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── TemporalUnavailable     the Temporal service cannot be reached
 │   │   ├── TemporalBusy        Temporal answers that it is overloaded
 │   │   └── TemporalRefused     Temporal has no such namespace, or refuses this process's credentials
+│   ├── ProviderUnavailable     an AI provider does not say what it has on record
 │   ├── EventNotDelivered       the event sink did not accept an event
 │   └── ApiNotReady             the HTTP interface is not reachable, or not ready
 ├── TransferAlreadySettled      that on-chain transfer has paid another attempt

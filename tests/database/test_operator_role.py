@@ -33,6 +33,7 @@ NOT_SHOWN = (
     "schema_compatibility", "write_probes", "payment_destinations",
     "account_members", "billing_grants", "general_entries", "price_versions", "model_prices", "credit_holds",
     "charge_receipts", "charge_receipts_other", "charge_references", "usage_by_day", "billing_alerts",
+    "billing_cursors",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
