@@ -76,9 +76,9 @@ def main(ctx: click.Context, env_file: Path | None) -> None:
 async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_json: bool) -> None:
     """Run the whole system on this machine from embedded parts.
 
-    PostgreSQL, Temporal with its UI, a local chain with test USDC, the worker, and the API with the Credits page. A
-    part for which a server is named in the settings is not started; that server is used. Addresses go to
-    <state-dir>/env.
+    PostgreSQL, Temporal with its UI, a local chain with test USDC, the worker, the API with the Credits page, and the
+    gateway before a local AI provider, with a service key that has credits. A part for which a server is named in the
+    settings is not started; that server is used. Addresses and the key go to <state-dir>/env.
     """
     from commands.up import up as run
 

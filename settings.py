@@ -51,6 +51,9 @@ _SHOWN_ADDRESSES: Final = frozenset({"EXPLORER_TX_URL"})
 
 _NAMES_READ_ELSEWHERE: Final = frozenset(
     {
+        "DEV_SERVICE_KEY",
+        "DEV_SERVICE_WALLET_KEY",
+        "DEV_UPSTREAM_URL",
         "DEV_WALLET_KEYS",
         "SETTLE_NODE_MODULES",
         *(

@@ -170,8 +170,10 @@ async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], size
         LocalSystem(
             state_dir,
             without_servers(variables) | HTTP_SETTINGS,
+            without=("gateway", "upstream"),
             on_progress=progress,
             block_time_seconds=HTTP_BLOCK_TIME_SECONDS,
+            with_service_key=False,
         ) as system,
         _databases(system.settings) as (_, _, service),
     ):
@@ -220,12 +222,13 @@ async def _open(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[
     async with LocalSystem(
         state_dir,
         without_servers(variables) | FINAL_WHEN_CREDITED,
-        without=("api",),
+        without=("api", "gateway", "upstream"),
         on_progress=progress,
         # Payments are mined by hand, so that all are confirmed before the time runs.
         block_time_seconds=None,
         # What runs by schedule, and the chain watcher, ask for themselves: what a payment costs is to be counted.
         with_schedules=False,
+        with_service_key=False,
     ) as system:
         await system.stack.add_process("bare-worker", [sys.executable, "-m", "bench.bare_worker"], system.variables)
         settings = system.settings

@@ -113,10 +113,12 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
     }
     ok: bool | None = None
     with TemporaryDirectory(prefix="settle-demo-") as folder:
-        without = () if keep else ("api",)
+        without = ("gateway", "upstream", *(() if keep else ("api",)))
         async with (
             until_signalled(),
-            LocalSystem(Path(folder), own | DEMO_SETTINGS, without=without, on_progress=progress) as system,
+            LocalSystem(
+                Path(folder), own | DEMO_SETTINGS, without=without, on_progress=progress, with_service_key=False
+            ) as system,
         ):
             settings = system.settings
             async with (

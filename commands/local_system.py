@@ -1,4 +1,4 @@
-"""The local system: servers, migrated database, worker, API; used by `up`, `demo` and `bench`."""
+"""The local system: servers, migrated database, worker, API, gateway; used by `up`, `demo` and `bench`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Final, Self
 
 import aiohttp
 
+from commands.local_gateway import LocalServiceKey, read_stored_key, write_upstreams_file
 from commands.schedules import apply_quietly, check_file
+from composition import payments_client
 from db.migrate import migrate
 from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from devstack.chain import payer_wallets
@@ -25,13 +27,16 @@ from settings import Settings, env_file_line, load
 from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
 
-PROCESSES: Final = ("worker", "api")
+PROCESSES: Final = ("worker", "api", "gateway")
 PARTS: Final = (*PART_NAMES, *PROCESSES)
 
 LOCAL_BLOCK_TIME_SECONDS: Final = 1
 WORKER_STOP_SECONDS: Final = 15.0
 API_STOP_SECONDS: Final = 15.0
+GATEWAY_STOP_SECONDS: Final = 30.0
+"""Longer than it lets open streams go on."""
 API_PORT: Final = 8080
+GATEWAY_PORT: Final = 8090
 
 _ROLE_OF_URL: Final = {
     "DATABASE_URL": APP_ROLE,
@@ -40,16 +45,37 @@ _ROLE_OF_URL: Final = {
     "MIGRATION_DATABASE_URL": OWNER_ROLE,
 }
 
-_NOT_OF_THE_WORKER: Final = frozenset({"DATABASE_URL", "MIGRATION_DATABASE_URL", "OPERATOR_DATABASE_URL"})
-_NOT_OF_THE_API: Final = frozenset({"SETTLEMENT_DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL"})
+_OF_THE_USER: Final = frozenset({"DEV_WALLET_KEYS", "DEV_SERVICE_KEY", "DEV_SERVICE_WALLET_KEY"})
+_NOT_OF_THE_WORKER: Final = _OF_THE_USER | {
+    "DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
+    "OPERATOR_DATABASE_URL",
+    "BILLING_INGEST_SECRET",
+}
+_NOT_OF_THE_API: Final = _OF_THE_USER | {
+    "SETTLEMENT_DATABASE_URL",
+    "SERVICE_DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
+    "BILLING_INGEST_SECRET",
+}
+_NOT_OF_THE_GATEWAY: Final = _OF_THE_USER | {
+    "SETTLEMENT_DATABASE_URL",
+    "SERVICE_DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
+    "OPERATOR_DATABASE_URL",
+}
 """Secrets that a process does not use, removed from its environment."""
+
+INGEST_SECRET: Final = "billing_ingest"
+"""Its name among the stored passwords."""
 
 
 class LocalSystem:
     """Starts the parts that the settings do not name as existing servers; an async context manager.
 
-    `variables` are the caller's settings; those of the started parts are added to them. Raises `DevstackError` and
-    `SettleError`, in one line; nothing is left running then.
+    `variables` are the caller's settings; those of the started parts are added to them. `with_service_key` makes a
+    service key, once, of an account that it buys credits for, where database, Temporal and chain are its own. Raises
+    `DevstackError` and `SettleError`, in one line; nothing is left running then.
     """
 
     def __init__(
@@ -61,6 +87,7 @@ class LocalSystem:
         on_progress: Callable[[str], None] = lambda _: None,
         block_time_seconds: float | None = LOCAL_BLOCK_TIME_SECONDS,
         with_schedules: bool = True,
+        with_service_key: bool = True,
     ) -> None:
         unknown = sorted(set(without) - set(PARTS))
         if unknown:
@@ -71,6 +98,8 @@ class LocalSystem:
         self._on_progress = on_progress
         self._block_time_seconds = block_time_seconds
         self._with_schedules = with_schedules
+        # Nothing is bought on servers of others.
+        self._with_service_key = with_service_key and not self._without & {"postgres", "temporal", "chain"}
         self._cleanup = AsyncExitStack()
         self.stack = Stack(
             self.state_dir,
@@ -104,6 +133,10 @@ class LocalSystem:
                 await self.start_worker()
             if "api" not in self._without:
                 await self.start_api()
+            if "gateway" not in self._without:
+                await self.start_gateway()
+            if self._with_service_key:
+                await self._prepare_service_key()
             if self._with_schedules and ("temporal" not in self._without or "TEMPORAL_ADDRESS" in self.variables):
                 self._on_progress("applying the schedules")
                 await apply_quietly(self.settings, self.variables, on_progress=self._on_progress)
@@ -136,6 +169,32 @@ class LocalSystem:
             stop_timeout_seconds=API_STOP_SECONDS,
         )
 
+    async def start_gateway(self, name: str = "gateway", **changes: str) -> ProcessService:
+        """Start a gateway as a supervised process on `GATEWAY_URL` and wait until it is ready; `changes` are settings
+        by their variables' names.
+        """
+        variables = {**self._without_settings(_NOT_OF_THE_GATEWAY), **changes}
+        return await self.stack.add_process(
+            name,
+            [sys.executable, "-P", "-m", "cli", "gateway"],
+            variables,
+            ready=_answers(f"http://127.0.0.1:{variables['GATEWAY_PORT']}/readyz"),
+            stop_timeout_seconds=GATEWAY_STOP_SECONDS,
+        )
+
+    async def _prepare_service_key(self) -> None:
+        settings = self.settings
+        async with payments_client(settings, self.variables) as client:
+            service_key = LocalServiceKey(self._key_path, settings, self.stack.chain, client, self._on_progress)
+            stored = await service_key.prepare(waits="worker" not in self._without)
+        self.variables["DEV_SERVICE_KEY"] = stored.key
+        self.variables["DEV_SERVICE_WALLET_KEY"] = stored.wallet_key
+        self._write_env()
+
+    @property
+    def _key_path(self) -> Path:
+        return self.state_dir / "service-key.json"
+
     def _without_settings(self, names: Collection[str]) -> dict[str, str]:
         # Empty, not absent: a process also reads the `.env` of its folder, over which the environment takes precedence.
         return {**self.variables, **dict.fromkeys(names, "")}
@@ -152,6 +211,7 @@ class LocalSystem:
             *(("postgres",) if named else ()),
             *(("temporal",) if "TEMPORAL_ADDRESS" in self.variables else ()),
             *(("chain",) if "CHAIN_RPC_URLS" in self.variables else ()),
+            *(("upstream",) if "UPSTREAMS_FILE" in self.variables else ()),
         }
 
     async def _add_addresses(self) -> None:
@@ -159,6 +219,7 @@ class LocalSystem:
         if "API_PORT" not in self.variables:
             self.variables["API_PORT"] = str(PortBook(self.state_dir).pick("api", API_PORT))
         self.variables.setdefault("API_URL", f"http://127.0.0.1:{self.variables['API_PORT']}")
+        self._add_gateway_addresses()
         if "postgres" not in self._without:
             passwords = self._passwords()
             prepare_database(self.stack.postgres.superuser_url(), passwords[OWNER_ROLE])
@@ -182,12 +243,28 @@ class LocalSystem:
             self.variables.setdefault("CHAIN_BLOCK_TIME_SECONDS", str(self._block_time_seconds or 1))
             self.variables["DEV_WALLET_KEYS"] = ",".join(wallet.private_key for wallet in payer_wallets())
 
+    def _add_gateway_addresses(self) -> None:
+        if "GATEWAY_PORT" not in self.variables:
+            self.variables["GATEWAY_PORT"] = str(PortBook(self.state_dir).pick("gateway", GATEWAY_PORT))
+        self.variables.setdefault("GATEWAY_HOST", "127.0.0.1")
+        self.variables.setdefault("GATEWAY_URL", f"http://127.0.0.1:{self.variables['GATEWAY_PORT']}")
+        self.variables.setdefault("BILLING_INGEST_SECRET", self._passwords()[INGEST_SECRET])
+        if "upstream" not in self._without:
+            self.variables["DEV_UPSTREAM_URL"] = self.stack.upstream.url
+            path = self.state_dir / "upstreams.yaml"
+            write_upstreams_file(path, self.stack.upstream.url)
+            self.variables["UPSTREAMS_FILE"] = str(path)
+        stored = read_stored_key(self._key_path) if self._with_service_key else None
+        if stored is not None:
+            self.variables["DEV_SERVICE_KEY"] = stored.key
+            self.variables["DEV_SERVICE_WALLET_KEY"] = stored.wallet_key
+
     def _passwords(self) -> dict[str, str]:
         path = self.state_dir / "passwords.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        roles = (*_ROLE_OF_URL.values(), OPERATOR_ROLE)
+        names = (*_ROLE_OF_URL.values(), OPERATOR_ROLE, INGEST_SECRET)
         # A folder of an earlier version lacks the passwords of newer roles.
-        passwords = {role: str(kept.get(role) or secrets.token_urlsafe(24)) for role in roles}
+        passwords = {name: str(kept.get(name) or secrets.token_urlsafe(24)) for name in names}
         write_atomically(path, json.dumps(passwords).encode())
         return passwords
 
@@ -209,7 +286,7 @@ class LocalSystem:
             field.alias: self.variables.get(str(field.alias), _as_text(getattr(settings, name)))
             for name, field in Settings.model_fields.items()
         }
-        extra = ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "DEV_WALLET_KEYS")
+        extra = ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "DEV_UPSTREAM_URL", *sorted(_OF_THE_USER))
         values |= {name: self.variables[name] for name in extra if name in self.variables}
         values |= {name: value for name, value in self.variables.items() if name.startswith("TEMPORAL_")}
         lines = [env_file_line(str(name), value) for name, value in values.items() if value is not None]

@@ -13,6 +13,8 @@ from devstack.stack import until_signalled
 
 SHOWN: Final = (
     "API_URL",
+    "GATEWAY_URL",
+    "DEV_SERVICE_KEY",
     "TEMPORAL_UI_URL",
     "TEMPORAL_ADDRESS",
     "CHAIN_RPC_URLS",

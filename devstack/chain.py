@@ -140,6 +140,11 @@ def _account() -> "type[Account]":
     return Account
 
 
+def wallet_address(private_key: str) -> ChecksumAddress:
+    """The address of any private key."""
+    return to_checksum_address(_account().from_key(private_key).address)
+
+
 def payer_wallets() -> tuple[Wallet, ...]:
     """The accounts that hold test USDC and gas."""
     return tuple(dev_wallets()[index] for index in PAYER_INDEXES)

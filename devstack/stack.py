@@ -22,10 +22,11 @@ from devstack.errors import DevstackError, PartFailedError, StateInUseError
 from devstack.postgres import EmbeddedPostgres
 from devstack.processes import ProcessService, Service, end_leftovers
 from devstack.temporal import EmbeddedTemporal
+from devstack.upstream.service import EmbeddedUpstream
 
 _Part = TypeVar("_Part", bound=Service)
 
-PART_NAMES = ("postgres", "temporal", "chain")
+PART_NAMES = ("postgres", "temporal", "chain", "upstream")
 WATCH_SECONDS = 0.25
 # A part that dies is started again at once, then more slowly; one that dies this often within a minute is
 # broken, and the stack with it.
@@ -34,10 +35,10 @@ RESTART_WINDOW_SECONDS = 60
 
 
 class Stack:
-    """PostgreSQL, Temporal and a local chain with all their state in one folder.
+    """PostgreSQL, Temporal, a local chain and a local AI provider with all their state in one folder.
 
     `without` leaves parts out; theirs are then None. `ports` are preferences by name: postgres, temporal,
-    temporal-ui, chain. `on_progress` receives progress messages.
+    temporal-ui, chain, upstream. `on_progress` receives progress messages.
 
     Entering raises DevstackError, in one line, when the folder is in use or a part does not start; nothing is
     left running then. Everything started here ends with the `async with` block, and, on Linux, when this
@@ -82,6 +83,7 @@ class Stack:
             if "chain" not in without
             else None
         )
+        self._upstream = EmbeddedUpstream(self.state_dir, wanted.get("upstream")) if "upstream" not in without else None
         self._report = on_progress or (lambda text: None)
         self._processes: dict[str, ProcessService] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
@@ -107,12 +109,18 @@ class Stack:
         return _present(self._chain, "chain")
 
     @property
+    def upstream(self) -> EmbeddedUpstream:
+        """The AI provider. Raises DevstackError when it was left out."""
+        return _present(self._upstream, "upstream")
+
+    @property
     def processes(self) -> Mapping[str, ProcessService]:
         """What `add_process` started, by name."""
         return self._processes
 
     def _embedded(self) -> list[Service]:
-        return [part for part in (self._postgres, self._temporal, self._chain) if part is not None]
+        parts = (self._postgres, self._temporal, self._chain, self._upstream)
+        return [part for part in parts if part is not None]
 
     # -- life
 
