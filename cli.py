@@ -196,15 +196,28 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds; ratios are medians.")
 @click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="Concurrent HTTP clients.")
 @click.option("--payments", type=click.IntRange(1, 50), default=5, show_default=True, help="Payments per HTTP client.")
+@click.option("--calls", type=click.IntRange(100, 100_000), default=2000, show_default=True, help="Calls to an AI.")
+@click.option("--litellm", "with_litellm", is_flag=True, help="Install LiteLLM's proxy and measure it, too.")
 @json_option
 @click.pass_obj
 @command
 async def bench(
-    context: Context, *, settlements: int, postings: int, rounds: int, clients: int, payments: int, as_json: bool
+    context: Context,
+    *,
+    settlements: int,
+    postings: int,
+    rounds: int,
+    clients: int,
+    payments: int,
+    calls: int,
+    with_litellm: bool,
+    as_json: bool,
 ) -> bool:
     """Measure settlements against a bare workflow, and postings against raw statements.
 
-    Then the HTTP interface: many concurrent clients, from the intent through submit and status to the credits.
+    Then the HTTP interface: many concurrent clients, from the intent through submit and status to the credits. Then
+    calls to an AI through the gateway, against the same calls straight; with --litellm against LiteLLM's proxy, too,
+    which is installed from the package index into an environment of its own.
     """
     from bench.run import bench as run
 
@@ -215,6 +228,8 @@ async def bench(
         rounds=rounds,
         clients=clients,
         payments=payments,
+        calls=calls,
+        with_litellm=with_litellm,
         as_json=as_json,
     )
 

@@ -18,10 +18,15 @@ from bench.cost import HistoryCost, RpcCount, SqlCount, counting_node, counting_
 from bench.http_path import BLOCK_TIME_SECONDS as HTTP_BLOCK_TIME_SECONDS
 from bench.http_path import SETTINGS as HTTP_SETTINGS
 from bench.http_path import measure_http_path
+from bench.parts import Measured, Range
 from bench.postings import CONNECTIONS, SYSTEM_TENANT, BuyerCredits, Postings, open_accounts, raw_connections
-from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, HttpPath, Measured, Range, Report, SettlementCost, show
+from bench.report import POSTINGS_AIM, SETTLEMENTS_AIM, HttpPath, Report, SettlementCost, show
 from bench.rounds import Comparison, Deadline, Side, Spread, compare, measure
 from bench.settlements import IN_FLIGHT_MAX, BareSettlements, Settlements, Till
+from bench.spending import SETTINGS as SPENDING_SETTINGS
+from bench.spending import WITHOUT as SPENDING_WITHOUT
+from bench.spending import SpendingBench
+from bench.spending_report import Spending
 from chain.reader import ChainReader
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
@@ -56,6 +61,9 @@ WARM_UP_POSTINGS: Final = 200
 
 COST_SAMPLE: Final = 10
 
+SPENDING_SECONDS_MAX: Final = 120.0
+"""Rounds of calls that would end later are left out."""
+
 BONUS_SECONDS_MAX: Final = 30.0
 
 _KEPT_SETTINGS: Final = frozenset({"LOG_LEVEL", "LOG_FORMAT"})
@@ -70,6 +78,8 @@ class Sizes:
     rounds: int
     clients: int
     payments: int
+    calls: int
+    with_litellm: bool
 
 
 @dataclass(slots=True)
@@ -95,19 +105,21 @@ async def bench(
     rounds: int = 3,
     clients: int = 100,
     payments: int = 5,
+    calls: int = 2000,
+    with_litellm: bool = False,
     as_json: bool = False,
     seconds_max: float = SECONDS_MAX,
 ) -> bool:
     """Measure and print. True when the measurement is valid, whether or not the aims are met; they are data.
 
     `settlements` and `postings` are what each side does in one round; `payments` are what each of the `clients` makes
-    over HTTP. Raises `DevstackError` and `SettleError`.
+    over HTTP, `calls` what each side makes through the gateway in one round. Raises `DevstackError` and `SettleError`.
     """
     # Lines of the product's code go to standard error, and only what is wrong; the workers' own are in their logs.
     configure(level="WARNING", log_format="console")
     async with until_signalled():
         with tempfile.TemporaryDirectory(prefix="settle-bench-") as folder:
-            sizes = Sizes(settlements, postings, rounds, clients, payments)
+            sizes = Sizes(settlements, postings, rounds, clients, payments, calls, with_litellm)
             report = await _run(Path(folder), variables, sizes, seconds_max)
     if as_json:
         print_json(report)
@@ -149,6 +161,8 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
     # A system of its own: what the ratios have left behind would be in its way.
     http_path, wrong = await _measure_http_path(state_dir / "http", variables, sizes)
     violations += wrong
+    spending, wrong = await _measure_spending(state_dir / "spending", variables, sizes)
+    violations += wrong
     return Report(
         valid=not violations,
         violations=violations,
@@ -159,6 +173,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
         buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
         settlement_cost=cost,
         http_path=http_path,
+        spending=spending,
         settled=len(running.settlements.settled),
         posted=work.posted,
     )
@@ -189,6 +204,29 @@ async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], size
         await _until_bonuses_are_there(service, settled=path.credited)
         violations = await find_violations(service, settled=path.credited, posted=0, credited=0)
     return path, violations + http_violations(path)
+
+
+async def _measure_spending(state_dir: Path, variables: Mapping[str, str], sizes: Sizes) -> tuple[Spending, list[str]]:
+    """Timings of calls through the gateway, and what is wrong with them."""
+    async with (
+        LocalSystem(
+            state_dir,
+            without_servers(variables) | SPENDING_SETTINGS,
+            without=SPENDING_WITHOUT,
+            on_progress=progress,
+            with_schedules=False,
+            with_service_key=False,
+        ) as system,
+        _databases(system.settings) as (tenants, _, service),
+    ):
+        measuring = SpendingBench(
+            system, tenants, service, sizes.calls, sizes.rounds, Deadline(SPENDING_SECONDS_MAX), progress
+        )
+        spending = await measuring.measure(with_litellm=sizes.with_litellm)
+        progress("checking the books")
+        # Each account has been given its credits by one entry.
+        violations = await find_violations(service, settled=0, posted=spending.accounts + spending.charged, credited=0)
+    return spending, violations + [f"calls failed, first: {error}" for error in spending.first_errors[:1]]
 
 
 async def _until_bonuses_are_there(service: ServiceDatabase, *, settled: int) -> None:

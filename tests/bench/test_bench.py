@@ -61,6 +61,7 @@ REPORT = {
     "buyerCreditsPerSecond",
     "settlementCost",
     "httpPath",
+    "spending",
     "settled",
     "posted",
 }
@@ -81,6 +82,8 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
             "--rounds",
             "1",
             *CROWD,
+            "--calls",
+            "100",
             "--json",
         ),
         cwd=ROOT,
@@ -125,6 +128,12 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert counts == {"challenge": 5, "login": 5, "intent": 10, "submit": 10}
     for measured in (*path["signIn"], *path["calls"], path["submitToCredited"]):
         assert 0 < measured["p50Ms"] <= measured["p95Ms"] <= measured["p99Ms"]
+    spending = report["spending"]
+    assert (spending["failed"], spending["firstErrors"], spending["litellm"]) == (0, [], None)
+    assert spending["charged"] > 300
+    assert [aim["name"] for aim in spending["aims"]][:2] == ["added latency, p50", "added latency, p99"]
+    for name in ("latency", "firstToken"):
+        assert spending[name]["straightP50Ms"] > 0
     assert b"round 1" in progress
     assert b"5 clients, 2 payments each" in progress
 
