@@ -247,6 +247,29 @@ def test_a_payment_is_posted_once_per_account_and_reason(two_tenants: TwoTenants
         _post(owner, alice, 5, PURCHASED + 10, reason=reason, reference="the same")
 
 
+@pytest.mark.parametrize(
+    ("reason", "amount", "index"),
+    [
+        ("payment_reversal", -5, "credit_ledger_one_reversal_per_reference"),
+        ("operator_credit", 5, "credit_ledger_one_operator_credit_per_reference"),
+    ],
+)
+def test_a_reversal_and_an_operators_credit_are_posted_once(
+    two_tenants: TwoTenants, reason: str, amount: int, index: str
+) -> None:
+    # Without the triggers, which refuse it for reasons of their own: what is left is the index.
+    url, account = two_tenants.database.superuser_url, two_tenants.alice.account
+    post = (
+        "INSERT INTO credit_ledger (billing_account_id, amount, balance_after, reason, reference)"
+        " VALUES (%s, %s, 0, %s, %s)"
+    )
+    with connect(url, triggers=False) as superuser:
+        superuser.execute(post, (account, amount, reason, "the same"))
+        superuser.execute(post, (account, amount, reason, "another"))
+    with refused(UniqueViolation, index), connect(url, triggers=False) as superuser:
+        superuser.execute(post, (account, amount, reason, "the same"))
+
+
 def test_posting_again_reports_the_entry_that_is_there(two_tenants: TwoTenants) -> None:
     statement = "SELECT * FROM post_entry(%s, %s, 'system_donation', 'x', 'cash:usdc', '{}')"
     with connect(two_tenants.database.service_url) as service:

@@ -8,6 +8,7 @@ from typing import LiteralString
 from uuid import uuid4
 
 import pytest
+from psycopg.errors import UniqueViolation
 from temporalio.client import WorkflowFailureError
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
@@ -22,8 +23,9 @@ from domain.operations.governance import TENANT_NOT_FLAGGED, TENANT_NOT_VISIBLE,
 from domain.payments.attempt import Purpose
 from tests.governance.conftest import Heard, working
 from tests.support.engine import RESULT_TIMEOUT, Engine
+from tests.support.postgres import Database
 from tests.support.servers import TASK_QUEUE
-from tests.support.sql import connect, query, scalar
+from tests.support.sql import connect, query, refused, scalar
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.naming import SCHEDULED_START_TIME
 
@@ -151,6 +153,19 @@ async def test_an_activity_that_runs_again_finds_its_row_and_the_same_crossing(e
     assert again == first
     assert [low.key for low in first.low_balances] == ["beat/1"]
     assert scalar(engine.database.superuser_url, "SELECT count(*) FROM governance_heartbeats") == 1
+
+
+def test_no_two_heartbeats_follow_the_same_one(database: Database) -> None:
+    post = (
+        "INSERT INTO governance_heartbeats (key, previous_id, scheduled_at, status, account_present, is_flagged,"
+        " threshold_credits, is_low, crossed, worker_version, chain_id)"
+        " VALUES (%s, %s, now(), 'ok', true, true, 0, false, false, 'x', 1) RETURNING id"
+    )
+    [(first,)] = query(database.superuser_url, post, "first", None)
+    query(database.superuser_url, post, "second", first)
+    for key, previous in (("another first", None), ("another second", first)):
+        with refused(UniqueViolation, "governance_heartbeats_one_after_another"):
+            query(database.superuser_url, post, key, previous)
 
 
 async def test_of_many_heartbeats_at_once_one_finds_the_crossing(engine: Engine) -> None:
