@@ -292,6 +292,12 @@ class Settings(BaseModel):
     rate_limit_submits_per_account: PerMinute = Field(
         120, alias="RATE_LIMIT_SUBMITS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
+    rate_limit_keys_per_address: PerMinute = Field(
+        300, alias="RATE_LIMIT_KEYS_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_keys_per_account: PerMinute = Field(
+        60, alias="RATE_LIMIT_KEYS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
     platform_name: Annotated[str, BeforeValidator(values.plain_name)] = Field(
         "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"
     )

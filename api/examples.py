@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from api.billing.models import CallPage, KeyPage
 from api.models import (
     EXAMPLE_ADDRESS,
     EXAMPLE_HASH,
@@ -18,15 +19,20 @@ from api.models import (
     LedgerEntry,
     SessionAnswer,
 )
+from db.billing.keys import KeyState
 from domain.accounts.sign_in import new_challenge
+from domain.billing.reports import UsageBy
 from domain.money import credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
+from services.billing.keys import KeyView, NewKey
+from services.billing.reports import CallView, ReceiptLine, UsageReport, UsageReportRow, UsageTotals
 from starter.models import AttemptView, Intent
 
 ATTEMPT_ID: Final = UUID("5f3c1e5e-8a4e-4c0f-9d2b-6a1f0c7e9b10")
 _ACCOUNT_ID: Final = "0b9d6f1c-2f5e-4b57-8a55-3f1f1f1d2c44"
 _CHAIN_ID: Final = 8453
 _USD_CENTS: Final = 2500
+_HELD_CREDITS: Final = 41_000
 _NOON: Final = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 _CHALLENGE: Final = new_challenge(
@@ -120,6 +126,8 @@ SUMMARY: Final = _wire(
     CreditsSummary(
         billing_account_id=_ACCOUNT_ID,
         balance_credits=credits_for_usd_cents(_USD_CENTS),
+        held_credits=_HELD_CREDITS,
+        available_credits=credits_for_usd_cents(_USD_CENTS) - _HELD_CREDITS,
         ledger=[
             LedgerEntry(
                 id=UUID("9a4f7c1d-6c1e-4f0a-bb0d-2d6c8f3e5a71"),
@@ -131,6 +139,78 @@ SUMMARY: Final = _wire(
                 created_at=_NOON + timedelta(minutes=1, seconds=40),
             )
         ],
+    )
+)
+_KEY: Final[dict[str, Any]] = {
+    "key_id": UUID("4c1d6c1e-0f0a-4b0d-9d6c-8f3e5a719a4f"),
+    "billing_account_id": _ACCOUNT_ID,
+    "label": "Agent in production",
+    "hint": "sk-settle-...Xy4Q",
+    "state": KeyState.ACTIVE,
+    "created_at": _NOON,
+    "limit_day_credits": 50_000_000,
+    "spent_day_credits": 0,
+    "spent_month_credits": 0,
+    "models": ["gpt-4o-mini"],
+    "may_attribute": False,
+}
+KEY_REQUEST: Final = {"label": "Agent in production", "limitDayCredits": 50_000_000, "models": ["gpt-4o-mini"]}
+ROTATE_REQUEST: Final = {"overlapSeconds": 0}
+NEW_KEY: Final = _wire(NewKey(**_KEY, key="sk-settle-dGhpcyBpcyBub3QgYSBrZXksIGl0IGlzIGFuIGV4YW1wbGU"))
+KEY_PAGE: Final = _wire(
+    KeyPage(keys=[KeyView(**_KEY | {"spent_day_credits": 5_100, "spent_month_credits": 5_100, "last_used_at": _NOON})])
+)
+_TOTALS: Final = {
+    "calls": 1,
+    "charged_credits": 5_100,
+    "provider_cost_usd": "0.000255",
+    "absorbed_cost_usd": "0",
+    "input_tokens": 100,
+    "cached_input_tokens": 0,
+    "output_tokens": 400,
+}
+_REPORT: Final = UsageReport(
+    billing_account_id=_ACCOUNT_ID,
+    by=UsageBy.MODEL,
+    first_day=_NOON.date() - timedelta(days=29),
+    last_day=_NOON.date(),
+    rows=[UsageReportRow.model_validate({**_TOTALS, "model": "gpt-4o-mini"})],
+    total=UsageTotals.model_validate(_TOTALS),
+)
+USAGE_REPORT: Final = _REPORT.model_dump(mode="json", by_alias=True, exclude_none=True)
+USAGE_CSV: Final = {"byModel": {"value": _REPORT.as_csv()}}
+CALL_PAGE: Final = _wire(
+    CallPage(
+        calls=[
+            CallView(
+                receipt_id=UUID("d2c8f3e5-a719-4a4f-8c1d-6c1e0f0a4b0d"),
+                request_id="req_8f3e5a719a4f",
+                key_id=_KEY["key_id"],
+                key_label=_KEY["label"],
+                model="gpt-4o-mini",
+                provider="openai",
+                charged_credits=5_100,
+                user_cost_usd="0.00051",
+                provider_cost_usd="0.000255",
+                absorbed_cost_usd="0",
+                charge_reason="completed",
+                source_system="gateway",
+                input_tokens=100,
+                cached_input_tokens=0,
+                cache_write_tokens=0,
+                output_tokens=400,
+                reasoning_tokens=0,
+                estimated=False,
+                price_version="genai-prices 0.2.3",
+                markup_factor="2",
+                lines=[
+                    ReceiptLine(unit="input_tokens", count=100, usd="0.15", per=1_000_000),
+                    ReceiptLine(unit="output_tokens", count=400, usd="0.6", per=1_000_000),
+                ],
+                called_at=_NOON,
+                created_at=_NOON + timedelta(seconds=3),
+            )
+        ]
     )
 )
 LIVE: Final = _wire(Health(status="ok"))

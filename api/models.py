@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from domain.payments.attempt import Purpose
-from starter.models import AttemptView, ResponseModel
+from services.answers import ResponseModel
+from starter.models import AttemptView
 
 EXAMPLE_ADDRESS = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 EXAMPLE_HASH = "0x" + "5e" * 32
@@ -122,7 +123,9 @@ class CreditsSummary(ResponseModel):
     """The account's balance and its latest ledger rows."""
 
     billing_account_id: str
-    balance_credits: int = Field(description="10,000,000 credits are worth one US dollar")
+    balance_credits: int = Field(description="10,000,000 credits are worth one US dollar; may be negative")
+    held_credits: int = Field(description="set aside for calls in flight; still part of the balance")
+    available_credits: int = Field(description="balance less held: what another call may cost at most")
     ledger: list[LedgerEntry] = Field(description="newest first")
     next_cursor: UUID | None = Field(default=None, description="`cursor` of the next page, older ones; null at the end")
 

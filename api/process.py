@@ -64,6 +64,8 @@ def api_settings(settings: Settings) -> ApiSettings:
             intents_per_account=settings.rate_limit_intents_per_account,
             submits_per_address=settings.rate_limit_submits_per_address,
             submits_per_account=settings.rate_limit_submits_per_account,
+            keys_per_address=settings.rate_limit_keys_per_address,
+            keys_per_account=settings.rate_limit_keys_per_account,
         ),
         explorer_tx_url=settings.explorer,
         public_rpc_url=settings.public_rpc_url,

@@ -35,6 +35,8 @@ class RateLimits:
     intents_per_account: int
     submits_per_address: int
     submits_per_account: int
+    keys_per_address: int
+    keys_per_account: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or expired
 │   ├── NotAnOperator           authenticated, but not an operator
 │   ├── IdempotencyKeyReused    the key was used with a different request
+│   ├── KeyNotFound             no such service key, or one of another account
+│   ├── KeyNotInForce           the service key is revoked, expired or replaced already
 │   ├── FindingNotFound         no such finding, or an abbreviated id that matches several
 │   ├── AccountNotFound         no such billing account
 │   ├── GrantNotFound           no such permission to bill another account
@@ -287,6 +289,28 @@ class IdempotencyKeyReused(Refusal):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"Idempotency-Key {key!r:.80} was used for another request: use a new key")
+
+
+class KeyNotFound(Refusal):
+    """No service key with that id is visible to the caller."""
+
+    code = "KEY_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Key not found"
+
+    def __init__(self, key_id: object) -> None:
+        super().__init__(f"key {key_id} not found")
+
+
+class KeyNotInForce(Refusal):
+    """The service key is revoked, expired or replaced already, so that it cannot be rotated."""
+
+    code = "KEY_NOT_IN_FORCE"
+    category = Category.CONFLICT
+    title = "The key is not in force any more"
+
+    def __init__(self, key_id: object, state: str) -> None:
+        super().__init__(f"key {key_id} is {state}: make a new one")
 
 
 class FindingNotFound(Refusal):

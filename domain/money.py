@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Final
 
@@ -9,6 +10,11 @@ from domain.errors import InvalidInput
 
 CREDITS_PER_USD: Final = 10_000_000
 """A protocol constant (SPEC 1); never configurable."""
+
+CREDITS_DECIMALS: Final = 7
+"""A credit is the seventh decimal of a US dollar."""
+
+_USD: Final = re.compile(rf"\d{{1,9}}(\.\d{{1,{CREDITS_DECIMALS}}})?", re.ASCII)
 
 CREDITS_PER_USD_CENT: Final = CREDITS_PER_USD // 100
 USDC_DECIMALS: Final = 6
@@ -81,6 +87,24 @@ def format_usd(amount_usd_cents: int) -> str:
 def format_usdc(amount_raw: int) -> str:
     """Format raw USDC units as USDC, exactly: `1,234.50`, `0.000001`."""
     return _format(amount_raw, decimals=USDC_DECIMALS)
+
+
+def usd_for_credits(amount_credits: int) -> Decimal:
+    """What credits are worth in US dollars, exactly."""
+    return Decimal(amount_credits).scaleb(-CREDITS_DECIMALS)
+
+
+def parse_usd_as_credits(text: str, *, field: str) -> int:
+    """The credits for an amount of US dollars as people write it, such as `12` or `0.5`. Raises `InvalidInput`."""
+    if _USD.fullmatch(text) is None:
+        raise InvalidInput(field, f"expected US dollars in digits, such as 40 or 12.50, got {text!r:.40}")
+    return int(Decimal(text).scaleb(CREDITS_DECIMALS))
+
+
+def format_exact(amount: Decimal) -> str:
+    """A decimal as text, exactly, without an exponent and without zeros at the end: `0.0000001`, `12.5`, `3`."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _format(amount: int, *, decimals: int) -> str:

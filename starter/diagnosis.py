@@ -31,7 +31,8 @@ from domain.payments.verification import (
     terms_of,
 )
 from domain.transfers.matching import renewal_id
-from starter.models import AttemptView, ResponseModel
+from services.answers import ResponseModel
+from starter.models import AttemptView
 from starter.progress import WorkflowState, read_workflow
 from starter.temporal import count_pollers
 from workflows.naming import workflow_id

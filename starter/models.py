@@ -5,16 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
-
-
-class ResponseModel(BaseModel):
-    """Immutable answer; dump it with `by_alias=True`."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+from services.answers import ResponseModel
 
 
 class Intent(ResponseModel):

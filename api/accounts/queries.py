@@ -24,10 +24,10 @@ async def read_summary(
 ) -> CreditsSummary:
     """Balance and `limit` ledger rows, older than the entry `cursor` where it is given."""
     async with services.database.transaction(session.user_id) as connection:
-        balance = await accounts.find_balance(connection, session.billing_account_id)
+        funds = await accounts.find_funds(connection, session.billing_account_id)
         # One row more than is returned shows whether there is a next page.
         rows = await ledger.page_entries(connection, session.billing_account_id, limit=limit + 1, before=cursor)
-    if balance is None:
+    if funds is None:
         raise BookkeepingError(f"account {session.billing_account_id} of a session does not exist")
     entries = [
         LedgerEntry(
@@ -43,7 +43,9 @@ async def read_summary(
     ]
     return CreditsSummary(
         billing_account_id=session.billing_account_id,
-        balance_credits=balance,
+        balance_credits=funds.balance_credits,
+        held_credits=funds.held_credits,
+        available_credits=funds.available_credits,
         ledger=entries,
         next_cursor=entries[-1].id if len(rows) > limit else None,
     )

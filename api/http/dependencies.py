@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.security import APIKeyCookie
 
 from api.accounts.sessions import find_session
 from api.http.rate_limits import client_address, take
 from api.resources import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
+from db.accounts.idempotency import KEY_LENGTH_MAX
 from db.accounts.rate_limits import Bucket
 from db.accounts.sessions import Session
 from domain.errors import NotSignedIn
@@ -20,6 +21,7 @@ __all__ = [
     "ONE_TURN",
     "ApiServices",
     "OptionalSession",
+    "RepeatKey",
     "Services",
     "Session",
     "SignedIn",
@@ -62,6 +64,18 @@ async def _turn(session: SignedIn, services: ApiServices) -> AsyncIterator[None]
 
 ONE_TURN = Depends(_turn, scope="function")
 """The session and its concurrency slot, for routes that query the database on behalf of an account."""
+
+
+RepeatKey = Annotated[
+    str | None,
+    Header(
+        alias="idempotency-key",
+        min_length=1,
+        max_length=KEY_LENGTH_MAX,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A repetition with the same body gets the same answer; with another body, 422.",
+    ),
+]
 
 
 def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callable[..., Awaitable[None]]:

@@ -12,6 +12,8 @@ from api.http.problems import Problem
 TAGS: Final = [
     {"name": "auth", "description": "Sign-In with Ethereum (EIP-4361); the session is a cookie."},
     {"name": "payments", "description": "Intents, submissions, progress and credits of the session's account."},
+    {"name": "keys", "description": "Service keys of the session's account, with which programs spend its credits."},
+    {"name": "usage", "description": "What the session's account spent."},
     {"name": "health", "description": "For operators."},
 ]
 
@@ -75,6 +77,7 @@ def asked(**examples: Any) -> dict[str, Any]:
     return {name: {"value": value} for name, value in examples.items()}
 
 
-def followed_by(*operation_ids: str, attempt_id: str = "$response.body#/attemptId") -> dict[str, Any]:
-    """Links to calls about the same attempt."""
-    return {found: {"operationId": found, "parameters": {"id": attempt_id}} for found in operation_ids}
+def followed_by(*operation_ids: str, id_from: str = "attemptId") -> dict[str, Any]:
+    """Links to calls about what the response is about, whose id is its field `id_from`."""
+    value = f"$response.body#/{id_from}"
+    return {found: {"operationId": found, "parameters": {"id": value}} for found in operation_ids}

@@ -14,9 +14,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from domain.errors import REPEATABLE, Category, InvalidInput, RateLimited, SettleError, registered
 
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_UNAVAILABLE_SECONDS: Final = 2
 SHOWN_ERRORS_MAX: Final = 20
@@ -262,13 +264,26 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         return problem_response(
             error.kind, error.detail, request_id=request_id, errors=error.errors, headers=error.headers
         )
+    headers = error.headers
+    if headers and "Allow" in headers:
+        headers = {**headers, "Allow": ", ".join(_allowed_methods(request))}
     kind = _BY_STATUS.get(error.status_code) or ProblemKind(
         HTTPStatus(error.status_code).name,
         error.status_code,
         HTTPStatus(error.status_code).phrase,
         is_repeatable=error.status_code >= 500,
     )
-    return problem_response(kind, kind.title, request_id=request_id, headers=error.headers)
+    return problem_response(kind, kind.title, request_id=request_id, headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of a path: each is a route of its own, and a refusal knows only the first."""
+    routes = request.app.router.routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from api import examples
 from api.accounts.queries import PAGE_SIZE, PAGE_SIZE_MAX, read_attempts, read_summary
 from api.accounts.routes import POSTED
 from api.http.bodies import JsonRoute
-from api.http.dependencies import ONE_TURN, ApiServices, SignedIn, limit_by_account
+from api.http.dependencies import ONE_TURN, ApiServices, RepeatKey, SignedIn, limit_by_account
 from api.http.openapi import answered, asked, followed_by
 from api.http.problems import INVALID_INPUT, documented
 from api.http.rate_limits import client_address
 from api.http.sse import EventStream, attempt_events
 from api.models import AttemptPage, CreditsSummary, IntentRequest, SubmitRequest
-from db.accounts.idempotency import KEY_LENGTH_MAX
 from db.accounts.wallets import Payer
 from domain.errors import (
     AttemptNotFound,
@@ -75,15 +74,7 @@ async def create_intent(
     ],
     session: SignedIn,
     services: ApiServices,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=KEY_LENGTH_MAX,
-            pattern=r"^[\x21-\x7e]+$",
-            description="A repetition with the same body gets the same answer; with another body, 422.",
-        ),
-    ] = None,
+    idempotency_key: RepeatKey = None,
 ) -> Intent:
     """Returns how much of which token to send, to which address, and until when.
 

@@ -30,6 +30,19 @@ class Payer:
     wallet_address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Funds:
+    """What an account has. `held_credits` are set aside for calls in flight, and are part of the balance until then."""
+
+    balance_credits: int
+    held_credits: int
+
+    @property
+    def available_credits(self) -> int:
+        """What another call may cost at most; negative where more was spent than there was."""
+        return self.balance_credits - self.held_credits
+
+
 async def provision_wallet(connection: AsyncConnection, wallet_address: str) -> Payer:
     """Find the wallet's user and account, or create them with a default key. Safe to run twice and concurrently.
 
@@ -65,10 +78,10 @@ async def balances(connection: AnyConnection) -> dict[str, int]:
     return {row.id: row.balance_credits for row in rows}
 
 
-async def find_balance(connection: AnyConnection, billing_account_id: str) -> int | None:
-    """Credits of one account, or None where the connection does not see it."""
-    return (
-        await connection.connection.execute(
-            select(BillingAccount.balance_credits).where(BillingAccount.id == billing_account_id)
-        )
-    ).scalar_one_or_none()
+async def find_funds(connection: AnyConnection, billing_account_id: str) -> Funds | None:
+    """Balance and holds of one account at one moment, or None where the connection does not see it."""
+    columns = (BillingAccount.balance_credits, BillingAccount.held_credits)
+    row = (
+        await connection.connection.execute(select(*columns).where(BillingAccount.id == billing_account_id))
+    ).one_or_none()
+    return Funds(row.balance_credits, row.held_credits) if row else None

@@ -29,6 +29,9 @@ class Reason(StrEnum):
     OPERATOR_CREDIT = "operator_credit"
 
 
+USAGE_REASON: Final = "llm_usage"
+"""Reason of a call's charge, which the database function `post_charge` posts with lines of its own: no `Posting`."""
+
 CASH_ACCOUNT: Final = "cash:usdc"
 REVENUE_SHARE_EXPENSE_ACCOUNT: Final = "expense:platform_revenue_share"
 

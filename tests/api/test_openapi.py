@@ -36,6 +36,12 @@ OPERATIONS: Final = {
     "getAttempt": "GET /api/v1/payments/attempts/{id}",
     "streamAttempt": "GET /api/v1/payments/attempts/{id}/events",
     "getCreditsSummary": "GET /api/v1/payments/credits/summary",
+    "listKeys": "GET /api/v1/keys",
+    "createKey": "POST /api/v1/keys",
+    "rotateKey": "POST /api/v1/keys/{id}/rotate",
+    "revokeKey": "DELETE /api/v1/keys/{id}",
+    "getUsage": "GET /api/v1/usage",
+    "listCalls": "GET /api/v1/usage/calls",
     "getLiveness": "GET /livez",
     "getReadiness": "GET /readyz",
     "getMetrics": "GET /metrics",
@@ -50,6 +56,12 @@ PROTECTED: Final = {
     "getAttempt",
     "streamAttempt",
     "getCreditsSummary",
+    "listKeys",
+    "createKey",
+    "rotateKey",
+    "revokeKey",
+    "getUsage",
+    "listCalls",
 }
 
 # Over TLS the cookie has the name that the document gives. The amounts are any that the document allows, almost.
@@ -59,7 +71,7 @@ SETTINGS: Final = {
     "PAYMENT_MAX_USD_CENTS": str(10**12),
     **{
         f"RATE_LIMIT_{what}_PER_{whom}": "1000000"
-        for what in ("LOGINS", "INTENTS", "SUBMITS")
+        for what in ("LOGINS", "INTENTS", "SUBMITS", "KEYS")
         for whom in ("ADDRESS", "ACCOUNT")
     },
 }
@@ -85,9 +97,10 @@ max-steps = 4
 [warnings]
 fail-on = ["missing_deserializer", "method_not_allowed", "unsupported_regex", "unmatched_filter", "rate_limited"]
 
-# What JSON Schema cannot say: the checksum of an address, one of two fields, an amount within the settings' bounds.
+# What JSON Schema cannot say: the checksum of an address, one of two fields, an amount within the settings' bounds, a
+# time to come, printable names, days in their order, a page's own cursor, an idempotency key that is new.
 [[operations]]
-include-operation-id = ["createChallenge", "logIn", "createIntent"]
+include-operation-id = ["createChallenge", "logIn", "createIntent", "createKey", "rotateKey", "getUsage", "listCalls"]
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 422]
 """
@@ -126,7 +139,7 @@ def test_every_operation_has_a_name_for_clients_and_words_for_people() -> None:
     assert found == OPERATIONS
     for _, operation in operations():
         assert operation["summary"] and operation["description"]
-        assert operation["tags"] in (["auth"], ["payments"], ["health"])
+        assert operation["tags"] in (["auth"], ["payments"], ["keys"], ["usage"], ["health"])
 
 
 def test_a_cookie_is_required_exactly_where_a_session_is() -> None:
@@ -195,8 +208,10 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
                 }
             )
         )
+        await revoke_a_key(api, cookies["payer"])
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
-    # An operation that only refused was not tested. A signature cannot be guessed: the two logins are our own.
+    # An operation that only refused was not tested. A signature cannot be guessed, and few links lead to a key in
+    # force: the two logins and a revocation are our own.
     assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
     assert await engine.books() == []
 
@@ -264,6 +279,16 @@ async def schemathesis_run(folder: Path, configuration: str, *arguments: str) ->
             await process.wait()
     assert process.returncode is not None
     return process.returncode, output.decode(errors="replace")
+
+
+async def revoke_a_key(api: RunningApi, session: str) -> None:
+    """Make a key and revoke it."""
+    headers = {"Cookie": session}
+    async with api.visitor() as visitor:
+        made = await visitor.post("/api/v1/keys", {"label": "Short-lived"}, headers=headers)
+        assert made.status == 201, made.body
+        revoked = await visitor.call("DELETE", f"/api/v1/keys/{made.body['keyId']}", headers=headers)
+        assert revoked.status == 204, revoked.body
 
 
 async def cookie(api: RunningApi, wallet: Wallet) -> str:

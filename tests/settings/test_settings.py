@@ -25,7 +25,11 @@ POSTGRES = (
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
 RATE_LIMITS = [
-    *(f"RATE_LIMIT_{kind}_PER_{whom}" for kind in ("LOGINS", "INTENTS", "SUBMITS") for whom in ("ADDRESS", "ACCOUNT")),
+    *(
+        f"RATE_LIMIT_{kind}_PER_{whom}"
+        for kind in ("LOGINS", "INTENTS", "SUBMITS", "KEYS")
+        for whom in ("ADDRESS", "ACCOUNT")
+    ),
     *(f"RATE_LIMIT_{kind}_PER_ACCOUNT" for kind in ("CHAT", "EMBEDDINGS", "IMAGES", "AUDIO")),
 ]
 BAD_POSTGRES = (

@@ -1,0 +1,1 @@
+"""Service keys and usage of the session's account."""
