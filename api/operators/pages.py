@@ -32,7 +32,7 @@ from db.operations import operator_pages as operators
 from db.operations.operator_pages import AttemptFilter, BalanceHistory
 from domain.errors import AttemptNotFound, InvalidInput, NotAnOperator, NotSignedIn, SettleError, Unavailable
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, parse_attempt_id, parse_tx_hash
-from domain.ledger.entries import Reason
+from domain.ledger.entries import USAGE_REASON, Reason
 from domain.money import format_usd, format_usdc
 from domain.payments.attempt import AttemptStatus, Purpose
 from starter.diagnosis import diagnose
@@ -72,6 +72,7 @@ REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.SYSTEM_DONATION: "donation",
     Reason.PAYMENT_REVERSAL: "reversal",
     Reason.OPERATOR_CREDIT: "operator's credit",
+    USAGE_REASON: "usage",
 }
 PURPOSES_IN_WORDS: Final[Mapping[str, str]] = {Purpose.SELF: "purchase", Purpose.SYSTEM: "donation"}
 

@@ -26,7 +26,7 @@ from api.accounts.sessions import sign_out
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
 from db.clock import estimated_now
 from domain.errors import Unavailable
-from domain.ledger.entries import Reason
+from domain.ledger.entries import USAGE_REASON, Reason
 from domain.money import credits_for_usd_cents, format_usd, usd_cents_for_credits
 from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
 from starter.models import AttemptView
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 FOLDER: Final = Path(__file__).parents[1]
 STATIC_FOLDER: Final = FOLDER / "static"
+
+STATIC_FILES: Final = ("charts.css", "credits.css", "credits.js", "favicon.svg", "usage.css", "usage.js")
 
 PRESETS_USD_CENTS: Final = (1_000, 2_500, 5_000, 10_000)
 CHOSEN_AT_FIRST_USD_CENTS: Final = 2_500
@@ -62,6 +64,7 @@ REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.SYSTEM_DONATION: "Donation received",
     Reason.PAYMENT_REVERSAL: "Payment reversed",
     Reason.OPERATOR_CREDIT: "Payment credited by support",
+    USAGE_REASON: "Call to a model",
 }
 
 REVERSED_IN_WORDS: Final = (
@@ -133,7 +136,7 @@ async def show_credits(
     """
     if _goes_by_another_name(request, services.settings.origin):
         return RedirectResponse(f"{services.settings.origin}/credits", status_code=307)
-    context: dict[str, Any] = {"site": _site(services)}
+    context: dict[str, Any] = {"site": site_of(services)}
     if session is None:
         return templates.TemplateResponse(request, "signed_out.html", context)
     try:
@@ -199,7 +202,8 @@ class Site:
     chosen_cents: int | None
 
 
-def _site(services: Services) -> Site:
+def site_of(services: Services) -> Site:
+    """The context that every page of the site has."""
     settings = services.settings
     presets = tuple(
         cents
@@ -242,6 +246,16 @@ def with_thousands(number: int) -> str:
 def signed(number: int) -> str:
     """`+1,000` or `−1,000`."""
     return f"+{number:,}" if number > 0 else f"−{-number:,}" if number < 0 else "0"
+
+
+def readable(number: int) -> str:
+    """`1,000` or `−1,000`: the minus of typography is as wide as a digit."""
+    return f"−{-number:,}" if number < 0 else f"{number:,}"
+
+
+def worth_in_dollars(credits: int) -> str:
+    """`$1,234.50` or `−$0.25`: the same as `worth_in_usd`, with the sign before the currency."""
+    return f"{'−' if credits < 0 else ''}${worth_in_usd(abs(credits))}"
 
 
 def in_words(reason: str) -> str:
@@ -304,6 +318,8 @@ templates.env.filters |= {
     "worth": worth_in_usd,
     "thousands": with_thousands,
     "signed": signed,
+    "readable": readable,
+    "dollars": worth_in_dollars,
     "reason": in_words,
     "short": shortened,
     "utc": utc_words,
@@ -312,6 +328,4 @@ templates.env.filters |= {
     "title_of": what_it_buys,
     "credits_for": credits_for_usd_cents,
 }
-templates.env.globals |= {
-    "static": {name: f"/static/{name}?v={_fingerprint(name)}" for name in ("credits.css", "credits.js", "favicon.svg")}
-}
+templates.env.globals |= {"static": {name: f"/static/{name}?v={_fingerprint(name)}" for name in STATIC_FILES}}

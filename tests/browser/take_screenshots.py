@@ -10,15 +10,19 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from playwright.async_api import ViewportSize, expect
+from playwright.async_api import Browser, ViewportSize, expect
 
 from db.accounts import wallets as accounts
-from devstack.chain import payer_wallets
+from devstack.chain import LocalChain, payer_wallets
 from domain.payments.attempt import Purpose
-from tests.browser.conftest import OpenSite, Site
+from tests.browser.conftest import OpenSite, Site, visited
+from tests.browser.test_usage_page import make_key, spend
+from tests.support.api import running_api
 from tests.support.browser import DECLINED, Visitor
+from tests.support.engine import open_engine
 from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import Database
+from tests.support.servers import Namespace
 from tests.support.sql import connect
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "images"
@@ -33,7 +37,7 @@ DAYS: Final = 9
 async def _save(visitor: Visitor, name: str) -> None:
     await visitor.page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
     await visitor.page.mouse.move(0, 0)
-    await visitor.page.screenshot(path=FOLDER / f"credits-{name}.png", full_page=True, animations="disabled")
+    await visitor.page.screenshot(path=FOLDER / f"{name}.png", full_page=True, animations="disabled")
 
 
 async def _credited(site: Site, visitor: Visitor, dollars: str, *, purpose: str = "self") -> None:
@@ -47,15 +51,15 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
     async with open_site(MIN_CONFIRMATIONS="5", EXPLORER_TX_URL=EXPLORER) as site:
         visitor = await site.visitor(viewport=DESKTOP)
         await visitor.open()
-        await _save(visitor, "signed-out")
+        await _save(visitor, "credits-signed-out")
 
         await visitor.sign_in()
         await visitor.choose("2000")
-        await _save(visitor, "other-amount")
+        await _save(visitor, "credits-other-amount")
         visitor.wallet.errors["eth_sendTransaction"] = DECLINED
         await visitor.pay("50")
         await expect(visitor.says()).to_contain_text("declined")
-        await _save(visitor, "declined")
+        await _save(visitor, "credits-declined")
         visitor.wallet.errors.clear()
 
         await _credited(site, visitor, "100")
@@ -64,16 +68,16 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await expect(visitor.cards().first).to_contain_text("Confirming")
         await site.engine.chain.mine(3)
         await expect(visitor.cards().first).to_contain_text("3 of 5 confirmations")
-        await _save(visitor, "confirming")
+        await _save(visitor, "credits-confirming")
         await visitor.page.emulate_media(color_scheme="dark")
-        await _save(visitor, "confirming-dark")
+        await _save(visitor, "credits-confirming-dark")
         await visitor.page.set_viewport_size(TELEPHONE)
-        await _save(visitor, "telephone-dark")
+        await _save(visitor, "credits-telephone-dark")
         await visitor.page.emulate_media(color_scheme="light")
         await site.engine.chain.mine(3)
         await expect(visitor.cards().first).to_contain_text("Credited")
         await visitor.page.set_viewport_size(DESKTOP)
-        await _save(visitor, "credited")
+        await _save(visitor, "credits-credited")
 
         many = await site.visitor(
             wallets=[site.wallet(), site.wallet(name="Second Wallet", rdns="example.second")], viewport=DESKTOP
@@ -81,7 +85,7 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await many.open()
         await many.page.get_by_role("button", name="Sign in with a wallet").click()
         await expect(many.page.get_by_role("dialog")).to_be_visible()
-        await _save(many, "wallets")
+        await _save(many, "credits-wallets")
 
 
 def _hex(number: int, name: str, digits: int) -> str:
@@ -141,6 +145,29 @@ async def test_take_operators_screenshots(open_site: OpenSite, database: Databas
         await expect(visitor.page.get_by_role("heading", level=1)).to_contain_text("187,500,000 to the system tenant")
         await visitor.page.mouse.move(0, 0)
         await visitor.page.screenshot(path=FOLDER / "operator-payment.png", full_page=True)
+
+
+async def test_take_screenshots_of_usage(
+    browser: Browser, namespace: Namespace, database: Database, chain: LocalChain
+) -> None:
+    # Without a worker: sums of days are planted, which no books would balance with.
+    async with (
+        open_engine(namespace, database, chain) as engine,
+        running_api(engine) as api,
+        visited(engine, browser, api) as site,
+    ):
+        await spend(site, days=45)
+        visitor = await site.signed_in(viewport=BROAD)
+        page = await visitor.open("/usage")
+        await make_key(page, "Agent in production", limitDayCredits="5", models="gpt-4o-mini")
+        await page.locator("#secret").evaluate("(shown) => { shown.textContent = 'sk-settle-' + 'x'.repeat(43); }")
+        await _save(visitor, "usage-new-key")
+        await visitor.open("/usage")
+        await page.locator(".call summary").nth(1).click()
+        await _save(visitor, "usage")
+        await page.set_viewport_size(TELEPHONE)
+        await page.emulate_media(color_scheme="dark")
+        await _save(visitor, "usage-telephone-dark")
 
 
 if __name__ == "__main__":

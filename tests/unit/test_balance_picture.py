@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.operators.balance_chart import HEIGHT, LEVELS_MAX, TOP, Chart, draw, in_short
+from api.charts import HEIGHT, LEVELS_MAX, TOP, in_short
+from api.operators.balance_chart import Chart, draw
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
