@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 import click
 
 from commands.framework import Context, RowId, WholeNumber, command, json_option
 from domain.billing.accounts import AccountKind, MemberRole, Tier
+from domain.billing.reports import UsageBy
 from domain.errors import InvalidInput
 
 _CREDITS = WholeNumber("credits")
@@ -185,6 +187,145 @@ async def grants_revoke(context: Context, grant_id: UUID, as_json: bool) -> None
     await revoke(context.settings, grant_id=grant_id, as_json=as_json)
 
 
+# -- keys
+
+
+@click.group()
+def keys() -> None:
+    """Service keys, which the gateway takes."""
+
+
+@keys.command("create")
+@click.option("--account", metavar="ID", help="The account that its calls are billed to.")
+@click.option("--wallet", metavar="ADDRESS", help="Instead: the personal account of this wallet, opened where missing.")
+@click.option("--label", metavar="TEXT", default="Key", show_default=True, help="What it is recognized by.")
+@click.option("--expires", metavar="TIME", help="When it ends, as ISO 8601. Default: never.")
+@click.option("--limit-day", type=_CREDITS, metavar="N", help="Credits a UTC day.")
+@click.option("--limit-month", type=_CREDITS, metavar="N", help="Credits a UTC month.")
+@click.option("--models", metavar="A,B", help="The only models that it may call. Default: all.")
+@click.option("--may-attribute", is_flag=True, help="Its calls may be attributed to other accounts (X-Attribute-To).")
+@json_option
+@click.pass_obj
+@command
+async def keys_create(
+    context: Context,
+    *,
+    account: str | None,
+    wallet: str | None,
+    label: str,
+    expires: str | None,
+    limit_day: int | None,
+    limit_month: int | None,
+    models: str | None,
+    may_attribute: bool,
+    as_json: bool,
+) -> None:
+    """Make a key. It is shown this once; only its hash is stored."""
+    from commands.keys import create
+
+    if (account is None) == (wallet is None):
+        raise InvalidInput("--account", "expected one of --account and --wallet")
+    await create(
+        context.settings,
+        account=account,
+        wallet=wallet,
+        label=label,
+        expires=expires,
+        limit_day=limit_day,
+        limit_month=limit_month,
+        models=models,
+        may_attribute=may_attribute,
+        as_json=as_json,
+    )
+
+
+@keys.command("list")
+@click.option("--account", metavar="ID", help="Only this account's.")
+@click.option("--all", "with_ended", is_flag=True, help="Include revoked and expired keys.")
+@json_option
+@click.pass_obj
+@command
+async def keys_list(context: Context, account: str | None, with_ended: bool, as_json: bool) -> None:
+    """List keys, the newest first, with what was spent by each this day and month."""
+    from commands.keys import list_all
+
+    await list_all(context.settings, account=account, with_ended=with_ended, as_json=as_json)
+
+
+@keys.command("rotate")
+@click.argument("key_id", type=RowId())
+@click.option(
+    "--overlap-minutes",
+    type=click.IntRange(0, 30 * 24 * 60),
+    default=60,
+    show_default=True,
+    metavar="N",
+    help="How long the old key is still accepted.",
+)
+@json_option
+@click.pass_obj
+@command
+async def keys_rotate(context: Context, key_id: UUID, overlap_minutes: int, as_json: bool) -> None:
+    """Replace a key by a new one on the same terms, which is shown this once."""
+    from commands.keys import rotate
+
+    await rotate(context.settings, key_id=key_id, overlap_minutes=overlap_minutes, as_json=as_json)
+
+
+@keys.command("revoke")
+@click.argument("key_id", type=RowId())
+@json_option
+@click.pass_obj
+@command
+async def keys_revoke(context: Context, key_id: UUID, as_json: bool) -> None:
+    """Refuse a key from the next call on, in every process. Safe to repeat."""
+    from commands.keys import revoke
+
+    await revoke(context.settings, key_id=key_id, as_json=as_json)
+
+
+# -- usage
+
+
+@click.command()
+@click.option("--account", metavar="ID", help="Only this account. Default: all.")
+@click.option(
+    "--by",
+    type=click.Choice([by.value for by in UsageBy]),
+    help="What the rows are. Default: account, of one account model.",
+)
+@click.option("--from", "first", metavar="DAY", help="First UTC day. Default: 29 days before the last.")
+@click.option("--to", "last", metavar="DAY", help="Last UTC day, included. Default: today.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on standard output.")
+@json_option
+@click.pass_obj
+@command
+async def usage(
+    context: Context,
+    *,
+    account: str | None,
+    by: str | None,
+    first: str | None,
+    last: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Report what was spent: credits, the providers' cost, the margin, and the cost that the platform absorbed."""
+    from commands.usage import report
+
+    if as_csv and as_json:
+        raise InvalidInput("--csv", "cannot be combined with --json")
+    await report(
+        context.settings,
+        account=account,
+        by=UsageBy(by) if by else None,
+        first=first,
+        last=last,
+        as_csv=as_csv,
+        as_json=as_json,
+    )
+
+
 # -- receipts
 
 
@@ -295,4 +436,4 @@ async def prices_import(
     )
 
 
-GROUPS = (accounts, grants, receipt, prices)
+GROUPS: Final = (accounts, grants, keys, prices, receipt, usage)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from db.accounts import idempotency
 from db.billing import keys
-from db.billing.keys import KeyState, ServiceKey
+from db.billing.keys import KeyState, ManagingConnection, ServiceKey
 from db.engine import TenantConnection
 from domain.billing.keys import KeyTerms, make_key
 from domain.errors import BookkeepingError, KeyNotFound, KeyNotInForce
@@ -77,12 +77,12 @@ class NewKey(KeyView):
 
 
 async def create_key(
-    connection: TenantConnection, billing_account_id: str, terms: KeyTerms, *, idempotency_key: str | None = None
+    connection: ManagingConnection, billing_account_id: str, terms: KeyTerms, *, idempotency_key: str | None = None
 ) -> NewKey:
     """Make a key of the account on these terms.
 
     A repeated `idempotency_key` makes no other key and answers with the first one, without its secret, which is not
-    stored. Raises `IdempotencyKeyReused`, and `BookkeepingError` where the account is not the caller's.
+    stored. Raises `IdempotencyKeyReused`, and `BookkeepingError` where the account is unknown, or not the caller's.
     """
     key_id, secret = uuid4(), make_key()
     asked = ("create", billing_account_id, terms.label, *map(str, (terms.expires_at, terms.models)))
@@ -96,7 +96,7 @@ async def create_key(
 
 
 async def rotate_key(
-    connection: TenantConnection,
+    connection: ManagingConnection,
     billing_account_id: str,
     key_id: UUID,
     *,
@@ -123,14 +123,14 @@ async def rotate_key(
     return await _answer(connection, new_id, secret=secret.key)
 
 
-async def revoke_key(connection: TenantConnection, key_id: UUID) -> None:
+async def revoke_key(connection: ManagingConnection, key_id: UUID) -> None:
     """Refuse a key from now on, in every process. Safe to repeat. Raises `KeyNotFound`."""
     if not await keys.revoke_key(connection, key_id) and await keys.find_key(connection, key_id) is None:
         raise KeyNotFound(key_id)
 
 
 async def _made_before(
-    connection: TenantConnection,
+    connection: ManagingConnection,
     billing_account_id: str,
     idempotency_key: str | None,
     asked: tuple[object, ...],
@@ -139,13 +139,14 @@ async def _made_before(
     """The key that the same request has made before; otherwise `key_id` is noted as its answer."""
     if idempotency_key is None:
         return None
+    assert isinstance(connection, TenantConnection), "operators' commands have no idempotency keys"
     request_hash = hashlib.sha256(json.dumps(asked).encode()).digest()
     answer = {"keyId": str(key_id)}
     kept = await idempotency.keep_answer(connection, billing_account_id, idempotency_key, request_hash, answer)
     return UUID(kept["keyId"]) if kept else None
 
 
-async def _answer(connection: TenantConnection, key_id: UUID, *, secret: str | None) -> NewKey:
+async def _answer(connection: ManagingConnection, key_id: UUID, *, secret: str | None) -> NewKey:
     found = await keys.find_key(connection, key_id)
     if found is None:
         raise KeyNotFound(key_id)
