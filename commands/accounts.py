@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 from uuid import uuid4
 
 from chain.addresses import checksum_address
@@ -12,12 +13,16 @@ from composition import service_database
 from db.accounts.wallets import Payer, provision_wallet
 from db.billing import accounts
 from db.billing.accounts import AccountState, Member
+from db.billing.keys import ServiceKey, page_keys
 from db.engine import ServiceConnection
 from domain.billing.accounts import AccountKind, MemberRole, Tier, check_new_account
 from domain.billing.keys import check_limit
 from domain.errors import AccountNotFound, InvalidInput, PayerRefused, Refusal
 from services.answers import ResponseModel
+from services.billing.keys import KeyView
 from settings import Settings
+
+KEYS_MAX: Final = 1_000
 
 
 class MemberView(ResponseModel):
@@ -53,9 +58,11 @@ class AccountView(ResponseModel):
     spent_month_credits: int
     created_at: datetime
     members: tuple[MemberView, ...]
+    keys: tuple[KeyView, ...]
+    """Those that are accepted, the newest first."""
 
     @classmethod
-    def of(cls, account: AccountState, members: Sequence[Member]) -> AccountView:
+    def of(cls, account: AccountState, members: Sequence[Member], keys: Sequence[ServiceKey]) -> AccountView:
         """The answer about an account."""
         return cls(
             billing_account_id=account.id,
@@ -74,6 +81,7 @@ class AccountView(ResponseModel):
             spent_month_credits=account.spent_month_credits,
             created_at=account.created_at,
             members=tuple(map(MemberView.of, members)),
+            keys=tuple(map(KeyView.of, keys)),
         )
 
 
@@ -194,7 +202,8 @@ async def _find_organization(connection: ServiceConnection, account_id: str) -> 
 
 async def _read(connection: ServiceConnection, account_id: str) -> AccountView:
     account = await _find(connection, account_id)
-    return AccountView.of(account, await accounts.list_members(connection, account_id))
+    keys = await page_keys(connection, account_id, limit=KEYS_MAX, in_force=True)
+    return AccountView.of(account, await accounts.list_members(connection, account_id), keys)
 
 
 def _print(view: AccountView) -> None:
@@ -213,6 +222,10 @@ def _print(view: AccountView) -> None:
     if view.members:
         rows = [(member.wallet, member.role.value, f"{member.since:%Y-%m-%d}") for member in view.members]
         stdout.print(table("Members", ("wallet", "role", "since"), rows))
+    if view.keys:
+        listed = [(key.key_id, key.label, key.hint, key.state.value) for key in view.keys]
+        stdout.print(table("Keys", ("key", "label", "hint", "state"), listed))
+    stdout.print(f"more on keys: settle keys list --account {view.billing_account_id}", markup=False)
 
 
 def _limits(view: AccountView) -> str:

@@ -14,6 +14,7 @@ from composition import service_database
 from db.billing.receipts import find_receipts
 from domain.billing.receipts import StoredReceipt
 from domain.errors import ReceiptNotFound
+from domain.money import format_exact
 from services.answers import ResponseModel
 from services.billing.receipts import Verification, verify_all, verify_receipts
 from settings import Settings
@@ -79,9 +80,9 @@ class ReceiptView(ResponseModel):
             **own,
             receipt_id=receipt.id,
             key_id=receipt.virtual_key_id,
-            provider_cost_usd=_plain(receipt.provider_cost_usd),
-            user_cost_usd=_plain(receipt.user_cost_usd),
-            absorbed_cost_usd=_plain(receipt.absorbed_cost_usd),
+            provider_cost_usd=format_exact(receipt.provider_cost_usd),
+            user_cost_usd=format_exact(receipt.user_cost_usd),
+            absorbed_cost_usd=format_exact(receipt.absorbed_cost_usd),
             entry=entry
             and receipt.entry_id
             and EntryView(
@@ -188,10 +189,10 @@ def _print(receipt: StoredReceipt) -> None:
         ("model", f"{receipt.model}, from {receipt.provider}"),
         ("ended", receipt.charge_reason + (", estimated" if receipt.estimated else "")),
         ("doubt", receipt.doubt and f"{receipt.doubt}: {receipt.doubt_detail}"),
-        ("charged", f"{grouped(receipt.charged_credits)} credits = {_plain(receipt.user_cost_usd)} USD"),
+        ("charged", f"{grouped(receipt.charged_credits)} credits = {format_exact(receipt.user_cost_usd)} USD"),
         ("uncollected", f"{grouped(receipt.uncollected_credits)} credits" if receipt.uncollected_credits else None),
-        ("provider's cost", f"{_plain(receipt.provider_cost_usd)} USD"),
-        ("absorbed", f"{_plain(receipt.absorbed_cost_usd)} USD" if receipt.absorbed_cost_usd else None),
+        ("provider's cost", f"{format_exact(receipt.provider_cost_usd)} USD"),
+        ("absorbed", f"{format_exact(receipt.absorbed_cost_usd)} USD" if receipt.absorbed_cost_usd else None),
         ("tokens", _tokens(receipt)),
         ("attributed to", receipt.attributed_to),
         ("prices of", f"version {receipt.price_version}" if receipt.price_version else "the upstream's own statement"),
@@ -225,11 +226,7 @@ def _print_verified(views: Sequence[VerificationView]) -> None:
         stdout.print(table(f"Receipt {view.receipt_id} differs", ("field", "stored", "computed"), rows))
 
 
-def _plain(amount: Decimal) -> str:
-    return format(amount.normalize(), "f")
-
-
 def _shown(value: object) -> object:
     if isinstance(value, Decimal):
-        return _plain(value)
+        return format_exact(value)
     return str(value) if isinstance(value, UUID) else value

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from domain.billing.charges import CallEnd, is_priced
 from domain.billing.pricing import PricedLine, cost_usd, credits_for_usd, to_usd
-from domain.money import CREDITS_PER_USD
+from domain.money import usd_for_credits
 
 _NOTHING: Final = Decimal(0)
 
@@ -114,11 +114,11 @@ def _of_receipt(receipt: StoredReceipt, prices: UnitPrices) -> Iterator[tuple[st
         if receipt.estimated and receipt.held_credits is not None and asked_credits > receipt.held_credits:
             # What is only estimated costs at most what was held.
             asked_credits = receipt.held_credits
-            price = _worth(asked_credits)
+            price = usd_for_credits(asked_credits)
         absorbed = max(_NOTHING, cost - price)
     if receipt.uncollected_credits:
         # The account could not pay for all of it: the platform bears the rest.
-        price = _worth(receipt.charged_credits)
+        price = usd_for_credits(receipt.charged_credits)
         absorbed = max(absorbed, cost - price)
     yield "provider_cost_usd", receipt.provider_cost_usd, cost
     yield "user_cost_usd", receipt.user_cost_usd, price
@@ -158,7 +158,3 @@ def _of_entry(receipt: StoredReceipt) -> Iterator[tuple[str, object, object]]:
         yield "entry.virtual_key_id", entry.virtual_key_id, receipt.virtual_key_id
     for line in sorted(expected.keys() | entry.lines.keys()):
         yield f"entry.lines[{line}]", entry.lines.get(line, 0), expected.get(line, 0)
-
-
-def _worth(credits: int) -> Decimal:
-    return to_usd(Fraction(credits, CREDITS_PER_USD))

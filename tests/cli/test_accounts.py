@@ -78,7 +78,11 @@ async def test_limits_are_set_and_removed_one_by_one(database: Database, tmp_pat
     assert [limited.json()[name] for name in ("limitDayCredits", "limitMonthCredits")] == [500, 9000]
     changed = await run(database, tmp_path, "accounts", "limit", account, "--no-day", "--json")
     assert [changed.json()[name] for name in ("limitDayCredits", "limitMonthCredits")] == [None, 9000]
+    key = (await run(database, tmp_path, "keys", "create", "--account", account, "--json")).json()
+    shown = (await run(database, tmp_path, "accounts", "show", account, "--json")).json()
+    assert [one["keyId"] for one in shown["keys"]] == [key["keyId"]]
     text = await run(database, tmp_path, "accounts", "show", account)
+    assert key["hint"] in text.stdout and key["key"] not in text.stdout
     assert "of any number" in text.stdout and "of 9,000" in text.stdout
 
 

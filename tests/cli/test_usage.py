@@ -22,7 +22,8 @@ PROMISED = {
     "demo", "up", "migrate", "worker", "doctor", "bench", "attempt", "attempt create", "attempt submit", "attempt show",
     "schedules apply", "schedules list", "attempt retry", "findings list", "findings show", "findings resolve",
     "reconcile", "accounts create", "accounts show", "grants create", "grants list", "grants revoke", "receipt show",
-    "receipt verify", "prices show", "prices diff", "prices import",
+    "receipt verify", "prices show", "prices diff", "prices import", "keys create", "keys list",
+    "keys rotate", "keys revoke", "usage",
 }  # fmt: skip
 
 
