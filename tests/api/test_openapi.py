@@ -192,8 +192,11 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
             assert INTERNAL.code in operation["responses"]["500"]["description"]
 
 
+EXAMPLES_FOR_LINKS: Final = 30
+
+
 @pytest.mark.slow(but=1)
-@pytest.mark.parametrize("examples", [5, 30])
+@pytest.mark.parametrize("examples", [5, EXAMPLES_FOR_LINKS])
 async def test_everything_that_the_document_promises_holds_for_those_who_are_signed_in(
     engine: Engine, tmp_path: Path, examples: int
 ) -> None:
@@ -216,8 +219,10 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
         await revoke_a_key(api, cookies["payer"])
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
     # An operation that only refused was not tested. A signature cannot be guessed, and few links lead to a key in
-    # force: the two logins and a revocation are our own.
-    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
+    # force: the two logins and a revocation are our own. With few examples, links to what others made are not followed.
+    expected = {label for name, label in OPERATIONS.items() if name != "logOut"}
+    linked = {label for label in expected if "{id}" in label} if examples < EXAMPLES_FOR_LINKS else set()
+    assert expected - linked <= set(succeeded() - before) <= expected
     assert await engine.books() == []
 
 
