@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import yaml
 
 from composition import tenant_database
-from db.accounts.wallets import Payer, find_balance
+from db.accounts.wallets import Payer, find_funds
 from db.billing.keys import KeyState, create_key, find_key
 from db.engine import TenantDatabase
 from db.payments.attempts import page_attempts
@@ -124,13 +124,13 @@ class LocalServiceKey:
     async def _buy_if_low(self, database: TenantDatabase, payer: Payer, wallet_key: str) -> UUID | None:
         """Buy credits where the account has few, and none are on their way; the attempt that is waited for."""
         async with database.transaction(payer.user_id) as connection:
-            balance = await find_balance(connection, payer.billing_account_id)
+            funds = await find_funds(connection, payer.billing_account_id)
             waiting = await page_attempts(
                 connection, payer.billing_account_id, limit=1, statuses=[AttemptStatus.PENDING_UNVERIFIED]
             )
         if waiting:
             return waiting[0].id
-        if balance is not None and balance >= credits_for_usd_cents(LOW_USD_CENTS):
+        if funds is not None and funds.balance_credits >= credits_for_usd_cents(LOW_USD_CENTS):
             return None
         self._on_progress(f"buying credits for {format_usd(BOUGHT_USD_CENTS)} USD, for the account of the service key")
         intent = await self._client.create_intent(payer, BOUGHT_USD_CENTS)

@@ -27,7 +27,7 @@ from commands.local_gateway import (
     write_upstreams_file,
 )
 from commands.local_system import LocalSystem
-from db.accounts.wallets import find_balance
+from db.accounts.wallets import find_funds
 from db.billing.keys import KeyState, find_key, revoke_key
 from devstack import DevstackError
 from devstack.chain import wallet_address
@@ -89,13 +89,13 @@ async def account_of(engine: Engine, stored: StoredKey) -> tuple[str, int]:
     payer = await engine.payments.provision(wallet_address(stored.wallet_key))
     async with engine.service.transaction() as connection:
         found = await find_key(connection, stored.key_id)
-        balance = await find_balance(connection, payer.billing_account_id)
+        funds = await find_funds(connection, payer.billing_account_id)
     assert found is not None
-    assert balance is not None
+    assert funds is not None
     assert (found.billing_account_id, found.state) == (payer.billing_account_id, KeyState.ACTIVE)
     key_hash = scalar(engine.database.service_url, "SELECT key_hash FROM virtual_keys WHERE id = %s", stored.key_id)
     assert key_hash == hash_key(stored.key)
-    return payer.billing_account_id, balance
+    return payer.billing_account_id, funds.balance_credits
 
 
 async def test_the_key_is_made_once_and_its_account_buys_credits_once(engine: Engine, tmp_path: Path) -> None:
