@@ -32,6 +32,7 @@ from domain.money import (
     raw_for_usd_cents,
 )
 from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
+from domain.operations.governance_call import GovernanceLoopPolicy
 from domain.payments.finality import FinalityLevel, FinalityPolicy
 
 BASE_CHAIN_ID: Final = 8453
@@ -371,6 +372,19 @@ class Settings(BaseModel):
         600, alias="RATE_LIMIT_AUDIO_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
 
+    governance_model: str | None = Field(
+        None, alias="GOVERNANCE_MODEL", max_length=200, description="a model that the gateway offers"
+    )
+    governance_prompt_file: FilePath | None = Field(
+        None, alias="GOVERNANCE_PROMPT_FILE", description="a text file with the prompt of the governance loop"
+    )
+    governance_budget_credits_per_day: int | None = Field(
+        None, alias="GOVERNANCE_BUDGET_CREDITS_PER_DAY", ge=1, le=10**15, description="whole credits, 1 or more"
+    )
+    governance_service_key: str | None = Field(
+        None, alias="GOVERNANCE_SERVICE_KEY", repr=False, min_length=8, description="a service key, sk-settle-..."
+    )
+
     schedules_file: FilePath | None = Field(
         None, alias="SCHEDULES_FILE", description="a YAML file, as docs/schedules.md describes it"
     )
@@ -464,6 +478,26 @@ class Settings(BaseModel):
         """Where payments go to. Raises `ConfigurationError` without a treasury."""
         treasury = self.require_treasury_address()
         return TransferScope(chain_id=self.chain_id, token=self.usdc_token_address, treasury=treasury)
+
+    @property
+    def governance_loop(self) -> GovernanceLoopPolicy | None:
+        """The governance loop's settings; None where it is off. Raises `ConfigurationError` where one is missing."""
+        if self.governance_model is None:
+            return None
+
+        def required(name: str, value: _T | None, expected: str) -> _T:
+            if value is None:
+                raise ConfigurationError.incomplete(name, "GOVERNANCE_MODEL", expected)
+            return value
+
+        budget = self.governance_budget_credits_per_day
+        return GovernanceLoopPolicy(
+            model=self.governance_model,
+            prompt_file=required("GOVERNANCE_PROMPT_FILE", self.governance_prompt_file, "a text file"),
+            budget_credits_per_day=required("GOVERNANCE_BUDGET_CREDITS_PER_DAY", budget, "whole credits"),
+            gateway_url=required("GATEWAY_URL", self.gateway_url, "the gateway's address"),
+            service_key=required("GOVERNANCE_SERVICE_KEY", self.governance_service_key, "a key of cogni_system"),
+        )
 
     def require_upstreams_file(self) -> Path:
         """`UPSTREAMS_FILE`, or `ConfigurationError`."""

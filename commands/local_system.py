@@ -57,12 +57,14 @@ _NOT_OF_THE_API: Final = _OF_THE_USER | {
     "SERVICE_DATABASE_URL",
     "MIGRATION_DATABASE_URL",
     "BILLING_INGEST_SECRET",
+    "GOVERNANCE_SERVICE_KEY",
 }
 _NOT_OF_THE_GATEWAY: Final = _OF_THE_USER | {
     "SETTLEMENT_DATABASE_URL",
     "SERVICE_DATABASE_URL",
     "MIGRATION_DATABASE_URL",
     "OPERATOR_DATABASE_URL",
+    "GOVERNANCE_SERVICE_KEY",
 }
 """Secrets that a process does not use, removed from its environment."""
 

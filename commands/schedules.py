@@ -12,10 +12,11 @@ from temporalio.client import Client
 from commands.output import print_json, progress, stdout, table
 from composition import singleton_workflows
 from settings import Settings
-from starter.schedule_file import load_schedules
+from starter.schedule_file import WantedSchedule, load_schedules
 from starter.schedules import Change, Planned, ScheduleView, apply_schedules, plan_schedules, read_schedules
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
+from workflows.naming import GOVERNANCE_LOOP
 from workflows.registry import JOBS
 
 NO_SCHEDULES: Final = "No schedules. `settle schedules apply` creates them."
@@ -97,11 +98,17 @@ async def list_all(variables: Mapping[str, str], *, as_json: bool) -> None:
 
 def check_file(settings: Settings) -> None:
     """Raise `ConfigurationError` where the schedules file cannot be applied."""
-    load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
+    wanted_schedules(settings)
+
+
+def wanted_schedules(settings: Settings) -> list[WantedSchedule]:
+    """What the file asks for; the governance loop only where it is configured."""
+    found = load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
+    return [schedule for schedule in found if schedule.job != GOVERNANCE_LOOP or settings.governance_model is not None]
 
 
 async def _plan(client: Client, settings: Settings) -> Plan:
-    wanted = load_schedules(settings.schedules_file, JOBS, chain_id=settings.chain_id)
+    wanted = wanted_schedules(settings)
     standing = singleton_workflows(settings)
     schedules = await plan_schedules(client, wanted, chain_id=settings.chain_id)
     return Plan(schedules, standing, await list_missing(client, standing))

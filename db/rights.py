@@ -117,6 +117,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "transfer_credits": {SERVICE_ROLE: _APPEND},
     "balance_assertions": {SERVICE_ROLE: _APPEND},
     "governance_heartbeats": {SERVICE_ROLE: _KEEP},
+    "governance_calls": {SERVICE_ROLE: _APPEND},
     # schema
     "alembic_version": _READ_BY_ALL,
     "schema_compatibility": {},

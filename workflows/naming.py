@@ -21,6 +21,7 @@ SUBMIT_UPDATE: Final = "submit"
 
 GOVERNANCE_HEARTBEAT: Final = "GovernanceHeartbeat"
 GOVERNANCE_REPORT: Final = "GovernanceReport"
+GOVERNANCE_LOOP: Final = "GovernanceLoop"
 HOUSEKEEPING: Final = "Housekeeping"
 CHECK_BOOKS: Final = "CheckBooks"
 

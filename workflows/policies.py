@@ -36,6 +36,14 @@ JOB_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=15)
 )
 
+# A model answers within minutes. A gateway that is away is asked again for a while; the next run is an hour away.
+# Above `activities.operations.governance_loop.ANSWER_SECONDS_MAX`.
+GOVERNANCE_CALL_START_TO_CLOSE: Final = timedelta(minutes=3)
+GOVERNANCE_CALL_SCHEDULE_TO_CLOSE: Final = timedelta(minutes=20)
+GOVERNANCE_CALL_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=2), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=1)
+)
+
 # One that works through batches as long as there are any. It sends a heartbeat after each.
 BATCHES_START_TO_CLOSE: Final = timedelta(minutes=10)
 BATCHES_HEARTBEAT: Final = timedelta(seconds=60)

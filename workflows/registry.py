@@ -16,6 +16,7 @@ from activities.messages import Rescan
 from workflows.jobs.billing_housekeeping import BillingHousekeeping, BillingHousekeepingInput
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
+from workflows.jobs.governance_loop import GovernanceLoop, GovernanceLoopInput
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput
 from workflows.jobs.reconcile import Reconcile, ReconcileInput
@@ -25,6 +26,7 @@ from workflows.naming import (
     BILLING_HOUSEKEEPING,
     CHECK_BOOKS,
     GOVERNANCE_HEARTBEAT,
+    GOVERNANCE_LOOP,
     GOVERNANCE_REPORT,
     HOUSEKEEPING,
     RECONCILE,
@@ -61,6 +63,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
             Job(BILLING_HOUSEKEEPING, BillingHousekeeping, BillingHousekeepingInput),
             Job(CHECK_BOOKS, CheckBooks, CheckBooksInput),
             Job(GOVERNANCE_HEARTBEAT, GovernanceHeartbeat, HeartbeatInput),
+            Job(GOVERNANCE_LOOP, GovernanceLoop, GovernanceLoopInput),
             Job(GOVERNANCE_REPORT, GovernanceReport, ReportInput),
             Job(HOUSEKEEPING, Housekeeping, HousekeepingInput),
             Job(RECONCILE, Reconcile, ReconcileInput),

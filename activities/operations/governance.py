@@ -17,10 +17,12 @@ from activities.operations.signatures import (
 from chain.reader import ChainReader
 from db.clock import read_clock
 from db.engine import ServiceDatabase, TenantDatabase
+from db.operations import governance_calls
 from db.operations import heartbeats as governance
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.identifiers import SYSTEM_TENANT_USER_ID
 from domain.operations.governance import TENANT_NOT_VISIBLE, Heartbeat, Income, Reading, evaluate_heartbeat
+from domain.operations.governance_call import problem_of
 
 LOW_BALANCES_MAX: Final = 10
 """Unpublished crossings that one heartbeat publishes."""
@@ -69,7 +71,12 @@ class GovernanceActivities(GovernanceSignatures):
     async def _read(self) -> Reading:
         async with self._tenants.transaction(SYSTEM_TENANT_USER_ID) as connection:
             account = await governance.read_system_tenant(connection)
+        async with self._service.autocommit() as service:
+            newest_call = await governance_calls.find_latest(service)
         problems: list[str] = []
+        refusal = problem_of(newest_call) if newest_call is not None else None
+        if refusal is not None:
+            problems.append(refusal)
         if account.is_flagged is None:
             problems.append(TENANT_NOT_VISIBLE)
         if account.schema_problem is not None:

@@ -12,6 +12,7 @@ from activities.messages import Message, MintedBonus
 from activities.signatures import Signatures
 from domain.operations.events import PlatformEvent
 from domain.operations.governance import Heartbeat, Income
+from domain.operations.governance_call import GovernanceCall
 from domain.operations.reconciliation.report import Report
 from domain.operations.resolutions import RemedyRequest, TakenRemedy
 
@@ -43,6 +44,22 @@ class SpanToReport(Message):
 
     since: datetime
     until: datetime
+
+
+class CallToPrepare(Message):
+    """What a governance call shows the model: movements of a period. And how long its answer may be."""
+
+    since: datetime
+    until: datetime
+    output_tokens_max: int
+
+
+class CallToMake(Message):
+    """A governance call (`key` is derived from its workflow) with its body."""
+
+    key: str
+    scheduled_at: datetime
+    body: str
 
 
 class IntentsToExpire(Message):
@@ -120,6 +137,23 @@ class GovernanceSignatures(Signatures):
     @abstractmethod
     async def read_income(self, span: SpanToReport) -> Income:
         """Movements of the system tenant's account in a period."""
+
+
+class GovernanceLoopSignatures(Signatures):
+    """Implemented by `activities.operations.governance_loop`."""
+
+    @activity.defn(name="prepare_governance_call")
+    @abstractmethod
+    async def prepare_governance_call(self, wanted: CallToPrepare) -> str:
+        """The call's body. It is kept in the workflow's history, so that each try sends the same."""
+
+    @activity.defn(name="call_governance_model")
+    @abstractmethod
+    async def call_governance_model(self, wanted: CallToMake) -> GovernanceCall:
+        """Make the call, and record its answer and charge; of a call that is on record already, that.
+
+        Fails, to be retried, where the gateway gives no answer, or still makes the same call.
+        """
 
 
 class HousekeepingSignatures(Signatures):

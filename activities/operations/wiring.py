@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from activities.operations.events import AnnouncementActivities
 from activities.operations.governance import GovernanceActivities
+from activities.operations.governance_loop import GovernanceLoopActivities
 from activities.operations.housekeeping import HousekeepingActivities
 from activities.operations.reconciliation import ReconciliationActivities
 from activities.operations.resolutions import RemedyActivities
@@ -43,6 +44,7 @@ def activities(deps: Dependencies) -> list[Activity]:
     return [
         *AnnouncementActivities(deps.publish).activities(),
         *governance.activities(),
+        *GovernanceLoopActivities(deps.settlement, deps.service, settings.governance_loop).activities(),
         *housekeeping.activities(),
         *remedies.activities(),
         *scheduled.activities(),

@@ -160,3 +160,21 @@ class GovernanceHeartbeatRow(Base):
     problems: Mapped[list[str]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
     low_balance_announced_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class GovernanceCallRow(Base):
+    """One call of the governance loop."""
+
+    __tablename__ = "governance_calls"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    scheduled_at: Mapped[datetime]
+    outcome: Mapped[str]
+    model: Mapped[str]
+    request_id: Mapped[str | None]
+    charged_credits: Mapped[int]
+    answer: Mapped[str | None]
+    limit_source: Mapped[str | None]
+    detail: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

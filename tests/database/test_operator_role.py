@@ -27,7 +27,7 @@ READABLE = (
 SECRET = ("call_claims", "idempotency_keys", "login_challenges", "rate_limits", "sessions", "virtual_keys")
 NOT_SHOWN = (
     "books_checkpoints", "books_checks", "books_violations",
-    "chain_cursors", "chain_gaps", "findings", "governance_heartbeats",
+    "chain_cursors", "chain_gaps", "findings", "governance_calls", "governance_heartbeats",
     "observed_transfers", "orphaned_transfers",
     "transfer_finality", "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
     "schema_compatibility", "write_probes", "payment_destinations",

@@ -35,6 +35,8 @@ from activities.billing.signatures import (
 from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
 from activities.messages import Rescan
 from activities.operations.signatures import (
+    CallToMake,
+    CallToPrepare,
     Done,
     HeartbeatRef,
     HeartbeatToTake,
@@ -50,6 +52,7 @@ from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from domain.operations.events import PlatformEvent
 from domain.operations.governance import Heartbeat, HeartbeatStatus, Income
+from domain.operations.governance_call import CallOutcome, GovernanceCall
 from domain.operations.reconciliation.report import Period, Report
 from domain.operations.reconciliation.totals import Totals
 from domain.transfers.rescan import RescanReport
@@ -74,6 +77,9 @@ PATHS: Final[dict[str, str]] = {
     "GovernanceHeartbeat": "GovernanceHeartbeat",
     f"GovernanceHeartbeat{DEAF}": "GovernanceHeartbeat",
     f"GovernanceHeartbeat{BROKEN}": "GovernanceHeartbeat",
+    "GovernanceLoop": "GovernanceLoop",
+    f"GovernanceLoop{DEAF}": "GovernanceLoop",
+    f"GovernanceLoop{BROKEN}": "GovernanceLoop",
     "GovernanceReport": "GovernanceReport",
     "Housekeeping": "Housekeeping",
     f"Housekeeping{BROKEN}": "Housekeeping",
@@ -146,6 +152,24 @@ class Script:
     @activity.defn
     async def read_income(self, span: SpanToReport) -> Income:
         return Income(since=span.since, until=span.until, by_reason={}, balance_credits=1)
+
+    @activity.defn
+    async def prepare_governance_call(self, wanted: CallToPrepare) -> str:
+        return json.dumps({"model": "m", "max_tokens": wanted.output_tokens_max})
+
+    @activity.defn
+    async def call_governance_model(self, wanted: CallToMake) -> GovernanceCall:
+        if self._is_broken:
+            raise ApplicationError("401 invalid_api_key", type="GOVERNANCE_CALL_REFUSED", non_retryable=True)
+        return GovernanceCall(
+            key=wanted.key,
+            scheduled_at=NOON,
+            outcome=CallOutcome.ANSWERED,
+            model="m",
+            request_id="req_1",
+            charged_credits=7,
+            answer="yes",
+        )
 
     @activity.defn
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:

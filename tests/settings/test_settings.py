@@ -107,6 +107,9 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "UNPRICED_HOLD_CREDITS": ("-1", "1.5", "much", str(10**15 + 1)),
     "CLAMP_OUTPUT_TOKENS": ("2", "maybe", "strict"),
     "BILLING_INGEST_SECRET": ("short",),
+    "GOVERNANCE_MODEL": ("m" * 201,),
+    "GOVERNANCE_BUDGET_CREDITS_PER_DAY": ("0", "-1", "1.5", "much", str(10**15 + 1)),
+    "GOVERNANCE_SERVICE_KEY": ("short",),
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
 }
@@ -115,6 +118,7 @@ ANY_VALUE_IS_GOOD = {
     "API_HOST",
     "GATEWAY_HOST",
     "UPSTREAMS_FILE",
+    "GOVERNANCE_PROMPT_FILE",
     "SCHEDULES_FILE",
     "RECONCILIATION_DIR",
 }

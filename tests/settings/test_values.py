@@ -48,6 +48,9 @@ GOOD = {
     "UPSTREAMS_FILE": "/etc/settle/upstreams.yaml",
     "CLAMP_OUTPUT_TOKENS": "true",
     "BILLING_INGEST_SECRET": SECRET,
+    "GOVERNANCE_MODEL": "gpt-5-mini",
+    "GOVERNANCE_PROMPT_FILE": "/etc/settle/prompt.txt",
+    "GOVERNANCE_SERVICE_KEY": SECRET,
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "json",
 }

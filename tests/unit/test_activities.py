@@ -23,10 +23,12 @@ DECLARATIONS: Final = [
 ]
 
 NAMES: Final = {
-    "announce", "await_confirmation", "await_finality", "check_books", "credit_buyer", "credit_donation",
+    "announce", "await_confirmation", "await_finality", "call_governance_model", "check_books",
+    "credit_buyer", "credit_donation",
     "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
     "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",
     "note_books_announced", "open_findings_of_receipts", "open_receipt_months", "pick_up_payments",
+    "prepare_governance_call",
     "prune_expired_rows", "read_income", "reconcile", "reconcile_providers", "record_submission", "rescan_chain",
     "resolve_hold", "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
 }  # fmt: skip

@@ -16,7 +16,7 @@ branch_labels = None
 depends_on = None
 compatible_from = "0004"
 
-SQL_FILES = ("0006_accounts.sql", "0006_ledger.sql", "0006_billing.sql")
+SQL_FILES = ("0006_accounts.sql", "0006_ledger.sql", "0006_billing.sql", "0006_governance.sql")
 
 # A settlement begins with payment_attempts, a bonus with credit_ledger, a sign-in with users: with these locked, in
 # this order, nothing is in progress that holds one of the others.
