@@ -7,15 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
 from temporalio.client import Client
 
 from activities.ledger.integrity_scan import check_all_books, check_books
 from chain.preconditions import State
 from commands.chain_checks import check_finality, check_watcher
+from commands.gateway_checks import check_spending, check_upstreams
 from commands.output import grouped, print_json, progress, stdout, table
+from commands.readiness import check_ready
 from composition import (
     CONNECTIONS,
     chain_reader,
@@ -33,7 +34,6 @@ from db.payments import attempts
 from db.startup import check_operator_database, check_writes
 from domain.clocks import ClockOffsets, in_words
 from domain.errors import (
-    ApiNotReady,
     BooksDoNotBalance,
     ChainUnavailable,
     ClocksApart,
@@ -110,6 +110,12 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("workers", lambda: _workers(settings, variables))
     if api_url is not None:
         await check("API", lambda: _api(api_url))
+    gateway_url, upstreams_file = settings.gateway_url, settings.upstreams_file
+    if gateway_url is not None:
+        await check("gateway", lambda: _gateway(gateway_url))
+    if upstreams_file is not None:
+        await check("upstreams", lambda: check_upstreams(settings, variables, upstreams_file))
+    await check("spending", lambda: check_spending(settings))
     await check("chain nodes", lambda: _chain_nodes(settings))
     await check("token and treasury", lambda: _preconditions(settings))
     await check("clocks", lambda: _clocks(settings))
@@ -240,44 +246,11 @@ async def _count_workers(client: Client, settings: Settings) -> str:
 
 
 async def _api(url: str) -> str:
-    try:
-        async with (
-            asyncio.timeout(API_SECONDS_MAX),
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
-        ):
-            status, found = await _read_health(session, f"{url}/readyz")
-            # README: a proxy keeps /readyz inside, and passes /livez on.
-            is_hidden = found is None and (await _read_health(session, f"{url}/livez"))[1] is not None
-    except aiohttp.ClientConnectorError as error:
-        reason = error.strerror if error.errno else "no connection"
-        raise ApiNotReady(f"nothing answers at {url} ({reason}); run: settle api") from error
-    except TimeoutError as error:
-        raise ApiNotReady(f"{url} does not answer within {API_SECONDS_MAX:g} s") from error
-    except aiohttp.ClientError as error:
-        raise ApiNotReady(f"{url} is not the API ({type(error).__name__})") from error
-    if is_hidden:
-        return f"alive at {url}; readiness is unknown: /readyz is not public (HTTP {status})"
-    if found is None:
-        raise ApiNotReady(f"{url} is not the API: HTTP {status} to /readyz without a readiness report")
-    if found["status"] != "ok":
-        wrong = [f"{name}: {result}" for name, result in found.get("checks", {}).items() if result != "ok"]
-        raise ApiNotReady(f"not ready at {url}: {'; '.join(wrong) or 'it is stopping'}")
-    return f"ready at {url}"
+    return await check_ready(url, what="the API", command="settle api", seconds_max=API_SECONDS_MAX)
 
 
-async def _read_health(session: aiohttp.ClientSession, url: str) -> tuple[int, dict[str, Any] | None]:
-    """The HTTP status, and the document where it is one of the API's own."""
-    async with session.get(url, allow_redirects=False) as response:
-        try:
-            found = await response.json(content_type=None)
-        except ValueError:
-            return response.status, None
-    is_ours = (
-        isinstance(found, dict)
-        and found.get("status") in ("ok", "not ready")
-        and isinstance(found.get("checks", {}), dict)
-    )
-    return response.status, found if is_ours else None
+async def _gateway(url: str) -> str:
+    return await check_ready(url, what="the gateway", command="settle gateway", seconds_max=API_SECONDS_MAX)
 
 
 async def _chain_nodes(settings: Settings) -> str:

@@ -40,6 +40,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
     ├── TemporalRequestInvalid  Temporal will never accept this request: an older server, or a fault of ours
     ├── BookkeepingError        the ledger contradicts the request
     ├── BooksDoNotBalance       an invariant of the ledger is violated
+    ├── HoldsNotResolved        credits are held for calls whose gateway has died, for longer than they should be
     ├── ClocksApart             host, database and chain clocks differ by more than the rules tolerate
     ├── DemoFailed              a step of the demo did not happen in time
     └── SettlementFailed        a settlement of the bench did not end as expected
@@ -575,6 +576,13 @@ class BooksDoNotBalance(OperatorError):
     code = "BOOKS_DO_NOT_BALANCE"
     category = Category.BOOKKEEPING
     title = "The ledger does not balance"
+
+
+class HoldsNotResolved(OperatorError):
+    """Holds of calls whose gateway has died are open for longer than their resolution takes."""
+
+    code = "HOLDS_NOT_RESOLVED"
+    title = "Lapsed holds are not resolved"
 
 
 class ClocksApart(OperatorError):

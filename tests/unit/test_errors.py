@@ -77,6 +77,7 @@ STABLE_CODES = {
     "BookkeepingError": "BOOKKEEPING",
     "BooksDoNotBalance": "BOOKS_DO_NOT_BALANCE",
     "ClocksApart": "CLOCKS_APART",
+    "HoldsNotResolved": "HOLDS_NOT_RESOLVED",
     "ApiNotReady": "API_NOT_READY",
     "DemoFailed": "DEMO_FAILED",
     "SettlementFailed": "BENCH_SETTLEMENT_FAILED",
