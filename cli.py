@@ -91,7 +91,9 @@ async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_jso
 @click.pass_obj
 @command
 async def demo(context: Context, keep: bool, as_json: bool) -> bool:
-    """Watch seven payments on a local chain: a worker killed half-way, a closed tab, a payment reorged out.
+    """Watch seven payments on a local chain, and calls to an AI that spend one of them.
+
+    A worker is killed half-way, a gateway in mid-stream, a tab is closed, a payment is reorged out, a call refused.
 
     Exit code 0 only if every expectation was met.
     """

@@ -1,45 +1,44 @@
-"""`settle demo`: seven payments on a local chain, each with a different problem.
+"""`settle demo`: seven payments on a local chain, each with a different problem, and calls that spend one of them.
 
-In one the worker is killed between the two credits, in one the payer closes the tab, and one is reorged out.
+In one the worker is killed between the two credits, in one the payer closes the tab, and one is reorged out. Of the
+calls one loses its gateway in mid-stream, and one is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
-from uuid import UUID
+from typing import Final, TypeVar
 
 import psycopg
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client
 
+from commands import demo_spending
+from commands.demo_report import Payment, report
+from commands.demo_spending import SpendingScenes, SpentCall
 from commands.local_system import LocalSystem
-from commands.output import grouped, print_json, progress, stdout, table
+from commands.output import progress
 from composition import payments_client, service_database
-from db.accounts import wallets as accounts
-from db.accounts.wallets import Payer
 from db.engine import ServiceDatabase
 from db.ledger import entries as ledger
-from db.ledger import invariants as books
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.database import DATABASE
 from devstack.stack import until_signalled
+from domain.billing.keys import KeySecret, make_key
 from domain.errors import DemoFailed
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger.entries import Reason, Side
+from domain.ledger.entries import Reason
 from domain.money import credits_for_usd_cents, format_usd, raw_for_usd_cents, revenue_share_credits
 from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
-from starter.diagnosis import workflow_url
-from starter.models import Intent
 from starter.payments import PaymentsClient
 from starter.progress import read_workflow
 from starter.temporal import connect
-from workflows.naming import workflow_id
+
+T = TypeVar("T")
 
 SETTLED_TIMEOUT_SECONDS: Final = 90.0
 POLL_SECONDS: Final = 0.1
@@ -55,53 +54,20 @@ _SERVERS_OF_OTHERS: Final = (
     "USDC_TOKEN_ADDRESS",
     "TREASURY_ADDRESS",
     "CHAIN_BLOCK_TIME_SECONDS",
+    "UPSTREAMS_FILE",
+    "GATEWAY_URL",
+    "GATEWAY_HOST",
+    "GATEWAY_PORT",
 )
 
 
 FINAL_AFTER_BLOCKS: Final = 12
 """With the nodes' tags finality takes 20 minutes on a real chain, which is too long for a demo."""
 
-DEMO_SETTINGS: Final = {"FINALITY": "confirmations", "FINALITY_CONFIRMATIONS": str(FINAL_AFTER_BLOCKS)}
-
-
-@dataclass
-class Payment:
-    """One payment of the demo, and the expected result."""
-
-    title: str
-    payer: Payer
-    intent: Intent
-    expected_status: AttemptStatus
-    expected_error: ErrorCode | None = None
-    status: AttemptStatus | None = None
-    error: ErrorCode | None = None
-    workflow: str | None = None
-    rows: list[ledger.LedgerRow] = field(default_factory=list)
-    expected_rows: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    @property
-    def attempt_id(self) -> UUID:
-        """The attempt's id."""
-        return self.intent.attempt_id
-
-    @property
-    def expectation(self) -> str:
-        """The expected result as text."""
-        end = f"{self.expected_status.value}{f' / {self.expected_error.value}' if self.expected_error else ''}"
-        credits = ", ".join(f"{grouped(amount)} as {reason}" for (_, reason), amount in self.expected_rows.items())
-        return f"{end}, {credits or 'no credits'}"
-
-    @property
-    def held(self) -> bool:
-        """Whether the result is as expected: the status, exactly these ledger rows, each once, and the workflow has
-        completed.
-        """
-        rows = sorted(((row.billing_account_id, row.reason), row.amount) for row in self.rows)
-        return (
-            (self.status, self.error) == (self.expected_status, self.expected_error)
-            and rows == sorted(self.expected_rows.items())
-            and self.workflow == WorkflowExecutionStatus.COMPLETED.name
-        )
+DEMO_SETTINGS: Final = {
+    "FINALITY": "confirmations",
+    "FINALITY_CONFIRMATIONS": str(FINAL_AFTER_BLOCKS),
+}
 
 
 async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bool:
@@ -113,21 +79,23 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
     }
     ok: bool | None = None
     with TemporaryDirectory(prefix="settle-demo-") as folder:
-        without = ("gateway", "upstream", *(() if keep else ("api",)))
+        without = () if keep else ("api",)
+        governance_key = make_key()
+        own |= DEMO_SETTINGS | demo_spending.settings(Path(folder), governance_key)
         async with (
             until_signalled(),
-            LocalSystem(
-                Path(folder), own | DEMO_SETTINGS, without=without, on_progress=progress, with_service_key=False
-            ) as system,
+            LocalSystem(Path(folder), own, without=without, on_progress=progress, with_service_key=False) as system,
         ):
             settings = system.settings
             async with (
                 payments_client(settings, system.variables) as client,
                 service_database(settings) as database,
             ):
-                scenes = _Scenes(system, client, database, await connect(system.variables))
-                payments = await scenes.play()
-                ok = await _report(scenes, payments, keep=keep, as_json=as_json)
+                scenes = _Scenes(
+                    system, client, database, await connect(system.variables), governance_key=governance_key
+                )
+                payments, calls = await scenes.play()
+                ok = await report(system, database, payments, calls, keep=keep, as_json=as_json)
             if keep:
                 page = f"{system.variables['API_URL']}/credits"
                 progress(
@@ -144,12 +112,19 @@ class _Scenes:
     """The payments, each as a user would make them: intent, transfer on the chain, hash submitted."""
 
     def __init__(
-        self, system: LocalSystem, client: PaymentsClient, database: ServiceDatabase, temporal: Client
+        self,
+        system: LocalSystem,
+        client: PaymentsClient,
+        database: ServiceDatabase,
+        temporal: Client,
+        *,
+        governance_key: KeySecret,
     ) -> None:
         self.system = system
         self.temporal = temporal
         self.client = client
         self.database = database
+        self.governance_key = governance_key
         self.started = time.monotonic()
 
     @property
@@ -161,8 +136,11 @@ class _Scenes:
         """Print progress, with the seconds since the payments began."""
         progress(f"[{time.monotonic() - self.started:5.1f} s] {words}")
 
-    async def play(self) -> list[Payment]:
-        """All payments. Those with the crash and the reorganisation come last, so that they affect no other."""
+    async def play(self) -> tuple[list[Payment], list[SpentCall]]:
+        """All payments, and the calls that spend the first one.
+
+        The payments with the crash and the reorganisation come last, so that they affect no other.
+        """
         buyer, donor, miser, thief, closer, unlucky, orphan = payer_wallets()[:7]
         closed_tab = await self._intend("a purchase whose tab was closed", closer, 1500)
         await self._pay(closed_tab, closer)
@@ -182,17 +160,18 @@ class _Scenes:
         await self._submit(too_little, await self._pay(too_little, miser, less_raw=raw_for_usd_cents(1)))
         early = [purchase, donation, too_little, stolen, closed_tab]
         await asyncio.gather(*(self._ended(payment) for payment in early))
+        spending = SpendingScenes(self.system, self.database, self.temporal, self.say)
+        async with _alongside(spending.play(purchase.payer)) as calls:
+            crashed = await self._intend("a purchase whose worker is killed", unlucky, 10_000)
+            await self._crash_between_the_credits(crashed, unlucky)
+            await self._ended(crashed)
 
-        crashed = await self._intend("a purchase whose worker is killed", unlucky, 10_000)
-        await self._crash_between_the_credits(crashed, unlucky)
-        await self._ended(crashed)
+            reversed_ = await self._intend("a purchase that is reorged out", orphan, 5000, is_taken_back=True)
+            await self._reorganise_away(reversed_, orphan)
 
-        reversed_ = await self._intend("a purchase that is reorged out", orphan, 5000, is_taken_back=True)
-        await self._reorganise_away(reversed_, orphan)
-
-        payments = [*early, crashed, reversed_]
-        await asyncio.gather(*(self._looked_after(payment) for payment in payments))
-        return payments
+            payments = [*early, crashed, reversed_]
+            await asyncio.gather(*(self._looked_after(payment) for payment in payments))
+            return payments, [*await calls, await spending.governance(self.governance_key)]
 
     async def _intend(
         self,
@@ -317,6 +296,17 @@ class _Scenes:
 
 
 @asynccontextmanager
+async def _alongside(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Let the work go on beside the block; where the block fails, the work is ended."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
 async def _system_tenant_locked(system: LocalSystem) -> AsyncIterator[psycopg.AsyncConnection]:
     url = system.stack.postgres.superuser_url(DATABASE)
     async with await psycopg.AsyncConnection.connect(url, application_name="settle demo") as connection:
@@ -329,117 +319,3 @@ async def _is_worker_blocked(connection: psycopg.AsyncConnection) -> bool:
         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'settle worker' AND wait_event_type = 'Lock'"
     )
     return await cursor.fetchone() is not None
-
-
-async def _report(scenes: _Scenes, payments: list[Payment], *, keep: bool, as_json: bool) -> bool:
-    settings = scenes.system.settings
-    async with scenes.database.transaction() as connection:
-        balances = await accounts.balances(connection)
-        trial_balance = await ledger.trial_balance(connection)
-        rows = await ledger.list_entries(connection)
-        violations = await books.find_violations(connection)
-    totals = ledger.totals(trial_balance)
-    expected: dict[str, int] = {}
-    for payment in payments:
-        for (account_id, _), amount in payment.expected_rows.items():
-            expected[account_id] = expected.get(account_id, 0) + amount
-    expected = {account_id: amount for account_id, amount in expected.items() if amount}
-    balances_held = {account_id: amount for account_id, amount in balances.items() if amount} == expected
-    ok = all(payment.held for payment in payments) and balances_held and not violations
-    if as_json:
-        print_json(
-            {
-                "ok": ok,
-                "payments": [_as_json(payment) for payment in payments],
-                "balances": balances,
-                "trialBalance": {"debits": totals[Side.DEBIT], "credits": totals[Side.CREDIT]},
-            }
-        )
-        return ok
-    namespace = scenes.system.variables["TEMPORAL_NAMESPACE"]
-    _print_payments(payments)
-    _print_ledger(rows, payments)
-    _print_trial_balance(trial_balance)
-    for payment in payments if keep else ():  # links to servers that are about to stop are useless
-        stdout.print(
-            f"{payment.title}: {workflow_url(settings.temporal_ui_url, namespace, payment.attempt_id)}",
-            soft_wrap=True,
-            markup=False,
-        )
-    for violation in violations:
-        stdout.print(f"books: {violation}", style="red", markup=False)
-    if not balances_held:
-        stdout.print(f"balances are {balances}, expected {expected}", style="red", markup=False)
-    stdout.print("All expectations met." if ok else "Some expectations were NOT met.", style="bold")
-    if not keep:
-        stdout.print("To explore Temporal's UI and the Credits page: settle demo --keep")
-    return ok
-
-
-def _as_json(payment: Payment) -> dict[str, Any]:
-    return {
-        "attemptId": str(payment.attempt_id),
-        "purpose": payment.intent.purpose.value,
-        "status": payment.status.value if payment.status else None,
-        "errorCode": payment.error.value if payment.error else None,
-        "workflowId": workflow_id(payment.attempt_id),
-        "expectation": payment.expectation,
-        "held": payment.held,
-    }
-
-
-def _print_payments(payments: list[Payment]) -> None:
-    stdout.print(
-        table(
-            "Payments",
-            ("held", "payment", "ended", "expected"),
-            [
-                (
-                    "yes" if payment.held else "NO",
-                    payment.title,
-                    f"{payment.status}{f' / {payment.error}' if payment.error else ''}",
-                    payment.expectation,
-                )
-                for payment in payments
-            ],
-        )
-    )
-
-
-def _print_ledger(rows: list[ledger.LedgerRow], payments: list[Payment]) -> None:
-    titles = {str(payment.attempt_id): payment.title for payment in payments}
-    stdout.print(
-        table(
-            "Ledger",
-            ("account", "reason", "credits", "balance after", "of"),
-            [
-                (
-                    row.billing_account_id,
-                    row.reason,
-                    grouped(row.amount),
-                    grouped(row.balance_after),
-                    titles.get(row.reference or "", row.reference),
-                )
-                for row in rows
-            ],
-            right=("credits", "balance after"),
-        )
-    )
-
-
-def _print_trial_balance(trial_balance: list[ledger.TrialBalanceLine]) -> None:
-    totals = ledger.totals(trial_balance)
-    stdout.print(
-        table(
-            "Trial balance, in credits",
-            ("ledger account", "type", "debit", "credit"),
-            [
-                *(
-                    (line.account_code, line.type, grouped(line.debits), grouped(line.credits))
-                    for line in trial_balance
-                ),
-                ("total", None, grouped(totals[Side.DEBIT]), grouped(totals[Side.CREDIT])),
-            ],
-            right=("debit", "credit"),
-        )
-    )
