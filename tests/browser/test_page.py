@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from api.pages import credits as pages
 from devstack.chain import payer_wallets
 from domain.errors import DatabaseUnavailable
-from domain.ledger.entries import Reason
+from domain.ledger.entries import USAGE_REASON, Reason
 from domain.payments.attempt import ErrorCode
 from tests.browser.conftest import OpenSite, Site
 from tests.support.api import running_api
@@ -191,7 +191,7 @@ async def test_a_database_that_does_not_answer_is_said_as_a_page(
 
 def test_every_code_and_reason_has_words() -> None:
     assert all(code.for_the_payer for code in ErrorCode)
-    assert set(pages.REASON_LABELS) == set(Reason)
+    assert set(pages.REASON_LABELS) == {*Reason, USAGE_REASON}
 
 
 def test_numbers_are_written_exactly() -> None:
