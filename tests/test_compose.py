@@ -17,6 +17,10 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
+PROVIDERS_KEYS = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY"}
+"""No settings: a file of upstreams may name any variable."""
+
+
 def with_defaults(text: str) -> str:
     """A value as docker-compose makes it in an empty environment."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
@@ -54,14 +58,25 @@ def test_the_published_port_of_the_api_is_the_one_that_its_address_names() -> No
     assert load(environment).api_url == f"http://localhost:{published[1]}"
 
 
+def test_the_gateway_has_one_password_and_the_file_that_its_settings_name() -> None:
+    gateway = SERVICES["gateway"]
+    assert {key for key in gateway["environment"] if key.endswith("DATABASE_URL")} == {"DATABASE_URL"}
+    [config] = gateway["configs"]
+    assert config["target"] == gateway["environment"]["UPSTREAMS_FILE"]
+    assert set(COMPOSE["configs"]) == {config["source"]}
+    [published] = [with_defaults(port).split(":") for port in gateway["ports"]]
+    assert published[2] == gateway["environment"]["GATEWAY_PORT"]
+    assert with_defaults(gateway["environment"]["GATEWAY_URL"]) == f"http://localhost:{published[1]}"
+
+
 def test_no_two_services_want_the_same_port_of_this_machine() -> None:
     taken = [with_defaults(port).split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(taken) == len(set(taken))
 
 
-@pytest.mark.parametrize("name", ["worker", "migrate", "api", "schedules"])
+@pytest.mark.parametrize("name", ["worker", "migrate", "api", "schedules", "gateway"])
 def test_every_setting_of_ours_is_one_and_has_a_good_value(name: str) -> None:
-    known = {str(field.alias) for field in Settings.model_fields.values()}
+    known = {str(field.alias) for field in Settings.model_fields.values()} | PROVIDERS_KEYS
     environment = {key: with_defaults(value) for key, value in SERVICES[name]["environment"].items()}
     assert {key for key in environment if not key.startswith("TEMPORAL_")} <= known
     load(environment)
