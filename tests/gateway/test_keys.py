@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.policy import REQUEST_BYTES_MAX
-from tests.gateway.support import MODEL, Served, add_key, chat, faulty, open_account, served
+from tests.gateway.support import MODEL, Served, add_key, chat, faulty, open_account, served, until
 from tests.support.postgres import Database
 from tests.support.sql import connect, query
 
@@ -110,8 +110,7 @@ async def test_billing_another_account_needs_its_grant(gateway: Served) -> None:
 async def test_credits_and_usage_are_shown_to_the_account_alone(gateway: Served) -> None:
     stranger = await open_account(gateway.books.database, cents=0, number=2)
     call = asyncio.create_task(gateway.client.post(faulty(delay=0.5)))
-    while not gateway.books.holds():
-        await asyncio.sleep(0.01)
+    await until(gateway.books.holds)
     credits = (await gateway.client.get("/v1/credits")).json
     assert credits["balanceCredits"] - credits["heldCredits"] == credits["availableCredits"] < 10_000_000
     answer = await call
