@@ -505,6 +505,7 @@ class Service(ABC):
         self.state_dir = state_dir.absolute()
         self.should_run = False
         self.is_busy = False
+        self._one_start_at_a_time = asyncio.Lock()
         self._child: ChildProcess | None = None
 
     @property
@@ -525,10 +526,14 @@ class Service(ABC):
     async def start(self) -> None:
         """Starts it and returns when it answers; at once when it runs already.
 
+        A start that is under way, as a supervisor's after a crash, is waited for.
         Raises PartFailedError with the last line of its log when it ends or does not answer in time.
         """
-        if self.is_running:
-            return
+        async with self._one_start_at_a_time:
+            if not self.is_running:
+                await self._start()
+
+    async def _start(self) -> None:
         self.is_busy = True
         try:
             self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

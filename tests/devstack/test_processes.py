@@ -1,5 +1,6 @@
 """Children end when they should, and no other process does."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -143,6 +144,25 @@ async def test_a_service_that_ends_at_once_says_why_in_one_line(tmp_path: Path) 
         await service.start()
     assert "\n" not in str(caught.value)
     assert not service.is_running
+
+
+async def test_a_start_that_is_under_way_is_waited_for(tmp_path: Path) -> None:
+    answers = False
+
+    async def ready() -> bool:
+        return answers
+
+    service = ProcessService("slow", tmp_path, ["sleep", "1000"], ready=ready)
+    first = asyncio.create_task(service.start())
+    try:
+        await wait_until(lambda: service.is_running, timeout_seconds=10, what="its process")
+        second = asyncio.create_task(service.start())
+        await asyncio.sleep(0)
+        assert not second.done(), "a start that returns says that the part answers"
+        answers = True
+        await asyncio.gather(first, second)
+    finally:
+        await service.stop()
 
 
 async def test_a_service_that_never_answers_is_ended(tmp_path: Path) -> None:
