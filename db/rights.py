@@ -90,7 +90,10 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         SERVICE_ROLE: _APPEND,
         OPERATOR_ROLE: _READ,
     },
-    "transfer_finality": {SERVICE_ROLE: _APPEND},
+    "transfer_finality": {SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
+    # A trigger keeps it: workers add what has lost its row, and delete none.
+    "transfers_awaiting_finality": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
+    "finality_progress": {APP_ROLE: _READ, SERVICE_ROLE: _KEEP, OPERATOR_ROLE: _READ},
     # transfers
     "payment_destinations": {SERVICE_ROLE: _APPEND},
     "observed_transfers": {SERVICE_ROLE: _ALL_ROWS},
@@ -226,7 +229,7 @@ GRANTED: Final = frozenset(
 BEFORE_CONTRACT: Final[frozenset[Right]] = frozenset()
 """Additional rights of a role while processes of the previous version may run: until the contracting revision.
 
-None now: revision 0006 has no contracting successor."""
+None now: revision 0007 has no contracting successor."""
 
 _WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
 

@@ -229,6 +229,31 @@ BEGIN
     RETURN NULL;
 END $function$;
 
+-- A credited transfer is to become final, or to be reversed.
+CREATE OR REPLACE FUNCTION public.await_finality_of_transfer()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    INSERT INTO transfers_awaiting_finality (attempt_id, chain_id, block_number)
+    VALUES (NEW.attempt_id, NEW.chain_id, NEW.block_number);
+    RETURN NULL;
+END $function$;
+
+-- Once its outcome is on record there is nothing to wait for.
+CREATE OR REPLACE FUNCTION public.end_wait_for_finality()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    DELETE FROM transfers_awaiting_finality w USING ended WHERE w.attempt_id = ended.attempt_id;
+    RETURN NULL;
+END $function$;
+
 -- The other way round: an outcome agrees with its attempt's status, and a payment with another status is not reversed.
 CREATE OR REPLACE FUNCTION public.check_finality()
  RETURNS trigger

@@ -119,3 +119,25 @@ class TransferFinality(Base):
     block_hash: Mapped[str]
     level: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TransferAwaitingFinality(Base):
+    """A credited transfer without an outcome. A trigger writes the row at the credit and deletes it at the outcome."""
+
+    __tablename__ = "transfers_awaiting_finality"
+    __table_args__ = (Index("transfers_awaiting_finality_by_block", "chain_id", "block_number", "attempt_id"),)
+
+    attempt_id: Mapped[UUID] = mapped_column(primary_key=True)
+    chain_id: Mapped[int]
+    block_number: Mapped[int]
+
+
+class FinalityProgress(Base):
+    """The last block of a chain that has reached a level of finality."""
+
+    __tablename__ = "finality_progress"
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    level: Mapped[str] = mapped_column(primary_key=True)
+    block_number: Mapped[int]
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -413,6 +413,10 @@ STRONG_LOCKS: Final = """
 """
 
 
+FIRST_FILES: Final = ("0006_accounts", "0007_")
+"""The first file of each revision after the landed one: its locks are taken before it."""
+
+
 async def test_a_revision_locks_no_table_that_it_has_not_locked_first(
     landed: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,7 +425,7 @@ async def test_a_revision_locks_no_table_that_it_has_not_locked_first(
 
     def run_and_look(connection: Any, file: str) -> None:
         driver = connection.connection.driver_connection
-        if file.startswith("0006_accounts"):
+        if file.startswith(FIRST_FILES):
             locked.clear()
             locked.update(name for (name,) in driver.execute(STRONG_LOCKS))
         run(connection, file)

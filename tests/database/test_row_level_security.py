@@ -22,6 +22,9 @@ OWNER_COLUMN = {
     "payment_attempts": "billing_account_id = %(account)s",
     "payment_events": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
     "settled_transfers": "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)",
+    "transfers_awaiting_finality": (
+        "attempt_id IN (SELECT id FROM payment_attempts WHERE billing_account_id = %(account)s)"
+    ),
 }
 """Tables that a tenant may read, and how to determine whose a row is."""
 
