@@ -19,6 +19,7 @@ import aiohttp
 
 from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, CircuitBreaker, HeadMark
 from chain.history import HistoryRefused
+from chain.joined_batches import JOIN_SECONDS, JoinedBatches
 from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
@@ -94,9 +95,12 @@ class PooledEndpoint:
     endpoint: Endpoint
     history: Endpoint
     """The same endpoint for historical queries, so that a refused log query does not mark it as one without batches."""
+    joined: JoinedBatches
+    """The same endpoint for questions about payments, many of which are asked at once."""
     log_range: LogRange
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     reason: str = ""
+    last_failure: EndpointFailure | None = None
 
     @property
     def label(self) -> str:
@@ -122,6 +126,7 @@ class EndpointPool:
         log_range_max: int = LOG_RANGE_MAX,
         head_tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS,
         mark_expiry_seconds: float = MARK_EXPIRY_SECONDS,
+        join_seconds: float = JOIN_SECONDS,
         on_request: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -134,6 +139,7 @@ class EndpointPool:
         self._response_bytes_max = response_bytes_max
         self._connections_max = connections_max
         self._log_range_max = log_range_max
+        self._join_seconds = join_seconds
         self._on_request = on_request
         self.clock = clock
         self.mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
@@ -154,15 +160,19 @@ class EndpointPool:
                 on_request=self._on_request,
             )
 
-        self._nodes = [
-            PooledEndpoint(open_endpoint(url, label), open_endpoint(url, label), LogRange(self._log_range_max))
-            for url, label in zip(self._urls, self._labels, strict=True)
-        ]
+        def pooled(url: str, label: str) -> PooledEndpoint:
+            endpoint = open_endpoint(url, label)
+            joined = JoinedBatches(endpoint, join_seconds=self._join_seconds)
+            return PooledEndpoint(endpoint, open_endpoint(url, label), joined, LogRange(self._log_range_max))
+
+        self._nodes = [pooled(url, label) for url, label in zip(self._urls, self._labels, strict=True)]
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for node in self._nodes:
+            await node.joined.close()
         if self._session is not None:
             await self._session.close()
 
@@ -299,7 +309,10 @@ class EndpointPool:
         return failure
 
     def failed(self, node: PooledEndpoint, failure: EndpointFailure) -> None:
-        """Record a failure."""
+        """Record a failure; that of a batch once, however many questions were in it."""
+        if failure is node.last_failure:
+            return
+        node.last_failure = failure
         if node.breaker.failure is not failure.failure:
             # Logged once per change, not per request: a node that is down for an hour is one event.
             log.warning("chain endpoint %s: %s", node.label, failure.message)

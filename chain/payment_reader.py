@@ -163,14 +163,17 @@ class PaymentReader:
         return [inclusion_report for inclusion_report in heard if inclusion_report is not None]
 
     async def _read(self, node: PooledEndpoint, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
-        """Receipt, head and the block at the receipt's height, all three of the same batch."""
+        """Receipt, head and the block at the receipt's height, all three of the same batch.
+
+        Questions about other payments may be in it, too.
+        """
         height = block_hint
         asked: BlockHeader | None = None
         for round_number in range(ROUNDS_MAX):
             calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_getTransactionReceipt", (tx_hash,))]
             if height is not None:
                 calls.append(Call("eth_getBlockByNumber", (hex(height), False)))
-            replies = await node.endpoint.batch(calls, deadline=deadline)
+            replies = await node.joined.ask(calls, deadline=deadline)
             chain_id = self._pool.check_chain(replies[0])
             head = self._pool.saw_head(node, read_quantity(replies[1]))
             receipt = await _receipt(replies[2], tx_hash)

@@ -23,6 +23,7 @@ class PoolOptions(TypedDict, total=False):
     log_range_max: int
     head_tolerance_blocks: int
     mark_expiry_seconds: float
+    join_seconds: float
     on_request: RequestObserver | None
     clock: Callable[[], float]
 

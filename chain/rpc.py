@@ -151,11 +151,14 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.label})"
 
-    async def batch(self, calls: Sequence[Call], *, deadline: float | None = None) -> list[Reply]:
+    async def batch(
+        self, calls: Sequence[Call], *, deadline: float | None = None, tries_one_by_one: bool = True
+    ) -> list[Reply]:
         """The replies to `calls`, in their order, from one HTTP request.
 
         Where the node refuses batches but answers a single call, the calls are sent one by one, and batches are not
-        tried again for `ONE_BY_ONE_SECONDS`: some providers do not offer batches on every plan.
+        tried again for `ONE_BY_ONE_SECONDS`: some providers do not offer batches on every plan. Without
+        `tries_one_by_one` a refusal is raised: of a large batch it may be the size that is refused.
 
         A refusal of a single call is in its `Reply`; a failure of the batch as a whole is raised as `EndpointFailure`,
         after `timeout_seconds` at the latest, or at `deadline` (the event loop's time) where a question of several
@@ -164,11 +167,11 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         if deadline is None:
             deadline = loop.time() + self._timeout_seconds
-        if loop.time() >= self._one_by_one_until:
+        if not self.asks_one_by_one:
             try:
                 return await self._request(calls, deadline, as_array=True)
             except EndpointFailure as refusal:
-                if not refusal.may_refuse_batches:
+                if not refusal.may_refuse_batches or not tries_one_by_one:
                     raise
                 try:
                     first = await self._request(calls[:1], deadline, as_array=False)
@@ -180,6 +183,15 @@ class Endpoint:
             first = []
         rest = await asyncio.gather(*(self._request([call], deadline, as_array=False) for call in calls))
         return [*first, *(reply for replies in rest for reply in replies)]
+
+    @property
+    def asks_one_by_one(self) -> bool:
+        """Whether batches are not tried now, because the node has refused one."""
+        return asyncio.get_running_loop().time() < self._one_by_one_until
+
+    def timed_out(self) -> EndpointFailure:
+        """The failure of an endpoint that has not answered in time."""
+        return EndpointFailure(Failure.TIMEOUT, f"no answer within {self._timeout_seconds:g} s")
 
     async def _request(self, calls: Sequence[Call], deadline: float, *, as_array: bool) -> list[Reply]:
         """One HTTP request: the calls as a batch, or a single call as an object."""
@@ -197,7 +209,7 @@ class Endpoint:
                     body = json.dumps(request if as_array else request[0]).encode()
                     document = await _decode(await self._post(body))
             except TimeoutError:
-                raise EndpointFailure(Failure.TIMEOUT, f"no answer within {self._timeout_seconds:g} s") from None
+                raise self.timed_out() from None
             replies = self._match(ids, document if as_array else [document])
             outcome = OUTCOME_OK
         except EndpointFailure as failure:

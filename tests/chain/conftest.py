@@ -45,8 +45,14 @@ async def readers(clock: Clock) -> AsyncIterator[Readers]:
     async with AsyncExitStack() as stack:
 
         async def make(*endpoints: FaultyNode | Node | str, **options: Any) -> ChainReader:
+            # Most tests ask one question after the other; `test_joined_batches` has those of many at once.
             urls = [endpoint if isinstance(endpoint, str) else endpoint.url for endpoint in endpoints]
-            settings: dict[str, Any] = {"chain_id": CHAIN_ID, "timeout_seconds": 5.0, "clock": clock} | options
+            settings: dict[str, Any] = {
+                "chain_id": CHAIN_ID,
+                "timeout_seconds": 5.0,
+                "join_seconds": 0.0,
+                "clock": clock,
+            } | options
             return await stack.enter_async_context(ChainReader(urls, **settings))
 
         yield make
