@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
 from temporalio import activity
@@ -21,6 +22,7 @@ from domain.chain import ChainView, TransferScope
 from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.payments.verification import (
+    NOTHING_KNOWN,
     KnownTransfers,
     PaymentTerms,
     Refused,
@@ -28,13 +30,19 @@ from domain.payments.verification import (
     Verified,
     Waiting,
     WaitReason,
+    before_timeout,
     evaluate,
     next_poll_delay,
 )
+from domain.payments.watched import WatchedWait, is_fresh, wait_by_watcher
 from telemetry.metrics.worker import POLLS
 
 STILL_WAITING: Final = "STILL_WAITING"
 """Type of the failure by which the activity is retried; its message and detail are shown to operators."""
+
+NODE: Final = "node"
+WATCHER: Final = "watcher"
+"""What answered a poll, for the metric."""
 
 POLL_TIMEOUT: Final = timedelta(seconds=25)
 """Time limit for all endpoints together; below the activity's start-to-close timeout, so that it is the activity that
@@ -75,16 +83,23 @@ class VerificationActivities(VerificationSignatures):
 
     @activity.defn
     async def await_confirmation(self, payment: PaymentToVerify) -> Verified | Refused:
-        """One poll of the chain: a final result, or a failure whose next retry is timed by what is missing.
+        """One poll: a final result, or a failure whose next retry is timed by what is missing.
+
+        What the chain watcher has written comes first. Its rows are a hint: they may say that there is nothing to ask
+        yet, and never more than that. A final result is the nodes', all of them.
 
         Waiting by retry leaves nothing in the workflow's history, however long it takes.
         """
-        attempt, known = await self._find(payment)
-        verdict = await self._poll(payment, attempt, known)
+        before = _previous_poll()
+        attempt, watched_wait, known = await self._find(payment, before)
+        if watched_wait is not None:
+            POLLS.labels(outcome=watched_wait.waiting.reason.value, answered_by=WATCHER).inc()
+            raise self._still_waiting(watched_wait.waiting, self._before_timeout(watched_wait.delay, attempt))
+        verdict = await self._poll(payment, attempt, known, before)
         if not isinstance(verdict, Waiting):
-            POLLS.labels(outcome=verdict.kind).inc()
+            POLLS.labels(outcome=verdict.kind, answered_by=NODE).inc()
             return _about(attempt.tx_hash, verdict)
-        POLLS.labels(outcome=verdict.reason.value).inc()
+        POLLS.labels(outcome=verdict.reason.value, answered_by=NODE).inc()
         if payment.is_last_look and self._is_over(verdict, attempt):
             return Refused(
                 status=AttemptStatus.FAILED,
@@ -92,12 +107,15 @@ class VerificationActivities(VerificationSignatures):
                 message=f"not confirmed in time; the final poll said: {verdict.message}",
                 tx_hash=attempt.tx_hash,
             )
-        raise ApplicationError(
-            verdict.message,
-            verdict,
+        raise self._still_waiting(verdict, self._delay(verdict, attempt))
+
+    def _still_waiting(self, waiting: Waiting, delay: timedelta) -> ApplicationError:
+        return ApplicationError(
+            waiting.message,
+            waiting,
             type=STILL_WAITING,
             category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=self._delay(verdict, attempt),
+            next_retry_delay=delay,
         )
 
     def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
@@ -117,21 +135,50 @@ class VerificationActivities(VerificationSignatures):
         return next_poll_delay(
             waiting,
             waited=attempt.now - attempt.submitted_at,
-            remaining=attempt.submitted_at + self._verification_timeout - attempt.now,
+            remaining=self._remaining(attempt),
             block_time=self._block_time,
         )
 
-    async def _find(self, payment: PaymentToVerify) -> tuple[attempts.UnderVerification, KnownTransfers]:
-        """The hash that the attempt waits for, and what is known of that transaction's transfers."""
+    def _before_timeout(self, delay: timedelta, attempt: attempts.UnderVerification) -> timedelta:
+        return before_timeout(delay, remaining=self._remaining(attempt), block_time=self._block_time)
+
+    def _remaining(self, attempt: attempts.UnderVerification) -> timedelta:
+        return attempt.submitted_at + self._verification_timeout - attempt.now
+
+    def _wait_by_watcher(
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, before: _Polled
+    ) -> WatchedWait | None:
+        """How the payment waits by the chain watcher's rows; None where the nodes are to be asked."""
+        if payment.is_last_look:
+            return None
+        return wait_by_watcher(
+            attempt.watched,
+            attempt.tx_hash,
+            min_confirmations=self._min_confirmations,
+            waited=attempt.now - attempt.submitted_at,
+            asked_ago=attempt.now - before.at if before.at is not None else None,
+            is_mined=before.block_number is not None,
+            block_time=self._block_time,
+        )
+
+    async def _find(
+        self, payment: PaymentToVerify, before: _Polled
+    ) -> tuple[attempts.UnderVerification, WatchedWait | None, KnownTransfers]:
+        """The hash that the attempt waits for, how it waits where the watcher's rows say it, and what is known of that
+        transaction's transfers, where they do not.
+        """
         await self._note_settings(payment.terms)
         async with self._database.autocommit() as connection:
             attempt = await attempts.find_under_verification(connection, payment.attempt_id)
             if attempt is None:
                 raise AttemptNotFound(payment.attempt_id)
+            watched_wait = self._wait_by_watcher(payment, attempt, before)
+            if watched_wait is not None:
+                return attempt, watched_wait, NOTHING_KNOWN
             known = await identity.find_known_transfers(
                 connection, payment.terms.scope, attempt.tx_hash, of_others_than=payment.attempt_id
             )
-        return attempt, known.model_copy(update={"held_log_indexes": attempt.settled_log_indexes})
+        return attempt, None, known.model_copy(update={"held_log_indexes": attempt.settled_log_indexes})
 
     async def _note_settings(self, terms: PaymentTerms) -> None:
         """Write the settings' destination and first block to the database, which checks every credit against them.
@@ -146,7 +193,7 @@ class VerificationActivities(VerificationSignatures):
                 self._noted_scopes.add(scope)
 
     async def _poll(
-        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, known: KnownTransfers
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, known: KnownTransfers, before: _Polled
     ) -> VerificationResult:
         def verdict_on(view: ChainView) -> VerificationResult:
             return evaluate(
@@ -163,11 +210,11 @@ class VerificationActivities(VerificationSignatures):
         try:
             async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
                 view = await self._chain.payments.look(
-                    attempt.tx_hash, block_hint=_block_seen_before(), ask_all=payment.is_last_look
+                    attempt.tx_hash, block_hint=_block_hint(attempt, before), ask_all=payment.is_last_look
                 )
                 verdict = verdict_on(view)
                 if isinstance(verdict, Waiting):
-                    _remember_block(view)  # not for a final result: no poll follows, and a heartbeat is a request
+                    self._remember(view, attempt)  # not for a final result: no poll follows
                     return verdict
                 # What follows is irreversible, and one node may lie: all the others are asked.
                 checked = await self._chain.payments.cross_check(attempt.tx_hash, view)
@@ -191,6 +238,13 @@ class VerificationActivities(VerificationSignatures):
             if is_judged:
                 return self._judged_but_not_believed("the chain nodes did not answer in time about the token")
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    def _remember(self, view: ChainView, attempt: attempts.UnderVerification) -> None:
+        """Note what a node has answered, and when, where the next poll depends on it: a heartbeat is a request."""
+        block = view.receipt.block_number if view.receipt is not None else None
+        by_watcher = attempt.watched is not None and is_fresh(attempt.watched, block_time=self._block_time)
+        if block is not None or by_watcher or _previous_poll().block_number is not None:
+            activity.heartbeat(block, attempt.now.isoformat())
 
     async def _is_known_destination(self, payment: PaymentToVerify) -> bool:
         """Whether the intent's destination is known: an intent alone is written by a public process."""
@@ -230,12 +284,27 @@ def _about(tx_hash: str, verdict: Verified | Refused) -> Verified | Refused:
     return verdict.model_copy(update={"tx_hash": tx_hash}) if isinstance(verdict, Refused) else verdict
 
 
-def _block_seen_before() -> int | None:
-    """The block in which the previous poll found the transaction: asking for it immediately saves a second request."""
+@dataclass(frozen=True, slots=True)
+class _Polled:
+    """The previous poll of this wait that asked a node; empty before the first."""
+
+    block_number: int | None = None
+    """The block in which the node had the transaction."""
+    at: datetime | None = None
+    """By the database's clock."""
+
+
+def _previous_poll() -> _Polled:
+    """From the activity's heartbeat; one of the version before has only the block."""
     details = activity.info().heartbeat_details
-    return details[0] if details and isinstance(details[0], int) else None
+    block = details[0] if details and isinstance(details[0], int) else None
+    at = datetime.fromisoformat(details[1]) if len(details) > 1 and isinstance(details[1], str) else None
+    return _Polled(block, at)
 
 
-def _remember_block(view: ChainView) -> None:
-    if view.receipt is not None:
-        activity.heartbeat(view.receipt.block_number)
+def _block_hint(attempt: attempts.UnderVerification, before: _Polled) -> int | None:
+    """The block in which the transaction may be: asking for it immediately saves a second request."""
+    watched = attempt.watched
+    if watched is None or watched.seen_in_block is None or watched.seen_in_block > watched.head_number:
+        return before.block_number
+    return watched.seen_in_block

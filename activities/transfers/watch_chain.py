@@ -24,7 +24,7 @@ from db.transfers.scopes import list_promises, mark_followed
 from domain.chain import TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
-from domain.transfers.watching import Promise, old_promises
+from domain.transfers.watching import Promise, old_promises, poll_interval
 from services.transfers.block_scanner import BlockScanner, Step
 from services.transfers.matcher import TransferMatcher
 
@@ -35,10 +35,6 @@ WORKER_STOPS: Final = "WORKER_STOPS"
 
 HEARTBEAT_SECONDS: Final = 3.0
 """Several fit into the activity's heartbeat time-out."""
-
-POLL_SECONDS_MIN: Final = 0.2
-POLL_SECONDS_MAX: Final = 15.0
-"""Bounds of the wait for the next block, which is one block time."""
 
 PATIENCE_SECONDS_MIN: Final = 1.0
 PATIENCE_SECONDS_MAX: Final = 30.0
@@ -98,7 +94,7 @@ class WatchingActivities(WatchingSignatures):
 
     def __init__(self, watches: ScopeWatches, *, block_time: timedelta) -> None:
         self._watches = watches
-        self._poll_seconds = min(max(block_time.total_seconds(), POLL_SECONDS_MIN), POLL_SECONDS_MAX)
+        self._poll_seconds = poll_interval(block_time).total_seconds()
 
     @activity.defn
     async def follow_chain(self, chain: WatchedChain) -> Followed:

@@ -26,6 +26,7 @@ from db.tables.payments import PaymentAttemptRow, PaymentEvent, SettledTransferR
 from domain.errors import HashInUse, TransferAlreadySettled
 from domain.payments.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import SettledTransfer
+from domain.payments.watched import WatchedTransaction
 from domain.transfers.income import NonPayer
 
 
@@ -323,8 +324,21 @@ _UNDER_VERIFICATION = text(
                       WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
              AS settled_log_indexes,
            first_block_answered_for(a.chain_id, a.token, a.to_address) AS first_block,
-           non_payer_kind(a.from_address) AS payer_kind
-      FROM payment_attempts a WHERE a.id = :attempt_id
+           non_payer_kind(a.from_address) AS payer_kind,
+           w.block_number AS watched_block, w.head_number AS watched_head, w.updated_at AS watched_at,
+           w.waits_for IS NOT NULL AS watcher_waits, o.block_number AS seen_in_block, o.observed_at AS seen_at
+      FROM payment_attempts a
+      LEFT JOIN LATERAL (
+               SELECT * FROM chain_cursors c
+                WHERE c.chain_id = a.chain_id AND lower(c.token) = lower(a.token)
+                  AND lower(c.to_address) = lower(a.to_address) AND c.retired_at IS NULL
+                ORDER BY c.updated_at DESC LIMIT 1) w ON true
+      LEFT JOIN LATERAL (
+               SELECT max(t.block_number) AS block_number, min(t.observed_at) AS observed_at
+                 FROM observed_transfers t
+                WHERE t.chain_id = a.chain_id AND t.tx_hash = a.tx_hash AND lower(t.token) = lower(a.token)
+                  AND lower(t.to_address) = lower(a.to_address)) o ON true
+     WHERE a.id = :attempt_id
     """
 )
 
@@ -341,10 +355,14 @@ class UnderVerification:
     first_block: int | None = None
     """The first accepted block, as far as the database knows."""
     payer_kind: NonPayer | None = None
+    watched: WatchedTransaction | None = None
+    """What the chain watcher has written; None where it does not follow the attempt's token and treasury."""
 
 
 async def find_under_verification(connection: ReadAllConnection, attempt_id: UUID) -> UnderVerification | None:
-    """The hash that the attempt waits for now, and the logs of that transaction that have paid others."""
+    """The hash that the attempt waits for now, the logs of that transaction that have paid others, and what the chain
+    watcher has written about it.
+    """
     row = (await connection.connection.execute(_UNDER_VERIFICATION, {"attempt_id": attempt_id})).one_or_none()
     if row is None or row.tx_hash is None or row.submitted_at is None:
         return None
@@ -355,4 +373,18 @@ async def find_under_verification(connection: ReadAllConnection, attempt_id: UUI
         row.now,
         row.first_block,
         NonPayer(row.payer_kind) if row.payer_kind else None,
+        _watched(row),
+    )
+
+
+def _watched(row: Row[Any]) -> WatchedTransaction | None:
+    if row.watched_at is None:
+        return None
+    return WatchedTransaction(
+        block_number=row.watched_block,
+        head_number=row.watched_head,
+        written_ago=row.now - row.watched_at,
+        is_waiting=row.watcher_waits,
+        seen_in_block=row.seen_in_block,
+        seen_ago=row.now - row.seen_at if row.seen_at is not None else None,
     )

@@ -332,6 +332,16 @@ def next_poll_delay(waiting: Waiting, *, waited: timedelta, remaining: timedelta
         missing = waiting.confirmations_needed - waiting.confirmations
         delay = min(max(block_time * missing, CONFIRMATION_DELAY_MIN), POLL_DELAY_MAX)
     else:
-        delay = min(max(waited / 10, block_time), POLL_DELAY_MAX)
+        delay = back_off(waited, block_time=block_time)
+    return before_timeout(delay, remaining=remaining, block_time=block_time)
+
+
+def back_off(waited: timedelta, *, block_time: timedelta) -> timedelta:
+    """The delay where nothing says when there will be more to know."""
+    return min(max(waited / 10, block_time), POLL_DELAY_MAX)
+
+
+def before_timeout(delay: timedelta, *, remaining: timedelta, block_time: timedelta) -> timedelta:
+    """The delay, shortened so that one more poll is made a block before the verification times out."""
     last_look = remaining - block_time
     return min(delay, last_look) if last_look > timedelta(0) else delay

@@ -16,6 +16,14 @@ FOLLOWED_AFTER: Final = timedelta(days=1)
 SCOPES_MAX: Final = 20
 """Most scopes followed besides the configured one: each costs two requests a block, and more indicate a fault."""
 
+POLL_INTERVAL_MIN: Final = timedelta(milliseconds=200)
+POLL_INTERVAL_MAX: Final = timedelta(seconds=15)
+
+
+def poll_interval(block_time: timedelta) -> timedelta:
+    """How long the watcher waits for the next block: one block time, within bounds."""
+    return min(max(block_time, POLL_INTERVAL_MIN), POLL_INTERVAL_MAX)
+
 
 @dataclass(frozen=True, slots=True)
 class Promise:

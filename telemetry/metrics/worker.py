@@ -10,7 +10,11 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from domain.payments.attempt import PaymentAttempt
 
-POLLS: Final = Counter("settle_chain_looks", "Polls of the chain for one payment, by result", ["outcome"])
+POLLS: Final = Counter(
+    "settle_chain_looks",
+    "Polls for one payment, by result and by what answered: a chain node, or the chain watcher's rows",
+    ["outcome", "answered_by"],
+)
 OUTCOMES: Final = Counter("settle_attempts_ended", "Payment attempts ended", ["purpose", "status", "error_code"])
 FINALITY_POLLS: Final = Counter(
     "settle_finality_looks", "Polls of the chain for one credited payment, by result", ["outcome"]

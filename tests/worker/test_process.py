@@ -126,7 +126,7 @@ async def test_metrics_join_the_sdks_with_ours(engine: Engine, worker: WorkerPro
     for sample in (
         'settle_attempts_ended_total{error_code="",purpose="self",status="CREDITED"} 1.0',
         "settle_bonus_credits_total 7.5e+08",
-        'settle_chain_looks_total{outcome="verified"} 1.0',
+        'settle_chain_looks_total{answered_by="node",outcome="verified"} 1.0',
         'settle_submit_to_end_seconds_count{purpose="self",status="CREDITED"} 1.0',
         "settle_chain_rpc_requests_total{",
         "settle_chain_rpc_seconds_count{",
