@@ -66,7 +66,8 @@ def is_fresh(watched: WatchedTransaction, *, block_time: timedelta) -> bool:
     """Whether the watcher is alive and at the head."""
     return (
         not watched.is_waiting
-        and watched.written_ago <= fresh_for(block_time)
+        # A time in the future is a false one, but for a clock that was set back a little.
+        and -FRESH_SLACK <= watched.written_ago <= fresh_for(block_time)
         and 0 <= watched.head_number - watched.block_number <= LAG_BLOCKS_MAX
     )
 
@@ -111,10 +112,11 @@ def _until_confirmed(
 ) -> WatchedWait | None:
     """Until the block that completes the confirmations is due, which the watcher may not have read by then."""
     confirmations = watched.head_number - seen_in_block + 1
-    due_in = block_time * max(min_confirmations - confirmations, 0) - watched.written_ago
+    missing = max(min_confirmations - confirmations, 0)
+    due_in = block_time * missing - watched.written_ago
     patience = 2 * block_time * min_confirmations + fresh_for(block_time)
     is_overdue = watched.seen_ago is not None and watched.seen_ago > patience
-    if due_in <= timedelta(0) or is_overdue:
+    if missing == 0 or due_in <= timedelta(0) or is_overdue:
         return None
     message = f"{confirmations} of {min_confirmations} confirmations by the chain watcher, head {watched.head_number}"
     waiting = Waiting(

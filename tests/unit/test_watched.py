@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from domain.payments.verification import CONFIRMATION_DELAY_MIN, POLL_DELAY_MAX, WaitReason, back_off
 from domain.payments.watched import (
     ASK_INTERVAL_MAX,
+    FRESH_SLACK,
     LAG_BLOCKS_MAX,
     WatchedTransaction,
     WatchedWait,
@@ -72,6 +73,12 @@ def test_rows_are_fresh_for_two_blocks_and_two_polls(block_seconds: float, secon
 )
 def test_a_watcher_that_catches_up_is_not_fresh(lag: int, fresh: bool) -> None:
     assert is_fresh(rows(block_number=HEAD - lag), block_time=BLOCK) is fresh
+
+
+def test_rows_from_the_future_are_not_fresh() -> None:
+    assert is_fresh(rows(written_ago=-FRESH_SLACK), block_time=BLOCK)
+    assert not is_fresh(rows(written_ago=-FRESH_SLACK - TICK), block_time=BLOCK)
+    assert wait(seen(HEAD - NEEDED + 1, written_ago=-FRESH_SLACK)) is None
 
 
 def test_a_watcher_that_waits_itself_is_not_fresh() -> None:
