@@ -37,6 +37,7 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
         min_usd_cents=settings.payment_min_usd_cents,
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
+        verification_timeout=settings.verification_timeout,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,15 @@ from typing import Any, Final, Self, TypeVar
 
 import structlog
 from temporalio.client import Client
-from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import PollerBehaviorSimpleMaximum, Worker
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
+from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 
 from activities.billing import wiring as billing
 from activities.interceptors import DomainErrors
@@ -64,6 +72,9 @@ WORKER_OPTIONS: Final[dict[str, Any]] = {
     "graceful_shutdown_timeout": GRACEFUL_SHUTDOWN,
     "workflow_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
     "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLERS),
+    # The sandbox imports a workflow's modules again for each run, a quarter of what a settlement costs. What it would
+    # find, tests find: docs/decisions/changing-a-workflow.md.
+    "workflow_runner": UnsandboxedWorkflowRunner(),
 }
 """`settle bench` runs its bare workflow with the same values."""
 
@@ -314,8 +325,18 @@ def _closing(stack: AsyncExitStack, database: _D) -> _D:
 
 
 def sdk_runtime(sdk_metrics_address: str) -> Runtime:
-    """The SDK's runtime, its metrics served at `sdk_metrics_address`."""
-    return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=sdk_metrics_address)))
+    """The SDK's runtime, its metrics served at `sdk_metrics_address`, the lines of its core among ours."""
+    forwarding = LogForwardingConfig(
+        logging.getLogger("temporalio.core"), append_target_to_name=False, prepend_target_on_message=False
+    )
+    return Runtime(
+        telemetry=TelemetryConfig(
+            metrics=PrometheusConfig(bind_address=sdk_metrics_address),
+            logging=LoggingConfig(
+                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding=forwarding
+            ),
+        )
+    )
 
 
 def _free_port() -> int:

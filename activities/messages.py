@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from domain.identifiers import TxHash
-from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.payments.finality import ReorgedOut
 from domain.payments.verification import PaymentTerms, Refused, SettledTransfer
 
@@ -48,6 +49,17 @@ class RecordedSubmission(Message):
     error_code: ErrorCode | None = None
     verify_until: datetime | None = None
     """When the wait for the chain ends; None where there is nothing to wait for."""
+
+    @classmethod
+    def of(cls, attempt: PaymentAttempt, verification_timeout: timedelta) -> Self:
+        """The attempt as it is recorded, whose hash is waited for so long."""
+        waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None
+        return cls(
+            status=attempt.status,
+            tx_hash=attempt.tx_hash,
+            error_code=attempt.error_code,
+            verify_until=waits_since + verification_timeout if waits_since else None,
+        )
 
 
 class PaymentToVerify(AttemptRef):
@@ -110,6 +122,14 @@ class MintedBonus(Message):
     amount_credits: int
 
 
+class ReplacedHash(Message):
+    """The payer has replaced the hash, which is recorded."""
+
+    tx_hash: TxHash
+    submitted_at: datetime
+    verify_until: datetime
+
+
 class Settlement(Message):
     """A payment workflow's input."""
 
@@ -117,6 +137,10 @@ class Settlement(Message):
     purpose: Purpose
     amount_usd_cents: int
     terms: PaymentTerms
+    recorded: RecordedSubmission | None = None
+    """The attempt once the submission was recorded; None from a starter up to schema revision 0006, which left the
+    recording to the run.
+    """
 
 
 class SettlementResult(Message):

@@ -31,7 +31,7 @@ from domain.transfers.income import NonPayer, require_payer
 from services.payments import lifecycle as payments
 from starter.models import AttemptView, Intent
 from starter.progress import ProgressReader, read_workflow
-from starter.submission import ANSWER_TIMEOUT, SubmitPayment, find_in
+from starter.submission import START_TIMEOUT, SubmitPayment, find_in
 from starter.temporal import to_temporal_unavailable
 
 
@@ -46,6 +46,8 @@ class PaymentPolicy:
     min_usd_cents: int
     max_usd_cents: int
     min_confirmations: int
+    verification_timeout: timedelta
+    """How long a submitted hash is waited for."""
 
 
 CHAIN_UNREADABLE: Final = "the chain cannot be read right now"
@@ -68,7 +70,9 @@ class PaymentsClient:
         self._temporal = temporal
         self._policy = policy
         self._progress = ProgressReader(temporal, read_head)
-        self._submissions = SubmitPayment(database, temporal, chain_id=policy.chain_id)
+        self._submissions = SubmitPayment(
+            database, temporal, chain_id=policy.chain_id, verification_timeout=policy.verification_timeout
+        )
 
     async def provision(self, wallet_address: str) -> Payer:
         """The payer behind a wallet (EIP-55 checksum form); creates user, account and key when it has none."""
@@ -147,8 +151,10 @@ class PaymentsClient:
         """Submit `tx_hash` for the attempt. Safe to repeat: the same answer, one workflow.
 
         When this returns, the hash is recorded and the durable workflow is running, independently of the chain and of
-        workers. A finished attempt answers with its result; so does an expired intent. A credited purchase whose
-        workflow was terminated before the bonus gets a new run, which mints it.
+        workers. Where Temporal does not answer, the hash is recorded all the same, and a run is started for it later.
+
+        A finished attempt answers with its result; so does an expired intent. A credited purchase whose workflow was
+        terminated before the bonus gets a new run, which mints it.
 
         An intent whose payment was mined before it expired was paid in time, whenever it is submitted: `mined_at` says
         so, or the chain watcher's record.
@@ -180,8 +186,8 @@ class PaymentsClient:
         if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return False
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
-                await self._submissions.start_after_the_credit(attempt, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                await self._submissions.start(attempt, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except (RPCError, RuntimeError, TimeoutError) as error:
             raise to_temporal_unavailable(error) from error
         return True

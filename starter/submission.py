@@ -1,20 +1,18 @@
-"""Submission of a hash to the attempt's workflow: one idempotent call to Temporal, and its failure cases.
+"""Submission of a hash: recorded in the database, then the attempt's workflow is started, or signalled a new hash.
 
-`domain.payments.submission` decides; this module executes.
+No worker takes part. A process that dies in between leaves a recorded hash without a run, which the chain watcher and
+housekeeping find (`services.payments.recovery`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import structlog
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
-from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError as UpdateNotAnswered
+from temporalio.client import Client
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -24,64 +22,35 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.messages import RecordedSubmission, Settlement, Submission
-from db.clock import read_clock
+from activities.messages import RecordedSubmission, ReplacedHash, Settlement, Submission
 from db.engine import TenantConnection, TenantDatabase
 from db.payments import attempts
-from domain.errors import AttemptNotFound, BookkeepingError, HashInUse, StartupCheckFailed, TemporalUnavailable
+from domain.errors import AttemptNotFound, BookkeepingError, StartupCheckFailed, TemporalUnavailable
 from domain.money import format_usd
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.payments.submission import (
-    SubmissionPlan,
-    Way,
-    is_in_time,
-    needs_time_of_payment,
-    plan_submission,
-    refuse_early,
-)
 from domain.payments.verification import terms_of
-from services.payments import lifecycle
-from starter.progress import read_workflow
-from starter.temporal import refused_with, register_search_attributes, to_temporal_unavailable
+from services.payments.submission import record_hash
+from starter.temporal import register_search_attributes, to_temporal_unavailable
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
     CHAIN_ID,
+    HASH_REPLACED_SIGNAL,
     PAYMENT_PURPOSE,
     PAYMENT_STATUS,
-    SUBMIT_UPDATE,
     TX_HASH,
-    submit_update_id,
     task_queue,
     workflow_id,
 )
+from workflows.policies import WORKFLOW_TASK_TIMEOUT
 from workflows.verify_and_settle import VerifyAndSettle
 
-ANSWER_TIMEOUT: Final = timedelta(seconds=3)
-"""How long a submission waits for a worker. Without one the hash is recorded here and the workflow continues later."""
+START_TIMEOUT: Final = timedelta(seconds=5)
+"""How long a submission waits for Temporal. The hash is recorded by then: a run is started for it later."""
 
 REUSE_POLICY: Final = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
 """Completed means that the attempt has ended; a run that failed or was terminated may be followed by another."""
 
 log = structlog.get_logger(__name__)
-
-
-class _EndedMeanwhile(Exception):
-    """The attempt has ended since it was read."""
-
-    def __init__(self, attempt: PaymentAttempt) -> None:
-        super().__init__(f"attempt {attempt.id} is {attempt.status}")
-        self.attempt = attempt
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The database's state at a submission, read in one transaction."""
-
-    attempt: PaymentAttempt
-    is_held: bool
-    """Whether another attempt of the same payer holds the hash."""
-    now: datetime
-    mined_at: datetime | None
 
 
 async def find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
@@ -95,10 +64,13 @@ async def find_in(connection: TenantConnection, attempt_id: UUID) -> PaymentAtte
 class SubmitPayment:
     """Submits hashes, and resumes interrupted payments. It owns neither database nor client."""
 
-    def __init__(self, database: TenantDatabase, temporal: Client, *, chain_id: int) -> None:
+    def __init__(
+        self, database: TenantDatabase, temporal: Client, *, chain_id: int, verification_timeout: timedelta
+    ) -> None:
         self._database = database
         self._temporal = temporal
         self._chain_id = chain_id
+        self._verification_timeout = verification_timeout
 
     async def submit(
         self,
@@ -110,143 +82,33 @@ class SubmitPayment:
         mined_at: datetime | None = None,
     ) -> PaymentAttempt:
         """Status of the attempt once the hash is recorded and its workflow runs. See `PaymentsClient.submit`."""
-        found = await self._read(user_id, attempt_id, tx_hash, mined_at=mined_at)
-        attempt = found.attempt
-        plan = plan_submission(attempt, now=found.now, mined_at=found.mined_at, chain_id=self._chain_id)
-        if plan.way is Way.ANSWER:
+        recorded = await record_hash(
+            self._database, user_id, attempt_id, tx_hash, chain_id=self._chain_id, mined_at=mined_at
+        )
+        attempt = recorded.attempt
+        if attempt.status is not AttemptStatus.PENDING_UNVERIFIED:
             await self._finish_what_was_interrupted(attempt)
             return attempt
-        if plan.way is Way.EXPIRE and not await self._is_under_way(attempt_id):
-            return await self._record(attempt, tx_hash, plan)
-        refuse_early(attempt, tx_hash, is_held=found.is_held)
-        submission = submission_of(attempt, tx_hash, plan.submitted_at, request_id, plan.mined_at)
         try:
-            recorded = await self._submit_to_workflow(attempt, submission)
-        except _EndedMeanwhile as ended:
-            return ended.attempt
-        if recorded is not None:
-            progress = {"status": recorded.status, "tx_hash": recorded.tx_hash, "error_code": recorded.error_code}
-            return attempt.model_copy(update=progress | {"expires_at": None})
-        if plan.way is Way.EXPIRE:
-            # The run has a submission that was in time: recording this late one here would invalidate it.
-            return attempt
-        log.warning("no worker answered, recording the submission here", attempt_id=str(attempt_id))
-        return await self._record(attempt, tx_hash, plan)
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                return await self._ensure_run(attempt, recorded.is_replacement, request_id)
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            raise to_temporal_unavailable(error) from error
 
-    async def _read(self, user_id: str, attempt_id: UUID, tx_hash: str, *, mined_at: datetime | None = None) -> _Found:
-        async with self._database.transaction(user_id) as connection:
-            attempt = await find_in(connection, attempt_id)
-            is_held = attempt.tx_hash != tx_hash and await attempts.is_hash_held(connection, attempt, tx_hash)
-            now = await read_clock(connection.connection)
-            if mined_at is None and needs_time_of_payment(attempt, now):
-                mined_at = await attempts.find_observed_payment_time(connection, attempt.id, tx_hash)
-        return _Found(attempt, is_held, now, mined_at)
-
-    async def _record(self, attempt: PaymentAttempt, tx_hash: str, plan: SubmissionPlan) -> PaymentAttempt:
-        async with self._database.transaction(attempt.owner_user_id) as connection:
-            ending = await lifecycle.submit(
-                connection, attempt.id, tx_hash, submitted_at=plan.submitted_at, mined_at=plan.mined_at
-            )
-        return ending.attempt
-
-    async def _is_under_way(self, attempt_id: UUID) -> bool:
-        """Whether a run has an earlier submission, made in time, that is not recorded yet."""
-        state = await read_workflow(self._temporal, attempt_id)
-        return state is not None and state.is_running
-
-    async def _submit_to_workflow(self, attempt: PaymentAttempt, submission: Submission) -> RecordedSubmission | None:
-        """Start or join the run, ignoring an earlier answer that does not count any more."""
-        is_new = attempt.status is AttemptStatus.CREATED_INTENT
-        over = None if is_new else await self._run_that_is_over(attempt, submission)
+    async def _ensure_run(
+        self, attempt: PaymentAttempt, is_replacement: bool, request_id: str | None
+    ) -> PaymentAttempt:
+        """Start the run or join it. An attempt that has ended since it was recorded is returned as it is now."""
         try:
-            return await self._start_and_submit(attempt, submission, after=over)
+            await self.start(attempt, REUSE_POLICY, hash_replaced=is_replacement, request_id=request_id)
         except WorkflowAlreadyStartedError:
-            over = await self._run_that_is_over(attempt, submission)
-        except HashInUse:
-            # A refusal is stored as long as its run is; the database knows whether it is still true.
-            found = await self._read(attempt.owner_user_id, attempt.id, submission.tx_hash)
-            refuse_early(found.attempt, submission.tx_hash, is_held=found.is_held)
-            over = f"refusal-{submission.submitted_at.timestamp():.6f}"
-        return await self._start_and_submit(attempt, submission, after=over)
-
-    async def _run_that_is_over(self, attempt: PaymentAttempt, submission: Submission) -> str | None:
-        """Id of the attempt's latest run where none is running any more, although the attempt has not ended.
-
-        The run failed or was terminated; or it has completed, and the database was restored to an earlier moment, or
-        the expired intent was paid in time after all. Raises `_EndedMeanwhile` where the attempt has ended since it was
-        read.
-        """
-        state = await read_workflow(self._temporal, attempt.id)
-        if state is None or state.is_running:
-            return None
-        async with self._database.transaction(attempt.owner_user_id) as connection:
-            now = await find_in(connection, attempt.id)
-        if now.is_final and not is_in_time(now, submission.submitted_at, submission.mined_at):
-            raise _EndedMeanwhile(now)
-        return state.run_id
-
-    async def _start_and_submit(
-        self, attempt: PaymentAttempt, submission: Submission, *, after: str | None
-    ) -> RecordedSubmission | None:
-        """One idempotent call: the workflow runs, and has recorded the hash. None where no worker answered yet.
-
-        `after` names an ended run or a refusal whose answer does not count any more.
-        """
-        while True:
-            try:
-                return await self._update_with_start(attempt, submission, after=after)
-            except WorkflowUpdateFailedError as error:
-                raise refused_with(error) from error
-            except (TimeoutError, UpdateNotAnswered):
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # The SDK raises the same when the caller was cancelled, which needs no answer.
-                    raise asyncio.CancelledError from None
-                await self._require_started(attempt.id)
-                return None
-            except (RPCError, RuntimeError) as error:
-                if not await self._search_attributes_were_missing(error):
-                    raise to_temporal_unavailable(error) from error
-
-    async def _update_with_start(
-        self, attempt: PaymentAttempt, submission: Submission, *, after: str | None
-    ) -> RecordedSubmission:
-        start = WithStartWorkflowOperation(
-            VerifyAndSettle.run,
-            settlement_of(attempt, submission),
-            id=workflow_id(attempt.id),
-            task_queue=task_queue(attempt.chain_id),
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=REUSE_POLICY if after is None else WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            search_attributes=_search_attributes(attempt, submission.tx_hash),
-            static_summary=_summary(attempt),
-            memo={"requestId": submission.request_id} if submission.request_id else None,
-        )
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
-                recorded: RecordedSubmission = await self._temporal.execute_update_with_start_workflow(
-                    SUBMIT_UPDATE,
-                    submission,
-                    result_type=RecordedSubmission,
-                    id=submit_update_id(attempt.submission_count, submission.tx_hash, after=after),
-                    start_workflow_operation=start,
-                )
-                return recorded
-        finally:
-            await _forget(start)
-
-    async def _search_attributes_were_missing(self, error: RPCError | RuntimeError) -> bool:
-        """Register what a worker would have registered; True where that was missing."""
-        refused = isinstance(error, RPCError) and error.status == RPCStatusCode.INVALID_ARGUMENT
-        try:
-            return refused and bool(await register_search_attributes(self._temporal))
-        except StartupCheckFailed as missing:  # for an operator; the payer's submission is recorded and can wait
-            raise TemporalUnavailable(missing.message) from error
-
-    async def _require_started(self, attempt_id: UUID) -> None:
-        """Raise `TemporalUnavailable` unless the workflow durably exists."""
-        if await read_workflow(self._temporal, attempt_id) is None:
-            raise TemporalUnavailable("Temporal has not started the settlement")
+            # It has completed: the attempt has ended just now, or the database was restored to an earlier moment, or
+            # the expired intent was paid in time after all.
+            async with self._database.transaction(attempt.owner_user_id) as connection:
+                attempt = await find_in(connection, attempt.id)
+            if attempt.status is AttemptStatus.PENDING_UNVERIFIED:
+                await self.start(attempt, WorkflowIDReusePolicy.ALLOW_DUPLICATE, request_id=request_id)
+        return attempt
 
     async def _finish_what_was_interrupted(self, attempt: PaymentAttempt) -> None:
         """Start a run for a credited or reversed payment, unless one has completed: something may be due to it still.
@@ -257,28 +119,65 @@ class SubmitPayment:
         if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT.total_seconds()):
-                await self.start_after_the_credit(attempt, REUSE_POLICY)
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                await self.start(attempt, REUSE_POLICY)
         except WorkflowAlreadyStartedError:
             return
-        except (RPCError, RuntimeError, TimeoutError) as error:
+        except (RPCError, RuntimeError, TimeoutError, TemporalUnavailable) as error:
             log.warning("could not ensure that nothing is due", attempt_id=str(attempt.id), error=str(error))
 
-    async def start_after_the_credit(self, attempt: PaymentAttempt, reuse_policy: WorkflowIDReusePolicy) -> None:
-        """Start a run for a credited attempt: it finds what is done and does the rest. Raises the SDK's errors."""
+    async def start(
+        self,
+        attempt: PaymentAttempt,
+        reuse_policy: WorkflowIDReusePolicy,
+        *,
+        hash_replaced: bool = False,
+        request_id: str | None = None,
+    ) -> None:
+        """Start a run for a submitted attempt, or join the one that is running; a replaced hash is signalled to it.
+
+        A run finds in the database what is done, and does the rest. Raises the SDK's errors, and `TemporalUnavailable`
+        where Temporal lacks what an operator has to provide.
+        """
         if attempt.tx_hash is None or attempt.submitted_at is None:
             raise BookkeepingError(f"attempt {attempt.id} is {attempt.status} without a submitted hash")
-        submission = submission_of(attempt, attempt.tx_hash, attempt.submitted_at)
-        await self._temporal.start_workflow(
-            VerifyAndSettle.run,
-            settlement_of(attempt, submission),
-            id=workflow_id(attempt.id),
-            task_queue=task_queue(attempt.chain_id),
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=reuse_policy,
-            search_attributes=_search_attributes(attempt, attempt.tx_hash),
-            static_summary=_summary(attempt),
-        )
+        submission = submission_of(attempt, attempt.tx_hash, attempt.submitted_at, request_id)
+        recorded = RecordedSubmission.of(attempt, self._verification_timeout)
+        replaced = []
+        if hash_replaced and recorded.verify_until is not None:
+            replaced.append(
+                ReplacedHash(
+                    tx_hash=submission.tx_hash, submitted_at=submission.submitted_at, verify_until=recorded.verify_until
+                )
+            )
+        while True:
+            try:
+                await self._temporal.start_workflow(
+                    VerifyAndSettle.run,
+                    settlement_of(attempt, submission, recorded),
+                    id=workflow_id(attempt.id),
+                    task_queue=task_queue(attempt.chain_id),
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=reuse_policy,
+                    start_signal=HASH_REPLACED_SIGNAL if replaced else None,
+                    start_signal_args=replaced,
+                    search_attributes=_search_attributes(attempt, attempt.tx_hash),
+                    task_timeout=WORKFLOW_TASK_TIMEOUT,
+                    static_summary=_summary(attempt),
+                    memo={"requestId": request_id} if request_id else None,
+                )
+                return
+            except RPCError as error:
+                if not await self._search_attributes_were_missing(error):
+                    raise
+
+    async def _search_attributes_were_missing(self, error: RPCError) -> bool:
+        """Register what a worker would have registered; True where that was missing."""
+        refused = error.status == RPCStatusCode.INVALID_ARGUMENT
+        try:
+            return refused and bool(await register_search_attributes(self._temporal))
+        except StartupCheckFailed as missing:  # for an operator; the payer's submission is recorded and can wait
+            raise TemporalUnavailable(missing.message) from error
 
 
 def submission_of(
@@ -286,7 +185,6 @@ def submission_of(
     tx_hash: str,
     submitted_at: datetime,
     request_id: str | None = None,
-    mined_at: datetime | None = None,
 ) -> Submission:
     """The message that submits `tx_hash`."""
     return Submission(
@@ -296,26 +194,21 @@ def submission_of(
         tx_hash=tx_hash,
         submitted_at=submitted_at,
         request_id=request_id,
-        mined_at=mined_at,
         chain_id=attempt.chain_id,
     )
 
 
-def settlement_of(attempt: PaymentAttempt, submission: Submission) -> Settlement:
+def settlement_of(
+    attempt: PaymentAttempt, submission: Submission, recorded: RecordedSubmission | None = None
+) -> Settlement:
     """The input of the workflow that settles the attempt."""
     return Settlement(
         submission=submission,
         purpose=attempt.purpose,
         amount_usd_cents=attempt.amount_usd_cents,
         terms=terms_of(attempt),
+        recorded=recorded,
     )
-
-
-async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
-    """Retrieve the start's own error, which the call has raised already: asyncio logs unretrieved ones."""
-    with suppress(asyncio.CancelledError, Exception):
-        async with asyncio.timeout(0):
-            await start.workflow_handle()
 
 
 def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttributes:

@@ -58,6 +58,7 @@ def _flatten_sdk_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> Mut
     if isinstance(described, dict):
         event["workflow_id"] = described.get("workflow_id")
         event["workflow_run_id"] = described.get("run_id")
+    event.pop("temporal_log", None)  # of the SDK's core: its message has the fields
     described = event.pop("temporal_activity", None)
     if isinstance(described, dict):
         event["workflow_id"] = described.get("workflow_id")

@@ -18,6 +18,9 @@ each activity checks its payment's chain, whichever queue it came from.
 
 VERIFY_AND_SETTLE: Final = "VerifyAndSettle"
 SUBMIT_UPDATE: Final = "submit"
+"""Of starters up to schema revision 0006, which left the recording of a hash to the run."""
+
+HASH_REPLACED_SIGNAL: Final = "hash_replaced"
 
 GOVERNANCE_HEARTBEAT: Final = "GovernanceHeartbeat"
 GOVERNANCE_REPORT: Final = "GovernanceReport"

@@ -16,6 +16,14 @@ LEDGER_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(milliseconds=500), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
 
+# How long the server waits for a worker that has taken a workflow's task, and perhaps a ledger step with it: the same.
+WORKFLOW_TASK_TIMEOUT: Final = timedelta(seconds=10)
+
+# In the worker that has the workflow's task: one try, well below the time after which the server takes the task for
+# lost. A database that does not answer in this time is waited for by a regular activity, which operators see.
+LOCAL_LEDGER_SCHEDULE_TO_CLOSE: Final = timedelta(seconds=2)
+LOCAL_LEDGER_RETRY: Final = RetryPolicy(maximum_attempts=1)
+
 # Above `activities.payments.verification.POLL_TIMEOUT`, which bounds all endpoints together.
 POLL_START_TO_CLOSE: Final = timedelta(seconds=30)
 

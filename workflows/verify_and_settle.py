@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, RetryState
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, RetryState, is_cancelled_exception
 
 from workflows.publish import publish
 
@@ -17,11 +19,13 @@ with workflow.unsafe.imports_passed_through():
         AttemptRef,
         BonusToMint,
         CreditedPayment,
+        Message,
         PaymentToCredit,
         PaymentToRefuse,
         PaymentToReverse,
         PaymentToVerify,
         RecordedSubmission,
+        ReplacedHash,
         Settlement,
         SettlementResult,
         Submission,
@@ -37,17 +41,22 @@ with workflow.unsafe.imports_passed_through():
     from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
     from domain.payments.finality import Final, ReorgedOut
     from domain.payments.verification import Refused, Verified
-    from workflows.naming import PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
+    from workflows.naming import HASH_REPLACED_SIGNAL, PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
     from workflows.policies import (
         ANNOUNCE_SCHEDULE_TO_CLOSE,
         LEDGER_RETRY,
         LEDGER_START_TO_CLOSE,
+        LOCAL_LEDGER_RETRY,
+        LOCAL_LEDGER_SCHEDULE_TO_CLOSE,
         POLL_RETRY,
         POLL_START_TO_CLOSE,
     )
 
 TRACKS_FINALITY = "looks-after-the-credit"
 """A run that had ended before this patch replays unchanged; one that has not yet got there polls."""
+
+_M = TypeVar("_M", bound=Message)
+_R = TypeVar("_R", bound=Message)
 
 
 @workflow.defn(name=VERIFY_AND_SETTLE)
@@ -59,15 +68,15 @@ class VerifyAndSettle:
         self._payment = payment
         self._first_tx_hash = payment.submission.tx_hash
         self._first_refusal: ApplicationError | None = None
-        self._recorded: RecordedSubmission | None = None
+        self._recorded = payment.recorded
         self._submitted_at = payment.submission.submitted_at
         self._hash_replaced = False
         self._one_submission_at_a_time = asyncio.Lock()
 
     @workflow.run
     async def run(self, payment: Settlement) -> SettlementResult:
-        """Lifecycle of a payment."""
-        recorded = await self._record_first_submission()
+        """Lifecycle of a payment. Its submission is recorded, but by a starter up to schema revision 0006."""
+        recorded = payment.recorded or await self._record_first_submission()
         if recorded.status in FINAL_STATUSES:
             result = await self._complete_what_ended(recorded)
         else:
@@ -78,9 +87,20 @@ class VerifyAndSettle:
         await workflow.wait_condition(workflow.all_handlers_finished)
         return result
 
+    @workflow.signal(name=HASH_REPLACED_SIGNAL)
+    def replace_hash(self, replaced: ReplacedHash) -> None:
+        """The recorded hash is another one: it is polled for at once, and has a verification time of its own."""
+        if replaced.submitted_at > self._submitted_at:
+            self._recorded = RecordedSubmission(
+                status=AttemptStatus.PENDING_UNVERIFIED, tx_hash=replaced.tx_hash, verify_until=replaced.verify_until
+            )
+            self._note_replaced_hash(replaced.submitted_at)
+
     @workflow.update(name=SUBMIT_UPDATE)
     async def submit(self, submission: Submission) -> RecordedSubmission:
-        """Submit a hash: the first, the same again, or one that replaces it."""
+        """Record a hash, for a starter up to schema revision 0006: the first, the same again, or one that replaces
+        it.
+        """
         if submission.tx_hash == self._first_tx_hash and self._recorded is None:
             # `run` is recording this very submission: it is in the input too, so that it outlives a lost update.
             await workflow.wait_condition(lambda: self._recorded is not None or self._first_refusal is not None)
@@ -121,10 +141,13 @@ class VerifyAndSettle:
                 raise _cause(error) from error
             before, self._recorded = self._tx_hash(), recorded
             if recorded.tx_hash not in {None, before}:
-                self._submitted_at = submission.submitted_at
-                self._hash_replaced = True
-                workflow.upsert_search_attributes([TX_HASH.value_set(self._tx_hash())])
+                self._note_replaced_hash(submission.submitted_at)
             return recorded
+
+    def _note_replaced_hash(self, submitted_at: datetime) -> None:
+        self._submitted_at = submitted_at
+        self._hash_replaced = True
+        workflow.upsert_search_attributes([TX_HASH.value_set(self._tx_hash())])
 
     async def _verify_and_settle(self) -> SettlementResult:
         while True:
@@ -213,37 +236,65 @@ class VerifyAndSettle:
 
     async def _credit_buyer(self, verdict: Verified) -> AttemptOutcomeMessage:
         self._set_status("confirmed: crediting the buyer")
-        try:
-            return await workflow.execute_activity_method(
-                PayerSignatures.credit_buyer,
-                PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
-                start_to_close_timeout=LEDGER_START_TO_CLOSE,
-                retry_policy=LEDGER_RETRY,
-                summary="credit the buyer",
-            )
-        except ActivityError as error:
-            raise _cause(error) from error
+        return await self._ledger_step(
+            PayerSignatures.credit_buyer,
+            PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
+            summary="credit the buyer",
+        )
 
     async def _mint_bonus(self) -> int:
         self._set_status("buyer credited: crediting the system tenant's bonus")
-        bonus = await workflow.execute_activity_method(
-            SystemTenantSignatures.mint_bonus,
-            BonusToMint(**self._ref()),
-            start_to_close_timeout=LEDGER_START_TO_CLOSE,
-            retry_policy=LEDGER_RETRY,
-            summary="credit the system tenant's bonus",
+        bonus = await self._ledger_step(
+            SystemTenantSignatures.mint_bonus, BonusToMint(**self._ref()), summary="credit the system tenant's bonus"
         )
         return bonus.amount_credits
 
     async def _credit_donation(self, verdict: Verified) -> AttemptOutcomeMessage:
         self._set_status("confirmed: crediting the donation to the system tenant")
+        return await self._ledger_step(
+            SystemTenantSignatures.credit_donation,
+            PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
+            summary="credit the donation to the system tenant",
+        )
+
+    async def _end_without_credits(self, refused: Refused) -> AttemptOutcomeMessage:
+        self._set_status(f"{refused.error_code.value}: {refused.message}")
+        return await self._ledger_step(
+            PayerSignatures.end_without_credits,
+            PaymentToRefuse(**self._ref(), refused=refused),
+            summary=f"end as {refused.status.value}: {refused.error_code.value}",
+        )
+
+    async def _ledger_step(self, step: Callable[[Any, _M], Awaitable[_R]], message: _M, *, summary: str) -> _R:
+        """One transaction: in this worker, where the database answers at once, else as an activity of its own.
+
+        That one is pending in Temporal's UI with its error, and waits without workflow tasks. The transaction may have
+        been committed by then: every step finds what is done. A refusal is the step's answer either way.
+        """
+        if self._payment.recorded is not None:
+            try:
+                return await workflow.execute_local_activity_method(
+                    step,
+                    message,
+                    schedule_to_close_timeout=LOCAL_LEDGER_SCHEDULE_TO_CLOSE,
+                    retry_policy=LOCAL_LEDGER_RETRY,
+                    summary=summary,
+                )
+            except FailureError as error:
+                # The SDK raises a local activity's own error as it is, and wraps a time-out.
+                cause = error.cause if isinstance(error, ActivityError) else error
+                if is_cancelled_exception(error):
+                    raise
+                if isinstance(cause, ApplicationError) and cause.non_retryable:
+                    raise cause  # noqa: B904 - it is the error that was caught, or its cause
+                workflow.logger.warning("%s: %s", summary, cause, extra=self._log_fields())
         try:
             return await workflow.execute_activity_method(
-                SystemTenantSignatures.credit_donation,
-                PaymentToCredit(**self._ref(), transfer=verdict.transfer, confirmed_at=verdict.confirmed_at),
+                step,
+                message,
                 start_to_close_timeout=LEDGER_START_TO_CLOSE,
                 retry_policy=LEDGER_RETRY,
-                summary="credit the donation to the system tenant",
+                summary=summary,
             )
         except ActivityError as error:
             raise _cause(error) from error
@@ -320,16 +371,6 @@ class VerifyAndSettle:
             schedule_to_close=ANNOUNCE_SCHEDULE_TO_CLOSE,
             retry_policy=LEDGER_RETRY,
             log_fields=self._log_fields(),
-        )
-
-    async def _end_without_credits(self, refused: Refused) -> AttemptOutcomeMessage:
-        self._set_status(f"{refused.error_code.value}: {refused.message}")
-        return await workflow.execute_activity_method(
-            PayerSignatures.end_without_credits,
-            PaymentToRefuse(**self._ref(), refused=refused),
-            start_to_close_timeout=LEDGER_START_TO_CLOSE,
-            retry_policy=LEDGER_RETRY,
-            summary=f"end as {refused.status.value}: {refused.error_code.value}",
         )
 
     async def _publish_end(self, result: SettlementResult) -> None:

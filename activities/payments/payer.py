@@ -13,7 +13,7 @@ from activities.payments.signatures import PayerSignatures
 from db.engine import SettlementDatabase
 from domain.payments.attempt import AttemptStatus
 from services.payments import lifecycle as payments
-from telemetry.metrics.worker import SUBMISSIONS
+from telemetry.metrics.payments import SUBMISSIONS
 
 
 class PayerActivities(PayerSignatures):
@@ -28,7 +28,10 @@ class PayerActivities(PayerSignatures):
 
     @activity.defn
     async def record_submission(self, submission: Submission) -> RecordedSubmission:
-        """Record the submitted hash, and until when the chain is polled for it."""
+        """Record the submitted hash, and until when the chain is polled for it.
+
+        For runs that a starter up to schema revision 0006 has started; the present one records the hash itself.
+        """
         async with self._database.transaction(submission.owner_user_id) as connection:
             ending = await payments.submit(
                 connection,
@@ -40,13 +43,7 @@ class PayerActivities(PayerSignatures):
         attempt = ending.attempt
         if ending.changed and attempt.status is AttemptStatus.PENDING_UNVERIFIED:
             SUBMISSIONS.labels(attempt.purpose.value).inc()
-        waits_since = attempt.submitted_at if attempt.status is AttemptStatus.PENDING_UNVERIFIED else None
-        return RecordedSubmission(
-            status=attempt.status,
-            tx_hash=attempt.tx_hash,
-            error_code=attempt.error_code,
-            verify_until=waits_since + self._verification_timeout if waits_since else None,
-        )
+        return RecordedSubmission.of(attempt, self._verification_timeout)
 
     @activity.defn
     async def credit_buyer(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:

@@ -24,7 +24,7 @@ from db.errors import (
 from db.tables.accounts import BillingAccount
 from db.tables.payments import PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.errors import HashInUse, TransferAlreadySettled
-from domain.payments.attempt import HOLDING_STATUSES, AttemptStatus, ErrorCode, PaymentAttempt
+from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import SettledTransfer
 from domain.payments.watched import WatchedTransaction
 from domain.transfers.income import NonPayer
@@ -156,18 +156,6 @@ async def find_observed_payment_time(connection: TenantConnection, attempt_id: U
     values = {"attempt_id": attempt_id, "tx_hash": tx_hash}
     mined_at: datetime | None = (await connection.connection.execute(_OBSERVED_PAYMENT_TIME, values)).scalar_one()
     return mined_at
-
-
-async def is_hash_held(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str) -> bool:
-    """Whether another attempt of the same account holds the hash: it waits for it, or was paid with it."""
-    query = select(PaymentAttemptRow.id).where(
-        PaymentAttemptRow.billing_account_id == attempt.billing_account_id,
-        PaymentAttemptRow.chain_id == attempt.chain_id,
-        PaymentAttemptRow.tx_hash == tx_hash,
-        PaymentAttemptRow.status.in_([status.value for status in HOLDING_STATUSES]),
-        PaymentAttemptRow.id != attempt.id,
-    )
-    return (await connection.connection.execute(query.limit(1))).first() is not None
 
 
 async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str, at: datetime) -> None:

@@ -70,7 +70,7 @@ async def renew_attempt(connection: ServiceConnection, attempt_id: UUID) -> UUID
     The ended one does not change. The id is derived from the ended one's, so that there is one however often this runs.
     Raises `AttemptNotFound`, and `BookkeepingError` where the attempt has not ended this way.
     """
-    ended = await _lock(connection, attempt_id)
+    ended = await lock(connection, attempt_id)
     renewed_id = renewal_id(attempt_id)
     if await attempts.find_attempt(connection, renewed_id) is not None:
         return renewed_id
@@ -115,7 +115,19 @@ async def submit(
     `mined_at` is when its transfer was mined, where the watcher has seen it: before the intent's expiry it was in time.
     Raises `AttemptNotFound`, `HashInUse` and `TooManyReplacements`. An intent that has expired ends here.
     """
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
+    return await submit_locked(connection, attempt, tx_hash, submitted_at=submitted_at, mined_at=mined_at)
+
+
+async def submit_locked(
+    connection: TenantConnection,
+    attempt: PaymentAttempt,
+    tx_hash: str,
+    *,
+    submitted_at: datetime,
+    mined_at: datetime | None,
+) -> AttemptOutcome:
+    """The same for an attempt that this transaction has locked."""
     match decide_submission(attempt, tx_hash, submitted_at=submitted_at, mined_at=mined_at):
         case SubmissionEffect.NOTHING:
             return AttemptOutcome(attempt, changed=False)
@@ -137,7 +149,7 @@ async def submit(
                     **({"minedAt": mined_at.isoformat()} if mined_at else {}),
                 },
             )
-    return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
+    return AttemptOutcome(await _reread(connection, attempt.id), changed=True)
 
 
 async def credit_buyer(
@@ -148,7 +160,7 @@ async def credit_buyer(
     `revenue_share` is that of the bonus that follows: fixed here, so that no later setting changes it. Raises
     `TransferAlreadySettled` when the transfer has paid another attempt.
     """
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
     posting = purchase_posting(attempt)
     if attempt.is_final:
         return AttemptOutcome(attempt, changed=False)
@@ -162,7 +174,7 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
 
     Raises `TransferAlreadySettled` when the transfer has paid another attempt.
     """
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
     posting = donation_posting(attempt)
     if attempt.is_final:
         return AttemptOutcome(attempt, changed=False)
@@ -196,7 +208,7 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
     Of a purchase the buyer's credit (`reverse_bonus` follows), of a donation the system tenant's. The balance may
     become negative. Raises `BookkeepingError` when the attempt is not credited, or recorded as final.
     """
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
     if attempt.status is AttemptStatus.REVERSED:
         return AttemptOutcome(attempt, changed=False)
     if attempt.status is not AttemptStatus.CREDITED:
@@ -239,7 +251,7 @@ async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledg
     No bonus can follow: minting one locks the attempt and requires it to be CREDITED (`ledger.post_bonus`). Raises
     `BookkeepingError` when the purchase is not reversed.
     """
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
     if attempt.status is not AttemptStatus.REVERSED:
         raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}: only a reversed purchase loses its bonus")
     for row in await ledger.list_entries(connection, reference=str(attempt_id)):
@@ -253,7 +265,7 @@ async def reverse_bonus(connection: ServiceConnection, attempt_id: UUID) -> ledg
 
 async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Refused) -> AttemptOutcome:
     """End the attempt without credits, unless its hash was replaced since the chain was polled for it."""
-    attempt = await _lock(connection, attempt_id)
+    attempt = await lock(connection, attempt_id)
     if attempt.is_final or refused.tx_hash not in {None, attempt.tx_hash}:
         return AttemptOutcome(attempt, changed=False)
     await _refuse(connection, attempt, refused.status, refused.error_code, {"message": refused.message})
@@ -321,7 +333,8 @@ def _facts(transfer: SettledTransfer) -> dict[str, Any]:
     return facts
 
 
-async def _lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+async def lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
+    """The attempt, locked until the transaction ends. Raises `AttemptNotFound`, also for another account's."""
     attempt = await attempts.lock_attempt(connection, attempt_id)
     if attempt is None:
         raise AttemptNotFound(attempt_id)

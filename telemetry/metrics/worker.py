@@ -42,7 +42,6 @@ WORKFLOWS_RESTARTED: Final = Counter(
 HOLDS_RESOLVED: Final = Counter(
     "settle_holds_resolved", "Holds of gateways that died, by what was done with them", ["outcome", "basis"]
 )
-SUBMISSIONS: Final = Counter("settle_attempts_submitted", "Hashes recorded for payment attempts", ["purpose"])
 CONFIRMED_TO_CREDITED: Final = Histogram(
     "settle_confirmed_to_credited_seconds",
     "Seconds from the block that confirmed a submitted payment to its credit",

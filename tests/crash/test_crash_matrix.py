@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
@@ -10,10 +9,10 @@ from typing import Final
 import pytest
 
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
-from starter import payments as client
+from starter import submission
 from tests.crash.conftest import Systems
 from tests.support.faults import Fault, Moment, shortened
-from tests.support.system import PATIENCE_SECONDS, Payment, PaymentSystem
+from tests.support.system import Payment, PaymentSystem
 
 CENTS: Final = 10_000
 CREDITS: Final = 1_000_000_000
@@ -21,16 +20,10 @@ BONUS: Final = 750_000_000
 TOO_LITTLE_RAW: Final = 99_999_999
 
 COMMITS_OF_A_CREDITED_PAYMENT: Final = (
-    (Purpose.SELF, "record_submission"),
     (Purpose.SELF, "credit_buyer"),
     (Purpose.SELF, "mint_bonus"),
-    (Purpose.SYSTEM, "record_submission"),
     (Purpose.SYSTEM, "credit_donation"),
 )
-
-
-async def _is_submitted(system: PaymentSystem, payment: Payment) -> bool:
-    return (await system.attempt(payment.attempt_id)).status is not AttemptStatus.CREATED_INTENT
 
 
 async def _is_over(system: PaymentSystem, payment: Payment) -> bool:
@@ -42,7 +35,6 @@ async def _has_bonus(system: PaymentSystem, payment: Payment) -> bool:
 
 
 IS_DONE: Final[dict[str, Callable[[PaymentSystem, Payment], Awaitable[bool]]]] = {
-    "record_submission": _is_submitted,
     "credit_buyer": _is_over,
     "credit_donation": _is_over,
     "end_without_credits": _is_over,
@@ -54,20 +46,19 @@ MOMENTS: Final = (Moment.BEFORE_COMMIT, Moment.AFTER_COMMIT)
 
 
 @pytest.fixture(autouse=True)
-def patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client waits for a worker's answer; after a while it would record the hash by itself."""
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT", timedelta(seconds=PATIENCE_SECONDS))
+def short_workflow_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that dies with a ledger step in hand costs the payment two seconds instead of ten."""
+    monkeypatch.setattr(submission, "WORKFLOW_TASK_TIMEOUT", timedelta(seconds=2))
 
 
 async def crash_and_recover(system: PaymentSystem, payment: Payment, fault: Fault) -> None:
     """The faulty worker dies of its fault, at the commit that it names; then the product's own worker takes over."""
     doomed = system.start_worker(fault)
-    submitting = asyncio.create_task(system.submit_payment(payment))
+    await system.submit_payment(payment)
     await doomed.killed_itself()
     is_done = IS_DONE[fault.activity]
     assert await is_done(system, payment) is (fault.moment is Moment.AFTER_COMMIT)
     system.start_worker()
-    await submitting
 
 
 async def balances(system: PaymentSystem, payment: Payment) -> tuple[int, int]:

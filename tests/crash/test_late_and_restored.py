@@ -60,7 +60,7 @@ async def test_a_hash_recorded_while_no_worker_ran_has_its_own_time(systems: Sys
     submitted_at = (await system.attempt(payment.attempt_id)).submitted_at
     assert submitted_at is not None
     await system.until(lambda: datetime.now(UTC) > submitted_at + timedelta(seconds=timeout - 5), "nearly the end")
-    # Only the database hears of the second hash: as if the update had been lost with the server's memory.
+    # Only the database hears of the second hash: as if its sender had died before it signalled the run.
     await system.record_only(payment)
     await system.until(lambda: datetime.now(UTC) > submitted_at + timedelta(seconds=timeout), "the first hash's end")
     async with system.worker():
@@ -75,7 +75,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
 ) -> None:
     payment = await system.purchase()
     attempt = await system.attempt(payment.attempt_id)
-    # The workflow is durably started, and the process that started it died before anything was recorded.
+    # Of a starter up to schema revision 0006: the run is started, and is to record the hash.
     await system.namespace.client.start_workflow(
         VerifyAndSettle.run,
         settlement_of(attempt, submission_of(attempt, payment.tx_hash, datetime.now(UTC))),
@@ -85,7 +85,7 @@ async def test_a_submission_repeated_after_the_expiry_does_not_spoil_the_one_tha
     submitted_in_time = datetime.now(UTC)
     with connect(system.database.superuser_url) as superuser:
         superuser.execute("UPDATE payment_attempts SET expires_at = %s WHERE id = %s", (submitted_in_time, attempt.id))
-    assert (await system.submit_payment(payment)).status is AttemptStatus.CREATED_INTENT
+    assert (await system.submit_payment(payment)).error_code is ErrorCode.INTENT_EXPIRED
     async with system.worker():
         await system.must_be_settled(payment)
     await system.books_are_right()

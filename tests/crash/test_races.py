@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -12,12 +11,11 @@ from activities.messages import BonusToMint, PaymentToCredit
 from activities.payments.payer import PayerActivities
 from activities.payments.system_tenant import SystemTenantActivities
 from db.accounts.wallets import Payer
-from db.engine import TenantConnection
 from domain.errors import HashInUse
-from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.payments.verification import SettledTransfer
+from services.payments.submission import RecordedHash
 from starter.models import AttemptView
-from starter.submission import find_in
 from tests.support.sql import connect
 from tests.support.system import Payment, PaymentSystem, wallets
 from workflows.naming import workflow_id
@@ -88,23 +86,21 @@ async def test_fifty_submissions_at_once_after_the_end_all_answer_with_the_end_a
     await system.books_are_right()
 
 
-async def test_a_submission_whose_payment_ended_just_after_it_was_read_answers_with_the_end_and_starts_nothing(
+async def test_a_submission_whose_payment_ended_just_after_it_was_recorded_answers_with_the_end_and_starts_nothing(
     system: PaymentSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payment = await system.purchase(confirmed=False)
     async with system.worker():
         await system.submit_payment(payment)
-        read_before = await system.attempt(payment.attempt_id)
+        recorded_before = RecordedHash(await system.attempt(payment.attempt_id), is_replacement=False)
         await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
         settled_by = (await system.state(payment.attempt_id)).run_id
 
-        reads = iter([read_before])
+        async def recorded(*_: object, **__: object) -> RecordedHash:
+            return recorded_before
 
-        async def find_late(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
-            return next(reads, None) or await find_in(connection, attempt_id)
-
-        monkeypatch.setattr("starter.submission.find_in", find_late)
+        monkeypatch.setattr("starter.submission.record_hash", recorded)
         assert (await system.submit_payment(payment)).status is AttemptStatus.CREDITED
     assert (await system.state(payment.attempt_id)).run_id == settled_by
     await system.books_are_right()

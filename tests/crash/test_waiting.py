@@ -11,7 +11,6 @@ import pytest
 from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from starter.progress import WorkflowState
 from tests.crash.conftest import Systems
-from tests.support.faults import GONE_ON, Moment, paused
 from tests.support.system import Payment, PaymentSystem, wallets
 
 POLLS: Final = 8
@@ -147,28 +146,6 @@ async def test_of_two_hashes_submitted_while_no_worker_ran_the_later_one_counts(
     await system.record_without_worker(Payment(payment.payer, payment.intent, UNKNOWN))
     await system.record_without_worker(payment)
     async with system.worker():
-        await system.must_be_settled(payment)
-    await system.books_are_right()
-
-
-async def test_a_late_repetition_of_an_earlier_submission_does_not_bring_the_replaced_hash_back(
-    system: PaymentSystem,
-) -> None:
-    payment = await system.purchase(confirmed=False)
-    async with system.workflows_only():
-        zombie = system.start_worker(paused("record_submission", Moment.BEFORE_TRANSACTION))
-        submitting = asyncio.create_task(system.submit(payment.payer, payment.intent, UNKNOWN))
-        await zombie.paused_itself()
-        await submitting  # no worker answered: the client has recorded the hash
-        system.start_worker()
-        await system.submit_payment(payment)
-        await system.wait_for_hash(payment.attempt_id, payment.tx_hash)
-
-        zombie.go_on()
-        await zombie.says(GONE_ON)
-
-        assert (await system.attempt(payment.attempt_id)).tx_hash == payment.tx_hash
-        await system.confirm(payment.tx_hash)
         await system.must_be_settled(payment)
     await system.books_are_right()
 

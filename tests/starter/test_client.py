@@ -13,7 +13,6 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus
 
 from composition import payment_policy
-from db.engine import TenantConnection
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port, wait_until
 from devstack.temporal import EmbeddedTemporal
@@ -26,18 +25,17 @@ from domain.errors import (
     WrongChain,
 )
 from domain.money import DEFAULT_REVENUE_SHARE
-from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ClientStatus, ErrorCode, Purpose
 from services.payments import lifecycle as payments
 from starter.payments import PaymentsClient
 from starter.progress import read_workflow
-from starter.submission import ANSWER_TIMEOUT, find_in
+from starter.submission import START_TIMEOUT
 from starter.temporal import connect
 from tests.support import sql
 from tests.support.engine import PATIENCE_SECONDS, Engine, open_engine
 from tests.support.payments import transfer_for
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from workflows.naming import workflow_id
 
 A = "0x" + "aa" * 32
 B = "0x" + "bb" * 32
@@ -187,7 +185,7 @@ async def test_without_a_worker_the_hash_is_recorded_in_bounded_time_and_settles
     started = time.monotonic()
     view = await engine.submit(payer, intent, sent)
     took = time.monotonic() - started
-    assert took < ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
+    assert took < START_TIMEOUT.total_seconds() + SLACK_SECONDS
     assert (view.status, view.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, sent)
     assert (await engine.attempt(intent.attempt_id)).tx_hash == sent
     assert (await engine.state(intent.attempt_id)).is_running
@@ -197,19 +195,21 @@ async def test_without_a_worker_the_hash_is_recorded_in_bounded_time_and_settles
     assert await engine.books() == []
 
 
-async def test_with_temporal_down_a_submission_is_refused_in_bounded_time_and_nothing_is_recorded(
+async def test_with_temporal_down_a_submission_is_recorded_and_refused_in_bounded_time(
     engine: Engine, cut_off: PaymentsClient
 ) -> None:
     payer, intent = await engine.intent()
     started = time.monotonic()
     with pytest.raises(TemporalUnavailable):
         await cut_off.submit(payer.user_id, intent.attempt_id, A)
-    assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
+    assert time.monotonic() - started < 2 * START_TIMEOUT.total_seconds() + SLACK_SECONDS
     attempt = await engine.attempt(intent.attempt_id)
-    assert (attempt.status, attempt.tx_hash) == (AttemptStatus.CREATED_INTENT, None)
+    assert (attempt.status, attempt.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, A)
+    assert await read_workflow(engine.namespace.client, intent.attempt_id) is None
     # The same call again, when it is back.
     async with engine.worker():
         assert (await engine.submit(payer, intent, A)).status is AttemptStatus.PENDING_UNVERIFIED
+        assert (await engine.state(intent.attempt_id)).is_running
 
 
 async def test_a_temporal_that_dies_after_it_was_connected_is_unavailable_in_bounded_time(
@@ -226,14 +226,14 @@ async def test_a_temporal_that_dies_after_it_was_connected_is_unavailable_in_bou
     started = time.monotonic()
     with pytest.raises(TemporalUnavailable):
         await cut_off.submit(payer.user_id, intent.attempt_id, A)
-    assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
-    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREATED_INTENT
+    assert time.monotonic() - started < 2 * START_TIMEOUT.total_seconds() + SLACK_SECONDS
+    assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.PENDING_UNVERIFIED
 
     # A credited purchase is answered from the database, though its bonus cannot be ensured now.
     await _credit(engine, payer.user_id, intent.attempt_id)
     started = time.monotonic()
     assert (await cut_off.submit(payer.user_id, intent.attempt_id, A)).status is AttemptStatus.CREDITED
-    assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds(), "it waited twice"
+    assert time.monotonic() - started < 2 * START_TIMEOUT.total_seconds(), "it waited twice"
 
 
 async def test_with_temporal_down_a_repeated_submission_is_refused_in_bounded_time(
@@ -245,7 +245,7 @@ async def test_with_temporal_down_a_repeated_submission_is_refused_in_bounded_ti
     started = time.monotonic()
     with pytest.raises(TemporalUnavailable):
         await cut_off.submit(payer.user_id, intent.attempt_id, A)
-    assert time.monotonic() - started < 2 * ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
+    assert time.monotonic() - started < 2 * START_TIMEOUT.total_seconds() + SLACK_SECONDS
 
 
 async def test_with_temporal_down_the_status_is_still_reported_with_less_detail(
@@ -256,7 +256,7 @@ async def test_with_temporal_down_the_status_is_still_reported_with_less_detail(
         await engine.submit(payer, intent, A)
     started = time.monotonic()
     view = await cut_off.status(payer.user_id, intent.attempt_id)
-    assert time.monotonic() - started < ANSWER_TIMEOUT.total_seconds() + SLACK_SECONDS
+    assert time.monotonic() - started < START_TIMEOUT.total_seconds() + SLACK_SECONDS
     assert view.status is AttemptStatus.PENDING_UNVERIFIED
     assert (view.confirmations, view.confirmations_needed) == (0, 2)
     assert view.waiting_for is None
@@ -274,31 +274,6 @@ async def test_with_temporal_down_a_finished_attempt_still_answers_with_its_end(
 
 
 # -- runs that are over
-
-
-class _LooksTooEarly(PaymentsClient):
-    """Has read the attempt a moment before its run ended."""
-
-    stale: PaymentAttempt | None = None
-
-    async def _find(self, user_id: str, attempt_id: UUID) -> PaymentAttempt:
-        stale, self.stale = self.stale, None
-        return stale or await super()._find(user_id, attempt_id)
-
-
-async def test_a_run_that_ends_while_the_submission_is_on_its_way_answers_with_its_end(engine: Engine) -> None:
-    client = _LooksTooEarly(engine.tenants, engine.namespace.client, payment_policy(engine.settings))
-    async with engine.worker():
-        payer, intent, sent = await engine.buy()
-        client.stale = await engine.attempt(intent.attempt_id)
-        stale = client.stale.model_copy(
-            update={"status": AttemptStatus.PENDING_UNVERIFIED, "tx_hash": sent, "submission_count": 1}
-        )
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-        client.stale = stale
-        view = await client.submit(payer.user_id, intent.attempt_id, B)
-    assert (view.status, view.tx_hash) == (AttemptStatus.CREDITED, sent)
 
 
 async def test_the_same_hash_again_starts_another_run_each_time_one_was_terminated(
@@ -361,25 +336,3 @@ async def test_the_confirmations_so_far_are_reported_while_the_payment_waits(eng
         ClientStatus.CONFIRMED,
         None,
     )
-
-
-async def test_an_attempt_is_read_once_for_a_submission_and_twice_where_its_run_is_over(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads = 0
-
-    async def counted(connection: TenantConnection, attempt_id: UUID) -> PaymentAttempt:
-        nonlocal reads
-        reads += 1
-        return await find_in(connection, attempt_id)
-
-    monkeypatch.setattr("starter.submission.find_in", counted)
-    payer, intent = await engine.intent()
-    async with engine.worker():
-        await engine.payments.submit(payer.user_id, intent.attempt_id, A)
-        assert reads == 1
-        await engine.payments.submit(payer.user_id, intent.attempt_id, B)
-        assert reads == 2, "once more for the second submission"
-        await engine.namespace.client.get_workflow_handle(workflow_id(intent.attempt_id)).terminate()
-        await engine.payments.submit(payer.user_id, intent.attempt_id, A)
-    assert reads == 4

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 import psycopg
+from temporalio import activity
 from temporalio.worker import Worker
 
 from activities.messages import SettlementResult
@@ -47,6 +48,9 @@ from workflows.verify_and_settle import VerifyAndSettle
 MIN_CONFIRMATIONS: Final = 3
 PATIENCE_SECONDS: Final = 60.0
 """Deadline of every wait: what does not happen in this time does not happen."""
+
+LEDGER_STEPS: Final = ("credit_buyer", "mint_bonus", "credit_donation", "end_without_credits")
+"""Those that run in the worker that has the workflow's task, where its database answers."""
 
 FAULTY_WORKER: Final = "tests.crash.faulty_worker"
 STOP_TIMEOUT_SECONDS: Final = 15
@@ -138,6 +142,13 @@ class Payment:
         return self.intent.attempt_id
 
 
+def _without_database(step: str) -> Callable[..., Any]:
+    async def fail(_: dict[str, Any]) -> None:
+        raise ConnectionError("this worker has no database")
+
+    return activity.defn(name=step)(fail)
+
+
 @dataclass(frozen=True)
 class PaymentSystem(Engine):
     """An engine and its worker processes."""
@@ -187,8 +198,17 @@ class PaymentSystem(Engine):
 
     @asynccontextmanager
     async def workflows_only(self) -> AsyncIterator[None]:
-        """A worker in this process that takes workflow tasks and no activities, as long as the block runs."""
-        async with Worker(self.namespace.client, task_queue=TASK_QUEUE, workflows=[VerifyAndSettle]):
+        """A worker in this process that takes workflow tasks and no activities, as long as the block runs.
+
+        It has no database, so that ledger steps become activities of another worker.
+        """
+        async with Worker(
+            self.namespace.client,
+            task_queue=TASK_QUEUE,
+            workflows=[VerifyAndSettle],
+            activities=[_without_database(step) for step in LEDGER_STEPS],
+            no_remote_activities=True,
+        ):
             yield
 
     async def purchase(
@@ -214,7 +234,7 @@ class PaymentSystem(Engine):
             await self.chain.wait_for_receipt(tx_hash)
 
     async def record_only(self, payment: Payment) -> None:
-        """Only the database hears of the payment's hash: as if the update had been lost with the server's memory."""
+        """Only the database hears of the payment's hash: as if its sender had died before it started a run."""
         async with self.settlement.transaction(payment.payer.user_id) as connection:
             await lifecycle.submit(connection, payment.attempt_id, payment.tx_hash, submitted_at=datetime.now(UTC))
 
@@ -223,7 +243,7 @@ class PaymentSystem(Engine):
         return await self.submit(payment.payer, payment.intent, payment.tx_hash)
 
     async def record_without_worker(self, payment: Payment) -> None:
-        """Submit, leaving the answer to whichever worker comes later: the workflow is started when this returns."""
+        """Submit while no worker runs: the hash is recorded and the workflow started when this returns."""
         view = await self.submit_payment(payment)
         assert view.status is AttemptStatus.PENDING_UNVERIFIED
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, contextmanager
@@ -78,12 +77,13 @@ async def test_an_idle_worker_stops_at_once_with_exit_code_0(
 async def test_a_worker_that_is_asked_to_stop_finishes_the_activity_it_has_begun(
     engine: Engine, worker: WorkerProcess
 ) -> None:
-    payer, intent, sent = await engine.buy()
+    payer, intent = await engine.intent()
+    await engine.submit(payer, intent, await engine.pay(intent))
     with _locked(engine, intent.attempt_id):
-        submitting = asyncio.create_task(engine.submit(payer, intent, sent))
+        await engine.chain.mine(2)
         await engine.waits(
             intent.attempt_id,
-            lambda state: any(pending.name == "record_submission" for pending in state.pending),
+            lambda state: any(pending.name == "credit_buyer" for pending in state.pending),
             what="the running activity",
         )
         worker.process.send_signal(signal.SIGTERM)
@@ -94,12 +94,11 @@ async def test_a_worker_that_is_asked_to_stop_finishes_the_activity_it_has_begun
         assert worker.process.poll() is None
     exit_code, seconds = await worker.ends(timeout_seconds=DRAIN_SECONDS_MAX)
     assert (exit_code, seconds < DRAIN_SECONDS_MAX) == (0, True)
-    assert (await submitting).status is AttemptStatus.PENDING_UNVERIFIED
     # It was the drained worker that completed it, at the first try: no worker had to wait for its timeout.
     events = (await engine.handle(intent.attempt_id).fetch_history()).events
-    assert [event.event_type for event in events].count(EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED) == 1
+    assert [event.event_type for event in events].count(EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED) == 2
     started = [event for event in events if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED]
-    assert started[0].activity_task_started_event_attributes.attempt == 1
+    assert started[-1].activity_task_started_event_attributes.attempt == 1
     # The next worker goes on where it was.
     async with engine.worker():
         assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
@@ -144,12 +143,11 @@ async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_acc
 ) -> None:
     worker = quiet_worker
     payer, intent = await engine.intent()
-    sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw - 1)
+    await engine.submit(payer, intent, await engine.pay(intent, amount_raw=intent.amount_raw - 1))
     with _locked(engine, intent.attempt_id):
-        # The first attempt of the activity loses its connection while it waits for the row.
-        submitting = asyncio.create_task(engine.submit(payer, intent, sent))
+        # The first try of the step loses its connection while it waits for the row.
+        await engine.chain.mine(2)
         await wait_until(lambda: _end_waiting_backends(engine) > 0, timeout_seconds=PATIENCE_SECONDS, what="a victim")
-    await submitting
     result = await engine.result(intent.attempt_id)
     assert result.error_code is ErrorCode.INSUFFICIENT_AMOUNT
     about = [line for line in worker.lines() if "workflow_id" in line or line["logger"].startswith("temporalio.")]
@@ -160,8 +158,9 @@ async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_acc
         assert line["attempt_id"] == str(intent.attempt_id), line
         assert line["billing_account_id"] == payer.billing_account_id, line
         assert line["workflow_run_id"], line
-    [failed] = [line for line in about if line["level"] == "warning"]
-    assert (failed["activity"], failed["activity_attempt"]) == ("record_submission", 1)
+    failed, continued = [line for line in about if line["level"] == "warning"]
+    assert (failed["activity"], failed["activity_attempt"]) == ("end_without_credits", 1)
+    assert continued["logger"] == "temporalio.workflow"
     assert {"timestamp", "level", "event", "logger"} <= set.intersection(*(set(line) for line in worker.lines()))
 
 

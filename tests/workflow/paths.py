@@ -6,8 +6,9 @@ a test fails until that is done.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -28,11 +29,14 @@ from temporalio.exceptions import ApplicationError
 
 from activities.messages import (
     AttemptOutcomeMessage,
+    BonusToMint,
     CreditedPayment,
+    MintedBonus,
     PaymentToCredit,
     PaymentToRefuse,
     PaymentToVerify,
     RecordedSubmission,
+    ReplacedHash,
     SettlementResult,
     Submission,
 )
@@ -65,7 +69,8 @@ from tests.workflow.scripted import (
     submission,
     verified,
 )
-from workflows.naming import SUBMIT_UPDATE, submit_update_id, workflow_id
+from workflows.naming import HASH_REPLACED_SIGNAL, SUBMIT_UPDATE, workflow_id
+from workflows.policies import LOCAL_LEDGER_SCHEDULE_TO_CLOSE
 from workflows.verify_and_settle import VerifyAndSettle
 
 RECORDER: Final = "recorder"
@@ -85,25 +90,48 @@ class Stage:
     script: Script
     attempt_id: UUID
     purpose: Purpose = Purpose.SELF
+    submitted: list[str] = field(default_factory=list)
 
     @property
     def handle(self) -> Handle:
         """The workflow."""
         return self.client.get_workflow_handle_for(VerifyAndSettle.run, workflow_id(self.attempt_id))
 
-    async def submit(self, tx_hash: str = A, *, count: int = 0, age: timedelta = timedelta(0)) -> RecordedSubmission:
-        """Update with start, as the starter does; its answer."""
-        return await (await self.send(tx_hash, count=count, age=age)).result()
-
-    async def send(
-        self, tx_hash: str = A, *, count: int = 0, age: timedelta = timedelta(0)
-    ) -> WorkflowUpdateHandle[RecordedSubmission]:
-        """The same, as soon as the workflow has taken it in hand."""
+    async def submit(
+        self, tx_hash: str = A, *, age: timedelta = timedelta(0), recorded: RecordedSubmission | None = None
+    ) -> RecordedSubmission:
+        """As the starter does, which has recorded the hash: start, or signal with start where A was replaced."""
         submitted_at = now() - age
-        payment = settlement(self.attempt_id, purpose=self.purpose, submitted_at=submitted_at)
+        recorded = recorded or self.script.pending(submission(self.attempt_id, tx_hash, submitted_at))
+        replaced = []
+        if self.submitted and recorded.verify_until is not None:
+            replaced.append(
+                ReplacedHash(tx_hash=tx_hash, submitted_at=submitted_at, verify_until=recorded.verify_until)
+            )
+        self.submitted.append(tx_hash)
+        await self.client.start_workflow(
+            VerifyAndSettle.run,
+            settlement(
+                self.attempt_id, tx_hash=tx_hash, purpose=self.purpose, submitted_at=submitted_at, recorded=recorded
+            ),
+            id=workflow_id(self.attempt_id),
+            task_queue=self.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=HASH_REPLACED_SIGNAL if replaced else None,
+            start_signal_args=replaced,
+        )
+        return recorded
+
+    async def update(self, tx_hash: str = A, *, count: int = 0) -> RecordedSubmission:
+        """As a starter up to schema revision 0006 does: update with start; its answer."""
+        return await (await self.send(tx_hash, count=count)).result()
+
+    async def send(self, tx_hash: str = A, *, count: int = 0) -> WorkflowUpdateHandle[RecordedSubmission]:
+        """The same, as soon as the workflow has taken it in hand."""
+        submitted_at = now()
         start = WithStartWorkflowOperation(
             VerifyAndSettle.run,
-            payment,
+            settlement(self.attempt_id, purpose=self.purpose, submitted_at=submitted_at),
             id=workflow_id(self.attempt_id),
             task_queue=self.task_queue,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -113,8 +141,14 @@ class Stage:
             submission(self.attempt_id, tx_hash, submitted_at),
             wait_for_stage=WorkflowUpdateStage.ACCEPTED,
             result_type=RecordedSubmission,
-            id=submit_update_id(count, tx_hash),
+            id=f"submit-{count}-{tx_hash}",
             start_workflow_operation=start,
+        )
+
+    async def polled(self) -> None:
+        """Wait for the first poll of the chain."""
+        await wait_until(
+            lambda: bool(self.script.named("await_confirmation")), timeout_seconds=30, what="the first poll"
         )
 
     async def happens(self, event_type: EventType.ValueType) -> None:
@@ -140,6 +174,8 @@ class Stage:
 
 Path = Callable[[Stage], Awaitable[None]]
 PATHS: Final[dict[str, Path]] = {}
+FORMER_PATHS: Final[dict[str, Path]] = {}
+"""Of runs that a starter up to schema revision 0006 has started. Their histories are no longer recorded."""
 
 
 def path(function: Path) -> Path:
@@ -148,12 +184,18 @@ def path(function: Path) -> Path:
     return function
 
 
+def former(function: Path) -> Path:
+    """Name a path of a run that records its submissions itself."""
+    FORMER_PATHS[function.__name__] = function
+    return function
+
+
 async def walk(client: Client, name: str, *, workflow: type[object] = VerifyAndSettle) -> Stage:
     """Walk one path to its end."""
     attempt_id = uuid5(NAMESPACE_URL, f"settle/{name}")
     stage = Stage(client, name, f"path-{name}", Script(), attempt_id)
     async with scripted_worker(client, stage.script, stage.task_queue, workflow=workflow, identity=RECORDER):
-        await PATHS[name](stage)
+        await (PATHS | FORMER_PATHS)[name](stage)
     return stage
 
 
@@ -248,7 +290,7 @@ async def hash_replaced_during_the_last_look(stage: Stage) -> None:
     stage.script.look = look
     await stage.submit(age=timedelta(hours=25))
     await gate.reached()
-    await stage.submit(B, count=1)
+    await stage.submit(B)
     gate.open()
     await stage.credited(B)
 
@@ -264,7 +306,8 @@ async def hash_replaced_while_waiting(stage: Stage) -> None:
 
     stage.script.look = look
     await stage.submit()
-    await stage.submit(B, count=1)
+    await stage.polled()
+    await stage.submit(B)
     await stage.credited(B)
 
 
@@ -273,19 +316,51 @@ async def first_hash_again(stage: Stage) -> None:
     """A, then B, then A: each is a submission of its own, and the last one counts."""
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
-        if len(stage.script.named("record_submission")) < 3:
+        if len(stage.submitted) < 3:
             raise not_yet("not found yet", again_in=LONG)
         return verified()
 
     stage.script.look = look
     await stage.submit()
-    await stage.submit(B, count=1)
-    assert (await stage.submit(A, count=2)).tx_hash == A
+    await stage.submit(B)
+    assert (await stage.submit(A)).tx_hash == A
     await stage.credited(A)
-    assert [message.tx_hash for message in stage.script.named("record_submission")] == [A, B, A]
 
 
 @path
+async def hash_replaced_before_the_run_began(stage: Stage) -> None:
+    """No worker ran when both were submitted: the run learns of them in their order, and the later one counts."""
+    stage.submitted.append(A)
+
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        return verified(B)
+
+    stage.script.look = look
+    await stage.submit(B)
+    await stage.credited(B)
+
+
+@path
+async def credit_that_the_database_delays(stage: Stage) -> None:
+    """The first try of each ledger step fails: a regular activity, which operators see, goes on with it."""
+
+    async def credit(message: PaymentToCredit) -> AttemptOutcomeMessage:
+        if len(stage.script.named("credit_buyer")) == 1:
+            raise ConnectionError("PostgreSQL is down")
+        return credited(message)
+
+    async def bonus(_: BonusToMint) -> MintedBonus:
+        if len(stage.script.named("mint_bonus")) == 1:
+            await asyncio.sleep(LOCAL_LEDGER_SCHEDULE_TO_CLOSE.total_seconds() * 2)
+        return MintedBonus(amount_credits=BONUS)
+
+    stage.script.credit, stage.script.bonus = credit, bonus
+    await stage.submit()
+    await stage.credited()
+    assert [len(stage.script.named(step)) for step in ("credit_buyer", "mint_bonus")] == [2, 2]
+
+
+@former
 async def first_submission_refused(stage: Stage) -> None:
     """The database says no: the run fails, so that a later submission starts another."""
 
@@ -294,12 +369,12 @@ async def first_submission_refused(stage: Stage) -> None:
 
     stage.script.record = record
     with pytest.raises(WorkflowUpdateFailedError):
-        await stage.submit()
+        await stage.update()
     with pytest.raises(WorkflowFailureError):
         await stage.handle.result()
 
 
-@path
+@former
 async def first_refused_and_another_taken(stage: Stage) -> None:
     """While the first hash is being refused the payer submits another: this run settles that one."""
     gate = Gate()
@@ -324,7 +399,7 @@ async def first_refused_and_another_taken(stage: Stage) -> None:
     await stage.credited(B)
 
 
-@path
+@former
 async def intent_expired(stage: Stage) -> None:
     """The submission came too late: the attempt has ended when the run hears of it."""
 
@@ -332,7 +407,7 @@ async def intent_expired(stage: Stage) -> None:
         return RecordedSubmission(status=AttemptStatus.FAILED, tx_hash=None, error_code=ErrorCode.INTENT_EXPIRED)
 
     stage.script.record = record
-    assert (await stage.submit()).error_code is ErrorCode.INTENT_EXPIRED
+    assert (await stage.update()).error_code is ErrorCode.INTENT_EXPIRED
     await stage.not_credited(AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED)
     assert stage.script.named("mint_bonus") == []
 
@@ -341,11 +416,7 @@ async def intent_expired(stage: Stage) -> None:
 async def already_credited(stage: Stage) -> None:
     """An earlier run was terminated after the buyer's credit: this one mints the bonus."""
 
-    async def record(message: Submission) -> RecordedSubmission:
-        return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=message.tx_hash)
-
-    stage.script.record = record
-    await stage.submit()
+    await stage.submit(recorded=RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=A))
     result = await stage.handle.result()
     assert (result.status, result.buyer_credits, result.system_tenant_credits) == (AttemptStatus.CREDITED, 0, BONUS)
 
@@ -355,11 +426,7 @@ async def donation_already_credited(stage: Stage) -> None:
     """The same for a donation, which has no bonus."""
     stage.purpose = Purpose.SYSTEM
 
-    async def record(message: Submission) -> RecordedSubmission:
-        return RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=message.tx_hash)
-
-    stage.script.record = record
-    await stage.submit()
+    await stage.submit(recorded=RecordedSubmission(status=AttemptStatus.CREDITED, tx_hash=A))
     assert (await stage.handle.result()).status is AttemptStatus.CREDITED
     assert stage.script.named("mint_bonus") == []
 
@@ -403,7 +470,7 @@ async def hash_replaced_while_crediting(stage: Stage) -> None:
     stage.script.credit = credit
     await stage.submit()
     await gate.reached()
-    await stage.submit(B, count=1)
+    await stage.submit(B)
     gate.open()
     await stage.credited(A)
 
@@ -414,8 +481,7 @@ async def hash_replaced_while_refusing(stage: Stage) -> None:
     gate = Gate()
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
-        replaced = any(message.tx_hash == B for message in stage.script.named("record_submission"))
-        return verified(B) if replaced else refused(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
+        return verified(B) if B in stage.submitted else refused(AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
 
     async def refuse(_: PaymentToRefuse) -> AttemptOutcomeMessage:
         await gate.passed()
@@ -424,12 +490,12 @@ async def hash_replaced_while_refusing(stage: Stage) -> None:
     stage.script.look, stage.script.refuse = look, refuse
     await stage.submit()
     await gate.reached()
-    await stage.submit(B, count=1)
+    await stage.submit(B)
     gate.open()
     await stage.credited(B)
 
 
-@path
+@former
 async def submission_while_ending(stage: Stage) -> None:
     """A submission that arrives while the attempt ends is answered before the run returns."""
     gate = Gate()
@@ -449,7 +515,7 @@ async def submission_while_ending(stage: Stage) -> None:
         return ended(message)
 
     stage.script.record, stage.script.look, stage.script.refuse = record, look, refuse
-    await stage.submit()
+    await stage.update()
     await gate.reached()
     late = await stage.send(B, count=1)
     await last.reached()
@@ -460,7 +526,7 @@ async def submission_while_ending(stage: Stage) -> None:
     await stage.not_credited(AttemptStatus.REJECTED, ErrorCode.INSUFFICIENT_AMOUNT)
 
 
-@path
+@former
 async def final_after_some_looks(stage: Stage) -> None:
     """The credit is there long before its block is finalized; the run goes on until then."""
 
@@ -470,7 +536,7 @@ async def final_after_some_looks(stage: Stage) -> None:
         return final()
 
     stage.script.finality = finality
-    await stage.submit()
+    await stage.update()
     await stage.credited(A)
     assert (await stage.handle.result()).final_block == 17
 
@@ -481,14 +547,14 @@ async def _gone(_: CreditedPayment) -> FinalPayment | ReorgedOut:
 
 async def _reversed(stage: Stage) -> SettlementResult:
     stage.script.finality = _gone
-    await stage.submit()
+    await stage.update()
     result = await stage.handle.result()
     assert (result.status, result.final_block) == (AttemptStatus.REVERSED, None)
     assert [event.type for event in stage.script.named("announce")][:1] == [PAYMENT_REVERSED]
     return result
 
 
-@path
+@former
 async def purchase_reversed(stage: Stage) -> None:
     """A credited purchase is reorged out: credit and bonus are reversed, each in its own step."""
     await _reversed(stage)
@@ -496,7 +562,7 @@ async def purchase_reversed(stage: Stage) -> None:
     assert steps[-4:] == ["await_finality", "reverse_payment", "reverse_bonus", "announce"]
 
 
-@path
+@former
 async def donation_reversed(stage: Stage) -> None:
     """The same for a donation, which has no bonus."""
     stage.purpose = Purpose.SYSTEM
@@ -504,7 +570,7 @@ async def donation_reversed(stage: Stage) -> None:
     assert stage.script.named("reverse_bonus") == []
 
 
-@path
+@former
 async def reversal_that_nobody_hears_of(stage: Stage) -> None:
     """The alert cannot be delivered: what is reversed stays reversed, and the run ends."""
 
@@ -515,7 +581,7 @@ async def reversal_that_nobody_hears_of(stage: Stage) -> None:
     await _reversed(stage)
 
 
-@path
+@former
 async def already_reversed(stage: Stage) -> None:
     """An earlier run was terminated between the two reversals: this one takes the bonus back."""
 
@@ -528,7 +594,7 @@ async def already_reversed(stage: Stage) -> None:
     assert len(stage.script.named("reverse_bonus")) == 1
 
 
-@path
+@former
 async def submission_while_not_final(stage: Stage) -> None:
     """The payer's page submits again while the run waits for finality: the answer is that it is credited."""
     gate = Gate()
@@ -543,8 +609,44 @@ async def submission_while_not_final(stage: Stage) -> None:
         return final()
 
     stage.script.record, stage.script.finality = record, finality
-    await stage.submit()
+    await stage.update()
     await gate.reached()
-    assert (await stage.submit(B, count=1)).status is AttemptStatus.CREDITED
+    assert (await stage.update(B, count=1)).status is AttemptStatus.CREDITED
     gate.open()
     await stage.credited(A)
+
+
+@former
+async def purchase_by_update(stage: Stage) -> None:
+    """The run records the hash, and each ledger step is a regular activity."""
+    assert (await stage.update()).status is AttemptStatus.PENDING_UNVERIFIED
+    await stage.credited()
+    assert [name for name, _ in stage.script.calls][:4] == [
+        "record_submission", "await_confirmation", "credit_buyer", "mint_bonus",
+    ]  # fmt: skip
+
+
+@former
+async def hash_replaced_by_update(stage: Stage) -> None:
+    """The first hash would be polled again in an hour; the one that replaces it is polled at once."""
+    await _replaced(stage, stage.update(B, count=1))
+
+
+@former
+async def hash_replaced_by_a_present_starter(stage: Stage) -> None:
+    """The same, where the starter has recorded it and signals the run of before."""
+    stage.submitted.append(A)
+    await _replaced(stage, stage.submit(B))
+
+
+async def _replaced(stage: Stage, submitting: Awaitable[RecordedSubmission]) -> None:
+    async def look(_: PaymentToVerify) -> Verified | Refused:
+        if len(stage.script.named("await_confirmation")) == 1:
+            raise not_yet("not found yet", again_in=LONG)
+        return verified(B)
+
+    stage.script.look = look
+    await stage.update()
+    await stage.polled()
+    await submitting
+    await stage.credited(B)

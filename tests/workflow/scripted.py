@@ -126,13 +126,21 @@ def no(code: str) -> ApplicationError:
     return ApplicationError(f"the script says {code}", type=code, non_retryable=True)
 
 
-def settlement(attempt_id: UUID, *, purpose: Purpose = Purpose.SELF, submitted_at: datetime) -> Settlement:
-    """A workflow's input: hash A is submitted."""
+def settlement(
+    attempt_id: UUID,
+    *,
+    tx_hash: str = A,
+    purpose: Purpose = Purpose.SELF,
+    submitted_at: datetime,
+    recorded: RecordedSubmission | None = None,
+) -> Settlement:
+    """A workflow's input: the hash is submitted, and recorded, but by a starter up to schema revision 0006."""
     return Settlement(
-        submission=submission(attempt_id, A, submitted_at),
+        submission=submission(attempt_id, tx_hash, submitted_at),
         purpose=purpose,
         amount_usd_cents=CENTS,
         terms=TERMS,
+        recorded=recorded,
     )
 
 
@@ -157,6 +165,7 @@ class Script:
     record: Callable[[Submission], Awaitable[RecordedSubmission]] | None = None
     look: Callable[[PaymentToVerify], Awaitable[Verified | Refused]] | None = None
     credit: Callable[[PaymentToCredit], Awaitable[AttemptOutcomeMessage]] | None = None
+    bonus: Callable[[BonusToMint], Awaitable[MintedBonus]] | None = None
     refuse: Callable[[PaymentToRefuse], Awaitable[AttemptOutcomeMessage]] | None = None
     finality: Callable[[CreditedPayment], Awaitable[Final | ReorgedOut]] | None = None
     announcement: Callable[[PlatformEvent], Awaitable[None]] | None = None
@@ -203,7 +212,7 @@ class Script:
     async def mint_bonus(self, message: BonusToMint) -> MintedBonus:
         """Three quarters."""
         self.calls.append(("mint_bonus", message))
-        return MintedBonus(amount_credits=BONUS)
+        return await self.bonus(message) if self.bonus else MintedBonus(amount_credits=BONUS)
 
     @activity.defn(name="end_without_credits")
     async def end_without_credits(self, message: PaymentToRefuse) -> AttemptOutcomeMessage:

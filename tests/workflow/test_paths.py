@@ -7,11 +7,11 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from tests.workflow.paths import PATHS, walk
+from tests.workflow.paths import FORMER_PATHS, PATHS, walk
 from workflows.verify_and_settle import VerifyAndSettle
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", PATHS | FORMER_PATHS)
 async def test_a_path_ends_as_its_story_says_and_replays_as_it_went(client: Client, name: str) -> None:
     stage = await walk(client, name)
     replayer = Replayer(workflows=[VerifyAndSettle], data_converter=pydantic_data_converter)

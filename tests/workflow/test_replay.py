@@ -19,8 +19,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
-from activities.messages import Settlement, SettlementResult
-from domain.payments.verification import Refused, Verified
+from activities.messages import AttemptOutcomeMessage, Settlement, SettlementResult
+from domain.payments.verification import Verified
 from tests.workflow.paths import PATHS, RECORDER
 from tests.workflow.record_histories import HISTORIES
 from workflows.naming import VERIFY_AND_SETTLE
@@ -80,7 +80,9 @@ class _Changed(VerifyAndSettle):
 
 
 @workflow.defn(name=VERIFY_AND_SETTLE)
-class _BonusFirst(_Changed):
+class _AnotherStep(_Changed):
+    """A step of the same kind, in the worker as the first: its marker names it."""
+
     @workflow.init
     def __init__(self, payment: Settlement) -> None:
         super().__init__(payment)
@@ -89,9 +91,8 @@ class _BonusFirst(_Changed):
     async def run(self, payment: Settlement) -> SettlementResult:
         return await self._story(payment)
 
-    async def _settle(self, verdict: Verified | Refused) -> SettlementResult:
-        await self._mint_bonus()
-        return await super()._settle(verdict)
+    async def _credit_buyer(self, verdict: Verified) -> AttemptOutcomeMessage:
+        return await self._credit_donation(verdict)
 
 
 @workflow.defn(name=VERIFY_AND_SETTLE)
@@ -119,7 +120,7 @@ class _Unchanged(_Changed):
         return await self._story(payment)
 
 
-@pytest.mark.parametrize("changed", [_BonusFirst, _WithoutBonus])
+@pytest.mark.parametrize("changed", [_AnotherStep, _WithoutBonus])
 async def test_replay_notices_a_workflow_whose_steps_are_others(changed: type[Any]) -> None:
     with pytest.raises(NondeterminismError):
         await _replay("purchase", changed)

@@ -10,7 +10,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, Wor
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from activities.messages import RecordedSubmission, Settlement, Submission
+from activities.messages import Settlement, Submission
 from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import wait_until
 from domain.errors import HashInUse
@@ -19,7 +19,7 @@ from domain.payments.verification import PaymentTerms, Refused
 from services.payments import lifecycle as payments
 from tests.support.engine import Engine
 from tests.support.servers import TASK_QUEUE
-from workflows.naming import SUBMIT_UPDATE, submit_update_id, workflow_id
+from workflows.naming import SUBMIT_UPDATE, workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
 CREDITS = 1_000_000_000
@@ -158,19 +158,6 @@ async def test_a_submission_after_the_end_is_answered_with_the_end_and_starts_no
         assert (await engine.state(intent.attempt_id)).run_id == run
 
 
-async def test_the_same_update_gives_its_stored_answer_after_the_run_has_ended(engine: Engine) -> None:
-    async with engine.worker():
-        payer, intent, sent = await engine.buy()
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-    # No worker runs any more: the answer is the one that the server keeps.
-    update = engine.handle(intent.attempt_id).get_update_handle(
-        submit_update_id(0, sent), result_type=RecordedSubmission
-    )
-    recorded = await update.result()
-    assert (recorded.status, recorded.tx_hash) == (AttemptStatus.PENDING_UNVERIFIED, sent)
-
-
 def _settlement(attempt: PaymentAttempt, sent: str) -> Settlement:
     return Settlement(
         submission=Submission(
@@ -236,9 +223,7 @@ async def test_a_refused_first_submission_fails_its_run_and_a_later_one_starts_a
             VerifyAndSettle.run, _settlement(other, sent), id=workflow_id(other.id), task_queue=TASK_QUEUE
         )
         with pytest.raises(WorkflowUpdateFailedError) as refused:
-            await handle.execute_update(
-                SUBMIT_UPDATE, _settlement(other, sent).submission, id=submit_update_id(0, sent)
-            )
+            await handle.execute_update(SUBMIT_UPDATE, _settlement(other, sent).submission, id=f"submit-0-{sent}")
         assert isinstance(refused.value.cause, ApplicationError)
         assert refused.value.cause.type == HashInUse.code
         with pytest.raises(WorkflowFailureError) as failed:

@@ -12,7 +12,7 @@ from temporalio import activity
 from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 
-from activities.messages import PaymentToVerify, SettlementResult
+from activities.messages import AttemptOutcomeMessage, PaymentToCredit, PaymentToVerify, ReplacedHash, SettlementResult
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.payments.verification import Refused, Verified
 from tests.workflow.scripted import (
@@ -21,13 +21,14 @@ from tests.workflow.scripted import (
     A,
     B,
     Script,
+    credited,
     not_yet,
     scripted_worker,
     settlement,
     submission,
     verified,
 )
-from workflows.naming import SUBMIT_UPDATE, workflow_id
+from workflows.naming import HASH_REPLACED_SIGNAL, workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
 MINUTE = timedelta(minutes=1)
@@ -35,11 +36,15 @@ HOUR = timedelta(hours=1)
 
 
 async def _start(
-    environment: WorkflowEnvironment, attempt_id: UUID, submitted_at: datetime
+    environment: WorkflowEnvironment, script: Script, attempt_id: UUID, submitted_at: datetime
 ) -> WorkflowHandle[VerifyAndSettle, SettlementResult]:
     return await environment.client.start_workflow(
         VerifyAndSettle.run,
-        settlement(attempt_id, submitted_at=submitted_at),
+        settlement(
+            attempt_id,
+            submitted_at=submitted_at,
+            recorded=script.pending(submission(attempt_id, A, submitted_at)),
+        ),
         id=workflow_id(attempt_id),
         task_queue=f"time-{attempt_id}",
     )
@@ -59,7 +64,7 @@ async def test_a_payment_that_is_not_found_fails_after_a_day_and_one_final_poll(
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, attempt_id, submitted_at)).result()
+        result = await (await _start(skipping, script, attempt_id, submitted_at)).result()
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     assert [look.is_last_look for look in script.named("await_confirmation")] == [False] * (len(looks) - 1) + [True]
     assert 23 <= len(looks) <= 26
@@ -78,7 +83,7 @@ async def test_a_payment_that_appears_in_the_last_hour_is_credited(skipping: Wor
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, attempt_id, submitted_at)).result()
+        result = await (await _start(skipping, script, attempt_id, submitted_at)).result()
     assert result.status is AttemptStatus.CREDITED
 
 
@@ -92,7 +97,7 @@ async def test_a_payment_that_only_the_final_poll_sees_is_credited(skipping: Wor
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, attempt_id, await skipping.get_current_time())).result()
+        result = await (await _start(skipping, script, attempt_id, await skipping.get_current_time())).result()
     assert result.status is AttemptStatus.CREDITED
 
 
@@ -108,7 +113,7 @@ async def test_a_poll_that_breaks_every_time_is_retried_to_the_end_and_ends_noth
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, attempt_id, await skipping.get_current_time())).result()
+        result = await (await _start(skipping, script, attempt_id, await skipping.get_current_time())).result()
     assert result.status is AttemptStatus.CREDITED
     # After 1, 2, 4, 8 and 16 seconds, then every 30 seconds of the hour.
     assert 120 <= len(script.named("await_confirmation")) <= 130
@@ -125,18 +130,17 @@ async def test_a_hash_that_replaces_another_has_a_day_of_its_own(skipping: Workf
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        handle = await _start(skipping, attempt_id, submitted_at)
+        handle = await _start(skipping, script, attempt_id, submitted_at)
         await skipping.sleep(TIMEOUT - HOUR)
-        await handle.execute_update(
-            SUBMIT_UPDATE, submission(attempt_id, B, await skipping.get_current_time()), id="second"
-        )
+        replaced_at = await skipping.get_current_time()
+        replaced = ReplacedHash(tx_hash=B, submitted_at=replaced_at, verify_until=replaced_at + TIMEOUT)
+        await handle.signal(HASH_REPLACED_SIGNAL, replaced)
         result = await handle.result()
         ended_at = await skipping.get_current_time()
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     assert ended_at - submitted_at >= TIMEOUT - HOUR + TIMEOUT - MINUTE * 11
     ends = {look.verify_until for look in script.named("await_confirmation")}
     assert len(ends) == 2
-    assert [message.tx_hash for message in script.named("record_submission")] == [A, B]
 
 
 async def test_two_hundred_polls_leave_no_more_history_than_one(skipping: WorkflowEnvironment) -> None:
@@ -151,7 +155,7 @@ async def test_two_hundred_polls_leave_no_more_history_than_one(skipping: Workfl
 
         script.look = look
         async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-            handle = await _start(skipping, attempt_id, await skipping.get_current_time())
+            handle = await _start(skipping, script, attempt_id, await skipping.get_current_time())
             await handle.result()
         assert len(script.named("await_confirmation")) == polls + 1
         lengths.append(len((await handle.fetch_history()).events))
@@ -160,15 +164,18 @@ async def test_two_hundred_polls_leave_no_more_history_than_one(skipping: Workfl
 
 async def test_the_ledger_is_retried_indefinitely(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
-    record = script.pending
-    down_until = await skipping.get_current_time() + HOUR
+    submitted_at = await skipping.get_current_time()
 
-    async def unavailable(message: object) -> object:
-        if activity.info().started_time < down_until:
+    async def unavailable(message: PaymentToCredit) -> AttemptOutcomeMessage:
+        if activity.info().is_local or activity.info().started_time < submitted_at + HOUR:
             raise ConnectionError("PostgreSQL is down")
-        return record(message)  # type: ignore[arg-type]
+        return credited(message)
 
-    script.record = unavailable  # type: ignore[assignment]
+    script.credit = unavailable
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, attempt_id, down_until)).result()
+        handle = await _start(skipping, script, attempt_id, submitted_at)
+        result = await handle.result()
     assert result.status is AttemptStatus.CREDITED
+    # One try in the worker that has the task, then a regular activity: every 30 seconds, without workflow tasks.
+    assert 120 <= len(script.named("credit_buyer")) <= 130
+    assert len((await handle.fetch_history()).events) < 30
