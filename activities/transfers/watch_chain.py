@@ -18,6 +18,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import Followed, Rescan, WatchedChain
+from activities.transfers.recent_submissions import SubmissionFollower
 from activities.transfers.signatures import WatchingSignatures
 from db.engine import ServiceDatabase
 from db.transfers.scopes import list_promises, mark_followed
@@ -25,6 +26,7 @@ from domain.chain import TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises, poll_interval
+from services.payments.recovery import RecentSubmissions
 from services.transfers.block_scanner import BlockScanner, Step
 from services.transfers.matcher import TransferMatcher
 
@@ -92,8 +94,9 @@ class ScopeWatches:
 class WatchingActivities(WatchingSignatures):
     """Any number may run concurrently: everything is written once."""
 
-    def __init__(self, watches: ScopeWatches, *, block_time: timedelta) -> None:
+    def __init__(self, watches: ScopeWatches, recent: RecentSubmissions, *, block_time: timedelta) -> None:
         self._watches = watches
+        self._recent = recent
         self._poll_seconds = poll_interval(block_time).total_seconds()
 
     @activity.defn
@@ -105,7 +108,7 @@ class WatchingActivities(WatchingSignatures):
         followers = Followers(self._watches, self._poll_seconds)
         loop = asyncio.get_running_loop()
         until = loop.time() + chain.follow_seconds
-        async with _heartbeats(lambda: followers.words):
+        async with _heartbeats(lambda: followers.words), SubmissionFollower(self._recent):
             while loop.time() < until:
                 await _wait_for_next(await followers.go_on())
         return Followed(block_number=followers.block_number, words=followers.words)

@@ -11,6 +11,7 @@ from activities.wiring import Dependencies
 from db.clock import estimated_now
 from domain.chain import TransferScope
 from domain.transfers.watching import Promise
+from services.payments.recovery import PaymentRecovery, RecentSubmissions
 from services.transfers.block_scanner import BlockScanner
 from services.transfers.matcher import TransferMatcher
 
@@ -39,4 +40,6 @@ def activities(deps: Dependencies) -> list[Activity]:
         return ScopeWatch(scan, matcher)
 
     watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope)
-    return WatchingActivities(watches, block_time=settings.block_time).activities()
+    recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
+    recent = RecentSubmissions(deps.service, recovery)
+    return WatchingActivities(watches, recent, block_time=settings.block_time).activities()

@@ -43,6 +43,7 @@ _OF_THESE: Final = "SELECT attempt_id, due FROM unfinished_payments() WHERE atte
 _WAITING: Final = """
     SELECT attempt_id, due FROM unfinished_payments()
      WHERE due = 'workflow_missing' AND chain_id = :chain_id AND since <= :before
+       AND (CAST(:since AS timestamptz) IS NULL OR since > :since)
        AND (CAST(:after AS uuid) IS NULL OR attempt_id > :after) ORDER BY attempt_id LIMIT :limit
 """
 
@@ -83,10 +84,18 @@ async def list_unfinished_of(connection: ServiceConnection, ids: Collection[UUID
 
 
 async def page_waiting(
-    connection: ServiceConnection, chain_id: int, *, before: datetime, after: UUID | None, limit: int
+    connection: ServiceConnection,
+    chain_id: int,
+    *,
+    before: datetime,
+    since: datetime | None = None,
+    after: UUID | None,
+    limit: int,
 ) -> list[UnfinishedPayment]:
-    """Payments submitted `before` that wait for the chain, in the order of their ids; those behind the id `after`."""
-    values = {"chain_id": chain_id, "before": before, "after": after, "limit": limit}
+    """Payments submitted `before` and after `since` that wait for the chain, in the order of their ids; those behind
+    the id `after`.
+    """
+    values = {"chain_id": chain_id, "before": before, "since": since, "after": after, "limit": limit}
     return _unfinished(await connection.connection.execute(_PAGE_WAITING, values))
 
 

@@ -29,6 +29,12 @@ ASKED_AT_ONCE_MAX: Final = 8
 
 PAGE: Final = 500
 
+STRANDED_AFTER: Final = timedelta(seconds=15)
+"""Time in which a submission that was recorded has its run, unless its process died in between."""
+
+RECENT: Final = timedelta(minutes=10)
+"""How far back the first check goes; housekeeping asks about all that wait for longer."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -66,12 +72,14 @@ class PaymentRecovery:
             unfinished = await list_unfinished(connection, self._chain_id, window, limit=limit)
         await self._recover(unfinished, done, on_answer)
 
-    async def recover_waiting(self, before: datetime, done: Recovered) -> None:
-        """All that wait for the chain and were submitted `before`."""
+    async def recover_waiting(self, before: datetime, done: Recovered, *, since: datetime | None = None) -> None:
+        """All that wait for the chain and were submitted `before`, and not before `since`."""
         after: UUID | None = None
         while True:
             async with self._database.autocommit() as connection:
-                page = await page_waiting(connection, self._chain_id, before=before, after=after, limit=PAGE)
+                page = await page_waiting(
+                    connection, self._chain_id, before=before, since=since, after=after, limit=PAGE
+                )
             await self._recover(page, done)
             if len(page) < PAGE:
                 return
@@ -111,3 +119,21 @@ class PaymentRecovery:
         except ExceptionGroup as failed:
             # One outage is one error, and ends the requests.
             raise failed.exceptions[0] from failed
+
+
+class RecentSubmissions:
+    """Finds submissions that have no run. Each is asked after once, when it is old enough and still waits."""
+
+    def __init__(self, database: ServiceDatabase, recovery: PaymentRecovery) -> None:
+        self._database = database
+        self._recovery = recovery
+        self._since: datetime | None = None
+
+    async def check(self) -> Recovered:
+        """Those that have become old enough since the check before; one that raises is repeated by the next."""
+        async with self._database.autocommit() as connection:
+            before = await read_clock(connection.connection) - STRANDED_AFTER
+        done = Recovered()
+        await self._recovery.recover_waiting(before, done, since=self._since or before - RECENT)
+        self._since = before
+        return done

@@ -34,6 +34,7 @@ class Trap:
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
         self._sprung = False
+        self._has_sent_the_statement = False
 
     def reached(self, moment: Moment) -> None:
         """This process has come to `moment`; it may not come any further."""
@@ -47,6 +48,8 @@ class Trap:
             print(GONE_ON, file=sys.stderr, flush=True)  # noqa: T201 - the test reads what the process writes
 
     def _is_in_the_activity(self) -> bool:
+        if self._fault.statement:
+            return self._has_sent_the_statement
         return activity.in_activity() and activity.info().activity_type == self._fault.activity
 
     def install(self) -> None:
@@ -55,6 +58,8 @@ class Trap:
 
         async def watched_execute(cursor: Any, query: Any, *arguments: Any, **options: Any) -> Any:
             is_transaction = self._is_transaction(query)
+            if self._fault.statement and self._fault.statement in str(query):
+                self._has_sent_the_statement = True
             self.reached(Moment.BEFORE_TRANSACTION)
             if is_transaction:
                 self.reached(Moment.BEFORE_COMMIT)
@@ -112,6 +117,8 @@ def set_options(fault: Fault) -> None:
         options["sticky_queue_schedule_to_start_timeout"] = timedelta(seconds=fault.sticky_seconds)
     if fault.activities_only:
         options |= {"workflows": [], "max_concurrent_activities": 1}
+    if fault.workflow_tasks_only:
+        options |= {"no_remote_activities": True, "max_cached_workflows": 0, "max_concurrent_workflow_tasks": 1}
     _replace(worker, "Worker", lambda *arguments, **given: Worker(*arguments, **given | options))
 
 

@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 
 from domain.payments.attempt import Purpose
-from tests.support.faults import GONE_ON, Moment, paused
+from starter import submission
+from tests.support.faults import GONE_ON, Action, Fault, Moment, paused
 from tests.support.system import PaymentSystem
 from workflows import policies
 
@@ -58,6 +59,36 @@ async def test_an_activity_that_goes_on_after_another_worker_did_its_work_double
     system: PaymentSystem, purpose: Purpose, activity: str, moment: Moment
 ) -> None:
     await pause_take_over_and_go_on(system, purpose, activity, moment, idle_in_transaction_timeout="3s")
+
+
+@pytest.mark.slow(but=("self-credit_buyer-after_commit",))
+@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)
+async def test_a_ledger_step_that_goes_on_after_its_workflow_task_was_given_away_doubles_nothing(
+    system: PaymentSystem, monkeypatch: pytest.MonkeyPatch, purpose: Purpose, activity: str, moment: Moment
+) -> None:
+    monkeypatch.setattr(submission, "WORKFLOW_TASK_TIMEOUT", timedelta(seconds=2))
+    payment = await system.purchase(purpose=purpose)
+    polls = system.start_worker(Fault(activities_only=True))
+    zombie = system.start_worker(
+        Fault(
+            activity=activity,
+            moment=moment,
+            action=Action.PAUSE,
+            idle_in_transaction_timeout="3s",
+            workflow_tasks_only=True,
+        )
+    )
+    await asyncio.gather(system.submit_payment(payment), zombie.paused_itself())
+    async with system.worker():
+        await polls.stop()
+        await system.must_be_settled(payment)
+
+        zombie.go_on()
+        await zombie.says(GONE_ON)
+
+        await system.must_be_settled(payment)
+        await system.books_are_right()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Which credited transfers are without an outcome: a trigger keeps the list, whoever writes credit and outcome."""
+"""Which credited transfers are without an outcome: a trigger keeps the list, whichever role writes."""
 
 from __future__ import annotations
 

@@ -36,12 +36,18 @@ class Fault(BaseModel):
     """What a faulty worker does to itself, once. The time-outs are the product's where they are None."""
 
     activity: str = ""
+    statement: str = ""
+    """Of a process without activities: the words of the statement whose transaction it is."""
     moment: Moment = Moment.BEFORE_COMMIT
     action: Action = Action.KILL
     ledger_start_to_close_seconds: float | None = None
     poll_start_to_close_seconds: float | None = None
     sticky_seconds: float | None = None
     idle_in_transaction_timeout: str | None = None
+    workflow_tasks_only: bool = False
+    """It takes one workflow task at a time and no activities: a paused process then holds nothing but its task, and the
+    ledger step that it has in hand with it.
+    """
     activities_only: bool = False
     """It takes no workflow tasks, and one activity at a time: a paused process then holds nothing but its activity.
 

@@ -53,6 +53,7 @@ LEDGER_STEPS: Final = ("credit_buyer", "mint_bonus", "credit_donation", "end_wit
 """Those that run in the worker that has the workflow's task, where its database answers."""
 
 FAULTY_WORKER: Final = "tests.crash.faulty_worker"
+FAULTY_COMMAND: Final = "tests.crash.faulty_command"
 STOP_TIMEOUT_SECONDS: Final = 15
 
 
@@ -169,9 +170,12 @@ class PaymentSystem(Engine):
             return WorkerProcess(self._start("worker", "cli", ("worker",), given))
         return WorkerProcess(self._start("worker", FAULTY_WORKER, (), given))
 
-    def start_command(self, *arguments: str) -> ChildProcess:
-        """One of the product's commands, as `settle ...` on a command line."""
-        return self._start(arguments[0], "cli", arguments, self.variables)
+    def start_command(self, *arguments: str, fault: Fault | None = None) -> ChildProcess:
+        """One of the product's commands, as `settle ...` on a command line; with a fault, one that kills itself."""
+        if fault is None:
+            return self._start(arguments[0], "cli", arguments, self.variables)
+        given = {**self.variables, FAULT_VARIABLE: fault.model_dump_json()}
+        return self._start(arguments[0], FAULTY_COMMAND, arguments, given)
 
     def _start(self, name: str, module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> ChildProcess:
         kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TZ"}}
