@@ -16,12 +16,14 @@ from temporalio.api.history.v1 import ActivityTaskScheduledEventAttributes, Hist
 from temporalio.client import WorkflowHistory
 from temporalio.common import RetryPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
 from activities.messages import AttemptOutcomeMessage, Settlement, SettlementResult
 from domain.payments.verification import Verified
 from tests.workflow.paths import PATHS, RECORDER
+from tests.workflow.reads_the_clock import ReadsTheClock
 from tests.workflow.record_histories import HISTORIES
 from workflows.naming import VERIFY_AND_SETTLE
 from workflows.policies import (
@@ -44,11 +46,11 @@ def _read(file: Path) -> WorkflowHistory:
     return WorkflowHistory.from_json(file.stem, file.read_text())
 
 
-async def _replay(name: str, workflow_class: type[Any]) -> None:
+async def _replay(name: str, workflow_class: type[Any], runner: WorkflowRunner | None = None) -> None:
     replayer = Replayer(
         workflows=[workflow_class],
         data_converter=pydantic_data_converter,
-        workflow_runner=UnsandboxedWorkflowRunner(),
+        workflow_runner=runner or UnsandboxedWorkflowRunner(),
     )
     await replayer.replay_workflow(_read(HISTORIES / f"{name}.json"))
 
@@ -118,6 +120,12 @@ class _Unchanged(_Changed):
     @workflow.run
     async def run(self, payment: Settlement) -> SettlementResult:
         return await self._story(payment)
+
+
+async def test_the_sandbox_of_tests_and_replay_refuses_what_the_worker_would_not_notice() -> None:
+    with pytest.raises(RuntimeError, match=r"datetime\.datetime\.now"):
+        await _replay("purchase", ReadsTheClock, SandboxedWorkflowRunner())
+    await _replay("purchase", ReadsTheClock)
 
 
 @pytest.mark.parametrize("changed", [_AnotherStep, _WithoutBonus])
