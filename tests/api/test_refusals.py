@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.http.problems import STATUSES
@@ -16,6 +15,7 @@ from domain.errors import (
     BookkeepingError,
     Category,
     InvalidInput,
+    Refusal,
     SettleError,
     StartupCheckFailed,
     TemporalBusy,
@@ -26,7 +26,7 @@ from domain.errors import (
 )
 from services.payments import lifecycle as payments
 from starter.temporal import to_temporal_unavailable
-from tests.support.api import Reply, running_api
+from tests.support.api import running_api
 from tests.support.engine import Engine
 
 HASH = "0x" + "ab" * 32
@@ -41,37 +41,27 @@ def _raising(error: Exception) -> Raise:
     return submit
 
 
-async def _submit_where_the_worker_says(engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Reply:
-    """What the interface answers where recording the submission raises `error` in the worker's activity."""
-    async with running_api(engine) as api, api.visitor(wallet=payer_wallets()[0]) as visitor:
-        intent = await visitor.post("/api/v1/payments/intents", {"amountUsdCents": 500})
-        monkeypatch.setattr(payments, "submit", _raising(error))
-        async with engine.worker():
-            path = f"/api/v1/payments/attempts/{intent.body['attemptId']}/submit"
-            return await visitor.post(path, {"txHash": HASH})
-
-
-async def test_a_refusal_that_only_the_worker_knows_is_a_refusal_with_its_code(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refusal = ApplicationError("not on Sundays", type="CLOSED_ON_SUNDAYS", non_retryable=True)
-    reply = await _submit_where_the_worker_says(engine, monkeypatch, refusal)
-    assert (reply.status, reply.code, reply.body["retryable"]) == (409, "CLOSED_ON_SUNDAYS", False)
-    assert "not on Sundays" in reply.body["detail"]
-    assert "Retry-After" not in reply.headers
-
-
 @pytest.mark.parametrize(
     "error",
-    [InvalidInput("txHash", "expected better"), TransferAlreadySettled("it has paid another")],
+    [
+        InvalidInput("txHash", "expected better"),
+        TransferAlreadySettled("it has paid another"),
+        Refusal.of_unknown_code("CLOSED_ON_SUNDAYS", "not on Sundays"),
+    ],
     ids=lambda e: e.code,
 )
-async def test_a_refusal_of_the_registry_has_its_own_row(
+async def test_a_refusal_of_an_inner_layer_is_a_refusal_with_its_code(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, error: SettleError
 ) -> None:
-    reply = await _submit_where_the_worker_says(engine, monkeypatch, error)
+    async with running_api(engine) as api, api.visitor(wallet=payer_wallets()[0]) as visitor:
+        intent = await visitor.post("/api/v1/payments/intents", {"amountUsdCents": 500})
+        monkeypatch.setattr(payments, "submit_locked", _raising(error))
+        path = f"/api/v1/payments/attempts/{intent.body['attemptId']}/submit"
+        reply = await visitor.post(path, {"txHash": HASH})
     assert (reply.status, reply.code) == (STATUSES[error.category], error.code)
     assert reply.body["retryable"] is False
+    assert error.message in reply.body["detail"]
+    assert "Retry-After" not in reply.headers
 
 
 @pytest.mark.parametrize("error", [StartupCheckFailed("run x"), BookkeepingError("secret facts")], ids=lambda e: e.code)
