@@ -6,25 +6,26 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
 
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 PROPERTY: Final = "cpu seconds"
+STAT_BYTES_MAX: Final = 1024
 
 
 def tree_seconds(root: int) -> float:
     """User and system time of a process and all its descendants, the ended ones included; Linux only."""
     parents: dict[int, int] = {}
     spent: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            fields = entry.read_text().rpartition(")")[2].split()
+            with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                fields = file.read(STAT_BYTES_MAX).rpartition(b")")[2].split()
         except OSError:
             continue
-        pid = int(entry.parent.name)
+        pid = int(name)
         parents[pid] = int(fields[1])
         spent[pid] = sum(map(int, fields[11:15]))
     total = 0
