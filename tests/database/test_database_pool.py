@@ -55,6 +55,27 @@ async def test_rows_are_put_back_into_tables_that_were_emptied(roles: RolePair) 
 @pytest.mark.parametrize(
     "change",
     [
+        "DELETE FROM model_prices",
+        "UPDATE model_prices SET rates = '{}' WHERE ctid = (SELECT max(ctid) FROM model_prices)",
+    ],
+)
+async def test_a_large_table_is_put_back_where_it_was_changed(pool: DatabasePool, change: str) -> None:
+    async with pool.database() as roles:
+        before, name = await contents(roles), roles.database.name
+    for _ in range(2):
+        async with pool.database() as roles:
+            assert roles.database.name == name
+            assert await contents(roles) == before
+            with connect(roles.database.superuser_url) as superuser:
+                superuser.execute("SET session_replication_role = replica")
+                superuser.execute(change.encode())
+            assert await contents(roles) != before
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         "DROP INDEX payment_attempts_hash_held_by_account",
         "GRANT EXECUTE ON FUNCTION post_entry TO settle_app",
         "ALTER TABLE credit_ledger DISABLE TRIGGER ALL",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, LiteralString
 
 import psycopg
@@ -60,6 +60,10 @@ USED: Final = """
 """
 """Tables that have rows, or had some."""
 
+LARGE_CHARS_MIN: Final = 100_000
+VERSIONS: Final = "SELECT count(*), sum(xmin::text::bigint) FROM {table}"
+"""Differs after every committed change of a table's rows, as `SCHEMA` does of the catalogues."""
+
 SETTINGS: Final = ("SET session_replication_role = replica", "SET lock_timeout = '5s'")
 ROWS: Final = "SELECT quote_literal(json_agg(t)::text) FROM {table} t"
 INSERT: Final = (
@@ -79,24 +83,31 @@ class Content:
     """What a database held when it was read, which can be put back."""
 
     _schema: list[TupleRow]
-    _rows: list[str]
+    _rows: dict[str, str]
     """Statements that put the rows back, of each table that had any."""
     _numbers: str
     """Puts the sequences back."""
+    _large: dict[str, TupleRow]
+    """Tables that cost as much to put back as all others together, with their rows' versions: the prices of models.
+    They are put back only where something was written to them."""
+    _large_again: dict[tuple[int, str], TupleRow] = field(default_factory=dict)
+    """The same after they were put back, by the connection that did."""
 
     @classmethod
     async def read(cls, superuser: Superuser) -> Content:
         """From the database of the connection, which no test has changed yet."""
-        rows = []
+        rows, large = {}, {}
         for table, columns in await _all(superuser, TABLES):
             [(content,)] = await _all(superuser, ROWS.format(table=table))
             if content is not None:
-                rows.append(INSERT.format(table=table, columns=columns, rows=content))
+                rows[table] = INSERT.format(table=table, columns=columns, rows=content)
+                if len(content) >= LARGE_CHARS_MIN:
+                    [large[table]] = await _all(superuser, VERSIONS.format(table=table))
         numbers = []
         for (name,) in await _all(superuser, SEQUENCES):
             [(last, is_called)] = await _all(superuser, f"SELECT last_value, is_called FROM {name}")
             numbers.append(f"SELECT setval('{name}', {last}, {is_called})")
-        return cls(await _all(superuser, SCHEMA), rows, "; ".join(numbers))
+        return cls(await _all(superuser, SCHEMA), rows, "; ".join(numbers), large)
 
     async def restore(self, superuser: Superuser, *, kept: int | None = None) -> bool:
         """Whether the database holds that again; it does not if its schema was changed or a transaction is open.
@@ -117,11 +128,19 @@ class Content:
         return True
 
     async def _put_back(self, superuser: Superuser) -> None:
-        used = [name for (name,) in await _all(superuser, USED)]
+        number = superuser.info.backend_pid
+        kept = set()
+        for table, versions in self._large.items():
+            [now] = await _all(superuser, VERSIONS.format(table=table))
+            if now == self._large_again.get((number, table), versions):
+                kept.add(table)
+        used = [name for (name,) in await _all(superuser, USED) if name not in kept]
         await _run(superuser, *SETTINGS, *(f"DELETE FROM {table}" for table in used))
         # Or new rows would fill the gaps, and come in another order than in a new database.
         await _run(superuser, f"VACUUM (SKIP_DATABASE_STATS) {', '.join(used)}")
-        await _run(superuser, *self._rows, self._numbers)
+        await _run(superuser, *(rows for table, rows in self._rows.items() if table not in kept), self._numbers)
+        for table in self._large.keys() - kept:
+            [self._large_again[number, table]] = await _all(superuser, VERSIONS.format(table=table))
 
 
 async def _run(superuser: Superuser, *statements: str) -> None:
