@@ -54,6 +54,7 @@ async def test_a_key_works_as_soon_as_it_is_made_and_its_secret_is_shown_once(ap
     assert key["key"] not in str(query(api.engine.database.superuser_url, "SELECT * FROM virtual_keys"))
 
 
+@pytest.mark.slow(but=8)
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -157,6 +158,7 @@ async def test_a_rotated_key_and_its_successor_both_work_during_the_overlap(api:
     assert [await state_of(api, key["key"]) for key in (new, last)] == ["key_expired", "active"]
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("overlap", [-1, 30 * 86_400 + 1, 0.5, "60", None])
 async def test_a_malformed_overlap_is_refused(payer: Visitor, overlap: object) -> None:
     key = await made(payer)

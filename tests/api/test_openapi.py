@@ -192,7 +192,7 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
             assert INTERNAL.code in operation["responses"]["500"]["description"]
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [5, 30])
 async def test_everything_that_the_document_promises_holds_for_those_who_are_signed_in(
     engine: Engine, tmp_path: Path, examples: int
@@ -247,6 +247,7 @@ async def test_the_data_of_an_event_is_an_attempt_as_documented(api: RunningApi,
     jsonschema_rs.Draft202012Validator(schema, validate_formats=True).validate(json.loads(data))
 
 
+@pytest.mark.slow
 async def test_a_promise_that_is_not_kept_is_noticed(engine: Engine, tmp_path: Path) -> None:
     document = build_api().openapi()
     lie = json.loads(json.dumps(document))

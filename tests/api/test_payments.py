@@ -195,6 +195,7 @@ async def test_a_payer_is_not_shown_which_node_answered_what(
         assert (await payer.status(intent["attemptId"]))["waitingFor"] == CHAIN_UNREADABLE
 
 
+@pytest.mark.slow
 async def test_a_temporal_that_hangs_costs_a_page_full_of_payments_seconds_not_its_answer(engine: Engine) -> None:
     async with running_api(engine) as api, engine.worker(), api.visitor(first_wallet()) as payer:
         for number in range(12):

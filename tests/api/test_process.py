@@ -136,6 +136,7 @@ async def test_metrics_count_requests_by_route_and_logins_by_outcome(engine: Eng
         assert sample in metrics, sample
 
 
+@pytest.mark.slow
 async def test_readiness_names_each_unavailable_dependency_and_recovers(engine: Engine, tmp_path: Path) -> None:
     variables = dict(engine.variables)
     names = {"database": "DATABASE_URL", "chain": "CHAIN_RPC_URLS", "temporal": "TEMPORAL_ADDRESS"}
@@ -242,6 +243,7 @@ async def test_an_unread_body_is_drained_up_to_a_limit(api: RunningApi) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 async def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(api: RunningApi) -> None:
     reader, writer = await open_connection(api.url)
     smuggled = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -286,6 +288,7 @@ async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, clus
     assert startup.NO_SCHEMA in line
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -64,6 +64,7 @@ async def test_a_refusal_of_an_inner_layer_is_a_refusal_with_its_code(
     assert "Retry-After" not in reply.headers
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("error", [StartupCheckFailed("run x"), BookkeepingError("secret facts")], ids=lambda e: e.code)
 async def test_an_operators_error_is_reported_and_logged_and_reveals_nothing(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, error: SettleError

@@ -52,6 +52,7 @@ def payer(shared_payer: Visitor) -> Visitor:
     return shared_payer
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize("amount", AMOUNTS.values(), ids=AMOUNTS.keys())
 async def test_a_malformed_amount_is_named(payer: Visitor, amount: str) -> None:
     reply = await raw(payer, INTENTS, f'{{"amountUsdCents": {amount}}}')
@@ -84,6 +85,7 @@ async def test_a_misspelt_purpose_does_not_quietly_buy(api: RunningApi, payer: V
     assert scalar(api.engine.database.service_url, "SELECT count(*) FROM payment_attempts") == 0
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize(
     "body", ["", "{", "nul", b"\xff\xfe", b"\x00", '{"amountUsdCents": 500', "[" * 60_000, '{"a":' * 9_000]
 )
@@ -128,6 +130,7 @@ HASHES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize("tx_hash", HASHES.values(), ids=HASHES.keys())
 async def test_a_malformed_hash_is_named(payer: Visitor, tx_hash: object) -> None:
     intent = await payer.intent()
@@ -136,6 +139,7 @@ async def test_a_malformed_hash_is_named(payer: Visitor, tx_hash: object) -> Non
     assert [error["field"] for error in reply.body["errors"]] == ["txHash"]
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("attempt_id", ["1", "x", "%00", "..%2f", "0" * 5_000, "'; DROP TABLE users; --"])
 async def test_a_malformed_id_is_named(payer: Visitor, attempt_id: str) -> None:
     for reply in (
@@ -148,6 +152,7 @@ async def test_a_malformed_id_is_named(payer: Visitor, attempt_id: str) -> None:
             assert reply.body["errors"][0]["field"] == "id"
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("query_string", "field"),
     [
@@ -174,6 +179,7 @@ ADDRESSES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES.keys())
 async def test_a_malformed_address_is_named(api: RunningApi, address: object) -> None:
     async with api.visitor() as visitor:
@@ -181,6 +187,7 @@ async def test_a_malformed_address_is_named(api: RunningApi, address: object) ->
     assert (reply.status, reply.body["errors"][0]["field"]) == (422, "address")
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("signature", ["", "0x1", "zz", "0x" + "00" * 9_000, 7, None])
 async def test_a_malformed_signature_is_named(api: RunningApi, signature: object) -> None:
     async with api.visitor() as visitor:
@@ -274,6 +281,7 @@ async def test_our_own_page_may(api: RunningApi, payer: Visitor) -> None:
 # -- too many --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_of_a_thousand_intents_most_are_refused_with_a_retry_after(engine: Engine) -> None:
     async with running_api(engine, RATE_LIMIT_INTENTS_PER_ACCOUNT="60") as api, api.visitor(first_wallet()) as payer:
         replies = []

@@ -18,7 +18,7 @@ from tests.support.servers import Namespace
 PURCHASES = 3
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(Pooler), ids=lambda kind: kind.value)
 async def test_payments_are_settled_and_doctor_is_content(
     kind: Pooler, namespace: Namespace, database: Database, chain: LocalChain, tmp_path: Path

@@ -47,6 +47,7 @@ async def test_two_interfaces_in_one_process_have_each_its_own_places() -> None:
         assert len(one) == len(other) == 1
 
 
+@pytest.mark.slow
 async def test_a_flood_of_one_account_leaves_connections_for_another(api: RunningApi, payer: Visitor) -> None:
     flood = [asyncio.create_task(payer.get("/api/v1/payments/attempts?limit=100")) for _ in range(80)]
     async with api.visitor(payer_wallets()[1]) as other:

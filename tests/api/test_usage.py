@@ -65,6 +65,7 @@ async def test_a_report_has_what_was_charged_by_each_grouping(api: RunningApi, p
     assert (await payer.get(f"{USAGE}?by=model&to=2020-01-31")).body["rows"] == []
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -111,6 +112,7 @@ async def test_csv_runs_no_formula_in_a_spreadsheet(api: RunningApi, payer: Visi
         assert rows[0]["charged_usd"] == "0.00001"
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize(
     ("accept", "is_csv"),
     [
@@ -160,6 +162,7 @@ async def test_calls_are_listed_with_their_receipts_page_by_page(api: RunningApi
     assert expected.items() <= calls[0].items()
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     "cursor", ["x", "1", "1.", ".ab", "-1." + "0" * 32, "9" * 40 + "." + "0" * 32, "１." + "0" * 32]
 )

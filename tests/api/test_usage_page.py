@@ -62,6 +62,7 @@ async def test_who_is_not_signed_in_is_sent_to_the_credits_page(api: RunningApi)
     assert keys(api) == []
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

@@ -34,6 +34,7 @@ def test_a_client_has_the_same_wallet_in_every_run_and_no_two_share_one() -> Non
     assert len({client_wallet(number).address for number in range(50)}) == 50
 
 
+@pytest.mark.slow
 async def test_payments_of_some_clients_are_credited_and_every_call_is_counted(
     engine: Engine, namespace: Namespace, database: Database
 ) -> None:

@@ -100,6 +100,7 @@ async def test_an_answer_that_is_not_200_is_a_failure() -> None:
     assert target.failures[0].startswith("gateway: 503 ")
 
 
+@pytest.mark.slow
 async def test_without_a_package_index_litellm_is_reported_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,7 +234,7 @@ def explore(database: Database, *, examples: int, steps: int) -> None:
 
 
 def test_calls_in_any_order_are_charged_once_and_never_overdraw(database: Database) -> None:
-    explore(database, examples=15, steps=25)
+    explore(database, examples=6, steps=25)
 
 
 @pytest.mark.slow

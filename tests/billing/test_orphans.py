@@ -274,6 +274,7 @@ async def test_live_holds_are_left_and_lapsed_ones_have_one_run_each_however_oft
     assert query(spender.database.service_url, "SELECT id FROM credit_holds WHERE state = 'held'") == [(lives,)]
 
 
+@pytest.mark.slow
 async def test_a_temporal_that_does_not_answer_is_one_error(service: ServiceDatabase, spender: Spender) -> None:
     for _ in range(3):
         orphan(spender)

@@ -108,6 +108,7 @@ async def test_a_session_that_ends_before_the_intent_is_renewed_and_the_choice_k
     await _credited(site, visitor, "75,000,000")
 
 
+@pytest.mark.slow
 async def test_a_session_that_ends_while_the_wallet_asks_loses_no_payment(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.allowed.append("401")
@@ -312,6 +313,7 @@ def _streams() -> float:
     return sum(sample.value for metric in EVENT_STREAMS.collect() for sample in metric.samples)
 
 
+@pytest.mark.slow
 async def test_a_browser_that_keeps_nothing_any_more_still_hands_the_hash_in(site: Site) -> None:
     visitor = await site.signed_in()
     held = visitor.hold("eth_sendTransaction")

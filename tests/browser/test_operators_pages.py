@@ -152,6 +152,7 @@ async def _filter(page: Page) -> None:
 # -- who
 
 
+@pytest.mark.slow
 async def test_an_operator_gets_there_from_their_credits_and_back(site: Site, system: System) -> None:
     visitor = await site.signed_in()
     page = visitor.page
@@ -351,6 +352,7 @@ async def test_with_the_keyboard_alone(site: Site, system: System, cookie: Any) 
 # -- one payment
 
 
+@pytest.mark.slow
 async def test_a_payments_history_is_shown_from_all_sources(site: Site, system: System, cookie: Any) -> None:
     page = await _operator(site, cookie, "/operator?status=CREDITED#payments")
     listed = page.url

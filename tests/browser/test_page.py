@@ -98,6 +98,7 @@ async def test_the_history_is_paged_there_and_back(site: Site, monkeypatch: pyte
     await expect(amounts).to_have_text(["+5", "+4"])
 
 
+@pytest.mark.slow
 async def test_entries_have_signs_and_words(site: Site) -> None:
     visitor = await site.signed_in()
     await _post(site, [30_000_000], reason="welcome_gift")
@@ -128,7 +129,7 @@ async def test_a_small_telephone_scrolls_down_only(site: Site) -> None:
     assert await out.widths() == [360, 360]
 
 
-@pytest.mark.slow(but=("light",))
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_main_state_has_a_barrier_that_axe_knows(site: Site, scheme: str) -> None:
     visitor = await _main_states(site, bypass_csp=True, color_scheme=scheme, reduced_motion="reduce")

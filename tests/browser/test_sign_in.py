@@ -18,6 +18,7 @@ async def _press_sign_in(visitor: Visitor) -> None:
     await visitor.page.get_by_role("button", name="Sign in with a wallet").click()
 
 
+@pytest.mark.slow
 async def test_signing_a_message_signs_in_and_shows_the_account(site: Site) -> None:
     visitor = await site.visitor()
     await visitor.open("/")
@@ -44,6 +45,7 @@ async def test_declining_to_sign_is_no_dead_end(site: Site) -> None:
     await visitor.sign_in()
 
 
+@pytest.mark.slow
 async def test_a_browser_without_a_wallet_says_what_to_do(site: Site) -> None:
     visitor = await site.visitor(wallets=[])
     await visitor.open()

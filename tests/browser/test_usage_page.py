@@ -132,6 +132,7 @@ async def test_a_key_is_made_shown_once_copied_rotated_and_revoked(site: Site) -
     assert [state_of(site, key) for key in (secret, second)] == ["active", "key_revoked"]
 
 
+@pytest.mark.slow
 async def test_what_was_spent_is_drawn_listed_and_downloaded(site: Site, tmp_path: Path) -> None:
     spender = await spend(site, days=40)
     visitor = await opened(site)
@@ -166,6 +167,7 @@ async def test_what_was_spent_is_drawn_listed_and_downloaded(site: Site, tmp_pat
     assert spender.key_id
 
 
+@pytest.mark.slow
 async def test_a_wrong_period_and_a_wrong_limit_are_said_beside_their_fields(site: Site) -> None:
     visitor = await opened(site)
     page = visitor.page
@@ -184,6 +186,7 @@ async def test_a_wrong_period_and_a_wrong_limit_are_said_beside_their_fields(sit
     await expect(page.locator(".key")).to_contain_text("$0.00 of $5.00")
 
 
+@pytest.mark.slow
 async def test_a_form_that_is_sent_twice_makes_one_key(site: Site) -> None:
     visitor = await opened(site)
     page = visitor.page
@@ -195,6 +198,7 @@ async def test_a_form_that_is_sent_twice_makes_one_key(site: Site) -> None:
     assert state_of(site, secret) == "active"
 
 
+@pytest.mark.slow
 async def test_without_javascript_keys_are_made_and_revoked(site: Site) -> None:
     with_script = await site.signed_in()
     cookies: Any = await with_script.context.cookies()
@@ -212,6 +216,7 @@ async def test_without_javascript_keys_are_made_and_revoked(site: Site) -> None:
     assert state_of(site, secret) == "key_revoked"
 
 
+@pytest.mark.slow
 async def test_who_is_not_signed_in_is_sent_to_the_credits_page(site: Site) -> None:
     visitor = await site.visitor()
     await visitor.open("/usage")
@@ -219,6 +224,7 @@ async def test_who_is_not_signed_in_is_sent_to_the_credits_page(site: Site) -> N
     assert visitor.page.url == visitor.url + "/credits"
 
 
+@pytest.mark.slow
 async def test_the_calls_are_paged(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.pages.usage.CALLS_SHOWN", 3)
     await spend(site)
@@ -232,6 +238,7 @@ async def test_the_calls_are_paged(site: Site, monkeypatch: pytest.MonkeyPatch) 
     await expect(page.locator(".call")).to_have_count(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_page_has_no_barrier_that_axe_knows_and_fits_a_telephone(site: Site, scheme: str) -> None:
     options = {"bypass_csp": True, "color_scheme": scheme, "reduced_motion": "reduce"}
@@ -252,6 +259,7 @@ async def test_the_page_has_no_barrier_that_axe_knows_and_fits_a_telephone(site:
         assert box is None or box["height"] >= TOUCH_PIXELS_MIN, (await target.inner_text(), box)
 
 
+@pytest.mark.slow
 async def test_held_credits_are_beside_the_balance_and_not_taken_from_it(site: Site) -> None:
     spender = await spend(site)
     before = scalar(

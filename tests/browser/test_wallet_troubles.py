@@ -13,6 +13,7 @@ from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import DECLINED, FOREIGN_CHAIN_ID, PENDING
 
 
+@pytest.mark.slow
 async def test_declining_to_pay_leaves_an_intent_that_the_next_try_pays(site: Site) -> None:
     visitor = await site.signed_in()
     for error, words in (
@@ -48,6 +49,7 @@ async def test_an_intent_that_is_nearly_over_is_not_paid_any_more(open_site: Ope
             assert len(await site.attempt_ids()) == tries
 
 
+@pytest.mark.slow
 async def test_a_wallet_on_another_chain_is_switched(site: Site) -> None:
     visitor = await site.signed_in()
     visitor.wallet.chain_id = FOREIGN_CHAIN_ID

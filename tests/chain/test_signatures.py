@@ -421,6 +421,7 @@ async def test_a_node_with_an_invented_head_does_not_silence_the_others(
         await signed_by(reader, deployed, MESSAGE, personal_sign(OTHER.private_key, MESSAGE))
 
 
+@pytest.mark.slow(but=4)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -39,7 +39,7 @@ def _credited(engine: Engine) -> list[tuple[int]]:
     return query(engine.database.superuser_url, "SELECT amount FROM credit_ledger WHERE reason = 'operator_credit'")
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("remedy", list(Remedy))
 async def test_a_remedy_is_not_taken_by_a_worker_of_another_chain(
     engine: Engine, other_worker: OtherWorker, remedy: Remedy
@@ -95,6 +95,7 @@ async def test_a_transfer_to_a_former_treasury_is_credited_when_the_nodes_show_i
     assert (taken.amount_credits, sent in (taken.reference or "")) == (CREDITS, True)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("treasury", [None, payer_wallets()[5].address])
 async def test_a_transfer_that_the_nodes_do_not_return_cannot_be_credited_whatever_the_treasury_is(
     engine: Engine, treasury: str | None
@@ -117,6 +118,7 @@ async def test_a_transfer_that_is_not_observed_any_more_is_not_credited(engine: 
     assert _credited(engine) == []
 
 
+@pytest.mark.slow
 async def test_an_attempt_of_another_chain_is_shown_without_asking_this_ones_nodes_and_not_tried_again(
     engine: Engine, other_chain: LocalChain, tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ async def test_an_attempt_of_another_chain_is_shown_without_asking_this_ones_nod
     assert (await run("submit", str(intent.attempt_id), sent)).exit_code == 0, "how it ended, as ever"
 
 
+@pytest.mark.slow
 async def test_doctor_names_payments_without_a_worker(
     engine: Engine, other_chain: LocalChain, other_worker: OtherWorker, tmp_path: Path
 ) -> None:

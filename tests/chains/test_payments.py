@@ -103,6 +103,7 @@ async def test_each_chain_has_its_own_queue_and_what_is_on_it_is_not_even_asked_
     await becomes_final(engine, intent.attempt_id)
 
 
+@pytest.mark.slow
 async def test_what_a_worker_of_another_chain_once_took_for_missing_does_not_shorten_the_time_to_come_back(
     engine: Engine, other_worker: OtherWorker
 ) -> None:
@@ -193,7 +194,7 @@ async def _pending(engine: Engine, workflow_id: str, words: str) -> list[Any]:
     return found
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("remembered", [[OTHER_HEIGHT, OTHER_CHAIN_ID], [OTHER_HEIGHT], [], ["words"]])
 async def test_the_height_of_another_chain_is_not_the_one_at_which_a_payment_was_missed_first(
     engine: Engine, remembered: list[Any]

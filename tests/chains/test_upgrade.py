@@ -29,7 +29,7 @@ async def _queue_of(engine: Engine, workflow_id: str) -> str:
     return description.task_queue
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("with_another_chain", [False, True])
 async def test_every_run_on_the_queue_of_all_chains_comes_to_its_end_after_the_upgrade(
     engine: Engine,

@@ -106,6 +106,7 @@ async def test_members_come_change_and_leave_but_the_owner_stays(database: Datab
     assert (of_personal.exit_code, of_personal.json()["code"]) == (1, "REFUSED")
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [

@@ -56,6 +56,7 @@ NO_FINALITY: Final[dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("answer", NO_FINALITY.values(), ids=list(NO_FINALITY))
 async def test_a_tag_that_makes_nothing_final_is_not_ok(engine: Engine, answer: Any) -> None:
     async with nodes(engine) as (settings, [node]):
@@ -161,6 +162,7 @@ async def test_a_watcher_at_the_head_is_ok_and_says_where_it_is(engine: Engine) 
     assert f"block {noted_head(engine)}, 0 behind" in await check_watcher(engine.settings)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("behind", "moved", "waits"),
     [

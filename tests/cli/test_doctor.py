@@ -66,6 +66,7 @@ async def test_an_api_that_is_not_ready_says_what_it_misses(engine: Engine, tmp_
         assert "schema" not in detail, "what is fine is not news"
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("role", ["app", "service"])
 async def test_another_role_than_the_operators_is_not_right(engine: Engine, tmp_path: Path, role: str) -> None:
     url = {"app": engine.database.app_url, "service": engine.database.service_url}[role]

@@ -89,6 +89,7 @@ async def test_a_revoked_key_is_refused_from_then_on(database: Database, tmp_pat
     assert len((await run(database, tmp_path, "list", "--all", "--json")).json()) == 1
 
 
+@pytest.mark.slow(but=3)
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [

@@ -62,6 +62,7 @@ async def test_receipts_of_every_kind_are_computed_again(database: Database, tmp
     assert later.json()["verified"] == 0
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("field", "change"),
     [
@@ -109,6 +110,7 @@ async def test_a_receipt_says_why_so_much_was_charged(database: Database, tmp_pa
     assert str(receipt_id) in by_request.stdout and "cache_read_tokens" in by_request.stdout
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [

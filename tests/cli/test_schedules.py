@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from commands.schedules import NO_SCHEDULES
 from devstack.processes import wait_until
 from starter.schedules import list_names
@@ -25,6 +27,7 @@ def variables(folder: Path, *, temporal: dict[str, str]) -> dict[str, str]:
     return {**temporal, **file, "CHAIN_ID": "31337", "TREASURY_ADDRESS": TREASURY}
 
 
+@pytest.mark.slow
 async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_path: Path) -> None:
     client, watch = namespace.client, watch_workflow_id(31337)
     file = tmp_path / "schedules.yaml"

@@ -132,7 +132,7 @@ def test_settings_come_from_a_dot_env_beside_the_caller_and_from_the_file_that_i
     assert "MIN_CONFIRMATIONS is invalid: got 'from-the-environment'" in said(["--env-file", "named"], environment)
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["attempt", "--help"], ["attempt", "submit"], ["doctor", "--json"], ["worker"]])
 def test_a_shell_sees_the_same_results_as_the_other_tests(arguments: list[str], tmp_path: Path) -> None:
     # Those fork a parent that has imported everything already.
@@ -156,6 +156,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_installed_program_is_the_same_command(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("settle")
     run = subprocess.run(

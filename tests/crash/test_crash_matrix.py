@@ -82,7 +82,7 @@ async def test_a_worker_killed_at_a_commit_of_a_good_payment_costs_no_credit_and
     await system.books_are_right()
 
 
-@pytest.mark.slow(but=("self-after_commit",))
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("purpose", list(Purpose))
 async def test_a_worker_killed_while_it_refuses_a_wrong_payment_refuses_it_once(

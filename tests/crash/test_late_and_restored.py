@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
 
 from domain.payments.attempt import AttemptStatus, ErrorCode
@@ -19,6 +20,7 @@ from workflows.verify_and_settle import VerifyAndSettle
 TIMEOUT_SECONDS = 4
 
 
+@pytest.mark.slow
 async def test_a_payment_that_lacks_only_confirmations_at_the_deadline_gets_the_time_for_them(
     systems: Systems,
 ) -> None:
@@ -35,6 +37,7 @@ async def test_a_payment_that_lacks_only_confirmations_at_the_deadline_gets_the_
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_payment_whose_chain_stands_still_before_the_confirmations_ends_after_the_grace(
     systems: Systems,
 ) -> None:
@@ -48,6 +51,7 @@ async def test_a_payment_whose_chain_stands_still_before_the_confirmations_ends_
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_hash_recorded_while_no_worker_ran_has_its_own_time(systems: Systems) -> None:
     """The first hash's time is up when a worker comes; the second one was submitted a moment before."""
     timeout = 12

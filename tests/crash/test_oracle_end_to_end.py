@@ -45,6 +45,7 @@ async def test_two_mints_of_one_bonus_at_once_leave_one_bonus(system: PaymentSys
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_without_its_unique_index_the_same_race_doubles_the_bonus_and_the_oracle_says_so(
     system: PaymentSystem,
 ) -> None:

@@ -101,6 +101,7 @@ async def test_a_payment_that_is_there_is_not_given_up_because_of_the_token(syst
         await system.must_be_settled(payment)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("setting", "changes"),
     [
@@ -132,6 +133,7 @@ async def test_a_worker_refuses_to_start_with_a_token_of_other_decimals(
     assert "18 decimals" in line
 
 
+@pytest.mark.slow
 async def test_a_worker_that_starts_while_no_node_answers_credits_nothing_before_it_knows_the_token(
     system: PaymentSystem, node: FaultyNode, tmp_path: Path
 ) -> None:

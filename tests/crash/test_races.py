@@ -71,6 +71,7 @@ async def test_fifty_submissions_of_one_hash_at_once_are_one_workflow_one_credit
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_fifty_submissions_at_once_after_the_end_all_answer_with_the_end_and_start_nothing(
     system: PaymentSystem,
 ) -> None:
@@ -138,6 +139,7 @@ async def test_of_two_attempts_that_claim_one_transfer_at_the_same_moment_one_is
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_an_attempt_that_lost_a_race_for_its_hash_can_still_be_paid_with_another(system: PaymentSystem) -> None:
     first, second = await system.purchase(), await system.purchase()
     async with system.worker():
@@ -154,6 +156,7 @@ async def test_an_attempt_that_lost_a_race_for_its_hash_can_still_be_paid_with_a
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_two_wallets_of_one_transaction_are_both_credited_each_with_its_own_transfer(
     system: PaymentSystem,
 ) -> None:
@@ -181,6 +184,7 @@ async def test_two_wallets_of_one_transaction_are_both_credited_each_with_its_ow
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_two_transfers_of_one_payer_in_one_transaction_pay_one_attempt_the_other_hash_is_in_use(
     system: PaymentSystem,
 ) -> None:
@@ -255,6 +259,7 @@ async def test_an_activity_that_runs_many_times_at_once_credits_once(system: Pay
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_transfer_that_two_accounts_of_one_wallet_claim_at_once_pays_one_and_rejects_the_other(
     system: PaymentSystem,
 ) -> None:

@@ -83,6 +83,7 @@ async def test_postgresql_killed_in_the_middle_of_a_transaction_costs_no_credit_
         await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_commit_whose_answer_was_lost_with_postgresql_is_not_made_again(
     own_cluster: Cluster, temporal_server: TemporalServer, chain: LocalChain, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ async def test_a_commit_whose_answer_was_lost_with_postgresql_is_not_made_again(
         await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_temporal_killed_while_a_payment_waits_and_between_the_credits_forgets_neither(
     cluster: Cluster, own_temporal: TemporalServer, chain: LocalChain, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ async def test_temporal_killed_while_a_payment_waits_and_between_the_credits_for
         await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_submission_while_temporal_is_down_is_refused_as_unavailable_and_its_repetition_is_settled(
     cluster: Cluster, own_temporal: TemporalServer, chain: LocalChain, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ async def test_a_submission_while_temporal_is_down_is_refused_as_unavailable_and
         await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_chain_node_that_is_down_for_a_while_only_delays_the_payment(
     cluster: Cluster, temporal_server: TemporalServer, own_chain: LocalChain, tmp_path: Path
 ) -> None:
@@ -164,6 +168,7 @@ async def test_a_chain_node_that_is_down_for_a_while_only_delays_the_payment(
         await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_bonus_whose_worker_dies_before_it_has_the_servers_answer_is_not_minted_again(
     system: PaymentSystem,
 ) -> None:
@@ -200,6 +205,7 @@ async def test_a_bonus_whose_worker_dies_while_it_waits_for_its_row_is_given_up_
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_with_no_worker_at_all_a_submission_is_recorded_and_settled_when_one_comes(
     system: PaymentSystem,
 ) -> None:
@@ -214,6 +220,7 @@ async def test_with_no_worker_at_all_a_submission_is_recorded_and_settled_when_o
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_client_process_that_is_killed_before_it_has_its_answer_has_submitted(system: PaymentSystem) -> None:
     payment = await system.purchase()
     client = system.start_command("attempt", "submit", str(payment.attempt_id), payment.tx_hash)
@@ -244,6 +251,7 @@ async def test_a_workflow_terminated_between_the_credits_mints_the_bonus_when_th
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_workflow_terminated_while_it_waits_is_followed_by_another_when_the_hash_is_submitted_again(
     systems: Systems,
 ) -> None:

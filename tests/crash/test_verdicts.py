@@ -82,6 +82,7 @@ async def test_a_wrong_payment_ends_with_the_code_that_says_why(
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_their_payment(system: PaymentSystem) -> None:
     alice, poisoner = wallets(2)
     payer, intent = await system.intent(10_000, wallet=alice)
@@ -104,6 +105,7 @@ async def test_a_zero_value_transfer_in_the_payers_name_does_not_spoil_their_pay
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_relayed_payment_is_credited_to_its_signer(system: PaymentSystem) -> None:
     alice, relayer = wallets(2)
     payer, intent = await system.intent(10_000, wallet=alice)
@@ -141,6 +143,7 @@ async def test_a_surplus_is_recorded_and_buys_no_credits(system: PaymentSystem) 
     await system.books_are_right()
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("share", "bonus"), [("0", 0), ("1", CREDITS), ("0.000000001", 1), ("0.0000000009", 0)])
 async def test_the_bonus_is_the_floor_of_the_share_and_a_bonus_of_nothing_writes_no_row(
     systems: Systems, share: str, bonus: int

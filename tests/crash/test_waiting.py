@@ -22,6 +22,7 @@ def looks(state: WorkflowState) -> int:
     return sum(pending.attempt for pending in state.pending if pending.name == "await_confirmation")
 
 
+@pytest.mark.slow
 async def test_the_history_of_a_waiting_payment_does_not_grow_however_often_the_chain_is_asked(
     system: PaymentSystem,
 ) -> None:
@@ -45,6 +46,7 @@ async def test_the_history_of_a_waiting_payment_does_not_grow_however_often_the_
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_hash_that_never_appears_ends_as_not_found_and_its_history_stays_short(systems: Systems) -> None:
     # A block time beyond what is left at the end: then no further poll fits, and none may be made in haste.
     system = await systems(VERIFICATION_TIMEOUT_SECONDS="4", CHAIN_BLOCK_TIME_SECONDS="2")
@@ -74,6 +76,7 @@ async def test_a_payment_that_was_there_in_time_is_credited_although_no_worker_r
     await system.books_are_right()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("purpose", list(Purpose))
 async def test_a_payment_that_is_not_there_when_no_worker_ran_before_the_deadline_fails(
     systems: Systems, purpose: Purpose
@@ -129,6 +132,7 @@ async def test_a_sped_up_transaction_is_credited_by_the_hash_that_was_mined(syst
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_going_back_to_the_first_hash_waits_for_the_first_hash_again(system: PaymentSystem) -> None:
     payment = await system.purchase(confirmed=False)
     other = Payment(payment.payer, payment.intent, UNKNOWN)
@@ -141,6 +145,7 @@ async def test_going_back_to_the_first_hash_waits_for_the_first_hash_again(syste
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_of_two_hashes_submitted_while_no_worker_ran_the_later_one_counts(system: PaymentSystem) -> None:
     payment = await system.purchase()
     await system.record_without_worker(Payment(payment.payer, payment.intent, UNKNOWN))
@@ -189,6 +194,7 @@ async def test_a_transaction_that_a_reorganisation_removed_is_waited_for_and_cre
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_transaction_that_a_reorganisation_moved_is_credited_once_at_its_new_block(
     system: PaymentSystem,
 ) -> None:

@@ -553,6 +553,7 @@ async def test_concurrent_checks_are_serialized(shop: Shop) -> None:
     assert checkpoints(shop.database) == newest(shop.database)
 
 
+@pytest.mark.slow
 async def test_concurrent_payments_are_no_violations(roles: RolePair) -> None:
     payers = [await roles.open_account(number) for number in range(1, 5)]
     numbers = iter(range(1, 10_000))
@@ -671,6 +672,7 @@ async def visit(roles: RolePair, *, new_entries: int) -> int:
     return visited
 
 
+@pytest.mark.slow
 async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(shop: Shop) -> None:
     visited: list[int] = []
     with psycopg.ClientCursor(psycopg.connect(shop.database.superuser_url, autocommit=True)) as superuser:
@@ -687,6 +689,7 @@ async def test_a_check_visits_as_many_rows_in_a_large_ledger_as_in_a_small_one(s
     assert 100 < large < small + 50 < 3_000
 
 
+@pytest.mark.slow
 async def test_a_check_visits_as_many_rows_whatever_the_number_of_old_payments(roles: RolePair) -> None:
     visited: list[int] = []
     ledger = Ledger(roles.database.superuser_url)

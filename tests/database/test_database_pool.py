@@ -73,6 +73,7 @@ async def test_a_large_table_is_put_back_where_it_was_changed(pool: DatabasePool
     await pool.close()
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
     "change",
     [

@@ -7,6 +7,7 @@ from typing import Final
 from uuid import UUID
 
 import psycopg
+import pytest
 from sqlalchemy import event
 
 from db.accounts.wallets import Payer
@@ -75,6 +76,7 @@ async def test_a_posting_does_not_read_the_account_s_history(roles: RolePair) ->
     assert "credit_ledger_by_reference" in plan
 
 
+@pytest.mark.slow
 async def test_a_page_of_payments_does_not_read_the_account_s_history(roles: RolePair) -> None:
     payer = await roles.open_account(1)
     with connect(roles.database.superuser_url, triggers=False) as superuser:

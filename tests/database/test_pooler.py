@@ -42,7 +42,7 @@ async def through_pooler(database: Database, request: pytest.FixtureRequest, tmp
         yield behind
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 async def test_payments_are_settled_and_the_books_balance(through_pooler: Database) -> None:
     async with open_roles(through_pooler, pool_size=AT_ONCE) as roles:
 

@@ -290,6 +290,7 @@ class OldProcess:
         )
 
 
+@pytest.mark.slow
 async def test_the_expanding_migration_fails_no_statement_of_the_landed_version(landed: Database) -> None:
     stopping = threading.Event()
     processes = [OldProcess(landed, number, stopping) for number in range(1, 5)]
@@ -468,7 +469,7 @@ async def test_who_waits_behind_a_migration_waits_no_longer_than_one_of_its_trie
 FILES: Final = sorted(path.name for path in SQL_FOLDER.glob("000[6-9]_*.sql"))
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("name", [*FILES, "seeds.sql"])
 async def test_a_migration_that_is_killed_at_any_file_can_be_run_again(
     landed: Database, name: str, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from tests.support.postgres import Database
 from tests.support.sql import Connection, connect
 
 ON_ONE_DATABASE: Final = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 HERE, THERE = tx_hash(7), tx_hash(8)
 INDEXES: Final = st.integers(min_value=0, max_value=5)
@@ -84,7 +85,9 @@ KNOWN: Final = st.lists(
 )
 
 
-async def test_what_has_paid_is_the_same_in_both(roles: RolePair) -> None:
+@pytest.mark.slow(but=1)
+@pytest.mark.parametrize("lists", [40, 300])
+async def test_what_has_paid_is_the_same_in_both(roles: RolePair, lists: int) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     others = [await roles.create(await roles.open_account(number)) for number in range(2, 12)]
     terms = terms_of(attempt)
@@ -122,7 +125,7 @@ async def test_what_has_paid_is_the_same_in_both(roles: RolePair) -> None:
 
     examples: list[list[Known]] = []
 
-    @ON_ONE_DATABASE
+    @settings(ON_ONE_DATABASE, max_examples=lists)
     @given(KNOWN)
     def keep(known: list[Known]) -> None:
         examples.append(known)

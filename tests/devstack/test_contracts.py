@@ -20,6 +20,7 @@ CONTRACTS = {
 }
 
 
+@pytest.mark.slow
 def test_the_committed_artifacts_are_what_the_sources_compile_to(tmp_path: Path) -> None:
     node = shutil.which("node")
     assert node is not None, "Node.js is needed to compile; run: make install"

@@ -98,6 +98,7 @@ async def account_of(engine: Engine, stored: StoredKey) -> tuple[str, int]:
     return payer.billing_account_id, funds.balance_credits
 
 
+@pytest.mark.slow
 async def test_the_key_is_made_once_and_its_account_buys_credits_once(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "service-key.json"
     async with engine.worker():

@@ -142,6 +142,7 @@ def test_no_other_user_reads_the_password(server: EmbeddedPostgres) -> None:
     assert all(password not in log.read_text() for log in (server.state_dir / "logs").iterdir())
 
 
+@pytest.mark.slow
 @root_only
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands over folders that way")
 async def test_it_does_not_run_as_root_even_in_a_folder_only_root_can_enter(tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ async def test_it_does_not_run_as_root_even_in_a_folder_only_root_can_enter(tmp_
         await postgres.stop()
 
 
+@pytest.mark.slow
 @root_only
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands over folders that way")
 async def test_binaries_only_root_can_reach_are_copied(

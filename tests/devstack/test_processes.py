@@ -196,6 +196,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_stacks_that_start_together_do_not_pick_one_port(tmp_path: Path) -> None:
     wanted = quiet_port()
     picked = []

@@ -68,7 +68,7 @@ async def test_nothing_is_left_of_a_stack_that_is_killed_and_it_goes_on_later(
         assert await stack.chain.wait_for_receipt(tx_hash) == facts["receipt"]
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_all_within_ten_seconds(
@@ -86,6 +86,7 @@ async def test_a_signal_ends_it_all_within_ten_seconds(
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.slow
 async def test_two_folders_side_by_side_and_one_folder_only_once(tmp_path: Path) -> None:
     async with (
         Stack(tmp_path / "a", postgres_settings=UNSAFE_BUT_FAST) as a,
@@ -120,6 +121,7 @@ async def test_parts_that_start_at_the_same_time_do_not_take_each_others_ports(t
         await asyncio.gather(*(stack.__aexit__(None, None, None) for stack in stacks))
 
 
+@pytest.mark.slow
 async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     told: list[str] = []
     async with Stack(
@@ -143,6 +145,7 @@ async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     assert process_identity(stack.postgres.pid) is None
 
 
+@pytest.mark.slow
 async def test_a_process_that_keeps_dying_ends_the_stack_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +160,7 @@ async def test_a_process_that_keeps_dying_ends_the_stack_with_one_line(
             await asyncio.wait_for(stack.wait(), 10)
 
 
+@pytest.mark.slow
 async def test_a_stack_that_cannot_start_leaves_nothing_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ class Waits:
         self._go = True
 
 
+@pytest.mark.slow
 async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) -> None:
     # Ports that no other test takes while this server is down.
     port = 22_000 + 10 * xdist_number()
@@ -62,6 +63,7 @@ async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) ->
     assert not temporal.is_running
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of its own on Linux only")
 async def test_it_listens_on_127_0_0_1_only(tmp_path: Path) -> None:
     temporal = EmbeddedTemporal(tmp_path)

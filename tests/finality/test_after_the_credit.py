@@ -67,6 +67,7 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_posted_b
     assert await engine.books() == []
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("level", "trails"), [("safe", 8), ("finalized", 16)])
 async def test_the_nodes_tag_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
     async with engine.worker(FINALITY=level, FINALITY_LARGE="finalized"):
@@ -88,6 +89,7 @@ async def test_a_larger_payment_waits_for_more(engine: Engine) -> None:
     assert _on_record(engine, intent.attempt_id)[0][:2] == ("final", "finalized")
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("depth", DEPTHS)
 async def test_a_purchase_that_is_reorged_out_is_reversed(engine: Engine, depth: int) -> None:
     async with engine.worker():
@@ -130,6 +132,7 @@ async def test_a_donation_that_is_reorged_out_is_reversed(engine: Engine) -> Non
     assert await engine.books() == []
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("depth", DEPTHS)
 async def test_a_payment_that_returns_in_another_block_stays_credited(engine: Engine, depth: int) -> None:
     async with engine.worker():
@@ -193,6 +196,7 @@ async def test_a_run_that_was_terminated_after_the_credit_is_taken_up_by_a_submi
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_a_dead_node_after_the_credit_is_waited_for(engine: Engine, chain: LocalChain) -> None:
     async with engine.worker(FINALITY="finalized"):
         intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
@@ -205,6 +209,7 @@ async def test_a_dead_node_after_the_credit_is_waited_for(engine: Engine, chain:
     assert _on_record(engine, intent.attempt_id)[0][0] == "final"
 
 
+@pytest.mark.slow
 async def test_the_payer_may_pay_again_with_another_transaction_after_a_reversal(engine: Engine) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, confirmations=3)

@@ -21,10 +21,12 @@ from gateway.policy import GatewayPolicy, RateLimits
 from gateway.process import GatewayOptions, serving
 from gateway.sse import SseEvent, SseSplitter
 from gateway.state import Gateway
-from tests.support.payments import open_roles
+from tests.support.payments import wallet
 from tests.support.postgres import Database
-from tests.support.sql import query
+from tests.support.spending import add_credits
+from tests.support.sql import query, scalar
 
+PATIENCE_SECONDS: Final = 30.0
 MODEL: Final = "dev-small"
 """Of the upstream: with the markup 2 credits for a token of input and 8 for one of output."""
 CREDITS_PER_CENT: Final = 100_000
@@ -68,12 +70,14 @@ class Account:
 
 
 async def open_account(database: Database, *, cents: int = 100, number: int = 1, **key: Any) -> Account:
-    """An account that has paid so many cents, and a key of it; `key` are columns of `virtual_keys`."""
-    async with open_roles(database, pool_size=2) as roles:
-        payer = await roles.open_account(number)
-        if cents:
-            await roles.settle(payer, number, cents=cents)
-    return add_key(database, payer.billing_account_id, **key)
+    """The account of wallet `number` with credits for so many cents more, and a key of it.
+
+    `key` are columns of `virtual_keys`.
+    """
+    account_id = scalar(database.service_url, "SELECT billing_account_id FROM provision_wallet(%s)", wallet(number))
+    if cents:
+        add_credits(database, account_id, cents * CREDITS_PER_CENT)
+    return add_key(database, account_id, **key)
 
 
 def add_key(
@@ -240,7 +244,7 @@ class Served:
         await until(lambda: not self.gateway.tasks and not self.gateway.open_holds)
 
 
-async def until(holds: Callable[[], Any], *, seconds: float = 30.0) -> None:
+async def until(holds: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
         while not holds():

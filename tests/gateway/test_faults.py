@@ -365,6 +365,7 @@ async def test_the_database_is_away_between_answer_and_charge(database: Database
             assert rest.endswith(b"data: [DONE]\n\n")
         assert gateway.books.receipt()["charge_reason"] == "completed"
         assert gateway.books.states() == ["captured"]
+    await relay.cut()
 
 
 async def test_a_charge_that_stays_impossible_is_left_to_be_resolved(
@@ -386,6 +387,7 @@ async def test_a_charge_that_stays_impossible_is_left_to_be_resolved(
         # Open, and no longer renewed: it lapses.
         assert gateway.books.states() == ["held"]
         await relay.open()
+    await relay.cut()
 
 
 async def test_a_hold_whose_answer_was_lost_is_released(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +407,7 @@ async def test_a_hold_whose_answer_was_lost_is_released(database: Database, monk
         assert gateway.books.balance(gateway.account.id) == (10_000_000, 0)
 
 
+@pytest.mark.slow
 async def test_a_thousand_abandoned_streams_leave_no_hold(database: Database) -> None:
     async with served(database, cents=1_000) as gateway:
         for _ in range(10):

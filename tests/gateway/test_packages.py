@@ -84,6 +84,7 @@ async def test_embeddings_and_models(client: openai.AsyncOpenAI) -> None:
     assert (await client.models.retrieve(MODEL)).id == MODEL
 
 
+@pytest.mark.slow
 async def test_messages(gateway: Served, claude: anthropic.AsyncAnthropic) -> None:
     answer = await claude.messages.create(model=MODEL, max_tokens=50, messages=HELLO)  # type: ignore[arg-type]
     assert answer.content[0].text == "You said: one two three"  # type: ignore[union-attr]

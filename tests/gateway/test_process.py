@@ -78,6 +78,7 @@ async def read_some(response: aiohttp.ClientResponse, events: int = 6) -> bytes:
     return b"".join([await response.content.readuntil(b"\n\n") for _ in range(events)])
 
 
+@pytest.mark.slow
 async def test_sigterm_lets_open_streams_end_and_takes_no_others(database: Database, tmp_path: Path) -> None:
     async with running(database, tmp_path) as gateway:
         async with gateway.client.open(faulty(stream=True, tokens=60, tokens_per_second=60)) as response:
@@ -110,6 +111,7 @@ async def test_what_goes_on_too_long_is_charged_for_what_was_produced(database: 
         assert receipt["charged_credits"] > 0
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("moment", ["before the answer", "in mid-stream"])
 async def test_sigkill_leaves_a_hold_that_lapses_with_what_is_needed_to_charge_it(
     database: Database, tmp_path: Path, moment: str
@@ -134,6 +136,7 @@ async def test_sigkill_leaves_a_hold_that_lapses_with_what_is_needed_to_charge_i
         )
 
 
+@pytest.mark.slow
 async def test_the_lease_of_a_long_call_is_renewed_with_its_progress(database: Database, tmp_path: Path) -> None:
     async with running(database, tmp_path, HOLD_LEASE_SECONDS="3") as gateway:
         async with gateway.client.open(faulty(stream=True, **SLOW)) as response:
@@ -158,6 +161,7 @@ async def test_the_upstreams_id_is_noted_at_once_where_a_record_can_be_asked_for
         await until(lambda: gateway.books.states() == ["captured"])
 
 
+@pytest.mark.slow
 async def test_an_owner_that_was_only_paused_is_answered_with_what_was_charged(
     database: Database, tmp_path: Path
 ) -> None:
@@ -191,6 +195,7 @@ async def test_an_owner_that_was_paused_and_not_replaced_charges_late_and_once(
         assert gateway.books.receipt()["output_tokens"] == 40
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

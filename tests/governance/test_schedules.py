@@ -85,6 +85,7 @@ async def test_a_schedule_of_the_file_makes_heartbeats(engine: Engine, heard: He
     assert view.last_status == "completed"
 
 
+@pytest.mark.slow
 async def test_a_receiver_that_is_down_stops_no_heartbeat_and_the_log_has_each_event_once(
     engine: Engine, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ async def run(skipping: WorkflowEnvironment, workflow: Any, wanted: Any) -> Any:
         return await skipping.client.execute_workflow(workflow, wanted, id=f"job-{uuid4()}", task_queue=QUEUE)
 
 
+@pytest.mark.slow
 async def test_a_day_of_heartbeats_publishes_each_crossing_once(
     skipping: WorkflowEnvironment, engine: Engine, heard: Heard
 ) -> None:

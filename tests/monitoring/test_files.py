@@ -113,6 +113,7 @@ def test_the_dashboard_s_panels_have_a_place_of_their_own_and_one_data_source() 
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
+@pytest.mark.slow
 def test_grafana_s_own_models_read_the_dashboard_and_lose_nothing() -> None:
     models = pytest.importorskip(
         "grafana_foundation_sdk.models.dashboard", reason="not installed: pip install grafana-foundation-sdk"

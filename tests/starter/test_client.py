@@ -46,6 +46,7 @@ SLACK_SECONDS = 6.0
 # -- intents
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("cents", [100, 101, 999_999, 1_000_000])
 async def test_an_amount_within_the_bounds_makes_an_intent(engine: Engine, cents: int) -> None:
     before = datetime.now(UTC)
@@ -59,6 +60,7 @@ async def test_an_amount_within_the_bounds_makes_an_intent(engine: Engine, cents
     assert (view.tx_hash, view.error_code, view.confirmations) == (None, None, None)
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("cents", [99, 1_000_001, 0, -100, 10**30, True, 100.0, "100", None])
 async def test_an_amount_out_of_bounds_or_not_an_integer_is_refused_and_leaves_nothing(
     engine: Engine, cents: Any
@@ -91,6 +93,7 @@ async def test_a_hash_in_upper_case_is_the_same_hash(engine: Engine) -> None:
     assert (await engine.attempt(intent.attempt_id)).submission_count == 1
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("bad", ["", "0x", A[:-1], A + "0", "0X" + A[2:], A[2:], "0x" + "g" * 64, f" {A}", f"{A}\n"])
 async def test_a_malformed_hash_is_refused_by_name(engine: Engine, bad: str) -> None:
     payer, intent = await engine.intent()
@@ -212,6 +215,7 @@ async def test_with_temporal_down_a_submission_is_recorded_and_refused_in_bounde
         assert (await engine.state(intent.attempt_id)).is_running
 
 
+@pytest.mark.slow
 async def test_a_temporal_that_dies_after_it_was_connected_is_unavailable_in_bounded_time(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -276,6 +280,7 @@ async def test_with_temporal_down_a_finished_attempt_still_answers_with_its_end(
 # -- runs that are over
 
 
+@pytest.mark.slow
 async def test_the_same_hash_again_starts_another_run_each_time_one_was_terminated(
     engine: Engine, chain: LocalChain
 ) -> None:

@@ -89,6 +89,7 @@ async def test_a_new_treasury_counts_as_soon_as_a_worker_has_it_in_its_settings(
         assert (await engine.result(early.id)).status is AttemptStatus.CREDITED
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("by", ["a former worker", "the first intents"])
 async def test_what_was_promised_is_credited_under_other_settings(engine: Engine, by: str) -> None:
     if by == "a former worker":

@@ -103,6 +103,7 @@ async def test_the_same_without_a_worker_is_recorded_and_credited_later(engine: 
     assert await _status(engine, intent.attempt_id) == (AttemptStatus.CREDITED, None)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -90,6 +90,7 @@ async def test_neither_does_a_former_treasury_the_zero_address_nor_the_token(eng
             await engine.payments.create_intent(Payer("u", "b", nobody), CENTS)
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("purpose", list(Purpose))
 async def test_an_intent_of_the_treasurys_from_before_ends_rejected(engine: Engine, purpose: Purpose) -> None:
     """It pays itself: nothing came in."""
@@ -132,6 +133,7 @@ async def test_a_treasury_is_known_as_one_when_the_settings_name_another(engine:
 # -- from which block on
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("purpose", list(Purpose))
 @pytest.mark.parametrize(("offset", "is_paid"), [(0, True), (1, False)])
 async def test_the_setting_says_which_block_is_the_first(
@@ -150,6 +152,7 @@ async def test_the_setting_says_which_block_is_the_first(
     assert await engine.books() == []
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("offset", "is_paid"), [(0, True), (1, False)])
 async def test_without_a_setting_it_is_the_first_block_that_the_watcher_read(
     engine: Engine, offset: int, is_paid: bool

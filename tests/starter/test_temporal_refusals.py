@@ -147,6 +147,7 @@ async def test_cloud_has_a_command_of_its_own(address: str, namespace: str, comm
 # -- what is refused is said as what it is
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("refusal", "word"),
     [(UNAUTHORIZED, "does not permit"), (EXPIRED, "expired"), (BUSY, "rate limit"), (ABSENT, "does not offer")],
@@ -230,11 +231,13 @@ async def _not_connected(variables: dict[str, str]) -> str:
     return message
 
 
+@pytest.mark.slow
 async def test_the_port_of_the_ui_is_not_temporals(temporal_server: TemporalServer) -> None:
     address = temporal_server.server.ui_url.removeprefix("http://")
     assert "UI" in await _not_connected({"TEMPORAL_ADDRESS": address})
 
 
+@pytest.mark.slow
 async def test_tls_before_a_server_without_it_and_the_reverse_are_named(
     namespace: Namespace, certificate: tuple[Path, Path]
 ) -> None:
@@ -301,6 +304,7 @@ async def test_white_space_around_a_setting_of_temporals_is_no_part_of_it(namesp
 # -- the processes
 
 
+@pytest.mark.slow
 async def test_a_worker_settles_where_the_operators_interface_is_refused(engine: Engine, tmp_path: Path) -> None:
     async with (
         gate_before(engine.namespace.address, AS_ON_CLOUD) as gate,
@@ -335,6 +339,7 @@ async def test_a_worker_without_an_attribute_stops_with_the_command(engine: Engi
     assert "--name TxHash --type Keyword" in line
 
 
+@pytest.mark.slow
 async def test_doctor_says_what_it_may_not_know(engine: Engine, tmp_path: Path) -> None:
     refusals = {**AS_ON_CLOUD, f"{WORKFLOW}DescribeTaskQueue": UNAUTHORIZED, f"{WORKFLOW}ListSchedules": UNAUTHORIZED}
     async with gate_before(engine.namespace.address, refusals) as gate:

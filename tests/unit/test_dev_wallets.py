@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from eth_account import Account
 
 from devstack.chain import MNEMONIC, WALLET_COUNT, dev_wallets
@@ -18,6 +19,7 @@ def test_the_wallets_are_those_of_the_mnemonic() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_signs_nothing_does_not_load_the_signing_library() -> None:
     script = "import sys, commands.up, devstack; devstack.dev_wallets(); print('py_ecc' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

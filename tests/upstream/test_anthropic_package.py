@@ -10,6 +10,9 @@ from pydantic import TypeAdapter
 
 from tests.upstream.conftest import KEY, Running, in_thread
 
+# Importing the package takes two seconds.
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     import anthropic
     from anthropic.types import Message, ToolParam

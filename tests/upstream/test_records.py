@@ -266,6 +266,7 @@ async def test_litellms_spend_by_day_ends_at_the_last_days_beginning(running: Ru
 # -- the process
 
 
+@pytest.mark.slow
 async def test_the_process_serves_on_loopback_and_ends_at_sigterm() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "devstack.upstream", "--port", "0", stdout=asyncio.subprocess.PIPE
@@ -314,6 +315,7 @@ def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_it_is_a_part_like_the_others(tmp_path: Path) -> None:
     part = EmbeddedUpstream(tmp_path, quiet_port(), drains=True)
     await part.start()

@@ -16,6 +16,7 @@ from tests.watcher.conftest import Watches
 FLOOR: Final = DEFAULT_DUST_BELOW_RAW
 
 
+@pytest.mark.slow
 async def test_a_flood_of_dust_is_recorded_and_makes_no_finding_and_no_event(watches: Watches) -> None:
     watch = await watches(dust_below_raw=FLOOR)
     counted = DUST_TRANSFERS._value.get()

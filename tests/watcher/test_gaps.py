@@ -56,6 +56,7 @@ async def findings(watch: Watch) -> list[tuple[str, str | None]]:
     return [(row["kind"], row["resolution"]) for row in rows]
 
 
+@pytest.mark.slow(but=2)
 @pytest.mark.parametrize("refusal", PRUNED.values(), ids=list(PRUNED))
 async def test_a_payment_behind_a_pruned_gap_is_found_and_the_gap_is_on_record(
     watches: Watches, faulty: FaultyNode, refusal: Refusal
@@ -398,6 +399,7 @@ async def test_the_next_block_behind_a_gap_is_read_without_touching_it_again(
         assert list(await watch.seen())[-1] == sent
 
 
+@pytest.mark.slow
 async def test_a_worker_continues_past_a_pruned_gap_and_an_operator_acknowledges_it(
     namespace: Namespace, database: Database, chain: LocalChain, faulty: FaultyNode
 ) -> None:

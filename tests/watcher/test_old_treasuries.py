@@ -73,6 +73,7 @@ async def _mines_until_reversed(engine: Engine, attempt_id: UUID) -> None:
     await wait_until(is_reversed, timeout_seconds=PATIENCE_SECONDS, what="a reversal")
 
 
+@pytest.mark.slow
 async def test_an_intent_of_a_process_with_other_settings_is_followed_too(watched: Engine) -> None:
     """While settings change, some processes have the new ones, and the worker has not."""
     async with watched.worker(TREASURY_ADDRESS=NEW_TREASURY):

@@ -102,6 +102,7 @@ async def test_a_payer_whose_wallet_sped_the_transaction_up_is_credited(watched:
     ]
 
 
+@pytest.mark.slow
 async def test_payments_made_while_the_watcher_was_down_for_500_blocks_are_credited(watched: Engine) -> None:
     async with watched.worker():
         await start_watch(watched)
@@ -121,6 +122,7 @@ async def test_payments_made_while_the_watcher_was_down_for_500_blocks_are_credi
     assert await watched.books() == []
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("depth", [1, 10])
 async def test_a_payment_that_a_reorganisation_takes_away_before_the_credit_is_credited_when_it_comes_back(
     watched: Engine, depth: int

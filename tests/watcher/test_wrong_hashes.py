@@ -191,6 +191,7 @@ async def test_what_the_treasury_pays_itself_is_neither_an_attempts_nor_an_opera
 # -- to the end, with Temporal
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("purpose", list(Purpose))
 async def test_a_payer_who_submitted_a_wrong_hash_gets_what_they_paid_for(watched: Engine, purpose: Purpose) -> None:
     """A hash of another payer's payment: refused. Then the payment, and the tab is closed."""

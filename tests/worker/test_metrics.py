@@ -22,6 +22,7 @@ def sample(name: str, **labels: str) -> float:
 CREDITED = "settle_confirmed_to_credited_seconds"
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("purpose", Purpose)
 async def test_a_credited_payment_is_counted_with_the_time_since_its_confirmation(
     engine: Engine, purpose: Purpose

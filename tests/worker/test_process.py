@@ -63,6 +63,7 @@ def _end_waiting_backends(engine: Engine) -> int:
     )
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_worker_stops_at_once_with_exit_code_0(
     worker: WorkerProcess, signal_number: signal.Signals
@@ -105,6 +106,7 @@ async def test_a_worker_that_is_asked_to_stop_finishes_the_activity_it_has_begun
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_the_submitting_requests_id_is_found_in_the_workers_lines(
     engine: Engine, quiet_worker: WorkerProcess
 ) -> None:
@@ -116,6 +118,7 @@ async def test_the_submitting_requests_id_is_found_in_the_workers_lines(
     assert {line.get("request_id") for line in lines} == {"checkout-42"}
 
 
+@pytest.mark.slow
 async def test_metrics_join_the_sdks_with_ours(engine: Engine, worker: WorkerProcess) -> None:
     payer, intent, sent = await engine.buy()
     await engine.submit(payer, intent, sent)
@@ -138,6 +141,7 @@ async def test_metrics_join_the_sdks_with_ours(engine: Engine, worker: WorkerPro
     assert len(names) == len(set(names))
 
 
+@pytest.mark.slow
 async def test_every_activity_and_workflow_line_carries_attempt_workflow_and_account(
     engine: Engine, quiet_worker: WorkerProcess
 ) -> None:

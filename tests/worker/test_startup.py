@@ -109,6 +109,7 @@ async def test_a_namespace_that_does_not_exist_stops_the_worker(engine: Engine, 
     assert "Temporal has no namespace nowhere (TEMPORAL_NAMESPACE)" in line
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
@@ -138,6 +139,7 @@ async def test_a_health_port_that_is_taken_stops_the_worker(engine: Engine, tmp_
     assert "WORKER_HEALTH_PORT" in worker.log.splitlines()[-1]
 
 
+@pytest.mark.slow
 async def test_a_worker_started_without_any_settings_says_which_one_to_set(tmp_path: Path) -> None:
     run = await asyncio.to_thread(
         subprocess.run,

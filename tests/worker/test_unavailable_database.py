@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from db.schema import SCHEMA_REVISION
 from devstack.processes import wait_until
 from tests.database.test_outages import read_only
@@ -39,6 +41,7 @@ async def test_a_worker_is_not_ready_while_nothing_can_be_written_and_comes_back
         await becomes(worker, 200)
 
 
+@pytest.mark.slow
 async def test_a_worker_stays_ready_with_a_newer_schema_that_allows_it(engine: Engine, tmp_path: Path) -> None:
     async with running_worker(tmp_path, engine.variables) as worker:
         await becomes(worker, 200)

@@ -11,6 +11,7 @@ from tests.workflow.paths import FORMER_PATHS, PATHS, walk
 from workflows.verify_and_settle import VerifyAndSettle
 
 
+@pytest.mark.slow(but=12)
 @pytest.mark.parametrize("name", PATHS | FORMER_PATHS)
 async def test_a_path_ends_as_its_story_says_and_replays_as_it_went(client: Client, name: str) -> None:
     stage = await walk(client, name)
