@@ -18,6 +18,18 @@ from tests.support.sql import query, scalar
 KEYS = "/api/v1/keys"
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
 async def made(payer: Visitor, **body: Any) -> dict[str, Any]:
     """A new key."""
     reply = await payer.post(KEYS, {"label": "Agent", **body})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -19,13 +20,15 @@ from yarl import URL
 
 from api.operators import pages
 from db.operations import operator_pages as queries
-from devstack.chain import Wallet, payer_wallets
+from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import quiet_port
 from domain.payments.attempt import PaymentAttempt, Purpose
 from starter import diagnosis
-from tests.support.api import Reply, RunningApi, Visitor, running_api
-from tests.support.engine import Engine
-from tests.support.payments import NOW, REVERTED, RolePair, open_roles, tx_hash
+from tests.support.api import Reply, RunningApi, SharedApi, Visitor, running_api, shared_api_on
+from tests.support.database_pool import DatabasePool
+from tests.support.engine import Engine, open_engine
+from tests.support.payments import NOW, REVERTED, RolePair, tx_hash
+from tests.support.servers import Namespace, TemporalServer
 from tests.support.sql import connect, query
 
 EXPLORER: Final = "https://explorer.example/tx/{tx_hash}"
@@ -53,25 +56,56 @@ def settings_for(engine: Engine, **changes: str) -> dict[str, str]:
     } | changes
 
 
+@pytest.fixture(scope="module")
+async def module_roles(databases: DatabasePool) -> AsyncIterator[RolePair]:
+    """The file's database."""
+    async with databases.database() as roles:
+        yield roles
+
+
+@pytest.fixture(scope="module")
+async def module_pages(
+    module_roles: RolePair, temporal_server: TemporalServer, chain: LocalChain
+) -> AsyncIterator[SharedApi]:
+    """One interface with operators' pages for the whole file."""
+    namespace = await temporal_server.namespace()
+    async with (
+        open_engine(namespace, module_roles, chain) as engine,
+        shared_api_on(engine, **settings_for(engine)) as shared,
+    ):
+        yield shared
+
+
 @pytest.fixture
-async def api(engine: Engine) -> AsyncIterator[RunningApi]:
-    """The interface with operators' pages."""
-    async with running_api(engine, **settings_for(engine)) as running:
+async def api(module_pages: SharedApi) -> AsyncIterator[RunningApi]:
+    """The same, with an empty database."""
+    async with module_pages.lent() as running:
         yield running
 
 
 @pytest.fixture
-async def reader(api: RunningApi) -> AsyncIterator[Visitor]:
+async def reader(module_pages: SharedApi, api: RunningApi) -> AsyncIterator[Visitor]:
     """A signed-in operator."""
-    async with api.visitor(operator()) as visitor:
+    async with module_pages.payer() as visitor:
         yield visitor
 
 
 @pytest.fixture
-async def counter(engine: Engine) -> AsyncIterator[RolePair]:
+def engine(api: RunningApi) -> Engine:
+    """What the pages show."""
+    return api.engine
+
+
+@pytest.fixture
+def own_engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AbstractAsyncContextManager[Engine]:
+    """For a test that ends connections."""
+    return open_engine(namespace, roles, chain)
+
+
+@pytest.fixture
+def counter(api: RunningApi, module_roles: RolePair) -> RolePair:
     """Payments in one call, in the database that the pages show."""
-    async with open_roles(engine.database, pool_size=2) as opened:
-        yield opened
+    return module_roles
 
 
 # -- reading a page
@@ -752,23 +786,30 @@ async def _any_page(reader: Visitor, asked: dict[str, str]) -> Element:
 # -- without the database
 
 
-async def test_without_the_database_an_operator_is_asked_to_come_back(reader: Visitor, engine: Engine) -> None:
-    with psycopg.connect(engine.database.superuser_url, autocommit=True) as superuser:
-        name = engine.database.name
-        superuser.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT 0')
-        superuser.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
-            (name,),
-        )
-        try:
-            for path in ("/operator", f"/operator/attempts/{uuid4()}"):
-                reply = await reader.get(path)
-                assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
-                assert read(reply.body).one("h1").text == "Temporarily unavailable"
-                assert "127.0.0.1" not in reply.body
-        finally:
-            superuser.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT -1')
-    assert (await reader.get("/operator")).status == 200
+async def test_without_the_database_an_operator_is_asked_to_come_back(
+    own_engine: AbstractAsyncContextManager[Engine],
+) -> None:
+    async with (
+        own_engine as engine,
+        running_api(engine, **settings_for(engine)) as api,
+        api.visitor(operator()) as reader,
+    ):
+        with psycopg.connect(engine.database.superuser_url, autocommit=True) as superuser:
+            name = engine.database.name
+            superuser.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT 0')
+            superuser.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+                (name,),
+            )
+            try:
+                for path in ("/operator", f"/operator/attempts/{uuid4()}"):
+                    reply = await reader.get(path)
+                    assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+                    assert read(reply.body).one("h1").text == "Temporarily unavailable"
+                    assert "127.0.0.1" not in reply.body
+            finally:
+                superuser.execute(f'ALTER DATABASE "{name}" CONNECTION LIMIT -1')
+        assert (await reader.get("/operator")).status == 200
 
 
 async def test_reading_pages_changes_nothing(reader: Visitor, payments: Payments, engine: Engine) -> None:

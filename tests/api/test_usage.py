@@ -21,6 +21,18 @@ LINES = {
 }
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
 async def spender_of(api: RunningApi, payer: Visitor, *, label: str = "Agent", credits: int = 1_000_000) -> Spender:
     """A key of the payer's account, which has credits."""
     account = (await payer.get("/api/v1/auth/session")).body["billingAccountId"]

@@ -13,6 +13,18 @@ from tests.support.engine import Engine
 from tests.support.sql import query
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
+@pytest.fixture
+def payer(shared_payer: Visitor) -> Visitor:
+    """Who is signed in at it already."""
+    return shared_payer
+
+
 async def posted(visitor: Visitor, path: str, **fields: Any) -> Reply:
     """A form's answer, without following a redirect."""
     headers = fields.pop("headers", {})

@@ -208,10 +208,10 @@ class SharedApi:
 
 
 @asynccontextmanager
-async def shared_api_on(engine: Engine) -> AsyncIterator[SharedApi]:
-    """An interface that several tests can use, on an engine that nothing else uses."""
+async def shared_api_on(engine: Engine, **changes: str) -> AsyncIterator[SharedApi]:
+    """An interface that several tests can use, on an engine that nothing else uses; `changes` as in `running_api`."""
     async with (
-        running_api(engine) as running,
+        running_api(engine, **changes) as running,
         await psycopg.AsyncConnection.connect(engine.database.superuser_url, autocommit=True) as superuser,
     ):
         empty = await Content.read(superuser)
