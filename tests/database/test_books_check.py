@@ -22,6 +22,7 @@ from db.ledger import integrity_scan as books_check
 from db.ledger.integrity_scan import ROWS_MAX
 from db.ledger.invariants import CHECK_NAMES
 from domain.payments.attempt import PaymentAttempt, Purpose
+from tests.support.database_pool import DatabasePool
 from tests.support.payments import RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.spender import Spender
@@ -114,10 +115,18 @@ async def shop_template(cluster: Cluster) -> Shop:
         return await _open_shop(roles)
 
 
+@pytest.fixture(scope="module")
+async def shops(shop_template: Shop, cluster: Cluster) -> AsyncIterator[DatabasePool]:
+    """Where `shop` comes from."""
+    pool = DatabasePool(cluster, shop_template.database.name)
+    yield pool
+    await pool.close()
+
+
 @pytest.fixture
-async def shop(shop_template: Shop, cluster: Cluster) -> AsyncIterator[Shop]:
+async def shop(shop_template: Shop, shops: DatabasePool) -> AsyncIterator[Shop]:
     """Nothing in it has been checked, and nothing is wrong."""
-    async with cluster.temporary(template=shop_template.database.name) as copy, open_roles(copy) as roles:
+    async with shops.database() as roles:
         yield replace(shop_template, roles=roles)
 
 
