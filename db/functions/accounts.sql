@@ -179,8 +179,7 @@ AS $function$
 $function$;
 
 -- Take one token from each bucket, in order: NULL if all had one, else the seconds until the empty one has one.
--- Generic cell rate algorithm: a bucket is stored as the time at which it will be full again. Callers name their buckets in
--- one order (account before address), so two of them never wait for each other.
+-- Callers name their buckets in one order (account before address), so two of them never wait for each other.
 CREATE OR REPLACE FUNCTION public.take_from_rate_limits(p_buckets text[], p_per_minute integer[])
  RETURNS double precision
  LANGUAGE plpgsql
@@ -188,25 +187,42 @@ CREATE OR REPLACE FUNCTION public.take_from_rate_limits(p_buckets text[], p_per_
  SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
-    v_now timestamptz;
-    v_step interval;
-    v_full_at timestamptz;
+    v_taken record;
 BEGIN
     FOR i IN 1 .. cardinality(p_buckets) LOOP
-        v_now := clock_timestamp();
-        v_step := interval '1 minute' / p_per_minute[i];
-        INSERT INTO rate_limits AS r (bucket, full_at) VALUES (p_buckets[i], v_now + v_step)
-        ON CONFLICT (bucket) DO UPDATE SET full_at = greatest(r.full_at, v_now) + v_step
-         WHERE greatest(r.full_at, v_now) + v_step <= v_now + interval '1 minute';
-        IF NOT FOUND THEN
-            SELECT r.full_at INTO v_full_at FROM rate_limits r WHERE r.bucket = p_buckets[i];
-            RETURN extract(epoch FROM greatest(v_full_at + v_step - v_now - interval '1 minute', interval '0'));
+        v_taken := take_from_rate_limit(p_buckets[i], p_per_minute[i]);
+        IF v_taken.retry_after_seconds IS NOT NULL THEN
+            RETURN v_taken.retry_after_seconds;
         END IF;
     END LOOP;
     DELETE FROM rate_limits WHERE bucket IN (
         SELECT r.bucket FROM rate_limits r WHERE r.full_at < clock_timestamp()
          ORDER BY r.full_at LIMIT 3 FOR UPDATE SKIP LOCKED);
     RETURN NULL;
+END $function$;
+
+-- Take one token from a bucket: how many are left, or the seconds until there is one.
+-- Generic cell rate algorithm: a bucket is stored as the time at which it will be full again.
+CREATE OR REPLACE FUNCTION public.take_from_rate_limit(p_bucket text, p_per_minute integer, OUT retry_after_seconds double precision, OUT remaining integer)
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_step interval := interval '1 minute' / p_per_minute;
+    v_full_at timestamptz;
+BEGIN
+    INSERT INTO rate_limits AS r (bucket, full_at) VALUES (p_bucket, v_now + v_step)
+    ON CONFLICT (bucket) DO UPDATE SET full_at = greatest(r.full_at, v_now) + v_step
+     WHERE greatest(r.full_at, v_now) + v_step <= v_now + interval '1 minute'
+    RETURNING r.full_at INTO v_full_at;
+    IF FOUND THEN
+        remaining := floor(extract(epoch FROM v_now + interval '1 minute' - v_full_at) * p_per_minute / 60);
+    ELSE
+        SELECT r.full_at INTO v_full_at FROM rate_limits r WHERE r.bucket = p_bucket;
+        retry_after_seconds := extract(epoch FROM greatest(v_full_at + v_step - v_now - interval '1 minute',
+                                                           interval '0'));
+    END IF;
 END $function$;
 
 -- Delete at most p_limit expired rows of each kind; how many of each were deleted. Later calls delete the rest.

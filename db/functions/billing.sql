@@ -17,6 +17,7 @@ DECLARE
     v_key virtual_keys;
     v_account billing_accounts;
     v_room numeric;
+    v_taken record;
 BEGIN
     held := 0;
     SELECT * INTO v_key FROM virtual_keys k WHERE k.key_hash = p_key_hash;
@@ -25,29 +26,33 @@ BEGIN
         WHEN v_key.revoked_at IS NOT NULL THEN 'key_revoked'
         WHEN v_key.expires_at <= clock_timestamp() THEN 'key_expired'
         WHEN v_key.models IS NOT NULL AND p_model <> ALL (v_key.models) THEN 'model_not_allowed'
-        WHEN p_attribute_to IS NOT NULL AND NOT (
-            v_key.may_attribute AND EXISTS (SELECT FROM billing_accounts b WHERE b.id = p_attribute_to))
-            THEN 'attribution_not_allowed'
-        WHEN p_bill_to IS NOT NULL AND p_bill_to <> v_key.billing_account_id AND NOT EXISTS (
-            SELECT FROM billing_grants g
-             WHERE g.payer_account_id = p_bill_to AND g.grantee_account_id = v_key.billing_account_id
-               AND g.revoked_at IS NULL)
-            THEN 'billing_not_granted'
+        WHEN p_attribute_to IS NOT NULL AND NOT v_key.may_attribute THEN 'attribution_not_allowed'
         END;
+    -- Few calls name another account: the tables are read for those only, and no condition with a subquery is planned for
+    -- the others.
+    IF outcome IS NULL AND p_attribute_to IS NOT NULL THEN
+        PERFORM FROM billing_accounts b WHERE b.id = p_attribute_to;
+        outcome := CASE WHEN NOT FOUND THEN 'attribution_not_allowed' END;
+    END IF;
+    IF outcome IS NULL AND p_bill_to <> v_key.billing_account_id THEN
+        PERFORM FROM billing_grants g
+          WHERE g.payer_account_id = p_bill_to AND g.grantee_account_id = v_key.billing_account_id
+            AND g.revoked_at IS NULL;
+        outcome := CASE WHEN NOT FOUND THEN 'billing_not_granted' END;
+    END IF;
     key_id := v_key.id;
     account_id := coalesce(p_bill_to, v_key.billing_account_id);
     IF outcome IS NOT NULL THEN
         RETURN;
     END IF;
-    retry_after_seconds := take_from_rate_limits(
-        ARRAY[p_rate_bucket || ':' || coalesce(p_attribute_to, v_key.billing_account_id)], ARRAY[p_rate_per_minute]);
+    v_taken := take_from_rate_limit(
+        p_rate_bucket || ':' || coalesce(p_attribute_to, v_key.billing_account_id), p_rate_per_minute);
+    retry_after_seconds := v_taken.retry_after_seconds;
+    rate_remaining := v_taken.remaining;
     IF retry_after_seconds IS NOT NULL THEN
         outcome := 'rate_limited';
         RETURN;
     END IF;
-    SELECT floor(extract(epoch FROM clock_timestamp() + interval '1 minute' - r.full_at) * p_rate_per_minute / 60)
-      INTO rate_remaining FROM rate_limits r
-     WHERE r.bucket = p_rate_bucket || ':' || coalesce(p_attribute_to, v_key.billing_account_id);
     held := p_amount;
     IF v_key.limit_day_credits IS NOT NULL OR v_key.limit_month_credits IS NOT NULL THEN
         -- Calls with a limited key wait here for each other: what one holds, the next one sees.
@@ -86,8 +91,9 @@ BEGIN
             p_attribute_to, p_owner, clock_timestamp() + make_interval(secs => p_lease_seconds), p_markup_factor,
             p_price_version, p_rates, p_input_tokens, p_output_tokens_limit);
     -- Once a minute is often enough to know that a key is in use.
-    UPDATE virtual_keys k SET last_used_at = now()
-     WHERE k.id = v_key.id AND (k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute');
+    IF v_key.last_used_at IS NULL OR v_key.last_used_at < now() - interval '1 minute' THEN
+        UPDATE virtual_keys k SET last_used_at = now() WHERE k.id = v_key.id;
+    END IF;
     outcome := 'held';
     available := balance - all_held;
 END $function$;
@@ -189,14 +195,17 @@ DECLARE
     v_account billing_accounts;
     v_receipt charge_receipts;
 BEGIN
-    SELECT * INTO v_hold FROM credit_holds h WHERE h.id = p_hold_id FOR UPDATE;
-    outcome := CASE
-        WHEN NOT FOUND THEN 'unknown_hold'
-        WHEN v_hold.state = 'captured' THEN 'repeated'
-        WHEN v_hold.state = 'voided' THEN 'voided'
-        WHEN p_only_lapsed AND v_hold.lease_until >= clock_timestamp() THEN 'not_lapsed'
-        ELSE 'captured' END;
-    IF outcome <> 'captured' THEN
+    UPDATE credit_holds h
+       SET state = 'captured', resolved_at = now(), upstream_id = coalesce(p_upstream_id, h.upstream_id)
+     WHERE h.id = p_hold_id AND h.state = 'held' AND NOT (p_only_lapsed AND h.lease_until >= clock_timestamp())
+    RETURNING h.* INTO v_hold;
+    IF NOT FOUND THEN
+        SELECT * INTO v_hold FROM credit_holds h WHERE h.id = p_hold_id;
+        outcome := CASE
+            WHEN NOT FOUND THEN 'unknown_hold'
+            WHEN v_hold.state = 'captured' THEN 'repeated'
+            WHEN v_hold.state = 'voided' THEN 'voided'
+            ELSE 'not_lapsed' END;
         SELECT r.id, r.charged_credits, r.uncollected_credits INTO receipt_id, charged, uncollected
           FROM charge_references f JOIN charge_receipts r ON r.id = f.receipt_id AND r.created_at = f.receipt_created_at
          WHERE f.source_system = 'gateway' AND f.source_reference = p_hold_id::text;
@@ -204,9 +213,8 @@ BEGIN
           FROM billing_accounts b WHERE b.id = v_hold.billing_account_id;
         RETURN;
     END IF;
+    outcome := 'captured';
     SELECT * INTO v_account FROM billing_accounts b WHERE b.id = v_hold.billing_account_id FOR NO KEY UPDATE;
-    UPDATE credit_holds SET state = 'captured', resolved_at = now(), upstream_id = coalesce(p_upstream_id, upstream_id)
-     WHERE id = p_hold_id;
     v_receipt.id := gen_random_uuid();
     v_receipt.request_id := v_hold.request_id;
     v_receipt.hold_id := p_hold_id;
@@ -240,14 +248,15 @@ BEGIN
     v_receipt.price_version := v_hold.price_version;
     v_receipt.unit_prices := p_unit_prices;
     v_receipt.attributed_to := v_hold.attributed_to;
-    v_receipt.upstream_id := coalesce(p_upstream_id, v_hold.upstream_id);
+    v_receipt.upstream_id := v_hold.upstream_id;
     v_receipt.called_at := v_hold.created_at;
     PERFORM post_charge(v_receipt, v_hold.amount_credits);
     receipt_id := v_receipt.id;
     charged := v_receipt.charged_credits;
     uncollected := v_receipt.uncollected_credits;
-    SELECT b.balance_credits, b.balance_credits - b.held_credits INTO balance, available
-      FROM billing_accounts b WHERE b.id = v_hold.billing_account_id;
+    -- The account is locked: this is what it has now.
+    balance := v_account.balance_credits - charged;
+    available := balance - (v_account.held_credits - v_hold.amount_credits);
 END $function$;
 
 -- Charge a call that an external proxy made, and has no hold for. Of the same reference and body it answers what was
@@ -314,8 +323,6 @@ END $function$;
 CREATE OR REPLACE FUNCTION public.post_charge(p_receipt charge_receipts, p_release bigint)
  RETURNS void
  LANGUAGE plpgsql
- SECURITY DEFINER
- SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
     v_reference text := p_receipt.source_system || ':' || p_receipt.source_reference;
@@ -371,8 +378,6 @@ END $function$;
 CREATE OR REPLACE FUNCTION public.note_crossings(p_account billing_accounts, p_key_id uuid, p_charged bigint, p_reference text)
  RETURNS void
  LANGUAGE plpgsql
- SECURITY DEFINER
- SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
     v_key virtual_keys;

@@ -117,6 +117,11 @@ END $function$;
 -- A journal entry balances, moves its billing account's liability by exactly the header's amount and no other account's,
 -- and is complete in one transaction: a line added in a later transaction would change an old entry.
 -- Its header is a row of credit_ledger, or of general_entries where no account's credits change.
+--
+-- An entry is read once for each statement that writes lines of it, not once for each of its rows. Of the lines that one
+-- statement wrote (same transaction, same command) the last checks the entry, at the end of the statement at the earliest:
+-- it sees them all, and what was written before. The last such statement's check sees the whole entry. A header relies on
+-- lines of its own transaction, whose check requires it; without any it is checked itself.
 CREATE OR REPLACE FUNCTION public.check_entry_balanced()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -134,7 +139,22 @@ DECLARE
     v_foreign boolean;
     v_late boolean;
 BEGIN
-    IF TG_TABLE_NAME = 'journal_lines' THEN v_entry_id := NEW.entry_id; ELSE v_entry_id := NEW.id; END IF;
+    IF TG_TABLE_NAME = 'journal_lines' THEN
+        IF EXISTS (SELECT FROM journal_lines l
+                     JOIN journal_lines later ON later.entry_id = l.entry_id AND later.id > l.id
+                                             AND later.xmin = l.xmin AND later.cmin = l.cmin
+                    WHERE l.id = NEW.id) THEN
+            RETURN NULL;
+        END IF;
+        v_entry_id := NEW.entry_id;
+    ELSE
+        v_entry_id := NEW.id;
+        IF TG_TABLE_NAME = 'credit_ledger' AND EXISTS (
+            SELECT FROM credit_ledger e JOIN journal_lines l ON l.entry_id = e.id AND l.xmin = e.xmin
+             WHERE e.id = v_entry_id) THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     SELECT e.billing_account_id, e.amount, e.xmin INTO v_account, v_amount, v_written FROM credit_ledger e
      WHERE e.id = v_entry_id;
     IF NOT FOUND THEN
@@ -190,17 +210,18 @@ DECLARE
     v_balance bigint;
     v_last bigint;
 BEGIN
-    SELECT balance_after INTO v_before FROM credit_ledger
-     WHERE billing_account_id = NEW.billing_account_id AND entry_seq < NEW.entry_seq
-     ORDER BY entry_seq DESC LIMIT 1;
+    SELECT b.balance_credits,
+           (SELECT e.balance_after FROM credit_ledger e
+             WHERE e.billing_account_id = b.id AND e.entry_seq < NEW.entry_seq ORDER BY e.entry_seq DESC LIMIT 1),
+           (SELECT e.balance_after FROM credit_ledger e
+             WHERE e.billing_account_id = b.id ORDER BY e.entry_seq DESC LIMIT 1)
+      INTO v_balance, v_before, v_last
+      FROM billing_accounts b WHERE b.id = NEW.billing_account_id;
     IF NEW.balance_after <> coalesce(v_before, 0) + NEW.amount THEN
         RAISE EXCEPTION 'ledger entry % says balance %, previous % and amount % make %',
             NEW.id, NEW.balance_after, coalesce(v_before, 0), NEW.amount, coalesce(v_before, 0) + NEW.amount
             USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_ledger_running_balance';
     END IF;
-    SELECT balance_credits INTO v_balance FROM billing_accounts WHERE id = NEW.billing_account_id;
-    SELECT balance_after INTO v_last FROM credit_ledger
-     WHERE billing_account_id = NEW.billing_account_id ORDER BY entry_seq DESC LIMIT 1;
     IF v_balance <> v_last THEN
         RAISE EXCEPTION 'balance of % is %, its ledger says %', NEW.billing_account_id, v_balance, v_last
             USING ERRCODE = 'check_violation', CONSTRAINT = 'billing_accounts_balance_is_ledger_sum';
@@ -219,9 +240,10 @@ DECLARE
     v_balance bigint;
     v_last bigint;
 BEGIN
-    SELECT balance_credits INTO v_balance FROM billing_accounts WHERE id = NEW.id;
-    SELECT balance_after INTO v_last FROM credit_ledger
-     WHERE billing_account_id = NEW.id ORDER BY entry_seq DESC LIMIT 1;
+    SELECT b.balance_credits,
+           (SELECT e.balance_after FROM credit_ledger e
+             WHERE e.billing_account_id = b.id ORDER BY e.entry_seq DESC LIMIT 1)
+      INTO v_balance, v_last FROM billing_accounts b WHERE b.id = NEW.id;
     IF v_balance <> coalesce(v_last, 0) THEN
         RAISE EXCEPTION 'balance of % is %, its ledger says %', NEW.id, v_balance, coalesce(v_last, 0)
             USING ERRCODE = 'check_violation', CONSTRAINT = 'billing_accounts_balance_is_ledger_sum';
