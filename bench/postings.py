@@ -190,7 +190,7 @@ class BuyerCredits:
         async def run() -> None:
             while self._queue:
                 attempt = self._queue.pop()
-                async with self._settlement.transaction(attempt.owner_user_id) as connection:
+                async with self._settlement.statements(attempt.owner_user_id) as connection:
                     await payments.credit_buyer(
                         connection, attempt.id, _transfer(attempt), revenue_share=DEFAULT_REVENUE_SHARE
                     )

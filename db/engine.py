@@ -6,9 +6,10 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
+from psycopg.rows import TupleRow
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.address import has_several_hosts, parse_address
-from db.driver import PromptConnection, driver_of
+from db.driver import PromptConnection, driver_of, fetch_one_by_driver
 from db.outages import READ_ONLY, as_unavailable, sqlstate_of
 from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
@@ -66,6 +67,21 @@ class OperatorConnection:
     """A transaction of role settle_operator, which sees every payment and can change none."""
 
     connection: AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementStatements:
+    """Role settle_settlement by the driver: each statement is a transaction of its own, and sets its scope itself."""
+
+    driver: Connection
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatements:
+    """Role settle_service by the driver: each statement is a transaction of its own."""
+
+    driver: Connection
 
 
 AnyConnection = TenantConnection | ServiceConnection | OperatorConnection
@@ -166,6 +182,7 @@ class _Database:
 
     def __init__(self, engine: AsyncEngine, route: Route) -> None:
         self.engine = engine
+        self._transactional = engine
         self._route = route
         self._limits = limits_sql(SESSION_SETTINGS)
 
@@ -193,20 +210,18 @@ class _Database:
         await self.engine.dispose()
 
 
-class TenantDatabase(_Database):
-    """Role settle_app: every transaction runs inside one user's scope."""
+class _HotDatabase(_Database):
+    """The same, and connections of the driver's own for the hottest statements (`db.statements`)."""
 
-    def __init__(
-        self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
-    ) -> None:
+    def __init__(self, url: str, *, application_name: str, pool_size: int, pre_ping: bool, **options: Any) -> None:
         engine, route = _engine(
             url,
             application_name=application_name,
             pool_size=pool_size,
             ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
+            **options,
         )
         super().__init__(engine, route)
-        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._connect_args = _with_session_settings(connection_arguments(url, application_name=application_name))
         self._hot = StatementConnections(
             self._connect, size=pool_size, idle_seconds_max=IDLE_SECONDS_MAX, seconds_max=CONNECTION_SECONDS_MAX
@@ -226,13 +241,23 @@ class TenantDatabase(_Database):
                     if not self._route.is_pooled:  # the first connection finds out
                         yield connection
                         return
-            async with self._begin(self.engine) as through_pooler:
+            async with self._begin(self._transactional) as through_pooler:
                 yield driver_of(await through_pooler.get_raw_connection())
 
     async def dispose(self) -> None:
         """Close all connections."""
         self._hot.renew()
         await super().dispose()
+
+
+class TenantDatabase(_HotDatabase):
+    """Role settle_app: every transaction runs inside one user's scope."""
+
+    def __init__(
+        self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
+    ) -> None:
+        super().__init__(url, application_name=application_name, pool_size=pool_size, pre_ping=pre_ping)
+        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def transaction(self, user_id: str) -> AsyncIterator[TenantConnection]:
@@ -271,24 +296,29 @@ class SettlementDatabase(TenantDatabase):
         async with self._scoped(user_id) as connection:
             yield SettlementConnection(connection, user_id)
 
+    @asynccontextmanager
+    async def statements(self, user_id: str) -> AsyncIterator[SettlementStatements]:
+        """Single statements in the scope of `user_id`, each a transaction of its own."""
+        async with self.hot_statement() as connection:
+            yield SettlementStatements(connection, user_id)
 
-class ServiceDatabase(_Database):
+
+class ServiceDatabase(_HotDatabase):
     """Role settle_service: for workers and operators' commands."""
 
     def __init__(
         self, url: str, *, application_name: str = "settle", pool_size: int = 5, pre_ping: bool = True
     ) -> None:
         # Workers mostly run single statements: these get connections already in autocommit.
-        engine, route = _engine(
+        super().__init__(
             url,
             application_name=application_name,
             pool_size=pool_size,
-            ping_after_idle_seconds=IDLE_SECONDS_MAX if pre_ping else None,
+            pre_ping=pre_ping,
             isolation_level="AUTOCOMMIT",
         )
-        super().__init__(engine, route)
-        self._transactional = engine.execution_options(isolation_level="READ COMMITTED")
-        self._one_moment = engine.execution_options(isolation_level="REPEATABLE READ")
+        self._transactional = self.engine.execution_options(isolation_level="READ COMMITTED")
+        self._one_moment = self.engine.execution_options(isolation_level="REPEATABLE READ")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[ServiceConnection]:
@@ -308,6 +338,12 @@ class ServiceDatabase(_Database):
         """Autocommit: each statement is a transaction of its own, without BEGIN and COMMIT while a lock is held."""
         async with self._statements(self.engine, self._transactional) as connection:
             yield ServiceConnection(connection)
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[ServiceStatements]:
+        """The same by the driver's own connections, for the hottest statements."""
+        async with self.hot_statement() as connection:
+            yield ServiceStatements(connection)
 
 
 class OperatorDatabase(_Database):
@@ -331,6 +367,17 @@ class OperatorDatabase(_Database):
         async with self._begin(self.engine) as connection:
             await connection.execute(_READ_ONLY)
             yield OperatorConnection(connection)
+
+
+async def fetch_one(
+    connection: AnyConnection | SettlementStatements | ServiceStatements,
+    statement: LiteralString,
+    values: Mapping[str, object],
+) -> TupleRow | None:
+    """The one row of a statement that is hot enough to go to the driver. Its parameters and errors are the driver's."""
+    if isinstance(connection, SettlementStatements | ServiceStatements):
+        return await (await connection.driver.execute(statement, values)).fetchone()
+    return await fetch_one_by_driver(connection.connection, statement, values)
 
 
 _READ_ONLY = text("SET TRANSACTION READ ONLY")

@@ -156,6 +156,9 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # payments
     "unfinished_payments": (SERVICE_ROLE,),
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
+    "own_attempt": (APP_ROLE, SETTLEMENT_ROLE),
+    "record_own_submission": (APP_ROLE, SETTLEMENT_ROLE),
+    "credit_own_purchase": (SETTLEMENT_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),

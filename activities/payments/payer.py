@@ -48,7 +48,7 @@ class PayerActivities(PayerSignatures):
     @activity.defn
     async def credit_buyer(self, payment: PaymentToCredit) -> AttemptOutcomeMessage:
         """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer in one transaction."""
-        async with self._database.transaction(payment.owner_user_id) as connection:
+        async with self._database.statements(payment.owner_user_id) as connection:
             ending = await payments.credit_buyer(
                 connection, payment.attempt_id, payment.transfer, revenue_share=self._revenue_share
             )

@@ -21,7 +21,7 @@ class SystemTenantActivities(SystemTenantSignatures):
     @activity.defn
     async def mint_bonus(self, bonus: BonusToMint) -> MintedBonus:
         """The system tenant's share of a credited purchase, minted on top."""
-        async with self._database.autocommit() as connection:
+        async with self._database.statements() as connection:
             entry = await payments.mint_revenue_share(connection, bonus.attempt_id)
         if entry is not None and entry.posted:
             BONUS_CREDITS.inc(entry.amount_credits)

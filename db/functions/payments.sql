@@ -95,6 +95,59 @@ BEGIN
     RETURN NEW;
 END $function$;
 
+-- The steps of a tenant's own attempt. These run with their caller's rights, and can do nothing that its statements could
+-- not: they save round trips.
+
+-- An attempt, in its tenant's scope, which it sets for the transaction: where each statement is one, this is one call.
+CREATE OR REPLACE FUNCTION public.own_attempt(p_user_id text, p_attempt_id uuid)
+ RETURNS SETOF payment_attempts
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    PERFORM set_config('settle.user_id', p_user_id, true);
+    RETURN QUERY SELECT * FROM payment_attempts a WHERE a.id = p_attempt_id;
+END $function$;
+
+-- Record a submission for an attempt that the caller has locked: when it counts as submitted (guard_attempt_by_role).
+CREATE OR REPLACE FUNCTION public.record_own_submission(p_attempt_id uuid, p_from_status text, p_tx_hash text, p_submitted_at timestamp with time zone, p_event_type text, p_details jsonb)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    v_submitted_at timestamptz;
+BEGIN
+    UPDATE payment_attempts a
+       SET status = 'PENDING_UNVERIFIED', tx_hash = p_tx_hash, submitted_at = p_submitted_at,
+           submission_count = a.submission_count + 1, expires_at = NULL, error_code = NULL
+     WHERE a.id = p_attempt_id
+    RETURNING a.submitted_at INTO v_submitted_at;
+    INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, metadata)
+    VALUES (p_attempt_id, p_event_type, p_from_status, 'PENDING_UNVERIFIED', p_details);
+    RETURN v_submitted_at;
+END $function$;
+
+-- Credit a tenant's own purchase, if the attempt is in the status that its caller decided by: CREDITED, the transfer that
+-- paid, the audit trail, and the entry, which post_own_purchase checks and posts. Nothing where the status has changed.
+CREATE OR REPLACE FUNCTION public.credit_own_purchase(p_user_id text, p_attempt_id uuid, p_status text, p_revenue_share numeric, p_chain_id bigint, p_tx_hash text, p_log_index bigint, p_block_number bigint, p_block_hash text, p_from_address text, p_value_raw numeric, p_surplus_raw numeric, p_unapplied_raw numeric, p_amount bigint, p_contra_account text, p_metadata jsonb, p_details jsonb)
+ RETURNS TABLE(entry_id uuid, amount bigint, balance_after bigint, posted boolean)
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    PERFORM set_config('settle.user_id', p_user_id, true);
+    UPDATE payment_attempts a SET status = 'CREDITED', tx_hash = p_tx_hash, revenue_share = p_revenue_share
+     WHERE a.id = p_attempt_id AND a.status = p_status;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number, block_hash, from_address,
+                                   value_raw, surplus_raw, unapplied_raw)
+    VALUES (p_chain_id, p_tx_hash, p_log_index, p_attempt_id, p_block_number, p_block_hash, p_from_address, p_value_raw,
+            p_surplus_raw, p_unapplied_raw);
+    INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, metadata)
+    VALUES (p_attempt_id, 'credited', p_status, 'CREDITED', p_details);
+    RETURN QUERY SELECT * FROM post_own_purchase(p_attempt_id, p_amount, p_contra_account, p_metadata);
+END $function$;
+
 -- Until when a transfer pays the attempt in time: its first expires_at, which a submission clears.
 CREATE OR REPLACE FUNCTION public.keep_payable_until()
  RETURNS trigger

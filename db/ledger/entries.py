@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString
@@ -11,8 +12,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 from sqlalchemy import func, select, text
 
-from db.driver import fetch_one_by_driver
-from db.engine import AnyConnection, ServiceConnection, SettlementConnection
+from db.engine import AnyConnection, ServiceConnection, ServiceStatements, fetch_one
 from db.errors import POSTED_ONCE
 from db.tables.ledger import CreditLedgerEntry
 from domain.errors import BookkeepingError
@@ -73,11 +73,6 @@ _POST_BONUS: Final[LiteralString] = (
     " %(contra_account)s, %(metadata)s) p"
 )
 
-_POST_OWN_PURCHASE: Final[LiteralString] = (
-    "SELECT entry_id, amount, balance_after, posted FROM post_own_purchase("
-    "%(attempt_id)s, %(amount)s::bigint, %(contra_account)s, %(metadata)s)"
-)
-
 _TRIAL_BALANCE = text(
     """
     SELECT a.code, a.name, a.type,
@@ -92,22 +87,32 @@ _TRIAL_BALANCE = text(
 
 
 async def _post(
-    connection: AnyConnection, statement: LiteralString, values: dict[str, Any], amount: int
+    connection: ServiceConnection | ServiceStatements, statement: LiteralString, values: dict[str, Any], amount: int
 ) -> PostedEntry:
     try:
-        row = await fetch_one_by_driver(connection.connection, statement, values)
+        row = await fetch_one(connection, statement, values)
     except psycopg.IntegrityError as error:
-        if error.diag.constraint_name in POSTED_ONCE:
-            raise PostedMeanwhile from error
+        refuse_repeated_posting(error)
         raise
     if row is None:
         raise BookkeepingError(f"attempt {values['attempt_id']} is not CREDITED any more")
+    return posted_entry(row, amount)
+
+
+def posted_entry(row: Sequence[Any], amount_credits: int) -> PostedEntry:
+    """From a row of `post_entry`. Raises `BookkeepingError` where it was posted before, with another amount."""
     entry = PostedEntry(*row)
-    if entry.amount_credits != amount:
+    if entry.amount_credits != amount_credits:
         raise BookkeepingError(
-            f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not with {amount}"
+            f"entry {entry.entry_id} is posted with {entry.amount_credits} credits, not with {amount_credits}"
         )
     return entry
+
+
+def refuse_repeated_posting(error: psycopg.IntegrityError) -> None:
+    """Raise `PostedMeanwhile` where the same entry was posted concurrently."""
+    if error.diag.constraint_name in POSTED_ONCE:
+        raise PostedMeanwhile from error
 
 
 async def post(connection: ServiceConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
@@ -120,7 +125,7 @@ async def post(connection: ServiceConnection, posting: Posting, details: dict[st
 
 
 async def post_bonus(
-    connection: ServiceConnection, attempt_id: UUID, posting: Posting, details: dict[str, Any]
+    connection: ServiceConnection | ServiceStatements, attempt_id: UUID, posting: Posting, details: dict[str, Any]
 ) -> PostedEntry:
     """Post the bonus of a purchase, in one statement that keeps the purchase CREDITED until it is posted.
 
@@ -139,24 +144,6 @@ def _values(posting: Posting, details: dict[str, Any]) -> dict[str, Any]:
         "contra_account": posting.contra_account,
         "metadata": Jsonb(details),
     }
-
-
-async def post_own_purchase(connection: SettlementConnection, posting: Posting, details: dict[str, Any]) -> PostedEntry:
-    """Post the tenant's own purchase; the database refuses any other account, amount or purpose.
-
-    Raises as `post` does.
-    """
-    return await _post(
-        connection,
-        _POST_OWN_PURCHASE,
-        {
-            "attempt_id": UUID(posting.reference),
-            "amount": posting.amount_credits,
-            "contra_account": posting.contra_account,
-            "metadata": Jsonb(details),
-        },
-        posting.amount_credits,
-    )
 
 
 async def list_entries(connection: AnyConnection, reference: str | None = None) -> list[LedgerRow]:

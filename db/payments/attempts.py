@@ -6,13 +6,24 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
 from sqlalchemy import Row, Select, bindparam, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from db.engine import AnyConnection, ReadAllConnection, TenantConnection
+from db.engine import (
+    AnyConnection,
+    ReadAllConnection,
+    ServiceStatements,
+    SettlementConnection,
+    SettlementStatements,
+    TenantConnection,
+    fetch_one,
+)
 from db.errors import (
     FROM_A_PAYER,
     HASH_HELD_BY_ACCOUNT,
@@ -21,9 +32,11 @@ from db.errors import (
     ONE_ATTEMPT_PER_TRANSFER,
     violated_constraint,
 )
+from db.ledger.entries import PostedEntry, posted_entry, refuse_repeated_posting
 from db.tables.accounts import BillingAccount
 from db.tables.payments import PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.errors import HashInUse, TransferAlreadySettled
+from domain.ledger.entries import Posting
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import SettledTransfer
 from domain.payments.watched import WatchedTransaction
@@ -51,21 +64,35 @@ def _select_attempt() -> Select[Any]:
     )
 
 
+# An attempt is read, submitted and credited by the driver: nothing is asked for as often.
+_COLUMNS: Final = (
+    *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
+    *("purpose", "status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count", "revenue_share"),
+    "created_at",
+)
+_ATTEMPT: Final[LiteralString] = (
+    f"SELECT {', '.join(f'a.{name}' for name in _COLUMNS)}, b.owner_user_id"  # noqa: S608 - of constants
+    "  FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id WHERE a.id = %(attempt_id)s"
+)
+_ATTEMPT_LOCKED: Final[LiteralString] = f"{_ATTEMPT} FOR UPDATE OF a"
+_OWN_ATTEMPT: Final[LiteralString] = f"SELECT {', '.join(_COLUMNS)} FROM own_attempt(%(user_id)s, %(attempt_id)s)"  # noqa: S608 - of constants
+_RECORD_SUBMISSION: Final[LiteralString] = (
+    "SELECT record_own_submission(%(attempt_id)s, %(from_status)s, %(tx_hash)s, %(submitted_at)s, %(event_type)s,"
+    " %(details)s)"
+)
+_CREDIT_PURCHASE: Final[LiteralString] = (
+    "SELECT entry_id, amount, balance_after, posted FROM credit_own_purchase("
+    "%(user_id)s, %(attempt_id)s, %(status)s, %(revenue_share)s::numeric, %(chain_id)s::bigint, %(tx_hash)s,"
+    " %(log_index)s::bigint, %(block_number)s::bigint, %(block_hash)s, %(from_address)s, %(value_raw)s::numeric,"
+    " %(surplus_raw)s::numeric, %(unapplied_raw)s::numeric, %(amount)s::bigint, %(contra_account)s, %(metadata)s,"
+    " %(details)s)"
+)
+
 # Built once: composing a statement costs more than sending it.
-_ATTEMPT: Final = _select_attempt().where(PaymentAttemptRow.id == bindparam("attempt_id"))
-_ATTEMPT_LOCKED: Final = _ATTEMPT.with_for_update(of=PaymentAttemptRow)
 _INSERT_ATTEMPT: Final = insert(PaymentAttemptRow)
 _INSERT_EVENT: Final = insert(PaymentEvent.__table__)  # type: ignore[arg-type]
 _INSERT_TRANSFER: Final = insert(SettledTransferRow)
 _UPDATE_ATTEMPT: Final = update(PaymentAttemptRow).where(PaymentAttemptRow.id == bindparam("attempt_id"))
-_UPDATE_SUBMITTED: Final = _UPDATE_ATTEMPT.values(
-    status=AttemptStatus.PENDING_UNVERIFIED.value,
-    tx_hash=bindparam("new_tx_hash"),
-    submitted_at=bindparam("new_submitted_at"),
-    submission_count=bindparam("new_submission_count"),
-    expires_at=None,
-    error_code=None,
-)
 _UPDATE_CREDITED: Final = _UPDATE_ATTEMPT.values(
     status=AttemptStatus.CREDITED.value,
     tx_hash=bindparam("new_tx_hash"),
@@ -91,6 +118,14 @@ def _to_attempt(row: Row[Any]) -> PaymentAttempt:
     return PaymentAttempt.model_validate(row._mapping)
 
 
+def _from_driver(row: TupleRow | None, owner_user_id: str | None = None) -> PaymentAttempt | None:
+    """From the columns above; the owner's id comes last where it is not given."""
+    if row is None:
+        return None
+    *values, owner = row if owner_user_id is None else (*row, owner_user_id)
+    return PaymentAttempt.model_validate({**dict(zip(_COLUMNS, values, strict=True)), "owner_user_id": owner})
+
+
 async def find_chain(connection: ReadAllConnection, attempt_id: UUID) -> int | None:
     """The chain that an attempt belongs to; None where there is no such attempt."""
     found: int | None = (await connection.connection.execute(_CHAIN, {"attempt_id": attempt_id})).scalar_one_or_none()
@@ -112,10 +147,17 @@ async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> 
     await connection.connection.execute(_INSERT_ATTEMPT, values)
 
 
-async def find_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
+async def find_attempt(connection: AnyConnection | ServiceStatements, attempt_id: UUID) -> PaymentAttempt | None:
     """The attempt, or None where the connection sees none."""
-    row = (await connection.connection.execute(_ATTEMPT, {"attempt_id": attempt_id})).one_or_none()
-    return _to_attempt(row) if row else None
+    return _from_driver(await fetch_one(connection, _ATTEMPT, {"attempt_id": attempt_id}))
+
+
+async def find_own_attempt(
+    connection: SettlementConnection | SettlementStatements, attempt_id: UUID
+) -> PaymentAttempt | None:
+    """The same of the connection's tenant, also where each statement is a transaction of its own."""
+    values = {"user_id": connection.user_id, "attempt_id": attempt_id}
+    return _from_driver(await fetch_one(connection, _OWN_ATTEMPT, values), connection.user_id)
 
 
 async def page_attempts(
@@ -144,8 +186,7 @@ async def page_attempts(
 
 async def lock_attempt(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt | None:
     """The attempt, locked until the transaction ends; None where the connection sees none."""
-    row = (await connection.connection.execute(_ATTEMPT_LOCKED, {"attempt_id": attempt_id})).one_or_none()
-    return _to_attempt(row) if row else None
+    return _from_driver(await fetch_one(connection, _ATTEMPT_LOCKED, {"attempt_id": attempt_id}))
 
 
 _OBSERVED_PAYMENT_TIME: Final = text("SELECT observed_payment_time(:attempt_id, :tx_hash)")
@@ -158,20 +199,79 @@ async def find_observed_payment_time(connection: TenantConnection, attempt_id: U
     return mined_at
 
 
-async def update_submitted(connection: AnyConnection, attempt: PaymentAttempt, tx_hash: str, at: datetime) -> None:
-    """The attempt (again) waits for `tx_hash`. Raises `HashInUse` when an own attempt holds that hash."""
+async def record_submission(
+    connection: AnyConnection,
+    attempt: PaymentAttempt,
+    tx_hash: str,
+    at: datetime,
+    *,
+    event_type: str,
+    details: dict[str, Any],
+) -> PaymentAttempt:
+    """The locked attempt (again) waits for `tx_hash`, and the audit trail says so.
+
+    Raises `HashInUse` when an own attempt holds that hash.
+    """
     values = {
         "attempt_id": attempt.id,
-        "new_tx_hash": tx_hash,
-        "new_submitted_at": at,
-        "new_submission_count": attempt.submission_count + 1,
+        "from_status": attempt.status.value,
+        "tx_hash": tx_hash,
+        "submitted_at": at,
+        "event_type": event_type,
+        "details": Jsonb(details),
     }
     try:
-        await connection.connection.execute(_UPDATE_SUBMITTED, values)
-    except IntegrityError as error:
-        if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
+        [submitted_at] = await fetch_one(connection, _RECORD_SUBMISSION, values) or (None,)
+    except psycopg.IntegrityError as error:
+        if error.diag.constraint_name == HASH_HELD_BY_ACCOUNT:
             raise HashInUse(tx_hash) from error
         raise
+    return attempt.model_copy(
+        update={
+            "status": AttemptStatus.PENDING_UNVERIFIED,
+            "tx_hash": tx_hash,
+            "error_code": None,
+            "expires_at": None,
+            "submitted_at": submitted_at,
+            "submission_count": attempt.submission_count + 1,
+        }
+    )
+
+
+async def credit_purchase(
+    connection: SettlementConnection | SettlementStatements,
+    attempt: PaymentAttempt,
+    transfer: SettledTransfer,
+    posting: Posting,
+    *,
+    revenue_share: Decimal,
+    facts: dict[str, Any],
+    details: dict[str, Any],
+) -> PostedEntry | None:
+    """Credit the tenant's own purchase with everything that must come with it, if `attempt` is still in its status.
+
+    None where the status has changed since. The database refuses any other account, amount or purpose
+    (`post_own_purchase`). Raises `TransferAlreadySettled` where the transfer has paid another attempt, may not pay any
+    more, or is held by another attempt of the payer, which it will pay; `PostedMeanwhile` and `BookkeepingError` as
+    `db.ledger.entries.post` does.
+    """
+    values = {
+        **_transfer_values(attempt.id, transfer),
+        "user_id": connection.user_id,
+        "status": attempt.status.value,
+        "revenue_share": revenue_share,
+        "amount": posting.amount_credits,
+        "contra_account": posting.contra_account,
+        "metadata": Jsonb(facts),
+        "details": Jsonb(details),
+    }
+    try:
+        row = await fetch_one(connection, _CREDIT_PURCHASE, values)
+    except psycopg.IntegrityError as error:
+        _refuse_transfer(error.diag.constraint_name, transfer, error)
+        refuse_repeated_posting(error)
+        raise
+    return None if row is None else posted_entry(row, posting.amount_credits)
 
 
 async def update_credited(
@@ -187,7 +287,7 @@ async def update_credited(
         await connection.connection.execute(_UPDATE_CREDITED, values)
     except IntegrityError as error:
         if violated_constraint(error) == HASH_HELD_BY_ACCOUNT:
-            raise TransferAlreadySettled(f"transaction {tx_hash} is held by another attempt") from error
+            raise TransferAlreadySettled(_HELD.format(tx_hash)) from error
         raise
 
 
@@ -251,13 +351,23 @@ _NOT_TAKEN: Final = {
 }
 """Error message for a transfer that the database refuses as a payment, by its constraint."""
 
+_HELD: Final = "transaction {} is held by another attempt"
+
 
 async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, transfer: SettledTransfer) -> None:
     """Record which transfer paid the attempt.
 
     Raises `TransferAlreadySettled` when that transfer has paid another attempt, or may not pay any more.
     """
-    values = {
+    try:
+        await connection.connection.execute(_INSERT_TRANSFER, _transfer_values(attempt_id, transfer))
+    except IntegrityError as error:
+        _refuse_transfer(violated_constraint(error), transfer, error)
+        raise
+
+
+def _transfer_values(attempt_id: UUID, transfer: SettledTransfer) -> dict[str, Any]:
+    return {
         "chain_id": transfer.chain_id,
         "tx_hash": transfer.tx_hash,
         "log_index": transfer.log_index,
@@ -269,15 +379,16 @@ async def insert_settled_transfer(connection: AnyConnection, attempt_id: UUID, t
         "surplus_raw": Decimal(transfer.surplus_raw),
         "unapplied_raw": Decimal(transfer.unapplied_raw),
     }
-    try:
-        await connection.connection.execute(_INSERT_TRANSFER, values)
-    except IntegrityError as error:
-        constraint = violated_constraint(error)
-        if constraint in _NOT_TAKEN:
-            raise TransferAlreadySettled(
-                f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {_NOT_TAKEN[constraint]}"
-            ) from error
-        raise
+
+
+def _refuse_transfer(constraint: str | None, transfer: SettledTransfer, error: Exception) -> None:
+    """Raise `TransferAlreadySettled` where the constraint says that the transfer pays nothing (any more)."""
+    if constraint == HASH_HELD_BY_ACCOUNT:
+        raise TransferAlreadySettled(_HELD.format(transfer.tx_hash)) from error
+    if constraint in _NOT_TAKEN:
+        raise TransferAlreadySettled(
+            f"transfer {transfer.log_index} of transaction {transfer.tx_hash} {_NOT_TAKEN[constraint]}"
+        ) from error
 
 
 async def find_settled_transfer(connection: AnyConnection, attempt_id: UUID) -> SettledTransfer | None:

@@ -12,7 +12,14 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from db.engine import AnyConnection, ServiceConnection, SettlementConnection, TenantConnection
+from db.engine import (
+    AnyConnection,
+    ServiceConnection,
+    ServiceStatements,
+    SettlementConnection,
+    SettlementStatements,
+    TenantConnection,
+)
 from db.ledger import entries as ledger
 from db.operations.findings import open_finding
 from db.payments import attempts, finality
@@ -136,37 +143,54 @@ async def submit_locked(
                 connection, attempt, AttemptStatus.FAILED, ErrorCode.INTENT_EXPIRED, {"submittedTxHash": tx_hash}
             )
         case SubmissionEffect.RECORD:
-            await attempts.update_submitted(connection, attempt, tx_hash, submitted_at)
-            await attempts.insert_event(
+            recorded = await attempts.record_submission(
                 connection,
-                attempt.id,
-                "hash_replaced" if attempt.tx_hash else "submitted",
-                from_status=attempt.status,
-                to_status=AttemptStatus.PENDING_UNVERIFIED,
+                attempt,
+                tx_hash,
+                submitted_at,
+                event_type="hash_replaced" if attempt.tx_hash else "submitted",
                 details={
                     "txHash": tx_hash,
                     **({"replacedTxHash": attempt.tx_hash} if attempt.tx_hash else {}),
                     **({"minedAt": mined_at.isoformat()} if mined_at else {}),
                 },
             )
+            return AttemptOutcome(recorded, changed=True)
     return AttemptOutcome(await _reread(connection, attempt.id), changed=True)
 
 
 async def credit_buyer(
-    connection: SettlementConnection, attempt_id: UUID, transfer: SettledTransfer, *, revenue_share: Decimal
+    connection: SettlementConnection | SettlementStatements,
+    attempt_id: UUID,
+    transfer: SettledTransfer,
+    *,
+    revenue_share: Decimal,
 ) -> AttemptOutcome:
     """The buyer's credit: ledger entry, balance, CREDITED, event and settled transfer, all or nothing.
 
     `revenue_share` is that of the bonus that follows: fixed here, so that no later setting changes it. Raises
     `TransferAlreadySettled` when the transfer has paid another attempt.
     """
-    attempt = await lock(connection, attempt_id)
-    posting = purchase_posting(attempt)
-    if attempt.is_final:
-        return AttemptOutcome(attempt, changed=False)
-    await attempts.insert_settled_transfer(connection, attempt.id, transfer)
-    await ledger.post_own_purchase(connection, posting, _facts(transfer))
-    return AttemptOutcome(await _mark_credited(connection, attempt, transfer, posting, revenue_share), changed=True)
+    # Two statements, and no lock between them: the second does nothing where the status that this decides by has
+    # changed. It changes a few times in a payment's life, so this ends.
+    while True:
+        attempt = await attempts.find_own_attempt(connection, attempt_id)
+        if attempt is None:
+            raise AttemptNotFound(attempt_id)
+        posting = purchase_posting(attempt)
+        if attempt.is_final:
+            return AttemptOutcome(attempt, changed=False)
+        entry = await attempts.credit_purchase(
+            connection,
+            attempt,
+            transfer,
+            posting,
+            revenue_share=revenue_share,
+            facts=_facts(transfer),
+            details=_details_of_credit(transfer, posting),
+        )
+        if entry is not None:
+            return AttemptOutcome(_credited(attempt, transfer, revenue_share), changed=True)
 
 
 async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> AttemptOutcome:
@@ -179,13 +203,23 @@ async def credit_donation(connection: ServiceConnection, attempt_id: UUID, trans
     if attempt.is_final:
         return AttemptOutcome(attempt, changed=False)
     await attempts.insert_settled_transfer(connection, attempt.id, transfer)
-    credited = await _mark_credited(connection, attempt, transfer, posting, revenue_share=None)
+    await attempts.update_credited(connection, attempt.id, transfer.tx_hash, None)
+    await attempts.insert_event(
+        connection,
+        attempt.id,
+        "credited",
+        from_status=attempt.status,
+        to_status=AttemptStatus.CREDITED,
+        details=_details_of_credit(transfer, posting),
+    )
     # Last, because the system tenant's row stays locked from here to the commit and every settlement needs it.
     await ledger.post(connection, posting, _facts(transfer))
-    return AttemptOutcome(credited, changed=True)
+    return AttemptOutcome(_credited(attempt, transfer, None), changed=True)
 
 
-async def mint_revenue_share(connection: ServiceConnection, attempt_id: UUID) -> ledger.PostedEntry | None:
+async def mint_revenue_share(
+    connection: ServiceConnection | ServiceStatements, attempt_id: UUID
+) -> ledger.PostedEntry | None:
     """The system tenant's bonus on a credited purchase, or None where its share mints nothing.
 
     Raises `BookkeepingError` when the purchase is not, or no longer, credited: there is no bonus without one.
@@ -272,26 +306,15 @@ async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Re
     return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
 
 
-async def _mark_credited(
-    connection: AnyConnection,
-    attempt: PaymentAttempt,
-    transfer: SettledTransfer,
-    posting: Posting,
-    revenue_share: Decimal | None,
-) -> PaymentAttempt:
-    await attempts.update_credited(connection, attempt.id, transfer.tx_hash, revenue_share)
-    await attempts.insert_event(
-        connection,
-        attempt.id,
-        "credited",
-        from_status=attempt.status,
-        to_status=AttemptStatus.CREDITED,
-        details={
-            **_facts(transfer),
-            "billingAccountId": posting.billing_account_id,
-            "amountCredits": posting.amount_credits,
-        },
-    )
+def _details_of_credit(transfer: SettledTransfer, posting: Posting) -> dict[str, Any]:
+    return {
+        **_facts(transfer),
+        "billingAccountId": posting.billing_account_id,
+        "amountCredits": posting.amount_credits,
+    }
+
+
+def _credited(attempt: PaymentAttempt, transfer: SettledTransfer, revenue_share: Decimal | None) -> PaymentAttempt:
     return attempt.model_copy(
         update={"status": AttemptStatus.CREDITED, "tx_hash": transfer.tx_hash, "revenue_share": revenue_share}
     )
