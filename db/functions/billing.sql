@@ -323,6 +323,8 @@ END $function$;
 CREATE OR REPLACE FUNCTION public.post_charge(p_receipt charge_receipts, p_release bigint)
  RETURNS void
  LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
     v_reference text := p_receipt.source_system || ':' || p_receipt.source_reference;
@@ -378,6 +380,8 @@ END $function$;
 CREATE OR REPLACE FUNCTION public.note_crossings(p_account billing_accounts, p_key_id uuid, p_charged bigint, p_reference text)
  RETURNS void
  LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
 AS $function$
 DECLARE
     v_key virtual_keys;

@@ -29,6 +29,7 @@ from domain.errors import (
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.ledger.entries import Posting, Reason, Side
 from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.postings import purchase_posting
 from services.payments import lifecycle as payments
 from tests.database.conftest import TwoTenants
 from tests.support.payments import (
@@ -306,6 +307,37 @@ async def test_a_credit_done_twice_is_done_once(roles: RolePair, purpose: Purpos
     assert first.attempt == second.attempt
     assert len(await roles.entries(attempt)) == 1
     assert await roles.books(pending_bonus_ok=True) == []
+
+
+async def test_a_credit_that_was_decided_before_the_attempt_ended_writes_nothing(roles: RolePair) -> None:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    await roles.refuse(attempt)
+    async with roles.settlement.statements(attempt.owner_user_id) as connection:
+        credited = await attempts.credit_purchase(
+            connection,
+            attempt,
+            transfer_for(attempt),
+            purchase_posting(attempt),
+            revenue_share=SHARE,
+            facts={},
+            details={},
+        )
+    assert credited is None
+    assert (await _read(roles, attempt)).status is AttemptStatus.REJECTED
+    assert await roles.entries(attempt) == []
+    assert await roles.books(nothing_stuck=True) == []
+
+
+async def test_a_credit_within_a_transaction_is_lost_with_it(roles: RolePair) -> None:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    with pytest.raises(RuntimeError):  # noqa: PT012 - it fails after the credit
+        async with roles.settlement.transaction(attempt.owner_user_id) as connection:
+            assert (
+                await payments.credit_buyer(connection, attempt.id, transfer_for(attempt), revenue_share=SHARE)
+            ).changed
+            raise RuntimeError
+    assert await _read(roles, attempt) == attempt
+    assert (await roles.credit(attempt)).changed
 
 
 @pytest.mark.parametrize("purpose", Purpose)

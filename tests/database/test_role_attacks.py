@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg.errors import InsufficientPrivilege, RestrictViolation
+from psycopg.errors import CheckViolation, InsufficientPrivilege, RestrictViolation
 
 from domain.payments.attempt import LEGAL_TRANSITIONS, AttemptStatus, ErrorCode
 from tests.database.conftest import TwoTenants
@@ -74,6 +74,61 @@ def test_the_same_steps_credit_where_a_worker_takes_them(two_tenants: TwoTenants
         scalar(two_tenants.database.service_url, "SELECT status FROM payment_attempts WHERE id = %s", attempt)
         == "CREDITED"
     )
+
+
+CREDIT = (
+    "SELECT posted FROM credit_own_purchase(%(user_id)s, %(attempt_id)s, %(status)s, 0.75, %(chain_id)s, %(tx_hash)s,"
+    " 0, 7, %(block_hash)s, %(payer)s, 100000000, 0, 0, %(amount)s, %(contra)s, '{}', '{}')"
+)
+
+
+def _credit(two_tenants: TwoTenants, role: str, **lies: object) -> list[tuple[object, ...]]:
+    """The whole credit of alice's submitted intent by one call, with something else in it than is true."""
+    alice = two_tenants.alice
+    with connect(two_tenants.database.app_url, user_id=alice.user_id) as app:
+        app.execute(SUBMIT, (PAID, alice.intent.id))
+    truth = {
+        "user_id": alice.user_id, "attempt_id": alice.intent.id, "status": "PENDING_UNVERIFIED", "chain_id": CHAIN_ID,
+        "tx_hash": PAID, "block_hash": tx_hash(7), "payer": wallet(1), "amount": 1_000_000_000, "contra": "cash:usdc",
+    }  # fmt: skip
+    with connect(two_tenants.database.url_as(role)) as connection:
+        return connection.execute(CREDIT, truth | lies).fetchall()
+
+
+def test_a_worker_credits_by_one_call(two_tenants: TwoTenants) -> None:
+    assert _credit(two_tenants, "settle_settlement") == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("role", "lies", "error"),
+    [
+        ("settle_app", {}, InsufficientPrivilege),
+        ("settle_operator", {}, InsufficientPrivilege),
+        # It has no right to the function, and none to a payer's credit.
+        ("settle_service", {}, InsufficientPrivilege),
+        ("settle_settlement", {"amount": 1_000_000_001}, InsufficientPrivilege),
+        ("settle_settlement", {"amount": -1_000_000_000}, InsufficientPrivilege),
+        ("settle_settlement", {"contra": "expense:platform_revenue_share"}, InsufficientPrivilege),
+        ("settle_settlement", {"payer": wallet(2)}, CheckViolation),
+        ("settle_settlement", {"chain_id": CHAIN_ID + 1}, CheckViolation),
+    ],
+)
+def test_the_call_that_credits_does_nothing_else(
+    two_tenants: TwoTenants, role: str, lies: dict[str, object], error: type[psycopg.Error]
+) -> None:
+    with refused(error):
+        _credit(two_tenants, role, **lies)
+
+
+@pytest.mark.parametrize("status", ["CREATED_INTENT", "CREDITED", "FAILED"])
+def test_a_call_that_credits_by_another_status_does_nothing(two_tenants: TwoTenants, status: str) -> None:
+    assert _credit(two_tenants, "settle_settlement", status=status) == []
+
+
+def test_a_call_that_credits_in_another_tenants_scope_does_nothing(two_tenants: TwoTenants) -> None:
+    assert _credit(two_tenants, "settle_settlement", user_id=two_tenants.bob.user_id) == []
+    status = "SELECT status FROM payment_attempts WHERE id = %s"
+    assert scalar(two_tenants.database.service_url, status, two_tenants.alice.intent.id) == "PENDING_UNVERIFIED"
 
 
 # -- every step of an attempt, by every role

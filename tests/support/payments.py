@@ -131,14 +131,14 @@ class RolePair:
         """The credit of the account that the attempt's purpose names."""
         transfer = transfer or transfer_for(attempt)
         if attempt.purpose is Purpose.SELF:
-            async with self.settlement.transaction(attempt.owner_user_id) as connection:
+            async with self.settlement.statements(attempt.owner_user_id) as connection:
                 return await payments.credit_buyer(connection, attempt.id, transfer, revenue_share=share)
         async with self.service.transaction() as service:
             return await payments.credit_donation(service, attempt.id, transfer)
 
     async def mint(self, attempt: PaymentAttempt) -> ledger.PostedEntry | None:
         """The system tenant's bonus for an attempt."""
-        async with self.service.autocommit() as connection:
+        async with self.service.statements() as connection:
             return await payments.mint_revenue_share(connection, attempt.id)
 
     async def reverse(self, attempt: PaymentAttempt) -> payments.AttemptOutcome:
