@@ -145,7 +145,7 @@ def test_a_line_that_is_written_around_a_check_is_refused(owner_url: str, accoun
         )
 
 
-def test_lines_that_a_savepoint_takes_back_count_for_no_check(owner_url: str, account: str) -> None:
+def test_lines_that_a_savepoint_rolls_back_count_for_no_check(owner_url: str, account: str) -> None:
     """The last line is the one that others rely on; it was checked, with all of them, and is rolled back."""
     with refused(CheckViolation, "journal_entry_balanced"), connect(owner_url) as owner:
         entry = header(owner, account)
@@ -156,7 +156,7 @@ def test_lines_that_a_savepoint_takes_back_count_for_no_check(owner_url: str, ac
         owner.execute("ROLLBACK TO before")
 
 
-def test_a_check_that_a_savepoint_takes_back_is_made_again(owner_url: str, account: str) -> None:
+def test_a_check_that_a_savepoint_rolls_back_is_made_again(owner_url: str, account: str) -> None:
     with refused(CheckViolation, "journal_entry_matches_header"), connect(owner_url) as owner:
         first = header(owner, account)
         lines(owner, *pair(first, account))
