@@ -54,6 +54,7 @@ LEDGER_STEPS: Final = ("credit_buyer", "mint_bonus", "credit_donation", "end_wit
 
 FAULTY_WORKER: Final = "tests.crash.faulty_worker"
 FAULTY_COMMAND: Final = "tests.crash.faulty_command"
+FOLLOWER: Final = "tests.crash.follower"
 STOP_TIMEOUT_SECONDS: Final = 15
 
 
@@ -169,6 +170,10 @@ class PaymentSystem(Engine):
         if fault is None:
             return WorkerProcess(self._start("worker", "cli", ("worker",), given))
         return WorkerProcess(self._start("worker", FAULTY_WORKER, (), given))
+
+    def start_follower(self) -> WorkerProcess:
+        """A process that follows the chain as the watcher does, and does nothing else."""
+        return WorkerProcess(self._start("follower", FOLLOWER, (), self.variables))
 
     def start_command(self, *arguments: str, fault: Fault | None = None) -> ChildProcess:
         """One of the product's commands, as `settle ...` on a command line; with a fault, one that kills itself."""
