@@ -100,6 +100,16 @@ _PROBES: Final = {
 _OTHER_TYPE: Final = "invalid value type"
 
 
+def unreachable(address: object) -> str:
+    """How the message begins about a Temporal that does not answer at its address."""
+    return f"Temporal cannot be reached at {address} (TEMPORAL_ADDRESS)"
+
+
+def no_namespace(name: str) -> str:
+    """The message about a namespace that Temporal does not have."""
+    return f"Temporal has no namespace {name} (TEMPORAL_NAMESPACE)"
+
+
 async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = None, lazy: bool = False) -> Client:
     """A client for the address, namespace, TLS and profile in `variables` (Temporal's own names).
 
@@ -118,9 +128,7 @@ async def connect(variables: Mapping[str, str], *, runtime: Runtime | None = Non
     except ValueError as error:  # a key without a certificate, or the reverse
         raise ConfigurationError(f"Temporal's settings: {error}") from error
     except (RuntimeError, TimeoutError) as error:
-        raise TemporalUnavailable(
-            f"Temporal cannot be reached at {config['target_host']} (TEMPORAL_ADDRESS): {_why_not_connected(error)}"
-        ) from error
+        raise TemporalUnavailable(f"{unreachable(config['target_host'])}: {_why_not_connected(error)}") from error
 
 
 def _clean(name: str, value: str) -> str:
@@ -312,7 +320,7 @@ def answered(client: Client) -> Iterator[None]:
         yield
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
-            raise StartupCheckFailed(f"Temporal has no namespace {client.namespace} (TEMPORAL_NAMESPACE)") from error
+            raise StartupCheckFailed(no_namespace(client.namespace)) from error
         raise to_temporal_unavailable(error) from error
     except RuntimeError as error:
         raise to_temporal_unavailable(error) from error
