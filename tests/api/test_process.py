@@ -290,29 +290,26 @@ async def test_a_database_without_a_schema_says_what_to_run(engine: Engine, clus
 
 @pytest.mark.slow(but=2)
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "setting"),
     [
-        ({"API_URL": ""}, "API_URL is not set"),
-        ({"API_URL": "pay.example.com"}, "API_URL is invalid: got"),
-        ({"API_URL": "https://pay.example.com/shop"}, "API_URL is invalid: got"),
-        ({"API_PORT": "65536"}, "API_PORT is invalid: got '65536'"),
-        ({"TRUSTED_PROXIES": "10.0.0.0/99"}, "TRUSTED_PROXIES is invalid: got '10.0.0.0/99'"),
-        ({"RATE_LIMIT_INTENTS_PER_ACCOUNT": "0"}, "RATE_LIMIT_INTENTS_PER_ACCOUNT is invalid: got '0'"),
-        ({"EXPLORER_TX_URL": "https://x.example/tx/"}, "EXPLORER_TX_URL is invalid: got"),
-        ({"OPERATOR_WALLETS": "0x12"}, "OPERATOR_WALLETS is invalid: got '0x12'"),
-        (
-            {"OPERATOR_WALLETS": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"},
-            "OPERATOR_DATABASE_URL is not set, but OPERATOR_WALLETS is",
-        ),
+        ({"API_URL": ""}, "API_URL"),
+        ({"API_URL": "pay.example.com"}, "API_URL"),
+        ({"API_URL": "https://pay.example.com/shop"}, "API_URL"),
+        ({"API_PORT": "65536"}, "API_PORT"),
+        ({"TRUSTED_PROXIES": "10.0.0.0/99"}, "TRUSTED_PROXIES"),
+        ({"RATE_LIMIT_INTENTS_PER_ACCOUNT": "0"}, "RATE_LIMIT_INTENTS_PER_ACCOUNT"),
+        ({"EXPLORER_TX_URL": "https://x.example/tx/"}, "EXPLORER_TX_URL"),
+        ({"OPERATOR_WALLETS": "0x12"}, "OPERATOR_WALLETS"),
+        ({"OPERATOR_WALLETS": "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"}, "OPERATOR_DATABASE_URL"),
     ],
     ids=lambda given: str(given)[:50],
 )
 async def test_a_bad_or_missing_setting_stops_the_api_as_a_usage_error(
-    engine: Engine, tmp_path: Path, changes: dict[str, str], words: str
+    engine: Engine, tmp_path: Path, changes: dict[str, str], setting: str
 ) -> None:
     exit_code, line = await refusal(tmp_path, engine.variables, **changes)
     assert exit_code == 2
-    assert words in line
+    assert f"CONFIGURATION: {setting} " in line
 
 
 async def test_a_port_that_is_taken_stops_the_api(engine: Engine, tmp_path: Path) -> None:
