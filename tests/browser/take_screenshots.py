@@ -22,8 +22,9 @@ from tests.support.browser import DECLINED, Visitor
 from tests.support.engine import open_engine
 from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import Database
-from tests.support.servers import Namespace
+from tests.support.servers import Namespace, TemporalServer
 from tests.support.sql import connect
+from workflows.naming import workflow_id
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: Final[ViewportSize] = {"width": 1100, "height": 820}
@@ -168,6 +169,20 @@ async def test_take_screenshots_of_usage(
         await page.set_viewport_size(TELEPHONE)
         await page.emulate_media(color_scheme="dark")
         await _save(visitor, "usage-telephone-dark")
+
+
+async def test_take_temporals_screenshot(open_site: OpenSite, temporal_server: TemporalServer) -> None:
+    async with open_site(MIN_CONFIRMATIONS="5") as site:
+        visitor = await site.signed_in()
+        await _credited(site, visitor, "10")
+        [attempt_id] = await site.attempt_ids()
+        await site.engine.result(attempt_id)
+        page = await site.browser.new_page(viewport=DESKTOP)
+        namespace = site.engine.namespace.name
+        await page.goto(f"{temporal_server.server.ui_url}/namespaces/{namespace}/workflows/{workflow_id(attempt_id)}")
+        await expect(page.get_by_text("mint_bonus").first).to_be_visible()
+        await page.screenshot(path=FOLDER / "temporal-ui.png", animations="disabled")
+        await page.close()
 
 
 if __name__ == "__main__":
