@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import pytest
 from playwright.async_api import Browser, ViewportSize, expect
 
 from db.accounts import wallets as accounts
@@ -28,6 +29,7 @@ from workflows.naming import workflow_id
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP: Final[ViewportSize] = {"width": 1100, "height": 820}
+TEMPORAL_UI: Final[ViewportSize] = {"width": 1400, "height": 1500}
 TELEPHONE: Final[ViewportSize] = {"width": 390, "height": 844}
 BROAD: Final[ViewportSize] = {"width": 1280, "height": 1180}
 EXPLORER: Final = "https://explorer.example/tx/{tx_hash}"
@@ -171,16 +173,22 @@ async def test_take_screenshots_of_usage(
         await _save(visitor, "usage-telephone-dark")
 
 
+@pytest.fixture
+async def namespace(temporal_server: TemporalServer) -> Namespace:
+    """On the server whose UI is photographed."""
+    return await temporal_server.namespace()
+
+
 async def test_take_temporals_screenshot(open_site: OpenSite, temporal_server: TemporalServer) -> None:
     async with open_site(MIN_CONFIRMATIONS="5") as site:
         visitor = await site.signed_in()
         await _credited(site, visitor, "10")
         [attempt_id] = await site.attempt_ids()
         await site.engine.result(attempt_id)
-        page = await site.browser.new_page(viewport=DESKTOP)
+        page = await site.browser.new_page(viewport=TEMPORAL_UI)
         namespace = site.engine.namespace.name
         await page.goto(f"{temporal_server.server.ui_url}/namespaces/{namespace}/workflows/{workflow_id(attempt_id)}")
-        await expect(page.get_by_text("mint_bonus").first).to_be_visible()
+        await expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=60_000)
         await page.screenshot(path=FOLDER / "temporal-ui.png", animations="disabled")
         await page.close()
 
