@@ -34,6 +34,17 @@ LANDED: Final = {
     "0003_remedies.sql": "41d38e5bb0ac3e24075ed151574d6e37df5f7399afa61fa7dc42491280066fb5",
     "0003_rights.sql": "077a237ae6443a03c62678531ee35354880a21adbf5bfb1b37af981b1125fc62",
     "0003_watching.sql": "c86e143d4d09a2f628b7fad0a4900f1f45e3abb116bfe6aca7d169060a5001c5",
+    "0004_chain_identity.sql": "5d58be0f9f590dfe8a98d939b51181e875609082d69ee2afaaafd5de5cdc4f99",
+    "0004_chain_operations.sql": "8ac1af17bee05042115d6018489a5eb5fe36393183395774d79a88cafed12e2f",
+    "0004_compatibility.sql": "370fa2ff76a2b9da9bd8e3e1bdf364c024b9259f19394ffbc40752bde2393715",
+    "0004_findings.sql": "778d4015d70decf294d07b67e37d33e218bd51948b9f276821f6aae90e2fbeb9",
+    "0004_settlement_role.sql": "ba996b263d6fbad163c7734af062feed9d1a9667977381cb25d5114a0fab14c5",
+    "0004_transfer_rules.sql": "73a4236678089f75b848601bd8136c6479a2f10159e1aaa89036e91cb6eb65f0",
+    "0005_contract.sql": "9252c0f7a589c2f9d3551e173dc1dddbcdc61ab976413e23e6b57ecc24ab9e17",
+    "0006_accounts.sql": "4218931c796cecbdaaa51fff9b2e33a613c172575d4dc969b103d484a21993d8",
+    "0006_billing.sql": "e7b64d4748735157d82b748973a4673b3bd63687743275fb743fea4be37fd369",
+    "0006_governance.sql": "77499678f68fc500aa3dc336e0c88bab8028f7c9caa17cc0a7ba5226dc7eee2b",
+    "0006_ledger.sql": "9343f52b1397705c47ac7f4936db4d12714d53fde39431d375bc8f825c6b3bb7",
 }
 """SHA-256 of the files of revisions that are in production: they make there what they made."""
 
@@ -153,13 +164,13 @@ def test_a_file_holds_functions_as_the_server_prints_them_and_nothing_else(conte
 
 
 def test_no_migration_defines_a_function_any_more() -> None:
-    new = [path for path in SQL_FOLDER.glob("*.sql") if path.name not in LANDED]
+    new = [path for path in SQL_FOLDER.glob("*.sql") if path.name >= "0004"]
     assert len(new) > 3
     assert [path.name for path in new if re.search(r"\bFUNCTION\b[^;]*\bAS \$", path.read_text(), re.I)] == []
 
 
 def test_files_of_landed_revisions_stay_as_they_landed() -> None:
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SQL_FOLDER.glob("000[123]_*.sql")}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in SQL_FOLDER.glob("000[1-6]_*.sql")}
     assert found == LANDED
 
 
