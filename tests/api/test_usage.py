@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from devstack.chain import payer_wallets
 from tests.support.api import RunningApi, Visitor
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import connect, scalar
 
 USAGE = "/api/v1/usage"

@@ -25,7 +25,7 @@ from tests.billing.starting import Starter
 from tests.governance.conftest import Heard
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from tests.support.spender import GRACE, Spender
+from tests.support.spending import GRACE, Spender
 from tests.support.sql import connect, query, scalar
 from workflows.jobs.billing_housekeeping import (
     BillingHousekeeping,

@@ -18,7 +18,7 @@ from gateway.ingest import PATH, ingest_routes
 from tests.support.litellm_payloads import FAILURE, body, payload, without_account
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import query, scalar
 
 SECRET: Final = "a-secret-of-sixteen-or-more"

@@ -22,7 +22,7 @@ from db.engine import ServiceDatabase
 from db.ledger.invariants import find_violations
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
-from tests.support.spender import Spender, call, to_capture
+from tests.support.spending import Spender, call, to_capture
 from tests.support.sql import connect, query, scalar
 
 GRACE: Final = 50

@@ -30,7 +30,7 @@ from tests.billing.starting import Starter
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from tests.support.spender import GRACE, Spender
+from tests.support.spending import GRACE, Spender
 from tests.support.sql import connect, query
 from workflows.naming import BILLING_ACCOUNT_ID, PLATFORM_TASK_QUEUE, resolve_hold_workflow_id
 from workflows.resolve_hold import ResolveHold

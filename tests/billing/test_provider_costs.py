@@ -23,7 +23,7 @@ from services.billing.provider_costs import cost_source
 from services.billing.provider_reconciliation import ProviderReconciliation
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import connect, query
 
 TODAY: Final = datetime.now(UTC).date()

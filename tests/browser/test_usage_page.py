@@ -21,7 +21,7 @@ from tests.support.browser import SMALL_TELEPHONE, Visitor
 from tests.support.engine import open_engine
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import connect, query, scalar
 
 TOUCH_PIXELS_MIN = 44

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.cli.command import ResponseModel, settle
-from tests.support.charged_calls import open_caller, usage
 from tests.support.postgres import Database
+from tests.support.spending import open_caller, usage
 from tests.support.sql import query, scalar
 
 OWNER = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"

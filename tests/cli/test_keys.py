@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from tests.cli.command import ResponseModel, settle
-from tests.support.charged_calls import open_wallets_account
 from tests.support.postgres import Database
+from tests.support.spending import open_wallets_account
 from tests.support.sql import query, scalar
 
 WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"

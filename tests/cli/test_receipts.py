@@ -13,8 +13,8 @@ import pytest
 from domain.billing.charges import CallEnd
 from domain.billing.usage import Usage
 from tests.cli.command import ResponseModel, settle
-from tests.support.charged_calls import Caller, open_caller, open_wallets_account, usage
 from tests.support.postgres import Database
+from tests.support.spending import Caller, open_caller, open_wallets_account, usage
 from tests.support.sql import connect, scalar
 
 WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"

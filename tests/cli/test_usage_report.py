@@ -9,8 +9,8 @@ from pathlib import Path
 
 from domain.billing.charges import CallEnd
 from tests.cli.command import ResponseModel, settle
-from tests.support.charged_calls import open_caller, open_wallets_account, usage
 from tests.support.postgres import Database
+from tests.support.spending import open_caller, open_wallets_account, usage
 
 ALICE, BOB = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8", "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
 

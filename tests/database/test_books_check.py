@@ -25,7 +25,7 @@ from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.database_pool import DatabasePool
 from tests.support.payments import RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import Connection, connect, query, scalar
 
 PENDING_MAX: Final = timedelta(days=1)

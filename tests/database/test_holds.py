@@ -61,7 +61,7 @@ async def test_a_call_is_held_and_charged_and_the_books_show_its_margin(database
     held = hold(database, key, 600)
     assert (held["outcome"], held["held"], held["available"]) == ("held", 600, BALANCE - 600)
     assert account(database, key) == (BALANCE, 600)
-    charged = capture(database, held["hold_id"], 500)
+    charged = capture(database, held["hold_id"], 500, tokens=[10, 2, 0, 5, 1])
     assert (charged["outcome"], charged["charged"], charged["uncollected"]) == ("captured", 500, 0)
     assert (charged["balance"], charged["available"]) == (BALANCE - 500, BALANCE - 500)
     assert account(database, key) == (BALANCE - 500, 0)
@@ -96,7 +96,9 @@ async def test_a_cost_that_is_charged_to_no_account_has_an_entry_of_its_own(
     database: Database, key: ServiceKey
 ) -> None:
     held = hold(database, key, 600)
-    capture(database, held["hold_id"], 0, cost=Decimal("0.0000251"), absorbed=Decimal("0.0000251"))
+    capture(
+        database, held["hold_id"], 0, provider_cost_usd=Decimal("0.0000251"), absorbed_cost_usd=Decimal("0.0000251")
+    )
     assert account(database, key) == (BALANCE, 0)
     lines = """
         SELECT e.reason, e.reference, l.account_code, l.side, l.amount FROM general_entries e
@@ -196,10 +198,10 @@ async def test_calls_beyond_the_rate_wait_and_count_for_whom_they_are_attributed
     database: Database, key: ServiceKey
 ) -> None:
     attributing = create_key(database, key.billing_account_id, may_attribute=True)
-    answers = [hold(database, attributing, 1, per_minute=2) for _ in range(3)]
+    answers = [hold(database, attributing, 1, rate_per_minute=2) for _ in range(3)]
     assert [answer["outcome"] for answer in answers] == ["held", "held", "rate_limited"]
     assert 0 < answers[2]["retry_after_seconds"] <= 60
-    assert hold(database, attributing, 1, per_minute=2, attribute_to="cogni_system")["outcome"] == "held"
+    assert hold(database, attributing, 1, rate_per_minute=2, attribute_to="cogni_system")["outcome"] == "held"
 
 
 async def test_the_reason_says_whether_waiting_may_help(database: Database, key: ServiceKey) -> None:
@@ -307,16 +309,16 @@ async def test_only_a_lapsed_hold_is_captured_in_its_owners_place(database: Data
 async def test_a_lease_is_renewed_by_its_owner_only_and_while_the_hold_is_open(
     database: Database, key: ServiceKey
 ) -> None:
-    held = hold(database, key, 100, lease_seconds=-1)
+    held = hold(database, key, 100, lease_seconds=-1, owner="gateway-1")
 
     def renew(owner: str) -> bool:
         return bool(scalar(database.app_url, "SELECT renew_hold(%s, %s, 60, 40, 'gen-1')", held["hold_id"], owner))
 
-    assert (renew("another"), renew("test")) == (False, True)
+    assert (renew("another"), renew("gateway-1")) == (False, True)
     progress = "SELECT output_bytes, upstream_id, lease_until > now() FROM credit_holds"
     assert query(database.superuser_url, progress) == [(40, "gen-1", True)]
     capture(database, held["hold_id"], 50)
-    assert renew("test") is False
+    assert renew("gateway-1") is False
 
 
 # -- what cannot be changed, and who sees it
@@ -367,7 +369,7 @@ async def test_the_owner_of_the_tables_is_refused(
 async def test_a_charge_never_credits(database: Database, key: ServiceKey, charged: int) -> None:
     held = hold(database, key, 100)
     with refused(CheckViolation):
-        capture(database, held["hold_id"], charged, user_cost=0, cost=0)
+        capture(database, held["hold_id"], charged, user_cost_usd=0, provider_cost_usd=0)
     with refused(CheckViolation):
         hold(database, key, -1)
     assert account(database, key) == (BALANCE, 100)

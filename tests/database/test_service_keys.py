@@ -17,7 +17,7 @@ from db.billing.keys import KeyState
 from db.engine import TenantConnection
 from domain.billing.keys import KeyTerms, hash_key, make_key
 from tests.support.payments import RolePair
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import connect, query, refused, scalar
 
 LABEL = KeyTerms(label="Agent")

@@ -15,7 +15,7 @@ from db.billing.reports import UsageRow, UsageSums, page_calls, total_of, usage_
 from db.engine import TenantConnection
 from domain.billing.reports import UsageBy, UsagePeriod
 from tests.support.payments import RolePair
-from tests.support.spender import Spender
+from tests.support.spending import Spender
 from tests.support.sql import connect, query
 
 TODAY = datetime.now(UTC).date()
