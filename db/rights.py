@@ -96,9 +96,9 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "finality_progress": {APP_ROLE: _READ, SERVICE_ROLE: _KEEP, OPERATOR_ROLE: _READ},
     # transfers
     "payment_destinations": {SERVICE_ROLE: _APPEND},
-    "observed_transfers": {SERVICE_ROLE: _ALL_ROWS},
+    "observed_transfers": {SERVICE_ROLE: _ALL_ROWS, OPERATOR_ROLE: _READ},
     "orphaned_transfers": {SERVICE_ROLE: _APPEND},
-    "chain_cursors": {SERVICE_ROLE: _ALL_ROWS},
+    "chain_cursors": {SERVICE_ROLE: _ALL_ROWS, OPERATOR_ROLE: _READ},
     "chain_gaps": {SERVICE_ROLE: _KEEP},
     "watched_blocks": {SERVICE_ROLE: _ALL_ROWS},
     # billing

@@ -22,15 +22,15 @@ from tests.support.postgres import Cluster, Database, migrate_database
 from tests.support.sql import connect, query, refused, scalar
 
 READABLE = (
-    "alembic_version", "billing_accounts", "credit_ledger", "finality_progress", "journal_lines", "ledger_accounts",
-    "payment_attempts", "payment_events", "settled_transfers", "transfer_finality", "transfers_awaiting_finality",
-    "users",
+    "alembic_version", "billing_accounts", "chain_cursors", "credit_ledger", "finality_progress", "journal_lines",
+    "ledger_accounts", "observed_transfers", "payment_attempts", "payment_events", "settled_transfers",
+    "transfer_finality", "transfers_awaiting_finality", "users",
 )  # fmt: skip
 SECRET = ("call_claims", "idempotency_keys", "login_challenges", "rate_limits", "sessions", "virtual_keys")
 NOT_SHOWN = (
     "books_checkpoints", "books_checks", "books_violations",
-    "chain_cursors", "chain_gaps", "findings", "governance_calls", "governance_heartbeats",
-    "observed_transfers", "orphaned_transfers",
+    "chain_gaps", "findings", "governance_calls", "governance_heartbeats",
+    "orphaned_transfers",
     "watched_blocks", "operator_actions", "transfer_credits", "balance_assertions",
     "schema_compatibility", "write_probes", "payment_destinations",
     "account_members", "billing_grants", "general_entries", "price_versions", "model_prices", "credit_holds",
@@ -55,7 +55,13 @@ def test_it_may_read_these_tables_and_has_no_other_right_on_any(two_tenants: Two
     assert rights == [(table, "SELECT") for table in READABLE]
 
 
-OUTCOMES: Final = """
+OF_THE_CHAIN: Final = """
+    INSERT INTO chain_cursors (chain_id, token, to_address, first_block, block_number, head_number)
+    SELECT n, 'x', 'x', 0, 0, 0 FROM generate_series(1, 2) n;
+    INSERT INTO observed_transfers (chain_id, tx_hash, log_index, block_number, block_hash, block_time, token,
+                                    from_address, to_address, value_raw)
+    SELECT 1, '0x' || repeat('ab', 32), n, 1, '0x' || repeat('ab', 32), now(), 'x', '0x' || repeat('a', 40),
+           '0x' || repeat('b', 40), 1 FROM generate_series(1, 2) n;
     INSERT INTO finality_progress (chain_id, level, block_number) VALUES (1, 'safe', 1), (1, 'finalized', 1);
     INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number, block_hash, level)
     SELECT gen_random_uuid(), 'final', 1, 'x', 0, 1, '0x' || repeat('ab', 32), 'safe' FROM generate_series(1, 2)
@@ -64,9 +70,8 @@ OUTCOMES: Final = """
 
 @pytest.mark.parametrize("table", [table for table in READABLE if table != "alembic_version"])
 def test_it_sees_the_rows_of_all_tenants(two_tenants: TwoTenants, table: str) -> None:
-    if "finality" in table:
-        with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
-            superuser.execute(OUTCOMES)
+    with connect(two_tenants.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(OF_THE_CHAIN)
     count = f"SELECT count(*) FROM {table}"
     everything = scalar(two_tenants.database.superuser_url, count)
     assert scalar(two_tenants.database.operator_url, count) == everything > 1

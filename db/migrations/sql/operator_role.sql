@@ -8,7 +8,8 @@ DECLARE
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['users', 'billing_accounts', 'ledger_accounts', 'credit_ledger', 'journal_lines',
                                    'payment_attempts', 'payment_events', 'settled_transfers', 'transfer_finality',
-                                   'transfers_awaiting_finality', 'finality_progress'] LOOP
+                                   'transfers_awaiting_finality', 'finality_progress', 'observed_transfers',
+                                   'chain_cursors'] LOOP
         IF NOT EXISTS (SELECT 1 FROM pg_policies WHERE schemaname = 'public' AND tablename = v_table
                                                    AND policyname = 'operators_read_all') THEN
             EXECUTE format('CREATE POLICY operators_read_all ON %I FOR SELECT TO settle_operator USING (true)', v_table);
