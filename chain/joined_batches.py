@@ -14,15 +14,15 @@ from typing import Final
 
 from chain.rpc import Call, Endpoint, EndpointFailure, Failure, Reply
 
-JOIN_SECONDS: Final = 0.1
+JOIN_SECONDS: Final = 0.25
 """How long a question waits for others where another was asked just before: little beside the confirmations that a
-payment has waited for.
+payment has waited for, and enough for two or three in a batch at five payments a second.
 """
 
 JOIN_SECONDS_MIN: Final = 0.005
 """The same for one that comes alone."""
 
-LULL_SECONDS: Final = 1.0
+LULL_SECONDS: Final = 0.5
 """After this time without a question the next one is taken to come alone."""
 
 CALLS_MAX: Final = 50

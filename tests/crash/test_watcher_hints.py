@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -17,6 +18,7 @@ from tests.support.sql import scalar
 from tests.support.system import Payment, PaymentSystem, WorkerProcess, wallets
 
 NEEDED: Final = 5
+MANY: Final = 24
 BY_WATCHER: Final = " by the chain watcher, head "
 
 Watched = tuple[PaymentSystem, FaultyNode, WorkerProcess]
@@ -124,4 +126,22 @@ async def test_a_reverted_transaction_fails_while_the_watcher_lives(watched: Wat
         result = await system.finished(intent.attempt_id)
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.TX_REVERTED)
     assert polls(node) <= 3
+    await system.books_are_right()
+
+
+async def test_many_payments_that_become_due_together_share_requests(watched: Watched) -> None:
+    system, node, _ = watched
+    payments = [await system.purchase(1_000 + number, confirmed=False) for number in range(MANY)]
+    async with system.worker():
+        await system.confirm(*(payment.tx_hash for payment in payments), blocks=1)
+        await is_read(system)
+        await asyncio.gather(*(system.submit_payment(payment) for payment in payments))
+        await system.chain.mine(NEEDED - 1)
+        for payment in payments:
+            await system.wait_for_status(payment.attempt_id, AttemptStatus.CREDITED)
+        requests = [batch for batch in node.requests if "eth_getTransactionReceipt" in batch]
+        for payment in payments:
+            await system.must_be_settled(payment)
+    assert len(requests) <= MANY / 2
+    assert sum(len(batch) for batch in requests) <= 4 * MANY, "it was 12 calls each when they were asked one by one"
     await system.books_are_right()
