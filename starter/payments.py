@@ -26,7 +26,7 @@ from domain.errors import (
 from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
-from domain.payments.verification import Waiting, WaitReason
+from domain.payments.verification import Waiting, WaitReason, confirmations_message
 from domain.transfers.income import NonPayer, require_payer
 from services.payments import lifecycle as payments
 from starter.models import AttemptView, Intent
@@ -235,6 +235,8 @@ def _payer_message(waiting: Waiting) -> str:
     match waiting.reason:
         case WaitReason.CHAIN_UNAVAILABLE | WaitReason.WRONG_CHAIN | WaitReason.CONTRADICTION | WaitReason.PRECONDITION:
             return CHAIN_UNREADABLE
+        case WaitReason.CONFIRMATIONS:
+            return confirmations_message(waiting.confirmations, waiting.confirmations_needed)
         case _:
             return waiting.message
 

@@ -18,7 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from db.clock import estimated_now
 from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
-from domain.payments.verification import POLL_DELAY_MAX, Waiting, WaitReason
+from domain.payments.verification import POLL_DELAY_MAX, Waiting, WaitReason, confirmations_message
 from starter.temporal import to_temporal_unavailable
 from workflows.naming import workflow_id
 
@@ -189,7 +189,7 @@ class ProgressReader:
         counted = min(head - waiting.block_number + 1, waiting.confirmations_needed)
         if counted <= waiting.confirmations:
             return waiting
-        message = f"{counted} of {waiting.confirmations_needed} confirmations"
+        message = confirmations_message(counted, waiting.confirmations_needed)
         return waiting.model_copy(update={"confirmations": counted, "message": message})
 
 

@@ -141,6 +141,11 @@ class Refused(Value):
     """The transaction that was evaluated, where the poll refused it."""
 
 
+def confirmations_message(confirmations: int, needed: int) -> str:
+    """How many confirmations there are, as text."""
+    return f"{confirmations} of {needed} confirmations"
+
+
 VerificationResult = Annotated[Waiting | Verified | Refused, Field(discriminator="kind")]
 
 
@@ -245,7 +250,7 @@ def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmatio
         )
     confirmations = view.head_number - receipt.block_number + 1
     if confirmations < min_confirmations:
-        return wait(WaitReason.CONFIRMATIONS, f"{confirmations} of {min_confirmations} confirmations", confirmations)
+        return wait(WaitReason.CONFIRMATIONS, confirmations_message(confirmations, min_confirmations), confirmations)
     return None
 
 

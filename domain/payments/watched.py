@@ -16,6 +16,7 @@ from domain.payments.verification import (
     Waiting,
     WaitReason,
     back_off,
+    confirmations_message,
 )
 from domain.transfers.watching import poll_interval
 
@@ -118,10 +119,10 @@ def _until_confirmed(
     is_overdue = watched.seen_ago is not None and watched.seen_ago > patience
     if missing == 0 or due_in <= timedelta(0) or is_overdue:
         return None
-    message = f"{confirmations} of {min_confirmations} confirmations by the chain watcher, head {watched.head_number}"
+    counted = confirmations_message(confirmations, min_confirmations)
     waiting = Waiting(
         reason=WaitReason.CONFIRMATIONS,
-        message=message,
+        message=f"{counted} by the chain watcher, head {watched.head_number}",
         confirmations=confirmations,
         confirmations_needed=min_confirmations,
         block_number=seen_in_block,

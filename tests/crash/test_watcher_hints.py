@@ -68,6 +68,7 @@ async def test_a_payment_is_credited_with_one_request_while_the_watcher_lives(wa
     async with waiting(system) as payment:
         view = await system.payments.status(payment.payer.user_id, payment.attempt_id)
         assert (view.confirmations, view.confirmations_needed) == (1, NEEDED)
+        assert view.waiting_for == f"1 of {NEEDED} confirmations", "who counts them is for operators"
         assert polls(node) == 0
         await system.chain.mine(NEEDED - 1)
         await system.must_be_settled(payment)
