@@ -50,6 +50,7 @@ from services.billing.provider_api import Providers
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
 from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
+from services.payments.finality import FinalityDecider
 from settings import Settings
 from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
@@ -268,14 +269,16 @@ def build_worker(
     It polls its chain's queue and the platform's, and refuses work of another chain from either. Without `publish`
     events go to the log only; without `providers` no provider is asked for its record of a call.
     """
+    starter = settlement_starter(temporal, settings, settlement)
     deps = Dependencies(
         settings=settings,
         chain=chain,
         settlement=settlement,
         service=service,
         preconditions=preconditions or settlement_preconditions(settings, chain),
-        starter=settlement_starter(temporal, settings, settlement),
+        starter=starter,
         publish=publish or EventPublisher().publish,
+        finality=FinalityDecider(chain, service, starter, policy=settings.finality_policy),
         providers=providers or Providers(),
     )
     parts: dict[str, Any] = dict(

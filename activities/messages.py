@@ -95,6 +95,23 @@ class CreditedPayment(AttemptRef):
     terms: PaymentTerms
 
 
+class TrackedPayment(AttemptRef):
+    """A credited payment whose finality a workflow decides: its input."""
+
+    terms: PaymentTerms
+    purpose: Purpose
+    amount_usd_cents: int
+    tx_hash: TxHash
+
+
+class ReversalResult(Message):
+    """How that workflow ended: REVERSED, or CREDITED and final in a block."""
+
+    attempt_id: UUID
+    status: AttemptStatus
+    final_block: int | None = None
+
+
 class PaymentToReverse(AttemptRef):
     """A credited payment that was reorged out."""
 

@@ -12,6 +12,7 @@ from chain.reader import ChainReader
 from db.engine import ServiceDatabase, SettlementDatabase
 from domain.operations.events import Publish
 from services.billing.provider_api import Providers
+from services.payments.finality import FinalityDecider
 from services.ports import SettlementStarter
 from settings import Settings
 
@@ -27,6 +28,7 @@ class Dependencies:
     preconditions: SettlementPreconditions
     starter: SettlementStarter
     publish: Publish
+    finality: FinalityDecider
     providers: Providers = field(default_factory=Providers)
 
     @property

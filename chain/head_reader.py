@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint
 from chain.quorum import reached_by_most
-from chain.rpc import Call, EndpointFailure
-from chain.wire import read_head, read_quantity, read_tagged_header
+from chain.rpc import Call, EndpointFailure, Reply
+from chain.wire import read_head, read_quantity, read_tagged_number
 from domain.chain import ChainHead
 from domain.errors import ChainUnavailable
 
@@ -33,6 +33,17 @@ class TaggedBlock:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ChainProgress:
+    """The height of the chain, and the blocks that one endpoint calls by the tags that were asked for.
+
+    A tag that it has no block for is missing.
+    """
+
+    head_number: int
+    tagged: Mapping[str, int]
+
+
 class HeadReader:
     """The endpoints' view of their own progress."""
 
@@ -45,12 +56,24 @@ class HeadReader:
 
         Raises `ChainUnavailable`.
         """
+        return (await self.progress(())).head_number
 
-        async def read(node: PooledEndpoint, deadline: float) -> int:
-            head = await self._read_head(node, deadline)
+    async def progress(self, tags: Sequence[str]) -> ChainProgress:
+        """The same height, and the blocks that the endpoint it comes from calls `tags`: one request.
+
+        One endpoint's word, good for asking all of them, and for nothing irreversible. Raises `ChainUnavailable`.
+        """
+
+        async def read(node: PooledEndpoint, deadline: float) -> ChainProgress:
+            calls = [CHAIN_ID, BLOCK_NUMBER, *(tag_call(tag) for tag in tags)]
+            chain_id, height, *replies = await node.endpoint.batch(calls, deadline=deadline)
+            self._pool.check_chain(chain_id)
+            head = self._pool.saw_head(node, read_quantity(height))
             if self._pool.mark.is_behind(head):
                 raise self._pool.behind(node, head)
-            return max(head, self._pool.mark.value)
+            tagged = [read_tag(node.label, tag, reply, head) for tag, reply in zip(tags, replies, strict=True)]
+            numbers = {tag: block.number for tag, block in zip(tags, tagged, strict=True) if block.number is not None}
+            return ChainProgress(max(head, self._pool.mark.value), numbers)
 
         return await self._pool.ask_first(read)
 
@@ -85,7 +108,7 @@ class HeadReader:
 
         Block 0 means that nothing is final yet; a block above the endpoint's own head is not usable.
         """
-        calls = [CHAIN_ID, Call("eth_getBlockByNumber", (tag, False)), BLOCK_NUMBER]
+        calls = [CHAIN_ID, tag_call(tag), BLOCK_NUMBER]
 
         async def hear(node: PooledEndpoint) -> TaggedBlock:
             if pause := self._pool.pause(node):
@@ -95,24 +118,32 @@ class HeadReader:
                 chain_id, block, height = await node.endpoint.batch(calls)
                 self._pool.check_chain(chain_id)
                 head = read_quantity(height)
-                header = read_tagged_header(block)
             except EndpointFailure as failure:
                 # Not recorded as a failure: some nodes do not know the tags and serve payments well.
                 return TaggedBlock(node.label, head, error=failure.message)
-            if header is None:
-                return TaggedBlock(node.label, head, error=f"has no {tag} block (answers null)")
-            if header.number == 0:
-                return TaggedBlock(node.label, head, 0, error=f"has no {tag} block but block 0")
-            if header.number > head:
-                return TaggedBlock(node.label, head, error=f"calls block {header.number} {tag}, its head is {head}")
-            return TaggedBlock(node.label, head, header.number)
+            return read_tag(node.label, tag, block, head)
 
         return list(await asyncio.gather(*(hear(node) for node in self._pool.nodes())))
 
-    async def _read_head(self, node: PooledEndpoint, deadline: float) -> int:
-        chain_id, head = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER], deadline=deadline)
-        self._pool.check_chain(chain_id)
-        return self._pool.saw_head(node, read_quantity(head))
+
+def tag_call(tag: str) -> Call:
+    """The call for the block that a node calls `tag`."""
+    return Call("eth_getBlockByNumber", (tag, False))
+
+
+def read_tag(label: str, tag: str, reply: Reply, head: int) -> TaggedBlock:
+    """The block that an endpoint with this head calls `tag`; never raises for a faulty answer."""
+    try:
+        number = read_tagged_number(reply)
+    except EndpointFailure as failure:
+        return TaggedBlock(label, head, error=failure.message)
+    if number is None:
+        return TaggedBlock(label, head, error=f"has no {tag} block (answers null)")
+    if number == 0:
+        return TaggedBlock(label, head, 0, error=f"has no {tag} block but block 0")
+    if number > head:
+        return TaggedBlock(label, head, error=f"calls block {number} {tag}, its head is {head}")
+    return TaggedBlock(label, head, number)
 
 
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:

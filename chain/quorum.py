@@ -184,6 +184,11 @@ def decide(candidate: ChainView, others: Sequence[Reading | NoResponse]) -> Agre
     return Disagreed(_message(by_claim, abstentions))
 
 
+def agreed_hash(votes: Sequence[str]) -> str | None:
+    """The block hash that strictly outnumbers all other votes; None where none does."""
+    return next((one for one in set(votes) if votes.count(one) * 2 > len(votes)), None)
+
+
 def reached_by_most(heads: Sequence[int]) -> int:
     """The highest of `heads` that more than half of them have reached."""
     return sorted(heads, reverse=True)[len(heads) // 2]

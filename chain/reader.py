@@ -1,4 +1,4 @@
-"""Reader of one chain: four readers over one pool of endpoints, none of which is trusted alone."""
+"""Reader of one chain: five readers over one pool of endpoints, none of which is trusted alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
+from chain.block_reader import BlockReader
 from chain.contract_calls import ContractCalls
 from chain.endpoint_pool import EndpointHealth, EndpointPool
 from chain.head_reader import HeadReader
@@ -39,6 +40,7 @@ class ChainReader:
         self._pool = EndpointPool(urls, chain_id, **options)
         self.payments = PaymentReader(self._pool)
         self.heads = HeadReader(self._pool)
+        self.blocks = BlockReader(self._pool)
         self.logs = LogReader(self._pool)
         self.contracts = ContractCalls(self._pool)
 

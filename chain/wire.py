@@ -151,12 +151,10 @@ def read_header(reply: Reply, number: int) -> BlockHeader | None:
     return _to_block(header)
 
 
-def read_tagged_header(reply: Reply) -> BlockHeader | None:
-    """The block that the node returns for a tag; None where it has none, or does not know the tag."""
+def read_tagged_number(reply: Reply) -> int | None:
+    """Number of the block that the node returns for a tag; None where it has none, or does not know the tag."""
     raw = reply.value()
-    if raw is None:
-        return None
-    return _to_block(_checked(reply.method, _HEADER_ADAPTER, raw))
+    return None if raw is None else _checked(reply.method, _HEAD_ADAPTER, raw).number
 
 
 def read_head(reply: Reply) -> ChainHead:

@@ -25,6 +25,7 @@ from commands.output import progress
 from composition import payments_client, service_database
 from db.engine import ServiceDatabase
 from db.ledger import entries as ledger
+from db.payments.finality import find_credited
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.database import DATABASE
 from devstack.stack import until_signalled
@@ -35,7 +36,7 @@ from domain.ledger.entries import Reason
 from domain.money import credits_for_usd_cents, format_usd, raw_for_usd_cents, revenue_share_credits
 from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, ErrorCode, Purpose
 from starter.payments import PaymentsClient
-from starter.progress import read_workflow
+from starter.progress import read_reversal, read_workflow
 from starter.temporal import connect
 
 T = TypeVar("T")
@@ -226,16 +227,14 @@ class _Scenes:
         self.say(f"{payment.title}: {view.status.value}{f' / {view.error_code.value}' if view.error_code else ''}")
 
     async def _looked_after(self, payment: Payment) -> None:
-        """Wait until its workflow has seen that the payment is final, or reorged out, and store what is to be
-        compared.
-        """
+        """Wait until its workflow has ended and the payment is final, or reversed, and store what is to be compared."""
 
         async def is_over() -> bool:
             workflow = await read_workflow(self.temporal, payment.attempt_id)
             payment.workflow = workflow.status if workflow else None
-            return workflow is not None and not workflow.is_running
+            return workflow is not None and not workflow.is_running and await self._is_decided(payment)
 
-        await self._until(f"the end of the workflow of {payment.title}", is_over)
+        await self._until(f"the outcome of {payment.title}", is_over)
         view = await self.client.status(payment.payer.user_id, payment.attempt_id)
         payment.status, payment.error = view.status, view.error_code
         payment.rows = await self._rows(payment)
@@ -243,6 +242,15 @@ class _Scenes:
             self.say(f"{payment.title}: final")
         elif payment.status is AttemptStatus.REVERSED:
             self.say(f"{payment.title}: REVERSED, its credits and the bonus were reversed")
+
+    async def _is_decided(self, payment: Payment) -> bool:
+        """Whether nothing will happen to its credits any more."""
+        async with self.database.transaction() as connection:
+            credited = await find_credited(connection, payment.attempt_id)
+        if credited is None or credited.final_level is not None:
+            return True
+        reversal = await read_reversal(self.temporal, payment.attempt_id)
+        return reversal is not None and not reversal.is_running
 
     async def _reorganise_away(self, payment: Payment, wallet: Wallet) -> None:
         """Replace the blocks from the payment's on, as soon as it is credited."""

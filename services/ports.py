@@ -28,6 +28,16 @@ class PaymentResumer(Protocol):
         """Start a run for an attempt for which something is due; False where one is running."""
 
 
+class ReversalStarter(Protocol):
+    """Starts the workflows that reverse credited payments, if need be. Safe to repeat; raises `SettleError`."""
+
+    async def start_reversal(self, user_id: str, attempt_id: UUID, *, again: bool) -> bool:
+        """Start or join the run of a credited payment that may be reorged out, or is half reversed.
+
+        After a completed run only `again`; False where there is one and it was not to be started again.
+        """
+
+
 class SingletonStarter(Protocol):
     """Starts the workflows that always run. Safe to repeat; raises `SettleError`."""
 
@@ -49,5 +59,7 @@ class HoldResolutionStarter(Protocol):
         """Start resolving a lapsed hold; False where a run is at work on it."""
 
 
-class SettlementStarter(PaymentSubmitter, RecoveryStarter, SingletonStarter, HoldResolutionStarter, Protocol):
+class SettlementStarter(
+    PaymentSubmitter, RecoveryStarter, ReversalStarter, SingletonStarter, HoldResolutionStarter, Protocol
+):
     """All of them."""

@@ -30,7 +30,8 @@ from domain.payments.verification import Waiting, WaitReason, confirmations_mess
 from domain.transfers.income import NonPayer, require_payer
 from services.payments import lifecycle as payments
 from starter.models import AttemptView, Intent
-from starter.progress import ProgressReader, read_workflow
+from starter.progress import ProgressReader, read_reversal, read_workflow
+from starter.reversals import start_reversal
 from starter.submission import START_TIMEOUT, SubmitPayment, find_in
 from starter.temporal import to_temporal_unavailable
 
@@ -170,9 +171,9 @@ class PaymentsClient:
     async def resume_payment(self, user_id: str, attempt_id: UUID) -> bool:
         """Start a run for an attempt for which something is due by the ledger; False where one is running.
 
-        Also after a completed run: the database may have been restored since. The new run finds in the database what is
-        done, and does the rest. Raises `AttemptNotFound`, `DatabaseUnavailable`, `TemporalUnavailable` and what
-        `submit` raises.
+        Of a reversed attempt it is the run that completes the reversal, else the one that settles it. Also after a
+        completed run: the database may have been restored since. The new run finds in the database what is done, and
+        does the rest. Raises `AttemptNotFound`, `DatabaseUnavailable`, `TemporalUnavailable` and what `submit` raises.
         """
         state = await read_workflow(self._temporal, attempt_id)
         if state is not None and state.is_running:
@@ -183,7 +184,12 @@ class PaymentsClient:
         if attempt.status is AttemptStatus.PENDING_UNVERIFIED and attempt.tx_hash is not None:
             await self.submit(user_id, attempt_id, attempt.tx_hash)
             return True
-        if attempt.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
+        if attempt.status is AttemptStatus.REVERSED:
+            reversal = await read_reversal(self._temporal, attempt_id)
+            if reversal is not None and reversal.is_running:
+                return False
+            return await start_reversal(self._temporal, attempt, again=True)
+        if attempt.status is not AttemptStatus.CREDITED:
             return False
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
@@ -191,6 +197,17 @@ class PaymentsClient:
         except (RPCError, RuntimeError, TimeoutError) as error:
             raise to_temporal_unavailable(error) from error
         return True
+
+    async def start_reversal(self, user_id: str, attempt_id: UUID, *, again: bool) -> bool:
+        """Start or join the run that reverses a credited payment, unless the chain has it for good.
+
+        After a completed run only `again`; False where there is one and none was started. Raises `AttemptNotFound`,
+        `WrongChain`, `DatabaseUnavailable` and `TemporalUnavailable`.
+        """
+        attempt = await self._find(user_id, attempt_id)
+        if attempt.chain_id != self._policy.chain_id:
+            raise WrongChain(attempt.chain_id, self._policy.chain_id)
+        return await start_reversal(self._temporal, attempt, again=again)
 
     def _answer(self, attempt: PaymentAttempt) -> AttemptView:
         """A submission's answer, the same on every path: the chain has not been polled yet."""

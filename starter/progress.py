@@ -20,7 +20,7 @@ from db.clock import estimated_now
 from domain.errors import ChainUnavailable, SettleError, TemporalUnavailable
 from domain.payments.verification import POLL_DELAY_MAX, Waiting, WaitReason, confirmations_message
 from starter.temporal import to_temporal_unavailable
-from workflows.naming import workflow_id
+from workflows.naming import reversal_workflow_id, workflow_id
 
 log = structlog.get_logger(__name__)
 
@@ -71,11 +71,20 @@ class WorkflowState:
 
 
 async def read_workflow(client: Client, attempt_id: UUID) -> WorkflowState | None:
-    """The attempt's workflow, or None where Temporal has none. Raises `TemporalUnavailable`."""
+    """The workflow that settles the attempt, or None where Temporal has none. Raises `TemporalUnavailable`."""
+    return await _describe(client, workflow_id(attempt_id))
+
+
+async def read_reversal(client: Client, attempt_id: UUID) -> WorkflowState | None:
+    """The workflow that reverses the attempt's payment, or None where there is none. Raises `TemporalUnavailable`."""
+    return await _describe(client, reversal_workflow_id(attempt_id))
+
+
+async def _describe(client: Client, id_of_workflow: str) -> WorkflowState | None:
     try:
         # The SDK retries a call that is not answered, and `rpc_timeout` bounds each try only.
         async with asyncio.timeout(DESCRIBE_TIMEOUT.total_seconds()):
-            description = await client.get_workflow_handle(workflow_id(attempt_id)).describe()
+            description = await client.get_workflow_handle(id_of_workflow).describe()
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None

@@ -32,6 +32,10 @@ class TemporalStarter:
         """Start a run for an attempt for which something is due; False where one is running."""
         return await self._payments.resume_payment(user_id, attempt_id)
 
+    async def start_reversal(self, user_id: str, attempt_id: UUID, *, again: bool) -> bool:
+        """Start or join the run that reverses a credited payment; False where one has completed, and not `again`."""
+        return await self._payments.start_reversal(user_id, attempt_id, again=again)
+
     async def start_resolution(self, request: RemedyRequest) -> object:
         """Execute an operator's remedy."""
         return await start_remedy(self._temporal, request)

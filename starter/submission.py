@@ -30,6 +30,7 @@ from domain.money import format_usd
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.payments.verification import terms_of
 from services.payments.submission import record_hash
+from starter.reversals import start_reversal
 from starter.temporal import register_search_attributes, to_temporal_unavailable
 from workflows.naming import (
     BILLING_ACCOUNT_ID,
@@ -120,7 +121,10 @@ class SubmitPayment:
             return
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                await self.start(attempt, REUSE_POLICY)
+                if attempt.status is AttemptStatus.REVERSED:
+                    await start_reversal(self._temporal, attempt, again=False)
+                else:
+                    await self.start(attempt, REUSE_POLICY)
         except WorkflowAlreadyStartedError:
             return
         except (RPCError, RuntimeError, TimeoutError, TemporalUnavailable) as error:

@@ -22,6 +22,8 @@ SUBMIT_UPDATE: Final = "submit"
 
 HASH_REPLACED_SIGNAL: Final = "hash_replaced"
 
+REVERSE_PAYMENT: Final = "ReversePayment"
+
 GOVERNANCE_HEARTBEAT: Final = "GovernanceHeartbeat"
 GOVERNANCE_REPORT: Final = "GovernanceReport"
 GOVERNANCE_LOOP: Final = "GovernanceLoop"
@@ -52,6 +54,7 @@ _RESOLVE_ID_PREFIX: Final = "resolve-finding-"
 _RESOLVE_HOLD_ID_PREFIX: Final = "resolve-hold-"
 _WATCH_ID_PREFIX: Final = "watch-chain-"
 _WORKFLOW_ID_PREFIX: Final = "verify-and-settle-"
+_REVERSAL_ID_PREFIX: Final = "reverse-payment-"
 
 PAYMENT_PURPOSE: Final = SearchAttributeKey.for_keyword("PaymentPurpose")
 PAYMENT_STATUS: Final = SearchAttributeKey.for_keyword("PaymentStatus")
@@ -82,6 +85,11 @@ def attempt_id_of(id_of_workflow: str) -> UUID:
     if not id_of_workflow.startswith(_WORKFLOW_ID_PREFIX):
         raise ValueError(f"{id_of_workflow} is not the id of a {VERIFY_AND_SETTLE} workflow")
     return UUID(id_of_workflow.removeprefix(_WORKFLOW_ID_PREFIX))
+
+
+def reversal_workflow_id(attempt_id: UUID) -> str:
+    """Id of the workflow that decides whether a credited payment is reversed."""
+    return f"{_REVERSAL_ID_PREFIX}{attempt_id}"
 
 
 def watch_workflow_id(chain_id: int) -> str:

@@ -35,6 +35,7 @@ from workflows.naming import (
 )
 from workflows.resolve_finding import ResolveFinding
 from workflows.resolve_hold import ResolveHold
+from workflows.reverse_payment import ReversePayment
 from workflows.verify_and_settle import VerifyAndSettle
 from workflows.watch_chain import WatchChain
 
@@ -76,6 +77,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
 
 WORKFLOWS: Final[tuple[type[Any], ...]] = (
     VerifyAndSettle,
+    ReversePayment,
     WatchChain,
     ResolveFinding,
     ResolveHold,

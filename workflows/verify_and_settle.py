@@ -11,39 +11,34 @@ from typing import Any, TypeVar
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError, RetryState, is_cancelled_exception
 
-from workflows.publish import publish
+from workflows.finality import Reversed, log_fields, settle_finality, short
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages import (
         AttemptOutcomeMessage,
         AttemptRef,
         BonusToMint,
-        CreditedPayment,
         Message,
         PaymentToCredit,
         PaymentToRefuse,
-        PaymentToReverse,
         PaymentToVerify,
         RecordedSubmission,
         ReplacedHash,
         Settlement,
         SettlementResult,
         Submission,
+        TrackedPayment,
     )
     from activities.payments.signatures import (
-        FinalitySignatures,
         PayerSignatures,
         SystemTenantSignatures,
         VerificationSignatures,
     )
     from domain.errors import BookkeepingError, TransferAlreadySettled
-    from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
     from domain.payments.attempt import FINAL_STATUSES, AttemptStatus, Purpose
-    from domain.payments.finality import Final, ReorgedOut
     from domain.payments.verification import Refused, Verified
     from workflows.naming import HASH_REPLACED_SIGNAL, PAYMENT_STATUS, SUBMIT_UPDATE, TX_HASH, VERIFY_AND_SETTLE
     from workflows.policies import (
-        ANNOUNCE_SCHEDULE_TO_CLOSE,
         LEDGER_RETRY,
         LEDGER_START_TO_CLOSE,
         LOCAL_LEDGER_RETRY,
@@ -53,7 +48,10 @@ with workflow.unsafe.imports_passed_through():
     )
 
 TRACKS_FINALITY = "looks-after-the-credit"
-"""A run that had ended before this patch replays unchanged; one that has not yet got there polls."""
+"""A run that had ended before this patch replays unchanged; one that has not yet got there polls.
+
+Of runs that a starter up to schema revision 0006 has started; finality is decided for all others together.
+"""
 
 _M = TypeVar("_M", bound=Message)
 _R = TypeVar("_R", bound=Message)
@@ -82,7 +80,7 @@ class VerifyAndSettle:
         else:
             result = await self._verify_and_settle()
         await self._publish_end(result)
-        if workflow.patched(TRACKS_FINALITY):
+        if payment.recorded is None and workflow.patched(TRACKS_FINALITY):
             result = await self._track_finality(result)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return result
@@ -135,7 +133,7 @@ class VerifyAndSettle:
                     submission.model_copy(update={"chain_id": self._payment.terms.chain_id}),
                     start_to_close_timeout=LEDGER_START_TO_CLOSE,
                     retry_policy=LEDGER_RETRY,
-                    summary=f"record hash {_short(submission.tx_hash)}",
+                    summary=f"record hash {short(submission.tx_hash)}",
                 )
             except ActivityError as error:
                 raise _cause(error) from error
@@ -182,7 +180,7 @@ class VerifyAndSettle:
     async def _poll_until_verified(self, verify_until: datetime, remaining: timedelta) -> Verified | Refused | None:
         """One wait, for one hash; None where it was replaced, or where the time is up."""
         self._set_status(
-            f"waiting for {_short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
+            f"waiting for {short(self._tx_hash())} to be confirmed, until {verify_until:%Y-%m-%d %H:%M} UTC"
         )
         look = workflow.start_activity_method(
             VerificationSignatures.await_confirmation,
@@ -190,7 +188,7 @@ class VerifyAndSettle:
             start_to_close_timeout=POLL_START_TO_CLOSE,
             schedule_to_close_timeout=remaining,
             retry_policy=POLL_RETRY,
-            summary=f"wait for {_short(self._tx_hash())} to be confirmed",
+            summary=f"wait for {short(self._tx_hash())} to be confirmed",
         )
         await self._done_or_hash_replaced(look)
         if not look.done():
@@ -221,7 +219,7 @@ class VerifyAndSettle:
             self._to_verify(verify_until, is_last_look=True),
             start_to_close_timeout=POLL_START_TO_CLOSE,
             retry_policy=POLL_RETRY,
-            summary=f"final poll for {_short(self._tx_hash())}",
+            summary=f"final poll for {short(self._tx_hash())}",
         )
 
     async def _settle(self, verdict: Verified | Refused) -> SettlementResult:
@@ -303,74 +301,21 @@ class VerifyAndSettle:
         """Track the payment until it is final. One that is reorged out for good is reversed."""
         if result.status not in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
             return result
-        outcome = await self._await_finality()
-        if isinstance(outcome, Final):
-            self._set_status(
-                f"{_format_result(result)}; block {outcome.transfer.block_number} is {outcome.level.words}"
-            )
-            return result.model_copy(update={"final_block": outcome.transfer.block_number})
-        ending = await self._reverse_payment(outcome)
-        bonus_credits = await self._reverse_bonus() if self._payment.purpose is Purpose.SELF else 0
-        await self._announce_reversal(outcome, bonus_credits)
-        workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(ending.status.value)])
-        self._set_status(f"{ending.status.value}: {outcome.message}")
-        return result.model_copy(update={"status": ending.status})
+        outcome = await settle_finality(self._tracked(), self._set_status)
+        if isinstance(outcome, Reversed):
+            workflow.upsert_search_attributes([PAYMENT_STATUS.value_set(outcome.status.value)])
+            self._set_status(f"{outcome.status.value}: {outcome.message}")
+            return result.model_copy(update={"status": outcome.status})
+        self._set_status(f"{_format_result(result)}; block {outcome.transfer.block_number} is {outcome.level.words}")
+        return result.model_copy(update={"final_block": outcome.transfer.block_number})
 
-    async def _await_finality(self) -> Final | ReorgedOut:
-        return await workflow.execute_activity_method(
-            FinalitySignatures.await_finality,
-            CreditedPayment(**self._ref(), terms=self._payment.terms),
-            start_to_close_timeout=POLL_START_TO_CLOSE,
-            retry_policy=POLL_RETRY,
-            summary=f"wait for {_short(self._tx_hash())} to be final",
-        )
-
-    async def _reverse_payment(self, gone: ReorgedOut) -> AttemptOutcomeMessage:
-        self._set_status(f"reorged out: {gone.message}; reversing its credits")
-        return await workflow.execute_activity_method(
-            FinalitySignatures.reverse_payment,
-            PaymentToReverse(**self._ref(), gone=gone),
-            start_to_close_timeout=LEDGER_START_TO_CLOSE,
-            retry_policy=LEDGER_RETRY,
-            summary="reverse the payment's credits",
-        )
-
-    async def _reverse_bonus(self) -> int:
-        bonus = await workflow.execute_activity_method(
-            FinalitySignatures.reverse_bonus,
-            AttemptRef(**self._ref()),
-            start_to_close_timeout=LEDGER_START_TO_CLOSE,
-            retry_policy=LEDGER_RETRY,
-            summary="reverse the system tenant's bonus",
-        )
-        return bonus.amount_credits
-
-    async def _announce_reversal(self, gone: ReorgedOut, bonus_credits: int) -> None:
-        attempt_id = str(self._payment.submission.attempt_id)
-        event = PlatformEvent(
-            id=f"{PAYMENT_REVERSED}-{attempt_id}",
-            type=PAYMENT_REVERSED,
-            subject=attempt_id,
-            time=workflow.now(),
-            data={
-                "attemptId": attempt_id,
-                "billingAccountId": self._payment.submission.billing_account_id,
-                "purpose": self._payment.purpose.value,
-                "amountUsdCents": self._payment.amount_usd_cents,
-                "bonusCredits": bonus_credits,
-                "txHash": gone.transfer.tx_hash,
-                "blockNumber": gone.transfer.block_number,
-                "message": gone.message,
-            },
-        )
-        # Whether it arrives or not: the log line was written, the finding and the metric are there.
-        await publish(
-            event,
-            summary="publish the reversal",
-            what="the reversal",
-            schedule_to_close=ANNOUNCE_SCHEDULE_TO_CLOSE,
-            retry_policy=LEDGER_RETRY,
-            log_fields=self._log_fields(),
+    def _tracked(self) -> TrackedPayment:
+        return TrackedPayment(
+            **self._ref(),
+            terms=self._payment.terms,
+            purpose=self._payment.purpose,
+            amount_usd_cents=self._payment.amount_usd_cents,
+            tx_hash=self._tx_hash(),
         )
 
     async def _publish_end(self, result: SettlementResult) -> None:
@@ -383,9 +328,7 @@ class VerifyAndSettle:
         workflow.logger.info(words, extra=self._log_fields())
 
     def _log_fields(self) -> dict[str, str]:
-        submission = self._payment.submission
-        fields = {"attempt_id": str(submission.attempt_id), "billing_account_id": submission.billing_account_id}
-        return fields | ({"request_id": submission.request_id} if submission.request_id else {})
+        return log_fields(self._payment.submission)
 
     def _ref(self) -> dict[str, object]:
         """The fields that every activity's input shares."""
@@ -435,7 +378,3 @@ def _format_result(result: SettlementResult) -> str:
         f"{result.status.value}{error}: {result.buyer_credits} credits to the buyer, "
         f"{result.system_tenant_credits} to the system tenant"
     )
-
-
-def _short(tx_hash: str) -> str:
-    return f"{tx_hash[:10]}…"

@@ -10,6 +10,7 @@ from temporalio import activity
 
 from activities.operations.signatures import (
     Done,
+    FinalityToDecide,
     HousekeepingSignatures,
     IntentsToExpire,
     PaymentsToPickUp,
@@ -20,7 +21,9 @@ from db.clock import read_clock
 from db.engine import ServiceDatabase
 from db.operations import housekeeping
 from db.payments.recovery import Window
+from domain.errors import ChainUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.payments.finality import FinalityDecider
 from services.payments.recovery import PaymentRecovery, Recovered
 from services.ports import SingletonStarter
 from telemetry.metrics.worker import INTENTS_EXPIRED, OUTCOMES, ROWS_PRUNED
@@ -31,9 +34,17 @@ log = structlog.get_logger(__name__)
 class HousekeepingActivities(HousekeepingSignatures):
     """Each batch is one transaction; safe to repeat, to run concurrently, and to be stopped half-way."""
 
-    def __init__(self, database: ServiceDatabase, *, recovery: PaymentRecovery, starter: SingletonStarter) -> None:
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        *,
+        recovery: PaymentRecovery,
+        finality: FinalityDecider,
+        starter: SingletonStarter,
+    ) -> None:
         self._database = database
         self._recovery = recovery
+        self._finality = finality
         self._starter = starter
 
     @activity.defn
@@ -84,6 +95,17 @@ class HousekeepingActivities(HousekeepingSignatures):
         await self._recovery.recover_recent(window, done, limit=wanted.limit, on_answer=activity.heartbeat)
         picked_up = Counter(payment.status.value for payment in done.resumed)
         return Done(counts=picked_up | ({"refused": len(done.refused)} if done.refused else {}))
+
+    @activity.defn
+    async def decide_finality(self, wanted: FinalityToDecide) -> Done:
+        """Record the credited payments that are final, and start reversals: what the watcher does at each block."""
+        try:
+            decided = await self._finality.decide_all(activity.heartbeat)
+        except ChainUnavailable as error:
+            # Credited payments can wait for the nodes; the watcher, which always waits for them, is what reports them.
+            log.warning("finality waits for the chain", error=error.message)
+            return Done(counts={})
+        return Done(counts=decided.counts)
 
     @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:

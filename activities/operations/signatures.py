@@ -91,6 +91,13 @@ class PaymentsToPickUp(Message):
     """None is the chain of the worker that runs it."""
 
 
+class FinalityToDecide(Message):
+    """The chain whose credited payments are to be decided."""
+
+    chain_id: int | None = None
+    """None is the chain of the worker that runs it."""
+
+
 class Done(Message):
     """Number of changes, by kind."""
 
@@ -173,6 +180,11 @@ class HousekeepingSignatures(Signatures):
     @abstractmethod
     async def pick_up_payments(self, wanted: PaymentsToPickUp) -> Done:
         """Start a workflow for every payment that should have one and has none."""
+
+    @activity.defn(name="decide_finality")
+    @abstractmethod
+    async def decide_finality(self, wanted: FinalityToDecide) -> Done:
+        """Record the credited payments that are final, and start reversals: what the watcher does at each block."""
 
     @activity.defn(name="ensure_standing_workflows")
     @abstractmethod

@@ -22,6 +22,7 @@ def activities(deps: Dependencies) -> list[Activity]:
     housekeeping = HousekeepingActivities(
         deps.service,
         recovery=recovery,
+        finality=deps.finality,
         starter=deps.starter,
     )
     remedies = RemedyActivities(

@@ -18,14 +18,17 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import Followed, Rescan, WatchedChain
+from activities.transfers.finality import FinalityFollower
 from activities.transfers.recent_submissions import SubmissionFollower
 from activities.transfers.signatures import WatchingSignatures
+from chain.head_reader import ChainProgress
 from db.engine import ServiceDatabase
 from db.transfers.scopes import list_promises, mark_followed
 from domain.chain import TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises, poll_interval
+from services.payments.finality import FinalityDecider
 from services.payments.recovery import RecentSubmissions
 from services.transfers.block_scanner import BlockScanner, Step
 from services.transfers.matcher import TransferMatcher
@@ -94,9 +97,17 @@ class ScopeWatches:
 class WatchingActivities(WatchingSignatures):
     """Any number may run concurrently: everything is written once."""
 
-    def __init__(self, watches: ScopeWatches, recent: RecentSubmissions, *, block_time: timedelta) -> None:
+    def __init__(
+        self,
+        watches: ScopeWatches,
+        recent: RecentSubmissions,
+        finality: FinalityDecider,
+        *,
+        block_time: timedelta,
+    ) -> None:
         self._watches = watches
         self._recent = recent
+        self._finality = finality
         self._poll_seconds = poll_interval(block_time).total_seconds()
 
     @activity.defn
@@ -106,11 +117,18 @@ class WatchingActivities(WatchingSignatures):
         Ends immediately when the worker stops, to continue elsewhere.
         """
         followers = Followers(self._watches, self._poll_seconds)
+        finality = FinalityFollower(self._finality)
         loop = asyncio.get_running_loop()
         until = loop.time() + chain.follow_seconds
-        async with _heartbeats(lambda: followers.words), SubmissionFollower(self._recent):
+        async with (
+            _heartbeats(lambda: followers.words + finality.words),
+            SubmissionFollower(self._recent),
+            finality,
+        ):
             while loop.time() < until:
-                await _wait_for_next(await followers.go_on())
+                seconds = await followers.go_on()
+                finality.saw(followers.progress)
+                await _wait_for_next(seconds)
         return Followed(block_number=followers.block_number, words=followers.words)
 
     @activity.defn
@@ -162,6 +180,11 @@ class Followers:
         """Progress in the scope of the settings."""
         current = self._followers.get(self._watches.current)
         return current.block_number if current is not None else None
+
+    @property
+    def progress(self) -> ChainProgress | None:
+        """The chain's head and the tagged blocks, as last read for the scope of the settings."""
+        return self._watches.known()[self._watches.current].scan.progress
 
     @property
     def words(self) -> str:

@@ -28,6 +28,7 @@ def activities(deps: Dependencies) -> list[Activity]:
             scope,
             from_block=settings.chain_watch_from_block,
             look_back_blocks=ceil((settings.payment_intent_ttl + age) / settings.block_time),
+            tags=deps.finality.tags if promise is None else (),
         )
         matcher = TransferMatcher(
             deps.service,
@@ -42,4 +43,4 @@ def activities(deps: Dependencies) -> list[Activity]:
     watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope)
     recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
     recent = RecentSubmissions(deps.service, recovery)
-    return WatchingActivities(watches, recent, block_time=settings.block_time).activities()
+    return WatchingActivities(watches, recent, deps.finality, block_time=settings.block_time).activities()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -116,6 +117,152 @@ async def find_credited(connection: ReadAllConnection, attempt_id: UUID) -> Cred
         transfer=settled_transfer_of(row),
         final_level=FinalityLevel(row.level) if row.outcome == "final" else None,
     )
+
+
+# The attempts are locked first, as a reversal locks its own: of the two, one waits for the other and finds its outcome.
+_INSERT_FINAL: Final = text(
+    """
+    WITH wanted AS (
+        SELECT w.attempt_id, w.block_hash
+          FROM unnest(CAST(:attempt_ids AS uuid[]), CAST(:block_hashes AS text[])) AS w (attempt_id, block_hash)
+    ), credited AS (
+        SELECT id FROM payment_attempts
+         WHERE id = ANY (CAST(:attempt_ids AS uuid[])) AND status = 'CREDITED' ORDER BY id FOR KEY SHARE
+    )
+    INSERT INTO transfer_finality (attempt_id, outcome, chain_id, tx_hash, log_index, block_number, block_hash, level)
+    SELECT s.attempt_id, 'final', s.chain_id, s.tx_hash, s.log_index, s.block_number, s.block_hash, CAST(:level AS text)
+      FROM credited c
+      JOIN settled_transfers s ON s.attempt_id = c.id
+      JOIN wanted w ON w.attempt_id = s.attempt_id AND w.block_hash = s.block_hash
+     ORDER BY s.attempt_id
+    ON CONFLICT (attempt_id) DO NOTHING
+    RETURNING attempt_id
+    """
+)
+
+_PROGRESS: Final = text(
+    """
+    INSERT INTO finality_progress (chain_id, level, block_number)
+    SELECT :chain_id, p.level, p.block_number
+      FROM unnest(CAST(:levels AS text[]), CAST(:block_numbers AS bigint[])) AS p (level, block_number)
+     WHERE EXISTS (SELECT FROM transfers_awaiting_finality w WHERE w.chain_id = :chain_id)
+    ON CONFLICT (chain_id, level) DO UPDATE SET block_number = excluded.block_number, moved_at = now()
+    RETURNING 1
+    """
+)
+
+_IS_AWAITED: Final = text("SELECT EXISTS (SELECT FROM transfers_awaiting_finality WHERE chain_id = :chain_id)")
+
+_IS_AWAITING: Final = text("SELECT EXISTS (SELECT FROM transfers_awaiting_finality WHERE attempt_id = :attempt_id)")
+
+_PAGE_AWAITING: Final = text(
+    """
+    SELECT w.attempt_id, w.block_number, s.block_hash, b.owner_user_id
+      FROM transfers_awaiting_finality w
+      JOIN settled_transfers s ON s.attempt_id = w.attempt_id
+      JOIN payment_attempts a ON a.id = w.attempt_id
+      JOIN billing_accounts b ON b.id = a.billing_account_id
+     WHERE w.chain_id = :chain_id AND w.block_number <= :up_to_block
+       AND (w.block_number, w.attempt_id) > (CAST(:after_block AS bigint), CAST(:after_id AS uuid))
+       AND a.amount_usd_cents >= :from_cents AND a.amount_usd_cents < :below_cents
+     ORDER BY w.block_number, w.attempt_id LIMIT :limit
+    """
+)
+
+_ADD_AWAITING: Final = text(
+    """
+    INSERT INTO transfers_awaiting_finality (attempt_id, chain_id, block_number)
+    SELECT s.attempt_id, s.chain_id, s.block_number FROM settled_transfers s
+     WHERE s.attempt_id = ANY (CAST(:ids AS uuid[]))
+       AND NOT EXISTS (SELECT FROM transfer_finality f WHERE f.attempt_id = s.attempt_id)
+    ON CONFLICT (attempt_id) DO NOTHING
+    RETURNING attempt_id
+    """
+)
+
+FIRST: Final = (-1, UUID(int=0))
+"""Before the first block and attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingFinality:
+    """A credited payment without an outcome, and the block in which it was credited."""
+
+    attempt_id: UUID
+    owner_user_id: str
+    block_number: int
+    block_hash: str
+
+    @property
+    def place(self) -> tuple[int, UUID]:
+        """Its place in the order of the pages."""
+        return self.block_number, self.attempt_id
+
+
+async def note_progress(connection: ServiceConnection, chain_id: int, reached: Mapping[FinalityLevel, int]) -> bool:
+    """Note the last block of each level, where a payment awaits one; False where none does, which costs an index."""
+    values = {
+        "chain_id": chain_id,
+        "levels": [level.value for level in reached],
+        "block_numbers": [max(block_number, 0) for block_number in reached.values()],
+    }
+    return bool((await connection.connection.execute(_PROGRESS, values)).rowcount)
+
+
+async def is_awaited(connection: ServiceConnection, chain_id: int) -> bool:
+    """Whether a credited payment of the chain is without an outcome."""
+    return bool((await connection.connection.execute(_IS_AWAITED, {"chain_id": chain_id})).scalar_one())
+
+
+async def is_awaiting(connection: ServiceConnection, attempt_id: UUID) -> bool:
+    """Whether this payment is credited and without an outcome."""
+    return bool((await connection.connection.execute(_IS_AWAITING, {"attempt_id": attempt_id})).scalar_one())
+
+
+async def page_awaiting(
+    connection: ServiceConnection,
+    chain_id: int,
+    *,
+    up_to_block: int,
+    from_cents: int,
+    below_cents: int,
+    after: tuple[int, UUID],
+    limit: int,
+) -> list[AwaitingFinality]:
+    """Credited payments of such a size without an outcome, up to a block, in the order of `AwaitingFinality.place`."""
+    values = {
+        "chain_id": chain_id,
+        "up_to_block": up_to_block,
+        "from_cents": from_cents,
+        "below_cents": below_cents,
+        "after_block": after[0],
+        "after_id": after[1],
+        "limit": limit,
+    }
+    rows = await connection.connection.execute(_PAGE_AWAITING, values)
+    return [AwaitingFinality(row.attempt_id, row.owner_user_id, row.block_number, row.block_hash) for row in rows]
+
+
+async def add_awaiting(connection: ServiceConnection, ids: Collection[UUID]) -> set[UUID]:
+    """List credited payments without an outcome that are not listed; returns those that were not."""
+    rows = await connection.connection.execute(_ADD_AWAITING, {"ids": list(ids)})
+    return {row.attempt_id for row in rows}
+
+
+async def insert_final(
+    connection: ServiceConnection, payments: Collection[AwaitingFinality], level: FinalityLevel
+) -> set[UUID]:
+    """Record that these payments are final in the blocks in which they were credited; returns those now recorded.
+
+    One that has an outcome already, or is not credited any more, is left as it is.
+    """
+    values = {
+        "attempt_ids": [payment.attempt_id for payment in payments],
+        "block_hashes": [payment.block_hash for payment in payments],
+        "level": level.value,
+    }
+    rows = await connection.connection.execute(_INSERT_FINAL, values)
+    return {row.attempt_id for row in rows}
 
 
 async def insert_finality(

@@ -42,7 +42,7 @@ from domain.operations.reconciliation.report import (
 )
 from domain.operations.reconciliation.totals import Totals
 from domain.operations.resolutions import RemedyRequest
-from domain.payments.recovery import UnfinishedPayment
+from domain.payments.recovery import Due, UnfinishedPayment
 from domain.transfers.matching import Pays, Renews, decide
 from services.operations.books_file import BookLines, open_books
 from services.payments.recovery import PaymentRecovery, Recovered
@@ -303,7 +303,7 @@ class Reconciliation:
             found.differ(_started(self._chain_id, payment))
         started = [str(payment.attempt_id) for payment in done.resumed] + started
         if started:
-            on_progress(f"{len(started)} workflows were missing and have been started")
+            on_progress(f"{len(started)} payments or findings had nothing at work on them, and have now")
         return started
 
     async def _resume_all_resolutions(self, finding_ids: Sequence[UUID], found: _Found, started: list[str]) -> None:
@@ -433,12 +433,15 @@ def _cut(number: int) -> Difference:
 
 
 def _started(chain_id: int, payment: UnfinishedPayment) -> Difference:
+    subject = f"attempt {payment.attempt_id} is {payment.status}, {', '.join(sorted(payment.due))}"
+    is_listed = payment.due == (Due.FINALITY,)
     return Difference(
         kind=payment.due[0].value,
         severity=Severity.STARTED,
-        detail=f"attempt {payment.attempt_id} is {payment.status}, {', '.join(sorted(payment.due))}, and no workflow "
-        "was at work on it",
-        remedy="none: its workflow has been started",
+        detail=subject + (", and was not listed for it" if is_listed else ", and no workflow was at work on it"),
+        remedy="none: it has been listed, and is decided with the others"
+        if is_listed
+        else "none: its workflow has been started",
         chain_id=chain_id,
         tx_hash=payment.tx_hash,
         attempt_id=payment.attempt_id,

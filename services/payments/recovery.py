@@ -2,7 +2,8 @@
 
 What is unfinished, and why, the database says (`db.payments.recovery`). Whether a workflow is at work on it, and
 starting one, is the starter's (`services.ports.PaymentResumer`): a new run finds in the database what is done, and does
-the rest.
+the rest. Finality needs no workflow: it is decided for all payments that are listed (`services.payments.finality`), so
+that a payment which lacks nothing else is listed where it is not.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import structlog
 
 from db.clock import read_clock
 from db.engine import ServiceDatabase
+from db.payments.finality import add_awaiting
 from db.payments.recovery import Window, list_unfinished, list_unfinished_of, page_waiting
 from domain.errors import Refusal
-from domain.payments.recovery import FINALITY_DUE_AFTER, UnfinishedPayment
+from domain.payments.recovery import FINALITY_DUE_AFTER, Due, UnfinishedPayment
 from services.ports import PaymentResumer
 from telemetry.metrics.worker import WORKFLOWS_RESTARTED
 
@@ -43,7 +45,7 @@ class Recovered:
     """What was done. It is filled as it is done: it counts, too, where the rest was not."""
 
     resumed: list[UnfinishedPayment] = field(default_factory=list)
-    """Those that no workflow was at work on, and that have one now."""
+    """Those that no workflow was at work on, and that have one now; of finality, those that were not listed."""
     refused: list[UnfinishedPayment] = field(default_factory=list)
     """Those that could not be resumed, which does not block the others."""
 
@@ -95,6 +97,7 @@ class PaymentRecovery:
     async def _recover(
         self, payments: Sequence[UnfinishedPayment], done: Recovered, on_answer: Callable[[], object] = lambda: None
     ) -> None:
+        await self._list_for_finality([payment for payment in payments if payment.due == (Due.FINALITY,)], done)
         turns = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
 
         async def resume(payment: UnfinishedPayment) -> None:
@@ -115,10 +118,21 @@ class PaymentRecovery:
         try:
             async with asyncio.TaskGroup() as group:
                 for payment in payments:
-                    group.create_task(resume(payment))
+                    if payment.due != (Due.FINALITY,):
+                        group.create_task(resume(payment))
         except ExceptionGroup as failed:
             # One outage is one error, and ends the requests.
             raise failed.exceptions[0] from failed
+
+    async def _list_for_finality(self, payments: Sequence[UnfinishedPayment], done: Recovered) -> None:
+        if not payments:
+            return
+        async with self._database.autocommit() as connection:
+            added = await add_awaiting(connection, [payment.attempt_id for payment in payments])
+        for payment in payments:
+            if payment.attempt_id in added:
+                log.warning("payment listed: its finality was not awaited", attempt_id=str(payment.attempt_id))
+                done.resumed.append(payment)
 
 
 class RecentSubmissions:

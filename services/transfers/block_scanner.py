@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from chain.endpoint_pool import EndpointsFailed
+from chain.head_reader import ChainProgress
 from chain.history import HistoryPruned
 from chain.reader import ChainReader
 from db.engine import ServiceConnection, ServiceDatabase
@@ -76,14 +77,18 @@ class BlockScanner:
         *,
         from_block: int | None,
         look_back_blocks: int,
+        tags: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`from_block` is where following begins on a chain never followed before; without it, `look_back_blocks` below
-        the head.
+        the head. The nodes' blocks called `tags` are read in the request for the head, and are in `progress`.
 
         `clock` is a monotonic clock in seconds.
         """
         self.scope = scope
+        self.progress: ChainProgress | None = None
+        """The head and the tagged blocks as last read."""
+        self._tags = tuple(tags)
         self._clock = clock
         self._refusals = Refusals()
         self._chain = chain
@@ -99,7 +104,8 @@ class BlockScanner:
         Blocks that healthy endpoints have refused for long enough are recorded as a gap, and the cursor moves past
         them. Raises `ChainUnavailable` and `DatabaseUnavailable`; nothing is written then.
         """
-        head = await self._chain.heads.height()
+        self.progress = await self._chain.heads.progress(self._tags)
+        head = self.progress.head_number
         cursor = await self._cursor(head)
         if head <= cursor.block_number:
             # Lower than before: a lagging node, or a shorter chain.

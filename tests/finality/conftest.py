@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
 
 import pytest
 
+from activities.messages import Settlement, Submission
+from chain.reader import ChainReader
+from db.accounts.wallets import Payer
 from devstack.chain import LocalChain
+from domain.payments.attempt import PaymentAttempt
+from domain.payments.finality import FinalityLevel, FinalityPolicy
+from domain.payments.verification import terms_of
+from services.payments.finality import FinalityDecider
+from starter.models import Intent
+from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
-from tests.support.payments import RolePair
-from tests.support.servers import Namespace, running_chain
+from tests.support.payments import RolePair, transfer_for
+from tests.support.servers import TASK_QUEUE, Namespace, running_chain
+from tests.support.sql import query
+from workflows.naming import workflow_id
+from workflows.verify_and_settle import VerifyAndSettle
 
-FINAL_AFTER = 12
+FINAL_AFTER: Final = 12
 """Confirmations that make a payment final here; it is credited after two."""
+
+POLICY: Final = FinalityPolicy(
+    level=FinalityLevel.CONFIRMATIONS, large_level=FinalityLevel.CONFIRMATIONS, confirmations=FINAL_AFTER
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +51,105 @@ async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> As
         namespace, roles, chain, FINALITY="confirmations", FINALITY_CONFIRMATIONS=str(FINAL_AFTER)
     ) as opened:
         yield opened
+
+
+async def start_as_before(engine: Engine, payer: Payer, intent: Intent, sent: str) -> None:
+    """Submit as a starter up to schema revision 0006 does: the run records the hash, and tracks the payment itself."""
+    attempt = await engine.attempt(intent.attempt_id)
+    submission = Submission(
+        attempt_id=attempt.id,
+        owner_user_id=payer.user_id,
+        billing_account_id=attempt.billing_account_id,
+        chain_id=attempt.chain_id,
+        tx_hash=sent,
+        submitted_at=datetime.now(UTC),
+    )
+    await engine.namespace.client.start_workflow(
+        VerifyAndSettle.run,
+        Settlement(
+            submission=submission,
+            purpose=attempt.purpose,
+            amount_usd_cents=attempt.amount_usd_cents,
+            terms=terms_of(attempt),
+        ),
+        id=workflow_id(attempt.id),
+        task_queue=TASK_QUEUE,
+    )
+
+
+@dataclass
+class Reversals:
+    """Stands in for Temporal: which payments were handed over, and whose runs have completed before."""
+
+    started: list[tuple[UUID, bool]] = field(default_factory=list)
+    """Attempt, and whether again."""
+    completed: set[UUID] = field(default_factory=set)
+    before: Callable[[UUID], Awaitable[None]] | None = None
+    """What happens before each."""
+
+    async def start_reversal(self, _: str, attempt_id: UUID, *, again: bool) -> bool:
+        """As `PaymentsClient.start_reversal` answers."""
+        if self.before is not None:
+            await self.before(attempt_id)
+        self.started.append((attempt_id, again))
+        return again or attempt_id not in self.completed
+
+
+@dataclass
+class Bulk:
+    """Credited payments in blocks of the chain, and passes over them; only Temporal is not there."""
+
+    chain: LocalChain
+    roles: RolePair
+    stack: AsyncExitStack
+    reversals: Reversals = field(default_factory=Reversals)
+    nodes: list[FaultyNode] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def decider(self, *, nodes: int = 1, policy: FinalityPolicy = POLICY) -> FinalityDecider:
+        """What decides, by so many nodes, each a proxy in front of the chain's own."""
+        self.nodes = [
+            await self.stack.enter_async_context(FaultyNode.in_front_of(self.chain.url)) for _ in range(nodes)
+        ]
+        reader = await self.stack.enter_async_context(
+            ChainReader([node.url for node in self.nodes], self.chain.chain_id, timeout_seconds=5.0)
+        )
+        return FinalityDecider(reader, self.roles.service, self.reversals, policy=policy, pause_seconds=0.0)
+
+    async def block(self, number: int) -> str:
+        """Hash of the block at that height."""
+        return str((await self.chain.rpc("eth_getBlockByNumber", hex(number), False))["hash"])
+
+    async def credited(
+        self, block_number: int, *, cents: int = 10_000, block_hash: str | None = None
+    ) -> PaymentAttempt:
+        """A purchase that is credited in that block, with its bonus."""
+        number = next(self._numbers)
+        payer = await self.roles.open_account(1)
+        attempt = await self.roles.create_submitted(payer, number, cents=cents)
+        transfer = transfer_for(
+            attempt, block_number=block_number, block_hash=block_hash or await self.block(block_number)
+        )
+        credited = await self.roles.credit(attempt, transfer)
+        await self.roles.mint(attempt)
+        return credited.attempt
+
+    def outcomes(self) -> dict[UUID, tuple[str, str, int]]:
+        """Outcome, level and block of each payment that has one."""
+        rows = query(
+            self.roles.database.service_url, "SELECT attempt_id, outcome, level, block_number FROM transfer_finality"
+        )
+        return {attempt_id: (outcome, level, number) for attempt_id, outcome, level, number in rows}
+
+    async def head(self, *, at_least: int = 40) -> int:
+        """The chain's height, with so many blocks at the least."""
+        if (missing := at_least - await self.chain.block_number()) > 0:
+            await self.chain.mine(missing)
+        return await self.chain.block_number()
+
+
+@pytest.fixture
+async def bulk(chain: LocalChain, roles: RolePair) -> AsyncIterator[Bulk]:
+    """Payments on the chain's blocks."""
+    async with AsyncExitStack() as stack:
+        yield Bulk(chain, roles, stack)

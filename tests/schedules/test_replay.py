@@ -16,6 +16,9 @@ from tests.workflow.paths import RECORDER
 from workflows.jobs import governance_heartbeat
 from workflows.registry import JOBS
 
+FORMER = sorted(HISTORIES.glob("*/*.json"))
+"""Of earlier versions, by what they lack: runs that were under way when a newer one came."""
+
 
 def _read(path: str) -> WorkflowHistory:
     return WorkflowHistory.from_json(path, (HISTORIES / f"{path}.json").read_text())
@@ -30,6 +33,12 @@ def test_every_path_has_its_recorded_history_and_every_job_its_path() -> None:
 async def test_a_recorded_history_replays_with_the_code_as_it_is(path: str) -> None:
     replayer = Replayer(workflows=[JOBS[PATHS[path]].workflow], data_converter=pydantic_data_converter)
     await replayer.replay_workflow(_read(path))
+
+
+@pytest.mark.parametrize("file", FORMER, ids=lambda file: f"{file.parent.name}-{file.stem}")
+async def test_a_history_of_an_earlier_version_replays_with_the_code_as_it_is(file: Path) -> None:
+    replayer = Replayer(workflows=[JOBS[PATHS[file.stem]].workflow], data_converter=pydantic_data_converter)
+    await replayer.replay_workflow(WorkflowHistory.from_json(file.stem, file.read_text()))
 
 
 @pytest.mark.parametrize("path", PATHS)

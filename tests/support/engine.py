@@ -21,6 +21,7 @@ from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import wait_until
 from domain.money import DEFAULT_REVENUE_SHARE
+from domain.operations.events import Publish
 from domain.payments.attempt import PaymentAttempt, Purpose
 from domain.payments.verification import Verified, evaluate, terms_of
 from services.payments import lifecycle as payments
@@ -79,9 +80,20 @@ class Engine:
     @asynccontextmanager
     async def worker(self, **changes: str) -> AsyncIterator[None]:
         """The product's own worker, as long as the block runs; `changes` are settings by their variables' names."""
+        async with self.publishing_worker(None, **changes):
+            yield
+
+    @asynccontextmanager
+    async def publishing_worker(self, publish: Publish | None, **changes: str) -> AsyncIterator[None]:
+        """The same, with what receives its events."""
         settings = load({**self.variables, **changes})
         async with build_worker(
-            self.namespace.client, settings, chain=self.reader, settlement=self.settlement, service=self.service
+            self.namespace.client,
+            settings,
+            chain=self.reader,
+            settlement=self.settlement,
+            service=self.service,
+            publish=publish,
         ):
             yield
 
@@ -113,9 +125,14 @@ class Engine:
         payer, intent = await self.intent(cents, purpose)
         return payer, intent, await self.pay_and_confirm(intent)
 
-    async def credit_without_bonus(self, payer: Payer, intent: Intent) -> str:
+    async def credit_without_bonus(self, payer: Payer, intent: Intent, **options: Any) -> str:
         """Pay an intent and credit its buyer, as a run leaves it that was terminated between the two credits."""
-        sent = await self.pay_and_confirm(intent)
+        sent = await self.pay_and_confirm(intent, **options)
+        await self.credit_transaction(payer, intent, sent)
+        return sent
+
+    async def credit_transaction(self, payer: Payer, intent: Intent, sent: str) -> None:
+        """Submit a confirmed transaction and credit its payment, bonus excepted, without a workflow."""
         async with self.settlement.transaction(payer.user_id) as connection:
             submitted = await payments.submit(connection, intent.attempt_id, sent, submitted_at=datetime.now(UTC))
             verdict = evaluate(
@@ -125,10 +142,13 @@ class Engine:
                 min_confirmations=MIN_CONFIRMATIONS,
             )
             assert isinstance(verdict, Verified)
-            await payments.credit_buyer(
-                connection, intent.attempt_id, verdict.transfer, revenue_share=DEFAULT_REVENUE_SHARE
-            )
-        return sent
+            if submitted.attempt.purpose is Purpose.SELF:
+                await payments.credit_buyer(
+                    connection, intent.attempt_id, verdict.transfer, revenue_share=DEFAULT_REVENUE_SHARE
+                )
+        if submitted.attempt.purpose is Purpose.SYSTEM:
+            async with self.service.transaction() as service:
+                await payments.credit_donation(service, intent.attempt_id, verdict.transfer)
 
     async def submit(self, payer: Payer, intent: Intent, sent: str) -> AttemptView:
         """Submit as the payer."""

@@ -14,14 +14,12 @@ from uuid import UUID
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.operations.housekeeping import HousekeepingActivities
 from activities.operations.signatures import IntentsToExpire
 from composition import singleton_workflows
 from devstack.processes import wait_until
 from domain.clocks import CHAIN_AHEAD_MAX, CHAIN_BEHIND_MAX, HOST_OFFSET_MAX, ClockOffsets, chain_offset
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.operations.clocks import CLOCK_OFFSET, ChainClock
-from services.payments.recovery import PaymentRecovery
 from starter.singletons import start_missing
 from tests.api.test_process import running
 from tests.chain.faulty_node import FaultyNode
@@ -32,7 +30,7 @@ from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.shifted_host import CLOCK_AHEAD_VARIABLE
 from tests.support.sql import connect
-from tests.support.starter import ScriptedStarter
+from tests.support.starter import housekeeping_activities
 from tests.worker.process import running_worker
 
 A, B = "0x" + "aa" * 32, "0x" + "bb" * 32
@@ -116,9 +114,7 @@ async def test_housekeeping_ends_intents_by_the_databases_clock(engine: Engine, 
     await engine.intent()
     _set_expiry(engine, f"clock_timestamp() - interval '{lived}'")
 
-    starter = ScriptedStarter()
-    recovery = PaymentRecovery(engine.service, chain_id=1, starter=starter)
-    activities = HousekeepingActivities(engine.service, recovery=recovery, starter=starter)
+    activities = housekeeping_activities(engine, chain_id=1)
     for asked_at in (datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)):
         wanted = IntentsToExpire(due_at=asked_at, batch_size=10, grace_seconds=10)
         done = await ActivityEnvironment().run(activities.expire_intents, wanted)

@@ -418,7 +418,6 @@ async def test_a_worker_continues_past_a_pruned_gap_and_an_operator_acknowledges
         await start_watch(engine)
         _, intent, _ = await engine.buy()
         await ends(engine, intent.attempt_id)
-        await engine.polled(intent.attempt_id, "the nodes have no finalized block")
         async with engine.service.transaction() as connection:
             wanted = FindingFilter(kinds=(FindingKind.CHAIN_GAP,))
             [finding] = (await page_findings(connection, wanted, limit=10)).findings

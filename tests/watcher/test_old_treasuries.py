@@ -22,10 +22,12 @@ from domain.payments.attempt import AttemptStatus
 from domain.transfers.watching import FOLLOWED_AFTER, SCOPES_MAX, old_promises
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.support.engine import MIN_CONFIRMATIONS as ENGINE_CONFIRMATIONS
-from tests.support.engine import PATIENCE_SECONDS, Engine
+from tests.support.engine import PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
 from tests.support.payments import SHARE
+from tests.support.sql import query
 from tests.watcher.conftest import MIN_CONFIRMATIONS, Watch, Watches
 from tests.watcher.test_watch_chain import ends, start_watch
+from workflows.naming import reversal_workflow_id
 
 NEW_TREASURY: Final = "0x" + "22" * 20
 """What the settings name since the change."""
@@ -46,9 +48,14 @@ async def test_who_submits_a_payment_to_the_old_treasury_is_credited_and_tracked
     async with watched.worker(TREASURY_ADDRESS=NEW_TREASURY, FINALITY="confirmations", FINALITY_CONFIRMATIONS="5"):
         await watched.submit(payer, intent, sent)
         await ends(watched, intent.attempt_id)
+        await watched.result(intent.attempt_id)
+        await start_watch(watched)
         await watched.chain.mine(5)
-        result = await watched.result(intent.attempt_id)
-    assert (result.status, result.final_block is not None) == (AttemptStatus.CREDITED, True)
+        await wait_until(
+            lambda: query(watched.database.service_url, "SELECT outcome FROM transfer_finality") == [("final",)],
+            timeout_seconds=PATIENCE_SECONDS,
+            what="a final payment",
+        )
 
 
 async def test_a_payment_to_the_old_treasury_that_is_reorged_out_is_reversed(watched: Engine) -> None:
@@ -56,10 +63,12 @@ async def test_a_payment_to_the_old_treasury_that_is_reorged_out_is_reversed(wat
     payer, intent, sent = await watched.buy()
     async with watched.worker(TREASURY_ADDRESS=NEW_TREASURY, FINALITY="confirmations", FINALITY_CONFIRMATIONS="9"):
         await watched.submit(payer, intent, sent)
-        await ends(watched, intent.attempt_id)
+        await watched.result(intent.attempt_id)
+        await start_watch(watched)
         await watched.chain.reorg(depth)
         await _mines_until_reversed(watched, intent.attempt_id)
-        await watched.result(intent.attempt_id)
+        handle = watched.namespace.client.get_workflow_handle(reversal_workflow_id(intent.attempt_id))
+        await handle.result(rpc_timeout=RESULT_TIMEOUT)
     assert await watched.books() == []
 
 

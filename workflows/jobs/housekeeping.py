@@ -12,7 +12,13 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import Field
 
     from activities.messages import Message
-    from activities.operations.signatures import HousekeepingSignatures, IntentsToExpire, PaymentsToPickUp, RowsToPrune
+    from activities.operations.signatures import (
+        FinalityToDecide,
+        HousekeepingSignatures,
+        IntentsToExpire,
+        PaymentsToPickUp,
+        RowsToPrune,
+    )
     from workflows.naming import HOUSEKEEPING
     from workflows.policies import (
         BATCHES_HEARTBEAT,
@@ -22,6 +28,10 @@ with workflow.unsafe.imports_passed_through():
         JOB_SCHEDULE_TO_CLOSE,
         JOB_START_TO_CLOSE,
     )
+
+
+DECIDES_FINALITY = "decides-finality"
+"""A run that had passed this step before the patch replays unchanged; one that has not yet got there decides."""
 
 
 class HousekeepingInput(Message):
@@ -57,12 +67,13 @@ class HousekeepingResult(Message):
     intents_expired: dict[str, int] = Field(default_factory=dict)
     rows_pruned: dict[str, int] = Field(default_factory=dict)
     payments_picked_up: dict[str, int] = Field(default_factory=dict)
+    finality_decided: dict[str, int] = Field(default_factory=dict)
     standing_started: tuple[str, ...] = ()
 
 
 @workflow.defn(name=HOUSEKEEPING)
 class Housekeeping:
-    """Four independent steps: a failing one does not stop the others."""
+    """Five independent steps: a failing one does not stop the others."""
 
     def __init__(self) -> None:
         self._failures: list[str] = []
@@ -71,7 +82,7 @@ class Housekeeping:
     async def run(self, wanted: HousekeepingInput) -> HousekeepingResult:
         """Lifecycle of one run."""
         result = HousekeepingResult()
-        for step in (self._expire_intents, self._prune, self._pick_up, self._ensure_singletons):
+        for step in (self._expire_intents, self._prune, self._pick_up, self._decide_finality, self._ensure_singletons):
             result = await self._try(step, wanted, result)
         if self._failures:
             raise ApplicationError("; ".join(self._failures), type="HOUSEKEEPING_INCOMPLETE")
@@ -132,6 +143,19 @@ class Housekeeping:
             summary="resume payments without a workflow",
         )
         return {"payments_picked_up": done.counts}
+
+    async def _decide_finality(self, wanted: HousekeepingInput) -> dict[str, object]:
+        if not workflow.patched(DECIDES_FINALITY):
+            return {}
+        done = await workflow.execute_activity_method(
+            HousekeepingSignatures.decide_finality,
+            FinalityToDecide(chain_id=wanted.chain_id),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="decide which credited payments are final",
+        )
+        return {"finality_decided": done.counts}
 
     async def _ensure_singletons(self, _: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(

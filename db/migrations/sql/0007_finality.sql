@@ -16,7 +16,7 @@ CREATE TRIGGER settled_transfers_await_finality AFTER INSERT ON settled_transfer
 CREATE TRIGGER transfer_finality_ends_wait AFTER INSERT ON transfer_finality
     REFERENCING NEW TABLE AS ended FOR EACH STATEMENT EXECUTE FUNCTION end_wait_for_finality();
 
--- The last block of a chain that has reached a level, as most of its nodes say.
+-- The last block of a chain that has reached a level, as last read while a transfer awaited it.
 CREATE TABLE finality_progress (
     chain_id bigint NOT NULL,
     level text NOT NULL CHECK (level IN ('confirmations', 'safe', 'finalized')),
