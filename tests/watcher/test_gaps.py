@@ -428,3 +428,33 @@ async def test_a_worker_continues_past_a_pruned_gap_and_an_operator_acknowledges
         taken = await execute(engine.namespace.client, request)
         assert taken.remedy is Remedy.WRITE_OFF
         assert "were not read" not in await check_watcher(engine.settings)
+
+
+async def test_a_gap_is_not_read_from_a_node_that_has_another_chain_than_was_followed(
+    watches: Watches, faulty: FaultyNode
+) -> None:
+    watch = await watches(faulty)
+    begin = await watch.head() + 1
+    hidden = await watch.pay(blocks=12)
+    kept_from = await watch.head() - 4
+    faulty.prune_logs_below(kept_from, PRUNED["go-ethereum"])
+    await waited(watch, PATIENCE_PRUNED)
+    await watch.act()
+    faulty.heal()
+    read_up_to = await watch.cursor()
+    assert read_up_to is not None
+    faulty.answers(
+        lambda method, params, result: (
+            {**result, "hash": "0x" + "ee" * 32}
+            if method == "eth_getBlockByNumber" and params[0] == hex(read_up_to)
+            else result
+        )
+    )
+    with pytest.raises(ChainUnavailable, match=f"another block {read_up_to}"):
+        await watch.scan.read_again(begin, kept_from - 1)
+    assert await gaps(watch) == [(begin, kept_from - 1, False)]
+    assert hidden not in await watch.seen()
+
+    faulty.heal()
+    await watch.scan.read_again(begin, kept_from - 1)
+    assert hidden in await watch.seen()
