@@ -67,7 +67,7 @@ types: install
 unit: install
 	$(PYTEST) -m "not slow"
 
-bench: install ## Settlements and postings per second, as ratios against bare ones
+bench: install ## Settlements beside DBOS and plain code, what they cost, postings, HTTP, calls
 	@$(BIN)/settle bench
 
 histories: install ## Record the histories of every workflow's paths again

@@ -196,7 +196,15 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 @click.option("--settlements", type=click.IntRange(20, 5000), default=300, show_default=True, help="Payments per run.")
 @click.option("--postings", type=click.IntRange(100, 100_000), default=4000, show_default=True, help="Ledger entries.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds; ratios are medians.")
-@click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="Concurrent HTTP clients.")
+@click.option("--clients", type=click.IntRange(1, 500), default=100, show_default=True, help="Concurrent clients.")
+@click.option(
+    "--waiting",
+    type=click.IntRange(20, 5000),
+    multiple=True,
+    default=(60,),
+    show_default=True,
+    help="Payments that wait at once; may be repeated. 300 take about 3 minutes, 1,000 about 8.",
+)
 @click.option("--payments", type=click.IntRange(1, 50), default=5, show_default=True, help="Payments per HTTP client.")
 @click.option("--calls", type=click.IntRange(100, 100_000), default=2000, show_default=True, help="Calls to an AI.")
 @click.option("--litellm", "with_litellm", is_flag=True, help="Install LiteLLM's proxy and measure it, too.")
@@ -210,16 +218,18 @@ async def bench(
     postings: int,
     rounds: int,
     clients: int,
+    waiting: tuple[int, ...],
     payments: int,
     calls: int,
     with_litellm: bool,
     as_json: bool,
 ) -> bool:
-    """Measure settlements against a bare workflow, and postings against raw statements.
+    """Measure settlements against DBOS and plain code, their cost, and postings against raw statements.
 
-    Then the HTTP interface: many concurrent clients, from the intent through submit and status to the credits. Then
-    calls to an AI through the gateway, against the same calls straight; with --litellm against LiteLLM's proxy, too,
-    which is installed from the package index into an environment of its own.
+    DBOS is measured where the extra `bench` is installed. Then what payments that wait ask of a chain node, at a block
+    every two seconds. Then the HTTP interface: many concurrent clients, from the intent through submit and status to
+    the credits. Then calls to an AI through the gateway, against the same calls straight; with --litellm against
+    LiteLLM's proxy, too, which is installed from the package index into an environment of its own.
     """
     from bench.run import bench as run
 
@@ -229,6 +239,7 @@ async def bench(
         postings=postings,
         rounds=rounds,
         clients=clients,
+        waiting=waiting,
         payments=payments,
         calls=calls,
         with_litellm=with_litellm,

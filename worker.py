@@ -77,7 +77,6 @@ WORKER_OPTIONS: Final[dict[str, Any]] = {
     # find, tests find: docs/decisions/changing-a-workflow.md.
     "workflow_runner": UnsandboxedWorkflowRunner(),
 }
-"""`settle bench` runs its bare workflow with the same values."""
 
 PLATFORM_OPTIONS: Final[dict[str, Any]] = {
     **WORKER_OPTIONS,

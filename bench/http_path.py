@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +17,8 @@ from eth_account.messages import encode_defunct
 from eth_typing import HexStr
 from eth_utils.crypto import keccak
 
-from bench.report import CallLatency, HttpPath, Latency
+from bench.parts import Latency
+from bench.report import CallLatency, HttpPath
 from bench.rounds import Deadline, at_once
 from bench.settlements import AMOUNT_CENTS, COMPLETION_TIMEOUT
 from db.engine import ServiceDatabase
@@ -83,7 +83,7 @@ class Tally:
             CallLatency(
                 call=call,
                 errors=sum(1 for failed, _ in self.failures if failed == call),
-                **dict(latency(self.seconds[call])),
+                **dict(Latency.of(self.seconds[call])),
             )
             for call in calls
         ]
@@ -247,21 +247,10 @@ async def measure_http_path(
         poll_seconds=POLL_SECONDS,
         sign_in=tally.latencies(SIGN_IN_CALLS),
         calls=tally.latencies(PAYMENT_CALLS),
-        submit_to_credited=latency(until_credited),
+        submit_to_credited=Latency.of(until_credited),
         errors=len(tally.failures),
         first_errors=[f"{call}: {words}" for call, words in tally.failures[:SHOWN_FAILURES_MAX]],
     )
-
-
-def latency(seconds: Sequence[float]) -> Latency:
-    """Exact percentiles of all samples, in milliseconds; none where there are none."""
-    ordered = sorted(seconds)
-
-    def at(share: float) -> float | None:
-        """The smallest sample that so large a share does not exceed (nearest rank)."""
-        return round(ordered[math.ceil(share * len(ordered)) - 1] * 1000, 1) if ordered else None
-
-    return Latency(count=len(ordered), p50_ms=at(0.50), p95_ms=at(0.95), p99_ms=at(0.99))
 
 
 def client_wallet(number: int) -> Wallet:

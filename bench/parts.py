@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -58,3 +61,55 @@ class Measured(Part):
             aim=aim,
             aim_met=comparison.ratio.median >= aim,
         )
+
+
+class Latency(Part):
+    """Exact percentiles of all samples; none where there are none."""
+
+    count: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """Of all samples."""
+        ordered = sorted(seconds)
+
+        def at(share: float) -> float | None:
+            """The smallest sample that so large a share does not exceed (nearest rank)."""
+            return round(ordered[math.ceil(share * len(ordered)) - 1] * 1000, 1) if ordered else None
+
+        return cls(count=len(ordered), p50_ms=at(0.50), p95_ms=at(0.95), p99_ms=at(0.99))
+
+    def shown(self) -> tuple[str | None, ...]:
+        """The three, for people."""
+        return tuple(None if found is None else f"{found:,.1f}" for found in (self.p50_ms, self.p95_ms, self.p99_ms))
+
+
+class Aim(Part):
+    """One aim, and whether it was met."""
+
+    name: str
+    wanted: str
+    found: str
+    met: bool
+
+    @classmethod
+    def at_most(cls, name: str, found: float, limit: float, *, unit: str = "") -> Aim:
+        """Less is better."""
+        return cls._of(name, f"≤ {limit:g}", f"{found:,.1f}", unit, met=found <= limit)
+
+    @classmethod
+    def at_least(cls, name: str, found: float, limit: float, *, unit: str = "") -> Aim:
+        """More is better."""
+        return cls._of(name, f"≥ {limit:g}", f"{found:,.2f}", unit, met=found >= limit)
+
+    @classmethod
+    def _of(cls, name: str, wanted: str, found: str, unit: str, *, met: bool) -> Aim:
+        return cls(name=name, wanted=f"{wanted} {unit}".rstrip(), found=f"{found} {unit}".rstrip(), met=met)
+
+    @property
+    def verdict(self) -> str:
+        """In one word."""
+        return "PASS" if self.met else "below"

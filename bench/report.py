@@ -7,37 +7,12 @@ from typing import Final
 
 from rich.console import Console
 
-from bench.parts import Measured, Part, Range
+from bench.parts import Latency, Measured, Part, Range
+from bench.settlement_report import Budgets, show_costs, show_settlements
 from bench.spending_report import Spending, show_spending
 from commands.output import grouped, table
 
-SETTLEMENTS_AIM: Final = 0.8
 POSTINGS_AIM: Final = 0.8
-
-
-class SettlementCost(Part):
-    """One purchase, confirmed at the first poll, from `submit` to the completed run."""
-
-    sampled: int
-    history_events: float
-    history_bytes: float
-    workflow_tasks: float
-    activities: float
-    billed_actions_estimated: float
-    rpc_requests: float
-    rpc_calls: float
-    sql_statements: float
-    sql_transactions: float
-    sql_round_trips: float
-
-
-class Latency(Part):
-    """Exact percentiles of all samples; none where there are none."""
-
-    count: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
 
 
 class CallLatency(Latency):
@@ -73,11 +48,10 @@ class Report(Part):
     valid: bool
     violations: list[str]
     seconds: float
-    settlements: Measured
+    settlement: Budgets
     postings_spread: Measured
     postings_one_account: Measured
     buyer_credits_per_second: Range
-    settlement_cost: SettlementCost
     http_path: HttpPath
     spending: Spending
     settled: int
@@ -86,26 +60,31 @@ class Report(Part):
     @property
     def comparisons(self) -> tuple[Measured, ...]:
         """Everything that has an aim."""
-        return self.settlements, self.postings_spread, self.postings_one_account
+        return *self.settlement.settlements.comparisons, self.postings_spread, self.postings_one_account
+
+    @property
+    def postings(self) -> tuple[Measured, ...]:
+        """Of these, the ledger's."""
+        return self.postings_spread, self.postings_one_account
 
 
 def show(report: Report, console: Console) -> None:
     """The report for people."""
+    show_settlements(report.settlement.settlements, console)
+    show_costs(report.settlement, console)
     console.print(
         table(
-            "settle bench: the product against the least that the same work costs",
+            "Ledger postings: the product against the same statement by the same driver, with nothing around it",
             ("what", "per second", "against", "per second ", "ratio", "min–max", "aim", ""),
-            map(_ratio_row, report.comparisons),
+            map(_ratio_row, report.postings),
             right=("per second", "per second ", "ratio", "min–max", "aim"),
         )
     )
+    rate = report.buyer_credits_per_second
     console.print(
-        table(
-            "What one settlement costs (a purchase, confirmed at the first poll)",
-            ("what", "measured"),
-            _cost_rows(report),
-            right=("measured",),
-        )
+        "  1 would mean that checks, types and transactions cost nothing. A buyer's credit is a posting with all that "
+        f"ends an attempt, one transaction: {rate.median:,.0f} a second ({rate.min:,.0f}–{rate.max:,.0f}).",
+        markup=False,
     )
     console.print(
         table(
@@ -118,7 +97,7 @@ def show(report: Report, console: Console) -> None:
     console.print(_http_conditions(report.http_path), markup=False)
     show_spending(report.spending, console)
     console.print(_conditions(report), markup=False)
-    for measured in report.comparisons:
+    for measured in report.postings:
         if measured.ratio.median > 1:
             console.print(
                 f"{measured.name}: above 1 does not mean faster than its baseline, which does a part of the same work. "
@@ -147,7 +126,7 @@ def _ratio_row(measured: Measured) -> tuple[str, ...]:
 
 
 def _conditions(report: Report) -> str:
-    whole, postings = report.settlements, report.postings_spread
+    whole, postings = report.settlement.settlements.over_inline, report.postings_spread
     return (
         f"Medians of {whole.rounds} interleaved rounds of {grouped(whole.per_round)} settlements, {whole.concurrency} "
         f"in flight, and of {postings.rounds} of {grouped(postings.per_round)} postings over {postings.concurrency} "
@@ -158,14 +137,9 @@ def _conditions(report: Report) -> str:
 def _http_rows(path: HttpPath) -> Iterator[tuple[object, ...]]:
     for calls, when in ((path.sign_in, " (beforehand)"), (path.calls, "")):
         for measured in calls:
-            yield f"{measured.call}{when}", grouped(measured.count), *_percentiles(measured), measured.errors
+            yield f"{measured.call}{when}", grouped(measured.count), *measured.shown(), measured.errors
     whole = path.submit_to_credited
-    yield "from submit to the credit", grouped(whole.count), *_percentiles(whole), None
-
-
-def _percentiles(measured: Latency) -> Iterator[str | None]:
-    for found in (measured.p50_ms, measured.p95_ms, measured.p99_ms):
-        yield None if found is None else f"{found:,.1f}"
+    yield "from submit to the credit", grouped(whole.count), *whole.shown(), None
 
 
 def _http_conditions(path: HttpPath) -> str:
@@ -174,18 +148,3 @@ def _http_conditions(path: HttpPath) -> str:
         f"{path.payments_per_second:.1f} a second. One API process and one worker; the clients pay without a pause and "
         f"ask for the status every {path.poll_seconds:g} s, so the times are those of a system that is kept busy."
     )
-
-
-def _cost_rows(report: Report) -> Iterator[tuple[str, str]]:
-    cost = report.settlement_cost
-    yield "Temporal: events in the history", f"{cost.history_events:g} ({cost.history_bytes:,.0f} bytes)"
-    yield "Temporal: workflow tasks", f"{cost.workflow_tasks:g}"
-    yield "Temporal: activities", f"{cost.activities:g}"
-    yield "Temporal: billed actions (estimated)", f"{cost.billed_actions_estimated:g}"
-    yield "Chain node: HTTP requests", f"{cost.rpc_requests:g}"
-    yield "Chain node: calls in them", f"{cost.rpc_calls:g}"
-    yield "PostgreSQL: statements", f"{cost.sql_statements:g}"
-    yield "PostgreSQL: transactions", f"{cost.sql_transactions:g}"
-    yield "PostgreSQL: round trips", f"{cost.sql_round_trips:g}"
-    rate = report.buyer_credits_per_second
-    yield "Buyer's credits per second (one transaction each)", f"{rate.median:,.0f} ({rate.min:,.0f}–{rate.max:,.0f})"

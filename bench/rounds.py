@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two that are compared: `prepare` is not timed, `work` is."""
+    """One of those that are compared: `prepare` is not timed, `work` is."""
 
     name: str
     prepare: Work
@@ -43,6 +43,16 @@ class Comparison:
     baseline_per_second: Spread
     ratio: Spread
     rounds: int
+
+    @classmethod
+    def of(cls, product: Sequence[float], baseline: Sequence[float]) -> Comparison:
+        """Compare the rates of the same rounds."""
+        return cls(
+            product_per_second=Spread.of(product),
+            baseline_per_second=Spread.of(baseline),
+            ratio=Spread.of([ours / theirs for ours, theirs in zip(product, baseline, strict=True)]),
+            rounds=len(product),
+        )
 
 
 async def at_once(jobs: Iterable[Coroutine[object, object, None]]) -> None:
@@ -80,6 +90,32 @@ async def measure(side: Side, count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
+async def measure_alternately(
+    sides: Sequence[Side],
+    *,
+    count: int,
+    rounds: int,
+    deadline: Deadline,
+    on_round: Callable[[int, Sequence[float]], None] = lambda _number, _rates: None,
+    measure: Callable[[Side, int], Awaitable[float]] = measure,
+) -> list[list[float]]:
+    """Rates of each side, in the order of `sides`: each does `count` pieces of work in a round, one after the other.
+
+    Every round begins with another side, so that what drifts (a growing database, a neighbour's load) does not always
+    meet the same one.
+    """
+    rates: list[list[float]] = [[] for _ in sides]
+    for number in range(rounds):
+        started = time.monotonic()
+        first = number % len(sides)
+        for index in (*range(first, len(sides)), *range(first)):
+            rates[index].append(await measure(sides[index], count))
+        on_round(number + 1, [found[-1] for found in rates])
+        if not deadline.leaves(time.monotonic() - started):
+            break
+    return rates
+
+
 async def compare(
     product: Side,
     baseline: Side,
@@ -89,27 +125,12 @@ async def compare(
     deadline: Deadline,
     on_round: Callable[[int, float, float], None] = lambda _number, _product, _baseline: None,
 ) -> Comparison:
-    """Measure both sides alternately, `count` pieces of work at a time.
-
-    Every other round begins with the other side, so that what drifts (a growing database, a neighbour's load)
-    does not always meet the same one.
-    """
-    product_rates: list[float] = []
-    baseline_rates: list[float] = []
-    for number in range(rounds):
-        started = time.monotonic()
-        if number % 2 == 0:
-            product_rates.append(await measure(product, count))
-            baseline_rates.append(await measure(baseline, count))
-        else:
-            baseline_rates.append(await measure(baseline, count))
-            product_rates.append(await measure(product, count))
-        on_round(number + 1, product_rates[-1], baseline_rates[-1])
-        if not deadline.leaves(time.monotonic() - started):
-            break
-    return Comparison(
-        product_per_second=Spread.of(product_rates),
-        baseline_per_second=Spread.of(baseline_rates),
-        ratio=Spread.of([ours / bare for ours, bare in zip(product_rates, baseline_rates, strict=True)]),
-        rounds=len(product_rates),
+    """Measure both sides alternately, `count` pieces of work at a time."""
+    found = await measure_alternately(
+        (product, baseline),
+        count=count,
+        rounds=rounds,
+        deadline=deadline,
+        on_round=lambda number, rates: on_round(number, rates[0], rates[1]),
     )
+    return Comparison.of(*found)

@@ -1,57 +1,45 @@
-"""Settlements end to end, by the product and by the bare workflow: from the submitted hash to the completed run."""
+"""Settlements by the product, end to end: from the submitted hash to the completed run."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from temporalio.client import Client, WithStartWorkflowOperation
-from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
-)
+from temporalio.client import Client
 from temporalio.exceptions import TemporalError
 
-from activities.messages import RecordedSubmission, Settlement, SettlementResult, Submission
-from bench.bare import BARE_TASK_QUEUE, BareSettlement, bare_workflow_id
+from activities.messages import SettlementResult
 from bench.rounds import Side, at_once
 from db.accounts.wallets import Payer
 from devstack.chain import LocalChain, Wallet, payer_wallets
-from domain.errors import SettlementFailed
-from domain.money import credits_for_usd_cents, raw_for_usd_cents
-from domain.payments.attempt import AttemptStatus, Purpose
-from domain.payments.verification import PaymentTerms
+from domain.errors import SettlementFailed, TemporalUnavailable
+from domain.money import credits_for_usd_cents
+from domain.payments.attempt import AttemptStatus
 from starter.models import Intent
 from starter.payments import PaymentsClient
-from workflows.naming import (
-    BILLING_ACCOUNT_ID,
-    CHAIN_ID,
-    PAYMENT_PURPOSE,
-    PAYMENT_STATUS,
-    SUBMIT_UPDATE,
-    TX_HASH,
-    submit_update_id,
-    workflow_id,
-)
+from workflows.naming import workflow_id
 
 IN_FLIGHT_MAX: Final = 32
-"""Settlements at once, on both sides: enough to keep two cores busy, few enough that none waits for long."""
+"""Settlements at once, on every side: enough to keep two cores busy, few enough that none waits for long."""
 
 AMOUNT_CENTS: Final = 10_000
 
-COMPLETION_TIMEOUT: Final = timedelta(seconds=60)
+COMPLETION_TIMEOUT: Final = timedelta(seconds=120)
 """Far above what a settlement takes: one that is not completed by then has failed, and so has the bench."""
 
 RECEIPTS_BATCH: Final = 100
 TRANSACTIONS_PER_BLOCK: Final = 100
 PREPARED_AT_ONCE: Final = 8
+
+REPEAT_SECONDS: Final = 1.0
+
+Submit = Callable[[str, UUID, str], Awaitable[object]]
 
 _T = TypeVar("_T")
 
@@ -114,7 +102,10 @@ class Till:
 
 
 class Settlements:
-    """The product's side: what `PaymentsClient` and the worker do with a payment."""
+    """The product's side: what `PaymentsClient` and the worker do with a payment.
+
+    `submit_seconds` are those of each submit, `repeated_submits` included.
+    """
 
     def __init__(self, till: Till, payments: PaymentsClient, temporal: Client) -> None:
         self._till = till
@@ -122,23 +113,27 @@ class Settlements:
         self._temporal = temporal
         self._paid: list[Paid] = []
         self.settled: list[UUID] = []
+        self.submit_seconds: list[float] = []
+        self.repeated_submits = 0
 
-    def side(self, payments: PaymentsClient | None = None) -> Side:
-        """Submit (by another client, where one is given) and wait for the completed run, many at a time."""
+    def side(self, payments: PaymentsClient | None = None, *, clients: int = IN_FLIGHT_MAX) -> Side:
+        """Submit (by another client, where one is given) and wait for the completed run, so many at a time."""
         submit = (payments or self._payments).submit
 
         async def work(_count: int) -> None:
             paid, self._paid = self._paid, []
-            await in_flight(partial(self._settle, submit), paid)
+            await in_flight(partial(self._settle, submit), paid, max_at_once=clients)
 
-        return Side("settlement", self._prepare, work)
+        return Side("settle", self._prepare, work)
 
     async def _prepare(self, count: int) -> None:
         self._paid = await self._till.pay(count)
 
-    async def _settle(self, submit: Callable[[str, UUID, str], Awaitable[object]], paid: Paid) -> None:
+    async def _settle(self, submit: Submit, paid: Paid) -> None:
         attempt_id = paid.intent.attempt_id
-        await submit(paid.payer.user_id, attempt_id, paid.tx_hash)
+        started = time.perf_counter()
+        self.repeated_submits += await submit_as_a_client(submit, paid.payer.user_id, attempt_id, paid.tx_hash)
+        self.submit_seconds.append(time.perf_counter() - started)
         result = await self._temporal.get_workflow_handle(
             workflow_id(attempt_id), result_type=SettlementResult
         ).result()
@@ -146,76 +141,23 @@ class Settlements:
         self.settled.append(attempt_id)
 
 
-class BareSettlements:
-    """The baseline: the same operations of Temporal, with nothing behind them."""
-
-    def __init__(self, temporal: Client, *, chain_id: int) -> None:
-        self._temporal = temporal
-        self._chain_id = chain_id
-        self._prepared: list[Settlement] = []
-        self.completed: list[UUID] = []
-
-    def side(self) -> Side:
-        """As many at a time as the product has."""
-        return Side("bare workflow of the same shape", self._prepare, self._work)
-
-    async def _prepare(self, count: int) -> None:
-        self._prepared = [self._payment() for _ in range(count)]
-
-    async def _work(self, _count: int) -> None:
-        prepared, self._prepared = self._prepared, []
-        await in_flight(self._complete, prepared)
-
-    def _payment(self) -> Settlement:
-        """An input as large as the product's."""
-        attempt_id = uuid4()
-        wallet = payer_wallets()[0].address
-        return Settlement(
-            submission=Submission(
-                attempt_id=attempt_id,
-                owner_user_id=str(uuid4()),
-                billing_account_id=str(uuid4()),
-                tx_hash=f"0x{attempt_id.hex:0>64}",
-                submitted_at=datetime.now(UTC),
-            ),
-            purpose=Purpose.SELF,
-            amount_usd_cents=AMOUNT_CENTS,
-            terms=PaymentTerms(
-                chain_id=self._chain_id,
-                token=wallet,
-                payer=wallet,
-                treasury=wallet,
-                amount_raw=raw_for_usd_cents(AMOUNT_CENTS),
-            ),
-        )
-
-    async def _complete(self, payment: Settlement) -> None:
-        submission = payment.submission
-        start = WithStartWorkflowOperation(
-            BareSettlement.run,
-            payment,
-            id=bare_workflow_id(submission.attempt_id),
-            task_queue=BARE_TASK_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            search_attributes=_search_attributes(payment),
-            static_summary=f"purchase of 100.00 USD by {payment.terms.payer}",
-        )
-        await self._temporal.execute_update_with_start_workflow(
-            SUBMIT_UPDATE,
-            submission,
-            result_type=RecordedSubmission,
-            id=submit_update_id(0, submission.tx_hash),
-            start_workflow_operation=start,
-        )
-        await self._temporal.get_workflow_handle(
-            bare_workflow_id(submission.attempt_id), result_type=SettlementResult
-        ).result()
-        self.completed.append(submission.attempt_id)
+async def submit_as_a_client(submit: Submit, user_id: str, attempt_id: UUID, tx_hash: str) -> int:
+    """Submit, and again as long as the answer is that Temporal is not available; how often again."""
+    repeated = 0
+    while True:
+        try:
+            await submit(user_id, attempt_id, tx_hash)
+        except TemporalUnavailable:
+            repeated += 1
+            await asyncio.sleep(REPEAT_SECONDS)
+        else:
+            return repeated
 
 
-async def in_flight(work: Callable[[_T], Awaitable[None]], items: Sequence[_T]) -> None:
-    """Each item's work, `IN_FLIGHT_MAX` at a time. Raises `SettlementFailed` for one that fails or takes too long."""
+async def in_flight(
+    work: Callable[[_T], Awaitable[None]], items: Sequence[_T], *, max_at_once: int = IN_FLIGHT_MAX
+) -> None:
+    """Each item's work, so many at a time. Raises `SettlementFailed` for one that fails or takes too long."""
     waiting = iter(items)
 
     async def run() -> None:
@@ -228,7 +170,7 @@ async def in_flight(work: Callable[[_T], Awaitable[None]], items: Sequence[_T]) 
             except TemporalError as error:
                 raise SettlementFailed(f"{type(error).__name__}: {error}") from error
 
-    await at_once(run() for _ in range(IN_FLIGHT_MAX))
+    await at_once(run() for _ in range(max_at_once))
 
 
 def _require_credited(result: SettlementResult) -> None:
@@ -238,16 +180,3 @@ def _require_credited(result: SettlementResult) -> None:
             f"attempt {result.attempt_id} ended {result.status.value} with {result.buyer_credits} credits for the "
             f"buyer and {result.system_tenant_credits} for the system tenant"
         )
-
-
-def _search_attributes(payment: Settlement) -> TypedSearchAttributes:
-    """The five that `PaymentsClient.submit` sets."""
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(PAYMENT_PURPOSE, payment.purpose.value),
-            SearchAttributePair(PAYMENT_STATUS, AttemptStatus.PENDING_UNVERIFIED.value),
-            SearchAttributePair(BILLING_ACCOUNT_ID, payment.submission.billing_account_id),
-            SearchAttributePair(CHAIN_ID, payment.terms.chain_id),
-            SearchAttributePair(TX_HASH, payment.submission.tx_hash),
-        ]
-    )

@@ -18,7 +18,7 @@ from bench.parts import Measured, Range
 from bench.postings import open_accounts
 from bench.rounds import Comparison, Deadline, Side, at_once, compare, measure
 from bench.spending_report import HOT_AIM, Added, OtherProxy, Spending
-from bench.usage_of_machine import cpu_seconds, memory_mb
+from bench.usage_of_machine import cpu_seconds_of, memory_mb
 from commands.local_system import LocalSystem
 from db.billing.keys import create_key
 from db.engine import ServiceDatabase, TenantDatabase
@@ -222,12 +222,10 @@ class SpendingBench:
             "PostgreSQL": stack.postgres.pid,
             "clients": os.getpid(),
         }
-        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+        before = cpu_seconds_of(pids)
         await measure(side, self.calls)
-        spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
-        # The clients' process has started all others, and counts with them.
-        spent["clients"] -= sum(seconds for name, seconds in spent.items() if name != "clients")
-        return {name: round(max(seconds, 0.0) / self.calls * 1000, 3) for name, seconds in spent.items()}
+        after = cpu_seconds_of(pids)
+        return {name: round((after[name] - before[name]) / self.calls * 1000, 3) for name in pids}
 
     async def _measure_litellm(self, clients: Clients, spread: Target) -> tuple[OtherProxy | None, str | None]:
         """LiteLLM beside the gateway, alternately; or why it cannot be had here."""

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import computed_field
 from rich.console import Console
 
-from bench.parts import Measured, Part, Range
+from bench.parts import Aim, Measured, Part, Range
 from commands.output import grouped, table
 
 CALLS_AIM: Final = 324.0
@@ -58,15 +58,6 @@ def percentile(samples: Sequence[float], share: float) -> float:
     return sorted(samples)[max(math.ceil(share * len(samples)) - 1, 0)]
 
 
-class Aim(Part):
-    """One aim, and whether it was met."""
-
-    name: str
-    wanted: str
-    found: str
-    met: bool
-
-
 class OtherProxy(Part):
     """LiteLLM's proxy before the same upstream, measured in the same rounds."""
 
@@ -108,25 +99,18 @@ class Spending(Part):
         """Every aim."""
         rate = self.calls.product_per_second.median
         found = [
-            _aim("added latency, p50", self.latency.added_p50_ms, at_most=ADDED_P50_AIM_MS, unit="ms"),
-            _aim("added latency, p99", self.latency.added_p99_ms, at_most=ADDED_P99_AIM_MS, unit="ms"),
-            _aim(f"calls/s at {self.connections} connections", rate, at_least=CALLS_AIM, unit="/s"),
+            Aim.at_most("added latency, p50", self.latency.added_p50_ms, ADDED_P50_AIM_MS, unit="ms"),
+            Aim.at_most("added latency, p99", self.latency.added_p99_ms, ADDED_P99_AIM_MS, unit="ms"),
+            Aim.at_least(f"calls/s at {self.connections} connections", rate, CALLS_AIM, unit="/s"),
             Aim(name="failed calls", wanted="0", found=str(self.failed), met=self.failed == 0),
-            _aim("one hot account to many", self.hot_account.ratio.median, at_least=HOT_AIM, unit=""),
-            _aim("memory", self.memory_mb, at_most=MEMORY_AIM_MB, unit="MB"),
-            _aim("ready after", self.ready_seconds, at_most=READY_AIM_SECONDS, unit="s"),
+            Aim.at_least("one hot account to many", self.hot_account.ratio.median, HOT_AIM, unit=""),
+            Aim.at_most("memory", self.memory_mb, MEMORY_AIM_MB, unit="MB"),
+            Aim.at_most("ready after", self.ready_seconds, READY_AIM_SECONDS, unit="s"),
         ]
         if self.litellm is not None:
             ratio = self.litellm.ratio.median
-            found.append(_aim(f"rate to LiteLLM {self.litellm.version}", ratio, at_least=LITELLM_AIM, unit="x"))
+            found.append(Aim.at_least(f"rate to LiteLLM {self.litellm.version}", ratio, LITELLM_AIM, unit="x"))
         return tuple(found)
-
-
-def _aim(name: str, found: float, *, unit: str, at_most: float | None = None, at_least: float | None = None) -> Aim:
-    if at_most is not None:
-        return Aim(name=name, wanted=f"≤ {at_most:g} {unit}", found=f"{found:,.1f} {unit}", met=found <= at_most)
-    assert at_least is not None
-    return Aim(name=name, wanted=f"≥ {at_least:g} {unit}", found=f"{found:,.2f} {unit}", met=found >= at_least)
 
 
 def show_spending(spending: Spending, console: Console) -> None:
@@ -135,7 +119,7 @@ def show_spending(spending: Spending, console: Console) -> None:
         table(
             f"Calls through the gateway, {spending.connections} connections, {spending.accounts} accounts",
             ("what", "found", "aim", ""),
-            [(aim.name, aim.found, aim.wanted, "PASS" if aim.met else "below") for aim in spending.aims],
+            [(aim.name, aim.found, aim.wanted, aim.verdict) for aim in spending.aims],
             right=("found", "aim"),
         )
     )

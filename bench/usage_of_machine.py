@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,8 @@ def memory_mb(pid: int) -> float:
     return 0.0
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of all that it started, ended or not; 0 where it cannot be read."""
+def cpu_seconds_of(pids: Mapping[str, int]) -> dict[str, float]:
+    """CPU time of each process and of all that it started, but for those that are in `pids` themselves."""
     parents: dict[int, list[int]] = {}
     times: dict[int, float] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -28,12 +29,12 @@ def cpu_seconds(pid: int) -> float:
             found = int(entry.name)
             parents.setdefault(int(fields[1]), []).append(found)
             times[found] = sum(map(int, fields[11:15])) / _TICKS
-    waiting, total = [pid], 0.0
-    while waiting:
-        one = waiting.pop()
-        total += times.get(one, 0.0)
-        waiting.extend(parents.get(one, ()))
-    return total
+    named = set(pids.values())
+
+    def total(pid: int) -> float:
+        return times.get(pid, 0.0) + sum(total(child) for child in parents.get(pid, ()) if child not in named)
+
+    return {name: total(pid) for name, pid in pids.items()}
 
 
 def _read(path: str) -> str:

@@ -200,7 +200,6 @@ LINES_MAX: Final = 50
 
 LONGER: Final = {
     "cli.findings_resolve": "an option of the command each, and a call that passes them on",
-    "bench.bare.BareSettlement.run": "the steps of VerifyAndSettle in its order, to be compared with it side by side",
 }
 """Functions that read best as one, and why. This list only becomes shorter."""
 

@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from bench.http_path import SETTINGS, Client, Node, SignedPayment, Tally, client_wallet, latency, measure_http_path
-from bench.report import CallLatency, HttpPath, Latency
+from bench.http_path import SETTINGS, Client, Node, SignedPayment, Tally, client_wallet, measure_http_path
+from bench.parts import Latency
+from bench.report import CallLatency, HttpPath
 from bench.rounds import Deadline
 from bench.run import http_violations
 from domain.errors import SettlementFailed
@@ -24,9 +25,9 @@ from tests.support.servers import Namespace
 
 def test_percentiles_are_samples_and_exact() -> None:
     seconds = [number / 1000 for number in range(1, 101)]
-    assert latency(list(reversed(seconds))) == Latency(count=100, p50_ms=50, p95_ms=95, p99_ms=99)
-    assert latency([0.003]) == Latency(count=1, p50_ms=3, p95_ms=3, p99_ms=3)
-    assert latency([]) == Latency(count=0, p50_ms=None, p95_ms=None, p99_ms=None)
+    assert Latency.of(list(reversed(seconds))) == Latency(count=100, p50_ms=50, p95_ms=95, p99_ms=99)
+    assert Latency.of([0.003]) == Latency(count=1, p50_ms=3, p95_ms=3, p99_ms=3)
+    assert Latency.of([]) == Latency(count=0, p50_ms=None, p95_ms=None, p99_ms=None)
 
 
 def test_a_client_has_the_same_wallet_in_every_run_and_no_two_share_one() -> None:
