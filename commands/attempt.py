@@ -110,6 +110,7 @@ def _print(diagnosis: Diagnosis) -> None:
         ("unapplied", f"{grouped(diagnosis.unapplied_raw)} raw units" if diagnosis.unapplied_raw else None),
         ("chain says", diagnosis.chain),
         ("workflow", diagnosis.workflow),
+        ("finality", diagnosis.finality),
         ("in Temporal's UI", diagnosis.workflow_url),
     ]
     stdout.print(table("", ("fact", "value"), [(name, value) for name, value in facts if value is not None]))

@@ -16,6 +16,7 @@ from db.clock import estimated_now, read_clock
 from db.engine import OperatorDatabase, ServiceDatabase
 from db.ledger import entries as ledger
 from db.payments import attempts
+from db.payments.finality import FinalityStanding, find_standing
 from domain.errors import AttemptNotFound, SettleError
 from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
@@ -33,7 +34,7 @@ from domain.payments.verification import (
 from domain.transfers.matching import renewal_id
 from services.answers import ResponseModel
 from starter.models import AttemptView
-from starter.progress import WorkflowState, read_workflow
+from starter.progress import WorkflowState, read_reversal, read_workflow
 from starter.temporal import count_pollers
 from workflows.naming import workflow_id
 
@@ -102,6 +103,7 @@ class Diagnosis(AttemptView):
     unapplied_raw: int = Field(default=0, description="sent in other transfers of the same transaction")
     chain: str | None = Field(description="the chain's current state of the submitted transaction")
     workflow: str | None = Field(description="the workflow's current state")
+    finality: str | None = Field(default=None, description="of a credited payment: final, or what it waits for")
     workflow_id: str
     workflow_url: str | None
     events: list[EventView]
@@ -146,6 +148,7 @@ async def diagnose(
         unapplied_raw=transfer.unapplied_raw if transfer else 0,
         chain=chain_text,
         workflow=workflow_text,
+        finality=await _describe_finality(temporal, attempt_id, recorded.standing),
         workflow_id=workflow_id(attempt_id),
         workflow_url=workflow_url(ui_url, temporal.namespace, attempt_id),
         events=[EventView.of(event) for event in recorded.events],
@@ -161,6 +164,7 @@ class _Recorded:
     events: list[attempts.Event]
     rows: list[ledger.LedgerRow]
     transfer: SettledTransfer | None
+    standing: FinalityStanding | None
     under_verification: attempts.UnderVerification | None
     renewal: PaymentAttempt | None
 
@@ -177,6 +181,7 @@ async def _read(database: ServiceDatabase | OperatorDatabase, attempt_id: UUID) 
             events=await attempts.list_events(connection, attempt_id),
             rows=await ledger.list_entries(connection, reference=str(attempt_id)),
             transfer=await attempts.find_settled_transfer(connection, attempt_id),
+            standing=await find_standing(connection, attempt_id),
             under_verification=await attempts.find_under_verification(connection, attempt_id),
             renewal=await attempts.find_attempt(connection, renewal_id(attempt_id)),
         )
@@ -189,13 +194,31 @@ def workflow_url(ui_url: str | None, namespace: str, attempt_id: UUID) -> str | 
     return f"{ui_url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id(attempt_id)}"
 
 
+async def _describe_finality(temporal: Client, attempt_id: UUID, standing: FinalityStanding | None) -> str | None:
+    """Final, or what a credited payment waits for; None where it is not credited, or not any more."""
+    if standing is not None and standing.final_level is not None:
+        return f"final: block {standing.final_block} is {standing.final_level.words}"
+    if standing is None or standing.awaiting_block is None:
+        return None
+    words = f"in block {standing.awaiting_block}"
+    for level, number in standing.reached.items():
+        words += f"; {level.words} is block {number}, {max(standing.awaiting_block - number, 0)} to go"
+    try:
+        reversal = await read_reversal(temporal, attempt_id)
+    except SettleError as error:
+        return f"{words}; its reversal: {error.message}"
+    return words if reversal is None else f"{words}; {reversal.workflow_id}: {_describe(reversal)}"
+
+
 async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowState | None, str]:
     try:
         state = await read_workflow(temporal, attempt_id)
     except SettleError as error:
         return None, error.message
-    if state is None:
-        return None, "there is none"
+    return (None, "there is none") if state is None else (state, _describe(state))
+
+
+def _describe(state: WorkflowState) -> str:
     words = f"{state.status}, {state.history_length} history events"
     for pending in state.pending:
         words += f"; {pending.name}, attempt {pending.attempt}"
@@ -204,7 +227,7 @@ async def _ask_temporal(temporal: Client, attempt_id: UUID) -> tuple[WorkflowSta
         if pending.next_attempt_at:
             seconds = (pending.next_attempt_at - estimated_now()).total_seconds()
             words += f", next in {max(seconds, 0):.0f} s"
-    return state, words
+    return words
 
 
 async def _count_workers(temporal: Client, chain_id: int) -> int | None:

@@ -180,6 +180,18 @@ _ADD_AWAITING: Final = text(
     """
 )
 
+_STANDING: Final = text(
+    """
+    SELECT w.block_number AS awaiting_block, f.outcome, f.level, f.block_number AS outcome_block,
+           (SELECT jsonb_object_agg(p.level, p.block_number) FROM finality_progress p WHERE p.chain_id = a.chain_id)
+               AS reached
+      FROM payment_attempts a
+      LEFT JOIN transfers_awaiting_finality w ON w.attempt_id = a.id
+      LEFT JOIN transfer_finality f ON f.attempt_id = a.id
+     WHERE a.id = :attempt_id
+    """
+)
+
 FIRST: Final = (-1, UUID(int=0))
 """Before the first block and attempt."""
 
@@ -197,6 +209,33 @@ class AwaitingFinality:
     def place(self) -> tuple[int, UUID]:
         """Its place in the order of the pages."""
         return self.block_number, self.attempt_id
+
+
+@dataclass(frozen=True, slots=True)
+class FinalityStanding:
+    """How far a payment is from being final."""
+
+    awaiting_block: int | None
+    """The block in which it was credited, while it has no outcome."""
+    reached: Mapping[FinalityLevel, int]
+    """The last block of each level, as last noted."""
+    final_block: int | None = None
+    final_level: FinalityLevel | None = None
+    """Where and by which level it is final."""
+
+
+async def find_standing(connection: ReadAllConnection, attempt_id: UUID) -> FinalityStanding | None:
+    """How far an attempt's payment is from being final; None where there is no such attempt."""
+    row = (await connection.connection.execute(_STANDING, {"attempt_id": attempt_id})).one_or_none()
+    if row is None:
+        return None
+    is_final = row.outcome == "final"
+    return FinalityStanding(
+        awaiting_block=row.awaiting_block,
+        reached={FinalityLevel(level): number for level, number in (row.reached or {}).items()},
+        final_block=row.outcome_block if is_final else None,
+        final_level=FinalityLevel(row.level) if is_final else None,
+    )
 
 
 async def note_progress(connection: ServiceConnection, chain_id: int, reached: Mapping[FinalityLevel, int]) -> bool:

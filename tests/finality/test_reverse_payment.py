@@ -16,6 +16,7 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
 from domain.payments.attempt import AttemptStatus, Purpose
 from services.payments import lifecycle
+from starter.diagnosis import diagnose
 from starter.models import Intent
 from starter.progress import WorkflowState, read_reversal, read_workflow
 from tests.finality.conftest import FINAL_AFTER, start_as_before
@@ -293,3 +294,44 @@ async def test_a_run_of_the_version_before_and_a_reversal_reverse_once(engine: E
     assert set((await _balances(engine)).values()) == {0}
     assert len({event.id for event in published if event.type == PAYMENT_REVERSED}) == 1
     assert await engine.books() == []
+
+
+async def test_an_operator_is_told_what_a_credited_payment_waits_for(engine: Engine) -> None:
+    await engine.chain.mine(FINAL_AFTER)
+    intent, sent = await credited(engine)
+    number = int((await engine.chain.wait_for_receipt(sent))["blockNumber"], 16)
+    async with following(engine, is_watched=False):
+        assert await told(engine, intent.attempt_id) == f"in block {number}"
+        await keep_house(engine)
+        missing = FINAL_AFTER - MIN_CONFIRMATIONS
+        assert f"; confirmed for good is block {number - missing}, {missing} to go" in await told(
+            engine, intent.attempt_id
+        )
+        await engine.chain.mine(missing)
+        await keep_house(engine)
+        assert await told(engine, intent.attempt_id) == f"final: block {number} is confirmed for good"
+
+
+async def test_an_operator_is_told_what_a_reversal_waits_for(engine: Engine) -> None:
+    intent, _ = await credited(engine)
+    async with following(engine):
+        await engine.chain.reorg(MIN_CONFIRMATIONS)
+        await engine.chain.mine(FINAL_AFTER)
+        await is_in_doubt(engine, intent.attempt_id)
+        words = await told(engine, intent.attempt_id)
+        assert reversal_workflow_id(intent.attempt_id) in words
+        assert "not on the canonical chain" in words
+
+
+async def told(engine: Engine, attempt_id: UUID) -> str:
+    """What `settle attempt show` says of its finality."""
+    diagnosis = await diagnose(
+        attempt_id,
+        database=engine.service,
+        temporal=engine.namespace.client,
+        chain=engine.reader,
+        min_confirmations=MIN_CONFIRMATIONS,
+        ui_url=None,
+    )
+    assert diagnosis.finality is not None
+    return diagnosis.finality
