@@ -296,34 +296,34 @@ async def test_a_run_of_the_version_before_and_a_reversal_reverse_once(engine: E
     assert await engine.books() == []
 
 
-async def test_an_operator_is_told_what_a_credited_payment_waits_for(engine: Engine) -> None:
+async def test_an_operator_sees_what_a_credited_payment_waits_for(engine: Engine) -> None:
     await engine.chain.mine(FINAL_AFTER)
     intent, sent = await credited(engine)
     number = int((await engine.chain.wait_for_receipt(sent))["blockNumber"], 16)
     async with following(engine, is_watched=False):
-        assert await told(engine, intent.attempt_id) == f"in block {number}"
+        assert await shown_finality(engine, intent.attempt_id) == f"in block {number}"
         await keep_house(engine)
         missing = FINAL_AFTER - MIN_CONFIRMATIONS
-        assert f"; confirmed for good is block {number - missing}, {missing} to go" in await told(
+        assert f"; confirmed for good is block {number - missing}, {missing} to go" in await shown_finality(
             engine, intent.attempt_id
         )
         await engine.chain.mine(missing)
         await keep_house(engine)
-        assert await told(engine, intent.attempt_id) == f"final: block {number} is confirmed for good"
+        assert await shown_finality(engine, intent.attempt_id) == f"final: block {number} is confirmed for good"
 
 
-async def test_an_operator_is_told_what_a_reversal_waits_for(engine: Engine) -> None:
+async def test_an_operator_sees_what_a_reversal_waits_for(engine: Engine) -> None:
     intent, _ = await credited(engine)
     async with following(engine):
         await engine.chain.reorg(MIN_CONFIRMATIONS)
         await engine.chain.mine(FINAL_AFTER)
         await is_in_doubt(engine, intent.attempt_id)
-        words = await told(engine, intent.attempt_id)
+        words = await shown_finality(engine, intent.attempt_id)
         assert reversal_workflow_id(intent.attempt_id) in words
         assert "not on the canonical chain" in words
 
 
-async def told(engine: Engine, attempt_id: UUID) -> str:
+async def shown_finality(engine: Engine, attempt_id: UUID) -> str:
     """What `settle attempt show` says of its finality."""
     diagnosis = await diagnose(
         attempt_id,
