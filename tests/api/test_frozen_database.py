@@ -163,6 +163,7 @@ async def test_a_stream_that_waits_for_the_database_gives_way_to_the_others(
             assert line, "what is not known ends nothing"
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_it_although_the_database_is_frozen(
     engine: Engine, cluster: Cluster, tmp_path: Path
 ) -> None:

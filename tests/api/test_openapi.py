@@ -132,6 +132,7 @@ def test_the_committed_document_is_what_the_code_makes() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == as_text(), "run: python -m tests.api.write_openapi"
 
 
+@pytest.mark.slow
 def test_the_document_is_valid_openapi() -> None:
     document = build_api().openapi()
     assert document["openapi"] == "3.1.0"

@@ -149,6 +149,7 @@ async def test_a_request_id_that_could_spoil_a_log_is_replaced(payer: Visitor, h
     assert reply.headers["X-Request-ID"] != hostile
 
 
+@pytest.mark.slow
 async def test_what_was_counted_stays_counted_while_the_credit_is_under_way(
     api: RunningApi, payer: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

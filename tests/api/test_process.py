@@ -69,6 +69,7 @@ async def refusal(folder: Path, variables: Mapping[str, str], **changes: str) ->
     return exit_code, line
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 async def test_sigterm_ends_open_event_streams_and_exits_with_0(
     engine: Engine, tmp_path: Path, signal_number: signal.Signals
@@ -197,6 +198,7 @@ A_HEAD = b"POST /api/v1/auth/challenge HTTP/1.1\r\nHost: x\r\nContent-Type: appl
 A_REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 import yaml
 
 from devstack.processes import quiet_port
@@ -56,6 +57,7 @@ async def test_a_gateway_that_is_away_says_what_to_run(engine: Engine, tmp_path:
     assert "run: settle gateway" in detail
 
 
+@pytest.mark.slow
 async def test_upstreams_that_do_not_answer_are_named(engine: Engine, tmp_path: Path) -> None:
     path = file_of(tmp_path, {"away": f"http://127.0.0.1:{quiet_port()}"})
     found = await findings(engine, tmp_path, UPSTREAMS_FILE=path, UPSTREAM_KEY="sk-upstream")
@@ -70,6 +72,7 @@ async def test_a_named_model_without_a_price_is_named(engine: Engine, tmp_path: 
     assert "dev-small" not in detail
 
 
+@pytest.mark.slow
 async def test_a_file_that_cannot_be_read_and_a_missing_key_are_reported(engine: Engine, tmp_path: Path) -> None:
     found = await findings(engine, tmp_path, UPSTREAMS_FILE=str(tmp_path / "none.yaml"))
     assert not found[UPSTREAMS][0]

@@ -41,6 +41,7 @@ async def test_rows_and_numbers_are_put_back_and_the_database_is_used_again(pool
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_rows_are_put_back_into_tables_that_were_emptied(roles: RolePair) -> None:
     url = roles.database.superuser_url
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as superuser:
@@ -52,6 +53,7 @@ async def test_rows_are_put_back_into_tables_that_were_emptied(roles: RolePair) 
             assert await contents(roles) == expected
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize(
     "change",
     [
@@ -121,6 +123,7 @@ async def test_a_database_whose_connections_were_ended_is_not_used_again(pool: D
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_several_can_be_used_at_once(pool: DatabasePool) -> None:
     async with pool.database() as one, pool.database() as other:
         await one.settle(await one.open_account(1), 1)

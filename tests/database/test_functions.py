@@ -66,6 +66,7 @@ def test_every_function_of_the_schema_has_its_text_and_is_what_it_says(database:
     assert len(names) == len(functions.load()), "no function has a second signature"
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("landed", ["0001", "0002", "0003", EXPANDED_REVISION])
 async def test_the_functions_are_the_same_from_wherever_the_schema_comes(
     cluster: Cluster, database: Database, landed: str

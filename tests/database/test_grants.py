@@ -162,6 +162,7 @@ async def test_rights_of_the_operators_role_are_left_alone_without_its_address(d
     assert scalar(database.superuser_url, "SELECT has_table_privilege('settle_operator', 'sessions', 'SELECT')")
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("role", ROLES)
 async def test_between_the_halves_of_an_upgrade_a_role_keeps_what_the_version_before_uses(
     cluster: Cluster, role: str
