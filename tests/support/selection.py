@@ -13,7 +13,19 @@ from xdist.scheduler import LoadScopeScheduling
 USUAL_PORTS: Final = ("devstack", "bench")
 """Folders whose tests start servers on their usual ports, and expect them there again after a kill."""
 
-LONG_FIRST: Final = ("devstack", "bench", "browser", "crash", "chains", "watcher", "database", "cli", "api", "worker")
+LONG_FIRST: Final = (
+    "devstack",
+    "bench",
+    "governance",
+    "browser",
+    "crash",
+    "chains",
+    "watcher",
+    "database",
+    "cli",
+    "api",
+    "worker",
+)
 """Folders with the files that take longest, those first: a run ends when the last process does."""
 
 EACH_VALUE: Final = "each value"
