@@ -62,6 +62,7 @@ async def working(skipping: WorkflowEnvironment, engine: Engine, heard: Heard) -
             housekeeping.expire_intents,
             housekeeping.prune_expired_rows,
             housekeeping.pick_up_payments,
+            housekeeping.decide_finality,
             housekeeping.ensure_standing_workflows,
             AnnouncementActivities(heard.publish).announce,
         ],
