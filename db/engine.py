@@ -268,7 +268,7 @@ class TenantDatabase(_HotDatabase):
     @asynccontextmanager
     async def _scoped(self, user_id: str) -> AsyncIterator[AsyncConnection]:
         async with self._begin(self.engine) as connection:
-            await connection.execute(_SET_TENANT, {"name": TENANT_SETTING, "user_id": user_id})
+            await fetch_one_by_driver(connection, _SET_TENANT, {"name": TENANT_SETTING, "user_id": user_id})
             yield connection
 
     @asynccontextmanager
@@ -284,7 +284,7 @@ class TenantDatabase(_HotDatabase):
             yield connection
 
 
-_SET_TENANT = text("SELECT set_config(:name, :user_id, true)")
+_SET_TENANT: Final[LiteralString] = "SELECT set_config(%(name)s, %(user_id)s, true)"
 
 
 class SettlementDatabase(TenantDatabase):

@@ -78,7 +78,7 @@ class StatementConnections:
         while self._idle:
             connection, opened, used = self._idle.pop()
             now = time.monotonic()
-            is_young = not connection.closed and now - opened < self._seconds_max
+            is_young = now - opened < self._seconds_max
             if is_young and (now - used < self._idle_seconds_max or await _answers(connection)):
                 return connection, opened
             connection.pgconn.finish()

@@ -171,15 +171,10 @@ async def credit_buyer(
     `revenue_share` is that of the bonus that follows: fixed here, so that no later setting changes it. Raises
     `TransferAlreadySettled` when the transfer has paid another attempt.
     """
-    # Two statements, and no lock between them: the second does nothing where the status that this decides by has
-    # changed. It changes a few times in a payment's life, so this ends.
-    while True:
-        attempt = await attempts.find_own_attempt(connection, attempt_id)
-        if attempt is None:
-            raise AttemptNotFound(attempt_id)
-        posting = purchase_posting(attempt)
-        if attempt.is_final:
-            return AttemptOutcome(attempt, changed=False)
+    attempt = await _own(connection, attempt_id)
+    posting = purchase_posting(attempt)
+    # Two statements, and no lock between them: the second does nothing where the status has changed since the first.
+    while not attempt.is_final:
         entry = await attempts.credit_purchase(
             connection,
             attempt,
@@ -191,6 +186,10 @@ async def credit_buyer(
         )
         if entry is not None:
             return AttemptOutcome(_credited(attempt, transfer, revenue_share), changed=True)
+        before, attempt = attempt, await _own(connection, attempt_id)
+        if attempt.status is before.status:
+            raise BookkeepingError(f"attempt {attempt_id} is {attempt.status}, and the database does not credit it")
+    return AttemptOutcome(attempt, changed=False)
 
 
 async def credit_donation(connection: ServiceConnection, attempt_id: UUID, transfer: SettledTransfer) -> AttemptOutcome:
@@ -359,6 +358,13 @@ def _facts(transfer: SettledTransfer) -> dict[str, Any]:
 async def lock(connection: AnyConnection, attempt_id: UUID) -> PaymentAttempt:
     """The attempt, locked until the transaction ends. Raises `AttemptNotFound`, also for another account's."""
     attempt = await attempts.lock_attempt(connection, attempt_id)
+    if attempt is None:
+        raise AttemptNotFound(attempt_id)
+    return attempt
+
+
+async def _own(connection: SettlementConnection | SettlementStatements, attempt_id: UUID) -> PaymentAttempt:
+    attempt = await attempts.find_own_attempt(connection, attempt_id)
     if attempt is None:
         raise AttemptNotFound(attempt_id)
     return attempt

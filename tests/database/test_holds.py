@@ -92,6 +92,17 @@ async def test_a_call_is_held_and_charged_and_the_books_show_its_margin(database
     assert await check_books(database.service_url) == []
 
 
+async def test_a_charge_says_what_is_left_beside_other_calls_and_keeps_the_upstreams_id(
+    database: Database, key: ServiceKey
+) -> None:
+    held = hold(database, key, 600)
+    hold(database, key, 100)
+    charged = capture(database, held["hold_id"], 500)
+    assert (charged["balance"], charged["available"]) == (BALANCE - 500, BALANCE - 600)
+    ids = "SELECT h.upstream_id, r.upstream_id FROM credit_holds h JOIN charge_receipts r ON r.hold_id = h.id"
+    assert query(database.superuser_url, ids) == [("gen-1", "gen-1")]
+
+
 async def test_a_cost_that_is_charged_to_no_account_has_an_entry_of_its_own(
     database: Database, key: ServiceKey
 ) -> None:
@@ -200,8 +211,27 @@ async def test_calls_beyond_the_rate_wait_and_count_for_whom_they_are_attributed
     attributing = create_key(database, key.billing_account_id, may_attribute=True)
     answers = [hold(database, attributing, 1, rate_per_minute=2) for _ in range(3)]
     assert [answer["outcome"] for answer in answers] == ["held", "held", "rate_limited"]
+    assert [answer["rate_remaining"] for answer in answers] == [1, 0, None]
     assert 0 < answers[2]["retry_after_seconds"] <= 60
     assert hold(database, attributing, 1, rate_per_minute=2, attribute_to="cogni_system")["outcome"] == "held"
+
+
+async def test_a_hold_notes_once_a_minute_that_its_key_is_in_use(database: Database, key: ServiceKey) -> None:
+    used = "SELECT last_used_at FROM virtual_keys WHERE id = %s"
+
+    def is_noted_after(ago: str) -> bool:
+        with connect(database.superuser_url) as superuser:
+            superuser.execute(
+                "UPDATE virtual_keys SET last_used_at = now() - %s::interval WHERE id = %s", (ago, key.id)
+            )
+        before = scalar(database.superuser_url, used, key.id)
+        hold(database, key, 1)
+        return bool(scalar(database.superuser_url, used, key.id) != before)
+
+    assert scalar(database.superuser_url, used, key.id) is None
+    hold(database, key, 1)
+    assert scalar(database.superuser_url, used, key.id) is not None
+    assert [is_noted_after(ago) for ago in ("50 seconds", "61 seconds")] == [False, True]
 
 
 async def test_the_reason_says_whether_waiting_may_help(database: Database, key: ServiceKey) -> None:
@@ -482,6 +512,23 @@ async def test_two_holds_in_different_buckets_see_each_other(database: Database,
             database, first, lambda: hold(database, attributing, 1, attribute_to="cogni_system")
         )
     assert other["limit_source"] == "in_flight"
+
+
+async def test_two_holds_of_one_limited_key_on_two_accounts_see_each_other(database: Database, key: ServiceKey) -> None:
+    """Neither the bucket nor the account makes them wait: the key does."""
+    add_credits(database, "cogni_system", 100)
+    limited = create_key(database, key.billing_account_id, may_attribute=True, limit_day_credits=100)
+    with connect(database.service_url) as service:
+        service.execute(
+            "INSERT INTO billing_grants (payer_account_id, grantee_account_id) VALUES ('cogni_system', %s)",
+            (key.billing_account_id,),
+        )
+    with connect(database.app_url) as first:
+        assert hold(first, limited, 80)["outcome"] == "held"
+        other = await when_it_waits(
+            database, first, lambda: hold(database, limited, 80, attribute_to="cogni_system", bill_to="cogni_system")
+        )
+    assert (other["outcome"], other["limit_source"]) == ("insufficient_credits", "key_limit")
 
 
 async def test_two_captures_of_one_hold_charge_once(database: Database, key: ServiceKey) -> None:

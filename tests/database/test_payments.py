@@ -328,6 +328,16 @@ async def test_a_credit_that_was_decided_before_the_attempt_ended_writes_nothing
     assert await roles.books(nothing_stuck=True) == []
 
 
+async def test_a_credit_that_the_database_does_not_make_is_an_error_and_no_endless_loop(roles: RolePair) -> None:
+    attempt = await roles.create_submitted(await roles.open_account(1), 1)
+    with connect(roles.database.migration_url) as owner:
+        owner.execute(
+            "CREATE POLICY hidden ON payment_attempts AS RESTRICTIVE FOR UPDATE TO settle_settlement USING (false)"
+        )
+    with pytest.raises(BookkeepingError, match="is PENDING_UNVERIFIED, and the database does not credit it"):
+        await roles.credit(attempt)
+
+
 async def test_a_credit_within_a_transaction_is_lost_with_it(roles: RolePair) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     with pytest.raises(RuntimeError):  # noqa: PT012 - it fails after the credit

@@ -14,7 +14,8 @@ from db.payments import attempts
 from db.statements import Connection, StatementConnections
 from devstack.processes import wait_until
 from domain.errors import DatabaseUnavailable
-from tests.support.payments import RolePair
+from services.payments import lifecycle as payments
+from tests.support.payments import SHARE, RolePair, transfer_for
 from tests.support.postgres import Database
 from tests.support.sql import scalar
 
@@ -172,12 +173,20 @@ async def test_a_server_that_cannot_be_reached_leaves_all_places_free(monkeypatc
             await server_process(connections)
 
 
+async def count_attempts(connection: Connection) -> int:
+    """Those that the connection sees."""
+    [count] = await (await connection.execute("SELECT count(*) FROM payment_attempts")).fetchone() or (0,)
+    return int(count)
+
+
 async def test_a_tenants_scope_ends_with_its_statement(roles: RolePair) -> None:
     attempt = await roles.create_submitted(await roles.open_account(1), 1)
     async with roles.settlement.statements(attempt.owner_user_id) as connection:
         assert await attempts.find_own_attempt(connection, attempt.id) == attempt
         pid = await pid_of(connection.driver)
-        assert (await (await connection.driver.execute("SELECT count(*) FROM payment_attempts")).fetchone()) == (0,)
+        assert await count_attempts(connection.driver) == 0
+        await payments.credit_buyer(connection, attempt.id, transfer_for(attempt), revenue_share=SHARE)
+        assert await count_attempts(connection.driver) == 0
     async with roles.settlement.statements("another") as connection:
         assert await pid_of(connection.driver) == pid
         assert await attempts.find_own_attempt(connection, attempt.id) is None
