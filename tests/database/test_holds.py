@@ -398,7 +398,7 @@ async def test_the_owner_of_the_tables_is_refused(
 @pytest.mark.parametrize("charged", [-1, -BALANCE])
 async def test_a_charge_never_credits(database: Database, key: ServiceKey, charged: int) -> None:
     held = hold(database, key, 100)
-    with refused(CheckViolation):
+    with refused(CheckViolation, "charge_receipts_charged_credits_check"):
         capture(database, held["hold_id"], charged, user_cost_usd=0, provider_cost_usd=0)
     with refused(CheckViolation):
         hold(database, key, -1)
