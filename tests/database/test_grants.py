@@ -48,6 +48,38 @@ def allowed(database: Database, role: str, query_text: str) -> set[str]:
         return {right for (right,) in superuser.execute(query_text.encode(), {"role": role}).fetchall()}
 
 
+OF_A_CREDIT = {
+    "payment_attempts UPDATE": {
+        *("error_code", "expires_at", "revenue_share", "status", "submission_count", "submitted_at", "tx_hash"),
+    },
+    "payment_events INSERT": {"attempt_id", "error_code", "event_type", "from_status", "metadata", "to_status"},
+    "settled_transfers INSERT": {
+        *("attempt_id", "block_hash", "block_number", "chain_id", "from_address", "log_index", "surplus_raw"),
+        *("tx_hash", "unapplied_raw", "value_raw"),
+    },
+}
+CALLS_OF_A_CREDIT = {
+    *("credit_own_purchase()", "observed_payment_time()", "own_attempt()", "post_own_purchase()", "prove_writes()"),
+    *("record_own_submission()", "schema_compatible_from()", "system_tenant_is_flagged()"),
+}
+
+
+def test_the_role_that_credits_writes_a_payments_rows_and_nothing_else() -> None:
+    """Written down a second time: what gives it more has to say so here."""
+    columns = {
+        f"{table}.{column} {privilege}"
+        for (table, privilege), names in ((key.split(), names) for key, names in OF_A_CREDIT.items())
+        for column in names
+    }
+    assert rights.written(SETTLEMENT_ROLE) == columns | CALLS_OF_A_CREDIT
+
+
+def test_the_role_of_processes_that_people_reach_credits_nothing() -> None:
+    credits_ = {"credit_own_purchase()", "post_own_purchase()", "post_entry()"}
+    assert not rights.written(APP_ROLE) & credits_
+    assert not [right for right in rights.written(APP_ROLE) if right.startswith(("settled_transfers", "credit_ledger"))]
+
+
 @pytest.mark.parametrize("role", rights.ROLES)
 def test_each_role_has_the_rights_on_tables_and_columns_that_are_listed_and_no_other(
     database: Database, role: str
