@@ -27,7 +27,7 @@ VIEW = {
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
     "explanation", "billingAccountId", "fromAddress", "token", "to", "amountRaw", "submittedAt", "surplusRaw",
-    "unappliedRaw", "chain", "workflow", "workflowId", "workflowUrl", "events", "ledger",
+    "unappliedRaw", "chain", "finality", "workflow", "workflowId", "workflowUrl", "events", "ledger",
 }  # fmt: skip
 
 

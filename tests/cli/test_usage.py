@@ -174,7 +174,7 @@ def test_a_mistyped_setting_gets_a_line_and_nothing_else_changes(tmp_path: Path)
     assert "CHAIN_RPC_URL " in warning
     assert "CHAIN_RPC_URLS" in warning
     assert "hunter2" not in warning
-    assert "CONFIGURATION: DATABASE_URL " in refusal
+    assert "DATABASE_URL is not set" in refusal
 
 
 @pytest.mark.parametrize(
