@@ -155,6 +155,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "credits_of_usd": (SERVICE_ROLE,),
     # payments
     "unfinished_payments": (SERVICE_ROLE,),
+    "observed_payments": (APP_ROLE, SETTLEMENT_ROLE),
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
     "own_attempt": (APP_ROLE, SETTLEMENT_ROLE),
     "record_own_submission": (APP_ROLE, SETTLEMENT_ROLE),

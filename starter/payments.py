@@ -20,6 +20,7 @@ from db.accounts import idempotency
 from db.accounts.wallets import Payer, find_non_payer_kind, provision_wallet
 from db.clock import read_clock
 from db.engine import TenantDatabase
+from db.payments import attempts
 from domain.errors import (
     WrongChain,
 )
@@ -233,6 +234,8 @@ class PaymentsClient:
         is_own = attempt.chain_id == self._policy.chain_id
         look = await self._progress.read(attempt.id, attempt.tx_hash, counts_blocks=is_own)
         waiting = look.waiting if look else None
+        if is_own and waiting is not None and waiting.reason is WaitReason.NOT_FOUND:
+            waiting = await self._counted_since(attempt, attempt.tx_hash, waiting)
         return view.model_copy(
             update={
                 "confirmations": waiting.confirmations if waiting else 0,
@@ -241,6 +244,12 @@ class PaymentsClient:
                 "next_look_at": look.next_attempt_at if look else None,
             }
         )
+
+    async def _counted_since(self, attempt: PaymentAttempt, tx_hash: str, waiting: Waiting) -> Waiting:
+        """The confirmations since the chain watcher has seen the transfer, which the last poll came too early for."""
+        async with self._database.transaction(attempt.owner_user_id) as connection:
+            block = await attempts.find_observed_payment_block(connection, attempt.id, tx_hash)
+        return waiting if block is None else await self._progress.count_blocks(waiting, since=block)
 
     async def _find(self, user_id: str, attempt_id: UUID) -> PaymentAttempt:
         async with self._database.transaction(user_id) as connection:

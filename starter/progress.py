@@ -183,6 +183,12 @@ class ProgressReader:
             self._seen.popitem(last=False)
         return found
 
+    async def count_blocks(self, waiting: Waiting, *, since: int) -> Waiting:
+        """The confirmations of a transaction mined in block `since`, whatever the last poll knew of it."""
+        mined = {"reason": WaitReason.CONFIRMATIONS, "block_number": since, "confirmations": 0}
+        counted = await self._up_to_now(waiting.model_copy(update=mined))
+        return counted if counted.confirmations else waiting
+
     async def _up_to_now(self, waiting: Waiting) -> Waiting:
         """The same including the blocks since; an unavailable head changes nothing."""
         if waiting.reason is not WaitReason.CONFIRMATIONS or waiting.block_number is None or self._read_head is None:

@@ -192,21 +192,30 @@ BEGIN
     RETURN NULL;
 END $function$;
 
--- When a transfer that a payer names was mined, as far as the watcher has seen it: it may be named after the intent has
--- expired, and was in time all the same. Returns a row only for the payer of the caller's own attempt.
-CREATE OR REPLACE FUNCTION public.observed_payment_time(p_attempt_id uuid, p_tx_hash text)
- RETURNS timestamp with time zone
+-- What the watcher has seen of a transfer that a payer names. Has rows only for the payer of the caller's own attempt.
+CREATE OR REPLACE FUNCTION public.observed_payments(p_attempt_id uuid, p_tx_hash text)
+ RETURNS TABLE(block_number bigint, block_time timestamp with time zone)
  LANGUAGE sql
  STABLE SECURITY DEFINER
  SET search_path TO 'public', 'pg_temp'
 AS $function$
-    SELECT min(t.block_time)
+    SELECT t.block_number, t.block_time
       FROM payment_attempts a
       JOIN billing_accounts b ON b.id = a.billing_account_id
       JOIN observed_transfers t ON t.chain_id = a.chain_id AND t.tx_hash = p_tx_hash
      WHERE a.id = p_attempt_id AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
        AND lower(t.from_address) = lower(a.from_address) AND lower(t.to_address) = lower(a.to_address)
        AND lower(t.token) = lower(a.token) AND t.value_raw >= a.amount_raw
+$function$;
+
+-- When it was mined: it may be named after the intent has expired, and was in time all the same.
+CREATE OR REPLACE FUNCTION public.observed_payment_time(p_attempt_id uuid, p_tx_hash text)
+ RETURNS timestamp with time zone
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT min(block_time) FROM observed_payments(p_attempt_id, p_tx_hash)
 $function$;
 
 -- CREDITED means: a settled transfer and the ledger entry that it paid for are there, in the same commit.

@@ -199,6 +199,16 @@ async def find_observed_payment_time(connection: TenantConnection, attempt_id: U
     return mined_at
 
 
+_OBSERVED_PAYMENT_BLOCK: Final = text("SELECT min(block_number) FROM observed_payments(:attempt_id, :tx_hash)")
+
+
+async def find_observed_payment_block(connection: TenantConnection, attempt_id: UUID, tx_hash: str) -> int | None:
+    """The block of the payer's own transfer in that transaction; None where the chain watcher has not seen one."""
+    values = {"attempt_id": attempt_id, "tx_hash": tx_hash}
+    block: int | None = (await connection.connection.execute(_OBSERVED_PAYMENT_BLOCK, values)).scalar_one()
+    return block
+
+
 async def record_submission(
     connection: AnyConnection,
     attempt: PaymentAttempt,

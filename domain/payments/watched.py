@@ -26,11 +26,11 @@ FRESH_SLACK: Final = timedelta(seconds=2)
 LAG_BLOCKS_MAX: Final = 3
 """A watcher further behind the head is catching up, and its rows say nothing about the newest blocks."""
 
-SEEN_SOON_BLOCKS: Final = 2
-"""A payment that was just sent is usually mined in the next block, and recorded with the one after it."""
-
 WATCHED_BLOCKS: Final = 3
-"""Blocks after the submission for which a payment that the watcher has not seen waits without a request."""
+"""Blocks that a payment which was just sent takes at most, as a rule, to be mined and recorded."""
+
+WATCHED_TIME: Final = timedelta(seconds=15)
+"""How much later than these blocks a wrong payment may be refused, so that a right one takes two polls."""
 
 ASK_INTERVAL_MAX: Final = timedelta(minutes=5)
 """Slowest interval at which a node is asked about a payment that the watcher does not see."""
@@ -97,7 +97,7 @@ def wait_by_watcher(
     if is_mined:
         # The watcher records what pays the treasury; this pays another, or is in a block that it has not read.
         return None
-    delay = _delay_until_seen(waited, asked_ago, block_time)
+    delay = _delay_until_asked(waited, asked_ago, watched_for(min_confirmations, block_time=block_time), block_time)
     if delay is None:
         return None
     waiting = Waiting(
@@ -130,11 +130,21 @@ def _until_confirmed(
     return WatchedWait(waiting=waiting, delay=min(max(due_in, CONFIRMATION_DELAY_MIN), POLL_DELAY_MAX))
 
 
-def _delay_until_seen(waited: timedelta, asked_ago: timedelta | None, block_time: timedelta) -> timedelta | None:
-    """For the first blocks without a request, then with ever fewer: what reverts, or pays another, is never seen."""
-    if waited < WATCHED_BLOCKS * block_time:
-        blocks = SEEN_SOON_BLOCKS if waited < SEEN_SOON_BLOCKS * block_time else WATCHED_BLOCKS
-        return max(blocks * block_time - waited, CONFIRMATION_DELAY_MIN)
+def watched_for(min_confirmations: int, *, block_time: timedelta) -> timedelta:
+    """Time after the submission in which a payment that the watcher has not seen waits without a request.
+
+    Mined in the next block it has its confirmations then, so that the poll which follows decides. Each poll is a billed
+    action. Where confirmations take long, it is only as long as a wrong payment may wait for its refusal.
+    """
+    return min((min_confirmations + 1) * block_time, max(WATCHED_BLOCKS * block_time, WATCHED_TIME))
+
+
+def _delay_until_asked(
+    waited: timedelta, asked_ago: timedelta | None, watched_time: timedelta, block_time: timedelta
+) -> timedelta | None:
+    """First without a request, then with ever fewer: what reverts, or pays another, is never seen."""
+    if waited < watched_time:
+        return max(watched_time - waited, CONFIRMATION_DELAY_MIN)
     if asked_ago is None or asked_ago >= ask_interval(waited, block_time=block_time):
         return None
     return back_off(waited, block_time=block_time)

@@ -137,6 +137,7 @@ CALLS = {
     "open_account": "open_account('x', 'cogni_system_principal', 'organization', NULL, NULL)",
     "open_login_challenge": "open_login_challenge('n', '0x', 'm', now())",
     "find_login_challenge": "find_login_challenge('n', NULL)",
+    "observed_payments": "observed_payments(gen_random_uuid(), '0x')",
     "observed_payment_time": "observed_payment_time(gen_random_uuid(), '0x')",
     "open_session": "open_session('n', '', now(), '')",
     "find_session": "find_session('')",

@@ -83,7 +83,7 @@ async def walk(client: Client, path: str) -> tuple[Handle, Script]:
     queue = task_queue(attempt.chain_id)
     async with scripted_worker(client, script, queue, workflow=ReversePayment, identity=RECORDER):
         await start_reversal(client, attempt, again=False)
-        handle = client.get_workflow_handle_for(ReversePayment.run, reversal_workflow_id(attempt.id))
+        handle: Handle = client.get_workflow_handle(reversal_workflow_id(attempt.id), result_type=ReversalResult)
         result = await handle.result()
     assert result.status is PATHS[path][1]
     return handle, script

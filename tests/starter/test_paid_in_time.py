@@ -8,11 +8,13 @@ from uuid import UUID
 
 import pytest
 
+from composition import payment_policy
 from db.accounts.wallets import Payer
 from devstack.chain import LocalChain, payer_wallets
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.payments import lifecycle as payments
 from starter.models import Intent
+from starter.payments import PaymentsClient
 from tests.support.engine import Engine, open_engine
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
@@ -129,3 +131,21 @@ async def test_it_does_not_reveal_when_another_was_paid(engine: Engine) -> None:
     with connect(engine.database.app_url, user_id=stranger.user_id) as sql:
         row = sql.execute("SELECT observed_payment_time(%s, %s)", (intent.attempt_id, A)).fetchone()
     assert row == (None,)
+
+
+async def test_the_payer_sees_confirmations_as_soon_as_the_watcher_has_the_transfer(engine: Engine) -> None:
+    async def head() -> int:
+        return 11
+
+    payments_of_api = PaymentsClient(
+        engine.tenants, engine.namespace.client, payment_policy(engine.settings), read_head=head
+    )
+    payer, intent = await engine.intent()
+    async with engine.worker():
+        await engine.submit(payer, intent, A)
+        await engine.polled(intent.attempt_id, "not found yet")
+        unseen = await payments_of_api.status(payer.user_id, intent.attempt_id)
+        assert (unseen.confirmations, unseen.confirmations_needed) == (0, 2)
+        _observe(engine, intent, A, at=datetime.now(UTC), block_number=11)
+        seen = await payments_of_api.status(payer.user_id, intent.attempt_id)
+    assert (seen.confirmations, seen.waiting_for) == (1, "1 of 2 confirmations")

@@ -21,6 +21,7 @@ from domain.payments.watched import (
     fresh_for,
     is_fresh,
     wait_by_watcher,
+    watched_for,
 )
 
 TX = "0x" + "1" * 64
@@ -153,9 +154,9 @@ def test_a_payment_that_is_seen_for_too_long_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("waited_seconds", "delay_seconds"),
-    [(0, 4), (1, 3), (3.9, 0.5), (4, 2), (5, 1), (5.9, 0.5)],
+    [(0, 12), (1, 11), (4, 8), (11.9, 0.5)],
 )
-def test_a_payment_just_sent_waits_for_the_next_blocks(waited_seconds: float, delay_seconds: float) -> None:
+def test_a_payment_just_sent_waits_until_it_could_be_confirmed(waited_seconds: float, delay_seconds: float) -> None:
     found = wait(rows(), waited=timedelta(seconds=waited_seconds))
     assert found is not None
     assert found.delay == timedelta(seconds=delay_seconds)
@@ -163,8 +164,19 @@ def test_a_payment_just_sent_waits_for_the_next_blocks(waited_seconds: float, de
     assert found.waiting.message == f"transaction {TX} not found yet by the chain watcher, head {HEAD}"
 
 
-@pytest.mark.parametrize("waited_seconds", [6, 7, 3600])
-def test_one_that_the_watcher_does_not_see_in_three_blocks_is_asked_for(waited_seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("confirmations", "block_seconds", "seconds"),
+    [(5, 2, 12), (1, 2, 4), (5, 12, 36), (30, 2, 15), (3, 0.25, 1), (64, 0.25, 15)],
+)
+def test_nothing_is_asked_until_it_could_be_confirmed_or_a_wrong_payment_has_waited_for_long(
+    confirmations: int, block_seconds: float, seconds: float
+) -> None:
+    found = watched_for(confirmations, block_time=timedelta(seconds=block_seconds))
+    assert found == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("waited_seconds", [12, 13, 3600])
+def test_one_that_the_watcher_does_not_see_by_then_is_asked_for(waited_seconds: int) -> None:
     assert wait(rows(), waited=timedelta(seconds=waited_seconds)) is None
 
 
@@ -175,7 +187,7 @@ def test_one_that_a_node_has_in_a_block_is_asked_for(waited: timedelta) -> None:
 
 @pytest.mark.parametrize(
     ("waited_seconds", "interval_seconds", "delay_seconds"),
-    [(6, 4, 2), (16, 4, 2), (20, 5, 2), (40, 10, 4), (600, 150, 60), (1200, 300, 60), (80_000, 300, 60)],
+    [(12, 4, 2), (16, 4, 2), (20, 5, 2), (40, 10, 4), (600, 150, 60), (1200, 300, 60), (80_000, 300, 60)],
 )
 def test_a_node_is_asked_ever_less_often_about_what_is_not_mined(
     waited_seconds: int, interval_seconds: int, delay_seconds: int
@@ -208,7 +220,7 @@ def simulate(watched: WatchedTransaction, *, until: timedelta) -> list[timedelta
 
 def test_a_refusal_is_late_by_a_few_blocks_only_and_a_day_of_waiting_takes_few_requests() -> None:
     asked = simulate(rows(), until=timedelta(days=1))
-    assert asked[0] == 3 * BLOCK
+    assert asked[0] == watched_for(NEEDED, block_time=BLOCK)
     assert len(asked) < 400, "of 1,480 polls"
     for earlier, later in itertools.pairwise(asked):
         assert later - earlier <= min(max(later / 3, 4 * BLOCK), ASK_INTERVAL_MAX + POLL_DELAY_MAX)

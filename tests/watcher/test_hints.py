@@ -23,11 +23,12 @@ from chain.reader import ChainReader
 from devstack.chain import payer_wallets
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import Refused, Verified, Waiting, WaitReason, terms_of
-from domain.payments.watched import WATCHED_BLOCKS, fresh_for
+from domain.payments.watched import fresh_for, watched_for
 from tests.chain.faulty_node import FaultyNode
 from tests.watcher.conftest import MIN_CONFIRMATIONS, Watch
 
 BLOCK_TIME: Final = timedelta(seconds=2)
+WATCHED: Final = watched_for(MIN_CONFIRMATIONS, block_time=BLOCK_TIME)
 DAY: Final = timedelta(days=1)
 UNKNOWN: Final = "0x" + "ab" * 32
 BY_WATCHER: Final = " by the chain watcher, head "
@@ -172,15 +173,17 @@ async def test_a_payment_that_is_due_is_asked_for_before_the_watcher_has_read_it
     assert requests == 1
 
 
-async def test_a_payment_just_sent_waits_without_a_request_and_is_asked_for_after_three_blocks(poller: Poller) -> None:
+async def test_a_payment_just_sent_is_asked_for_when_it_could_be_confirmed(
+    poller: Poller,
+) -> None:
     sent = await poller.watch.pay(blocks=0)
     await poller.submit(sent)
     found, requests = await poller.asked()
     assert requests == 0
     assert words(found) == f"transaction {sent} not found yet{BY_WATCHER}{await poller.watch.head()}"
-    assert 2 * BLOCK_TIME - MOMENT < poller.delay <= 2 * BLOCK_TIME
+    assert WATCHED - MOMENT < poller.delay <= WATCHED
 
-    await poller.later(WATCHED_BLOCKS * BLOCK_TIME)
+    await poller.later(WATCHED)
     found, requests = await poller.asked()
     assert requests == 1
     assert words(found) == f"transaction {sent} not found yet, head is {await poller.watch.head()}"
@@ -375,7 +378,7 @@ async def test_a_row_that_hides_a_payment_delays_it_for_a_few_blocks_only(poller
     await mined(poller, MIN_CONFIRMATIONS)
     await poller.watch.change("DELETE FROM observed_transfers")
     assert "not found yet" in words(await poller.poll())
-    await poller.later(WATCHED_BLOCKS * BLOCK_TIME)
+    await poller.later(WATCHED)
     assert isinstance(await poller.poll(), Verified)
 
 
@@ -435,7 +438,7 @@ async def test_a_wrong_payment_is_refused_with_its_code_within_a_few_blocks(poll
         await poller.watch.catch_up()
     expected = AttemptStatus.FAILED if code is ErrorCode.TX_REVERTED else AttemptStatus.REJECTED
     assert (found.status, found.error_code) == (expected, code)
-    assert passed <= (MIN_CONFIRMATIONS + WATCHED_BLOCKS) * BLOCK_TIME
+    assert passed <= MIN_CONFIRMATIONS * BLOCK_TIME + WATCHED
     assert requests <= 3
 
 
@@ -445,7 +448,7 @@ async def test_what_a_node_has_in_a_block_and_the_watcher_does_not_see_is_polled
     await poller.watch.chain.wait_for_receipt(sent)
     await poller.watch.catch_up()
     await poller.submit(sent)
-    await poller.later(WATCHED_BLOCKS * BLOCK_TIME)
+    await poller.later(WATCHED)
     found, _ = await poller.asked()
     assert words(found) == "1 of 3 confirmations"
     assert poller.delay == 2 * BLOCK_TIME
