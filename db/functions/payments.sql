@@ -300,7 +300,9 @@ CREATE OR REPLACE FUNCTION public.await_finality_of_transfer()
 AS $function$
 BEGIN
     INSERT INTO transfers_awaiting_finality (attempt_id, chain_id, block_number)
-    VALUES (NEW.attempt_id, NEW.chain_id, NEW.block_number);
+    VALUES (NEW.attempt_id, NEW.chain_id, NEW.block_number)
+    -- A row that is there is of a transfer that is not: an attempt has one.
+    ON CONFLICT (attempt_id) DO UPDATE SET chain_id = EXCLUDED.chain_id, block_number = EXCLUDED.block_number;
     RETURN NULL;
 END $function$;
 

@@ -1,6 +1,6 @@
 """A command of the product, made to kill itself at one exact point of one transaction.
 
-SETTLE_TEST_FAULT='{"statement": "UPDATE payment_attempts", ...}' python -m tests.crash.faulty_command attempt ...
+SETTLE_TEST_FAULT='{"statement": "record_own_submission(", ...}' python -m tests.crash.faulty_command attempt ...
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from db import engine
 from settings import environment, load
 from tests.support.faults import FAULT_VARIABLE, GONE_ON, Action, Fault, Moment
 
-SINGLE_STATEMENT_ACTIVITY: Final = "mint_bonus"
-SINGLE_STATEMENT: Final = "post_entry("
+SINGLE_STATEMENTS: Final = {"mint_bonus": "post_entry(", "credit_buyer": "credit_own_purchase("}
+"""Activities whose transaction is one statement, and the words of it."""
 
 
 class Trap:
@@ -95,11 +95,10 @@ class Trap:
     @staticmethod
     def _is_transaction(query: object) -> bool:
         """Whether the statement is a transaction of its own, without a commit to wait for."""
-        return (
-            activity.in_activity()
-            and activity.info().activity_type == SINGLE_STATEMENT_ACTIVITY
-            and SINGLE_STATEMENT in str(query)
-        )
+        if not activity.in_activity():
+            return False
+        words = SINGLE_STATEMENTS.get(activity.info().activity_type)
+        return words is not None and words in str(query)
 
 
 def set_options(fault: Fault) -> None:

@@ -13,7 +13,7 @@ from starter.singletons import start_missing
 from tests.support.faults import Fault, Moment
 from tests.support.system import Payment, PaymentSystem
 
-RECORDS_THE_HASH = "UPDATE payment_attempts"
+RECORDS_THE_HASH = "record_own_submission("
 
 
 async def _killed_while_submitting(system: PaymentSystem, payment: Payment, moment: Moment) -> None:
