@@ -76,6 +76,7 @@ async def test_one_pass_at_a_time_and_none_is_waited_for(bulk: Bulk) -> None:
         follower.saw(at(100))
         await asyncio.sleep(0)
         follower.saw(at(101))
+        await asyncio.sleep(0)
         assert passes.asked == [confirmed(100)]
         passes.go_on.set()
         await follower.finish()
