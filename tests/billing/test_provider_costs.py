@@ -158,7 +158,7 @@ async def test_a_ledger_that_owes_something_else_and_a_hold_that_is_open_are_dif
     left = spender.hold(10)
     with connect(database.superuser_url, triggers=False) as superuser:
         superuser.execute("UPDATE journal_lines SET amount = amount - 1 WHERE account_code = 'payable:providers'")
-        superuser.execute("UPDATE credit_holds SET created_at = created_at - interval '1 day' WHERE id = %s", (left,))
+        superuser.execute("UPDATE credit_holds SET created_at = %s WHERE id = %s", (YESTERDAY, left))
     async with provider() as (url, _):
         [words] = (await reconcile(service, configured(url, CostKind.LITELLM))).differences
     assert "the ledger owes 9999 credits for these receipts, which cost 10000" in words

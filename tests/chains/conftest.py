@@ -16,11 +16,14 @@ from devstack.processes import wait_until
 from settings import load
 from starter.models import Intent
 from starter.temporal import connect
+from tests.finality.conftest import start_as_before
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain, xdist_number
+from tests.support.sql import query
 from worker import build_worker
-from workflows.naming import PLATFORM_TASK_QUEUE
+from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
+from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 FINAL_AFTER: Final = 12
 """Confirmations that make a payment final here; it is credited after two."""
@@ -120,12 +123,38 @@ def other_worker(engine: Engine, other_chain: LocalChain) -> OtherWorker:
 
 
 async def credited(engine: Engine) -> tuple[Intent, str]:
-    """A credited payment that is not final yet, left without a worker."""
+    """A credited payment that is not final yet."""
     async with engine.worker():
         payer, intent, sent = await engine.buy()
         await engine.submit(payer, intent, sent)
-        await engine.polled(intent.attempt_id, "to go")
+        await engine.result(intent.attempt_id)
+    assert outcome(engine, intent.attempt_id) is None
     return intent, sent
+
+
+async def credited_as_before(engine: Engine) -> Intent:
+    """The same by a run that tracks it itself, left without a worker on the queue of all chains."""
+    async with engine.worker():
+        payer, intent, sent = await engine.buy()
+        await start_as_before(engine, payer, intent, sent, queue=PLATFORM_TASK_QUEUE)
+        await engine.polled(intent.attempt_id, "to go")
+    return intent
+
+
+def outcome(engine: Engine, attempt_id: UUID) -> str | None:
+    """What is on record of the payment's finality."""
+    rows = query(
+        engine.database.superuser_url, "SELECT outcome FROM transfer_finality WHERE attempt_id = %s", attempt_id
+    )
+    return rows[0][0] if rows else None
+
+
+async def keep_house(engine: Engine, chain_id: int) -> HousekeepingResult:
+    """What a tick does on a chain's queue; when this returns its workers have worked."""
+    wanted = HousekeepingInput(pick_up_after_seconds=1, chain_id=chain_id)
+    return await engine.namespace.client.execute_workflow(
+        Housekeeping.run, wanted, id=f"house-{chain_id}", task_queue=task_queue(chain_id)
+    )
 
 
 async def has_been_asked(engine: Engine, attempt_id: UUID, activity: str) -> None:
@@ -144,5 +173,6 @@ async def becomes_final(engine: Engine, attempt_id: UUID) -> None:
     """Mine until the payment is final, with a worker of its own chain."""
     async with engine.worker():
         await engine.chain.mine(FINAL_AFTER + MIN_CONFIRMATIONS)
-        result = await engine.result(attempt_id)
-    assert result.final_block is not None
+        await engine.result(attempt_id)
+        await keep_house(engine, engine.chain.chain_id)
+    assert outcome(engine, attempt_id) == "final"

@@ -16,7 +16,8 @@ from domain.payments.attempt import AttemptStatus
 from starter.resolutions import start_remedy
 from starter.singletons import start_missing
 from starter.temporal import count_left_behind
-from tests.chains.conftest import FINAL_AFTER, OtherWorker, as_before, credited
+from tests.chains.conftest import FINAL_AFTER, OtherWorker, as_before, credited_as_before
+from tests.finality.conftest import start_as_before
 from tests.reconciliation.planting import find_receipt
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
 from workflows.naming import PLATFORM_TASK_QUEUE, task_queue, watch_workflow_id
@@ -40,16 +41,16 @@ async def test_every_run_on_the_queue_of_all_chains_comes_to_its_end_after_the_u
     client = engine.namespace.client
     with as_before():
         # Credited and not final; submitted and waiting for its confirmations; submitted without a worker.
-        final, _ = await credited(engine)
+        final = await credited_as_before(engine)
         waiter, thinker, operator = payer_wallets()[1:4]
         async with engine.worker():
             payer, waiting = await engine.intent(wallet=waiter)
             waiting_hash = await engine.pay(waiting, wallet=waiter)
             await engine.chain.mine(1)
-            await engine.submit(payer, waiting, waiting_hash)
+            await start_as_before(engine, payer, waiting, waiting_hash, queue=PLATFORM_TASK_QUEUE)
             await engine.polled(waiting.attempt_id, "confirmations")
         hesitant, replaced = await engine.intent(wallet=thinker)
-        await engine.submit(hesitant, replaced, "0x" + "ab" * 32)
+        await start_as_before(engine, hesitant, replaced, "0x" + "ab" * 32, queue=PLATFORM_TASK_QUEUE)
         # An operator's credit, and the watch of the chain.
         stray = await engine.chain.pay(operator.private_key, engine.chain.treasury_address, 5_000_000)
         await engine.chain.mine(MIN_CONFIRMATIONS)

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final
 
+import psycopg
 import pytest
-from sqlalchemy.exc import DBAPIError
 
 from db.accounts import wallets as accounts
 from db.payments import attempts
@@ -174,7 +174,7 @@ class Case:
         paid: SettledTransfer = transfer_for(attempt, **values, expected_raw=min(VALUE_RAW, values["value_raw"]))
         try:
             await self.roles.credit(attempt, paid)
-        except (TransferAlreadySettled, DBAPIError):
+        except (TransferAlreadySettled, psycopg.Error):
             return False
         return True
 

@@ -59,7 +59,14 @@ OF_A_CREDIT = {
     },
 }
 CALLS_OF_A_CREDIT = {
-    *("credit_own_purchase()", "observed_payment_time()", "own_attempt()", "post_own_purchase()", "prove_writes()"),
+    *(
+        "credit_own_purchase()",
+        "observed_payment_time()",
+        "observed_payments()",
+        "own_attempt()",
+        "post_own_purchase()",
+        "prove_writes()",
+    ),
     *("record_own_submission()", "schema_compatible_from()", "system_tenant_is_flagged()"),
 }
 

@@ -97,7 +97,7 @@ async def test_a_charge_says_what_is_left_beside_other_calls_and_keeps_the_upstr
 ) -> None:
     held = hold(database, key, 600)
     hold(database, key, 100)
-    charged = capture(database, held["hold_id"], 500)
+    charged = capture(database, held["hold_id"], 500, upstream_id="gen-1")
     assert (charged["balance"], charged["available"]) == (BALANCE - 500, BALANCE - 600)
     ids = "SELECT h.upstream_id, r.upstream_id FROM credit_holds h JOIN charge_receipts r ON r.hold_id = h.id"
     assert query(database.superuser_url, ids) == [("gen-1", "gen-1")]

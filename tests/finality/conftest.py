@@ -53,7 +53,7 @@ async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> As
         yield opened
 
 
-async def start_as_before(engine: Engine, payer: Payer, intent: Intent, sent: str) -> None:
+async def start_as_before(engine: Engine, payer: Payer, intent: Intent, sent: str, *, queue: str = TASK_QUEUE) -> None:
     """Submit as a starter up to schema revision 0006 does: the run records the hash, and tracks the payment itself."""
     attempt = await engine.attempt(intent.attempt_id)
     submission = Submission(
@@ -73,7 +73,7 @@ async def start_as_before(engine: Engine, payer: Payer, intent: Intent, sent: st
             terms=terms_of(attempt),
         ),
         id=workflow_id(attempt.id),
-        task_queue=TASK_QUEUE,
+        task_queue=queue,
     )
 
 

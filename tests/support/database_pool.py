@@ -167,6 +167,7 @@ class DatabasePool:
             assert self._origin is not None
             pools = [database.engine.pool for database in (roles.app, roles.settlement, roles.service)]
             kept = sum(pool.checkedin() for pool in pools if isinstance(pool, QueuePool))
+            kept += sum(len(database._hot._idle) for database in (roles.settlement, roles.service))
             if await self._origin.restore(superuser, kept=kept):
                 self._free.append((roles, superuser))
             else:

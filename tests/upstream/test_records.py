@@ -195,7 +195,7 @@ async def spend(running: Running) -> None:
     on: Any = {"billed_on": YESTERDAY.isoformat(), "prompt_tokens": 1000, "cached_tokens": 200, "tokens": 65}
     await ask(running, "chat", request_body("chat", **on))
     await ask(running, "messages", request_body("messages", **on))
-    await ask(running, "chat", request_body("chat"))
+    await ask(running, "chat", request_body("chat", billed_on=TODAY.isoformat()))
 
 
 async def test_openais_costs_are_read_by_its_package(running: Running) -> None:
