@@ -27,7 +27,9 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+import worker
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
 from tests.support.api import RunningApi, SharedApi, Visitor, shared_api_on
@@ -126,6 +128,13 @@ async def namespaces(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     made = Namespaces(lambda: tmp_path_factory.mktemp("temporal"))
     yield made
     await made.close()
+
+
+@pytest.fixture
+def sandboxed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workflows import their modules again for each run, and with them a time-out that the test has changed."""
+    for options in (worker.WORKER_OPTIONS, worker.PLATFORM_OPTIONS):
+        monkeypatch.setitem(options, "workflow_runner", SandboxedWorkflowRunner())
 
 
 @pytest.fixture

@@ -72,6 +72,9 @@ class Trap:
             if is_transaction:
                 self.reached(Moment.AFTER_COMMIT)
                 self.ended()
+            elif self._fault.moment is Moment.BEFORE_TRANSACTION and self._fault.activity in SINGLE_STATEMENTS:
+                # It may have read that there is nothing left to write.
+                self.ended()
             return answer
 
         async def watched_commit(connection: Any) -> None:

@@ -219,6 +219,7 @@ async def test_a_heartbeat_belongs_to_the_time_that_its_schedule_meant(engine: E
     assert taken.heartbeat.scheduled_at == at
 
 
+@pytest.mark.usefixtures("sandboxed")
 async def test_without_a_database_there_is_still_an_event(
     engine: Engine, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ async def test_a_schedule_of_the_file_makes_heartbeats(engine: Engine, heard: He
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sandboxed")
 async def test_a_receiver_that_is_down_stops_no_heartbeat_and_the_log_has_each_event_once(
     engine: Engine, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

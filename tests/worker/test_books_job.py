@@ -108,6 +108,7 @@ async def test_a_violation_is_announced_once_and_its_end_too(engine: Engine, tmp
         assert "every row was checked" in books["detail"]
 
 
+@pytest.mark.usefixtures("sandboxed")
 async def test_what_the_receiver_did_not_take_is_announced_by_the_next_check(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
