@@ -9,6 +9,7 @@ from typing import TypeVar
 from temporalio.client import Client
 
 from activities.messages import WatchedChain
+from chain.joined_batches import JOIN_SECONDS
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from chain.rpc import RequestObserver
@@ -102,9 +103,11 @@ async def payments_client(settings: Settings, variables: Mapping[str, str]) -> A
         yield PaymentsClient(database, await connect(variables, lazy=True), policy)
 
 
-def chain_reader(settings: Settings, *, on_request: RequestObserver | None = None) -> ChainReader:
-    """The chain's nodes; `on_request` is called for each HTTP request. Raises `ConfigurationError` without
-    addresses.
+def chain_reader(
+    settings: Settings, *, on_request: RequestObserver | None = None, join_seconds: float = JOIN_SECONDS
+) -> ChainReader:
+    """The chain's nodes; `on_request` is called for each HTTP request, and a question waits up to `join_seconds` for
+    others that share one. Raises `ConfigurationError` without addresses.
     """
     return ChainReader(
         settings.require_chain_rpc_urls(),
@@ -112,4 +115,5 @@ def chain_reader(settings: Settings, *, on_request: RequestObserver | None = Non
         timeout_seconds=settings.chain_rpc_timeout_seconds,
         log_range_max=settings.chain_log_range_max,
         on_request=on_request,
+        join_seconds=join_seconds,
     )

@@ -33,6 +33,7 @@ from activities.messages import (
 from activities.payments.wiring import activities
 from activities.wiring import Dependencies
 from bench.settlements import in_flight
+from chain.joined_batches import JOIN_SECONDS_MIN
 from composition import chain_reader, settlement_preconditions, settlement_starter
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.ledger.entries import PostedMeanwhile
@@ -216,7 +217,8 @@ async def opened_steps(settings: Settings, variables: Mapping[str, str]) -> Asyn
         stack.push_async_callback(settlement.dispose)
         service = ServiceDatabase(settings.require_service_database_url(), **options)
         stack.push_async_callback(service.dispose)
-        chain = await stack.enter_async_context(chain_reader(settings))
+        # The product waits for others that share a request while its processors are busy; these would only wait.
+        chain = await stack.enter_async_context(chain_reader(settings, join_seconds=JOIN_SECONDS_MIN))
         temporal = await connect(variables, lazy=True)
         starter = settlement_starter(temporal, settings, settlement)
         yield Steps(
