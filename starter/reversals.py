@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from temporalio.client import Client
 from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
@@ -16,13 +14,9 @@ from domain.errors import BookkeepingError
 from domain.money import format_usd
 from domain.payments.attempt import PaymentAttempt
 from domain.payments.verification import terms_of
+from starter.payment_attributes import search_attributes
 from starter.temporal import RPC_TIMEOUT, answered
 from workflows.naming import (
-    BILLING_ACCOUNT_ID,
-    CHAIN_ID,
-    PAYMENT_PURPOSE,
-    PAYMENT_STATUS,
-    TX_HASH,
     reversal_workflow_id,
     task_queue,
 )
@@ -47,7 +41,7 @@ async def start_reversal(client: Client, attempt: PaymentAttempt, *, again: bool
                 task_queue=task_queue(attempt.chain_id),
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=policy,
-                search_attributes=_search_attributes(attempt, attempt.tx_hash),
+                search_attributes=search_attributes(attempt, attempt.tx_hash, attempt.status),
                 static_summary=_summary(attempt),
                 rpc_timeout=RPC_TIMEOUT,
             )
@@ -72,15 +66,3 @@ def _tracked(attempt: PaymentAttempt, tx_hash: str) -> TrackedPayment:
 def _summary(attempt: PaymentAttempt) -> str:
     payment = f"{format_usd(attempt.amount_usd_cents)} USD by {attempt.from_address}"
     return f"payment of {payment}: reverse it, unless it is on the chain for good"
-
-
-def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttributes:
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(PAYMENT_PURPOSE, attempt.purpose.value),
-            SearchAttributePair(PAYMENT_STATUS, attempt.status.value),
-            SearchAttributePair(BILLING_ACCOUNT_ID, attempt.billing_account_id),
-            SearchAttributePair(CHAIN_ID, attempt.chain_id),
-            SearchAttributePair(TX_HASH, tx_hash),
-        ]
-    )

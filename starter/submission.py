@@ -14,8 +14,6 @@ from uuid import UUID
 import structlog
 from temporalio.client import Client
 from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
@@ -30,15 +28,11 @@ from domain.money import format_usd
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.payments.verification import terms_of
 from services.payments.submission import record_hash
+from starter.payment_attributes import search_attributes
 from starter.reversals import start_reversal
 from starter.temporal import register_search_attributes, to_temporal_unavailable
 from workflows.naming import (
-    BILLING_ACCOUNT_ID,
-    CHAIN_ID,
     HASH_REPLACED_SIGNAL,
-    PAYMENT_PURPOSE,
-    PAYMENT_STATUS,
-    TX_HASH,
     task_queue,
     workflow_id,
 )
@@ -165,7 +159,7 @@ class SubmitPayment:
                     id_reuse_policy=reuse_policy,
                     start_signal=HASH_REPLACED_SIGNAL if replaced else None,
                     start_signal_args=replaced,
-                    search_attributes=_search_attributes(attempt, attempt.tx_hash),
+                    search_attributes=search_attributes(attempt, attempt.tx_hash, AttemptStatus.PENDING_UNVERIFIED),
                     task_timeout=WORKFLOW_TASK_TIMEOUT,
                     static_summary=_summary(attempt),
                     memo={"requestId": request_id} if request_id else None,
@@ -212,18 +206,6 @@ def settlement_of(
         amount_usd_cents=attempt.amount_usd_cents,
         terms=terms_of(attempt),
         recorded=recorded,
-    )
-
-
-def _search_attributes(attempt: PaymentAttempt, tx_hash: str) -> TypedSearchAttributes:
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(PAYMENT_PURPOSE, attempt.purpose.value),
-            SearchAttributePair(PAYMENT_STATUS, AttemptStatus.PENDING_UNVERIFIED.value),
-            SearchAttributePair(BILLING_ACCOUNT_ID, attempt.billing_account_id),
-            SearchAttributePair(CHAIN_ID, attempt.chain_id),
-            SearchAttributePair(TX_HASH, tx_hash),
-        ]
     )
 
 
