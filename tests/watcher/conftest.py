@@ -111,8 +111,14 @@ class Watch:
         return [row["tx_hash"] for row in await self.rows("SELECT tx_hash FROM orphaned_transfers ORDER BY id")]
 
     async def findings(self) -> list[tuple[str, str, UUID | None]]:
-        """Kind, transaction and attempt of each finding."""
-        rows = await self.rows("SELECT kind, tx_hash, attempt_id FROM findings ORDER BY created_at, log_index")
+        """Kind, transaction and attempt of each finding, in the chain's order.
+
+        Not in the order in which they were opened: different senders' are opened at the same time.
+        """
+        rows = await self.rows(
+            """SELECT kind, tx_hash, attempt_id FROM findings f
+                ORDER BY (metadata->>'blockNumber')::bigint NULLS FIRST, log_index, created_at"""
+        )
         return [(row["kind"], row["tx_hash"], row["attempt_id"]) for row in rows]
 
     async def cursor(self) -> int:

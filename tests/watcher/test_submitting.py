@@ -113,8 +113,10 @@ async def test_a_transfer_of_an_account_without_an_intent_is_an_operators_and_na
     sent = [await watch.pay(wallet=wallet, blocks=MIN_CONFIRMATIONS) for wallet in (stranger, member)]
     await watch.act()
     assert await watch.findings() == [("transfer_without_intent", hash_, None) for hash_ in sent]
-    accounts = await watch.rows("SELECT billing_account_id FROM findings ORDER BY created_at")
-    assert [row["billing_account_id"] for row in accounts] == [None, ended.billing_account_id]
+    accounts = await watch.rows("SELECT tx_hash, billing_account_id FROM findings")
+    assert {row["tx_hash"]: row["billing_account_id"] for row in accounts} == dict(
+        zip(sent, [None, ended.billing_account_id], strict=True)
+    )
 
 
 async def test_too_little_is_an_operators_when_its_attempt_has_been_refused(watch: Watch) -> None:
