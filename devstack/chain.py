@@ -168,9 +168,13 @@ def create2_address(deployer: str, salt: bytes, creation_code: bytes) -> Checksu
 
 
 @functools.cache
-def _function(contract: str, name: str) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
-    """Selector, argument types and result types of a function of one of our contracts."""
-    entry = next(e for e in load_artifact(contract).abi if e["type"] == "function" and e["name"] == name)
+def _function(contract: str, name: str, arguments: int) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
+    """Selector, argument types and result types of a function of one of our contracts.
+
+    Of several of that name, the number of arguments says which.
+    """
+    functions = [entry for entry in load_artifact(contract).abi if entry["type"] == "function"]
+    entry = next(one for one in functions if one["name"] == name and len(one["inputs"]) == arguments)
     signature = abi_to_signature(cast(Any, entry))
 
     def types(part: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -188,7 +192,7 @@ def _abi_type(argument: Mapping[str, Any]) -> str:
 
 def call_data(contract: str, function: str, *arguments: Any) -> HexStr:
     """The data of a call to one of our contracts, 0x-prefixed hex."""
-    selector, inputs, _ = _function(contract, function)
+    selector, inputs, _ = _function(contract, function, len(arguments))
     return HexStr("0x" + (selector + encode(inputs, arguments)).hex())
 
 
@@ -213,6 +217,11 @@ class SignedPayment:
             self.payer, self.to, self.amount_raw, self.valid_after, self.valid_before, self.nonce,
             self.v, self.r, self.s,
         )  # fmt: skip
+
+    @property
+    def signature(self) -> bytes:
+        """The 65 bytes that the overloads for contracts, too, are called with."""
+        return self.r + self.s + bytes([self.v])
 
 
 def _signed(
@@ -496,7 +505,7 @@ class LocalChain(Service):
 
         Raises ChainCallError when it reverts.
         """
-        _, _, outputs = _function(contract, function)
+        _, _, outputs = _function(contract, function, len(arguments))
         target = address or {"TestUSDC": self.token_address}.get(contract, self.multisend_address)
         result = await self.rpc("eth_call", {"to": target, "data": call_data(contract, function, *arguments)}, "latest")
         values = decode(outputs, bytes.fromhex(result[2:]))
@@ -652,6 +661,16 @@ class LocalChain(Service):
         await self.mine()
         return to_checksum_address((await self.wait_for_receipt(tx_hash))["contractAddress"])
 
+    async def deploy_token(self, contract: str, symbol: str, decimals: int) -> ChecksumAddress:
+        """Deploys a PlainToken, FeeToken or LyingToken; its deployer (payer 8) owns it and may `mint` it.
+
+        Mines a block for it. Raises ChainCallError when refused.
+        """
+        code = load_artifact(contract).bytecode + encode(["string", "uint8"], [symbol, decimals]).hex()
+        tx_hash = await self.send(payer_wallets()[-1].private_key, None, code, gas=DEPLOY_GAS)
+        await self.mine()
+        return to_checksum_address((await self.wait_for_receipt(tx_hash))["contractAddress"])
+
     async def mint(self, to: str, amount_raw: int, *, token: str | None = None, owner: Wallet | None = None) -> HexStr:
         """Sends a mint of test USDC (or of a look-alike, by its owner); gives back the transaction's hash."""
         key = (owner or dev_wallets()[DEPLOYER_INDEX]).private_key
@@ -669,15 +688,18 @@ class LocalChain(Service):
         valid_after: int = 0,
         valid_before: int = 2**48,
         for_receiver: bool = False,
+        nonce: bytes | None = None,
+        payer: str | None = None,
     ) -> SignedPayment:
-        """Signs an EIP-3009 authorization with a fresh nonce. The times are Unix seconds on the chain.
+        """Signs an EIP-3009 authorization, without a `nonce` with a fresh one. The times are Unix seconds on the chain.
 
-        `for_receiver` signs for receiveWithAuthorization, which only the payee can use.
+        `for_receiver` signs for receiveWithAuthorization, which only the payee can use. `payer` is the key's own
+        address, or the smart wallet that the key owns.
         """
         target = to_checksum_address(token or self.token_address)
-        payer = to_checksum_address(_account().from_key(private_key).address)
+        payer = to_checksum_address(payer or _account().from_key(private_key).address)
         payee = to_checksum_address(to)
-        nonce = secrets.token_bytes(32)
+        nonce = nonce or secrets.token_bytes(32)
         v, r, s = _signed(
             private_key,
             token=target,

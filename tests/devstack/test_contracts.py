@@ -16,7 +16,15 @@ from tests.devstack.conftest import ROOT
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
     "chain/contracts": ["SignatureValidator"],
-    "devstack/contracts": ["Multisend", "SmartWallet", "SmartWalletFactory", "TestUSDC"],
+    "devstack/contracts": [
+        "FeeToken",
+        "LyingToken",
+        "Multisend",
+        "PlainToken",
+        "SmartWallet",
+        "SmartWalletFactory",
+        "TestUSDC",
+    ],
 }
 
 
@@ -48,7 +56,7 @@ def test_the_sources_are_ours_and_their_artifacts_name_them(folder: str) -> None
 
 
 def test_an_unknown_contract_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(DevstackError, match="there are: Multisend, SmartWallet, SmartWalletFactory, TestUSDC"):
+    with pytest.raises(DevstackError, match="there are: FeeToken, LyingToken, Multisend, PlainToken"):
         load_artifact("Other")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from eth_utils.crypto import keccak
 
-from devstack.chain import MINT_RAW, LocalChain, call_data, payer_wallets
+from devstack.chain import MINT_RAW, LocalChain, call_data, dev_wallets, payer_wallets
 from devstack.errors import ChainCallError
 
 PAYER, OTHER, RELAYER = payer_wallets()[3:6]
@@ -113,6 +113,82 @@ async def test_only_the_payee_receives_with_an_authorization(chain: LocalChain) 
     assert int(stolen["status"], 16) == 0
     receipt = await mined(chain, await chain.send(OTHER.private_key, chain.token_address, data, gas=200_000))
     assert transfers(receipt) == [(PAYER.address.lower(), OTHER.address.lower(), 9)]
+
+
+async def test_a_smart_wallet_authorizes_by_bytes_of_its_own(chain: LocalChain) -> None:
+    wallet = await chain.deploy_smart_wallet(OTHER.address)
+    await chain.mint(wallet, 50)
+    await chain.mine()
+    payment = chain.sign_payment(OTHER.private_key, chain.treasury_address, 50, payer=wallet)
+    data = call_data("TestUSDC", "transferWithAuthorization", *payment.as_arguments()[:6], payment.signature)
+    receipt = await mined(chain, await chain.send(RELAYER.private_key, chain.token_address, data, gas=200_000))
+    assert transfers(receipt) == [(wallet.lower(), chain.treasury_address.lower(), 50)]
+    assert [log["topics"][0] for log in receipt["logs"]] == [USED, TRANSFER]
+    # The owner's key is not the wallet's: without the wallet's word it authorizes nothing in its name.
+    strangers = chain.sign_payment(PAYER.private_key, chain.treasury_address, 1, payer=wallet)
+    data = call_data("TestUSDC", "transferWithAuthorization", *strangers.as_arguments()[:6], strangers.signature)
+    with pytest.raises(ChainCallError, match="invalid signature"):
+        await chain.rpc("eth_call", {"from": RELAYER.address, "to": chain.token_address, "data": data}, "latest")
+
+
+async def test_a_key_authorizes_receives_and_cancels_by_bytes_too(chain: LocalChain) -> None:
+    token = chain.token_address
+    payment = chain.sign_payment(PAYER.private_key, chain.treasury_address, 3)
+    data = call_data("TestUSDC", "transferWithAuthorization", *payment.as_arguments()[:6], payment.signature)
+    receipt = await mined(chain, await chain.send(RELAYER.private_key, token, data, gas=200_000))
+    assert transfers(receipt) == [(PAYER.address.lower(), chain.treasury_address.lower(), 3)]
+    received = chain.sign_payment(PAYER.private_key, OTHER.address, 4, for_receiver=True)
+    data = call_data("TestUSDC", "receiveWithAuthorization", *received.as_arguments()[:6], received.signature)
+    receipt = await mined(chain, await chain.send(OTHER.private_key, token, data, gas=200_000))
+    assert transfers(receipt) == [(PAYER.address.lower(), OTHER.address.lower(), 4)]
+    cancelled = chain.sign_payment(PAYER.private_key, chain.treasury_address, 5)
+    v, r, s = chain.sign_cancellation(PAYER.private_key, cancelled.nonce)
+    data = call_data("TestUSDC", "cancelAuthorization", PAYER.address, cancelled.nonce, r + s + bytes([v]))
+    receipt = await mined(chain, await chain.send(RELAYER.private_key, token, data))
+    assert int(receipt["status"], 16) == 1
+    assert await chain.read("TestUSDC", "authorizationState", PAYER.address, cancelled.nonce) is True
+
+
+async def test_who_is_blacklisted_neither_pays_nor_is_paid(chain: LocalChain) -> None:
+    owner, token = dev_wallets()[0], chain.token_address
+    await chain.send(owner.private_key, token, call_data("TestUSDC", "blacklist", OTHER.address))
+    await chain.mine()
+    payment = chain.sign_payment(OTHER.private_key, chain.treasury_address, 1)
+    relayed = await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment))
+    to_them = await mined(chain, await chain.pay(PAYER.private_key, OTHER.address, 1))
+    assert [int(receipt["status"], 16) for receipt in (relayed, to_them)] == [0, 0]
+    await chain.send(owner.private_key, token, call_data("TestUSDC", "unBlacklist", OTHER.address))
+    await chain.mine()
+    assert int((await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment)))["status"], 16) == 1
+
+
+async def test_nothing_moves_while_it_is_paused(chain: LocalChain) -> None:
+    owner, token = dev_wallets()[0], chain.token_address
+    strangers = await mined(chain, await chain.send(PAYER.private_key, token, call_data("TestUSDC", "pause")))
+    assert int(strangers["status"], 16) == 0
+    await chain.send(owner.private_key, token, call_data("TestUSDC", "pause"))
+    await chain.mine()
+    payment = chain.sign_payment(PAYER.private_key, chain.treasury_address, 1)
+    relayed = await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment))
+    paid = await mined(chain, await chain.pay(PAYER.private_key, OTHER.address, 1))
+    assert [int(receipt["status"], 16) for receipt in (relayed, paid)] == [0, 0]
+    await chain.send(owner.private_key, token, call_data("TestUSDC", "unpause"))
+    await chain.mine()
+    assert int((await mined(chain, await chain.pay_relayed(RELAYER.private_key, payment)))["status"], 16) == 1
+
+
+async def test_other_tokens_are_plain_take_a_fee_or_lie(chain: LocalChain) -> None:
+    owner, events, arrived = payer_wallets()[-1], [], []
+    for contract, decimals in (("PlainToken", 18), ("FeeToken", 6), ("LyingToken", 6)):
+        token = await chain.deploy_token(contract, "TKN", decimals)
+        assert await chain.read("PlainToken", "decimals", address=token) == decimals
+        await chain.mint(PAYER.address, 10_000, token=token, owner=owner)
+        await chain.mine()
+        receipt = await mined(chain, await chain.pay(PAYER.private_key, OTHER.address, 10_000, token=token))
+        events.append([value for _, to, value in transfers(receipt) if to == OTHER.address.lower()])
+        arrived.append(await chain.token_balance_raw(OTHER.address, token=token))
+    assert events == [[10_000], [9_900], [10_000]]
+    assert arrived == [10_000, 9_900, 0]
 
 
 async def test_several_payers_in_one_transaction(chain: LocalChain) -> None:
