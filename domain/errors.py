@@ -9,6 +9,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── PayerRefused            payments from that address are not accepted: treasury, zero address or token
 │   ├── WrongChain              the attempt belongs to another chain than this process settles
 │   ├── NotSignedIn             authentication is missing, or the session has ended
+│   ├── KeyRefused              the service key is unknown, revoked or expired
 │   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or expired
 │   ├── NotAnOperator           authenticated, but not an operator
 │   ├── IdempotencyKeyReused    the key was used with a different request
@@ -260,6 +261,17 @@ class NotSignedIn(Refusal):
 
     def __init__(self) -> None:
         super().__init__("authentication required: sign in with your wallet")
+
+
+class KeyRefused(Refusal):
+    """The request's service key is unknown, revoked or expired."""
+
+    code = "KEY_REFUSED"
+    category = Category.UNAUTHENTICATED
+    title = "The service key is not accepted"
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the service key is {state.removeprefix('key_').replace('_key', '')}: expected one in force")
 
 
 class SignInRefused(Refusal):

@@ -6,7 +6,6 @@ cookies, or describes one connection only, stays where it came from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from multidict import CIMultiDictProxy
@@ -27,14 +26,6 @@ _TO_CLIENT: Final = (
     "openai-version",
 )
 _TO_CLIENT_OF_ERRORS: Final = ("retry-after", "retry-after-ms", "x-should-retry")
-
-
-def key_of(headers: Mapping[str, str]) -> str | None:
-    """The client's key: `Authorization: Bearer`, whatever the case of the scheme, or `x-api-key`."""
-    scheme, _, token = headers.get("Authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return headers.get("x-api-key", "").strip() or None
 
 
 def for_upstream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +13,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from db.billing.holds import KeyState
+from domain.billing.keys import hash_key, key_of
 from domain.billing.requests import InvalidRequest, parse_request
 from domain.billing.usage import Dialect
 from domain.errors import DatabaseUnavailable
@@ -247,8 +247,8 @@ class _Routes:
     # -- keys
 
     def _key_hash_or_none(self, request: web.Request) -> str | None:
-        key = headers.key_of(request.headers)
-        return None if key is None else hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+        key = key_of(request.headers)
+        return None if key is None else hash_key(key)
 
     def _key_hash(self, request: web.Request) -> str:
         key_hash = self._key_hash_or_none(request)

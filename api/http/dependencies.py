@@ -7,8 +7,9 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Header, Request
-from fastapi.security import APIKeyCookie
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 
+from api.accounts.callers import Caller, find_program
 from api.accounts.sessions import find_session
 from api.http.rate_limits import client_address, take
 from api.resources import LOCAL_COOKIE, SECURE_COOKIE, ApiServices, Services
@@ -18,8 +19,11 @@ from db.accounts.sessions import Session
 from domain.errors import NotSignedIn
 
 __all__ = [
+    "CALLERS_TURN",
     "ONE_TURN",
     "ApiServices",
+    "Caller",
+    "CallerOfAccount",
     "OptionalSession",
     "RepeatKey",
     "Services",
@@ -27,6 +31,7 @@ __all__ = [
     "SignedIn",
     "limit_by_account",
     "limit_by_address",
+    "limit_by_caller",
 ]
 
 # For the OpenAPI document only: which of the two names applies depends on TLS.
@@ -57,6 +62,32 @@ async def _signed_in(session: OptionalSession, _: Annotated[str | None, Depends(
 SignedIn = Annotated[Session, Depends(_signed_in)]
 
 
+# For the OpenAPI document only.
+_bearer_scheme = HTTPBearer(scheme_name="serviceKey", description="A service key, `sk-settle-...`.", auto_error=False)
+_key_scheme = APIKeyHeader(
+    name="x-api-key", scheme_name="serviceKeyHeader", description="The same, as some clients send it.", auto_error=False
+)
+
+
+async def _caller_of_account(
+    request: Request,
+    services: ApiServices,
+    _: Annotated[str | None, Depends(_cookie_scheme)],
+    __: Annotated[object, Depends(_bearer_scheme)],
+    ___: Annotated[str | None, Depends(_key_scheme)],
+) -> Caller:
+    # A key goes first: who sends one means it, whatever cookie a client has kept.
+    caller = await find_program(services, request)
+    if caller is None:
+        caller = Caller.of_session(await _signed_in(await find_session(services, request), None))
+    structlog.contextvars.bind_contextvars(billing_account_id=caller.billing_account_id)
+    return caller
+
+
+CallerOfAccount = Annotated[Caller, Depends(_caller_of_account)]
+"""By session or service key, for routes that programs use as well. Raises `NotSignedIn` and `KeyRefused`."""
+
+
 async def _turn(session: SignedIn, services: ApiServices) -> AsyncIterator[None]:
     async with services.concurrency.place(session.billing_account_id):
         yield
@@ -64,6 +95,15 @@ async def _turn(session: SignedIn, services: ApiServices) -> AsyncIterator[None]
 
 ONE_TURN = Depends(_turn, scope="function")
 """The session and its concurrency slot, for routes that query the database on behalf of an account."""
+
+
+async def _callers_turn(caller: CallerOfAccount, services: ApiServices) -> AsyncIterator[None]:
+    async with services.concurrency.place(caller.billing_account_id):
+        yield
+
+
+CALLERS_TURN = Depends(_callers_turn, scope="function")
+"""The same for routes that programs use as well."""
 
 
 RepeatKey = Annotated[
@@ -93,10 +133,26 @@ def limit_by_account(
     """A dependency that counts the request against its account, then against its address."""
 
     async def limit(request: Request, services: ApiServices, session: SignedIn) -> None:
-        buckets = [
-            Bucket(f"{kind}:account:{session.billing_account_id}", per_account(services)),
-            Bucket(f"{kind}:address:{client_address(request)}", per_address(services)),
-        ]
+        buckets = _buckets(kind, session.billing_account_id, per_account(services), request, per_address(services))
         await take(services, kind, buckets)
 
     return limit
+
+
+def limit_by_caller(
+    kind: str, per_account: Callable[[Services], int], per_address: Callable[[Services], int]
+) -> Callable[..., Awaitable[None]]:
+    """The same for routes that programs use as well."""
+
+    async def limit(request: Request, services: ApiServices, caller: CallerOfAccount) -> None:
+        buckets = _buckets(kind, caller.billing_account_id, per_account(services), request, per_address(services))
+        await take(services, kind, buckets)
+
+    return limit
+
+
+def _buckets(kind: str, billing_account_id: str, per_account: int, request: Request, per_address: int) -> list[Bucket]:
+    return [
+        Bucket(f"{kind}:account:{billing_account_id}", per_account),
+        Bucket(f"{kind}:address:{client_address(request)}", per_address),
+    ]

@@ -46,7 +46,8 @@ _RENEW: Final = """
 _MOVE: Final = "SELECT move_hold(%(hold_id)s::uuid, %(owner)s, %(upstream)s)"
 
 _FIND_KEY: Final = """
-    SELECT key_id, account_id, state, models, balance, held FROM find_key(%(key_hash)s) WHERE key_id IS NOT NULL
+    SELECT key_id, account_id, owner_user_id, state, models, balance, held
+      FROM find_key(%(key_hash)s) WHERE key_id IS NOT NULL
 """
 
 _USAGE: Final = """
@@ -127,6 +128,8 @@ class KeyState:
 
     key_id: UUID
     account_id: str
+    owner_user_id: str
+    """Whose scope its account is read in."""
     state: str
     """`active`, `unknown_key`, `key_revoked` or `key_expired`."""
     models: Sequence[str] | None

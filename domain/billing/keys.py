@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -55,7 +55,19 @@ def make_key() -> KeySecret:
 
 def hash_key(key: str) -> str:
     """What a key is stored and found by."""
-    return sha256(key.encode()).hexdigest()
+    # Bytes of a header that are not UTF-8 are a key, too: an unknown one.
+    return sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def key_of(headers: Mapping[str, str]) -> str | None:
+    """The key that a request names: `Authorization: Bearer`, whatever the case of the scheme, or `x-api-key`.
+
+    `headers` finds a name in any case.
+    """
+    scheme, _, token = headers.get("Authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key", "").strip() or None
 
 
 def parse_terms(

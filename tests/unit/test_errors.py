@@ -53,6 +53,7 @@ STABLE_CODES = {
     "WrongChain": "INVALID_CHAIN",
     "PayerRefused": "PAYER_REFUSED",
     "NotSignedIn": "UNAUTHENTICATED",
+    "KeyRefused": "KEY_REFUSED",
     "SignInRefused": "SIGN_IN_REFUSED",
     "NotAnOperator": "FORBIDDEN",
     "IdempotencyKeyReused": "IDEMPOTENCY_KEY_REUSED",
@@ -85,6 +86,7 @@ STABLE_CODES = {
 STABLE_STATUSES = {
     "INVALID_INPUT": 422,
     "UNAUTHENTICATED": 401,
+    "KEY_REFUSED": 401,
     "SIGN_IN_REFUSED": 401,
     "FORBIDDEN": 403,
     "ATTEMPT_NOT_FOUND": 404,
