@@ -37,6 +37,7 @@ class Settled:
     charged: int | None
     """None where the charge is left to who resolves lapsed holds."""
     balance: int | None
+    """After it; None where that is not known yet."""
 
 
 class CallBooks:
@@ -95,7 +96,7 @@ class CallBooks:
                 if time.monotonic() + delay_seconds > deadline:
                     metrics.LEFT_TO_RESOLVE.inc()
                     log.error("a charge is left to be resolved", hold_id=str(hold_id), reason=error.message)
-                    return Settled(None, balance_before)
+                    return Settled(None, None)
             await asyncio.sleep(delay_seconds)
             delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import itertools
+import os
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -108,6 +110,20 @@ class Cluster:
     async def drop(self, database: Database) -> None:
         """Remove a database, even with open connections."""
         await self.run(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name)))
+
+    async def kill(self) -> None:
+        """SIGKILL to the server and all of its processes, as where the machine loses power; `server.start()` recovers.
+
+        None of them does anything more: the others alone would notice that the server has died, and end statements.
+        """
+        async with await psycopg.AsyncConnection.connect(self.server.superuser_url(), autocommit=True) as connection:
+            found = await connection.execute("SELECT pid FROM pg_stat_activity")
+            pids = [pid for (pid,) in await found.fetchall()]
+            os.kill(self.server.pid, signal.SIGKILL)
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        await self.server.kill()
 
     @asynccontextmanager
     async def temporary(self, *, template: str | None = None) -> AsyncIterator[Database]:

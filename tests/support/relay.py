@@ -14,6 +14,8 @@ class Relay:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._passes_answers = asyncio.Event()
+        self._passes_answers.set()
         self.port = 0
 
     async def open(self) -> None:
@@ -29,17 +31,36 @@ class Relay:
             writer.transport.abort()
         await asyncio.sleep(0)
 
+    def keep_answers(self) -> None:
+        """Pass on what is asked, and no answers until `pass_answers`; a connection that ends then loses its answers."""
+        self._passes_answers.clear()
+
+    def pass_answers(self) -> None:
+        """Pass answers on again."""
+        self._passes_answers.set()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        try:
             other_reader, other_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        with contextlib.suppress(OSError):
             self._writers |= {writer, other_writer}
-            await asyncio.gather(_pipe(reader, other_writer), _pipe(other_reader, writer))
+            await asyncio.gather(_pipe(reader, other_writer), _pipe(other_reader, writer, self._passes_answers))
             self._writers -= {writer, other_writer}
 
 
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pipe(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: asyncio.Event | None = None
+) -> None:
     with contextlib.suppress(OSError):
         while content := await reader.read(65_536):
+            if passes is not None and not passes.is_set():
+                # What was kept back is lost where the server is killed before it may pass.
+                await passes.wait()
+                if reader.at_eof():
+                    break
             writer.write(content)
             await writer.drain()
     with contextlib.suppress(OSError):
