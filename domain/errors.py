@@ -15,6 +15,10 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── IdempotencyKeyReused    the key was used with a different request
 │   ├── KeyNotFound             no such service key, or one of another account
 │   ├── KeyNotInForce           the service key is revoked, expired or replaced already
+│   ├── MethodNotFound          no such payment method
+│   ├── MethodDisabled          the payment method takes no new charge or address
+│   ├── ChargeNotFound          no such charge, or one of another account
+│   ├── RequestOfKeyDiffers     the idempotency key was used for a charge on other terms
 │   ├── FindingNotFound         no such finding, or an abbreviated id that matches several
 │   ├── AccountNotFound         no such billing account
 │   ├── GrantNotFound           no such permission to bill another account
@@ -29,6 +33,8 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── TemporalUnavailable     the Temporal service cannot be reached
 │   │   ├── TemporalBusy        Temporal answers that it is overloaded
 │   │   └── TemporalRefused     Temporal has no such namespace, or refuses this process's credentials
+│   ├── AddressBudgetExhausted  so many addresses wait unpaid that a wallet would not find another one's payment
+│   ├── PriceUnavailable        there is no price of a token that is not a dollar
 │   ├── ProviderUnavailable     an AI provider does not say what it has on record
 │   ├── EventNotDelivered       the event sink did not accept an event
 │   └── ApiNotReady             the HTTP interface is not reachable, or not ready
@@ -326,6 +332,50 @@ class KeyNotInForce(Refusal):
         super().__init__(f"key {key_id} is {state}: make a new one")
 
 
+class MethodNotFound(Refusal):
+    """No payment method with that id."""
+
+    code = "METHOD_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Payment method not found"
+
+    def __init__(self, method_id: object) -> None:
+        super().__init__(f"payment method {str(method_id)[:80]} not found")
+
+
+class MethodDisabled(Refusal):
+    """The payment method takes no new charge or address; what comes to its addresses is credited all the same."""
+
+    code = "METHOD_DISABLED"
+    category = Category.CONFLICT
+    title = "The payment method is disabled"
+
+    def __init__(self, method_id: str) -> None:
+        super().__init__(f"payment method {method_id} is disabled: choose another one")
+
+
+class ChargeNotFound(Refusal):
+    """No charge with that id is visible to the caller."""
+
+    code = "CHARGE_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Charge not found"
+
+    def __init__(self, charge_id: object) -> None:
+        super().__init__(f"charge {charge_id} not found")
+
+
+class RequestOfKeyDiffers(Refusal):
+    """The idempotency key was used before, and not for a charge on these terms."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+    category = Category.CONFLICT
+    title = "The idempotency key was used for a charge on other terms"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"Idempotency-Key {key!r:.80} was used for another request: use a new key")
+
+
 class FindingNotFound(Refusal):
     """No finding with that id, or an abbreviated id that matches several."""
 
@@ -466,6 +516,20 @@ class TemporalRefused(TemporalUnavailable):
 
     code = "TEMPORAL_REFUSED"
     title = "Payments cannot be processed until an operator fixes the service"
+
+
+class AddressBudgetExhausted(Unavailable):
+    """So many addresses of a key wait unpaid that wallets would not find a payment to the next one."""
+
+    code = "ADDRESS_BUDGET_EXHAUSTED"
+    title = "No new address can be given out until one is paid"
+
+
+class PriceUnavailable(Unavailable):
+    """There is no price of a token that is not registered as a dollar token."""
+
+    code = "PRICE_UNAVAILABLE"
+    title = "The token's price is not known now"
 
 
 class ProviderUnavailable(Unavailable):
