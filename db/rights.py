@@ -35,7 +35,21 @@ _READ_BY_ALL: Final = {role: _READ for role in ROLES}
 
 _INTENT: Final = (
     *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
-    *("purpose", "status", "expires_at", "created_at"),
+    *("purpose", "status", "expires_at", "created_at", "kind", "amount_credits", "value_raw"),
+)
+_METHOD: Final = {
+    "SELECT": WHOLE,
+    "INSERT": WHOLE,
+    "UPDATE": ("enabled", "min_amount_raw", "confirmations", "updated_at"),
+}
+_RING: Final = {"SELECT": WHOLE, "INSERT": ("id", "curve", "path", "xpub", "fingerprint", "gap_limit")}
+_DEPOSIT_ADDRESS: Final = (
+    *("id", "chain_id", "address", "scheme", "ring_id", "index", "salt", "treasury", "billing_account_id"),
+    "charge_id",
+)
+_CHARGE: Final = (
+    *("id", "billing_account_id", "method_id", "amount_usd_cents", "quoted_amount_raw", "address_id"),
+    *("price_expires_at", "metadata"),
 )
 _SUBMISSION: Final = ("status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count")
 _CREDIT: Final = (*_SUBMISSION, "revenue_share")
@@ -94,6 +108,18 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     # A trigger keeps it: workers add what has lost its row, and delete none.
     "transfers_awaiting_finality": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
     "finality_progress": {APP_ROLE: _READ, SERVICE_ROLE: _KEEP, OPERATOR_ROLE: _READ},
+    # deposits
+    "address_rings": {APP_ROLE: _READ, SERVICE_ROLE: _RING},
+    "payment_methods": {APP_ROLE: _READ, SERVICE_ROLE: _METHOD},
+    "deposit_addresses": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": _DEPOSIT_ADDRESS, "UPDATE": ("active_at",)},
+        SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _DEPOSIT_ADDRESS, "UPDATE": ("active_at",)},
+    },
+    "charges": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": _CHARGE},
+        SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _CHARGE},
+    },
+    "deposits": {APP_ROLE: _READ, SERVICE_ROLE: _ALL_ROWS},
     # transfers
     "payment_destinations": {SERVICE_ROLE: _APPEND},
     "observed_transfers": {SERVICE_ROLE: _ALL_ROWS, OPERATOR_ROLE: _READ},
@@ -151,6 +177,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "post_entry": (SERVICE_ROLE,),
     "post_own_purchase": (SETTLEMENT_ROLE,),
     "credits_of_cents": (SERVICE_ROLE,),
+    "credits_of_attempt": (SERVICE_ROLE,),
     "bonus_of_credits": (SERVICE_ROLE,),
     "credits_of_usd": (SERVICE_ROLE,),
     # payments
@@ -160,6 +187,11 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "own_attempt": (APP_ROLE, SETTLEMENT_ROLE),
     "record_own_submission": (APP_ROLE, SETTLEMENT_ROLE),
     "credit_own_purchase": (SETTLEMENT_ROLE,),
+    # deposits
+    "received_for_charge": (APP_ROLE, SERVICE_ROLE),
+    "refresh_charge": (SERVICE_ROLE,),
+    "allocate_index": (APP_ROLE, SERVICE_ROLE),
+    "cash_account_of": (SERVICE_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
@@ -233,7 +265,7 @@ GRANTED: Final = frozenset(
 BEFORE_CONTRACT: Final[frozenset[Right]] = frozenset()
 """Additional rights of a role while processes of the previous version may run: until the contracting revision.
 
-None now: revision 0007 has no contracting successor."""
+None now: revision 0008 has no contracting successor."""
 
 _WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
 

@@ -11,6 +11,15 @@ AS $function$
     SELECT p_amount_usd_cents * 100000
 $function$;
 
+-- The credits of an attempt: of a deposit what it is worth, else what its amount buys (PaymentAttempt.credits).
+CREATE OR REPLACE FUNCTION public.credits_of_attempt(p_amount_credits bigint, p_amount_usd_cents bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT coalesce(p_amount_credits, credits_of_cents(p_amount_usd_cents))
+$function$;
+
 -- The bonus on credits that were bought, rounded down: domain.money.revenue_share_credits. Only where it is positive is
 -- there an entry.
 CREATE OR REPLACE FUNCTION public.bonus_of_credits(p_credits bigint, p_revenue_share numeric)
@@ -93,7 +102,8 @@ BEGIN
       FROM payment_attempts a JOIN billing_accounts b ON b.id = a.billing_account_id
      WHERE a.id = p_attempt_id AND a.purpose = 'self' AND a.status IN ('PENDING_UNVERIFIED', 'CREDITED')
        AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
-       AND p_amount = credits_of_cents(a.amount_usd_cents) AND p_contra_account = 'cash:usdc'
+       AND p_amount = credits_of_attempt(a.amount_credits, a.amount_usd_cents)
+       AND p_contra_account = CASE a.kind WHEN 'deposit' THEN cash_account_of(a.kind, a.chain_id, a.token) ELSE 'cash:usdc' END
        AND EXISTS (SELECT 1 FROM settled_transfers s WHERE s.attempt_id = a.id);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'attempt % is not an own purchase of % credits, submitted and paid', p_attempt_id, p_amount

@@ -11,13 +11,19 @@ BEGIN
             RAISE EXCEPTION 'a payment attempt begins as CREATED_INTENT, not %', NEW.status
                 USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_attempts_first_status';
         END IF;
+        -- A deposit's attempt says that money has come: the word of a worker, never of a process that people reach.
+        IF NEW.kind = 'deposit' AND NOT (pg_has_role(current_user, 'settle_service', 'USAGE')
+           OR pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = TG_RELID), 'USAGE')) THEN
+            RAISE EXCEPTION 'role % may not make payment attempt % of a deposit', current_user, NEW.id
+                USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'payment_attempts_deposit_by_worker';
+        END IF;
         RETURN NEW;
     END IF;
     IF (NEW.id, NEW.billing_account_id, NEW.from_address, NEW.chain_id, NEW.token, NEW.to_address,
-        NEW.amount_raw, NEW.amount_usd_cents, NEW.purpose, NEW.created_at)
+        NEW.amount_raw, NEW.amount_usd_cents, NEW.amount_credits, NEW.value_raw, NEW.purpose, NEW.kind, NEW.created_at)
        IS DISTINCT FROM
        (OLD.id, OLD.billing_account_id, OLD.from_address, OLD.chain_id, OLD.token, OLD.to_address,
-        OLD.amount_raw, OLD.amount_usd_cents, OLD.purpose, OLD.created_at) THEN
+        OLD.amount_raw, OLD.amount_usd_cents, OLD.amount_credits, OLD.value_raw, OLD.purpose, OLD.kind, OLD.created_at) THEN
         RAISE EXCEPTION 'what was agreed in payment attempt % is write-once', OLD.id
             USING ERRCODE = 'restrict_violation', CONSTRAINT = 'payment_attempts_write_once';
     END IF;
@@ -167,7 +173,8 @@ CREATE OR REPLACE FUNCTION public.check_own_wallet()
  SET search_path TO 'public', 'pg_temp'
 AS $function$
 BEGIN
-    IF NOT EXISTS (
+    -- A deposit is bound to its recipient, an authorization to its nonce.
+    IF NEW.kind = 'wallet' AND NOT EXISTS (
         SELECT 1 FROM billing_accounts b JOIN users u ON u.id = b.owner_user_id
          WHERE b.id = NEW.billing_account_id AND lower(u.wallet_address) = lower(NEW.from_address)
     ) THEN
@@ -232,7 +239,7 @@ BEGIN
     END IF;
     IF NOT EXISTS (
         SELECT 1 FROM credit_ledger e
-         WHERE e.reference = NEW.id::text AND e.amount = credits_of_cents(NEW.amount_usd_cents)
+         WHERE e.reference = NEW.id::text AND e.amount = credits_of_attempt(NEW.amount_credits, NEW.amount_usd_cents)
            AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
            AND e.reason = CASE NEW.purpose WHEN 'self' THEN 'credits_purchase' ELSE 'system_donation' END
     ) THEN
@@ -258,7 +265,9 @@ BEGIN
         SELECT 1 FROM payment_attempts a
          WHERE a.id = NEW.attempt_id AND a.chain_id = NEW.chain_id AND a.tx_hash = NEW.tx_hash
            AND lower(a.from_address) = lower(NEW.from_address)
-           AND NEW.value_raw >= a.amount_raw AND NEW.surplus_raw = NEW.value_raw - a.amount_raw
+           AND NEW.value_raw >= coalesce(a.value_raw, a.amount_raw)
+           AND NEW.surplus_raw = NEW.value_raw - coalesce(a.value_raw, a.amount_raw)
+           AND (a.kind <> 'deposit' OR NEW.surplus_raw = 0)
     ) THEN
         RAISE EXCEPTION 'the settled transfer of payment attempt % is not what was agreed', NEW.attempt_id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_transfers_pays_what_was_agreed';
@@ -282,7 +291,7 @@ BEGIN
     IF NOT EXISTS (
         SELECT 1 FROM credit_ledger e
          WHERE e.reference = NEW.id::text AND e.reason = 'payment_reversal'
-           AND e.amount = -credits_of_cents(NEW.amount_usd_cents)
+           AND e.amount = -credits_of_attempt(NEW.amount_credits, NEW.amount_usd_cents)
            AND e.billing_account_id = CASE NEW.purpose WHEN 'self' THEN NEW.billing_account_id ELSE 'cogni_system' END
     ) THEN
         RAISE EXCEPTION 'payment attempt % is REVERSED without its ledger entry', NEW.id
@@ -374,7 +383,7 @@ AS $function$
     SELECT a.id, a.chain_id, 'bonus_missing'::text, a.updated_at
       FROM payment_attempts a
      WHERE a.status = 'CREDITED' AND a.purpose = 'self'
-       AND bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share) > 0
+       AND bonus_of_credits(credits_of_attempt(a.amount_credits, a.amount_usd_cents), a.revenue_share) > 0
        AND NOT EXISTS (SELECT FROM credit_ledger e
                         WHERE e.reference = a.id::text AND e.reason = 'platform_revenue_share')
      UNION ALL

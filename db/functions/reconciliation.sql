@@ -114,7 +114,7 @@ CREATE OR REPLACE FUNCTION public.settled_payments(p_grace interval)
 AS $function$
     SELECT s.chain_id, s.tx_hash, coalesce(f.log_index, s.log_index), coalesce(f.block_number, s.block_number),
            s.from_address, s.value_raw, s.surplus_raw, a.id, a.id::text, a.status, a.purpose, a.billing_account_id,
-           a.amount_raw, coalesce(bonus_of_credits(credits_of_cents(a.amount_usd_cents), a.revenue_share), 0), f.outcome,
+           coalesce(a.value_raw, a.amount_raw), coalesce(bonus_of_credits(credits_of_attempt(a.amount_credits, a.amount_usd_cents), a.revenue_share), 0), f.outcome,
            EXISTS (SELECT FROM chain_cursors c
                     WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
                       AND lower(c.to_address) = lower(a.to_address)

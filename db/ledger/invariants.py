@@ -70,7 +70,7 @@ class Check:
         return Violation(self.name, str(row.value), self.words.format_map(row._mapping))
 
 
-_CREDITED_CREDITS: Final = "credits_of_cents(a.amount_usd_cents)"
+_CREDITED_CREDITS: Final = "credits_of_attempt(a.amount_credits, a.amount_usd_cents)"
 
 TRIAL_WORDS: Final = "debits and credits differ by {value}"
 TRIAL: Final = Check(

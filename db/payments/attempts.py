@@ -68,7 +68,7 @@ def _select_attempt() -> Select[Any]:
 _COLUMNS: Final = (
     *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
     *("purpose", "status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count", "revenue_share"),
-    "created_at",
+    *("created_at", "kind", "amount_credits", "value_raw"),
 )
 _ATTEMPT: Final[LiteralString] = (
     f"SELECT {', '.join(f'a.{name}' for name in _COLUMNS)}, b.owner_user_id"  # noqa: S608 - of constants

@@ -24,7 +24,7 @@ class PaymentAttemptRow(Base):
             "chain_id",
             "tx_hash",
             unique=True,
-            postgresql_where=text("status IN ('PENDING_UNVERIFIED', 'CREDITED')"),
+            postgresql_where=text("status IN ('PENDING_UNVERIFIED', 'CREDITED') AND kind = 'wallet'"),
         ),
         Index("payment_attempts_by_hash", "tx_hash", postgresql_where=text("tx_hash IS NOT NULL")),
         Index(
@@ -61,6 +61,9 @@ class PaymentAttemptRow(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # the first expires_at, which a submission clears; kept by a trigger
     payable_until: Mapped[datetime | None]
+    kind: Mapped[str] = mapped_column(server_default=text("'wallet'"))
+    amount_credits: Mapped[int | None]
+    value_raw: Mapped[Decimal | None]
 
 
 class PaymentEvent(Base):

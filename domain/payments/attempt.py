@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from domain.errors import TooManyReplacements
 from domain.identifiers import Address, TxHash
+from domain.money import credits_for_usd_cents
 
 
 class Purpose(StrEnum):
@@ -19,6 +20,19 @@ class Purpose(StrEnum):
 
     SELF = "self"
     SYSTEM = "system"
+
+
+class AttemptKind(StrEnum):
+    """What binds a transfer to an attempt."""
+
+    WALLET = "wallet"
+    """Its sender: the wallet that signed in."""
+
+    DEPOSIT = "deposit"
+    """Its recipient: an address of the account or of a charge."""
+
+    AUTHORIZATION = "authorization"
+    """The nonce that its sender has signed."""
 
 
 class AttemptStatus(StrEnum):
@@ -157,6 +171,21 @@ class PaymentAttempt(BaseModel):
     submission_count: int = 0
     revenue_share: Decimal | None = None
     created_at: datetime
+    kind: AttemptKind = AttemptKind.WALLET
+    amount_credits: int | None = None
+    """Of a deposit: what it is worth."""
+    value_raw: int | None = None
+    """Of a deposit: exactly what was sent. `amount_raw` holds no more than a bigint."""
+
+    @property
+    def credits(self) -> int:
+        """What it buys; `credits_of_attempt` in `db/functions/ledger.sql` is the same rule."""
+        return credits_for_usd_cents(self.amount_usd_cents) if self.amount_credits is None else self.amount_credits
+
+    @property
+    def expected_raw(self) -> int:
+        """Raw token units that pay it."""
+        return self.amount_raw if self.value_raw is None else self.value_raw
 
     @property
     def is_final(self) -> bool:

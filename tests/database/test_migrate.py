@@ -65,7 +65,13 @@ SEEDED = [
         ["(cogni_system,cogni_system_principal,0,t)"],
         ["(cogni_system,t,t)"],
         [
-            *("cash:usdc", "credits:cogni_system", "expense:absorbed", "expense:platform_revenue_share"),
+            *(
+                "cash:usdc",
+                "cash:usdc:deposits",
+                "credits:cogni_system",
+                "expense:absorbed",
+                "expense:platform_revenue_share",
+            ),
             *("expense:providers", "payable:providers", "revenue:usage"),
         ],
     )

@@ -35,7 +35,7 @@ NOT_SHOWN = (
     "schema_compatibility", "write_probes", "payment_destinations",
     "account_members", "billing_grants", "general_entries", "price_versions", "model_prices", "credit_holds",
     "charge_receipts", "charge_receipts_other", "charge_references", "usage_by_day", "billing_alerts",
-    "billing_cursors",
+    "billing_cursors", "address_rings", "payment_methods", "deposit_addresses", "charges", "deposits",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
@@ -131,6 +131,8 @@ def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> N
 
 
 CALLS = {
+    "allocate_index": "allocate_index(gen_random_uuid())",
+    "refresh_charge": "refresh_charge(gen_random_uuid())",
     "post_entry": "post_entry('cogni_system', 1, 'gift', NULL, 'cash:usdc', '{}')",
     "post_own_purchase": "post_own_purchase(gen_random_uuid(), 1, 'cash:usdc', '{}')",
     "provision_wallet": "provision_wallet('0x' || repeat('1', 40))",

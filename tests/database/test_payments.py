@@ -557,6 +557,7 @@ async def test_the_trial_balance_adds_up_and_names_every_account_that_was_used(r
         lines = await ledger.trial_balance(connection)
     assert {line.account_code: (line.debits, line.credits) for line in lines} == {
         "cash:usdc": (2 * CREDITS, 0),
+        "cash:usdc:deposits": (0, 0),
         "expense:platform_revenue_share": (BONUS, 0),
         "expense:absorbed": (0, 0),
         "expense:providers": (0, 0),

@@ -11,6 +11,7 @@ ON CONFLICT (billing_account_id) WHERE is_default DO NOTHING;
 
 INSERT INTO ledger_accounts (code, name, type, normal_side) VALUES
     ('cash:usdc', 'USDC in the treasury', 'asset', 'debit'),
+    ('cash:usdc:deposits', 'USDC at deposit addresses', 'asset', 'debit'),
     ('expense:platform_revenue_share', 'Credits minted for the system tenant', 'expense', 'debit'),
     ('revenue:usage', 'Credits spent on usage', 'revenue', 'credit'),
     ('expense:providers', 'What providers take for calls that are charged for', 'expense', 'debit'),

@@ -1,0 +1,101 @@
+-- Deposits: what a charge's status follows from, and the next index of a key.
+
+-- What has come to a charge's address, of its method's token: all of it, and what is credited.
+CREATE OR REPLACE FUNCTION public.received_for_charge(p_charge_id uuid)
+ RETURNS TABLE(seen_raw numeric, credited_raw numeric)
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT coalesce(sum(d.value_raw) FILTER (WHERE a.status IS NULL OR a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED', 'CREDITED')), 0),
+           coalesce(sum(d.value_raw) FILTER (WHERE a.status = 'CREDITED'), 0)
+      FROM charges c
+      JOIN payment_methods m ON m.id = c.method_id
+      JOIN deposits d ON d.address_id = c.address_id
+      JOIN payment_methods of_deposit ON of_deposit.id = d.method_id
+       AND of_deposit.chain_id = m.chain_id AND of_deposit.token = m.token
+      LEFT JOIN payment_attempts a ON a.id = d.attempt_id
+     WHERE c.id = p_charge_id
+$function$;
+
+-- A charge's status: domain.deposits.charges has the same rule. The charge is locked first, so that of two deposits that are
+-- credited at once the second one's statement sees the first.
+CREATE OR REPLACE FUNCTION public.refresh_charge(p_charge_id uuid)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    PERFORM 1 FROM charges c WHERE c.id = p_charge_id FOR UPDATE;
+    UPDATE charges c SET status = s.status, updated_at = now()
+      FROM (SELECT k.id,
+                   CASE WHEN r.credited_raw >= k.quoted_amount_raw THEN 'paid'
+                        WHEN r.seen_raw >= k.quoted_amount_raw THEN 'confirming'
+                        WHEN r.seen_raw > 0 THEN 'partial'
+                        WHEN k.price_expires_at <= clock_timestamp() THEN 'expired'
+                        ELSE 'new' END AS status
+              FROM charges k, received_for_charge(k.id) r WHERE k.id = p_charge_id) s
+     WHERE c.id = s.id AND c.status <> s.status;
+END $function$;
+
+CREATE OR REPLACE FUNCTION public.refresh_charge_of_deposit()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    PERFORM refresh_charge(d.charge_id) FROM deposit_addresses d
+      WHERE d.charge_id IS NOT NULL AND d.id IN (CASE WHEN TG_OP <> 'DELETE' THEN NEW.address_id END,
+                                                 CASE WHEN TG_OP <> 'INSERT' THEN OLD.address_id END);
+    RETURN NULL;
+END $function$;
+
+CREATE OR REPLACE FUNCTION public.refresh_charge_of_attempt()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    PERFORM refresh_charge(d.charge_id) FROM deposits t JOIN deposit_addresses d ON d.id = t.address_id
+      WHERE t.attempt_id = NEW.id AND d.charge_id IS NOT NULL;
+    RETURN NULL;
+END $function$;
+
+-- The next index of a key, never given out twice: the caller's transaction writes the address, or takes the index back.
+CREATE OR REPLACE FUNCTION public.allocate_index(p_ring_id uuid)
+ RETURNS bigint
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    UPDATE address_rings r SET next_index = r.next_index + 1 WHERE r.id = p_ring_id RETURNING r.next_index - 1
+$function$;
+
+-- The treasury's account of a token, or the one for what is at deposit addresses. Tokens without a method are USDC's.
+CREATE OR REPLACE FUNCTION public.cash_account_of(p_kind text, p_chain_id bigint, p_token text)
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT 'cash:' || coalesce((SELECT lower(m.token) FROM payment_methods m
+                                 WHERE m.chain_id = p_chain_id AND lower(m.address) = lower(p_token) LIMIT 1), 'usdc')
+           || CASE p_kind WHEN 'deposit' THEN ':deposits' ELSE '' END
+$function$;
+
+-- The two ledger accounts of a method's token.
+CREATE OR REPLACE FUNCTION public.open_cash_accounts()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    INSERT INTO ledger_accounts (code, name, type, normal_side) VALUES
+        ('cash:' || lower(NEW.token), NEW.token || ' in the treasury', 'asset', 'debit'),
+        ('cash:' || lower(NEW.token) || ':deposits', NEW.token || ' at deposit addresses', 'asset', 'debit')
+    ON CONFLICT (code) DO NOTHING;
+    RETURN NULL;
+END $function$;
