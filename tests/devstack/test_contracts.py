@@ -15,7 +15,7 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["SignatureValidator"],
+    "chain/contracts": ["Forwarder", "SignatureValidator"],
     "devstack/contracts": [
         "FeeToken",
         "LyingToken",
