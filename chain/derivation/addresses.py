@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -15,6 +16,7 @@ from chain.derivation.encodings import encode_base58check, encode_segwit_v0, has
 from chain.derivation.networks import AccountPath, AddressForm, parse_account_path
 from domain.deposits.methods import EXTERNAL_CHAIN, AddressRing, DepositAddress, Scheme
 from domain.errors import InvalidInput
+from domain.identifiers import same_address
 
 RINGS_CACHED: Final = 64
 
@@ -49,20 +51,28 @@ def salt_of(address: DepositAddress) -> str:
     return salt_of_account(address.billing_account_id)
 
 
-def derive_again(address: DepositAddress, *, ring: AddressRing | None, treasury: str) -> str:
-    """What the row's address has to be. Raises `InvalidInput` where nothing can be derived from the row."""
-    return derive_address(
-        address.scheme, treasury=treasury, salt=salt_of(address), ring=_own_ring(address, ring), index=address.index
-    )
+def derive_again(address: DepositAddress, *, ring: AddressRing | None, treasuries: Iterable[str]) -> str:
+    """What the row's address has to be, of its owner, and of one of `treasuries` where it is a contract's.
+
+    `ring` is the one that the row names. Raises `InvalidInput` where nothing can be derived from the row, and where its
+    treasury is none of the installation's: everything that it receives would be somewhere else.
+    """
+    if address.scheme is Scheme.CREATE2:
+        stored = address.treasury
+        if stored is None or not any(same_address(stored, treasury) for treasury in treasuries):
+            raise InvalidInput("treasury", f"{stored} is not a treasury of this installation")
+        return derive_address(Scheme.CREATE2, treasury=stored, salt=salt_of(address))
+    return derive_address(Scheme.XPUB, ring=_own_ring(address, ring), index=address.index)
 
 
-def derives_as_stored(address: DepositAddress, *, ring: AddressRing | None, treasury: str) -> bool:
-    """Whether the row's address is the one that its owner, ring and index give: if not, it belongs to someone else.
+def derives_as_stored(address: DepositAddress, *, ring: AddressRing | None, treasuries: Iterable[str]) -> bool:
+    """Whether the row's address is the one that its owner, ring and index give: if not, it belongs to another.
 
-    `ring` is the one that the row names. False as well where nothing can be derived from the row.
+    `ring` is the one that the row names, `treasuries` are those that the installation has or had. False as well where
+    nothing can be derived from the row.
     """
     try:
-        return derive_again(address, ring=ring, treasury=treasury) == address.address
+        return derive_again(address, ring=ring, treasuries=treasuries) == address.address
     except InvalidInput:
         return False
 

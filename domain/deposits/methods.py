@@ -102,6 +102,9 @@ class DepositAddress(DepositValue):
     ring_id: UUID | None
     index: int | None
     salt: str | None
+    treasury: Address | None
+    """Of create2: where everything that the address receives goes. It is part of the address."""
+
     billing_account_id: str
     charge_id: UUID | None
     active_at: datetime

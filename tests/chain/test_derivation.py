@@ -219,6 +219,7 @@ def row(**values: Any) -> DepositAddress:
         "ring_id": None,
         "index": None,
         "salt": None,
+        "treasury": None,
         "billing_account_id": "acct_1",
         "charge_id": None,
         "active_at": CREATED,
@@ -229,21 +230,27 @@ def row(**values: Any) -> DepositAddress:
 
 def test_a_row_derives_as_stored_only_for_its_owner() -> None:
     address = derive_address(Scheme.CREATE2, treasury=TREASURY, salt=salt_of_account("acct_1"))
-    own = row(address=address, salt=salt_of_account("acct_1"))
+    own = row(address=address, salt=salt_of_account("acct_1"), treasury=TREASURY)
     assert salt_of(own) == own.salt
-    assert derives_as_stored(own, ring=None, treasury=TREASURY)
-    assert not derives_as_stored(own, ring=None, treasury="0x" + "11" * 20)
+    assert derives_as_stored(own, ring=None, treasuries=[TREASURY])
+    assert not derives_as_stored(own, ring=None, treasuries=["0x" + "11" * 20])
+    theirs = "0x" + "11" * 20
+    elsewhere = derive_address(Scheme.CREATE2, treasury=theirs, salt=salt_of_account("acct_1"))
+    forged = own.model_copy(update={"address": elsewhere, "treasury": theirs})
+    assert not derives_as_stored(forged, ring=None, treasuries=[TREASURY])
     # The forged row names the salt of the address that it claims.
-    assert not derives_as_stored(own.model_copy(update={"billing_account_id": "acct_2"}), ring=None, treasury=TREASURY)
+    assert not derives_as_stored(
+        own.model_copy(update={"billing_account_id": "acct_2"}), ring=None, treasuries=[TREASURY]
+    )
 
 
 def test_a_row_of_a_ring_derives_as_stored_only_at_its_index() -> None:
     key = ring("m/44'/60'/0'", xpub_of(bytes(32)))
     address = derive_address(Scheme.XPUB, ring=key, index=3)
     own = row(address=address, scheme=Scheme.XPUB, ring_id=key.id, index=3)
-    assert derives_as_stored(own, ring=key, treasury=TREASURY)
-    assert not derives_as_stored(own.model_copy(update={"index": 4}), ring=key, treasury=TREASURY)
-    assert not derives_as_stored(own, ring=None, treasury=TREASURY)
+    assert derives_as_stored(own, ring=key, treasuries=[TREASURY])
+    assert not derives_as_stored(own.model_copy(update={"index": 4}), ring=key, treasuries=[TREASURY])
+    assert not derives_as_stored(own, ring=None, treasuries=[TREASURY])
     other = key.model_copy(update={"xpub": xpub_of(bytes([1] * 32))})
-    assert not derives_as_stored(own, ring=other, treasury=TREASURY)
-    assert not derives_as_stored(own, ring=key.model_copy(update={"id": uuid4()}), treasury=TREASURY)
+    assert not derives_as_stored(own, ring=other, treasuries=[TREASURY])
+    assert not derives_as_stored(own, ring=key.model_copy(update={"id": uuid4()}), treasuries=[TREASURY])
