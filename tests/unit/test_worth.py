@@ -44,7 +44,7 @@ def test_who_pays_the_price_gets_the_amount_and_with_one_unit_less_does_not(cent
     ("token", "value_raw", "credits"),
     [
         (Token("DAI", 18), 10**18, 10_000_000),
-        # A fraction of a credit is nobody's.
+        # A fraction of a credit is none's.
         (Token("DAI", 18), 10**11 - 1, 0),
         (Token("DAI", 18), 10**11, 1),
         (Token("GUSD", 2), 1, 100_000),
