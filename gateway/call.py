@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Final
 from uuid import uuid4
 
 import aiohttp
@@ -28,15 +28,15 @@ from gateway import headers, refusals
 from gateway.books import Settled
 from gateway.call_account import CallAccount, Caller, Refused, offered
 from gateway.claims import CallClaim
+from gateway.draining import Drain
+from gateway.interruption import Interrupted, Interruption
 from gateway.metering import Handling, Meter
-from gateway.policy import ANSWER_BYTES_MAX, CLIENT_WRITE_SECONDS_MAX, DRAIN_BYTES_MAX, DRAIN_SECONDS_MAX
+from gateway.policy import ANSWER_BYTES_MAX, CLIENT_WRITE_SECONDS_MAX
 from gateway.refusals import Refusal
 from gateway.sse import EventTooLarge, SseSplitter, comment
 from gateway.state import Gateway
 from gateway.upstream_client import Sending, UpstreamFailed
 from telemetry.metrics import gateway as metrics
-
-T = TypeVar("T")
 
 _OWN_ACCOUNT_STATUSES: Final = frozenset(
     {HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}
@@ -47,10 +47,6 @@ _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO
 """Another upstream may answer instead; so it is with 5xx."""
 
 log = structlog.get_logger(__name__)
-
-
-class _Interrupted(Exception):
-    """The client left, or the process ends."""
 
 
 class _Broke(Exception):
@@ -89,12 +85,9 @@ class Call:
         self._upstream = self._upstreams[0]
         self._account = CallAccount(gateway, asked, caller, price, claim.hold_id if claim is not None else uuid4())
         self._sending = Sending()
-        self._task: asyncio.Task[object] | None = None
-        self._is_interruptible = False
-        self._interrupted_by: CallEnd | None = None
+        self._interruption = Interruption()
+        self._drain = Drain(gateway.drains, partial(self.interrupt, CallEnd.CLIENT_LEFT))
         self._has_left = False
-        self._drain_timer: asyncio.TimerHandle | None = None
-        self._drained_bytes = 0
         self._has_noted_id = False
         self._stream: web.StreamResponse | None = None
 
@@ -109,18 +102,12 @@ class Call:
         if self._has_left:
             return
         self._has_left = True
-        if self._goes_on_alone() and self._gateway.drains.take():
-            self._drain_timer = asyncio.get_running_loop().call_later(
-                DRAIN_SECONDS_MAX, self.interrupt, CallEnd.CLIENT_LEFT
-            )
-        else:
+        if not (self._goes_on_alone() and self._drain.begin()):
             self.interrupt(CallEnd.CLIENT_LEFT)
 
     def interrupt(self, end: CallEnd) -> None:
         """End the call now; what was produced until then is charged."""
-        self._interrupted_by = self._interrupted_by or end
-        if self._is_interruptible and self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
+        self._interruption.interrupt(end)
 
     def _goes_on_alone(self) -> bool:
         """Without a client: the upstream bills all of it anyway, or the answer is kept for who repeats the call."""
@@ -132,7 +119,7 @@ class Call:
 
     async def run(self) -> web.StreamResponse:
         """Carry the call out; the answer, sent already where it is a stream. Raises `Refused`."""
-        self._task = asyncio.current_task()
+        self._interruption.begin()
         started = time.monotonic()
         await self._account.hold(self._upstream)
         self._gateway.calls.add(self)
@@ -150,9 +137,7 @@ class Call:
         finally:
             self._gateway.calls.discard(self)
             self._account.close()
-            if self._drain_timer is not None:
-                self._drain_timer.cancel()
-                self._gateway.drains.give_back()
+            self._drain.end()
             metrics.CALL_SECONDS.labels(self._asked.dialect.value).observe(time.monotonic() - started)
 
     async def _try_each(self) -> web.StreamResponse:
@@ -170,7 +155,7 @@ class Call:
             log.warning(
                 "an upstream failed", upstream=upstream.name, kind=failure.kind, request_id=self._caller.request_id
             )
-            if self._interrupted_by is not None:
+            if self._interruption.by is not None:
                 break
         settled = await self._account.settle(CallEnd.REFUSED, self._upstream)
         return await self._conclude(failure.answer, settled)
@@ -191,7 +176,7 @@ class Call:
     async def _try(self, upstream: Upstream) -> web.StreamResponse | _Failure:
         started = time.monotonic()
         try:
-            answer = await self._interruptibly(
+            answer = await self._interruption.interruptibly(
                 self._gateway.client.send(
                     upstream,
                     self._asked.dialect,
@@ -201,7 +186,7 @@ class Call:
                     sending=self._sending,
                 )
             )
-        except _Interrupted:
+        except Interrupted:
             return await self._end_interrupted()
         except UpstreamFailed as error:
             refusal = refusals.upstream_failed("The upstream gives no answer")
@@ -214,27 +199,10 @@ class Call:
             # Reused for another call only where all of the answer has come.
             answer.release() if answer.content.at_eof() else answer.close()
 
-    async def _interruptibly(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await what may be given up at any time: never a statement to the database. Raises `_Interrupted`."""
-        if self._interrupted_by is not None:
-            work.close()
-            raise _Interrupted
-        self._is_interruptible = True
-        try:
-            return await work
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._interrupted_by is None or task is None:
-                raise
-            task.uncancel()
-            raise _Interrupted from None
-        finally:
-            self._is_interruptible = False
-
     async def _end_interrupted(self) -> web.StreamResponse:
-        assert self._interrupted_by is not None
+        assert self._interruption.by is not None
         # Nothing was sent: nothing was used.
-        end = self._interrupted_by if self._sending.was_sent else CallEnd.REFUSED
+        end = self._interruption.by if self._sending.was_sent else CallEnd.REFUSED
         settled = await self._account.settle(end, self._upstream)
         return await self._conclude(refusals.unavailable("The gateway is stopping"), settled)
 
@@ -245,8 +213,8 @@ class Call:
         is_error = status >= HTTPStatus.MULTIPLE_CHOICES
         body = bytearray()
         try:
-            await self._interruptibly(self._read(answer, body))
-        except _Interrupted:
+            await self._interruption.interruptibly(self._read(answer, body))
+        except Interrupted:
             return await self._end_interrupted()
         except _Broke:
             if is_error:
@@ -312,10 +280,10 @@ class Call:
         self._stream = response = web.StreamResponse(status=answer.status, headers=sent)
         tail = b""
         try:
-            tail = await self._interruptibly(self._relay(answer, response))
+            tail = await self._interruption.interruptibly(self._relay(answer, response))
             end = self._end_of_stream()
-        except _Interrupted:
-            end = self._interrupted_by or CallEnd.CLIENT_LEFT
+        except Interrupted:
+            end = self._interruption.by or CallEnd.CLIENT_LEFT
         except _Broke:
             end = CallEnd.UPSTREAM_BROKE
         settled = await self._account.settle(end, self._upstream)
@@ -352,7 +320,9 @@ class Call:
                         return waiting
                 self._note_id()
                 await self._write(response, b"".join(passed))
-                self._count_drained(len(chunk))
+                if self._has_left and self._drain.exceeds(len(chunk)):
+                    self.interrupt(CallEnd.CLIENT_LEFT)
+                    self._interruption.stop_where_interrupted()
         except (aiohttp.ClientError, TimeoutError, OSError, EventTooLarge) as error:
             raise _Broke from error
         rest = splitter.flush()
@@ -374,7 +344,7 @@ class Call:
             await response.prepare(self._request)
         except ConnectionError:
             self.leave()
-            self._stop_where_interrupted()
+            self._interruption.stop_where_interrupted()
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         if self._has_left or not data or not response.prepared:
@@ -384,19 +354,7 @@ class Call:
                 await response.write(data)
         except (ConnectionError, TimeoutError):
             self.leave()
-            self._stop_where_interrupted()
-
-    def _stop_where_interrupted(self) -> None:
-        """As an interruption from outside would."""
-        if self._is_interruptible and self._interrupted_by is not None:
-            raise _Interrupted
-
-    def _count_drained(self, count: int) -> None:
-        if self._has_left:
-            self._drained_bytes += count
-            if self._drained_bytes > DRAIN_BYTES_MAX:
-                self.interrupt(CallEnd.CLIENT_LEFT)
-                self._stop_where_interrupted()
+            self._interruption.stop_where_interrupted()
 
     def _note_id(self) -> None:
         """Where a record can be asked for by the upstream's id, the hold has to know it before this process dies."""

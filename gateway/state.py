@@ -9,34 +9,14 @@ from uuid import UUID
 
 from domain.billing.upstreams import Upstreams
 from gateway.books import CallBooks
-from gateway.policy import DRAINS_MAX, GatewayPolicy
+from gateway.draining import Drains
+from gateway.policy import GatewayPolicy
 from gateway.pricing import Prices
 from gateway.upstream_client import UpstreamClient
-from telemetry.metrics import gateway as metrics
 
 if TYPE_CHECKING:
     from gateway.call import Call
     from gateway.call_account import CallAccount
-
-
-@dataclass
-class Drains:
-    """Answers that are read to their end without a client: so many at once, and no more."""
-
-    running: int = 0
-
-    def take(self) -> bool:
-        """Whether there is room for one more; it is taken then."""
-        if self.running >= DRAINS_MAX:
-            return False
-        self.running += 1
-        metrics.DRAINS.set(self.running)
-        return True
-
-    def give_back(self) -> None:
-        """One has ended."""
-        self.running -= 1
-        metrics.DRAINS.set(self.running)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gateway import call as call_module
+from gateway import draining
 from gateway.policy import DRAINS_MAX
 from tests.gateway.support import MODEL, Served, chat, faulty, served, until
 from tests.support.payments import open_roles
@@ -158,7 +158,7 @@ async def test_only_so_many_answers_are_read_without_a_client(database: Database
 
 @pytest.mark.parametrize("bound", ["DRAIN_SECONDS_MAX", "DRAIN_BYTES_MAX"])
 async def test_and_only_for_so_long_and_so_far(database: Database, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
-    monkeypatch.setattr(call_module, bound, 0.1 if bound == "DRAIN_SECONDS_MAX" else 1_000)
+    monkeypatch.setattr(draining, bound, 0.1 if bound == "DRAIN_SECONDS_MAX" else 1_000)
     async with served(database, drains=True) as gateway:
         await hang_up_in_a_stream(gateway, tokens=100_000, tokens_per_second=200)
         assert gateway.books.receipt()["estimated"]
