@@ -29,9 +29,9 @@ contract Forwarder {
                 // copy whatever is returned, be it megabytes.
                 mstore(0x00, shl(224, 0x70a08231)) // balanceOf(address)
                 mstore(0x04, address())
-                let answered := and(staticcall(gas(), token, 0x00, 0x24, 0x00, 0x20), gt(returndatasize(), 31))
-                let held := mul(mload(0x00), answered)
-                if held {
+                let ok := staticcall(gas(), token, 0x00, 0x24, 0x00, 0x20)
+                let held := mload(0x00)
+                if and(ok, and(gt(returndatasize(), 31), gt(held, 0))) {
                     let free := mload(0x40)
                     mstore(free, shl(224, 0xa9059cbb)) // transfer(address,uint256)
                     mstore(add(free, 0x04), to)

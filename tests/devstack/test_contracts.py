@@ -15,12 +15,13 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["Forwarder", "SignatureValidator"],
+    "chain/contracts": ["Collector", "Forwarder", "SignatureValidator"],
     "devstack/contracts": [
         "FeeToken",
         "LyingToken",
         "Multisend",
         "PlainToken",
+        "SilentToken",
         "SmartWallet",
         "SmartWalletFactory",
         "TestUSDC",
