@@ -15,6 +15,9 @@ REQUEST_BYTES_MAX: Final = 32 * 1024 * 1024
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of an answer that is not streamed, which is held in memory until it is charged."""
 
+HEAD_SECONDS_MAX: Final = 10.0
+"""From the connection, or from the first byte of a later request, to the end of a request's head."""
+
 REQUEST_READ_SECONDS_MAX: Final = 60.0
 """For a request's body: a client that sends it drop by drop holds no credits, but a connection."""
 

@@ -23,12 +23,12 @@ from domain.billing.charges import CallEnd
 from domain.billing.price_book import PriceBook
 from domain.billing.upstreams import Upstreams
 from domain.billing.usage import Dialect, read_usage
-from domain.errors import ConfigurationError
 from gateway.books import CallBooks
 from gateway.heartbeat import beating
 from gateway.policy import SHUTDOWN_STREAMS_SECONDS, ApiKeys, GatewayPolicy
 from gateway.pricing import Prices
 from gateway.routes import build_app
+from gateway.server import listen
 from gateway.state import Gateway
 from gateway.upstream_client import upstream_client
 
@@ -37,11 +37,6 @@ DATABASE_CONNECTIONS: Final = 10
 
 SHUTDOWN_CHARGES_SECONDS: Final = 10.0
 """For the charges of what was interrupted. What is not charged by then is resolved when its lease has lapsed."""
-
-KEEP_ALIVE_SECONDS: Final = 75.0
-"""Longer than proxies keep an idle connection, usually 60 s: the proxy should close it."""
-
-BACKLOG: Final = 1024
 
 log = structlog.get_logger(__name__)
 
@@ -112,34 +107,21 @@ async def serving(options: GatewayOptions) -> AsyncIterator[tuple[Gateway, str]]
     async with open_gateway(options) as (gateway, app):
         runner = web.AppRunner(
             app,
-            access_log=None,
             handle_signals=False,
             # Its call learns at once that a client has hung up.
             handler_cancellation=True,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
             shutdown_timeout=1.0,
         )
         await runner.setup()
-        site = web.TCPSite(runner, options.host, options.port, backlog=BACKLOG)
         try:
-            await _listen(site, options)
-            host, port = runner.addresses[0][:2]
+            listening = await listen(runner, host=options.host, port=options.port)
+            host, port = listening.sockets[0].getsockname()[:2]
             yield gateway, f"http://{f'[{host}]' if ':' in host else host}:{port}"
             gateway.is_stopping = True
-            await site.stop()
+            listening.close()
             await let_calls_end(gateway)
         finally:
             await runner.cleanup()
-
-
-async def _listen(site: web.TCPSite, options: GatewayOptions) -> None:
-    try:
-        await site.start()
-    except OSError as error:
-        raise ConfigurationError(
-            f"GATEWAY_PORT: got {options.port}, which cannot be bound on {options.host} ({error.strerror}); "
-            "expected a free port, or 0 for any"
-        ) from error
 
 
 async def let_calls_end(gateway: Gateway, *, seconds: float = SHUTDOWN_STREAMS_SECONDS) -> None:
