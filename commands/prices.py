@@ -11,9 +11,10 @@ from commands.framework import parse_moment
 from commands.output import grouped, print_json, progress, stdout, table
 from composition import service_database
 from db.billing.prices import StoredVersion, current_prices, list_versions
-from domain.billing.price_book import Change, Price, PriceChange
+from domain.billing.price_book import Change, Price, PriceBook, PriceChange
 from domain.billing.pricing import units
 from domain.errors import Refusal
+from gateway.upstreams_file import load_upstreams
 from services.answers import ResponseModel
 from services.billing.prices import Comparison, compare_installed, nothing_differs
 from services.billing.prices import import_installed as write_installed
@@ -51,7 +52,11 @@ class PriceView(ResponseModel):
     listed_as: str
     provider: str | None
     version: str
+    """Of UPSTREAMS_FILE's prices `upstreams-file:` and a digest, as receipts name it."""
     rates: tuple[RateView, ...]
+    replaced_version: str | None = None
+    """The version in whose place UPSTREAMS_FILE has a price; null where its price counts, or it has none."""
+    replaced_rates: tuple[RateView, ...] = ()
 
 
 class RateChangeView(ResponseModel):
@@ -136,11 +141,11 @@ class DiffView(ResponseModel):
 
 
 async def show_versions(settings: Settings, *, as_json: bool) -> None:
-    """All versions, in the order in which they take effect."""
+    """All versions, in the order in which they take effect. Raises `ConfigurationError`."""
     async with service_database(settings) as database, database.snapshot() as connection:
-        current = (await current_prices(connection.connection)).version
+        current = _with_file(settings, await current_prices(connection.connection))
         versions = await list_versions(connection)
-    views = [_version_view(version, current) for version in versions]
+    views = [_version_view(version, current.version) for version in versions]
     if as_json:
         print_json(views)
         return
@@ -162,16 +167,40 @@ async def show_versions(settings: Settings, *, as_json: bool) -> None:
             right=("models",),
         )
     )
+    if current.overrides:
+        stdout.print(
+            f"{grouped(len(current.overrides))} models have prices of UPSTREAMS_FILE, which count before the versions: "
+            "settle prices show --overrides",
+            markup=False,
+        )
+
+
+async def show_overrides(settings: Settings, *, as_json: bool) -> None:
+    """The prices of UPSTREAMS_FILE beside those of the version that they replace. Raises `ConfigurationError`."""
+    settings.require_upstreams_file()
+    async with service_database(settings) as database, database.snapshot() as connection:
+        book = _with_file(settings, await current_prices(connection.connection))
+    views = [view for model in sorted(book.overrides) if (view := _find(book, model)) is not None]
+    if as_json:
+        print_json(views)
+        return
+    columns = ("model", "unit", "USD", "for", f"version {book.version}")
+    rows = [
+        (view.model if number == 0 else "", rate.unit, rate.usd, grouped(rate.per), _replaced_usd(view, rate))
+        for view in views
+        for number, rate in enumerate(view.rates)
+    ]
+    stdout.print(table("", columns, rows, right=columns[2:]))
 
 
 async def show_model(settings: Settings, *, model: str, as_json: bool) -> None:
-    """The price of a model by any of its names. Raises `Refusal` where it has none."""
+    """The price of a model by any of its names, as the gateway has it. Raises `Refusal` where it has none."""
     async with service_database(settings) as database, database.snapshot() as connection:
-        book = await current_prices(connection.connection)
-    price = book.find(model)
-    if price is None:
-        raise Refusal(f"model {model!r:.200} has no price in version {book.version}")
-    view = _price_view(model, price)
+        book = _with_file(settings, await current_prices(connection.connection))
+    view = _find(book, model)
+    if view is None:
+        also = "" if settings.upstreams_file is None else ", nor in UPSTREAMS_FILE"
+        raise Refusal(f"model {model!r:.200} has no price in version {book.version}{also}")
     if as_json:
         print_json(view)
         return
@@ -185,6 +214,9 @@ async def show_model(settings: Settings, *, model: str, as_json: bool) -> None:
             right=("above so much input", "USD", "for"),
         )
     )
+    if view.replaced_version is not None:
+        replaced = ", ".join(f"{rate.unit} {rate.usd}" for rate in view.replaced_rates if not rate.above_input_tokens)
+        stdout.print(f"in place of version {view.replaced_version}: {replaced}", markup=False)
 
 
 async def diff(settings: Settings, *, counts_from: str | None, provider: str | None, as_json: bool) -> None:
@@ -241,18 +273,40 @@ def _version_view(version: StoredVersion, current: str) -> VersionView:
     )
 
 
-def _price_view(model: str, price: Price) -> PriceView:
+def _with_file(settings: Settings, book: PriceBook) -> PriceBook:
+    """The version with the prices of UPSTREAMS_FILE, where there is one, as the gateway has them."""
+    if settings.upstreams_file is None:
+        return book
+    return book.with_overrides(load_upstreams(settings.upstreams_file).prices)
+
+
+def _find(book: PriceBook, model: str) -> PriceView | None:
+    price, listed = book.find(model), book.without_overrides().find(model)
+    if price is None:
+        return None
+    replaced = listed if listed is not None and listed.version != price.version else None
     return PriceView(
         model=model,
         listed_as=price.model,
         provider=price.provider,
         version=price.version,
-        rates=tuple(
-            RateView(unit=unit, above_input_tokens=above, usd=format(usd, "f"), per=units()[unit].per)
-            for unit, rate in sorted(price.rates.rates.items())
-            for above, usd in ((0, rate.usd), *((tier.above_input_tokens, tier.usd) for tier in rate.tiers))
-        ),
+        rates=_rate_views(price),
+        replaced_version=replaced.version if replaced else None,
+        replaced_rates=_rate_views(replaced) if replaced else (),
     )
+
+
+def _rate_views(price: Price) -> tuple[RateView, ...]:
+    return tuple(
+        RateView(unit=unit, above_input_tokens=above, usd=format(usd, "f"), per=units()[unit].per)
+        for unit, rate in sorted(price.rates.rates.items())
+        for above, usd in ((0, rate.usd), *((tier.above_input_tokens, tier.usd) for tier in rate.tiers))
+    )
+
+
+def _replaced_usd(view: PriceView, rate: RateView) -> str | None:
+    """What the version that is replaced takes for the same unit."""
+    return next((one.usd for one in view.replaced_rates if one.unit == rate.unit and not one.above_input_tokens), None)
 
 
 def _print(view: DiffView) -> None:

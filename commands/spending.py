@@ -388,14 +388,22 @@ _counts_from = click.option(
 
 @prices.command("show")
 @click.argument("model", metavar="[MODEL]", required=False)
+@click.option("--overrides", is_flag=True, help="The prices of UPSTREAMS_FILE, beside those that they replace.")
 @json_option
 @click.pass_obj
 @command
-async def prices_show(context: Context, model: str | None, as_json: bool) -> None:
-    """Show what a model's calls are priced at now; without MODEL the versions. Exit code 1 where it has no price."""
-    from commands.prices import show_model, show_versions
+async def prices_show(context: Context, model: str | None, overrides: bool, as_json: bool) -> None:
+    """Show what a model's calls are priced at now; without MODEL the versions. Exit code 1 where it has no price.
 
-    if model is None:
+    Prices of UPSTREAMS_FILE count before the versions, as in the gateway.
+    """
+    from commands.prices import show_model, show_overrides, show_versions
+
+    if model is not None and overrides:
+        raise click.UsageError("expected MODEL or --overrides, not both")
+    if overrides:
+        await show_overrides(context.settings, as_json=as_json)
+    elif model is None:
         await show_versions(context.settings, as_json=as_json)
     else:
         await show_model(context.settings, model=model, as_json=as_json)

@@ -79,6 +79,10 @@ class PriceBook:
         """The same version, with prices that count before its own."""
         return replace(self, overrides=overrides)
 
+    def without_overrides(self) -> PriceBook:
+        """The version alone."""
+        return replace(self, overrides={})
+
     def find(self, model: str) -> Price | None:
         """The price of a model by one of its names (`gpt-4o`, `gpt-4o-2024-08-06`, `openai/gpt-4o`); None without one.
 

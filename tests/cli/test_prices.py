@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import yaml
+
 from domain.billing.installed_prices import installed_source
 from tests.cli.command import ResponseModel, settle
 from tests.support.postgres import Database
@@ -18,8 +20,8 @@ def variables(database: Database) -> Mapping[str, str]:
     return {"SERVICE_DATABASE_URL": database.service_url, "DATABASE_URL": database.app_url}
 
 
-async def run(database: Database, folder: Path, *arguments: str) -> ResponseModel:
-    return await asyncio.to_thread(settle, ("prices", *arguments), variables(database), folder)
+async def run(database: Database, folder: Path, *arguments: str, **more: str) -> ResponseModel:
+    return await asyncio.to_thread(settle, ("prices", *arguments), {**variables(database), **more}, folder)
 
 
 def change_stored_prices(database: Database) -> None:
@@ -96,3 +98,41 @@ async def test_what_cannot_be_asked_of_prices_is_refused(database: Database, tmp
     narrowed = await run(database, tmp_path, "diff", "--provider", "openai")
     assert "0 models added, 0 removed" in narrowed.stdout
     assert json.loads((await run(database, tmp_path, "diff", "--json")).stdout)["changes"] == []
+
+
+async def test_prices_of_the_file_of_upstreams_are_shown_as_the_gateway_has_them(
+    database: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.yaml"
+    prices = {
+        "gpt-4o": {"input_per_million_usd": "3", "output_per_million_usd": "9"},
+        "own-model": {"input_per_million_usd": "0.1", "output_per_million_usd": "0.2"},
+    }
+    upstream = {"name": "any", "base_url": "http://127.0.0.1:9/v1", "models": ["*"]}
+    file.write_text(yaml.safe_dump({"upstreams": [upstream], "prices": prices}))
+
+    async def show(*arguments: str, file: str = str(file)) -> ResponseModel:
+        return await run(database, tmp_path, "show", *arguments, UPSTREAMS_FILE=file)
+
+    dated = (await show("gpt-4o-2024-08-06", "--json")).json()
+    rates = {rate["unit"]: rate["usd"] for rate in dated["rates"]}
+    assert (rates, dated["listedAs"]) == ({"input_tokens": "3", "output_tokens": "9"}, "gpt-4o")
+    assert dated["version"].startswith("upstreams-file:")
+    replaced = {rate["unit"]: rate["usd"] for rate in dated["replacedRates"]}
+    assert (dated["replacedVersion"], replaced["input_tokens"], replaced["output_tokens"]) == ("1", "2.5", "10")
+    own, other = [(await show(model, "--json")).json() for model in ("own-model", "gpt-4o-mini")]
+    assert (own["provider"], own["replacedVersion"], own["replacedRates"]) == (None, None, [])
+    assert (other["version"], other["replacedVersion"]) == ("1", None)
+
+    listed = await show("--overrides", "--json")
+    assert [price["model"] for price in listed.json()] == ["gpt-4o", "own-model"]
+    assert listed.json()[0]["rates"] == dated["rates"]
+    assert "in place of version 1: " in (await show("gpt-4o")).stdout
+    assert "2 models have prices of UPSTREAMS_FILE" in (await show()).stdout
+    [row] = [line for line in (await show("--overrides")).stdout.splitlines() if "gpt-4o" in line]
+    assert [word for word in row.split() if word.replace(".", "").isdigit()] == ["3", "2.5"]
+
+    missing = await run(database, tmp_path, "show", "--overrides", "--json")
+    assert (missing.exit_code, "UPSTREAMS_FILE" in missing.stdout) == (2, True)
+    both = await show("gpt-4o", "--overrides")
+    assert (both.exit_code, "not both" in both.stderr) == (2, True)
