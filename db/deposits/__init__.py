@@ -1,0 +1,1 @@
+"""Payment methods, deposit addresses, charges, and what has come to them."""
