@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from temporalio.client import Client
@@ -15,6 +16,7 @@ from chain.reader import ChainReader
 from chain.rpc import RequestObserver
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
+from services.deposits.charges import ChargePolicy
 from settings import Settings
 from starter.payments import PaymentPolicy, PaymentsClient
 from starter.settlement_starter import TemporalStarter
@@ -39,6 +41,19 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
         verification_timeout=settings.verification_timeout,
+    )
+
+
+def charge_policy(settings: Settings) -> ChargePolicy:
+    """The settings for new charges. Raises `ConfigurationError` without a treasury, or without `API_URL`."""
+    return ChargePolicy(
+        chain_id=settings.chain_id,
+        treasury=settings.require_treasury_address(),
+        price_lifetime=timedelta(seconds=settings.charge_price_ttl_seconds),
+        min_usd_cents=settings.payment_min_usd_cents,
+        max_usd_cents=settings.payment_max_usd_cents,
+        min_confirmations=settings.min_confirmations,
+        origin=settings.require_api_url(),
     )
 
 

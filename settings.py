@@ -240,6 +240,9 @@ class Settings(BaseModel):
     verification_timeout_seconds: int = Field(
         86_400, alias="VERIFICATION_TIMEOUT_SECONDS", ge=1, le=31 * 86_400, description="whole seconds, 1 to 2678400"
     )
+    charge_price_ttl_seconds: int = Field(
+        1800, alias="CHARGE_PRICE_TTL_SECONDS", ge=1, le=31 * 86_400, description="whole seconds, 1 to 2678400"
+    )
     payment_min_usd_cents: int = Field(
         DEFAULT_PAYMENT_MIN_USD_CENTS, alias="PAYMENT_MIN_USD_CENTS", ge=1, le=10**12, description="whole US cents"
     )
@@ -298,6 +301,12 @@ class Settings(BaseModel):
     )
     rate_limit_keys_per_account: PerMinute = Field(
         60, alias="RATE_LIMIT_KEYS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_charges_per_address: PerMinute = Field(
+        1200, alias="RATE_LIMIT_CHARGES_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_charges_per_account: PerMinute = Field(
+        240, alias="RATE_LIMIT_CHARGES_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
     platform_name: Annotated[str, BeforeValidator(values.plain_name)] = Field(
         "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"

@@ -11,6 +11,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from api import health
 from api.accounts import routes as auth
 from api.billing import routes as billing
+from api.deposits import routes as deposits
 from api.health import Readiness
 from api.http.bodies import BODY_BYTES_MAX
 from api.http.middleware import (
@@ -35,8 +36,9 @@ DESCRIPTION = """\
 Prepaid credits, bought with USDC and spent on AI models.
 
 Sign in with a wallet (`/api/v1/auth`), make an intent, pay it, submit the transaction's hash, and watch
-it being confirmed. Make a service key for the gateway (`/api/v1/keys`), and read what was spent with it
-(`/api/v1/usage`). Errors are RFC 9457 problem documents with a stable `code`. Every answer carries `X-Request-ID`.
+it being confirmed. Or take payments from anywhere, at an address (`/api/v1/charges`). Make a service key for
+the gateway (`/api/v1/keys`), and read what was spent with it (`/api/v1/usage`). Errors are RFC 9457 problem
+documents with a stable `code`. Every answer carries `X-Request-ID`.
 """
 
 
@@ -56,6 +58,7 @@ def build_api() -> FastAPI:
     )
     app.include_router(auth.router)
     app.include_router(payments.router)
+    app.include_router(deposits.router)
     app.include_router(billing.router)
     app.include_router(health.router)
     install_problem_handlers(app)

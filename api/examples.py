@@ -22,10 +22,20 @@ from api.models import (
 from db.billing.keys import KeyState
 from domain.accounts.sign_in import new_challenge
 from domain.billing.reports import UsageBy
-from domain.money import credits_for_usd_cents, raw_for_usd_cents
+from domain.deposits.charges import ChargeStatus, DepositState
+from domain.deposits.methods import MethodKind, Scheme
+from domain.money import credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
 from services.billing.keys import KeyView, NewKey
 from services.billing.reports import CallView, ReceiptLine, UsageReport, UsageReportRow, UsageTotals
+from services.deposits.views import (
+    EXAMPLE_METHOD,
+    ChargeView,
+    DepositAddressView,
+    DepositView,
+    MethodList,
+    MethodView,
+)
 from starter.models import AttemptView, Intent
 
 ATTEMPT_ID: Final = UUID("5f3c1e5e-8a4e-4c0f-9d2b-6a1f0c7e9b10")
@@ -211,6 +221,82 @@ CALL_PAGE: Final = _wire(
                 created_at=_NOON + timedelta(seconds=3),
             )
         ]
+    )
+)
+_METHOD: Final[dict[str, Any]] = {"chain_id": _CHAIN_ID, "token": "USDC"}
+_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
+_DEPOSIT_ADDRESS: Final = "0xA324ccE40e7827b7B47299787F421E9569D6f125"
+METHODS: Final = _wire(
+    MethodList(
+        methods=[
+            MethodView(
+                **_METHOD,
+                id=EXAMPLE_METHOD,
+                address=_USDC,
+                decimals=6,
+                kind=MethodKind.ERC20,
+                scheme=Scheme.CREATE2,
+                min_amount_raw=1_000_000,
+                confirmations=5,
+            )
+        ]
+    )
+)
+DEPOSIT_ADDRESS_REQUEST: Final = {"method": EXAMPLE_METHOD}
+DEPOSIT_ADDRESS: Final = _wire(
+    DepositAddressView(**_METHOD, address=_DEPOSIT_ADDRESS, method=EXAMPLE_METHOD, token_address=_USDC)
+)
+CHARGE_REQUEST: Final = {"method": EXAMPLE_METHOD, "amountUsdCents": _USD_CENTS, "metadata": {"orderId": "7f3a"}}
+_CHARGE: Final = ChargeView(
+    **_METHOD,
+    charge_id=UUID("e1f0c7e9-b105-4f3c-9e5e-8a4e4c0f9d2b"),
+    status=ChargeStatus.NEW,
+    method=EXAMPLE_METHOD,
+    address=_DEPOSIT_ADDRESS,
+    token_address=_USDC,
+    decimals=6,
+    amount_usd_cents=_USD_CENTS,
+    amount_raw=raw_for_usd_cents(_USD_CENTS),
+    price_expires_at=_NOON + timedelta(minutes=30),
+    pay_url="https://pay.example.com/pay/e1f0c7e9-b105-4f3c-9e5e-8a4e4c0f9d2b",
+    received_raw=0,
+    confirming_raw=0,
+    credited_raw=0,
+    missing_raw=raw_for_usd_cents(_USD_CENTS),
+    credited_credits=0,
+    metadata={"orderId": "7f3a"},
+    created_at=_NOON,
+    deposits=[],
+)
+_SHORT_RAW: Final = 24_000_000
+NEW_CHARGE: Final = _wire(_CHARGE)
+PARTIAL_CHARGE: Final = _wire(
+    _CHARGE.model_copy(
+        update={
+            "status": ChargeStatus.PARTIAL,
+            "received_raw": _SHORT_RAW,
+            "credited_raw": _SHORT_RAW,
+            "missing_raw": _CHARGE.amount_raw - _SHORT_RAW,
+            "credited_credits": credits_for_raw(_SHORT_RAW),
+            "deposits": [
+                DepositView(
+                    deposit_id=UUID("7e9b105f-3c1e-4e5e-8a4e-4c0f9d2b6a1f"),
+                    tx_hash=EXAMPLE_HASH,
+                    log_index=3,
+                    from_address=EXAMPLE_ADDRESS,
+                    method=EXAMPLE_METHOD,
+                    token="USDC",  # noqa: S106 - a symbol
+                    value_raw=_SHORT_RAW,
+                    credits=credits_for_raw(_SHORT_RAW),
+                    state=DepositState.CREDITED,
+                    confirmations=9,
+                    confirmations_needed=5,
+                    attempt_id=ATTEMPT_ID,
+                    block_number=41_000_007,
+                    seen_at=_NOON + timedelta(minutes=2),
+                )
+            ],
+        }
     )
 )
 LIVE: Final = _wire(Health(status="ok"))

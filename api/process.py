@@ -18,7 +18,7 @@ from api.app import build_app
 from api.pages.credits import LOOPBACK
 from api.resources import ApiSettings, RateLimits, Services, SingleFlight
 from api.server import http_server, listen
-from composition import chain_reader, payment_policy, settlement_preconditions
+from composition import chain_reader, charge_policy, payment_policy, settlement_preconditions
 from db.engine import OperatorDatabase, TenantDatabase
 from db.startup import (
     check_answers,
@@ -29,6 +29,7 @@ from db.startup import (
     check_writes,
 )
 from domain.errors import ConfigurationError
+from services.deposits.charges import Charges
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import watch_host_clock
 from services.operations.gauges import refreshing
@@ -66,6 +67,8 @@ def api_settings(settings: Settings) -> ApiSettings:
             submits_per_account=settings.rate_limit_submits_per_account,
             keys_per_address=settings.rate_limit_keys_per_address,
             keys_per_account=settings.rate_limit_keys_per_account,
+            charges_per_address=settings.rate_limit_charges_per_address,
+            charges_per_account=settings.rate_limit_charges_per_account,
         ),
         explorer_tx_url=settings.explorer,
         public_rpc_url=settings.public_rpc_url,
@@ -97,18 +100,15 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         preconditions = settlement_preconditions(settings, chain)
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
+        read_head = SingleFlight(chain.heads.height, lifetime_seconds=head_lifetime_seconds)
         await stack.enter_async_context(
             refreshing(partial(watch_host_clock, database), every_seconds=CLOCKS_EVERY_SECONDS)
         )
         yield Services(
             settings=given,
             database=database,
-            payments=PaymentsClient(
-                database,
-                temporal,
-                payment_policy(settings),
-                read_head=SingleFlight(chain.heads.height, lifetime_seconds=head_lifetime_seconds),
-            ),
+            payments=PaymentsClient(database, temporal, payment_policy(settings), read_head=read_head),
+            charges=Charges(database, charge_policy(settings), read_head=read_head),
             chain=chain,
             temporal=temporal,
             checks={

@@ -17,6 +17,7 @@ from api.http.concurrency import AccountConcurrency
 from api.http.stream_limits import StreamLimits
 from chain.reader import ChainReader
 from db.engine import OperatorDatabase, TenantDatabase
+from services.deposits.charges import Charges
 from starter.payments import PaymentsClient
 from telemetry.health import Check
 
@@ -37,6 +38,8 @@ class RateLimits:
     submits_per_account: int
     keys_per_address: int
     keys_per_account: int
+    charges_per_address: int
+    charges_per_account: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Services:
     settings: ApiSettings
     database: TenantDatabase
     payments: PaymentsClient
+    charges: Charges
     chain: ChainReader
     temporal: Client
     checks: Mapping[str, Check]

@@ -191,6 +191,8 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "received_for_charge": (APP_ROLE, SERVICE_ROLE),
     "refresh_charge": (SERVICE_ROLE,),
     "allocate_index": (APP_ROLE, SERVICE_ROLE),
+    "unpaid_at_the_end": (APP_ROLE,),
+    "owner_of_charge": (APP_ROLE,),
     "cash_account_of": (SERVICE_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Header, Request
@@ -24,6 +24,7 @@ __all__ = [
     "ApiServices",
     "Caller",
     "CallerOfAccount",
+    "ChargeKey",
     "OptionalSession",
     "RepeatKey",
     "Services",
@@ -106,15 +107,21 @@ CALLERS_TURN = Depends(_callers_turn, scope="function")
 """The same for routes that programs use as well."""
 
 
-RepeatKey = Annotated[
-    str | None,
-    Header(
+def _repeat_key(description: str) -> Any:
+    return Header(
         alias="idempotency-key",
         min_length=1,
         max_length=KEY_LENGTH_MAX,
         pattern=r"^[\x21-\x7e]+$",
-        description="A repetition with the same body gets the same answer; with another body, 422.",
-    ),
+        description=description,
+    )
+
+
+RepeatKey = Annotated[
+    str | None, _repeat_key("A repetition with the same body gets the same answer; with another body, 422.")
+]
+ChargeKey = Annotated[
+    str | None, _repeat_key("A repetition with the same body gets the same charge as it stands; with another one, 409.")
 ]
 
 

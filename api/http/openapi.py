@@ -12,6 +12,7 @@ from api.http.problems import Problem
 TAGS: Final = [
     {"name": "auth", "description": "Sign-In with Ethereum (EIP-4361); the session is a cookie."},
     {"name": "payments", "description": "Intents, submissions, progress and credits of the session's account."},
+    {"name": "deposits", "description": "Payment from anywhere: to an address of the account, or of a charge."},
     {"name": "keys", "description": "Service keys of the session's account, with which programs spend its credits."},
     {"name": "usage", "description": "What the session's account spent."},
     {"name": "health", "description": "For operators."},

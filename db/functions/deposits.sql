@@ -73,6 +73,31 @@ AS $function$
     UPDATE address_rings r SET next_index = r.next_index + 1 WHERE r.id = p_ring_id RETURNING r.next_index - 1
 $function$;
 
+-- How many indices of a key come after the last one that was paid to, of all accounts: that far a wallet has to search.
+CREATE OR REPLACE FUNCTION public.unpaid_at_the_end(p_ring_id uuid)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT r.next_index - coalesce((
+               SELECT a.index + 1 FROM deposit_addresses a
+                WHERE a.ring_id = r.id AND EXISTS (SELECT FROM deposits d WHERE d.address_id = a.id)
+                ORDER BY a.index DESC LIMIT 1), 0)
+      FROM address_rings r WHERE r.id = p_ring_id
+$function$;
+
+-- Whose a charge is. The payer of one has no account here: its id, which cannot be guessed, opens its page.
+CREATE OR REPLACE FUNCTION public.owner_of_charge(p_charge_id uuid, OUT user_id text, OUT billing_account_id text)
+ RETURNS record
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT b.owner_user_id, b.id FROM charges c JOIN billing_accounts b ON b.id = c.billing_account_id
+     WHERE c.id = p_charge_id
+$function$;
+
 -- The treasury's account of a token, or the one for what is at deposit addresses. Tokens without a method are USDC's.
 CREATE OR REPLACE FUNCTION public.cash_account_of(p_kind text, p_chain_id bigint, p_token text)
  RETURNS text

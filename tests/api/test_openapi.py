@@ -22,6 +22,7 @@ from domain.errors import NotSignedIn
 from telemetry.metrics.api import REQUESTS
 from tests.api.write_openapi import DOCUMENT, as_text
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor, running_api, sign
+from tests.support.deposits import add_method
 from tests.support.engine import Engine
 
 OPERATIONS: Final = {
@@ -35,6 +36,10 @@ OPERATIONS: Final = {
     "getAttempt": "GET /api/v1/payments/attempts/{id}",
     "streamAttempt": "GET /api/v1/payments/attempts/{id}/events",
     "getCreditsSummary": "GET /api/v1/payments/credits/summary",
+    "listPaymentMethods": "GET /api/v1/payment-methods",
+    "getDepositAddress": "POST /api/v1/deposit-address",
+    "createCharge": "POST /api/v1/charges",
+    "getCharge": "GET /api/v1/charges/{id}",
     "listKeys": "GET /api/v1/keys",
     "createKey": "POST /api/v1/keys",
     "rotateKey": "POST /api/v1/keys/{id}/rotate",
@@ -61,6 +66,10 @@ PROTECTED: Final = {
     "revokeKey",
     "getUsage",
     "listCalls",
+    "listPaymentMethods",
+    "getDepositAddress",
+    "createCharge",
+    "getCharge",
 }
 
 # Over TLS the cookie has the name that the document gives. The amounts are any that the document allows, almost.
@@ -70,7 +79,7 @@ SETTINGS: Final = {
     "PAYMENT_MAX_USD_CENTS": str(10**12),
     **{
         f"RATE_LIMIT_{what}_PER_{whom}": "1000000"
-        for what in ("LOGINS", "INTENTS", "SUBMITS", "KEYS")
+        for what in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES")
         for whom in ("ADDRESS", "ACCOUNT")
     },
 }
@@ -102,6 +111,12 @@ fail-on = ["missing_deserializer", "method_not_allowed", "unsupported_regex", "u
 include-operation-id = ["createChallenge", "logIn", "createIntent", "createKey", "getUsage", "listCalls"]
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 422]
+
+# The method is one that there is.
+[[operations]]
+include-operation-id = ["getDepositAddress", "createCharge"]
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", 401, 404, 409, 422]
 
 [[operations]]
 include-operation-id = "rotateKey"
@@ -146,7 +161,7 @@ def test_every_operation_has_a_name_for_clients_and_words_for_people() -> None:
     assert found == OPERATIONS
     for _, operation in operations():
         assert operation["summary"] and operation["description"]
-        assert operation["tags"] in (["auth"], ["payments"], ["keys"], ["usage"], ["health"])
+        assert operation["tags"] in (["auth"], ["payments"], ["deposits"], ["keys"], ["usage"], ["health"])
 
 
 def test_a_cookie_is_required_exactly_where_a_session_is() -> None:
@@ -195,7 +210,7 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("examples", [5, 30])
+@pytest.mark.parametrize("examples", [9, 30])
 async def test_everything_that_the_document_promises_holds_for_those_who_are_signed_in(
     engine: Engine, tmp_path: Path, examples: int
 ) -> None:
@@ -216,6 +231,8 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
             )
         )
         await rotate_and_revoke_a_key(api, cookies["payer"])
+        # The one of the document's examples.
+        add_method(engine.database, "USDC:base")
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
     # An operation that only refused was not tested. A signature cannot be guessed, and few links lead to a key in
     # force: the two logins, a rotation and a revocation are our own.

@@ -132,6 +132,8 @@ def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> N
 
 CALLS = {
     "allocate_index": "allocate_index(gen_random_uuid())",
+    "unpaid_at_the_end": "unpaid_at_the_end(gen_random_uuid())",
+    "owner_of_charge": "owner_of_charge(gen_random_uuid())",
     "refresh_charge": "refresh_charge(gen_random_uuid())",
     "post_entry": "post_entry('cogni_system', 1, 'gift', NULL, 'cash:usdc', '{}')",
     "post_own_purchase": "post_own_purchase(gen_random_uuid(), 1, 'cash:usdc', '{}')",

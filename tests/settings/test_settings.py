@@ -27,7 +27,7 @@ ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 RATE_LIMITS = [
     *(
         f"RATE_LIMIT_{kind}_PER_{whom}"
-        for kind in ("LOGINS", "INTENTS", "SUBMITS", "KEYS")
+        for kind in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES")
         for whom in ("ADDRESS", "ACCOUNT")
     ),
     *(f"RATE_LIMIT_{kind}_PER_ACCOUNT" for kind in ("CHAT", "EMBEDDINGS", "IMAGES", "AUDIO")),
@@ -70,6 +70,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "EVENT_SINK_URL": ("ftp://x", "events", "https://"),
     "CHAIN_BLOCK_TIME_SECONDS": ("0", "-1", "601", "nan", "inf", "soon"),
     "CHAIN_RPC_TIMEOUT_SECONDS": ("0", "-1", "61", "nan", "inf", "soon"),
+    "CHARGE_PRICE_TTL_SECONDS": ("0", "-1", "2678401", "1.5", "30m"),
     "PAYMENT_INTENT_TTL_SECONDS": ("0", "-1", "2678401", "1.5", "30m"),
     "VERIFICATION_TIMEOUT_SECONDS": ("0", "-1", "2678401", "1.5", "24h"),
     "PAYMENT_MIN_USD_CENTS": ("0", "-1", "1.5", "1 USD", "1000001"),

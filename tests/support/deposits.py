@@ -1,121 +1,94 @@
-"""Payment methods, keys and deposit addresses for tests."""
+"""Payment methods and deposits, as an operator's command and a worker write them."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
-from bip_utils import Bip32Slip10Secp256k1, Bip44, Bip44Coins, Bip84, Bip84Coins
-
-from chain.derivation.addresses import derive_address
-from chain.derivation.create2 import salt_of_account
-from devstack.chain import LocalChain
-from domain.deposits.methods import AddressRing, Scheme
 from tests.support.postgres import Database
 from tests.support.sql import query, scalar
 
-EVM_PATH: Final = "m/44'/60'/0'"
-BITCOIN_PATH: Final = "m/84'/0'/0'"
+CHAIN_ID: Final = 31337
+METHOD: Final = "USDC:local"
+NEVER_DEPLOYED: Final = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+
+EVM_ACCOUNT: Final = (
+    "m/44'/60'/7'",
+    "xpub6Ce9NcJvTk37JBtr1eY9EsMZtMiNE1eTP4tmjVpfv5jBrmMxag6m2Vx99tzFbrPSgbYYCGJE82UetSJzNurv8JAzgEx2Duh3aa4p5ZW2gHX",
+)
+"""Account 7 of the words of local chains' wallets: its addresses are no wallet's of these tests."""
+EVM_ADDRESSES: Final = ("0xAF4311d557fBC876059e39306ec1f3343753df29", "0xd2378898c87F72dE22eb67673fD23889796C694E")
+
+BITCOIN_ACCOUNT: Final = (
+    "m/84'/0'/0'",
+    "zpub6qiy8cvfjiUGpweZnK5zLcKWkizhTsraN95DLyQVvvkp8aevEF8KMzSBnnLix3m9NYqeoLBLEc7G2rJVVCEj1A82gRVN2BXGiWmYosGpCAy",
+)
+BITCOIN_ADDRESSES: Final = ("bc1q4qw42stdzjqs59xvlrlxr8526e3nunw7mp73te", "bc1qp533522veg9uyhpx3sva9vqrnfzmt262n4lsuq")
 
 
-def evm_xpub(seed: bytes = bytes(32), account: int = 0) -> str:
-    """The extended public key of an account on EVM chains."""
-    made = Bip44.FromSeed(seed, Bip44Coins.ETHEREUM).Purpose().Coin().Account(account)
-    return str(made.PublicKey().ToExtended())
-
-
-def bitcoin_zpub(seed: bytes = bytes(32), account: int = 0) -> str:
-    """The same of a Bitcoin account with native SegWit addresses."""
-    made = Bip84.FromSeed(seed, Bip84Coins.BITCOIN).Purpose().Coin().Account(account)
-    return str(made.PublicKey().ToExtended())
-
-
-def child_key(seed: bytes, index: int, path: str = EVM_PATH) -> str:
-    """The private key of a deposit address of `evm_xpub`, which only its owner has."""
-    return f"0x{Bip32Slip10Secp256k1.FromSeedAndPath(seed, f'{path}/0/{index}').PrivateKey().Raw().ToHex()}"
-
-
-def chain_variables(database: Database, chain: LocalChain) -> dict[str, str]:
-    """The settings of commands about a local chain."""
-    return {
-        "SERVICE_DATABASE_URL": database.service_url,
-        "DATABASE_URL": database.app_url,
-        "CHAIN_ID": str(chain.chain_id),
-        "CHAIN_RPC_URLS": chain.url,
-        "USDC_TOKEN_ADDRESS": chain.token_address,
-        "TREASURY_ADDRESS": chain.treasury_address,
-    }
-
-
-def add_method(database: Database, chain_id: int, token: str, **values: Any) -> str:
-    """A create2 method of a token, `USDC:local` unless `values` say otherwise; its id."""
-    fields = {
-        "id": "USDC:local",
-        "chain_id": chain_id,
-        "token": "USDC",
-        "address": token,
-        "decimals": 6,
-        "kind": "erc20",
-        "scheme": "create2",
-    } | values
-    names = ", ".join(fields)
-    places = ", ".join(["%s"] * len(fields))
-    sql = f"INSERT INTO payment_methods ({names}) VALUES ({places}) RETURNING id"
-    return str(scalar(database.superuser_url, sql, *fields.values()))
-
-
-def add_ring(database: Database, *, path: str = EVM_PATH, xpub: str | None = None, gap_limit: int = 20) -> AddressRing:
-    """A stored extended public key."""
-    text = xpub or evm_xpub()
-    sql = "INSERT INTO address_rings (path, xpub, fingerprint, gap_limit) VALUES (%s, %s, %s, %s) RETURNING id"
-    ring_id = scalar(database.superuser_url, sql, path, text, "00000000", gap_limit)
-    return AddressRing(
-        id=ring_id,
-        path=path,
-        xpub=text,
-        fingerprint="00000000",
-        next_index=0,
-        gap_limit=gap_limit,
-        created_at=datetime.now(UTC),
+def add_ring(database: Database, account: tuple[str, str] = EVM_ACCOUNT, *, gap_limit: int = 20) -> UUID:
+    """An extended public key, with no address given out."""
+    path, xpub = account
+    ring_id = uuid4()
+    query(
+        database.service_url,
+        "INSERT INTO address_rings (id, path, xpub, fingerprint, gap_limit) VALUES (%s, %s, %s, '00000000', %s)"
+        " RETURNING 1",
+        *(ring_id, path, xpub, gap_limit),
     )
+    return ring_id
 
 
-def add_create2_address(database: Database, chain: LocalChain, account: str, **values: Any) -> tuple[UUID, str]:
-    """An account's own create2 address; its row's id, and the address."""
-    salt = salt_of_account(account)
-    address = derive_address(Scheme.CREATE2, treasury=chain.treasury_address, salt=salt)
-    fields = {
-        "id": uuid4(),
-        "chain_id": chain.chain_id,
-        "address": address,
-        "scheme": "create2",
-        "salt": salt,
-        "treasury": chain.treasury_address,
-        "billing_account_id": account,
-    } | values
-    return _insert_address(database, fields)
+def add_method(
+    database: Database,
+    method_id: str = METHOD,
+    *,
+    address: str | None = NEVER_DEPLOYED,
+    decimals: int = 6,
+    kind: str = "erc20",
+    chain_id: int = CHAIN_ID,
+    ring_id: UUID | None = None,
+    min_raw: int = 1,
+) -> str:
+    """A payment method by create2, or by a key where `ring_id` names one; its id."""
+    query(
+        database.service_url,
+        "INSERT INTO payment_methods (id, chain_id, token, address, decimals, kind, scheme, ring_id, min_amount_raw)"
+        " VALUES (%s, %s, split_part(%s, ':', 1), %s, %s, %s, %s, %s, %s) RETURNING 1",
+        *(method_id, chain_id, method_id, address, decimals, kind, "xpub" if ring_id else "create2", ring_id, min_raw),
+    )
+    return method_id
 
 
-def add_ring_address(
-    database: Database, chain_id: int, account: str, ring: AddressRing, index: int, **values: Any
-) -> tuple[UUID, str]:
-    """An account's address of a key, which was allocated by hand; its row's id, and the address."""
-    fields = {
-        "id": uuid4(),
-        "chain_id": chain_id,
-        "address": derive_address(Scheme.XPUB, ring=ring, index=index),
-        "scheme": "xpub",
-        "ring_id": ring.id,
-        "index": index,
-        "billing_account_id": account,
-    } | values
-    return _insert_address(database, fields)
+def disable(database: Database, method_id: str = METHOD) -> None:
+    """Let a method take no new charge."""
+    query(database.service_url, "UPDATE payment_methods SET enabled = false WHERE id = %s RETURNING 1", method_id)
 
 
-def _insert_address(database: Database, fields: dict[str, Any]) -> tuple[UUID, str]:
-    places = ", ".join(["%s"] * len(fields))
-    names = ", ".join(fields)
-    sql = f"INSERT INTO deposit_addresses ({names}) VALUES ({places}) RETURNING id, address"
-    [(row_id, address)] = query(database.superuser_url, sql, *fields.values())
-    return row_id, str(address)
+def next_index(database: Database, ring_id: UUID) -> int:
+    """How many indices of a key have been given out."""
+    return int(scalar(database.service_url, "SELECT next_index FROM address_rings WHERE id = %s", ring_id))
+
+
+def see_deposit(
+    database: Database, address: str, value_raw: int, *, method_id: str = METHOD, block_number: int = 1
+) -> UUID:
+    """A transfer to an address, as the watcher writes it when it has seen it: without an attempt."""
+    deposit_id = uuid4()
+    query(
+        database.service_url,
+        "INSERT INTO deposits (id, chain_id, tx_hash, log_index, address_id, method_id, token, from_address, value_raw,"
+        " credits, block_number, block_hash, block_time)"
+        " SELECT %s, m.chain_id, %s, 0, a.id, m.id, coalesce(m.address, m.token), %s, v.raw,"
+        " trunc(v.raw * 10000000 / power(10::numeric, m.decimals)), %s, %s, now()"
+        " FROM payment_methods m, deposit_addresses a, (SELECT %s::numeric AS raw) v WHERE m.id = %s AND a.address = %s"
+        " RETURNING 1",
+        *(deposit_id, f"0x{uuid4().hex * 2}", f"0x{'5' * 40}", block_number, f"0x{'b' * 64}", value_raw),
+        *(method_id, address),
+    )
+    return deposit_id
+
+
+def status_of(database: Database, charge_id: str | UUID) -> str:
+    """A charge's status as it is stored."""
+    return str(scalar(database.service_url, "SELECT status FROM charges WHERE id = %s", charge_id))

@@ -1,0 +1,176 @@
+"""Queries on charges and their deposits, in the scope of the account that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.deposits.methods import method_of_row
+from db.engine import ServiceConnection, TenantConnection
+from domain.deposits.charges import Charge, ChargeStatus, Deposit, Received
+from domain.payments.attempt import AttemptStatus
+
+DEPOSITS_SHOWN_MAX: Final = 50
+"""Dust can be sent to any address; the sums are of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCharge:
+    """A charge to write."""
+
+    id: UUID
+    billing_account_id: str
+    method_id: str
+    amount_usd_cents: int
+    quoted_amount_raw: int
+    address_id: UUID
+    price_expires_at: datetime
+    details: dict[str, Any]
+
+
+_INSERT: Final = text(
+    "INSERT INTO charges (id, billing_account_id, method_id, amount_usd_cents, quoted_amount_raw, address_id,"
+    " price_expires_at, metadata) VALUES (:id, :account, :method, :cents, :raw, :address, :expires_at, :metadata)"
+)
+
+_FIND: Final = text(
+    """
+    SELECT c.id AS charge_id, c.billing_account_id, c.amount_usd_cents, c.quoted_amount_raw, c.status,
+           c.price_expires_at, c.metadata, c.created_at AS charged_at, c.address_id, a.address AS pay_to,
+           clock_timestamp() AS read_at, m.*
+      FROM charges c
+      JOIN deposit_addresses a ON a.id = c.address_id
+      JOIN payment_methods m ON m.id = c.method_id
+     WHERE c.id = :id AND c.billing_account_id = :account
+    """
+)
+
+# What is paid in the charge's own token is summed as `refresh_charge` sums it. Credits are those of any token.
+_RECEIVED: Final = text(
+    """
+    SELECT r.seen_raw, r.credited_raw, o.credits, o.waiting_raw
+      FROM received_for_charge(:id) r, LATERAL (
+           SELECT coalesce(sum(d.credits) FILTER (WHERE p.status = 'CREDITED'), 0) AS credits,
+                  coalesce(sum(d.value_raw) FILTER (WHERE d.attempt_id IS NULL), 0) AS waiting_raw
+             FROM deposits d LEFT JOIN payment_attempts p ON p.id = d.attempt_id
+            WHERE d.address_id = :address) o
+    """
+)
+
+_DEPOSITS: Final = text(
+    """
+    SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
+           d.block_time, d.attempt_id, p.status AS attempt_status, d.created_at, m.token, m.decimals,
+           m.chain_id = :chain AND m.token = :token AS is_of_charge
+      FROM deposits d
+      JOIN payment_methods m ON m.id = d.method_id
+      LEFT JOIN payment_attempts p ON p.id = d.attempt_id
+     WHERE d.address_id = :address
+     ORDER BY d.created_at DESC, d.block_number DESC, d.log_index DESC LIMIT :limit
+    """
+)
+
+_OWNER: Final = text("SELECT user_id, billing_account_id FROM owner_of_charge(:id) WHERE user_id IS NOT NULL")
+
+_EXPIRE: Final = text(
+    """
+    SELECT refresh_charge(due.id) FROM (
+        SELECT c.id FROM charges c WHERE c.status = 'new' AND c.price_expires_at <= clock_timestamp()
+         ORDER BY c.price_expires_at LIMIT :limit) due
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerOfCharge:
+    """Whose a charge is, and in whose scope it is read."""
+
+    user_id: str
+    billing_account_id: str
+
+
+async def insert_charge(connection: TenantConnection, charge: NewCharge) -> None:
+    """Write a charge. Its address names it already: the foreign key is checked at commit."""
+    await connection.connection.execute(
+        _INSERT,
+        {
+            "id": charge.id,
+            "account": charge.billing_account_id,
+            "method": charge.method_id,
+            "cents": charge.amount_usd_cents,
+            "raw": charge.quoted_amount_raw,
+            "address": charge.address_id,
+            "expires_at": charge.price_expires_at,
+            "metadata": Jsonb(charge.details),
+        },
+    )
+
+
+async def find_charge(connection: TenantConnection, charge_id: UUID, billing_account_id: str) -> Charge | None:
+    """A charge of the account with what has come to it, as of now; None where the account has none by this id."""
+    row = (await connection.connection.execute(_FIND, {"id": charge_id, "account": billing_account_id})).one_or_none()
+    if row is None:
+        return None
+    method = method_of_row(row)
+    of_address = {"id": charge_id, "address": row.address_id}
+    received = (await connection.connection.execute(_RECEIVED, of_address)).one()
+    of_token = {"chain": method.chain_id, "token": method.token, "limit": DEPOSITS_SHOWN_MAX, **of_address}
+    deposits = await connection.connection.execute(_DEPOSITS, of_token)
+    return Charge(
+        id=row.charge_id,
+        billing_account_id=row.billing_account_id,
+        method=method,
+        address=row.pay_to,
+        amount_usd_cents=row.amount_usd_cents,
+        quoted_amount_raw=int(row.quoted_amount_raw),
+        status=ChargeStatus(row.status),
+        price_expires_at=row.price_expires_at,
+        read_at=row.read_at,
+        details=row.metadata,
+        created_at=row.charged_at,
+        received=Received(
+            seen_raw=int(received.seen_raw),
+            credited_raw=int(received.credited_raw),
+            waiting_raw=int(received.waiting_raw),
+            credits=int(received.credits),
+        ),
+        deposits=tuple(deposit_of_row(found) for found in deposits),
+    )
+
+
+def deposit_of_row(row: Any) -> Deposit:
+    """A row of the query above, or one with the same columns, as a value."""
+    return Deposit(
+        id=row.id,
+        tx_hash=row.tx_hash,
+        log_index=row.log_index,
+        method_id=row.method_id,
+        token=row.token,
+        decimals=row.decimals,
+        is_of_charge=row.is_of_charge,
+        from_address=row.from_address,
+        value_raw=int(row.value_raw),
+        credits=row.credits,
+        block_number=row.block_number,
+        block_time=row.block_time,
+        attempt_id=row.attempt_id,
+        attempt_status=AttemptStatus(row.attempt_status) if row.attempt_status else None,
+        created_at=row.created_at,
+    )
+
+
+async def find_owner(connection: AsyncConnection, charge_id: UUID) -> OwnerOfCharge | None:
+    """Whose a charge is. Its id is the only secret of its page; who has it may see the page, and no more."""
+    row = (await connection.execute(_OWNER, {"id": charge_id})).one_or_none()
+    return OwnerOfCharge(row.user_id, row.billing_account_id) if row else None
+
+
+async def expire_charges(connection: ServiceConnection, *, limit: int) -> int:
+    """Let at most `limit` charges whose price has run out with nothing received be `expired`; how many were due."""
+    return len((await connection.connection.execute(_EXPIRE, {"limit": limit})).all())

@@ -1,0 +1,275 @@
+"""Charges and an account's own deposit addresses: made, and read with what has come to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Protocol
+from uuid import UUID, uuid4
+
+from chain.derivation.addresses import derive_address
+from chain.derivation.create2 import salt_of_account, salt_of_charge
+from db.accounts import idempotency
+from db.clock import read_clock
+from db.deposits import addresses, charges, methods
+from db.deposits.addresses import NewAddress
+from db.deposits.charges import NewCharge, OwnerOfCharge
+from db.engine import TenantConnection, TenantDatabase
+from domain.deposits.charges import Charge, check_address_budget, check_metadata, quote, require_enabled
+from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
+from domain.errors import (
+    BookkeepingError,
+    ChargeNotFound,
+    IdempotencyKeyReused,
+    MethodNotFound,
+    RequestOfKeyDiffers,
+    Unavailable,
+)
+from services.deposits.views import ChargeView, DepositAddressView, MethodList, MethodView
+
+METHOD_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
+"""As far as the table has them: what does not match is the name of none."""
+
+
+class Owner(Protocol):
+    """Whose charges and addresses these are: who is signed in, a program with a key, the owner of a charge."""
+
+    @property
+    def user_id(self) -> str:
+        """In whose scope the rows are."""
+
+    @property
+    def billing_account_id(self) -> str:
+        """The account that is credited."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChargePolicy:
+    """Terms of new charges. `treasury` is where the contracts at create2 addresses of chain `chain_id` send to."""
+
+    chain_id: int
+    treasury: str
+    price_lifetime: timedelta
+    min_usd_cents: int
+    max_usd_cents: int
+    min_confirmations: int
+    origin: str
+    """Scheme, host and port of the pages that payers see."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a charge is asked for."""
+
+    billing_account_id: str
+    method_id: str
+    amount_usd_cents: int
+    details: dict[str, Any]
+
+    def as_hash(self) -> bytes:
+        """The same for the same request."""
+        asked = ("charge", self.method_id, self.amount_usd_cents, self.details)
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+class Charges:
+    """Uses a database of role settle_app, and owns nothing. Rows are read in their owner's scope."""
+
+    def __init__(
+        self, database: TenantDatabase, policy: ChargePolicy, *, read_head: Callable[[], Awaitable[int]]
+    ) -> None:
+        """`read_head` gives the height of the policy's chain."""
+        self._database = database
+        self._policy = policy
+        self._read_head = read_head
+
+    async def list_methods(self, user_id: str) -> MethodList:
+        """The payment methods that take new charges."""
+        async with self._database.transaction(user_id) as connection:
+            found = await methods.list_methods(connection)
+        needed = self._policy.min_confirmations
+        return MethodList(
+            methods=[
+                MethodView.of(method, min_confirmations=needed)
+                for method in found
+                if method.enabled and self._is_served(method)
+            ]
+        )
+
+    def _is_served(self, method: PaymentMethod) -> bool:
+        """The treasury of another chain is not known here; an address of a key is the same wherever it is derived."""
+        return method.chain_id == self._policy.chain_id or method.scheme is Scheme.XPUB
+
+    async def deposit_address(self, owner: Owner, method_id: str) -> DepositAddressView:
+        """The account's own address for a method, made at the first call and the same at each later one.
+
+        Raises `MethodNotFound`, `MethodDisabled` and `AddressBudgetExhausted`.
+        """
+        account, treasury = owner.billing_account_id, self._policy.treasury
+        async with self._database.transaction(owner.user_id) as connection:
+            method = await self._require_method(connection, method_id)
+            require_enabled(method)
+            address = await addresses.find_own_address(connection, account, method, treasury)
+            if address is None:
+                await addresses.lock_own_addresses(connection, account)
+                address = await addresses.find_own_address(connection, account, method, treasury)
+            if address is None:
+                made = await self._make_address(connection, method, account, charge_id=None)
+                address = made.address
+        return DepositAddressView(
+            address=address,
+            method=method.id,
+            chain_id=method.chain_id,
+            token=method.token,
+            token_address=method.address,
+        )
+
+    async def create_charge(
+        self,
+        owner: Owner,
+        method_id: str,
+        amount_usd_cents: int,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> ChargeView:
+        """A new charge with an address of its own: index, address and charge are written together, or not at all.
+
+        A repeated `idempotency_key` makes no other charge and takes no index: it answers with the first one as it
+        stands now. Raises `MethodNotFound`, `MethodDisabled`, `InvalidInput`, `PriceUnavailable`,
+        `AddressBudgetExhausted` and `RequestOfKeyDiffers`.
+        """
+        asked = _Asked(owner.billing_account_id, method_id, amount_usd_cents, check_metadata(metadata))
+        new_id = uuid4()
+        async with self._database.transaction(owner.user_id) as connection:
+            made = await _made_before(connection, idempotency_key, asked, new_id)
+            if made is None:
+                await self._make_charge(connection, new_id, asked)
+            else:
+                await addresses.note_interest(connection, made)
+            charge = await _require_charge(connection, made or new_id, owner.billing_account_id)
+        return await self._view(charge)
+
+    async def _make_charge(self, connection: TenantConnection, charge_id: UUID, asked: _Asked) -> None:
+        policy = self._policy
+        method = await self._require_method(connection, asked.method_id)
+        cents, raw = quote(method, asked.amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
+        expires_at = await read_clock(connection.connection) + policy.price_lifetime
+        # Last: an index locks its key until the end of the transaction.
+        address = await self._make_address(connection, method, asked.billing_account_id, charge_id=charge_id)
+        new = NewCharge(
+            id=charge_id,
+            billing_account_id=asked.billing_account_id,
+            method_id=method.id,
+            amount_usd_cents=cents,
+            quoted_amount_raw=raw,
+            address_id=address.id,
+            price_expires_at=expires_at,
+            details=asked.details,
+        )
+        await charges.insert_charge(connection, new)
+
+    async def _make_address(
+        self, connection: TenantConnection, method: PaymentMethod, billing_account_id: str, *, charge_id: UUID | None
+    ) -> NewAddress:
+        """Derive and write the address of a charge, or the account's own. Raises `AddressBudgetExhausted`."""
+        ring = index = salt = treasury = None
+        if method.ring_id is None:
+            salt = salt_of_account(billing_account_id) if charge_id is None else salt_of_charge(charge_id)
+            treasury = self._policy.treasury
+        else:
+            index = await addresses.allocate_index(connection, method.ring_id)
+            # As it is with the index: the key's row is locked now.
+            ring = await methods.find_ring(connection, method.ring_id)
+            if ring is None:
+                raise BookkeepingError(f"ring {method.ring_id} of payment method {method.id} does not exist")
+            if method.kind is MethodKind.UTXO:
+                unpaid = await addresses.count_unpaid_at_the_end(connection, ring.id)
+                check_address_budget(method, gap_limit=ring.gap_limit, unpaid_at_the_end=unpaid)
+        new = NewAddress(
+            id=uuid4(),
+            chain_id=method.chain_id,
+            address=derive_address(method.scheme, treasury=treasury, salt=salt, ring=ring, index=index),
+            scheme=method.scheme,
+            ring_id=method.ring_id,
+            index=index,
+            salt=salt,
+            treasury=treasury,
+            billing_account_id=billing_account_id,
+            charge_id=charge_id,
+        )
+        await addresses.insert_address(connection, new)
+        return new
+
+    async def charge(self, owner: Owner, charge_id: UUID) -> ChargeView:
+        """A charge of the account. Raises `ChargeNotFound`, also for another account's."""
+        async with self._database.transaction(owner.user_id) as connection:
+            found = await _require_charge(connection, charge_id, owner.billing_account_id)
+        return await self._view(found)
+
+    async def owner_of(self, charge_id: UUID) -> OwnerOfCharge:
+        """Whose a charge is, for its page. Raises `ChargeNotFound`."""
+        async with self._database.unscoped_statement() as connection:
+            found = await charges.find_owner(connection, charge_id)
+        if found is None:
+            raise ChargeNotFound(charge_id)
+        return found
+
+    async def opened(self, owner: Owner, charge_id: UUID) -> tuple[Charge, ChargeView]:
+        """A charge whose page has been opened. Raises `ChargeNotFound`."""
+        async with self._database.transaction(owner.user_id) as connection:
+            await addresses.note_interest(connection, charge_id)
+            found = await _require_charge(connection, charge_id, owner.billing_account_id)
+        return found, await self._view(found)
+
+    async def _require_method(self, connection: TenantConnection, method_id: str) -> PaymentMethod:
+        found = await methods.find_method(connection, method_id) if METHOD_ID.fullmatch(method_id) else None
+        if found is None or not self._is_served(found):
+            raise MethodNotFound(method_id)
+        return found
+
+    async def _view(self, charge: Charge) -> ChargeView:
+        policy = self._policy
+        return ChargeView.of(
+            charge,
+            pay_url=f"{policy.origin}/pay/{charge.id}",
+            head=await self._head(charge),
+            min_confirmations=policy.min_confirmations,
+        )
+
+    async def _head(self, charge: Charge) -> int | None:
+        """The height of the charge's chain where it matters and can be read."""
+        if not charge.deposits or charge.method.chain_id != self._policy.chain_id:
+            return None
+        try:
+            return await self._read_head()
+        except Unavailable:
+            return None
+
+
+async def _require_charge(connection: TenantConnection, charge_id: UUID, billing_account_id: str) -> Charge:
+    found = await charges.find_charge(connection, charge_id, billing_account_id)
+    if found is None:
+        raise ChargeNotFound(charge_id)
+    return found
+
+
+async def _made_before(
+    connection: TenantConnection, idempotency_key: str | None, asked: _Asked, charge_id: UUID
+) -> UUID | None:
+    """The charge that the same request has made before; otherwise `charge_id` is noted as its answer.
+
+    Raises `RequestOfKeyDiffers`.
+    """
+    if idempotency_key is None:
+        return None
+    account, answer = asked.billing_account_id, {"chargeId": str(charge_id)}
+    try:
+        kept = await idempotency.keep_answer(connection, account, idempotency_key, asked.as_hash(), answer)
+    except IdempotencyKeyReused as error:
+        raise RequestOfKeyDiffers(idempotency_key) from error
+    return UUID(kept["chargeId"]) if kept else None

@@ -1,0 +1,165 @@
+"""Answers about payment methods, deposit addresses and charges."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import Field
+
+from domain.deposits.charges import Charge, ChargeStatus, Deposit, DepositState, state_of
+from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
+from services.answers import ResponseModel
+
+EXAMPLE_METHOD = "USDC:base"
+
+
+class MethodView(ResponseModel):
+    """A way to pay that takes new charges."""
+
+    id: str = Field(description="`method` of a charge", examples=[EXAMPLE_METHOD])
+    chain_id: int
+    token: str = Field(description="symbol", examples=["USDC"])
+    address: str | None = Field(description="the token's contract; null for a chain's own coin")
+    decimals: int = Field(description="digits of a raw amount after the point", examples=[6])
+    kind: MethodKind
+    scheme: Scheme = Field(description="`create2`: an address that no key controls; `xpub`: one of a wallet's")
+    min_amount_raw: int = Field(description="less is credited as soon as the sum at its address reaches it")
+    confirmations: int = Field(description="that a payment needs")
+
+    @classmethod
+    def of(cls, method: PaymentMethod, *, min_confirmations: int) -> Self:
+        """The answer about a method."""
+        return cls(
+            id=method.id,
+            chain_id=method.chain_id,
+            token=method.token,
+            address=method.address,
+            decimals=method.decimals,
+            kind=method.kind,
+            scheme=method.scheme,
+            min_amount_raw=method.min_amount_raw,
+            confirmations=method.confirmations or min_confirmations,
+        )
+
+
+class MethodList(ResponseModel):
+    """The payment methods that are open."""
+
+    methods: list[MethodView]
+
+
+class DepositAddressView(ResponseModel):
+    """The account's own address: the same one for good."""
+
+    address: str
+    method: str = Field(examples=[EXAMPLE_METHOD])
+    chain_id: int
+    token: str = Field(description="symbol", examples=["USDC"])
+    token_address: str | None = Field(description="the token's contract; null for a chain's own coin")
+
+
+class DepositView(ResponseModel):
+    """A transfer to an address."""
+
+    deposit_id: UUID
+    tx_hash: str
+    log_index: int
+    from_address: str
+    method: str = Field(examples=[EXAMPLE_METHOD])
+    token: str = Field(description="symbol", examples=["USDC"])
+    value_raw: int
+    credits: int = Field(description="what it is worth, and is credited with")
+    state: DepositState = Field(
+        description="`below_minimum`: it is credited when the sum of such transfers at its address reaches the minimum"
+    )
+    confirmations: int | None = Field(description="so far; null while the chain cannot be read")
+    confirmations_needed: int
+    attempt_id: UUID | None = Field(description="the payment that it has become; null until it is confirmed")
+    block_number: int
+    seen_at: datetime
+
+    @classmethod
+    def of(cls, deposit: Deposit, method: PaymentMethod, *, waiting_raw: int, head: int | None, needed: int) -> Self:
+        """The answer about a deposit. `waiting_raw`: all at its address that has not become a payment yet."""
+        confirmations = None if head is None else max(0, head - deposit.block_number + 1)
+        return cls(
+            deposit_id=deposit.id,
+            tx_hash=deposit.tx_hash,
+            log_index=deposit.log_index,
+            from_address=deposit.from_address,
+            method=deposit.method_id,
+            token=deposit.token,
+            value_raw=deposit.value_raw,
+            credits=deposit.credits,
+            state=state_of(
+                deposit,
+                confirmations=confirmations,
+                needed=needed,
+                is_below_minimum=waiting_raw < method.min_amount_raw,
+            ),
+            confirmations=confirmations,
+            confirmations_needed=needed,
+            attempt_id=deposit.attempt_id,
+            block_number=deposit.block_number,
+            seen_at=deposit.created_at,
+        )
+
+
+class ChargeView(ResponseModel):
+    """A charge. Amounts ending in `Raw` are whole units of the token; of 18 decimals they may exceed 2^53."""
+
+    charge_id: UUID
+    status: ChargeStatus = Field(
+        description="`expired`: the price has run out and nothing has come; money that comes later is credited as well"
+    )
+    method: str = Field(examples=[EXAMPLE_METHOD])
+    address: str = Field(description="where to pay; it belongs to this charge for good")
+    chain_id: int
+    token: str = Field(description="symbol", examples=["USDC"])
+    token_address: str | None = Field(description="the token's contract; null for a chain's own coin")
+    decimals: int
+    amount_usd_cents: int
+    amount_raw: int = Field(description="what to send")
+    price_expires_at: datetime = Field(description="until when `amountRaw` is the price; the address does not expire")
+    pay_url: str = Field(description="a page for the payer, who needs no account")
+    received_raw: int = Field(description="seen so far, confirmed or not")
+    confirming_raw: int = Field(description="the part of it that is not credited yet")
+    credited_raw: int
+    missing_raw: int = Field(description="what is still to be sent")
+    credited_credits: int = Field(description="what the account has got for it")
+    metadata: dict[str, Any] = Field(description="as given")
+    created_at: datetime
+    deposits: list[DepositView] = Field(description="the last ones first, at most 50")
+
+    @classmethod
+    def of(cls, charge: Charge, *, pay_url: str, head: int | None, min_confirmations: int) -> Self:
+        """The answer about a charge. `head`: the height of its chain, where it is known."""
+        method, received = charge.method, charge.received
+        needed = method.confirmations or min_confirmations
+        return cls(
+            charge_id=charge.id,
+            status=charge.shown_status,
+            method=method.id,
+            address=charge.address,
+            chain_id=method.chain_id,
+            token=method.token,
+            token_address=method.address,
+            decimals=method.decimals,
+            amount_usd_cents=charge.amount_usd_cents,
+            amount_raw=charge.quoted_amount_raw,
+            price_expires_at=charge.price_expires_at,
+            pay_url=pay_url,
+            received_raw=received.seen_raw,
+            confirming_raw=received.confirming_raw,
+            credited_raw=received.credited_raw,
+            missing_raw=charge.missing_raw,
+            credited_credits=received.credits,
+            metadata=charge.details,
+            created_at=charge.created_at,
+            deposits=[
+                DepositView.of(deposit, method, waiting_raw=received.waiting_raw, head=head, needed=needed)
+                for deposit in charge.deposits
+            ],
+        )
