@@ -98,7 +98,7 @@ class ContractCalls:
             head = self._pool.saw_head(node, read_quantity(head_reply))
             has_code = bool(read_data(code))
             for reply in (decimals, balance) if has_code else ():
-                if reply.error is not None and not _has_failed_in_execution(reply):
+                if reply.error is not None and not has_failed_in_execution(reply):
                     raise reply.error
         except EndpointFailure as failure:
             # Not recorded as a failure: a node that answers no calls may serve payments well.
@@ -137,7 +137,7 @@ class ContractCalls:
             try:
                 chain_id, result = await node.endpoint.batch(calls)
                 self._pool.check_chain(chain_id)
-                answer = None if _has_failed_in_execution(result) else read_data(result)
+                answer = None if has_failed_in_execution(result) else read_data(result)
             except EndpointFailure as failure:
                 reasons.append(f"{node.label}: {failure.message}")
                 # Other failures are not recorded: the code is partly a caller's, who must not be able to have endpoints
@@ -191,7 +191,7 @@ def _returned(reply: Reply) -> bytes | None:
     return read_data(reply)
 
 
-def _has_failed_in_execution(reply: Reply) -> bool:
+def has_failed_in_execution(reply: Reply) -> bool:
     """Whether the node ran the code and the code failed, which is an answer; a node that could not run it gives
     none.
     """

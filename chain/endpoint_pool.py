@@ -135,7 +135,7 @@ class EndpointPool:
         self.chain_id = chain_id
         self._urls = [url.strip() for url in urls]
         self._labels = labels(self._urls)
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._response_bytes_max = response_bytes_max
         self._connections_max = connections_max
         self._log_range_max = log_range_max
@@ -155,7 +155,7 @@ class EndpointPool:
                 url,
                 label=label,
                 session=session,
-                timeout_seconds=self._timeout_seconds,
+                timeout_seconds=self.timeout_seconds,
                 response_bytes_max=self._response_bytes_max,
                 on_request=self._on_request,
             )
@@ -276,7 +276,7 @@ class EndpointPool:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            return await question(node, started + self._timeout_seconds)
+            return await question(node, started + self.timeout_seconds)
         except HistoryRefused:
             raise
         except EndpointFailure as failure:

@@ -1,4 +1,4 @@
-"""Reader of one chain: five readers over one pool of endpoints, none of which is trusted alone."""
+"""Reader of one chain: six readers over one pool of endpoints, none of which is trusted alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
+from chain.authorizations import AuthorizationReader
 from chain.block_reader import BlockReader
 from chain.contract_calls import ContractCalls
 from chain.endpoint_pool import EndpointHealth, EndpointPool
@@ -43,6 +44,7 @@ class ChainReader:
         self.blocks = BlockReader(self._pool)
         self.logs = LogReader(self._pool)
         self.contracts = ContractCalls(self._pool)
+        self.authorizations = AuthorizationReader(self._pool)
 
     def __repr__(self) -> str:
         return f"ChainReader(chain {self.chain_id}, {', '.join(self.labels)})"

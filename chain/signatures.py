@@ -50,10 +50,10 @@ async def signed_by(chain: ChainReader, address: str, message: str, signature: s
     parse_address(address)
     message_hash = _personal_message_hash(message)
     raw = _parse_signature(signature)
-    signer = _recover(message_hash, raw)
+    signer = recover_signer(message_hash, raw)
     if signer is not None and same_address(signer, address):
         return True
-    return await _is_accepted_by_contract(chain, address, message_hash, raw)
+    return await is_accepted_by_contract(chain, address, message_hash, raw)
 
 
 def _personal_message_hash(message: str) -> bytes:
@@ -73,7 +73,7 @@ def _parse_signature(signature: str) -> bytes:
     return bytes.fromhex(signature[2:])
 
 
-def _recover(message_hash: bytes, signature: bytes) -> str | None:
+def recover_signer(message_hash: bytes, signature: bytes) -> str | None:
     """The address whose key made the signature; None where it is not the signature of a key."""
     match len(signature):
         case 65 if signature[64] in _PARITIES:
@@ -89,8 +89,11 @@ def _recover(message_hash: bytes, signature: bytes) -> str | None:
         return None
 
 
-async def _is_accepted_by_contract(chain: ChainReader, address: str, message_hash: bytes, signature: bytes) -> bool:
-    """ERC-1271 and ERC-6492, by `contracts/SignatureValidator.sol`. An address without code accepts nothing."""
+async def is_accepted_by_contract(chain: ChainReader, address: str, message_hash: bytes, signature: bytes) -> bool:
+    """ERC-1271 and ERC-6492, by `contracts/SignatureValidator.sol`. An address without code accepts nothing.
+
+    Raises `ChainUnavailable` when no endpoint answers, or when they disagree.
+    """
     arguments = abi_encode(["address", "bytes32", "bytes"], [address, message_hash, signature])
     answer = await chain.contracts.deployless_call(creation_code("SignatureValidator") + arguments)
     if answer is None:  # the wrapper is malformed, or the wallet used up the gas

@@ -21,6 +21,9 @@ from domain.chain import BlockHeader, ChainHead, MinedBlock, Receipt, TransferLo
 TRANSFER_TOPIC: Final[bytes] = keccak(text="Transfer(address,address,uint256)")
 """Topic 0 of ERC-20's event. ERC-721 has the same one and differs by a fourth topic."""
 
+AUTHORIZATION_USED_TOPIC: Final[bytes] = keccak(text="AuthorizationUsed(address,bytes32)")
+"""Topic 0 of EIP-3009's event, which a token logs directly before the transfer that was authorized."""
+
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
 _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
@@ -136,7 +139,7 @@ def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
         succeeded=receipt.status == 1,
         block_number=receipt.block_number,
         block_hash=receipt.block_hash,
-        transfers=tuple(transfer for log in logs if (transfer := _transfer(log)) is not None),
+        transfers=_transfers(logs),
     )
 
 
@@ -225,6 +228,27 @@ def _contradictions(receipt: WireReceipt, logs: list[WireLog]) -> None:
         if log.log_index in seen:
             raise EndpointFailure(Failure.CONTRADICTION, f"two logs of the receipt have the index {log.log_index}")
         seen.add(log.log_index)
+
+
+def _transfers(logs: list[WireLog]) -> tuple[TransferLog, ...]:
+    """The ERC-20 transfers, each with the authorization that it follows."""
+    at = {log.log_index: log for log in logs}
+    found = []
+    for log in logs:
+        transfer = _transfer(log)
+        if transfer is None:
+            continue
+        before = at.get(log.log_index - 1)
+        is_authorized = (
+            before is not None
+            and len(before.topics) == 3
+            and before.topics[0] == AUTHORIZATION_USED_TOPIC
+            and before.address == log.address
+            and before.topics[1] == log.topics[1]
+        )
+        nonce = "0x" + before.topics[2].hex() if before is not None and is_authorized else None
+        found.append(transfer if nonce is None else transfer.model_copy(update={"authorization_nonce": nonce}))
+    return tuple(found)
 
 
 def _transfer(log: WireLog) -> TransferLog | None:

@@ -70,6 +70,13 @@ class OperatorConnection:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayConnection:
+    """A transaction of role settle_relay, which reads no table and calls the relay's functions only."""
+
+    connection: AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
 class SettlementStatements:
     """Role settle_settlement by the driver: each statement is a transaction of its own, and sets its scope itself."""
 
@@ -367,6 +374,22 @@ class OperatorDatabase(_Database):
         async with self._begin(self.engine) as connection:
             await connection.execute(_READ_ONLY)
             yield OperatorConnection(connection)
+
+
+class RelayDatabase(_Database):
+    """Role settle_relay, for the one process that holds a key."""
+
+    def __init__(self, url: str, *, application_name: str = "settle relay", pool_size: int = 3) -> None:
+        engine, route = _engine(
+            url, application_name=application_name, pool_size=pool_size, ping_after_idle_seconds=IDLE_SECONDS_MAX
+        )
+        super().__init__(engine, route)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[RelayConnection]:
+        """One transaction; commits at the end, rolls back on an error."""
+        async with self._begin(self.engine) as connection:
+            yield RelayConnection(connection)
 
 
 async def fetch_one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +25,7 @@ from db.locks import APPLICATION_NAME, LOCK_SECONDS_MAX, LockWatch, patiently
 from db.logins import Login, LoginResult, try_login
 from db.outages import as_unavailable
 from db.pooler import refuse_pooler
-from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
+from db.rights import APP_ROLE, OPERATOR_ROLE, OPTIONAL_ROLES, RELAY_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from db.schema import EXPANDED_REVISION, LAST_CONTRACT, SCHEMA_REVISION
 from domain.errors import ConfigurationError, StartupCheckFailed
 
@@ -62,6 +62,7 @@ def migrate(
     settlement_url: str,
     service_url: str,
     operator_url: str | None = None,
+    relay_url: str | None = None,
     expand_only: bool = False,
     set_passwords: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
@@ -69,12 +70,12 @@ def migrate(
     """Create missing roles, upgrade the schema to the code's revision, bring functions and rights up to date, and seed.
 
     The roles get the passwords of their addresses; an existing role keeps its password, unless `set_passwords`. The
-    operators' role is created only where it has an address. With `expand_only` nothing is removed that processes of the
-    previous version use: the next migration does that. Raises `DatabaseUnavailable`, `ConfigurationError`, and
-    `StartupCheckFailed` where rights are missing or, at the end, where a role is not accepted with its address's
-    password.
+    roles of operators and of the relay are created only where they have one. With `expand_only` nothing is removed that
+    processes of the previous version use: the next migration does that. Raises `DatabaseUnavailable`,
+    `ConfigurationError`, and `StartupCheckFailed` where rights are missing or, at the end, where a role is not accepted
+    with its address's password.
     """
-    addresses = _addresses(app_url, settlement_url, service_url, operator_url)
+    addresses = _addresses(app_url, settlement_url, service_url, operator_url=operator_url, relay_url=relay_url)
     engine = create_engine(
         ADDRESS_IN_ARGUMENTS, connect_args=connection_arguments(migration_url, application_name=APPLICATION_NAME)
     )
@@ -95,9 +96,8 @@ def migrate(
             before = _revision(connection)
             revision = _target(before, expand_only=expand_only)
             on_progress(f"schema at revision {before or 'none'}, upgrading to {revision}")
-            for step in _steps(
-                connection, before, revision, with_operators=bool(operator_url), on_progress=on_progress
-            ):
+            optional = OPTIONAL_ROLES & {address.role for address in addresses}
+            for step in _steps(connection, before, revision, optional=optional, on_progress=on_progress):
                 patiently(connection, step, watch=watch, on_progress=on_progress)
             on_progress("system tenant and chart of accounts are seeded")
             _check_logins(addresses, on_progress=on_progress)
@@ -106,12 +106,15 @@ def migrate(
         engine.dispose()
 
 
-def _addresses(app_url: str, settlement_url: str, service_url: str, operator_url: str | None) -> list[_RoleAddress]:
+def _addresses(
+    app_url: str, settlement_url: str, service_url: str, *, operator_url: str | None, relay_url: str | None
+) -> list[_RoleAddress]:
     return [
         _RoleAddress(APP_ROLE, "DATABASE_URL", app_url),
         _RoleAddress(SETTLEMENT_ROLE, "SETTLEMENT_DATABASE_URL", settlement_url),
         _RoleAddress(SERVICE_ROLE, "SERVICE_DATABASE_URL", service_url, bypass_row_level_security=True),
         *([_RoleAddress(OPERATOR_ROLE, "OPERATOR_DATABASE_URL", operator_url)] if operator_url else []),
+        *([_RoleAddress(RELAY_ROLE, "RELAY_DATABASE_URL", relay_url)] if relay_url else []),
     ]
 
 
@@ -137,13 +140,13 @@ def _steps(
     before: str | None,
     revision: str,
     *,
-    with_operators: bool,
+    optional: Collection[str],
     on_progress: Callable[[str], None],
 ) -> tuple[Callable[[], None], ...]:
     """What a migration does, each step safe to repeat."""
 
     def bring_up_to_date() -> None:
-        _bring_up_to_date(connection, with_operators=with_operators, on_progress=on_progress)
+        _bring_up_to_date(connection, optional=optional, on_progress=on_progress)
 
     return (
         # The functions' present text needs all that was added, and nothing that is still to be taken away.
@@ -151,7 +154,7 @@ def _steps(
         bring_up_to_date,
         lambda: _upgrade(connection, revision),
         bring_up_to_date,
-        lambda: _seed(connection, with_operators=with_operators, on_progress=on_progress),
+        lambda: _seed(connection, optional=optional, on_progress=on_progress),
     )
 
 
@@ -194,26 +197,24 @@ def _upgrade(connection: Connection, revision: str) -> None:
     connection.commit()  # without an upgrade, Alembic leaves its transaction open
 
 
-def _bring_up_to_date(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
+def _bring_up_to_date(connection: Connection, *, optional: Collection[str], on_progress: Callable[[str], None]) -> None:
     """Update functions and rights together: a new function cannot be called before it has its rights."""
     is_contracted = _revision(connection) == SCHEMA_REVISION
     driver = _driver(connection)
     with connection.begin():
         changed = functions.bring_up_to_date(driver)
-        rights.bring_up_to_date(
-            driver, functions=functions.load(), with_operators=with_operators, is_contracted=is_contracted
-        )
+        rights.bring_up_to_date(driver, functions=functions.load(), optional=optional, is_contracted=is_contracted)
     if changed:
         on_progress(f"functions brought up to date: {', '.join(changed)}")
 
 
-def _seed(connection: Connection, *, with_operators: bool, on_progress: Callable[[str], None]) -> None:
+def _seed(connection: Connection, *, optional: Collection[str], on_progress: Callable[[str], None]) -> None:
     with connection.begin():
         migrations.run_sql_file(connection, "seeds.sql")
         if seed_first_version(connection):
             on_progress("the installed price book is the first version of prices")
         # Not for every existing role: roles belong to the server, and another database of it may have operators.
-        if with_operators:
+        if OPERATOR_ROLE in optional:
             migrations.run_sql_file(connection, "operator_role.sql")
 
 

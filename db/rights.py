@@ -17,7 +17,10 @@ APP_ROLE: Final = "settle_app"
 SETTLEMENT_ROLE: Final = "settle_settlement"
 SERVICE_ROLE: Final = "settle_service"
 OPERATOR_ROLE: Final = "settle_operator"
-ROLES: Final = (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE, OPERATOR_ROLE)
+RELAY_ROLE: Final = "settle_relay"
+ROLES: Final = (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE, OPERATOR_ROLE, RELAY_ROLE)
+OPTIONAL_ROLES: Final = frozenset({OPERATOR_ROLE, RELAY_ROLE})
+"""Roles that exist only where they have an address."""
 EVERYBODY: Final = "public"
 """The privilege's name in PostgreSQL."""
 
@@ -31,7 +34,8 @@ _ALL_ROWS: Final = {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE, "DELETE":
 _CORRECT: Final = {"SELECT": WHOLE, "UPDATE": WHOLE}
 
 _READ_BY_WORKERS: Final = {role: _READ for role in (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE)}
-_READ_BY_ALL: Final = {role: _READ for role in ROLES}
+# The relay reads no table: it calls functions.
+_READ_BY_ALL: Final = {role: _READ for role in ROLES if role != RELAY_ROLE}
 
 _INTENT: Final = (
     *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
@@ -105,6 +109,14 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         OPERATOR_ROLE: _READ,
     },
     "transfer_finality": {SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
+    # What was claimed, a function writes.
+    "payment_authorizations": {
+        APP_ROLE: {"SELECT": WHOLE, "INSERT": ("attempt_id", "own_nonce")},
+        SERVICE_ROLE: _READ,
+    },
+    "relayers": {SERVICE_ROLE: _READ},
+    "relay_nonces": {SERVICE_ROLE: _READ},
+    "relay_transactions": {SERVICE_ROLE: _READ},
     # A trigger keeps it: workers add what has lost its row, and delete none.
     "transfers_awaiting_finality": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND, OPERATOR_ROLE: _READ},
     "finality_progress": {APP_ROLE: _READ, SERVICE_ROLE: _KEEP, OPERATOR_ROLE: _READ},
@@ -148,7 +160,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     "governance_heartbeats": {SERVICE_ROLE: _KEEP},
     "governance_calls": {SERVICE_ROLE: _APPEND},
     # schema
-    "alembic_version": _READ_BY_ALL,
+    "alembic_version": {role: _READ for role in ROLES},
     "schema_compatibility": {},
     "write_probes": {},
 }
@@ -194,6 +206,16 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "unpaid_at_the_end": (APP_ROLE,),
     "owner_of_charge": (APP_ROLE,),
     "cash_account_of": (SERVICE_ROLE,),
+    # authorizations
+    "claim_authorization": (APP_ROLE,),
+    "relayed_hash": (APP_ROLE,),
+    "relay_claims": (RELAY_ROLE,),
+    "relay_next_nonce": (RELAY_ROLE,),
+    "relay_store": (RELAY_ROLE,),
+    "relay_open_transactions": (RELAY_ROLE,),
+    "relay_sent": (RELAY_ROLE,),
+    "relay_ended": (RELAY_ROLE,),
+    "relay_spent_today": (RELAY_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
@@ -308,14 +330,14 @@ def _is_power(right: Right) -> bool:
 
 
 def bring_up_to_date(
-    driver: psycopg.Connection[Any], *, functions: Collection[str], with_operators: bool, is_contracted: bool
+    driver: psycopg.Connection[Any], *, functions: Collection[str], optional: Collection[str], is_contracted: bool
 ) -> None:
     """Grant what is missing and revoke what is too much. In the caller's transaction.
 
-    Of the tables that are listed here and of `functions`; others are another version's. Rights of the operators' role
-    are included only `with_operators`: roles belong to the server, and another database of it may have them.
+    Of the tables that are listed here and of `functions`; others are another version's. Rights of an optional role are
+    included only where it is in `optional`: roles belong to the server, and another database of it may have them.
     """
-    roles = [role for role in ROLES if with_operators or role != OPERATOR_ROLE]
+    roles = [role for role in ROLES if role not in OPTIONAL_ROLES or role in optional]
     looked_at = {"tables": list(TABLES), "functions": list(functions), "roles": roles}
     wanted = {
         right

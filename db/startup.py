@@ -9,7 +9,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import functions, rights
-from db.engine import OperatorDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.engine import OperatorDatabase, RelayDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.schema import EXPANDED_REVISION, KNOWN_REVISIONS, SCHEMA_REVISION
 from db.tables import Base
 from domain.errors import DatabaseUnavailable, StartupCheckFailed
@@ -165,6 +165,14 @@ async def check_operator_database(database: OperatorDatabase) -> None:
         connection = transaction.connection
         await _check_revision(connection)
         await _check_rights(connection, setting="OPERATOR_DATABASE_URL", role=rights.OPERATOR_ROLE)
+
+
+async def check_relay_database(database: RelayDatabase) -> None:
+    """Schema, and no more rights than role settle_relay has. Raises `StartupCheckFailed`."""
+    async with database.transaction() as transaction:
+        connection = transaction.connection
+        await _check_revision(connection)
+        await _check_rights(connection, setting="RELAY_DATABASE_URL", role=rights.RELAY_ROLE)
 
 
 async def check_service_database(database: ServiceDatabase) -> None:

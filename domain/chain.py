@@ -34,6 +34,9 @@ class TransferLog(ChainValue):
     from_address: Address
     to_address: Address
     value_raw: int
+    authorization_nonce: str | None = None
+    """Of a transfer by signature (EIP-3009), in a receipt: the nonce of the event directly before it, of the same token
+    and sender."""
 
 
 class Receipt(ChainValue):

@@ -8,6 +8,8 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── TooManyReplacements     the hash of one attempt was replaced too often
 │   ├── PayerRefused            payments from that address are not accepted: treasury, zero address or token
 │   ├── WrongChain              the attempt belongs to another chain than this process settles
+│   ├── AuthorizationRefused    the signed authorization does not pay the attempt, or cannot be executed
+│   ├── AuthorizationInUse      the signed authorization pays another attempt, or was executed or cancelled
 │   ├── NotSignedIn             authentication is missing, or the session has ended
 │   ├── KeyRefused              the service key is unknown, revoked or expired
 │   ├── SignInRefused           the signature is not the wallet's, or its challenge is used up or expired
@@ -256,6 +258,28 @@ class PayerRefused(Refusal):
     code = "PAYER_REFUSED"
     category = Category.FORBIDDEN
     title = "Payments from this address are not accepted"
+
+
+class AuthorizationRefused(Refusal):
+    """A signed authorization that does not pay the attempt, or that the token would not execute."""
+
+    code = "AUTHORIZATION_REFUSED"
+    category = Category.INVALID
+    title = "The signed authorization is not accepted"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"authorization: {reason}")
+
+
+class AuthorizationInUse(Refusal):
+    """The authorization pays another attempt, or was executed or cancelled before it was shown."""
+
+    code = "AUTHORIZATION_IN_USE"
+    category = Category.CONFLICT
+    title = "The signed authorization cannot be used for this payment"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"authorization: {reason}")
 
 
 class NotSignedIn(Refusal):

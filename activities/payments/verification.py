@@ -16,7 +16,7 @@ from chain.preconditions import SettlementPreconditions
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
 from db.engine import ServiceDatabase
-from db.payments import attempts
+from db.payments import attempts, authorizations
 from db.transfers import destinations, identity, observed
 from domain.chain import ChainView, TransferScope
 from domain.errors import AttemptNotFound, ChainUnavailable, PreconditionNotMet
@@ -35,6 +35,7 @@ from domain.payments.verification import (
     next_poll_delay,
 )
 from domain.payments.watched import WatchedWait, is_fresh, wait_by_watcher
+from services.payments.authorizations import find_fate, refusal_of
 from telemetry.metrics.worker import POLLS
 
 STILL_WAITING: Final = "STILL_WAITING"
@@ -96,11 +97,14 @@ class VerificationActivities(VerificationSignatures):
             POLLS.labels(outcome=watched_wait.waiting.reason.value, answered_by=WATCHER).inc()
             raise self._still_waiting(watched_wait.waiting, self._before_timeout(watched_wait.delay, attempt))
         verdict = await self._poll(payment, attempt, known, before)
+        if isinstance(verdict, Waiting) and payment.terms.nonce is not None:
+            verdict = await self._ended_authorization(payment, verdict) or verdict
         if not isinstance(verdict, Waiting):
             POLLS.labels(outcome=verdict.kind, answered_by=NODE).inc()
             return _about(attempt.tx_hash, verdict)
         POLLS.labels(outcome=verdict.reason.value, answered_by=NODE).inc()
-        if payment.is_last_look and self._is_over(verdict, attempt):
+        is_authorization = payment.terms.nonce is not None
+        if payment.is_last_look and self._is_over(verdict, attempt, is_authorization=is_authorization):
             return Refused(
                 status=AttemptStatus.FAILED,
                 error_code=ErrorCode.RECEIPT_NOT_FOUND,
@@ -118,7 +122,7 @@ class VerificationActivities(VerificationSignatures):
             next_retry_delay=delay,
         )
 
-    def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification) -> bool:
+    def _is_over(self, waiting: Waiting, attempt: attempts.UnderVerification, *, is_authorization: bool) -> bool:
         """Whether the final poll ends the wait, by the database's clock and its current hash.
 
         That hash may be newer than the workflow's: the starter records it where no worker answers. A payment that lacks
@@ -126,6 +130,9 @@ class VerificationActivities(VerificationSignatures):
         """
         if waiting.reason is WaitReason.PRECONDITION:
             # The transaction exists and is evaluated. The fault is with the token or the nodes, not the payer's.
+            return False
+        if is_authorization:
+            # It ends when it is proved that it never pays: time alone proves nothing.
             return False
         confirming = waiting.reason is WaitReason.CONFIRMATIONS
         grace = self._block_time * self._min_confirmations * 2 if confirming else timedelta(0)
@@ -195,7 +202,7 @@ class VerificationActivities(VerificationSignatures):
     async def _poll(
         self, payment: PaymentToVerify, attempt: attempts.UnderVerification, known: KnownTransfers, before: _Polled
     ) -> VerificationResult:
-        def verdict_on(view: ChainView) -> VerificationResult:
+        def verdict_on(view: ChainView, known: KnownTransfers) -> VerificationResult:
             return evaluate(
                 payment.terms,
                 attempt.tx_hash,
@@ -212,13 +219,14 @@ class VerificationActivities(VerificationSignatures):
                 view = await self._chain.payments.look(
                     attempt.tx_hash, block_hint=_block_hint(attempt, before), ask_all=payment.is_last_look
                 )
-                verdict = verdict_on(view)
+                known = await self._with_claims(payment, view, known)
+                verdict = verdict_on(view, known)
                 if isinstance(verdict, Waiting):
                     self._remember(view, attempt)  # not for a final result: no poll follows
                     return verdict
                 # What follows is irreversible, and one node may lie: all the others are asked.
                 checked = await self._chain.payments.cross_check(attempt.tx_hash, view)
-                verdict = verdict_on(checked)
+                verdict = verdict_on(checked, await self._with_claims(payment, checked, known))
                 is_judged = not isinstance(verdict, Waiting)
                 if isinstance(verdict, Verified) and not await self._is_known_destination(payment):
                     return self._waiting(
@@ -238,6 +246,34 @@ class VerificationActivities(VerificationSignatures):
             if is_judged:
                 return self._judged_but_not_believed("the chain nodes did not answer in time about the token")
             return self._waiting(WaitReason.CHAIN_UNAVAILABLE, "the chain nodes did not answer in time")
+
+    async def _with_claims(self, payment: PaymentToVerify, view: ChainView, known: KnownTransfers) -> KnownTransfers:
+        """With the authorizations of the payer in this transaction that are claimed for other attempts."""
+        transfers = view.receipt.transfers if view.receipt is not None else ()
+        used = frozenset(log.authorization_nonce for log in transfers if log.authorization_nonce is not None)
+        terms = payment.terms
+        if not used or terms.nonce is not None:
+            return known
+        async with self._database.autocommit() as connection:
+            claimed = await authorizations.find_claimed_nonces(
+                connection, chain_id=terms.chain_id, token=terms.token, payer=terms.payer, nonces=used
+            )
+        return known.model_copy(update={"claimed_nonces": claimed})
+
+    async def _ended_authorization(self, payment: PaymentToVerify, waiting: Waiting) -> Refused | None:
+        """How a payment by signature ends of which nothing is on the chain, once it is proved that nothing will be."""
+        if waiting.reason not in {WaitReason.NOT_FOUND, WaitReason.AUTHORIZATION_OPEN}:
+            return None
+        async with self._database.autocommit() as connection:
+            claim = await authorizations.find_claim(connection, payment.attempt_id)
+        if claim is None or claim.now.timestamp() <= claim.valid_before:
+            return None
+        try:
+            async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
+                fate = await find_fate(self._chain, claim)
+        except (ChainUnavailable, TimeoutError):
+            return None
+        return refusal_of(claim, fate)
 
     def _remember(self, view: ChainView, attempt: attempts.UnderVerification) -> None:
         """Note what a node has answered, and when, where the next poll depends on it: a heartbeat is a request."""

@@ -18,6 +18,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import Followed, Rescan, WatchedChain
+from activities.transfers.authorizations import AuthorizationFollower
 from activities.transfers.finality import FinalityFollower
 from activities.transfers.recent_submissions import SubmissionFollower
 from activities.transfers.signatures import WatchingSignatures
@@ -28,6 +29,7 @@ from domain.chain import TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises, poll_interval
+from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.finality import FinalityDecider
 from services.payments.recovery import RecentSubmissions
 from services.transfers.block_scanner import BlockScanner, Step
@@ -102,10 +104,12 @@ class WatchingActivities(WatchingSignatures):
         watches: ScopeWatches,
         recent: RecentSubmissions,
         finality: FinalityDecider,
+        claims: ClaimedAuthorizations,
         *,
         block_time: timedelta,
     ) -> None:
         self._watches = watches
+        self._claims = claims
         self._recent = recent
         self._finality = finality
         self._poll_seconds = poll_interval(block_time).total_seconds()
@@ -123,6 +127,7 @@ class WatchingActivities(WatchingSignatures):
         async with (
             _heartbeats(lambda: followers.words + finality.words),
             SubmissionFollower(self._recent),
+            AuthorizationFollower(self._claims),
             finality,
         ):
             while loop.time() < until:

@@ -11,6 +11,7 @@ from activities.wiring import Dependencies
 from db.clock import estimated_now
 from domain.chain import TransferScope
 from domain.transfers.watching import Promise
+from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.recovery import PaymentRecovery, RecentSubmissions
 from services.transfers.block_scanner import BlockScanner
 from services.transfers.matcher import TransferMatcher
@@ -35,6 +36,7 @@ def activities(deps: Dependencies) -> list[Activity]:
             scope,
             deps.starter,
             deps.publish,
+            chain=deps.chain,
             min_confirmations=settings.min_confirmations,
             dust_below_raw=settings.dust_below_raw,
         )
@@ -43,4 +45,5 @@ def activities(deps: Dependencies) -> list[Activity]:
     watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope)
     recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
     recent = RecentSubmissions(deps.service, recovery)
-    return WatchingActivities(watches, recent, deps.finality, block_time=settings.block_time).activities()
+    claims = ClaimedAuthorizations(deps.service, deps.chain, deps.starter, chain_id=settings.chain_id)
+    return WatchingActivities(watches, recent, deps.finality, claims, block_time=settings.block_time).activities()

@@ -19,11 +19,15 @@ BEGIN
         END IF;
         RETURN NEW;
     END IF;
-    IF (NEW.id, NEW.billing_account_id, NEW.from_address, NEW.chain_id, NEW.token, NEW.to_address,
+    IF (NEW.id, NEW.billing_account_id, NEW.chain_id, NEW.token, NEW.to_address,
         NEW.amount_raw, NEW.amount_usd_cents, NEW.amount_credits, NEW.value_raw, NEW.purpose, NEW.kind, NEW.created_at)
        IS DISTINCT FROM
-       (OLD.id, OLD.billing_account_id, OLD.from_address, OLD.chain_id, OLD.token, OLD.to_address,
-        OLD.amount_raw, OLD.amount_usd_cents, OLD.amount_credits, OLD.value_raw, OLD.purpose, OLD.kind, OLD.created_at) THEN
+       (OLD.id, OLD.billing_account_id, OLD.chain_id, OLD.token, OLD.to_address,
+        OLD.amount_raw, OLD.amount_usd_cents, OLD.amount_credits, OLD.value_raw, OLD.purpose, OLD.kind, OLD.created_at)
+       -- Who pays by signature is known when a signature is claimed, which an open intent is once.
+       OR ((NEW.from_address, NEW.authorization_nonce) IS DISTINCT FROM (OLD.from_address, OLD.authorization_nonce)
+           AND NOT (OLD.kind = 'authorization' AND OLD.authorization_nonce IS NULL
+                    AND OLD.status = 'CREATED_INTENT' AND NEW.status = 'CREATED_INTENT')) THEN
         RAISE EXCEPTION 'what was agreed in payment attempt % is write-once', OLD.id
             USING ERRCODE = 'restrict_violation', CONSTRAINT = 'payment_attempts_write_once';
     END IF;
@@ -78,7 +82,9 @@ BEGIN
         OR (pg_has_role(current_user, 'settle_settlement', 'USAGE')
             AND ((v_is_credit AND NEW.purpose = 'self') OR NEW.status IN ('REJECTED', 'FAILED')))
         OR (NEW.status = 'FAILED' AND OLD.status = 'CREATED_INTENT'
-            AND NEW.error_code = 'INTENT_EXPIRED' AND OLD.expires_at <= clock_timestamp())
+            AND NEW.error_code = 'INTENT_EXPIRED' AND OLD.expires_at <= clock_timestamp()
+            -- A signature that was claimed may be used as long as nothing proves that it cannot be.
+            AND OLD.authorization_nonce IS NULL)
     ) THEN
         RAISE EXCEPTION 'role % may not take payment attempt % from % to %',
             current_user, OLD.id, OLD.status, NEW.status

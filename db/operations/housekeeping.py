@@ -18,6 +18,8 @@ _EXPIRE_INTENTS: Final = text(
     WITH due AS (
         SELECT a.id FROM payment_attempts a
          WHERE a.status = 'CREATED_INTENT' AND a.expires_at <= CAST(:due_at AS timestamptz)
+           -- A claimed signature may be used as long as nothing proves that it cannot be.
+           AND a.authorization_nonce IS NULL
          ORDER BY a.expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE payment_attempts a SET status = :failed, error_code = :error_code

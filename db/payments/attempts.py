@@ -68,7 +68,7 @@ def _select_attempt() -> Select[Any]:
 _COLUMNS: Final = (
     *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
     *("purpose", "status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count", "revenue_share"),
-    *("created_at", "kind", "amount_credits", "value_raw"),
+    *("created_at", "kind", "amount_credits", "value_raw", "authorization_nonce"),
 )
 _ATTEMPT: Final[LiteralString] = (
     f"SELECT {', '.join(f'a.{name}' for name in _COLUMNS)}, b.owner_user_id"  # noqa: S608 - of constants
@@ -142,7 +142,10 @@ async def count_unfinished_by_chain(connection: ReadAllConnection) -> dict[int, 
 async def insert_attempt(connection: AnyConnection, attempt: PaymentAttempt) -> None:
     """Write a new intent."""
     values = attempt.model_dump(
-        exclude={"owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count", "revenue_share"}
+        exclude={
+            *("owner_user_id", "tx_hash", "error_code", "submitted_at", "submission_count", "revenue_share"),
+            "authorization_nonce",
+        }
     )
     await connection.connection.execute(_INSERT_ATTEMPT, values)
 

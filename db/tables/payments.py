@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Identity, Index, Numeric, UniqueConstraint, func, text
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Identity, Index, Numeric, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
@@ -39,6 +39,15 @@ class PaymentAttemptRow(Base):
         Index("payment_attempts_by_payer", text("lower(from_address)"), "amount_raw", "created_at"),
         Index("payment_attempts_by_expiry", "expires_at", postgresql_where=text("status = 'CREATED_INTENT'")),
         Index("payment_attempts_by_change", "updated_at", postgresql_using="brin"),
+        Index(
+            "payment_attempts_one_per_authorization",
+            "chain_id",
+            text("lower(token)"),
+            text("lower(from_address)"),
+            "authorization_nonce",
+            unique=True,
+            postgresql_where=text("authorization_nonce IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -64,6 +73,83 @@ class PaymentAttemptRow(Base):
     kind: Mapped[str] = mapped_column(server_default=text("'wallet'"))
     amount_credits: Mapped[int | None]
     value_raw: Mapped[Decimal | None]
+    authorization_nonce: Mapped[str | None]
+
+
+class PaymentAuthorization(Base):
+    """An attempt's own nonce, and the signed authorization that was claimed for it. Written once by a function."""
+
+    __tablename__ = "payment_authorizations"
+    __table_args__ = (
+        Index("payment_authorizations_claimed", "claimed_at", postgresql_where=text("claimed_at IS NOT NULL")),
+    )
+
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"), primary_key=True)
+    own_nonce: Mapped[str] = mapped_column(unique=True)
+    valid_after: Mapped[int | None]
+    valid_before: Mapped[int | None]
+    signature: Mapped[bytes | None]
+    is_contract: Mapped[bool | None]
+    from_block: Mapped[int | None]
+    claimed_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Relayer(Base):
+    """An account of the relay, and its next nonce."""
+
+    __tablename__ = "relayers"
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    address: Mapped[str] = mapped_column(primary_key=True)
+    next_nonce: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RelayNonce(Base):
+    """A nonce of such an account, the attempt that it is for, and what has become of it."""
+
+    __tablename__ = "relay_nonces"
+    __table_args__ = (
+        ForeignKeyConstraint(["chain_id", "relayer"], ["relayers.chain_id", "relayers.address"]),
+        Index("relay_nonces_by_attempt", "attempt_id"),
+        Index("relay_nonces_by_time", "created_at"),
+        Index("relay_nonces_one_open_per_attempt", "attempt_id", unique=True, postgresql_where=text("outcome IS NULL")),
+    )
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    relayer: Mapped[str] = mapped_column(primary_key=True)
+    nonce: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    outcome: Mapped[str | None]
+    mined_tx_hash: Mapped[str | None]
+    spent_wei: Mapped[Decimal | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+
+
+class RelayTransaction(Base):
+    """What was signed for a nonce, with its bytes."""
+
+    __tablename__ = "relay_transactions"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["chain_id", "relayer", "nonce"],
+            ["relay_nonces.chain_id", "relay_nonces.relayer", "relay_nonces.nonce"],
+        ),
+        Index("relay_transactions_by_nonce", "chain_id", "relayer", "nonce", "stored_at"),
+    )
+
+    chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tx_hash: Mapped[str] = mapped_column(primary_key=True)
+    relayer: Mapped[str]
+    nonce: Mapped[int]
+    raw: Mapped[bytes]
+    gas: Mapped[int]
+    max_fee_wei: Mapped[Decimal]
+    priority_fee_wei: Mapped[Decimal]
+    stored_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    sent_at: Mapped[datetime | None]
 
 
 class PaymentEvent(Base):

@@ -228,11 +228,11 @@ _CANDIDATES: Final = text(
     """
     WITH own AS NOT MATERIALIZED (
         SELECT * FROM payment_attempts
-         WHERE lower(from_address) = lower(:from_address) AND chain_id = :chain_id
+         WHERE lower(from_address) = lower(:from_address) AND chain_id = :chain_id AND kind = 'wallet'
            AND lower(token) = lower(:token) AND lower(to_address) = lower(:to_address)
     )
     SELECT a.id AS attempt_id, b.owner_user_id, a.billing_account_id, a.from_address, a.amount_raw, a.status,
-           a.error_code, a.tx_hash, a.created_at, a.expires_at,
+           a.error_code, a.tx_hash, a.created_at, a.expires_at, a.authorization_nonce AS nonce,
            -- Intents older than the column lived for the default of 30 minutes.
            coalesce(a.payable_until, a.expires_at, a.created_at + interval '30 minutes') AS payable_until,
            EXISTS (SELECT FROM observed_transfers o WHERE o.chain_id = a.chain_id AND o.tx_hash = a.tx_hash)
@@ -270,6 +270,10 @@ _CANDIDATES: Final = text(
                 AND (status = 'PENDING_UNVERIFIED'
                      OR (status IN ('REJECTED', 'FAILED') AND error_code <> 'INTENT_EXPIRED'))
               ORDER BY created_at DESC LIMIT :others_named)
+             UNION
+            (SELECT * FROM payment_attempts
+              WHERE authorization_nonce = :nonce AND chain_id = :chain_id AND lower(token) = lower(:token)
+                AND lower(from_address) = lower(:from_address))
              UNION
             (SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id
               ORDER BY (lower(from_address) = lower(:from_address)) DESC, created_at LIMIT :most)) a
@@ -475,8 +479,29 @@ async def page_unhandled(
     return [_transfer(row) for row in await connection.connection.execute(_UNHANDLED, values)]
 
 
-async def find_match_context(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> MatchContext:
-    """Everything that `decide` needs about a transfer's sender and transaction."""
+_HAS_CLAIMS: Final = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM payment_attempts
+         WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(from_address) = lower(:from_address)
+           AND authorization_nonce IS NOT NULL AND status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED'))
+    """
+)
+
+
+async def has_open_claims(connection: ReadAllConnection, scope: TransferScope, payer: str) -> bool:
+    """Whether a signed authorization of this payer is claimed that may still pay its attempt."""
+    values = {**_scope_values(scope), "from_address": payer}
+    return bool((await connection.connection.execute(_HAS_CLAIMS, values)).scalar_one())
+
+
+async def find_match_context(
+    connection: ReadAllConnection, scope: TransferScope, transfer: Transfer, *, nonce: str | None = None
+) -> MatchContext:
+    """Everything that `decide` needs about a transfer's sender and transaction.
+
+    `nonce` is that of the authorization that has caused the transfer, where there is one and it matters.
+    """
     values: Mapping[str, Any] = {
         **_scope_values(scope),
         "tx_hash": transfer.tx_hash,
@@ -487,6 +512,7 @@ async def find_match_context(connection: ReadAllConnection, scope: TransferScope
         "made_before": transfer.block_time + CLOCK_SLACK,
         "most": CANDIDATES_MAX,
         "others_named": OTHERS_NAMED,
+        "nonce": nonce,
     }
     execute = connection.connection.execute
     candidates = [Candidate.model_validate(row) for row in await execute(_CANDIDATES, values)]
@@ -507,6 +533,7 @@ async def find_match_context(connection: ReadAllConnection, scope: TransferScope
             known=NonPayer(rule.kind) if rule.kind else None,
         ),
         first_block=rule.first_block,
+        nonce=nonce,
     )
 
 

@@ -69,6 +69,7 @@ class ErrorCode(StrEnum):
     RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
     TX_ALREADY_SETTLED = "TX_ALREADY_SETTLED"
     TRANSFER_TOO_OLD = "TRANSFER_TOO_OLD"
+    AUTHORIZATION_EXPIRED = "AUTHORIZATION_EXPIRED"
 
     @property
     def for_the_payer(self) -> str:
@@ -99,6 +100,8 @@ _FOR_THE_PAYER: Final[dict[ErrorCode, str]] = {
     ErrorCode.TX_ALREADY_SETTLED: f"This transfer has already been used for another payment. {KEEP_THE_REFERENCE}",
     ErrorCode.TRANSFER_TOO_OLD: "The transfer was made before this service accepted payments at that address. "
     + KEEP_THE_REFERENCE,
+    ErrorCode.AUTHORIZATION_EXPIRED: "Your signature was not used in time and never can be, so no USDC has left your "
+    "wallet. You can pay again.",
 }
 
 _FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
@@ -117,6 +120,9 @@ _FOR_THE_OPERATOR: Final[dict[ErrorCode, str]] = {
     ErrorCode.TX_ALREADY_SETTLED: "its transfer has paid another attempt, or was credited by an operator",
     ErrorCode.TRANSFER_TOO_OLD: "its transfer was mined before the first accepted block "
     "(`CHAIN_WATCH_FROM_BLOCK`, or the watcher's first block): an operator cannot credit it either",
+    ErrorCode.AUTHORIZATION_EXPIRED: "a finalized block is later than `validBefore` and the authorization is unused, "
+    "or its payer has cancelled it: it can never pay. The relay was down, out of gas or at a limit, or the payer moved "
+    "the balance",
 }
 
 
@@ -176,6 +182,13 @@ class PaymentAttempt(BaseModel):
     """Of a deposit: what it is worth."""
     value_raw: int | None = None
     """Of a deposit: exactly what was sent. `amount_raw` holds no more than a bigint."""
+    authorization_nonce: str | None = None
+    """Of an authorization: the nonce that its payer signed, once it is claimed. Until then `from_address` is zero."""
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a signed authorization pays it: it ends by what becomes of that, not by its expiry."""
+        return self.authorization_nonce is not None
 
     @property
     def credits(self) -> int:
@@ -254,7 +267,7 @@ def decide_submission(
     if attempt.is_final or attempt.tx_hash == tx_hash:
         return SubmissionEffect.NOTHING
     if attempt.status is AttemptStatus.CREATED_INTENT:
-        expired = attempt.expires_at is not None and submitted_at >= attempt.expires_at
+        expired = attempt.expires_at is not None and submitted_at >= attempt.expires_at and not attempt.is_claimed
         return SubmissionEffect.EXPIRE if expired else SubmissionEffect.RECORD
     if attempt.submitted_at is not None and submitted_at < attempt.submitted_at:
         # An earlier submission that arrives late, from a queue or a paused process: the later one counts.

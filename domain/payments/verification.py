@@ -41,6 +41,8 @@ class PaymentTerms(Value):
     payer: Address
     treasury: Address
     amount_raw: int
+    nonce: str | None = None
+    """Of a payment by signature: only the transfer that its authorization has caused pays it, from any sender."""
 
     @property
     def scope(self) -> TransferScope:
@@ -56,6 +58,7 @@ def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
         payer=attempt.from_address,
         treasury=attempt.to_address,
         amount_raw=attempt.amount_raw,
+        nonce=attempt.authorization_nonce,
     )
 
 
@@ -68,6 +71,8 @@ class KnownTransfers(Value):
     """Those that have paid other attempts, or that an operator has credited or sent back."""
     observed: tuple[Transfer, ...] = ()
     """Those that the watcher has seen."""
+    claimed_nonces: frozenset[str] = frozenset()
+    """Nonces of authorizations that pay other attempts: their transfers pay nothing else."""
 
 
 NOTHING_KNOWN: Final = KnownTransfers()
@@ -105,6 +110,8 @@ class WaitReason(StrEnum):
     CONFIRMATIONS = "confirmations"
     UNKNOWN_TREASURY = "unknown_treasury"
     """The intent names a token or treasury that no worker has been configured with, so that its owner is unknown."""
+    AUTHORIZATION_OPEN = "authorization_open"
+    """The transaction did not use the payer's authorization, which another one may still use."""
     PRECONDITION = "precondition"
     """The payment itself is evaluated, but a precondition on token or chain is not confirmed."""
 
@@ -170,6 +177,8 @@ def evaluate(
         return waiting
     receipt = view.receipt
     assert receipt is not None, "without a receipt the result is always to wait"
+    if terms.nonce is not None and not _uses_authorization(receipt, terms):
+        return _authorization_open(receipt, min_confirmations)
     if not receipt.succeeded:
         return Refused(
             status=AttemptStatus.FAILED,
@@ -189,7 +198,8 @@ def evaluate(
 def find_paid_logs(terms: PaymentTerms, receipt: Receipt, known: KnownTransfers) -> frozenset[int]:
     """The logs of a transaction that pay nothing any more: they have paid, or the database holds their place."""
     paying = [log for log in receipt.transfers if pays(log, terms)]
-    return known.held_log_indexes | {log.log_index for log in paying if _has_paid(log, receipt, known)}
+    claimed = {log.log_index for log in paying if log.authorization_nonce in known.claimed_nonces}
+    return known.held_log_indexes | claimed | {log.log_index for log in paying if _has_paid(log, receipt, known)}
 
 
 def _has_paid(log: TransferLog, receipt: Receipt, known: KnownTransfers) -> bool:
@@ -199,11 +209,35 @@ def _has_paid(log: TransferLog, receipt: Receipt, known: KnownTransfers) -> bool
 
 
 def pays(log: TransferLog, terms: PaymentTerms) -> bool:
-    """Whether a log is what was agreed, of whatever value: of that token, from the payer, to the treasury."""
+    """Whether a log is what was agreed, of whatever value: of that token, from the payer, to the treasury.
+
+    Of a payment by signature it is the one that its authorization has caused, and no other.
+    """
     return (
         same_address(log.emitter, terms.token)
         and same_address(log.from_address, terms.payer)
         and same_address(log.to_address, terms.treasury)
+        and (terms.nonce is None or log.authorization_nonce == terms.nonce)
+    )
+
+
+def _uses_authorization(receipt: Receipt, terms: PaymentTerms) -> bool:
+    return receipt.succeeded and any(
+        log.authorization_nonce == terms.nonce
+        and same_address(log.emitter, terms.token)
+        and same_address(log.from_address, terms.payer)
+        for log in receipt.transfers
+    )
+
+
+def _authorization_open(receipt: Receipt, min_confirmations: int) -> Waiting:
+    """A hash is a hint. Whether a signature pays is decided by what becomes of it, not by one transaction."""
+    happened = "does not use" if receipt.succeeded else "reverted, and did not use"
+    return Waiting(
+        reason=WaitReason.AUTHORIZATION_OPEN,
+        message=f"transaction {receipt.tx_hash} {happened} the payer's authorization, which another one may use",
+        confirmations_needed=min_confirmations,
+        block_number=receipt.block_number,
     )
 
 
@@ -303,7 +337,11 @@ def _rejected(code: ErrorCode, message: str) -> Refused:
 
 def _why_none_pays(terms: PaymentTerms, receipt: Receipt, no_payer: NonPayer | None) -> Refused:
     """Of a transaction without a log that pays what was agreed: by what it has instead."""
-    ours = [log for log in receipt.transfers if same_address(log.emitter, terms.token)]
+    ours = [
+        log
+        for log in receipt.transfers
+        if same_address(log.emitter, terms.token) and terms.nonce in {None, log.authorization_nonce}
+    ]
     to_treasury = [log for log in ours if same_address(log.to_address, terms.treasury)]
     from_payer = [log for log in ours if same_address(log.from_address, terms.payer)]
     if no_payer is not None and any(same_address(log.from_address, terms.payer) for log in to_treasury):

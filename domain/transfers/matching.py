@@ -70,6 +70,8 @@ class Candidate(Value):
     expires_at: datetime | None = None
     payable_until: datetime | None = None
     """The time before which a transfer pays it in time, whatever was submitted; None where it is unknown."""
+    nonce: str | None = None
+    """Of a payment by signature: the nonce that pays it. Neither sender nor amount does."""
     is_renewed: bool = False
     """Whether its renewal exists and has been submitted: it was paid, refused, or is waiting."""
 
@@ -93,6 +95,8 @@ class MatchContext(Value):
     """Why the sender cannot be a payer; None for a payer."""
     first_block: int | None = None
     """The first block whose transfers are accepted, where it is known."""
+    nonce: str | None = None
+    """The nonce of the authorization that has caused the transfer, where its receipt was asked for that."""
 
 
 class AlreadyPaid(Value):
@@ -144,7 +148,31 @@ def decide(
         return AlreadyPaid(attempt_id=paid.attempt_id)
     if is_too_old(transfer.block_number, context.first_block):
         return NoIncome(message=f"it was mined before block {context.first_block}, the first accepted one")
+    if (signed := _signed_for(transfer, context)) is not None:
+        return signed
+    if (decided := _decide_by_hash(named, context, findings)) is not None:
+        return decided
+    own = [candidate for candidate in own if candidate.nonce is None]
+    if context.sender_kind is not None:
+        return findings.from_non_payer(context.sender_kind)
+    if (pays := _pays(transfer, own, refused)) is not None:
+        return pays
+    for candidate in context.candidates:
+        if candidate.nonce is not None:  # a wrong hash does not end it
+            continue
+        if candidate.tx_hash == transfer.tx_hash and candidate.status is AttemptStatus.PENDING_UNVERIFIED:
+            # Another payer's attempt, about to be refused; its refusal then names the claimant of the transfer.
+            return Undecided(attempt_id=candidate.attempt_id)
+    return findings.unmatched(own)
+
+
+def _decide_by_hash(
+    named: Sequence[Candidate], context: MatchContext, findings: _FindingBuilder
+) -> Undecided | AlreadyPaid | Finding | None:
+    """By an attempt of its sender that names the transaction; None where none that waits or was credited does."""
     for candidate in named:
+        if candidate.nonce is not None:
+            continue
         if candidate.status is AttemptStatus.PENDING_UNVERIFIED:
             return Undecided(attempt_id=candidate.attempt_id)
         if candidate.status in {AttemptStatus.CREDITED, AttemptStatus.REVERSED}:
@@ -153,15 +181,24 @@ def decide(
                 return AlreadyPaid(attempt_id=candidate.attempt_id)
             # A hash is unique per payer: the database refuses it for a second payment of theirs.
             return findings.second_transfer(candidate)
-    if context.sender_kind is not None:
-        return findings.from_non_payer(context.sender_kind)
-    if (pays := _pays(transfer, own, refused)) is not None:
-        return pays
+    return None
+
+
+def _signed_for(transfer: Transfer, context: MatchContext) -> Pays | Undecided | None:
+    """The attempt that the transfer's authorization was claimed for, which it pays at any time, and from any transaction.
+
+    None where it is claimed for none, or for one that has ended: an operator decides about that transfer.
+    """
+    if context.nonce is None:
+        return None
     for candidate in context.candidates:
-        if candidate.tx_hash == transfer.tx_hash and candidate.status is AttemptStatus.PENDING_UNVERIFIED:
-            # Another payer's attempt, about to be refused; its refusal then names the claimant of the transfer.
+        if candidate.nonce != context.nonce or not same_address(candidate.from_address, transfer.from_address):
+            continue
+        if candidate.status is AttemptStatus.PENDING_UNVERIFIED and candidate.tx_hash == transfer.tx_hash:
             return Undecided(attempt_id=candidate.attempt_id)
-    return findings.unmatched(own)
+        if candidate.status in {AttemptStatus.CREATED_INTENT, AttemptStatus.PENDING_UNVERIFIED}:
+            return Pays(attempt=candidate)
+    return None
 
 
 def _pays(transfer: Transfer, own: Sequence[Candidate], refused: Collection[UUID]) -> Pays | Renews | Undecided | None:

@@ -305,6 +305,12 @@ async def refuse(connection: SettlementConnection, attempt_id: UUID, refused: Re
     return AttemptOutcome(await _reread(connection, attempt_id), changed=True)
 
 
+async def end_unpaid(connection: ServiceConnection, attempt: PaymentAttempt, refused: Refused) -> None:
+    """End a locked attempt that waits for no transaction, and whose payment can never come."""
+    details = {"message": refused.message}
+    await _refuse(connection, attempt, refused.status, refused.error_code, details)
+
+
 def _details_of_credit(transfer: SettledTransfer, posting: Posting) -> dict[str, Any]:
     return {
         **_facts(transfer),

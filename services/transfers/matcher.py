@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from chain.reader import ChainReader
 from db.engine import ServiceConnection, ServiceDatabase
 from db.operations.findings import list_unpublished, mark_published, open_finding
 from db.transfers import observed
@@ -23,6 +24,7 @@ from domain.operations.resolutions import StoredFinding
 from domain.transfers.matching import AlreadyPaid, Candidate, NoIncome, Pays, Renews, Undecided, decide
 from services.payments import lifecycle as payments
 from services.ports import PaymentSubmitter
+from services.transfers.receipts import find_receipt, transfers_in
 from telemetry.metrics.worker import DUST_RAW, DUST_TRANSFERS, FINDINGS_OPENED, WATCHER_SUBMISSIONS
 
 log = structlog.get_logger(__name__)
@@ -71,12 +73,14 @@ class TransferMatcher:
         starter: PaymentSubmitter,
         publish: Publish,
         *,
+        chain: ChainReader,
         min_confirmations: int,
         dust_below_raw: int = 0,
     ) -> None:
         """A transfer of less than `dust_below_raw` that pays nothing is recorded and counted, without a finding."""
         self._dust_below_raw = dust_below_raw
         self._database = database
+        self._chain = chain
         self._scope = scope
         self._starter = starter
         self._publish = publish
@@ -136,16 +140,32 @@ class TransferMatcher:
 
     async def _decide(self, transfer: Transfer) -> None:
         refused: set[UUID] = set()
-        while (paid := await self._write_decision(transfer, refused)) is not None:
+        nonce = await self._find_nonce(transfer)
+        while (paid := await self._write_decision(transfer, nonce, refused)) is not None:
             if await self._submit_for(transfer, paid):
                 return
             refused.add(paid.attempt.attempt_id)
 
-    async def _write_decision(self, transfer: Transfer, refused: Iterable[UUID]) -> _Paid | None:
+    async def _find_nonce(self, transfer: Transfer) -> str | None:
+        """The nonce of the authorization that has caused the transfer, by its receipt, on which the nodes agree.
+
+        Only of a payer whose authorizations are claimed: for all others it makes no difference. Raises
+        `ChainUnavailable`.
+        """
+        async with self._database.autocommit() as connection:
+            if not await observed.has_open_claims(connection, self._scope, transfer.from_address):
+                return None
+        receipt, _ = await find_receipt(self._chain, transfer.tx_hash, transfer.block_number)
+        for log in transfers_in(receipt, self._scope):
+            if log.log_index == transfer.log_index:
+                return log.authorization_nonce
+        return None
+
+    async def _write_decision(self, transfer: Transfer, nonce: str | None, refused: Iterable[UUID]) -> _Paid | None:
         """Decide and record it in one transaction, or return what the transfer is to be submitted for."""
         try:
             async with self._database.transaction() as connection:
-                context = await observed.find_match_context(connection, self._scope, transfer)
+                context = await observed.find_match_context(connection, self._scope, transfer, nonce=nonce)
                 match decide(self._scope.chain_id, transfer, context, refused=frozenset(refused)):
                     case AlreadyPaid(attempt_id=attempt_id):
                         await observed.mark_handled(connection, self._scope, transfer, attempt_id)

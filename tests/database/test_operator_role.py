@@ -36,6 +36,7 @@ NOT_SHOWN = (
     "account_members", "billing_grants", "general_entries", "price_versions", "model_prices", "credit_holds",
     "charge_receipts", "charge_receipts_other", "charge_references", "usage_by_day", "billing_alerts",
     "billing_cursors", "address_rings", "payment_methods", "deposit_addresses", "charges", "deposits",
+    "payment_authorizations", "relayers", "relay_nonces", "relay_transactions",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
@@ -173,6 +174,15 @@ CALLS = {
     "post_charge": "post_charge(NULL, 1)",
     "note_crossings": "note_crossings(NULL, gen_random_uuid(), 1, '')",
     "open_receipt_months": "open_receipt_months(1)",
+    "claim_authorization": "claim_authorization(gen_random_uuid(), '', '', 1, 1, '', false, 1, 1, 1)",
+    "relayed_hash": "relayed_hash(gen_random_uuid())",
+    "relay_claims": "relay_claims(1, 1, 1, 1)",
+    "relay_next_nonce": "relay_next_nonce(1, '0x', 0)",
+    "relay_store": "relay_store(1, '0x', 0, gen_random_uuid(), 0, '0x', '', 1, 1, 1)",
+    "relay_open_transactions": "relay_open_transactions(1, '0x')",
+    "relay_sent": "relay_sent(1, '0x')",
+    "relay_ended": "relay_ended(1, '0x', 0, 'lost', NULL, NULL)",
+    "relay_spent_today": "relay_spent_today(1, '0x')",
 }
 READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind", "first_block_answered_for")
 """What it may call: every process asks it at its start, or the page that explains a payment."""

@@ -128,7 +128,7 @@ async def test_the_tagged_block_comes_with_the_head_in_one_request(bulk: Bulk) -
 
     nothing_to_submit: Any = ScriptedStarter()
     matcher = TransferMatcher(
-        bulk.roles.service, scope, nothing_to_submit, publish, min_confirmations=2, dust_below_raw=0
+        bulk.roles.service, scope, nothing_to_submit, publish, chain=reader, min_confirmations=2, dust_below_raw=0
     )
     watches = ScopeWatches(bulk.roles.service, scope, lambda *_: ScopeWatch(scan, matcher))
     followers = Followers(watches, 0.0)

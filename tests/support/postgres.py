@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from db.migrate import migrate
-from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
+from db.rights import APP_ROLE, OPERATOR_ROLE, RELAY_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
 from devstack.postgres import SUPERUSER, EmbeddedPostgres
 
 OWNER_ROLE: Final = "settle_owner"
@@ -69,6 +69,11 @@ class Database:
     def operator_url(self) -> str:
         """Role settle_operator: for the operators' pages."""
         return self.url_as(OPERATOR_ROLE)
+
+    @property
+    def relay_url(self) -> str:
+        """Role settle_relay: for the relay."""
+        return self.url_as(RELAY_ROLE)
 
     @property
     def migration_url(self) -> str:
@@ -136,7 +141,7 @@ class Cluster:
 
 
 async def migrate_database(database: Database) -> None:
-    """Bring a database to the code's revision, as `settle migrate` does where operators have an address."""
+    """Bring a database to the code's revision, as `settle migrate` does where every role has an address."""
     await asyncio.to_thread(
         migrate,
         database.migration_url,
@@ -144,6 +149,7 @@ async def migrate_database(database: Database) -> None:
         settlement_url=database.settlement_url,
         service_url=database.service_url,
         operator_url=database.operator_url,
+        relay_url=database.relay_url,
     )
 
 

@@ -538,3 +538,39 @@ def test_each_transfer_pays_one_attempt_exactly_in_time_and_the_oldest(
     paid_with = [attempt.tx_hash for attempt in attempts if attempt.status is AttemptStatus.CREDITED]
     assert len(paid_with) == len(set(paid_with)), "one transfer has paid two attempts"
     assert len(renewed) == len(set(renewed)), "two attempts were made in the place of one"
+
+
+# By signature --------------------------------------------------------------------------------------------------------
+
+NONCE, OTHER_NONCE = "0x" + "44" * 32, "0x" + "55" * 32
+
+
+def signed(number: int = 1, **changes: Any) -> Candidate:
+    return intent(number, **{"nonce": NONCE, **changes})
+
+
+@pytest.mark.parametrize("candidate", [signed(), signed(expires_at=MINED - TTL), pending(nonce=NONCE)])
+def test_a_claimed_authorization_pays_its_attempt_from_any_transaction_and_at_any_time(candidate: Candidate) -> None:
+    older = intent(2, created_at=MINED - timedelta(minutes=20))
+    assert decision(older, candidate, nonce=NONCE) == Pays(attempt=candidate)
+
+
+def test_the_transaction_that_such_an_attempt_waits_for_is_left_to_its_workflow() -> None:
+    waiting = pending(nonce=NONCE, tx_hash=HASH)
+    assert decision(waiting, nonce=NONCE) == Undecided(attempt_id=waiting.attempt_id)
+
+
+@pytest.mark.parametrize("nonce", [None, OTHER_NONCE])
+def test_a_transfer_without_that_authorization_does_not_pay_it_by_sender_and_amount(nonce: str | None) -> None:
+    found = decision(signed(), pending(2, nonce=NONCE, tx_hash=HASH), nonce=nonce)
+    assert isinstance(found, Finding)
+    assert decision(signed(), intent(2), nonce=nonce) == Pays(attempt=intent(2))
+
+
+def test_another_payers_nonce_of_the_same_value_pays_nothing() -> None:
+    assert isinstance(decision(signed(from_address=MALLORY), nonce=NONCE), Finding)
+
+
+def test_an_authorization_of_an_attempt_that_has_ended_is_for_an_operator() -> None:
+    ended = signed(status=AttemptStatus.FAILED, error_code=ErrorCode.AUTHORIZATION_EXPIRED, expires_at=None)
+    assert isinstance(decision(ended, nonce=NONCE), Finding)

@@ -294,6 +294,55 @@ def test_a_zero_value_poison_log_does_not_spoil_a_payment() -> None:
     assert decide(view(*poison, log(log_index=3))).transfer.log_index == 3
 
 
+NONCE, OTHER_NONCE = _hash("5"), _hash("6")
+BY_SIGNATURE = TERMS.model_copy(update={"nonce": NONCE})
+
+
+def test_of_a_signature_the_transfer_that_it_has_caused_pays_whatever_is_beside_it() -> None:
+    logs = [
+        log(log_index=1, authorization_nonce=OTHER_NONCE),
+        log(log_index=3),
+        log(log_index=5, authorization_nonce=NONCE),
+        log(log_index=7, authorization_nonce=NONCE, from_address=STRANGER),
+    ]
+    assert decide(view(*logs), terms=BY_SIGNATURE).transfer.log_index == 5
+    assert isinstance(decide(view(*logs[:2], logs[3]), terms=BY_SIGNATURE), Waiting)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(view(), id="a transaction without it"),
+        pytest.param(view(log()), id="an ordinary transfer of the payer"),
+        pytest.param(view(log(authorization_nonce=OTHER_NONCE)), id="another authorization of the payer"),
+        pytest.param(view(log(authorization_nonce=NONCE, emitter=LOOKALIKE)), id="another token's"),
+        pytest.param(view(receipt=receipt(log(authorization_nonce=NONCE), succeeded=False)), id="reverted"),
+    ],
+)
+def test_a_transaction_that_does_not_use_the_authorization_proves_nothing(seen: ChainView) -> None:
+    assert decide(seen, terms=BY_SIGNATURE).reason is WaitReason.AUTHORIZATION_OPEN
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"to_address": SOMEWHERE}, ErrorCode.RECIPIENT_MISMATCH), ({"value_raw": 1}, ErrorCode.INSUFFICIENT_AMOUNT)],
+)
+def test_an_authorization_that_was_used_for_something_else_never_pays(changes: dict[str, Any], code: ErrorCode) -> None:
+    verdict = decide(view(log(authorization_nonce=NONCE, **changes)), terms=BY_SIGNATURE)
+    assert (verdict.status, verdict.error_code) == (AttemptStatus.REJECTED, code)
+
+
+def test_a_transfer_that_a_claimed_authorization_has_caused_pays_no_attempt_by_its_sender() -> None:
+    known = KnownTransfers(claimed_nonces=frozenset({NONCE}))
+    claimed, others = (
+        evaluate(TERMS, TX, view(log(authorization_nonce=nonce)), min_confirmations=NEEDED, known=known)
+        for nonce in (NONCE, OTHER_NONCE)
+    )
+    assert isinstance(claimed, Refused)
+    assert claimed.error_code is ErrorCode.TX_ALREADY_SETTLED
+    assert isinstance(others, Verified)
+
+
 def test_a_reverted_transaction_fails_and_is_not_rejected() -> None:
     seen = view(receipt=receipt(log(), succeeded=False))
     assert decide(seen) == Refused(

@@ -289,6 +289,7 @@ async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
                     scope,
                     Submissions(roles, submitted, trouble),
                     publish,
+                    chain=reader,
                     min_confirmations=MIN_CONFIRMATIONS,
                     dust_below_raw=dust_below_raw,
                 )

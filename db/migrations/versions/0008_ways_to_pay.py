@@ -1,4 +1,4 @@
-"""Expand: other ways to pay. Payment methods, deposit addresses, charges, deposits.
+"""Expand: other ways to pay. Payment methods, deposit addresses, charges, deposits, payment by signature.
 
 Runs beside processes of revision 0007, which make and settle attempts of kind `wallet` only: start watchers of deposit
 addresses when all workers are of this revision (docs/decisions/rolling-deploys.md).
@@ -16,7 +16,7 @@ branch_labels = None
 depends_on = None
 compatible_from = "0007"
 
-SQL_FILES = ("0008_deposits.sql",)
+SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql")
 
 # New tables name accounts: a foreign key locks what it names.
 CHANGED_TABLES = ("payment_attempts", "billing_accounts")
@@ -25,19 +25,23 @@ NEW_FUNCTIONS = ("refresh_charge_of_deposit", "refresh_charge_of_attempt", "open
 
 # A constant default is no rewrite of the table.
 KIND = "ALTER TABLE payment_attempts ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'wallet'"
+NONCE = "ALTER TABLE payment_attempts ADD COLUMN IF NOT EXISTS authorization_nonce text"
 
-HASH_INDEX = {
+UNIQUE_INDEXES = {
+    "payment_attempts_one_per_authorization": "ON payment_attempts"
+    " (chain_id, lower(token), lower(from_address), authorization_nonce) WHERE authorization_nonce IS NOT NULL",
     "payment_attempts_hash_held_by_wallet": "ON payment_attempts (billing_account_id, chain_id, tx_hash)"
-    " WHERE status IN ('PENDING_UNVERIFIED', 'CREDITED') AND kind = 'wallet'"
+    " WHERE status IN ('PENDING_UNVERIFIED', 'CREDITED') AND kind = 'wallet'",
 }
 
 
 def upgrade() -> None:
     """Add what is new; nothing that a process of the revision before relies on is removed."""
-    # Committed first: the index, which is built while others write, names the column.
+    # Committed first: the indexes, which are built while others write, name the columns.
     with op.get_context().autocommit_block():
         op.execute(KIND)
-    build_indexes(op.get_context(), HASH_INDEX, unique=True)
+        op.execute(NONCE)
+    build_indexes(op.get_context(), UNIQUE_INDEXES, unique=True)
     lock_tables(op.get_bind(), CHANGED_TABLES)
     create_functions(op.get_bind(), NEW_FUNCTIONS)
     for name in SQL_FILES:
