@@ -16,7 +16,7 @@ from uuid import UUID
 
 import click
 
-from commands import spending
+from commands import deposits, spending
 from commands.framework import DIGITS_MAX, AttemptId, Context, WholeNumber, command, json_option, service
 from commands.output import EXIT_USAGE, print_json, progress
 from domain.errors import ConfigurationError, InvalidInput
@@ -613,7 +613,7 @@ async def sessions_revoke(context: Context, wallet: str, as_json: bool) -> None:
     await run(context.settings, wallet=wallet, as_json=as_json)
 
 
-for group in spending.GROUPS:
+for group in (*spending.GROUPS, *deposits.GROUPS):
     main.add_command(group)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from typing import Final
 
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
@@ -126,7 +127,18 @@ class ContractCalls:
             "gas": hex(DEPLOYLESS_CALL_GAS),
             "data": "0x" + creation_code.hex(),
         }
-        calls = [CHAIN_ID, Call("eth_call", (transaction, "latest"))]
+        return await self._agreed(
+            Call("eth_call", (transaction, "latest")),
+            lambda reply: None if has_failed_in_execution(reply) else read_data(reply),
+        )
+
+    async def has_code(self, address: str) -> bool:
+        """Whether there is a contract at `address`, by the word of every endpoint. Raises as `deployless_call` does."""
+        call = Call("eth_getCode", (parse_address(address), "latest"))
+        return bool(await self._agreed(call, read_data))
+
+    async def _agreed(self, call: Call, read: Callable[[Reply], bytes | None]) -> bytes | None:
+        calls = [CHAIN_ID, call]
         answers: dict[bytes | None, list[str]] = {}
         reasons: list[str] = []
 
@@ -137,7 +149,7 @@ class ContractCalls:
             try:
                 chain_id, result = await node.endpoint.batch(calls)
                 self._pool.check_chain(chain_id)
-                answer = None if has_failed_in_execution(result) else read_data(result)
+                answer = read(result)
             except EndpointFailure as failure:
                 reasons.append(f"{node.label}: {failure.message}")
                 # Other failures are not recorded: the code is partly a caller's, who must not be able to have endpoints

@@ -158,6 +158,7 @@ class WholeNumber(click.ParamType[int]):
     """Decimal digits only: no blanks, underscores, or digits of other scripts."""
 
     name = "N"
+    digits_max = DIGITS_MAX
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
@@ -166,7 +167,7 @@ class WholeNumber(click.ParamType[int]):
         """The number, or a usage error."""
         if isinstance(value, int):
             return value
-        if re.fullmatch(rf"-?[0-9]{{1,{DIGITS_MAX}}}", value) is None:
+        if re.fullmatch(rf"-?[0-9]{{1,{self.digits_max}}}", value) is None:
             self.fail(f"expected a whole number of {self._unit}, got {value!r:.40}", param, ctx)
         return int(value)
 

@@ -14,6 +14,7 @@ from typing import Final, Self
 import aiohttp
 
 from commands.local_gateway import LocalServiceKey, read_stored_key, write_upstreams_file
+from commands.local_method import seed_local_method
 from commands.schedules import apply_quietly, check_file
 from composition import payments_client
 from db.migrate import migrate
@@ -131,6 +132,8 @@ class LocalSystem:
                 await register_search_attributes(await connect(self.variables))
             if "postgres" not in self._without or "MIGRATION_DATABASE_URL" in self.variables:
                 self._migrate()
+            if not self._without & {"postgres", "chain"}:
+                await seed_local_method(self.settings)
             if "worker" not in self._without:
                 await self.start_worker()
             if "api" not in self._without:

@@ -16,6 +16,7 @@ from eth_keys.datatypes import PrivateKey
 from chain.derivation.addresses import derive_address, derives_as_stored, evm_address, salt_of
 from chain.derivation.bip32 import parse_account_key, parse_extended_key
 from chain.derivation.create2 import create2_address, init_code, init_code_hash, salt_of_account, salt_of_charge
+from chain.derivation.descriptors import checksum, descriptor
 from domain.deposits.methods import AddressRing, DepositAddress, Scheme
 from domain.errors import InvalidInput
 from tests.chain.bip32_vectors import INVALID_KEYS, PUBLIC_KEYS
@@ -254,3 +255,39 @@ def test_a_row_of_a_ring_derives_as_stored_only_at_its_index() -> None:
     other = key.model_copy(update={"xpub": xpub_of(bytes([1] * 32))})
     assert not derives_as_stored(own, ring=other, treasuries=[TREASURY])
     assert not derives_as_stored(own, ring=key.model_copy(update={"id": uuid4()}), treasuries=[TREASURY])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raw(deadbeef)", "89f8spxm"),
+        ("pkh(02c6047f9441ed7d6d3045406e95c07cd85c778e4b8cef3ca7abac09b95c709ee5)", "8fhd9pwu"),
+    ],
+)
+def test_the_checksum_of_a_descriptor_is_the_standards(text: str, expected: str) -> None:
+    assert checksum(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "coin", "form"),
+    [
+        ("m/44'/0'/0'", Bip44, Bip44Coins.BITCOIN, "pkh(xpub{}/0/*)"),
+        ("m/49'/0'/0'", Bip49, Bip49Coins.BITCOIN, "sh(wpkh(xpub{}/0/*))"),
+        ("m/84'/0'/0'", Bip84, Bip84Coins.BITCOIN, "wpkh(xpub{}/0/*)"),
+        ("m/84'/1'/0'", Bip84, Bip84Coins.BITCOIN_TESTNET, "wpkh(tpub{}/0/*)"),
+        ("m/44'/60'/0'", Bip44, Bip44Coins.ETHEREUM, None),
+    ],
+)
+def test_a_descriptor_names_the_key_as_every_wallet_reads_it(path: str, kind: Any, coin: Any, form: str | None) -> None:
+    xpub = account_of(kind, coin, bytes(32), 0).PublicKey().ToExtended()
+    found = descriptor(xpub, path)
+    if form is None:
+        assert found is None
+        return
+    assert found is not None
+    text, _, check = found.partition("#")
+    start, end = form.split("{}")
+    assert text.startswith(start) and text.endswith(end)
+    key = parse_extended_key(text[len(start) - 4 : len(text) - len(end)])
+    assert key.material == parse_extended_key(xpub).material
+    assert check == checksum(text)

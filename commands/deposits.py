@@ -1,0 +1,161 @@
+"""The commands about deposit addresses: payment methods, addresses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from commands.framework import Context, WholeNumber, command, json_option
+from domain.deposits.methods import Scheme
+from domain.errors import InvalidInput
+
+# -- methods
+
+
+class RawAmount(WholeNumber):
+    """A raw amount: as long as a uint256."""
+
+    digits_max = 78
+
+
+@click.group()
+def methods() -> None:
+    """Payment methods: the tokens that can be paid to deposit addresses."""
+
+
+@methods.command("add")
+@click.option("--id", "method_id", required=True, metavar="SYMBOL:CHAIN", help="Such as USDC:base.")
+@click.option("--chain", "chain_id", required=True, type=WholeNumber("a chain's id"), metavar="ID")
+@click.option("--token", required=True, metavar="ADDRESS", help="The token's contract; of Bitcoin and the like BTC.")
+@click.option("--decimals", required=True, type=WholeNumber("digits"), metavar="N", help="Of the token.")
+@click.option(
+    "--scheme",
+    required=True,
+    type=click.Choice([scheme.value for scheme in Scheme]),
+    help="create2: addresses of contracts that pay the treasury; xpub: addresses of a wallet's account.",
+)
+@click.option("--xpub", metavar="XPUB", help="The account's extended public key. Never a private one.")
+@click.option("--path", metavar="PATH", help="Of the account, such as m/84'/0'/0'.")
+@click.option("--min-raw", type=RawAmount("raw units"), default=1, show_default=True, metavar="N", help="Less waits.")
+@click.option("--confirmations", type=WholeNumber("blocks"), metavar="N", help="Default: the installation's.")
+@click.option("--confirm", "confirmed_address", metavar="ADDRESS", help="The key's first address, from its wallet.")
+@click.option("--yes", "is_confirmed", is_flag=True, help="The key's first addresses have been compared already.")
+@json_option
+@click.pass_obj
+@command
+async def methods_add(
+    context: Context,
+    *,
+    method_id: str,
+    chain_id: int,
+    token: str,
+    decimals: int,
+    scheme: str,
+    xpub: str | None,
+    path: str | None,
+    min_raw: int,
+    confirmations: int | None,
+    confirmed_address: str | None,
+    is_confirmed: bool,
+    as_json: bool,
+) -> bool:
+    """Register a method, or enable one again, and open its ledger accounts.
+
+    The token is checked on the chain. Of a new key the first three addresses are shown, and the owner confirms that the
+    wallet shows the same: a key that was exported for another purpose gives addresses that it does not find. Exit code
+    1 where they are not confirmed.
+    """
+    from commands.methods import add
+
+    return await add(
+        context.settings,
+        method_id=method_id,
+        chain_id=chain_id,
+        token=token,
+        decimals=decimals,
+        scheme=Scheme(scheme),
+        xpub=xpub,
+        path=path,
+        min_amount_raw=min_raw,
+        confirmations=confirmations,
+        is_confirmed=is_confirmed,
+        confirmed_address=confirmed_address,
+        as_json=as_json,
+    )
+
+
+@methods.command("list")
+@json_option
+@click.pass_obj
+@command
+async def methods_list(context: Context, as_json: bool) -> None:
+    """List all methods, disabled ones too."""
+    from commands.methods import list_all
+
+    await list_all(context.settings, as_json=as_json)
+
+
+@methods.command("disable")
+@click.argument("method", metavar="ID", required=False)
+@click.option("--id", "method_id", metavar="ID", help="The same.")
+@json_option
+@click.pass_obj
+@command
+async def methods_disable(context: Context, method: str | None, method_id: str | None, as_json: bool) -> None:
+    """Give out no new charge or address of a method. What still comes to its addresses is credited."""
+    from commands.methods import disable
+
+    await disable(context.settings, method_id=_one_of(method, method_id), as_json=as_json)
+
+
+@methods.command("verify")
+@click.argument("method", metavar="[ID]", required=False)
+@json_option
+@click.pass_obj
+@command
+async def methods_verify(context: Context, method: str | None, as_json: bool) -> bool:
+    """Check methods against chain, keys and ledger. Exit code 1 where one is not as registered."""
+    from commands.methods import verify
+
+    return await verify(context.settings, method_id=method, as_json=as_json)
+
+
+def _one_of(argument: str | None, option: str | None) -> str:
+    if (argument is None) == (option is None):
+        raise InvalidInput("ID", "expected one payment method, such as USDC:base")
+    return argument or option or ""
+
+
+# -- addresses
+
+
+@click.group()
+def addresses() -> None:
+    """Deposit addresses, with what they are derived from."""
+
+
+@addresses.command("export")
+@click.option("--account", metavar="ID", help="Of this billing account only.")
+@json_option
+@click.pass_obj
+@command
+async def addresses_export(context: Context, account: str | None, as_json: bool) -> None:
+    """Export every address with all that it is computed from, so that anyone can compute it."""
+    from commands.addresses import export
+
+    await export(context.settings, account=account, as_json=as_json)
+
+
+@addresses.command("verify")
+@json_option
+@click.pass_obj
+@command
+async def addresses_verify(context: Context, as_json: bool) -> bool:
+    """Derive every address again and compare. Exit code 1 where one is not as stored."""
+    from commands.addresses import verify
+
+    return await verify(context.settings, as_json=as_json)
+
+
+GROUPS: Final = (methods, addresses)

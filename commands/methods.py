@@ -1,0 +1,270 @@
+"""`settle methods add|list|disable|verify`: what can be paid with, by operators."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import Final, Self
+from uuid import UUID
+
+import click
+
+from chain.contract_calls import ContractCalls
+from commands.output import print_json, progress, stdout, table
+from composition import chain_reader, service_database
+from db.deposits.methods import find_method, list_methods
+from db.deposits.registry import disable_method, list_cash_accounts, list_rings
+from db.engine import ServiceDatabase
+from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Scheme
+from domain.errors import InvalidInput, SettleError
+from services.answers import ResponseModel
+from services.deposits.registration import (
+    NewMethod,
+    check_contract,
+    find_known_ring,
+    first_addresses,
+    parse_method,
+    register,
+    unsaved_ring,
+)
+from settings import Settings
+
+UNWATCHED: Final = (
+    "no process of settle reads this chain: what is paid to its addresses is yours, and is credited by no one but you"
+)
+
+
+class MethodRow(ResponseModel):
+    """A payment method as it is stored."""
+
+    id: str
+    chain_id: int
+    token: str
+    address: str | None
+    decimals: int
+    kind: MethodKind
+    scheme: Scheme
+    ring_id: UUID | None
+    min_amount_raw: int
+    confirmations: int | None
+    enabled: bool
+    created_at: datetime
+    first_addresses: list[str] | None = None
+
+    @classmethod
+    def of(cls, method: PaymentMethod, *, first_addresses: list[str] | None = None) -> Self:
+        """The answer about a method."""
+        fields = {name: getattr(method, name) for name in PaymentMethod.model_fields}
+        return cls(**fields, first_addresses=first_addresses)
+
+
+class MethodCheck(ResponseModel):
+    """What `verify` found about a method; `problem` is None where it is as registered."""
+
+    id: str
+    enabled: bool
+    problem: str | None
+
+
+async def add(
+    settings: Settings,
+    *,
+    method_id: str,
+    chain_id: int,
+    token: str,
+    decimals: int,
+    scheme: Scheme,
+    xpub: str | None,
+    path: str | None,
+    min_amount_raw: int,
+    confirmations: int | None,
+    is_confirmed: bool,
+    confirmed_address: str | None,
+    as_json: bool,
+) -> bool:
+    """Register a method, or enable one again. False where the owner has not confirmed the key's first addresses.
+
+    Raises `InvalidInput`, and `ChainUnavailable` where the chain cannot be asked about the token.
+    """
+    new = parse_method(
+        method_id=method_id,
+        chain_id=chain_id,
+        token=token,
+        decimals=decimals,
+        scheme=scheme,
+        xpub=xpub,
+        path=path,
+        min_amount_raw=min_amount_raw,
+        confirmations=confirmations,
+    )
+    await _check_on_chain(settings, new)
+    async with service_database(settings) as database:
+        shown = None if new.key is None else first_addresses(unsaved_ring(new))
+        if shown is not None and not await _is_known_key(database, new):
+            _show_addresses(new, shown)
+            if not (is_confirmed or _is_confirmed(shown, confirmed_address)):
+                _print_unconfirmed(new, shown, as_json=as_json)
+                return False
+        async with database.transaction() as connection:
+            done = await register(connection, new, own_chain_id=settings.chain_id, usdc=settings.usdc_token_address)
+    if as_json:
+        print_json(MethodRow.of(done.method, first_addresses=shown))
+    else:
+        stdout.print(f"{new.id} is {'registered' if done.is_new else 'enabled'}", markup=False)
+    return True
+
+
+async def _check_on_chain(settings: Settings, new: NewMethod) -> None:
+    if new.kind is MethodKind.UTXO:
+        if new.chain_id == settings.chain_id:
+            raise InvalidInput(
+                "--chain", f"{new.chain_id} is CHAIN_ID, where {new.token} is not: expected another number"
+            )
+        progress(f"warning: {UNWATCHED}")
+        return
+    if new.chain_id != settings.chain_id:
+        raise InvalidInput(
+            "--chain", f"the settings are of chain {settings.chain_id}: expected settings with CHAIN_ID={new.chain_id}"
+        )
+    async with chain_reader(settings) as chain:
+        notes = await _notes(settings, chain.contracts, new)
+    for note in notes:
+        progress(f"note: {note}")
+
+
+async def _notes(settings: Settings, contracts: ContractCalls, method: NewMethod | PaymentMethod) -> list[str]:
+    assert method.address is not None
+    return await check_contract(
+        contracts,
+        settings.require_treasury_address(),
+        address=method.address,
+        symbol=method.token,
+        decimals=method.decimals,
+        scheme=method.scheme,
+    )
+
+
+async def _is_known_key(database: ServiceDatabase, new: NewMethod) -> bool:
+    """Whether its owner has confirmed the key before. Raises `InvalidInput` where it is stored under another path."""
+    async with database.transaction() as connection:
+        return await find_known_ring(connection, new) is not None
+
+
+def _show_addresses(new: NewMethod, shown: list[str]) -> None:
+    progress(f"the first addresses at {new.path}/0, as the owner's wallet has to show them:")
+    for index, address in enumerate(shown):
+        progress(f"  {index}  {address}")
+
+
+def _is_confirmed(shown: list[str], confirmed_address: str | None) -> bool:
+    if confirmed_address is not None:
+        if confirmed_address not in (shown[0], shown[0].lower() if shown[0].startswith("0x") else shown[0]):
+            raise InvalidInput(
+                "--confirm", f"expected the key's first address, {shown[0]}, got {confirmed_address!r:.80}"
+            )
+        return True
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+    return click.confirm("Does the wallet show the same?", err=True)
+
+
+def _print_unconfirmed(new: NewMethod, shown: list[str], *, as_json: bool) -> None:
+    progress(
+        f"{new.id} is not registered: compare the addresses with those in the owner's wallet, then repeat the command "
+        f"with --confirm {shown[0]}"
+    )
+    if as_json:
+        print_json({"id": new.id, "registered": False, "firstAddresses": shown})
+
+
+async def list_all(settings: Settings, *, as_json: bool) -> None:
+    """Every method, disabled ones too, the oldest first."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        views = [MethodRow.of(method) for method in await list_methods(connection)]
+    if as_json:
+        print_json(views)
+        return
+    if not views:
+        stdout.print("no payment methods")
+        return
+    columns = ("method", "chain", "token", "contract", "decimals", "scheme", "minimum, raw", "confirmations", "enabled")
+    rows = [
+        (
+            view.id,
+            view.chain_id,
+            view.token,
+            view.address,
+            view.decimals,
+            view.scheme.value,
+            view.min_amount_raw,
+            view.confirmations,
+            "yes" if view.enabled else "no",
+        )
+        for view in views
+    ]
+    stdout.print(table("", columns, rows, right=("minimum, raw",)))
+
+
+async def disable(settings: Settings, *, method_id: str, as_json: bool) -> None:
+    """Give out no new address or charge of a method. Safe to repeat. Raises `InvalidInput`."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        if await find_method(connection, method_id) is None:
+            raise InvalidInput("ID", f"there is no payment method {method_id}")
+        await disable_method(connection, method_id)
+        method = await find_method(connection, method_id)
+    assert method is not None
+    if as_json:
+        print_json(MethodRow.of(method))
+    else:
+        stdout.print(f"{method_id} is disabled; what still comes to its addresses is credited", markup=False)
+
+
+async def verify(settings: Settings, *, method_id: str | None, as_json: bool) -> bool:
+    """Check methods against chain, keys and ledger accounts. False where one is not as registered.
+
+    Those of other chains than the settings' are checked without their contracts. Raises `InvalidInput`.
+    """
+    async with service_database(settings) as database, database.transaction() as connection:
+        methods = await list_methods(connection)
+        rings = {ring.id: ring for ring in await list_rings(connection)}
+        accounts = await list_cash_accounts(connection)
+    chosen = [method for method in methods if method_id in (None, method.id)]
+    if method_id is not None and not chosen:
+        raise InvalidInput("ID", f"there is no payment method {method_id}")
+    checks = []
+    async with chain_reader(settings) as chain:
+        for method in chosen:
+            problem = _stored_problem(method, rings, accounts)
+            if problem is None and method.address is not None and method.chain_id == settings.chain_id:
+                problem = await _contract_problem(settings, chain.contracts, method)
+            checks.append(MethodCheck(id=method.id, enabled=method.enabled, problem=problem))
+    if as_json:
+        print_json(checks)
+    else:
+        for check in checks:
+            stdout.print(f"{check.id}: {check.problem or 'as registered'}", markup=False)
+    return all(check.problem is None for check in checks)
+
+
+def _stored_problem(method: PaymentMethod, rings: dict[UUID, AddressRing], accounts: set[str]) -> str | None:
+    for account in (f"cash:{method.token.lower()}", f"cash:{method.token.lower()}:deposits"):
+        if account not in accounts:
+            return f"the ledger has no account {account}"
+    if method.ring_id is None:
+        return None
+    ring = rings.get(method.ring_id)
+    if ring is None:
+        return f"its key {method.ring_id} does not exist"
+    try:
+        first_addresses(ring, 1)
+    except InvalidInput as error:
+        return error.message
+    return None
+
+
+async def _contract_problem(settings: Settings, contracts: ContractCalls, method: PaymentMethod) -> str | None:
+    try:
+        await _notes(settings, contracts, method)
+    except SettleError as error:
+        return error.message
+    return None
