@@ -29,6 +29,7 @@ from temporalio.runtime import (
 from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 
 from activities.billing import wiring as billing
+from activities.deposits import wiring as deposits
 from activities.interceptors import DomainErrors
 from activities.ledger import wiring as ledger
 from activities.operations import wiring as operations
@@ -288,6 +289,7 @@ def build_worker(
             *ledger.activities(deps),
             *operations.activities(deps),
             *billing.activities(deps),
+            *deposits.activities(deps),
         ],
         interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
     )

@@ -12,9 +12,9 @@ from commands.output import print_json, progress, stdout, table
 from composition import service_database
 from db.deposits.registry import list_rings, page_addresses
 from domain.deposits.methods import EXTERNAL_CHAIN, AddressRing, DepositAddress, Scheme
-from domain.errors import InvalidInput
+from domain.errors import InvalidInput, OperatorError
 from services.answers import ResponseModel
-from services.deposits.verification import verify_addresses
+from services.deposits.verification import AddressCheck, verify_addresses
 from settings import Settings
 
 LISTED_MAX: Final = 1_000
@@ -125,11 +125,27 @@ class _Exporter:
         return self._descriptors[ring.id]
 
 
-async def verify(settings: Settings, *, as_json: bool) -> bool:
-    """Derive every address again and compare. False where one is not as stored."""
+async def _verify(settings: Settings) -> AddressCheck:
     treasuries = [] if settings.treasury_address is None else [settings.treasury_address]
     async with service_database(settings) as database, database.snapshot() as connection:
-        found = await verify_addresses(connection, treasuries=treasuries)
+        return await verify_addresses(connection, treasuries=treasuries)
+
+
+async def check_addresses(settings: Settings) -> str:
+    """The same for `settle doctor`, in one line. Raises `OperatorError` where an address is not as stored."""
+    found = await _verify(settings)
+    if found.wrong_count:
+        first = found.wrong[0]
+        raise OperatorError(
+            f"{found.wrong_count} of {found.checked} are not as stored, first {first.address.address}: {first.problem}; "
+            "run: settle addresses verify"
+        )
+    return f"{found.checked} derived again, all as stored"
+
+
+async def verify(settings: Settings, *, as_json: bool) -> bool:
+    """Derive every address again and compare. False where one is not as stored."""
+    found = await _verify(settings)
     if as_json:
         wrong = [
             {"address": one.address.address, "id": str(one.address.id), "problem": one.problem} for one in found.wrong

@@ -36,6 +36,8 @@ BILLING_HOUSEKEEPING: Final = "BillingHousekeeping"
 RECONCILE_PROVIDERS: Final = "ReconcileProviders"
 RECONCILE: Final = "Reconcile"
 
+VERIFY_ADDRESSES: Final = "VerifyAddresses"
+
 WATCH_CHAIN: Final = "WatchChain"
 RESCAN_CHAIN: Final = "RescanChain"
 

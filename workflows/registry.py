@@ -22,6 +22,7 @@ from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput
 from workflows.jobs.reconcile import Reconcile, ReconcileInput
 from workflows.jobs.reconcile_providers import ReconcileProviders, ReconcileProvidersInput
 from workflows.jobs.rescan_chain import RescanChain
+from workflows.jobs.verify_addresses import VerifyAddresses, VerifyAddressesInput
 from workflows.naming import (
     BILLING_HOUSEKEEPING,
     CHECK_BOOKS,
@@ -32,6 +33,7 @@ from workflows.naming import (
     RECONCILE,
     RECONCILE_PROVIDERS,
     RESCAN_CHAIN,
+    VERIFY_ADDRESSES,
 )
 from workflows.resolve_finding import ResolveFinding
 from workflows.resolve_hold import ResolveHold
@@ -70,6 +72,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
             Job(RECONCILE, Reconcile, ReconcileInput),
             Job(RECONCILE_PROVIDERS, ReconcileProviders, ReconcileProvidersInput),
             Job(RESCAN_CHAIN, RescanChain, Rescan),
+            Job(VERIFY_ADDRESSES, VerifyAddresses, VerifyAddressesInput),
         )
     }
 )

@@ -61,6 +61,9 @@ class FindingKind(StrEnum):
     PROVIDER_COST_DIFFERS = "provider_cost_differs"
     """A provider billed something else for a day than its calls' receipts say, or the books contradict each other."""
 
+    ADDRESS_DIFFERS = "address_differs"
+    """A deposit address does not follow from its owner and its key or treasury: an alarm."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
@@ -93,6 +96,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.CHARGE_DOUBTFUL: (Remedy.WRITE_OFF,),
     FindingKind.CHARGE_UNCOLLECTED: (Remedy.WRITE_OFF,),
     FindingKind.PROVIDER_COST_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
+    FindingKind.ADDRESS_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """Remedies of each kind, the most likely first."""
 
@@ -139,12 +143,15 @@ _OF_AN_ENTRY: Final = frozenset(
         FindingKind.CHARGE_DOUBTFUL,
         FindingKind.CHARGE_UNCOLLECTED,
         FindingKind.PROVIDER_COST_DIFFERS,
+        FindingKind.ADDRESS_DIFFERS,
     }
 )
-"""About an attempt, or a ledger entry."""
+"""About an attempt, or a ledger entry; of addresses, their key or treasury."""
 
-ALARMS: Final = frozenset({FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES})
-"""Kinds that mean that the ledger is wrong, as opposed to an unexpected payment."""
+ALARMS: Final = frozenset(
+    {FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES, FindingKind.ADDRESS_DIFFERS}
+)
+"""Kinds that mean that the ledger is wrong, or an address another's, as opposed to an unexpected payment."""
 
 DEFAULT_DUST_BELOW_RAW: Final = raw_for_usd_cents(1)
 """One cent. Sending less costs more in fees than it is worth, and a thousand such transfers are under ten dollars."""

@@ -33,6 +33,7 @@ from activities.billing.signatures import (
     ReceiptsChecked,
     ReceiptsToCheck,
 )
+from activities.deposits.signatures import AddressesVerified
 from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
 from activities.messages import Rescan
 from activities.operations.signatures import (
@@ -91,6 +92,7 @@ PATHS: Final[dict[str, str]] = {
     f"ReconcileProviders{DEAF}": "ReconcileProviders",
     f"ReconcileProviders{BROKEN}": "ReconcileProviders",
     "RescanChain": "RescanChain",
+    "VerifyAddresses": "VerifyAddresses",
 }
 """Path and job. With a receiver of events that takes none; with a database that answers no."""
 
@@ -227,6 +229,10 @@ class Script:
     async def reconcile_providers(self, wanted: DaysToReconcile) -> ProvidersReconciled:
         unread = {"other": "it is away"} if self._is_broken else {}
         return ProvidersReconciled(compared={"openai": wanted.days}, differences=("one",), unread=unread)
+
+    @activity.defn
+    async def verify_addresses(self) -> AddressesVerified:
+        return AddressesVerified(checked=7, wrong_count=1, problems=("one",))
 
     @activity.defn
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:

@@ -9,6 +9,7 @@ from typing import Any, Final, get_type_hints
 import pytest
 
 from activities.billing import signatures as billing
+from activities.deposits import signatures as deposits
 from activities.ledger import signatures as ledger
 from activities.operations import signatures as operations
 from activities.payments import signatures as payments
@@ -17,7 +18,7 @@ from activities.transfers import signatures as transfers
 
 DECLARATIONS: Final = [
     value
-    for module in (billing, ledger, operations, payments, transfers)
+    for module in (billing, deposits, ledger, operations, payments, transfers)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Signatures) and value is not Signatures
 ]
@@ -31,6 +32,7 @@ NAMES: Final = {
     "prepare_governance_call",
     "prune_expired_rows", "read_income", "reconcile", "reconcile_providers", "record_submission", "rescan_chain",
     "resolve_hold", "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
+    "verify_addresses",
 }  # fmt: skip
 """Recorded histories have these: renaming one strands every run that has called it."""
 
