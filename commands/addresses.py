@@ -137,7 +137,7 @@ async def check_addresses(settings: Settings) -> str:
     if found.wrong_count:
         first = found.wrong[0]
         raise OperatorError(
-            f"{found.wrong_count} of {found.checked} are not as stored, first {first.address.address}: {first.problem}; "
+            f"{found.wrong_count} of {found.checked} differ, first {first.address.address}: {first.problem}; "
             "run: settle addresses verify"
         )
     return f"{found.checked} derived again, all as stored"

@@ -16,7 +16,7 @@ from db.deposits.methods import find_method, list_methods
 from db.deposits.registry import disable_method, list_cash_accounts, list_rings
 from db.engine import ServiceDatabase
 from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Scheme
-from domain.errors import InvalidInput, SettleError
+from domain.errors import InvalidInput, MethodNotFound, SettleError
 from services.answers import ResponseModel
 from services.deposits.registration import (
     NewMethod,
@@ -206,10 +206,10 @@ async def list_all(settings: Settings, *, as_json: bool) -> None:
 
 
 async def disable(settings: Settings, *, method_id: str, as_json: bool) -> None:
-    """Give out no new address or charge of a method. Safe to repeat. Raises `InvalidInput`."""
+    """Give out no new address or charge of a method. Safe to repeat. Raises `MethodNotFound`."""
     async with service_database(settings) as database, database.transaction() as connection:
         if await find_method(connection, method_id) is None:
-            raise InvalidInput("ID", f"there is no payment method {method_id}")
+            raise MethodNotFound(method_id)
         await disable_method(connection, method_id)
         method = await find_method(connection, method_id)
     assert method is not None
@@ -222,7 +222,7 @@ async def disable(settings: Settings, *, method_id: str, as_json: bool) -> None:
 async def verify(settings: Settings, *, method_id: str | None, as_json: bool) -> bool:
     """Check methods against chain, keys and ledger accounts. False where one is not as registered.
 
-    Those of other chains than the settings' are checked without their contracts. Raises `InvalidInput`.
+    Those of other chains than the settings' are checked without their contracts. Raises `MethodNotFound`.
     """
     async with service_database(settings) as database, database.transaction() as connection:
         methods = await list_methods(connection)
@@ -230,7 +230,7 @@ async def verify(settings: Settings, *, method_id: str | None, as_json: bool) ->
         accounts = await list_cash_accounts(connection)
     chosen = [method for method in methods if method_id in (None, method.id)]
     if method_id is not None and not chosen:
-        raise InvalidInput("ID", f"there is no payment method {method_id}")
+        raise MethodNotFound(method_id)
     checks = []
     async with chain_reader(settings) as chain:
         for method in chosen:
