@@ -93,7 +93,9 @@ async def list_keys(
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the previous page")] = None,
 ) -> KeyPage:
     """Newest first, page by page, without their secrets."""
-    return await queries.read_keys(services, session, in_force=in_force, limit=limit, cursor=cursor)
+    return await queries.read_keys(
+        services, session, session.billing_account_id, in_force=in_force, limit=limit, cursor=cursor
+    )
 
 
 @router.post(
@@ -205,7 +207,7 @@ async def usage(
 
     As CSV with `Accept: text/csv`, in which text that a spreadsheet would run as a formula begins with an apostrophe.
     """
-    report = await queries.read_usage(services, session, UsageBy(by), period)
+    report = await queries.read_usage(services, session, session.billing_account_id, UsageBy(by), period)
     if prefers_csv(request.headers.get("accept")):
         return csv_answer(report)
     return report
@@ -229,7 +231,7 @@ async def list_calls(
     cursor: Annotated[str | None, Query(max_length=80, description="`nextCursor` of the previous page")] = None,
 ) -> CallPage:
     """The last booked first, page by page. A receipt has all that its price is computed from."""
-    return await queries.read_calls(services, session, limit=limit, cursor=cursor)
+    return await queries.read_calls(services, session, session.billing_account_id, limit=limit, cursor=cursor)
 
 
 def csv_answer(report: UsageReport) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request
@@ -22,12 +22,13 @@ from api.billing.routes import OwnUsageBy, csv_answer, limit_key_changes
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
 from api.http.problems import kind_of
 from api.pages.credits import HtmlRoute, site_of, templates
+from api.pages.usage_accounts import ChosenAccount, choose_account
 from api.pages.usage_chart import DayChart, draw_days, every_day, share_of
 from db.accounts import wallets as accounts
 from db.clock import estimated_now, read_clock
 from domain.billing.keys import KeyTerms, parse_terms
 from domain.billing.reports import UsageBy, UsagePeriod
-from domain.errors import BookkeepingError, InvalidInput, NotSignedIn, Refusal
+from domain.errors import AccountNotFound, BookkeepingError, InvalidInput, NotSignedIn, Refusal
 from domain.money import format_exact, parse_usd_as_credits, usd_for_credits
 from services.billing import keys
 from services.billing.keys import NewKey
@@ -86,6 +87,8 @@ class Asked(BaseModel):
     last: str = Field(default="", alias="to")
     cursor: str = ""
     done: str = ""
+    account: str = ""
+    """Whose usage is shown; empty: the visitor's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ async def download_report(
     except InvalidInput:
         return RedirectResponse("/usage", status_code=303)
     async with services.concurrency.place(owner.billing_account_id):
-        return csv_answer(await queries.read_usage(services, owner, UsageBy(by), period))
+        account = await choose_account(services, owner, asked.account)
+        return csv_answer(await queries.read_usage(services, owner, account.chosen.id, UsageBy(by), period))
 
 
 @router.post("/keys")
@@ -144,7 +148,8 @@ async def make_key(request: Request, services: ApiServices, session: OptionalSes
         async with services.database.transaction(owner.user_id) as connection:
             terms = _terms(values, now=await read_clock(connection.connection))
             token = f"page-{form.token}"
-            return await keys.create_key(connection, owner.billing_account_id, terms, idempotency_key=token)
+            account_id = values.get("account") or owner.billing_account_id
+            return await keys.create_key(connection, account_id, terms, idempotency_key=token)
 
     return await _after(request, services, owner, make, form)
 
@@ -166,20 +171,21 @@ async def rotate_key(request: Request, services: ApiServices, session: OptionalS
                 connection, owner.billing_account_id, key_id, overlap=timedelta(seconds=int(overlap))
             )
 
-    return await _after(request, services, owner, rotate, KeyForm())
+    return await _after(request, services, owner, rotate, KeyForm(values={"account": values.get("account", "")}))
 
 
 @router.post("/keys/{key_id}/revoke")
 async def revoke_key(request: Request, services: ApiServices, session: OptionalSession, key_id: UUID) -> Response:
     """Revoke a key; the page that asked has had it confirmed."""
     owner = _signed_in(session)
+    values = await _form(request)
 
     async def revoke() -> None:
         await limit_key_changes(request, services, owner)
         async with services.database.transaction(owner.user_id) as connection:
             await keys.revoke_key(connection, key_id)
 
-    return await _after(request, services, owner, revoke, KeyForm())
+    return await _after(request, services, owner, revoke, KeyForm(values=values))
 
 
 def _signed_in(session: Session | None) -> Session:
@@ -232,10 +238,14 @@ def _midnight(text: str) -> datetime | None:
 async def _after(
     request: Request, services: Services, owner: Session, change: Callable[[], Awaitable[NewKey | None]], form: KeyForm
 ) -> Response:
-    """The page after a change of a key, or with the reason why it was refused."""
+    """The page after a change of a key, or with the reason why it was refused. Raises `AccountNotFound`."""
+    account = form.values.get("account", "")
     try:
         async with services.concurrency.place(owner.billing_account_id):
+            await choose_account(services, owner, account)
             made = await change()
+    except AccountNotFound:
+        raise  # not the page of another account
     except Refusal as error:
         status = kind_of(error).status
         if isinstance(error, InvalidInput) and error.field in FORM_FIELDS:
@@ -245,9 +255,10 @@ async def _after(
             shown = Shown(form=form, notice=f"{error.message[0].upper()}{error.message[1:]}.", status=status)
     else:
         if made is None:
-            return RedirectResponse("/usage?done=revoked#keys", status_code=303)
+            asked = {"done": "revoked"} | ({"account": account} if account else {})
+            return RedirectResponse(f"/usage?{urlencode(asked)}#keys", status_code=303)
         shown = Shown(made=made, status=201)
-    return await _page(request, services, owner, Asked(), shown)
+    return await _page(request, services, owner, Asked(account=account), shown)
 
 
 async def _page(request: Request, services: Services, owner: Session, asked: Asked, shown: Shown) -> Response:
@@ -258,14 +269,18 @@ async def _page(request: Request, services: Services, owner: Session, asked: Ask
         errors[error.field] = error.message.removeprefix(f"{error.field}: ")
         period = queries.asked_period(None, None)
     async with services.concurrency.place(owner.billing_account_id):
+        account = await choose_account(services, owner, asked.account)
+        account_id = account.chosen.id
         try:
-            calls = await queries.read_calls(services, owner, limit=CALLS_SHOWN, cursor=asked.cursor or None)
+            calls = await queries.read_calls(
+                services, owner, account_id, limit=CALLS_SHOWN, cursor=asked.cursor or None
+            )
         except InvalidInput:
             return RedirectResponse("/usage", status_code=303)
         async with services.database.transaction(owner.user_id) as connection:
-            funds = await accounts.find_funds(connection, owner.billing_account_id)
+            funds = await accounts.find_funds(connection, account_id)
         if funds is None:
-            raise BookkeepingError(f"account {owner.billing_account_id} of a session does not exist")
+            raise BookkeepingError(f"account {account_id} is managed and does not exist")
         context = {
             "site": site_of(services),
             "session": owner,
@@ -273,8 +288,9 @@ async def _page(request: Request, services: Services, owner: Session, asked: Ask
             "asked": asked,
             "errors": errors,
             "funds": funds,
-            "spending": await _spending(services, owner, period),
-            "keys": await queries.read_keys(services, owner, in_force=True, limit=KEYS_SHOWN_MAX),
+            "account": account,
+            "spending": await _spending(services, owner, account, period),
+            "keys": await queries.read_keys(services, owner, account_id, in_force=True, limit=KEYS_SHOWN_MAX),
             "calls": calls,
             "quick": [(days, _last_days(days)) for days in QUICK_DAYS],
             "overlaps": OVERLAPS,
@@ -302,19 +318,25 @@ class Spending:
     chart: DayChart
     models: list[Share]
     keys: list[Share]
+    members: list[Share]
+    """Of an organization."""
+    query: str
+    """The account and the period, for links."""
 
-    @property
-    def query(self) -> str:
-        """The period as a query string."""
-        return f"from={self.period.first}&to={self.period.last}"
 
-
-async def _spending(services: Services, owner: Session, period: UsagePeriod) -> Spending:
-    by_day = await queries.read_usage(services, owner, UsageBy.DAY, period)
+async def _spending(services: Services, owner: Session, account: ChosenAccount, period: UsagePeriod) -> Spending:
+    account_id = account.chosen.id
+    by_day = await queries.read_usage(services, owner, account_id, UsageBy.DAY, period)
     spent = {row.day: row.charged_credits for row in by_day.rows}
-    models = await queries.read_usage(services, owner, UsageBy.MODEL, period)
-    by_key = await queries.read_usage(services, owner, UsageBy.KEY, period)
+    models = await queries.read_usage(services, owner, account_id, UsageBy.MODEL, period)
+    by_key = await queries.read_usage(services, owner, account_id, UsageBy.KEY, period)
+    members: list[Share] = []
+    if account.is_organization:
+        by_member = await queries.read_usage(services, owner, account_id, UsageBy.MEMBER, period)
+        members = _shares(by_member, lambda row: row.label or row.user_id or "keys that no member made")
     return Spending(
+        members=members,
+        query=account.query(period),
         period=period,
         report=by_day,
         chart=draw_days([(day, spent.get(day, 0)) for day in every_day(period.first, period.last)]),

@@ -1,4 +1,4 @@
-"""Queries on billing accounts, their members and limits, for operators."""
+"""Queries on billing accounts, their members and limits: for operators, and which ones a user manages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import text
 
-from db.engine import ServiceConnection
+from db.engine import ServiceConnection, TenantConnection
 from domain.billing.accounts import AccountKind, MemberRole, Tier
 
 _OPEN: Final = text("SELECT open_account(:id, :owner, :kind, :tier, :name)")
@@ -39,6 +39,13 @@ _PUT_MEMBER: Final = text(
 )
 _REMOVE_MEMBER: Final = text(
     "DELETE FROM account_members WHERE billing_account_id = :id AND user_id = :user_id RETURNING user_id"
+)
+# A tenant sees the accounts that it manages, and no others.
+_MANAGED: Final = text(
+    """
+    SELECT b.id, b.kind, b.name FROM billing_accounts b
+     ORDER BY b.kind <> 'personal', b.name NULLS LAST, b.id LIMIT :limit
+    """
 )
 _FIND_USER: Final = text("SELECT id FROM users WHERE lower(wallet_address) = lower(:wallet)")
 
@@ -76,6 +83,21 @@ class Member:
     wallet_address: str | None
     role: MemberRole
     since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedAccount:
+    """An account that a user manages: the own one, or that of an organization whose owner or admin the user is."""
+
+    id: str
+    kind: AccountKind
+    name: str | None
+
+
+async def list_managed(connection: TenantConnection, *, limit: int) -> list[ManagedAccount]:
+    """The accounts that the connection's user manages, the personal one first, the others by name."""
+    rows = await connection.connection.execute(_MANAGED, {"limit": limit})
+    return [ManagedAccount(row.id, AccountKind(row.kind), row.name) for row in rows]
 
 
 async def open_account(

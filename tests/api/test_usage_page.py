@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,8 @@ import pytest
 from devstack.chain import payer_wallets
 from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import Engine
-from tests.support.sql import query
+from tests.support.spending import Spender
+from tests.support.sql import connect, query
 
 
 @pytest.fixture
@@ -49,6 +51,91 @@ async def test_a_strangers_key_is_not_there(api: RunningApi, payer: Visitor) -> 
             assert f"Key {key_id} not found." in refused.body
         assert "Mine" not in (await stranger.get("/usage")).body
     assert keys(api) == [(key_id, "Mine", False)]
+
+
+# -- an organization's
+
+
+async def account_of(visitor: Visitor) -> tuple[str, str]:
+    """The user's and the account's id."""
+    session = (await visitor.get("/api/v1/auth/session")).body
+    return session["userId"], session["billingAccountId"]
+
+
+async def organization_of(api: RunningApi, visitor: Visitor, *, role: str = "owner") -> Spender:
+    """An organization in which the visitor has this role, with a key that has spent 77 credits."""
+    user, _ = await account_of(visitor)
+    found = Spender(api.engine.database, f"lab-{uuid4()}")
+    owner = user if role == "owner" else "cogni_system_principal"
+    with connect(found.database.service_url) as service:
+        service.execute("SELECT open_account(%s, %s, 'organization', NULL, 'Lab & <b>Co</b>')", (found.account, owner))
+        service.execute(
+            "INSERT INTO account_members (billing_account_id, user_id, role) VALUES (%s, %s, %s)"
+            " ON CONFLICT (billing_account_id, user_id) DO NOTHING",
+            (found.account, user, role),
+        )
+    found.create_key()
+    found.add_credits(1_000_000)
+    found.capture(found.hold(model="model-of-the-lab"), 77)
+    return found
+
+
+async def test_who_manages_an_organization_chooses_it_and_sees_its_usage(api: RunningApi, payer: Visitor) -> None:
+    lab = await organization_of(api, payer, role="admin")
+    own = await payer.get("/usage")
+    assert f'<option value="{lab.account}">Lab &amp; &lt;b&gt;Co&lt;/b&gt;</option>' in own.body
+    assert "model-of-the-lab" not in own.body
+    shown = await payer.get(f"/usage?account={lab.account}")
+    assert shown.status == 200
+    for text in ("model-of-the-lab", "Balance of Lab &amp;", 'id="member-title"', f"key-{lab.key_id}", "999,923"):
+        assert text in shown.body, text
+    # Links keep the account.
+    links = re.findall(r'href="(/usage[^"#]*)', shown.body)
+    assert links
+    assert all(f"account={lab.account}" in link for link in links if "?" in link)
+    # So do the forms: a new key, rotation, revocation.
+    assert shown.body.count(f'type="hidden" name="account" value="{lab.account}"') == 3
+    report = await payer.get(f"/usage/by-model.csv?account={lab.account}")
+    assert "model-of-the-lab" in report.body
+    assert "model-of-the-lab" not in (await payer.get("/usage/by-model.csv")).body
+
+
+@pytest.mark.parametrize("role", ["member", None])
+async def test_an_organization_is_not_there_for_who_does_not_manage_it(
+    api: RunningApi, payer: Visitor, role: str | None
+) -> None:
+    async with api.visitor(payer_wallets()[1]) as stranger:
+        lab = await organization_of(api, payer)
+        if role is not None:
+            user, _ = await account_of(stranger)
+            with connect(api.engine.database.service_url) as service:
+                service.execute("INSERT INTO account_members VALUES (%s, %s, %s)", (lab.account, user, role))
+        for path in (f"/usage?account={lab.account}", f"/usage/by-day.csv?account={lab.account}"):
+            refused = await stranger.get(path)
+            assert (refused.status, refused.code) == (404, "ACCOUNT_NOT_FOUND")
+        made = await posted(stranger, "/usage/keys", label="Mine", account=lab.account)
+        assert (made.status, made.code) == (404, "ACCOUNT_NOT_FOUND")
+        revoked = await posted(stranger, f"/usage/keys/{lab.key_id}/revoke", account=lab.account)
+        assert revoked.status == 404
+        assert "<select" not in (await stranger.get("/usage")).body.split('id="keys"')[0]
+    assert keys(api) == [(lab.key_id, "test", False)]
+
+
+async def test_an_organizations_keys_are_made_rotated_and_revoked_on_its_page(api: RunningApi, payer: Visitor) -> None:
+    lab = await organization_of(api, payer)
+    made = await posted(payer, "/usage/keys", label="Agent", account=lab.account)
+    assert made.status == 201
+    assert "Balance of Lab" in made.body
+    of = "SELECT id, billing_account_id, created_by_user_id FROM virtual_keys WHERE label = 'Agent' ORDER BY created_at"
+    [(key_id, account, maker)] = query(api.engine.database.service_url, of)
+    assert (account, maker) == (lab.account, (await account_of(payer))[0])
+    rotated = await posted(payer, f"/usage/keys/{key_id}/rotate", overlap="0", account=lab.account)
+    assert rotated.status == 201
+    assert "Balance of Lab" in rotated.body
+    [_, (second, account, _)] = query(api.engine.database.service_url, of)
+    assert account == lab.account
+    revoked = await posted(payer, f"/usage/keys/{second}/revoke", account=lab.account)
+    assert (revoked.status, revoked.headers["Location"]) == (303, f"/usage?done=revoked&account={lab.account}#keys")
 
 
 async def test_no_other_site_posts_a_form(api: RunningApi, payer: Visitor) -> None:
