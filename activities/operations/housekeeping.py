@@ -18,6 +18,7 @@ from activities.operations.signatures import (
     SingletonWorkflows,
 )
 from db.clock import read_clock
+from db.deposits import charges
 from db.engine import ServiceDatabase
 from db.operations import housekeeping
 from db.payments.recovery import Window
@@ -49,7 +50,8 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     @activity.defn
     async def expire_intents(self, wanted: IntentsToExpire) -> Done:
-        """End every unpaid intent that is due, batch by batch."""
+        """End every unpaid intent that is due, batch by batch, and every charge whose price has run out unpaid."""
+        await self._expire_charges(wanted.batch_size)
         expired: Counter[str] = Counter()
         while True:
             async with self._database.transaction() as connection:
@@ -64,6 +66,16 @@ class HousekeepingActivities(HousekeepingSignatures):
             activity.heartbeat()
             if sum(batch.values()) < wanted.batch_size:
                 return Done(counts=dict(expired))
+
+    async def _expire_charges(self, batch_size: int) -> None:
+        while True:
+            async with self._database.transaction() as connection:
+                count = await charges.expire_charges(connection, limit=batch_size)
+            activity.heartbeat()
+            if count:
+                log.info("charges expired", count=count)
+            if count < batch_size:
+                return
 
     @activity.defn
     async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:

@@ -6,7 +6,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from tests.support.postgres import Database
-from tests.support.sql import query, scalar
+from tests.support.sql import connect, query, scalar
 
 CHAIN_ID: Final = 31337
 METHOD: Final = "USDC:local"
@@ -92,3 +92,29 @@ def see_deposit(
 def status_of(database: Database, charge_id: str | UUID) -> str:
     """A charge's status as it is stored."""
     return str(scalar(database.service_url, "SELECT status FROM charges WHERE id = %s", charge_id))
+
+
+def settle_deposit(database: Database, deposit_id: UUID, status: str = "CREDITED") -> None:
+    """Let a deposit have become a payment that stands like this, past everything that a real one goes through."""
+    finished = {"CREDITED", "REVERSED"}
+    with connect(database.superuser_url, triggers=False) as connection:
+        connection.execute(
+            "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address, amount_raw,"
+            " amount_usd_cents, status, tx_hash, submitted_at, kind, amount_credits, value_raw, revenue_share, error_code)"
+            " SELECT d.id, a.billing_account_id, d.from_address, d.chain_id, d.token, a.address,"
+            " least(d.value_raw, 9223372036854775807), d.credits / 100000, %(status)s, d.tx_hash, now(), 'deposit',"
+            " d.credits, d.value_raw, CASE WHEN %(credited)s THEN 0 END, %(error)s"
+            " FROM deposits d JOIN deposit_addresses a ON a.id = d.address_id WHERE d.id = %(id)s",
+            {
+                "id": deposit_id,
+                "status": status,
+                "credited": status in finished,
+                "error": "TX_REVERTED" if status in {"REJECTED", "FAILED"} else None,
+            },
+        )
+        connection.execute("UPDATE deposits SET attempt_id = id WHERE id = %s", (deposit_id,))
+        connection.execute(
+            "SELECT refresh_charge(a.charge_id) FROM deposits d JOIN deposit_addresses a ON a.id = d.address_id"
+            " WHERE d.id = %s",
+            (deposit_id,),
+        )
