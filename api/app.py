@@ -28,6 +28,7 @@ from api.http.openapi import TAGS, Api
 from api.http.problems import install_problem_handlers
 from api.operators import pages as operators
 from api.pages import credits as pages
+from api.pages import pay as pay_page
 from api.pages import usage as usage_page
 from api.payments import routes as payments
 from api.resources import Services
@@ -78,6 +79,7 @@ def build_app(
     api.state.readiness = Readiness()
     pages.install(api)
     usage_page.install(api)
+    pay_page.install(api)
     operators.install(api)
     app: ASGIApp = HeadAsGet(api)
     app = SameOriginOnly(app, origin=services.settings.origin)

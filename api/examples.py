@@ -286,6 +286,7 @@ PARTIAL_CHARGE: Final = _wire(
                     from_address=EXAMPLE_ADDRESS,
                     method=EXAMPLE_METHOD,
                     token="USDC",  # noqa: S106 - a symbol
+                    decimals=6,
                     value_raw=_SHORT_RAW,
                     credits=credits_for_raw(_SHORT_RAW),
                     state=DepositState.CREDITED,

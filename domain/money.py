@@ -89,6 +89,13 @@ def format_usdc(amount_raw: int) -> str:
     return _format(amount_raw, decimals=USDC_DECIMALS)
 
 
+def format_token(amount_raw: int, decimals: int) -> str:
+    """Format raw units as whole tokens, exactly, as a wallet's field takes it: `1234.5`, `0.000001`, `25`."""
+    whole, fraction = divmod(amount_raw, 10**decimals)
+    digits = f"{fraction:0{decimals}d}".rstrip("0") if fraction else ""
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
 def usd_for_credits(amount_credits: int) -> Decimal:
     """What credits are worth in US dollars, exactly."""
     return Decimal(amount_credits).scaleb(-CREDITS_DECIMALS)

@@ -71,11 +71,11 @@ class HousekeepingActivities(HousekeepingSignatures):
         while True:
             async with self._database.transaction() as connection:
                 count = await charges.expire_charges(connection, limit=batch_size)
-            activity.heartbeat()
             if count:
                 log.info("charges expired", count=count)
             if count < batch_size:
                 return
+            activity.heartbeat()
 
     @activity.defn
     async def prune_expired_rows(self, wanted: RowsToPrune) -> Done:

@@ -62,7 +62,7 @@ async def attempt_events(
     check_at, read_at = started + SESSION_CHECK_SECONDS, started + _pause_seconds(view, tick_seconds)
     while view.client_status is ClientStatus.PENDING_VERIFICATION and time.monotonic() - started < STREAM_SECONDS_MAX:
         pause_seconds = min(check_at, read_at) - time.monotonic()
-        if await _happens(services.stopping.wait, within_seconds=pause_seconds):
+        if await happens(services.stopping.wait, within_seconds=pause_seconds):
             return
         if time.monotonic() >= check_at:
             if not await _is_still_signed_in(services, request):
@@ -106,7 +106,8 @@ async def _is_still_signed_in(services: Services, request: Request) -> bool:
         return True  # an unanswered check does not end the session
 
 
-async def _happens(wait: Callable[[], Awaitable[object]], *, within_seconds: float) -> bool:
+async def happens(wait: Callable[[], Awaitable[object]], *, within_seconds: float) -> bool:
+    """Whether what is waited for happens in time."""
     try:
         async with asyncio.timeout(within_seconds):
             await wait()

@@ -36,7 +36,16 @@ log = structlog.get_logger(__name__)
 FOLDER: Final = Path(__file__).parents[1]
 STATIC_FOLDER: Final = FOLDER / "static"
 
-STATIC_FILES: Final = ("charts.css", "credits.css", "credits.js", "favicon.svg", "usage.css", "usage.js")
+STATIC_FILES: Final = (
+    "charts.css",
+    "credits.css",
+    "credits.js",
+    "favicon.svg",
+    "pay.css",
+    "pay.js",
+    "usage.css",
+    "usage.js",
+)
 
 PRESETS_USD_CENTS: Final = (1_000, 2_500, 5_000, 10_000)
 CHOSEN_AT_FIRST_USD_CENTS: Final = 2_500

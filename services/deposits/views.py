@@ -69,6 +69,7 @@ class DepositView(ResponseModel):
     from_address: str
     method: str = Field(examples=[EXAMPLE_METHOD])
     token: str = Field(description="symbol", examples=["USDC"])
+    decimals: int
     value_raw: int
     credits: int = Field(description="what it is worth, and is credited with")
     state: DepositState = Field(
@@ -91,6 +92,7 @@ class DepositView(ResponseModel):
             from_address=deposit.from_address,
             method=deposit.method_id,
             token=deposit.token,
+            decimals=deposit.decimals,
             value_raw=deposit.value_raw,
             credits=deposit.credits,
             state=state_of(

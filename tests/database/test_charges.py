@@ -115,7 +115,7 @@ async def test_a_price_that_has_run_out_is_written_once_and_later_money_counts(r
     assert await expire(roles) == 0
 
 
-async def test_a_deposit_that_the_chain_takes_back_counts_no_more(roles: RolePair) -> None:
+async def test_a_deposit_that_is_deleted_counts_no_more(roles: RolePair) -> None:
     add_method(roles.database)
     charge_id, address = await charge(roles)
     deposit_id = see_deposit(roles.database, address, QUOTED_RAW)

@@ -15,15 +15,18 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.operations.housekeeping import HousekeepingActivities
 from activities.operations.signatures import IntentsToExpire, PaymentsToPickUp, RowsToPrune
-from composition import singleton_workflows
+from composition import charge_policy, singleton_workflows
 from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.deposits.charges import Charges
 from services.payments import lifecycle as payments
+from settings import load
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
 from starter.temporal import connect
 from telemetry.metrics.worker import INTENTS_EXPIRED, ROWS_PRUNED, WORKFLOWS_RESTARTED
 from tests.governance.conftest import Heard, working
+from tests.support.deposits import add_method, status_of
 from tests.support.engine import RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE
 from tests.support.sql import connect as connect_sql
@@ -90,6 +93,21 @@ async def test_batches_end_when_one_is_not_full(engine: Engine, count: int) -> N
     done = await environment.run(activities(engine).expire_intents, wanted)
     assert done.counts == ({"self": count} if count else {})
     assert len(beats) == count // 2 + 1, "each batch says that it lives"
+
+
+@pytest.mark.parametrize("count", [0, 2, 5])
+async def test_charges_whose_price_has_run_out_are_expired_batch_by_batch(engine: Engine, count: int) -> None:
+    payer, method = await engine.payer(), add_method(engine.database)
+    settings = load({**engine.variables, "API_URL": "https://pay.example.com"})
+    charges = Charges(engine.tenants, charge_policy(settings), read_head=engine.reader.heads.height)
+    over = [await charges.create_charge(payer, method, 500) for _ in range(count)]
+    with connect_sql(engine.database.superuser_url) as connection:
+        connection.execute("UPDATE charges SET price_expires_at = now() - interval '1 second'")
+    waits = await charges.create_charge(payer, method, 500)
+    wanted = IntentsToExpire(due_at=datetime.now(UTC), batch_size=2)
+    await ActivityEnvironment().run(activities(engine).expire_intents, wanted)
+    assert {status_of(engine.database, charge.charge_id) for charge in over} == ({"expired"} if count else set())
+    assert status_of(engine.database, waits.charge_id) == "new"
 
 
 async def test_what_is_over_is_pruned_batch_by_batch(engine: Engine) -> None:

@@ -99,8 +99,9 @@ def settle_deposit(database: Database, deposit_id: UUID, status: str = "CREDITED
     finished = {"CREDITED", "REVERSED"}
     with connect(database.superuser_url, triggers=False) as connection:
         connection.execute(
-            "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address, amount_raw,"
-            " amount_usd_cents, status, tx_hash, submitted_at, kind, amount_credits, value_raw, revenue_share, error_code)"
+            "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address,"
+            " amount_raw, amount_usd_cents, status, tx_hash, submitted_at, kind, amount_credits, value_raw,"
+            " revenue_share, error_code)"
             " SELECT d.id, a.billing_account_id, d.from_address, d.chain_id, d.token, a.address,"
             " least(d.value_raw, 9223372036854775807), d.credits / 100000, %(status)s, d.tx_hash, now(), 'deposit',"
             " d.credits, d.value_raw, CASE WHEN %(credited)s THEN 0 END, %(error)s"
