@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +14,9 @@ from domain.billing.upstreams import Upstreams, UsageLookup
 from domain.errors import ApiNotReady, ConfigurationError, HoldsNotResolved, StartupCheckFailed
 from gateway.upstream_client import UpstreamFailed, upstream_client
 from gateway.upstreams_file import load_upstreams, upstream_keys
+from services.billing.resolution import RESOLVED_WITHIN
 from settings import Settings
 
-LAPSED_MAX: Final = timedelta(minutes=10)
-"""Longer than a provider's record is waited for."""
 MONTHS_AHEAD: Final = 1
 SHOWN_MAX: Final = 5
 ANSWER_SECONDS_MAX: Final = 10.0
@@ -67,9 +65,9 @@ async def _unpriced_models(settings: Settings, upstreams: Upstreams) -> list[str
 async def check_spending(settings: Settings) -> str:
     """Lapsed holds are resolved, and the coming months of receipts are prepared. Raises `SettleError`."""
     async with service_database(settings) as database, database.transaction() as connection:
-        lapsed = await count_lapsed(connection, since=LAPSED_MAX)
+        lapsed = await count_lapsed(connection, since=RESOLVED_WITHIN)
         missing = await list_missing_months(connection, ahead=MONTHS_AHEAD)
-    minutes = int(LAPSED_MAX.total_seconds()) // 60
+    minutes = int(RESOLVED_WITHIN.total_seconds()) // 60
     if lapsed:
         raise HoldsNotResolved(
             f"{lapsed} holds lapsed more than {minutes} min ago and are not resolved: the job BillingHousekeeping "

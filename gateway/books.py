@@ -17,6 +17,7 @@ from db.billing.claims import Claim
 from db.billing.holds import Captured, HoldAnswer, HoldRequest, KeyState, Progress, RequestUsage
 from db.engine import TenantDatabase
 from domain.billing.charges import CallEnd, Charge
+from domain.billing.pricing import credits_for_usd
 from domain.errors import DatabaseUnavailable
 from gateway.policy import CAPTURE_SECONDS_MAX
 from telemetry.metrics import gateway as metrics
@@ -90,6 +91,10 @@ class CallBooks:
                         upstream_id=upstream_id,
                         grace_credits=self._grace_credits,
                     )
+                    if captured.outcome == "captured":
+                        metrics.COST_CREDITS.inc(credits_for_usd(charge.provider_cost_usd))
+                        absorbed = credits_for_usd(charge.absorbed_cost_usd) + (captured.uncollected or 0)
+                        metrics.ABSORBED_CREDITS.inc(absorbed)
                     return self._settled(hold_id, captured)
             except DatabaseUnavailable as error:
                 metrics.CAPTURE_RETRIES.inc()
@@ -105,6 +110,7 @@ class CallBooks:
             # An answer that was lost, or the hold was resolved while this process was paused.
             log.warning("a call was charged before", hold_id=str(hold_id), charged=captured.charged)
         elif captured.outcome != "captured":
+            metrics.REFUSED_CAPTURES.labels(captured.outcome).inc()
             log.error("a call cannot be charged", hold_id=str(hold_id), outcome=captured.outcome)
         return Settled(captured.charged, captured.balance)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -24,6 +25,9 @@ from services.ports import HoldResolutionStarter
 
 PAGE: Final = 200
 STARTED_AT_ONCE_MAX: Final = 8
+
+RESOLVED_WITHIN: Final = timedelta(minutes=10)
+"""Of a lease's end: longer than a provider's record is waited for. A hold that is open for longer needs an operator."""
 
 log = structlog.get_logger(__name__)
 

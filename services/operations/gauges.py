@@ -11,6 +11,7 @@ from typing import Final
 from prometheus_client import Gauge
 
 from chain.preconditions import LIFETIME_SECONDS, SettlementPreconditions, State
+from db.billing.health import count_lapsed
 from db.engine import ReadAllConnection, ServiceDatabase
 from db.ledger.invariants import CHECK_NAMES
 from db.operations.gauges import Readings, read_gauges
@@ -19,6 +20,7 @@ from domain.errors import SettleError
 from domain.operations.findings import FindingKind
 from domain.payments.attempt import OPEN_STATUSES, Purpose
 from domain.payments.finality import FinalityLevel, FinalityPolicy
+from services.billing.resolution import RESOLVED_WITHIN
 from telemetry.metrics.worker import PRECONDITIONS_MET, observe_books
 
 EVERY_SECONDS: Final = 15.0
@@ -45,6 +47,9 @@ FINALITY_OLDEST: Final = Gauge(
     "settle_finality_oldest_seconds",
     "How long the oldest credited payment has waited for finality, by the level that it needs",
     ["level"],
+)
+HOLDS_LAPSED: Final = Gauge(
+    "settle_holds_lapsed", "Open holds whose gateway's lease ended so long ago that they should be resolved"
 )
 BALANCE: Final = Gauge("settle_system_tenant_balance_credits", "Credit balance of the system tenant")
 HEARTBEAT: Final = Gauge("settle_heartbeat_timestamp_seconds", "When the last governance heartbeat was taken")
@@ -89,9 +94,11 @@ class DatabaseGauges:
         """Set every gauge to the database's current value. Raises `SettleError`."""
         async with asyncio.timeout(READING_SECONDS_MAX), self._database.transaction() as connection:
             readings = await read_gauges(connection, chain_id=self._chain_id)
+            lapsed = await count_lapsed(connection, since=RESOLVED_WITHIN)
             for level in self._sizes:
                 await self._read_finality(connection, level)
         _set(readings, self._chain_id)
+        HOLDS_LAPSED.set(lapsed)
         UNREAD_BLOCKS.labels(self._chain_id).set(readings.unread_blocks)
         REFRESHED.set_to_current_time()
 

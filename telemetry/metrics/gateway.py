@@ -28,4 +28,11 @@ CAPTURE_RETRIES: Final = Counter("settle_gateway_capture_retries", "Charges that
 LEFT_TO_RESOLVE: Final = Counter(
     "settle_gateway_left_to_resolve", "Charges that were left to who resolves lapsed holds."
 )
+REFUSED_CAPTURES: Final = Counter(
+    "settle_gateway_refused_captures", "Charges that were refused: the hold was unknown, or released.", ["outcome"]
+)
+COST_CREDITS: Final = Counter("settle_gateway_cost_credits", "What providers take for the calls, in credits at cost.")
+ABSORBED_CREDITS: Final = Counter(
+    "settle_gateway_absorbed_credits", "The part of it for which no price was charged, and what accounts could not pay."
+)
 LOST_LEASES: Final = Counter("settle_gateway_lost_leases", "Open calls whose hold was resolved by another process.")

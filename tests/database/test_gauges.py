@@ -20,6 +20,7 @@ from domain.payments.attempt import Purpose
 from domain.payments.finality import FinalityLevel, FinalityPolicy
 from services.operations.gauges import DatabaseGauges
 from tests.support.payments import RolePair, transfer_for, tx_hash
+from tests.support.spending import Spender
 from tests.support.sql import connect
 
 CHAIN_ID: Final = 31_337
@@ -156,6 +157,22 @@ async def test_the_oldest_payment_that_is_not_final_is_reported_by_the_level_tha
     await roles.settle(payer, 3, cents=100)
     await gauges.refresh()
     assert oldest(FinalityLevel.SAFE) > 0, "one that was credited after all were final"
+
+
+async def test_holds_that_should_be_resolved_by_now_are_counted(roles: RolePair) -> None:
+    spender = Spender.open(roles.database, credits=1_000)
+    gauges = DatabaseGauges(roles.service, chain_id=CHAIN_ID)
+    hold_id = spender.hold(10)
+    for minutes, expected in ((9, 0), (11, 1)):
+        with connect(roles.database.superuser_url) as superuser:
+            superuser.execute(
+                "UPDATE credit_holds SET lease_until = clock_timestamp() - make_interval(mins => %s)", (minutes,)
+            )
+        await gauges.refresh()
+        assert REGISTRY.get_sample_value("settle_holds_lapsed") == expected
+    spender.capture(hold_id, 5)
+    await gauges.refresh()
+    assert REGISTRY.get_sample_value("settle_holds_lapsed") == 0
 
 
 FILL: Final = """

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from gateway import draining
 from gateway.policy import DRAINS_MAX
@@ -24,6 +25,11 @@ async def read_some(response: aiohttp.ClientResponse, events: int = 6) -> None:
     """The first events of a stream."""
     for _ in range(events):
         await response.content.readuntil(b"\n\n")
+
+
+def counted(name: str, **labels: str) -> float:
+    """A counter of the gateway, so far."""
+    return REGISTRY.get_sample_value(f"settle_gateway_{name}_total", labels) or 0.0
 
 
 async def hang_up_in_a_stream(gateway: Served, **behaviour: Any) -> None:
@@ -100,8 +106,10 @@ async def test_a_page_in_place_of_an_answer_is_none(database: Database) -> None:
 
 
 async def test_what_an_error_costs_the_platform_bears(gateway: Served) -> None:
+    before = counted("cost_credits"), counted("absorbed_credits")
     answer = await gateway.client.post(faulty(status=500, error_usage=True, prompt_tokens=1000))
     assert (answer.status, answer.headers["X-Credits-Charged"]) == (500, "0")
+    assert (counted("cost_credits"), counted("absorbed_credits")) == (before[0] + 1_000, before[1] + 1_000)
     receipt = gateway.books.receipt()
     assert (receipt["charged_credits"], receipt["input_tokens"]) == (0, 1000)
     assert receipt["absorbed_cost_usd"] == receipt["provider_cost_usd"] == pytest.approx(0.0001)
@@ -320,12 +328,25 @@ async def test_a_hundred_calls_at_once_on_a_balance_for_one_give_one_answer(data
 
 async def test_a_charge_may_exceed_its_hold_as_far_as_balance_and_grace(database: Database) -> None:
     async with served(database, cents=1, grace_credits=500) as gateway:
+        before = counted("absorbed_credits")
         # No bound is given, and more is written than was assumed.
         answer = await gateway.client.post(faulty(tokens=20_000, prompt_tokens=10))
         receipt = gateway.books.receipt()
         assert receipt["charged_credits"] == 100_500
         assert receipt["uncollected_credits"] == 160_020 - 100_500
         assert answer.headers["X-Credits-Remaining"] == "-500"
+        assert counted("absorbed_credits") == before + receipt["uncollected_credits"]
+
+
+async def test_a_charge_that_is_refused_is_counted(gateway: Served) -> None:
+    before = counted("refused_captures", outcome="voided")
+    post = asyncio.create_task(gateway.client.post(faulty(delay=0.5)))
+    await until(gateway.calls)
+    [(hold_id,)] = query(gateway.books.database.service_url, "SELECT id::text FROM credit_holds")
+    assert query(gateway.books.database.app_url, "SELECT void_hold(%s::uuid)", hold_id) == [(True,)]
+    assert (await post).status == 200
+    assert gateway.books.receipts() == []
+    assert counted("refused_captures", outcome="voided") == before + 1
 
 
 async def test_the_database_is_away_when_credits_are_held(database: Database) -> None:

@@ -50,6 +50,12 @@ CANCELLED_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="ca
 BUCKET: Final = 'settle_confirmed_to_credited_seconds_bucket{purpose="self",le="%s"}'
 
 
+UPSTREAM: Final = 'settle_gateway_upstream_errors_total{upstream="a",kind="%s"}'
+ANSWERED: Final = 'settle_gateway_upstream_first_byte_seconds_count{upstream="a"}'
+REFUSED: Final = 'settle_gateway_refusals_total{code="%s"}'
+CALLS: Final = 'settle_gateway_calls_total{dialect="chat",end="completed"}'
+
+
 def violations(check: str) -> str:
     """The series of one check's violations."""
     return f'settle_books_violations{{check="{check}"}}'
@@ -245,6 +251,101 @@ CASES: Final = (
         # Before the first reading every gauge says 0.
         {"settle_system_tenant_balance_credits": steady(0), "settle_gauges_refreshed_timestamp_seconds": steady(0)},
         15,
+    ),
+    Case(
+        "SettleGatewayDown",
+        {'up{job="settle-gateway",instance="a"}': steady(0), 'up{job="settle-gateway",instance="b"}': steady(0)},
+        {'up{job="settle-gateway",instance="a"}': steady(0), 'up{job="settle-gateway",instance="b"}': steady(1)},
+        3,
+    ),
+    # An installation without a gateway.
+    Case("SettleGatewayDown", {'up{job="settle-gateway"}': steady(0)}, UP, 3),
+    Case(
+        "SettleCallsFailing",
+        {CALLS: rising(94), REFUSED % "unavailable": rising(4), REFUSED % "internal_error": rising(2)},
+        # Refusals for lack of credits are no failures, and neither are those of upstreams.
+        {
+            CALLS: rising(96),
+            REFUSED % "unavailable": rising(4),
+            REFUSED % "insufficient_credits": rising(500),
+            REFUSED % "upstream_failed": rising(50),
+        },
+        15,
+    ),
+    Case(
+        "SettleCallsFailing", {REFUSED % "unavailable": rising(1)}, {REFUSED % "insufficient_credits": rising(99)}, 15
+    ),
+    Case(
+        "SettleUpstreamFailing",
+        {ANSWERED: rising(78), UPSTREAM % "connect": rising(22)},
+        {ANSWERED: rising(81), UPSTREAM % "connect": rising(19), UPSTREAM % "status_429": rising(500)},
+        25,
+    ),
+    Case(
+        "SettleUpstreamFailing",
+        {ANSWERED: rising(100), UPSTREAM % "status_503": rising(21)},
+        {ANSWERED: rising(100), UPSTREAM % "status_503": rising(19)},
+        25,
+    ),
+    Case(
+        "SettleUpstreamRefusesUs",
+        {UPSTREAM % "status_401": rising(0.2)},
+        {UPSTREAM % "status_401": steady(5), UPSTREAM % "status_400": rising(9)},
+        30,
+    ),
+    Case(
+        "SettleChargesRefused",
+        {'settle_gateway_refused_captures_total{outcome="voided"}': rising(0.1)},
+        {'settle_gateway_refused_captures_total{outcome="voided"}': steady(3)},
+        20,
+    ),
+    Case(
+        "SettleHoldsLapse",
+        {'settle_holds_resolved_total{outcome="captured",basis="estimate"}': rising(0.1)},
+        {
+            'settle_holds_resolved_total{outcome="repeated",basis="estimate"}': rising(9),
+            "settle_gateway_lost_leases_total": steady(4),
+        },
+        35,
+    ),
+    Case("SettleHoldsLapse", {"settle_gateway_lost_leases_total": rising(0.1)}, {}, 35),
+    Case("SettleHoldsNotResolved", {"settle_holds_lapsed": steady(1)}, {"settle_holds_lapsed": steady(0)}, 7),
+    Case(
+        "SettleCostsAbsorbed",
+        {
+            "settle_gateway_absorbed_credits_total": rising(170_000),
+            "settle_gateway_cost_credits_total": rising(3_300_000),
+        },
+        # A twentieth is usual, and little is little.
+        {
+            "settle_gateway_absorbed_credits_total": rising(170_000),
+            "settle_gateway_cost_credits_total": rising(3_500_000),
+        },
+        90,
+    ),
+    Case(
+        "SettleCostsAbsorbed",
+        {
+            "settle_gateway_absorbed_credits_total": rising(170_000),
+            "settle_gateway_cost_credits_total": rising(170_000),
+        },
+        {
+            "settle_gateway_absorbed_credits_total": rising(160_000),
+            "settle_gateway_cost_credits_total": rising(160_000),
+        },
+        90,
+    ),
+    Case(
+        "SettleProviderCostDiffers",
+        {'settle_findings_open{kind="provider_cost_differs"}': steady(1)},
+        {'settle_findings_open{kind="provider_cost_differs"}': steady(0)},
+        7,
+    ),
+    Case(
+        "SettleDrainsFull",
+        {'settle_gateway_drains{instance="a"}': steady(100)},
+        {'settle_gateway_drains{instance="a"}': steady(99), 'settle_gateway_drains{instance="b"}': steady(99)},
+        7,
     ),
 )
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.gateway.support import served
 from tests.support.api import running_api
 from tests.support.engine import Engine
 from tests.worker.process import running_worker
@@ -47,11 +48,16 @@ def names_in(exposition: str) -> set[str]:
     return names
 
 
-async def test_every_metric_that_is_named_is_one_that_a_worker_or_an_api_has(engine: Engine, tmp_path: Path) -> None:
-    async with running_worker(tmp_path, engine.variables) as worker, running_api(engine) as api:
+async def test_every_metric_that_is_named_is_one_that_a_process_has(engine: Engine, tmp_path: Path) -> None:
+    async with (
+        running_worker(tmp_path, engine.variables) as worker,
+        running_api(engine) as api,
+        served(engine.database) as gateway,
+    ):
         _, ours = await worker.get("/metrics")
         async with aiohttp.ClientSession() as session, session.get(f"{api.url}/metrics") as response:
             theirs = await response.text()
+        theirs += (await gateway.client.get("/metrics")).body.decode()
     named = {name for expression in expressions() for name in METRIC.findall(expression)}
     assert len(named) > 30
     assert named - names_in(ours) - names_in(theirs) == set()
@@ -91,7 +97,7 @@ def test_the_checks_that_the_rules_set_apart_are_the_books_own() -> None:
 def test_every_finding_kind_that_the_rules_name_is_one() -> None:
     from domain.operations.findings import FindingKind
 
-    kinds = {kind for rule in RULES for kind in re.findall(r'kind="([^"]+)"', rule["expr"])}
+    kinds = {kind for rule in RULES for kind in re.findall(r'settle_findings_open\{kind="([^"]+)"', rule["expr"])}
     assert kinds
     assert kinds <= {kind.value for kind in FindingKind}
 
