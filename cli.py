@@ -406,6 +406,35 @@ async def reconcile(
     )
 
 
+@main.command("provider-costs")
+@click.option("--from", "first_day", metavar="DAY", help="First UTC day (YYYY-MM-DD). Default: three days in all.")
+@click.option("--to", "last_day", metavar="DAY", help="Last UTC day, included. Default: yesterday.")
+@click.option("--upstream", metavar="NAME", help="Only this one of UPSTREAMS_FILE.")
+@json_option
+@click.pass_obj
+@command
+async def provider_costs(
+    context: Context, first_day: str | None, last_day: str | None, upstream: str | None, as_json: bool
+) -> bool:
+    """Compare what providers say that they billed with receipts, ledger and holds, by UTC day.
+
+    As the job ReconcileProviders does every day: a day that differs is a finding, and one that agrees closes it. Asked
+    are the upstreams with costs: in UPSTREAMS_FILE, with their admin keys.
+
+    Exit code 1: a day differs, or a bill could not be read.
+    """
+    from commands.provider_costs import compare_costs
+
+    return await compare_costs(
+        context.settings,
+        context.variables,
+        first_day=first_day,
+        last_day=last_day,
+        upstream=upstream,
+        as_json=as_json,
+    )
+
+
 @main.group()
 def findings() -> None:
     """Findings for an operator: unexpected transfers, overpayments, alarms."""
