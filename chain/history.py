@@ -1,4 +1,4 @@
-"""All transfers to the treasury in a range of blocks, from one endpoint, with one log query.
+"""All transfers of a scope in a range of blocks, from one endpoint, with one log query for each 500 recipients.
 
 Providers limit log queries most: a refused one says nothing about how an endpoint serves payments.
 """
@@ -12,14 +12,16 @@ from typing import Final
 
 from chain.rpc import Call, Endpoint, EndpointFailure, Failure, Reply
 from chain.wire import TRANSFER_TOPIC, WireLog, read_block, read_logs, read_quantity
-from domain.chain import MinedBlock, Transfer, TransferLog, TransferRange, TransferScope
-from domain.identifiers import same_address
+from domain.chain import DepositScope, MinedBlock, Transfer, TransferLog, TransferRange, TransferScope
 
 HEADERS_MAX: Final = 50
 """Blocks per batch: providers count each, and allow about 50 in a second."""
 
 PARSE_INLINE_LOGS_MAX: Final = 50
 """More are decoded in a thread: each takes 0.14 ms when its addresses are new (Keccak)."""
+
+RECIPIENTS_MAX: Final = 500
+"""Recipients of one log query: nodes limit how many topics they match (go-ethereum to 1,000)."""
 
 _CHAIN_ID: Final = Call("eth_chainId")
 _BLOCK_NUMBER: Final = Call("eth_blockNumber")
@@ -88,9 +90,11 @@ async def read_range(
     their timestamps; both must be of the same chain. An anchor that the node does not return is None in the answer.
     Raises `RangeRefused`, `HistoryPruned`, `HistoryRefused`, and `EndpointFailure` for everything else.
     """
-    calls = [_CHAIN_ID, _BLOCK_NUMBER, _block_call(last), _logs_call(scope, first, last)]
+    calls = [_CHAIN_ID, _BLOCK_NUMBER, _block_call(last)]
     if anchor is not None:
         calls.append(_block_call(anchor))
+    queries = _logs_calls(scope, first, last)
+    calls.extend(queries)
     try:
         replies = await endpoint.batch(calls)
     except EndpointFailure as failure:
@@ -103,13 +107,9 @@ async def read_range(
     if head < last:
         # Beyond its head a node silently returns part of the logs.
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
-    if replies[3].error is not None and says_pruned(replies[3].error):
-        raise HistoryPruned(replies[3].error.failure, replies[3].error.message)
-    last_block = _past_block(replies[2], last, head)
-    if last_block is None:
-        kind = HistoryPruned if head - last > POOL_LAG_BLOCKS_MAX else HistoryRefused
-        raise kind(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
-    found = await _found(replies[3], scope, first, last)
+    logs = _unpruned(replies[-len(queries) :])
+    last_block = _last_block(replies[2], last, head)
+    found = await _found(logs, scope, first, last)
     blocks = (
         await read_blocks(endpoint, scope, sorted({log.block_number for log, _ in found} | {last})) if found else {}
     )
@@ -120,9 +120,24 @@ async def read_range(
         first=first,
         last=last,
         last_block=last_block,
-        anchor=_anchor(replies[4], anchor) if anchor is not None else None,
-        transfers=tuple(_placed(log, transfer, blocks) for log, transfer in found),
+        anchor=_anchor(replies[3], anchor) if anchor is not None else None,
+        transfers=tuple(_placed(log, transfer, blocks, scope) for log, transfer in found),
     )
+
+
+def _last_block(reply: Reply, last: int, head: int) -> MinedBlock:
+    block = _past_block(reply, last, head)
+    if block is None:
+        kind = HistoryPruned if head - last > POOL_LAG_BLOCKS_MAX else HistoryRefused
+        raise kind(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
+    return block
+
+
+def _unpruned(logs: Sequence[Reply]) -> Sequence[Reply]:
+    for reply in logs:
+        if reply.error is not None and says_pruned(reply.error):
+            raise HistoryPruned(reply.error.failure, reply.error.message)
+    return logs
 
 
 async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
@@ -175,29 +190,22 @@ async def _answers(endpoint: Endpoint) -> bool:
     return True
 
 
-async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> list[tuple[WireLog, TransferLog]]:
+async def _found(
+    replies: Sequence[Reply], scope: TransferScope, first: int, last: int
+) -> list[tuple[WireLog, TransferLog]]:
     """The transfers among the logs, in the chain's order; without those of zero, which any address can cause."""
-    refusal = reply.error
-    if refusal is not None:
-        limited = refusal.failure is Failure.RATE_LIMITED
-        if limited and not _ABOUT_THE_RANGE.search(refusal.message):
-            raise refusal
-        raise RangeRefused(refusal.failure, refusal.message)
-    many = isinstance(reply.result, list) and len(reply.result) > PARSE_INLINE_LOGS_MAX
-    try:
-        logs = await asyncio.to_thread(read_logs, reply) if many else read_logs(reply)
-    except EndpointFailure as failure:
-        raise HistoryRefused(failure.failure, failure.message) from None
+    emitters = {token.lower() for token in scope.emitters}
+    recipients = {address.lower() for address in scope.recipients}
     seen: set[tuple[int, int]] = set()
     found: list[tuple[WireLog, TransferLog]] = []
-    for log, transfer in logs:
+    for log, transfer in [pair for reply in replies for pair in await _logs(reply)]:
         if not first <= log.block_number <= last:
             raise HistoryRefused(
                 Failure.CONTRADICTION, f"asked for blocks {first} to {last}, got a log of block {log.block_number}"
             )
         if transfer is None or transfer.value_raw == 0:
             continue
-        if not (same_address(transfer.emitter, scope.token) and same_address(transfer.to_address, scope.treasury)):
+        if transfer.emitter.lower() not in emitters or transfer.to_address.lower() not in recipients:
             raise HistoryRefused(Failure.CONTRADICTION, "got a log that does not match the filter")
         if (log.block_number, log.log_index) in seen:
             raise HistoryRefused(
@@ -206,6 +214,20 @@ async def _found(reply: Reply, scope: TransferScope, first: int, last: int) -> l
         seen.add((log.block_number, log.log_index))
         found.append((log, transfer))
     return sorted(found, key=lambda pair: (pair[0].block_number, pair[0].log_index))
+
+
+async def _logs(reply: Reply) -> list[tuple[WireLog, TransferLog | None]]:
+    refusal = reply.error
+    if refusal is not None:
+        limited = refusal.failure is Failure.RATE_LIMITED
+        if limited and not _ABOUT_THE_RANGE.search(refusal.message):
+            raise refusal
+        raise RangeRefused(refusal.failure, refusal.message)
+    many = isinstance(reply.result, list) and len(reply.result) > PARSE_INLINE_LOGS_MAX
+    try:
+        return await asyncio.to_thread(read_logs, reply) if many else read_logs(reply)
+    except EndpointFailure as failure:
+        raise HistoryRefused(failure.failure, failure.message) from None
 
 
 def _check_same_chain(
@@ -226,7 +248,9 @@ def _check_same_chain(
             )
 
 
-def _placed(log: WireLog, transfer: TransferLog, blocks: dict[int, MinedBlock | None]) -> Transfer:
+def _placed(
+    log: WireLog, transfer: TransferLog, blocks: dict[int, MinedBlock | None], scope: TransferScope
+) -> Transfer:
     block = blocks[log.block_number]
     assert block is not None, "its hash has been compared"
     return Transfer(
@@ -237,6 +261,7 @@ def _placed(log: WireLog, transfer: TransferLog, blocks: dict[int, MinedBlock | 
         block_time=block.mined_at,
         from_address=transfer.from_address,
         value_raw=transfer.value_raw,
+        **({"token": transfer.emitter, "to_address": transfer.to_address} if isinstance(scope, DepositScope) else {}),
     )
 
 
@@ -250,7 +275,25 @@ def _block_call(number: int) -> Call:
     return Call("eth_getBlockByNumber", (hex(number), False))
 
 
-def _logs_call(scope: TransferScope, first: int, last: int) -> Call:
-    topics = ["0x" + TRANSFER_TOPIC.hex(), None, "0x" + scope.treasury[2:].lower().rjust(64, "0")]
-    query = {"fromBlock": hex(first), "toBlock": hex(last), "address": scope.token, "topics": topics}
-    return Call("eth_getLogs", (query,))
+def _logs_calls(scope: TransferScope, first: int, last: int) -> list[Call]:
+    """One query for each 500 recipients, of all tokens."""
+    emitters = scope.emitters
+    padded = ["0x" + address[2:].lower().rjust(64, "0") for address in scope.recipients]
+    return [
+        Call(
+            "eth_getLogs",
+            (
+                {
+                    "fromBlock": hex(first),
+                    "toBlock": hex(last),
+                    "address": emitters[0] if len(emitters) == 1 else list(emitters),
+                    "topics": [
+                        "0x" + TRANSFER_TOPIC.hex(),
+                        None,
+                        padded[0] if len(padded) == 1 else padded[start : start + RECIPIENTS_MAX],
+                    ],
+                },
+            ),
+        )
+        for start in range(0, len(padded), RECIPIENTS_MAX)
+    ]

@@ -92,9 +92,18 @@ class _AsksForTokens(Protocol):
 
 
 def evaluate(
-    chain_id: int, token: str, treasury: str, answers: Sequence[TokenAnswer], silent: Sequence[NoResponse]
+    chain_id: int,
+    token: str,
+    treasury: str,
+    answers: Sequence[TokenAnswer],
+    silent: Sequence[NoResponse],
+    *,
+    decimals: int = TOKEN_DECIMALS,
 ) -> Preconditions:
-    """Whether payments in `token` to `treasury` may be credited, by the answers of all nodes."""
+    """Whether payments in `token` to `treasury` may be credited, by the answers of all nodes.
+
+    `decimals` are those that its amounts are counted in: the payment method's, where it is not USDC.
+    """
     if int(treasury, 16) < RESERVED_ADDRESSES or same_address(treasury, token):
         what = "the token itself" if same_address(treasury, token) else "an address without a known key"
         return Preconditions(
@@ -120,7 +129,7 @@ def evaluate(
         sides = "; ".join(f"{answer.endpoint}: {_said(answer)}" for answer in right)
         return Preconditions(State.UNKNOWN, f"the nodes contradict each other about token {token}: {sides}")
     answer = group[0]
-    problem = _problem(token, answer)
+    problem = _problem(token, answer, decimals)
     names = ", ".join(one.endpoint for one in group)
     return Preconditions(
         State.BROKEN if problem else State.MET,
@@ -131,14 +140,14 @@ def evaluate(
     )
 
 
-def _problem(token: str, answer: TokenAnswer) -> str | None:
-    """Why the contract cannot be USDC, or None."""
+def _problem(token: str, answer: TokenAnswer, decimals: int) -> str | None:
+    """Why the contract cannot be the token, or None."""
     if not answer.has_code:
         return f"there is no contract at {token}"
     if answer.decimals is None:
-        return f"the contract at {token} has no decimals(), expected {TOKEN_DECIMALS}"
-    if answer.decimals != TOKEN_DECIMALS:
-        return f"the token at {token} has {answer.decimals} decimals, expected {TOKEN_DECIMALS}"
+        return f"the contract at {token} has no decimals(), expected {decimals}"
+    if answer.decimals != decimals:
+        return f"the token at {token} has {answer.decimals} decimals, expected {decimals}"
     if answer.treasury_balance_raw is None:
         return f"the contract at {token} has no balanceOf(), expected an ERC-20 token"
     return None
@@ -149,6 +158,14 @@ def _said(answer: TokenAnswer) -> str:
         return "no contract there"
     decimals = "no decimals" if answer.decimals is None else f"{answer.decimals} decimals"
     return f"{decimals}{'' if answer.treasury_balance_raw is not None else ', no balances'}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """What a node is asked about, and what it is expected to be."""
+
+    address: str
+    decimals: int = TOKEN_DECIMALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +184,16 @@ class SettlementPreconditions:
         self._chain = chain
         self._treasury = treasury
         self._clock = clock
-        self._kept: dict[str, _Kept] = {}
-        self._confirmed: dict[str, bool] = {}
+        self._kept: dict[_Token, _Kept] = {}
+        self._confirmed: dict[_Token, bool] = {}
         """Whether the token was valid when any node last answered."""
-        self._asking: dict[str, asyncio.Task[Preconditions]] = {}
+        self._asking: dict[_Token, asyncio.Task[Preconditions]] = {}
 
-    async def check(self, token: str) -> Preconditions:
+    async def check(self, token: str, *, decimals: int = TOKEN_DECIMALS) -> Preconditions:
         """Ask every node now; a call during a running request waits for the request after that one."""
+        return await self._check(_Token(token, decimals))
+
+    async def _check(self, token: _Token) -> Preconditions:
         under_way = self._asking.get(token)
         if under_way is not None and not under_way.done():
             # The running request may be older than what this caller asks about.
@@ -186,18 +206,18 @@ class SettlementPreconditions:
 
     async def known(self, token: str) -> Preconditions:
         """The cached answer, at most `LIFETIME_SECONDS` old, or `RETRY_SECONDS` where they are not met."""
-        kept = self._fresh(token)
+        kept = self._fresh(_Token(token))
         return kept.found if kept is not None else await self.check(token)
 
-    async def require(self, token: str, *, at_block: int) -> None:
+    async def require(self, token: str, *, at_block: int, decimals: int = TOKEN_DECIMALS) -> None:
         """Pass where most nodes confirm the token as of `at_block` or later. Raises `PreconditionNotMet`.
 
         One request serves all payments in blocks up to the head at which it was answered.
         """
-        kept = self._fresh(token)
+        kept = self._fresh(_Token(token, decimals))
         found = kept.found if kept is not None and kept.found.state is State.MET else None
         if found is None or found.head_number < at_block:
-            found = await self.check(token)
+            found = await self.check(token, decimals=decimals)
         if found.state is not State.MET:
             raise PreconditionNotMet(found.message, is_broken=found.state is State.BROKEN)
 
@@ -217,30 +237,32 @@ class SettlementPreconditions:
         Nodes that no longer answer add nothing about the token, and readiness reports them elsewhere.
         """
         found = await self.known(token)
-        silent_since = not found.is_answered and self._confirmed.get(token, False)
+        silent_since = not found.is_answered and self._confirmed.get(_Token(token), False)
         if found.state is not State.MET and not silent_since:
             raise PreconditionNotMet(found.message, is_broken=found.state is State.BROKEN)
 
-    def _fresh(self, token: str) -> _Kept | None:
+    def _fresh(self, token: _Token) -> _Kept | None:
         kept = self._kept.get(token)
         if kept is None:
             return None
         lifetime_seconds = LIFETIME_SECONDS if kept.found.state is State.MET else RETRY_SECONDS
         return kept if self._clock() - kept.asked_at < lifetime_seconds else None
 
-    async def _ask(self, token: str) -> Preconditions:
+    async def _ask(self, token: _Token) -> Preconditions:
         asked_at = self._clock()
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
-                answers, silent = await self._chain.ask_about_token(token, self._treasury)
-            found = evaluate(self._chain.chain_id, token, self._treasury, answers, silent)
+                answers, silent = await self._chain.ask_about_token(token.address, self._treasury)
+            found = evaluate(
+                self._chain.chain_id, token.address, self._treasury, answers, silent, decimals=token.decimals
+            )
         except TimeoutError:
-            message = f"the chain nodes did not answer in time about token {token}"
+            message = f"the chain nodes did not answer in time about token {token.address}"
             found = Preconditions(State.UNKNOWN, message, is_answered=False)
         self._keep(token, _Kept(found, asked_at))
         return found
 
-    def _keep(self, token: str, kept: _Kept) -> None:
+    def _keep(self, token: _Token, kept: _Kept) -> None:
         before = self._kept.pop(token, None)
         if before is not None and before.found.state is not kept.found.state:
             # Logged once per change, not per request; the first answer is reported by the caller that asked for it.
@@ -248,7 +270,7 @@ class SettlementPreconditions:
             log.log(level, "preconditions of settling are %s: %s", kept.found.state.value, kept.found.message)
         known = before.found.dissenters if before else ()
         for dissenter in set(kept.found.dissenters) - set(known) if kept.found.state is State.MET else ():
-            log.warning("chain node contradicts the others about token %s: %s", token, dissenter)
+            log.warning("chain node contradicts the others about token %s: %s", token.address, dissenter)
         self._kept[token] = kept
         if kept.found.is_answered:
             self._confirmed[token] = kept.found.state is State.MET

@@ -7,11 +7,16 @@ from math import inf
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from chain.reader import ChainReader
 from commands.output import print_json, progress, stdout
 from composition import chain_reader, service_database
+from db.engine import ServiceDatabase
 from db.transfers.gaps import list_gaps
 from db.transfers.scopes import WatchedScope, list_watched_scopes
+from domain.chain import DepositLane, DepositScope, TransferScope
 from domain.errors import ChainUnavailable, InvalidInput
+from services.deposits.lanes import DepositAddresses
+from services.deposits.scanner import DepositScanner
 from services.transfers.block_scanner import BlockScanner
 from settings import Settings
 
@@ -45,7 +50,7 @@ async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) ->
         if not watched:
             raise ChainUnavailable(f"chain {settings.chain_id} has not been followed yet: start a worker")
         for one in watched:
-            scan = BlockScanner(chain, database, one.scope, from_block=None, look_back_blocks=0)
+            scan = _scanner(chain, database, one.scope, settings.require_treasury_address())
             done.append(await _rescan_one(scan, one, first, last))
         async with database.transaction() as connection:
             left = [gap for gap in await list_gaps(connection, settings.chain_id) if gap.scope in missing]
@@ -55,8 +60,16 @@ async def rescan(settings: Settings, *, first: int, last: int, as_json: bool) ->
         what = f"{scope.blocks_read} blocks, {scope.transfers} transfers to {scope.treasury}"
         (progress if as_json else stdout.print)(f"{what}: {scope.error}" if scope.error else what)
     for gap in left:
-        progress(f"still not read: blocks {gap.first_block} to {gap.last_block} of {gap.scope.treasury}")
+        progress(f"still not read: blocks {gap.first_block} to {gap.last_block} of {gap.scope.words}")
     return all(scope.error is None for scope in done)
+
+
+def _scanner(chain: ChainReader, database: ServiceDatabase, scope: TransferScope, treasury: str) -> BlockScanner:
+    if isinstance(scope, DepositScope):
+        addresses = DepositAddresses(database, scope.chain_id, treasury)
+        lane = DepositLane(scope.treasury)
+        return DepositScanner(chain, database, addresses, lane, chain_id=scope.chain_id, look_back_blocks=0)
+    return BlockScanner(chain, database, scope, from_block=None, look_back_blocks=0)
 
 
 async def _rescan_one(scan: BlockScanner, one: WatchedScope, first: int, last: int) -> RescannedScope:

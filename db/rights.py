@@ -40,6 +40,7 @@ _READ_BY_ALL: Final = {role: _READ for role in ROLES if role != RELAY_ROLE}
 _INTENT: Final = (
     *("id", "billing_account_id", "from_address", "chain_id", "token", "to_address", "amount_raw", "amount_usd_cents"),
     *("purpose", "status", "expires_at", "created_at", "kind", "amount_credits", "value_raw"),
+    "cash_account",
 )
 _METHOD: Final = {
     "SELECT": WHOLE,
@@ -197,7 +198,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "observed_payments": (APP_ROLE, SETTLEMENT_ROLE),
     "observed_payment_time": (APP_ROLE, SETTLEMENT_ROLE),
     "own_attempt": (APP_ROLE, SETTLEMENT_ROLE),
-    "record_own_submission": (APP_ROLE, SETTLEMENT_ROLE),
+    "record_own_submission": (APP_ROLE, SETTLEMENT_ROLE, SERVICE_ROLE),
     "credit_own_purchase": (SETTLEMENT_ROLE,),
     # deposits
     "received_for_charge": (APP_ROLE, SERVICE_ROLE),
@@ -205,7 +206,6 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "allocate_index": (APP_ROLE, SERVICE_ROLE),
     "unpaid_at_the_end": (APP_ROLE,),
     "owner_of_charge": (APP_ROLE,),
-    "cash_account_of": (SERVICE_ROLE,),
     # authorizations
     "claim_authorization": (APP_ROLE,),
     "relayed_hash": (APP_ROLE,),
@@ -222,6 +222,8 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "treasuries": (SERVICE_ROLE,),
     "answered_blocks": (SERVICE_ROLE,),
     "is_alike": (SERVICE_ROLE,),
+    "is_scope_of": (SERVICE_ROLE,),
+    "lock_transfers_of": (SERVICE_ROLE,),
     "paid_transfers_of": (SERVICE_ROLE,),
     # billing: the gateway is a process that people reach
     "find_key": (APP_ROLE,),

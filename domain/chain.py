@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -75,15 +78,89 @@ class MinedBlock(ChainValue):
 
 
 class TransferScope(ChainValue):
-    """Scope of the transfers to watch: of `token`, to `treasury`, on chain `chain_id`."""
+    """Scope of the transfers to watch: of `token`, to `treasury`, on chain `chain_id`.
+
+    The three are also the key under which the watcher's progress is stored.
+    """
 
     chain_id: int
     token: Address
     treasury: Address
 
+    @property
+    def emitters(self) -> tuple[Address, ...]:
+        """The tokens whose transfers are read."""
+        return (self.token,)
+
+    @property
+    def recipients(self) -> tuple[Address, ...]:
+        """The addresses to which transfers are read."""
+        return (self.treasury,)
+
+    @property
+    def words(self) -> str:
+        """How a message names it."""
+        return f"treasury {self.treasury}"
+
+
+DEPOSITS_TOKEN: Final = "0x00000000000000000000000000000000000000DE"
+"""In place of a token in the key of deposits' scopes: they are of several tokens."""
+
+
+class DepositLane(StrEnum):
+    """How often a deposit address is read. The value is in place of a treasury in the key of the lane's scope."""
+
+    BUSY = "0x00000000000000000000000000000000De900001"
+    """With each block: used within a day."""
+
+    QUIET = "0x00000000000000000000000000000000DE900002"
+    """Every few minutes: used within a month, the busy ones too, so that one that changes lane is always read."""
+
+
+class DepositScope(TransferScope):
+    """Transfers of several tokens to many addresses, those of one lane."""
+
+    tokens: tuple[Address, ...] = ()
+    addresses: tuple[Address, ...] = ()
+
+    @classmethod
+    def of(
+        cls, chain_id: int, lane: DepositLane, tokens: Sequence[Address] = (), addresses: Sequence[Address] = ()
+    ) -> DepositScope:
+        """The scope of a lane, whatever addresses are in it now."""
+        return cls(
+            chain_id=chain_id,
+            token=DEPOSITS_TOKEN,
+            treasury=lane.value,
+            tokens=tuple(tokens),
+            addresses=tuple(addresses),
+        )
+
+    @property
+    def emitters(self) -> tuple[Address, ...]:
+        """The tokens of the payment methods; while there are none, one that is no token."""
+        return self.tokens or (self.token,)
+
+    @property
+    def recipients(self) -> tuple[Address, ...]:
+        """The addresses of the lane; while there are none, one that is not in use, so that progress continues."""
+        return self.addresses or (self.treasury,)
+
+    @property
+    def words(self) -> str:
+        """How a message names it."""
+        return f"{DepositLane(self.treasury).name.lower()} deposit addresses"
+
+
+def scope_of_key(chain_id: int, token: str, to_address: str) -> TransferScope:
+    """The scope whose progress is stored under a key; of a lane without the addresses that are in it now."""
+    if token == DEPOSITS_TOKEN:
+        return DepositScope.of(chain_id, DepositLane(to_address))
+    return TransferScope(chain_id=chain_id, token=token, treasury=to_address)
+
 
 class Transfer(ChainValue):
-    """One transfer of the token to the treasury, at its position on the canonical chain."""
+    """One transfer in a scope, at its position on the canonical chain."""
 
     tx_hash: TxHash
     log_index: int
@@ -92,6 +169,9 @@ class Transfer(ChainValue):
     block_time: datetime
     from_address: Address
     value_raw: int
+    token: Address | None = None
+    to_address: Address | None = None
+    """Of which token and to whom, where its scope does not say: of a deposit."""
 
 
 class TransferRange(ChainValue):

@@ -15,6 +15,7 @@ from activities.payments.signatures import VerificationSignatures
 from chain.preconditions import SettlementPreconditions
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
+from db.deposits.deposits import is_attempt_of_deposit
 from db.engine import ServiceDatabase
 from db.payments import attempts, authorizations
 from db.transfers import destinations, identity, observed
@@ -193,7 +194,8 @@ class VerificationActivities(VerificationSignatures):
         Once per scope, and where the database has another first block than the settings.
         """
         scope = terms.scope
-        if scope in self._noted_scopes:
+        # Of a deposit address there is nothing to write: it is given out by this system, and read in a lane.
+        if terms.exact or scope in self._noted_scopes:
             return
         async with self._database.transaction() as connection:
             if await observed.set_from_block(connection, scope, self._from_block):
@@ -234,7 +236,7 @@ class VerificationActivities(VerificationSignatures):
                         "no worker of this system has been configured with the intent's treasury or token",
                     )
                 if is_judged:
-                    await self._require_preconditions(payment, checked)
+                    await self._require_preconditions(payment, attempt, checked)
                 return self._with_time(verdict, checked)
         except PreconditionNotMet as error:
             return self._judged_but_not_believed(error.message)
@@ -290,12 +292,18 @@ class VerificationActivities(VerificationSignatures):
             if own is not None and not self._is_own_noted:
                 await destinations.note_destination(connection, own)
                 self._is_own_noted = True
+            if terms.exact:
+                return await is_attempt_of_deposit(connection, payment.attempt_id)
             return promised == own or await destinations.is_known_destination(connection, promised)
 
-    async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
+    async def _require_preconditions(
+        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, view: ChainView
+    ) -> None:
         """Of the attempt's own token, which may differ from the settings', as of the evaluated block."""
         assert view.receipt is not None, "a final result has a receipt"
-        await self._preconditions.require(payment.terms.token, at_block=view.receipt.block_number)
+        await self._preconditions.require(
+            payment.terms.token, at_block=view.receipt.block_number, decimals=attempt.token_decimals
+        )
 
     def _with_time(self, verdict: VerificationResult, view: ChainView) -> VerificationResult:
         """With the time at which the last confirmation was mined, estimated from an even block time: no poll fetches

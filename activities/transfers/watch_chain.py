@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from temporalio import activity
@@ -25,7 +25,7 @@ from activities.transfers.signatures import WatchingSignatures
 from chain.head_reader import ChainProgress
 from db.engine import ServiceDatabase
 from db.transfers.scopes import list_promises, mark_followed
-from domain.chain import TransferScope
+from domain.chain import DepositScope, TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises, poll_interval
@@ -33,7 +33,6 @@ from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.finality import FinalityDecider
 from services.payments.recovery import RecentSubmissions
 from services.transfers.block_scanner import BlockScanner, Step
-from services.transfers.matcher import TransferMatcher
 
 log = structlog.get_logger(__name__)
 
@@ -52,16 +51,40 @@ PROMISES_EVERY_SECONDS: Final = 10.0
 """How often the scopes of attempts are read, which finds those made by a process with other settings."""
 
 
+class Matcher(Protocol):
+    """Decides about what was read."""
+
+    async def act(self, head: int) -> None:
+        """Decide about every transfer that is confirmed at this chain height. Raises `Unavailable`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScopeWatch:
     """The scanner of one scope, and the matcher of its transfers."""
 
     scan: BlockScanner
-    matcher: TransferMatcher
+    matcher: Matcher
+    every_seconds: float | None = None
+    """How often it is read; None: with each block."""
 
 
 OpenScope = Callable[[TransferScope, Promise | None], ScopeWatch]
 """Creates them for a scope; for one that attempts name, with the tracked scope."""
+
+
+class DepositWatches(Protocol):
+    """The lanes of deposit addresses."""
+
+    async def read(self) -> Mapping[TransferScope, ScopeWatch]:
+        """The lanes to follow now; none before an address was given out. Raises `DatabaseUnavailable`."""
+
+
+class NoDeposits:
+    """No lanes: for a chain without deposit addresses."""
+
+    async def read(self) -> Mapping[TransferScope, ScopeWatch]:
+        """Never any."""
+        return {}
 
 
 class ScopeWatches:
@@ -69,8 +92,16 @@ class ScopeWatches:
     settings continues with earlier ones.
     """
 
-    def __init__(self, database: ServiceDatabase, current: TransferScope, open_scope: OpenScope) -> None:
+    def __init__(
+        self,
+        database: ServiceDatabase,
+        current: TransferScope,
+        open_scope: OpenScope,
+        deposits: DepositWatches | None = None,
+    ) -> None:
         self.current = current
+        self._deposits = deposits or NoDeposits()
+        self._lanes: Mapping[TransferScope, ScopeWatch] = {}
         self._database = database
         self._open_scope = open_scope
         self._open: dict[TransferScope, ScopeWatch] = {current: open_scope(current, None)}
@@ -87,13 +118,14 @@ class ScopeWatches:
             if scope not in self._open:
                 self._open[scope] = self._open_scope(scope, promise)
                 log.info("an old treasury is followed", treasury=scope.treasury, token=scope.token)
+        self._lanes = await self._deposits.read()
         async with self._database.transaction() as connection:
-            await mark_followed(connection, self.current.chain_id, list(self._open))
-        return dict(self._open)
+            await mark_followed(connection, self.current.chain_id, [*self._open, *self._lanes])
+        return self.known()
 
     def known(self) -> dict[TransferScope, ScopeWatch]:
-        """The scopes as last read."""
-        return dict(self._open)
+        """The scopes as last read, that of the settings first, deposits' lanes last."""
+        return {**self._open, **self._lanes}
 
 
 class WatchingActivities(WatchingSignatures):
@@ -195,7 +227,7 @@ class Followers:
     def words(self) -> str:
         """Progress of each scope, or what it waits for."""
         lines = [
-            follower.words if scope == self._watches.current else f"old treasury {scope.treasury}: {follower.words}"
+            follower.words if scope == self._watches.current else f"{_name(scope)}: {follower.words}"
             for scope, follower in self._followers.items()
         ]
         return "; ".join(lines) or "starting"
@@ -221,14 +253,19 @@ class Followers:
             del self._followers[scope], self._goes_on_at[scope]
         for scope, watch in scopes.items():
             if scope not in self._followers:
-                self._followers[scope] = _Follower(watch.scan, watch.matcher, self._poll_seconds)
+                seconds = self._poll_seconds if watch.every_seconds is None else watch.every_seconds
+                self._followers[scope] = _Follower(watch.scan, watch.matcher, seconds)
                 self._goes_on_at[scope] = self._clock()
+
+
+def _name(scope: TransferScope) -> str:
+    return scope.words if isinstance(scope, DepositScope) else f"old {scope.words}"
 
 
 class _Follower:
     """One run of following one scope: a step, and its status text."""
 
-    def __init__(self, scan: BlockScanner, matcher: TransferMatcher, poll_seconds: float) -> None:
+    def __init__(self, scan: BlockScanner, matcher: Matcher, poll_seconds: float) -> None:
         self.words = "begins"
         self.block_number: int | None = None
         self._scan = scan

@@ -1,20 +1,28 @@
-"""The activities that follow the chain: for the treasury, and for those that attempts still name."""
+"""The activities that follow the chain: for the treasury, for those that attempts still name, for deposit addresses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from math import ceil
+from typing import Final
 
 from activities.signatures import Activity
 from activities.transfers.watch_chain import ScopeWatch, ScopeWatches, WatchingActivities
 from activities.wiring import Dependencies
 from db.clock import estimated_now
-from domain.chain import TransferScope
+from domain.chain import DepositLane, DepositScope, TransferScope
 from domain.transfers.watching import Promise
+from services.deposits.crediting import DepositCrediting
+from services.deposits.lanes import DepositAddresses
+from services.deposits.scanner import DepositScanner
 from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.recovery import PaymentRecovery, RecentSubmissions
 from services.transfers.block_scanner import BlockScanner
 from services.transfers.matcher import TransferMatcher
+
+QUIET_EVERY: Final = timedelta(minutes=5)
+"""How often the quiet lane of deposit addresses is read."""
 
 
 def activities(deps: Dependencies) -> list[Activity]:
@@ -42,8 +50,39 @@ def activities(deps: Dependencies) -> list[Activity]:
         )
         return ScopeWatch(scan, matcher)
 
-    watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope)
+    watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope, _DepositLanes(deps))
     recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
     recent = RecentSubmissions(deps.service, recovery)
     claims = ClaimedAuthorizations(deps.service, deps.chain, deps.starter, chain_id=settings.chain_id)
     return WatchingActivities(watches, recent, deps.finality, claims, block_time=settings.block_time).activities()
+
+
+class _DepositLanes:
+    """Both lanes, as soon as an address has been given out."""
+
+    def __init__(self, deps: Dependencies) -> None:
+        settings = deps.settings
+        self._addresses = DepositAddresses(deps.service, settings.chain_id, settings.require_treasury_address())
+        crediting = DepositCrediting(
+            deps.service, deps.starter, chain_id=settings.chain_id, min_confirmations=settings.min_confirmations
+        )
+
+        def lane(lane: DepositLane, every: timedelta | None) -> ScopeWatch:
+            scan = DepositScanner(
+                deps.chain,
+                deps.service,
+                self._addresses,
+                lane,
+                chain_id=settings.chain_id,
+                look_back_blocks=ceil(settings.payment_intent_ttl / settings.block_time),
+            )
+            return ScopeWatch(scan, crediting, every.total_seconds() if every is not None else None)
+
+        self._lanes: dict[TransferScope, ScopeWatch] = {
+            DepositScope.of(settings.chain_id, DepositLane.BUSY): lane(DepositLane.BUSY, None),
+            DepositScope.of(settings.chain_id, DepositLane.QUIET): lane(DepositLane.QUIET, QUIET_EVERY),
+        }
+
+    async def read(self) -> Mapping[TransferScope, ScopeWatch]:
+        """The lanes to follow now; none before an address was given out. Raises `DatabaseUnavailable`."""
+        return self._lanes if await self._addresses.exist() else {}

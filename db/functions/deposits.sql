@@ -98,18 +98,6 @@ AS $function$
      WHERE c.id = p_charge_id
 $function$;
 
--- The treasury's account of a token, or the one for what is at deposit addresses. Tokens without a method are USDC's.
-CREATE OR REPLACE FUNCTION public.cash_account_of(p_kind text, p_chain_id bigint, p_token text)
- RETURNS text
- LANGUAGE sql
- STABLE
- SET search_path TO 'public', 'pg_temp'
-AS $function$
-    SELECT 'cash:' || coalesce((SELECT lower(m.token) FROM payment_methods m
-                                 WHERE m.chain_id = p_chain_id AND lower(m.address) = lower(p_token) LIMIT 1), 'usdc')
-           || CASE p_kind WHEN 'deposit' THEN ':deposits' ELSE '' END
-$function$;
-
 -- The two ledger accounts of a method's token.
 CREATE OR REPLACE FUNCTION public.open_cash_accounts()
  RETURNS trigger

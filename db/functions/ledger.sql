@@ -103,7 +103,7 @@ BEGIN
      WHERE a.id = p_attempt_id AND a.purpose = 'self' AND a.status IN ('PENDING_UNVERIFIED', 'CREDITED')
        AND b.owner_user_id = nullif(current_setting('settle.user_id', true), '')
        AND p_amount = credits_of_attempt(a.amount_credits, a.amount_usd_cents)
-       AND p_contra_account = CASE a.kind WHEN 'deposit' THEN cash_account_of(a.kind, a.chain_id, a.token) ELSE 'cash:usdc' END
+       AND p_contra_account = coalesce(a.cash_account, 'cash:usdc')
        AND EXISTS (SELECT 1 FROM settled_transfers s WHERE s.attempt_id = a.id);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'attempt % is not an own purchase of % credits, submitted and paid', p_attempt_id, p_amount

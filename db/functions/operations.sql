@@ -97,7 +97,7 @@ BEGIN
           FROM observed_transfers o
          WHERE o.chain_id = NEW.chain_id AND o.tx_hash = NEW.tx_hash AND o.log_index = NEW.log_index;
     END IF;
-    IF lower(v_treasury) = lower(NEW.from_address) OR non_payer_kind(NEW.from_address) = 'treasury' THEN
+    IF lower(v_treasury) = lower(NEW.from_address) OR non_payer_kind(NEW.from_address) IN ('treasury', 'deposit_address') THEN
         RAISE EXCEPTION 'transfer % of transaction % is from the treasury itself', NEW.log_index, NEW.tx_hash
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_credits_is_income';
     END IF;

@@ -20,10 +20,10 @@ BEGIN
         RETURN NEW;
     END IF;
     IF (NEW.id, NEW.billing_account_id, NEW.chain_id, NEW.token, NEW.to_address,
-        NEW.amount_raw, NEW.amount_usd_cents, NEW.amount_credits, NEW.value_raw, NEW.purpose, NEW.kind, NEW.created_at)
+        NEW.amount_raw, NEW.amount_usd_cents, NEW.amount_credits, NEW.value_raw, NEW.cash_account, NEW.purpose, NEW.kind, NEW.created_at)
        IS DISTINCT FROM
        (OLD.id, OLD.billing_account_id, OLD.chain_id, OLD.token, OLD.to_address,
-        OLD.amount_raw, OLD.amount_usd_cents, OLD.amount_credits, OLD.value_raw, OLD.purpose, OLD.kind, OLD.created_at)
+        OLD.amount_raw, OLD.amount_usd_cents, OLD.amount_credits, OLD.value_raw, OLD.cash_account, OLD.purpose, OLD.kind, OLD.created_at)
        -- Who pays by signature is known when a signature is claimed, which an open intent is once.
        OR ((NEW.from_address, NEW.authorization_nonce) IS DISTINCT FROM (OLD.from_address, OLD.authorization_nonce)
            AND NOT (OLD.kind = 'authorization' AND OLD.authorization_nonce IS NULL
@@ -198,7 +198,9 @@ CREATE OR REPLACE FUNCTION public.note_first_destination()
  SET search_path TO 'public', 'pg_temp'
 AS $function$
 BEGIN
-    IF NOT EXISTS (SELECT 1 FROM payment_destinations d WHERE d.chain_id = NEW.chain_id AND d.noted_by <> 'intent') THEN
+    IF NOT EXISTS (SELECT 1 FROM payment_destinations d WHERE d.chain_id = NEW.chain_id AND d.noted_by <> 'intent')
+       -- As JSON: this text also runs on a schema that has no kinds yet. A deposit address is no treasury.
+       AND to_jsonb(NEW) ->> 'kind' IS DISTINCT FROM 'deposit' THEN
         INSERT INTO payment_destinations (chain_id, token, to_address, noted_by)
         VALUES (NEW.chain_id, lower(NEW.token), lower(NEW.to_address), 'intent') ON CONFLICT DO NOTHING;
     END IF;

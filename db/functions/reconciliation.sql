@@ -1,4 +1,5 @@
--- What a reconciliation lays side by side: what was received, what it was credited for, what was posted. Each is read
+-- What a reconciliation lays side by side: what was received, what it was credited for, what was posted. Of USDC, at the
+-- treasury and at deposit addresses; other tokens are proven by their balances (services/deposits/balances.py). Each is read
 -- by itself, such as SELECT * FROM received_transfers() WHERE tx_hash = '0x…'; the planner takes them for part of the query
 -- that calls them, so that nothing is read but what it asks for.
 
@@ -33,7 +34,7 @@ AS $function$
       LEFT JOIN LATERAL (
            SELECT sum(l.amount) FILTER (WHERE l.side = 'debit') AS debits,
                   sum(l.amount) FILTER (WHERE l.side = 'credit') AS credits
-             FROM journal_lines l WHERE l.entry_id = e.id AND l.account_code = 'cash:usdc') l ON true
+             FROM journal_lines l WHERE l.entry_id = e.id AND l.account_code IN ('cash:usdc', 'cash:usdc:deposits')) l ON true
 $function$;
 
 -- Entries that a transfer should explain, and none does: of payments, and others that moved the treasury's account.
@@ -93,8 +94,10 @@ CREATE OR REPLACE FUNCTION public.received_transfers()
  STABLE
 AS $function$
     SELECT o.chain_id, o.tx_hash, o.log_index, o.block_number, o.block_time, o.from_address, o.value_raw,
-           greatest(o.observed_at, f.resolved_at),
-           lower(o.from_address) <> lower(o.to_address) AND lower(o.from_address) NOT IN (SELECT d.to_address FROM treasuries() d),
+           CASE WHEN d.id IS NULL OR d.has_enough THEN greatest(o.observed_at, f.resolved_at) ELSE now() END,
+           lower(o.from_address) <> lower(o.to_address) AND lower(o.from_address) NOT IN (SELECT d.to_address FROM treasuries() d)
+           AND NOT EXISTS (SELECT FROM deposit_addresses own JOIN deposits came ON came.address_id = own.id
+                            WHERE lower(own.address) = lower(o.from_address)),
            o.block_number < coalesce(a.first_block, 0),
            f.finding
       FROM observed_transfers o
@@ -102,6 +105,16 @@ AS $function$
         ON a.chain_id = o.chain_id AND a.token = lower(o.token) AND a.to_address = lower(o.to_address)
       LEFT JOIN known_findings() f
         ON f.key = 'transfer:' || o.chain_id::text || ':' || o.tx_hash || ':' || o.log_index::text
+      LEFT JOIN LATERAL (
+           SELECT t.id, m.token,
+                  -- Less than the method's minimum is credited once the sum is enough.
+                  t.attempt_id IS NOT NULL
+                  OR m.min_amount_raw <= (SELECT sum(x.value_raw) FROM deposits x
+                                           WHERE x.address_id = t.address_id AND x.method_id = t.method_id
+                                             AND x.attempt_id IS NULL) AS has_enough
+             FROM deposits t JOIN payment_methods m ON m.id = t.method_id
+            WHERE t.chain_id = o.chain_id AND t.tx_hash = o.tx_hash AND t.log_index = o.log_index) d ON true
+     WHERE d.id IS NULL OR lower(d.token) = 'usdc'
 $function$;
 
 -- The transfers that paid attempts, at their final position where that is known, with what was agreed and what is known of
@@ -116,8 +129,7 @@ AS $function$
            s.from_address, s.value_raw, s.surplus_raw, a.id, a.id::text, a.status, a.purpose, a.billing_account_id,
            coalesce(a.value_raw, a.amount_raw), coalesce(bonus_of_credits(credits_of_attempt(a.amount_credits, a.amount_usd_cents), a.revenue_share), 0), f.outcome,
            EXISTS (SELECT FROM chain_cursors c
-                    WHERE c.chain_id = s.chain_id AND lower(c.token) = lower(a.token)
-                      AND lower(c.to_address) = lower(a.to_address)
+                    WHERE c.chain_id = s.chain_id AND is_scope_of(c.token, c.to_address, a.kind, a.token, a.to_address)
                       AND CASE
                           WHEN coalesce(f.block_number, s.block_number) < c.first_block
                           THEN s.created_at >= c.created_at
@@ -127,7 +139,7 @@ AS $function$
                           ELSE true END)
            AND NOT EXISTS (SELECT FROM chain_gaps g
                             WHERE g.read_at IS NULL AND g.chain_id = s.chain_id
-                              AND lower(g.token) = lower(a.token) AND lower(g.to_address) = lower(a.to_address)
+                              AND is_scope_of(g.token, g.to_address, a.kind, a.token, a.to_address)
                               AND coalesce(f.block_number, s.block_number) BETWEEN g.first_block AND g.last_block),
            EXISTS (SELECT FROM orphaned_transfers o
                     WHERE o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash
@@ -141,6 +153,7 @@ AS $function$
       LEFT JOIN known_findings() of_surplus ON of_surplus.key = 'surplus:' || s.attempt_id
       LEFT JOIN known_findings() of_ledger ON of_ledger.key = 'ledger_disagrees:' || s.attempt_id
       LEFT JOIN known_findings() of_transfer ON of_transfer.key = 'ledger_without_transfer:' || s.attempt_id
+     WHERE a.cash_account IS NULL OR a.cash_account = 'cash:usdc:deposits'
 $function$;
 
 -- What operators credited: whole transfers that pay no attempt, and surpluses of those that do.

@@ -9,20 +9,43 @@ AS $function$
     SELECT d.to_address FROM payment_destinations d WHERE d.noted_by <> 'intent'
 $function$;
 
--- Why an address cannot be a payer: the zero address, sender of mints; a current or former treasury; a token's contract.
+-- Why an address cannot be a payer: the zero address, sender of mints; a current or former treasury; a token's contract;
+-- an address of ours that was paid into, whose transfers move what is ours already. That deposits are there is a worker's
+-- word: an address alone may be written by a process that people reach.
 -- NULL for a payer. Reveals only what is public on the chain.
 CREATE OR REPLACE FUNCTION public.non_payer_kind(p_address text)
  RETURNS text
- LANGUAGE sql
+ LANGUAGE plpgsql
  STABLE SECURITY DEFINER
  SET search_path TO 'public', 'pg_temp'
 AS $function$
-    SELECT CASE
-           WHEN p_address ~ '^0x0{40}$' THEN 'nobody'
-           WHEN EXISTS (SELECT 1 FROM treasuries() d WHERE d.to_address = lower(p_address)) THEN 'treasury'
-           WHEN EXISTS (SELECT 1 FROM payment_destinations d
-                         WHERE d.token = lower(p_address) AND d.noted_by <> 'intent') THEN 'token'
-           END
+BEGIN
+    IF p_address ~ '^0x0{40}$' THEN
+        RETURN 'nobody';
+    ELSIF EXISTS (SELECT 1 FROM treasuries() d WHERE d.to_address = lower(p_address)) THEN
+        RETURN 'treasury';
+    ELSIF EXISTS (SELECT 1 FROM payment_destinations d
+                   WHERE d.token = lower(p_address) AND d.noted_by <> 'intent') THEN
+        RETURN 'token';
+    -- This text also runs on a schema that has no deposits yet.
+    ELSIF to_regclass('public.deposits') IS NULL THEN
+        RETURN NULL;
+    ELSIF EXISTS (SELECT 1 FROM deposit_addresses a JOIN deposits d ON d.address_id = a.id
+                   WHERE lower(a.address) = lower(p_address)) THEN
+        RETURN 'deposit_address';
+    END IF;
+    RETURN NULL;
+END $function$;
+
+-- Whether a scope of the watcher, by its key, is the one in which an attempt's transfer is read. Deposit addresses share the
+-- scopes of their lanes (domain.chain.DepositScope).
+CREATE OR REPLACE FUNCTION public.is_scope_of(p_scope_token text, p_scope_to_address text, p_kind text, p_token text, p_to_address text)
+ RETURNS boolean
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+    SELECT CASE p_kind WHEN 'deposit' THEN lower(p_scope_token) = '0x00000000000000000000000000000000000000de'
+           ELSE lower(p_scope_token) = lower(p_token) AND lower(p_scope_to_address) = lower(p_to_address) END
 $function$;
 
 -- From which block on transfers to a treasury are payments: the setting's, or the first that was read.

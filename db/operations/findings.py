@@ -219,7 +219,7 @@ _CLOSE_MENDED: Final = text(
             WHERE s.attempt_id = f.attempt_id AND a.status = 'CREDITED'
               -- That the treasury paid itself is seen, and is no transfer that pays.
               AND lower(s.from_address) <> lower(a.to_address)
-              AND non_payer_kind(s.from_address) IS DISTINCT FROM 'treasury'
+              AND coalesce(non_payer_kind(s.from_address), '') NOT IN ('treasury', 'deposit_address')
               -- Twins are counted: as many are there as have paid.
               AND (SELECT count(*) FROM observed_transfers o
                     WHERE o.chain_id = s.chain_id AND o.tx_hash = s.tx_hash

@@ -57,10 +57,9 @@ class DepositAddressRow(Base):
         UniqueConstraint("chain_id", "address", name="deposit_addresses_once"),
         Index(
             "deposit_addresses_once_in_any_case",
-            "chain_id",
             text("lower(address)"),
+            "chain_id",
             unique=True,
-            postgresql_where=text("address LIKE '0x%'"),
         ),
         Index(
             "deposit_addresses_one_per_index",

@@ -73,6 +73,7 @@ class PaymentAttemptRow(Base):
     kind: Mapped[str] = mapped_column(server_default=text("'wallet'"))
     amount_credits: Mapped[int | None]
     value_raw: Mapped[Decimal | None]
+    cash_account: Mapped[str | None]
     authorization_nonce: Mapped[str | None]
 
 

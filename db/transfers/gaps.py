@@ -10,7 +10,7 @@ from sqlalchemy import Row, text
 
 from db.engine import ReadAllConnection, ServiceConnection
 from db.operations.findings import open_finding, settle_finding
-from domain.chain import TransferScope
+from domain.chain import DepositScope, TransferScope, scope_of_key
 from domain.operations.findings import Finding, FindingKind, Remedy, gap_key
 
 
@@ -129,7 +129,7 @@ def _finding(gap_id: int, scope: TransferScope, first: int, last: int, reason: s
     blocks = f"block {first} was" if first == last else f"blocks {first} to {last} were"
     return Finding(
         kind=FindingKind.CHAIN_GAP,
-        detail=f"{blocks} not read, transfers of {scope.token} to {scope.treasury} in them are not known: {reason}",
+        detail=f"{blocks} not read, {_transfers(scope)} in them are not known: {reason}",
         chain_id=scope.chain_id,
         gap_id=gap_id,
         details={
@@ -142,6 +142,12 @@ def _finding(gap_id: int, scope: TransferScope, first: int, last: int, reason: s
     )
 
 
+def _transfers(scope: TransferScope) -> str:
+    if isinstance(scope, DepositScope):
+        return f"transfers to {scope.words}"
+    return f"transfers of {scope.token} to {scope.treasury}"
+
+
 def _of(scope: TransferScope) -> dict[str, Any]:
     return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
 
@@ -149,7 +155,7 @@ def _of(scope: TransferScope) -> dict[str, Any]:
 def _gap(row: Row[Any]) -> Gap:
     return Gap(
         id=row.id,
-        scope=TransferScope(chain_id=row.chain_id, token=row.token, treasury=row.to_address),
+        scope=scope_of_key(row.chain_id, row.token, row.to_address),
         first_block=row.first_block,
         last_block=row.last_block,
         reason=row.reason,

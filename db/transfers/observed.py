@@ -11,11 +11,12 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Row, bindparam, text
+from sqlalchemy import BigInteger, Row, TextClause, bindparam, text
 
+from db.deposits.deposits import keep_deposits
 from db.engine import ReadAllConnection, ServiceConnection
 from db.transfers.identity import find_known_transfers
-from domain.chain import MinedBlock, Transfer, TransferScope
+from domain.chain import DepositScope, MinedBlock, Transfer, TransferScope
 from domain.transfers.income import NonPayer, non_payer
 from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, renewal_id
 
@@ -40,6 +41,29 @@ class Cursor:
     def lag_blocks(self) -> int:
         """How far the chain's head was ahead."""
         return max(self.head_number - self.block_number, 0)
+
+
+_IN_SCOPE: Final = {
+    TransferScope: "o.token = :token AND o.to_address = :to_address",
+    DepositScope: """EXISTS (SELECT FROM deposit_addresses d
+                      WHERE d.chain_id = o.chain_id AND lower(d.address) = lower(o.to_address))""",
+}
+"""Which observed transfers are of a scope. Those to deposit addresses are of every lane of them."""
+
+
+def _by_scope(query: str) -> dict[type[TransferScope], TextClause]:
+    """A query of each kind of scope; `{in_scope}` is the condition on `observed_transfers o`."""
+    return {kind: text(query.format(in_scope=condition)) for kind, condition in _IN_SCOPE.items()}
+
+
+def _kind(scope: TransferScope) -> type[TransferScope]:
+    return DepositScope if isinstance(scope, DepositScope) else TransferScope
+
+
+async def _keep_deposits(connection: ServiceConnection, scope: TransferScope, tx_hashes: Collection[str]) -> None:
+    """Deposits follow what was observed, in the same transaction."""
+    if isinstance(scope, DepositScope):
+        await keep_deposits(connection, scope.chain_id, tx_hashes)
 
 
 def _scope_values(scope: TransferScope) -> dict[str, Any]:
@@ -122,12 +146,12 @@ _RECORD: Final = text(
     """
     INSERT INTO observed_transfers AS o (chain_id, tx_hash, log_index, block_number, block_hash, block_time, token,
                                          from_address, to_address, value_raw)
-    SELECT :chain_id, t.tx_hash, t.log_index, t.block_number, t.block_hash, t.block_time, :token, t.from_address,
-           :to_address, t.value_raw
+    SELECT :chain_id, t.tx_hash, t.log_index, t.block_number, t.block_hash, t.block_time, t.token, t.from_address,
+           t.to_address, t.value_raw
       FROM unnest(CAST(:tx_hashes AS text[]), CAST(:log_indexes AS bigint[]), CAST(:block_numbers AS bigint[]),
                   CAST(:block_hashes AS text[]), CAST(:block_times AS timestamptz[]), CAST(:senders AS text[]),
-                  CAST(:values_raw AS numeric[]))
-           AS t (tx_hash, log_index, block_number, block_hash, block_time, from_address, value_raw)
+                  CAST(:values_raw AS numeric[]), CAST(:tokens AS text[]), CAST(:recipients AS text[]))
+           AS t (tx_hash, log_index, block_number, block_hash, block_time, from_address, value_raw, token, to_address)
     ON CONFLICT (chain_id, tx_hash, log_index) DO UPDATE
        SET block_number = EXCLUDED.block_number, block_hash = EXCLUDED.block_hash, block_time = EXCLUDED.block_time,
            token = EXCLUDED.token, to_address = EXCLUDED.to_address,
@@ -138,34 +162,33 @@ _RECORD: Final = text(
     """
 )
 
-_BLOCKS_WITH_TRANSFERS: Final = text(
+_BLOCKS_WITH_TRANSFERS: Final = _by_scope(
     """
-    SELECT DISTINCT block_number, block_hash FROM observed_transfers
-     WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
-       AND block_number > :above ORDER BY block_number
+    SELECT DISTINCT o.block_number, o.block_hash FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.block_number > :above AND {in_scope} ORDER BY o.block_number
     """
 )
 
-_MOVE_TO_ORPHANED: Final = text(
+_MOVE_TO_ORPHANED: Final = _by_scope(
     """
     WITH removed AS (
-        DELETE FROM observed_transfers
-         WHERE chain_id = :chain_id AND token = :token AND to_address = :to_address
-           AND block_hash = ANY (CAST(:block_hashes AS text[]))
+        DELETE FROM observed_transfers o
+         WHERE o.chain_id = :chain_id AND o.block_hash = ANY (CAST(:block_hashes AS text[])) AND {in_scope}
         RETURNING chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw, observed_at
     )
     INSERT INTO orphaned_transfers (chain_id, tx_hash, log_index, block_number, block_hash, from_address, value_raw,
                                     observed_at)
-    SELECT * FROM removed
+    SELECT * FROM removed RETURNING tx_hash
     """
 )
 
-_OBSERVED: Final = text(
+_OBSERVED: Final = _by_scope(
     """
-    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw, o.token,
+           o.to_address
       FROM observed_transfers o
-     WHERE o.chain_id = :chain_id AND o.token = :token AND o.to_address = :to_address
-       AND o.block_number BETWEEN :first AND :last ORDER BY o.block_number, o.log_index
+     WHERE o.chain_id = :chain_id AND o.block_number BETWEEN :first AND :last AND {in_scope}
+     ORDER BY o.block_number, o.log_index
     """
 )
 
@@ -202,7 +225,7 @@ _UNHANDLED: Final = text(
        AND NOT EXISTS (
                SELECT FROM payment_attempts a
                 WHERE a.tx_hash = o.tx_hash AND a.chain_id = o.chain_id AND a.status = 'PENDING_UNVERIFIED'
-                  AND lower(a.from_address) = lower(o.from_address))
+                  AND a.kind <> 'deposit' AND lower(a.from_address) = lower(o.from_address))
      ORDER BY o.block_number, o.log_index LIMIT :limit
     """
 )
@@ -275,7 +298,8 @@ _CANDIDATES: Final = text(
               WHERE authorization_nonce = :nonce AND chain_id = :chain_id AND lower(token) = lower(:token)
                 AND lower(from_address) = lower(:from_address))
              UNION
-            (SELECT * FROM payment_attempts WHERE tx_hash = :tx_hash AND chain_id = :chain_id
+            (SELECT * FROM payment_attempts
+              WHERE tx_hash = :tx_hash AND chain_id = :chain_id AND kind <> 'deposit'
               ORDER BY (lower(from_address) = lower(:from_address)) DESC, created_at LIMIT :most)) a
       JOIN billing_accounts b ON b.id = a.billing_account_id
     """
@@ -406,31 +430,40 @@ async def record_transfers(
         "block_times": [one.block_time for one in transfers],
         "senders": [one.from_address for one in transfers],
         "values_raw": [Decimal(one.value_raw) for one in transfers],
+        "tokens": [one.token or scope.token for one in transfers],
+        "recipients": [one.to_address or scope.treasury for one in transfers],
         "corrects": corrects,
     }
-    return sum(row.is_new for row in await connection.connection.execute(_RECORD, values))
+    added: int = sum(row.is_new for row in await connection.connection.execute(_RECORD, values))
+    await _keep_deposits(connection, scope, {one.tx_hash for one in transfers})
+    return added
 
 
 async def list_blocks_with_transfers(
     connection: ReadAllConnection, scope: TransferScope, *, above: int
 ) -> list[tuple[int, str]]:
     """Numbers and hashes of the blocks above a height in which transfers were observed."""
-    rows = await connection.connection.execute(_BLOCKS_WITH_TRANSFERS, {**_scope_values(scope), "above": above})
+    rows = await connection.connection.execute(
+        _BLOCKS_WITH_TRANSFERS[_kind(scope)], {**_scope_values(scope), "above": above}
+    )
     return [(row.block_number, row.block_hash) for row in rows]
 
 
 async def orphan_transfers(connection: ServiceConnection, scope: TransferScope, block_hashes: Collection[str]) -> int:
     """Move the transfers of blocks that left the canonical chain to `orphaned_transfers`; how many."""
     values = {**_scope_values(scope), "block_hashes": list(block_hashes)}
-    return (await connection.connection.execute(_MOVE_TO_ORPHANED, values)).rowcount
+    rows = (await connection.connection.execute(_MOVE_TO_ORPHANED[_kind(scope)], values)).all()
+    await _keep_deposits(connection, scope, {row.tx_hash for row in rows})
+    return len(rows)
 
 
 async def list_observed(
     connection: ReadAllConnection, scope: TransferScope, *, first: int, last: int
 ) -> list[Transfer]:
     """The transfers that were observed in these blocks."""
-    rows = await connection.connection.execute(_OBSERVED, {**_scope_values(scope), "first": first, "last": last})
-    return [_transfer(row) for row in rows]
+    values = {**_scope_values(scope), "first": first, "last": last}
+    rows = await connection.connection.execute(_OBSERVED[_kind(scope)], values)
+    return [_transfer(row, scope) for row in rows]
 
 
 async def find_observed(
@@ -441,7 +474,8 @@ async def find_observed(
     row = (await connection.connection.execute(_OBSERVED_AT, values)).one_or_none()
     if row is None:
         return None
-    return TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address), _transfer(row)
+    scope = TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address)
+    return scope, _transfer(row, scope)
 
 
 async def invalidate_transfers(
@@ -449,7 +483,9 @@ async def invalidate_transfers(
 ) -> int:
     """Delete recorded logs that, as all nodes agree, the transaction does not have; how many there were."""
     values = {"chain_id": scope.chain_id, "tx_hash": tx_hash, "log_indexes": list(log_indexes)}
-    return (await connection.connection.execute(_INVALIDATE, values)).rowcount
+    deleted = (await connection.connection.execute(_INVALIDATE, values)).rowcount
+    await _keep_deposits(connection, scope, {tx_hash})
+    return deleted
 
 
 async def mark_settled_handled(connection: ServiceConnection, scope: TransferScope) -> int:
@@ -476,7 +512,7 @@ async def page_unhandled(
         "after_index": after[1],
         "limit": limit,
     }
-    return [_transfer(row) for row in await connection.connection.execute(_UNHANDLED, values)]
+    return [_transfer(row, scope) for row in await connection.connection.execute(_UNHANDLED, values)]
 
 
 _HAS_CLAIMS: Final = text(
@@ -580,5 +616,9 @@ async def recheck_transfer(connection: ServiceConnection, scope: TransferScope, 
     await connection.connection.execute(_REOPEN, values)
 
 
-def _transfer(row: Row[Any]) -> Transfer:
-    return Transfer.model_validate(dict(row._mapping))
+def _transfer(row: Row[Any], scope: TransferScope) -> Transfer:
+    values = dict(row._mapping)
+    if not isinstance(scope, DepositScope):
+        # Of a treasury the scope says it, and a node's answer, which is compared with it, does not.
+        values = {name: value for name, value in values.items() if name not in {"token", "to_address"}}
+    return Transfer.model_validate(values)

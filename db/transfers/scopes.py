@@ -10,9 +10,10 @@ from typing import Final
 from sqlalchemy import text
 
 from db.engine import ReadAllConnection, ServiceConnection
-from domain.chain import TransferScope
+from domain.chain import TransferScope, scope_of_key
 from domain.transfers.watching import FOLLOWED_AFTER, Promise
 
+# Deposit addresses are followed in lanes of their own (db/deposits/lanes.py).
 # Open ones by their own index, recently ended ones by the time of their last change. An expired intent keeps its expiry
 # time, also before housekeeping ends it.
 _PROMISED: Final = text(
@@ -22,12 +23,12 @@ _PROMISED: Final = text(
                CASE WHEN a.status = 'CREATED_INTENT' AND a.expires_at <= now()
                     THEN a.expires_at + CAST(:after AS interval) END AS until
           FROM payment_attempts a
-         WHERE a.chain_id = :chain_id AND a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')
+         WHERE a.chain_id = :chain_id AND a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED') AND a.kind <> 'deposit'
          UNION ALL
         SELECT a.token, a.to_address, a.created_at, a.updated_at + CAST(:after AS interval)
           FROM payment_attempts a
          WHERE a.chain_id = :chain_id AND a.status NOT IN ('CREATED_INTENT', 'PENDING_UNVERIFIED')
-           AND a.updated_at > now() - CAST(:after AS interval)
+           AND a.updated_at > now() - CAST(:after AS interval) AND a.kind <> 'deposit'
     )
     SELECT min(token) AS token, min(to_address) AS to_address, min(created_at) AS since,
            CASE WHEN bool_and(until IS NOT NULL) THEN max(until) END AS until,
@@ -105,7 +106,7 @@ async def list_watched_scopes(connection: ReadAllConnection, chain_id: int) -> l
     """All followed scopes of the chain, the longest followed first."""
     return [
         WatchedScope(
-            scope=TransferScope(chain_id=chain_id, token=row.token, treasury=row.to_address),
+            scope=scope_of_key(chain_id, row.token, row.to_address),
             first_block=row.first_block,
             block_number=row.block_number,
             head_number=row.head_number,

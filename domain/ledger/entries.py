@@ -44,6 +44,11 @@ CONTRA_ACCOUNT: Final[dict[Reason, str]] = {
 """Contra account of the billing account's liability, by reason; a reversal has that of the entry it reverses."""
 
 
+def deposits_account(token: str) -> str:
+    """Code of the ledger account of what is at deposit addresses, of a token by its symbol."""
+    return f"cash:{token.lower()}:deposits"
+
+
 def liability_account(billing_account_id: str) -> str:
     """Code of the ledger account that holds a billing account's credits."""
     return f"credits:{billing_account_id}"
@@ -74,6 +79,8 @@ class Posting(BaseModel):
     reference: str
     reverses: Reason | None = None
     """Of a reversal: the reason of the entry that it reverses."""
+    cash_account: str = CASH_ACCOUNT
+    """Where the money is, of what came in: the treasury's account, or that of deposit addresses."""
 
     @model_validator(mode="after")
     def _moves_something(self) -> Posting:
@@ -86,7 +93,8 @@ class Posting(BaseModel):
     @property
     def contra_account(self) -> str:
         """Code of the contra account."""
-        return CONTRA_ACCOUNT[self.reverses or self.reason]
+        account = CONTRA_ACCOUNT[self.reverses or self.reason]
+        return self.cash_account if account == CASH_ACCOUNT else account
 
     @property
     def lines(self) -> tuple[JournalLine, JournalLine]:
@@ -102,7 +110,9 @@ class Posting(BaseModel):
         )
 
 
-def reversal_posting(billing_account_id: str, reference: str, reason: Reason, amount_credits: int) -> Posting:
+def reversal_posting(
+    billing_account_id: str, reference: str, reason: Reason, amount_credits: int, cash_account: str = CASH_ACCOUNT
+) -> Posting:
     """Reverse an entry of `amount_credits` in full; the balance may become negative."""
     return Posting(
         billing_account_id=billing_account_id,
@@ -110,4 +120,5 @@ def reversal_posting(billing_account_id: str, reference: str, reason: Reason, am
         reason=Reason.PAYMENT_REVERSAL,
         reference=reference,
         reverses=reason,
+        cash_account=cash_account,
     )

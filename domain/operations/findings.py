@@ -64,6 +64,9 @@ class FindingKind(StrEnum):
     ADDRESS_DIFFERS = "address_differs"
     """A deposit address does not follow from its owner and its key or treasury: an alarm."""
 
+    DEPOSITS_DIFFER = "deposits_differ"
+    """What deposit addresses hold is not what came to them less what was swept: a transfer was missed, or moved."""
+
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
@@ -97,6 +100,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.CHARGE_UNCOLLECTED: (Remedy.WRITE_OFF,),
     FindingKind.PROVIDER_COST_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.ADDRESS_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
+    FindingKind.DEPOSITS_DIFFER: (Remedy.WRITE_OFF,),
 }
 """Remedies of each kind, the most likely first."""
 
@@ -117,7 +121,9 @@ class Finding(BaseModel):
     value_raw: int | None = None
     """Raw token units in question; of an overpayment, the excess."""
     ledger_reference: str | None = None
-    """Of the ledger entries in question, where there is no attempt: of a charge, its source and the source's own."""
+    """Of the ledger entries in question, where there is no attempt: of a charge, its source and the source's own.
+
+    Of a deposit address, its id; of what they hold, the token and the address."""
     gap_id: int | None = None
     """Of the row of `chain_gaps` in question."""
     details: dict[str, Any] = Field(default_factory=dict)
@@ -144,9 +150,10 @@ _OF_AN_ENTRY: Final = frozenset(
         FindingKind.CHARGE_UNCOLLECTED,
         FindingKind.PROVIDER_COST_DIFFERS,
         FindingKind.ADDRESS_DIFFERS,
+        FindingKind.DEPOSITS_DIFFER,
     }
 )
-"""About an attempt, or a ledger entry; of addresses, their key or treasury."""
+"""About an attempt, or a ledger entry; of addresses, their key or treasury; of what they hold, the token."""
 
 ALARMS: Final = frozenset(
     {FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES, FindingKind.ADDRESS_DIFFERS}

@@ -14,7 +14,7 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, TxHash, parse_tx_hash, 
 from domain.ledger.entries import Posting, Reason
 from domain.money import credits_for_raw, revenue_share_credits
 from domain.operations.findings import REMEDIES, SETTLED, FindingKind, Remedy
-from domain.transfers.income import NON_PAYER_DESCRIPTIONS, ZERO_ADDRESS, NonPayer
+from domain.transfers.income import MOVES_OWN_MONEY, NON_PAYER_DESCRIPTIONS, ZERO_ADDRESS, NonPayer
 
 OPERATOR_LENGTH_MAX: Final = 100
 REASON_LENGTH_MAX: Final = 2000
@@ -203,7 +203,7 @@ def require_account_of_nobodys(sender: str, known: NonPayer | None) -> None:
     if kind is not None:
         raise RemedyRefused(
             f"the sender {sender} is {NON_PAYER_DESCRIPTIONS[kind]}: "
-            + ("it cannot be credited" if kind is NonPayer.TREASURY else "name the account to credit with --account")
+            + ("it cannot be credited" if kind in MOVES_OWN_MONEY else "name the account to credit with --account")
         )
 
 

@@ -182,6 +182,8 @@ class PaymentAttempt(BaseModel):
     """Of a deposit: what it is worth."""
     value_raw: int | None = None
     """Of a deposit: exactly what was sent. `amount_raw` holds no more than a bigint."""
+    cash_account: str | None = None
+    """Of a deposit: the ledger account on which its money is; None for that of the treasury's USDC."""
     authorization_nonce: str | None = None
     """Of an authorization: the nonce that its payer signed, once it is claimed. Until then `from_address` is zero."""
 

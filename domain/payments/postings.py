@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from domain.errors import BookkeepingError
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
-from domain.ledger.entries import Posting, Reason
-from domain.money import credits_for_usd_cents, revenue_share_credits
+from domain.ledger.entries import CASH_ACCOUNT, Posting, Reason
+from domain.money import revenue_share_credits
 from domain.payments.attempt import PaymentAttempt, Purpose
 
 
@@ -14,9 +14,10 @@ def purchase_posting(attempt: PaymentAttempt) -> Posting:
     _require(attempt, Purpose.SELF)
     return Posting(
         billing_account_id=attempt.billing_account_id,
-        amount_credits=credits_for_usd_cents(attempt.amount_usd_cents),
+        amount_credits=attempt.credits,
         reason=Reason.CREDITS_PURCHASE,
         reference=str(attempt.id),
+        cash_account=attempt.cash_account or CASH_ACCOUNT,
     )
 
 
@@ -25,7 +26,7 @@ def revenue_share_posting(attempt: PaymentAttempt) -> Posting | None:
     _require(attempt, Purpose.SELF)
     if attempt.revenue_share is None:
         raise BookkeepingError(f"attempt {attempt.id} has no revenue share: it is not a credited purchase")
-    amount_credits = revenue_share_credits(credits_for_usd_cents(attempt.amount_usd_cents), attempt.revenue_share)
+    amount_credits = revenue_share_credits(attempt.credits, attempt.revenue_share)
     if amount_credits == 0:
         return None
     return Posting(
@@ -41,9 +42,10 @@ def donation_posting(attempt: PaymentAttempt) -> Posting:
     _require(attempt, Purpose.SYSTEM)
     return Posting(
         billing_account_id=SYSTEM_TENANT_ACCOUNT_ID,
-        amount_credits=credits_for_usd_cents(attempt.amount_usd_cents),
+        amount_credits=attempt.credits,
         reason=Reason.SYSTEM_DONATION,
         reference=str(attempt.id),
+        cash_account=attempt.cash_account or CASH_ACCOUNT,
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from domain.chain import ChainView, Receipt, Transfer, TransferLog, TransferScope
 from domain.identifiers import Address, TxHash, same_address
-from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
+from domain.payments.attempt import AttemptKind, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.transfers.identity import PaidTransfer, Place, is_alike, is_paid, place_of
 from domain.transfers.income import NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old, non_payer
 
@@ -41,6 +41,8 @@ class PaymentTerms(Value):
     payer: Address
     treasury: Address
     amount_raw: int
+    exact: bool = False
+    """Whether only a transfer of exactly that value pays: of a deposit, which is one transfer."""
     nonce: str | None = None
     """Of a payment by signature: only the transfer that its authorization has caused pays it, from any sender."""
 
@@ -57,7 +59,8 @@ def terms_of(attempt: PaymentAttempt) -> PaymentTerms:
         token=attempt.token,
         payer=attempt.from_address,
         treasury=attempt.to_address,
-        amount_raw=attempt.amount_raw,
+        amount_raw=attempt.expected_raw,
+        exact=attempt.kind is AttemptKind.DEPOSIT,
         nonce=attempt.authorization_nonce,
     )
 
@@ -241,6 +244,11 @@ def _authorization_open(receipt: Receipt, min_confirmations: int) -> Waiting:
     )
 
 
+def suffices(log: TransferLog, terms: PaymentTerms) -> bool:
+    """Whether a log that pays is of enough; of a deposit, whether it is that deposit."""
+    return log.value_raw == terms.amount_raw if terms.exact else log.value_raw >= terms.amount_raw
+
+
 def _not_yet(terms: PaymentTerms, tx_hash: str, view: ChainView, min_confirmations: int) -> Waiting | None:
     """Why it is too early for a final result, or None when receipt and block are reliable."""
 
@@ -301,7 +309,7 @@ def _find_payment(
     """
     no_payer = non_payer(terms.payer, treasury=terms.treasury, token=terms.token, known=payer_kind)
     matching = [] if no_payer else [log for log in receipt.transfers if pays(log, terms)]
-    enough = [log for log in matching if log.value_raw >= terms.amount_raw]
+    enough = [log for log in matching if suffices(log, terms)]
     unspent = [log for log in enough if log.log_index not in paid_log_indexes]
     if unspent:
         # The smallest sufficient log minimizes the overpayment; the log index makes the choice unambiguous.
@@ -316,7 +324,7 @@ def _find_payment(
                 from_address=paid_by.from_address,
                 value_raw=paid_by.value_raw,
                 expected_raw=terms.amount_raw,
-                unapplied_raw=_unspent_raw(matching, paid_log_indexes) - paid_by.value_raw,
+                unapplied_raw=0 if terms.exact else _unspent_raw(matching, paid_log_indexes) - paid_by.value_raw,
             ),
             confirmations=view.head_number - receipt.block_number + 1,
         )

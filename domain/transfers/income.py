@@ -28,12 +28,20 @@ class NonPayer(StrEnum):
     TOKEN = "token"
     """A token's own contract, which sends what others left there and has no account: credited like a mint."""
 
+    DEPOSIT_ADDRESS = "deposit_address"
+    """An address that was given out and paid into: what it sends came in before."""
+
 
 NON_PAYER_DESCRIPTIONS: Final[dict[NonPayer, str]] = {
     NonPayer.TREASURY: "the treasury's own address: its transfers are not income",
     NonPayer.NOBODY: "the zero address: a mint",
     NonPayer.TOKEN: "the token's own contract",
+    NonPayer.DEPOSIT_ADDRESS: "a deposit address: what it sends has come in before",
 }
+
+
+MOVES_OWN_MONEY: Final = frozenset({NonPayer.TREASURY, NonPayer.DEPOSIT_ADDRESS})
+"""Senders whose transfers are no income: no path credits them, and they are no finding."""
 
 
 def non_payer(sender: Address, *, treasury: Address, token: Address, known: NonPayer | None = None) -> NonPayer | None:

@@ -21,7 +21,7 @@ from domain.money import format_usdc
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from domain.transfers.identity import PaidTransfer, assign_places, is_alike, place_of
-from domain.transfers.income import NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old
+from domain.transfers.income import MOVES_OWN_MONEY, NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old
 
 CLOCK_SLACK: Final = timedelta(minutes=2)
 """How much earlier than its intent a payment may appear to be: an intent has the database's time, a block its
@@ -136,7 +136,7 @@ def decide(
     chain_id: int, transfer: Transfer, context: MatchContext, *, refused: Collection[UUID] = frozenset()
 ) -> Decision:
     """What a confirmed transfer pays. Attempts in `refused` have refused its submission."""
-    if context.sender_kind is NonPayer.TREASURY:
+    if context.sender_kind in MOVES_OWN_MONEY:
         return NoIncome(message=f"it is from {NON_PAYER_DESCRIPTIONS[context.sender_kind]}")
     paid = _paid_by(transfer, context)
     own = [candidate for candidate in context.candidates if same_address(candidate.from_address, transfer.from_address)]
@@ -185,7 +185,7 @@ def _decide_by_hash(
 
 
 def _signed_for(transfer: Transfer, context: MatchContext) -> Pays | Undecided | None:
-    """The attempt that the transfer's authorization was claimed for, which it pays at any time, and from any transaction.
+    """The attempt that the transfer's authorization was claimed for: it pays it at any time, from any transaction.
 
     None where it is claimed for none, or for one that has ended: an operator decides about that transfer.
     """

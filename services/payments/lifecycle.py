@@ -25,7 +25,6 @@ from db.operations.findings import open_finding
 from db.payments import attempts, finality
 from domain.errors import AttemptNotFound, BookkeepingError
 from domain.ledger.entries import Posting, Reason, reversal_posting
-from domain.money import credits_for_usd_cents
 from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import (
     AttemptStatus,
@@ -55,7 +54,7 @@ class AttemptOutcome:
     def credited_credits(self) -> int:
         """Credits of the attempt for its beneficiary: the full payment, or nothing."""
         credited = self.attempt.status is AttemptStatus.CREDITED
-        return credits_for_usd_cents(self.attempt.amount_usd_cents) if credited else 0
+        return self.attempt.credits if credited else 0
 
 
 async def create_intent(connection: TenantConnection, attempt: PaymentAttempt) -> None:
@@ -249,7 +248,9 @@ async def reverse_payment(connection: ServiceConnection, attempt_id: UUID, gone:
     if not await finality.insert_finality(connection, attempt_id, gone.transfer, gone.level, outcome="reversed"):
         raise BookkeepingError(f"the payment of attempt {attempt_id} is recorded as final")
     posted = purchase_posting(attempt) if attempt.purpose is Purpose.SELF else donation_posting(attempt)
-    reversal = reversal_posting(posted.billing_account_id, posted.reference, posted.reason, posted.amount_credits)
+    reversal = reversal_posting(
+        posted.billing_account_id, posted.reference, posted.reason, posted.amount_credits, posted.cash_account
+    )
     await attempts.update_reversed(connection, attempt_id)
     await attempts.insert_event(
         connection,

@@ -21,7 +21,7 @@ from db.engine import ServiceConnection, ServiceDatabase
 from db.operations.findings import close_settled_findings, recheck_claims
 from db.transfers import gaps, observed
 from db.transfers.observed import Cursor
-from domain.chain import MinedBlock, Transfer, TransferRange, TransferScope
+from domain.chain import DepositScope, MinedBlock, Transfer, TransferRange, TransferScope
 from domain.errors import ChainUnavailable, DatabaseBusy
 from domain.operations.findings import FindingKind
 from domain.transfers.rescan import RescanReport
@@ -570,6 +570,11 @@ class BlockScanner:
                     block_time=times[receipt.block_hash],
                     from_address=found.from_address,
                     value_raw=found.value_raw,
+                    **(
+                        {"token": found.emitter, "to_address": found.to_address}
+                        if isinstance(self.scope, DepositScope)
+                        else {}
+                    ),
                 )
                 for index, found in there.items()
                 if receipt is not None

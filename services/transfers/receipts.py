@@ -5,7 +5,6 @@ from __future__ import annotations
 from chain.reader import ChainReader
 from domain.chain import Receipt, TransferLog, TransferScope
 from domain.errors import ChainUnavailable
-from domain.identifiers import same_address
 
 
 async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> tuple[Receipt | None, int]:
@@ -33,11 +32,13 @@ async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> t
 
 
 def transfers_in(receipt: Receipt | None, scope: TransferScope) -> list[TransferLog]:
-    """Its transfers of the scope's token to its treasury, of more than zero; none of a failed transaction."""
+    """Its transfers in the scope, of more than zero; none of a failed transaction."""
     if receipt is None or not receipt.succeeded:
         return []
+    emitters = {token.lower() for token in scope.emitters}
+    recipients = {address.lower() for address in scope.recipients}
     return [
         log
         for log in receipt.transfers
-        if same_address(log.emitter, scope.token) and same_address(log.to_address, scope.treasury) and log.value_raw > 0
+        if log.emitter.lower() in emitters and log.to_address.lower() in recipients and log.value_raw > 0
     ]

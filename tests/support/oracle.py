@@ -206,7 +206,38 @@ CHECKS: Final = (
         SELECT s.chain_id, s.tx_hash, s.log_index, s.attempt_id FROM settled_transfers s
           LEFT JOIN payment_attempts a ON a.id = s.attempt_id
          WHERE (s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND lower(s.from_address) = lower(a.from_address)
-                AND s.value_raw >= a.amount_raw AND s.surplus_raw = s.value_raw - a.amount_raw) IS NOT TRUE
+                AND CASE a.kind WHEN 'deposit' THEN s.value_raw = a.value_raw AND s.surplus_raw = 0
+                    ELSE s.value_raw >= a.amount_raw AND s.surplus_raw = s.value_raw - a.amount_raw END) IS NOT TRUE
+        """,
+    ),
+    (
+        "deposit {id}: attempt {attempt_id} is not of what came, from whom, to whom",
+        """
+        SELECT d.id, d.attempt_id FROM deposits d
+          JOIN deposit_addresses k ON k.id = d.address_id
+          LEFT JOIN payment_attempts a ON a.id = d.attempt_id
+         WHERE d.attempt_id IS NOT NULL
+           AND (a.kind = 'deposit' AND a.chain_id = d.chain_id AND a.value_raw = d.value_raw
+                AND a.billing_account_id = k.billing_account_id AND lower(a.to_address) = lower(k.address)
+                AND lower(a.from_address) = lower(d.from_address) AND lower(a.token) = lower(d.token)
+                AND a.tx_hash = d.tx_hash) IS NOT TRUE
+        """,
+    ),
+    (
+        "attempt {id}: of kind deposit, {deposits} deposits name it",
+        """
+        SELECT a.id, count(d.id) AS deposits FROM payment_attempts a LEFT JOIN deposits d ON d.attempt_id = a.id
+         WHERE a.kind = 'deposit' AND a.status NOT IN ('FAILED', 'REJECTED') GROUP BY a.id HAVING count(d.id) <> 1
+        """,
+    ),
+    (
+        "entry {entry_id}: {reason} of a deposit is not on the account of deposit addresses, or another's is",
+        """
+        SELECT e.id AS entry_id, e.reason FROM credit_ledger e
+          JOIN payment_attempts a ON a.id::text = e.reference
+          JOIN journal_lines l ON l.entry_id = e.id AND l.account_code LIKE 'cash:%%'
+          LEFT JOIN deposits d ON d.attempt_id = a.id LEFT JOIN payment_methods m ON m.id = d.method_id
+         WHERE l.account_code <> coalesce('cash:' || lower(m.token) || ':deposits', 'cash:usdc')
         """,
     ),
     (
@@ -285,17 +316,21 @@ CHECKS: Final = (
 """Sentence and the query whose rows are the violations."""
 
 EXPECTED_ENTRIES: Final = """
-    WITH expected AS (
-        SELECT a.id, 'credits_purchase' AS reason, a.billing_account_id AS account,
-               a.amount_usd_cents::numeric * 100000 AS amount
-          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self'
+    WITH worth AS (
+        SELECT a.id, a.purpose, a.status, a.billing_account_id,
+               CASE a.kind WHEN 'deposit' THEN floor(d.value_raw * 10000000 / power(10::numeric, m.decimals))
+                           ELSE a.amount_usd_cents::numeric * 100000 END AS credits
+          FROM payment_attempts a LEFT JOIN deposits d ON d.attempt_id = a.id AND a.kind = 'deposit'
+          LEFT JOIN payment_methods m ON m.id = d.method_id
+         WHERE a.status IN ('CREDITED', 'REVERSED')
+    ), expected AS (
+        SELECT id, 'credits_purchase' AS reason, billing_account_id AS account, credits AS amount
+          FROM worth WHERE purpose = 'self'
         UNION ALL
-        SELECT a.id, 'system_donation', 'cogni_system', a.amount_usd_cents::numeric * 100000
-          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'system'
+        SELECT id, 'system_donation', 'cogni_system', credits FROM worth WHERE purpose = 'system'
         UNION ALL
-        SELECT a.id, 'platform_revenue_share', 'cogni_system',
-               floor(a.amount_usd_cents::numeric * 100000 * %(expected_share)s::numeric)
-          FROM payment_attempts a WHERE a.status IN ('CREDITED', 'REVERSED') AND a.purpose = 'self'
+        SELECT id, 'platform_revenue_share', 'cogni_system', floor(credits * %(expected_share)s::numeric)
+          FROM worth WHERE purpose = 'self'
     )
 """
 """The entries that the attempts ask for: every one once, and no other."""

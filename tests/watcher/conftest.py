@@ -296,6 +296,7 @@ async def watches(chain: LocalChain, roles: RolePair) -> AsyncIterator[Watches]:
                 return ScopeWatch(scan, transfers)
 
             current = open_scope(scope)
+            assert isinstance(current.matcher, TransferMatcher)
             made = Watch(chain, roles, reader, current.scan, current.matcher, told, submitted, trouble, clock=clock)
             made.open_scope = open_scope
             return made

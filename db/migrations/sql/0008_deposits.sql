@@ -5,9 +5,12 @@ ALTER TABLE payment_attempts
     -- Of a deposit: what it is worth, and exactly what was sent. Of 18 decimals, amount_raw holds no more than nine coins.
     ADD COLUMN amount_credits bigint,
     ADD COLUMN value_raw numeric(78, 0),
+    -- Which of the ledger's cash accounts its money is on.
+    ADD COLUMN cash_account text,
     ADD CONSTRAINT payment_attempts_kind CHECK (kind IN ('wallet', 'deposit', 'authorization')) NOT VALID,
     ADD CONSTRAINT payment_attempts_deposit_has_worth CHECK (
         (kind = 'deposit') = (amount_credits IS NOT NULL) AND (kind = 'deposit') = (value_raw IS NOT NULL)
+        AND (kind = 'deposit') = (cash_account IS NOT NULL) AND (cash_account ~ '^cash:.*:deposits$') IS NOT FALSE
         AND (amount_credits > 0) IS NOT FALSE AND (value_raw > 0) IS NOT FALSE
     ) NOT VALID,
     DROP CONSTRAINT payment_attempts_amount_usd_cents_check,
@@ -76,9 +79,8 @@ CREATE TABLE deposit_addresses (
         CASE scheme WHEN 'create2' THEN salt IS NOT NULL AND treasury IS NOT NULL AND ring_id IS NULL AND index IS NULL
                     ELSE salt IS NULL AND treasury IS NULL AND ring_id IS NOT NULL AND index IS NOT NULL END)
 );
--- An address is known by its bytes, whatever case its letters are in.
-CREATE UNIQUE INDEX deposit_addresses_once_in_any_case ON deposit_addresses (chain_id, lower(address))
-    WHERE address LIKE '0x%';
+-- On EVM an address is known by its bytes, whatever case its letters are in.
+CREATE UNIQUE INDEX deposit_addresses_once_in_any_case ON deposit_addresses (lower(address), chain_id);
 CREATE UNIQUE INDEX deposit_addresses_one_per_index ON deposit_addresses (chain_id, ring_id, index)
     WHERE ring_id IS NOT NULL;
 -- The account's own; where the treasury or the key has changed, the one before stays its own, too.
@@ -113,7 +115,8 @@ CREATE TABLE deposits (
     id uuid PRIMARY KEY,
     chain_id bigint NOT NULL CHECK (chain_id > 0),
     tx_hash text NOT NULL CHECK (tx_hash ~ '^0x[0-9a-f]{64}$'),
-    log_index bigint NOT NULL CHECK (log_index >= 0),
+    -- Below zero: not on the chain any more. Its attempt says what became of it.
+    log_index bigint NOT NULL,
     address_id uuid NOT NULL REFERENCES deposit_addresses (id),
     method_id text NOT NULL REFERENCES payment_methods (id),
     token text NOT NULL,

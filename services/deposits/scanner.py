@@ -1,0 +1,58 @@
+"""Reads the transfers to deposit addresses, a lane at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chain.reader import ChainReader
+from db.engine import ServiceDatabase
+from domain.chain import DepositLane, DepositScope
+from domain.transfers.rescan import RescanReport
+from services.deposits.lanes import DepositAddresses
+from services.transfers.block_scanner import GAP_SECONDS_MAX, BlockScanner, Step
+
+
+class DepositScanner(BlockScanner):
+    """A block scanner whose addresses change: before each range it asks which there are.
+
+    One that is given out between that and the query is found all the same: the newest blocks are read again with the
+    next range (`services.transfers.block_scanner.OVERLAP_BLOCKS`).
+    """
+
+    def __init__(
+        self,
+        chain: ChainReader,
+        database: ServiceDatabase,
+        addresses: DepositAddresses,
+        lane: DepositLane,
+        *,
+        chain_id: int,
+        look_back_blocks: int,
+    ) -> None:
+        super().__init__(
+            chain, database, DepositScope.of(chain_id, lane), from_block=None, look_back_blocks=look_back_blocks
+        )
+        self._addresses = addresses
+        self._lane = lane
+
+    async def advance(self) -> Step:
+        """Read one range of the lane as it is now."""
+        self.scope = await self._addresses.scope(self._lane)
+        return await super().advance()
+
+    async def read_again(
+        self,
+        first: int,
+        last: int,
+        *,
+        seconds_max: float = GAP_SECONDS_MAX,
+        on_range: Callable[[int], None] | None = None,
+    ) -> int:
+        """Read blocks below the cursor, for the lane as it is now: what was not read is not taken for read."""
+        self.scope = await self._addresses.scope(self._lane)
+        return await super().read_again(first, last, seconds_max=seconds_max, on_range=on_range)
+
+    async def rescan(self, blocks: int) -> RescanReport:
+        """Read the last blocks again, with every endpoint, for the lane as it is now."""
+        self.scope = await self._addresses.scope(self._lane)
+        return await super().rescan(blocks)
