@@ -61,6 +61,7 @@ _SUBMITTED: Final = AttemptView(
     chain_id=_CHAIN_ID,
     tx_hash=EXAMPLE_HASH,
     amount_usd_cents=_USD_CENTS,
+    amount_credits=credits_for_usd_cents(_USD_CENTS),
     purpose=Purpose.SELF,
     created_at=_NOON + timedelta(minutes=1),
 )

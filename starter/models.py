@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.attempt import AttemptKind, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
 from services.answers import ResponseModel
 
 
@@ -42,12 +42,18 @@ class AttemptView(ResponseModel):
     """Status of an attempt."""
 
     attempt_id: UUID
+    kind: AttemptKind = Field(
+        default=AttemptKind.WALLET,
+        description="`wallet`: paid by the wallet that is signed in; `deposit`: a transfer to a deposit address; "
+        "`authorization`: paid by a signature",
+    )
     status: AttemptStatus
     client_status: ClientStatus
     chain_id: int
     tx_hash: str | None = None
     error_code: ErrorCode | None = None
     amount_usd_cents: int
+    amount_credits: int | None = Field(default=None, description="what it buys; a deposit may be worth parts of a cent")
     purpose: Purpose
     created_at: datetime
     expires_at: datetime | None = Field(default=None, description="until when it can be paid, while it is not")
@@ -61,12 +67,14 @@ class AttemptView(ResponseModel):
         """The answer for an attempt as the database has it."""
         return cls(
             attempt_id=attempt.id,
+            kind=attempt.kind,
             status=attempt.status,
             client_status=attempt.client_status,
             chain_id=attempt.chain_id,
             tx_hash=attempt.tx_hash,
             error_code=attempt.error_code,
             amount_usd_cents=attempt.amount_usd_cents,
+            amount_credits=attempt.credits,
             purpose=attempt.purpose,
             created_at=attempt.created_at,
             expires_at=attempt.expires_at,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, assert_never
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import structlog
@@ -21,14 +22,17 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.types import Scope
 
+from api.accounts.callers import Caller
 from api.accounts.queries import read_attempts, read_summary
 from api.accounts.sessions import sign_out
+from api.deposits.routes import limit_charges
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
 from db.clock import estimated_now
-from domain.errors import Unavailable
+from domain.deposits.methods import MethodKind, PaymentMethod
+from domain.errors import Refusal, Unavailable
 from domain.ledger.entries import USAGE_REASON, Reason
 from domain.money import credits_for_usd_cents, format_usd, usd_cents_for_credits
-from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptStatus, ErrorCode, Purpose
+from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptKind, AttemptStatus, ErrorCode, Purpose
 from starter.models import AttemptView
 
 log = structlog.get_logger(__name__)
@@ -160,6 +164,7 @@ async def show_credits(
             "cursors": cursors,
             # Payments are read first, so that the balance includes every payment shown as credited.
             "payments": await _shown_payments(services, session),
+            "deposits": await services.charges.deposits(session, limit=WAITING_PAYMENTS_MAX),
             "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
         }
     return templates.TemplateResponse(request, "credits.html", context)
@@ -185,6 +190,19 @@ async def _shown_payments(services: Services, session: Session) -> list[AttemptV
     found = {found.attempt_id: found for found in [*unpaid.attempts, *waiting.attempts, *recent.attempts]}
     shown = (attempt for attempt in found.values() if not _was_never_paid(attempt))
     return sorted(shown, key=lambda attempt: attempt.created_at, reverse=True)
+
+
+@router.post("/credits/address")
+async def give_address_by_form(request: Request, services: ApiServices, session: OptionalSession) -> Response:
+    """The account's own address for a method, from now on on the page. Whatever is refused, the page says how it is."""
+    if session is not None:
+        caller = Caller.of_session(session)
+        # More fields than the form has are a ValueError.
+        with suppress(Refusal, ValueError):
+            [method] = parse_qs((await request.body()).decode(errors="replace"), max_num_fields=1).get("method", [])
+            await limit_charges(request, services, caller)
+            await services.charges.deposit_address(caller, method)
+    return RedirectResponse("/credits#exchange", status_code=303)
 
 
 @router.post("/credits/sign-out")
@@ -282,9 +300,18 @@ def utc_words(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def network_name(method: PaymentMethod, site: Site) -> str:
+    """A method's network as wallets and exchanges call it: a chain's name, else the word of the method's id."""
+    if method.chain_id == site.chain_id and method.kind is not MethodKind.UTXO:
+        return site.chain_name
+    return method.id.partition(":")[2].replace("-", " ").replace("_", " ").capitalize()
+
+
 def payment_state(attempt: AttemptView) -> str:
     """State of a payment in templates and CSS: unpaid, expired, pending, credited or failed."""
     match attempt.status:
+        case AttemptStatus.CREATED_INTENT if attempt.kind is AttemptKind.DEPOSIT:
+            return "pending"
         case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= estimated_now():
             return "expired"
         case AttemptStatus.FAILED if attempt.error_code is ErrorCode.INTENT_EXPIRED:
@@ -309,10 +336,17 @@ def why_it_failed(attempt: AttemptView) -> str:
 
 def what_it_buys(attempt: AttemptView) -> str:
     """A payment in one line."""
+    if attempt.kind is AttemptKind.DEPOSIT:
+        return what_a_deposit_buys(attempt.amount_credits or 0)
     paid = f"{format_usd(attempt.amount_usd_cents)} USDC"
     if attempt.purpose == Purpose.SYSTEM:
         return f"Donation of {paid}"
     return f"{credits_for_usd_cents(attempt.amount_usd_cents):,} credits for {paid}"
+
+
+def what_a_deposit_buys(credits: int) -> str:
+    """A deposit in one line."""
+    return f"{credits:,} credits for a deposit of ${worth_in_usd(credits)}"
 
 
 @cache
@@ -335,6 +369,8 @@ templates.env.filters |= {
     "state": payment_state,
     "failure": why_it_failed,
     "title_of": what_it_buys,
+    "deposit_title": what_a_deposit_buys,
+    "network": network_name,
     "credits_for": credits_for_usd_cents,
 }
 templates.env.globals |= {"static": {name: f"/static/{name}?v={_fingerprint(name)}" for name in STATIC_FILES}}

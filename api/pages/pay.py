@@ -16,13 +16,12 @@ from fastapi.responses import StreamingResponse as Streaming
 from markupsafe import Markup
 
 from api.deposits.events import charge_events
-from api.http.dependencies import ApiServices, Services
+from api.http.dependencies import ApiServices
 from api.http.rate_limits import client_address
 from api.http.sse import EventStream
-from api.pages.credits import HtmlRoute, site_of, templates
+from api.pages.credits import HtmlRoute, network_name, site_of, templates
 from db.clock import estimated_now
 from domain.deposits.charges import Charge, ChargeStatus, DepositState
-from domain.deposits.methods import MethodKind
 from domain.deposits.payment_uri import payment_uri
 from domain.errors import ChargeNotFound
 from domain.money import format_token
@@ -71,6 +70,7 @@ def install(app: FastAPI) -> None:
 @router.get("/pay/{id}")
 async def show_charge(request: Request, services: ApiServices, charge_id: ChargeId) -> Response:
     """How much to send, where, and what has come so far."""
+    site = site_of(services)
     try:
         found = _parse(charge_id)
         owner = await services.charges.owner_of(found)
@@ -78,14 +78,14 @@ async def show_charge(request: Request, services: ApiServices, charge_id: Charge
         async with services.concurrency.place(f"pay:{found}"):
             charge, view = await services.charges.opened(owner, found)
     except ChargeNotFound:
-        context: dict[str, Any] = {"site": site_of(services)}
+        context: dict[str, Any] = {"site": site}
         return templates.TemplateResponse(request, "pay_not_found.html", context, status_code=404)
     context = {
-        "site": site_of(services),
+        "site": site,
         "charge": charge,
         "view": view,
-        "network": _network_of(services, charge),
-        "explorer_tx_url": services.settings.explorer_tx_url if _is_own_chain(services, charge) else None,
+        "network": network_name(charge.method, site),
+        "explorer_tx_url": services.settings.explorer_tx_url if charge.method.chain_id == site.chain_id else None,
         "codes": _codes_of(charge),
         "state_label": STATE_LABELS[view.status],
         "now": estimated_now(),
@@ -113,17 +113,6 @@ def _parse(charge_id: str) -> UUID:
         return UUID(charge_id)
     except ValueError:
         raise ChargeNotFound(charge_id[:40]) from None
-
-
-def _is_own_chain(services: Services, charge: Charge) -> bool:
-    return charge.method.chain_id == services.settings.chain_id
-
-
-def _network_of(services: Services, charge: Charge) -> str:
-    """The network's name, as wallets and exchanges show it."""
-    if _is_own_chain(services, charge) and charge.method.kind is not MethodKind.UTXO:
-        return services.settings.chain_name
-    return charge.method.id.partition(":")[2].replace("-", " ").replace("_", " ").capitalize()
 
 
 def _codes_of(charge: Charge) -> list[QrCode]:

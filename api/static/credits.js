@@ -36,6 +36,7 @@ const STREAMS_MAX = 2;
 const POLL_MS = 3_000;
 /** Also while a stream is open: a proxy may hold its events back. */
 const POLL_BESIDE_STREAM_MS = 20_000;
+const DEPOSITS_POLL_MS = 5_000;
 
 const main = /** @type {HTMLElement} */ (document.getElementById('page'));
 const site = {
@@ -646,6 +647,28 @@ function attendPayments() {
   }
 }
 
+/** Copy an address of one's own. @param {HTMLElement} button */
+async function copyAddress(button) {
+  const setStatus = statusSetter(/** @type {HTMLElement} */ (document.getElementById('exchange')));
+  try {
+    // Without TLS, but on this machine, browsers have no clipboard for pages.
+    await navigator.clipboard.writeText(button.dataset.copies ?? '');
+    setStatus('The address is copied.', 'good');
+  } catch {
+    getSelection()?.selectAllChildren(/** @type {HTMLElement} */ (button.parentElement?.querySelector('code')));
+    setStatus('The browser does not allow it: the address is selected, copy it yourself.');
+  }
+}
+
+let isWatching = false;
+/** Nothing announces a deposit: while there is an address to send to, the page asks. */
+async function watchAddresses() {
+  if (isWatching || isBusy || document.hidden || !document.querySelector('.where-to')) return;
+  isWatching = true;
+  await refresh();
+  isWatching = false;
+}
+
 /** @param {string} attemptId */
 async function follow(attemptId) {
   const path = `/payments/attempts/${attemptId}`;
@@ -699,6 +722,8 @@ function show(attempt) {
 // -- the page -------------------------------------------------------------------------------------------------------
 
 const LIVE_REGIONS = ['balance', 'payments', 'ledger'];
+/** The regions as the server last rendered them. @type {Map<string, string>} */
+const rendered = new Map();
 
 /** One after the other: an older answer must not replace a newer one. */
 let lastRefresh = Promise.resolve();
@@ -720,7 +745,10 @@ async function replaceParts() {
   const focused = document.activeElement?.id;
   for (const id of LIVE_REGIONS) {
     const part = fresh.getElementById(id);
-    if (part) document.getElementById(id)?.replaceWith(part);
+    // What has not changed stays: a replaced part loses what is selected in it, and is read aloud again.
+    if (!part || rendered.get(id) === part.outerHTML) continue;
+    rendered.set(id, part.outerHTML);
+    document.getElementById(id)?.replaceWith(part);
   }
   for (const { id, value } of typed) {
     const input = /** @type {HTMLInputElement | null} */ (document.getElementById(id));
@@ -736,6 +764,7 @@ function enliven() {
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
   for (const time of document.querySelectorAll('time')) time.textContent = format.format(new Date(time.dateTime));
   for (const button of document.querySelectorAll('button:disabled')) button.removeAttribute('disabled');
+  for (const button of document.querySelectorAll('button.copy')) button.removeAttribute('hidden');
   attendPayments();
 }
 
@@ -904,6 +933,11 @@ function start() {
     if (document.hidden) for (const stop of followed.values()) stop.abort();
     else if (mine) void refresh();
   });
+  document.addEventListener('click', ({ target }) => {
+    const button = /** @type {HTMLElement} */ (target).closest('button.copy');
+    if (button) void copyAddress(/** @type {HTMLElement} */ (button));
+  });
+  setInterval(watchAddresses, DEPOSITS_POLL_MS);
   followSession();
   enliven();
   submitUnsent();

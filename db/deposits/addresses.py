@@ -43,6 +43,22 @@ _OWN: Final = text(
     """
 )
 
+# Those that are shown are watched closely.
+_ALL_OWN: Final = text(
+    """
+    WITH own AS (
+        SELECT d.id, d.chain_id, d.scheme, d.ring_id, d.treasury, d.address FROM deposit_addresses d
+         WHERE d.billing_account_id = :account AND d.charge_id IS NULL
+    ), shown AS (
+        UPDATE deposit_addresses d SET active_at = clock_timestamp() FROM own
+         WHERE d.id = own.id AND d.active_at < clock_timestamp() - interval '1 minute'
+    )
+    SELECT m.id AS method_id, own.address FROM payment_methods m JOIN own
+        ON own.chain_id = m.chain_id AND own.scheme = m.scheme
+       AND (own.ring_id = m.ring_id OR (own.ring_id IS NULL AND lower(own.treasury) = lower(:treasury)))
+    """
+)
+
 _ONE_AT_A_TIME: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('own address:' || :account, 0))")
 
 _ALLOCATE: Final = text("SELECT allocate_index(:ring_id)")
@@ -92,6 +108,12 @@ async def find_own_address(
     }
     found = (await connection.connection.execute(_OWN, values)).scalar_one_or_none()
     return None if found is None else str(found)
+
+
+async def list_own_addresses(connection: TenantConnection, billing_account_id: str, treasury: str) -> dict[str, str]:
+    """The account's own addresses by the methods that they are for, closely watched from now on."""
+    rows = await connection.connection.execute(_ALL_OWN, {"account": billing_account_id, "treasury": treasury})
+    return {row.method_id: row.address for row in rows}
 
 
 async def allocate_index(connection: TenantConnection, ring_id: UUID) -> int:

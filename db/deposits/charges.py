@@ -76,6 +76,21 @@ _DEPOSITS: Final = text(
     """
 )
 
+# What has an attempt is among the account's payments.
+_WAITING: Final = text(
+    """
+    SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
+           d.block_time, d.attempt_id, NULL AS attempt_status, d.created_at, m.token, m.decimals, true AS is_of_charge,
+           m.chain_id, m.confirmations, m.min_amount_raw,
+           sum(d.value_raw) OVER (PARTITION BY d.address_id, d.method_id) AS waiting_raw
+      FROM deposits d
+      JOIN payment_methods m ON m.id = d.method_id
+      JOIN deposit_addresses a ON a.id = d.address_id
+     WHERE a.billing_account_id = :account AND d.attempt_id IS NULL
+     ORDER BY d.created_at DESC, d.id LIMIT :limit
+    """
+)
+
 _OWNER: Final = text("SELECT user_id, billing_account_id FROM owner_of_charge(:id) WHERE user_id IS NOT NULL")
 
 _EXPIRE: Final = text(
@@ -85,6 +100,18 @@ _EXPIRE: Final = text(
          ORDER BY c.price_expires_at LIMIT :limit) due
     """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingDeposit:
+    """A deposit that is no payment yet, and what it waits for."""
+
+    deposit: Deposit
+    chain_id: int
+    confirmations_needed: int | None
+    """None: as many as the installation waits for."""
+
+    is_below_minimum: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +169,22 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
         ),
         deposits=tuple(deposit_of_row(found) for found in deposits),
     )
+
+
+async def list_waiting_deposits(
+    connection: TenantConnection, billing_account_id: str, *, limit: int
+) -> list[WaitingDeposit]:
+    """At most `limit` deposits of an account that have been seen and are no payments yet, the last ones first."""
+    rows = await connection.connection.execute(_WAITING, {"account": billing_account_id, "limit": limit})
+    return [
+        WaitingDeposit(
+            deposit=deposit_of_row(row),
+            chain_id=row.chain_id,
+            confirmations_needed=row.confirmations,
+            is_below_minimum=row.waiting_raw < row.min_amount_raw,
+        )
+        for row in rows
+    ]
 
 
 def deposit_of_row(row: Any) -> Deposit:

@@ -29,7 +29,7 @@ from domain.errors import (
     RequestOfKeyDiffers,
     Unavailable,
 )
-from services.deposits.views import ChargeView, DepositAddressView, MethodList, MethodView
+from services.deposits.views import ChargeView, DepositAddressView, DepositView, MethodList, MethodView
 
 METHOD_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 """As far as the table has them: what does not match is the name of none."""
@@ -59,6 +59,22 @@ class ChargePolicy:
     min_confirmations: int
     origin: str
     """Scheme, host and port of the pages that payers see."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """An open method, and the account's own address for it; None before it was asked for."""
+
+    method: PaymentMethod
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountDeposits:
+    """What an account can be paid at, and what has been seen there and is no payment yet."""
+
+    addresses: list[OwnAddress]
+    waiting: list[DepositView]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +118,7 @@ class Charges:
 
     def _is_served(self, method: PaymentMethod) -> bool:
         """The treasury of another chain is not known here; an address of a key is the same wherever it is derived."""
-        return method.chain_id == self._policy.chain_id or method.scheme is Scheme.XPUB
+        return self._is_own_chain(method) or method.scheme is Scheme.XPUB
 
     async def deposit_address(self, owner: Owner, method_id: str) -> DepositAddressView:
         """The account's own address for a method, made at the first call and the same at each later one.
@@ -126,6 +142,30 @@ class Charges:
             chain_id=method.chain_id,
             token=method.token,
             token_address=method.address,
+        )
+
+    async def deposits(self, owner: Owner, *, limit: int) -> AccountDeposits:
+        """The open methods with the account's own addresses for them, and what has been seen and is no payment yet."""
+        policy, account = self._policy, owner.billing_account_id
+        async with self._database.transaction(owner.user_id) as connection:
+            found = await methods.list_methods(connection)
+            own = await addresses.list_own_addresses(connection, account, policy.treasury)
+            waiting = await charges.list_waiting_deposits(connection, account, limit=limit)
+        is_ours = any(one.chain_id == policy.chain_id for one in waiting)
+        head = await self._head() if is_ours else None
+        return AccountDeposits(
+            addresses=[
+                OwnAddress(method, own.get(method.id)) for method in found if method.enabled and self._is_served(method)
+            ],
+            waiting=[
+                DepositView.of(
+                    one.deposit,
+                    is_below_minimum=one.is_below_minimum,
+                    head=head if one.chain_id == policy.chain_id else None,
+                    needed=one.confirmations_needed or policy.min_confirmations,
+                )
+                for one in waiting
+            ],
         )
 
     async def create_charge(
@@ -237,14 +277,15 @@ class Charges:
         return ChargeView.of(
             charge,
             pay_url=f"{policy.origin}/pay/{charge.id}",
-            head=await self._head(charge),
+            head=await self._head() if charge.deposits and self._is_own_chain(charge.method) else None,
             min_confirmations=policy.min_confirmations,
         )
 
-    async def _head(self, charge: Charge) -> int | None:
-        """The height of the charge's chain where it matters and can be read."""
-        if not charge.deposits or charge.method.chain_id != self._policy.chain_id:
-            return None
+    def _is_own_chain(self, method: PaymentMethod) -> bool:
+        return method.chain_id == self._policy.chain_id
+
+    async def _head(self) -> int | None:
+        """The height of the policy's chain, where it can be read."""
         try:
             return await self._read_head()
         except Unavailable:

@@ -82,8 +82,11 @@ class DepositView(ResponseModel):
     seen_at: datetime
 
     @classmethod
-    def of(cls, deposit: Deposit, method: PaymentMethod, *, waiting_raw: int, head: int | None, needed: int) -> Self:
-        """The answer about a deposit. `waiting_raw`: all at its address that has not become a payment yet."""
+    def of(cls, deposit: Deposit, *, is_below_minimum: bool, head: int | None, needed: int) -> Self:
+        """The answer about a deposit.
+
+        `is_below_minimum`: all at its address that is no payment yet is less than the method's minimum.
+        """
         confirmations = None if head is None else max(0, head - deposit.block_number + 1)
         return cls(
             deposit_id=deposit.id,
@@ -95,12 +98,7 @@ class DepositView(ResponseModel):
             decimals=deposit.decimals,
             value_raw=deposit.value_raw,
             credits=deposit.credits,
-            state=state_of(
-                deposit,
-                confirmations=confirmations,
-                needed=needed,
-                is_below_minimum=waiting_raw < method.min_amount_raw,
-            ),
+            state=state_of(deposit, confirmations=confirmations, needed=needed, is_below_minimum=is_below_minimum),
             confirmations=confirmations,
             confirmations_needed=needed,
             attempt_id=deposit.attempt_id,
@@ -140,6 +138,7 @@ class ChargeView(ResponseModel):
         """The answer about a charge. `head`: the height of its chain, where it is known."""
         method, received = charge.method, charge.received
         needed = method.confirmations or min_confirmations
+        is_below_minimum = received.waiting_raw < method.min_amount_raw
         return cls(
             charge_id=charge.id,
             status=charge.shown_status,
@@ -161,7 +160,7 @@ class ChargeView(ResponseModel):
             metadata=charge.details,
             created_at=charge.created_at,
             deposits=[
-                DepositView.of(deposit, method, waiting_raw=received.waiting_raw, head=head, needed=needed)
+                DepositView.of(deposit, is_below_minimum=is_below_minimum, head=head, needed=needed)
                 for deposit in charge.deposits
             ],
         )

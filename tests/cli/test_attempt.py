@@ -22,7 +22,8 @@ from tests.support.postgres import ROLE_PASSWORD, Cluster
 HASH = "0x" + "ab" * 32
 INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
 VIEW = {
-    "attemptId", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "purpose",
+    "attemptId", "kind", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "amountCredits",
+    "purpose",
     "createdAt", "expiresAt", "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
 }  # fmt: skip
 DIAGNOSIS = VIEW | {
