@@ -204,6 +204,13 @@ class Rescan(Message):
     """None is the chain of the worker that runs it."""
 
 
+class SweepRef(Message):
+    """A sweep, of that chain."""
+
+    sweep_id: UUID
+    chain_id: int
+
+
 class HoldRef(Message):
     """A hold whose lease is over, and the call that it is for."""
 

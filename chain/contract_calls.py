@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
@@ -30,6 +30,9 @@ DEPLOYLESS_CALL_SENDER: Final = "0x55578fc54aacafafa56d1da8ba07cf92dd66e631"
 """The end of Keccak-256 of "settle: nobody": an address without a key, and unknown to every contract. Not the zero
 address, which nodes fill in: a contract may take that for a simulation and accept anything.
 """
+
+BALANCES_AT_ONCE: Final = 100
+"""Calls in one request."""
 
 _DECIMALS_CALLDATA: Final = "0x313ce567"
 _SYMBOL_CALLDATA: Final = "0x95d89b41"
@@ -131,6 +134,35 @@ class ContractCalls:
             Call("eth_call", (transaction, "latest")),
             lambda reply: None if has_failed_in_execution(reply) else read_data(reply),
         )
+
+    async def balances_raw(self, token: str, addresses: Sequence[str]) -> dict[str, int]:
+        """What each address holds of a token, by the newest block of the first endpoint that keeps up.
+
+        One endpoint's word, good for a plan that the chain itself decides about. Raises `ChainUnavailable`.
+        """
+        balances: dict[str, int] = {}
+        for start in range(0, len(addresses), BALANCES_AT_ONCE):
+            part = addresses[start : start + BALANCES_AT_ONCE]
+            balances |= dict(zip(part, await self._balances(token, part), strict=True))
+        return balances
+
+    async def _balances(self, token: str, addresses: Sequence[str]) -> list[int]:
+        asked = [
+            Call(
+                "eth_call", ({"to": token, "data": _BALANCE_OF_CALLDATA + address[2:].lower().rjust(64, "0")}, "latest")
+            )
+            for address in addresses
+        ]
+
+        async def read(node: PooledEndpoint, deadline: float) -> list[int]:
+            chain_id, height, *replies = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER, *asked], deadline=deadline)
+            self._pool.check_chain(chain_id)
+            head = self._pool.saw_head(node, read_quantity(height))
+            if self._pool.mark.is_behind(head):
+                raise self._pool.behind(node, head)
+            return [int.from_bytes(read_data(reply)[:32], "big") for reply in replies]
+
+        return await self._pool.ask_first(read)
 
     async def has_code(self, address: str) -> bool:
         """Whether there is a contract at `address`, by the word of every endpoint. Raises as `deployless_call` does."""

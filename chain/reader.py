@@ -1,4 +1,4 @@
-"""Reader of one chain: six readers over one pool of endpoints, none of which is trusted alone."""
+"""Reader of one chain: readers over one pool of endpoints, none of which is trusted alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from chain.head_reader import HeadReader
 from chain.log_reader import LogReader
 from chain.payment_reader import PaymentReader
 from chain.rpc import RequestObserver
+from chain.transactions import TransactionCalls
 
 
 class PoolOptions(TypedDict, total=False):
@@ -45,6 +46,7 @@ class ChainReader:
         self.logs = LogReader(self._pool)
         self.contracts = ContractCalls(self._pool)
         self.authorizations = AuthorizationReader(self._pool)
+        self.transactions = TransactionCalls(self._pool)
 
     def __repr__(self) -> str:
         return f"ChainReader(chain {self.chain_id}, {', '.join(self.labels)})"

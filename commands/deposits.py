@@ -1,7 +1,8 @@
-"""The commands about deposit addresses: payment methods, addresses."""
+"""The commands about deposit addresses: payment methods, addresses, sweeps."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import click
@@ -158,4 +159,99 @@ async def addresses_verify(context: Context, as_json: bool) -> bool:
     return await verify(context.settings, as_json=as_json)
 
 
-GROUPS: Final = (methods, addresses)
+# -- sweeps
+
+
+@click.group()
+def sweep() -> None:
+    """Collect what deposit addresses hold: plan, sign elsewhere, send."""
+
+
+@sweep.command("plan")
+@click.option("--method", "method_id", metavar="ID", help="Of this method only.")
+@click.option("--from", "sender", metavar="ADDRESS", help="Whose key will pay the gas; without it sign takes --nonce.")
+@click.option("--min-raw", type=RawAmount("raw units"), default=1, show_default=True, metavar="N", help="Less stays.")
+@click.option(
+    "--batch", type=WholeNumber("addresses"), default=20, show_default=True, metavar="N", help="A transaction."
+)
+@click.option("--max-fee-gwei", default="5", show_default=True, metavar="N", help="At most, for a unit of gas.")
+@click.option(
+    "--valid-hours", type=WholeNumber("hours"), default=72, show_default=True, metavar="N", help="Of signatures."
+)
+@json_option
+@click.pass_obj
+@command
+async def sweep_plan(
+    context: Context,
+    *,
+    method_id: str | None,
+    sender: str | None,
+    min_raw: int,
+    batch: int,
+    max_fee_gwei: str,
+    valid_hours: int,
+    as_json: bool,
+) -> None:
+    """Print what can be collected now; with --json the file to sign. Nothing is written or sent.
+
+    Exit code 1 where gas costs more than --max-fee-gwei.
+    """
+    from commands.sweep import plan
+
+    await plan(
+        context.settings,
+        method_id=method_id,
+        sender=sender,
+        min_raw=min_raw,
+        batch=batch,
+        max_fee_gwei=max_fee_gwei,
+        valid_hours=valid_hours,
+        as_json=as_json,
+    )
+
+
+@sweep.command("sign")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--treasury", metavar="ADDRESS", help="Where the money has to go; needed to sign with an account's xprv.")
+@click.option(
+    "--nonce", type=WholeNumber("transactions"), metavar="N", help="The next one of the key that pays the gas."
+)
+@click.option("--max-fee-gwei", metavar="N", help="In place of the plan's, to replace what is not mined.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
+@click.pass_obj
+@command
+async def sweep_sign(
+    _context: Context,
+    *,
+    file: Path,
+    treasury: str | None,
+    nonce: int | None,
+    max_fee_gwei: str | None,
+    output: Path | None,
+) -> None:
+    """Sign a plan with a secret that is read from standard input. Needs no network and no settings.
+
+    An account's xprv signs the transfers of its addresses; a private key signs the transactions, and pays the gas.
+    A plan with both is signed by the first, then by the second.
+    """
+    from commands.sweep import sign
+
+    sign(file, treasury=treasury, nonce=nonce, max_fee_gwei=max_fee_gwei, output=output)
+
+
+@sweep.command("send")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@json_option
+@click.pass_obj
+@command
+async def sweep_send(context: Context, file: Path, as_json: bool) -> None:
+    """Store a signed plan, and have a worker send it until each transaction is decided. Safe to repeat.
+
+    Signed again with a higher fee, it replaces what is not mined.
+    """
+    from commands.sweep import send
+
+    await send(context.settings, context.variables, file, as_json=as_json)
+
+
+GROUPS: Final = (methods, addresses, sweep)

@@ -133,6 +133,16 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _CHARGE},
     },
     "deposits": {APP_ROLE: _READ, SERVICE_ROLE: _ALL_ROWS},
+    "sweeps": {SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": ("id", "chain_id", "plan"), "UPDATE": ("status", "ended_at")}},
+    "sweep_transactions": {
+        SERVICE_ROLE: {
+            "SELECT": WHOLE,
+            "INSERT": ("chain_id", "tx_hash", "sweep_id", "sender", "nonce", "raw"),
+            "UPDATE": ("outcome", "block_number", "spent_wei"),
+        }
+    },
+    "swept_transfers": {SERVICE_ROLE: _READ},
+    "sweep_cursors": {SERVICE_ROLE: _KEEP},
     # transfers
     "payment_destinations": {SERVICE_ROLE: _APPEND},
     "observed_transfers": {SERVICE_ROLE: _ALL_ROWS, OPERATOR_ROLE: _READ},
@@ -216,6 +226,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay_sent": (RELAY_ROLE,),
     "relay_ended": (RELAY_ROLE,),
     "relay_spent_today": (RELAY_ROLE,),
+    "book_swept_transfer": (SERVICE_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),

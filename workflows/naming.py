@@ -37,6 +37,8 @@ RECONCILE_PROVIDERS: Final = "ReconcileProviders"
 RECONCILE: Final = "Reconcile"
 
 VERIFY_ADDRESSES: Final = "VerifyAddresses"
+SWEEP: Final = "Sweep"
+BOOK_SWEEPS: Final = "BookSweeps"
 
 WATCH_CHAIN: Final = "WatchChain"
 RESCAN_CHAIN: Final = "RescanChain"
@@ -57,6 +59,7 @@ _RESOLVE_HOLD_ID_PREFIX: Final = "resolve-hold-"
 _WATCH_ID_PREFIX: Final = "watch-chain-"
 _WORKFLOW_ID_PREFIX: Final = "verify-and-settle-"
 _REVERSAL_ID_PREFIX: Final = "reverse-payment-"
+_SWEEP_ID_PREFIX: Final = "sweep-"
 
 PAYMENT_PURPOSE: Final = SearchAttributeKey.for_keyword("PaymentPurpose")
 PAYMENT_STATUS: Final = SearchAttributeKey.for_keyword("PaymentStatus")
@@ -130,6 +133,11 @@ def resolve_workflow_id(finding_id: UUID, remedy: Remedy) -> str:
 def resolve_hold_workflow_id(hold_id: UUID) -> str:
     """Id of the workflow that resolves a lapsed hold."""
     return f"{_RESOLVE_HOLD_ID_PREFIX}{hold_id}"
+
+
+def sweep_workflow_id(sweep_id: UUID) -> str:
+    """Id of the workflow that sends a sweep's transactions."""
+    return f"{_SWEEP_ID_PREFIX}{sweep_id}"
 
 
 def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None = None) -> str:

@@ -107,3 +107,11 @@ RECONCILE_RETRY: Final = RetryPolicy(
     maximum_interval=timedelta(minutes=5),
     maximum_attempts=4,
 )
+
+# Sent and asked about at each retry, which the activity times by the chain's blocks. Signed transactions stay valid:
+# after a week with a nonce that is not mined an operator has to replace it, and sends the file again.
+SWEEP_START_TO_CLOSE: Final = timedelta(minutes=2)
+SWEEP_SCHEDULE_TO_CLOSE: Final = timedelta(days=7)
+SWEEP_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
+)

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from activities.deposits.signatures import SweptToBook
 from activities.messages import Rescan
 from workflows.jobs.billing_housekeeping import BillingHousekeeping, BillingHousekeepingInput
+from workflows.jobs.book_sweeps import BookSweeps
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.jobs.governance_loop import GovernanceLoop, GovernanceLoopInput
@@ -25,6 +27,7 @@ from workflows.jobs.rescan_chain import RescanChain
 from workflows.jobs.verify_addresses import VerifyAddresses, VerifyAddressesInput
 from workflows.naming import (
     BILLING_HOUSEKEEPING,
+    BOOK_SWEEPS,
     CHECK_BOOKS,
     GOVERNANCE_HEARTBEAT,
     GOVERNANCE_LOOP,
@@ -38,6 +41,7 @@ from workflows.naming import (
 from workflows.resolve_finding import ResolveFinding
 from workflows.resolve_hold import ResolveHold
 from workflows.reverse_payment import ReversePayment
+from workflows.sweep import Sweep
 from workflows.verify_and_settle import VerifyAndSettle
 from workflows.watch_chain import WatchChain
 
@@ -64,6 +68,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
         job.name: job
         for job in (
             Job(BILLING_HOUSEKEEPING, BillingHousekeeping, BillingHousekeepingInput),
+            Job(BOOK_SWEEPS, BookSweeps, SweptToBook),
             Job(CHECK_BOOKS, CheckBooks, CheckBooksInput),
             Job(GOVERNANCE_HEARTBEAT, GovernanceHeartbeat, HeartbeatInput),
             Job(GOVERNANCE_LOOP, GovernanceLoop, GovernanceLoopInput),
@@ -84,5 +89,6 @@ WORKFLOWS: Final[tuple[type[Any], ...]] = (
     WatchChain,
     ResolveFinding,
     ResolveHold,
+    Sweep,
     *(job.workflow for job in JOBS.values()),
 )

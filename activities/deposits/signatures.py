@@ -1,4 +1,4 @@
-"""Declarations of what is done about deposit addresses by the clock."""
+"""Declarations of what is done about deposit addresses: sweeps, and what runs by the clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from temporalio import activity
 
-from activities.messages import Message
+from activities.messages import Message, SweepRef
 from activities.signatures import Signatures
 
 
@@ -16,6 +16,39 @@ class AddressesVerified(Message):
     checked: int
     wrong_count: int = 0
     problems: tuple[str, ...] = ()
+
+
+class SweepEnded(Message):
+    """How many nonces were decided, and what failed."""
+
+    nonces: int
+    problems: tuple[str, ...] = ()
+
+
+class SweptToBook(Message):
+    """The chain whose transfers from deposit addresses are booked; None is that of the worker that runs it."""
+
+    chain_id: int | None = None
+
+
+class SweptBooked(Message):
+    """Transfers that were booked."""
+
+    transfers: int
+
+
+class SweepSignatures(Signatures):
+    """Implemented by `activities.deposits.sweeps`."""
+
+    @activity.defn(name="advance_sweep")
+    @abstractmethod
+    async def advance_sweep(self, sweep: SweepRef) -> SweepEnded:
+        """Send what is not mined. Fails, to be retried, until every nonce is decided."""
+
+    @activity.defn(name="book_swept")
+    @abstractmethod
+    async def book_swept(self, wanted: SweptToBook) -> SweptBooked:
+        """Book what deposit addresses have sent to a treasury."""
 
 
 class AddressSignatures(Signatures):

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from db.tables import accounts, billing, compatibility, deposits, ledger, operations, payments, transfers
+from db.tables import accounts, billing, compatibility, deposits, ledger, operations, payments, sweeps, transfers
 from db.tables.base import Base
 
-__all__ = ["Base", "accounts", "billing", "compatibility", "deposits", "ledger", "operations", "payments", "transfers"]
+__all__ = [
+    "Base",
+    "accounts",
+    "billing",
+    "compatibility",
+    "deposits",
+    "ledger",
+    "operations",
+    "payments",
+    "sweeps",
+    "transfers",
+]

@@ -37,6 +37,7 @@ NOT_SHOWN = (
     "charge_receipts", "charge_receipts_other", "charge_references", "usage_by_day", "billing_alerts",
     "billing_cursors", "address_rings", "payment_methods", "deposit_addresses", "charges", "deposits",
     "payment_authorizations", "relayers", "relay_nonces", "relay_transactions",
+    "sweeps", "sweep_transactions", "swept_transfers", "sweep_cursors",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
@@ -133,6 +134,7 @@ def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> N
 
 CALLS = {
     "allocate_index": "allocate_index(gen_random_uuid())",
+    "book_swept_transfer": "book_swept_transfer(1, '', 0, gen_random_uuid(), '', '', 1, 0, 1, '')",
     "unpaid_at_the_end": "unpaid_at_the_end(gen_random_uuid())",
     "owner_of_charge": "owner_of_charge(gen_random_uuid())",
     "refresh_charge": "refresh_charge(gen_random_uuid())",

@@ -33,7 +33,7 @@ from activities.billing.signatures import (
     ReceiptsChecked,
     ReceiptsToCheck,
 )
-from activities.deposits.signatures import AddressesVerified
+from activities.deposits.signatures import AddressesVerified, SweptBooked, SweptToBook
 from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
 from activities.messages import Rescan
 from activities.operations.signatures import (
@@ -75,6 +75,7 @@ PATHS: Final[dict[str, str]] = {
     "BillingHousekeeping": "BillingHousekeeping",
     f"BillingHousekeeping{DEAF}": "BillingHousekeeping",
     f"BillingHousekeeping{BROKEN}": "BillingHousekeeping",
+    "BookSweeps": "BookSweeps",
     "CheckBooks": "CheckBooks",
     f"CheckBooks{DEAF}": "CheckBooks",
     "GovernanceHeartbeat": "GovernanceHeartbeat",
@@ -229,6 +230,10 @@ class Script:
     async def reconcile_providers(self, wanted: DaysToReconcile) -> ProvidersReconciled:
         unread = {"other": "it is away"} if self._is_broken else {}
         return ProvidersReconciled(compared={"openai": wanted.days}, differences=("one",), unread=unread)
+
+    @activity.defn
+    async def book_swept(self, wanted: SweptToBook) -> SweptBooked:
+        return SweptBooked(transfers=2)
 
     @activity.defn
     async def verify_addresses(self) -> AddressesVerified:

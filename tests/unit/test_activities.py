@@ -24,7 +24,8 @@ DECLARATIONS: Final = [
 ]
 
 NAMES: Final = {
-    "announce", "await_confirmation", "await_finality", "call_governance_model", "check_books",
+    "advance_sweep",
+    "announce", "await_confirmation", "await_finality", "book_swept", "call_governance_model", "check_books",
     "credit_buyer", "credit_donation", "decide_finality",
     "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
     "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",

@@ -16,10 +16,10 @@ branch_labels = None
 depends_on = None
 compatible_from = "0007"
 
-SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql")
+SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql", "0008_sweeps.sql")
 
 # New tables name accounts: a foreign key locks what it names.
-CHANGED_TABLES = ("payment_attempts", "billing_accounts")
+CHANGED_TABLES = ("payment_attempts", "billing_accounts", "general_entries")
 
 NEW_FUNCTIONS = ("refresh_charge_of_deposit", "refresh_charge_of_attempt", "open_cash_accounts")
 

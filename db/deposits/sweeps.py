@@ -1,0 +1,244 @@
+"""Queries on sweeps: what is at deposit addresses by the books, signed transactions, transfers to a treasury."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+from sqlalchemy import text
+
+from db.deposits.registry import address_of_row
+from db.engine import ServiceConnection
+from domain.chain import Transfer
+from domain.deposits.methods import DepositAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SignedSweepTransaction:
+    """A signed transaction of a sweep. `outcome` is None while its nonce is open."""
+
+    tx_hash: str
+    sender: str
+    nonce: int
+    raw: bytes
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepScope:
+    """Transfers of a method's token to a treasury that deposit addresses pay to."""
+
+    method_id: str
+    chain_id: int
+    token: str
+    treasury: str
+    first_block: int
+    """Where reading begins: the first deposit's block, or the one after the last that was read."""
+    cursor: int | None
+
+
+# What came, less what was moved: only a hint of where to ask the chain, which knows.
+_HOLDERS: Final = text(
+    """
+    SELECT a.* FROM deposit_addresses a
+     WHERE a.chain_id = :chain_id AND a.scheme = :scheme
+       AND (cast(:ring_id AS uuid) IS NULL OR a.ring_id = :ring_id)
+       AND EXISTS (
+           SELECT FROM deposits d JOIN payment_methods m ON m.id = d.method_id
+            WHERE d.address_id = a.id AND d.log_index >= 0 AND lower(m.address) = lower(:token)
+           HAVING sum(d.value_raw) > coalesce((
+               SELECT sum(s.value_raw) FROM swept_transfers s JOIN payment_methods n ON n.id = s.method_id
+                WHERE s.address_id = a.id AND lower(n.address) = lower(:token)), 0))
+     ORDER BY a.id
+    """
+)
+
+_INSERT_SWEEP: Final = text(
+    "INSERT INTO sweeps (id, chain_id, plan) VALUES (:id, :chain_id, :plan) ON CONFLICT (id) DO NOTHING"
+)
+
+_INSERT_TRANSACTION: Final = text(
+    "INSERT INTO sweep_transactions (chain_id, tx_hash, sweep_id, sender, nonce, raw)"
+    " VALUES (:chain_id, :tx_hash, :sweep_id, :sender, :nonce, :raw) ON CONFLICT (chain_id, tx_hash) DO NOTHING"
+)
+
+_TRANSACTIONS: Final = text(
+    "SELECT t.tx_hash, t.sender, t.nonce, t.raw, t.outcome FROM sweep_transactions t"
+    " WHERE t.sweep_id = :sweep_id ORDER BY t.sender, t.nonce, t.stored_at, t.tx_hash"
+)
+
+_NOTE_OUTCOME: Final = text(
+    "UPDATE sweep_transactions SET outcome = :outcome, block_number = :block_number, spent_wei = :spent_wei"
+    " WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND outcome IS NULL"
+)
+
+_END_SWEEP: Final = text("UPDATE sweeps SET status = :status, ended_at = now() WHERE id = :id AND status = 'sent'")
+
+_REOPEN_SWEEP: Final = text("UPDATE sweeps SET status = 'sent', ended_at = NULL WHERE id = :id AND status <> 'sent'")
+
+# One row for each token and treasury: of a token with several methods the oldest one.
+_SCOPES: Final = text(
+    """
+    SELECT DISTINCT ON (lower(m.address), t.treasury) m.id AS method_id, m.chain_id, m.address AS token, t.treasury,
+           c.block_number AS cursor, f.first_block
+      FROM payment_methods m
+      CROSS JOIN LATERAL (
+           SELECT lower(:treasury) AS treasury
+            UNION SELECT to_address FROM treasuries()
+            UNION SELECT DISTINCT lower(a.treasury) FROM deposit_addresses a
+                   WHERE a.chain_id = m.chain_id AND a.treasury IS NOT NULL) t
+      JOIN LATERAL (
+           SELECT min(d.block_number) AS first_block FROM deposits d JOIN payment_methods n ON n.id = d.method_id
+            WHERE d.chain_id = m.chain_id AND lower(n.address) = lower(m.address)) f ON f.first_block IS NOT NULL
+      LEFT JOIN sweep_cursors c
+        ON c.chain_id = m.chain_id AND c.token = lower(m.address) AND c.treasury = t.treasury
+     WHERE m.chain_id = :chain_id AND m.kind = 'erc20'
+     ORDER BY lower(m.address), t.treasury, m.created_at, m.id
+    """
+)
+
+_SENDERS: Final = text(
+    "SELECT a.* FROM deposit_addresses a WHERE a.chain_id = :chain_id AND lower(a.address) = ANY (:senders)"
+)
+
+_BOOK: Final = text(
+    "SELECT book_swept_transfer(:chain_id, :tx_hash, :log_index, :address_id, :method_id, :treasury, :value_raw,"
+    " :credits, :block_number, :block_hash)"
+)
+
+_MOVE_CURSOR: Final = text(
+    """
+    INSERT INTO sweep_cursors AS c (chain_id, token, treasury, block_number)
+    VALUES (:chain_id, lower(:token), lower(:treasury), :block_number)
+    ON CONFLICT (chain_id, token, treasury) DO UPDATE SET block_number = excluded.block_number
+     WHERE c.block_number = :before
+    """
+)
+
+
+async def list_holders(
+    connection: ServiceConnection, *, chain_id: int, scheme: str, ring_id: UUID | None, token: str
+) -> list[DepositAddress]:
+    """Addresses to which more of a token came than was moved from them."""
+    values = {"chain_id": chain_id, "scheme": scheme, "ring_id": ring_id, "token": token}
+    return [address_of_row(row) for row in await connection.connection.execute(_HOLDERS, values)]
+
+
+async def insert_sweep(
+    connection: ServiceConnection,
+    sweep_id: UUID,
+    chain_id: int,
+    plan: Mapping[str, Any],
+    transactions: Sequence[SignedSweepTransaction],
+) -> None:
+    """Store a sweep with its signed transactions; what is there stays. A sweep that had ended and gets another
+    transaction goes on.
+    """
+    sql = connection.connection
+    await sql.execute(_INSERT_SWEEP, {"id": sweep_id, "chain_id": chain_id, "plan": Jsonb(dict(plan))})
+    added = 0
+    for one in transactions:
+        values = {
+            "chain_id": chain_id,
+            "tx_hash": one.tx_hash,
+            "sweep_id": sweep_id,
+            "sender": one.sender,
+            "nonce": one.nonce,
+            "raw": one.raw,
+        }
+        added += (await sql.execute(_INSERT_TRANSACTION, values)).rowcount
+    if added:
+        await sql.execute(_REOPEN_SWEEP, {"id": sweep_id})
+
+
+async def list_transactions(connection: ServiceConnection, sweep_id: UUID) -> list[SignedSweepTransaction]:
+    """The signed transactions of a sweep, by nonce, those with the same one in the order of their storing."""
+    return [
+        SignedSweepTransaction(row.tx_hash, row.sender, row.nonce, bytes(row.raw), row.outcome)
+        for row in await connection.connection.execute(_TRANSACTIONS, {"sweep_id": sweep_id})
+    ]
+
+
+async def note_outcome(
+    connection: ServiceConnection,
+    chain_id: int,
+    tx_hash: str,
+    outcome: str,
+    *,
+    block_number: int | None = None,
+    spent_wei: int | None = None,
+) -> None:
+    """Write what has become of a transaction, once."""
+    values = {
+        "chain_id": chain_id,
+        "tx_hash": tx_hash,
+        "outcome": outcome,
+        "block_number": block_number,
+        "spent_wei": None if spent_wei is None else Decimal(spent_wei),
+    }
+    await connection.connection.execute(_NOTE_OUTCOME, values)
+
+
+async def end_sweep(connection: ServiceConnection, sweep_id: UUID, status: str) -> None:
+    """Write how a sweep has ended, `done` or `failed`."""
+    await connection.connection.execute(_END_SWEEP, {"id": sweep_id, "status": status})
+
+
+async def list_scopes(connection: ServiceConnection, chain_id: int, treasury: str) -> list[SweepScope]:
+    """Tokens and treasuries whose transfers are read: of tokens that any deposit was made in."""
+    values = {"chain_id": chain_id, "treasury": treasury}
+    return [
+        SweepScope(
+            method_id=row.method_id,
+            chain_id=row.chain_id,
+            token=row.token,
+            treasury=row.treasury,
+            first_block=row.first_block if row.cursor is None else row.cursor + 1,
+            cursor=row.cursor,
+        )
+        for row in await connection.connection.execute(_SCOPES, values)
+    ]
+
+
+async def find_senders(
+    connection: ServiceConnection, chain_id: int, senders: Sequence[str]
+) -> dict[str, DepositAddress]:
+    """Those of the senders that are deposit addresses, by their address in lower case."""
+    wanted = sorted({sender.lower() for sender in senders})
+    found = await connection.connection.execute(_SENDERS, {"chain_id": chain_id, "senders": wanted})
+    return {row.address.lower(): address_of_row(row) for row in found}
+
+
+async def book_swept_transfer(
+    connection: ServiceConnection, scope: SweepScope, transfer: Transfer, address_id: UUID, credits: int
+) -> bool:
+    """Book a transfer from a deposit address to a treasury; False where it is booked already."""
+    values = {
+        "chain_id": scope.chain_id,
+        "tx_hash": transfer.tx_hash,
+        "log_index": transfer.log_index,
+        "address_id": address_id,
+        "method_id": scope.method_id,
+        "treasury": scope.treasury,
+        "value_raw": Decimal(transfer.value_raw),
+        "credits": credits,
+        "block_number": transfer.block_number,
+        "block_hash": transfer.block_hash,
+    }
+    return bool((await connection.connection.execute(_BOOK, values)).scalar_one())
+
+
+async def move_sweep_cursor(connection: ServiceConnection, scope: SweepScope, block_number: int) -> bool:
+    """Note that a scope was read up to a block; False where another pass has moved it since."""
+    values = {
+        "chain_id": scope.chain_id,
+        "token": scope.token,
+        "treasury": scope.treasury,
+        "block_number": block_number,
+        "before": scope.cursor,
+    }
+    return (await connection.connection.execute(_MOVE_CURSOR, values)).rowcount == 1

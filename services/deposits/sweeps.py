@@ -1,0 +1,184 @@
+"""Sweeps that are under way, and the transfers to a treasury that they, or strangers, caused: in the ledger, once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from chain.reader import ChainReader
+from db.deposits.methods import find_method
+from db.deposits.sweeps import (
+    SignedSweepTransaction,
+    SweepScope,
+    book_swept_transfer,
+    end_sweep,
+    find_senders,
+    list_scopes,
+    list_transactions,
+    move_sweep_cursor,
+    note_outcome,
+)
+from db.engine import ServiceDatabase
+from domain.chain import Transfer, TransferScope
+from domain.deposits.worth import worth_in_credits
+from domain.errors import PriceUnavailable
+
+BLOCKS_AT_ONCE: Final = 2_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """How far a sweep is: nonces that are decided, and what went wrong with those that failed."""
+
+    decided: int
+    nonces: int
+    problems: tuple[str, ...] = ()
+    waits_for: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every nonce is decided."""
+        return self.decided == self.nonces
+
+
+class Sweeps:
+    """Safe to repeat, at once, and to be stopped half-way: what was signed is stored, and sending it again changes
+    nothing. `min_confirmations` is how deep a block must be before anything follows from it.
+    """
+
+    def __init__(self, database: ServiceDatabase, chain: ChainReader, *, treasury: str, min_confirmations: int) -> None:
+        self._database = database
+        self._chain = chain
+        self._treasury = treasury
+        self._min_confirmations = min_confirmations
+
+    async def advance(self, sweep_id: UUID) -> SweepProgress:
+        """Send what is not mined, and note what has become of it. Raises `ChainUnavailable`."""
+        async with self._database.transaction() as connection:
+            stored = await list_transactions(connection, sweep_id)
+        nonces: dict[tuple[str, int], list[SignedSweepTransaction]] = defaultdict(list)
+        for one in stored:
+            nonces[one.sender, one.nonce].append(one)
+        waiting: list[str] = []
+        decided = 0
+        for (sender, nonce), signed in sorted(nonces.items()):
+            if any(one.outcome for one in signed) and all(one.outcome for one in signed):
+                decided += 1
+                continue
+            reason = await self._advance_nonce(sender, nonce, signed)
+            if reason is None:
+                decided += 1
+            else:
+                waiting.append(f"nonce {nonce}: {reason}")
+        return await self._progress(sweep_id, decided, len(nonces), waiting)
+
+    async def _progress(self, sweep_id: UUID, decided: int, nonces: int, waiting: list[str]) -> SweepProgress:
+        async with self._database.transaction() as connection:
+            stored = await list_transactions(connection, sweep_id)
+            succeeded = {(one.sender, one.nonce) for one in stored if one.outcome == "succeeded"}
+            problems = tuple(
+                f"nonce {one.nonce}: {one.tx_hash} {one.outcome}"
+                for one in stored
+                if one.outcome not in (None, "succeeded") and (one.sender, one.nonce) not in succeeded
+            )
+            if decided == nonces:
+                await end_sweep(connection, sweep_id, "failed" if problems else "done")
+        return SweepProgress(decided, nonces, problems, "; ".join(waiting))
+
+    async def _advance_nonce(self, sender: str, nonce: int, signed: Sequence[SignedSweepTransaction]) -> str | None:
+        """What a nonce waits for; None once it is decided. All that were signed for it are watched."""
+        mined = await self._chain.transactions.mined([one.tx_hash for one in signed])
+        deep = await self._chain.heads.height() - self._min_confirmations + 1
+        for one in signed:
+            found = mined.get(one.tx_hash)
+            if found is None:
+                continue
+            if found.block_number > deep:
+                needed = self._min_confirmations
+                return f"{needed - (found.block_number - deep)} of {needed} confirmations"
+            outcome = "succeeded" if found.succeeded else "reverted"
+            await self._note(signed, one.tx_hash, outcome, found.block_number, found.spent_wei)
+            return None
+        if deep > 0 and await self._chain.transactions.nonce_at(sender, deep) > nonce:
+            await self._note(signed, None, "replaced", None, None)
+            return None
+        # The newest one first: it is the one that offers most.
+        refusals = [await self._chain.transactions.send(one.raw) for one in reversed(signed)]
+        if refusals[0] is None:
+            return "sent, not mined"
+        return f"not accepted: {refusals[0]}"
+
+    async def _note(
+        self,
+        signed: Sequence[SignedSweepTransaction],
+        tx_hash: str | None,
+        outcome: str,
+        block_number: int | None,
+        spent_wei: int | None,
+    ) -> None:
+        chain_id = self._chain.chain_id
+        async with self._database.transaction() as connection:
+            for one in signed:
+                if one.tx_hash == tx_hash:
+                    await note_outcome(
+                        connection, chain_id, tx_hash, outcome, block_number=block_number, spent_wei=spent_wei
+                    )
+                else:
+                    await note_outcome(connection, chain_id, one.tx_hash, "replaced")
+
+    async def book(self, *, on_progress: Callable[[], object] = lambda: None) -> int:
+        """Book what deposit addresses have sent to a treasury, in blocks that are deep enough; how many transfers.
+
+        Whose transaction it was does not matter. Raises `ChainUnavailable`.
+        """
+        async with self._database.transaction() as connection:
+            scopes = await list_scopes(connection, self._chain.chain_id, self._treasury)
+        booked = 0
+        for scope in scopes:
+            booked += await self._book_scope(scope, on_progress)
+        return booked
+
+    async def _book_scope(self, scope: SweepScope, on_progress: Callable[[], object]) -> int:
+        last = await self._chain.heads.height() - self._min_confirmations + 1
+        first, booked = scope.first_block, 0
+        watched = TransferScope(chain_id=scope.chain_id, token=scope.token, treasury=scope.treasury)
+        while first <= last:
+            found = await self._chain.logs.transfers(watched, first, min(last, first + BLOCKS_AT_ONCE - 1))
+            count = await self._book_range(scope, found.transfers, found.last)
+            if count is None:
+                return booked  # another pass is reading the same blocks
+            booked += count
+            on_progress()
+            scope = SweepScope(
+                scope.method_id, scope.chain_id, scope.token, scope.treasury, found.last + 1, cursor=found.last
+            )
+            first = found.last + 1
+        return booked
+
+    async def _book_range(self, scope: SweepScope, transfers: Sequence[Transfer], last: int) -> int | None:
+        async with self._database.transaction() as connection:
+            if not await move_sweep_cursor(connection, scope, last):
+                return None
+            method = await find_method(connection, scope.method_id)
+            assert method is not None
+            senders = await find_senders(connection, scope.chain_id, [one.from_address for one in transfers])
+            booked = 0
+            for transfer in transfers:
+                address = senders.get(transfer.from_address.lower())
+                if address is None or transfer.value_raw == 0:
+                    continue
+                try:
+                    credits = worth_in_credits(method, transfer.value_raw)
+                except PriceUnavailable:
+                    credits = 0
+                booked += await book_swept_transfer(connection, scope, transfer, address.id, credits)
+        if booked:
+            log.info("swept transfers are booked", method=scope.method_id, treasury=scope.treasury, count=booked)
+        return booked
