@@ -101,11 +101,13 @@ def settle_deposit(database: Database, deposit_id: UUID, status: str = "CREDITED
         connection.execute(
             "INSERT INTO payment_attempts (id, billing_account_id, from_address, chain_id, token, to_address,"
             " amount_raw, amount_usd_cents, status, tx_hash, submitted_at, kind, amount_credits, value_raw,"
-            " revenue_share, error_code)"
+            " revenue_share, error_code, cash_account)"
             " SELECT d.id, a.billing_account_id, d.from_address, d.chain_id, d.token, a.address,"
             " least(d.value_raw, 9223372036854775807), d.credits / 100000, %(status)s, d.tx_hash, now(), 'deposit',"
-            " d.credits, d.value_raw, CASE WHEN %(credited)s THEN 0 END, %(error)s"
-            " FROM deposits d JOIN deposit_addresses a ON a.id = d.address_id WHERE d.id = %(id)s",
+            " d.credits, d.value_raw, CASE WHEN %(credited)s THEN 0 END, %(error)s,"
+            " 'cash:' || lower(m.token) || ':deposits' FROM deposits d"
+            " JOIN deposit_addresses a ON a.id = d.address_id JOIN payment_methods m ON m.id = d.method_id"
+            " WHERE d.id = %(id)s",
             {
                 "id": deposit_id,
                 "status": status,
