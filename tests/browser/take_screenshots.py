@@ -18,8 +18,10 @@ from devstack.chain import LocalChain, payer_wallets
 from domain.payments.attempt import Purpose
 from tests.browser.conftest import OpenSite, Site, visited
 from tests.browser.test_usage_page import make_key, spend
+from tests.deposits.test_settlement import start_watch
 from tests.support.api import running_api
 from tests.support.browser import DECLINED, Visitor
+from tests.support.deposits import METHOD, add_method
 from tests.support.engine import open_engine
 from tests.support.payments import INTENT_TTL, REVERTED, WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import Database
@@ -89,6 +91,39 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await many.page.get_by_role("button", name="Sign in with a wallet").click()
         await expect(many.page.get_by_role("dialog")).to_be_visible()
         await _save(many, "credits-wallets")
+
+
+async def test_take_screenshots_of_a_charge(open_site: OpenSite) -> None:
+    async with open_site(MIN_CONFIRMATIONS="5", EXPLORER_TX_URL=EXPLORER) as site:
+        add_method(site.engine.database, address=site.engine.chain.token_address)
+        await start_watch(site.engine)
+        seller = await site.signed_in(viewport=DESKTOP)
+        stranger = payer_wallets()[5].private_key
+        async with site.api.visitor(payer_wallets()[0]) as program:
+            charge = (await program.post("/api/v1/charges", {"method": METHOD, "amountUsdCents": 2_500})).body
+            await program.post("/api/v1/deposit-address", {"method": METHOD})
+        page = f"/pay/{charge['chargeId']}"
+        payer = await site.visitor(wallets=[], viewport=DESKTOP)
+        telephone = await site.visitor(
+            wallets=[], viewport=TELEPHONE, has_touch=True, is_mobile=True, color_scheme="dark"
+        )
+        await payer.open(page)
+        await _save(payer, "pay-new")
+        await telephone.open(page)
+        await _save(telephone, "pay-telephone-dark")
+        await site.engine.chain.pay(stranger, charge["address"], 24_000_000)
+        await site.engine.chain.mine(3)
+        badge = payer.page.locator("#state .badge")
+        await expect(badge).to_have_text("Paid in part")
+        await expect(payer.page.locator("#state")).to_contain_text("3 of 5 confirmations")
+        await _save(payer, "pay-partial")
+        await seller.open()
+        await expect(seller.cards().first).to_contain_text("3 of 5 confirmations")
+        await _save(seller, "credits-deposit")
+        await site.engine.chain.pay(stranger, charge["address"], 2_000_000)
+        await site.engine.chain.mine(6)
+        await expect(badge).to_have_text("Paid")
+        await _save(payer, "pay-paid")
 
 
 def _hex(number: int, name: str, digits: int) -> str:
