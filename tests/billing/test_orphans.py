@@ -19,13 +19,10 @@ from activities.billing.holds import HoldActivities
 from activities.billing.housekeeping import BillingHousekeepingActivities
 from activities.billing.signatures import LapsedToResolve, ResolvedHold
 from activities.interceptors import DomainErrors
-from db.billing.lapsed import LapsedHold
 from db.engine import ServiceDatabase
 from devstack.upstream import Upstream as LocalUpstream
 from domain.billing.upstreams import Upstream, UsageLookup
-from domain.errors import TemporalUnavailable
 from services.billing.provider_api import Providers
-from services.billing.resolution import start_lapsed
 from tests.billing.starting import Starter
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
@@ -272,16 +269,3 @@ async def test_live_holds_are_left_and_lapsed_ones_have_one_run_each_however_oft
         for hold_id in lapsed:
             assert (await run_of(namespace, hold_id).result()).outcome == "captured"
     assert query(spender.database.service_url, "SELECT id FROM credit_holds WHERE state = 'held'") == [(lives,)]
-
-
-@pytest.mark.slow
-async def test_a_temporal_that_does_not_answer_is_one_error(service: ServiceDatabase, spender: Spender) -> None:
-    for _ in range(3):
-        orphan(spender)
-
-    class Away:
-        async def start_hold_resolution(self, hold: LapsedHold) -> bool:
-            raise TemporalUnavailable("it does not answer")
-
-    with pytest.raises(TemporalUnavailable):
-        await start_lapsed(service, Away(), limit=10, on_progress=lambda: None)

@@ -1,8 +1,12 @@
-"""What `settle doctor` says of the gateway, its upstreams, and what spending needs by the clock."""
+"""What `settle doctor` says of the gateway, its upstreams, and what spending needs by the clock.
+
+That it says so, and where, is tried with the command; each condition by the check that it runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,10 +14,16 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from commands.gateway_checks import check_spending, check_upstreams
 from devstack.processes import quiet_port
+from devstack.upstream import Upstream
+from domain.errors import ApiNotReady, ConfigurationError, HoldsNotResolved, StartupCheckFailed
+from settings import Settings, load
 from tests.cli.test_doctor import findings
 from tests.gateway.support import chat, served, upstreams_document
 from tests.support.engine import Engine
+from tests.support.postgres import Database
+from tests.support.spending import Spender
 from tests.support.sql import connect
 
 GATEWAY = "gateway"
@@ -51,63 +61,82 @@ async def test_what_is_not_configured_is_not_listed_and_spending_always_is(engin
 
 async def test_a_gateway_that_is_away_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{quiet_port()}"
-    is_fine, detail = (await findings(engine, tmp_path, GATEWAY_URL=url))[GATEWAY]
+    path = file_of(tmp_path, {"away": f"http://127.0.0.1:{quiet_port()}"})
+    found = await findings(engine, tmp_path, GATEWAY_URL=url, UPSTREAMS_FILE=path, UPSTREAM_KEY="sk-upstream")
+    is_fine, detail = found[GATEWAY]
     assert not is_fine
     assert f"nothing answers at {url}" in detail
     assert "run: settle gateway" in detail
-
-
-@pytest.mark.slow
-async def test_upstreams_that_do_not_answer_are_named(engine: Engine, tmp_path: Path) -> None:
-    path = file_of(tmp_path, {"away": f"http://127.0.0.1:{quiet_port()}"})
-    found = await findings(engine, tmp_path, UPSTREAMS_FILE=path, UPSTREAM_KEY="sk-upstream")
     assert found[UPSTREAMS] == (False, "no upstream lists its models: away")
 
 
-async def test_a_named_model_without_a_price_is_named(engine: Engine, tmp_path: Path) -> None:
-    path = file_of(tmp_path, {"any": "http://127.0.0.1:1"}, models=["no-such-model", "dev-small"])
-    is_fine, detail = (await findings(engine, tmp_path, UPSTREAMS_FILE=path, UPSTREAM_KEY="sk-upstream"))[UPSTREAMS]
-    assert not is_fine
-    assert "no-such-model without a price" in detail
-    assert "dev-small" not in detail
+# -- each condition
 
 
-@pytest.mark.slow
-async def test_a_file_that_cannot_be_read_and_a_missing_key_are_reported(engine: Engine, tmp_path: Path) -> None:
-    found = await findings(engine, tmp_path, UPSTREAMS_FILE=str(tmp_path / "none.yaml"))
-    assert not found[UPSTREAMS][0]
-    assert "none.yaml" in found[UPSTREAMS][1]
-    path = file_of(tmp_path, {"any": "http://127.0.0.1:1"})
-    found = await findings(engine, tmp_path, UPSTREAMS_FILE=path)
-    assert found[UPSTREAMS] == (
-        False,
-        "UPSTREAM_KEY is not set: expected the key of upstream any (UPSTREAMS_FILE)",
-    )
+KEYS = {"UPSTREAM_KEY": "sk-upstream"}
 
 
-async def test_a_hold_that_lapsed_long_ago_is_reported_and_a_recent_one_is_not(engine: Engine, tmp_path: Path) -> None:
-    async with served(engine.database) as gateway:
-        assert (await gateway.client.post(chat())).status == 200
-    with connect(engine.database.superuser_url) as connection:
-        connection.execute("SET session_replication_role = replica")
-        connection.execute(
-            "UPDATE credit_holds SET state = 'held', resolved_at = NULL, lease_until = now() - interval '9 minutes'"
-        )
-    assert (await findings(engine, tmp_path))[SPENDING][0]
-    with connect(engine.database.superuser_url) as connection:
-        connection.execute("SET session_replication_role = replica")
-        connection.execute("UPDATE credit_holds SET lease_until = now() - interval '11 minutes'")
-    is_fine, detail = (await findings(engine, tmp_path))[SPENDING]
-    assert not is_fine
-    assert detail.startswith("1 holds lapsed more than 10 min ago and are not resolved")
+def settings_of(database: Database) -> Settings:
+    """The settings that the checks need."""
+    return load({"DATABASE_URL": database.app_url, "SERVICE_DATABASE_URL": database.service_url})
 
 
-async def test_a_month_without_a_partition_is_reported(engine: Engine, tmp_path: Path) -> None:
-    with connect(engine.database.superuser_url) as connection:
+async def test_upstreams_that_do_not_answer_are_named(database: Database, tmp_path: Path) -> None:
+    settings = settings_of(database)
+    nowhere = {name: f"http://127.0.0.1:{quiet_port()}" for name in ("away", "off")}
+    with pytest.raises(ApiNotReady, match="no upstream lists its models: away, off"):
+        await check_upstreams(settings, KEYS, Path(file_of(tmp_path, nowhere)))
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(Upstream().serve())
+        path = Path(file_of(tmp_path, {"here": url, "away": nowhere["away"]}))
+        # One that answers is enough, and the others are named.
+        assert await check_upstreams(settings, KEYS, path) == "1 of 2 upstreams answer; none from away"
+
+
+async def test_named_models_without_a_price_are_named(database: Database, tmp_path: Path) -> None:
+    unpriced = [f"no-such-model-{number}" for number in range(7)]
+    # The file has a price for the one, the price book for the other, and a pattern names no model.
+    models = [*unpriced, "dev-small", "gpt-4o", "any-*"]
+    path = Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"}, models=models))
+    with pytest.raises(ConfigurationError) as refused:
+        await check_upstreams(settings_of(database), KEYS, path)
+    assert f"UPSTREAMS_FILE: {', '.join(unpriced[:5])} and 2 more without a price" in refused.value.message
+    few = Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"}, models=unpriced[:5]))
+    with pytest.raises(ConfigurationError, match=f"{unpriced[4]} without a price"):
+        await check_upstreams(settings_of(database), KEYS, few)
+
+
+async def test_an_upstream_that_states_costs_needs_no_prices(database: Database, tmp_path: Path) -> None:
+    async with Upstream().serve() as url:
+        path = Path(file_of(tmp_path, {"here": url}, models=["no-such-model"], usage_lookup="openrouter"))
+        assert await check_upstreams(settings_of(database), KEYS, path) == "1 of 1 upstreams answer"
+
+
+async def test_a_file_that_cannot_be_read_and_a_missing_key_are_reported(database: Database, tmp_path: Path) -> None:
+    settings = settings_of(database)
+    with pytest.raises(ConfigurationError, match="none.yaml"):
+        await check_upstreams(settings, KEYS, tmp_path / "none.yaml")
+    with pytest.raises(ConfigurationError, match="UPSTREAM_KEY is not set: expected the key of upstream any"):
+        await check_upstreams(settings, {}, Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"})))
+
+
+async def test_a_hold_that_lapsed_long_ago_is_reported_and_a_recent_one_is_not(database: Database) -> None:
+    hold_id = Spender.open(database, credits=1_000).hold(10)
+    lapse = "UPDATE credit_holds SET lease_until = clock_timestamp() - make_interval(mins => %s) WHERE id = %s"
+    with connect(database.superuser_url) as superuser:
+        superuser.execute(lapse, (9, hold_id))
+    assert await check_spending(settings_of(database))
+    with connect(database.superuser_url) as superuser:
+        superuser.execute(lapse, (11, hold_id))
+    with pytest.raises(HoldsNotResolved, match="^1 holds lapsed more than 10 min ago and are not resolved"):
+        await check_spending(settings_of(database))
+
+
+async def test_a_month_without_a_partition_is_reported(database: Database) -> None:
+    with connect(database.superuser_url) as connection:
         [(month,)] = connection.execute(
             "SELECT to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month', 'YYYY-MM')"
         ).fetchall()
         connection.execute(f"ALTER TABLE charge_receipts_{month.replace('-', '_')} RENAME TO gone_{uuid4().hex}")
-    is_fine, detail = (await findings(engine, tmp_path))[SPENDING]
-    assert not is_fine
-    assert f"receipts of {month} have no partition" in detail
+    with pytest.raises(StartupCheckFailed, match=f"receipts of {month} have no partition"):
+        await check_spending(settings_of(database))
