@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from io import StringIO
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,6 +14,8 @@ from eth_account import Account
 from chain.collection import collect_call, collector_address, flush_call, forwarder_deployment
 from chain.derivation.create2 import CREATE2_DEPLOYER
 from chain.reader import ChainReader
+from commands.sweep import read_plan
+from commands.sweep import sign as sign_file
 from commands.sweep_signing import check_signed, sign_plan
 from db.deposits.sweeps import SignedSweepTransaction, insert_sweep
 from db.engine import ServiceDatabase
@@ -388,3 +392,24 @@ async def test_a_file_that_was_changed_on_its_way_is_refused(sweeping: Sweeping)
         check_signed(with_last(raw_transaction=None))
     with pytest.raises(InvalidInput, match="is not the one that the plan describes"):
         check_signed(signed.model_copy(update={"sender": STRANGER.address}))
+
+
+async def test_the_signer_says_where_the_treasury_is_and_not_the_file(
+    sweeping: Sweeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await paid_ring(sweeping, [DOLLAR])
+    plan = await sweeping.plan(treasury=STRANGER.address)
+    (tmp_path / "plan.json").write_text(plan.model_dump_json(by_alias=True))
+    own = sweeping.chain.treasury_address
+
+    def sign(treasury: str | None) -> Plan:
+        monkeypatch.setattr("sys.stdin", StringIO(account_key() + "\n"))
+        signed = tmp_path / "signed.json"
+        sign_file(tmp_path / "plan.json", treasury=treasury, nonce=None, max_fee_gwei=None, output=signed)
+        return read_plan(signed)
+
+    with pytest.raises(InvalidInput, match="is needed to sign for addresses"):
+        sign(None)
+    with pytest.raises(InvalidInput, match=f"pays to {STRANGER.address}, expected {own}"):
+        sign(own)
+    assert sign(STRANGER.address).steps[0].authorization is not None
