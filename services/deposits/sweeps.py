@@ -12,6 +12,7 @@ import structlog
 
 from chain.reader import ChainReader
 from db.deposits.methods import find_method
+from db.deposits.registry import list_rings, list_treasuries
 from db.deposits.sweeps import (
     SignedSweepTransaction,
     SweepScope,
@@ -23,10 +24,12 @@ from db.deposits.sweeps import (
     move_sweep_cursor,
     note_outcome,
 )
-from db.engine import ServiceDatabase
+from db.engine import ServiceConnection, ServiceDatabase
 from domain.chain import Transfer, TransferScope
+from domain.deposits.methods import DepositAddress
 from domain.deposits.worth import worth_in_credits
 from domain.errors import PriceUnavailable
+from services.deposits.verification import problem_of
 
 BLOCKS_AT_ONCE: Final = 2_000
 
@@ -162,13 +165,27 @@ class Sweeps:
             first = found.last + 1
         return booked
 
+    async def _own_senders(
+        self, connection: ServiceConnection, chain_id: int, transfers: Sequence[Transfer]
+    ) -> dict[str, DepositAddress]:
+        """The deposit addresses among the senders.
+
+        A row alone is no proof: a process that people reach writes it, and a payer's wallet in it would be booked.
+        """
+        found = await find_senders(connection, chain_id, [one.from_address for one in transfers])
+        if not found:
+            return {}
+        rings = {ring.id: ring for ring in await list_rings(connection)}
+        treasuries = [self._treasury, *await list_treasuries(connection)]
+        return {sender: row for sender, row in found.items() if problem_of(row, rings, treasuries) is None}
+
     async def _book_range(self, scope: SweepScope, transfers: Sequence[Transfer], last: int) -> int | None:
         async with self._database.transaction() as connection:
             if not await move_sweep_cursor(connection, scope, last):
                 return None
             method = await find_method(connection, scope.method_id)
             assert method is not None
-            senders = await find_senders(connection, scope.chain_id, [one.from_address for one in transfers])
+            senders = await self._own_senders(connection, scope.chain_id, transfers)
             booked = 0
             for transfer in transfers:
                 address = senders.get(transfer.from_address.lower())

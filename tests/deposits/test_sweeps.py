@@ -413,3 +413,13 @@ async def test_the_signer_says_where_the_treasury_is_and_not_the_file(
     with pytest.raises(InvalidInput, match=f"pays to {STRANGER.address}, expected {own}"):
         sign(own)
     assert sign(STRANGER.address).steps[0].authorization is not None
+
+
+async def test_a_payers_wallet_that_is_written_as_a_deposit_address_is_not_booked(sweeping: Sweeping) -> None:
+    """The API's password could write such a row."""
+    await paid_address(sweeping, 1, DOLLAR)
+    account = open_wallets_account(sweeping.database, STRANGER.address)
+    add_create2_address(sweeping.database, sweeping.chain, account, address=STRANGER.address)
+    await sweeping.chain.pay(STRANGER.private_key, sweeping.chain.treasury_address, DOLLAR)
+    await deep(sweeping.chain)
+    assert await sweeping.sweeps.book() == 0
