@@ -77,6 +77,7 @@ histories: install ## Record the histories of every workflow's paths again
 	$(BIN)/python -m tests.finality.record_histories
 	$(BIN)/python -m tests.watcher.record_histories
 	$(BIN)/python -m tests.schedules.record_histories
+	$(BIN)/python -m tests.webhooks.record_histories
 
 openapi: install ## Write docs/openapi.json again
 	$(BIN)/python -m tests.api.write_openapi

@@ -19,6 +19,7 @@ import click
 from commands import deposits, spending
 from commands.framework import DIGITS_MAX, AttemptId, Context, WholeNumber, command, json_option, service
 from commands.output import EXIT_USAGE, print_json, progress
+from commands.webhooks import webhooks
 from domain.errors import ConfigurationError, InvalidInput
 from domain.operations.findings import FindingKind, Remedy
 from domain.payments.attempt import Purpose
@@ -642,6 +643,7 @@ async def sessions_revoke(context: Context, wallet: str, as_json: bool) -> None:
     await run(context.settings, wallet=wallet, as_json=as_json)
 
 
+main.add_command(webhooks)
 for group in (*spending.GROUPS, *deposits.GROUPS):
     main.add_command(group)
 

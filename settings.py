@@ -400,6 +400,9 @@ class Settings(BaseModel):
     event_sink_url: HttpUrl | None = Field(
         None, alias="EVENT_SINK_URL", repr=False, description="http or https address that events are posted to"
     )
+    webhook_allow_private: Annotated[bool, BeforeValidator(values.switch)] = Field(
+        False, alias="WEBHOOK_ALLOW_PRIVATE", description="true or false"
+    )
     reconciliation_dir: FilePath | None = Field(None, alias="RECONCILIATION_DIR", description="a folder")
 
     temporal_ui_url: PublicUrl | None = Field(

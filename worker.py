@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -36,6 +36,7 @@ from activities.operations import wiring as operations
 from activities.own_chain import OwnChain
 from activities.payments import wiring as payments
 from activities.transfers import wiring as transfers
+from activities.webhooks import wiring as webhooks
 from activities.wiring import Dependencies
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
@@ -52,6 +53,7 @@ from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
 from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
 from services.payments.finality import FinalityDecider
+from services.webhooks.outbox import following_outbox
 from settings import Settings
 from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
@@ -59,7 +61,7 @@ from telemetry.health import serve_health, temporal_answers
 from telemetry.logs import LogContext
 from telemetry.metrics.worker import observe_rpc_request
 from workflows import registry
-from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
+from workflows.naming import PLATFORM_TASK_QUEUE, WEBHOOK_TASK_QUEUE, task_queue
 
 GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
 """The time limit of a ledger activity: a worker that is asked to stop finishes running ones."""
@@ -85,6 +87,9 @@ PLATFORM_OPTIONS: Final[dict[str, Any]] = {
     "activity_task_poller_behavior": PollerBehaviorSimpleMaximum(2),
 }
 """A few jobs an hour, and runs left by an earlier version."""
+
+WEBHOOK_OPTIONS: Final[dict[str, Any]] = {**PLATFORM_OPTIONS, "max_concurrent_activities": 200}
+"""They wait for receivers: `activities.webhooks.delivery.PER_ACCOUNT_MAX` of these places are one account's."""
 
 _D = TypeVar("_D", SettlementDatabase, ServiceDatabase)
 
@@ -222,10 +227,13 @@ async def _check_service(database: ServiceDatabase) -> None:
 
 
 class Workers:
-    """One process's workers, one for each queue; an async context manager."""
+    """One process's workers, one for each queue; an async context manager. `beside` them runs what brings them work."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(
+        self, workers: Sequence[Worker], *, beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    ) -> None:
         self._workers = workers
+        self._beside = beside
         self._running = AsyncExitStack()
 
     @property
@@ -242,6 +250,7 @@ class Workers:
         async with AsyncExitStack() as stack:
             for worker in self._workers:
                 await stack.enter_async_context(worker)
+            await stack.enter_async_context(self._beside())
             self._running = stack.pop_all()
         return self
 
@@ -266,8 +275,8 @@ def build_worker(
 ) -> Workers:
     """The worker with all workflows and activities. It does not own its dependencies.
 
-    It polls its chain's queue and the platform's, and refuses work of another chain from either. Without `publish`
-    events go to the log only; without `providers` no provider is asked for its record of a call.
+    It polls its chain's queue, the platform's and that of webhooks, and refuses work of another chain from any of them.
+    Without `publish` events go to the log only; without `providers` no provider is asked for its record of a call.
     """
     starter = settlement_starter(temporal, settings, settlement)
     deps = Dependencies(
@@ -290,6 +299,7 @@ def build_worker(
             *operations.activities(deps),
             *billing.activities(deps),
             *deposits.activities(deps),
+            *webhooks.activities(deps),
         ],
         interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
     )
@@ -297,7 +307,9 @@ def build_worker(
         [
             Worker(temporal, task_queue=task_queue(settings.chain_id), **parts, **WORKER_OPTIONS),
             Worker(temporal, task_queue=PLATFORM_TASK_QUEUE, **parts, **PLATFORM_OPTIONS),
-        ]
+            Worker(temporal, task_queue=WEBHOOK_TASK_QUEUE, **parts, **WEBHOOK_OPTIONS),
+        ],
+        beside=partial(following_outbox, service, starter),
     )
 
 

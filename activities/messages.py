@@ -218,3 +218,11 @@ class HoldRef(Message):
     billing_account_id: str
     model: str
     upstream: str
+
+
+class WebhookDelivery(Message):
+    """An event for an endpoint."""
+
+    event_id: UUID
+    endpoint_id: UUID
+    billing_account_id: str

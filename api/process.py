@@ -74,6 +74,7 @@ def api_settings(settings: Settings) -> ApiSettings:
         public_rpc_url=settings.public_rpc_url,
         operator_wallets=frozenset(settings.operator_wallets),
         temporal_ui_url=settings.temporal_ui_url,
+        webhook_allow_private=settings.webhook_allow_private,
     )
 
 

@@ -66,6 +66,7 @@ class ApiSettings:
     public_rpc_url: str | None = None
     operator_wallets: frozenset[str] = frozenset()
     temporal_ui_url: str | None = None
+    webhook_allow_private: bool = False
 
     @property
     def is_secure(self) -> bool:

@@ -24,6 +24,7 @@ from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically
 from devstack.stack import PART_NAMES, Stack
 from domain.errors import ConfigurationError
+from domain.webhooks.addresses import is_loopback_host
 from settings import Settings, env_file_line, load
 from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
@@ -224,6 +225,9 @@ class LocalSystem:
         if "API_PORT" not in self.variables:
             self.variables["API_PORT"] = str(PortBook(self.state_dir).pick("api", API_PORT))
         self.variables.setdefault("API_URL", f"http://127.0.0.1:{self.variables['API_PORT']}")
+        if is_loopback_host(self.variables.get("API_HOST", "127.0.0.1")):
+            # The tenants are on this machine already, and so are their receivers.
+            self.variables.setdefault("WEBHOOK_ALLOW_PRIVATE", "true")
         self._add_gateway_addresses()
         if "postgres" not in self._without:
             passwords = self._passwords()

@@ -65,6 +65,10 @@ _TRANSFER: Final = (
     *("surplus_raw", "unapplied_raw"),
 )
 
+# Of a delivery: what came of it.
+_DELIVERED: Final = ("state", "failures", "due_at", "started_at", "ended_at")
+_TRY: Final = ("delivery_id", "billing_account_id", "sent_at", "duration_ms", "status_code", "response_head", "error")
+
 _PRICE_VERSION: Final = {"SELECT": WHOLE, "INSERT": ("source", "counts_from", "created_by")}
 _ACCOUNT: Final = {"SELECT": WHOLE, "UPDATE": ("name", "limit_day_credits", "limit_month_credits")}
 
@@ -163,6 +167,18 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
     },
     "call_claims": {},
     "billing_cursors": {SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("seen_to",)}},
+    # webhooks: written by functions only. Who signs reads the secrets, and nothing that people reach does.
+    "webhook_endpoints": {
+        APP_ROLE: _READ,
+        SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": ("disabled_at", "disabled_reason")},
+    },
+    "webhook_secrets": {SERVICE_ROLE: _READ},
+    "webhook_events": {APP_ROLE: _READ, SERVICE_ROLE: _READ},
+    "webhook_deliveries": {
+        APP_ROLE: _READ,
+        SERVICE_ROLE: {"SELECT": WHOLE, "UPDATE": _DELIVERED},
+    },
+    "webhook_tries": {APP_ROLE: _READ, SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _TRY}},
     # operations
     "findings": {SERVICE_ROLE: _KEEP},
     "operator_actions": {SERVICE_ROLE: _APPEND},
@@ -248,6 +264,13 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "finish_call": (APP_ROLE,),
     "move_hold": (APP_ROLE,),
     "usage_of_request": (APP_ROLE,),
+    # webhooks
+    "create_webhook_endpoint": (APP_ROLE, SERVICE_ROLE),
+    "rotate_webhook_secret": (APP_ROLE, SERVICE_ROLE),
+    "delete_webhook_endpoint": (APP_ROLE, SERVICE_ROLE),
+    "redeliver_webhook": (APP_ROLE, SERVICE_ROLE),
+    "replay_webhooks": (SERVICE_ROLE,),
+    "prune_webhooks": (SERVICE_ROLE,),
     # operations
     "credits_without_bonus": (SERVICE_ROLE,),
     "attempt_of_reference": (SERVICE_ROLE,),

@@ -25,6 +25,10 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
 │   ├── AccountNotFound         no such billing account
 │   ├── GrantNotFound           no such permission to bill another account
 │   ├── ReceiptNotFound         no receipt with that id, or of that request
+│   ├── WebhookEndpointNotFound     no such endpoint of webhooks, or one of another account
+│   ├── WebhookDeliveryNotFound     the endpoint has no such delivery
+│   ├── WebhookEndpointStopped      nothing is sent to the endpoint any more: its receiver answered 410
+│   ├── TooManyWebhookEndpoints     the account has as many endpoints as it may have
 │   ├── RemedyRefused           the remedy does not apply to this finding, or the finding is already resolved
 │   └── RateLimited             too many requests; says when to retry
 ├── Unavailable                 a dependency does not answer now; the same call may succeed later
@@ -442,6 +446,50 @@ class ReceiptNotFound(Refusal):
 
     def __init__(self, given: object) -> None:
         super().__init__(f"receipt {given} not found")
+
+
+class WebhookEndpointNotFound(Refusal):
+    """No endpoint of webhooks with that id is visible to the caller."""
+
+    code = "WEBHOOK_ENDPOINT_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Webhook endpoint not found"
+
+    def __init__(self, endpoint_id: object) -> None:
+        super().__init__(f"webhook endpoint {endpoint_id} not found")
+
+
+class WebhookDeliveryNotFound(Refusal):
+    """The endpoint has no delivery with that id."""
+
+    code = "WEBHOOK_DELIVERY_NOT_FOUND"
+    category = Category.NOT_FOUND
+    title = "Webhook delivery not found"
+
+    def __init__(self, delivery_id: object) -> None:
+        super().__init__(f"webhook delivery {delivery_id} not found")
+
+
+class WebhookEndpointStopped(Refusal):
+    """Nothing is sent to the endpoint any more, because its receiver answered 410."""
+
+    code = "WEBHOOK_ENDPOINT_STOPPED"
+    category = Category.CONFLICT
+    title = "The webhook endpoint is stopped"
+
+    def __init__(self, endpoint_id: object) -> None:
+        super().__init__(f"webhook endpoint {endpoint_id} is stopped, its receiver answered 410: make another one")
+
+
+class TooManyWebhookEndpoints(Refusal):
+    """The account has as many endpoints as it may have."""
+
+    code = "TOO_MANY_WEBHOOK_ENDPOINTS"
+    category = Category.CONFLICT
+    title = "The account has too many webhook endpoints"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the account has {limit} webhook endpoints, the most that it may have: delete one first")
 
 
 class RemedyRefused(Refusal):

@@ -11,6 +11,7 @@ from typing import Protocol
 from uuid import UUID
 
 from db.billing.lapsed import LapsedHold
+from db.webhooks.deliveries import DueDelivery
 from domain.operations.resolutions import RemedyRequest
 
 
@@ -59,7 +60,20 @@ class HoldResolutionStarter(Protocol):
         """Start resolving a lapsed hold; False where a run is at work on it."""
 
 
+class WebhookDeliveryStarter(Protocol):
+    """Starts deliveries of webhooks. Safe to repeat; raises `SettleError`."""
+
+    async def start_webhook_delivery(self, delivery: DueDelivery, *, at_once: bool) -> bool:
+        """Start a delivery; False where it has a run, which tries `at_once` where that is asked."""
+
+
 class SettlementStarter(
-    PaymentSubmitter, RecoveryStarter, ReversalStarter, SingletonStarter, HoldResolutionStarter, Protocol
+    PaymentSubmitter,
+    RecoveryStarter,
+    ReversalStarter,
+    SingletonStarter,
+    HoldResolutionStarter,
+    WebhookDeliveryStarter,
+    Protocol,
 ):
     """All of them."""

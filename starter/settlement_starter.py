@@ -9,11 +9,13 @@ from uuid import UUID
 from temporalio.client import Client
 
 from db.billing.lapsed import LapsedHold
+from db.webhooks.deliveries import DueDelivery
 from domain.operations.resolutions import RemedyRequest
 from starter.hold_resolutions import start_hold_resolution
 from starter.payments import PaymentsClient
 from starter.resolutions import start_remedy
 from starter.singletons import SingletonWorkflow, start_missing
+from starter.webhook_deliveries import start_webhook_delivery
 
 
 class TemporalStarter:
@@ -43,6 +45,10 @@ class TemporalStarter:
     async def start_hold_resolution(self, hold: LapsedHold) -> bool:
         """Start resolving a lapsed hold; False where a run is at work on it."""
         return await start_hold_resolution(self._temporal, hold)
+
+    async def start_webhook_delivery(self, delivery: DueDelivery, *, at_once: bool) -> bool:
+        """Start a delivery; False where it has a run, which tries `at_once` where that is asked."""
+        return await start_webhook_delivery(self._temporal, delivery, at_once=at_once)
 
     async def start_singletons(self) -> list[str]:
         """Start the singleton workflows that do not run; returns their ids."""

@@ -19,7 +19,7 @@ PACKAGES: Final = tuple(CONFIG["root_packages"])
 MODULES: Final = ("composition", "settings", "worker", "cli")
 OURS: Final = frozenset({*PACKAGES, *MODULES, "tests"})
 
-SUBJECTS: Final = ("billing", "deposits", "ledger", "operations", "payments", "transfers")
+SUBJECTS: Final = ("billing", "deposits", "ledger", "operations", "payments", "transfers", "webhooks")
 HEAVY: Final = frozenset({"aiohttp", "eth_abi", "eth_keys", "eth_utils", "fastapi", "psycopg", "py_ecc", "sqlalchemy"})
 """What only a process that uses it should wait for."""
 

@@ -16,6 +16,9 @@ Up to schema revision 0003 it was the only queue, of every chain: runs from then
 each activity checks its payment's chain, whichever queue it came from.
 """
 
+WEBHOOK_TASK_QUEUE: Final = "settlement-webhooks"
+"""Queue of deliveries of webhooks, which wait for receivers: they delay no other work. Every worker polls it."""
+
 VERIFY_AND_SETTLE: Final = "VerifyAndSettle"
 SUBMIT_UPDATE: Final = "submit"
 """Of starters up to schema revision 0006, which left the recording of a hash to the run."""
@@ -35,6 +38,9 @@ RESOLVE_HOLD: Final = "ResolveHold"
 BILLING_HOUSEKEEPING: Final = "BillingHousekeeping"
 RECONCILE_PROVIDERS: Final = "ReconcileProviders"
 RECONCILE: Final = "Reconcile"
+DELIVER_WEBHOOK: Final = "DeliverWebhook"
+TRY_AT_ONCE_SIGNAL: Final = "try_at_once"
+WEBHOOK_HOUSEKEEPING: Final = "WebhookHousekeeping"
 
 VERIFY_ADDRESSES: Final = "VerifyAddresses"
 SWEEP: Final = "Sweep"
@@ -56,6 +62,7 @@ _TASK_QUEUE_PREFIX: Final = "settlement-"
 _SCHEDULE_ID_PREFIX: Final = "settle-"
 _RESOLVE_ID_PREFIX: Final = "resolve-finding-"
 _RESOLVE_HOLD_ID_PREFIX: Final = "resolve-hold-"
+_DELIVERY_ID_PREFIX: Final = "deliver-webhook-"
 _WATCH_ID_PREFIX: Final = "watch-chain-"
 _WORKFLOW_ID_PREFIX: Final = "verify-and-settle-"
 _REVERSAL_ID_PREFIX: Final = "reverse-payment-"
@@ -138,6 +145,11 @@ def resolve_hold_workflow_id(hold_id: UUID) -> str:
 def sweep_workflow_id(sweep_id: UUID) -> str:
     """Id of the workflow that sends a sweep's transactions."""
     return f"{_SWEEP_ID_PREFIX}{sweep_id}"
+
+
+def webhook_delivery_workflow_id(event_id: UUID, endpoint_id: UUID) -> str:
+    """Id of the workflow that delivers an event to an endpoint."""
+    return f"{_DELIVERY_ID_PREFIX}{event_id}-{endpoint_id}"
 
 
 def submit_update_id(submission_count: int, tx_hash: str, *, after: str | None = None) -> str:

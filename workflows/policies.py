@@ -115,3 +115,12 @@ SWEEP_SCHEDULE_TO_CLOSE: Final = timedelta(days=7)
 SWEEP_RETRY: Final = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
 )
+
+# One try: above `services.webhooks.sender.SEND_SECONDS_MAX`, with its transactions. It is what a killed worker costs.
+WEBHOOK_START_TO_CLOSE: Final = timedelta(seconds=30)
+
+# Retried until the delivery ends. A receiver that does not accept it times its own next retry; this policy is for an
+# unavailable database, and for a worker that died.
+WEBHOOK_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=30)
+)

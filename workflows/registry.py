@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from activities.deposits.signatures import SweptToBook
 from activities.messages import Rescan
+from workflows.deliver_webhook import DeliverWebhook
 from workflows.jobs.billing_housekeeping import BillingHousekeeping, BillingHousekeepingInput
 from workflows.jobs.book_sweeps import BookSweeps
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
@@ -25,6 +26,7 @@ from workflows.jobs.reconcile import Reconcile, ReconcileInput
 from workflows.jobs.reconcile_providers import ReconcileProviders, ReconcileProvidersInput
 from workflows.jobs.rescan_chain import RescanChain
 from workflows.jobs.verify_addresses import VerifyAddresses, VerifyAddressesInput
+from workflows.jobs.webhook_housekeeping import WebhookHousekeeping, WebhookHousekeepingInput
 from workflows.naming import (
     BILLING_HOUSEKEEPING,
     BOOK_SWEEPS,
@@ -37,6 +39,7 @@ from workflows.naming import (
     RECONCILE_PROVIDERS,
     RESCAN_CHAIN,
     VERIFY_ADDRESSES,
+    WEBHOOK_HOUSEKEEPING,
 )
 from workflows.resolve_finding import ResolveFinding
 from workflows.resolve_hold import ResolveHold
@@ -78,6 +81,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
             Job(RECONCILE_PROVIDERS, ReconcileProviders, ReconcileProvidersInput),
             Job(RESCAN_CHAIN, RescanChain, Rescan),
             Job(VERIFY_ADDRESSES, VerifyAddresses, VerifyAddressesInput),
+            Job(WEBHOOK_HOUSEKEEPING, WebhookHousekeeping, WebhookHousekeepingInput),
         )
     }
 )
@@ -90,5 +94,6 @@ WORKFLOWS: Final[tuple[type[Any], ...]] = (
     ResolveFinding,
     ResolveHold,
     Sweep,
+    DeliverWebhook,
     *(job.workflow for job in JOBS.values()),
 )

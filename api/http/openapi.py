@@ -15,6 +15,7 @@ TAGS: Final = [
     {"name": "deposits", "description": "Payment from anywhere: to an address of the account, or of a charge."},
     {"name": "keys", "description": "Service keys of the session's account, with which programs spend its credits."},
     {"name": "usage", "description": "What the session's account spent."},
+    {"name": "webhooks", "description": "Where the account's events are sent to, and what became of each delivery."},
     {"name": "health", "description": "For operators."},
 ]
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from db.tables import accounts, billing, compatibility, deposits, ledger, operations, payments, sweeps, transfers
+from db.tables import (
+    accounts,
+    billing,
+    compatibility,
+    deposits,
+    ledger,
+    operations,
+    payments,
+    sweeps,
+    transfers,
+    webhooks,
+)
 from db.tables.base import Base
 
 __all__ = [
@@ -16,4 +27,5 @@ __all__ = [
     "payments",
     "sweeps",
     "transfers",
+    "webhooks",
 ]

@@ -66,13 +66,15 @@ class FindingKind(StrEnum):
 
     DEPOSITS_DIFFER = "deposits_differ"
     """What deposit addresses hold is not what came to them less what was swept: a transfer was missed, or moved."""
+    WEBHOOK_UNDELIVERED = "webhook_undelivered"
+    """An endpoint has not accepted a webhook for three days; it is not tried any more."""
 
 
 class Remedy(StrEnum):
     """What an operator can do about a finding; each remedy needs a name and a reason, and is safe to repeat."""
 
     RETRY = "retry"
-    """Retry: match the transfer again, or restart the attempt's workflow."""
+    """Retry: match the transfer again, restart the attempt's workflow, or send the webhooks again."""
 
     CREDIT = "credit"
     """Credit the transfer's whole value to an account; a purchase like any other, with the system tenant's bonus."""
@@ -101,6 +103,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.PROVIDER_COST_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.ADDRESS_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.DEPOSITS_DIFFER: (Remedy.WRITE_OFF,),
+    FindingKind.WEBHOOK_UNDELIVERED: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """Remedies of each kind, the most likely first."""
 
@@ -126,6 +129,8 @@ class Finding(BaseModel):
     Of a deposit address, its id; of what they hold, the token and the address."""
     gap_id: int | None = None
     """Of the row of `chain_gaps` in question."""
+    endpoint_day: str | None = None
+    """Of webhooks that were not delivered: their endpoint, and the UTC day on which they were given up."""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -135,6 +140,8 @@ class Finding(BaseModel):
         """
         if self.kind is FindingKind.CHAIN_GAP:
             return gap_key(self.gap_id)
+        if self.kind is FindingKind.WEBHOOK_UNDELIVERED:
+            return f"{self.kind.value}:{self.endpoint_day}"
         if self.kind in _OF_AN_ENTRY:
             return f"{self.kind.value}:{self.attempt_id or self.ledger_reference}"
         return transfer_key(self.chain_id, self.tx_hash, self.log_index)

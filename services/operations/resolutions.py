@@ -28,6 +28,7 @@ from domain.operations.resolutions import (
     operator_credit_posting,
     require_account_of_nobodys,
 )
+from services.webhooks.delivery import redeliver_given_up
 
 NOT_CREDITABLE: Final = {
     "transfer_credits_not_settled": "the transfer has already paid an attempt, been credited, or been sent back",
@@ -58,7 +59,9 @@ async def take_remedy(connection: ServiceConnection, request: RemedyRequest, *, 
         case Remedy.CREDIT:
             outcome = await _credit(connection, finding, request, revenue_share)
         case Remedy.RETRY:
-            if finding.tx_hash is not None and finding.kind is not FindingKind.SURPLUS:
+            if finding.kind is FindingKind.WEBHOOK_UNDELIVERED:
+                outcome = {"webhooks": await redeliver_given_up(connection, finding.details)}
+            elif finding.tx_hash is not None and finding.kind is not FindingKind.SURPLUS:
                 await resolutions.match_again(connection, finding)
         case Remedy.REFUND_RECORDED:
             await _claim_for_refund(connection, finding)

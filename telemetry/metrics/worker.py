@@ -42,6 +42,11 @@ WORKFLOWS_RESTARTED: Final = Counter(
 HOLDS_RESOLVED: Final = Counter(
     "settle_holds_resolved", "Holds of gateways that died, by what was done with them", ["outcome", "basis"]
 )
+WEBHOOK_TRIES: Final = Counter(
+    "settle_webhook_tries",
+    "Webhooks sent, by what came of it: accepted, refused by the receiver's status, or no answer",
+    ["outcome"],
+)
 CONFIRMED_TO_CREDITED: Final = Histogram(
     "settle_confirmed_to_credited_seconds",
     "Seconds from the block that confirmed a submitted payment to its credit",

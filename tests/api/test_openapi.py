@@ -46,6 +46,12 @@ OPERATIONS: Final = {
     "revokeKey": "DELETE /api/v1/keys/{id}",
     "getUsage": "GET /api/v1/usage",
     "listCalls": "GET /api/v1/usage/calls",
+    "listWebhookEndpoints": "GET /api/v1/webhook-endpoints",
+    "createWebhookEndpoint": "POST /api/v1/webhook-endpoints",
+    "rotateWebhookSecret": "POST /api/v1/webhook-endpoints/{id}/rotate",
+    "deleteWebhookEndpoint": "DELETE /api/v1/webhook-endpoints/{id}",
+    "listWebhookDeliveries": "GET /api/v1/webhook-endpoints/{id}/deliveries",
+    "redeliverWebhook": "POST /api/v1/webhook-endpoints/{id}/deliveries/{deliveryId}/redeliver",
     "getLiveness": "GET /livez",
     "getReadiness": "GET /readyz",
     "getMetrics": "GET /metrics",
@@ -70,6 +76,12 @@ PROTECTED: Final = {
     "getDepositAddress",
     "createCharge",
     "getCharge",
+    "listWebhookEndpoints",
+    "createWebhookEndpoint",
+    "rotateWebhookSecret",
+    "deleteWebhookEndpoint",
+    "listWebhookDeliveries",
+    "redeliverWebhook",
 }
 
 # Over TLS the cookie has the name that the document gives. The amounts are any that the document allows, almost.
@@ -161,7 +173,15 @@ def test_every_operation_has_a_name_for_clients_and_words_for_people() -> None:
     assert found == OPERATIONS
     for _, operation in operations():
         assert operation["summary"] and operation["description"]
-        assert operation["tags"] in (["auth"], ["payments"], ["deposits"], ["keys"], ["usage"], ["health"])
+        assert operation["tags"] in (
+            ["auth"],
+            ["payments"],
+            ["deposits"],
+            ["keys"],
+            ["usage"],
+            ["webhooks"],
+            ["health"],
+        )
 
 
 def test_a_cookie_is_required_exactly_where_a_session_is() -> None:

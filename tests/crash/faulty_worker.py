@@ -110,6 +110,8 @@ def set_options(fault: Fault) -> None:
         _set_policy("LEDGER_START_TO_CLOSE", timedelta(seconds=fault.ledger_start_to_close_seconds))
     if fault.poll_start_to_close_seconds is not None:
         _set_policy("POLL_START_TO_CLOSE", timedelta(seconds=fault.poll_start_to_close_seconds))
+    if fault.webhook_start_to_close_seconds is not None:
+        _set_policy("WEBHOOK_START_TO_CLOSE", timedelta(seconds=fault.webhook_start_to_close_seconds))
     if fault.idle_in_transaction_timeout is not None:
         engine.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = fault.idle_in_transaction_timeout
     import worker

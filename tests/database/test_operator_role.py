@@ -26,7 +26,15 @@ READABLE = (
     "ledger_accounts", "observed_transfers", "payment_attempts", "payment_events", "settled_transfers",
     "transfer_finality", "transfers_awaiting_finality", "users",
 )  # fmt: skip
-SECRET = ("call_claims", "idempotency_keys", "login_challenges", "rate_limits", "sessions", "virtual_keys")
+SECRET = (
+    "call_claims",
+    "idempotency_keys",
+    "login_challenges",
+    "rate_limits",
+    "sessions",
+    "virtual_keys",
+    "webhook_secrets",
+)
 NOT_SHOWN = (
     "books_checkpoints", "books_checks", "books_violations",
     "chain_gaps", "findings", "governance_calls", "governance_heartbeats",
@@ -38,6 +46,7 @@ NOT_SHOWN = (
     "billing_cursors", "address_rings", "payment_methods", "deposit_addresses", "charges", "deposits",
     "payment_authorizations", "relayers", "relay_nonces", "relay_transactions",
     "sweeps", "sweep_transactions", "swept_transfers", "sweep_cursors",
+    "webhook_endpoints", "webhook_events", "webhook_deliveries", "webhook_tries",
 )  # fmt: skip
 """Closed as well, because no page shows them."""
 
@@ -185,6 +194,15 @@ CALLS = {
     "relay_sent": "relay_sent(1, '0x')",
     "relay_ended": "relay_ended(1, '0x', 0, 'lost', NULL, NULL)",
     "relay_spent_today": "relay_spent_today(1, '0x')",
+    "is_webhook_taken": "is_webhook_taken('x', 'x')",
+    "record_webhook_event": "record_webhook_event('x', 'x', 'x', '{}')",
+    "record_webhook_of_deposit": "record_webhook_of_deposit(NULL, 'x')",
+    "create_webhook_endpoint": "create_webhook_endpoint(gen_random_uuid(), 'x', 'x', NULL, '', 1)",
+    "rotate_webhook_secret": "rotate_webhook_secret(gen_random_uuid(), '', '1 hour')",
+    "delete_webhook_endpoint": "delete_webhook_endpoint(gen_random_uuid())",
+    "redeliver_webhook": "redeliver_webhook(gen_random_uuid())",
+    "replay_webhooks": "replay_webhooks(gen_random_uuid(), now(), now(), false)",
+    "prune_webhooks": "prune_webhooks(1, '30 days')",
 }
 READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind", "first_block_answered_for")
 """What it may call: every process asks it at its start, or the page that explains a payment."""

@@ -51,6 +51,7 @@ from activities.operations.signatures import (
     SpanToReport,
     TakenHeartbeat,
 )
+from activities.webhooks.signatures import DeliveriesToStart, WebhooksToPrune
 from devstack.processes import quiet_port
 from devstack.temporal import EmbeddedTemporal
 from domain.operations.events import PlatformEvent
@@ -94,6 +95,8 @@ PATHS: Final[dict[str, str]] = {
     f"ReconcileProviders{BROKEN}": "ReconcileProviders",
     "RescanChain": "RescanChain",
     "VerifyAddresses": "VerifyAddresses",
+    "WebhookHousekeeping": "WebhookHousekeeping",
+    f"WebhookHousekeeping{BROKEN}": "WebhookHousekeeping",
 }
 """Path and job. With a receiver of events that takes none; with a database that answers no."""
 
@@ -242,6 +245,16 @@ class Script:
     @activity.defn
     async def rescan_chain(self, rescan: Rescan) -> RescanReport:
         return RescanReport(first=1, last=rescan.blocks, endpoints=("node",), added=1)
+
+    @activity.defn
+    async def start_overdue_webhooks(self, wanted: DeliveriesToStart) -> Done:
+        if self._is_broken:
+            raise ApplicationError("no Temporal", type="TEMPORAL_UNAVAILABLE", non_retryable=True)
+        return Done(counts={"started": 1})
+
+    @activity.defn
+    async def prune_webhooks(self, wanted: WebhooksToPrune) -> Done:
+        return Done(counts={"webhook_events": 1})
 
 
 async def _record(client: Client, path: str) -> str:

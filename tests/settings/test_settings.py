@@ -67,6 +67,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "FINALITY_LARGE_FROM_USD_CENTS": ("0", "-1", "1.5", "much"),
     "CHAIN_WATCH_FROM_BLOCK": ("-1", "latest", "1.5", str(2**53)),
     "CHAIN_LOG_RANGE_MAX": ("0", "-1", "100001", "all"),
+    "WEBHOOK_ALLOW_PRIVATE": ("2", "maybe", "loopback"),
     "EVENT_SINK_URL": ("ftp://x", "events", "https://"),
     "CHAIN_BLOCK_TIME_SECONDS": ("0", "-1", "601", "nan", "inf", "soon"),
     "CHAIN_RPC_TIMEOUT_SECONDS": ("0", "-1", "61", "nan", "inf", "soon"),

@@ -47,6 +47,7 @@ GOOD = {
     "GATEWAY_HOST": "0.0.0.0",
     "UPSTREAMS_FILE": "/etc/settle/upstreams.yaml",
     "CLAMP_OUTPUT_TOKENS": "true",
+    "WEBHOOK_ALLOW_PRIVATE": "true",
     "BILLING_INGEST_SECRET": SECRET,
     "GOVERNANCE_MODEL": "gpt-5-mini",
     "GOVERNANCE_PROMPT_FILE": "/etc/settle/prompt.txt",

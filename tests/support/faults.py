@@ -42,6 +42,7 @@ class Fault(BaseModel):
     action: Action = Action.KILL
     ledger_start_to_close_seconds: float | None = None
     poll_start_to_close_seconds: float | None = None
+    webhook_start_to_close_seconds: float | None = None
     sticky_seconds: float | None = None
     idle_in_transaction_timeout: str | None = None
     workflow_tasks_only: bool = False

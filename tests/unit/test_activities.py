@@ -15,25 +15,25 @@ from activities.operations import signatures as operations
 from activities.payments import signatures as payments
 from activities.signatures import Signatures
 from activities.transfers import signatures as transfers
+from activities.webhooks import signatures as webhooks
 
 DECLARATIONS: Final = [
     value
-    for module in (billing, deposits, ledger, operations, payments, transfers)
+    for module in (billing, deposits, ledger, operations, payments, transfers, webhooks)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Signatures) and value is not Signatures
 ]
 
 NAMES: Final = {
-    "advance_sweep",
-    "announce", "await_confirmation", "await_finality", "book_swept", "call_governance_model", "check_books",
-    "credit_buyer", "credit_donation", "decide_finality",
+    "advance_sweep", "announce", "await_confirmation", "await_finality", "book_swept", "call_governance_model",
+    "check_books", "credit_buyer", "credit_donation", "decide_finality", "deliver_webhook",
     "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
     "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",
     "note_books_announced", "open_findings_of_receipts", "open_receipt_months", "pick_up_payments",
     "prepare_governance_call",
-    "prune_expired_rows", "read_income", "reconcile", "reconcile_providers", "record_submission", "rescan_chain",
-    "resolve_hold", "reverse_bonus", "reverse_payment", "start_hold_resolutions", "take_heartbeat", "take_remedy",
-    "verify_addresses",
+    "prune_expired_rows", "prune_webhooks", "read_income", "reconcile", "reconcile_providers", "record_submission",
+    "rescan_chain", "resolve_hold", "reverse_bonus", "reverse_payment", "start_hold_resolutions",
+    "start_overdue_webhooks", "take_heartbeat", "take_remedy", "verify_addresses",
 }  # fmt: skip
 """Recorded histories have these: renaming one strands every run that has called it."""
 

@@ -16,12 +16,20 @@ branch_labels = None
 depends_on = None
 compatible_from = "0007"
 
-SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql", "0008_sweeps.sql")
+SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql", "0008_sweeps.sql", "0008_webhooks.sql")
 
-# New tables name accounts: a foreign key locks what it names.
-CHANGED_TABLES = ("payment_attempts", "billing_accounts", "general_entries")
+# New tables name accounts and users: a foreign key locks what it names.
+CHANGED_TABLES = ("payment_attempts", "users", "billing_accounts", "general_entries", "billing_alerts")
 
-NEW_FUNCTIONS = ("refresh_charge_of_deposit", "refresh_charge_of_attempt", "open_cash_accounts")
+NEW_FUNCTIONS = (
+    "refresh_charge_of_deposit",
+    "refresh_charge_of_attempt",
+    "open_cash_accounts",
+    "record_webhook_of_payment",
+    "record_webhook_of_transfer",
+    "record_webhook_of_charge",
+    "record_webhook_of_alert",
+)
 
 # A constant default is no rewrite of the table.
 KIND = "ALTER TABLE payment_attempts ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'wallet'"

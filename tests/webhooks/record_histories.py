@@ -1,0 +1,114 @@
+"""Record the history of every path of `DeliverWebhook`: `python -m tests.webhooks.record_histories`.
+
+By hand, after a change that is meant to change histories; see `tests.workflow.record_histories`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from activities.messages import WebhookDelivery
+from activities.webhooks.delivery import NOT_ACCEPTED
+from activities.webhooks.signatures import DeliveryEnd
+from db.webhooks.deliveries import DueDelivery
+from devstack.processes import quiet_port
+from devstack.temporal import EmbeddedTemporal
+from starter.temporal import connect, register_search_attributes
+from starter.webhook_deliveries import start_webhook_delivery
+from tests.workflow.paths import RECORDER
+from tests.workflow.record_histories import without_traces
+from workflows.deliver_webhook import DeliverWebhook
+from workflows.naming import WEBHOOK_TASK_QUEUE, webhook_delivery_workflow_id
+
+HISTORIES: Final = Path(__file__).parent / "histories"
+
+DELIVERY: Final = DueDelivery(
+    id=UUID(int=1),
+    event_id=UUID(int=2),
+    endpoint_id=UUID(int=3),
+    billing_account_id="account",
+    round=1,
+    due_at=datetime(2026, 1, 1, 12, tzinfo=UTC),
+)
+AGAIN: Final = DueDelivery(DELIVERY.id, DELIVERY.event_id, DELIVERY.endpoint_id, "account", 2, DELIVERY.due_at)
+
+DELIVERED: Final = DeliveryEnd(state="delivered", detail="the receiver answered 204")
+
+PATHS: Final[dict[str, tuple[DueDelivery, tuple[float, ...], DeliveryEnd]]] = {
+    "accepted": (DELIVERY, (), DELIVERED),
+    "accepted_later": (DELIVERY, (0.01, 0.01), DELIVERED),
+    "asked_again_while_it_waits": (DELIVERY, (3600.0,), DELIVERED),
+    "asked_again_after_its_end": (AGAIN, (), DELIVERED),
+    "given_up": (DELIVERY, (), DeliveryEnd(state="failed", detail="given up after 76 tries")),
+    "stopped": (DELIVERY, (), DeliveryEnd(state="stopped", detail="the receiver answered 410")),
+}
+"""Path, how it was asked for, how long the receiver's failures postpone the next try, and what becomes of it."""
+
+
+def _activities(path: str, failed: asyncio.Event) -> list[Callable[..., Any]]:
+    _, delays, end = PATHS[path]
+    left = list(delays)
+
+    @activity.defn(name="deliver_webhook")
+    async def deliver_webhook(delivery: WebhookDelivery) -> DeliveryEnd:
+        if left:
+            failed.set()
+            delay = timedelta(seconds=left.pop(0))
+            raise ApplicationError("the receiver answered 500", type=NOT_ACCEPTED, next_retry_delay=delay)
+        return end
+
+    return [deliver_webhook]
+
+
+async def _record(client: Client, path: str) -> dict[str, Any]:
+    failed = asyncio.Event()
+    async with Worker(
+        client,
+        task_queue=WEBHOOK_TASK_QUEUE,
+        workflows=[DeliverWebhook],
+        activities=_activities(path, failed),
+        identity=RECORDER,
+    ):
+        await start_webhook_delivery(client, PATHS[path][0], at_once=True)
+        handle = client.get_workflow_handle(webhook_delivery_workflow_id(DELIVERY.event_id, DELIVERY.endpoint_id))
+        if path == "asked_again_while_it_waits":
+            await failed.wait()
+            await start_webhook_delivery(client, AGAIN, at_once=True)
+        await handle.result()
+    history: dict[str, Any] = without_traces(json.loads((await handle.fetch_history()).to_json()))
+    return history
+
+
+async def main() -> None:
+    """Record them all."""
+    HISTORIES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        server = EmbeddedTemporal(Path(folder), quiet_port())
+        await server.start()
+        try:
+            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
+            client.service_client.config.identity = RECORDER
+            await register_search_attributes(client)
+            for path in PATHS:
+                history = await _record(client, path)
+                (HISTORIES / f"{path}.json").write_text(json.dumps(history, indent=1) + "\n")
+                sys.stdout.write(f"{path}\n")
+        finally:
+            await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
