@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from chain.contracts import creation_code
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
 from chain.preconditions import TokenAnswer
 from chain.quorum import EndpointsDisagree, NoResponse
@@ -25,6 +26,9 @@ DEPLOYLESS_CALL_GAS: Final = 10_000_000
 """Gas for code that a caller influences: several times what the most expensive smart wallet needs to be deployed and to
 verify a signature, and well below a second's work for a node. It also makes every node stop at the same point.
 """
+
+HOLDERS_MAX: Final = 500
+"""Addresses in one question about balances: the answer counts as a contract's code, of which 24 KiB are allowed."""
 
 DEPLOYLESS_CALL_SENDER: Final = "0x55578fc54aacafafa56d1da8ba07cf92dd66e631"
 """The end of Keccak-256 of "settle: nobody": an address without a key, and unknown to every contract. Not the zero
@@ -117,8 +121,10 @@ class ContractCalls:
             treasury_balance_raw=_uint(balance, below=2**256) if has_code else None,
         )
 
-    async def deployless_call(self, creation_code: bytes) -> bytes | None:
+    async def deployless_call(self, creation_code: bytes, *, at_block: int | None = None) -> bytes | None:
         """What creating a contract returns at the head of the chain, without creating it; None where it reverts.
+
+        With `at_block`, what it returns there.
 
         Every endpoint is asked concurrently, and all answers must be equal. Which of them has the newest head does not
         matter: one with an invented head must not override the others. Takes at most `timeout_seconds`. Raises
@@ -131,7 +137,7 @@ class ContractCalls:
             "data": "0x" + creation_code.hex(),
         }
         return await self._agreed(
-            Call("eth_call", (transaction, "latest")),
+            Call("eth_call", (transaction, "latest" if at_block is None else hex(at_block))),
             lambda reply: None if has_failed_in_execution(reply) else read_data(reply),
         )
 
@@ -163,6 +169,19 @@ class ContractCalls:
             return [int.from_bytes(read_data(reply)[:32], "big") for reply in replies]
 
         return await self._pool.ask_first(read)
+
+    async def token_balances(self, token: str, holders: Sequence[str], *, at_block: int) -> list[int]:
+        """Raw units of a token that each of some addresses holds in a block, by the word of every endpoint.
+
+        At most `HOLDERS_MAX` addresses. Raises `ChainUnavailable`, also where the token does not say them.
+        """
+        from eth_abi.abi import encode as abi_encode  # here: only the nightly check pays for its import
+
+        arguments = abi_encode(["address", "address[]"], [token, list(holders)])
+        said = await self.deployless_call(creation_code("TokenBalances") + arguments, at_block=at_block)
+        if said is None or len(said) != 32 * len(holders):
+            raise ChainUnavailable(f"token {token} does not say what {len(holders)} addresses hold in block {at_block}")
+        return [int.from_bytes(said[start : start + 32], "big") for start in range(0, len(said), 32)]
 
     async def has_code(self, address: str) -> bool:
         """Whether there is a contract at `address`, by the word of every endpoint. Raises as `deployless_call` does."""

@@ -45,6 +45,7 @@ WEBHOOK_HOUSEKEEPING: Final = "WebhookHousekeeping"
 VERIFY_ADDRESSES: Final = "VerifyAddresses"
 SWEEP: Final = "Sweep"
 BOOK_SWEEPS: Final = "BookSweeps"
+CHECK_DEPOSITS: Final = "CheckDeposits"
 
 WATCH_CHAIN: Final = "WatchChain"
 RESCAN_CHAIN: Final = "RescanChain"

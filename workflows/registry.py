@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from activities.deposits.signatures import SweptToBook
+from activities.deposits.signatures import BalancesToCheck, SweptToBook
 from activities.messages import Rescan
 from workflows.deliver_webhook import DeliverWebhook
 from workflows.jobs.billing_housekeeping import BillingHousekeeping, BillingHousekeepingInput
 from workflows.jobs.book_sweeps import BookSweeps
 from workflows.jobs.check_books import CheckBooks, CheckBooksInput
+from workflows.jobs.check_deposits import CheckDeposits
 from workflows.jobs.governance_heartbeat import GovernanceHeartbeat, HeartbeatInput
 from workflows.jobs.governance_loop import GovernanceLoop, GovernanceLoopInput
 from workflows.jobs.governance_report import GovernanceReport, ReportInput
@@ -31,6 +32,7 @@ from workflows.naming import (
     BILLING_HOUSEKEEPING,
     BOOK_SWEEPS,
     CHECK_BOOKS,
+    CHECK_DEPOSITS,
     GOVERNANCE_HEARTBEAT,
     GOVERNANCE_LOOP,
     GOVERNANCE_REPORT,
@@ -73,6 +75,7 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
             Job(BILLING_HOUSEKEEPING, BillingHousekeeping, BillingHousekeepingInput),
             Job(BOOK_SWEEPS, BookSweeps, SweptToBook),
             Job(CHECK_BOOKS, CheckBooks, CheckBooksInput),
+            Job(CHECK_DEPOSITS, CheckDeposits, BalancesToCheck),
             Job(GOVERNANCE_HEARTBEAT, GovernanceHeartbeat, HeartbeatInput),
             Job(GOVERNANCE_LOOP, GovernanceLoop, GovernanceLoopInput),
             Job(GOVERNANCE_REPORT, GovernanceReport, ReportInput),

@@ -58,3 +58,30 @@ class AddressSignatures(Signatures):
     @abstractmethod
     async def verify_addresses(self) -> AddressesVerified:
         """Derive every deposit address again; a finding for each key or treasury of one that is not as stored."""
+
+
+class BalancesToCheck(Message):
+    """The chain whose deposit addresses are compared; None is that of the worker that runs it."""
+
+    chain_id: int | None = None
+
+
+class BalancesFound(Message):
+    """At which block how many addresses were compared, what no lane had read, and a line for each token that differs.
+
+    `block` is None where deposits, or a finalized block, are not known yet.
+    """
+
+    block: int | None
+    addresses: int
+    found_transfers: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class BalanceSignatures(Signatures):
+    """Implemented by `activities.deposits.balances`."""
+
+    @activity.defn(name="check_deposit_balances")
+    @abstractmethod
+    async def check_deposit_balances(self, wanted: BalancesToCheck) -> BalancesFound:
+        """Compare what deposit addresses hold with what came to them; read again what holds more."""

@@ -33,7 +33,13 @@ from activities.billing.signatures import (
     ReceiptsChecked,
     ReceiptsToCheck,
 )
-from activities.deposits.signatures import AddressesVerified, SweptBooked, SweptToBook
+from activities.deposits.signatures import (
+    AddressesVerified,
+    BalancesFound,
+    BalancesToCheck,
+    SweptBooked,
+    SweptToBook,
+)
 from activities.ledger.signatures import AnnouncedChanges, BooksChange, BooksReport, BooksToCheck
 from activities.messages import Rescan
 from activities.operations.signatures import (
@@ -97,6 +103,7 @@ PATHS: Final[dict[str, str]] = {
     "VerifyAddresses": "VerifyAddresses",
     "WebhookHousekeeping": "WebhookHousekeeping",
     f"WebhookHousekeeping{BROKEN}": "WebhookHousekeeping",
+    "CheckDeposits": "CheckDeposits",
 }
 """Path and job. With a receiver of events that takes none; with a database that answers no."""
 
@@ -237,6 +244,10 @@ class Script:
     @activity.defn
     async def book_swept(self, wanted: SweptToBook) -> SweptBooked:
         return SweptBooked(transfers=2)
+
+    @activity.defn
+    async def check_deposit_balances(self, wanted: BalancesToCheck) -> BalancesFound:
+        return BalancesFound(block=7, addresses=3, found_transfers=1, problems=("one",))
 
     @activity.defn
     async def verify_addresses(self) -> AddressesVerified:

@@ -152,7 +152,7 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
 def test_a_job_that_works_on_one_chain_is_made_for_the_chain_of_the_settings() -> None:
     schedules = {one.name: one for one in load_schedules(None, JOBS, chain_id=CHAIN)}
     of_a_chain = {name for name, one in schedules.items() if one.chain_id is not None}
-    assert of_a_chain == {"book-sweeps", "housekeeping", "rescan-chain", "reconciliation"}
+    assert of_a_chain == {"book-sweeps", "deposits-check", "housekeeping", "rescan-chain", "reconciliation"}
     for name, one in schedules.items():
         assert (one.chain_id, one.input.get("chain_id")) == ((CHAIN, CHAIN) if name in of_a_chain else (None, None))
 

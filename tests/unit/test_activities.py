@@ -26,7 +26,7 @@ DECLARATIONS: Final = [
 
 NAMES: Final = {
     "advance_sweep", "announce", "await_confirmation", "await_finality", "book_swept", "call_governance_model",
-    "check_books", "credit_buyer", "credit_donation", "decide_finality", "deliver_webhook",
+    "check_books", "check_deposit_balances", "credit_buyer", "credit_donation", "decide_finality", "deliver_webhook",
     "end_without_credits", "ensure_standing_workflows", "expire_intents", "follow_chain", "list_billing_alerts",
     "look_up_call", "low_balance_announced", "mint_bonus", "mint_bonus_of_credit", "note_billing_alerts",
     "note_books_announced", "open_findings_of_receipts", "open_receipt_months", "pick_up_payments",

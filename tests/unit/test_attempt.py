@@ -96,6 +96,7 @@ def test_the_error_codes_are_those_of_the_specification() -> None:
         "RECEIPT_NOT_FOUND",
         "TX_ALREADY_SETTLED",
         "TRANSFER_TOO_OLD",
+        "AUTHORIZATION_EXPIRED",
     }
 
 

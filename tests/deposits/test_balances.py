@@ -1,0 +1,131 @@
+"""Each night the chain says what deposit addresses hold: what no lane has read is found, what differs is a finding."""
+
+from __future__ import annotations
+
+import pytest
+
+from db.deposits.lanes import list_tokens
+from devstack.chain import LocalChain, payer_wallets
+from domain.chain import DepositLane
+from domain.money import credits_for_raw
+from services.deposits.balances import DepositBalances
+from services.deposits.lanes import DepositAddresses
+from services.deposits.scanner import DepositScanner
+from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
+from tests.support.sql import connect
+
+SETTLED_AFTER = MIN_CONFIRMATIONS + 2
+"""The local chain keeps the states of its last blocks only, as full nodes do."""
+
+
+@pytest.fixture(autouse=True)
+async def old_chain(chain: LocalChain) -> None:
+    """The final block is so long ago that the node has not kept its state."""
+    if await chain.block_number() < 100:
+        await chain.mine(100)
+
+
+def checks(deposits: Deposits) -> DepositBalances:
+    """The nightly check."""
+    chain = deposits.chain
+    quiet = DepositScanner(
+        deposits.reader,
+        deposits.roles.service,
+        DepositAddresses(deposits.roles.service, chain.chain_id, chain.treasury_address),
+        DepositLane.QUIET,
+        chain_id=chain.chain_id,
+        look_back_blocks=0,
+    )
+    return DepositBalances(
+        deposits.reader,
+        deposits.roles.service,
+        quiet,
+        chain_id=chain.chain_id,
+        treasury=chain.treasury_address,
+        min_confirmations=MIN_CONFIRMATIONS,
+    )
+
+
+async def finalize(deposits: Deposits) -> None:
+    """Everything up to now is confirmed, and read by the lane."""
+    await deposits.chain.mine(SETTLED_AFTER)
+    await deposits.act()
+
+
+async def test_what_came_is_what_they_hold(deposits: Deposits) -> None:
+    first, second = await deposits.give(1), await deposits.give(2)
+    await deposits.pay(first, 5_000_000)
+    await deposits.pay(second, 1)
+    await finalize(deposits)
+    checked = await checks(deposits).check()
+    assert (checked.addresses, checked.differences, checked.found_transfers) == (2, [], 0)
+    assert deposits.findings() == []
+
+
+async def test_a_payment_to_an_address_long_out_of_use_is_found_and_credited(deposits: Deposits) -> None:
+    given = await deposits.give()
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposit_addresses SET active_at = now() - interval '400 days'")
+    await deposits.pay(given, 5_000_000)
+    await finalize(deposits)
+    assert deposits.deposits() == [], "it is in no lane"
+    checked = await checks(deposits).check()
+    assert (checked.found_transfers, checked.differences) == (1, [])
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED"]
+    assert await deposits.balance(given) == credits_for_raw(5_000_000)
+    assert deposits.findings() == []
+
+
+async def test_a_transfer_that_a_node_left_out_is_found(deposits: Deposits) -> None:
+    given = await deposits.give()
+    await deposits.pay(given, 5_000_000)
+    await finalize(deposits)
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("DELETE FROM observed_transfers")
+        superuser.execute("DELETE FROM deposits WHERE attempt_id IS NULL")
+    other = await deposits.give(2)
+    await deposits.pay(other, 3_000_000)
+    await finalize(deposits)
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("DELETE FROM observed_transfers WHERE lower(to_address) = lower(%s)", (other.address,))
+        superuser.execute("UPDATE deposits SET log_index = -1 WHERE address_id = %s", (other.id,))
+    checked = await checks(deposits).check()
+    assert checked.found_transfers == 1
+    assert checked.differences == []
+
+
+async def test_a_token_that_lies_is_a_finding_until_it_is_true(deposits: Deposits) -> None:
+    """Its log says that it came, and it did not: credited by the log, and found by the balance."""
+    chain = deposits.chain
+    lying = await chain.deploy_token("LyingToken", "USDS", 6)
+    deposits.method("USDS:test", lying)
+    given = await deposits.give()
+    async with deposits.roles.service.autocommit() as connection:
+        assert lying in await list_tokens(connection, chain.chain_id)
+    owner = payer_wallets()[-1]
+    await chain.mint(owner.address, 10**9, token=lying, owner=owner)
+    await chain.mine()
+    await chain.pay(owner.private_key, given.address, 5_000_000, token=lying)
+    await chain.mine(MIN_CONFIRMATIONS)
+    await finalize(deposits)
+    checked = await checks(deposits).check()
+    [difference] = checked.differences
+    assert (difference.token, difference.address.address) == (lying, given.address)
+    assert (difference.holds_raw, difference.expected_raw) == (0, 5_000_000)
+    assert [kind for kind, _ in deposits.findings()] == ["deposits_differ"]
+    [(value_raw, detail)] = deposits.rows("SELECT value_raw::bigint, detail FROM findings")
+    assert value_raw == 5_000_000
+    assert "1 deposit addresses hold 0 raw units" in detail
+    again = await checks(deposits).check()
+    assert again.opened == [], "it is open already"
+
+
+async def test_where_the_nodes_keep_its_state_the_block_is_final(deposits: Deposits) -> None:
+    given = await deposits.give()
+    await deposits.pay(given, 5_000_000)
+    await finalize(deposits)
+    checked = await checks(deposits).check()
+    [progress] = [await deposits.reader.heads.progress(("finalized",))]
+    kept = await checks(deposits)._has_state(progress.tagged["finalized"])
+    assert checked.block == (progress.tagged["finalized"] if kept else progress.head_number - MIN_CONFIRMATIONS + 1)
