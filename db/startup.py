@@ -275,7 +275,8 @@ async def _check_rights(connection: AsyncConnection, *, setting: str, role: str)
 
 async def _excess(connection: AsyncConnection, role: str, may_do: list[str]) -> list[str]:
     """Excessive rights of the role."""
-    excess = [right for right in may_do if right not in rights.written(role)]
+    allowed = rights.written(role)
+    excess = [right for right in may_do if right not in allowed]
     if not excess:
         return []
     revision = (await connection.execute(_REVISION)).scalar_one_or_none()

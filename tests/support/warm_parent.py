@@ -27,6 +27,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from sqlalchemy.orm import configure_mappers
+
+from db import functions
+
 PR_SET_PDEATHSIG: Final = 1
 MESSAGE_BYTES_MAX: Final = 2**17
 PACKAGES: Final = (
@@ -69,6 +73,9 @@ def _import_everything() -> None:
     for name in MODULES:
         if importlib.util.find_spec(name.partition(".")[0]):  # not each of them is needed everywhere
             importlib.import_module(name)
+    # Done once by each process, at its first query and its start-up check.
+    configure_mappers()
+    functions.load()
 
 
 def _fork(request: dict[str, Any], descriptors: list[int], asker: socket.socket) -> int:
