@@ -14,6 +14,7 @@ import pytest
 
 from chain.derivation.create2 import create2_address, init_code_hash, salt_of_account, salt_of_charge
 from devstack.chain import payer_wallets
+from domain.billing.keys import make_key
 from tests.support.api import RunningApi, Visitor, running_api
 from tests.support.deposits import (
     BITCOIN_ACCOUNT,
@@ -359,6 +360,8 @@ async def test_a_bitcoin_wallet_is_never_given_more_unpaid_addresses_than_it_sea
         refused = await payer.post(path, asked)
         assert (refused.status, refused.code) == (503, "ADDRESS_BUDGET_EXHAUSTED")
         assert "Retry-After" in refused.headers
+    async with api.visitor(payer_wallets()[1]) as other:
+        assert (await other.post(CHARGES, body)).code == "ADDRESS_BUDGET_EXHAUSTED", "the budget is the key's"
     assert next_index(database, ring_id) == 2
     see_deposit(database, charges[1]["address"], 1, method_id="USDT:liquid")
     for _ in range(2):
@@ -450,6 +453,29 @@ async def test_another_accounts_charge_is_not_found(api: RunningApi, payer: Visi
             assert (reply.status, reply.code) == (404, "CHARGE_NOT_FOUND")
         mine = (await payer.post(ADDRESS, {"method": METHOD})).body["address"]
         assert (await other.post(ADDRESS, {"method": METHOD})).body["address"] != mine
+
+
+async def test_a_key_of_another_account_of_the_same_person_sees_its_own_charges_only(
+    api: RunningApi, payer: Visitor
+) -> None:
+    database = api.engine.database
+    add_method(database)
+    charge = await charged(payer)
+    user_id = (await payer.get("/api/v1/auth/session")).body["userId"]
+    query(database.service_url, "SELECT open_account('shop', %s, 'organization', NULL, 'Shop')", user_id)
+    key = make_key()
+    query(
+        database.service_url,
+        "SELECT create_key(gen_random_uuid(), 'shop', 'Shop', %s, %s, NULL, NULL, NULL, NULL, false)",
+        *(key.key_hash, key.key_hint),
+    )
+    async with program(api, key.key) as caller:
+        own = await charged(caller)
+        refused = await caller.get(f"{CHARGES}/{charge['chargeId']}")
+        assert (refused.status, refused.code) == (404, "CHARGE_NOT_FOUND")
+        address = (await caller.post(ADDRESS, {"method": METHOD})).body["address"]
+    assert address == create2_address(salt_of_account("shop"), init_code_hash(api.engine.chain.treasury_address))
+    assert (await payer.get(f"{CHARGES}/{own['chargeId']}")).status == 404
 
 
 async def test_the_same_idempotency_key_of_two_accounts_makes_two_charges(api: RunningApi, payer: Visitor) -> None:
