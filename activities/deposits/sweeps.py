@@ -41,5 +41,6 @@ class SweepActivities(SweepSignatures):
 
     @activity.defn
     async def book_swept(self, wanted: SweptToBook) -> SweptBooked:
-        """Book what deposit addresses have sent to a treasury."""
+        """Book what deposit addresses have sent to a treasury; first, what was left of sweeps is sent."""
+        await self._sweeps.resume(on_progress=activity.heartbeat)
         return SweptBooked(transfers=await self._sweeps.book(on_progress=activity.heartbeat))

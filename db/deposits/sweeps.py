@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
@@ -69,6 +70,11 @@ _INSERT_TRANSACTION: Final = text(
 _TRANSACTIONS: Final = text(
     "SELECT t.tx_hash, t.sender, t.nonce, t.raw, t.outcome FROM sweep_transactions t"
     " WHERE t.sweep_id = :sweep_id ORDER BY t.sender, t.nonce, t.stored_at, t.tx_hash"
+)
+
+_LEFT: Final = text(
+    "SELECT s.id FROM sweeps s WHERE s.chain_id = :chain_id AND s.status = 'sent'"
+    " AND s.created_at < clock_timestamp() - :grace ORDER BY s.created_at LIMIT 100"
 )
 
 _NOTE_OUTCOME: Final = text(
@@ -161,6 +167,12 @@ async def list_transactions(connection: ServiceConnection, sweep_id: UUID) -> li
         SignedSweepTransaction(row.tx_hash, row.sender, row.nonce, bytes(row.raw), row.outcome)
         for row in await connection.connection.execute(_TRANSACTIONS, {"sweep_id": sweep_id})
     ]
+
+
+async def list_left(connection: ServiceConnection, chain_id: int, *, grace: timedelta) -> list[UUID]:
+    """Sweeps that were stored longer ago than `grace`, and have not ended."""
+    values = {"chain_id": chain_id, "grace": grace}
+    return [row.id for row in await connection.connection.execute(_LEFT, values)]
 
 
 async def note_outcome(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from db.deposits.sweeps import (
     book_swept_transfer,
     end_sweep,
     find_senders,
+    list_left,
     list_scopes,
     list_transactions,
     move_sweep_cursor,
@@ -32,6 +34,9 @@ from domain.errors import PriceUnavailable
 from services.deposits.verification import problem_of
 
 BLOCKS_AT_ONCE: Final = 2_000
+
+START_GRACE: Final = timedelta(minutes=1)
+"""How long a stored sweep is left to the workflow that is about to be started for it."""
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +140,19 @@ class Sweeps:
                     )
                 else:
                     await note_outcome(connection, chain_id, one.tx_hash, "replaced")
+
+    async def resume(self, *, on_progress: Callable[[], object] = lambda: None) -> int:
+        """Advance sweeps that have not ended, also those whose workflow was never started; how many go on.
+
+        Raises `ChainUnavailable`.
+        """
+        async with self._database.transaction() as connection:
+            left = await list_left(connection, self._chain.chain_id, grace=START_GRACE)
+        going_on = 0
+        for sweep_id in left:
+            going_on += not (await self.advance(sweep_id)).is_done
+            on_progress()
+        return going_on
 
     async def book(self, *, on_progress: Callable[[], object] = lambda: None) -> int:
         """Book what deposit addresses have sent to a treasury, in blocks that are deep enough; how many transfers.

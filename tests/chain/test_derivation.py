@@ -94,7 +94,7 @@ def test_addresses_are_those_of_another_library(path: str, kind: Any, coin: Any,
 
 
 def test_the_private_key_of_a_child_signs_for_its_evm_address() -> None:
-    """An address made from the compressed key has the right form and no owner."""
+    """Fault 1: an address made from the compressed key has the right form, and no key controls it."""
     numbers = random.Random(1)
     for index in range(5):
         seed = numbers.randbytes(32)

@@ -153,6 +153,7 @@ async def test_two_methods_share_a_contract_but_never_a_symbol(run: Run, databas
 async def test_a_key_is_registered_once_its_owner_has_confirmed_its_first_address(
     run: Run, database: Database, chain: LocalChain
 ) -> None:
+    """Fault 17: a key was stored unchecked. Fault 4: registering a chain always failed."""
     of_key = {"id": "USDC:wallet", "scheme": "xpub", "xpub": evm_xpub(SEED), "path": EVM_PATH}
     asked = await run(*add(chain, "--json", **of_key))
     assert asked.exit_code == 1

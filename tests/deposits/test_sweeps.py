@@ -42,6 +42,7 @@ CONFIRMATIONS: Final = 3
 GAS: Final = payer_wallets()[6]
 """Pays the gas."""
 STRANGER: Final = payer_wallets()[5]
+BLOCKS_MAX: Final = 30
 CAP_WEI: Final = 10**11
 DOLLAR: Final = 1_000_000
 
@@ -85,9 +86,11 @@ class Sweeping:
 
     async def finish(self, plan: Plan) -> SweepProgress:
         """Send, mine, confirm."""
-        while not (progress := await self.advance(plan)).is_done:
+        for _ in range(BLOCKS_MAX):
+            if (progress := await self.advance(plan)).is_done:
+                return progress
             await self.chain.mine()
-        return progress
+        raise AssertionError(f"the sweep does not end: {progress.waits_for}")
 
     async def balance(self, address: str) -> int:
         return await self.chain.token_balance_raw(address)
@@ -217,7 +220,10 @@ async def test_a_token_that_refuses_one_address_stops_no_other(sweeping: Sweepin
 
 @pytest.mark.parametrize("stopped", ["stored", "sent", "mined", "confirmed", "ended", "booked"])
 async def test_a_sweep_that_stops_after_any_commit_goes_on_where_it_was(sweeping: Sweeping, stopped: str) -> None:
-    """The worker dies after what is named; another one begins from the database and the chain alone."""
+    """The worker dies after what is named; another one begins from the database and the chain alone.
+
+    Fault 19: sweeps kept no state.
+    """
     await paid_address(sweeping, 1, 9 * DOLLAR)
     plan = sign_plan(await sweeping.plan(), GAS.private_key, nonce=None)
     await sweeping.store(plan)
@@ -423,3 +429,18 @@ async def test_a_payers_wallet_that_is_written_as_a_deposit_address_is_not_booke
     await sweeping.chain.pay(STRANGER.private_key, sweeping.chain.treasury_address, DOLLAR)
     await deep(sweeping.chain)
     assert await sweeping.sweeps.book() == 0
+
+
+async def test_what_was_stored_is_sent_although_no_workflow_was_started(sweeping: Sweeping) -> None:
+    """`settle sweep send` died between the two."""
+    address, _ = await paid_address(sweeping, 1, DOLLAR)
+    plan = sign_plan(await sweeping.plan(), GAS.private_key, nonce=None)
+    await sweeping.store(plan)
+    assert await sweeping.sweeps.resume() == 0, "its workflow is about to be started"
+    query(sweeping.database.superuser_url, "UPDATE sweeps SET created_at = now() - interval '2 minutes' RETURNING id")
+    for _ in range(BLOCKS_MAX):
+        if await sweeping.sweeps.resume() == 0:
+            break
+        await sweeping.chain.mine()
+    assert await sweeping.balance(address) == 0
+    assert scalar(sweeping.database.service_url, "SELECT status FROM sweeps") == "done"
