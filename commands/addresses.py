@@ -10,7 +10,7 @@ from chain.derivation.create2 import CREATE2_DEPLOYER, init_code, init_code_hash
 from chain.derivation.descriptors import descriptor
 from commands.output import print_json, progress, stdout, table
 from composition import service_database
-from db.deposits.registry import list_rings, page_addresses
+from db.deposits.registry import list_keys_past_their_gap, list_rings, page_addresses
 from domain.deposits.methods import EXTERNAL_CHAIN, AddressRing, DepositAddress, Scheme
 from domain.errors import InvalidInput, OperatorError
 from services.answers import ResponseModel
@@ -125,27 +125,33 @@ class _Exporter:
         return self._descriptors[ring.id]
 
 
-async def _verify(settings: Settings) -> AddressCheck:
+async def _verify(settings: Settings) -> tuple[AddressCheck, list[str]]:
+    """What was found, and what the owner of a key should know about its unpaid addresses."""
     treasuries = [] if settings.treasury_address is None else [settings.treasury_address]
     async with service_database(settings) as database, database.snapshot() as connection:
-        return await verify_addresses(connection, treasuries=treasuries)
+        return (
+            await verify_addresses(connection, treasuries=treasuries),
+            await list_keys_past_their_gap(connection),
+        )
 
 
 async def check_addresses(settings: Settings) -> str:
     """The same for `settle doctor`, in one line. Raises `OperatorError` where an address is not as stored."""
-    found = await _verify(settings)
+    found, notes = await _verify(settings)
     if found.wrong_count:
         first = found.wrong[0]
         raise OperatorError(
             f"{found.wrong_count} of {found.checked} differ, first {first.address.address}: {first.problem}; "
             "run: settle addresses verify"
         )
-    return f"{found.checked} derived again, all as stored"
+    return "; ".join([f"{found.checked} derived again, all as stored", *notes])
 
 
 async def verify(settings: Settings, *, as_json: bool) -> bool:
     """Derive every address again and compare. False where one is not as stored."""
-    found = await _verify(settings)
+    found, notes = await _verify(settings)
+    for note in notes:
+        progress(f"note: {note}")
     if as_json:
         wrong = [
             {"address": one.address.address, "id": str(one.address.id), "problem": one.problem} for one in found.wrong

@@ -230,7 +230,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "received_for_charge": (APP_ROLE, SERVICE_ROLE),
     "refresh_charge": (SERVICE_ROLE,),
     "allocate_index": (APP_ROLE, SERVICE_ROLE),
-    "unpaid_at_the_end": (APP_ROLE,),
+    "unpaid_at_the_end": (APP_ROLE, SERVICE_ROLE),
     "owner_of_charge": (APP_ROLE,),
     # authorizations
     "claim_authorization": (APP_ROLE,),

@@ -46,6 +46,11 @@ _ADDRESSES: Final = text(
     """
 )
 
+_LONG_ENDS: Final = text(
+    "SELECT r.path, r.fingerprint, r.gap_limit, unpaid_at_the_end(r.id) AS unpaid FROM address_rings r"
+    " WHERE unpaid_at_the_end(r.id) > r.gap_limit ORDER BY r.created_at, r.id"
+)
+
 _TREASURIES: Final = text("SELECT to_address FROM treasuries()")
 
 _CASH_ACCOUNTS: Final = text("SELECT code FROM ledger_accounts WHERE code LIKE 'cash:%'")
@@ -99,6 +104,14 @@ async def insert_ring(
 async def list_rings(connection: ServiceConnection) -> list[AddressRing]:
     """Every extended public key, the oldest first."""
     return [ring_of_row(row) for row in await connection.connection.execute(_RINGS)]
+
+
+async def list_keys_past_their_gap(connection: ServiceConnection) -> list[str]:
+    """Keys with more addresses without a payment at their end than a restored wallet searches, a line each."""
+    return [
+        f"{row.unpaid} addresses at the end of {row.path} ({row.fingerprint}) unpaid, wallets search {row.gap_limit}"
+        for row in await connection.connection.execute(_LONG_ENDS)
+    ]
 
 
 async def list_treasuries(connection: ServiceConnection) -> list[str]:

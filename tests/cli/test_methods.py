@@ -296,3 +296,18 @@ async def test_a_local_system_has_a_method_unless_it_was_disabled(database: Data
     query(database.superuser_url, "UPDATE payment_methods SET enabled = false RETURNING id")
     await seed_local_method(settings)
     assert methods_of(database) == [("USDC:local", "USDC", "create2", False)]
+
+
+async def test_a_key_whose_unpaid_addresses_a_wallet_would_not_find_is_named(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    """On EVM chains such a key is not closed: its owner raises the limit of the wallet."""
+    account = open_wallets_account(database, WALLET)
+    ring = stored_ring(database, xpub=evm_xpub(SEED), gap_limit=6)
+    add_ring_address(database, chain.chain_id, account, ring, 0)
+    query(database.superuser_url, "UPDATE address_rings SET next_index = 6 RETURNING id")
+    assert "wallets search" not in (await run("addresses", "verify")).stderr
+    query(database.superuser_url, "UPDATE address_rings SET next_index = 7 RETURNING id")
+    verified = await run("addresses", "verify")
+    assert verified.exit_code == 0
+    assert f"7 addresses at the end of {EVM_PATH}" in verified.stderr and "wallets search 6" in verified.stderr
