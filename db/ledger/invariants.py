@@ -111,6 +111,18 @@ CHECKS: Final = (
                OR bool_or(starts_with(l.account_code, 'credits:'))""",
     ),
     Check(
+        "sweep_without_transfer",
+        About.GENERAL_ENTRY,
+        "sweep {value} is not that of its transfer from a deposit address, or of another amount",
+        """SELECT s.id AS value FROM subject s
+            WHERE s.reason = 'sweep' AND NOT EXISTS (
+                  SELECT 1 FROM swept_transfers t
+                   WHERE t.entry_id = s.id
+                     AND s.reference = 'transfer:' || t.chain_id || ':' || t.tx_hash || ':' || t.log_index
+                     AND t.credits = (SELECT coalesce(sum(l.amount), 0) FROM journal_lines l
+                                       WHERE l.entry_id = s.id AND l.side = 'debit'))""",
+    ),
+    Check(
         "entry_balanced",
         About.ENTRY,
         "journal entry {value} does not balance",

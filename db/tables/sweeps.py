@@ -48,7 +48,10 @@ class SweptTransferRow(Base):
     """A transfer from a deposit address to a treasury, booked."""
 
     __tablename__ = "swept_transfers"
-    __table_args__ = (Index("swept_transfers_by_address", "address_id"),)
+    __table_args__ = (
+        Index("swept_transfers_by_address", "address_id"),
+        Index("swept_transfers_by_entry", "entry_id", postgresql_where=text("entry_id IS NOT NULL")),
+    )
 
     chain_id: Mapped[int] = mapped_column(primary_key=True)
     tx_hash: Mapped[str] = mapped_column(primary_key=True)

@@ -140,6 +140,8 @@ async def _open_shop(roles: RolePair) -> Shop:
     with connect(roles.database.superuser_url, triggers=False) as superuser:
         superuser.execute(REVERSE, {"attempt_id": gone.id, "reference": str(gone.id)})
         superuser.execute(OPERATORS_CREDIT, {"account": payer.billing_account_id})
+        superuser.execute(SWEPT_METHOD)
+        superuser.execute(SWEEP, {"account": payer.billing_account_id})
     pending = await roles.create(payer, **intent)
     await roles.submit(pending, tx_hash(4), at=now)
     shop = Shop(roles, bought, donated, gone, await roles.create(payer, **intent), pending)
@@ -174,6 +176,21 @@ REVERSE: Final = """
     UPDATE payment_attempts SET status = 'REVERSED' WHERE id = %(attempt_id)s AND (SELECT count(*) FROM taken) = 2
 """
 
+SWEPT_METHOD: Final = """
+    INSERT INTO payment_methods (id, chain_id, token, address, decimals, kind, scheme)
+    VALUES ('USDC:test', 1, 'USDC', '0x' || repeat('c', 40), 6, 'erc20', 'create2')
+"""
+SWEEP: Final = """
+    WITH address AS (
+        INSERT INTO deposit_addresses (chain_id, address, scheme, salt, treasury, billing_account_id)
+        VALUES (1, '0x' || repeat('d', 40), 'create2', '0x' || repeat('0', 64), '0x' || repeat('e', 40), %(account)s)
+        RETURNING id, treasury
+    )
+    SELECT book_swept_transfer(1, '0x' || repeat('f', 64), 0, a.id, 'USDC:test', a.treasury, 5, 50, 1,
+                               '0x' || repeat('b', 64))
+      FROM address a
+"""
+
 OPERATORS_CREDIT: Final = """
     WITH found AS (
         INSERT INTO findings (key, kind, detail) VALUES ('x', 'transfer_without_intent', 'x') RETURNING id
@@ -196,6 +213,7 @@ BREAK: Final[dict[str, str]] = {
     "line_without_entry": "UPDATE journal_lines SET entry_id = gen_random_uuid() WHERE id = 1",
     "entry_balanced": "UPDATE journal_lines SET amount = 1 WHERE entry_id = (SELECT id FROM credit_ledger LIMIT 1)",
     "general_entry_balanced": "UPDATE journal_lines SET amount = amount + 1 WHERE account_code = 'expense:absorbed'",
+    "sweep_without_transfer": "UPDATE swept_transfers SET credits = credits + 1",
     "held_credits": "UPDATE billing_accounts SET held_credits = held_credits + 1 WHERE held_credits > 0",
     "usage_without_receipt": "DELETE FROM charge_receipts",
     "running_balance": "UPDATE credit_ledger SET balance_after = balance_after + 1 WHERE entry_seq = 1",
@@ -221,6 +239,10 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
         "WITH e AS (INSERT INTO general_entries (reason, reference) VALUES ('absorbed_cost', 'x') RETURNING id)"
         " INSERT INTO journal_lines (entry_id, account_code, side, amount) SELECT id, 'cash:usdc', 'debit', 1 FROM e",
         "UPDATE journal_lines SET account_code = 'credits:cogni_system' WHERE account_code = 'expense:absorbed'",
+    ],
+    "sweep_without_transfer": [
+        "DELETE FROM swept_transfers",
+        "UPDATE general_entries SET reference = 'x' WHERE reason = 'sweep'",
     ],
     "held_credits": [
         "UPDATE credit_holds SET state = 'voided', resolved_at = now() WHERE state = 'held'",
@@ -267,7 +289,7 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
 }
 TABLES: Final = (
     "credit_ledger", "journal_lines", "billing_accounts", "payment_attempts", "settled_transfers", "transfer_finality",
-    "transfer_credits", "general_entries", "credit_holds", "charge_receipts", "charge_references",
+    "transfer_credits", "general_entries", "swept_transfers", "credit_holds", "charge_receipts", "charge_references",
 )  # fmt: skip
 
 
@@ -361,7 +383,7 @@ async def test_new_lines_of_an_old_general_entry_are_found(shop: Shop) -> None:
     assert await check(shop.roles) == set()
     lines = """
         INSERT INTO journal_lines (entry_id, account_code, side, amount)
-        SELECT id, 'expense:absorbed', 'debit', 1 FROM general_entries
+        SELECT id, 'expense:absorbed', 'debit', 1 FROM general_entries WHERE reason = 'absorbed_cost'
     """
     with broken(shop, lines):
         assert await check(shop.roles) == {"general_entry_balanced", "trial_balance"}

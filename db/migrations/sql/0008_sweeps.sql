@@ -50,6 +50,7 @@ CREATE TABLE swept_transfers (
     CONSTRAINT swept_transfers_booked CHECK ((credits > 0) = (entry_id IS NOT NULL))
 );
 CREATE INDEX swept_transfers_by_address ON swept_transfers (address_id);
+CREATE INDEX swept_transfers_by_entry ON swept_transfers (entry_id) WHERE entry_id IS NOT NULL;
 CREATE TRIGGER swept_transfers_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON swept_transfers
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
