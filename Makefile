@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := activities api bench chain commands db devstack domain gateway services starter telemetry tests workflows cli.py composition.py \
+SOURCES := activities api bench chain commands db devstack domain gateway relay services starter telemetry tests workflows cli.py composition.py \
 	settings.py worker.py
 TEST_PROCESSES ?= 3
 # PYTEST_OPTIONS=--cpu shows where the time goes

@@ -92,7 +92,7 @@ async def up(context: Context, state_dir: Path, without: tuple[str, ...], as_jso
 @click.pass_obj
 @command
 async def demo(context: Context, keep: bool, as_json: bool) -> bool:
-    """Watch seven payments on a local chain, and calls to an AI that spend one of them.
+    """Watch eight payments on a local chain, and calls to an AI that spend some of them.
 
     A worker is killed half-way, a gateway in mid-stream, a tab is closed, a payment is reorged out, a call refused.
 
@@ -132,6 +132,7 @@ async def migrate(context: Context, expand_only: bool, set_passwords: bool, as_j
         settlement_url=settings.require_settlement_database_url(),
         service_url=settings.require_service_database_url(),
         operator_url=settings.operator_database_url,
+        relay_url=settings.relay_database_url,
         expand_only=expand_only,
         set_passwords=set_passwords,
         on_progress=progress,
@@ -179,6 +180,19 @@ async def gateway(context: Context) -> None:
     from commands.gateway import gateway as run
 
     await run(context.settings, context.variables)
+
+
+@main.command()
+@click.pass_obj
+@service
+async def relay(context: Context) -> None:
+    """Broadcast what payers have signed, and pay the gas, until SIGTERM.
+
+    The one process that holds a key, RELAY_PRIVATE_KEY or RELAY_PRIVATE_KEY_FILE, whose account holds gas only.
+    """
+    from commands.relay import relay as run
+
+    await run(context.settings)
 
 
 @main.command()

@@ -15,8 +15,10 @@ from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from chain.rpc import RequestObserver
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.payments.authorizations import DailyLimits
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from services.deposits.charges import ChargePolicy
+from services.payments.topups import TopUpPolicy
 from settings import Settings
 from starter.payments import PaymentPolicy, PaymentsClient
 from starter.settlement_starter import TemporalStarter
@@ -54,6 +56,20 @@ def charge_policy(settings: Settings) -> ChargePolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
         origin=settings.require_api_url(),
+    )
+
+
+def top_up_policy(settings: Settings) -> TopUpPolicy:
+    """The settings for new top-ups by signature. Raises `ConfigurationError` without a treasury."""
+    return TopUpPolicy(
+        chain_id=settings.chain_id,
+        token=settings.usdc_token_address,
+        treasury=settings.require_treasury_address(),
+        intent_ttl=settings.payment_intent_ttl,
+        min_usd_cents=settings.payment_min_usd_cents,
+        max_usd_cents=settings.payment_max_usd_cents,
+        block_time=settings.block_time,
+        limits=DailyLimits(settings.relay_per_account_per_day, settings.relay_failed_per_account_per_day),
     )
 
 

@@ -308,6 +308,49 @@ class Settings(BaseModel):
     rate_limit_charges_per_account: PerMinute = Field(
         240, alias="RATE_LIMIT_CHARGES_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
     )
+    rate_limit_topups_per_address: PerMinute = Field(
+        300, alias="RATE_LIMIT_TOPUPS_PER_ADDRESS", description=_PER_MINUTE_EXPECTED
+    )
+    rate_limit_topups_per_account: PerMinute = Field(
+        60, alias="RATE_LIMIT_TOPUPS_PER_ACCOUNT", description=_PER_MINUTE_EXPECTED
+    )
+    relay_database_url: PostgresUrl | None = Field(
+        None, alias="RELAY_DATABASE_URL", repr=False, description=_POSTGRES_EXPECTED
+    )
+    relay_private_key: str | None = Field(
+        None,
+        alias="RELAY_PRIVATE_KEY",
+        repr=False,
+        min_length=64,
+        max_length=66,
+        description="a private key, 0x and 64 hex digits",
+    )
+    relay_private_key_file: FilePath | None = Field(
+        None, alias="RELAY_PRIVATE_KEY_FILE", description="a file of mode 0600 with a private key"
+    )
+    relay_per_account_per_day: int = Field(
+        100, alias="RELAY_PER_ACCOUNT_PER_DAY", ge=0, le=1_000_000, description="signatures a day, 0 to 1000000"
+    )
+    relay_failed_per_account_per_day: int = Field(
+        5, alias="RELAY_FAILED_PER_ACCOUNT_PER_DAY", ge=1, le=1_000_000, description="transactions a day, 1 to 1000000"
+    )
+    relay_gas_per_day_wei: int = Field(
+        2 * 10**16, alias="RELAY_GAS_PER_DAY_WEI", ge=1, le=10**24, description="whole wei, 1 or more"
+    )
+    relay_max_fee_wei: int = Field(
+        10**10, alias="RELAY_MAX_FEE_WEI", ge=1, le=10**15, description="whole wei for a unit of gas"
+    )
+    relay_balance_alert_wei: int = Field(
+        5 * 10**15, alias="RELAY_BALANCE_ALERT_WEI", ge=0, le=10**24, description="whole wei, 0 or more"
+    )
+    relay_health_host: ListeningHost = Field(
+        "127.0.0.1",
+        alias="RELAY_HEALTH_HOST",
+        description="an IP address or name to listen on, without a port, such as 0.0.0.0",
+    )
+    relay_health_port: int | None = Field(
+        None, alias="RELAY_HEALTH_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
+    )
     platform_name: Annotated[str, BeforeValidator(values.plain_name)] = Field(
         "Cogni", alias="PLATFORM_NAME", description="a name of 1 to 40 characters"
     )
@@ -481,6 +524,10 @@ class Settings(BaseModel):
     def require_migration_database_url(self) -> str:
         """`MIGRATION_DATABASE_URL`, or `ConfigurationError`."""
         return _required("MIGRATION_DATABASE_URL", self.migration_database_url, _POSTGRES_EXPECTED)
+
+    def require_relay_database_url(self) -> str:
+        """`RELAY_DATABASE_URL`, or `ConfigurationError`."""
+        return _required("RELAY_DATABASE_URL", self.relay_database_url, _POSTGRES_EXPECTED)
 
     def require_chain_rpc_urls(self) -> tuple[str, ...]:
         """`CHAIN_RPC_URLS`, or `ConfigurationError`."""

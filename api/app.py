@@ -31,6 +31,7 @@ from api.pages import credits as pages
 from api.pages import pay as pay_page
 from api.pages import usage as usage_page
 from api.payments import routes as payments
+from api.payments import topups
 from api.resources import Services
 from api.webhooks import routes as webhooks
 
@@ -61,6 +62,7 @@ def build_api() -> FastAPI:
     app.include_router(auth.router)
     app.include_router(payments.router)
     app.include_router(deposits.router)
+    app.include_router(topups.router)
     app.include_router(billing.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)

@@ -18,6 +18,7 @@ from api.models import (
     Health,
     LedgerEntry,
     SessionAnswer,
+    TopUpOffer,
 )
 from db.billing.keys import KeyState
 from domain.accounts.sign_in import new_challenge
@@ -26,6 +27,8 @@ from domain.deposits.charges import ChargeStatus, DepositState
 from domain.deposits.methods import MethodKind, Scheme
 from domain.money import credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
+from domain.payments.authorizations import Price, TokenDomain, typed_data
+from domain.payments.x402 import payment_required, resource_url
 from services.billing.keys import KeyView, NewKey
 from services.billing.reports import CallView, ReceiptLine, UsageReport, UsageReportRow, UsageTotals
 from services.deposits.views import (
@@ -41,6 +44,7 @@ from starter.models import AttemptView, Intent
 ATTEMPT_ID: Final = UUID("5f3c1e5e-8a4e-4c0f-9d2b-6a1f0c7e9b10")
 _ACCOUNT_ID: Final = "0b9d6f1c-2f5e-4b57-8a55-3f1f1f1d2c44"
 _CHAIN_ID: Final = 8453
+_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 _USD_CENTS: Final = 2500
 _HELD_CREDITS: Final = 41_000
 _NOON: Final = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -118,7 +122,7 @@ INTENT: Final = _wire(
     Intent(
         attempt_id=ATTEMPT_ID,
         chain_id=_CHAIN_ID,
-        token="0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",  # noqa: S106 - USDC on Base
+        token=_USDC,
         to="0xa0Ee7A142d267C1f36714E4a8F75612F20a79720",
         amount_raw=raw_for_usd_cents(_USD_CENTS),
         amount_usd_cents=_USD_CENTS,
@@ -129,8 +133,33 @@ INTENT: Final = _wire(
 SUBMIT_REQUEST: Final = {"txHash": EXAMPLE_HASH}
 SUBMITTED: Final = _wire(_SUBMITTED)
 WAITING: Final = _wire(_WAITING)
+_PRICE: Final = Price(
+    chain_id=_CHAIN_ID, token=_USDC, treasury=EXAMPLE_ADDRESS, amount_raw=raw_for_usd_cents(_USD_CENTS)
+)
+_DOMAIN: Final = TokenDomain(name="USD Coin", version="2")
+_REQUIRED: Final = payment_required(
+    _PRICE,
+    _DOMAIN,
+    resource=resource_url("https://pay.example.com/api/v1/payments/topups", ATTEMPT_ID),
+    description=f"Credits for {_USD_CENTS} US cents",
+)
+TOP_UP_OFFER: Final = _wire(
+    TopUpOffer(
+        attempt_id=ATTEMPT_ID,
+        x402_version=_REQUIRED["x402Version"],
+        error=_REQUIRED["error"],
+        resource=_REQUIRED["resource"],
+        accepts=_REQUIRED["accepts"],
+        authorization=typed_data(
+            _PRICE, _DOMAIN, nonce=EXAMPLE_HASH, valid_before=int((_NOON + timedelta(minutes=10)).timestamp())
+        ),
+        expires_at=_NOON + timedelta(minutes=30),
+    )
+)
 CREDITED: Final = _wire(_CREDITED)
 REJECTED: Final = _wire(_REJECTED)
+TOP_UP_WAITING: Final = _wire(_WAITING.model_copy(update={"waiting_for": None, "next_look_at": None}))
+BASE64_HEADER: Final = {"description": "JSON in Base64 (x402, version 2)", "schema": {"type": "string"}}
 EVENT: Final = f"event: status\ndata: {_WAITING.model_dump_json(by_alias=True)}\n\n"
 ATTEMPT_PAGE: Final = _wire(AttemptPage(attempts=[_CREDITED], next_cursor=ATTEMPT_ID))
 SUMMARY: Final = _wire(
@@ -225,7 +254,6 @@ CALL_PAGE: Final = _wire(
     )
 )
 _METHOD: Final[dict[str, Any]] = {"chain_id": _CHAIN_ID, "token": "USDC"}
-_USDC: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 _DEPOSIT_ADDRESS: Final = "0xA324ccE40e7827b7B47299787F421E9569D6f125"
 METHODS: Final = _wire(
     MethodList(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -92,6 +92,21 @@ class IntentRequest(StrictRequestModel):
     purpose: Annotated[Purpose, Field(strict=False)] = Field(
         default=Purpose.SELF, description="`self` buys credits, `system` donates all of it to the platform's account"
     )
+
+
+class TopUpOffer(ResponseModel):
+    """What to sign for a top-up: the terms of x402, and the message for a wallet."""
+
+    attempt_id: UUID
+    x402_version: int = Field(alias="x402Version")
+    error: str = Field(description="why the answer is no other, as x402 has it")
+    resource: dict[str, str] = Field(description="its address names the attempt")
+    accepts: list[dict[str, Any]] = Field(description="one: scheme `exact`, EIP-3009")
+    authorization: dict[str, Any] = Field(
+        description="the message for `eth_signTypedData_v4`; add the wallet's address as `message.from`. Its nonce is "
+        "derived from the attempt: what is paid for is in what is signed"
+    )
+    expires_at: datetime
 
 
 class SubmitRequest(StrictRequestModel):

@@ -18,7 +18,7 @@ from api.app import build_app
 from api.pages.credits import LOOPBACK
 from api.resources import ApiSettings, RateLimits, Services, SingleFlight
 from api.server import http_server, listen
-from composition import chain_reader, charge_policy, payment_policy, settlement_preconditions
+from composition import chain_reader, charge_policy, payment_policy, settlement_preconditions, top_up_policy
 from db.engine import OperatorDatabase, TenantDatabase
 from db.startup import (
     check_answers,
@@ -33,6 +33,7 @@ from services.deposits.charges import Charges
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import watch_host_clock
 from services.operations.gauges import refreshing
+from services.payments.topups import TopUps
 from settings import CHAIN_NAMES, Settings
 from starter.payments import PaymentsClient
 from starter.temporal import connect, is_serving
@@ -67,6 +68,8 @@ def api_settings(settings: Settings) -> ApiSettings:
             submits_per_account=settings.rate_limit_submits_per_account,
             keys_per_address=settings.rate_limit_keys_per_address,
             keys_per_account=settings.rate_limit_keys_per_account,
+            topups_per_address=settings.rate_limit_topups_per_address,
+            topups_per_account=settings.rate_limit_topups_per_account,
             charges_per_address=settings.rate_limit_charges_per_address,
             charges_per_account=settings.rate_limit_charges_per_account,
         ),
@@ -109,6 +112,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             settings=given,
             database=database,
             payments=PaymentsClient(database, temporal, payment_policy(settings), read_head=read_head),
+            topups=TopUps(database, chain, top_up_policy(settings)),
             charges=Charges(database, charge_policy(settings), read_head=read_head),
             chain=chain,
             temporal=temporal,

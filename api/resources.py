@@ -18,6 +18,7 @@ from api.http.stream_limits import StreamLimits
 from chain.reader import ChainReader
 from db.engine import OperatorDatabase, TenantDatabase
 from services.deposits.charges import Charges
+from services.payments.topups import TopUps
 from starter.payments import PaymentsClient
 from telemetry.health import Check
 
@@ -38,6 +39,8 @@ class RateLimits:
     submits_per_account: int
     keys_per_address: int
     keys_per_account: int
+    topups_per_address: int
+    topups_per_account: int
     charges_per_address: int
     charges_per_account: int
 
@@ -86,6 +89,7 @@ class Services:
     settings: ApiSettings
     database: TenantDatabase
     payments: PaymentsClient
+    topups: TopUps
     charges: Charges
     chain: ChainReader
     temporal: Client

@@ -174,7 +174,7 @@ async def _measure_http_path(state_dir: Path, variables: Mapping[str, str], size
         LocalSystem(
             state_dir,
             without_servers(variables) | HTTP_SETTINGS,
-            without=("gateway", "upstream"),
+            without=("gateway", "upstream", "relay"),
             on_progress=progress,
             block_time_seconds=HTTP_BLOCK_TIME_SECONDS,
             with_service_key=False,

@@ -240,7 +240,7 @@ async def open_settlement_bench(
             LocalSystem(
                 state_dir,
                 without_servers(variables) | FINAL_WHEN_CREDITED,
-                without=("api", "gateway", "upstream"),
+                without=("api", "gateway", "upstream", "relay"),
                 on_progress=on_progress,
                 # Payments are mined by hand, so that all are confirmed before the time runs.
                 block_time_seconds=None,

@@ -36,7 +36,7 @@ BLOCK: Final = 20
 """Calls of one kind before the other's turn, where they are made one at a time."""
 CALL_SECONDS_MAX: Final = 60.0
 SHOWN_FAILURES_MAX: Final = 5
-WITHOUT: Final = ("api", "worker", "temporal", "chain")
+WITHOUT: Final = ("relay", "api", "worker", "temporal", "chain")
 SETTINGS: Final = {f"RATE_LIMIT_{kind}_PER_ACCOUNT": "1000000" for kind in ("CHAT", "EMBEDDINGS")}
 _BASELINE_OF_CALLS: Final = "the upstream, straight"
 

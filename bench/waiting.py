@@ -205,7 +205,7 @@ async def open_waiting_bench(
     async with LocalSystem(
         state_dir,
         without_servers(variables) | SETTINGS,
-        without=("worker", "api", "gateway", "upstream"),
+        without=("worker", "api", "gateway", "upstream", "relay"),
         on_progress=on_progress,
         block_time_seconds=BLOCK_TIME_SECONDS,
         # What runs by the clock does nothing for a payment that is under way.

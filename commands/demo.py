@@ -1,4 +1,4 @@
-"""`settle demo`: seven payments on a local chain, each with a different problem, and calls that spend one of them.
+"""`settle demo`: eight payments on a local chain, most with a different problem, and calls that spend some of them.
 
 In one the worker is killed between the two credits, in one the payer closes the tab, and one is reorged out. Of the
 calls one loses its gateway in mid-stream, and one is refused.
@@ -20,6 +20,7 @@ from temporalio.client import Client
 from commands import demo_spending
 from commands.demo_report import Payment, report
 from commands.demo_spending import SpendingScenes, SpentCall
+from commands.demo_topup import TopUpScene
 from commands.local_system import LocalSystem
 from commands.output import progress
 from composition import payments_client, service_database
@@ -80,12 +81,11 @@ async def demo(variables: Mapping[str, str], *, keep: bool, as_json: bool) -> bo
     }
     ok: bool | None = None
     with TemporaryDirectory(prefix="settle-demo-") as folder:
-        without = () if keep else ("api",)
         governance_key = make_key()
         own |= DEMO_SETTINGS | demo_spending.settings(Path(folder), governance_key)
         async with (
             until_signalled(),
-            LocalSystem(Path(folder), own, without=without, on_progress=progress, with_service_key=False) as system,
+            LocalSystem(Path(folder), own, on_progress=progress, with_service_key=False) as system,
         ):
             settings = system.settings
             async with (
@@ -142,7 +142,7 @@ class _Scenes:
 
         The payments with the crash and the reorganisation come last, so that they affect no other.
         """
-        buyer, donor, miser, thief, closer, unlucky, orphan = payer_wallets()[:7]
+        buyer, donor, miser, thief, closer, unlucky, orphan, machine = payer_wallets()[:8]
         closed_tab = await self._intend("a purchase whose tab was closed", closer, 1500)
         await self._pay(closed_tab, closer)
         self.say(f"{closed_tab.title}: nothing is submitted; the chain watcher has to find it")
@@ -161,6 +161,7 @@ class _Scenes:
         await self._submit(too_little, await self._pay(too_little, miser, less_raw=raw_for_usd_cents(1)))
         early = [purchase, donation, too_little, stolen, closed_tab]
         await asyncio.gather(*(self._ended(payment) for payment in early))
+        top_up, topped_up = await TopUpScene(self.system, self.client, self.say).play(machine)
         spending = SpendingScenes(self.system, self.database, self.temporal, self.say)
         async with _alongside(spending.play(purchase.payer)) as calls:
             crashed = await self._intend("a purchase whose worker is killed", unlucky, 10_000)
@@ -170,9 +171,9 @@ class _Scenes:
             reversed_ = await self._intend("a purchase that is reorged out", orphan, 5000, is_taken_back=True)
             await self._reorganise_away(reversed_, orphan)
 
-            payments = [*early, crashed, reversed_]
+            payments = [*early, top_up, crashed, reversed_]
             await asyncio.gather(*(self._looked_after(payment) for payment in payments))
-            return payments, [*await calls, await spending.governance(self.governance_key)]
+            return payments, [topped_up, *await calls, await spending.governance(self.governance_key)]
 
     async def _intend(
         self,

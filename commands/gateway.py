@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from domain.payments.x402 import TOP_UP_PATH
 from gateway.ingest import ingest_routes
 from gateway.policy import GatewayPolicy, RateLimits
 from gateway.process import GatewayOptions, run_gateway
@@ -29,7 +30,7 @@ def gateway_options(settings: Settings, variables: Mapping[str, str]) -> Gateway
             unpriced_hold_credits=settings.unpriced_hold_credits,
             clamps_output=settings.clamp_output_tokens,
             read_timeout_seconds=settings.upstream_read_timeout_seconds,
-            top_up_url=f"{settings.api_url}/credits" if settings.api_url else None,
+            top_up_url=f"{settings.api_url}{TOP_UP_PATH}" if settings.api_url else None,
         ),
         upstreams=upstreams,
         api_keys=upstream_keys(upstreams.upstreams, variables),

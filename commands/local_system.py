@@ -1,4 +1,4 @@
-"""The local system: servers, migrated database, worker, API, gateway; used by `up`, `demo` and `bench`."""
+"""The local system: servers, migrated database, worker, API, gateway, relay; used by `up`, `demo` and `bench`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from commands.local_method import seed_local_method
 from commands.schedules import apply_quietly, check_file
 from composition import payments_client
 from db.migrate import migrate
-from db.rights import APP_ROLE, OPERATOR_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
-from devstack.chain import payer_wallets
+from db.rights import APP_ROLE, OPERATOR_ROLE, RELAY_ROLE, SERVICE_ROLE, SETTLEMENT_ROLE
+from devstack.chain import payer_wallets, wallet_address
 from devstack.database import DATABASE, OWNER_ROLE, prepare_database
 from devstack.processes import PortBook, ProcessService, write_atomically
 from devstack.stack import PART_NAMES, Stack
@@ -29,7 +29,7 @@ from settings import Settings, env_file_line, load
 from starter.temporal import connect, register_search_attributes
 from telemetry.health import DEFAULT_PORT
 
-PROCESSES: Final = ("worker", "api", "gateway")
+PROCESSES: Final = ("worker", "api", "gateway", "relay")
 PARTS: Final = (*PART_NAMES, *PROCESSES)
 
 LOCAL_BLOCK_TIME_SECONDS: Final = 1
@@ -37,8 +37,11 @@ WORKER_STOP_SECONDS: Final = 15.0
 API_STOP_SECONDS: Final = 15.0
 GATEWAY_STOP_SECONDS: Final = 30.0
 """Longer than it lets open streams go on."""
+RELAY_STOP_SECONDS: Final = 10.0
+RELAY_GAS_WEI: Final = 10**18
 API_PORT: Final = 8080
 GATEWAY_PORT: Final = 8090
+RELAY_HEALTH_PORT: Final = 9465
 
 _ROLE_OF_URL: Final = {
     "DATABASE_URL": APP_ROLE,
@@ -48,24 +51,46 @@ _ROLE_OF_URL: Final = {
 }
 
 _OF_THE_USER: Final = frozenset({"DEV_WALLET_KEYS", "DEV_SERVICE_KEY", "DEV_SERVICE_WALLET_KEY"})
-_NOT_OF_THE_WORKER: Final = _OF_THE_USER | {
+_OF_THE_RELAY: Final = frozenset({"RELAY_DATABASE_URL", "RELAY_PRIVATE_KEY", "RELAY_PRIVATE_KEY_FILE"})
+_NOT_OF_THE_WORKER: Final = (
+    _OF_THE_USER
+    | _OF_THE_RELAY
+    | {
+        "DATABASE_URL",
+        "MIGRATION_DATABASE_URL",
+        "OPERATOR_DATABASE_URL",
+        "BILLING_INGEST_SECRET",
+    }
+)
+_NOT_OF_THE_API: Final = (
+    _OF_THE_USER
+    | _OF_THE_RELAY
+    | {
+        "SETTLEMENT_DATABASE_URL",
+        "SERVICE_DATABASE_URL",
+        "MIGRATION_DATABASE_URL",
+        "BILLING_INGEST_SECRET",
+        "GOVERNANCE_SERVICE_KEY",
+    }
+)
+_NOT_OF_THE_GATEWAY: Final = (
+    _OF_THE_USER
+    | _OF_THE_RELAY
+    | {
+        "SETTLEMENT_DATABASE_URL",
+        "SERVICE_DATABASE_URL",
+        "MIGRATION_DATABASE_URL",
+        "OPERATOR_DATABASE_URL",
+        "GOVERNANCE_SERVICE_KEY",
+    }
+)
+_NOT_OF_THE_RELAY: Final = _OF_THE_USER | {
     "DATABASE_URL",
-    "MIGRATION_DATABASE_URL",
-    "OPERATOR_DATABASE_URL",
-    "BILLING_INGEST_SECRET",
-}
-_NOT_OF_THE_API: Final = _OF_THE_USER | {
-    "SETTLEMENT_DATABASE_URL",
-    "SERVICE_DATABASE_URL",
-    "MIGRATION_DATABASE_URL",
-    "BILLING_INGEST_SECRET",
-    "GOVERNANCE_SERVICE_KEY",
-}
-_NOT_OF_THE_GATEWAY: Final = _OF_THE_USER | {
     "SETTLEMENT_DATABASE_URL",
     "SERVICE_DATABASE_URL",
     "MIGRATION_DATABASE_URL",
     "OPERATOR_DATABASE_URL",
+    "BILLING_INGEST_SECRET",
     "GOVERNANCE_SERVICE_KEY",
 }
 """Secrets that a process does not use, removed from its environment."""
@@ -141,6 +166,8 @@ class LocalSystem:
                 await self.start_api()
             if "gateway" not in self._without:
                 await self.start_gateway()
+            if "relay" not in self._without:
+                await self.start_relay()
             if self._with_service_key:
                 await self._prepare_service_key()
             if self._with_schedules and ("temporal" not in self._without or "TEMPORAL_ADDRESS" in self.variables):
@@ -187,6 +214,33 @@ class LocalSystem:
             ready=_answers(f"http://127.0.0.1:{variables['GATEWAY_PORT']}/readyz"),
             stop_timeout_seconds=GATEWAY_STOP_SECONDS,
         )
+
+    async def start_relay(self, name: str = "relay") -> ProcessService:
+        """Start a relay as a supervised process and wait until it is ready."""
+        port = PortBook(self.state_dir).pick(f"{name}-health", RELAY_HEALTH_PORT)
+        return await self.stack.add_process(
+            name,
+            [sys.executable, "-P", "-m", "cli", "relay"],
+            {**self._without_settings(_NOT_OF_THE_RELAY), "RELAY_HEALTH_PORT": str(port)},
+            ready=_answers(f"http://127.0.0.1:{port}/readyz"),
+            stop_timeout_seconds=RELAY_STOP_SECONDS,
+        )
+
+    async def _prepare_relay_key(self) -> None:
+        """A key of its own, in a file that is named to the relay alone, with gas on the local chain.
+
+        Where database or chain are others' servers, the relay runs with the settings' key, or not at all.
+        """
+        if not {"postgres", "chain"} & self._without:
+            path = self.state_dir / "relay.key"
+            if not path.exists():
+                write_atomically(path, f"0x{secrets.token_hex(32)}\n".encode())
+            self.variables["RELAY_PRIVATE_KEY_FILE"] = str(path)
+            address = wallet_address(path.read_text().strip())
+            if int(await self.stack.chain.rpc("eth_getBalance", address, "latest"), 16) < RELAY_GAS_WEI // 2:
+                await self.stack.chain.set_balance(address, RELAY_GAS_WEI)
+        elif not {"RELAY_PRIVATE_KEY", "RELAY_PRIVATE_KEY_FILE"} & self.variables.keys():
+            self._without.add("relay")
 
     async def _prepare_service_key(self) -> None:
         settings = self.settings
@@ -237,6 +291,7 @@ class LocalSystem:
                 self.variables[name] = f"postgresql://{role}:{passwords[role]}@{host}"
             # Its pages stay off until OPERATOR_WALLETS is set.
             self.variables["OPERATOR_DATABASE_URL"] = f"postgresql://{OPERATOR_ROLE}:{passwords[OPERATOR_ROLE]}@{host}"
+            self.variables["RELAY_DATABASE_URL"] = f"postgresql://{RELAY_ROLE}:{passwords[RELAY_ROLE]}@{host}"
         if "temporal" not in self._without:
             self.variables["TEMPORAL_ADDRESS"] = self.stack.temporal.address
             self.variables.setdefault("TEMPORAL_NAMESPACE", "default")
@@ -251,6 +306,7 @@ class LocalSystem:
             self.variables["TREASURY_ADDRESS"] = chain.treasury_address
             self.variables.setdefault("CHAIN_BLOCK_TIME_SECONDS", str(self._block_time_seconds or 1))
             self.variables["DEV_WALLET_KEYS"] = ",".join(wallet.private_key for wallet in payer_wallets())
+        await self._prepare_relay_key()
 
     def _add_gateway_addresses(self) -> None:
         if "GATEWAY_PORT" not in self.variables:
@@ -271,7 +327,7 @@ class LocalSystem:
     def _passwords(self) -> dict[str, str]:
         path = self.state_dir / "passwords.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        names = (*_ROLE_OF_URL.values(), OPERATOR_ROLE, INGEST_SECRET)
+        names = (*_ROLE_OF_URL.values(), OPERATOR_ROLE, RELAY_ROLE, INGEST_SECRET)
         # A folder of an earlier version lacks the passwords of newer roles.
         passwords = {name: str(kept.get(name) or secrets.token_urlsafe(24)) for name in names}
         write_atomically(path, json.dumps(passwords).encode())
@@ -286,6 +342,7 @@ class LocalSystem:
             settlement_url=settings.require_settlement_database_url(),
             service_url=settings.require_service_database_url(),
             operator_url=settings.operator_database_url,
+            relay_url=settings.relay_database_url,
         )
 
     def _write_env(self) -> None:

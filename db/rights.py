@@ -254,7 +254,6 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "paid_transfers_of": (SERVICE_ROLE,),
     # billing: the gateway is a process that people reach
     "find_key": (APP_ROLE,),
-    "use_key": (APP_ROLE,),
     "hold_credits": (APP_ROLE,),
     "renew_hold": (APP_ROLE,),
     "capture_hold": (APP_ROLE, SERVICE_ROLE),

@@ -21,9 +21,7 @@ from db.accounts.wallets import Payer, find_non_payer_kind, provision_wallet
 from db.clock import read_clock
 from db.engine import TenantDatabase
 from db.payments import attempts
-from domain.errors import (
-    WrongChain,
-)
+from domain.errors import AttemptNotFound, WrongChain
 from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
@@ -217,12 +215,14 @@ class PaymentsClient:
             return view
         return view.model_copy(update={"confirmations": 0, "confirmations_needed": self._policy.min_confirmations})
 
-    async def status(self, user_id: str, attempt_id: UUID) -> AttemptView:
-        """Status of the attempt, with the confirmations so far while it waits.
+    async def status(self, user_id: str, attempt_id: UUID, *, only_account: str | None = None) -> AttemptView:
+        """Status of the attempt, with the confirmations so far while it waits; of one account only where it is given.
 
         Raises `AttemptNotFound`, also for another account's attempt, and `DatabaseUnavailable`.
         """
         attempt = await self._find(user_id, attempt_id)
+        if only_account is not None and attempt.billing_account_id != only_account:
+            raise AttemptNotFound(attempt_id)
         return await self.with_progress(attempt)
 
     async def with_progress(self, attempt: PaymentAttempt) -> AttemptView:

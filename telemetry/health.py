@@ -1,4 +1,4 @@
-"""The worker's health port: liveness, readiness and metrics."""
+"""The health port of a worker or relay: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -64,13 +64,19 @@ def _abandon(task: asyncio.Task[str]) -> None:
 
 @asynccontextmanager
 async def serve_health(
-    host: str, port: int | None, *, is_alive: Callable[[], bool], checks: Mapping[str, Check], sdk_metrics_address: str
+    host: str,
+    port: int | None,
+    *,
+    is_alive: Callable[[], bool],
+    checks: Mapping[str, Check],
+    sdk_metrics_address: str | None,
+    setting: str = "WORKER_HEALTH_PORT",
 ) -> AsyncIterator[int]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs; yields the port.
 
-    `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`. Without a `port`
-    it is the usual one, or any free one where a second worker on this machine has that. Raises `ConfigurationError`
-    when a requested port is taken.
+    `/metrics` joins the process's own metrics with those of the Temporal SDK at `sdk_metrics_address`, if it has one.
+    Without a `port` it is the usual one, or any free one where a second process on this machine has that. Raises
+    `ConfigurationError` naming `setting` when a requested port is taken.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -86,6 +92,8 @@ async def serve_health(
 
     async def metrics(_: web.Request) -> web.Response:
         body = generate_latest()
+        if sdk_metrics_address is None:
+            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
         # Our metrics are served even where the SDK's are not available.
         with suppress(aiohttp.ClientError, TimeoutError):
             async with (
@@ -100,19 +108,19 @@ async def serve_health(
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        await _listen(runner, host, port)
+        await _listen(runner, host, port, setting)
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int | None) -> None:
+async def _listen(runner: web.AppRunner, host: str, port: int | None, setting: str) -> None:
     try:
         await web.TCPSite(runner, host, DEFAULT_PORT if port is None else port).start()
     except OSError as error:
         if port is not None:
             raise ConfigurationError(
-                f"WORKER_HEALTH_PORT: got {port}, which cannot be bound on {host} ({error.strerror}); "
+                f"{setting}: got {port}, which cannot be bound on {host} ({error.strerror}); "
                 "expected a free port, or 0 for any"
             ) from error
         await web.TCPSite(runner, host, 0).start()

@@ -35,6 +35,7 @@ VIOLATIONS: Final = {
     "starter": "commands",
     "api": "settings",
     "gateway": "api",
+    "relay": "services",
 }
 """Who imports whom, against each contract."""
 

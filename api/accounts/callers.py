@@ -9,7 +9,7 @@ from fastapi import Request
 
 from api.resources import Services
 from db.accounts.sessions import Session
-from db.billing.holds import use_key
+from db.billing.holds import find_key
 from domain.billing.keys import hash_key, key_of
 from domain.errors import KeyRefused
 
@@ -38,7 +38,7 @@ async def find_program(services: Services, request: Request) -> Caller | None:
     if key is None:
         return None
     async with services.database.hot_statement() as connection:
-        found = await use_key(connection, hash_key(key))
+        found = await find_key(connection, hash_key(key))
     if found is None or found.state != "active":
         raise KeyRefused("unknown_key" if found is None else found.state)
     return Caller(found.owner_user_id, found.account_id, found.key_id)

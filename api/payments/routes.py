@@ -12,7 +12,15 @@ from api import examples
 from api.accounts.queries import PAGE_SIZE, PAGE_SIZE_MAX, read_attempts, read_summary
 from api.accounts.routes import POSTED
 from api.http.bodies import JsonRoute
-from api.http.dependencies import ONE_TURN, ApiServices, RepeatKey, SignedIn, limit_by_account
+from api.http.dependencies import (
+    CALLERS_TURN,
+    ONE_TURN,
+    ApiServices,
+    CallerOfAccount,
+    RepeatKey,
+    SignedIn,
+    limit_by_account,
+)
 from api.http.openapi import answered, asked, followed_by
 from api.http.problems import INVALID_INPUT, documented
 from api.http.rate_limits import client_address
@@ -24,6 +32,7 @@ from domain.errors import (
     DatabaseUnavailable,
     HashInUse,
     IdempotencyKeyReused,
+    KeyRefused,
     NotSignedIn,
     PayerRefused,
     RateLimited,
@@ -152,19 +161,21 @@ async def list_attempts(
 @router.get(
     "/attempts/{id}",
     operation_id="getAttempt",
-    dependencies=[ONE_TURN],
+    dependencies=[CALLERS_TURN],
     summary="Payment status",
     responses={
         200: answered(
             "The payment's status.",
             {"waiting": examples.WAITING, "credited": examples.CREDITED, "rejected": examples.REJECTED},
         ),
-        **documented(INVALID_INPUT, NotSignedIn, AttemptNotFound, DatabaseUnavailable),
+        **documented(INVALID_INPUT, NotSignedIn, KeyRefused, AttemptNotFound, DatabaseUnavailable),
     },
 )
-async def attempt(attempt_id: AttemptId, session: SignedIn, services: ApiServices) -> AttemptView:
+async def attempt(attempt_id: AttemptId, caller: CallerOfAccount, services: ApiServices) -> AttemptView:
     """Includes the confirmations so far and required, while the payment waits for the chain."""
-    return await services.payments.status(session.user_id, attempt_id)
+    # A person sees the payments of all accounts that are theirs, a program those of its key's.
+    only = None if caller.key_id is None else caller.billing_account_id
+    return await services.payments.status(caller.user_id, attempt_id, only_account=only)
 
 
 @router.get(

@@ -46,10 +46,9 @@ _RENEW: Final = """
 _MOVE: Final = "SELECT move_hold(%(hold_id)s::uuid, %(owner)s, %(upstream)s)"
 
 _FIND_KEY: Final = """
-    SELECT key_id, account_id, state, models, balance, held FROM find_key(%(key_hash)s) WHERE key_id IS NOT NULL
+    SELECT key_id, account_id, owner_user_id, state, models, balance, held
+      FROM find_key(%(key_hash)s) WHERE key_id IS NOT NULL
 """
-
-_USE_KEY: Final = "SELECT key_id, account_id, owner_user_id, state FROM use_key(%(key_hash)s) WHERE key_id IS NOT NULL"
 
 _USAGE: Final = """
     SELECT status, model, charged_credits, held_credits, input_tokens, cached_input_tokens, output_tokens,
@@ -129,23 +128,14 @@ class KeyState:
 
     key_id: UUID
     account_id: str
+    owner_user_id: str
+    """Whose scope its account is read in."""
     state: str
     """`active`, `unknown_key`, `key_revoked` or `key_expired`."""
     models: Sequence[str] | None
     """The models that it is for; None: all."""
     balance: int
     held: int
-
-
-@dataclass(frozen=True, slots=True)
-class UsedKey:
-    """A key, its account, and the user in whose scope the account is read."""
-
-    key_id: UUID
-    account_id: str
-    owner_user_id: str
-    state: str
-    """As of `KeyState`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +262,6 @@ async def find_key(connection: Connection, key_hash: str) -> KeyState | None:
     """A key by its hash, and what its account has; None where there is none."""
     row = await (await connection.execute(_FIND_KEY, {"key_hash": key_hash})).fetchone()
     return None if row is None else KeyState(*row)
-
-
-async def use_key(connection: Connection, key_hash: str) -> UsedKey | None:
-    """A key by its hash, for a request that is no call, whose use is noted; None where there is none."""
-    row = await (await connection.execute(_USE_KEY, {"key_hash": key_hash})).fetchone()
-    return None if row is None else UsedKey(*row)
 
 
 async def usage_of_request(connection: Connection, key_hash: str, request_id: str) -> RequestUsage | None:

@@ -487,19 +487,3 @@ AS $function$
       FROM virtual_keys k JOIN billing_accounts b ON b.id = k.billing_account_id
      WHERE k.key_hash = p_key_hash
 $function$;
-
--- The same for a program's request that is no call: its use is noted, once a minute, as `hold_credits` notes that of a call.
-CREATE OR REPLACE FUNCTION public.use_key(p_key_hash text, OUT key_id uuid, OUT account_id text, OUT owner_user_id text, OUT state text)
- RETURNS record
- LANGUAGE plpgsql
- SECURITY DEFINER
- SET search_path TO 'public', 'pg_temp'
-AS $function$
-BEGIN
-    SELECT f.key_id, f.account_id, f.owner_user_id, f.state INTO key_id, account_id, owner_user_id, state
-      FROM find_key(p_key_hash) f;
-    IF state = 'active' THEN
-        UPDATE virtual_keys k SET last_used_at = now()
-         WHERE k.id = use_key.key_id AND (k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute');
-    END IF;
-END $function$;

@@ -148,8 +148,10 @@ def check_agrees(authorization: Authorization, price: Price) -> None:
         raise AuthorizationRefused(f"it is of {authorization.value_raw} raw units: expected {price.amount_raw}")
 
 
-def check_window(authorization: Authorization, *, block_time: datetime, seconds_per_block: float) -> None:
-    """Check that it can be mined, and that it ends: by the time of the chain's newest block, no host's clock.
+def check_window(
+    authorization: Authorization, *, block_time: datetime, seconds_per_block: float, blocks: int = WINDOW_BLOCKS_MIN
+) -> None:
+    """Check that it can be mined within so many blocks, and that it ends: by the newest block's time, no host's clock.
 
     Raises `AuthorizationRefused`.
     """
@@ -158,11 +160,10 @@ def check_window(authorization: Authorization, *, block_time: datetime, seconds_
         raise AuthorizationRefused(
             f"it is valid after {authorization.valid_after}: expected less than the newest block's time, {now}"
         )
-    earliest = now + ceil(WINDOW_BLOCKS_MIN * seconds_per_block)
+    earliest = now + ceil(blocks * seconds_per_block)
     if authorization.valid_before <= earliest:
         raise AuthorizationRefused(
-            f"it is valid before {authorization.valid_before}: expected {WINDOW_BLOCKS_MIN} blocks more, "
-            f"later than {earliest}"
+            f"it is valid before {authorization.valid_before}: expected {blocks} blocks more, later than {earliest}"
         )
     latest = now + int(WINDOW_MAX.total_seconds())
     if authorization.valid_before > latest:

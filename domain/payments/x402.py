@@ -40,6 +40,9 @@ PAYMENT_RESPONSE: Final = "PAYMENT-RESPONSE"
 HEADER_CHARS_MAX: Final = 32 * 2**10
 """Of a `PAYMENT-SIGNATURE`: a smart wallet's longest signature in hex, in JSON, in Base64."""
 
+TOP_UP_PATH: Final = "/api/v1/payments/topups"
+"""Where credits are bought with a signature: the gateway's refusals name it."""
+
 ATTEMPT_PARAMETER: Final = "attemptId"
 """In the resource's address."""
 

@@ -394,16 +394,6 @@ async def test_a_program_makes_and_reads_charges_with_its_key(api: RunningApi, p
         assert (await payer.post(ADDRESS, {"method": METHOD})).body == address
 
 
-async def test_the_use_of_a_key_is_noted(api: RunningApi, payer: Visitor) -> None:
-    await key_of(payer)
-    key = await key_of(payer)
-    async with program(api, key["key"]) as caller:
-        assert [(await caller.get(METHODS)).status for _ in range(2)] == [200, 200]
-    [used, unused] = (await payer.get("/api/v1/keys")).body["keys"]
-    assert (used["keyId"], unused["lastUsedAt"]) == (key["keyId"], None)
-    assert datetime.now(UTC) - datetime.fromisoformat(used["lastUsedAt"]) < timedelta(minutes=1)
-
-
 async def test_a_revoked_key_is_refused_at_once(api: RunningApi, payer: Visitor) -> None:
     add_method(api.engine.database)
     key = await key_of(payer)

@@ -36,6 +36,7 @@ OPERATIONS: Final = {
     "getAttempt": "GET /api/v1/payments/attempts/{id}",
     "streamAttempt": "GET /api/v1/payments/attempts/{id}/events",
     "getCreditsSummary": "GET /api/v1/payments/credits/summary",
+    "topUp": "POST /api/v1/payments/topups",
     "listPaymentMethods": "GET /api/v1/payment-methods",
     "getDepositAddress": "POST /api/v1/deposit-address",
     "createCharge": "POST /api/v1/charges",
@@ -64,6 +65,7 @@ PROTECTED: Final = {
     "submitTransaction",
     "listAttempts",
     "getAttempt",
+    "topUp",
     "streamAttempt",
     "getCreditsSummary",
     "listKeys",
@@ -129,6 +131,12 @@ expected-statuses = ["2xx", 401, 422]
 include-operation-id = ["getDepositAddress", "createCharge"]
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 404, 409, 422]
+
+# A signature cannot be guessed: the answer is what to sign, or why something else is none.
+[[operations]]
+include-operation-id = "topUp"
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", 401, 402, 404, 422]
 
 [[operations]]
 include-operation-id = "rotateKey"
@@ -221,6 +229,9 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
         for status, answer in operation["responses"].items():
             if int(status) < 400 or label == "GET /readyz":
                 continue
+            if int(status) == 402:  # of x402: what to pay, which is no error
+                assert label == OPERATIONS["topUp"]
+                continue
             assert set(answer["content"]) == {PROBLEM_JSON}, label
             for name, example in answer["content"][PROBLEM_JSON]["examples"].items():
                 assert example["value"]["code"] == name
@@ -256,7 +267,7 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
     # An operation that only refused was not tested. A signature cannot be guessed, and few links lead to a key in
     # force: the two logins, a rotation and a revocation are our own.
-    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name != "logOut"}
+    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name not in {"logOut", "topUp"}}
     assert await engine.books() == []
 
 

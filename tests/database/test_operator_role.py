@@ -168,7 +168,6 @@ CALLS = {
     "revoke_key": "revoke_key(gen_random_uuid())",
     "members_of_account": "members_of_account('x')",
     "find_key": "find_key('')",
-    "use_key": "use_key('')",
     "hold_credits": "hold_credits(gen_random_uuid(), '', '', 1, NULL, '', '', '', false, NULL, NULL, '', 1, '', 1, 2,"
     " '', NULL, 1, 1)",
     "renew_hold": "renew_hold(gen_random_uuid(), '', 1, 1, NULL)",

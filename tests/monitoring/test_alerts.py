@@ -341,6 +341,43 @@ CASES: Final = (
         {'settle_findings_open{kind="provider_cost_differs"}': steady(0)},
         7,
     ),
+    Case("SettleRelayDown", {'up{job="settle-relay"}': steady(0)}, UP, 3),
+    Case(
+        "SettleRelayGasLow",
+        {
+            'settle_relay_balance_coins{instance="a"}': steady(1),
+            'settle_relay_balance_min_coins{instance="a"}': steady(2),
+        },
+        {
+            'settle_relay_balance_coins{instance="a"}': steady(2),
+            'settle_relay_balance_min_coins{instance="a"}': steady(2),
+        },
+        4,
+    ),
+    Case(
+        "SettleRelaySpendsMuch",
+        {
+            'settle_relay_spent_coins{instance="a"}': steady(81),
+            'settle_relay_spent_max_coins{instance="a"}': steady(100),
+        },
+        {
+            'settle_relay_spent_coins{instance="a"}': steady(80),
+            'settle_relay_spent_max_coins{instance="a"}': steady(100),
+        },
+        4,
+    ),
+    Case(
+        "SettleRelayStuck",
+        {
+            'settle_relay_oldest_open_seconds{instance="a"}': steady(601),
+            'settle_relay_waiting_authorizations{instance="a"}': steady(0),
+        },
+        {
+            'settle_relay_oldest_open_seconds{instance="a"}': steady(600),
+            'settle_relay_waiting_authorizations{instance="a"}': steady(0),
+        },
+        4,
+    ),
     Case(
         "SettleDrainsFull",
         {'settle_gateway_drains{instance="a"}': steady(100)},

@@ -21,13 +21,14 @@ POSTGRES = (
     "SERVICE_DATABASE_URL",
     "MIGRATION_DATABASE_URL",
     "OPERATOR_DATABASE_URL",
+    "RELAY_DATABASE_URL",
 )
 ADDRESSES = ("USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS")
 
 RATE_LIMITS = [
     *(
         f"RATE_LIMIT_{kind}_PER_{whom}"
-        for kind in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES")
+        for kind in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES", "TOPUPS")
         for whom in ("ADDRESS", "ACCOUNT")
     ),
     *(f"RATE_LIMIT_{kind}_PER_ACCOUNT" for kind in ("CHAT", "EMBEDDINGS", "IMAGES", "AUDIO")),
@@ -112,11 +113,20 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "GOVERNANCE_MODEL": ("m" * 201,),
     "GOVERNANCE_BUDGET_CREDITS_PER_DAY": ("0", "-1", "1.5", "much", str(10**15 + 1)),
     "GOVERNANCE_SERVICE_KEY": ("short",),
+    "RELAY_PRIVATE_KEY": ("0x12", "4" * 67),
+    "RELAY_PER_ACCOUNT_PER_DAY": ("-1", "1000001", "1.5", "many"),
+    "RELAY_FAILED_PER_ACCOUNT_PER_DAY": ("0", "-1", "1000001", "1.5", "many"),
+    "RELAY_GAS_PER_DAY_WEI": ("0", "-1", "1.5", "0.1 ETH", str(10**24 + 1)),
+    "RELAY_MAX_FEE_WEI": ("0", "-1", "1.5", "10 gwei", str(10**15 + 1)),
+    "RELAY_BALANCE_ALERT_WEI": ("-1", "1.5", "0.1 ETH", str(10**24 + 1)),
+    "RELAY_HEALTH_PORT": ("-1", "65536", "http"),
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
 }
 ANY_VALUE_IS_GOOD = {
     "WORKER_HEALTH_HOST",
+    "RELAY_HEALTH_HOST",
+    "RELAY_PRIVATE_KEY_FILE",
     "API_HOST",
     "GATEWAY_HOST",
     "UPSTREAMS_FILE",

@@ -343,6 +343,7 @@ TRAIL: Final = """
 LEGAL_STEPS: Final = frozenset(
     {
         (None, "CREATED_INTENT"),
+        ("CREATED_INTENT", "CREATED_INTENT"),  # a signature is claimed
         ("CREATED_INTENT", "PENDING_UNVERIFIED"),
         ("CREATED_INTENT", "FAILED"),
         ("PENDING_UNVERIFIED", "PENDING_UNVERIFIED"),

@@ -1,0 +1,27 @@
+"""What the relay may spend, on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from db.payments.authorizations import DailyLimits
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPolicy:
+    """`token` on chain `chain_id`, from payers to `treasury`, is all that it moves. Amounts in wei."""
+
+    chain_id: int
+    token: str
+    treasury: str
+    min_confirmations: int
+    block_time: timedelta
+    limits: DailyLimits
+    """Of each account."""
+    gas_per_day_wei: int
+    """Of all accounts together."""
+    max_fee_wei: int
+    """The most that it pays for a unit of gas, in replacements too."""
+    balance_alert_wei: int
+    """Below it an operator is to send gas."""

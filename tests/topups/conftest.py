@@ -1,0 +1,224 @@
+"""Top-ups on real parts: a chain that mines on request, the HTTP interface, and a relay, one pass at a time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import pytest
+from eth_account import Account
+
+from composition import chain_reader
+from db.engine import RelayDatabase
+from db.payments.authorizations import DailyLimits
+from devstack.chain import LocalChain, SignedPayment, Wallet, payer_wallets
+from domain.chain import TransferScope
+from domain.payments import x402
+from domain.payments.attempt import AttemptStatus
+from relay.policy import RelayPolicy
+from relay.relay import Relay
+from relay.signing import RelayKey
+from services.payments.authorizations import ClaimedAuthorizations
+from services.transfers.block_scanner import BlockScanner
+from services.transfers.matcher import TransferMatcher
+from tests.support.api import Reply, RunningApi, Visitor, running_api
+from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
+from tests.support.payments import RolePair
+from tests.support.servers import Namespace, running_chain
+
+PATH: Final = x402.TOP_UP_PATH
+CENTS: Final = 100
+RAW: Final = CENTS * 10_000
+PAYER, OTHER, STRANGER, HOLDER = payer_wallets()[:4]
+"""Who signs, another who signs, who broadcasts or steals, and whose account it is."""
+
+GAS_WEI: Final = 10**18
+
+
+@pytest.fixture(scope="module")
+async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
+    """It mines only on request; `finalized` trails by 4 blocks."""
+    async with running_chain(tmp_path_factory.mktemp("own-chain"), slots_in_an_epoch=2) as running:
+        yield running
+
+
+@pytest.fixture
+async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> AsyncIterator[Engine]:
+    """An engine on that chain."""
+    await chain.mine(1)  # its clock is the host's with the newest block
+    async with open_engine(namespace, roles, chain) as opened:
+        yield opened
+
+
+@dataclass
+class Till:
+    """The system that takes signatures."""
+
+    engine: Engine
+    api: RunningApi
+    payee: Visitor
+    """Signed in as `HOLDER`, who signs nothing."""
+    relay: Relay
+    claims: ClaimedAuthorizations
+    scan: BlockScanner
+    matcher: TransferMatcher
+
+    @property
+    def chain(self) -> LocalChain:
+        """The chain's own access."""
+        return self.engine.chain
+
+    async def offer(self, cents: int = CENTS, *, to: Visitor | None = None, **fields: Any) -> dict[str, Any]:
+        """What is to be signed for a new attempt."""
+        reply = await (to or self.payee).post(PATH, {"amountUsdCents": cents, **fields})
+        assert reply.status == 402, reply.body
+        required = json.loads(base64.b64decode(reply.headers[x402.PAYMENT_REQUIRED]))
+        assert required["accepts"] == reply.body["accepts"]
+        answer: dict[str, Any] = reply.body
+        return answer
+
+    def sign(
+        self, offer: dict[str, Any], wallet: Wallet = PAYER, *, own_nonce: bool = True, **changes: Any
+    ) -> SignedPayment:
+        """What a payer signs for an offer; `changes` are those of `LocalChain.sign_payment`."""
+        message = offer["authorization"]["message"]
+        values: dict[str, Any] = {
+            "to": message["to"],
+            "amount_raw": int(message["value"]),
+            "valid_before": int(message["validBefore"]),
+            "nonce": bytes.fromhex(message["nonce"][2:]) if own_nonce else secrets.token_bytes(32),
+        }
+        return self.chain.sign_payment(wallet.private_key, **{**values, **changes})
+
+    async def post(
+        self, offer: dict[str, Any], payment: SignedPayment, *, by: Visitor | None = None, wait: int = 0, **changes: Any
+    ) -> Reply:
+        """Post a signature as an x402 client does: the same address, the same body."""
+        header = payment_header(offer, payment, **changes)
+        cents = int(offer["accepts"][0]["amount"]) // 10_000
+        headers = {x402.PAYMENT_SIGNATURE: header, "Prefer": f"wait={wait}"}
+        return await (by or self.payee).post(PATH, {"amountUsdCents": cents}, headers=headers)
+
+    async def claimed(self, **options: Any) -> tuple[UUID, SignedPayment]:
+        """An attempt whose signature is claimed, and nothing more."""
+        offer = await self.offer()
+        payment = self.sign(offer, **options)
+        reply = await self.post(offer, payment)
+        assert reply.status == 202, reply.body
+        return UUID(offer["attemptId"]), payment
+
+    async def settle(self, attempt_id: UUID) -> None:
+        """Mine what is pending, submit what was relayed, and wait for the end of the attempt's workflow."""
+        await self.chain.mine(MIN_CONFIRMATIONS)
+        await self.claims.submit_relayed()
+        await self.engine.result(attempt_id)
+
+    async def watch(self) -> None:
+        """Record the transfers up to the head, and decide about those that are confirmed."""
+        while not (step := await self.scan.advance()).is_at_head:
+            pass
+        await self.matcher.act(step.cursor.head_number)
+
+    async def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """What the database holds, as its superuser sees it."""
+        async with await psycopg.AsyncConnection.connect(self.engine.database.superuser_url) as connection:
+            return await (await connection.execute(statement.encode())).fetchall()
+
+    async def status(self, attempt_id: UUID) -> AttemptStatus:
+        """As the database has it."""
+        return (await self.engine.attempt(attempt_id)).status
+
+
+def payment_header(offer: dict[str, Any], payment: SignedPayment, **changes: Any) -> str:
+    """`PAYMENT-SIGNATURE`; `changes` are parts of the JSON, or of the authorization as `authorization_x`."""
+    authorization = {
+        "from": payment.payer,
+        "to": payment.to,
+        "value": str(payment.amount_raw),
+        "validAfter": str(payment.valid_after),
+        "validBefore": str(payment.valid_before),
+        "nonce": "0x" + payment.nonce.hex(),
+    }
+    for name in [name for name in changes if name.startswith("authorization_")]:
+        authorization[name.removeprefix("authorization_")] = changes.pop(name)
+    signature = changes.pop("signature", "0x" + payment.signature.hex())
+    content = {
+        "x402Version": 2,
+        "payload": {"signature": signature, "authorization": authorization},
+        "accepted": offer["accepts"][0],
+        "resource": offer["resource"],
+        **changes,
+    }
+    return x402.as_header(content)
+
+
+def relay_policy(engine: Engine, **changes: Any) -> RelayPolicy:
+    """What the tests' relay may do."""
+    policy = RelayPolicy(
+        chain_id=engine.chain.chain_id,
+        token=engine.chain.token_address,
+        treasury=engine.chain.treasury_address,
+        min_confirmations=MIN_CONFIRMATIONS,
+        block_time=engine.settings.block_time,
+        limits=DailyLimits(100, 5),
+        gas_per_day_wei=10**17,
+        max_fee_wei=10**11,
+        balance_alert_wei=0,
+    )
+    return replace(policy, **changes)
+
+
+async def new_key(chain: LocalChain, gas_wei: int = GAS_WEI) -> RelayKey:
+    """A key of its own, whose account holds gas."""
+    key = RelayKey(bytes(Account.create().key))
+    await chain.set_balance(key.address, gas_wei)
+    return key
+
+
+@asynccontextmanager
+async def opened_relay(engine: Engine, key: RelayKey, **changes: Any) -> AsyncIterator[Relay]:
+    """A relay with connections of its own."""
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(chain_reader(engine.settings))
+        database = RelayDatabase(engine.database.relay_url)
+        stack.push_async_callback(database.dispose)
+        yield Relay(database, reader, key, relay_policy(engine, **changes))
+
+
+@pytest.fixture
+async def till(engine: Engine) -> AsyncIterator[Till]:
+    """The whole, without a worker."""
+    scope = TransferScope(
+        chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=engine.chain.treasury_address
+    )
+
+    async def publish(_: object) -> None:
+        """Findings are read from the database."""
+
+    key = await new_key(engine.chain)
+    begin = await engine.chain.block_number()
+    async with (
+        running_api(engine) as api,
+        api.visitor(HOLDER) as payee,
+        opened_relay(engine, key) as relay,
+    ):
+        yield Till(
+            engine,
+            api,
+            payee,
+            relay,
+            ClaimedAuthorizations(engine.service, engine.reader, engine.payments, chain_id=engine.chain.chain_id),
+            BlockScanner(engine.reader, engine.service, scope, from_block=begin, look_back_blocks=1),
+            TransferMatcher(
+                *(engine.service, scope, engine.payments, publish),
+                chain=engine.reader,
+                min_confirmations=MIN_CONFIRMATIONS,
+            ),
+        )

@@ -1,0 +1,363 @@
+"""The relay: nothing is sent that is not stored, and nothing twice, wherever it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psycopg
+import pytest
+from eth_account import Account
+
+from chain.transactions import TransactionCalls
+from composition import chain_reader
+from db.payments import relay as books
+from devstack.processes import wait_until
+from domain.errors import ChainUnavailable, ConfigurationError
+from domain.payments.attempt import AttemptStatus
+from relay.fees import BUMP_PERCENT, PRIORITY_FEE_WEI, Fees, first_fees, replacing_fees
+from relay.process import RelayOptions, running_relay
+from relay.signing import RelayKey
+from tests.support.engine import MIN_CONFIRMATIONS
+from tests.topups.conftest import OTHER, PAYER, STRANGER, Till, new_key, opened_relay, relay_policy
+
+SECRET = "0x" + "42" * 32
+SLOW = timedelta(minutes=1)
+"""The time of a block with which nothing is replaced."""
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+# Interrupted ---------------------------------------------------------------------------------------------------------
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool) -> None:
+    """End the process once, before the call of `name` or directly after it."""
+    original: Callable[..., Any] = getattr(owner, name)
+    killed: list[bool] = []
+
+    async def call(*args: Any, **options: Any) -> Any:
+        if killed:
+            return await original(*args, **options)
+        killed.append(True)
+        if after:
+            await original(*args, **options)
+        raise Killed
+
+    monkeypatch.setattr(owner, name, call)
+
+
+POINTS = [
+    pytest.param(books, "lock_next_nonce", False, id="before the nonce"),
+    pytest.param(books, "store", False, id="before it is stored"),
+    pytest.param(books, "store", True, id="while it is stored: rolled back"),
+    pytest.param(TransactionCalls, "send", False, id="stored, not sent"),
+    pytest.param(TransactionCalls, "send", True, id="sent, not recorded"),
+    pytest.param(books, "note_sent", True, id="while that is recorded: rolled back"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "after"), POINTS)
+async def test_killed_at_each_commit_it_sends_each_authorization_once(
+    till: Till, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool
+) -> None:
+    async with till.engine.worker():
+        attempt_id, _ = await till.claimed()
+        key = await new_key(till.chain)
+        with monkeypatch.context() as patched:
+            kill(patched, owner, name, after=after)
+            async with opened_relay(till.engine, key, block_time=SLOW) as relay:
+                with pytest.raises(Killed):
+                    await relay.run_once()
+        stored = await till.rows("SELECT tx_hash FROM relay_transactions")
+        async with opened_relay(till.engine, key, block_time=SLOW) as relay:
+            await relay.run_once()
+            await till.settle(attempt_id)
+            await relay.run_once()
+    assert await till.status(attempt_id) is AttemptStatus.CREDITED
+    sent = await till.rows("SELECT tx_hash, sent_at IS NOT NULL FROM relay_transactions")
+    assert len(sent) == 1
+    assert sent[0][1]
+    if stored:
+        assert sent[0][0] == stored[0][0], "the same bytes"
+    assert await till.rows("SELECT nonce, outcome FROM relay_nonces") == [(0, "succeeded")]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it is recorded", "while it is recorded"])
+async def test_killed_when_an_outcome_is_recorded_it_records_it_once(
+    till: Till, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    await till.claimed()
+    key = await new_key(till.chain)
+    async with opened_relay(till.engine, key) as relay:
+        await relay.run_once()
+        await till.chain.mine(MIN_CONFIRMATIONS)
+        with monkeypatch.context() as patched:
+            kill(patched, books, "end_nonce", after=after)
+            with pytest.raises(Killed):
+                await relay.run_once()
+        await relay.run_once()
+    assert await till.rows("SELECT outcome, spent_wei > 0 FROM relay_nonces") == [("succeeded", True)]
+
+
+async def test_nodes_that_do_not_answer_lose_nothing(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt_id, _ = await till.claimed()
+
+    async def fail(*_: Any) -> None:
+        raise ChainUnavailable("no usable chain endpoint")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TransactionCalls, "send", fail)
+        with pytest.raises(ChainUnavailable):
+            await till.relay.run_once()
+    assert await till.claims.submit_relayed() == 0, "nothing was sent"
+    await till.relay.run_once()
+    assert await till.claims.submit_relayed() == 1
+    assert (await till.engine.attempt(attempt_id)).tx_hash is not None
+
+
+# At once -------------------------------------------------------------------------------------------------------------
+
+
+async def test_two_relays_of_one_key_at_once_use_no_nonce_twice(till: Till) -> None:
+    claims = [await till.claimed(wallet=wallet) for wallet in (PAYER, OTHER) * 4]
+    key = await new_key(till.chain)
+    async with (
+        opened_relay(till.engine, key, block_time=SLOW) as first,
+        opened_relay(till.engine, key, block_time=SLOW) as second,
+    ):
+        for _ in range(3):
+            await asyncio.gather(first.run_once(), second.run_once())
+        await till.chain.mine(MIN_CONFIRMATIONS)
+        await asyncio.gather(first.run_once(), second.run_once())
+    nonces = await till.rows("SELECT nonce, attempt_id, outcome FROM relay_nonces ORDER BY nonce")
+    assert [nonce for nonce, _, _ in nonces] == list(range(len(claims)))
+    assert {attempt_id for _, attempt_id, _ in nonces} == {attempt_id for attempt_id, _ in claims}
+    assert {outcome for _, _, outcome in nonces} == {"succeeded"}
+    assert len(await till.rows("SELECT 1 FROM relay_transactions")) == len(claims)
+
+
+async def test_two_relays_of_two_keys_send_an_authorization_once(till: Till) -> None:
+    await till.claimed()
+    keys = [await new_key(till.chain), await new_key(till.chain)]
+    async with opened_relay(till.engine, keys[0]) as first, opened_relay(till.engine, keys[1]) as second:
+        await asyncio.gather(first.run_once(), second.run_once())
+    assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 1
+
+
+# Stuck ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_that_is_not_mined_is_replaced_on_its_nonce_and_all_hashes_are_known(till: Till) -> None:
+    attempt_id, _ = await till.claimed()
+    await till.relay.run_once()
+    await _stored(till, 2)
+    rows = await till.rows(
+        "SELECT nonce, max_fee_wei, priority_fee_wei, tx_hash FROM relay_transactions ORDER BY stored_at"
+    )
+    assert {row[0] for row in rows} == {0}
+    assert rows[1][1] * 100 >= rows[0][1] * (100 + BUMP_PERCENT)
+    assert rows[1][2] * 100 >= rows[0][2] * (100 + BUMP_PERCENT)
+    assert await till.chain.rpc("eth_getTransactionByHash", rows[0][3]) is None
+    async with till.engine.worker():
+        await till.settle(attempt_id)
+        await till.relay.run_once()
+    assert (await till.engine.attempt(attempt_id)).tx_hash in {row[3] for row in rows}
+    assert await till.status(attempt_id) is AttemptStatus.CREDITED
+
+
+async def test_a_replacement_that_comes_too_late_changes_nothing(till: Till) -> None:
+    """The first transaction was mined while the second one was signed: its hash is still known."""
+    async with till.engine.worker():
+        attempt_id, _ = await till.claimed()
+        await till.relay.run_once()
+        [(first, raw)] = await till.rows("SELECT tx_hash, raw FROM relay_transactions")
+        await _stored(till, 2)
+        [(second,)] = await till.rows(f"SELECT tx_hash FROM relay_transactions WHERE tx_hash <> '{first}'")
+        await till.claims.submit_relayed()
+        assert (await till.engine.attempt(attempt_id)).tx_hash == second
+        await till.chain.rpc("anvil_dropTransaction", second)
+        await till.chain.rpc("eth_sendRawTransaction", "0x" + bytes(raw).hex())
+        await till.chain.mine(MIN_CONFIRMATIONS)
+        await till.relay.run_once()
+        await till.claims.submit_relayed()
+        await till.engine.result(attempt_id)
+    assert (await till.engine.attempt(attempt_id)).tx_hash == first
+    assert await till.rows("SELECT outcome, mined_tx_hash FROM relay_nonces") == [("succeeded", first)]
+
+
+async def test_a_fee_spike_is_not_followed_beyond_what_the_relay_pays(till: Till) -> None:
+    await till.claimed()
+    key = await new_key(till.chain)
+    base_fee = int((await till.chain.rpc("eth_getBlockByNumber", "latest", False))["baseFeePerGas"], 16)
+    bound = 2 * base_fee + 2 * PRIORITY_FEE_WEI
+    async with opened_relay(till.engine, key, max_fee_wei=bound) as relay:
+        await relay.run_once()
+        for _ in range(12):
+            await asyncio.sleep(0.1)
+            await relay.run_once()
+    assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 1
+    async with opened_relay(till.engine, await new_key(till.chain), max_fee_wei=base_fee // 2) as relay:
+        await till.claimed()
+        await relay.run_once()
+    assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 1
+
+
+async def test_a_nonce_that_another_program_has_used_is_given_up_and_the_authorization_sent_again(till: Till) -> None:
+    async with till.engine.worker():
+        attempt_id, _ = await till.claimed()
+        key = RelayKey.parse(SECRET, setting="X")
+        await till.chain.set_balance(key.address, 10**18)
+        async with opened_relay(till.engine, key) as relay:
+            await relay.run_once()
+            [(first,)] = await till.rows("SELECT tx_hash FROM relay_transactions")
+            await till.chain.rpc("anvil_dropTransaction", first)
+            await till.chain.send(SECRET, STRANGER.address, "0x", nonce=0)
+            await till.chain.mine(MIN_CONFIRMATIONS + 1)
+            await relay.run_once()
+            await till.settle(attempt_id)
+    assert await till.rows("SELECT nonce, outcome FROM relay_nonces ORDER BY nonce") == [(0, "lost"), (1, None)]
+    assert await till.status(attempt_id) is AttemptStatus.CREDITED
+
+
+# Limits --------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_days_gas_is_a_bound_for_all_accounts_together(till: Till) -> None:
+    for _ in range(2):
+        await till.claimed()
+    key = await new_key(till.chain)
+    async with opened_relay(till.engine, key) as relay:
+        await relay.run_once()
+    [(most,)] = await till.rows("SELECT max(gas * max_fee_wei) FROM relay_transactions")
+    for _ in range(3):
+        await till.claimed()
+    async with opened_relay(till.engine, await new_key(till.chain), gas_per_day_wei=int(most) * 2) as relay:
+        await relay.run_once()
+    assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 2 + 2
+
+
+async def test_without_gas_nothing_is_stored(till: Till) -> None:
+    await till.claimed()
+    async with opened_relay(till.engine, await new_key(till.chain, gas_wei=1000)) as relay:
+        await relay.run_once()
+    assert await till.rows("SELECT 1 FROM relay_nonces") == []
+
+
+async def test_what_is_not_of_its_treasury_is_not_sent(till: Till) -> None:
+    await till.claimed()
+    async with opened_relay(till.engine, await new_key(till.chain), treasury=STRANGER.address) as relay:
+        await relay.run_once()
+    assert await till.rows("SELECT 1 FROM relay_nonces") == []
+
+
+def test_fees_are_bounded_in_first_and_replacing_transactions() -> None:
+    tip = PRIORITY_FEE_WEI
+    assert first_fees(100, max_fee_wei=tip + 99) is None
+    assert first_fees(100, max_fee_wei=tip + 100) == Fees(tip + 100, tip)
+    assert first_fees(100, max_fee_wei=10 * tip) == Fees(tip + 200, tip)
+    before = Fees(1_000, 100)
+    assert replacing_fees(before, 0, max_fee_wei=1_130) is None
+    bumped = replacing_fees(before, 0, max_fee_wei=1_131)
+    assert bumped == Fees(1_131, 114)
+    risen = replacing_fees(before, 10 * tip, max_fee_wei=15 * tip)
+    assert risen == Fees(15 * tip, 114), "as far as it pays"
+
+
+# The process ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_signs_what_a_wallet_would() -> None:
+    key, account = RelayKey.parse(SECRET, setting="X"), Account.from_key(SECRET)
+    to = OTHER.address
+    for calldata in (b"", b"\x01", b"\x99" * 70, b"\x07" * 5_000):
+        for nonce, fee, tip in ((0, 10**9, 0), (127, 10**18, 5), (2**40, 2**64, 2**64)):
+            signed = key.sign(
+                chain_id=8453, nonce=nonce, to=to, calldata=calldata, gas=90_000, max_fee_wei=fee, priority_fee_wei=tip
+            )
+            fields = {"type": 2, "chainId": 8453, "nonce": nonce, "to": to, "data": calldata, "value": 0}
+            fees = {"gas": 90_000, "maxFeePerGas": fee, "maxPriorityFeePerGas": tip}
+            expected = account.sign_transaction({**fields, **fees})
+            assert signed.raw == bytes(expected.raw_transaction)
+            assert signed.tx_hash == "0x" + bytes(expected.hash).hex()
+            more = {**fees, "maxFeePerGas": fee + 1, "maxPriorityFeePerGas": tip + 1}
+            replaced = account.sign_transaction({**fields, **more})
+            assert key.resign(signed.raw, fee + 1, tip + 1).raw == bytes(replaced.raw_transaction)
+
+
+@pytest.mark.parametrize("text", ["", "0x12", "42" * 33, "zz" * 32, "00" * 32, "ff" * 32])
+def test_what_is_no_key_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RelayKey.parse(text, setting="RELAY_PRIVATE_KEY")
+    assert "RELAY_PRIVATE_KEY" in caught.value.message
+    assert not text or text not in caught.value.message
+
+
+def test_a_key_shows_its_address_only_and_its_file_is_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(SECRET + "\n")
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="others may read"):
+        RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
+    path.chmod(0o600)
+    key = RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
+    assert repr(key) == f"RelayKey({Account.from_key(SECRET).address})"
+    with pytest.raises(ConfigurationError, match="No such file"):
+        RelayKey.read(tmp_path / "none", setting="RELAY_PRIVATE_KEY_FILE")
+
+
+async def test_the_process_relays_and_says_how_it_is(till: Till) -> None:
+    key = await new_key(till.chain)
+    options = RelayOptions(
+        till.engine.database.relay_url, chain_reader(till.engine.settings), key, relay_policy(till.engine),
+        "127.0.0.1", 0,
+    )  # fmt: skip
+    attempt_id, _ = await till.claimed()
+    async with running_relay(options) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+        async def is_sent() -> bool:
+            return bool(await till.rows("SELECT 1 FROM relay_transactions WHERE sent_at IS NOT NULL"))
+
+        await wait_until(is_sent, timeout_seconds=15, what=f"broadcast of {attempt_id}")
+        async with session.get("/readyz") as ready:
+            assert (ready.status, set((await ready.json())["checks"].values())) == (200, {"ok"})
+        await till.chain.set_balance(key.address, 1)
+
+        async def is_out_of_gas() -> bool:
+            async with session.get("/readyz") as answer:
+                return answer.status == 503 and "send it gas" in (await answer.json())["checks"]["gas"]
+
+        await wait_until(is_out_of_gas, timeout_seconds=15, what="unready relay")
+        async with session.get("/metrics") as metrics:
+            assert "settle_relay_balance_coins" in await metrics.text()
+        async with session.get("/livez") as alive:
+            assert alive.status == 200
+
+
+def test_its_role_reads_no_table_and_writes_none(till: Till) -> None:
+    with psycopg.connect(till.engine.database.relay_url) as connection:
+        for table in ("payment_attempts", "payment_authorizations", "relay_transactions", "users", "credit_ledger"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(f"SELECT 1 FROM {table}")
+        for call in (
+            "post_entry('x', 1, 'gift', NULL, 'cash:usdc', '{}')",
+            "claim_authorization(NULL, '', '', 1, 1, '', false, 1, 1, 1)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(f"SELECT {call}".encode())
+
+
+async def _stored(till: Till, count: int) -> None:
+    """Passes, until so many transactions are stored."""
+
+    async def are_stored() -> bool:
+        await till.relay.run_once()
+        return len(await till.rows("SELECT 1 FROM relay_transactions")) >= count
+
+    await wait_until(are_stored, timeout_seconds=15, what="replacement")
