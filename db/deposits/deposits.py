@@ -279,3 +279,32 @@ _IS_DEPOSIT: Final = text("SELECT EXISTS (SELECT FROM deposits WHERE attempt_id 
 async def is_attempt_of_deposit(connection: ReadAllConnection, attempt_id: UUID) -> bool:
     """Whether an attempt is a deposit's: made by a worker, for an address that it has derived."""
     return bool((await connection.connection.execute(_IS_DEPOSIT, {"attempt_id": attempt_id})).scalar_one())
+
+
+@dataclass(frozen=True, slots=True)
+class DepositOfTransfer:
+    """The deposit that a transfer is: whose it is, and what it is worth."""
+
+    billing_account_id: str
+    token: str
+    """The symbol."""
+    decimals: int
+    credits: int
+
+
+_OF_TRANSFER: Final = text(
+    """
+    SELECT a.billing_account_id, m.token, m.decimals, d.credits
+      FROM deposits d JOIN deposit_addresses a ON a.id = d.address_id JOIN payment_methods m ON m.id = d.method_id
+     WHERE d.chain_id = :chain_id AND d.tx_hash = :tx_hash AND d.log_index = :log_index
+    """
+)
+
+
+async def find_deposit_of_transfer(
+    connection: ReadAllConnection, chain_id: int | None, tx_hash: str | None, log_index: int
+) -> DepositOfTransfer | None:
+    """The deposit at a place; None where the transfer there went to a treasury."""
+    place = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
+    row = (await connection.connection.execute(_OF_TRANSFER, place)).one_or_none()
+    return None if row is None else DepositOfTransfer(*row)

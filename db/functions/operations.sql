@@ -127,7 +127,11 @@ BEGIN
     IF NEW.part <> 'refund' AND NOT EXISTS (
         SELECT 1 FROM credit_ledger e JOIN journal_lines l ON l.entry_id = e.id
          WHERE e.reference = NEW.reference AND e.reason = 'operator_credit' AND e.amount = NEW.amount_credits
-           AND e.billing_account_id = NEW.billing_account_id AND l.account_code = 'cash:usdc' AND l.side = 'debit'
+           AND e.billing_account_id = NEW.billing_account_id AND l.side = 'debit'
+           -- A deposit's money is where it came to.
+           AND l.account_code = coalesce(
+               (SELECT 'cash:' || lower(m.token) || ':deposits' FROM deposits d JOIN payment_methods m ON m.id = d.method_id
+                 WHERE d.chain_id = NEW.chain_id AND d.tx_hash = NEW.tx_hash AND d.log_index = NEW.log_index), 'cash:usdc')
     ) THEN
         RAISE EXCEPTION '% is credited to % without a ledger entry', NEW.reference, NEW.billing_account_id
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_credits_in_ledger';

@@ -171,4 +171,7 @@ AS $function$
       LEFT JOIN known_findings() of_ledger ON of_ledger.key = 'ledger_disagrees:' || c.reference
       LEFT JOIN known_findings() of_transfer ON of_transfer.key = 'ledger_without_transfer:' || c.reference
      WHERE c.part <> 'refund'
+       AND NOT EXISTS (SELECT FROM deposits d JOIN payment_methods m ON m.id = d.method_id
+                        WHERE d.chain_id = c.chain_id AND d.tx_hash = c.tx_hash AND d.log_index = c.log_index
+                          AND lower(m.token) <> 'usdc')
 $function$;

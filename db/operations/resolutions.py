@@ -100,9 +100,10 @@ _SURPLUS: Final = text(
 _INSERT_CREDIT: Final = text(
     """
     INSERT INTO transfer_credits (chain_id, tx_hash, log_index, part, block_number, block_hash, from_address,
-                                  finding_id, billing_account_id, value_raw, amount_credits, revenue_share, reference)
+                                  finding_id, billing_account_id, value_raw, amount_credits, revenue_share, reference,
+                                  token_decimals)
     VALUES (:chain_id, :tx_hash, :log_index, :part, :block_number, :block_hash, :from_address,
-            :finding_id, :billing_account_id, :value_raw, :amount_credits, :revenue_share, :reference)
+            :finding_id, :billing_account_id, :value_raw, :amount_credits, :revenue_share, :reference, :token_decimals)
     """
 )
 _CREDIT_OF_FINDING: Final = text(

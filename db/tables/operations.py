@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Identity, Index, Numeric, UniqueConstraint, func, text
+from sqlalchemy import ForeignKey, Identity, Index, Integer, Numeric, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -100,6 +100,7 @@ class TransferCredit(Base):
     revenue_share: Mapped[Decimal] = mapped_column(Numeric())
     reference: Mapped[str | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    token_decimals: Mapped[int] = mapped_column(Integer, server_default=text("6"))
 
 
 class BalanceAssertion(Base):

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from domain.errors import InvalidInput, RemedyRefused
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID, TxHash, parse_tx_hash, same_address
-from domain.ledger.entries import Posting, Reason
-from domain.money import credits_for_raw, revenue_share_credits
+from domain.ledger.entries import CASH_ACCOUNT, Posting, Reason
+from domain.money import revenue_share_credits
 from domain.operations.findings import REMEDIES, SETTLED, FindingKind, Remedy
 from domain.transfers.income import MOVES_OWN_MONEY, NON_PAYER_DESCRIPTIONS, ZERO_ADDRESS, NonPayer
 
@@ -179,11 +179,12 @@ def describe(taken: TakenRemedy) -> str:
     return f"{what}, by {taken.operator} at {taken.taken_at:%Y-%m-%d %H:%M} UTC: {taken.reason}"
 
 
-def operator_credit_posting(billing_account_id: str, reference: str, value_raw: int) -> Posting:
+def operator_credit_posting(
+    billing_account_id: str, reference: str, amount_credits: int, cash_account: str = CASH_ACCOUNT
+) -> Posting:
     """The credits of a transfer's whole value. Raises `RemedyRefused` where one ledger entry cannot hold them."""
-    amount_credits = credits_for_raw(value_raw)
-    if amount_credits > CREDITS_MAX:
-        raise RemedyRefused(f"{value_raw} raw units exceed what one ledger entry can hold")
+    if not 0 < amount_credits <= CREDITS_MAX:
+        raise RemedyRefused(f"{amount_credits} credits are not what one ledger entry can hold")
     if billing_account_id == SYSTEM_TENANT_ACCOUNT_ID:
         raise RemedyRefused("the system tenant's account cannot be credited by an operator")
     return Posting(
@@ -191,6 +192,7 @@ def operator_credit_posting(billing_account_id: str, reference: str, value_raw: 
         amount_credits=amount_credits,
         reason=Reason.OPERATOR_CREDIT,
         reference=reference,
+        cash_account=cash_account,
     )
 
 

@@ -11,13 +11,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from db.accounts.wallets import find_non_payer_kind, provision_wallet
+from db.deposits.deposits import DepositOfTransfer, find_deposit_of_transfer
 from db.engine import ServiceConnection
 from db.ledger import entries as ledger
 from db.operations import findings, resolutions
 from db.operations.resolutions import Action, Creditable, CreditRefused
 from domain.errors import BookkeepingError, RemedyRefused
 from domain.identifiers import same_address
-from domain.money import revenue_share_credits
+from domain.ledger.entries import CASH_ACCOUNT, deposits_account
+from domain.money import USDC_DECIMALS, credits_for_raw, revenue_share_credits
 from domain.operations.findings import FindingKind, Remedy, transfer_key
 from domain.operations.resolutions import (
     RemedyRequest,
@@ -105,42 +107,62 @@ async def _credit(
     connection: ServiceConnection, finding: StoredFinding, request: RemedyRequest, revenue_share: Decimal
 ) -> dict[str, Any]:
     transfer = await _find_creditable(connection, finding)
+    deposit = await find_deposit_of_transfer(connection, finding.chain_id, finding.tx_hash, transfer.log_index)
     account_id = request.billing_account_id
     if account_id is None:
         known = await find_non_payer_kind(connection.connection, transfer.from_address)
         require_account_of_nobodys(transfer.from_address, known)
-        account_id = (await provision_wallet(connection.connection, transfer.from_address)).billing_account_id
+        account_id = await _account_of(connection, transfer, deposit)
     await _require_account(connection, account_id)
-    reference = transfer_key(finding.chain_id, finding.tx_hash, transfer.log_index)
-    posting = operator_credit_posting(account_id, reference, transfer.value_raw)
+    posting = operator_credit_posting(
+        account_id,
+        transfer_key(finding.chain_id, finding.tx_hash, transfer.log_index),
+        credits_for_raw(transfer.value_raw) if deposit is None else deposit.credits,
+        CASH_ACCOUNT if deposit is None else deposits_account(deposit.token),
+    )
     # Locks are taken in the order of a settlement: first the transaction's, last the account's.
     await _insert_credit(
         connection,
         {
-            "chain_id": finding.chain_id,
-            "tx_hash": finding.tx_hash,
-            "log_index": transfer.log_index,
+            **_place(finding, transfer),
             "part": transfer.part,
-            "block_number": transfer.block_number,
-            "block_hash": transfer.block_hash,
-            "from_address": transfer.from_address,
-            "finding_id": finding.id,
             "billing_account_id": account_id,
-            "value_raw": Decimal(transfer.value_raw),
             "amount_credits": posting.amount_credits,
             "revenue_share": revenue_share,
-            "reference": reference,
+            "reference": posting.reference,
+            "token_decimals": USDC_DECIMALS if deposit is None else deposit.decimals,
         },
     )
     facts = {"findingId": str(finding.id), "operator": request.operator, "valueRaw": str(transfer.value_raw)}
     entry = await ledger.post(connection, posting, facts)
     return {
         "billingAccountId": account_id,
-        "reference": reference,
+        "reference": posting.reference,
         "amountCredits": entry.amount_credits,
         "bonusCredits": revenue_share_credits(entry.amount_credits, revenue_share),
         "valueRaw": str(transfer.value_raw),
     }
+
+
+def _place(finding: StoredFinding, transfer: Creditable) -> dict[str, Any]:
+    """Which transfer it is, and the finding about it."""
+    return {
+        "chain_id": finding.chain_id,
+        "tx_hash": finding.tx_hash,
+        "log_index": transfer.log_index,
+        "block_number": transfer.block_number,
+        "block_hash": transfer.block_hash,
+        "from_address": transfer.from_address,
+        "finding_id": finding.id,
+        "value_raw": Decimal(transfer.value_raw),
+    }
+
+
+async def _account_of(connection: ServiceConnection, transfer: Creditable, deposit: DepositOfTransfer | None) -> str:
+    """Whose a transfer is: of a deposit the address's owner, from any sender; else the sender, as an account."""
+    if deposit is not None:
+        return deposit.billing_account_id
+    return (await provision_wallet(connection.connection, transfer.from_address)).billing_account_id
 
 
 async def _claim_for_refund(connection: ServiceConnection, finding: StoredFinding) -> None:
@@ -153,19 +175,13 @@ async def _claim_for_refund(connection: ServiceConnection, finding: StoredFindin
     await _insert_credit(
         connection,
         {
-            "chain_id": finding.chain_id,
-            "tx_hash": finding.tx_hash,
-            "log_index": transfer.log_index,
+            **_place(finding, transfer),
             "part": "refund",
-            "block_number": transfer.block_number,
-            "block_hash": transfer.block_hash,
-            "from_address": transfer.from_address,
-            "finding_id": finding.id,
             "billing_account_id": None,
-            "value_raw": Decimal(transfer.value_raw),
             "amount_credits": 0,
             "revenue_share": Decimal(0),
             "reference": None,
+            "token_decimals": USDC_DECIMALS,
         },
     )
 

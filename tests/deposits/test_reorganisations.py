@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from db.payments.attempts import find_settled_transfer
 from domain.money import credits_for_raw
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import RemedyRequest
 from domain.payments.finality import FinalityLevel, ReorgedOut
+from services.operations.resolutions import mint_bonus_of_credit, take_remedy
 from services.payments import lifecycle as payments
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
 from tests.deposits.given import Given
+from tests.support.payments import SHARE
 from tests.support.sql import connect
 
 
@@ -109,6 +113,17 @@ async def test_one_that_is_reversed_and_comes_back_is_a_finding_whose_remedy_cre
     await deposits.act()
     assert ("returned_after_reversal", sent) in deposits.findings()
     assert len(deposits.deposits()) == 1
+
+    [(finding_id,)] = deposits.rows("SELECT id FROM findings WHERE kind = 'returned_after_reversal'")
+    request = RemedyRequest(finding_id=finding_id, remedy=Remedy.CREDIT, operator="ada", reason="it is back")
+    for _ in range(2):
+        async with deposits.roles.service.transaction() as connection:
+            taken = await take_remedy(connection, request, revenue_share=SHARE)
+        async with deposits.roles.service.transaction() as connection:
+            await mint_bonus_of_credit(connection, finding_id)
+    assert taken.billing_account_id == given.account.billing_account_id, "not its sender's"
+    assert await deposits.balance(given) == credits_for_raw(5_000_000)
+    assert deposits.rows("SELECT count(*) FROM users WHERE wallet_address IS NOT NULL") == [(1,)]
 
 
 async def test_one_that_was_not_found_in_time_is_credited_when_it_is_there(deposits: Deposits) -> None:

@@ -142,6 +142,15 @@ CREATE TRIGGER payment_attempts_refresh_charge AFTER UPDATE OF status ON payment
 CREATE TRIGGER payment_methods_open_cash_accounts AFTER INSERT ON payment_methods
     FOR EACH ROW EXECUTE FUNCTION open_cash_accounts();
 
+-- An operator's credit of a deposit: in its token's decimals.
+ALTER TABLE transfer_credits
+    ADD COLUMN token_decimals integer NOT NULL DEFAULT 6,
+    DROP CONSTRAINT transfer_credits_amounts_agree,
+    ADD CONSTRAINT transfer_credits_amounts_agree CHECK (
+        amount_credits = CASE part WHEN 'refund' THEN 0
+                         ELSE floor(value_raw * 10000000 / power(10::numeric, token_decimals)) END
+    ) NOT VALID;
+
 DO $$
 DECLARE
     v_table text;

@@ -19,7 +19,14 @@ compatible_from = "0007"
 SQL_FILES = ("0008_deposits.sql", "0008_authorizations.sql", "0008_sweeps.sql", "0008_webhooks.sql")
 
 # New tables name accounts and users: a foreign key locks what it names.
-CHANGED_TABLES = ("payment_attempts", "users", "billing_accounts", "general_entries", "billing_alerts")
+CHANGED_TABLES = (
+    "payment_attempts",
+    "users",
+    "billing_accounts",
+    "general_entries",
+    "billing_alerts",
+    "transfer_credits",
+)
 
 NEW_FUNCTIONS = (
     "refresh_charge_of_deposit",
