@@ -28,10 +28,18 @@ CHANGED_TABLES = (
     "transfer_credits",
 )
 
+# Those of triggers, and what these call: from this transaction on they run with the version before.
 NEW_FUNCTIONS = (
     "refresh_charge_of_deposit",
     "refresh_charge_of_attempt",
+    "refresh_charge",
+    "received_for_charge",
     "open_cash_accounts",
+    "takes_webhook",
+    "is_webhook_taken",
+    "record_webhook_event",
+    "as_utc",
+    "record_webhook_of_deposit",
     "record_webhook_of_payment",
     "record_webhook_of_transfer",
     "record_webhook_of_charge",
