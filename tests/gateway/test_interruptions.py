@@ -19,7 +19,7 @@ from gateway import draining
 from gateway import process as process_module
 from gateway.process import let_calls_end
 from gateway.upstream_client import UpstreamClient
-from tests.gateway.support import Served, chat, faulty, served, until
+from tests.gateway.support import PATIENCE_SECONDS, Served, chat, faulty, served, until
 from tests.support.postgres import Database
 from tests.support.sql import scalar
 
@@ -153,7 +153,7 @@ async def test_open_calls_may_end_and_others_are_charged_for_what_was_produced(g
     short = asyncio.create_task(gateway.client.post(faulty(delay=0.3)))
     async with gateway.client.open(faulty(stream=True, tokens=100_000, tokens_per_second=100)) as response:
         await read_some(response)
-        await let_calls_end(gateway.gateway, seconds=1.0)
+        await asyncio.wait_for(let_calls_end(gateway.gateway, seconds=1.0), PATIENCE_SECONDS)
         assert gateway.gateway.tasks == set()
         assert gateway.books.states() == ["captured", "captured"]
         rest = await response.content.read()
