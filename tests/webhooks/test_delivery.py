@@ -16,6 +16,7 @@ from activities.webhooks.delivery import PER_ACCOUNT_MAX
 from activities.webhooks.housekeeping import WebhookHousekeepingActivities
 from activities.webhooks.signatures import DeliveriesToStart, DeliveryEnd, WebhooksToPrune
 from db.engine import ServiceDatabase
+from db.webhooks import deliveries
 from domain.errors import TemporalUnavailable
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest
@@ -251,6 +252,43 @@ async def test_a_redelivery_that_is_asked_for_as_the_last_one_ends_is_not_lost(h
             await hooks.until(endpoint, "delivered")
             await receiver.wait_for(2)
     assert len(receiver.requests) == 2
+
+
+async def test_an_answer_to_the_round_before_does_not_end_the_one_that_was_asked_for(
+    hooks: Hooks, roles: RolePair
+) -> None:
+    payer = await roles.open_account(1)
+    asked = False
+
+    async def ask_again_and_accept(writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            await redeliver(roles, payer.user_id)
+        await answer(204)(writer)
+
+    async with running_receiver() as receiver, hooks.delivering():
+        receiver.behave = ask_again_and_accept
+        endpoint = make_endpoint(roles.database, payer, url=receiver.url)
+        await hooks.event(payer)
+        await receiver.wait_for(2)
+        await hooks.until(endpoint, "delivered")
+    assert len(set(receiver.ids)) == 1
+
+
+async def test_a_start_of_the_round_before_is_no_start_of_the_next(hooks: Hooks, roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    make_endpoint(roles.database, payer)
+    await hooks.event(payer)
+    async with roles.service.transaction() as connection:
+        listed = await deliveries.list_to_start(connection, limit=10)
+    await redeliver(roles, payer.user_id)
+    async with roles.service.transaction() as connection:
+        await deliveries.note_started(connection, listed)
+        [left] = await deliveries.list_to_start(connection, limit=10)
+        await deliveries.note_started(connection, [left])
+        assert await deliveries.list_to_start(connection, limit=10) == []
+    assert left.round == listed[0].round + 1
 
 
 async def test_secrets_rotate_without_a_webhook_that_a_receiver_refuses(hooks: Hooks, roles: RolePair) -> None:

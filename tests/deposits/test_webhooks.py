@@ -1,0 +1,80 @@
+"""What receivers of webhooks learn of a deposit and its charge: each step once, also when it leaves the chain."""
+
+from __future__ import annotations
+
+from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
+from tests.deposits.given import Given
+from tests.deposits.test_reorganisations import raw, reversed_deposit
+from tests.support.webhooks import make_endpoint, types_of, written
+
+
+async def given_with_endpoint(deposits: Deposits, **options: int) -> Given:
+    """An address of an account that takes all events."""
+    given = await deposits.give(**options)
+    make_endpoint(deposits.roles.database, given.account)
+    return given
+
+
+def types_of_subject(deposits: Deposits, subject: str) -> list[str]:
+    """What has happened to one, in order."""
+    return [event.type for event in written(deposits.roles.database) if event.subject.startswith(subject)]
+
+
+async def test_a_charge_that_is_paid_is_seen_confirmed_and_credited(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits, charge_cents=500)
+    await deposits.pay(given, 5_000_000, blocks=1)
+    await deposits.act()
+    assert sorted(types_of(deposits.roles.database)) == ["charge.confirming", "deposit.seen"]
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.act()
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen", "deposit.credited"]
+    assert types_of_subject(deposits, "charge:") == ["charge.confirming", "charge.paid"]
+    assert types_of_subject(deposits, "payment:") == ["payment.submitted", "payment.credited"]
+    last = {event.type: event.data for event in written(deposits.roles.database)}
+    assert last["deposit.credited"]["attemptId"] == last["payment.credited"]["attemptId"]
+    assert last["deposit.credited"]["chargeId"] == last["charge.paid"]["chargeId"] == str(given.charge_id)
+    assert last["payment.credited"]["kind"] == "deposit"
+    for kind in ("deposit.credited", "payment.credited"):
+        assert (last[kind]["amountRaw"], last[kind]["amountCredits"]) == ("5000000", 50_000_000)
+    assert (last["charge.paid"]["receivedRaw"], last["charge.paid"]["creditedRaw"]) == ("5000000", "5000000")
+
+
+async def test_a_deposit_that_leaves_the_chain_before_its_credit_is_reversed_and_its_charge_is_new(
+    deposits: Deposits,
+) -> None:
+    given = await given_with_endpoint(deposits, charge_cents=500)
+    await deposits.pay(given, 5_000_000, blocks=1)
+    await deposits.act()
+    await deposits.chain.reorg(1)
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.act()
+    await deposits.act()
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen", "deposit.reversed"]
+    assert types_of_subject(deposits, "charge:") == ["charge.confirming", "charge.new"]
+    assert types_of_subject(deposits, "payment:") == []
+
+
+async def test_a_credited_deposit_that_is_reorged_out_is_reversed_once(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits)
+    await reversed_deposit(deposits, given)
+    await deposits.act()
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen", "deposit.credited", "deposit.reversed"]
+    assert types_of_subject(deposits, "payment:") == ["payment.submitted", "payment.credited", "payment.reversed"]
+
+
+async def test_a_deposit_that_moves_while_its_attempt_waits_is_no_event(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits)
+    sent = await deposits.pay(given, 5_000_000)
+    deposits.settling.is_idle = True
+    await deposits.act()
+    [attempt_id] = deposits.settling.resumed
+    transaction = await raw(deposits, sent)
+    await deposits.chain.reorg(MIN_CONFIRMATIONS + 1, [(transaction, 1)])
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.act()
+    await deposits.act()
+    await deposits.settling.settle(attempt_id)
+    seen = types_of_subject(deposits, "deposit:")
+    assert (seen[0], seen[-1], seen.count("deposit.credited")) == ("deposit.seen", "deposit.credited", 1)
+    # Between its two blocks it was in none: what is taken away is seen again.
+    assert seen.count("deposit.seen") == seen.count("deposit.reversed") + 1
