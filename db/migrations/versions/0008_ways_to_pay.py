@@ -39,7 +39,6 @@ NEW_FUNCTIONS = (
     "is_webhook_taken",
     "record_webhook_event",
     "as_utc",
-    "record_webhook_of_deposit",
     "record_webhook_of_payment",
     "record_webhook_of_transfer",
     "record_webhook_of_charge",
