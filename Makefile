@@ -74,6 +74,7 @@ histories: install ## Record the histories of every workflow's paths again
 	$(BIN)/python -m tests.workflow.record_histories
 	$(BIN)/python -m tests.reconciliation.record_histories
 	$(BIN)/python -m tests.billing.record_histories
+	$(BIN)/python -m tests.deposits.record_histories
 	$(BIN)/python -m tests.finality.record_histories
 	$(BIN)/python -m tests.deposits.record_histories
 	$(BIN)/python -m tests.watcher.record_histories

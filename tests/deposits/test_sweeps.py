@@ -295,6 +295,19 @@ async def test_no_plan_is_made_while_gas_costs_more_than_the_cap(sweeping: Sweep
     await sweeping.chain.mine()
 
 
+async def test_a_plan_for_no_one_is_signed_by_the_key_that_names_its_next_nonce(sweeping: Sweeping) -> None:
+    address, _ = await paid_address(sweeping, 1, DOLLAR)
+    plan = await sweeping.plan(sender=None)
+    assert (plan.sender, plan.nonce) == (None, None)
+    with pytest.raises(InvalidInput, match="--nonce: the plan was made without --from"):
+        sign_plan(plan, GAS.private_key, nonce=None)
+    number = int(await sweeping.chain.rpc("eth_getTransactionCount", GAS.address, "latest"), 16)
+    signed = sign_plan(plan, GAS.private_key, nonce=number)
+    await sweeping.store(signed)
+    assert (await sweeping.finish(signed)).problems == ()
+    assert await sweeping.balance(address) == 0
+
+
 async def test_an_address_that_does_not_derive_is_left_out_and_named(sweeping: Sweeping) -> None:
     good, _ = await paid_address(sweeping, 1, DOLLAR)
     bad, _ = await paid_address(sweeping, 2, DOLLAR)
