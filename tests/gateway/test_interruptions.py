@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -77,12 +77,11 @@ async def test_who_takes_nothing_has_left(gateway: Served, monkeypatch: pytest.M
     monkeypatch.setattr(call_module, "CLIENT_WRITE_SECONDS_MAX", 0.2)
     url = urlsplit(gateway.client.url)
     # Repeated word by word: more than all buffers between the two take.
-    body = json.dumps(chat(" ".join(["w" * 65_000] * 200), stream=True, max_tokens=400)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {gateway.client.key}\r\n"
+    body = chat(" ".join(["w" * 65_000] * 200), stream=True, max_tokens=400)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         client.connect((url.hostname, url.port))
-        await asyncio.to_thread(client.sendall, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await asyncio.to_thread(client.sendall, request_of(gateway, "POST", "/v1/chat/completions", body))
         await until(gateway.calls)
         await gateway.is_quiet()
         [call] = gateway.calls()
@@ -173,3 +172,34 @@ async def test_charges_that_take_too_long_are_left_to_be_resolved(
         assert gateway.books.states() == ["held"]
     await post
     await gateway.is_quiet()
+
+
+async def test_a_process_that_ends_refuses_calls_on_connections_that_are_open(database: Database) -> None:
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(served(database))
+        url = urlsplit(gateway.client.url)
+        (reader, writer), (kept_reader, kept_writer) = [
+            await asyncio.open_connection(url.hostname, url.port) for _ in range(2)
+        ]
+        kept_writer.write(request_of(gateway, "GET", "/livez"))
+        await kept_reader.readuntil(b'"ok"}')
+        writer.write(request_of(gateway, "POST", "/v1/chat/completions", faulty(delay=1.0)))
+        await until(gateway.calls)
+        ending = asyncio.create_task(stack.aclose())
+        await until(lambda: gateway.gateway.is_stopping)
+        kept_writer.write(request_of(gateway, "POST", "/v1/chat/completions", chat()))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert (await kept_reader.readuntil(b"\r\n")).split()[1] == b"503"
+            assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
+            await ending
+        assert len(gateway.calls()) == 1
+        assert gateway.books.states() == ["captured"]
+        for one in (writer, kept_writer):
+            one.close()
+
+
+def request_of(gateway: Served, method: str, path: str, body: Any = None) -> bytes:
+    """A request's bytes."""
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {gateway.client.key}\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
