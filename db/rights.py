@@ -234,6 +234,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "owner_of_charge": (APP_ROLE,),
     # authorizations
     "claim_authorization": (APP_ROLE,),
+    "claim_by_transfer": (SERVICE_ROLE,),
     "relayed_hash": (APP_ROLE,),
     "relay_claims": (RELAY_ROLE,),
     "relay_next_nonce": (RELAY_ROLE,),

@@ -71,6 +71,31 @@ BEGIN
     RETURN 'new';
 END $function$;
 
+-- The same of an authorization that was never shown here and is on the chain: its nonce is the own one of an open attempt,
+-- which is what its payer has signed. False where there is no such attempt.
+CREATE OR REPLACE FUNCTION public.claim_by_transfer(p_chain_id bigint, p_token text, p_from_address text, p_nonce text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_attempt_id uuid;
+BEGIN
+    UPDATE payment_attempts a SET from_address = p_from_address, authorization_nonce = p_nonce
+      FROM payment_authorizations c
+     WHERE c.own_nonce = p_nonce AND c.attempt_id = a.id AND a.chain_id = p_chain_id AND lower(a.token) = lower(p_token)
+       AND a.kind = 'authorization' AND a.status = 'CREATED_INTENT' AND a.authorization_nonce IS NULL
+    RETURNING a.id INTO v_attempt_id;
+    IF v_attempt_id IS NULL THEN
+        RETURN false;
+    END IF;
+    INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, metadata)
+    VALUES (v_attempt_id, 'authorization_claimed', 'CREATED_INTENT', 'CREATED_INTENT',
+            jsonb_build_object('from', p_from_address, 'nonce', p_nonce, 'nonceIsOwn', true));
+    RETURN true;
+END $function$;
+
 -- The transaction that was last sent for the caller's own attempt; none before the first.
 CREATE OR REPLACE FUNCTION public.relayed_hash(p_attempt_id uuid)
  RETURNS text

@@ -79,7 +79,7 @@ _OVERDUE: Final = text(
            c.valid_before, c.from_block, clock_timestamp() AS now
       FROM payment_attempts a JOIN payment_authorizations c ON c.attempt_id = a.id
       JOIN billing_accounts b ON b.id = a.billing_account_id
-     WHERE a.status = 'CREATED_INTENT' AND a.chain_id = :chain_id AND a.authorization_nonce IS NOT NULL
+     WHERE a.status = 'CREATED_INTENT' AND a.chain_id = :chain_id AND c.claimed_at IS NOT NULL
        AND a.expires_at < now()
      ORDER BY a.expires_at LIMIT :limit
     """

@@ -17,7 +17,7 @@ from db.deposits.deposits import keep_deposits
 from db.engine import ReadAllConnection, ServiceConnection
 from db.transfers.identity import find_known_transfers
 from domain.chain import DepositScope, MinedBlock, Transfer, TransferScope
-from domain.transfers.income import NonPayer, non_payer
+from domain.transfers.income import ZERO_ADDRESS, NonPayer, non_payer
 from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, renewal_id
 
 TRACKED_BLOCKS_MAX: Final = 1_024
@@ -515,20 +515,40 @@ async def page_unhandled(
     return [_transfer(row, scope) for row in await connection.connection.execute(_UNHANDLED, values)]
 
 
-_HAS_CLAIMS: Final = text(
+_MAY_BE_SIGNED: Final = text(
     """
     SELECT EXISTS (
         SELECT FROM payment_attempts
          WHERE chain_id = :chain_id AND lower(token) = lower(:token) AND lower(from_address) = lower(:from_address)
            AND authorization_nonce IS NOT NULL AND status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED'))
+        OR EXISTS (
+        SELECT FROM payment_attempts
+         WHERE lower(from_address) = :zero AND amount_raw = :value_raw AND chain_id = :chain_id
+           AND kind = 'authorization' AND status = 'CREATED_INTENT')
     """
 )
 
 
-async def has_open_claims(connection: ReadAllConnection, scope: TransferScope, payer: str) -> bool:
-    """Whether a signed authorization of this payer is claimed that may still pay its attempt."""
-    values = {**_scope_values(scope), "from_address": payer}
-    return bool((await connection.connection.execute(_HAS_CLAIMS, values)).scalar_one())
+async def may_be_signed_for(connection: ReadAllConnection, scope: TransferScope, transfer: Transfer) -> bool:
+    """Whether an attempt is open that a signature of this sender pays, or one of any sender and this amount."""
+    values = {
+        **_scope_values(scope),
+        "from_address": transfer.from_address,
+        "value_raw": Decimal(transfer.value_raw),
+        "zero": ZERO_ADDRESS,
+    }
+    return bool((await connection.connection.execute(_MAY_BE_SIGNED, values)).scalar_one())
+
+
+_CLAIM_BY_TRANSFER: Final = text("SELECT claim_by_transfer(:chain_id, :token, :from_address, :nonce)")
+
+
+async def claim_by_transfer(
+    connection: ServiceConnection, scope: TransferScope, transfer: Transfer, nonce: str
+) -> bool:
+    """Claim an executed authorization for the open attempt whose own nonce it has; False where there is none."""
+    values = {**_scope_values(scope), "from_address": transfer.from_address, "nonce": nonce}
+    return bool((await connection.connection.execute(_CLAIM_BY_TRANSFER, values)).scalar_one())
 
 
 async def find_match_context(

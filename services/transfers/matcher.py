@@ -149,15 +149,17 @@ class TransferMatcher:
     async def _find_nonce(self, transfer: Transfer) -> str | None:
         """The nonce of the authorization that has caused the transfer, by its receipt, on which the nodes agree.
 
-        Only of a payer whose authorizations are claimed: for all others it makes no difference. Raises
-        `ChainUnavailable`.
+        Only where an attempt is open that it may pay: for all others it makes no difference. One that was broadcast
+        before it was shown here is claimed by that. Raises `ChainUnavailable`.
         """
         async with self._database.autocommit() as connection:
-            if not await observed.has_open_claims(connection, self._scope, transfer.from_address):
+            if not await observed.may_be_signed_for(connection, self._scope, transfer):
                 return None
         receipt, _ = await find_receipt(self._chain, transfer.tx_hash, transfer.block_number)
         for log in transfers_in(receipt, self._scope):
-            if log.log_index == transfer.log_index:
+            if log.log_index == transfer.log_index and log.authorization_nonce is not None:
+                async with self._database.transaction() as connection:
+                    await observed.claim_by_transfer(connection, self._scope, transfer, log.authorization_nonce)
                 return log.authorization_nonce
         return None
 

@@ -186,6 +186,7 @@ CALLS = {
     "note_crossings": "note_crossings(NULL, gen_random_uuid(), 1, '')",
     "open_receipt_months": "open_receipt_months(1)",
     "claim_authorization": "claim_authorization(gen_random_uuid(), '', '', 1, 1, '', false, 1, 1, 1)",
+    "claim_by_transfer": "claim_by_transfer(1, '', '', '')",
     "relayed_hash": "relayed_hash(gen_random_uuid())",
     "relay_claims": "relay_claims(1, 1, 1, 1)",
     "relay_next_nonce": "relay_next_nonce(1, '0x', 0)",

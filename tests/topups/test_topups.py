@@ -139,6 +139,20 @@ async def test_it_does_not_matter_who_broadcasts(till: Till) -> None:
     assert await till.rows("SELECT kind FROM findings") == []
 
 
+async def test_what_its_payer_broadcasts_without_showing_it_pays_the_attempt_that_it_names(till: Till) -> None:
+    """Its nonce is the attempt's own: nothing else has to be known. A random nonce would have named nothing."""
+    async with till.engine.worker():
+        offer, other = await till.offer(), await till.offer()
+        await till.chain.pay_relayed(OTHER.private_key, till.sign(offer))
+        await till.chain.pay_relayed(OTHER.private_key, till.sign(other, own_nonce=False))
+        await till.chain.mine(MIN_CONFIRMATIONS)
+        await till.watch()
+        await till.engine.result(UUID(offer["attemptId"]))
+    assert await till.status(UUID(offer["attemptId"])) is AttemptStatus.CREDITED
+    assert await till.status(UUID(other["attemptId"])) is AttemptStatus.CREATED_INTENT
+    assert await till.rows("SELECT kind FROM findings") == [("transfer_without_intent",)]
+
+
 async def test_of_several_authorizations_in_one_transaction_each_pays_its_own_attempt(till: Till) -> None:
     async with till.engine.worker():
         claims = [await till.claimed(wallet=wallet) for wallet in (PAYER, PAYER, OTHER)]
