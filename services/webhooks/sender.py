@@ -13,7 +13,9 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -164,9 +166,15 @@ class _CheckedAddresses(AbstractResolver):
             raise OSError(self.refused)
 
 
+_RESOLVING: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="webhook-names")
+"""Threads of their own: a name whose servers do not answer holds one for half a minute, whatever is given up before. In
+the event loop's few, tenants' names would delay those of chain nodes."""
+
+
 async def resolve_by_system(host: str, port: int) -> list[str]:
     """The addresses of a name, of both families, as the system resolves it. Raises `OSError`."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, ask)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

@@ -39,6 +39,17 @@ async def test_a_charge_that_is_paid_is_seen_confirmed_and_credited(deposits: De
     assert (last["charge.paid"]["receivedRaw"], last["charge.paid"]["creditedRaw"]) == ("5000000", "5000000")
 
 
+async def test_a_second_payment_of_a_part_is_an_event_of_its_own(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits, charge_cents=500)
+    for value_raw in (1_000_000, 1_000_000):
+        await deposits.pay(given, value_raw, blocks=1)
+        await deposits.act()
+    seen = [event for event in written(deposits.roles.database) if event.type == "deposit.seen"]
+    assert [event.data["amountRaw"] for event in seen] == ["1000000", "1000000"]
+    assert len({event.data["depositId"] for event in seen}) == 2
+    assert types_of_subject(deposits, "charge:") == ["charge.partial"]
+
+
 async def test_a_deposit_that_leaves_the_chain_before_its_credit_is_reversed_and_its_charge_is_new(
     deposits: Deposits,
 ) -> None:

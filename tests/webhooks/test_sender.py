@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -217,6 +219,20 @@ async def test_http_is_sent_to_loopback_only_also_by_a_developer(receiver: Recei
     assert "not loopback" in str((await sender.send(url, b"{}", HEADERS)).error)
     sender = WebhookSender(allow_private=True, resolve=Names(["127.0.0.1"]))
     assert (await sender.send(url, b"{}", HEADERS)).is_accepted
+
+
+async def test_names_of_tenants_are_resolved_in_no_thread_that_others_wait_for(
+    receiver: Receiver, sender: WebhookSender
+) -> None:
+    """Names of chain nodes are resolved in the loop's own threads, of which there are few."""
+    loop, release, workers = asyncio.get_running_loop(), threading.Event(), 64
+    held = [loop.run_in_executor(None, release.wait) for _ in range(workers)]
+    try:
+        url = receiver.url.replace("127.0.0.1", "localhost")
+        assert (await sender.send(url, b"{}", HEADERS)).is_accepted
+    finally:
+        release.set()
+        await asyncio.gather(*held)
 
 
 async def test_a_proxy_of_the_environment_is_not_used(
