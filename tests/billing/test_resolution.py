@@ -48,14 +48,18 @@ def spender(database: Database) -> Spender:
 
 
 @asynccontextmanager
-async def keeper(record: dict[str, Any]) -> AsyncIterator[str]:
-    """A provider with this record of every call."""
+async def keeper(record: dict[str, Any], **answered: Any) -> AsyncIterator[str]:
+    """A provider with this record of every call; `answered` otherwise changes its answer."""
 
     async def answer(_: web.Request) -> web.Response:
+        return web.Response(**({"text": json.dumps({"data": record})} | answered))
+
+    async def elsewhere(_: web.Request) -> web.Response:
         return web.json_response({"data": record})
 
     app = web.Application()
     app.router.add_get("/v1/generation", answer)
+    app.router.add_get("/elsewhere", elsewhere)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -136,6 +140,25 @@ async def test_a_record_may_exceed_the_hold_by_balance_and_grace(service: Servic
         database.service_url, "SELECT charged_credits, uncollected_credits FROM charge_receipts"
     )
     assert (charged, uncollected) == (HELD + GRACE, 6_000_000 - HELD - GRACE)
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [{"status": 500}, {"status": 302, "headers": {"Location": "/elsewhere"}}, {"text": "<html>"}],
+    ids=["failure", "redirect", "page"],
+)
+async def test_an_answer_that_is_no_record_is_none(
+    service: ServiceDatabase, spender: Spender, answered: dict[str, Any]
+) -> None:
+    record = {"native_tokens_prompt": 100, "native_tokens_completion": 5, "total_cost": 0.1}
+    async with keeper(record, **answered) as url:
+        with pytest.raises(ProviderUnavailable):
+            await look_up(service, orphan(spender, upstream_id="gen-1"), url)
+
+
+async def test_an_upstream_that_the_file_has_no_more_is_not_asked(service: ServiceDatabase, spender: Spender) -> None:
+    left = orphan(spender, upstream_id="gen-1", upstream="left")
+    assert "upstream left keeps no records" in (await look_up(service, left)).words
 
 
 def stored(**changes: Any) -> StoredHold:
