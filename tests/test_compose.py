@@ -69,12 +69,23 @@ def test_the_gateway_has_one_password_and_the_file_that_its_settings_name() -> N
     assert with_defaults(gateway["environment"]["GATEWAY_URL"]) == f"http://localhost:{published[1]}"
 
 
+def test_the_relay_has_one_password_and_no_other_service_its_key() -> None:
+    relay = SERVICES["relay"]
+    assert {key for key in relay["environment"] if key.endswith("DATABASE_URL")} == {"RELAY_DATABASE_URL"}
+    with_key = {
+        name
+        for name, service in SERVICES.items()
+        if any("PRIVATE_KEY" in key for key in service.get("environment", ()))
+    }
+    assert with_key == {"relay"}
+
+
 def test_no_two_services_want_the_same_port_of_this_machine() -> None:
     taken = [with_defaults(port).split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(taken) == len(set(taken))
 
 
-@pytest.mark.parametrize("name", ["worker", "migrate", "api", "schedules", "gateway"])
+@pytest.mark.parametrize("name", ["worker", "migrate", "api", "schedules", "gateway", "relay"])
 def test_every_setting_of_ours_is_one_and_has_a_good_value(name: str) -> None:
     known = {str(field.alias) for field in Settings.model_fields.values()} | PROVIDERS_KEYS
     environment = {key: with_defaults(value) for key, value in SERVICES[name]["environment"].items()}

@@ -26,7 +26,13 @@ from commands.local_gateway import (
     upstreams_document,
     write_upstreams_file,
 )
-from commands.local_system import LocalSystem
+from commands.local_system import (
+    _NOT_OF_THE_API,
+    _NOT_OF_THE_GATEWAY,
+    _NOT_OF_THE_RELAY,
+    _NOT_OF_THE_WORKER,
+    LocalSystem,
+)
 from db.accounts.wallets import find_funds
 from db.billing.keys import KeyState, find_key, revoke_key
 from devstack import DevstackError
@@ -75,6 +81,17 @@ def test_a_file_of_upstreams_in_the_settings_leaves_the_local_one_out(tmp_path: 
     system = LocalSystem(tmp_path, {"UPSTREAMS_FILE": str(tmp_path / "own.yaml")})
     with pytest.raises(DevstackError, match="runs without upstream"):
         _ = system.stack.upstream
+
+
+def test_the_relays_key_is_in_no_other_parts_environment(tmp_path: Path) -> None:
+    of_the_relay = {"RELAY_PRIVATE_KEY": "0x" + "42" * 32, "RELAY_PRIVATE_KEY_FILE": "/x", "RELAY_DATABASE_URL": "p"}
+    system = LocalSystem(tmp_path, of_the_relay)
+    for names in (_NOT_OF_THE_WORKER, _NOT_OF_THE_API, _NOT_OF_THE_GATEWAY):
+        environment = system._without_settings(names)
+        assert {environment[name] for name in of_the_relay} == {""}
+    relays = system._without_settings(_NOT_OF_THE_RELAY)
+    assert {name: relays[name] for name in of_the_relay} == of_the_relay
+    assert {relays[name] for name in ("DATABASE_URL", "SERVICE_DATABASE_URL", "MIGRATION_DATABASE_URL")} == {""}
 
 
 # -- the key

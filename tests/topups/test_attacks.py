@@ -12,8 +12,9 @@ import pytest
 from devstack.chain import call_data, dev_wallets, payer_wallets
 from domain.payments.attempt import AttemptStatus
 from domain.payments.authorizations import HALF_CURVE_ORDER
+from tests.support.api import running_api
 from tests.support.engine import MIN_CONFIRMATIONS
-from tests.topups.conftest import CENTS, OTHER, PAYER, RAW, STRANGER, Till
+from tests.topups.conftest import CENTS, OTHER, PATH, PAYER, RAW, STRANGER, Till
 
 ORDER = 2 * HALF_CURVE_ORDER + 1
 BYSTANDER = payer_wallets()[5]
@@ -75,6 +76,12 @@ async def test_what_was_not_signed_is_refused(till: Till, changes: dict[str, Any
     offer = await till.offer()
     reply = await till.post(offer, till.sign(offer), **changes)
     assert reply.status == 422, reply.body
+
+
+async def test_a_refusal_names_the_wallet_whose_signature_it_is_not(till: Till) -> None:
+    offer = await till.offer()
+    reply = await till.post(offer, till.sign(offer, payer=STRANGER.address))
+    assert f"the signature is not that of {STRANGER.address}" in reply.body["detail"]
 
 
 async def test_the_second_form_of_a_signature_is_refused_and_another_v_is_the_same(till: Till) -> None:
@@ -234,6 +241,12 @@ async def test_what_the_token_would_refuse_now_is_refused(till: Till, call: tupl
     finally:
         await till.chain.send(owner.private_key, till.chain.token_address, call_data("TestUSDC", call[1], *arguments))
         await till.chain.mine(1)
+
+
+async def test_offers_of_an_account_are_limited_by_the_minute(till: Till) -> None:
+    async with running_api(till.engine, RATE_LIMIT_TOPUPS_PER_ACCOUNT="2") as api, api.visitor(STRANGER) as stranger:
+        replies = [await stranger.post(PATH, {"amountUsdCents": CENTS}) for _ in range(3)]
+    assert [reply.status for reply in replies] == [402, 402, 429]
 
 
 async def test_a_wallet_without_the_balance_is_refused(till: Till) -> None:

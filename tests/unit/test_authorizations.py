@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import pytest
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 
-from chain.authorizations import attempt_nonce, authorization_digest, domain_separator
+from chain.authorizations import Fate, attempt_nonce, authorization_digest, domain_separator
 from domain.errors import AuthorizationRefused, InvalidInput
 from domain.payments import x402
 from domain.payments.authorizations import (
@@ -149,6 +149,25 @@ def test_a_contracts_signature_is_its_own_matter_but_for_size_and_deployment() -
     for refused in (b"\x01" * (SIGNATURE_BYTES_MAX + 1), UNDEPLOYED_WALLET_MAGIC):
         with pytest.raises(AuthorizationRefused):
             normal_signature(refused, is_contract=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_unpayable"),
+    [
+        pytest.param({}, True, id="unused, and a finalized block is later"),
+        pytest.param({"finalized_time": NOW}, False, id="the finalized block is of that second"),
+        pytest.param({"is_used": True}, False, id="used, by what is not known"),
+        pytest.param({"is_used": True, "used_by": "0x" + "77" * 32}, False, id="used"),
+        pytest.param({"is_used": True, "is_cancelled": True}, True, id="cancelled for good"),
+        pytest.param(
+            {"is_used": True, "is_cancelled": True, "finalized_time": NOW}, True, id="cancelled before its end"
+        ),
+        pytest.param({"is_used": True, "used_by": "0x" + "77" * 32, "is_cancelled": True}, False, id="contradictory"),
+    ],
+)
+def test_it_can_never_pay_when_that_is_proved(changes: dict[str, Any], is_unpayable: bool) -> None:
+    values: dict[str, Any] = {"is_used": False, "finalized_number": 7, "finalized_time": NOW + timedelta(seconds=1)}
+    assert Fate(**{**values, **changes}).is_unpayable(SECONDS) is is_unpayable
 
 
 # x402 ----------------------------------------------------------------------------------------------------------------
