@@ -185,6 +185,18 @@ CASES: Final = (
         1,
     ),
     Case(
+        "SettleAddressDiffers",
+        {'settle_findings_open{kind="address_differs"}': steady(1)},
+        {'settle_findings_open{kind="address_differs"}': steady(0)},
+        1,
+    ),
+    Case(
+        "SettleDepositsDiffer",
+        {'settle_findings_open{kind="deposits_differ"}': steady(1)},
+        {'settle_findings_open{kind="deposits_differ"}': steady(0)},
+        1,
+    ),
+    Case(
         "SettleBooksViolated",
         {violations("account_balance"): steady(1)},
         {violations("account_balance"): steady(0), violations("bonus_missing"): steady(1)},
