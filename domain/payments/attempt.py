@@ -202,6 +202,17 @@ class PaymentAttempt(BaseModel):
         """Raw token units that pay it."""
         return self.amount_raw if self.value_raw is None else self.value_raw
 
+    def takes_hash(self, tx_hash: str) -> bool:
+        """Whether that hash can be its payment's: not where nothing is signed for it, and of a deposit only its own."""
+        match self.kind:
+            case AttemptKind.WALLET:
+                return True
+            case AttemptKind.DEPOSIT:
+                return self.tx_hash in (None, tx_hash)
+            case AttemptKind.AUTHORIZATION:
+                return self.is_claimed
+        assert_never(self.kind)
+
     @property
     def is_final(self) -> bool:
         """Whether no action of the payer changes it any more."""
@@ -264,6 +275,8 @@ def decide_submission(
     before the expiry and recorded after housekeeping ended the intent. Raises `TooManyReplacements` when one attempt's
     hash was replaced `MAX_SUBMISSIONS` times.
     """
+    if not attempt.takes_hash(tx_hash):
+        return SubmissionEffect.NOTHING
     if attempt.was_paid_in_time(mined_at) or attempt.was_submitted_in_time(submitted_at):
         return SubmissionEffect.RECORD
     if attempt.is_final or attempt.tx_hash == tx_hash:

@@ -98,6 +98,9 @@ SETTINGS: Final = {
     },
 }
 
+OF_OTHER_TESTS: Final = {"logOut", "topUp", "redeliverWebhook"}
+"""What succeeds with things that no request makes: another session, a signature, an event."""
+
 SECONDS_MAX: Final = 240
 """A machine that does much else at the same time takes many times as long as a quiet one."""
 
@@ -126,9 +129,9 @@ include-operation-id = ["createChallenge", "logIn", "createIntent", "createKey",
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 422]
 
-# The method is one that there is.
+# The method is one that there is; an account has ten endpoints at most.
 [[operations]]
-include-operation-id = ["getDepositAddress", "createCharge"]
+include-operation-id = ["getDepositAddress", "createCharge", "createWebhookEndpoint"]
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 404, 409, 422]
 
@@ -264,10 +267,11 @@ async def test_everything_that_the_document_promises_holds_for_those_who_are_sig
         await rotate_and_revoke_a_key(api, cookies["payer"])
         # The one of the document's examples.
         add_method(engine.database, "USDC:base")
+        await use_an_endpoint(api, cookies["payer"])
         await asked_everything(api, tmp_path, CONFIGURATION.format(examples=examples) + SIGNED_IN)
     # An operation that only refused was not tested. A signature cannot be guessed, and few links lead to a key in
     # force: the two logins, a rotation and a revocation are our own.
-    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name not in {"logOut", "topUp"}}
+    assert set(succeeded() - before) == {label for name, label in OPERATIONS.items() if name not in OF_OTHER_TESTS}
     assert await engine.books() == []
 
 
@@ -348,6 +352,18 @@ async def rotate_and_revoke_a_key(api: RunningApi, session: str) -> None:
         for key in (made, rotated):
             revoked = await visitor.call("DELETE", f"/api/v1/keys/{key.body['keyId']}", headers=headers)
             assert revoked.status == 204, revoked.body
+
+
+async def use_an_endpoint(api: RunningApi, session: str) -> None:
+    """Make an endpoint of webhooks, list its deliveries, give it another secret, and delete it."""
+    headers = {"Cookie": session}
+    async with api.visitor() as visitor:
+        made = await visitor.post("/api/v1/webhook-endpoints", {"url": "https://example.com/"}, headers=headers)
+        assert made.status == 201, made.body
+        path = f"/api/v1/webhook-endpoints/{made.body['endpointId']}"
+        for method, asked, status in (("GET", "/deliveries", 200), ("POST", "/rotate", 201), ("DELETE", "", 204)):
+            reply = await visitor.call(method, path + asked, headers=headers)
+            assert reply.status == status, reply.body
 
 
 async def cookie(api: RunningApi, wallet: Wallet) -> str:

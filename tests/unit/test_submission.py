@@ -8,13 +8,21 @@ from uuid import UUID
 import pytest
 
 from domain.errors import WrongChain
-from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.attempt import (
+    AttemptStatus,
+    ErrorCode,
+    PaymentAttempt,
+    Purpose,
+    SubmissionEffect,
+    decide_submission,
+)
 from domain.payments.submission import SubmissionTimes, needs_time_of_payment, require_own_chain, time_submission
 
 CHAIN = 8453
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)
 HASH = "0x" + "1" * 64
+OTHER_HASH = "0x" + "2" * 64
 EXPIRED = {"status": AttemptStatus.FAILED, "error_code": ErrorCode.INTENT_EXPIRED}
 PENDING = {"status": AttemptStatus.PENDING_UNVERIFIED, "tx_hash": HASH, "submitted_at": NOON, "expires_at": None}
 
@@ -63,6 +71,25 @@ def test_what_has_ended_answers_with_its_end_also_on_another_chain(status: Attem
 def test_what_is_open_on_another_chain_is_refused(open_attempt: PaymentAttempt) -> None:
     with pytest.raises(WrongChain):
         require_own_chain(open_attempt, times(open_attempt, NOON - MOMENT), CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("payment", "effect"),
+    [
+        (attempt(), SubmissionEffect.RECORD),
+        # Nothing is signed for it, so that no transaction can pay it.
+        (attempt(kind="authorization"), SubmissionEffect.NOTHING),
+        (attempt(kind="authorization", **EXPIRED), SubmissionEffect.NOTHING),
+        (attempt(kind="authorization", authorization_nonce=HASH), SubmissionEffect.RECORD),
+        # A deposit is a transfer: no other hash is its own.
+        (attempt(kind="deposit", **{**PENDING, "tx_hash": OTHER_HASH}), SubmissionEffect.NOTHING),
+        (attempt(kind="deposit", expires_at=None), SubmissionEffect.RECORD),
+    ],
+)
+def test_a_hash_is_recorded_only_where_it_can_be_the_payments(
+    payment: PaymentAttempt, effect: SubmissionEffect
+) -> None:
+    assert decide_submission(payment, HASH, submitted_at=NOON - MOMENT) is effect
 
 
 def test_a_submission_is_later_than_the_one_that_it_has_seen_whatever_the_clock_says() -> None:
