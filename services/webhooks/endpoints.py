@@ -84,7 +84,7 @@ class TryView(ResponseModel):
     duration_ms: int
     status_code: int | None = Field(description="null where there was no answer")
     response_head: str | None = Field(description="the beginning of the answer's body")
-    error: str | None = Field(description="why there was no answer")
+    error: str | None = Field(default=None, description="why there was no answer")
 
     @classmethod
     def of(cls, found: Try) -> Self:
