@@ -22,7 +22,8 @@ async def test_an_order_is_charged_once_and_its_credits_are_read(
     key = (await payer.post("/api/v1/keys", {"label": "Shop"})).body["key"]
     monkeypatch.setenv("SETTLE_KEY", key)
     monkeypatch.setenv("API_URL", api.url)
-    [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    printed = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    [code] = [block for block in printed if "def charge(" in block]
     client: dict[str, Any] = {}
     exec(code, client)
     try:
