@@ -44,7 +44,7 @@ class EndpointView(ResponseModel):
     endpoint_id: UUID
     billing_account_id: str
     url: str
-    events: list[str] | None = Field(description="types and groups that it takes; null is all")
+    events: list[str] | None = Field(default=None, description="types and groups that it takes; null is all")
     state: str = Field(description="`active`, or `stopped`: its receiver answered 410", examples=["active"])
     created_at: datetime
     stopped_at: datetime | None = None
@@ -82,8 +82,8 @@ class TryView(ResponseModel):
 
     sent_at: datetime
     duration_ms: int
-    status_code: int | None = Field(description="null where there was no answer")
-    response_head: str | None = Field(description="the beginning of the answer's body")
+    status_code: int | None = Field(default=None, description="null where there was no answer")
+    response_head: str | None = Field(default=None, description="the beginning of the answer's body")
     error: str | None = Field(default=None, description="why there was no answer")
 
     @classmethod
