@@ -238,7 +238,7 @@ async def test_the_days_gas_is_a_bound_for_all_accounts_together(till: Till) -> 
     [(most,)] = await till.rows("SELECT max(gas * max_fee_wei) FROM relay_transactions")
     for _ in range(3):
         await till.claimed()
-    async with opened_relay(till.engine, await new_key(till.chain), gas_per_day_wei=int(most) * 2) as relay:
+    async with opened_relay(till.engine, await new_key(till.chain), gas_per_day_wei=int(most) * 5 // 2) as relay:
         await relay.run_once()
     assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 2 + 2
 

@@ -21,6 +21,7 @@ from x402.mechanisms.evm.exact import ExactEvmScheme
 from devstack.processes import wait_until
 from tests.gateway.support import MODEL, add_key, served
 from tests.support.engine import MIN_CONFIRMATIONS
+from tests.support.sql import query
 from tests.topups.conftest import CENTS, HOLDER, PATH, PAYER, Till
 
 CALL = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
@@ -135,5 +136,10 @@ async def test_a_key_of_another_account_sees_no_attempt(till: Till, key: str) ->
     offer = await till.offer()
     other = await till.engine.payer(PAYER)
     strangers = add_key(till.engine.database, other.billing_account_id).key
+    holder = (await till.engine.payer(HOLDER)).user_id
+    open_account = "SELECT open_account('acme', %s, 'organization', NULL, NULL)"
+    query(till.engine.database.service_url, open_account, holder)
+    same_persons = add_key(till.engine.database, "acme").key
     url = f"{till.api.url}/api/v1/payments/attempts/{offer['attemptId']}"
-    assert [(await call(secret, "GET", url))[0] for secret in (key, strangers, "sk-settle-none")] == [200, 404, 401]
+    secrets = (key, strangers, same_persons, "sk-settle-none")
+    assert [(await call(secret, "GET", url))[0] for secret in secrets] == [200, 404, 404, 401]
