@@ -222,6 +222,8 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 )
 @click.option("--payments", type=click.IntRange(1, 50), default=5, show_default=True, help="Payments per HTTP client.")
 @click.option("--calls", type=click.IntRange(100, 100_000), default=2000, show_default=True, help="Calls to an AI.")
+@click.option("--deposits", type=click.IntRange(10, 10_000), default=200, show_default=True, help="To as many charges.")
+@click.option("--watched", type=click.IntRange(10, 1_000_000), default=100_000, show_default=True, help="Addresses.")
 @click.option("--litellm", "with_litellm", is_flag=True, help="Install LiteLLM's proxy and measure it, too.")
 @json_option
 @click.pass_obj
@@ -236,6 +238,8 @@ async def bench(
     waiting: tuple[int, ...],
     payments: int,
     calls: int,
+    deposits: int,
+    watched: int,
     with_litellm: bool,
     as_json: bool,
 ) -> bool:
@@ -244,7 +248,8 @@ async def bench(
     DBOS is measured where the extra `bench` is installed. Then what payments that wait ask of a chain node, at a block
     every two seconds. Then the HTTP interface: many concurrent clients, from the intent through submit and status to
     the credits. Then calls to an AI through the gateway, against the same calls straight; with --litellm against
-    LiteLLM's proxy, too, which is installed from the package index into an environment of its own.
+    LiteLLM's proxy, too, which is installed from the package index into an environment of its own. Last, charges with
+    addresses of their own, deposits to them, and what reading many addresses asks of a node.
     """
     from bench.run import bench as run
 
@@ -257,6 +262,8 @@ async def bench(
         waiting=waiting,
         payments=payments,
         calls=calls,
+        deposits=deposits,
+        watched=watched,
         with_litellm=with_litellm,
         as_json=as_json,
     )

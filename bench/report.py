@@ -7,6 +7,7 @@ from typing import Final
 
 from rich.console import Console
 
+from bench.deposits_report import Deposits, show_deposits
 from bench.parts import Latency, Measured, Part, Range
 from bench.settlement_report import Budgets, show_costs, show_settlements
 from bench.spending_report import Spending, show_spending
@@ -54,6 +55,7 @@ class Report(Part):
     buyer_credits_per_second: Range
     http_path: HttpPath
     spending: Spending
+    deposits: Deposits
     settled: int
     posted: int
 
@@ -96,6 +98,7 @@ def show(report: Report, console: Console) -> None:
     )
     console.print(_http_conditions(report.http_path), markup=False)
     show_spending(report.spending, console)
+    show_deposits(report.deposits, console)
     console.print(_conditions(report), markup=False)
     for measured in report.postings:
         if measured.ratio.median > 1:

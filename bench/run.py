@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.deposits import measure_deposits
 from bench.http_path import BLOCK_TIME_SECONDS as HTTP_BLOCK_TIME_SECONDS
 from bench.http_path import SETTINGS as HTTP_SETTINGS
 from bench.http_path import measure_http_path
@@ -68,6 +69,8 @@ class Sizes:
     payments: int
     calls: int
     waiting: Sequence[int]
+    deposits: int
+    watched: int
     with_litellm: bool
 
 
@@ -81,6 +84,8 @@ async def bench(
     payments: int = 5,
     calls: int = 2000,
     waiting: Sequence[int] = (WAITING,),
+    deposits: int = 200,
+    watched: int = 100_000,
     with_litellm: bool = False,
     as_json: bool = False,
     seconds_max: float = SECONDS_MAX,
@@ -89,13 +94,16 @@ async def bench(
 
     `settlements` and `postings` are what each side does in one round; `clients` submit without a pause, and each makes
     so many `payments` over HTTP; `waiting` are the payments that wait at the same time, measured for each number;
-    `calls` are what each side makes through the gateway in one round. Raises `DevstackError` and `SettleError`.
+    `calls` are what each side makes through the gateway in one round; `deposits` are made, and `watched` addresses
+    read. Raises `DevstackError` and `SettleError`.
     """
     # Lines of the product's code go to standard error, and only what is wrong; the workers' own are in their logs.
     configure(level="WARNING", log_format="console")
     async with until_signalled():
         with tempfile.TemporaryDirectory(prefix="settle-bench-") as folder:
-            sizes = Sizes(settlements, postings, rounds, clients, payments, calls, waiting, with_litellm)
+            sizes = Sizes(
+                settlements, postings, rounds, clients, payments, calls, waiting, deposits, watched, with_litellm
+            )
             report = await _run(Path(folder), variables, sizes, seconds_max)
     if as_json:
         print_json(report)
@@ -141,6 +149,10 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
     violations += wrong
     spending, wrong = await _measure_spending(state_dir / "spending", variables, sizes)
     violations += wrong
+    deposits = await measure_deposits(
+        state_dir / "deposits", variables, deposits=sizes.deposits, watched=sizes.watched, on_progress=progress
+    )
+    violations += deposits.violations
     return Report(
         valid=not violations,
         violations=violations,
@@ -151,6 +163,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
         buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
         http_path=http_path,
         spending=spending,
+        deposits=deposits,
         settled=running.settled,
         posted=work.posted,
     )
