@@ -253,13 +253,14 @@ CALL_PAGE: Final = _wire(
         ]
     )
 )
-_METHOD: Final[dict[str, Any]] = {"chain_id": _CHAIN_ID, "token": "USDC"}
+_PAID_IN: Final[dict[str, Any]] = {"chain_id": _CHAIN_ID, "token": _USDC, "symbol": "USDC"}
 _DEPOSIT_ADDRESS: Final = "0xA324ccE40e7827b7B47299787F421E9569D6f125"
 METHODS: Final = _wire(
     MethodList(
         methods=[
             MethodView(
-                **_METHOD,
+                chain_id=_CHAIN_ID,
+                token="USDC",  # noqa: S106 - a symbol
                 id=EXAMPLE_METHOD,
                 address=_USDC,
                 decimals=6,
@@ -272,17 +273,14 @@ METHODS: Final = _wire(
     )
 )
 DEPOSIT_ADDRESS_REQUEST: Final = {"method": EXAMPLE_METHOD}
-DEPOSIT_ADDRESS: Final = _wire(
-    DepositAddressView(**_METHOD, address=_DEPOSIT_ADDRESS, method=EXAMPLE_METHOD, token_address=_USDC)
-)
+DEPOSIT_ADDRESS: Final = _wire(DepositAddressView(**_PAID_IN, address=_DEPOSIT_ADDRESS, method=EXAMPLE_METHOD))
 CHARGE_REQUEST: Final = {"method": EXAMPLE_METHOD, "amountUsdCents": _USD_CENTS, "metadata": {"orderId": "7f3a"}}
 _CHARGE: Final = ChargeView(
-    **_METHOD,
+    **_PAID_IN,
     charge_id=UUID("e1f0c7e9-b105-4f3c-9e5e-8a4e4c0f9d2b"),
     status=ChargeStatus.NEW,
     method=EXAMPLE_METHOD,
     address=_DEPOSIT_ADDRESS,
-    token_address=_USDC,
     decimals=6,
     amount_usd_cents=_USD_CENTS,
     amount_raw=raw_for_usd_cents(_USD_CENTS),
@@ -314,7 +312,7 @@ PARTIAL_CHARGE: Final = _wire(
                     log_index=3,
                     from_address=EXAMPLE_ADDRESS,
                     method=EXAMPLE_METHOD,
-                    token="USDC",  # noqa: S106 - a symbol
+                    symbol="USDC",
                     decimals=6,
                     value_raw=_SHORT_RAW,
                     credits=credits_for_raw(_SHORT_RAW),

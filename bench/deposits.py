@@ -57,6 +57,9 @@ _CREDITED: Final = text(
 )
 
 
+_LANES: Final = text(f"SELECT count(*) FROM chain_cursors WHERE to_address = '{DepositLane.BUSY.value}'")
+
+
 async def measure_deposits(
     state_dir: Path, variables: Mapping[str, str], *, deposits: int, watched: int, on_progress: Callable[[str], None]
 ) -> Deposits:
@@ -81,6 +84,7 @@ async def measure_deposits(
         charges = Charges(tenants, charge_policy(system.settings), read_head=chain.block_number)
         on_progress(f"{deposits} charges with an address of their own")
         given, seconds = await _give(charges, payer, deposits)
+        await _until_watched(service)
         on_progress(f"{deposits} deposits")
         latencies, rate = await _pay(chain, service, given, system.settings.min_confirmations)
         on_progress(f"{watched} watched addresses")
@@ -95,6 +99,16 @@ async def measure_deposits(
             watched=watched,
             **await _read(system.settings, service),
         )
+
+
+async def _until_watched(service: ServiceDatabase) -> None:
+    """The first address of an installation opens the lanes, which takes the watcher up to ten seconds."""
+
+    async def is_watched() -> bool:
+        async with service.autocommit() as connection:
+            return bool((await connection.connection.execute(_LANES)).scalar_one())
+
+    await wait_until(is_watched, timeout_seconds=CREDITED_SECONDS_MAX, what="a watcher of deposit addresses")
 
 
 async def _give(charges: Charges, payer: Payer, count: int) -> tuple[list[str], float]:

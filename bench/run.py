@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.deposits import measure_deposits
+from bench.deposits_report import Deposits
 from bench.http_path import BLOCK_TIME_SECONDS as HTTP_BLOCK_TIME_SECONDS
 from bench.http_path import SETTINGS as HTTP_SETTINGS
 from bench.http_path import measure_http_path
@@ -142,31 +143,45 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
             posted=work.posted,
             credited=buyers.credited,
         )
-    # Systems of their own: what the ratios have left behind would be in their way.
-    waiting, wrong = await _measure_waiting(state_dir / "waiting", variables, sizes)
-    violations += wrong
-    http_path, wrong = await _measure_http_path(state_dir / "http", variables, sizes)
-    violations += wrong
-    spending, wrong = await _measure_spending(state_dir / "spending", variables, sizes)
-    violations += wrong
-    deposits = await measure_deposits(
-        state_dir / "deposits", variables, deposits=sizes.deposits, watched=sizes.watched, on_progress=progress
-    )
-    violations += deposits.violations
+    systems = await _measure_systems(state_dir, variables, sizes)
+    violations += systems.violations
     return Report(
         valid=not violations,
         violations=violations,
         seconds=round(time.monotonic() - started, 1),
-        settlement=Budgets(settlements=settlements, waiting=waiting),
+        settlement=Budgets(settlements=settlements, waiting=systems.waiting),
         postings_spread=spread,
         postings_one_account=one,
         buyer_credits_per_second=Range.of(Spread.of(credit_rates), digits=1),
-        http_path=http_path,
-        spending=spending,
-        deposits=deposits,
+        http_path=systems.http_path,
+        spending=systems.spending,
+        deposits=systems.deposits,
         settled=running.settled,
         posted=work.posted,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Systems:
+    """What was measured on systems of their own."""
+
+    waiting: list[Waiting]
+    http_path: HttpPath
+    spending: Spending
+    deposits: Deposits
+    violations: list[str]
+
+
+async def _measure_systems(state_dir: Path, variables: Mapping[str, str], sizes: Sizes) -> _Systems:
+    """Each on a system of its own: what the others have left behind would be in its way."""
+    waiting, of_waiting = await _measure_waiting(state_dir / "waiting", variables, sizes)
+    http_path, of_http = await _measure_http_path(state_dir / "http", variables, sizes)
+    spending, of_spending = await _measure_spending(state_dir / "spending", variables, sizes)
+    deposits = await measure_deposits(
+        state_dir / "deposits", variables, deposits=sizes.deposits, watched=sizes.watched, on_progress=progress
+    )
+    wrong = [*of_waiting, *of_http, *of_spending, *deposits.violations]
+    return _Systems(waiting, http_path, spending, deposits, wrong)
 
 
 async def _measure_waiting(

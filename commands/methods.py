@@ -164,7 +164,11 @@ def _is_confirmed(shown: list[str], confirmed_address: str | None) -> bool:
             )
         return True
     if sys.stdin is None or not sys.stdin.isatty():
-        return False
+        progress(
+            "compare the addresses with those in the owner's wallet before anyone pays: settle methods disable takes a "
+            "wrong key out of use; --confirm with the first one refuses another key"
+        )
+        return True
     return click.confirm("Does the wallet show the same?", err=True)
 
 

@@ -140,8 +140,8 @@ class Charges:
             address=address,
             method=method.id,
             chain_id=method.chain_id,
-            token=method.token,
-            token_address=method.address,
+            token=method.address,
+            symbol=method.token,
         )
 
     async def deposits(self, owner: Owner, *, limit: int) -> AccountDeposits:

@@ -56,8 +56,8 @@ class DepositAddressView(ResponseModel):
     address: str
     method: str = Field(examples=[EXAMPLE_METHOD])
     chain_id: int
-    token: str = Field(description="symbol", examples=["USDC"])
-    token_address: str | None = Field(description="the token's contract; null for a chain's own coin")
+    token: str | None = Field(description="the token's contract; null for a chain's own coin")
+    symbol: str = Field(examples=["USDC"])
 
 
 class DepositView(ResponseModel):
@@ -68,7 +68,7 @@ class DepositView(ResponseModel):
     log_index: int
     from_address: str
     method: str = Field(examples=[EXAMPLE_METHOD])
-    token: str = Field(description="symbol", examples=["USDC"])
+    symbol: str = Field(examples=["USDC"])
     decimals: int
     value_raw: int
     credits: int = Field(description="what it is worth, and is credited with")
@@ -94,7 +94,7 @@ class DepositView(ResponseModel):
             log_index=deposit.log_index,
             from_address=deposit.from_address,
             method=deposit.method_id,
-            token=deposit.token,
+            symbol=deposit.token,
             decimals=deposit.decimals,
             value_raw=deposit.value_raw,
             credits=deposit.credits,
@@ -117,8 +117,8 @@ class ChargeView(ResponseModel):
     method: str = Field(examples=[EXAMPLE_METHOD])
     address: str = Field(description="where to pay; it belongs to this charge for good")
     chain_id: int
-    token: str = Field(description="symbol", examples=["USDC"])
-    token_address: str | None = Field(description="the token's contract; null for a chain's own coin")
+    token: str | None = Field(description="the token's contract; null for a chain's own coin")
+    symbol: str = Field(examples=["USDC"])
     decimals: int
     amount_usd_cents: int
     amount_raw: int = Field(description="what to send")
@@ -145,8 +145,8 @@ class ChargeView(ResponseModel):
             method=method.id,
             address=charge.address,
             chain_id=method.chain_id,
-            token=method.token,
-            token_address=method.address,
+            token=method.address,
+            symbol=method.token,
             decimals=method.decimals,
             amount_usd_cents=charge.amount_usd_cents,
             amount_raw=charge.quoted_amount_raw,

@@ -92,8 +92,8 @@ async def test_a_charge_is_a_quote_and_an_address_of_its_own(api: RunningApi, pa
         "address": create2_address(salt_of_charge(UUID(charge["chargeId"])), init_code_hash(treasury)),
         "payUrl": f"{api.url}/pay/{charge['chargeId']}",
         "chainId": CHAIN_ID,
-        "token": "USDC",
-        "tokenAddress": NEVER_DEPLOYED,
+        "token": NEVER_DEPLOYED,
+        "symbol": "USDC",
         "metadata": {},
         "deposits": [],
         "creditedCredits": 0,
@@ -124,8 +124,8 @@ async def test_the_accounts_own_address_is_the_same_at_every_call(api: RunningAp
                 "address": address,
                 "method": METHOD,
                 "chainId": CHAIN_ID,
-                "token": "USDC",
-                "tokenAddress": NEVER_DEPLOYED,
+                "token": NEVER_DEPLOYED,
+                "symbol": "USDC",
             },
         )
     assert rows(api, "deposit_addresses") == 1
@@ -544,7 +544,7 @@ async def test_another_token_at_the_address_does_not_pay_the_quote(api: RunningA
     see_deposit(api.engine.database, charge["address"], 50_000_000, method_id="DAI:local")
     found = (await payer.get(f"{CHARGES}/{charge['chargeId']}")).body
     assert (found["status"], found["receivedRaw"]) == ("new", 0)
-    assert [deposit["token"] for deposit in found["deposits"]] == ["DAI"]
+    assert [deposit["symbol"] for deposit in found["deposits"]] == ["DAI"]
 
 
 async def test_less_than_the_minimum_says_that_it_waits_for_more(api: RunningApi, payer: Visitor) -> None:

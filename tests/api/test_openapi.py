@@ -93,7 +93,7 @@ SETTINGS: Final = {
     "PAYMENT_MAX_USD_CENTS": str(10**12),
     **{
         f"RATE_LIMIT_{what}_PER_{whom}": "1000000"
-        for what in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES")
+        for what in ("LOGINS", "INTENTS", "SUBMITS", "KEYS", "CHARGES", "TOPUPS")
         for whom in ("ADDRESS", "ACCOUNT")
     },
 }

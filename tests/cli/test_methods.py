@@ -9,7 +9,10 @@ from typing import Any, Final
 import pytest
 from eth_utils.crypto import keccak
 
+from chain.derivation.addresses import address_of_key
+from chain.derivation.bip32 import parse_account_key
 from chain.derivation.create2 import CREATE2_DEPLOYER
+from chain.derivation.networks import parse_account_path
 from commands.local_method import seed_local_method
 from devstack.chain import LocalChain
 from settings import load
@@ -155,21 +158,29 @@ async def test_a_key_is_registered_once_its_owner_has_confirmed_its_first_addres
 ) -> None:
     """Fault 17: a key was stored unchecked. Fault 4: registering a chain always failed."""
     of_key = {"id": "USDC:wallet", "scheme": "xpub", "xpub": evm_xpub(SEED), "path": EVM_PATH}
-    asked = await run(*add(chain, "--json", **of_key))
-    assert asked.exit_code == 1
-    shown = asked.json()["firstAddresses"]
-    assert len(shown) == 3 and all(address in asked.stderr for address in shown)
-    assert methods_of(database) == []
+    external = parse_account_key(of_key["xpub"], EVM_PATH).child(0)
+    path = parse_account_path(EVM_PATH)
+    shown = [address_of_key(external.child(number).public_key, path) for number in range(3)]
     wrong = await run(*add(chain, "--confirm", shown[1], **of_key))
+    assert methods_of(database) == []
     assert wrong.exit_code == 2 and "expected the key's first address" in wrong.stderr
     done = await run(*add(chain, "--confirm", shown[0], "--json", **of_key))
     assert done.exit_code == 0, done.stderr
+    assert done.json()["firstAddresses"] == shown and all(address in done.stderr for address in shown)
     # Another method with the key needs no second confirmation, and shares its counter.
     token = await chain.deploy_token("PlainToken", "DAI", 18)
     second = await run(*add(chain, "--json", **(of_key | {"id": "DAI:wallet", "token": token, "decimals": "18"})))
     assert second.exit_code == 0, second.stderr
     assert second.json()["ringId"] == done.json()["ringId"]
     assert scalar(database.superuser_url, "SELECT count(*) FROM address_rings") == 1
+
+
+async def test_without_a_terminal_the_addresses_are_shown_to_be_compared(run: Run, chain: LocalChain) -> None:
+    of_key = {"id": "USDC:wallet", "scheme": "xpub", "xpub": evm_xpub(SEED), "path": EVM_PATH}
+    done = await run(*add(chain, "--json", **of_key))
+    assert done.exit_code == 0, done.stderr
+    assert len(done.json()["firstAddresses"]) == 3
+    assert "compare the addresses with those in the owner's wallet" in done.stderr
 
 
 async def test_the_same_key_under_another_path_or_prefix_is_refused(run: Run, database: Database) -> None:
