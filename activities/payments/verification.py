@@ -12,10 +12,10 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import PaymentToVerify
 from activities.payments.signatures import VerificationSignatures
-from chain.preconditions import SettlementPreconditions
+from chain.preconditions import TOKEN_DECIMALS, SettlementPreconditions
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
-from db.deposits.deposits import is_attempt_of_deposit
+from db.deposits.deposits import find_decimals_of_deposit
 from db.engine import ServiceDatabase
 from db.payments import attempts, authorizations
 from db.transfers import destinations, identity, observed
@@ -236,7 +236,7 @@ class VerificationActivities(VerificationSignatures):
                         "no worker of this system has been configured with the intent's treasury or token",
                     )
                 if is_judged:
-                    await self._require_preconditions(payment, attempt, checked)
+                    await self._require_preconditions(payment, checked)
                 return self._with_time(verdict, checked)
         except PreconditionNotMet as error:
             return self._judged_but_not_believed(error.message)
@@ -293,16 +293,20 @@ class VerificationActivities(VerificationSignatures):
                 await destinations.note_destination(connection, own)
                 self._is_own_noted = True
             if terms.exact:
-                return await is_attempt_of_deposit(connection, payment.attempt_id)
+                return await find_decimals_of_deposit(connection, payment.attempt_id) is not None
             return promised == own or await destinations.is_known_destination(connection, promised)
 
-    async def _require_preconditions(
-        self, payment: PaymentToVerify, attempt: attempts.UnderVerification, view: ChainView
-    ) -> None:
+    async def _require_preconditions(self, payment: PaymentToVerify, view: ChainView) -> None:
         """Of the attempt's own token, which may differ from the settings', as of the evaluated block."""
         assert view.receipt is not None, "a final result has a receipt"
+        decimals: int | None = TOKEN_DECIMALS
+        if payment.terms.exact:
+            async with self._database.autocommit() as connection:
+                decimals = await find_decimals_of_deposit(connection, payment.attempt_id)
         await self._preconditions.require(
-            payment.terms.token, at_block=view.receipt.block_number, decimals=attempt.token_decimals
+            payment.terms.token,
+            at_block=view.receipt.block_number,
+            decimals=TOKEN_DECIMALS if decimals is None else decimals,
         )
 
     def _with_time(self, verdict: VerificationResult, view: ChainView) -> VerificationResult:

@@ -273,12 +273,22 @@ async def mark_deposit_handled(
 
 
 # Also of one that a reorganisation has removed since: it waits until it is on the chain again.
-_IS_DEPOSIT: Final = text("SELECT EXISTS (SELECT FROM deposits WHERE attempt_id = :attempt_id)")
+_DECIMALS: Final = text(
+    """
+    SELECT m.decimals FROM deposits d JOIN payment_methods m ON m.id = d.method_id WHERE d.attempt_id = :attempt_id
+    """
+)
 
 
-async def is_attempt_of_deposit(connection: ReadAllConnection, attempt_id: UUID) -> bool:
-    """Whether an attempt is a deposit's: made by a worker, for an address that it has derived."""
-    return bool((await connection.connection.execute(_IS_DEPOSIT, {"attempt_id": attempt_id})).scalar_one())
+async def find_decimals_of_deposit(connection: ReadAllConnection, attempt_id: UUID) -> int | None:
+    """In which the amounts of a deposit's token are counted; None where no deposit names the attempt.
+
+    One that is named is a worker's, for an address that it has derived.
+    """
+    found: int | None = (
+        await connection.connection.execute(_DECIMALS, {"attempt_id": attempt_id})
+    ).scalar_one_or_none()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

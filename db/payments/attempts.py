@@ -37,7 +37,6 @@ from db.tables.accounts import BillingAccount
 from db.tables.payments import PaymentAttemptRow, PaymentEvent, SettledTransferRow
 from domain.errors import HashInUse, TransferAlreadySettled
 from domain.ledger.entries import Posting
-from domain.money import USDC_DECIMALS
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt
 from domain.payments.verification import SettledTransfer
 from domain.payments.watched import WatchedTransaction
@@ -436,8 +435,6 @@ _UNDER_VERIFICATION = text(
            coalesce((SELECT array_agg(s.log_index) FROM settled_transfers s
                       WHERE s.chain_id = a.chain_id AND s.tx_hash = a.tx_hash AND s.attempt_id <> a.id), '{}')
              AS settled_log_indexes,
-           (SELECT m.decimals FROM deposits d JOIN payment_methods m ON m.id = d.method_id
-             WHERE a.kind = 'deposit' AND d.attempt_id = a.id) AS token_decimals,
            first_block_answered_for(a.chain_id, a.token, a.to_address) AS first_block,
            non_payer_kind(a.from_address) AS payer_kind,
            w.block_number AS watched_block, w.head_number AS watched_head, w.updated_at AS watched_at,
@@ -472,8 +469,6 @@ class UnderVerification:
     payer_kind: NonPayer | None = None
     watched: WatchedTransaction | None = None
     """What the chain watcher has written; None where it does not follow the attempt's token and treasury."""
-    token_decimals: int = USDC_DECIMALS
-    """In which the token's amounts are counted: of a deposit, its payment method's."""
 
 
 async def find_under_verification(connection: ReadAllConnection, attempt_id: UUID) -> UnderVerification | None:
@@ -491,7 +486,6 @@ async def find_under_verification(connection: ReadAllConnection, attempt_id: UUI
         row.first_block,
         NonPayer(row.payer_kind) if row.payer_kind else None,
         _watched(row),
-        USDC_DECIMALS if row.token_decimals is None else row.token_decimals,
     )
 
 

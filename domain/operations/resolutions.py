@@ -183,8 +183,10 @@ def operator_credit_posting(
     billing_account_id: str, reference: str, amount_credits: int, cash_account: str = CASH_ACCOUNT
 ) -> Posting:
     """The credits of a transfer's whole value. Raises `RemedyRefused` where one ledger entry cannot hold them."""
-    if not 0 < amount_credits <= CREDITS_MAX:
-        raise RemedyRefused(f"{amount_credits} credits are not what one ledger entry can hold")
+    if amount_credits > CREDITS_MAX:
+        raise RemedyRefused(f"{amount_credits} credits exceed what one ledger entry can hold")
+    if amount_credits <= 0:
+        raise RemedyRefused("the transfer is worth less than a credit: there is nothing to credit")
     if billing_account_id == SYSTEM_TENANT_ACCOUNT_ID:
         raise RemedyRefused("the system tenant's account cannot be credited by an operator")
     return Posting(

@@ -15,7 +15,7 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["Collector", "Forwarder", "SignatureValidator"],
+    "chain/contracts": ["Collector", "Forwarder", "SignatureValidator", "TokenBalances"],
     "devstack/contracts": [
         "FeeToken",
         "LyingToken",

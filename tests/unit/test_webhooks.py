@@ -239,7 +239,7 @@ def test_the_edge_of_three_days_is_tried_at() -> None:
 def test_the_standards_own_library_verifies_what_is_signed() -> None:
     secret = make_secret()
     assert len(secret) == SECRET_BYTES
-    headers = dict(signed_headers("an-id", NOW, b'{"a" : 1}', [secret]))
+    headers = dict(signed_headers("an-id", datetime.now(UTC), b'{"a" : 1}', [secret]))
     assert Webhook(shown_secret(secret)).verify(b'{"a" : 1}', headers) == {"a": 1}
     with pytest.raises(WebhookVerificationError):
         Webhook(shown_secret(secret)).verify(b'{"a" : 2}', headers)
@@ -251,7 +251,7 @@ def test_the_standards_own_library_verifies_what_is_signed() -> None:
 
 def test_while_secrets_rotate_either_of_them_verifies() -> None:
     old, new = make_secret(), make_secret()
-    headers = dict(signed_headers("an-id", NOW, b"{}", [new, old]))
+    headers = dict(signed_headers("an-id", datetime.now(UTC), b"{}", [new, old]))
     assert headers["webhook-signature"].count("v1,") == 2
     for secret in (old, new):
         assert Webhook(shown_secret(secret)).verify(b"{}", headers) == {}
@@ -259,14 +259,14 @@ def test_while_secrets_rotate_either_of_them_verifies() -> None:
 
 def test_a_request_that_was_recorded_is_refused_later() -> None:
     secret = make_secret()
-    headers = dict(signed_headers("an-id", NOW - timedelta(minutes=6), b"{}", [secret]))
+    headers = dict(signed_headers("an-id", datetime.now(UTC) - timedelta(minutes=6), b"{}", [secret]))
     with pytest.raises(WebhookVerificationError):
         Webhook(shown_secret(secret)).verify(b"{}", headers)
 
 
 def test_nothing_is_sent_unsigned() -> None:
     with pytest.raises(ValueError, match="at least one secret"):
-        signed_headers("an-id", NOW, b"{}", [])
+        signed_headers("an-id", datetime.now(UTC), b"{}", [])
 
 
 # -- filters
