@@ -18,6 +18,7 @@ from tests.support.sql import connect
 
 
 async def test_watchers_that_act_at_once_credit_each_deposit_once(deposits: Deposits) -> None:
+    """Fault 11: two transfers at once credited a charge twice."""
     given = [await deposits.give(number) for number in range(1, 4)]
     for _ in range(4):
         for each in given:
@@ -58,7 +59,7 @@ async def test_both_lanes_read_the_same_transfer_as_one_deposit(deposits: Deposi
 
 
 async def test_one_whose_workflow_could_not_be_started_is_found_and_settled(deposits: Deposits) -> None:
-    """The attempt is committed, and the process dies before it asks Temporal."""
+    """Fault 12: what was marked as done was lost. Here the process dies with the attempt committed, and no run."""
     given = await deposits.give()
     await deposits.pay(given, 1_000_000)
 
@@ -82,7 +83,7 @@ async def test_one_whose_workflow_could_not_be_started_is_found_and_settled(depo
 
 
 async def test_what_is_written_is_written_with_the_cursor_or_not_at_all(deposits: Deposits) -> None:
-    """A scanner that dies in its transaction has read nothing, and the next one reads it."""
+    """Fault 12: a cursor ahead of what was handled. A scanner that dies in its transaction has read nothing."""
     given = await deposits.give()
     sent = await deposits.pay(given, 1_000_000)
     with connect(deposits.roles.database.superuser_url) as superuser:

@@ -48,7 +48,19 @@ async def test_each_of_several_is_credited_once_whatever_the_order(deposits: Dep
     assert await deposits.balance(second) == credits_for_raw(7_000_000)
 
 
+async def test_further_confirmations_credit_nothing_more(deposits: Deposits) -> None:
+    """Fault 2: each confirmation added the payment again."""
+    given = await deposits.give(charge_cents=700)
+    await deposits.pay(given, 1_000_000, blocks=1)
+    for _ in range(3 * MIN_CONFIRMATIONS):
+        await deposits.chain.mine()
+        await deposits.act()
+    assert await deposits.balance(given) == credits_for_raw(1_000_000)
+    assert (len(deposits.deposits()), deposits.status_of(given)) == (1, "partial")
+
+
 async def test_two_alike_in_one_transaction_are_two_deposits(deposits: Deposits) -> None:
+    """Fault 15: of a transaction only the first payment was seen."""
     given = await deposits.give()
     payer, relayer = deposits.payer(0), deposits.payer(1)
     alike = [deposits.chain.sign_payment(payer.private_key, given.address, 3_000_000) for _ in range(2)]

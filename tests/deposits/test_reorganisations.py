@@ -91,6 +91,7 @@ async def reversed_deposit(deposits: Deposits, given: Given) -> tuple[str, str]:
 
 
 async def test_one_that_is_reversed_is_taken_from_where_it_was_credited(deposits: Deposits) -> None:
+    """Fault 14: nothing was ever reversed."""
     given = await deposits.give(charge_cents=500)
     await reversed_deposit(deposits, given)
     await deposits.act()

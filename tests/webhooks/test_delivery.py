@@ -46,6 +46,7 @@ TRIES: Final = "SELECT status_code, response_head, error FROM webhook_tries ORDE
 
 
 async def test_a_payment_of_the_whole_product_is_delivered_signed_and_in_order(engine: Engine) -> None:
+    """Fault 13: no signature, no id, no order."""
     async with running_receiver() as receiver, engine.worker(WEBHOOK_ALLOW_PRIVATE="true"):
         payer, intent, tx_hash = await engine.buy()
         endpoint = make_endpoint(engine.database, payer, url=receiver.url)
