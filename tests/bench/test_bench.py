@@ -61,6 +61,7 @@ REPORT = {
     "buyerCreditsPerSecond",
     "httpPath",
     "spending",
+    "deposits",
     "settled",
     "posted",
 }
@@ -85,6 +86,10 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
             "20",
             "--calls",
             "100",
+            "--deposits",
+            "10",
+            "--watched",
+            "600",
             "--json",
         ),
         cwd=ROOT,
@@ -162,6 +167,10 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert [aim["name"] for aim in spending["aims"]][:2] == ["added latency, p50", "added latency, p99"]
     for name in ("latency", "firstToken"):
         assert spending[name]["straightP50Ms"] > 0
+    deposits = report["deposits"]
+    assert (deposits["deposits"], deposits["credited"], deposits["watched"]) == (10, 10, 600)
+    assert deposits["confirmedToCredited"]["count"] == 10
+    assert deposits["queriesPerBlock"] >= 2, "600 addresses take two queries"
     assert b"round 1" in progress
     assert b"5 clients, 2 payments each" in progress
 
