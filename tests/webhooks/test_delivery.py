@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -17,6 +18,7 @@ from activities.webhooks.housekeeping import WebhookHousekeepingActivities
 from activities.webhooks.signatures import DeliveriesToStart, DeliveryEnd, WebhooksToPrune
 from db.engine import ServiceDatabase
 from db.webhooks import deliveries
+from devstack.processes import wait_until
 from domain.errors import TemporalUnavailable
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest
@@ -200,7 +202,9 @@ async def test_a_retry_keeps_its_body_and_is_signed_again_at_its_own_time(hooks:
         await hooks.event(payer)
         await start_new(roles.service, hooks.starter)
         await hooks.until(endpoint, "delivered")
-        await asyncio.sleep(1)  # timestamps are of seconds
+        [sent] = await receiver.wait_for(1)
+        sent_at = int(sent.headers["webhook-timestamp"])
+        await wait_until(lambda: int(time.time()) > sent_at, timeout_seconds=SECONDS_MAX, what="another second")
         await redeliver(roles, payer.user_id)
         await start_new(roles.service, hooks.starter)
         first, second = await receiver.wait_for(2)
