@@ -326,7 +326,7 @@ GRANTED: Final = frozenset(
 BEFORE_CONTRACT: Final[frozenset[Right]] = frozenset()
 """Additional rights of a role while processes of the previous version may run: until the contracting revision.
 
-None now: revision 0008 has no contracting successor."""
+None now: revision 0009 has no contracting successor."""
 
 _WRITING: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER"})
 

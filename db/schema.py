@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_REVISION: Final = "0008"
+SCHEMA_REVISION: Final = "0009"
 """The newest migration of this code; `settle migrate` goes up to it."""
 
-EXPANDED_REVISION: Final = "0008"
+EXPANDED_REVISION: Final = "0009"
 """The oldest schema that this code runs with: everything that it uses is there. What comes after it up to
 `SCHEMA_REVISION` only takes away what older code used."""
 
-KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", SCHEMA_REVISION})
+KNOWN_REVISIONS: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", SCHEMA_REVISION})
 """Every migration that this version has; any other was made by a newer one, which says whether this one may go on."""
 
 TENANT_SETTING: Final = "settle.user_id"

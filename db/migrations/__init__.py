@@ -1,7 +1,7 @@
 """The schema's migrations. Statements are plain SQL files: what runs is what a DBA reads.
 
 From revision 0004 on a numbered file defines no function: their current text is in `db/functions`, and a revision
-creates new ones with `create_functions`. Revisions 0001 to 0006 have been released and stay as they are.
+creates new ones with `create_functions`. Revisions 0001 to 0008 have been released and stay as they are.
 
 A new revision runs with processes of the previous one (docs/decisions/rolling-deploys.md). Its module says with
 `compatible_from` which revision of the code may still run with the resulting schema.

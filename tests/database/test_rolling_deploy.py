@@ -414,7 +414,7 @@ STRONG_LOCKS: Final = """
 """
 
 
-FIRST_FILES: Final = ("0006_accounts", "0007_", "0008_deposits")
+FIRST_FILES: Final = ("0006_accounts", "0007_", "0008_deposits", "0009_prices")
 """The first file of each revision after the landed one: its locks are taken before it."""
 
 

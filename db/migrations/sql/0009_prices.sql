@@ -1,0 +1,1 @@
+-- Prices of tokens that are no dollars: where a method's price comes from, and the quotes that were taken from there.
