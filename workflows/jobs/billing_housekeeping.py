@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
 
 from workflows.publish import publish
+from workflows.steps import run_steps
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
@@ -58,30 +56,12 @@ class BillingHousekeepingResult(Message):
 class BillingHousekeeping:
     """Four independent steps: a failing one does not stop the others."""
 
-    def __init__(self) -> None:
-        self._failures: list[str] = []
-
     @workflow.run
     async def run(self, wanted: BillingHousekeepingInput) -> BillingHousekeepingResult:
         """Lifecycle of one run."""
-        result = BillingHousekeepingResult()
-        for step in (self._start_resolutions, self._open_findings, self._publish_alerts, self._open_months):
-            result = await self._try(step, wanted, result)
-        if self._failures:
-            raise ApplicationError("; ".join(self._failures), type="BILLING_HOUSEKEEPING_INCOMPLETE")
-        return result
-
-    async def _try(
-        self,
-        step: Callable[[BillingHousekeepingInput], Awaitable[dict[str, object]]],
-        wanted: BillingHousekeepingInput,
-        result: BillingHousekeepingResult,
-    ) -> BillingHousekeepingResult:
-        try:
-            return result.model_copy(update=await step(wanted))
-        except ActivityError as error:
-            self._failures.append(f"{error.activity_type}: {error.cause}")
-            return result
+        steps = (self._start_resolutions, self._open_findings, self._publish_alerts, self._open_months)
+        fields = await run_steps(steps, wanted, incomplete="BILLING_HOUSEKEEPING_INCOMPLETE")
+        return BillingHousekeepingResult.model_validate(fields)
 
     async def _start_resolutions(self, wanted: BillingHousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(

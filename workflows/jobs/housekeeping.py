@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+
+from workflows.steps import run_steps
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
@@ -75,30 +75,12 @@ class HousekeepingResult(Message):
 class Housekeeping:
     """Five independent steps: a failing one does not stop the others."""
 
-    def __init__(self) -> None:
-        self._failures: list[str] = []
-
     @workflow.run
     async def run(self, wanted: HousekeepingInput) -> HousekeepingResult:
         """Lifecycle of one run."""
-        result = HousekeepingResult()
-        for step in (self._expire_intents, self._prune, self._pick_up, self._decide_finality, self._ensure_singletons):
-            result = await self._try(step, wanted, result)
-        if self._failures:
-            raise ApplicationError("; ".join(self._failures), type="HOUSEKEEPING_INCOMPLETE")
-        return result
-
-    async def _try(
-        self,
-        step: Callable[[HousekeepingInput], Awaitable[dict[str, object]]],
-        wanted: HousekeepingInput,
-        result: HousekeepingResult,
-    ) -> HousekeepingResult:
-        try:
-            return result.model_copy(update=await step(wanted))
-        except ActivityError as error:
-            self._failures.append(f"{error.activity_type}: {error.cause}")
-            return result
+        steps = (self._expire_intents, self._prune, self._pick_up, self._decide_finality, self._ensure_singletons)
+        fields = await run_steps(steps, wanted, incomplete="HOUSEKEEPING_INCOMPLETE")
+        return HousekeepingResult.model_validate(fields)
 
     async def _expire_intents(self, wanted: HousekeepingInput) -> dict[str, object]:
         done = await workflow.execute_activity_method(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+
+from workflows.steps import run_steps
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import Field
@@ -41,32 +42,28 @@ class WebhookHousekeeping:
     @workflow.run
     async def run(self, wanted: WebhookHousekeepingInput) -> WebhookHousekeepingResult:
         """Lifecycle of one run."""
-        result = WebhookHousekeepingResult()
-        failures: list[str] = []
-        try:
-            started = await workflow.execute_activity_method(
-                WebhookHousekeepingSignatures.start_overdue_webhooks,
-                DeliveriesToStart(overdue_seconds=wanted.overdue_seconds),
-                start_to_close_timeout=BATCHES_START_TO_CLOSE,
-                heartbeat_timeout=BATCHES_HEARTBEAT,
-                retry_policy=BATCHES_RETRY,
-                summary="start deliveries without a workflow",
-            )
-            result = result.model_copy(update={"deliveries": started.counts})
-        except ActivityError as error:
-            failures.append(f"{error.activity_type}: {error.cause}")
-        try:
-            pruned = await workflow.execute_activity_method(
-                WebhookHousekeepingSignatures.prune_webhooks,
-                WebhooksToPrune(older_than_days=wanted.kept_days, batch_size=wanted.batch_size),
-                start_to_close_timeout=BATCHES_START_TO_CLOSE,
-                heartbeat_timeout=BATCHES_HEARTBEAT,
-                retry_policy=BATCHES_RETRY,
-                summary="delete deliveries and events that ended long ago",
-            )
-            result = result.model_copy(update={"rows_pruned": pruned.counts})
-        except ActivityError as error:
-            failures.append(f"{error.activity_type}: {error.cause}")
-        if failures:
-            raise ApplicationError("; ".join(failures), type="WEBHOOK_HOUSEKEEPING_INCOMPLETE")
-        return result
+        steps = (self._start_overdue, self._prune)
+        fields = await run_steps(steps, wanted, incomplete="WEBHOOK_HOUSEKEEPING_INCOMPLETE")
+        return WebhookHousekeepingResult.model_validate(fields)
+
+    async def _start_overdue(self, wanted: WebhookHousekeepingInput) -> dict[str, object]:
+        started = await workflow.execute_activity_method(
+            WebhookHousekeepingSignatures.start_overdue_webhooks,
+            DeliveriesToStart(overdue_seconds=wanted.overdue_seconds),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="start deliveries without a workflow",
+        )
+        return {"deliveries": started.counts}
+
+    async def _prune(self, wanted: WebhookHousekeepingInput) -> dict[str, object]:
+        pruned = await workflow.execute_activity_method(
+            WebhookHousekeepingSignatures.prune_webhooks,
+            WebhooksToPrune(older_than_days=wanted.kept_days, batch_size=wanted.batch_size),
+            start_to_close_timeout=BATCHES_START_TO_CLOSE,
+            heartbeat_timeout=BATCHES_HEARTBEAT,
+            retry_policy=BATCHES_RETRY,
+            summary="delete deliveries and events that ended long ago",
+        )
+        return {"rows_pruned": pruned.counts}
