@@ -71,15 +71,9 @@ bench: install ## Settlements beside DBOS and plain code, what they cost, postin
 	@$(BIN)/settle bench
 
 histories: install ## Record the histories of every workflow's paths again
-	$(BIN)/python -m tests.workflow.record_histories
-	$(BIN)/python -m tests.reconciliation.record_histories
-	$(BIN)/python -m tests.billing.record_histories
-	$(BIN)/python -m tests.deposits.record_histories
-	$(BIN)/python -m tests.finality.record_histories
-	$(BIN)/python -m tests.deposits.record_histories
-	$(BIN)/python -m tests.watcher.record_histories
-	$(BIN)/python -m tests.schedules.record_histories
-	$(BIN)/python -m tests.webhooks.record_histories
+	@for file in tests/*/record_histories.py; do \
+		$(BIN)/python -m "$$(echo "$${file%.py}" | tr / .)" || exit; \
+	done
 
 openapi: install ## Write docs/openapi.json again
 	$(BIN)/python -m tests.api.write_openapi

@@ -5,10 +5,7 @@ By hand, after a change that is meant to change histories; see `tests.workflow.r
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,23 +14,17 @@ from typing import Any, Final
 from uuid import UUID
 
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from activities.billing.signatures import CallRecord, HoldToResolve, ResolvedHold
 from activities.messages import HoldRef
 from db.billing.lapsed import LapsedHold
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
 from starter.hold_resolutions import start_hold_resolution
-from starter.temporal import connect, register_search_attributes
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
+from tests.support.histories import RECORDER, Recorded
 from workflows.naming import PLATFORM_TASK_QUEUE, resolve_hold_workflow_id
 from workflows.resolve_hold import ResolveHold
-
-HISTORIES: Final = Path(__file__).parent / "histories"
 
 HOLD: Final = LapsedHold(UUID(int=1), "account", "gpt-4o-mini", "local", datetime(2026, 1, 1, 12, tzinfo=UTC))
 
@@ -64,7 +55,8 @@ def _activities(path: str) -> list[Callable[..., Any]]:
     return [look_up_call, resolve_hold]
 
 
-async def _record(client: Client, path: str) -> dict[str, Any]:
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
     async with Worker(
         client,
         task_queue=PLATFORM_TASK_QUEUE,
@@ -75,27 +67,10 @@ async def _record(client: Client, path: str) -> dict[str, Any]:
         await start_hold_resolution(client, HOLD)
         handle = client.get_workflow_handle(resolve_hold_workflow_id(HOLD.id))
         await handle.result()
-    history: dict[str, Any] = without_traces(json.loads((await handle.fetch_history()).to_json()))
-    return history
+    return handle
 
 
-async def main() -> None:
-    """Record them all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            await register_search_attributes(client)
-            for path in PATHS:
-                history = await _record(client, path)
-                (HISTORIES / f"{path}.json").write_text(json.dumps(history, indent=1) + "\n")
-                sys.stdout.write(f"{path}\n")
-        finally:
-            await server.stop()
-
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, lambda _: ResolveHold)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

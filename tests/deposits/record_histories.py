@@ -5,10 +5,7 @@ By hand, after a change that is meant to change histories; see `tests.workflow.r
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -17,22 +14,16 @@ from typing import Any, Final
 from uuid import UUID
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from activities.deposits.signatures import SweepEnded, SweptBooked, SweptToBook
 from activities.messages import SweepRef
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
 from starter.sweeps import start_sweep
-from starter.temporal import connect, register_search_attributes
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
+from tests.support.histories import RECORDER, Recorded
 from workflows.naming import sweep_workflow_id, task_queue
 from workflows.sweep import Sweep
-
-HISTORIES: Final = Path(__file__).parent / "histories"
 
 SWEEP_ID: Final = UUID(int=1)
 CHAIN: Final = 31337
@@ -61,7 +52,8 @@ def _activities(path: str) -> list[Callable[..., Any]]:
     return [advance_sweep, book_swept]
 
 
-async def _record(client: Client, path: str) -> dict[str, Any]:
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
     async with Worker(
         client, task_queue=task_queue(CHAIN), workflows=[Sweep], activities=_activities(path), identity=RECORDER
     ):
@@ -69,27 +61,10 @@ async def _record(client: Client, path: str) -> dict[str, Any]:
         handle = client.get_workflow_handle(sweep_workflow_id(SWEEP_ID))
         with suppress(WorkflowFailureError):
             await handle.result()
-    history: dict[str, Any] = without_traces(json.loads((await handle.fetch_history()).to_json()))
-    return history
+    return handle
 
 
-async def main() -> None:
-    """Record them all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            await register_search_attributes(client)
-            for path in PATHS:
-                history = await _record(client, path)
-                (HISTORIES / f"{path}.json").write_text(json.dumps(history, indent=1) + "\n")
-                sys.stdout.write(f"{path}\n")
-        finally:
-            await server.stop()
-
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, lambda _: Sweep)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

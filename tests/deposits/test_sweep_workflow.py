@@ -1,4 +1,4 @@
-"""`settle sweep` from end to end: planned, signed and sent by commands, ended by a worker; its histories replay."""
+"""`settle sweep` from end to end: planned, signed and sent by commands, ended by a worker."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Any, Final
 from uuid import UUID
 
 import pytest
-from temporalio.client import WorkflowFailureError, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer, Worker
+from temporalio.client import WorkflowFailureError
+from temporalio.worker import Worker
 
 from activities.deposits.sweeps import SweepActivities
 from chain.reader import ChainReader
@@ -23,7 +22,6 @@ from db.engine import ServiceDatabase
 from devstack.chain import LocalChain, payer_wallets
 from services.deposits.sweeps import Sweeps
 from tests.cli.command import ResponseModel, settle
-from tests.deposits.record_histories import HISTORIES, PATHS
 from tests.support.addresses import add_create2_address, chain_variables
 from tests.support.deposits import add_method, see_deposit
 from tests.support.postgres import Database
@@ -37,16 +35,6 @@ from workflows.sweep import Sweep
 GAS: Final = payer_wallets()[6]
 CONFIRMATIONS: Final = 2
 DOLLAR: Final = 1_000_000
-
-
-@pytest.mark.parametrize("path", PATHS)
-async def test_a_recorded_history_replays_with_the_code_as_it_is(path: str) -> None:
-    history = WorkflowHistory.from_json(path, (HISTORIES / f"{path}.json").read_text())
-    await Replayer(workflows=[Sweep], data_converter=pydantic_data_converter).replay_workflow(history)
-
-
-def test_every_path_has_its_recorded_history() -> None:
-    assert {file.stem for file in HISTORIES.glob("*.json")} == set(PATHS)
 
 
 @pytest.fixture

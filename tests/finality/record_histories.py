@@ -5,10 +5,7 @@ By hand, after a change that is meant to change histories; see `tests.workflow.r
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -19,22 +16,16 @@ from temporalio.exceptions import ApplicationError
 
 from activities.messages import CreditedPayment, ReversalResult
 from db.accounts.wallets import Payer
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
 from domain.operations.events import PlatformEvent
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
 from domain.payments.finality import Final as FinalPayment
 from domain.payments.finality import ReorgedOut
 from starter.reversals import start_reversal
-from starter.temporal import connect, register_search_attributes
+from tests.support.histories import RECORDER, Recorded
 from tests.support.payments import new_attempt, wallet
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
 from tests.workflow.scripted import A, Script, final, gone, not_final_yet, scripted_worker
 from workflows.naming import reversal_workflow_id, task_queue
 from workflows.reverse_payment import ReversePayment
-
-HISTORIES: Final = Path(__file__).parent / "histories"
 
 PATHS: Final[dict[str, tuple[Purpose, AttemptStatus]]] = {
     "in_another_block": (Purpose.SELF, AttemptStatus.CREDITED),
@@ -89,24 +80,13 @@ async def walk(client: Client, path: str) -> tuple[Handle, Script]:
     return handle, script
 
 
-async def main() -> None:
-    """Record them all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            await register_search_attributes(client)
-            for path in PATHS:
-                handle, _ = await walk(client, path)
-                history = without_traces(json.loads((await handle.fetch_history()).to_json()))
-                (HISTORIES / f"{path}.json").write_text(json.dumps(history, indent=1) + "\n")
-                sys.stdout.write(f"{path}\n")
-        finally:
-            await server.stop()
+async def walk_to_its_end(client: Client, path: str) -> Handle:
+    """Walk one path to its end, whatever its activities were asked."""
+    handle, _ = await walk(client, path)
+    return handle
 
+
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk_to_its_end, lambda _: ReversePayment)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

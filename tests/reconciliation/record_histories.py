@@ -5,35 +5,26 @@ By hand, after a change that is meant to change histories; see `tests.workflow.r
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
 from activities.interceptors import DomainErrors
 from activities.messages import MintedBonus
 from devstack.chain import LOCAL_CHAIN_ID
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
 from domain.errors import RemedyRefused
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest, TakenRemedy
 from starter.resolutions import start_remedy
-from starter.temporal import connect
+from tests.support.histories import RECORDER, Recorded
 from tests.support.servers import TASK_QUEUE
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
 from workflows.resolve_finding import ResolveFinding
-
-HISTORIES: Final = Path(__file__).parent / "histories"
 
 PATHS: Final[dict[str, Remedy]] = {
     "credit": Remedy.CREDIT,
@@ -62,43 +53,28 @@ async def mint_bonus_of_credit(taken: TakenRemedy) -> MintedBonus:
     return MintedBonus(amount_credits=taken.bonus_credits)
 
 
-async def _record(client: Client, name: str) -> dict[str, Any]:
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
     request = RemedyRequest(
-        finding_id=UUID(int=1), remedy=PATHS[name], operator="ada", reason="why", chain_id=LOCAL_CHAIN_ID
+        finding_id=UUID(int=1), remedy=PATHS[path], operator="ada", reason="why", chain_id=LOCAL_CHAIN_ID
     )
-    handle = await start_remedy(client, request)
-    try:
-        await handle.result()
-    except WorkflowFailureError:
-        assert name == "refused"
-    history: dict[str, Any] = without_traces(json.loads((await handle.fetch_history()).to_json()))
-    return history
-
-
-async def main() -> None:
-    """Record them all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
+    async with Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[ResolveFinding],
+        activities=[take_remedy, mint_bonus_of_credit],
+        interceptors=[DomainErrors()],
+        identity=RECORDER,
+    ):
+        handle = await start_remedy(client, request)
         try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            async with Worker(
-                client,
-                task_queue=TASK_QUEUE,
-                workflows=[ResolveFinding],
-                activities=[take_remedy, mint_bonus_of_credit],
-                interceptors=[DomainErrors()],
-                identity=RECORDER,
-            ):
-                for name in PATHS:
-                    history = await _record(client, name)
-                    (HISTORIES / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
-                    sys.stdout.write(f"{name}\n")
-        finally:
-            await server.stop()
+            await handle.result()
+        except WorkflowFailureError:
+            assert path == "refused"
+    return handle
 
+
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, lambda _: ResolveFinding)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

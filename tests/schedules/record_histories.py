@@ -7,10 +7,8 @@ command line record those paths only.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,7 +17,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
@@ -58,21 +56,16 @@ from activities.operations.signatures import (
     TakenHeartbeat,
 )
 from activities.webhooks.signatures import DeliveriesToStart, WebhooksToPrune
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
 from domain.operations.events import PlatformEvent
 from domain.operations.governance import Heartbeat, HeartbeatStatus, Income
 from domain.operations.governance_call import CallOutcome, GovernanceCall
 from domain.operations.reconciliation.report import Period, Report
 from domain.operations.reconciliation.totals import Totals
 from domain.transfers.rescan import RescanReport
-from starter.temporal import connect
+from tests.support.histories import RECORDER, Recorded
 from tests.support.servers import TASK_QUEUE
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
 from workflows.registry import JOBS
 
-HISTORIES: Final = Path(__file__).parent / "histories"
 NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 DEAF: Final = "_that_nobody_hears_of"
@@ -268,7 +261,8 @@ class Script:
         return Done(counts={"webhook_events": 1})
 
 
-async def _record(client: Client, path: str) -> str:
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
     job = JOBS[PATHS[path]]
     async with Worker(
         client,
@@ -278,27 +272,13 @@ async def _record(client: Client, path: str) -> str:
         identity=RECORDER,
     ):
         wanted: BaseModel = job.input_model()
-        handle = await client.start_workflow(job.name, wanted, id=path, task_queue=TASK_QUEUE)
+        handle: WorkflowHandle[Any, Any] = await client.start_workflow(job.name, wanted, id=path, task_queue=TASK_QUEUE)
         with suppress(WorkflowFailureError):
             await handle.result()
-    return json.dumps(without_traces(json.loads((await handle.fetch_history()).to_json())), indent=1) + "\n"
+    return handle
 
 
-async def main(paths: list[str]) -> None:
-    """Record the named paths, or all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            for path in paths or PATHS:
-                (HISTORIES / f"{path}.json").write_text(await _record(client, path))
-                sys.stdout.write(f"{path}\n")
-        finally:
-            await server.stop()
-
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, lambda path: JOBS[PATHS[path]].workflow)
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    RECORDED.record(sys.argv[1:])

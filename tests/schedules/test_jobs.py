@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import get_type_hints
 
@@ -32,12 +31,3 @@ def test_a_job_is_listed_as_it_is(job: Job) -> None:
     assert hints == [job.input_model]
     assert issubclass(job.input_model, BaseModel)
     assert isinstance(job.input_model(), job.input_model), "without arguments: every field has a default"
-
-
-def test_make_histories_records_every_suite_of_histories() -> None:
-    root = Path(__file__).resolve().parents[2]
-    recorders = {".".join(file.relative_to(root).with_suffix("").parts) for file in root.glob("tests/*/record_*.py")}
-    made = set(re.findall(r"-m (tests\.\w+\.record_\w+)", (root / "Makefile").read_text()))
-    assert made == recorders
-    folders = {file.parent for file in root.glob("tests/*/histories")}
-    assert {root / "tests" / recorder.split(".")[1] for recorder in recorders} == folders

@@ -6,9 +6,7 @@ To be run by hand after a change that is meant to change histories, and the file
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,17 +17,13 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
 from activities.messages import Followed, Rescan, WatchedChain
-from devstack.processes import quiet_port, wait_until
-from devstack.temporal import EmbeddedTemporal
+from devstack.processes import wait_until
 from domain.transfers.rescan import RescanReport
-from starter.temporal import connect
+from tests.support.histories import RECORDER, Recorded
 from tests.support.servers import TASK_QUEUE
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
 from workflows.jobs.rescan_chain import RescanChain
 from workflows.watch_chain import WatchChain
 
-HISTORIES: Final = Path(__file__).parent / "histories"
 CHAIN_ID: Final = 31_337
 
 
@@ -90,30 +84,24 @@ PATHS: Final[dict[str, Callable[[Client, str], Awaitable[WorkflowHandle[Any, Any
 }
 
 
-async def main() -> None:
-    """Record every path."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            async with Worker(
-                client,
-                task_queue=TASK_QUEUE,
-                workflows=[WatchChain, RescanChain],
-                activities=[follow_chain, rescan_chain],
-                identity=RECORDER,
-            ):
-                for name, walk in PATHS.items():
-                    history = await (await walk(client, name)).fetch_history()
-                    content = json.dumps(without_traces(json.loads(history.to_json())), indent=1) + "\n"
-                    (HISTORIES / f"{name}.json").write_text(content)
-                    sys.stdout.write(f"{name}\n")
-        finally:
-            await server.stop()
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
+    async with Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[WatchChain, RescanChain],
+        activities=[follow_chain, rescan_chain],
+        identity=RECORDER,
+    ):
+        return await PATHS[path](client, path)
 
+
+def workflow_of(path: str) -> type[Any]:
+    """The workflow whose path it is."""
+    return RescanChain if path == "rescan" else WatchChain
+
+
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, workflow_of)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

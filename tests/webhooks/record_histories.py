@@ -6,9 +6,7 @@ By hand, after a change that is meant to change histories; see `tests.workflow.r
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
@@ -24,16 +22,10 @@ from activities.messages import WebhookDelivery
 from activities.webhooks.delivery import NOT_ACCEPTED
 from activities.webhooks.signatures import DeliveryEnd
 from db.webhooks.deliveries import DueDelivery
-from devstack.processes import quiet_port
-from devstack.temporal import EmbeddedTemporal
-from starter.temporal import connect, register_search_attributes
 from starter.webhook_deliveries import start_webhook_delivery
-from tests.workflow.paths import RECORDER
-from tests.workflow.record_histories import without_traces
+from tests.support.histories import RECORDER, Recorded
 from workflows.deliver_webhook import DeliverWebhook
 from workflows.naming import WEBHOOK_TASK_QUEUE, webhook_delivery_workflow_id
-
-HISTORIES: Final = Path(__file__).parent / "histories"
 
 DELIVERY: Final = DueDelivery(
     id=UUID(int=1),
@@ -73,7 +65,8 @@ def _activities(path: str, failed: asyncio.Event) -> list[Callable[..., Any]]:
     return [deliver_webhook]
 
 
-async def _record(client: Client, path: str) -> dict[str, Any]:
+async def walk(client: Client, path: str) -> WorkflowHandle[Any, Any]:
+    """Walk one path to its end."""
     failed = asyncio.Event()
     async with Worker(
         client,
@@ -88,27 +81,10 @@ async def _record(client: Client, path: str) -> dict[str, Any]:
             await failed.wait()
             await start_webhook_delivery(client, AGAIN, at_once=True)
         await handle.result()
-    history: dict[str, Any] = without_traces(json.loads((await handle.fetch_history()).to_json()))
-    return history
+    return handle
 
 
-async def main() -> None:
-    """Record them all."""
-    HISTORIES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        server = EmbeddedTemporal(Path(folder), quiet_port())
-        await server.start()
-        try:
-            client = await connect({"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": "default"})
-            client.service_client.config.identity = RECORDER
-            await register_search_attributes(client)
-            for path in PATHS:
-                history = await _record(client, path)
-                (HISTORIES / f"{path}.json").write_text(json.dumps(history, indent=1) + "\n")
-                sys.stdout.write(f"{path}\n")
-        finally:
-            await server.stop()
-
+RECORDED: Final = Recorded(Path(__file__).parent / "histories", PATHS, walk, lambda _: DeliverWebhook)
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    RECORDED.record(sys.argv[1:])

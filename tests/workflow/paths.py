@@ -47,6 +47,7 @@ from domain.payments.attempt import AttemptStatus, ErrorCode, Purpose
 from domain.payments.finality import Final as FinalPayment
 from domain.payments.finality import ReorgedOut
 from domain.payments.verification import Refused, Verified
+from tests.support.histories import RECORDER
 from tests.workflow.scripted import (
     BONUS,
     CREDITS,
@@ -73,7 +74,6 @@ from workflows.naming import HASH_REPLACED_SIGNAL, SUBMIT_UPDATE, workflow_id
 from workflows.policies import LOCAL_LEDGER_SCHEDULE_TO_CLOSE
 from workflows.verify_and_settle import VerifyAndSettle
 
-RECORDER: Final = "recorder"
 SOON: Final = timedelta(milliseconds=50)
 LONG: Final = timedelta(hours=1)
 

@@ -1,11 +1,9 @@
-"""Recorded histories of every path: running payments survive a change of the code."""
+"""Replay notices a payment's workflow that takes other steps; its activities carry what was reasoned about."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +11,15 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import ActivityTaskScheduledEventAttributes, HistoryEvent
-from temporalio.client import WorkflowHistory
 from temporalio.common import RetryPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
 from activities.messages import AttemptOutcomeMessage, Settlement, SettlementResult
 from domain.payments.verification import Verified
-from tests.workflow.paths import PATHS, RECORDER
+from tests.support.histories import replay
+from tests.workflow.paths import PATHS
 from tests.workflow.reads_the_clock import ReadsTheClock
-from tests.workflow.record_histories import HISTORIES
+from tests.workflow.record_histories import RECORDED
 from workflows.naming import VERIFY_AND_SETTLE
 from workflows.policies import (
     ANNOUNCE_SCHEDULE_TO_CLOSE,
@@ -35,43 +30,6 @@ from workflows.policies import (
     POLL_START_TO_CLOSE,
 )
 from workflows.verify_and_settle import VerifyAndSettle
-
-RECORDED = sorted(HISTORIES.glob("*.json"))
-FORMER = sorted(HISTORIES.glob("*/*.json"))
-"""Of earlier versions, by what they lack: runs that were under way when a newer one came."""
-RECORD_THEM = "record it: make histories"
-
-
-def _read(file: Path) -> WorkflowHistory:
-    return WorkflowHistory.from_json(file.stem, file.read_text())
-
-
-async def _replay(name: str, workflow_class: type[Any], runner: WorkflowRunner | None = None) -> None:
-    replayer = Replayer(
-        workflows=[workflow_class],
-        data_converter=pydantic_data_converter,
-        workflow_runner=runner or UnsandboxedWorkflowRunner(),
-    )
-    await replayer.replay_workflow(_read(HISTORIES / f"{name}.json"))
-
-
-def test_every_path_has_its_recorded_history_and_no_other_is_kept() -> None:
-    assert {file.stem for file in RECORDED} == set(PATHS), RECORD_THEM
-
-
-@pytest.mark.parametrize("file", RECORDED + FORMER, ids=lambda file: f"{file.parent.name}-{file.stem}")
-async def test_a_recorded_history_replays_with_the_code_as_it_is(file: Path) -> None:
-    replayer = Replayer(workflows=[VerifyAndSettle], data_converter=pydantic_data_converter)
-    await replayer.replay_workflow(_read(file))
-
-
-@pytest.mark.parametrize("file", RECORDED + FORMER, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_a_recorded_history_reveals_nothing_about_the_machine(file: Path) -> None:
-    content = file.read_text()
-    for tell_tale in (socket.gethostname(), str(Path.home()), str(Path.cwd()), "site-packages", ".py", "stackTrace"):
-        assert tell_tale not in content
-    identities = {line.strip().rstrip(",") for line in content.splitlines() if '"identity"' in line}
-    assert identities == {f'"identity": "{RECORDER}"'}
 
 
 class _Changed(VerifyAndSettle):
@@ -124,19 +82,19 @@ class _Unchanged(_Changed):
 
 async def test_the_sandbox_of_tests_and_replay_refuses_what_the_worker_would_not_notice() -> None:
     with pytest.raises(RuntimeError, match=r"datetime\.datetime\.now"):
-        await _replay("purchase", ReadsTheClock, SandboxedWorkflowRunner())
-    await _replay("purchase", ReadsTheClock)
+        await replay(RECORDED.read("purchase"), ReadsTheClock)
+    await replay(RECORDED.read("purchase"), ReadsTheClock, in_sandbox=False)
 
 
 @pytest.mark.parametrize("changed", [_AnotherStep, _WithoutBonus])
 async def test_replay_notices_a_workflow_whose_steps_are_others(changed: type[Any]) -> None:
     with pytest.raises(NondeterminismError):
-        await _replay("purchase", changed)
+        await replay(RECORDED.read("purchase"), changed, in_sandbox=False)
 
 
 async def test_replay_accepts_the_same_steps_in_another_class() -> None:
     # Without this the test above could fail for a reason of its own.
-    await _replay("purchase", _Unchanged)
+    await replay(RECORDED.read("purchase"), _Unchanged, in_sandbox=False)
 
 
 # Replay does not notice a changed timeout, retry policy or queue. The values are here a second time on purpose.
@@ -173,8 +131,8 @@ def test_the_timeouts_and_retry_policies_are_the_ones_that_were_reasoned_about()
     )
 
 
-def _scheduled(file: Path) -> Iterator[tuple[HistoryEvent, ActivityTaskScheduledEventAttributes]]:
-    for event in _read(file).events:
+def _scheduled(path: str) -> Iterator[tuple[HistoryEvent, ActivityTaskScheduledEventAttributes]]:
+    for event in RECORDED.read(path).events:
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             yield event, event.activity_task_scheduled_event_attributes
 
@@ -185,10 +143,10 @@ def _duration(length: timedelta) -> Duration:
     return duration
 
 
-@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
-def test_every_recorded_activity_carries_its_timeouts_policy_queue_and_summary(file: Path) -> None:
-    own_queue = _read(file).events[0].workflow_execution_started_event_attributes.task_queue.name
-    for event, scheduled in _scheduled(file):
+@pytest.mark.parametrize("path", PATHS)
+def test_every_recorded_activity_carries_its_timeouts_policy_queue_and_summary(path: str) -> None:
+    own_queue = RECORDED.read(path).events[0].workflow_execution_started_event_attributes.task_queue.name
+    for event, scheduled in _scheduled(path):
         name = scheduled.activity_type.name
         looks = name in POLLS
         assert looks or name in LEDGER or name == "announce"
@@ -210,7 +168,7 @@ def test_every_recorded_activity_carries_its_timeouts_policy_queue_and_summary(f
 def test_only_the_wait_for_the_chain_is_bounded_by_the_end_of_the_attempt() -> None:
     bounded = {
         scheduled.activity_type.name: scheduled.schedule_to_close_timeout.ToTimedelta()
-        for _, scheduled in _scheduled(HISTORIES / "purchase.json")
+        for _, scheduled in _scheduled("purchase")
         if scheduled.schedule_to_close_timeout.ToTimedelta()
     }
     assert set(bounded) == {"await_confirmation"}
