@@ -67,6 +67,8 @@ class Behaviour(BaseModel):
     """Reasoning before the answer; part of its output tokens."""
     tool_calls: Count | None = None
     """How many tool calls to make where the request has tools."""
+    tool_arguments: dict[str, Any] | None = None
+    """Their arguments, instead of some that fit the tool's schema."""
     id: str | None = None
     """The answer's id: this text, or null. Two answers can have the same one."""
 

@@ -118,7 +118,8 @@ def _tool_calls(asked: Asked, ident: str) -> list[ToolCall]:
     prefix = "toolu_" if asked.dialect is Dialect.MESSAGES else "call_"
     unique = ident.rpartition("-")[2].rpartition("_")[2]
     chosen = itertools.islice(itertools.cycle(asked.tools), wanted)
-    return [ToolCall(f"{prefix}{unique}{i}", tool.name, _arguments(tool)) for i, tool in enumerate(chosen)]
+    arguments = None if behaviour.tool_arguments is None else json.dumps(behaviour.tool_arguments)
+    return [ToolCall(f"{prefix}{unique}{i}", tool.name, arguments or _arguments(tool)) for i, tool in enumerate(chosen)]
 
 
 def _arguments(tool: Tool) -> str:

@@ -71,6 +71,12 @@ async def test_a_turn_calls_a_tool_and_the_next_one_answers(running: Running) ->
     assert second["response.completed"][0]["response"]["usage"]["input_tokens"] == 11
 
 
+async def test_a_tool_is_called_with_the_arguments_that_are_asked_for(running: Running) -> None:
+    asked = turn(text("user", '!upstream {"tool_arguments": {"cmd": "cat note.txt"}} Read it'))
+    [call] = [event["item"] for event in read(await ask(running, "responses", asked))["response.output_item.done"]]
+    assert json.loads(call["arguments"]) == {"cmd": "cat note.txt"}
+
+
 async def test_a_failed_turn_says_why(running: Running) -> None:
     asked = turn(text("user", '!upstream {"error_after": 0, "tool_calls": 0} Go'))
     failed = read(await ask(running, "responses", asked))
