@@ -179,6 +179,33 @@ BEGIN
     RETURN true;
 END $function$;
 
+-- The part of a receipt that follows from the call itself, the same for every source.
+CREATE OR REPLACE FUNCTION public.receipt_of_call(p_user_cost_usd numeric, p_provider_cost_usd numeric, p_absorbed_cost_usd numeric, p_charge_reason text, p_provider text, p_tokens bigint[], p_estimated boolean, p_doubt text, p_doubt_detail text, p_unit_prices jsonb)
+ RETURNS charge_receipts
+ LANGUAGE plpgsql
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_receipt charge_receipts;
+BEGIN
+    v_receipt.id := gen_random_uuid();
+    v_receipt.provider_cost_usd := p_provider_cost_usd;
+    v_receipt.user_cost_usd := p_user_cost_usd;
+    v_receipt.absorbed_cost_usd := p_absorbed_cost_usd;
+    v_receipt.charge_reason := p_charge_reason;
+    v_receipt.provider := p_provider;
+    v_receipt.input_tokens := p_tokens[1];
+    v_receipt.cached_input_tokens := p_tokens[2];
+    v_receipt.cache_write_tokens := p_tokens[3];
+    v_receipt.output_tokens := p_tokens[4];
+    v_receipt.reasoning_tokens := p_tokens[5];
+    v_receipt.estimated := p_estimated;
+    v_receipt.doubt := p_doubt;
+    v_receipt.doubt_detail := p_doubt_detail;
+    v_receipt.unit_prices := p_unit_prices;
+    RETURN v_receipt;
+END $function$;
+
 -- Charge a call: its hold is resolved, the entry posted, the receipt written, the day's sums moved, in one transaction.
 --
 -- p_tokens: input, cached input, cache writes, output, reasoning.
@@ -215,7 +242,8 @@ BEGIN
     END IF;
     outcome := 'captured';
     SELECT * INTO v_account FROM billing_accounts b WHERE b.id = v_hold.billing_account_id FOR NO KEY UPDATE;
-    v_receipt.id := gen_random_uuid();
+    v_receipt := receipt_of_call(p_user_cost_usd, p_provider_cost_usd, p_absorbed_cost_usd, p_charge_reason, p_provider,
+                                 p_tokens, p_estimated, p_doubt, p_doubt_detail, p_unit_prices);
     v_receipt.request_id := v_hold.request_id;
     v_receipt.hold_id := p_hold_id;
     v_receipt.billing_account_id := v_hold.billing_account_id;
@@ -225,28 +253,14 @@ BEGIN
         least(p_charged, greatest(v_hold.amount_credits,
             v_account.balance_credits - (v_account.held_credits - v_hold.amount_credits) + p_grace)) END;
     v_receipt.uncollected_credits := p_charged - v_receipt.charged_credits;
-    v_receipt.provider_cost_usd := p_provider_cost_usd;
-    v_receipt.user_cost_usd := p_user_cost_usd;
-    v_receipt.absorbed_cost_usd := p_absorbed_cost_usd;
     IF v_receipt.uncollected_credits > 0 THEN
         v_receipt.user_cost_usd := usd_of_credits(v_receipt.charged_credits);
         v_receipt.absorbed_cost_usd := greatest(p_absorbed_cost_usd, p_provider_cost_usd - v_receipt.user_cost_usd);
     END IF;
     v_receipt.source_system := 'gateway';
     v_receipt.source_reference := p_hold_id::text;
-    v_receipt.charge_reason := p_charge_reason;
     v_receipt.model := v_hold.model;
-    v_receipt.provider := p_provider;
-    v_receipt.input_tokens := p_tokens[1];
-    v_receipt.cached_input_tokens := p_tokens[2];
-    v_receipt.cache_write_tokens := p_tokens[3];
-    v_receipt.output_tokens := p_tokens[4];
-    v_receipt.reasoning_tokens := p_tokens[5];
-    v_receipt.estimated := p_estimated;
-    v_receipt.doubt := p_doubt;
-    v_receipt.doubt_detail := p_doubt_detail;
     v_receipt.price_version := v_hold.price_version;
-    v_receipt.unit_prices := p_unit_prices;
     v_receipt.attributed_to := v_hold.attributed_to;
     v_receipt.upstream_id := v_hold.upstream_id;
     v_receipt.called_at := v_hold.created_at;
@@ -282,32 +296,18 @@ BEGIN
         charged := v_receipt.charged_credits;
         RETURN;
     END IF;
-    v_receipt := NULL;
-    v_receipt.id := gen_random_uuid();
+    v_receipt := receipt_of_call(p_user_cost_usd, p_provider_cost_usd, p_absorbed_cost_usd, p_charge_reason, p_provider,
+                                 p_tokens, p_estimated, p_doubt, p_doubt_detail, p_unit_prices);
     v_receipt.request_id := p_request_id;
     v_receipt.billing_account_id := p_billing_account_id;
     SELECT k.id INTO v_receipt.virtual_key_id FROM virtual_keys k
      WHERE k.billing_account_id = p_billing_account_id AND k.is_default;
     v_receipt.charged_credits := p_charged;
     v_receipt.uncollected_credits := 0;
-    v_receipt.provider_cost_usd := p_provider_cost_usd;
-    v_receipt.user_cost_usd := p_user_cost_usd;
-    v_receipt.absorbed_cost_usd := p_absorbed_cost_usd;
     v_receipt.source_system := p_source_system;
     v_receipt.source_reference := p_source_reference;
-    v_receipt.charge_reason := p_charge_reason;
     v_receipt.model := p_model;
-    v_receipt.provider := p_provider;
-    v_receipt.input_tokens := p_tokens[1];
-    v_receipt.cached_input_tokens := p_tokens[2];
-    v_receipt.cache_write_tokens := p_tokens[3];
-    v_receipt.output_tokens := p_tokens[4];
-    v_receipt.reasoning_tokens := p_tokens[5];
-    v_receipt.estimated := p_estimated;
-    v_receipt.doubt := p_doubt;
-    v_receipt.doubt_detail := p_doubt_detail;
     v_receipt.price_version := p_price_version;
-    v_receipt.unit_prices := p_unit_prices;
     v_receipt.upstream_id := p_upstream_id;
     v_receipt.body_hash := p_body_hash;
     v_receipt.called_at := p_called_at;
