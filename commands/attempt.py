@@ -13,7 +13,7 @@ from db.payments import attempts
 from domain.errors import AttemptNotFound, InvalidInput, PayerRefused
 from domain.identifiers import parse_tx_hash
 from domain.money import format_usd
-from domain.payments.attempt import AttemptStatus, Purpose
+from domain.payments.attempt import OPEN_STATUSES, AttemptStatus, Purpose
 from settings import Settings
 from starter.diagnosis import Diagnosis, EventView, LedgerRowView, diagnose
 from starter.models import AttemptView
@@ -58,7 +58,7 @@ async def submit(
         print_json(view)
     else:
         stdout.print(_line(view), markup=False)
-    return view.status not in {AttemptStatus.FAILED, AttemptStatus.REJECTED}
+    return view.status in OPEN_STATUSES or view.status is AttemptStatus.CREDITED
 
 
 async def show(settings: Settings, variables: Mapping[str, str], *, attempt_id: UUID, as_json: bool) -> bool:

@@ -32,7 +32,15 @@ from domain.deposits.methods import MethodKind, PaymentMethod
 from domain.errors import Refusal, Unavailable
 from domain.ledger.entries import USAGE_REASON, Reason
 from domain.money import credits_for_usd_cents, format_usd, usd_cents_for_credits
-from domain.payments.attempt import FINAL_STATUSES, KEEP_THE_REFERENCE, AttemptKind, AttemptStatus, ErrorCode, Purpose
+from domain.payments.attempt import (
+    FINAL_STATUSES,
+    KEEP_THE_REFERENCE,
+    OPEN_STATUSES,
+    AttemptKind,
+    AttemptStatus,
+    ErrorCode,
+    Purpose,
+)
 from starter.models import AttemptView
 
 log = structlog.get_logger(__name__)
@@ -54,9 +62,9 @@ STATIC_FILES: Final = (
 PRESETS_USD_CENTS: Final = (1_000, 2_500, 5_000, 10_000)
 CHOSEN_AT_FIRST_USD_CENTS: Final = 2_500
 LEDGER_PAGE_ROWS: Final = 20
-WAITING: Final = frozenset({AttemptStatus.PENDING_UNVERIFIED})
 WAITING_PAYMENTS_MAX: Final = 20
 UNPAID: Final = frozenset({AttemptStatus.CREATED_INTENT})
+WAITING: Final = OPEN_STATUSES - UNPAID
 UNPAID_PAYMENTS_MAX: Final = 5
 ENDED: Final = FINAL_STATUSES
 RECENT_PAYMENTS: Final = 10

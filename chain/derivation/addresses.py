@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, assert_never
 
 from coincurve import PublicKey
 from eth_utils.crypto import keccak
@@ -34,14 +34,18 @@ def derive_address(
     In the form in which it is stored and compared: EIP-55 on EVM chains, else as its network writes it. Raises
     `InvalidInput` where the ring's key is not one of an account at the ring's path, and where a value is missing.
     """
-    if scheme is Scheme.CREATE2:
-        if treasury is None or salt is None:
-            raise InvalidInput("salt", "a create2 address needs the treasury and a salt")
-        return create2_address(salt, _init_code_hash(treasury))
-    if ring is None or index is None:
-        raise InvalidInput("ring", "an xpub address needs its ring and an index")
-    path, external = _external_chain(ring.xpub, ring.path)
-    return address_of_key(external.child(index).public_key, path)
+    match scheme:
+        case Scheme.CREATE2:
+            if treasury is None or salt is None:
+                raise InvalidInput("salt", "a create2 address needs the treasury and a salt")
+            return create2_address(salt, _init_code_hash(treasury))
+        case Scheme.XPUB:
+            if ring is None or index is None:
+                raise InvalidInput("ring", "an xpub address needs its ring and an index")
+            path, external = _external_chain(ring.xpub, ring.path)
+            return address_of_key(external.child(index).public_key, path)
+        case _:
+            assert_never(scheme)
 
 
 def salt_of(address: DepositAddress) -> str:
@@ -57,12 +61,16 @@ def derive_again(address: DepositAddress, *, ring: AddressRing | None, treasurie
     `ring` is the one that the row names. Raises `InvalidInput` where nothing can be derived from the row, and where its
     treasury is none of the installation's: everything that it receives would be somewhere else.
     """
-    if address.scheme is Scheme.CREATE2:
-        stored = address.treasury
-        if stored is None or not any(same_address(stored, treasury) for treasury in treasuries):
-            raise InvalidInput("treasury", f"{stored} is not a treasury of this installation")
-        return derive_address(Scheme.CREATE2, treasury=stored, salt=salt_of(address))
-    return derive_address(Scheme.XPUB, ring=_own_ring(address, ring), index=address.index)
+    match address.scheme:
+        case Scheme.CREATE2:
+            stored = address.treasury
+            if stored is None or not any(same_address(stored, treasury) for treasury in treasuries):
+                raise InvalidInput("treasury", f"{stored} is not a treasury of this installation")
+            return derive_address(Scheme.CREATE2, treasury=stored, salt=salt_of(address))
+        case Scheme.XPUB:
+            return derive_address(Scheme.XPUB, ring=_own_ring(address, ring), index=address.index)
+        case _:
+            assert_never(address.scheme)
 
 
 def derives_as_stored(address: DepositAddress, *, ring: AddressRing | None, treasuries: Iterable[str]) -> bool:

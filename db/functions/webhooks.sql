@@ -66,9 +66,13 @@ CREATE OR REPLACE FUNCTION public.record_webhook_of_payment()
 AS $function$
 DECLARE
     v_step text := CASE NEW.status WHEN 'PENDING_UNVERIFIED' THEN 'submitted' WHEN 'CREDITED' THEN 'credited'
-                                   WHEN 'REVERSED' THEN 'reversed' ELSE 'failed' END;
+                                   WHEN 'REVERSED' THEN 'reversed' WHEN 'REJECTED' THEN 'failed'
+                                   WHEN 'FAILED' THEN 'failed' END;
     v_deposit deposits;
 BEGIN
+    IF v_step IS NULL THEN
+        RAISE EXCEPTION 'no webhook event is defined for status %', NEW.status;
+    END IF;
     IF is_webhook_taken(NEW.billing_account_id, 'payment.' || v_step) THEN
         PERFORM record_webhook_event(NEW.billing_account_id, 'payment.' || v_step, 'payment:' || NEW.id, json_build_object(
             'attemptId', NEW.id,

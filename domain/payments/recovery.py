@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 from domain.payments.attempt import AttemptStatus, Purpose
@@ -67,5 +67,7 @@ def find_due(
             return (*((Due.BONUS,) if lacks_bonus else ()), *(() if has_outcome else (Due.FINALITY,)))
         case AttemptStatus.REVERSED:
             return (Due.BONUS_REVERSAL,) if has_bonus and not has_bonus_reversal else ()
-        case _:
+        case None | AttemptStatus.CREATED_INTENT | AttemptStatus.REJECTED | AttemptStatus.FAILED:
             return ()
+        case _:
+            assert_never(status)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 import structlog
@@ -101,8 +101,10 @@ class DepositCrediting:
                 return await self._open(connection, deposit, _returned(deposit))
             case AttemptStatus.REJECTED | AttemptStatus.FAILED:
                 return await self._open(connection, deposit, _refused(deposit))
-            case _:
+            case AttemptStatus.CREATED_INTENT | AttemptStatus.PENDING_UNVERIFIED | AttemptStatus.CREDITED:
                 return await mark_deposit_handled(connection, deposit, deposit.attempt_id)
+            case _:
+                assert_never(deposit.attempt_status)
 
     async def _make_attempt(
         self, connection: ServiceConnection, deposit: ConfirmedDeposit, attempt_id: UUID
