@@ -380,6 +380,9 @@ class Settings(BaseModel):
     gateway_port: int = Field(
         8090, alias="GATEWAY_PORT", ge=0, le=65_535, description="a port, 0 (any free one) to 65535"
     )
+    gateway_max_connections: int = Field(
+        1000, alias="GATEWAY_MAX_CONNECTIONS", ge=1, le=100_000, description="a whole number, 1 to 100000"
+    )
     upstreams_file: FilePath | None = Field(
         None, alias="UPSTREAMS_FILE", description="a YAML file of upstreams, as README.md describes it"
     )

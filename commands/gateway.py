@@ -19,6 +19,7 @@ def gateway_options(settings: Settings, variables: Mapping[str, str]) -> Gateway
         database_url=settings.require_database_url(),
         host=settings.gateway_host,
         port=settings.gateway_port,
+        connections_max=settings.gateway_max_connections,
         policy=GatewayPolicy(
             markup_factor=settings.user_price_markup_factor,
             grace_credits=settings.grace_credits,

@@ -28,7 +28,7 @@ from gateway.heartbeat import beating
 from gateway.policy import SHUTDOWN_STREAMS_SECONDS, ApiKeys, GatewayPolicy
 from gateway.pricing import Prices
 from gateway.routes import build_app
-from gateway.server import listen
+from gateway.server import Connections, allow_files, listen
 from gateway.state import Gateway
 from gateway.upstream_client import upstream_client
 
@@ -50,6 +50,7 @@ class GatewayOptions:
     database_url: str = field(repr=False)
     host: str
     port: int
+    connections_max: int
     policy: GatewayPolicy
     upstreams: Upstreams
     api_keys: ApiKeys = field(repr=False)
@@ -78,7 +79,7 @@ async def open_gateway(options: GatewayOptions) -> AsyncIterator[tuple[Gateway, 
                 lease_seconds=policy.lease_seconds,
                 grace_credits=policy.grace_credits,
             )
-            gateway = Gateway(policy, options.upstreams, client, prices, books)
+            gateway = Gateway(policy, options.upstreams, client, prices, books, Connections(options.connections_max))
             checks = {
                 "database": partial(_check_database, database),
                 "schema": partial(check_schema, database),
@@ -114,7 +115,7 @@ async def serving(options: GatewayOptions) -> AsyncIterator[tuple[Gateway, str]]
         )
         await runner.setup()
         try:
-            listening = await listen(runner, host=options.host, port=options.port)
+            listening = await listen(runner, gateway.connections, host=options.host, port=options.port)
             host, port = listening.sockets[0].getsockname()[:2]
             yield gateway, f"http://{f'[{host}]' if ':' in host else host}:{port}"
             gateway.is_stopping = True
@@ -139,6 +140,7 @@ async def let_calls_end(gateway: Gateway, *, seconds: float = SHUTDOWN_STREAMS_S
 
 async def run_gateway(options: GatewayOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises `SettleError` when the start-up checks fail."""
+    allow_files(options.connections_max)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):

@@ -31,6 +31,7 @@ IN_FLIGHT_RETRY_SECONDS: Final = 5
 """When to come back where calls in flight are the reason: most have ended by then."""
 
 CLAIM_RETRY_SECONDS: Final = 2
+CONNECTIONS_RETRY_SECONDS: Final = 1
 
 _OPENAI_TYPES: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
@@ -164,6 +165,16 @@ def invalid_request(message: str, param: str | None = None) -> Refusal:
 def unavailable(message: str) -> Refusal:
     """503: something that a call needs does not answer now."""
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", message)
+
+
+def too_many_connections() -> Refusal:
+    """503: the process has as many connections as it may have."""
+    return Refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        "The gateway has too many connections: try again",
+        retry_after_seconds=CONNECTIONS_RETRY_SECONDS,
+    )
 
 
 def upstream_failed(message: str) -> Refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import structlog
@@ -33,15 +33,19 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+DIALECTS: Final[Mapping[str, Dialect]] = {f"/v1{path}": dialect for dialect, path in PATHS.items()}
+OF_PROCESS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Answered however busy the process is: otherwise it would be restarted for it."""
+
 
 def build_app(
     gateway: Gateway, *, checks: Mapping[str, Check], more_routes: Sequence[web.RouteDef] = ()
 ) -> web.Application:
     """All routes. `more_routes`: those of other parts of the process, such as ingest."""
-    app = web.Application(client_max_size=REQUEST_BYTES_MAX)
     routes = _Routes(gateway, checks)
-    for dialect, path in PATHS.items():
-        app.router.add_post(f"/v1{path}", routes.call(dialect))
+    app = web.Application(client_max_size=REQUEST_BYTES_MAX, middlewares=[routes.refuse_surplus])
+    for path, dialect in DIALECTS.items():
+        app.router.add_post(path, routes.call(dialect))
     app.add_routes(
         [
             web.get("/v1/models", routes.list_models, allow_head=False),
@@ -65,6 +69,19 @@ class _Routes:
         self._gateway = gateway
         self._checks = checks
         self._models = models.ModelList(gateway)
+
+    @web.middleware
+    async def refuse_surplus(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what comes on a connection beyond the limit, but for health and metrics; no other request follows."""
+        if not self._gateway.connections.is_surplus(request.protocol):
+            return await handler(request)
+        if request.path in OF_PROCESS:
+            response = await handler(request)
+        else:
+            dialect = DIALECTS.get(request.path) or _dialect_of(request)
+            response = _answer(refusals.too_many_connections(), dialect, _new_request_id())
+        response.force_close()
+        return response
 
     # -- calls
 
@@ -238,9 +255,10 @@ class _Routes:
 
     async def unknown(self, request: web.Request) -> web.Response:
         """What is no route: in the shape of the API that the client seems to speak."""
-        is_known = request.path in {f"/v1{path}" for path in PATHS.values()}
         refusal = (
-            refusals.method_not_allowed("POST") if is_known else refusals.not_found(f"{request.path[:200]} is no route")
+            refusals.method_not_allowed("POST")
+            if request.path in DIALECTS
+            else refusals.not_found(f"{request.path[:200]} is no route")
         )
         return _answer(refusal, _dialect_of(request), _new_request_id())
 

@@ -12,6 +12,7 @@ from gateway.books import CallBooks
 from gateway.draining import Drains
 from gateway.policy import GatewayPolicy
 from gateway.pricing import Prices
+from gateway.server import Connections
 from gateway.upstream_client import UpstreamClient
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Gateway:
     client: UpstreamClient
     prices: Prices
     books: CallBooks
+    connections: Connections
     drains: Drains = field(default_factory=Drains)
     calls: set[Call] = field(default_factory=set)
     open_holds: dict[UUID, CallAccount] = field(default_factory=dict)

@@ -18,6 +18,10 @@ SETTLE_SECONDS: Final = Histogram("settle_gateway_settle_seconds", "To charge a 
 FIRST_BYTE_SECONDS: Final = Histogram(
     "settle_gateway_upstream_first_byte_seconds", "Until an upstream begins to answer.", ["upstream"], buckets=_SECONDS
 )
+OPEN_CONNECTIONS: Final = Gauge("settle_gateway_open_connections", "Connections of clients.")
+REFUSED_CONNECTIONS: Final = Counter(
+    "settle_gateway_refused_connections", "Connections beyond the limit: answered with a refusal, or closed."
+)
 OPEN_CALLS: Final = Gauge("settle_gateway_open_calls", "Calls with an open hold.")
 DRAINS: Final = Gauge("settle_gateway_drains", "Answers that are read to their end without a client.")
 UPSTREAM_ERRORS: Final = Counter(

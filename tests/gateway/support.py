@@ -261,6 +261,7 @@ async def served(
     account: Account | None = None,
     upstreams: Mapping[str, Any] | None = None,
     app_url: str | None = None,
+    connections_max: int = 2000,
     **policy: Any,
 ) -> AsyncIterator[Served]:
     """A gateway before upstreams of these names; `policy` are changes of the policy, `upstreams` of their entries."""
@@ -274,6 +275,7 @@ async def served(
             database_url=app_url or database.app_url,
             host="127.0.0.1",
             port=0,
+            connections_max=connections_max,
             policy=replace(POLICY, **policy),
             upstreams=read_upstreams(document, where="the test"),
             api_keys=dict.fromkeys(names, UPSTREAM_KEY),

@@ -396,6 +396,12 @@ CASES: Final = (
         {'settle_gateway_drains{instance="a"}': steady(99), 'settle_gateway_drains{instance="b"}': steady(99)},
         7,
     ),
+    Case(
+        "SettleConnectionsFull",
+        {'settle_gateway_refused_connections_total{instance="a"}': rising(2)},
+        {'settle_gateway_refused_connections_total{instance="a"}': rising(1)},
+        12,
+    ),
 )
 
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import aiohttp
 import pytest
 import yaml
+from prometheus_client import Counter, Gauge, Histogram
 
 from tests.gateway.support import served
 from tests.support.api import running_api
@@ -64,6 +65,21 @@ async def test_every_metric_that_is_named_is_one_that_a_process_has(engine: Engi
     named = {name for expression in expressions() for name in METRIC.findall(expression)}
     assert len(named) > 30
     assert named - names_in(ours) - names_in(theirs) == set()
+
+
+def test_every_metric_of_the_gateway_is_in_the_dashboard() -> None:
+    shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
+    ours = [metric for metric in vars(import_module("telemetry.metrics.gateway")).values() if is_metric(metric)]
+    assert len(ours) > 15
+    for metric in ours:
+        [family] = metric.describe()
+        names = names_in(f"# TYPE {family.name}{'_total' if family.type == 'counter' else ''} {family.type}")
+        assert names & shown, f"{family.name} is in no panel"
+
+
+def is_metric(value: object) -> TypeGuard[Counter | Gauge | Histogram]:
+    """Whether a module's name is one of its metrics."""
+    return isinstance(value, Counter | Gauge | Histogram)
 
 
 def test_every_alert_has_one_entry_in_the_runbook_and_leads_to_it() -> None:

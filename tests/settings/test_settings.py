@@ -102,6 +102,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "OPERATOR_WALLETS": BAD_ADDRESSES,
     "GATEWAY_URL": ("ai.example.com", "ftp://ai.example.com", "https://", "https://ai.example.com/v1"),
     "GATEWAY_PORT": ("-1", "65536", "http"),
+    "GATEWAY_MAX_CONNECTIONS": ("0", "-1", "100001", "1.5", "many"),
     "UPSTREAM_READ_TIMEOUT_SECONDS": ("0", "-1", "3601", "nan", "inf", "soon"),
     "USER_PRICE_MARKUP_FACTOR": ("0", "0.99", "-2", "1001", "200%", "nan", "inf", "two"),
     "GRACE_CREDITS": ("-1", "1.5", "much", str(10**15 + 1)),
