@@ -167,7 +167,7 @@ class AuthorizationReader:
 
             async def read(node: PooledEndpoint, deadline: float) -> tuple[str, str, bytes]:
                 chain_id, name, version, separator = await node.endpoint.batch(calls, deadline=deadline)
-                self._pool.check_chain(chain_id)
+                self._pool.check_chain(read_quantity(chain_id))
                 return _text(name), _text(version), read_data(separator)
 
             name, version, separator = await self._agreed(read)
@@ -192,7 +192,7 @@ class AuthorizationReader:
 
         async def read(node: PooledEndpoint, deadline: float) -> PayerView:
             chain_id, block, state, balance, code = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             head = read_head(block)
             if self._pool.mark.is_behind(self._pool.saw_head(node, head.number)):
                 raise self._pool.behind(node, head.number)
@@ -217,7 +217,7 @@ class AuthorizationReader:
             chain_id, height, outcome = await node.endpoint.batch(
                 [CHAIN_ID, BLOCK_NUMBER, Call("eth_call", (transaction, "latest"))], deadline=deadline
             )
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             self._pool.saw_head(node, read_quantity(height))
             if has_failed_in_execution(outcome):
                 assert outcome.error is not None
@@ -251,7 +251,7 @@ class AuthorizationReader:
             ],
             deadline=deadline,
         )
-        self._pool.check_chain(replies[0])
+        self._pool.check_chain(read_quantity(replies[0]))
         head = self._pool.saw_head(node, read_quantity(replies[1]))
         block = read_block(replies[2], finalized)
         if block is None or head < finalized or self._pool.mark.is_behind(head):

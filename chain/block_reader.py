@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
-from chain.head_reader import TaggedBlock, reached_by_tag, read_tag, tag_call
+from chain.endpoint_pool import NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.family import ChainFamily, TaggedBlock
+from chain.head_reader import reached_by_tag
 from chain.quorum import agreed_hash, reached_by_most
-from chain.rpc import Call, EndpointFailure, Failure
-from chain.wire import read_block, read_quantity
+from chain.rpc import EndpointFailure
 from domain.errors import ChainUnavailable
 
 BLOCKS_MAX: Final = 45
@@ -66,8 +66,9 @@ class CanonicalBlocks:
 class BlockReader:
     """The endpoints' blocks by height."""
 
-    def __init__(self, pool: EndpointPool) -> None:
+    def __init__(self, pool: EndpointPool, family: ChainFamily) -> None:
         self._pool = pool
+        self._family = family
 
     async def canonical(self, numbers: Sequence[int], *, tags: Sequence[str] = ()) -> CanonicalBlocks:
         """What every endpoint has at these heights, at most `BLOCKS_MAX` of them, and as its tagged blocks.
@@ -110,24 +111,11 @@ class BlockReader:
     async def _read(
         self, node: PooledEndpoint, deadline: float, numbers: Sequence[int], tags: Sequence[str]
     ) -> BlockReport:
-        calls = [CHAIN_ID, BLOCK_NUMBER, *(tag_call(tag) for tag in tags), *(_block_call(number) for number in numbers)]
-        chain_id, height, *replies = await node.endpoint.batch(calls, deadline=deadline)
-        self._pool.check_chain(chain_id)
-        head = self._pool.saw_head(node, read_quantity(height))
-        tagged = {tag: read_tag(node.label, tag, reply, head) for tag, reply in zip(tags, replies, strict=False)}
-        hashes: dict[int, str] = {}
-        for number, reply in zip(numbers, replies[len(tags) :], strict=True):
-            try:
-                block = read_block(reply, number)
-            except EndpointFailure as failure:
-                if failure.failure in {Failure.RATE_LIMITED, Failure.CONTRADICTION}:
-                    raise
-                continue  # pruned, or faulty at this height: it has no vote there
-            # A block above its own head is none.
-            if block is not None and number <= head:
-                hashes[number] = block.block_hash
-        return BlockReport(node.label, head, hashes, tagged, is_stalled=node.breaker.is_stalled(self._pool.clock()))
-
-
-def _block_call(number: int) -> Call:
-    return Call("eth_getBlockByNumber", (hex(number), False))
+        blocks = await self._family.read_hashes(self._pool, node, numbers, tags, deadline=deadline)
+        return BlockReport(
+            node.label,
+            blocks.progress.head_number,
+            blocks.hashes,
+            dict(zip(tags, blocks.progress.tagged, strict=True)),
+            is_stalled=node.breaker.is_stalled(self._pool.clock()),
+        )

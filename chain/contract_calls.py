@@ -162,7 +162,7 @@ class ContractCalls:
 
         async def read(node: PooledEndpoint, deadline: float) -> list[int]:
             chain_id, height, *replies = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER, *asked], deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             head = self._pool.saw_head(node, read_quantity(height))
             if self._pool.mark.is_behind(head):
                 raise self._pool.behind(node, head)
@@ -199,7 +199,7 @@ class ContractCalls:
                 return
             try:
                 chain_id, result = await node.endpoint.batch(calls)
-                self._pool.check_chain(chain_id)
+                self._pool.check_chain(read_quantity(chain_id))
                 answer = read(result)
             except EndpointFailure as failure:
                 reasons.append(f"{node.label}: {failure.message}")

@@ -27,12 +27,10 @@ from chain.rpc import (
     Endpoint,
     EndpointFailure,
     Failure,
-    Reply,
     RequestObserver,
     labels,
     open_session,
 )
-from chain.wire import read_quantity
 from domain.errors import ChainUnavailable, InvalidInput
 
 log = logging.getLogger(__name__)
@@ -186,27 +184,8 @@ class EndpointPool:
         """HTTP requests sent since the reader was opened."""
         return sum(node.endpoint.request_count + node.history.request_count for node in self._nodes)
 
-    async def health(self) -> list[EndpointHealth]:
-        """What each endpoint answers now, in order of preference; never raises for a faulty endpoint."""
-
-        async def check(node: PooledEndpoint) -> EndpointHealth:
-            try:
-                chain_id_reply, head_reply = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER])
-                chain_id, head = read_quantity(chain_id_reply), read_quantity(head_reply)
-            except EndpointFailure as failure:
-                return EndpointHealth(node.label, reachable=False, error=failure.message)
-            error = None
-            if chain_id != self.chain_id:
-                error = self.wrong_chain(chain_id).message
-            elif self.mark.is_behind(head):
-                error = f"head {head} is behind {self.mark.value}, the highest seen"
-            return EndpointHealth(node.label, reachable=True, chain_id=chain_id, head_number=head, error=error)
-
-        return list(await asyncio.gather(*(check(node) for node in self.nodes())))
-
-    def check_chain(self, reply: Reply) -> int:
-        """Check the chain's id in an answer: one of another chain is never used."""
-        chain_id = read_quantity(reply)
+    def check_chain(self, chain_id: int) -> int:
+        """Check the chain's id in an answer: one of another chain is never used. Raises `EndpointFailure`."""
         if chain_id != self.chain_id:
             raise self.wrong_chain(chain_id)
         return chain_id

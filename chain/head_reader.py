@@ -7,30 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint
+from chain.endpoint_pool import EndpointHealth, EndpointPool, PooledEndpoint
+from chain.family import ChainFamily, TaggedBlock
 from chain.quorum import reached_by_most
-from chain.rpc import Call, EndpointFailure, Reply
-from chain.wire import read_head, read_quantity, read_tagged_number
+from chain.rpc import EndpointFailure
 from domain.chain import ChainHead
 from domain.errors import ChainUnavailable
 
 TAG_SECONDS: Final = 1.0
 """How long a tag's block is cached: half a block of Base, and the tags trail by minutes."""
-
-_NEWEST_BLOCK: Final = Call("eth_getBlockByNumber", ("latest", False))
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedBlock:
-    """The block that one endpoint calls "safe" or "finalized". `error` is one line, None where the block is usable.
-
-    Block 0 has both a height and an error: it is a true answer on a chain of a few blocks, and a fault on any other.
-    """
-
-    label: str
-    head_number: int | None = None
-    number: int | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +32,9 @@ class ChainProgress:
 class HeadReader:
     """The endpoints' view of their own progress."""
 
-    def __init__(self, pool: EndpointPool) -> None:
+    def __init__(self, pool: EndpointPool, family: ChainFamily) -> None:
         self._pool = pool
+        self._family = family
         self._tags: dict[str, tuple[float, int]] = {}
 
     async def height(self) -> int:
@@ -65,15 +51,13 @@ class HeadReader:
         """
 
         async def read(node: PooledEndpoint, deadline: float) -> ChainProgress:
-            calls = [CHAIN_ID, BLOCK_NUMBER, *(tag_call(tag) for tag in tags)]
-            chain_id, height, *replies = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
-            head = self._pool.saw_head(node, read_quantity(height))
-            if self._pool.mark.is_behind(head):
-                raise self._pool.behind(node, head)
-            tagged = [read_tag(node.label, tag, reply, head) for tag, reply in zip(tags, replies, strict=True)]
-            numbers = {tag: block.number for tag, block in zip(tags, tagged, strict=True) if block.number is not None}
-            return ChainProgress(max(head, self._pool.mark.value), numbers)
+            found = await self._family.read_progress(self._pool, node, tags, deadline=deadline)
+            if self._pool.mark.is_behind(found.head_number):
+                raise self._pool.behind(node, found.head_number)
+            numbers = {
+                tag: block.number for tag, block in zip(tags, found.tagged, strict=True) if block.number is not None
+            }
+            return ChainProgress(max(found.head_number, self._pool.mark.value), numbers)
 
         return await self._pool.ask_first(read)
 
@@ -81,10 +65,8 @@ class HeadReader:
         """The newest block of the first endpoint that is not behind, with its time. Raises `ChainUnavailable`."""
 
         async def read(node: PooledEndpoint, deadline: float) -> ChainHead:
-            chain_id, block = await node.endpoint.batch([CHAIN_ID, _NEWEST_BLOCK], deadline=deadline)
-            self._pool.check_chain(chain_id)
-            newest = read_head(block)
-            if self._pool.mark.is_behind(self._pool.saw_head(node, newest.number)):
+            newest = await self._family.read_newest(self._pool, node, deadline=deadline)
+            if self._pool.mark.is_behind(newest.number):
                 raise self._pool.behind(node, newest.number)
             return newest
 
@@ -108,42 +90,30 @@ class HeadReader:
 
         Block 0 means that nothing is final yet; a block above the endpoint's own head is not usable.
         """
-        calls = [CHAIN_ID, tag_call(tag), BLOCK_NUMBER]
 
         async def hear(node: PooledEndpoint) -> TaggedBlock:
             if pause := self._pool.pause(node):
                 return TaggedBlock(node.label, error=pause)
-            head: int | None = None
-            try:
-                chain_id, block, height = await node.endpoint.batch(calls)
-                self._pool.check_chain(chain_id)
-                head = read_quantity(height)
-            except EndpointFailure as failure:
-                # Not recorded as a failure: some nodes do not know the tags and serve payments well.
-                return TaggedBlock(node.label, head, error=failure.message)
-            return read_tag(node.label, tag, block, head)
+            return await self._family.read_tag(self._pool, node, tag)
 
         return list(await asyncio.gather(*(hear(node) for node in self._pool.nodes())))
 
+    async def health(self) -> list[EndpointHealth]:
+        """What each endpoint answers now, in order of preference; never raises for a faulty endpoint."""
 
-def tag_call(tag: str) -> Call:
-    """The call for the block that a node calls `tag`."""
-    return Call("eth_getBlockByNumber", (tag, False))
+        async def check(node: PooledEndpoint) -> EndpointHealth:
+            try:
+                chain_id, head = await self._family.read_identity(node)
+            except EndpointFailure as failure:
+                return EndpointHealth(node.label, reachable=False, error=failure.message)
+            error = None
+            if chain_id != self._pool.chain_id:
+                error = self._pool.wrong_chain(chain_id).message
+            elif self._pool.mark.is_behind(head):
+                error = f"head {head} is behind {self._pool.mark.value}, the highest seen"
+            return EndpointHealth(node.label, reachable=True, chain_id=chain_id, head_number=head, error=error)
 
-
-def read_tag(label: str, tag: str, reply: Reply, head: int) -> TaggedBlock:
-    """The block that an endpoint with this head calls `tag`; never raises for a faulty answer."""
-    try:
-        number = read_tagged_number(reply)
-    except EndpointFailure as failure:
-        return TaggedBlock(label, head, error=failure.message)
-    if number is None:
-        return TaggedBlock(label, head, error=f"has no {tag} block (answers null)")
-    if number == 0:
-        return TaggedBlock(label, head, 0, error=f"has no {tag} block but block 0")
-    if number > head:
-        return TaggedBlock(label, head, error=f"calls block {number} {tag}, its head is {head}")
-    return TaggedBlock(label, head, number)
+        return list(await asyncio.gather(*(check(node) for node in self._pool.nodes())))
 
 
 def reached_by_tag(tag: str, blocks: Sequence[TaggedBlock]) -> int:

@@ -101,7 +101,7 @@ async def read_range(
         if failure.failure in _MAY_BE_THE_RANGE and await _answers(endpoint):
             raise RangeRefused(failure.failure, failure.message) from None
         raise
-    _check_chain(replies[0], scope)
+    _check_chain(replies[0], scope.chain_id)
     head = read_quantity(replies[1])
     saw_head(head)
     if head < last:
@@ -110,9 +110,8 @@ async def read_range(
     logs = _unpruned(replies[-len(queries) :])
     last_block = _last_block(replies[2], last, head)
     found = await _found(logs, scope, first, last)
-    blocks = (
-        await read_blocks(endpoint, scope, sorted({log.block_number for log, _ in found} | {last})) if found else {}
-    )
+    numbers = sorted({log.block_number for log, _ in found} | {last})
+    blocks = await read_blocks(endpoint, scope.chain_id, numbers) if found else {}
     _check_same_chain(blocks, last_block, found)
     return TransferRange(
         endpoint=endpoint.label,
@@ -140,7 +139,7 @@ def _unpruned(logs: Sequence[Reply]) -> Sequence[Reply]:
     return logs
 
 
-async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
+async def read_blocks(endpoint: Endpoint, own_chain_id: int, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
     """The node's current blocks at these heights; None above its head.
 
     A block at or below the head that it does not return is missing from the answer: pruned, or the node is faulty,
@@ -151,7 +150,7 @@ async def read_blocks(endpoint: Endpoint, scope: TransferScope, numbers: Sequenc
         wanted = numbers[start : start + HEADERS_MAX]
         calls = [_CHAIN_ID, _BLOCK_NUMBER, *(_block_call(number) for number in wanted)]
         chain_id, height, *replies = await endpoint.batch(calls)
-        _check_chain(chain_id, scope)
+        _check_chain(chain_id, own_chain_id)
         head = read_quantity(height)
         for number, reply in zip(wanted, replies, strict=True):
             try:
@@ -265,10 +264,10 @@ def _placed(
     )
 
 
-def _check_chain(reply: Reply, scope: TransferScope) -> None:
+def _check_chain(reply: Reply, own_chain_id: int) -> None:
     chain_id = read_quantity(reply)
-    if chain_id != scope.chain_id:
-        raise EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {scope.chain_id}")
+    if chain_id != own_chain_id:
+        raise EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {own_chain_id}")
 
 
 def _block_call(number: int) -> Call:

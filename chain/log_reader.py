@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from chain.endpoint_pool import EndpointPool, EndpointsFailed, PooledEndpoint
-from chain.history import HistoryRefused, RangeRefused, read_blocks, read_range
+from chain.family import ChainFamily
+from chain.history import HistoryRefused, RangeRefused
 from chain.rpc import Failure
 from domain.chain import MinedBlock, TransferRange, TransferScope
 
@@ -16,8 +17,9 @@ log = logging.getLogger(__name__)
 class LogReader:
     """The chain's history, read from one endpoint at a time."""
 
-    def __init__(self, pool: EndpointPool) -> None:
+    def __init__(self, pool: EndpointPool, family: ChainFamily) -> None:
         self._pool = pool
+        self._family = family
 
     async def transfers(
         self,
@@ -43,7 +45,7 @@ class LogReader:
             return await self._pool.ask_first(read)
         return await self._pool.ask(self._pool.node(endpoint), read)
 
-    async def blocks(self, scope: TransferScope, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
+    async def blocks(self, numbers: Sequence[int]) -> dict[int, MinedBlock | None]:
         """The blocks at these heights as one endpoint has them now; None above its head.
 
         A block below their heads that no endpoint returns is missing from the answer. Raises `ChainUnavailable`.
@@ -52,7 +54,7 @@ class LogReader:
         partial: list[dict[int, MinedBlock | None]] = []
 
         async def read(node: PooledEndpoint, _: float) -> dict[int, MinedBlock | None]:
-            blocks = await read_blocks(node.history, scope, numbers)
+            blocks = await self._family.read_blocks(self._pool, node, numbers)
             if missing := sorted(set(numbers) - blocks.keys()):
                 partial.append(blocks)
                 raise HistoryRefused(
@@ -72,14 +74,10 @@ class LogReader:
     ) -> TransferRange:
         """As many of the blocks as the endpoint returns in one answer."""
 
-        def saw_head(head: int) -> None:
-            if self._pool.mark.is_behind(self._pool.saw_head(node, head)):
-                raise self._pool.behind(node, head)
-
         while True:
             until = min(last, first + node.log_range.size - 1)
             try:
-                found = await read_range(node.history, scope, first, until, anchor=anchor, saw_head=saw_head)
+                found = await self._family.read_transfers(self._pool, node, scope, first, until, anchor=anchor)
             except RangeRefused as refusal:
                 if not node.log_range.refused(until - first + 1):
                     raise

@@ -12,24 +12,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
-from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.endpoint_pool import NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.family import ChainFamily
 from chain.quorum import Agreed, EndpointsDisagree, NoResponse, Reading, decide, is_included
-from chain.rpc import Call, EndpointFailure, Failure, Reply
-from chain.wire import read_header, read_quantity, read_receipt
-from domain.chain import BlockHeader, ChainView, Receipt
+from chain.rpc import EndpointFailure, Failure
+from domain.chain import ChainView
 from domain.errors import ChainUnavailable
 from domain.identifiers import parse_tx_hash
 from domain.payments.finality import InclusionReport
 
 log = logging.getLogger(__name__)
-
-ROUNDS_MAX: Final = 3
-"""First read, second read with the block that the first one named, and one more for a reorganisation in between."""
-
-PARSE_INLINE_LOGS_MAX: Final = 50
-"""Receipts with more logs are decoded in a thread: each log takes 0.14 ms when its addresses are new (Keccak)."""
 
 
 @dataclass(slots=True)
@@ -63,8 +56,9 @@ class _Heard:
 class PaymentReader:
     """The endpoints' answers about one transaction."""
 
-    def __init__(self, pool: EndpointPool) -> None:
+    def __init__(self, pool: EndpointPool, family: ChainFamily) -> None:
         self._pool = pool
+        self._family = family
         self._is_probing = False
 
     async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
@@ -163,35 +157,7 @@ class PaymentReader:
         return [inclusion_report for inclusion_report in heard if inclusion_report is not None]
 
     async def _read(self, node: PooledEndpoint, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
-        """Receipt, head and the block at the receipt's height, all three of the same batch.
-
-        Questions about other payments may be in it, too.
-        """
-        height = block_hint
-        asked: BlockHeader | None = None
-        for round_number in range(ROUNDS_MAX):
-            calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_getTransactionReceipt", (tx_hash,))]
-            if height is not None:
-                calls.append(Call("eth_getBlockByNumber", (hex(height), False)))
-            replies = await node.joined.ask(calls, deadline=deadline)
-            chain_id = self._pool.check_chain(replies[0])
-            head = self._pool.saw_head(node, read_quantity(replies[1]))
-            receipt = await _receipt(replies[2], tx_hash)
-            block = read_header(replies[3], height) if height is not None else None
-            if round_number == 0:
-                asked = block
-            there = receipt is not None and receipt.block_number <= head
-            if receipt is None or not there or receipt.block_number == height:
-                view = ChainView(
-                    chain_id=chain_id,
-                    endpoint=node.label,
-                    head_number=head,
-                    receipt=receipt,
-                    canonical=block if there else None,
-                )
-                return Reading(view, asked, stalled=node.breaker.is_stalled(self._pool.clock()))
-            height = receipt.block_number
-        raise EndpointFailure(Failure.CONTRADICTION, f"the receipt was in another block at each of {ROUNDS_MAX} reads")
+        return await self._family.read_payment(self._pool, node, tx_hash, block_hint=block_hint, deadline=deadline)
 
     async def _hear_in_order(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
         """One endpoint after the other, until one that keeps up returns the transaction in a block."""
@@ -242,10 +208,3 @@ class PaymentReader:
         if not self._pool.mark.is_behind(reading.view.head_number):
             self._pool.served(node)  # immediately: where others hang, this is what ends the waiting of other polls
         return reading
-
-
-async def _receipt(reply: Reply, tx_hash: str) -> Receipt | None:
-    raw = reply.result
-    if isinstance(raw, dict) and isinstance(raw.get("logs"), list) and len(raw["logs"]) > PARSE_INLINE_LOGS_MAX:
-        return await asyncio.to_thread(read_receipt, reply, tx_hash)
-    return read_receipt(reply, tx_hash)

@@ -10,6 +10,7 @@ from chain.authorizations import AuthorizationReader
 from chain.block_reader import BlockReader
 from chain.contract_calls import ContractCalls
 from chain.endpoint_pool import EndpointHealth, EndpointPool
+from chain.evm import EvmFamily
 from chain.head_reader import HeadReader
 from chain.log_reader import LogReader
 from chain.payment_reader import PaymentReader
@@ -40,10 +41,11 @@ class ChainReader:
 
     def __init__(self, urls: Sequence[str], chain_id: int, **options: Unpack[PoolOptions]) -> None:
         self._pool = EndpointPool(urls, chain_id, **options)
-        self.payments = PaymentReader(self._pool)
-        self.heads = HeadReader(self._pool)
-        self.blocks = BlockReader(self._pool)
-        self.logs = LogReader(self._pool)
+        family = EvmFamily()
+        self.payments = PaymentReader(self._pool, family)
+        self.heads = HeadReader(self._pool, family)
+        self.blocks = BlockReader(self._pool, family)
+        self.logs = LogReader(self._pool, family)
         self.contracts = ContractCalls(self._pool)
         self.authorizations = AuthorizationReader(self._pool)
         self.transactions = TransactionCalls(self._pool)
@@ -77,4 +79,4 @@ class ChainReader:
 
     async def health(self) -> list[EndpointHealth]:
         """What each endpoint answers now, in order of preference; never raises for a faulty endpoint."""
-        return await self._pool.health()
+        return await self.heads.health()

@@ -90,7 +90,7 @@ class TransactionCalls:
 
         async def read(node: PooledEndpoint, deadline: float) -> AccountView:
             chain_id, block, nonce, balance = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             head = read_head(block)
             if self._pool.mark.is_behind(self._pool.saw_head(node, head.number)):
                 raise self._pool.behind(node, head.number)
@@ -110,7 +110,7 @@ class TransactionCalls:
         async def read(node: PooledEndpoint, deadline: float) -> int:
             calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_getTransactionCount", (address, hex(block_number)))]
             chain_id, height, nonce = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             self._pool.saw_head(node, read_quantity(height))
             return read_quantity(nonce)
 
@@ -123,7 +123,7 @@ class TransactionCalls:
         async def read(node: PooledEndpoint, deadline: float) -> int | str:
             calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_estimateGas", (transaction,))]
             chain_id, height, gas = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             self._pool.saw_head(node, read_quantity(height))
             if has_failed_in_execution(gas):
                 assert gas.error is not None
@@ -141,7 +141,7 @@ class TransactionCalls:
 
         async def read(node: PooledEndpoint, deadline: float) -> dict[str, MinedTransaction]:
             chain_id, height, *replies = await node.endpoint.batch(calls, deadline=deadline)
-            self._pool.check_chain(chain_id)
+            self._pool.check_chain(read_quantity(chain_id))
             head = self._pool.saw_head(node, read_quantity(height))
             if self._pool.mark.is_behind(head):
                 raise self._pool.behind(node, head)
@@ -169,7 +169,7 @@ class TransactionCalls:
         async def offer(node: PooledEndpoint) -> tuple[bool, str]:
             try:
                 chain_id, outcome = await node.endpoint.batch(calls)
-                self._pool.check_chain(chain_id)
+                self._pool.check_chain(read_quantity(chain_id))
             except EndpointFailure as failure:
                 return False, f"{node.label}: {failure.message}"
             error = outcome.error

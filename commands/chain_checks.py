@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from chain.head_reader import TaggedBlock, reached_by_tag
+from chain.family import TaggedBlock
+from chain.head_reader import reached_by_tag
 from chain.reader import ChainReader
 from composition import chain_reader, service_database
 from db.clock import estimated_now

@@ -186,7 +186,7 @@ class DepositBalances:
         since = address.created_at - CLOCK_SLACK
         while low < high:
             middle = (low + high) // 2
-            block = (await self._chain.logs.blocks(scope, [middle])).get(middle)
+            block = (await self._chain.logs.blocks([middle])).get(middle)
             if block is not None and block.mined_at < since:
                 low = middle + 1
             else:

@@ -318,7 +318,7 @@ class BlockScanner:
         """Move the cursor past blocks that no endpoint returns, and record the gap, in one transaction."""
         first = cursor.block_number + 1
         last = await self._find_gap_end(first, head, error)
-        blocks = await self._chain.logs.blocks(self.scope, sorted({cursor.block_number, last} - {-1}))
+        blocks = await self._chain.logs.blocks(sorted({cursor.block_number, last} - {-1}))
         if cursor.block_hash is not None and _is_replaced(blocks, cursor.block_number, cursor.block_hash):
             return await self._return_to_fork(cursor, head)
         edge = blocks.get(last)
@@ -393,7 +393,7 @@ class BlockScanner:
         anchor: Cursor | None = None
         for start in range(0, len(tracked), FORK_SEARCH_BLOCKS):
             part = tracked[start : start + FORK_SEARCH_BLOCKS]
-            blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
+            blocks = await self._chain.logs.blocks([number for number, _ in part])
             if any(_is_replaced(blocks, number, block_hash) for number, block_hash in part):
                 return await self._return_to_fork(cursor, head)
             shown = next(((number, block_hash) for number, block_hash in part if number in blocks), None)
@@ -455,7 +455,7 @@ class BlockScanner:
         replaced = False
         for start in range(0, len(tracked), FORK_SEARCH_BLOCKS):
             part = tracked[start : start + FORK_SEARCH_BLOCKS]
-            blocks = await self._chain.logs.blocks(self.scope, [number for number, _ in part])
+            blocks = await self._chain.logs.blocks([number for number, _ in part])
             for number, block_hash in part:
                 if number not in blocks:
                     continue  # not returned, which does not mean that it was replaced
@@ -480,7 +480,7 @@ class BlockScanner:
         if not held:
             return []
         numbers = {number for number, _ in held} | ({known.block_number} if known.block_hash is not None else set())
-        blocks = await self._chain.logs.blocks(self.scope, sorted(numbers))
+        blocks = await self._chain.logs.blocks(sorted(numbers))
         if known.block_hash is not None and not _has_hash(blocks.get(known.block_number), known.block_hash):
             raise ChainUnavailable(f"the endpoints disagree on block {known.block_number}")
         return [block_hash for number, block_hash in held if _is_replaced(blocks, number, block_hash)]
