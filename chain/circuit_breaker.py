@@ -77,6 +77,7 @@ class CircuitBreaker:
     failure: Failure | None = None
     head: int | None = None
     head_moved_at: float = 0.0
+    stall_seconds: float = STALL_SECONDS
 
     def answered(self) -> None:
         """Record a usable answer, which clears earlier failures."""
@@ -117,4 +118,4 @@ class CircuitBreaker:
 
     def is_stalled(self, now: float) -> bool:
         """Whether the head has not moved for so long that the node must be stuck."""
-        return self.head is not None and now - self.head_moved_at >= STALL_SECONDS
+        return self.head is not None and now - self.head_moved_at >= self.stall_seconds

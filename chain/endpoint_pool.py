@@ -17,7 +17,7 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, CircuitBreaker, HeadMark
+from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, STALL_SECONDS, CircuitBreaker, HeadMark
 from chain.history import HistoryRefused
 from chain.joined_batches import JOIN_SECONDS, JoinedBatches
 from chain.ranges import LogRange
@@ -124,6 +124,7 @@ class EndpointPool:
         log_range_max: int = LOG_RANGE_MAX,
         head_tolerance_blocks: int = HEAD_TOLERANCE_BLOCKS,
         mark_expiry_seconds: float = MARK_EXPIRY_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
         join_seconds: float = JOIN_SECONDS,
         on_request: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -141,6 +142,7 @@ class EndpointPool:
         self._on_request = on_request
         self.clock = clock
         self.mark = HeadMark(tolerance_blocks=head_tolerance_blocks, expiry_seconds=mark_expiry_seconds)
+        self._stall_seconds = stall_seconds
         self._session: aiohttp.ClientSession | None = None
         self._nodes: list[PooledEndpoint] = []
 
@@ -161,7 +163,13 @@ class EndpointPool:
         def pooled(url: str, label: str) -> PooledEndpoint:
             endpoint = open_endpoint(url, label)
             joined = JoinedBatches(endpoint, join_seconds=self._join_seconds)
-            return PooledEndpoint(endpoint, open_endpoint(url, label), joined, LogRange(self._log_range_max))
+            return PooledEndpoint(
+                endpoint,
+                open_endpoint(url, label),
+                joined,
+                LogRange(self._log_range_max),
+                CircuitBreaker(stall_seconds=self._stall_seconds),
+            )
 
         self._nodes = [pooled(url, label) for url, label in zip(self._urls, self._labels, strict=True)]
         return self

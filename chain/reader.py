@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Final, Self, TypedDict, Unpack
 
 from chain.authorizations import AuthorizationReader
+from chain.bitcoin.node import BitcoinFamily
 from chain.block_reader import BlockReader
 from chain.contract_calls import ContractCalls
 from chain.endpoint_pool import EndpointHealth, EndpointPool
 from chain.evm import EvmFamily
+from chain.family import ChainFamily
 from chain.head_reader import HeadReader
 from chain.log_reader import LogReader
 from chain.payment_reader import PaymentReader
 from chain.rpc import RequestObserver
 from chain.transactions import TransactionCalls
+from domain.utxo import is_utxo_chain
+
+UTXO_STALL_SECONDS: Final = 3 * 3600.0
+"""Of blocks that come every ten minutes, and by chance: three hours without one happen once in a thousand years."""
+
+UTXO_HEAD_TOLERANCE: Final = 1
+"""Blocks that a node may be below another one. Three, as elsewhere, would be half an hour."""
 
 
 class PoolOptions(TypedDict, total=False):
@@ -27,6 +36,7 @@ class PoolOptions(TypedDict, total=False):
     log_range_max: int
     head_tolerance_blocks: int
     mark_expiry_seconds: float
+    stall_seconds: float
     join_seconds: float
     on_request: RequestObserver | None
     clock: Callable[[], float]
@@ -35,13 +45,19 @@ class PoolOptions(TypedDict, total=False):
 class ChainReader:
     """Several endpoints of one chain, in order of preference; use it as an async context manager.
 
-    The readers share the pool and therefore the health of each endpoint. Raises `InvalidInput` naming `CHAIN_RPC_URLS`
-    when the addresses are not usable.
+    The readers share the pool and therefore the health of each endpoint; `contracts`, `authorizations` and
+    `transactions` are of EVM chains only. Raises `InvalidInput` naming `CHAIN_RPC_URLS` when the addresses are not
+    usable, and `CHAIN_ID` for a chain of Bitcoin's family that cannot be read.
     """
 
     def __init__(self, urls: Sequence[str], chain_id: int, **options: Unpack[PoolOptions]) -> None:
+        family: ChainFamily
+        if is_utxo_chain(chain_id):
+            family = BitcoinFamily.of(chain_id)
+            options = {"stall_seconds": UTXO_STALL_SECONDS, "head_tolerance_blocks": UTXO_HEAD_TOLERANCE, **options}
+        else:
+            family = EvmFamily()
         self._pool = EndpointPool(urls, chain_id, **options)
-        family = EvmFamily()
         self.payments = PaymentReader(self._pool, family)
         self.heads = HeadReader(self._pool, family)
         self.blocks = BlockReader(self._pool, family)

@@ -77,6 +77,11 @@ class BitcoinChain(Service):
         """The JSON-RPC address."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def port(self) -> int:
+        """Where it answers."""
+        return self._port
+
     def _pick_ports(self, avoid: frozenset[int]) -> frozenset[int]:
         self._port = PortBook(self.state_dir).pick(self.name, self._preferred_port, avoid=avoid)
         return frozenset({self._port})

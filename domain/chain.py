@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from domain.errors import WorkerOfAnotherChain
-from domain.identifiers import Address, TxHash
+from domain.identifiers import Address, Recipient, TxHash
 
 
 def require_own_chain(what: str, chain_id: int | None, *, own: int) -> None:
@@ -35,7 +35,7 @@ class TransferLog(ChainValue):
     log_index: int
     emitter: Address
     from_address: Address
-    to_address: Address
+    to_address: Recipient
     value_raw: int
     authorization_nonce: str | None = None
     """Of a transfer by signature (EIP-3009), in a receipt: the nonce of the event directly before it, of the same token
@@ -50,6 +50,8 @@ class Receipt(ChainValue):
     block_number: int
     block_hash: TxHash
     transfers: tuple[TransferLog, ...] = ()
+    matures_after: int = 0
+    """Confirmations before which the chain lets no one spend what it transfers: of a block's reward."""
 
 
 class BlockHeader(ChainValue):
@@ -85,7 +87,7 @@ class TransferScope(ChainValue):
 
     chain_id: int
     token: Address
-    treasury: Address
+    treasury: Recipient
 
     @property
     def emitters(self) -> tuple[Address, ...]:
@@ -93,7 +95,7 @@ class TransferScope(ChainValue):
         return (self.token,)
 
     @property
-    def recipients(self) -> tuple[Address, ...]:
+    def recipients(self) -> tuple[Recipient, ...]:
         """The addresses to which transfers are read."""
         return (self.treasury,)
 
@@ -121,11 +123,11 @@ class DepositScope(TransferScope):
     """Transfers of several tokens to many addresses, those of one lane."""
 
     tokens: tuple[Address, ...] = ()
-    addresses: tuple[Address, ...] = ()
+    addresses: tuple[Recipient, ...] = ()
 
     @classmethod
     def of(
-        cls, chain_id: int, lane: DepositLane, tokens: Sequence[Address] = (), addresses: Sequence[Address] = ()
+        cls, chain_id: int, lane: DepositLane, tokens: Sequence[Address] = (), addresses: Sequence[Recipient] = ()
     ) -> DepositScope:
         """The scope of a lane, whatever addresses are in it now."""
         return cls(
@@ -142,7 +144,7 @@ class DepositScope(TransferScope):
         return self.tokens or (self.token,)
 
     @property
-    def recipients(self) -> tuple[Address, ...]:
+    def recipients(self) -> tuple[Recipient, ...]:
         """The addresses of the lane; while there are none, one that is not in use, so that progress continues."""
         return self.addresses or (self.treasury,)
 
@@ -170,7 +172,7 @@ class Transfer(ChainValue):
     from_address: Address
     value_raw: int
     token: Address | None = None
-    to_address: Address | None = None
+    to_address: Recipient | None = None
     """Of which token and to whom, where its scope does not say: of a deposit."""
 
 

@@ -1,4 +1,4 @@
-"""Constant ids, and parsers for the two kinds of hex string that enter and leave the system."""
+"""Constant ids, and parsers for hashes and addresses that enter and leave the system."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ADDRESS_EXPECTED: Final = "expected 0x and 40 hex digits (20 bytes)"
 UUID_EXPECTED: Final = "expected a UUID"
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
+_UTXO_ADDRESS = re.compile(r"[1-9A-HJ-NP-Za-km-z]{26,64}|[a-z]{1,16}1[02-9ac-hj-np-z]{11,87}", re.ASCII)
 _TX_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
 
@@ -38,6 +39,16 @@ def parse_address(text: str, *, field: str = "address") -> str:
     return text
 
 
+def parse_recipient(text: str) -> str:
+    """Check an address of any family of chains: one of an EVM chain, Base58 or Bech32. Raises `InvalidInput`.
+
+    Checksums are not checked: what is stored was derived, and is derived again before it is believed.
+    """
+    if isinstance(text, str) and _UTXO_ADDRESS.fullmatch(text) is not None:
+        return text
+    return parse_address(text)
+
+
 def parse_attempt_id(text: str) -> UUID:
     """Parse a payment attempt's id. Raises `InvalidInput` naming `attemptId`."""
     try:
@@ -52,4 +63,5 @@ def same_address(left: str, right: str) -> bool:
 
 
 Address = Annotated[str, AfterValidator(parse_address)]
+Recipient = Annotated[str, AfterValidator(parse_recipient)]
 TxHash = Annotated[str, AfterValidator(parse_tx_hash)]

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from domain.errors import TooManyReplacements
-from domain.identifiers import Address, TxHash
+from domain.identifiers import Address, Recipient, TxHash
 from domain.money import credits_for_usd_cents
 
 
@@ -165,7 +165,7 @@ class PaymentAttempt(BaseModel):
     from_address: Address
     chain_id: int
     token: Address
-    to_address: Address
+    to_address: Recipient
     amount_raw: int
     amount_usd_cents: int
     purpose: Purpose

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from domain.chain import ChainView, Receipt, Transfer, TransferLog, TransferScope
-from domain.identifiers import Address, TxHash, same_address
+from domain.identifiers import Address, Recipient, TxHash, same_address
 from domain.payments.attempt import AttemptKind, AttemptStatus, ErrorCode, PaymentAttempt
 from domain.transfers.identity import PaidTransfer, Place, is_alike, is_paid, place_of
 from domain.transfers.income import NON_PAYER_DESCRIPTIONS, NonPayer, is_too_old, non_payer
@@ -39,7 +39,7 @@ class PaymentTerms(Value):
     chain_id: int
     token: Address
     payer: Address
-    treasury: Address
+    treasury: Recipient
     amount_raw: int
     exact: bool = False
     """Whether only a transfer of exactly that value pays: of a deposit, which is one transfer."""
@@ -175,7 +175,8 @@ def evaluate(
     `payer_kind` the database's record of the payer's address (`domain.transfers.income`). A transaction in the head
     block has one confirmation.
     """
-    waiting = _not_yet(terms, tx_hash, view, min_confirmations)
+    needed = max(min_confirmations, view.receipt.matures_after) if view.receipt is not None else min_confirmations
+    waiting = _not_yet(terms, tx_hash, view, needed)
     if waiting is not None:
         return waiting
     receipt = view.receipt

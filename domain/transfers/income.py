@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from domain.errors import PayerRefused
-from domain.identifiers import Address, same_address
+from domain.identifiers import Address, Recipient, same_address
 
 ZERO_ADDRESS: Final = "0x" + "00" * 20
 
@@ -44,7 +44,9 @@ MOVES_OWN_MONEY: Final = frozenset({NonPayer.TREASURY, NonPayer.DEPOSIT_ADDRESS}
 """Senders whose transfers are no income: no path credits them, and they are no finding."""
 
 
-def non_payer(sender: Address, *, treasury: Address, token: Address, known: NonPayer | None = None) -> NonPayer | None:
+def non_payer(
+    sender: Address, *, treasury: Recipient, token: Address, known: NonPayer | None = None
+) -> NonPayer | None:
     """Why `sender` cannot pay; None for a payer.
 
     `treasury` and `token` are those of the payment; `known` is the database's record of the address, which includes

@@ -25,6 +25,22 @@ BITCOIN_ACCOUNT: Final = (
 )
 BITCOIN_ADDRESSES: Final = ("bc1q4qw42stdzjqs59xvlrlxr8526e3nunw7mp73te", "bc1qp533522veg9uyhpx3sva9vqrnfzmt262n4lsuq")
 
+TESTNET_ACCOUNTS: Final = {
+    44: (
+        "m/44'/1'/0'",
+        "tpubDCS53XQX9dLmQ9TBZnVq8MTsjuoTa2Ne5Yd58jfsWpkwmfhAo9eHGJnjzQWLUjQYMB8wuxW5rPECxTZySfFwJ8D81LqpXtYXm2EfnnUjSP5",
+    ),
+    49: (
+        "m/49'/1'/0'",
+        "upub5DZecHa5zJksaTgycX9sJAqzttGTkmu5naU7Rzw52tsQs5amxxJWFg9VgkYnxWVYLMFd3xCXwJLWcREftiAf1yi2Lj1F6dRqMtTKryoiTNL",
+    ),
+    84: (
+        "m/84'/1'/0'",
+        "vpub5YPuuxF18zJMRkt6SswVWFwW4rQuhPtahgzLDPpxQuFHvBQ1DcU4sjodhxWNxR9TjzNRoRo6Pxh4VhrEcQafpDPdD4hfgYFKdcWyFXyLvNf",
+    ),
+}
+"""The same key as an account of Bitcoin's test networks, by purpose."""
+
 
 def add_ring(database: Database, account: tuple[str, str] = EVM_ACCOUNT, *, gap_limit: int = 20) -> UUID:
     """An extended public key, with no address given out."""

@@ -1,0 +1,1 @@
+"""A chain of Bitcoin's family, on a regtest node."""

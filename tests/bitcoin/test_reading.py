@@ -1,0 +1,223 @@
+"""Blocks and transactions as a node has them: what is paid to whom, where it is, and what no node is believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from aiohttp import web
+
+from chain.bitcoin.blocks import BlockMalformed, read_block
+from chain.derivation.addresses import derive_address
+from chain.quorum import is_included
+from chain.reader import ChainReader
+from devstack.bitcoin_chain import COINBASE_MATURITY, BitcoinChain
+from domain.chain import DepositLane, DepositScope, TransferRange
+from domain.deposits.methods import AddressRing, Scheme
+from domain.errors import ChainUnavailable, InvalidInput
+from domain.utxo import (
+    COINBASE_SENDER,
+    NATIVE_COIN,
+    UNNAMED_SENDER,
+    UTXO_CHAINS,
+    UTXO_CHAINS_FROM,
+    chain_id_of_genesis,
+)
+from services.deposits.registration import parse_method, unsaved_ring
+from tests.bitcoin.conftest import REGTEST
+from tests.bitcoin.scripts import script_of
+from tests.support.deposits import TESTNET_ACCOUNTS
+
+SATOSHIS = 5_000_000
+
+
+def ring(purpose: int = 84) -> AddressRing:
+    """A key as `settle methods add` takes it."""
+    path, xpub = TESTNET_ACCOUNTS[purpose]
+    return unsaved_ring(
+        parse_method(
+            method_id="BTC:regtest", chain_id=REGTEST.chain_id, token="BTC", decimals=8, scheme=Scheme.XPUB,
+            xpub=xpub, path=path, min_amount_raw=1, confirmations=None,
+        )
+    )  # fmt: skip
+
+
+def address(index: int = 0, purpose: int = 84) -> str:
+    """An address of it."""
+    return derive_address(Scheme.XPUB, ring=ring(purpose), index=index)
+
+
+async def transfers(
+    reader: ChainReader, first: int, last: int, to: Sequence[str], anchor: int | None = None
+) -> TransferRange:
+    """What is paid to these addresses in these blocks."""
+    scope = DepositScope.of(REGTEST.chain_id, DepositLane.BUSY, [NATIVE_COIN], to)
+    return await reader.logs.transfers(scope, first, last, anchor=anchor)
+
+
+@pytest.mark.parametrize("purpose", [44, 49, 84])
+async def test_every_output_to_a_derived_address_is_a_transfer(
+    bitcoin: BitcoinChain, reader: ChainReader, purpose: int
+) -> None:
+    ours, other = address(purpose=purpose), address(1, purpose)
+    before = await bitcoin.height()
+    payment = await bitcoin.pay((script_of(ours), SATOSHIS), (script_of(other), 800), (script_of(ours), SATOSHIS))
+    [block_hash] = await bitcoin.mine()
+
+    found = await transfers(reader, before + 1, before + 1, [ours], anchor=before)
+
+    assert [(one.log_index, one.value_raw, one.to_address) for one in found.transfers] == [
+        (0, SATOSHIS, ours), (2, SATOSHIS, ours),
+    ]  # fmt: skip
+    assert {(one.tx_hash, one.block_hash) for one in found.transfers} == {("0x" + payment.txid, "0x" + block_hash)}
+    assert {(one.token, one.from_address) for one in found.transfers} == {(NATIVE_COIN, UNNAMED_SENDER)}
+    assert found.anchor is not None
+    assert found.anchor.block_hash == "0x" + await bitcoin.rpc("getblockhash", before)
+
+
+async def test_a_transaction_is_found_where_it_is_now(bitcoin: BitcoinChain, reader: ChainReader) -> None:
+    payment = await bitcoin.pay((script_of(address()), SATOSHIS))
+    tx_hash = "0x" + payment.txid
+    waiting = await reader.payments.look(tx_hash)
+    await bitcoin.mine()
+    mined = await reader.payments.look(tx_hash)
+    [first, _] = await bitcoin.reorganise(1, drop=False)
+    moved = await reader.payments.look(tx_hash)
+    await bitcoin.reorganise(2, drop=True)
+    dropped = await reader.payments.look(tx_hash)
+
+    assert waiting.receipt is None
+    assert is_included(mined)
+    assert is_included(moved)
+    assert moved.receipt is not None
+    assert mined.receipt is not None
+    assert moved.receipt.block_hash == "0x" + first != mined.receipt.block_hash
+    assert dropped.receipt is None
+    [report] = await reader.payments.inclusion_reports(tx_hash, mined.receipt.block_number)
+    assert report.receipt is None
+    assert report.block_at_height not in {None, mined.receipt.block_hash, moved.receipt.block_hash}
+
+
+async def test_a_reward_matures(bitcoin: BitcoinChain, reader: ChainReader) -> None:
+    ours = address(7)
+    await bitcoin.mine_to(script_of(ours))
+    height = await bitcoin.height()
+
+    [reward] = (await transfers(reader, height, height, [ours])).transfers
+
+    assert reward.from_address == COINBASE_SENDER
+    view = await reader.payments.look(reward.tx_hash)
+    assert view.receipt is not None
+    assert view.receipt.matures_after == COINBASE_MATURITY
+
+
+async def test_many_blocks_are_read_in_parts(bitcoin: BitcoinChain, reader: ChainReader) -> None:
+    found = await transfers(reader, 1, 100, [address()])
+    assert (found.first, found.last) == (1, 10)
+    with pytest.raises(ChainUnavailable):
+        await transfers(reader, await bitcoin.height() + 1, await bitcoin.height() + 2, [address()])
+
+
+async def test_a_block_is_what_its_hash_says(bitcoin: BitcoinChain) -> None:
+    await bitcoin.pay((script_of(address()), SATOSHIS))
+    [block_hash] = await bitcoin.mine()
+    data = bytes.fromhex(await bitcoin.rpc("getblock", block_hash, False))
+    script = bytes.fromhex(script_of(address()))
+
+    assert any(output.script == script for one in read_block(data, block_hash).transactions for output in one.outputs)
+    stolen = data.replace(script, bytes.fromhex(script_of(address(1))))
+    for forged in (stolen, data[:-1], data + b"\0", b"\1" + data[1:], data[:79]):
+        with pytest.raises(BlockMalformed):
+            read_block(forged, block_hash)
+
+
+async def test_a_block_with_a_transaction_repeated_is_refused(bitcoin: BitcoinChain) -> None:
+    """Three transactions have the Merkle root of the same with the last one repeated (CVE-2012-2459)."""
+    sent = [await bitcoin.pay((script_of(address()), SATOSHIS + number)) for number in range(2)]
+    [block_hash] = await bitcoin.mine()
+    data = bytes.fromhex(await bitcoin.rpc("getblock", block_hash, False))
+    [last] = [raw for raw in (bytes.fromhex(payment.raw) for payment in sent) if data.endswith(raw)]
+    assert data[80] == len(sent) + 1
+    with pytest.raises(BlockMalformed):
+        read_block(data[:80] + b"\4" + data[81:] + last, block_hash)
+
+
+async def test_an_index_that_is_not_complete_proves_no_absence(bitcoin: BitcoinChain) -> None:
+    """A node without `txindex` knows its memory pool only: it is no witness that a payment was reorged out."""
+    says = "No such mempool transaction. Use -txindex or provide a block hash to enable blockchain transaction queries"
+
+    async def answer(request: web.Request) -> web.Response:
+        replies = []
+        for call in await request.json():
+            if call["method"] == "getrawtransaction":
+                replies.append({"id": call["id"], "result": None, "error": {"code": -5, "message": says}})
+            else:
+                result = await bitcoin.rpc(call["method"], *call["params"])
+                replies.append({"id": call["id"], "result": result, "error": None})
+        return web.json_response(replies)
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        async with ChainReader([f"http://127.0.0.1:{port}"], REGTEST.chain_id) as reader:
+            with pytest.raises(ChainUnavailable, match="-txindex"):
+                await reader.payments.look("0x" + "ab" * 32)
+            assert await reader.payments.inclusion_reports("0x" + "ab" * 32, 1) == []
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_node_of_another_chain_is_refused_by_its_first_block(bitcoin: BitcoinChain) -> None:
+    main = next(chain for chain in UTXO_CHAINS.values() if chain.name == "Bitcoin")
+    async with ChainReader([bitcoin.url], main.chain_id) as reader:
+        [health] = await reader.health()
+        assert health.chain_id == REGTEST.chain_id
+        assert health.error is not None
+        with pytest.raises(ChainUnavailable):
+            await reader.heads.height()
+
+
+async def test_two_nodes_with_other_blocks_decide_nothing(
+    bitcoin: BitcoinChain, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    second = BitcoinChain(tmp_path_factory.mktemp("second"), bitcoin.port + 100, name="second", coins=False)
+    await second.start()
+    try:
+        height = await bitcoin.height()
+        hashes = await asyncio.gather(*(bitcoin.rpc("getblockhash", number) for number in range(1, height + 1)))
+        await bitcoin.share(second, hashes)
+        payment = await bitcoin.pay((script_of(address(3)), SATOSHIS))
+        [paid_in] = await bitcoin.mine()
+        await second.mine()
+        async with ChainReader([bitcoin.url, second.url], REGTEST.chain_id) as reader:
+            view = await reader.payments.look("0x" + payment.txid)
+            with pytest.raises(ChainUnavailable):
+                await reader.payments.cross_check("0x" + payment.txid, view)
+            assert (await reader.blocks.canonical([height + 1])).hash_at(height + 1) is None
+            await bitcoin.mine()
+            await bitcoin.share(second, [paid_in, await bitcoin.rpc("getbestblockhash")])
+            agreed = await reader.payments.cross_check(
+                "0x" + payment.txid, await reader.payments.look("0x" + payment.txid)
+            )
+            assert is_included(agreed)
+    finally:
+        await second.stop()
+
+
+def test_a_chain_is_numbered_by_its_first_block() -> None:
+    assert {chain.name: chain_id for chain_id, chain in UTXO_CHAINS.items()} == {
+        "Bitcoin": 6855323558289043,
+        "Bitcoin testnet": 8701002993072570,
+        "Bitcoin regtest": 7374829192725288,
+    }
+    assert all(UTXO_CHAINS_FROM <= chain_id < 2**53 for chain_id in UTXO_CHAINS)
+    with pytest.raises(InvalidInput):
+        chain_id_of_genesis("0x" + "00" * 32)
+    with pytest.raises(InvalidInput, match="CHAIN_ID"):
+        ChainReader(["http://127.0.0.1:1"], UTXO_CHAINS_FROM)
