@@ -236,6 +236,8 @@ def _confirmed(row: Row[Any]) -> ConfirmedDeposit:
     return ConfirmedDeposit(**values)
 
 
+_LOCK_ONE: Final = text("SELECT lock_transfers_of(:chain_id, :tx_hash)")
+
 _ASSIGN: Final = text(
     """
     UPDATE deposits SET attempt_id = :attempt_id
@@ -251,6 +253,12 @@ _HANDLED: Final = text(
        AND o.log_index = t.log_index AND o.block_hash = t.block_hash AND o.handled_at IS NULL
     """
 )
+
+
+async def lock_deposit(connection: ServiceConnection, deposit: ConfirmedDeposit) -> None:
+    """Until the transaction ends nothing else is decided about the deposit, and it does not move."""
+    values = {"chain_id": deposit.chain_id, "tx_hash": deposit.tx_hash}
+    await connection.connection.execute(_LOCK_ONE, values)
 
 
 async def assign_attempt(connection: ServiceConnection, deposit: ConfirmedDeposit, attempt_id: UUID) -> bool:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db.deposits.deposits import ConfirmedDeposit, assign_attempt, list_confirmed, mark_deposit_handled
+from db.deposits.deposits import ConfirmedDeposit, assign_attempt, list_confirmed, lock_deposit, mark_deposit_handled
 from db.engine import ServiceConnection, ServiceDatabase
 from db.operations.findings import open_finding
 from db.payments import attempts
@@ -110,6 +110,7 @@ class DepositCrediting:
         self, connection: ServiceConnection, deposit: ConfirmedDeposit, attempt_id: UUID
     ) -> PaymentAttempt | bool:
         """Write the attempt as submitted, and with it what it is paid by; nothing where another pass was faster."""
+        await lock_deposit(connection, deposit)
         if await attempts.find_attempt(connection, attempt_id) is not None:
             return False
         intent = attempt_of(deposit, attempt_id)

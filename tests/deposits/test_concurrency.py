@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from domain.chain import DepositLane
 from domain.errors import TemporalUnavailable
@@ -34,7 +35,9 @@ async def test_watchers_that_act_at_once_credit_each_deposit_once(deposits: Depo
         )
         for _ in range(2)
     ]
-    await asyncio.gather(*(crediting.act(head) for crediting in others))
+    with capture_logs() as lines:
+        await asyncio.gather(*(crediting.act(head) for crediting in others))
+    assert [line for line in lines if line["log_level"] == "error"] == [], "who is second has nothing to do"
     await deposits.act()
     assert [status for *_, status in deposits.deposits()] == ["CREDITED"] * 12
     assert [await deposits.balance(each) for each in given] == [credits_for_raw(4_000_000)] * 3
