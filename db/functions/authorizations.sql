@@ -223,7 +223,8 @@ AS $function$
      WHERE t.chain_id = p_chain_id AND t.tx_hash = p_tx_hash
 $function$;
 
--- A transaction of the nonce is confirmed, or (lost) another one than ours has used it.
+-- A transaction of the nonce is confirmed, or (lost) another one than ours has used it. What is confirmed was sent, also
+-- where the relay died before it could say so.
 CREATE OR REPLACE FUNCTION public.relay_ended(p_chain_id bigint, p_relayer text, p_nonce bigint, p_outcome text, p_tx_hash text, p_spent_wei numeric)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -234,7 +235,11 @@ BEGIN
     UPDATE relay_nonces n
        SET outcome = p_outcome, mined_tx_hash = p_tx_hash, spent_wei = p_spent_wei, ended_at = clock_timestamp()
      WHERE n.chain_id = p_chain_id AND n.relayer = p_relayer AND n.nonce = p_nonce AND n.outcome IS NULL;
-    RETURN FOUND;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM relay_sent(p_chain_id, p_tx_hash);
+    RETURN true;
 END $function$;
 
 -- Gas of the last day in wei: what was spent, and of what is open the most that it can cost.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from decimal import Decimal
+from typing import Final
 from uuid import UUID, uuid4
 
 import psycopg
@@ -15,6 +17,7 @@ from domain.ledger.entries import Posting
 from domain.payments.attempt import Purpose
 from domain.payments.postings import donation_posting, purchase_posting, revenue_share_posting
 from tests.database.conftest import TwoTenants
+from tests.support.deposits import METHOD, NEVER_DEPLOYED, add_method
 from tests.support.oracle import check_books
 from tests.support.payments import RolePair, transfer_for, tx_hash, wallet
 from tests.support.sql import connect, query, scalar
@@ -453,3 +456,95 @@ async def test_without_its_unique_constraint_a_transfer_pays_two_attempts_and_is
     await roles.credit(second, transfer_for(first, from_address=second.from_address))
     assert await roles.books() == [f"transfer {first.chain_id}/{first.tx_hash}/0: pays 2 attempts"]
     assert query(roles.database.service_url, "SELECT count(*) FROM credit_ledger") == [(3,)]
+
+
+# Sweeps and relayed transactions --------------------------------------------------------------------------------------
+
+_TX: Final = [f"0x{number:064x}" for number in range(1, 4)]
+_WHO: Final = f"0x{'ab' * 20}"
+_ADDRESS: Final = UUID(int=5)
+_ENTRY: Final = UUID(int=6)
+_ATTEMPT: Final = UUID(int=7)
+
+_DEPOSIT: Final = (
+    "INSERT INTO deposits (id, chain_id, tx_hash, log_index, address_id, method_id, token, from_address, value_raw,"
+    " credits, block_number, block_hash, block_time)"
+    f" VALUES (gen_random_uuid(), 31337, '{_TX[2]}', 0, '{_ADDRESS}', '{METHOD}', '{NEVER_DEPLOYED}', '{_WHO}', 5, 50,"
+    f" 1, '{_TX[0]}', now())"
+)
+_SWEPT: Final = (
+    "INSERT INTO swept_transfers (chain_id, tx_hash, log_index, address_id, method_id, treasury, value_raw, credits,"
+    f" block_number, block_hash, entry_id) VALUES (31337, '{_TX[0]}', 0, '{_ADDRESS}', '{METHOD}', '{_WHO}', %s, %s,"
+    f" 1, '{_TX[0]}', '{_ENTRY}')"
+)
+_GENERAL: Final = f"INSERT INTO general_entries (id, reason, reference) VALUES ('{_ENTRY}', 'sweep', 'planted')"
+_LINES: Final = (
+    "INSERT INTO journal_lines (entry_id, account_code, side, amount)"
+    f" VALUES ('{_ENTRY}', '%s', 'debit', 50), ('{_ENTRY}', 'cash:usdc:deposits', 'credit', 50)"
+)
+_SIGNED: Final = (
+    "INSERT INTO sweep_transactions (chain_id, tx_hash, sweep_id, sender, nonce, raw, outcome)"
+    f" SELECT 31337, t.tx_hash, gen_random_uuid(), '{_WHO}', 7, '', t.outcome"
+    f" FROM (VALUES ('{_TX[0]}', %s), ('{_TX[1]}', %s)) t (tx_hash, outcome)"
+)
+_RELAYED: Final = (
+    "INSERT INTO relay_nonces (chain_id, relayer, nonce, attempt_id, outcome, mined_tx_hash, ended_at)"
+    f" SELECT 31337, '{_WHO}', n, '{_ATTEMPT}', 'succeeded', '{_TX[0]}', now() FROM generate_series(1, %s) n"
+)
+_SENT: Final = (
+    "INSERT INTO relay_transactions (chain_id, tx_hash, relayer, nonce, raw, gas, max_fee_wei, priority_fee_wei,"
+    f" sent_at) SELECT 31337, '{_TX[0]}', '{_WHO}', n, '', 1, 1, 1, %s FROM generate_series(1, 1) n"
+)
+
+PLANTED: Final = {
+    "two of one nonce mined": ([_SIGNED % ("'succeeded'", "'reverted'")], "sweep's nonce .*/7: 2 .* mined, 0 are open"),
+    "a nonce is open": ([_SIGNED % ("'succeeded'", "NULL")], "sweep's nonce .*/7: 1 .* mined, 1 are open"),
+    "booked elsewhere": (
+        [_DEPOSIT, _SWEPT % (5, 50), _GENERAL, _LINES % "expense:platform_revenue_share"],
+        "swept transfer .*/0: 50 credits, its entry .* moves debit expense:.*",
+    ),
+    "not booked": ([_DEPOSIT, _SWEPT % (5, 50)], "swept transfer .*/0: 50 credits, its entry .* moves nothing"),
+    "booked for another amount": (
+        [_DEPOSIT, _SWEPT % (4, 50), _GENERAL, _LINES % "cash:usdc"],
+        "swept transfer .*/0: booked with 50 credits, worth 40",
+    ),
+    "an entry of no transfer": ([_GENERAL, _LINES % "cash:usdc"], f"sweep entry {_ENTRY}: 0 swept transfers name it"),
+    "more was swept than came": (
+        [_SWEPT % (5, 50), _GENERAL, _LINES % "cash:usdc"],
+        f"address {_ADDRESS}: 5 of token .* was swept, 0 came",
+    ),
+    "relayed twice": (
+        [
+            _RELAYED % 2,
+            _SENT % "now()",
+            _SENT.replace(_TX[0], _TX[1]).replace("(1, 1)", "(2, 2)") % "now()",
+            f"UPDATE relay_nonces SET mined_tx_hash = '{_TX[1]}' WHERE nonce = 2",
+        ],
+        f"attempt {_ATTEMPT}: 2 relayed transactions of it succeeded",
+    ),
+    "mined without being sent": (
+        [_RELAYED % 1, _SENT % "NULL"],
+        "relay's nonce .*/1: succeeded by .*, which is none of.*",
+    ),
+    "mined what was not signed": ([_RELAYED % 1], "relay's nonce .*/1: succeeded by .*, which is none of.*"),
+    "a nonce that is given out again": (
+        [
+            _RELAYED % 1,
+            _SENT % "now()",
+            f"INSERT INTO relayers (chain_id, address, next_nonce) VALUES (31337, '{_WHO}', 1)",
+        ],
+        "relayer .*: its next nonce is 1, its last one 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_a_sweep_or_a_relayed_transaction_that_is_wrong_is_named(roles: RolePair, planted: str) -> None:
+    statements, complaint = PLANTED[planted]
+    add_method(roles.database)
+    assert await check_books(roles.database.service_url, nothing_stuck=True) == []
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
+        for statement in statements:
+            superuser.execute(sql.SQL(statement))
+    [found] = await check_books(roles.database.service_url, nothing_stuck=True)
+    assert re.fullmatch(complaint, found), found

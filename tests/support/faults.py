@@ -24,6 +24,12 @@ class Moment(StrEnum):
     AFTER_COMMIT = "after_commit"
     """The server has committed, and no client has been answered."""
 
+    BEFORE_BROADCAST = "before_broadcast"
+    """A signed transaction is about to be sent to a node."""
+
+    AFTER_BROADCAST = "after_broadcast"
+    """A node has taken it, and nothing says so yet."""
+
 
 class Action(StrEnum):
     """What happens to the worker process there."""
@@ -33,7 +39,10 @@ class Action(StrEnum):
 
 
 class Fault(BaseModel):
-    """What a faulty worker does to itself, once. The time-outs are the product's where they are None."""
+    """What a faulty process does to itself, once. The time-outs are the product's where they are None.
+
+    With neither activity nor statement it is whatever comes to the moment first.
+    """
 
     activity: str = ""
     statement: str = ""
@@ -43,6 +52,8 @@ class Fault(BaseModel):
     ledger_start_to_close_seconds: float | None = None
     poll_start_to_close_seconds: float | None = None
     webhook_start_to_close_seconds: float | None = None
+    sweep_start_to_close_seconds: float | None = None
+    """Also without a heartbeat, where what it books has one."""
     sticky_seconds: float | None = None
     idle_in_transaction_timeout: str | None = None
     workflow_tasks_only: bool = False

@@ -309,6 +309,88 @@ CHECKS: Final = (
         """,
     ),
     (
+        "sweep's nonce {sender}/{nonce}: {mined} of its transactions were mined, {open} are open",
+        """
+        SELECT * FROM (
+            SELECT sender, nonce, count(*) FILTER (WHERE outcome IS NULL) AS open,
+                   count(*) FILTER (WHERE outcome IN ('succeeded', 'reverted')) AS mined
+              FROM sweep_transactions GROUP BY chain_id, sender, nonce) nonces
+         WHERE mined > 1 OR (open > 0 AND %(nothing_stuck)s)
+        """,
+    ),
+    (
+        "swept transfer {tx_hash}/{log_index}: {credits} credits, its entry {entry_id} moves {lines}",
+        """
+        SELECT * FROM (
+            SELECT s.tx_hash, s.log_index, s.credits, s.entry_id, m.token,
+                   coalesce((SELECT string_agg(format('%%s %%s %%s', l.side, l.account_code, l.amount), ', '
+                                               ORDER BY l.side DESC)
+                               FROM journal_lines l JOIN general_entries g ON g.id = l.entry_id
+                              WHERE l.entry_id = s.entry_id AND g.reason = 'sweep'), 'nothing') AS lines
+              FROM swept_transfers s JOIN payment_methods m ON m.id = s.method_id) swept
+         WHERE lines <> CASE WHEN credits = 0 THEN 'nothing'
+                             ELSE format('debit cash:%%s %%s, credit cash:%%s:deposits %%s', lower(token), credits,
+                                         lower(token), credits) END
+        """,
+    ),
+    (
+        "swept transfer {tx_hash}/{log_index}: booked with {credits} credits, worth {worth}",
+        """
+        SELECT * FROM (
+            SELECT s.tx_hash, s.log_index, s.credits, m.token,
+                   floor(s.value_raw * 10000000 / power(10::numeric, m.decimals)) AS worth
+              FROM swept_transfers s JOIN payment_methods m ON m.id = s.method_id) swept
+         WHERE token = 'USDC' AND credits <> worth
+        """,
+    ),
+    (
+        "sweep entry {id}: {transfers} swept transfers name it",
+        """
+        SELECT g.id, count(s.tx_hash) AS transfers FROM general_entries g
+          LEFT JOIN swept_transfers s ON s.entry_id = g.id
+         WHERE g.reason = 'sweep' GROUP BY g.id HAVING count(s.tx_hash) <> 1
+        """,
+    ),
+    (
+        "address {address_id}: {swept} of token {token} was swept, {came} came",
+        """
+        , moved AS (
+            SELECT s.address_id, lower(m.address) AS token, sum(s.value_raw) AS swept
+              FROM swept_transfers s JOIN payment_methods m ON m.id = s.method_id GROUP BY 1, 2
+        ), known AS (
+            SELECT m.address_id, m.token, m.swept,
+                   coalesce((SELECT sum(d.value_raw) FROM deposits d
+                              WHERE d.address_id = m.address_id AND lower(d.token) = m.token), 0) AS came FROM moved m)
+        SELECT * FROM known WHERE swept > came
+        """,
+    ),
+    (
+        "attempt {attempt_id}: {succeeded} relayed transactions of it succeeded",
+        """
+        SELECT attempt_id, count(*) AS succeeded FROM relay_nonces WHERE outcome = 'succeeded'
+         GROUP BY attempt_id HAVING count(*) > 1
+        """,
+    ),
+    (
+        "relay's nonce {relayer}/{nonce}: {outcome} by {mined_tx_hash}, which is none of its transactions",
+        """
+        SELECT n.relayer, n.nonce, n.outcome, n.mined_tx_hash FROM relay_nonces n
+         WHERE n.outcome IN ('succeeded', 'reverted') AND NOT EXISTS (
+               SELECT 1 FROM relay_transactions t WHERE t.chain_id = n.chain_id AND t.relayer = n.relayer
+                  AND t.nonce = n.nonce AND t.tx_hash = n.mined_tx_hash AND t.sent_at IS NOT NULL)
+        """,
+    ),
+    (
+        "relayer {address}: its next nonce is {next_nonce}, its last one {last}",
+        """
+        SELECT * FROM (
+            SELECT r.address, r.next_nonce, (SELECT max(n.nonce) FROM relay_nonces n
+                                              WHERE n.chain_id = r.chain_id AND n.relayer = r.address) AS last
+              FROM relayers r) relayers
+         WHERE next_nonce <= last
+        """,
+    ),
+    (
         "attempt {id}: still PENDING_UNVERIFIED",
         "SELECT id FROM payment_attempts WHERE status = 'PENDING_UNVERIFIED' AND %(nothing_stuck)s",
     ),

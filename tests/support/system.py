@@ -6,6 +6,7 @@ also starts worker processes. None of them outlives the block that opened the sy
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -175,11 +176,15 @@ class PaymentSystem(Engine):
         """A process that follows the chain as the watcher does, and does nothing else."""
         return WorkerProcess(self._start("follower", FOLLOWER, (), self.variables))
 
-    def start_command(self, *arguments: str, fault: Fault | None = None) -> ChildProcess:
-        """One of the product's commands, as `settle ...` on a command line; with a fault, one that kills itself."""
+    def start_command(self, *arguments: str, fault: Fault | None = None, **changes: str) -> ChildProcess:
+        """One of the product's commands, as `settle ...` on a command line; with a fault, one that kills itself.
+
+        `changes` are settings by their variables' names.
+        """
+        given = {**self.variables, **changes}
         if fault is None:
-            return self._start(arguments[0], "cli", arguments, self.variables)
-        given = {**self.variables, FAULT_VARIABLE: fault.model_dump_json()}
+            return self._start(arguments[0], "cli", arguments, given)
+        given[FAULT_VARIABLE] = fault.model_dump_json()
         return self._start(arguments[0], FAULTY_COMMAND, arguments, given)
 
     def _start(self, name: str, module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> ChildProcess:
@@ -241,6 +246,26 @@ class PaymentSystem(Engine):
         await self.chain.mine(blocks)
         for tx_hash in tx_hashes:
             await self.chain.wait_for_receipt(tx_hash)
+
+    @asynccontextmanager
+    async def mining(self, *, every_seconds: float = 0.2) -> AsyncIterator[None]:
+        """Blocks, one after the other, for the length of the block."""
+
+        async def mine() -> None:
+            while True:
+                await self.chain.mine()
+                await asyncio.sleep(every_seconds)
+
+        task = asyncio.create_task(mine())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def ends(self, command: ChildProcess, *, exit_code: int) -> None:
+        """Wait until a command has ended like this."""
+        await self.until(lambda: not command.is_running, f"the end of {command.spec.name}")
+        assert command.exit_code == exit_code, command.log_path.read_text()
 
     async def record_only(self, payment: Payment) -> None:
         """Only the database hears of the payment's hash: as if its sender had died before it started a run."""

@@ -58,17 +58,13 @@ async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> As
 
 
 @dataclass
-class Till:
-    """The system that takes signatures."""
+class Counter:
+    """Where signatures are taken."""
 
     engine: Engine
     api: RunningApi
     payee: Visitor
     """Signed in as `HOLDER`, who signs nothing."""
-    relay: Relay
-    claims: ClaimedAuthorizations
-    scan: BlockScanner
-    matcher: TransferMatcher
 
     @property
     def chain(self) -> LocalChain:
@@ -114,6 +110,25 @@ class Till:
         assert reply.status == 202, reply.body
         return UUID(offer["attemptId"]), payment
 
+    async def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """What the database holds, as its superuser sees it."""
+        async with await psycopg.AsyncConnection.connect(self.engine.database.superuser_url) as connection:
+            return await (await connection.execute(statement.encode())).fetchall()
+
+    async def status(self, attempt_id: UUID) -> AttemptStatus:
+        """As the database has it."""
+        return (await self.engine.attempt(attempt_id)).status
+
+
+@dataclass
+class Till(Counter):
+    """The system that takes signatures, with its relay."""
+
+    relay: Relay
+    claims: ClaimedAuthorizations
+    scan: BlockScanner
+    matcher: TransferMatcher
+
     async def settle(self, attempt_id: UUID) -> None:
         """Mine what is pending, submit what was relayed, and wait for the end of the attempt's workflow."""
         await self.chain.mine(MIN_CONFIRMATIONS)
@@ -125,15 +140,6 @@ class Till:
         while not (step := await self.scan.advance()).is_at_head:
             pass
         await self.matcher.act(step.cursor.head_number)
-
-    async def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """What the database holds, as its superuser sees it."""
-        async with await psycopg.AsyncConnection.connect(self.engine.database.superuser_url) as connection:
-            return await (await connection.execute(statement.encode())).fetchall()
-
-    async def status(self, attempt_id: UUID) -> AttemptStatus:
-        """As the database has it."""
-        return (await self.engine.attempt(attempt_id)).status
 
 
 def payment_header(offer: dict[str, Any], payment: SignedPayment, **changes: Any) -> str:
