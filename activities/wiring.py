@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Final
 
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
@@ -15,6 +16,8 @@ from services.billing.provider_api import Providers
 from services.payments.finality import FinalityDecider
 from services.ports import SettlementStarter
 from settings import Settings
+
+_VERSION: Final = version("settle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +37,4 @@ class Dependencies:
     @property
     def worker_version(self) -> str:
         """Of the product."""
-        return version("settle")
+        return _VERSION

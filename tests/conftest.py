@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
@@ -33,12 +34,12 @@ import worker
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
 from tests.support.api import RunningApi, SharedApi, Visitor, shared_api_on
+from tests.support.cheap_workers import poll_with_few, validate_workflows_once
 from tests.support.cpu_report import CpuReport
 from tests.support.database_pool import DatabasePool
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
-from tests.support.sandbox import validate_workflows_once
 from tests.support.selection import ByFile, keep_what_is_not_slow, position
 from tests.support.servers import Namespace, Namespaces, TemporalServer, running_chain, running_temporal, xdist_number
 
@@ -89,11 +90,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 validate_workflows_once()
+poll_with_few()
 
 # A library under eth-account raises it to 100,000 when it is imported. Then pytest's own report of a failure fails,
 # and text that is nested deeply enough ends the process.
 importlib.import_module("eth_account")
 sys.setrecursionlimit(1_000)
+
+# What a test logs is read where it fails. A traceback with source and variables, which structlog shows where rich is
+# installed, takes up to a second.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 # A shared machine is slow now and then: no example fails for its time. Nothing is kept between runs.
 settings.register_profile("settle", deadline=None, database=None, print_blob=True)

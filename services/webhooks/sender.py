@@ -9,6 +9,7 @@ no proxy of the environment is used, no cookie is kept, and a connection serves 
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 import time
@@ -68,7 +69,7 @@ class WebhookSender:
     ) -> None:
         self._allow_private = allow_private
         self._resolve = resolve or resolve_by_system
-        self._tls = tls or ssl.create_default_context()
+        self._tls = tls
         self._timeout = aiohttp.ClientTimeout(total=seconds_max, sock_connect=CONNECT_SECONDS_MAX)
 
     async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -96,7 +97,7 @@ class WebhookSender:
         connector = aiohttp.TCPConnector(
             resolver=checked,
             socket_factory=checked.open_socket,
-            ssl=self._tls,
+            ssl=self._tls or _system_tls(),
             force_close=True,
             use_dns_cache=False,
         )
@@ -113,6 +114,12 @@ class WebhookSender:
     ) -> aiohttp.client._RequestContextManager:
         sent = {"Content-Type": "application/json", "User-Agent": USER_AGENT, **headers}
         return session.post(url, data=body, headers=sent, allow_redirects=False)
+
+
+@functools.cache
+def _system_tls() -> ssl.SSLContext:
+    """Reading the system's certificates takes 30 ms: once in a process, when the first webhook is sent."""
+    return ssl.create_default_context()
 
 
 class _CheckedAddresses(AbstractResolver):

@@ -271,9 +271,7 @@ async def running_browser() -> AsyncIterator[Browser]:
     executable = find_browser()
     assert executable is not None, NO_BROWSER
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=executable, args=__import__("os").environ.get("BARGS", "").split()
-        )
+        browser = await playwright.chromium.launch(executable_path=executable)
         try:
             yield browser
         finally:

@@ -30,6 +30,7 @@ from typing import Any, Final, NoReturn
 from sqlalchemy.orm import configure_mappers
 
 from db import functions
+from tests.support.cheap_workers import poll_with_few
 
 PR_SET_PDEATHSIG: Final = 1
 MESSAGE_BYTES_MAX: Final = 2**17
@@ -76,6 +77,7 @@ def _import_everything() -> None:
     # Done once by each process, at its first query and its start-up check.
     configure_mappers()
     functions.load()
+    poll_with_few()
 
 
 def _fork(request: dict[str, Any], descriptors: list[int], asker: socket.socket) -> int:

@@ -20,10 +20,11 @@ def _configuration_of_its_own() -> Iterator[None]:
     """The process's logging as it was before, afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    before = structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**before)
     structlog.contextvars.clear_contextvars()
 
 
