@@ -25,7 +25,10 @@ def gateway_options(settings: Settings, variables: Mapping[str, str]) -> Gateway
             grace_credits=settings.grace_credits,
             lease_seconds=settings.hold_lease_seconds,
             rate_limits=RateLimits(
-                chat=settings.rate_limit_chat_per_account, embeddings=settings.rate_limit_embeddings_per_account
+                chat=settings.rate_limit_chat_per_account,
+                embeddings=settings.rate_limit_embeddings_per_account,
+                images=settings.rate_limit_images_per_account,
+                audio=settings.rate_limit_audio_per_account,
             ),
             output_tokens_assumed=settings.output_tokens_assumed,
             unpriced_hold_credits=settings.unpriced_hold_credits,

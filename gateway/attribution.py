@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from domain.billing.requests import InvalidRequest, RequestBody
+from domain.billing.requests import Body, InvalidRequest
 
 ATTRIBUTE_HEADER: Final = "X-Attribute-To"
 BILL_HEADER: Final = "X-Bill-To"
@@ -24,7 +24,7 @@ class AskedAccounts:
     bill_to: str | None
 
 
-def asked_accounts(headers: Mapping[str, str], body: RequestBody) -> AskedAccounts:
+def asked_accounts(headers: Mapping[str, str], body: Body) -> AskedAccounts:
     """Which accounts the headers, or fields of the body, name. Raises `InvalidRequest` where the two differ."""
     return AskedAccounts(
         attribute_to=_one(ATTRIBUTE_HEADER, headers, body, _ATTRIBUTE_FIELDS),
@@ -32,7 +32,7 @@ def asked_accounts(headers: Mapping[str, str], body: RequestBody) -> AskedAccoun
     )
 
 
-def _one(header: str, headers: Mapping[str, str], body: RequestBody, fields: tuple[str, ...]) -> str | None:
+def _one(header: str, headers: Mapping[str, str], body: Body, fields: tuple[str, ...]) -> str | None:
     metadata = body.get("metadata")
     named = {header: headers.get(header, "").strip() or None}
     for name in fields:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
@@ -23,6 +24,7 @@ from aiohttp import web
 from domain.billing.charges import CallEnd
 from domain.billing.requests import CallRequest
 from domain.billing.upstreams import OnClientAbort, Upstream, UsageLookup
+from domain.billing.usage import Dialect
 from domain.errors import DatabaseUnavailable
 from gateway import headers, refusals
 from gateway.books import Settled
@@ -194,7 +196,12 @@ class Call:
         metrics.FIRST_BYTE_SECONDS.labels(upstream.name).observe(time.monotonic() - started)
         try:
             is_stream = answer.status < HTTPStatus.MULTIPLE_CHOICES and answer.content_type == "text/event-stream"
-            return await (self._pass_stream(answer) if is_stream else self._pass_whole(answer))
+            if is_stream:
+                return await self._pass_stream(answer)
+            is_sound = self._asked.dialect is Dialect.SPEECH and answer.status < HTTPStatus.MULTIPLE_CHOICES
+            if is_sound and answer.content_type != "application/json":
+                return await self._pass_sound(answer)
+            return await self._pass_whole(answer)
         finally:
             # Reused for another call only where all of the answer has come.
             answer.release() if answer.content.at_eof() else answer.close()
@@ -270,6 +277,24 @@ class Call:
     # -- answers that are streamed
 
     async def _pass_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        response = self._begin_stream(answer)
+        end, tail = await self._relayed(self._relay(answer, response))
+        settled = await self._settle_stream(answer, end)
+        await self._write(response, self._charge_comment(settled) + (tail or self._error_event(end)))
+        return await self._end_stream(response)
+
+    async def _pass_sound(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Pass speech on as it comes; its last bytes leave after the charge."""
+        response = self._begin_stream(answer)
+        end, tail = await self._relayed(self._relay_sound(answer, response))
+        await self._settle_stream(answer, end)
+        await self._write(response, tail)
+        if end not in (CallEnd.COMPLETED, CallEnd.CLIENT_LEFT) and self._request.transport is not None:
+            # Not ended as if it were whole.
+            self._request.transport.close()
+        return await self._end_stream(response)
+
+    def _begin_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         sent = {
             **headers.for_client(answer.headers, is_error=False),
             **self._own_headers(),
@@ -277,20 +302,27 @@ class Call:
             "cache-control": "no-cache",
             "X-Accel-Buffering": "no",
         }
-        self._stream = response = web.StreamResponse(status=answer.status, headers=sent)
-        tail = b""
+        self._stream = web.StreamResponse(status=answer.status, headers=sent)
+        return self._stream
+
+    async def _relayed(self, relay: Coroutine[Any, Any, bytes]) -> tuple[CallEnd, bytes]:
+        """How a stream ended, and what of it is held back until it is charged."""
         try:
-            tail = await self._interruption.interruptibly(self._relay(answer, response))
-            end = self._end_of_stream()
+            tail = await self._interruption.interruptibly(relay)
         except Interrupted:
-            end = self._interruption.by or CallEnd.CLIENT_LEFT
+            return self._interruption.by or CallEnd.CLIENT_LEFT, b""
         except _Broke:
-            end = CallEnd.UPSTREAM_BROKE
+            return CallEnd.UPSTREAM_BROKE, b""
+        return self._end_of_stream(), tail
+
+    async def _settle_stream(self, answer: aiohttp.ClientResponse, end: CallEnd) -> Settled:
         settled = await self._account.settle(end, self._upstream)
         if self._claim is not None:
             is_over = end in (CallEnd.COMPLETED, CallEnd.CLIENT_LEFT)
             await self._claim.finish(self._caller.request_id, answer.status if is_over else None, {}, None)
-        await self._write(response, self._charge_comment(settled) + (tail or self._error_event(end)))
+        return settled
+
+    async def _end_stream(self, response: web.StreamResponse) -> web.StreamResponse:
         if not self._has_left:
             with suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(CLIENT_WRITE_SECONDS_MAX):
@@ -320,15 +352,33 @@ class Call:
                         return waiting
                 self._note_id()
                 await self._write(response, b"".join(passed))
-                if self._has_left and self._drain.exceeds(len(chunk)):
-                    self.interrupt(CallEnd.CLIENT_LEFT)
-                    self._interruption.stop_where_interrupted()
+                self._drain_within(len(chunk))
         except (aiohttp.ClientError, TimeoutError, OSError, EventTooLarge) as error:
             raise _Broke from error
         rest = splitter.flush()
         if rest is not None and self._meter.observe(rest) is not Handling.DROP:
             waiting += rest.raw + b"\n\n"
         return waiting
+
+    async def _relay_sound(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bytes:
+        """Pass bytes on as they come, but for the last. Raises `_Broke`."""
+        waiting = b""
+        await self._prepare(response)
+        try:
+            async for chunk in answer.content.iter_any():
+                self._meter.observe_sound(len(chunk))
+                await self._write(response, waiting)
+                waiting = chunk
+                self._drain_within(len(chunk))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _Broke from error
+        self._meter.has_ended = True
+        return waiting
+
+    def _drain_within(self, count: int) -> None:
+        if self._has_left and self._drain.exceeds(count):
+            self.interrupt(CallEnd.CLIENT_LEFT)
+            self._interruption.stop_where_interrupted()
 
     def _end_of_stream(self) -> CallEnd:
         if self._meter.is_error_only:

@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 import structlog
 
 from db.billing.holds import HoldAnswer, HoldRequest, Progress
-from domain.billing.charges import CallEnd, Terms, charge
+from domain.billing.charges import CallEnd, Terms, charge, is_priced
 from domain.billing.requests import CallRequest
 from domain.billing.upstreams import Upstream, UsageLookup
-from domain.billing.usage import Usage
+from domain.billing.usage import ImplausibleUsage, Usage
 from domain.errors import DatabaseUnavailable
 from gateway import refusals
 from gateway.attribution import AskedAccounts
@@ -107,8 +107,8 @@ class CallAccount:
         output_tokens = policy.output_tokens_assumed if self._output_limit is None else self._output_limit
         amount, least = policy.unpriced_hold_credits, None
         if price is not None:
-            amount = price.credits_for(input_tokens, output_tokens)
-            if policy.clamps_output:
+            amount = price.credits_for(input_tokens, output_tokens, self._asked.other_units)
+            if self._is_clamped:
                 least = price.credits_for(input_tokens, min(CLAMPED_OUTPUT_TOKENS_MIN, output_tokens))
         held = await self._ask_for(amount, least, upstream)
         if held.outcome != "held":
@@ -116,7 +116,7 @@ class CallAccount:
         self.held = held
         self._gateway.open_holds[self._hold_id] = self
         metrics.OPEN_CALLS.set(len(self._gateway.open_holds))
-        if policy.clamps_output and price is not None and output_tokens:
+        if self._is_clamped and price is not None and output_tokens:
             self._clamp(price.output_tokens_within(held.held, input_tokens))
 
     async def pass_on(self, failed: Upstream, upstream: Upstream) -> None:
@@ -146,7 +146,7 @@ class CallAccount:
             held_credits=self.held.held,
             output_tokens_limit=self._output_limit,
         )
-        owed = charge(end, self.meter.report, self.meter.produced, terms)
+        owed = charge(end, self._report(end), self.meter.produced, terms)
         if owed.doubt is not None:
             metrics.DOUBTS.labels(owed.doubt.value).inc()
         started = time.monotonic()
@@ -227,5 +227,30 @@ class CallAccount:
             self._output_limit = min(output_tokens, self._output_limit or output_tokens)
             self.output_tokens_clamp = max(1, self._output_limit)
 
+    def _report(self, end: CallEnd) -> Usage | ImplausibleUsage | None:
+        """What the provider reported, with what it does not report and the gateway has counted: characters, images.
+
+        Where a model is priced by these alone, they are the report.
+        """
+        report, price = self.meter.report, self._price
+        rates = price.rates.rates if price is not None else {}
+        counted = {unit: count for unit, count in self.meter.counted.items() if unit in rates}
+        if not counted or isinstance(report, ImplausibleUsage):
+            return report
+        if report is not None:
+            return Usage({**report.units, **counted}, report.stated_cost_usd)
+        return Usage(counted) if counted.keys() == rates.keys() and is_priced(end, estimated=True) else None
+
+    @property
+    def _is_clamped(self) -> bool:
+        return self._gateway.policy.clamps_output and self._asked.can_be_clamped
+
     def _new_meter(self) -> Meter:
-        return Meter(self._asked.dialect, self._asked.asks_for_usage, self._asked.input_tokens_estimate)
+        asked = self._asked
+        return Meter(
+            asked.dialect,
+            asked.asks_for_usage,
+            asked.input_tokens_estimate,
+            other_units=asked.other_units,
+            output_tokens_limit=asked.output_tokens_limit,
+        )

@@ -33,7 +33,9 @@ def for_upstream(
 ) -> dict[str, str]:
     """The headers of the call to an upstream."""
     passed = {name: headers[name] for name in _TO_UPSTREAM if name in headers}
-    passed["content-type"] = "application/json"
+    # Of a form the boundary is in it.
+    is_form = dialect is Dialect.TRANSCRIPTIONS
+    passed["content-type"] = headers.get("content-type", "") if is_form else "application/json"
     # What is not compressed can be read as it passes.
     passed["accept-encoding"] = "identity"
     if dialect is Dialect.MESSAGES:

@@ -6,17 +6,26 @@ Nothing is changed here. A meter is given the answer's events, or its whole body
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum, auto
 from typing import Any, Final
 
 from domain.billing.exact_json import NotJson, loads
+from domain.billing.pricing import IMAGES
 from domain.billing.requests import BYTES_PER_TOKEN
 from domain.billing.usage import Dialect, ImplausibleUsage, Usage, merge_reports, read_usage
 from gateway.sse import SseEvent
 
 _DONE: Final = b"[DONE]"
-_LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+_IMAGE_COMPLETED: Final = "image_generation.completed"
+_LAST_TYPES: Final = frozenset(
+    {
+        *("response.completed", "response.incomplete", "response.failed"),
+        "message_stop",
+        *("image_generation.completed", "speech.audio.done", "transcript.text.done"),
+    }
+)
 _OUTPUT_FIELDS: Final = frozenset(
     {"content", "reasoning", "reasoning_content", "refusal", "arguments", "partial_json", "text", "thinking", "delta"}
 )
@@ -42,7 +51,12 @@ class Meter:
     dialect: Dialect
     asks_for_usage: bool
     input_tokens_estimate: int
+    other_units: Mapping[str, int] = field(default_factory=dict)
+    """Units besides tokens that the call uses at most."""
+    output_tokens_limit: int | None = None
     output_bytes: int = 0
+    images: int = 0
+    """Images that came."""
     has_ended: bool = False
     """The API's own last event came, or the whole body."""
     has_finished: bool = False
@@ -61,7 +75,25 @@ class Meter:
         """The gateway's own estimate of what was used so far; of the input what was reported, where that came first."""
         begun = self._read_report() if not self._is_report_final else None
         units = dict(begun.units) if isinstance(begun, Usage) else {"input_tokens": self.input_tokens_estimate}
-        return Usage(units | {"output_tokens": -(-self.output_bytes // BYTES_PER_TOKEN)})
+        return Usage({**units, **self._produced_units})
+
+    @property
+    def _produced_units(self) -> Mapping[str, int]:
+        written = -(-self.output_bytes // BYTES_PER_TOKEN)
+        if self.dialect is Dialect.IMAGES:
+            asked = self.other_units.get(IMAGES, 1)
+            return {IMAGES: self.images, "output_tokens": (self.output_tokens_limit or 0) * self.images // asked}
+        if self.dialect is Dialect.SPEECH:
+            # Bytes of sound, which are many more than tokens.
+            return {**self.other_units, "output_tokens": min(written, self.output_tokens_limit or 0)}
+        return {**self.other_units, "output_tokens": written}
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        """Units that are known exactly, whether or not the provider reports them."""
+        if self.dialect is Dialect.IMAGES:
+            return {IMAGES: self.images}
+        return self.other_units if self.dialect is Dialect.SPEECH else {}
 
     @property
     def report(self) -> Usage | ImplausibleUsage | None:
@@ -152,19 +184,36 @@ class Meter:
             if self.upstream_id is None and isinstance(part.get("id"), str):
                 self.upstream_id = part["id"][:200]
         self.output_bytes += sum(len(text.encode(errors="replace")) for text in _output_texts(document))
+        if self.dialect is Dialect.IMAGES:
+            images = document.get("data")
+            self.images += len(images) if isinstance(images, list) else document.get("type") == _IMAGE_COMPLETED
+        elif self.dialect is Dialect.TRANSCRIPTIONS and self._report is None and _is_number(document.get("duration")):
+            # Older servers report the length beside the text only.
+            self._report, self._is_report_final = {"type": "duration", "seconds": document["duration"]}, True
+
+    def observe_sound(self, count: int) -> None:
+        """So many bytes of speech came."""
+        self.is_answer = True
+        self.output_bytes += count
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
 
 
 def _output_texts(document: Mapping[str, Any]) -> Iterator[str]:
     """The pieces of text that the model wrote, of an event or of a whole answer."""
     kind = document.get("type")
-    if isinstance(kind, str) and kind.startswith("response."):
+    if kind is None and isinstance(document.get("text"), str):
+        yield document["text"]
+    if isinstance(kind, str) and kind.startswith(("response.", "transcript.")):
         # Each piece is repeated by events of the whole part, item and response: the deltas alone are counted.
         delta = document.get("delta")
         if isinstance(delta, str):
             yield delta
         return
-    for field in ("choices", "delta", "content_block", "content", "output"):
-        yield from _texts_within(document.get(field), depth=0)
+    for name in ("choices", "delta", "content_block", "content", "output"):
+        yield from _texts_within(document.get(name), depth=0)
 
 
 def _texts_within(value: Any, depth: int) -> Iterator[str]:

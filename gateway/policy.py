@@ -46,6 +46,8 @@ class RateLimits:
 
     chat: int
     embeddings: int
+    images: int
+    audio: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,13 @@ class GatewayPolicy:
 
     def rate(self, dialect: Dialect) -> tuple[str, int]:
         """The bucket that a call counts in, and how many a minute fit into it."""
-        if dialect is Dialect.EMBEDDINGS:
-            return "calls-embeddings", self.rate_limits.embeddings
+        match dialect:
+            case Dialect.EMBEDDINGS:
+                return "calls-embeddings", self.rate_limits.embeddings
+            case Dialect.IMAGES:
+                return "calls-images", self.rate_limits.images
+            case Dialect.SPEECH | Dialect.TRANSCRIPTIONS:
+                return "calls-audio", self.rate_limits.audio
         return "calls-chat", self.rate_limits.chat
 
 

@@ -43,6 +43,7 @@ class ModelPrice:
     _output: int
     _request: int
     _divisor: int
+    _markup_factor: Decimal
 
     @classmethod
     def of(cls, rates: ModelRates, version: str, markup_factor: Decimal) -> ModelPrice:
@@ -60,12 +61,16 @@ class ModelPrice:
             _output=int(of_output * divisor),
             _request=int(request * divisor),
             _divisor=divisor,
+            _markup_factor=markup_factor,
         )
 
-    def credits_for(self, input_tokens: int, output_tokens: int) -> int:
-        """The most that so many tokens can cost a user, in credits, rounded up."""
-        total = self._input * input_tokens + self._output * output_tokens + self._request
-        return -(-total // self._divisor)
+    def credits_for(self, input_tokens: int, output_tokens: int, other_units: Mapping[str, int] | None = None) -> int:
+        """The most that so many tokens, and other units, can cost a user, in credits, rounded up."""
+        total: int | Fraction = self._input * input_tokens + self._output * output_tokens + self._request
+        if other_units:
+            others = self.rates.highest_cost(0, 0, other_units) - self.rates.highest_cost(0, 0)
+            total += others * Fraction(self._markup_factor) * CREDITS_PER_USD * self._divisor
+        return int(-(-total // self._divisor))
 
     def output_tokens_within(self, credits: int, input_tokens: int) -> int | None:
         """How many tokens of output so many credits pay for, after the input; None where output costs nothing."""

@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from db.billing.holds import KeyState
 from domain.billing.keys import hash_key, key_of
-from domain.billing.requests import InvalidRequest, parse_request
+from domain.billing.media import parse_call
+from domain.billing.requests import InvalidRequest
 from domain.billing.usage import Dialect
 from domain.errors import DatabaseUnavailable
 from gateway import headers, models, refusals
@@ -118,7 +119,7 @@ class _Routes:
         claim: CallClaim | None = None
         try:
             body = await _read_body(request)
-            asked = parse_request(dialect, body)
+            asked = parse_call(dialect, body, request.headers.get("content-type", ""))
             if not asked.model.isprintable():
                 raise Refused(refusals.model_not_found(asked.model.encode(errors="replace").decode()))
             caller = Caller(key_hash, asked_accounts(request.headers, asked.body), request_id)

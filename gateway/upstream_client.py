@@ -32,6 +32,9 @@ PATHS: Final[Mapping[Dialect, str]] = {
     Dialect.RESPONSES: "/responses",
     Dialect.MESSAGES: "/messages",
     Dialect.EMBEDDINGS: "/embeddings",
+    Dialect.IMAGES: "/images/generations",
+    Dialect.SPEECH: "/audio/speech",
+    Dialect.TRANSCRIPTIONS: "/audio/transcriptions",
 }
 """Below an upstream's `base_url`; the gateway's own are below /v1."""
 

@@ -25,7 +25,7 @@ _FIND: Final = text(
     """
     SELECT h.state, h.lease_until < clock_timestamp() AS has_lapsed, h.billing_account_id, h.model, h.upstream,
            h.upstream_id, h.amount_credits, h.markup_factor, h.rates, h.input_tokens_estimate, h.output_tokens_limit,
-           h.output_bytes
+           h.output_bytes, h.dialect
       FROM credit_holds h WHERE h.id = :id
     """
 )
@@ -59,6 +59,7 @@ class StoredHold:
     input_tokens_estimate: int
     output_tokens_limit: int | None
     output_bytes: int
+    dialect: str
 
     @property
     def is_due(self) -> bool:

@@ -10,6 +10,7 @@ goes on when the client hangs up (`behaviour.py`). Tokens are words (`tokens.py`
 | route | |
 |---|---|
 | `POST /v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/messages`, `/v1/embeddings` | answers |
+| `POST /v1/images/generations`, `/v1/audio/speech`, `/v1/audio/transcriptions` | no real pictures or sounds |
 | `GET /v1/models`, `/v1/models/{id}`, `POST /v1/messages/count_tokens`, `HEAD /`, `GET /livez` | |
 | `POST /_control` `{behaviour, requests?, path?}` | the next requests (1; null: all) behave so; `DELETE` ends it |
 | `GET /_calls?after=N` | what was received, produced and billed, and whether the client hung up |

@@ -24,6 +24,7 @@ from devstack.upstream.requests import Dialect
 from devstack.upstream.usage import add_usage, usage_of
 
 JSON: Final = "application/json"
+SOUND: Final = "audio/mpeg"
 STREAM: Final = "text/event-stream; charset=utf-8"
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
@@ -156,7 +157,9 @@ class Delivery:
     # -- a stream
 
     async def _stream(self) -> web.StreamResponse:
-        headers = self._headers(STREAM)
+        body = self._generation.asked.body
+        is_sound = self._generation.asked.dialect is Dialect.SPEECH and body.get("stream_format") != "sse"
+        headers = self._headers(SOUND if is_sound else STREAM)
         headers["Cache-Control"] = "no-cache"
         if self._behaviour.gzip:
             headers["Content-Encoding"] = "gzip"
@@ -172,7 +175,8 @@ class Delivery:
                 elif event is None:
                     await self._stall()
                 else:
-                    for piece in framer.pieces(framer.frame(event)):
+                    content = event.data if isinstance(event.data, bytes) else framer.frame(event)
+                    for piece in framer.pieces(content):
                         await self._write(response, piece)
                     self._generation.produced += event.tokens
             for piece in framer.end():

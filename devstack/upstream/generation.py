@@ -19,10 +19,17 @@ _PREFIXES: Final[Mapping[Dialect, str]] = {
     Dialect.RESPONSES: "resp_",
     Dialect.MESSAGES: "msg_",
     Dialect.EMBEDDINGS: "embd-",
+    Dialect.IMAGES: "img-",
+    Dialect.SPEECH: "tts-",
+    Dialect.TRANSCRIPTIONS: "stt-",
 }
 # Unique over processes by the first half, within one by the second; drawing all of it each time costs more.
 _process = secrets.token_hex(8)
 _numbers = itertools.count(1)
+
+RECORDING_BYTES_PER_TOKEN: Final = 100
+"""Of a recording, as it is counted here; a second of it is ten tokens."""
+TOKENS_PER_SECOND: Final = 10
 
 _EXAMPLES: Final[Mapping[str, Any]] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}}
 
@@ -83,6 +90,8 @@ def generate(asked: Asked) -> Generation:
     ident = new_id(asked.dialect)
     calls = _tool_calls(asked, ident)
     words = [] if calls or asked.dialect is Dialect.EMBEDDINGS else _answer(asked)
+    if asked.dialect is Dialect.TRANSCRIPTIONS:
+        asked.prompt_tokens = -(-asked.file_bytes // RECORDING_BYTES_PER_TOKEN)
     limit = asked.max_tokens
     reasoning = behaviour.reasoning_tokens if limit is None else min(behaviour.reasoning_tokens, limit)
     finish = "tool_calls" if calls else "stop"

@@ -60,6 +60,8 @@ PRICES: Final[Mapping[str, Price]] = {
     "gpt-3.5-turbo-instruct": price("1.5", "2"),
     "claude-sonnet-4-5": price("3", "15", "0.3", "3.75"),
     "claude-haiku-4-5": price("1", "5", "0.1", "1.25"),
+    "gpt-image-1": price("5", "40"),
+    "gpt-4o-mini-tts": price("0.6", "12"),
     "text-embedding-3-small": price("0.02", "0"),
     "text-embedding-3-large": price("0.13", "0"),
 }

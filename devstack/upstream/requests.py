@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from email import message_from_bytes
 from enum import StrEnum
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ class Dialect(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+    SPEECH = "speech"
+    TRANSCRIPTIONS = "transcriptions"
 
 
 class RequestError(ValueError):
@@ -60,6 +64,8 @@ class Asked:
     """Those that it makes sense to call now."""
     inputs: list[str] = field(default_factory=list)
     """Texts to embed."""
+    file_bytes: int = 0
+    """Length of the recording to transcribe."""
 
 
 _LIMITS: Final[Mapping[Dialect, tuple[str, ...]]] = {
@@ -68,6 +74,9 @@ _LIMITS: Final[Mapping[Dialect, tuple[str, ...]]] = {
     Dialect.RESPONSES: ("max_output_tokens",),
     Dialect.MESSAGES: ("max_tokens",),
     Dialect.EMBEDDINGS: (),
+    Dialect.IMAGES: (),
+    Dialect.SPEECH: (),
+    Dialect.TRANSCRIPTIONS: (),
 }
 _CONTENT: Final[Mapping[Dialect, str]] = {
     Dialect.CHAT: "messages",
@@ -75,36 +84,71 @@ _CONTENT: Final[Mapping[Dialect, str]] = {
     Dialect.RESPONSES: "input",
     Dialect.MESSAGES: "messages",
     Dialect.EMBEDDINGS: "input",
+    Dialect.IMAGES: "prompt",
+    Dialect.SPEECH: "input",
+    Dialect.TRANSCRIPTIONS: "prompt",
 }
 _SYSTEM: Final = ("system", "instructions")
 _RESULT_TYPES: Final = frozenset({"function_call_output", "custom_tool_call_output"})
 
 
-def read_request(dialect: Dialect, raw: bytes) -> Asked:
+def read_request(dialect: Dialect, raw: bytes, content_type: str = "application/json") -> Asked:
     """Read a request's body. Raises `RequestError` and `BehaviourError`."""
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise RequestError("the body is not a JSON object")
+    if dialect is Dialect.TRANSCRIPTIONS:
+        body, file_bytes = _read_form(raw, content_type)
+        body.setdefault("prompt", "a recording")
+    else:
+        body, file_bytes = _read_json(raw), 0
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError("you must provide a model parameter", "model")
     content = body.get(_CONTENT[dialect])
     if content in (None, [], ""):
         raise RequestError(f"missing required parameter: '{_CONTENT[dialect]}'", _CONTENT[dialect])
-    asked = Asked(dialect, body, model, "", 0)
+    asked = Asked(dialect, body, model, "", 0, file_bytes=file_bytes)
     _read_texts(asked, content)
     _read_limits(asked)
     by_model, asked.model = split_model(model)
     if by_model is not None and not asked.is_directed:
         asked.behaviour, asked.is_directed = by_model, True
-    asked.stream = body.get("stream") is True and dialect is not Dialect.EMBEDDINGS
+    # Speech is sent as it is made, with or without events.
+    asked.stream = (
+        body.get("stream") in (True, "true") and dialect is not Dialect.EMBEDDINGS
+    ) or dialect is Dialect.SPEECH
     options = body.get("stream_options")
     asked.wants_usage = isinstance(options, dict) and options.get("include_usage") is True
     asked.tools = [] if _ends_with_result(content) else _read_tools(body)
     return asked
+
+
+def _read_json(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RequestError("the body is not a JSON object")
+    return body
+
+
+def _read_form(raw: bytes, content_type: str) -> tuple[dict[str, Any], int]:
+    """A form's fields, and how long its file is."""
+    form = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + raw)
+    if form.get_content_type() != "multipart/form-data" or not form.is_multipart():
+        raise RequestError("the body is no form")
+    fields: dict[str, Any] = {}
+    file_bytes = 0
+    for part in form.walk():
+        content = part.get_payload(decode=True)
+        if not isinstance(content, bytes):
+            continue
+        if part.get_filename() is not None:
+            file_bytes += len(content)
+        else:
+            fields[str(part.get_param("name", header="content-disposition"))] = content.decode()
+    if not file_bytes:
+        raise RequestError("missing required parameter: 'file'", "file")
+    return fields, file_bytes
 
 
 def _read_texts(asked: Asked, content: Any) -> None:
@@ -162,7 +206,7 @@ def _read_limits(asked: Asked) -> None:
         if asked.dialect is Dialect.MESSAGES:
             raise RequestError("max_tokens: Field required", "max_tokens")
     n = asked.body.get("n", 1)
-    if asked.dialect in (Dialect.CHAT, Dialect.COMPLETIONS) and n is not None:
+    if asked.dialect in (Dialect.CHAT, Dialect.COMPLETIONS, Dialect.IMAGES) and n is not None:
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 128:
             raise RequestError(f"invalid value for 'n': {n!r}: expected an integer from 1 to 128", "n")
         asked.n = n

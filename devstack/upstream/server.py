@@ -35,6 +35,9 @@ PATHS: Final = {
     "/v1/responses": Dialect.RESPONSES,
     "/v1/messages": Dialect.MESSAGES,
     "/v1/embeddings": Dialect.EMBEDDINGS,
+    "/v1/images/generations": Dialect.IMAGES,
+    "/v1/audio/speech": Dialect.SPEECH,
+    "/v1/audio/transcriptions": Dialect.TRANSCRIPTIONS,
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -110,7 +113,7 @@ class Upstream:
             body = await request.read()
             call = self.records.begin(request.path, dialect, request.raw_headers, body)
             try:
-                asked = read_request(dialect, body)
+                asked = read_request(dialect, body, request.headers.get("Content-Type", ""))
                 if not asked.is_directed:
                     asked.behaviour = self._ordered(request.path)
             except (RequestError, BehaviourError) as error:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from devstack.upstream.behaviour import CostStyle, UsageLie
-from devstack.upstream.generation import Generation
+from devstack.upstream.generation import TOKENS_PER_SECOND, Generation
 from devstack.upstream.prices import price_of
 from devstack.upstream.raw_json import decimal, raw
 from devstack.upstream.requests import Dialect
@@ -30,6 +30,8 @@ def usage_of(generation: Generation, *, tokens: Tokens | None = None) -> Any:
     if behaviour.usage == "omit":
         return OMITTED
     usage = true_usage(generation.asked.dialect, tokens)
+    if generation.asked.model.startswith("whisper"):
+        usage = {"type": "duration", "seconds": decimal(Decimal(tokens.prompt) / TOKENS_PER_SECOND)}
     if behaviour.cost is not None:
         usage |= _stated_cost(behaviour.cost, price_of(generation.asked.model).cost_usd(tokens))
     return _lie(behaviour.usage, usage, generation.asked.dialect, tokens) if behaviour.usage else usage
@@ -48,6 +50,8 @@ def true_usage(dialect: Dialect, tokens: Tokens) -> dict[str, Any]:
         return {"prompt_tokens": tokens.prompt, "total_tokens": tokens.prompt}
     if dialect is Dialect.MESSAGES:
         return _messages_usage(tokens)
+    if dialect in (Dialect.IMAGES, Dialect.SPEECH, Dialect.TRANSCRIPTIONS):
+        return _media_usage(dialect, tokens)
     if dialect is Dialect.RESPONSES:
         return {
             "input_tokens": tokens.prompt,
@@ -72,6 +76,19 @@ def true_usage(dialect: Dialect, tokens: Tokens) -> dict[str, Any]:
             "rejected_prediction_tokens": 0,
         },
     }
+
+
+def _media_usage(dialect: Dialect, tokens: Tokens) -> dict[str, Any]:
+    usage: dict[str, Any] = {
+        "input_tokens": tokens.prompt,
+        "output_tokens": tokens.output,
+        "total_tokens": tokens.total,
+    }
+    if dialect is Dialect.IMAGES:
+        usage["input_tokens_details"] = {"text_tokens": tokens.prompt, "image_tokens": 0}
+    elif dialect is Dialect.TRANSCRIPTIONS:
+        usage |= {"type": "tokens", "input_token_details": {"text_tokens": 0, "audio_tokens": tokens.prompt}}
+    return usage
 
 
 def _messages_usage(tokens: Tokens) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class PriceBook:
 
 def version_of(override: PriceOverride) -> str:
     """What a receipt names as the version of a price of the file of upstreams: the same prices, the same version."""
-    text = json.dumps(override.model_dump(mode="json"), sort_keys=True)
+    text = json.dumps(override.digest_fields, sort_keys=True)
     return f"upstreams-file:{sha256(text.encode()).hexdigest()[:12]}"
 
 

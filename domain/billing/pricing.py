@@ -11,7 +11,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from functools import cache
 from math import ceil
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Final, Self
 
 from genai_prices.data_units import unit_data
@@ -25,6 +25,9 @@ from domain.money import CREDITS_PER_USD
 
 COST_DECIMALS: Final = 18
 """A cost is exact; only where a unit is divided by 60 or 3,600 (seconds of audio) it is rounded up in this place."""
+
+IMAGES: Final = "images"
+"""The unit of an image that is made."""
 
 _EXACT: Final = Context(prec=60, rounding=ROUND_CEILING)
 
@@ -131,8 +134,12 @@ class ModelRates(_Value):
             if counts[name]
         )
 
-    def highest_cost(self, input_tokens: int, output_tokens: int) -> Fraction:
-        """The most that so many tokens can cost, in US dollars: each at the dearest rate of its side."""
+    def highest_cost(
+        self, input_tokens: int, output_tokens: int, other_units: Mapping[str, int] = MappingProxyType({})
+    ) -> Fraction:
+        """The most that so many tokens and other units can cost, in US dollars: each token at the dearest rate of its
+        side, and of units that contain each other (seconds of audio) the dearest.
+        """
         known = units()
         most = {"input": Fraction(0), "output": Fraction(0)}
         requests = Fraction(0)
@@ -144,7 +151,19 @@ class ModelRates(_Value):
                 most[side] = max(most[side], cost)
             elif name == "requests":
                 requests = cost
-        return most["input"] * input_tokens + most["output"] * output_tokens + requests
+        return (
+            most["input"] * input_tokens
+            + most["output"] * output_tokens
+            + requests
+            + max(
+                (
+                    Fraction(self.rates[name].highest) * count / known[name].per
+                    for name, count in other_units.items()
+                    if name in self.rates
+                ),
+                default=Fraction(0),
+            )
+        )
 
 
 def cost_usd(lines: Sequence[PricedLine]) -> Decimal:
@@ -165,8 +184,8 @@ def credits_for_usd(usd: Decimal, *, factor: Decimal = Decimal(1)) -> int:
 
 @cache
 def units() -> Mapping[str, UnitDef]:
-    """What can be counted and priced, by name."""
-    return UnitRegistry(unit_data).units
+    """What can be counted and priced, by name: what the package knows, and images, which `UPSTREAMS_FILE` can price."""
+    return {**UnitRegistry(unit_data).units, IMAGES: UnitDef(IMAGES, "images_count", 1, {"family": IMAGES})}
 
 
 def _to_rate(value: Decimal | TieredPrices) -> Rate:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 from domain.billing.exact_json import DECODER, NotJson, require_json
 from domain.billing.usage import Dialect
@@ -21,6 +21,9 @@ OUTPUT_LIMIT_FIELDS: Final[Mapping[Dialect, tuple[str, ...]]] = {
     Dialect.RESPONSES: ("max_output_tokens",),
     Dialect.MESSAGES: ("max_tokens",),
     Dialect.EMBEDDINGS: (),
+    Dialect.IMAGES: (),
+    Dialect.SPEECH: (),
+    Dialect.TRANSCRIPTIONS: (),
 }
 """The fields that bound the output, the one that the API prefers first."""
 
@@ -71,8 +74,8 @@ class RequestBody:
 
     def get(self, name: str) -> Any:
         """The field's value; None also where it is missing."""
-        field = self._fields.get(name)
-        return None if field is None else field.value
+        found = self._fields.get(name)
+        return None if found is None else found.value
 
     def names(self) -> frozenset[str]:
         """The names of all fields."""
@@ -81,10 +84,10 @@ class RequestBody:
     def replaced(self, values: Mapping[str, Any]) -> bytes:
         """The body's text with these fields set to other values, or added at its end."""
         pieces, at = [], 0
-        for name, field in sorted(self._fields.items(), key=lambda item: item[1].start):
+        for name, found in sorted(self._fields.items(), key=lambda item: item[1].start):
             if name in values:
-                pieces += [self._text[at : field.start], json.dumps(values[name])]
-                at = field.end
+                pieces += [self._text[at : found.start], json.dumps(values[name])]
+                at = found.end
         pieces.append(self._text[at : self._end])
         added = [
             f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items() if name not in self._fields
@@ -130,6 +133,16 @@ def _skip_space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
+class Body(Protocol):
+    """The body of a call."""
+
+    def get(self, name: str) -> Any:
+        """A field's value; None also where it is missing."""
+
+    def replaced(self, values: Mapping[str, Any]) -> bytes:
+        """The body with these fields set to other values."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallRequest:
     """What the gateway must know of a call before it is made."""
@@ -142,7 +155,18 @@ class CallRequest:
     input_tokens_estimate: int
     output_tokens_limit: int | None
     """How many tokens the call may write at most, all choices together; None where it does not say."""
-    body: RequestBody
+    body: Body
+    other_units: Mapping[str, int] = field(default_factory=dict)
+    """Units besides tokens that it is known, or assumed, to use at most, by their names in the price book."""
+
+    @property
+    def can_be_clamped(self) -> bool:
+        """Whether the API has a field that bounds the output."""
+        return bool(OUTPUT_LIMIT_FIELDS[self.dialect])
+
+    def with_output(self, output_tokens_limit: int, other_units: Mapping[str, int]) -> CallRequest:
+        """The same call with another bound of its output, and units besides tokens."""
+        return replace(self, output_tokens_limit=output_tokens_limit, other_units=other_units)
 
     def upstream_body(self, *, asks_for_usage: bool = True, output_tokens_max: int | None = None) -> bytes:
         """The body to pass on: usage is always asked for where the API has a switch for it.
@@ -153,10 +177,10 @@ class CallRequest:
         if asks_for_usage and self.is_streamed and self.dialect in (Dialect.CHAT, Dialect.COMPLETIONS):
             options = self.body.get("stream_options")
             values["stream_options"] = {**(options if isinstance(options, Mapping) else {}), "include_usage": True}
-        if output_tokens_max is not None and not self._is_bounded_by(output_tokens_max):
+        if output_tokens_max is not None and self.can_be_clamped and not self._is_bounded_by(output_tokens_max):
             fields = OUTPUT_LIMIT_FIELDS[self.dialect]
             given = [name for name in fields if self.body.get(name) is not None]
-            values |= dict.fromkeys(given or fields[-1:], max(1, output_tokens_max // _choices(self.body)))
+            values |= dict.fromkeys(given or fields[-1:], max(1, output_tokens_max // choices_of(self.body)))
         return self.body.replaced(values)
 
     def _is_bounded_by(self, output_tokens: int) -> bool:
@@ -169,9 +193,7 @@ def parse_request(dialect: Dialect, body: bytes) -> CallRequest:
     refused = sorted(REFUSED_FIELDS & fields.names())
     if refused:
         raise InvalidRequest(f"{refused[0]} is not accepted: the gateway chooses where a call goes", refused[0])
-    model = fields.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= 200:
-        raise InvalidRequest("model is invalid: expected the name of a model", "model")
+    model = model_of(fields)
     if dialect is Dialect.RESPONSES:
         for name in ("background", "previous_response_id"):
             if fields.get(name):
@@ -193,6 +215,14 @@ def parse_request(dialect: Dialect, body: bytes) -> CallRequest:
     )
 
 
+def model_of(body: Body) -> str:
+    """The model's name. Raises `InvalidRequest`."""
+    model = body.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= 200:
+        raise InvalidRequest("model is invalid: expected the name of a model", "model")
+    return model
+
+
 def _output_limit(dialect: Dialect, fields: RequestBody) -> int | None:
     """The lowest bound that the caller gives, times the choices."""
     if dialect is Dialect.EMBEDDINGS:
@@ -205,11 +235,11 @@ def _output_limit(dialect: Dialect, fields: RequestBody) -> int | None:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise InvalidRequest(f"{name} is invalid: expected a whole number from 0", name)
         limits.append(limit)
-    return min(limits) * _choices(fields) if limits else None
+    return min(limits) * choices_of(fields) if limits else None
 
 
-def _choices(fields: RequestBody) -> int:
-    """How many answers are written: `n`, or `best_of` where that is more."""
+def choices_of(fields: Body) -> int:
+    """How many answers are written: `n`, or `best_of` where that is more. Raises `InvalidRequest`."""
     choices = 1
     for name in ("n", "best_of"):
         value = fields.get(name)

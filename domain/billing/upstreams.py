@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from domain.billing.pricing import ModelRates, Rate
+from domain.billing.pricing import IMAGES, ModelRates, Rate
 from domain.errors import ConfigurationError
 
 MODEL_CHARS_MAX: Final = 200
+MINUTES_PER_HOUR: Final = 60
+"""Audio is priced by the minute, and in the price book by the hour."""
 
 
 class OnClientAbort(StrEnum):
@@ -103,22 +105,48 @@ class Upstream(_Strict):
 
 
 class PriceOverride(_Strict):
-    """A model's price that counts instead of the price book's, in US dollars for a million tokens."""
+    """A model's price that counts instead of the price book's, in US dollars: for a million tokens of each kind, for an
+    image, a minute of a recording, or a million characters that are read out; or for tokens and one of these.
+    """
 
-    input_per_million_usd: Price
-    output_per_million_usd: Price
+    input_per_million_usd: Price | None = None
+    output_per_million_usd: Price | None = None
     cached_input_per_million_usd: Price | None = None
+    image_usd: Price | None = None
+    audio_minute_usd: Price | None = None
+    characters_per_million_usd: Price | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        tokens = (self.input_per_million_usd, self.output_per_million_usd)
+        others = (self.image_usd, self.audio_minute_usd, self.characters_per_million_usd)
+        if tokens.count(None) == 1 or (self.cached_input_per_million_usd is not None and None in tokens):
+            raise ValueError("expected input_per_million_usd and output_per_million_usd, both of them")
+        if None in tokens and others.count(None) == len(others):
+            raise ValueError("expected a price: for tokens, image_usd, audio_minute_usd or characters_per_million_usd")
+        return self
 
     @property
     def rates(self) -> ModelRates:
         """The same as rates by unit."""
-        rates = {
-            "input_tokens": Rate(usd=self.input_per_million_usd),
-            "output_tokens": Rate(usd=self.output_per_million_usd),
+        hour = None if self.audio_minute_usd is None else self.audio_minute_usd * MINUTES_PER_HOUR
+        prices = {
+            "input_tokens": self.input_per_million_usd,
+            "output_tokens": self.output_per_million_usd,
+            "cache_read_tokens": self.cached_input_per_million_usd,
+            IMAGES: self.image_usd,
+            "audio_seconds": hour,
+            "input_audio_seconds": hour,
+            "input_characters": self.characters_per_million_usd,
         }
-        if self.cached_input_per_million_usd is not None:
-            rates["cache_read_tokens"] = Rate(usd=self.cached_input_per_million_usd)
-        return ModelRates(rates=rates)
+        return ModelRates(rates={unit: Rate(usd=price) for unit, price in prices.items() if price is not None})
+
+    @property
+    def digest_fields(self) -> Mapping[str, Any]:
+        """What a price's version is computed from: fields that came later count only where they are set."""
+        first = ("input_per_million_usd", "output_per_million_usd", "cached_input_per_million_usd")
+        dumped = self.model_dump(mode="json")
+        return {name: value for name, value in dumped.items() if name in first or value is not None}
 
 
 class Upstreams(_Strict):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from functools import cache
+from math import ceil
 from typing import Any, Final
 
 from genai_prices.data_snapshot import get_snapshot
@@ -26,6 +27,9 @@ class Dialect(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+    SPEECH = "speech"
+    TRANSCRIPTIONS = "transcriptions"
 
 
 _EXTRACTORS: Final[Mapping[Dialect, tuple[str, str]]] = {
@@ -34,6 +38,9 @@ _EXTRACTORS: Final[Mapping[Dialect, tuple[str, str]]] = {
     Dialect.RESPONSES: ("openai", "responses"),
     Dialect.MESSAGES: ("anthropic", "default"),
     Dialect.EMBEDDINGS: ("openai", "embeddings"),
+    Dialect.IMAGES: ("openai", "images"),
+    Dialect.SPEECH: ("openai", "responses"),
+    Dialect.TRANSCRIPTIONS: ("openai", "realtime"),
 }
 """Provider and flavour under which `genai-prices` knows a dialect's usage object."""
 
@@ -106,15 +113,30 @@ def read_usage(dialect: Dialect, report: Any) -> Usage | None:
         return None
     if not isinstance(report, Mapping):
         raise ImplausibleUsage(f"usage is {type(report).__name__}: expected an object")
+    if dialect is Dialect.TRANSCRIPTIONS and report.get("type") == "duration":
+        return _of_recording(report.get("seconds"))
     provider_id, flavour = _EXTRACTORS[dialect]
+    if dialect is Dialect.IMAGES and isinstance(details := report.get("input_tokens_details") or {}, Mapping):
+        # Not every server says of which kind the input is; the package demands it.
+        report = {**report, "input_tokens_details": {"text_tokens": 0, "image_tokens": 0, **details}}
     try:
-        _, reported = _provider(provider_id).extract_usage({"usage": report}, api_flavor=flavour)
+        # Where the package expects it differs by flavour.
+        answer = {"usage": report, "response": {"usage": report}}
+        _, reported = _provider(provider_id).extract_usage(answer, api_flavor=flavour)
     except ValueError as error:
         raise ImplausibleUsage(str(error)) from None
     units = {name: _whole(name, value) for name, value in vars(reported).items() if value}
     usage = Usage(units, _stated_cost(report))
     _require_parts_within_wholes(usage)
     return usage
+
+
+def _of_recording(seconds: object) -> Usage:
+    """A recording's length, each second that has begun."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or not 0 <= seconds <= TOKENS_MAX:
+        raise ImplausibleUsage(f"seconds is {str(seconds)[:40]}: expected a number from 0")
+    begun = ceil(seconds)
+    return Usage({"audio_seconds": begun, "input_audio_seconds": begun})
 
 
 def require_output_within(usage: Usage, output_tokens_max: int | None) -> None:

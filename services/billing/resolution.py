@@ -18,6 +18,7 @@ from db.billing.lapsed import LapsedHold, StoredHold, find_hold, page_lapsed
 from db.driver import driver_of
 from db.engine import ServiceConnection, ServiceDatabase
 from domain.billing.charges import CallEnd, Charge, Terms, charge
+from domain.billing.media import units_of_input
 from domain.billing.pricing import ModelRates
 from domain.billing.requests import BYTES_PER_TOKEN
 from domain.billing.usage import ImplausibleUsage, Usage
@@ -116,7 +117,11 @@ async def resolve(
 def charge_of(hold: StoredHold, record: Usage | ImplausibleUsage | None) -> Charge:
     """What a call costs whose gateway died: by the provider's record, else by what was produced (`estimated`)."""
     produced = Usage(
-        {"input_tokens": hold.input_tokens_estimate, "output_tokens": -(-hold.output_bytes // BYTES_PER_TOKEN)}
+        {
+            **units_of_input(hold.dialect, hold.input_tokens_estimate),
+            "input_tokens": hold.input_tokens_estimate,
+            "output_tokens": -(-hold.output_bytes // BYTES_PER_TOKEN),
+        }
     )
     terms = Terms(
         rates=None if hold.rates is None else ModelRates.model_validate({"rates": hold.rates}),

@@ -176,6 +176,7 @@ def stored(**changes: Any) -> StoredHold:
         "input_tokens_estimate": 100,
         "output_tokens_limit": 10,
         "output_bytes": 0,
+        "dialect": "chat",
     }
     return StoredHold(**{**values, **changes})
 
@@ -184,6 +185,20 @@ def test_a_record_of_far_more_output_than_was_allowed_is_not_believed() -> None:
     record = Usage({"input_tokens": 100, "output_tokens": 100_000})
     assert charge_of(stored(), record).doubt is Doubt.IMPLAUSIBLE_USAGE
     assert charge_of(stored(output_tokens_limit=None), record).doubt is None
+
+
+@pytest.mark.parametrize(
+    ("dialect", "unit", "count"),
+    [
+        ("speech", "input_characters", 400),
+        ("transcriptions", "input_audio_seconds", 10),
+        ("chat", "input_characters", 0),
+    ],
+)
+def test_what_is_not_priced_by_tokens_is_charged_by_its_input(dialect: str, unit: str, count: int) -> None:
+    owed = charge_of(stored(dialect=dialect, rates={unit: {"usd": "1"}}), None)
+    assert [(line.unit, line.count) for line in owed.lines] == ([(unit, count)] if count else [])
+    assert owed.is_estimated
 
 
 @dataclass

@@ -42,7 +42,7 @@ POLICY: Final = GatewayPolicy(
     markup_factor=Decimal(2),
     grace_credits=5_000_000,
     lease_seconds=60,
-    rate_limits=RateLimits(chat=60_000, embeddings=60_000),
+    rate_limits=RateLimits(chat=60_000, embeddings=60_000, images=600, audio=600),
     output_tokens_assumed=4096,
     unpriced_hold_credits=5_000_000,
     clamps_output=False,
@@ -51,12 +51,14 @@ POLICY: Final = GatewayPolicy(
 )
 
 
-def upstreams_document(urls: Mapping[str, str], **changes: Any) -> dict[str, Any]:
+def upstreams_document(
+    urls: Mapping[str, str], *, prices: Mapping[str, Any] = PRICES, **changes: Any
+) -> dict[str, Any]:
     """UPSTREAMS_FILE as a document: the upstreams by name and address, in this order."""
     given = {"models": ["*"], "api_key_env": "UPSTREAM_KEY"}
     return {
         "upstreams": [{"name": name, "base_url": f"{url}/v1", **given, **changes} for name, url in urls.items()],
-        "prices": PRICES,
+        "prices": prices,
     }
 
 
@@ -262,6 +264,7 @@ async def served(
     upstreams: Mapping[str, Any] | None = None,
     app_url: str | None = None,
     connections_max: int = 2000,
+    prices: Mapping[str, Any] = PRICES,
     **policy: Any,
 ) -> AsyncIterator[Served]:
     """A gateway before upstreams of these names; `policy` are changes of the policy, `upstreams` of their entries."""
@@ -269,7 +272,7 @@ async def served(
         running = {name: Upstream(drains=drains) for name in names}
         urls = {name: await stack.enter_async_context(upstream.serve()) for name, upstream in running.items()}
         given = {"on_client_abort": "drains" if drains else "stops", **(upstreams or {})}
-        document = upstreams_document(urls, **given)
+        document = upstreams_document(urls, prices=prices, **given)
         account = account or await open_account(database, cents=cents)
         options = GatewayOptions(
             database_url=app_url or database.app_url,

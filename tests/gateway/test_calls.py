@@ -187,7 +187,7 @@ async def test_the_scheme_is_read_in_any_case(gateway: Served, scheme: str) -> N
 async def test_the_rate_limit_is_shown_and_enforced(database: Database) -> None:
     from gateway.policy import RateLimits
 
-    async with served(database, rate_limits=RateLimits(chat=2, embeddings=60)) as gateway:
+    async with served(database, rate_limits=RateLimits(chat=2, embeddings=60, images=60, audio=60)) as gateway:
         first, second, third = [await gateway.client.post(chat()) for _ in range(3)]
         assert [first.status, second.status, third.status] == [200, 200, 429]
         assert [first.headers[f"x-ratelimit-{n}-requests"] for n in ("limit", "remaining", "reset")] == [

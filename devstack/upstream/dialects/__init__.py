@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from devstack.upstream.dialects import chat, embeddings, messages, responses
+from devstack.upstream.dialects import chat, embeddings, media, messages, responses
 from devstack.upstream.dialects.event import Event
 from devstack.upstream.generation import Generation
 from devstack.upstream.requests import Dialect
@@ -36,4 +36,7 @@ WIRES: Final[Mapping[Dialect, Wire]] = {
     Dialect.RESPONSES: Wire(responses.document, responses.events, responses.usage_events, responses.error_events),
     Dialect.MESSAGES: Wire(messages.document, messages.events, messages.usage_events, messages.error_events),
     Dialect.EMBEDDINGS: Wire(embeddings.document, _none, _none, _none),
+    Dialect.IMAGES: Wire(media.images, media.image_events, _none, _none),
+    Dialect.SPEECH: Wire(media.images, media.speech_events, _none, _none),
+    Dialect.TRANSCRIPTIONS: Wire(media.transcription, media.transcription_events, _none, _none),
 }

@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`data` is JSON, or text that is sent as it is."""
+    """`data` is JSON, or text that is sent as it is; bytes are sent without any frame."""
 
-    data: Mapping[str, Any] | str
+    data: Mapping[str, Any] | str | bytes
     name: str | None = None
     tokens: int = 0
     """Output tokens that it brings."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import yaml
 
+from domain.billing.price_book import version_of
 from domain.billing.pricing import cost_usd
-from domain.billing.upstreams import OnClientAbort, Upstreams, UsageLookup, read_upstreams
+from domain.billing.upstreams import OnClientAbort, PriceOverride, Upstreams, UsageLookup, read_upstreams
 from domain.billing.usage import Usage
 from domain.errors import ConfigurationError
 
@@ -51,6 +53,34 @@ def test_a_price_is_as_exact_as_its_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "units", "cost"),
+    [
+        ({"image_usd": "0.04"}, {"images": 3, "output_tokens": 9}, "0.12"),
+        ({"audio_minute_usd": "0.006"}, {"audio_seconds": 30, "input_audio_seconds": 30}, "0.003"),
+        ({"characters_per_million_usd": 15}, {"input_characters": 200, "input_tokens": 50}, "0.003"),
+        (
+            {"input_per_million_usd": 1, "output_per_million_usd": 1, "image_usd": 1},
+            {"images": 1, "input_tokens": 1_000_000},
+            "2",
+        ),
+    ],
+)
+def test_images_recordings_and_characters_have_prices_of_their_own(
+    fields: dict[str, object], units: dict[str, int], cost: str
+) -> None:
+    override = PriceOverride.model_validate(fields)
+    assert cost_usd(override.rates.price(Usage(units))) == Decimal(cost)
+    assert override.rates.highest_cost(units.get("input_tokens", 0), 0, units) == Fraction(cost)
+
+
+def test_the_version_of_a_price_is_that_of_its_fields_alone() -> None:
+    tokens = {"input_per_million_usd": "0.1", "output_per_million_usd": "0.4"}
+    # As receipts have named it before there were other fields.
+    assert version_of(PriceOverride.model_validate(tokens)) == "upstreams-file:d0854544a90e"
+    assert version_of(PriceOverride.model_validate({**tokens, "image_usd": 1})) != "upstreams-file:d0854544a90e"
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"upstreams": []}, "upstreams"),
@@ -61,7 +91,13 @@ def test_a_price_is_as_exact_as_its_text() -> None:
         ),
         ({"prices": {"m": {"input_per_million_usd": float("nan"), "output_per_million_usd": 1}}}, "prices.m.input"),
         ({"prices": {"m": {"input_per_million_usd": True, "output_per_million_usd": 1}}}, "prices.m.input"),
-        ({"prices": {"m": {"output_per_million_usd": 1}}}, "prices.m.input_per_million_usd: Field required"),
+        ({"prices": {"m": {"output_per_million_usd": 1}}}, "prices.m: expected input_per_million_usd"),
+        (
+            {"prices": {"m": {"image_usd": 1, "cached_input_per_million_usd": 1}}},
+            "prices.m: expected input_per_million",
+        ),
+        ({"prices": {"m": {}}}, "prices.m: expected a price"),
+        ({"prices": {"m": {"image_usd": -1}}}, "prices.m.image_usd"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(change: dict[str, Any], named: str) -> None:

@@ -49,6 +49,9 @@ def as_read(report: str) -> Any:
         (Dialect.RESPONSES, RESPONSES, (1_000, 600, 0, 200, 120)),
         (Dialect.MESSAGES, MESSAGES, (1_000, 600, 100, 200, 0)),
         (Dialect.EMBEDDINGS, {"prompt_tokens": 5, "total_tokens": 5}, (5, 0, 0, 0, 0)),
+        (Dialect.IMAGES, {"input_tokens": 5, "output_tokens": 7, "input_tokens_details": None}, (5, 0, 0, 7, 0)),
+        (Dialect.SPEECH, {"input_tokens": 5, "output_tokens": 7, "total_tokens": 12}, (5, 0, 0, 7, 0)),
+        (Dialect.TRANSCRIPTIONS, {"type": "tokens", "input_tokens": 5, "output_tokens": 7}, (5, 0, 0, 7, 0)),
         (Dialect.CHAT, {"prompt_tokens": 0, "completion_tokens": 0}, (0, 0, 0, 0, 0)),
     ],
 )
@@ -65,6 +68,26 @@ def test_each_dialect_is_read_in_its_own_shape(
         usage.reasoning_tokens,
     )
     assert usage.is_empty is not any(counts)
+
+
+@pytest.mark.parametrize(("seconds", "begun"), [(0, 0), (3, 3), (Decimal("3.000001"), 4)])
+def test_a_recording_is_counted_in_seconds_that_have_begun(seconds: object, begun: int) -> None:
+    usage = read_usage(Dialect.TRANSCRIPTIONS, {"type": "duration", "seconds": seconds})
+    assert usage is not None
+    assert usage.units == {"audio_seconds": begun, "input_audio_seconds": begun}
+
+
+@pytest.mark.parametrize("seconds", [None, -1, True, "3", [], Decimal("1e400"), 1.5])
+def test_a_length_that_is_none_is_implausible(seconds: object) -> None:
+    with pytest.raises(ImplausibleUsage, match="seconds is"):
+        read_usage(Dialect.TRANSCRIPTIONS, {"type": "duration", "seconds": seconds})
+
+
+def test_the_parts_of_images_and_recordings_are_read() -> None:
+    images = {"input_tokens": 9, "output_tokens": 7, "input_tokens_details": {"text_tokens": 5, "image_tokens": 4}}
+    assert read_usage(Dialect.IMAGES, images).units["input_image_tokens"] == 4  # type: ignore[union-attr]
+    spoken = {"type": "tokens", "input_tokens": 9, "output_tokens": 7, "input_token_details": {"audio_tokens": 8}}
+    assert read_usage(Dialect.TRANSCRIPTIONS, spoken).units["input_audio_tokens"] == 8  # type: ignore[union-attr]
 
 
 def test_no_report_is_no_usage() -> None:
