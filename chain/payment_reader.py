@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from chain.endpoint_pool import NO_ENDPOINT, EndpointPool, PooledEndpoint
 from chain.family import ChainFamily
@@ -23,6 +24,9 @@ from domain.identifiers import parse_tx_hash
 from domain.payments.finality import InclusionReport
 
 log = logging.getLogger(__name__)
+
+ANOTHER_POLL_ASKS: Final = "another poll is asking again"
+"""Why a poll does not ask nodes that were all down a moment ago."""
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ class PaymentReader:
         elif self._is_probing:
             # Hundreds of payments may be waiting: if each poll waited for nodes that hang, nothing else would run.
             reasons = "; ".join(f"{node.label}: {node.reason}" for node in self._pool.nodes())
-            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} (another poll is asking again)")
+            raise ChainUnavailable(f"{NO_ENDPOINT}{reasons} ({ANOTHER_POLL_ASKS})")
         else:
             self._is_probing = True
             try:

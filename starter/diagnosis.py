@@ -44,6 +44,7 @@ ANSWER_SECONDS_MAX: Final = 10.0
 NO_TRANSACTION: Final = "Not credited: no transaction has been submitted for this intent yet."
 REVERSED: Final = "Reversed: it was credited, then the payment was reorged out, and its credits were reversed."
 NOT_YET: Final = "Not credited yet"
+RIGHT_PAYMENT: Final = "the right payment"
 NO_WORKFLOW: Final = "no workflow settles it"
 SUBMIT_AGAIN: Final = "submit the same hash again"
 RUN_WORKER: Final = "run: settle worker"
@@ -264,7 +265,7 @@ async def _ask_chain(
     match verdict:
         case Verified(transfer=transfer, confirmations=confirmations):
             return verdict, (
-                f"the right payment, in block {transfer.block_number}, log {transfer.log_index}, "
+                f"{RIGHT_PAYMENT}, in block {transfer.block_number}, log {transfer.log_index}, "
                 f"{confirmations} confirmations"
             )
         case Refused(error_code=code, message=message):

@@ -53,6 +53,16 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
 THIS: Final = "tests/test_language.py"
 """Lists the words, and has sentences that hold them."""
 
+SENTENCES_OF_THEIR_OWN: Final = {
+    "tests/api/test_auth.py": "the text of EIP-4361, filled in by hand",
+    "tests/database/test_oracle.py": "the oracle's own violations, which nothing but tests reads",
+    "tests/unit/test_sign_in.py": "the text of EIP-4361, filled in by hand",
+}
+"""Tests that hold whole sentences, and whose these are."""
+
+WORDS_MAX: Final = 4
+"""Of a message, in what a test asserts. A whole sentence is promised: then it is a constant of the product."""
+
 RELEASED: Final = "db/migrations/sql/000[1-3]_*.sql"
 """Migrations of released revisions: their text is not changed any more (tests/database/test_functions.py)."""
 
@@ -62,6 +72,7 @@ _SQL_PROSE: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 _QUOTES: Final = re.compile(r"""^\w*(\"{3}|'{3}|"|')(.*)\1$""", re.DOTALL)
 _DOCSTRING: Final = re.compile(r'"{3}[A-Z`][a-z`]')
 _CODE: Final = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|<[^<>\n]*>|https?://\S+|\w+(?:\.\w+)+")
+_WORD: Final = re.compile(r"""[("'`;:,]*[A-Za-z][A-Za-z'’-]*[)"'`.,:;?!]*""")
 _STRINGS: Final = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 _PATTERN: Final = {word: re.compile(rf"(?<![\w/-])(?:{word})(?![\w/-])", re.IGNORECASE) for word in BANNED}
 
@@ -94,6 +105,32 @@ def prose_of_sql(source: str) -> Iterator[tuple[int, str]]:
     for found in _SQL_PROSE.finditer(source):
         if " " in found[0]:
             yield source.count("\n", 0, found.start()) + 1, found[0]
+
+
+def sentences_asserted(source: str) -> Iterator[tuple[int, str]]:
+    """Strings of more than `WORDS_MAX` words in an assertion or in `match=`, without statements of SQL."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            yield from _sentences_in(node.test)
+        elif isinstance(node, ast.keyword) and node.arg == "match":
+            yield from _sentences_in(node.value)
+
+
+def _sentences_in(node: ast.AST) -> Iterator[tuple[int, str]]:
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+        text = "".join(map(str, parts))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text = node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _sentences_in(child)
+        return
+    # Of a pattern, what stands for anything separates what is written.
+    pieces = text.replace("\\", "").replace(".*", " ").split()
+    if sum(1 for piece in pieces if _WORD.fullmatch(piece)) > WORDS_MAX and not _SQL.search(text):
+        assert isinstance(node, ast.expr)
+        yield node.lineno, text
 
 
 def banned_in(text: str, allowed: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
@@ -149,6 +186,18 @@ def test_documents_and_pages_use_the_fields_terms() -> None:
     assert not found, "\n".join(found)
 
 
+def test_tests_freeze_no_whole_sentence_of_the_product() -> None:
+    found = {
+        path: [f"{line}: {text!r}" for line, text in sentences_asserted((ROOT / path).read_text("utf-8"))]
+        for path in _files("tests/*.py")
+    }
+    frozen = {path: lines for path, lines in found.items() if lines}
+    assert {path: lines for path, lines in frozen.items() if path not in SENTENCES_OF_THEIR_OWN} == {}, (
+        "assert a code, a field, a number or a name in it; or make the sentence a constant of the product"
+    )
+    assert set(frozen) == set(SENTENCES_OF_THEIR_OWN), "off the list: it holds none any more"
+
+
 @pytest.mark.parametrize(
     ("sentence", "written"),
     [
@@ -182,3 +231,21 @@ def test_comments_and_messages_of_sql_are_prose_and_names_and_values_are_not() -
     expected = [(1, "-- a comment"), (2, "/* one\n more */"), (3, "'it''s a message'")]
     assert list(prose_of_sql(source)) == expected
     assert list(prose_of_python(f'X = 1\nQ = """{source}"""\n')) == [(line + 1, text) for line, text in expected]
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_frozen"),
+    [
+        ('assert said == "the role has too many rights"', True),
+        ('assert f"the role {role} has too many rights" in said', True),
+        ('with pytest.raises(E, match=r"the role .* has too many rights"): ...', True),
+        ('assert said == {"the role has too many rights": 1}, "why"', True),
+        ('assert said == "too many rights"', False),
+        ('assert said == RIGHTS, "the role has too many rights"', False),
+        ('said = "the role has too many rights"', False),
+        ('assert query("SELECT the, row FROM it WHERE so AND so") == []', False),
+        ('assert f"{role}: 5 of {limit}, {rest} to go" in said', False),
+    ],
+)
+def test_a_whole_sentence_in_an_assertion_is_found_and_its_parts_are_not(statement: str, is_frozen: bool) -> None:
+    assert bool(list(sentences_asserted(statement))) is is_frozen

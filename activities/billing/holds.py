@@ -17,6 +17,7 @@ from services.billing.provider_api import Providers
 from telemetry.metrics.worker import HOLDS_RESOLVED
 
 NO_RECORD_YET: Final = "NO_RECORD_YET"
+NOT_DUE: Final = "the hold is not due"
 """Type of the failure that asks for another try: records come a while after their calls."""
 
 
@@ -34,7 +35,7 @@ class HoldActivities(HoldSignatures):
         async with self._database.autocommit() as connection:
             stored = await find_hold(connection, hold.hold_id)
         if stored is None or not stored.is_due:
-            return CallRecord(words="the hold is not due")
+            return CallRecord(words=NOT_DUE)
         if not self._providers.keeps_records(stored.upstream):
             return CallRecord(words=f"upstream {stored.upstream} keeps no records that can be asked for")
         if stored.upstream_id is None:

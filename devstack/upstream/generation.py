@@ -109,12 +109,17 @@ def generate(asked: Asked) -> Generation:
     return Generation(asked, ident, int(time.time()), words, calls, finish, whole)
 
 
+def echo_of(text: str) -> str:
+    """What is answered where nothing else is asked for."""
+    return f"You said: {text}"
+
+
 def _answer(asked: Asked) -> list[str]:
     behaviour = asked.behaviour
     if behaviour.tokens is not None:
         # Words of different lengths, so that a cut in the wrong place shows.
         return [f"{' ' if number else ''}word{number + 1}" for number in range(behaviour.tokens)]
-    return pieces(f"You said: {asked.user_text}" if behaviour.text is None else behaviour.text)
+    return pieces(echo_of(asked.user_text) if behaviour.text is None else behaviour.text)
 
 
 def _tool_calls(asked: Asked, ident: str) -> list[ToolCall]:

@@ -24,6 +24,7 @@ from devstack.chain import LocalChain, Wallet, payer_wallets
 from devstack.processes import quiet_port
 from domain.payments.attempt import PaymentAttempt, Purpose
 from starter import diagnosis
+from starter.diagnosis import RIGHT_PAYMENT
 from tests.support.api import Reply, RunningApi, SharedApi, Visitor, running_api, shared_api_on
 from tests.support.database_pool import DatabasePool
 from tests.support.engine import Engine, open_engine
@@ -495,7 +496,7 @@ async def test_a_search_that_was_cut_short_says_so_and_goes_on(
 ) -> None:
     monkeypatch.setattr(queries, "SCANNED_MAX", 2)
     document = await page(reader, purpose="system")
-    assert "None of the 2 payments searched" in document.one("p", class_="empty").text
+    assert "2 payments searched" in document.one("p", class_="empty").text
     path = document.one("a", rel="next").attributes["href"].partition("#")[0]
     assert listed(await page(reader, path)) == payments.ids("donated")
 
@@ -545,7 +546,7 @@ async def test_the_picture_is_an_image_with_words_and_its_numbers_beside_it(
     chart = document.one("svg", role="img")
     words = [chart.one("title", id="picture-title").text, chart.one("desc", id="picture-says").text]
     assert chart.attributes["aria-labelledby"] == "picture-title picture-says"
-    assert words[0] == "Balance of cogni_system over time, in credits"
+    assert "cogni_system" in words[0]
     assert words[1].startswith("From 0 at ")
     assert " to 150,000,000 at " in words[1]
     assert "at least 0, at most 150,000,000" in words[1]
@@ -579,7 +580,7 @@ async def test_a_balance_that_takes_too_long_leaves_the_rest_of_the_page(
         superuser.execute("LOCK TABLE credit_ledger IN ACCESS EXCLUSIVE MODE")
         document = await page(reader)
     assert len(listed(document)) == 4
-    assert "The balance is not available right now" in document.one("section", id="balance").text
+    assert "not available right now" in document.one("section", id="balance").text
     assert not document.all("svg", role="img")
     assert (await page(reader)).all("svg", role="img")
 
@@ -616,7 +617,7 @@ async def test_a_credited_payments_whole_story(reader: Visitor, engine: Engine) 
     assert known["Payer"] == payer.wallet_address
     assert known["Transaction"].startswith(sent)
     assert known["The payer sees"] == "CONFIRMED"
-    assert known["The chain says"].startswith("the right payment, in block ")
+    assert known["The chain says"].startswith(RIGHT_PAYMENT)
     assert known["Temporal says"].startswith("COMPLETED, ")
     [link] = [link.attributes["href"] for link in document.all("a") if UI in link.attributes["href"]]
     name = f"verify-and-settle-{intent.attempt_id}"

@@ -20,6 +20,7 @@ import pytest
 from api import server as http_server
 from db import startup
 from devstack.processes import quiet_port, wait_until
+from domain.errors import DatabaseUnavailable
 from tests.support import sql
 from tests.support.api import RunningApi, Visitor, first_wallet
 from tests.support.engine import PATIENCE_SECONDS, Engine
@@ -187,7 +188,7 @@ async def test_a_database_that_goes_away_is_a_503_that_says_when_to_come_back(en
         assert (reply.status, reply.code) == (503, "DATABASE_UNAVAILABLE")
         assert int(reply.headers["Retry-After"]) > 0
         # The server's address and the reason stay out of the answer.
-        assert reply.body["detail"].startswith("The database cannot be reached")
+        assert reply.body["detail"].startswith(DatabaseUnavailable.title)
         await relay.open()
         assert (await payer.intent())["attemptId"]
         await relay.cut()

@@ -151,7 +151,6 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
         "history events",
         "submit p99, 5 clients",
         "billed actions, 20 waiting",
-        "node requests a payment, 20 waiting",
     }
     path = report["httpPath"]
     assert set(path) == HTTP_PATH
@@ -177,9 +176,8 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
 
 async def test_a_missing_entry_makes_the_run_invalid(roles: RolePair) -> None:
     assert await find_violations(roles.service, settled=0, posted=0, credited=0) == []
-    assert await find_violations(roles.service, settled=2, posted=3, credited=1) == [
-        "the ledger has 0 entries, and 8 were to be posted"
-    ]
+    [violation] = await find_violations(roles.service, settled=2, posted=3, credited=1)
+    assert "0 entries, and 8" in violation
 
 
 async def test_books_that_do_not_balance_make_the_run_invalid(roles: RolePair) -> None:
@@ -187,9 +185,8 @@ async def test_books_that_do_not_balance_make_the_run_invalid(roles: RolePair) -
         await superuser.execute("SET session_replication_role = replica")  # no trigger stands in the way
         await superuser.execute("UPDATE billing_accounts SET balance_credits = 1 WHERE id = 'cogni_system'")
 
-    assert await find_violations(roles.service, settled=0, posted=0, credited=0) == [
-        "balance of account cogni_system is not the sum of its entries"
-    ]
+    [violation] = await find_violations(roles.service, settled=0, posted=0, credited=0)
+    assert "account cogni_system" in violation
 
 
 def test_no_server_that_the_environment_names_is_used() -> None:

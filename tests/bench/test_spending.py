@@ -13,7 +13,7 @@ from bench.litellm import LiteLlmMissing
 from bench.parts import Measured, Range
 from bench.rounds import measure
 from bench.spending import Clients, Target, _added
-from bench.spending_report import Added, Spending, percentile
+from bench.spending_report import HOT_ACCOUNT, Added, Spending, percentile
 from devstack.upstream import Upstream
 from tests.bench.test_http_path import served
 
@@ -69,7 +69,7 @@ def test_an_aim_is_met_on_one_side_of_its_bound_only() -> None:
     assert unmet(spending()) == set()
     assert unmet(spending(rate=324)) == set()
     assert unmet(spending(rate=323.9)) == {"calls/s at 100 connections"}
-    assert unmet(spending(hot=0.59)) == {"one hot account to many"}
+    assert unmet(spending(hot=0.59)) == {HOT_ACCOUNT}
     assert unmet(spending(failed=1)) == {"failed calls"}
     slow = Added.of([0.0061] * 100, [0.002] * 100)
     assert unmet(spending(latency=slow)) == {"added latency, p50"}

@@ -161,8 +161,8 @@ async def test_a_ledger_that_owes_something_else_and_a_hold_that_is_open_are_dif
         superuser.execute("UPDATE credit_holds SET created_at = %s WHERE id = %s", (YESTERDAY, left))
     async with provider() as (url, _):
         [words] = (await reconcile(service, configured(url, CostKind.LITELLM))).differences
-    assert "the ledger owes 9999 credits for these receipts, which cost 10000" in words
-    assert "1 holds of that day are still open" in words
+    assert "owes 9999 credits" in words
+    assert "1 holds" in words
 
 
 async def test_a_provider_that_does_not_answer_is_named_and_the_others_are_compared(
@@ -174,10 +174,9 @@ async def test_a_provider_that_does_not_answer_is_named_and_the_others_are_compa
         none = Upstream(name="none", base_url=url, models=("*",))
         done = await reconcile(service, away, wrong, none, configured(url, CostKind.OPENROUTER), days=2)
     assert done.compared == {"local": 2}
-    assert done.unread == {
-        "away": "upstream away cannot be reached: ClientConnectorError",
-        "wrong": "upstream wrong has no organizations/cost_report",
-    }
+    assert set(done.unread) == {"away", "wrong"}
+    assert "ClientConnectorError" in done.unread["away"]
+    assert "organizations/cost_report" in done.unread["wrong"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

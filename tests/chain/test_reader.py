@@ -12,6 +12,7 @@ from aiohttp import web
 
 from chain.circuit_breaker import MARK_EXPIRY_SECONDS, STALL_SECONDS
 from chain.endpoint_pool import HEALTHY_SECONDS, EndpointHealth
+from chain.payment_reader import ANOTHER_POLL_ASKS
 from chain.quorum import EndpointsDisagree
 from chain.reader import ChainReader
 from domain.chain import ChainView
@@ -158,7 +159,7 @@ async def test_a_receipt_that_moves_with_every_reading_is_given_up(
     tx_hash = await node.pay(confirmations=9)
     blocks = iter(range(1, 10))
     faulty.change_receipt(lambda receipt: receipt.update(blockNumber=hex(next(blocks)), logs=[]))
-    with pytest.raises(ChainUnavailable, match="in another block at each of 3 reads"):
+    with pytest.raises(ChainUnavailable, match="each of 3 reads"):
         await (await readers(faulty)).payments.look(tx_hash)
     assert len(faulty.requests) == 3
 
@@ -380,7 +381,8 @@ async def test_a_failing_endpoint_is_logged_once_for_each_change(
     await reader.payments.look(tx_hash)
     (label,) = reader.labels
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("chain")]
-    assert messages == [f"chain endpoint {label}: HTTP 500", f"chain endpoint {label} is usable again"]
+    failed, usable = messages
+    assert f"{label}: HTTP 500" in failed and f"{label} is usable" in usable
 
 
 async def test_an_endpoint_that_hangs_until_the_caller_gives_up_is_not_asked_first_again(
@@ -563,7 +565,7 @@ async def test_polls_are_not_refused_while_endpoints_are_merely_behind(
     with pytest.raises(ChainUnavailable, match="is behind"):
         await reader.payments.look(tx_hash)
     looks = await asyncio.gather(*(reader.payments.look(tx_hash) for _ in range(5)), return_exceptions=True)
-    assert not [look for look in looks if "another poll is asking again" in str(look)]
+    assert not [look for look in looks if ANOTHER_POLL_ASKS in str(look)]
 
 
 # Forgetful, lagging and boasting nodes -------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_a_header_is_read_in_lower_case() -> None:
 
 
 def test_another_block_than_the_one_asked_for_is_a_contradiction() -> None:
-    with pytest.raises(EndpointFailure, match="asked for block 11, got block 10"):
+    with pytest.raises(EndpointFailure, match="block 11, got block 10"):
         read_header(Reply("eth_getBlockByNumber", header()), 11)
 
 

@@ -71,7 +71,7 @@ async def test_a_chain_of_a_few_blocks_is_ok_although_nothing_is_final_yet(
 ) -> None:
     async with running_chain(tmp_path_factory.mktemp("young-chain")) as young:
         settings = load({**engine.variables, "CHAIN_RPC_URLS": young.url, "FINALITY": "finalized"})
-        assert "no block is finalized yet" in await check_finality(settings)
+        assert "no block is finalized" in await check_finality(settings)
         await young.mine(YOUNG_CHAIN_BLOCKS)
         with pytest.raises(ChainUnavailable, match="have no finalized block"):
             await check_finality(settings)
@@ -210,7 +210,7 @@ async def test_blocks_that_no_node_showed_are_not_ok_until_they_are_read_or_ackn
     for first, last in ((1, 3), (head - 5, head - 1)):
         async with engine.service.transaction() as connection:
             await gaps.open_gap(connection, scope, first, last, "pruned")
-    with pytest.raises(ChainUnavailable, match=f"blocks {head - 5} to {head - 1} were not read"):
+    with pytest.raises(ChainUnavailable, match=f"blocks {head - 5} to {head - 1}"):
         await check_watcher(engine.settings)
 
     def run(*words: str) -> Any:
@@ -220,7 +220,7 @@ async def test_blocks_that_no_node_showed_are_not_ok_until_they_are_read_or_ackn
     assert answer.exit_code == 0
     [read] = answer.json()
     assert (read["treasury"], read["blocksRead"], read["error"]) == (engine.chain.treasury_address, 5, None)
-    with pytest.raises(ChainUnavailable, match="blocks 1 to 3 were not read"):
+    with pytest.raises(ChainUnavailable, match="blocks 1 to 3"):
         await check_watcher(engine.settings)
     with connect(engine.database.superuser_url, triggers=False) as superuser:
         superuser.execute("UPDATE findings SET resolved_at = now(), resolution = 'write_off' WHERE resolved_at IS NULL")

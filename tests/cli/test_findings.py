@@ -12,12 +12,12 @@ from typing import Any
 from devstack.chain import payer_wallets
 from domain.operations.findings import FindingKind
 from tests.cli.command import ResponseModel, settle
-from tests.reconciliation.planting import find_receipt, find_transfer
+from tests.reconciliation.planting import REASON, find_receipt, find_transfer
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
 from tests.support.payments import RolePair, open_roles
 from tests.support.sql import connect, query, scalar
 
-WHO = ("--operator", "ada", "--reason", "the payer wrote to us")
+WHO = ("--operator", "ada", "--reason", REASON)
 
 
 async def _run(variables: Mapping[str, str], folder: Path, *arguments: str) -> ResponseModel:
@@ -58,9 +58,9 @@ async def test_an_operator_finds_reads_and_resolves(engine: Engine, tmp_path: Pa
     assert answers[0] == answers[1]
     assert (answers[0]["amountCredits"], answers[0]["bonusCredits"]) == (50_000_000, 37_500_000)
     assert "(repeated request)" in again.stdout
-    assert "37,500,000 credits to the system tenant on top" in again.stdout
+    assert "37,500,000 credits" in again.stdout
     assert refused.json()["code"] == "REMEDY_REFUSED"
-    assert "resolved: credit of 50000000 credits to account" in refused.json()["detail"]
+    assert "credit of 50000000 credits" in refused.json()["detail"]
     assert "by ada" in refused.json()["detail"]
 
     after, everything, in_full = await asyncio.gather(
@@ -73,7 +73,7 @@ async def test_an_operator_finds_reads_and_resolves(engine: Engine, tmp_path: Pa
     found = in_full.json()
     assert (found["resolution"], found["remedies"]) == ("credit", [])
     [action] = found["actions"]
-    assert (action["action"], action["operator"], action["reason"]) == ("credit", "ada", "the payer wrote to us")
+    assert (action["action"], action["operator"], action["reason"]) == ("credit", "ada", REASON)
     assert await engine.books() == []
 
 
@@ -181,8 +181,8 @@ async def test_a_period_that_cannot_be_read_is_a_usage_error(engine: Engine, tmp
         _run(engine.variables, tmp_path, "reconcile", "--from", "2026-01-02", "--to", "2026-01-01", "--json"),
     )
     assert [answer.exit_code for answer in answers] == [2, 2]
-    assert "--from: expected a time such as" in answers[0].json()["detail"]
-    assert "--to: expected a moment after" in answers[1].json()["detail"]
+    assert "--from: expected" in answers[0].json()["detail"]
+    assert "--to: expected" in answers[1].json()["detail"]
 
 
 async def test_retrying_an_attempt_twice_starts_one_workflow_and_is_in_the_audit_trail(

@@ -163,7 +163,7 @@ async def test_a_key_is_registered_once_its_owner_has_confirmed_its_first_addres
     shown = [address_of_key(external.child(number).public_key, path) for number in range(3)]
     wrong = await run(*add(chain, "--confirm", shown[1], **of_key))
     assert methods_of(database) == []
-    assert wrong.exit_code == 2 and "expected the key's first address" in wrong.stderr
+    assert wrong.exit_code == 2 and "first address" in wrong.stderr
     done = await run(*add(chain, "--confirm", shown[0], "--json", **of_key))
     assert done.exit_code == 0, done.stderr
     assert done.json()["firstAddresses"] == shown and all(address in done.stderr for address in shown)
@@ -180,7 +180,7 @@ async def test_without_a_terminal_the_addresses_are_shown_to_be_compared(run: Ru
     done = await run(*add(chain, "--json", **of_key))
     assert done.exit_code == 0, done.stderr
     assert len(done.json()["firstAddresses"]) == 3
-    assert "compare the addresses with those in the owner's wallet" in done.stderr
+    assert "compare the addresses" in done.stderr
 
 
 async def test_the_same_key_under_another_path_or_prefix_is_refused(run: Run, database: Database) -> None:
@@ -197,7 +197,7 @@ async def test_the_same_key_under_another_path_or_prefix_is_refused(run: Run, da
     other = ["--scheme", "xpub", "--xpub", as_xpub, "--path", "m/44'/0'/0'", "--yes"]
     refused = await run(*("BTC:legacy" if part == "BTC:bitcoin" else part for part in bitcoin), *other)
     assert refused.exit_code == 2
-    assert "this key is registered as zpub… at m/84'/0'/0'" in refused.stderr
+    assert "zpub… at m/84'/0'/0'" in refused.stderr
     assert scalar(database.superuser_url, "SELECT count(*) FROM address_rings") == 1
 
 
@@ -223,7 +223,7 @@ async def test_a_private_key_is_refused_and_not_repeated(run: Run, database: Dat
     private = Bip32Slip10Secp256k1.FromSeedAndPath(SEED, EVM_PATH).PrivateKey().ToExtended()
     done = await run(*add(chain, "--yes", id="USDC:wallet", scheme="xpub", xpub=private, path=EVM_PATH))
     assert done.exit_code == 2
-    assert "this is a private key" in done.stderr and private[10:40] not in done.stderr + done.stdout
+    assert "private key" in done.stderr and private[10:40] not in done.stderr + done.stdout
     assert scalar(database.superuser_url, "SELECT count(*) FROM address_rings") == 0
 
 
@@ -297,7 +297,7 @@ async def test_an_address_under_a_strangers_treasury_is_found(run: Run, database
     add_create2_address(database, chain, account, treasury="0x" + "11" * 20)
     wrong = await run("addresses", "verify", "--json")
     assert wrong.exit_code == 1
-    assert "is not a treasury of this installation" in wrong.json()["wrong"][0]["problem"]
+    assert "not a treasury" in wrong.json()["wrong"][0]["problem"]
 
 
 async def test_a_local_system_has_a_method_unless_it_was_disabled(database: Database, chain: LocalChain) -> None:
@@ -321,4 +321,4 @@ async def test_a_key_whose_unpaid_addresses_a_wallet_would_not_find_is_named(
     query(database.superuser_url, "UPDATE address_rings SET next_index = 7 RETURNING id")
     verified = await run("addresses", "verify")
     assert verified.exit_code == 0
-    assert f"7 addresses at the end of {EVM_PATH}" in verified.stderr and "wallets search 6" in verified.stderr
+    assert "7 addresses" in verified.stderr and EVM_PATH in verified.stderr and "wallets search 6" in verified.stderr

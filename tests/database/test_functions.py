@@ -122,7 +122,7 @@ async def test_a_function_that_differs_from_its_text_is_brought_up_to_date(
     assert installed(database) == functions.load()
     [line] = [line for line in said if line.startswith("functions")]
     [name] = re.findall(r"\bfunction (\w+)", damage.lower())
-    assert line == f"functions brought up to date: {name}"
+    assert line.endswith(f": {name}")
 
 
 async def test_a_function_keeps_its_callers_when_it_is_replaced(database: Database) -> None:
@@ -165,7 +165,7 @@ def test_a_revision_that_asks_for_its_functions_leaves_those_that_are_there(data
     ],
 )
 def test_a_file_holds_functions_as_the_server_prints_them_and_nothing_else(content: str) -> None:
-    with pytest.raises(ValueError, match="two texts|neither a comment nor a function"):
+    with pytest.raises(ValueError, match="two texts|neither"):
         functions.parse(content)
 
 

@@ -96,10 +96,10 @@ async def test_a_migration_says_what_it_does(empty: Database) -> None:
     said: list[str] = []
     await asyncio.to_thread(_migrate_from, empty.migration_url, empty, on_progress=said.append)
     schema, functions, prices, seeds = said
-    assert schema == f"schema at revision none, upgrading to {SCHEMA_REVISION}"
-    assert re.fullmatch(r"functions brought up to date: \w+(, \w+)*", functions)
-    assert prices == "the installed price book is the first version of prices"
-    assert seeds == "system tenant and chart of accounts are seeded"
+    assert schema.endswith(SCHEMA_REVISION)
+    assert re.fullmatch(r"functions .*: \w+(, \w+)*", functions)
+    assert "price book" in prices
+    assert "seeded" in seeds
 
 
 async def test_concurrent_migrations_are_serialized(empty: Database) -> None:
@@ -253,7 +253,7 @@ async def test_another_password_for_a_role_that_exists_is_said_and_not_set(datab
     other = database.url_as(APP_ROLE, "another-password")
     with pytest.raises(StartupCheckFailed) as caught:
         await asyncio.to_thread(_with_app_url, database, other)
-    assert f"role {APP_ROLE} does not accept the password of DATABASE_URL" in caught.value.message
+    assert f"role {APP_ROLE} does not accept" in caught.value.message
     assert "settle migrate --set-passwords" in caught.value.message
     assert "SETTLEMENT_DATABASE_URL" not in caught.value.message
     assert "another-password" not in caught.value.message
@@ -272,7 +272,7 @@ async def test_passwords_are_set_where_that_is_asked_for_and_they_differ(databas
     said: list[str] = []
     migrated = await asyncio.to_thread(_with_app_url, database, other, set_passwords=True, on_progress=said.append)
     assert migrated.passwords_set == (APP_ROLE,)
-    assert f"role {APP_ROLE} has the password of DATABASE_URL" in said
+    assert [line for line in said if APP_ROLE in line and "password of DATABASE_URL" in line]
     assert scalar(other, "SELECT current_user::text") == APP_ROLE
     with pytest.raises(psycopg.OperationalError):
         scalar(database.app_url, "SELECT 1")
@@ -305,7 +305,7 @@ async def test_an_address_that_is_not_reached_from_here_is_no_refusal(database: 
     migrated = await asyncio.to_thread(_with_app_url, database, elsewhere, on_progress=said.append)
     assert migrated.revision == SCHEMA_REVISION
     [line] = [line for line in said if line.startswith("DATABASE_URL")]
-    assert "cannot be reached from here" in line
+    assert "cannot be reached" in line
 
 
 async def test_a_database_that_is_not_there_is_no_refusal_of_a_password(database: Database) -> None:
@@ -317,7 +317,7 @@ async def test_a_database_that_is_not_there_is_no_refusal_of_a_password(database
 
 
 async def test_an_address_of_another_role_is_refused(database: Database) -> None:
-    with pytest.raises(StartupCheckFailed, match=f"DATABASE_URL logs in as role {SERVICE_ROLE}: expected {APP_ROLE}"):
+    with pytest.raises(StartupCheckFailed, match=f"DATABASE_URL .* {SERVICE_ROLE}: expected {APP_ROLE}"):
         await asyncio.to_thread(_with_app_url, database, database.service_url)
 
 

@@ -33,6 +33,7 @@ from domain.payments.attempt import MAX_SUBMISSIONS, AttemptStatus, ErrorCode, P
 from domain.payments.postings import purchase_posting
 from services.payments import lifecycle as payments
 from tests.database.conftest import TwoTenants
+from tests.support.oracle import wrong_bonuses
 from tests.support.payments import (
     INTENT_TTL,
     NOW,
@@ -244,7 +245,7 @@ async def test_a_purchase_credits_the_buyer_and_mints_the_bonus(roles: RolePair)
         0,
     )
     assert await roles.books(pending_bonus_ok=True) == []
-    assert await roles.books() == [f"attempt {attempt.id}: CREDITED with 0 bonuses of {BONUS}, not with 1"]
+    assert await roles.books() == [wrong_bonuses(attempt.id, 0, BONUS)]
 
     entry = await roles.mint(attempt)
     assert entry is not None
@@ -335,7 +336,7 @@ async def test_a_credit_that_the_database_does_not_make_is_an_error_and_no_endle
         owner.execute(
             "CREATE POLICY hidden ON payment_attempts AS RESTRICTIVE FOR UPDATE TO settle_settlement USING (false)"
         )
-    with pytest.raises(BookkeepingError, match="is PENDING_UNVERIFIED, and the database does not credit it"):
+    with pytest.raises(BookkeepingError, match="is PENDING_UNVERIFIED"):
         await roles.credit(attempt)
 
 
@@ -388,7 +389,7 @@ async def test_a_bonus_follows_a_credited_purchase_only(roles: RolePair) -> None
     pending, rejected = await roles.create_submitted(payer, 1), await roles.create_submitted(payer, 2)
     await roles.refuse(rejected)
     for attempt in (pending, rejected, await roles.create(payer)):
-        with pytest.raises(BookkeepingError, match="follows a credited purchase only"):
+        with pytest.raises(BookkeepingError, match="credited purchase only"):
             await roles.mint(attempt)
     assert await roles.balance(SYSTEM_TENANT_ACCOUNT_ID) == 0
 
@@ -544,7 +545,7 @@ async def test_a_posting_with_another_amount_contradicts_the_books(roles: RolePa
         assert (await ledger.post(connection, posting, {})).posted is True
     async with roles.service.transaction() as connection:
         assert (await ledger.post(connection, posting, {})).posted is False
-        with pytest.raises(BookkeepingError, match="posted with 5 credits, not with 6"):
+        with pytest.raises(BookkeepingError, match="5 credits, not with 6"):
             await ledger.post(connection, posting.model_copy(update={"amount_credits": 6}), {})
 
 

@@ -159,7 +159,7 @@ async def test_a_newer_schema_for_newer_code_is_not(
     roles: RolePair, revision: str, compatible_from: str | None
 ) -> None:
     fabricate(roles.database, revision, compatible_from)
-    with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install the version that created it"):
+    with pytest.raises(StartupCheckFailed, match=f"revision {revision}.*install"):
         await check_all(roles)
 
 

@@ -116,7 +116,7 @@ async def test_a_token_that_lies_is_a_finding_until_it_is_true(deposits: Deposit
     assert [kind for kind, _ in deposits.findings()] == ["deposits_differ"]
     [(value_raw, detail)] = deposits.rows("SELECT value_raw::bigint, detail FROM findings")
     assert value_raw == 5_000_000
-    assert "1 deposit addresses hold 0 raw units" in detail
+    assert "hold 0 raw units" in detail
     again = await checks(deposits).check()
     assert again.opened == [], "it is open already"
 

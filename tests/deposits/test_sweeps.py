@@ -287,7 +287,7 @@ async def test_no_plan_is_made_while_gas_costs_more_than_the_cap(sweeping: Sweep
     await paid_address(sweeping, 1, DOLLAR)
     await sweeping.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(50 * 10**9))
     await sweeping.chain.mine()
-    with pytest.raises(OperatorError, match="the base fee is 50000000000 wei .* at most 5000000000 may be paid"):
+    with pytest.raises(OperatorError, match="50000000000 wei .* 5000000000"):
         await sweeping.plan(max_fee_wei=5 * 10**9)
     capped = await sweeping.plan(max_fee_wei=60 * 10**9)
     assert capped.max_fee_per_gas_wei == 60 * 10**9
@@ -299,7 +299,7 @@ async def test_a_plan_for_no_one_is_signed_by_the_key_that_names_its_next_nonce(
     address, _ = await paid_address(sweeping, 1, DOLLAR)
     plan = await sweeping.plan(sender=None)
     assert (plan.sender, plan.nonce) == (None, None)
-    with pytest.raises(InvalidInput, match="--nonce: the plan was made without --from"):
+    with pytest.raises(InvalidInput, match="--nonce: .* --from"):
         sign_plan(plan, GAS.private_key, nonce=None)
     number = int(await sweeping.chain.rpc("eth_getTransactionCount", GAS.address, "latest"), 16)
     signed = sign_plan(plan, GAS.private_key, nonce=number)
@@ -355,7 +355,7 @@ async def test_usdc_at_a_wallets_addresses_is_moved_by_signatures_and_needs_no_g
     await paid_ring(sweeping, [8 * DOLLAR, DOLLAR])
     plan = await sweeping.plan()
     assert [step.kind for step in plan.steps] == [StepKind.AUTHORIZATION] * 2
-    with pytest.raises(InvalidInput, match="has not signed: sign with the account's xprv first"):
+    with pytest.raises(InvalidInput, match="the account's xprv first"):
         sign_plan(plan, GAS.private_key, nonce=None)
     authorized = sign_plan(plan, account_key(), nonce=None)
     assert account_key()[10:60] not in authorized.model_dump_json()
@@ -389,7 +389,7 @@ async def test_what_cannot_be_collected_is_refused_with_its_reason(sweeping: Swe
     assert plan.steps == ()
     reasons = {refusal.method: refusal.reason for refusal in plan.refused}
     assert "takes no signed transfers" in reasons["DAI:wallet"]
-    assert "is spent by the wallet" in reasons["BTC:bitcoin"]
+    assert "spent by the wallet" in reasons["BTC:bitcoin"]
 
 
 async def test_a_file_that_was_changed_on_its_way_is_refused(sweeping: Sweeping) -> None:
@@ -401,15 +401,15 @@ async def test_a_file_that_was_changed_on_its_way_is_refused(sweeping: Sweeping)
         return signed.model_copy(update={"steps": (*signed.steps[:-1], last.model_copy(update=changes))})
 
     check_signed(signed)
-    with pytest.raises(InvalidInput, match="is not the one that the plan describes"):
+    with pytest.raises(InvalidInput, match="that the plan describes"):
         check_signed(with_last(gas=last.gas + 1))
-    with pytest.raises(InvalidInput, match="is not that of its parts"):
+    with pytest.raises(InvalidInput, match="of its parts"):
         check_signed(with_last(treasury=STRANGER.address))
     with pytest.raises(InvalidInput, match="calls .*, expected"):
         check_signed(with_last(to=STRANGER.address))
     with pytest.raises(InvalidInput, match="is not signed"):
         check_signed(with_last(raw_transaction=None))
-    with pytest.raises(InvalidInput, match="is not the one that the plan describes"):
+    with pytest.raises(InvalidInput, match="that the plan describes"):
         check_signed(signed.model_copy(update={"sender": STRANGER.address}))
 
 
@@ -427,7 +427,7 @@ async def test_the_signer_says_where_the_treasury_is_and_not_the_file(
         sign_file(tmp_path / "plan.json", treasury=treasury, nonce=None, max_fee_gwei=None, output=signed)
         return read_plan(signed)
 
-    with pytest.raises(InvalidInput, match="is needed to sign for addresses"):
+    with pytest.raises(InvalidInput, match="needed to sign"):
         sign(None)
     with pytest.raises(InvalidInput, match=f"pays to {STRANGER.address}, expected {own}"):
         sign(own)

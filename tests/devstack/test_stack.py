@@ -98,7 +98,7 @@ async def test_two_folders_side_by_side_and_one_folder_only_once(tmp_path: Path)
             for stack in (a, b)
         ]  # fmt: skip
         assert len({address for of_one in addresses for address in of_one}) == 8
-        with pytest.raises(StateInUseError, match=r"is in use by another stack \(process \d+\)") as caught:
+        with pytest.raises(StateInUseError, match=r"another stack \(process \d+\)") as caught:
             await Stack(tmp_path / "a").__aenter__()
         assert "\n" not in str(caught.value)
         number = await b.chain.block_number()
@@ -156,7 +156,7 @@ async def test_a_process_that_keeps_dying_ends_the_stack_with_one_line(
         lives = f"echo settings: DATABASE_URL is missing; until [ -e {told} ]; do sleep 0.02; done; exit 1"
         await stack.add_process("worker", ["sh", "-c", lives])
         told.touch()
-        with pytest.raises(PartFailedError, match=r"worker died 3 times in a minute; .* DATABASE_URL is missing"):
+        with pytest.raises(PartFailedError, match=r"3 times .* DATABASE_URL is missing"):
             await asyncio.wait_for(stack.wait(), 10)
 
 
@@ -180,5 +180,5 @@ async def test_parts_can_be_left_out_by_name(tmp_path: Path) -> None:
         assert stack.chain.is_running
         with pytest.raises(DevstackError, match="runs without postgres"):
             _ = stack.postgres
-    with pytest.raises(DevstackError, match="there is no part 'web'; the parts are: postgres, temporal, chain"):
+    with pytest.raises(DevstackError, match="'web'; .*: postgres, temporal, chain"):
         Stack(tmp_path, without=["web"])

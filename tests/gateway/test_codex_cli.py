@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from codex_cli_bin import bundled_codex_path
 
+from devstack.upstream.generation import echo_of
 from tests.gateway.support import MODEL, PATIENCE_SECONDS, Served, served
 from tests.support.postgres import Database
 
@@ -89,7 +90,7 @@ async def test_a_turn_with_a_tool_is_two_calls_each_charged(gateway: Served, tmp
     behaviour = {"tool_arguments": {"cmd": "cat note.txt"}, "reasoning_tokens": 5}
     run = await codex(gateway, tmp_path, f"!upstream {json.dumps(behaviour)} Read the note")
     assert run.code == 0
-    assert [item["text"] for item in run.items("agent_message")] == ["You said: Read the note"]
+    assert [item["text"] for item in run.items("agent_message")] == [echo_of("Read the note")]
     [command] = run.items("command_execution")
     assert (command["aggregated_output"], command["exit_code"]) == ("zanzibar", 0)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devstack.upstream import Behaviour
+from devstack.upstream.generation import echo_of
 from tests.gateway.support import MODEL, Served, served
 from tests.support.postgres import Database
 
@@ -48,12 +49,12 @@ async def claude(gateway: Served) -> AsyncIterator[anthropic.AsyncAnthropic]:
 
 async def test_chat(gateway: Served, client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
-    assert answer.choices[0].message.content == "You said: one two three"
+    assert answer.choices[0].message.content == echo_of("one two three")
     assert answer._request_id == gateway.books.receipt()["request_id"]
     stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)  # type: ignore[arg-type]
     assert isinstance(stream, AsyncIterable)
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-    assert text == "You said: one two three"
+    assert text == echo_of("one two three")
     tools = await client.chat.completions.create(model=MODEL, messages=HELLO, tools=TOOLS)  # type: ignore[arg-type]
     assert tools.choices[0].message.tool_calls[0].function.name == "weather"  # type: ignore[index,union-attr]
     assert gateway.books.states() == ["captured"] * 3
@@ -66,14 +67,14 @@ async def test_the_synchronous_client(gateway: Served) -> None:
         with openai.OpenAI(api_key=gateway.account.key, base_url=f"{gateway.client.url}/v1") as made:
             return made.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message.content  # type: ignore[arg-type]
 
-    assert await asyncio.to_thread(call) == "You said: one two three"
+    assert await asyncio.to_thread(call) == echo_of("one two three")
 
 
 async def test_responses_as_codex_speaks_them(gateway: Served, client: openai.AsyncOpenAI) -> None:
     stream = await client.responses.create(model=MODEL, input="one two three", stream=True, store=False)
     events = [event async for event in stream]
     assert events[-1].type == "response.completed"
-    assert events[-1].response.output_text == "You said: one two three"
+    assert events[-1].response.output_text == echo_of("one two three")
     assert gateway.books.receipt()["output_tokens"] == events[-1].response.usage.output_tokens  # type: ignore[union-attr]
 
 
@@ -87,10 +88,10 @@ async def test_embeddings_and_models(client: openai.AsyncOpenAI) -> None:
 @pytest.mark.slow
 async def test_messages(gateway: Served, claude: anthropic.AsyncAnthropic) -> None:
     answer = await claude.messages.create(model=MODEL, max_tokens=50, messages=HELLO)  # type: ignore[arg-type]
-    assert answer.content[0].text == "You said: one two three"  # type: ignore[union-attr]
+    assert answer.content[0].text == echo_of("one two three")  # type: ignore[union-attr]
     assert answer._request_id == gateway.books.receipt()["request_id"]
     async with claude.messages.stream(model=MODEL, max_tokens=50, messages=HELLO) as stream:  # type: ignore[arg-type]
-        assert await stream.get_final_text() == "You said: one two three"
+        assert await stream.get_final_text() == echo_of("one two three")
     assert gateway.books.states() == ["captured"] * 2
 
 

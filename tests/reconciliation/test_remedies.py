@@ -221,7 +221,7 @@ async def test_the_platforms_own_account_and_no_account_are_refused(roles: RoleP
 async def test_more_than_a_ledger_entry_holds_is_refused(roles: RolePair) -> None:
     fits = await find_transfer(roles.service, 1, value_raw=(2**63 - 1) // 10)
     beyond = await find_transfer(roles.service, 2, value_raw=(2**63 - 1) // 10 + 1)
-    with pytest.raises(RemedyRefused, match="exceed what one ledger entry can hold"):
+    with pytest.raises(RemedyRefused, match="one ledger entry"):
         await take(roles.service, beyond, Remedy.CREDIT)
     assert (await take(roles.service, fits, Remedy.CREDIT)).amount_credits == 2**63 - 8
 
@@ -600,7 +600,7 @@ async def test_a_finding_whose_transfer_has_paid_since_closes_by_itself_and_need
         assert await findings.close_settled_findings(connection, CHAIN_ID) == 1
     assert (await stored(roles.service, finding_id)).resolution == "settled"
     assert (await stored(roles.service, other)).is_open
-    with pytest.raises(RemedyRefused, match="its transfer has paid an attempt"):
+    with pytest.raises(RemedyRefused, match="has paid an attempt"):
         await take(roles.service, finding_id, Remedy.CREDIT)
 
 

@@ -130,7 +130,7 @@ def test_a_file_that_is_not_there_is_a_setting_that_is_wrong(tmp_path: Path) -> 
 
 
 def test_nothing_in_the_file_is_executed() -> None:
-    with pytest.raises(ConfigurationError, match="could not determine a constructor"):
+    with pytest.raises(ConfigurationError, match="determine a constructor"):
         parse("schedules: !!python/object/apply:os.getcwd []")
 
 
@@ -158,5 +158,5 @@ def test_a_job_that_works_on_one_chain_is_made_for_the_chain_of_the_settings() -
 
 
 def test_the_file_does_not_say_for_which_chain() -> None:
-    with pytest.raises(ConfigurationError, match=r"input: got 'chain_id', expected one of "):
+    with pytest.raises(ConfigurationError, match=r"input: got 'chain_id', expected"):
         parse(entry("job: Housekeeping", "every: 1m", "input: {chain_id: 1}"))

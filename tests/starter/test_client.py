@@ -120,7 +120,7 @@ async def test_an_attempt_for_another_chain_is_refused_before_anything_is_writte
     engine: Engine, other_chain: PaymentsClient
 ) -> None:
     payer, intent = await engine.intent()
-    with pytest.raises(WrongChain, match="payment is for chain 31337; this service settles chain 8453"):
+    with pytest.raises(WrongChain, match="chain 31337; .* chain 8453"):
         await other_chain.submit(payer.user_id, intent.attempt_id, A)
     assert (await engine.attempt(intent.attempt_id)).status is AttemptStatus.CREATED_INTENT
     assert await read_workflow(engine.namespace.client, intent.attempt_id) is None

@@ -127,7 +127,7 @@ async def test_a_confirmed_payment_without_a_worker_points_at_the_workflow(engin
     assert found.explanation.startswith(diagnosis.NOT_YET)
     assert found.explanation.endswith(f"{diagnosis.RUN_WORKER}.")
     assert found.chain is not None
-    assert found.chain.startswith("the right payment, in block ")
+    assert found.chain.startswith(diagnosis.RIGHT_PAYMENT)
 
 
 async def test_with_temporal_down_the_answer_says_so_and_keeps_the_rest(engine: Engine, dead_temporal: Client) -> None:
@@ -206,10 +206,9 @@ async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: 
         await engine.result(intent.attempt_id)
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation.startswith(diagnosis.ended(AttemptStatus.REJECTED, "INSUFFICIENT_AMOUNT"))
-    assert found.chain == (
-        f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units were sent, "
-        f"{intent.amount_raw} are needed in one transfer"
-    )
+    assert found.chain is not None
+    assert found.chain.startswith(f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units")
+    assert str(intent.amount_raw) in found.chain
 
 
 async def test_a_payment_that_appeared_after_it_had_failed_is_distinguished(engine: Engine) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from decimal import Decimal
 from itertools import groupby
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
+
+WRONG_BONUSES: Final = "attempt {id}: CREDITED with {entries} bonuses of {amount}, not with 1"
 
 CHECKS: Final = (
     (
@@ -161,7 +164,7 @@ CHECKS: Final = (
         """,
     ),
     (
-        "attempt {id}: CREDITED with {entries} bonuses of {amount}, not with 1",
+        WRONG_BONUSES,
         """
         SELECT x.id, x.amount, count(e.id) AS entries FROM expected x
           LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
@@ -467,6 +470,11 @@ async def check_books(
     for _, trail in groupby(rows, key=lambda row: row["id"]):
         violations += _check_trail(list(trail))
     return violations
+
+
+def wrong_bonuses(attempt_id: UUID, entries: int, amount: int) -> str:
+    """The violation of a purchase with another number of bonuses than one."""
+    return WRONG_BONUSES.format(id=attempt_id, entries=entries, amount=amount)
 
 
 def _check_trail(trail: list[dict[str, Any]]) -> list[str]:

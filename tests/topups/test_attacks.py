@@ -81,7 +81,7 @@ async def test_what_was_not_signed_is_refused(till: Till, changes: dict[str, Any
 async def test_a_refusal_names_the_wallet_whose_signature_it_is_not(till: Till) -> None:
     offer = await till.offer()
     reply = await till.post(offer, till.sign(offer, payer=STRANGER.address))
-    assert f"the signature is not that of {STRANGER.address}" in reply.body["detail"]
+    assert f"not that of {STRANGER.address}" in reply.body["detail"]
 
 
 async def test_the_second_form_of_a_signature_is_refused_and_another_v_is_the_same(till: Till) -> None:

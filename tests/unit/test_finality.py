@@ -158,7 +158,7 @@ def test_a_transfer_is_final_as_soon_as_its_block_is(final_up_to: int, final: bo
 def test_who_waits_reads_how_many_blocks_are_to_go() -> None:
     verdict = evaluate_presence(SETTLED, LEVEL, final_up_to=92)
     assert isinstance(verdict, NotFinal)
-    assert verdict.message == "in block 100; finalized is block 92, 8 to go"
+    assert "block 92, 8 to go" in verdict.message
     assert next_poll_delay(verdict, block_time=timedelta(seconds=2)) == timedelta(seconds=16)
     assert next_poll_delay(verdict, block_time=timedelta(minutes=5)) == POLL_DELAY_MAX
 

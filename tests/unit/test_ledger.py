@@ -54,7 +54,7 @@ def test_the_lines_balance_and_move_the_liability_by_the_amount(amount: int, rea
 
 
 def test_a_posting_of_nothing_is_no_posting() -> None:
-    with pytest.raises(ValidationError, match="must not be of 0 credits"):
+    with pytest.raises(ValidationError, match="of 0 credits"):
         Posting(billing_account_id="x", amount_credits=0, reason=Reason.CREDITS_PURCHASE, reference="x")
 
 
@@ -80,7 +80,7 @@ def test_a_reversal_is_the_mirror_image_of_what_it_reverses(reason: Reason) -> N
 
 def test_a_reversal_names_what_it_reverses_and_no_other_entry_does() -> None:
     for reason, reverses in ((Reason.PAYMENT_REVERSAL, None), (Reason.CREDITS_PURCHASE, Reason.SYSTEM_DONATION)):
-        with pytest.raises(ValidationError, match="a reversal names the reason"):
+        with pytest.raises(ValidationError, match="a reversal names"):
             Posting(billing_account_id="x", amount_credits=1, reason=reason, reference="r", reverses=reverses)
 
 
@@ -113,15 +113,15 @@ def test_a_share_that_mints_nothing_has_no_posting(share: str, amount: int | Non
 
 
 def test_there_is_no_bonus_before_its_share_is_decided() -> None:
-    with pytest.raises(BookkeepingError, match="is not a credited purchase"):
+    with pytest.raises(BookkeepingError, match="a credited purchase"):
         revenue_share_posting(new_attempt(PAYER))
 
 
 def test_no_purpose_is_posted_as_the_other() -> None:
     purchase, donation = new_attempt(PAYER), new_attempt(PAYER, purpose=Purpose.SYSTEM)
-    with pytest.raises(BookkeepingError, match="has purpose system, not self"):
+    with pytest.raises(BookkeepingError, match="purpose system, not self"):
         purchase_posting(donation)
-    with pytest.raises(BookkeepingError, match="has purpose system, not self"):
+    with pytest.raises(BookkeepingError, match="purpose system, not self"):
         revenue_share_posting(donation)
-    with pytest.raises(BookkeepingError, match="has purpose self, not system"):
+    with pytest.raises(BookkeepingError, match="purpose self, not system"):
         donation_posting(purchase)

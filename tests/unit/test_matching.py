@@ -283,10 +283,8 @@ def test_a_finding_says_all_that_an_operator_needs() -> None:
     assert decided.sender == ALICE
     assert decided.value_raw == 100
     assert decided.details["minedAt"] == MINED.isoformat()
-    assert decided.detail == (
-        f"0.0001 USDC from {ALICE} was mined at 2026-01-02 03:04:05 UTC, attempt {UUID(int=1)} of that amount expired "
-        "at 2026-01-02 03:04:04 UTC"
-    )
+    for said in (f"0.0001 USDC from {ALICE}", "2026-01-02 03:04:05 UTC", str(UUID(int=1)), "2026-01-02 03:04:04 UTC"):
+        assert said in decided.detail
 
 
 @pytest.mark.parametrize(

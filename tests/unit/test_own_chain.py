@@ -39,7 +39,7 @@ def test_each_chain_has_its_own_queue_and_the_name_says_which() -> None:
 
 @pytest.mark.parametrize("queue", ["settlement", "settlement-", "settlement-bare", "settlement--1", "8453"])
 def test_other_names_are_no_queue_of_a_chain(queue: str) -> None:
-    with pytest.raises(ValueError, match="not the task queue of a chain"):
+    with pytest.raises(ValueError, match="task queue"):
         chain_of_task_queue(queue)
 
 
@@ -47,5 +47,5 @@ def test_a_schedule_of_a_chain_has_the_chain_in_its_id() -> None:
     assert schedule_id("beat") == "settle-beat"
     assert schedule_id("watch", 8453) == "settle-watch-8453"
     assert schedule_name_of("settle-watch-8453", 8453) == "watch"
-    with pytest.raises(ValueError, match="not the id of a schedule of ours"):
+    with pytest.raises(ValueError, match="schedule of ours"):
         schedule_name_of("settle-watch-8453", 1)

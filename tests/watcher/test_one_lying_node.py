@@ -73,7 +73,7 @@ async def test_what_one_node_invents_is_not_credited_by_an_operator(
         service, watch.reader, preconditions, revenue_share=SHARE, min_confirmations=MIN_CONFIRMATIONS
     )
     request = parse_request(finding.id, Remedy.CREDIT, operator="ada", reason="the payer wrote to us")
-    with pytest.raises(RemedyRefused, match="do not have the transfer"):
+    with pytest.raises(RemedyRefused, match="not have the transfer"):
         await remedies.take_remedy(request)
     nodes[0].heal()
     await watch.scan.rescan(600)

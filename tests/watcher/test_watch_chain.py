@@ -12,6 +12,7 @@ from temporalio.exceptions import CancelledError
 
 from activities.messages import Rescan, WatchedChain
 from activities.transfers.watch_chain import PATIENCE_SECONDS_MAX, WORKER_STOPS, _Follower
+from chain.endpoint_pool import NO_ENDPOINT
 from db.transfers import observed
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
@@ -246,7 +247,7 @@ async def test_what_cannot_be_reached_is_waited_for_longer_each_time_with_a_mess
     faulty.drop()
     pauses = [await follower.go_on() for _ in range(8)]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, PATIENCE_SECONDS_MAX, PATIENCE_SECONDS_MAX, PATIENCE_SECONDS_MAX]
-    assert follower.words.startswith(f"block {reached}, waiting: no usable chain endpoint: ")
+    assert follower.words.startswith(f"block {reached}, waiting: {NO_ENDPOINT}")
     sent = await watch.pay()
     faulty.heal()
     assert await follower.go_on() == 0.25
@@ -266,5 +267,5 @@ async def test_a_gap_is_read_without_pauses(watches: Watches) -> None:
 def test_a_watchs_id_says_which_chain_it_follows() -> None:
     assert watched_chain_of(watch_workflow_id(8453)) == 8453
     for other in ("watch-chain-", "watch-chain-x", "verify-and-settle-8453"):
-        with pytest.raises(ValueError, match="is not the id of a WatchChain workflow"):
+        with pytest.raises(ValueError, match="a WatchChain workflow"):
             watched_chain_of(other)

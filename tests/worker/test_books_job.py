@@ -93,8 +93,8 @@ async def test_a_violation_is_announced_once_and_its_end_too(engine: Engine, tmp
         answer = await asyncio.to_thread(settle, ("doctor", "--json"), engine.variables, tmp_path)
         assert answer.exit_code == 1
         [books] = [found for found in answer.json()["checks"] if found["name"] == "books"]
-        assert "balance of account cogni_system is not the sum of its entries" in books["detail"]
-        assert "the last scheduled check was 0 min ago" in books["detail"]
+        assert "balance of account cogni_system" in books["detail"]
+        assert "0 min ago" in books["detail"]
         assert (await check(engine))["violations_open"] == 1
         assert receiver.news() == []
 

@@ -80,7 +80,7 @@ async def test_a_hash_that_no_node_knows_ends_failed_when_its_time_is_up(short_l
         result = await engine.result(intent.attempt_id)
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     last_event = (await engine.events(intent.attempt_id))[-1]
-    assert "the final poll said: transaction" in last_event.details["message"]
+    assert "final poll said: transaction" in last_event.details["message"]
     assert await engine.books() == []
 
 

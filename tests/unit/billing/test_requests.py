@@ -62,13 +62,13 @@ def test_the_text_of_other_fields_is_passed_on_as_it_came() -> None:
     ],
 )
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="The request body is invalid"):
+    with pytest.raises(InvalidRequest, match="request body"):
         parse_request(Dialect.CHAT, body)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1" * 5_000])
 def test_what_is_no_number_of_json_is_refused(number: str) -> None:
-    with pytest.raises(InvalidRequest, match="The request body is invalid"):
+    with pytest.raises(InvalidRequest, match="request body"):
         parse_request(Dialect.CHAT, b'{"model": "m", "temperature": ' + number.encode() + b"}")
 
 

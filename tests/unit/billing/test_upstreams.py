@@ -132,7 +132,7 @@ def test_a_mistake_in_an_upstream_is_named_without_its_value(field: str, value: 
 def test_two_upstreams_have_two_names() -> None:
     document = yaml.safe_load(FILE)
     document["upstreams"][1]["name"] = "local"
-    with pytest.raises(ConfigurationError, match="two upstreams are named local"):
+    with pytest.raises(ConfigurationError, match="named local"):
         read_upstreams(document, where="upstreams.yaml")
 
 
