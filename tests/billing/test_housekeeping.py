@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
 from activities.billing.holds import HoldActivities
 from activities.billing.housekeeping import BillingHousekeepingActivities
+from activities.billing.signatures import LapsedToResolve
 from activities.interceptors import DomainErrors
 from activities.operations.events import AnnouncementActivities
+from db.billing.alerts import list_doubtful_receipts
+from db.billing.lapsed import LapsedHold
 from db.engine import ServiceDatabase
-from db.operations.findings import list_unpublished
+from db.operations.findings import list_unpublished, open_finding
 from domain.errors import EventNotDelivered
 from domain.operations.events import BALANCE_EXHAUSTED, LIMIT_REACHED, Publish
+from services.billing.alerts import finding_of, open_findings_of_receipts
 from services.billing.provider_api import Providers
 from tests.billing.starting import Starter
 from tests.governance.conftest import Heard
+from tests.support.engine import PATIENCE_SECONDS
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.spending import GRACE, Spender
@@ -181,6 +189,45 @@ async def test_a_doubtful_receipt_is_one_finding_that_says_what_to_do(
     assert sorted(value for _, _, value, _ in found if value) == [50, 103]
     async with service.autocommit() as connection:
         assert len(await list_unpublished(connection, limit=10)) == 4, "the watcher publishes them as all others"
+
+
+async def test_two_runs_at_once_open_a_finding_once(service: ServiceDatabase, database: Database) -> None:
+    spender = Spender.open(database, credits=CREDITS)
+    spender.capture(spender.hold(10), 10, doubt="zero_usage")
+    async with service.transaction() as first:
+        [receipt] = await list_doubtful_receipts(first, limit=10)
+        assert await open_finding(first, finding_of(receipt))
+        second = asyncio.create_task(open_findings_of_receipts(service, batch_size=10))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not scalar(database.superuser_url, WAITING):
+                await asyncio.sleep(0.01)
+    opened, is_all, _ = await second
+    assert (opened, is_all) == ({}, True)
+
+
+WAITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def test_a_run_starts_as_many_resolutions_as_it_may(service: ServiceDatabase, database: Database) -> None:
+    spender = Spender.open(database, credits=CREDITS)
+    for _ in range(3):
+        spender.lapse(spender.hold(10))
+    starter = Started()
+    activities = BillingHousekeepingActivities(service, starter=starter)
+    done = await ActivityEnvironment().run(activities.start_hold_resolutions, LapsedToResolve(limit=2))
+    assert done.counts == {"started": 2}
+    assert len(starter.started) == 2
+
+
+@dataclass
+class Started:
+    """A Temporal that notes what is started."""
+
+    started: list[UUID] = field(default_factory=list)
+
+    async def start_hold_resolution(self, hold: LapsedHold) -> bool:
+        self.started.append(hold.id)
+        return True
 
 
 async def test_the_cursor_goes_on_and_old_receipts_are_not_read_again(

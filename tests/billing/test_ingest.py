@@ -153,8 +153,16 @@ async def test_a_cost_that_is_not_stated_is_the_price_book_s(proxy: Proxy) -> No
 
 
 async def test_what_the_proxy_answered_from_its_cache_costs_nothing_and_is_not_doubtful(proxy: Proxy) -> None:
-    assert (await proxy.report(proxy.payload(response_cost=0, cache_hit=True)))[1]["chargedCredits"] == 0
-    assert proxy.receipts("doubt") == [(None,)]
+    for cost in (0, None):
+        assert (await proxy.report(proxy.payload(id=f"cached-{cost}", response_cost=cost, cache_hit=True)))[1][
+            "chargedCredits"
+        ] == 0
+    assert proxy.receipts("doubt") == [(None,)] * 2
+
+
+async def test_a_cost_that_the_proxy_states_counts_although_its_cache_answered(proxy: Proxy) -> None:
+    answer = (await proxy.report(proxy.payload(response_cost=0.001, cache_hit=True)))[1]
+    assert answer["chargedCredits"] == 20_000
 
 
 async def test_a_failure_without_cost_is_nothing_and_one_with_cost_is_borne_by_the_platform(proxy: Proxy) -> None:

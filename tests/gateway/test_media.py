@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
@@ -9,6 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import psycopg
 import pytest
 
 from devstack.upstream import Behaviour
@@ -16,6 +18,7 @@ from devstack.upstream.dialects.media import BYTES_PER_WORD
 from gateway.policy import REQUEST_BYTES_MAX, RateLimits
 from tests.gateway.support import Answer, Served, chat, served
 from tests.support.postgres import Database
+from tests.support.sql import scalar
 
 if TYPE_CHECKING:
     import openai
@@ -44,10 +47,16 @@ def lines(receipt: dict[str, Any]) -> dict[str, int]:
     return {line["unit"]: line["count"] for line in receipt["unit_prices"]["lines"]}
 
 
+def recording(fields: Mapping[str, str], body: bytes) -> aiohttp.FormData:
+    """A form with a recording."""
+    form = aiohttp.FormData(fields)
+    form.add_field("file", BytesIO(body), filename="a.mp3", content_type="audio/mpeg")
+    return form
+
+
 async def transcribe(gateway: Served, fields: Mapping[str, str] | None = None, *, body: bytes = RECORDING) -> Answer:
     """A form by another client than OpenAI's."""
-    form = aiohttp.FormData({"model": "whisper-1", **(fields or {})})
-    form.add_field("file", BytesIO(body), filename="a.mp3", content_type="audio/mpeg")
+    form = recording({"model": "whisper-1", **(fields or {})}, body)
     key = {"Authorization": f"Bearer {gateway.account.key}"}
     async with gateway.client.session.post(
         f"{gateway.client.url}/v1/audio/transcriptions", data=form, headers=key
@@ -73,13 +82,9 @@ async def test_images_are_charged_at_the_tokens_that_they_take(gateway: Served, 
     assert 1_000 * 800 < held < 1_000 * 800 + 50 * 100
 
 
-async def test_a_streamed_image_is_charged_before_its_end(gateway: Served, client: openai.AsyncOpenAI) -> None:
+async def test_a_streamed_image_is_charged_like_a_whole_one(gateway: Served, client: openai.AsyncOpenAI) -> None:
     stream = await client.images.generate(model=IMAGE_MODEL, prompt="a red cat", stream=True, partial_images=1)
-    kinds = []
-    async for event in stream:
-        kinds.append(event.type)
-        if event.type == "image_generation.completed":
-            assert gateway.books.states() == ["captured"]
+    kinds = [event.type async for event in stream]
     assert kinds == ["image_generation.partial_image", "image_generation.completed"]
     assert gateway.books.receipt()["charged_credits"] == 3 * 100 + 5 * 800
 
@@ -98,9 +103,20 @@ async def test_images_are_priced_by_the_image_where_the_file_of_upstreams_says_s
         assert gateway.books.holds() == [("captured", 2_400_000)]
         # It is what was counted, whatever the upstream reports beside it.
         assert not receipt["estimated"]
-        gateway.upstream.order(Behaviour(usage="zero"))
         await gateway.client.post(body, "/v1/images/generations")
         assert [receipt["charged_credits"] for receipt in gateway.books.receipts()] == [2_400_000] * 2
+        assert [receipt["estimated"] for receipt in gateway.books.receipts()] == [False] * 2
+
+
+async def test_images_that_are_priced_by_tokens_too_are_estimated_without_usage(database: Database) -> None:
+    prices = {"pictures": {"image_usd": "0.04", "input_per_million_usd": "1", "output_per_million_usd": "1"}}
+    async with served(database, prices=prices) as gateway:
+        gateway.upstream.order(Behaviour(usage="omit"))
+        await gateway.client.post({"model": "pictures", "prompt": "a cat"}, "/v1/images/generations")
+        receipt = gateway.books.receipt()
+        assert receipt["estimated"]
+        assert lines(receipt)["images"] == 1
+        assert lines(receipt)["output_tokens"] == 7_000
 
 
 async def test_images_without_usage_are_estimated_by_their_number(gateway: Served) -> None:
@@ -142,16 +158,6 @@ async def test_speech_is_charged_by_the_characters_that_are_read_out(
     assert not receipt["estimated"]
 
 
-async def test_the_last_bytes_of_speech_leave_after_the_charge(gateway: Served) -> None:
-    gateway.upstream.order(Behaviour(tokens=4, tokens_per_second=20))
-    async with gateway.client.open(SPEECH, "/v1/audio/speech") as response:
-        await response.content.readexactly(2 * BYTES_PER_WORD)
-        assert gateway.books.states() == ["held"]
-        await response.content.readexactly(2 * BYTES_PER_WORD)
-        # The connection is still open, and the process has done nothing since.
-        assert gateway.books.states() == ["captured"]
-
-
 async def test_speech_that_breaks_off_is_paid_by_the_platform(gateway: Served) -> None:
     gateway.upstream.order(Behaviour(tokens=8, tokens_per_second=50, break_after=4))
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -189,6 +195,7 @@ async def test_speech_that_is_priced_by_tokens(
     assert answer.status == 200
     receipt = gateway.books.receipt()
     assert (receipt["charged_credits"], receipt["estimated"]) == (charged, estimated)
+    assert receipt["output_tokens"] == (2 * 13 if estimated else 5)
     if fields:
         assert answer.comment["charged"] == str(charged)
 
@@ -274,6 +281,46 @@ async def test_a_form_names_no_account_without_the_right(gateway: Served) -> Non
 async def test_a_recording_that_is_too_long_is_refused(gateway: Served) -> None:
     answer = await transcribe(gateway, body=bytes(REQUEST_BYTES_MAX))
     assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+# -- the end
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "last"),
+    [
+        ("/v1/audio/speech", SPEECH, b"three"),
+        ("/v1/audio/speech", {**SPEECH, "model": "gpt-4o-mini-tts", "stream_format": "sse"}, b"speech.audio.done"),
+        ("/v1/images/generations", {"model": IMAGE_MODEL, "prompt": "cat", "stream": True}, b"generation.completed"),
+        ("/v1/audio/transcriptions", None, b"transcript.text.done"),
+    ],
+    ids=["sound", "speech", "image", "transcription"],
+)
+async def test_the_end_of_an_answer_waits_for_the_charge(
+    gateway: Served, path: str, body: dict[str, Any] | None, last: bytes
+) -> None:
+    content: Any = json.dumps(body) if body else recording({"model": "gpt-4o-transcribe", "stream": "true"}, RECORDING)
+    # Each event, or piece of sound, comes alone.
+    gateway.upstream.order(Behaviour(tokens_per_second=50))
+    key = {"Authorization": f"Bearer {gateway.account.key}"}
+    async with (
+        gateway.client.session.post(gateway.client.url + path, data=content, headers=key) as response,
+        await psycopg.AsyncConnection.connect(gateway.books.database.superuser_url) as other,
+    ):
+        await other.execute("SELECT 1 FROM billing_accounts FOR UPDATE")
+        came = b""
+        while not scalar(gateway.books.database.superuser_url, WAITING):
+            came += response.content.read_nowait()
+            await asyncio.sleep(0.01)
+        came += response.content.read_nowait()
+        assert came
+        assert last not in came
+        await other.rollback()
+        assert last in await response.read()
+    assert gateway.books.states() == ["captured"]
+
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 # -- rates
