@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import Row, text
 
 from db.engine import ReadAllConnection, ServiceConnection
+from domain.deposits.methods import WORTH_CREDITS_MAX
 from domain.deposits.worth import is_dollar_token, worth_in_credits
 from domain.payments.attempt import AttemptStatus
 from domain.transfers.identity import assign_places, place_of
@@ -151,10 +152,16 @@ async def _keep_twins(
                 "contract": row.contract,
                 "from_address": row.from_address,
                 "value_raw": row.value_raw,
-                "credits": worth_in_credits(row, int(row.value_raw)) if is_dollar_token(row.token) else 0,
+                "credits": _worth_of(row),
             },
         )
         await execute(_TOUCH, {"id": row.address_id})
+
+
+def _worth_of(row: Row[Any]) -> int:
+    """In credits; nothing where no price is known, or where it is more than any payment."""
+    credits = worth_in_credits(row, int(row.value_raw)) if is_dollar_token(row.token) else 0
+    return credits if credits <= WORTH_CREDITS_MAX else 0
 
 
 def _alike(row: Row[Any]) -> tuple[Any, ...]:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from domain.identifiers import Address
 
+WORTH_CREDITS_MAX: Final = 10**18
+"""A hundred billion dollars. A token may log any number: above this it is no payment, and integers end soon."""
+
 
 class MethodKind(StrEnum):
     """How a payment by a method is seen on its chain."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from devstack.chain import payer_wallets
 from domain.money import credits_for_raw, revenue_share_credits
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
@@ -193,3 +195,116 @@ async def test_an_address_of_another_account_derives_differently(deposits: Depos
     await deposits.act()
     assert deposits.deposits() == []
     assert await deposits.roles.balance(other.billing_account_id) == 0
+
+
+async def test_one_that_cannot_be_decided_about_stops_no_other(deposits: Deposits) -> None:
+    given = await deposits.give()
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("ALTER TABLE payment_attempts ADD CONSTRAINT refused CHECK (value_raw <> 666)")
+    for value_raw in (666, 5_000_000):
+        await deposits.pay(given, value_raw)
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == [None, "CREDITED"]
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("ALTER TABLE payment_attempts DROP CONSTRAINT refused")
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED", "CREDITED"]
+
+
+async def test_what_has_moved_since_it_was_listed_is_decided_about_where_it_is_now(deposits: Deposits) -> None:
+    given = await deposits.give()
+    sent = [await deposits.pay(given, 5_000_000), await deposits.chain.mint(given.address, 7)]
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    listed = await deposits.crediting._page(await deposits.read())
+    assert len(listed) == 2
+    transactions = [(await deposits.chain.raw_transaction(one), 1) for one in sent]
+    await deposits.chain.reorg(2 * MIN_CONFIRMATIONS, transactions)
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.read()
+    before = deposits.deposits()
+    for one in listed:
+        assert await deposits.crediting._decide_unhindered(one) is False
+    assert (deposits.deposits(), deposits.findings()) == (before, [])
+    assert deposits.rows("SELECT count(*) FROM payment_attempts") == [(0,)]
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED", None]
+    assert deposits.findings() == [("transfer_without_intent", sent[1])]
+
+
+async def test_one_that_was_refused_is_an_operators(deposits: Deposits) -> None:
+    """What was not found in time is credited when it is there; for any other reason it is not."""
+    given = await deposits.give()
+    deposits.settling.is_idle = True
+    sent = await deposits.pay(given, 5_000_000)
+    await deposits.act()
+    [attempt_id] = deposits.settling.resumed
+    with connect(deposits.roles.database.service_url) as service:
+        service.execute(
+            "UPDATE payment_attempts SET status = 'FAILED', error_code = 'TX_REVERTED' WHERE id = %s", (attempt_id,)
+        )
+        service.execute(
+            "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, error_code)"
+            " VALUES (%s, 'failed', 'PENDING_UNVERIFIED', 'FAILED', 'TX_REVERTED')",
+            (attempt_id,),
+        )
+    # Decided about again, as in another block.
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE observed_transfers SET handled_at = NULL, attempt_id = NULL")
+    await deposits.act()
+    assert deposits.findings() == [("transfer_without_intent", sent)]
+    assert deposits.rows("SELECT count(*) FROM payment_attempts") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("of_method", "needed"), [(MIN_CONFIRMATIONS + 2, MIN_CONFIRMATIONS + 2), (1, MIN_CONFIRMATIONS)]
+)
+async def test_a_method_may_ask_for_more_confirmations_and_not_for_less(
+    deposits: Deposits, of_method: int, needed: int
+) -> None:
+    with connect(deposits.roles.database.service_url) as service:
+        service.execute("UPDATE payment_methods SET confirmations = %s", (of_method,))
+    given = await deposits.give()
+    await deposits.pay(given, 5_000_000, blocks=needed - 1)
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == [None]
+    await deposits.chain.mine()
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED"]
+
+
+async def test_a_minimum_is_of_one_address_one_token_and_of_what_is_not_credited_yet(deposits: Deposits) -> None:
+    other_token = await deposits.chain.deploy_token("PlainToken", "USDT", 6)
+    deposits.method("USDT:test", other_token)
+    with connect(deposits.roles.database.service_url) as service:
+        service.execute("UPDATE payment_methods SET min_amount_raw = 10")
+    owner = payer_wallets()[-1]
+    await deposits.chain.mint(owner.address, 10**9, token=other_token, owner=owner)
+    first, second = await deposits.give(1), await deposits.give(2)
+    await deposits.pay(first, 10)
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED"]
+    await deposits.pay(first, 6)
+    await deposits.pay(second, 6)
+    await deposits.chain.pay(owner.private_key, first.address, 6, token=other_token)
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.act()
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED", None, None, None]
+
+
+async def test_what_no_ledger_can_hold_stops_no_other_and_is_not_credited(deposits: Deposits) -> None:
+    """A token that lies may log any number."""
+    chain = deposits.chain
+    lying = await chain.deploy_token("LyingToken", "USDS", 6)
+    deposits.method("USDS:test", lying)
+    given = await deposits.give()
+    owner = payer_wallets()[-1]
+    await chain.mint(owner.address, 2**255, token=lying, owner=owner)
+    await chain.mine()
+    await chain.pay(owner.private_key, given.address, 2**255, token=lying)
+    await chain.mine()
+    await deposits.pay(given, 5_000_000)
+    await deposits.act()
+    assert deposits.rows("SELECT credits, attempt_id IS NULL FROM deposits ORDER BY block_number") == [
+        (0, True),
+        (credits_for_raw(5_000_000), False),
+    ]
