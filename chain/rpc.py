@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol
@@ -26,6 +25,7 @@ import aiohttp
 from pydantic_core import from_json
 
 from domain.errors import ChainUnavailable, InvalidInput
+from domain.retry_after import parse_retry_after
 
 RESPONSE_BYTES_MAX: Final = 32 * 2**20
 """Larger answers are refused. A transaction is limited to 2^24 gas (EIP-7825), which buys about 11,000 logs of an
@@ -400,16 +400,6 @@ def _status_failure(status: int, retry_after: str | None) -> EndpointFailure:
 
 
 def _retry_after(text: str | None) -> float | None:
-    """Seconds of a `Retry-After` header (a number or a date), between 0 and the maximum; None when unusable."""
-    if text is None:
-        return None
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), RETRY_AFTER_SECONDS_MAX)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_SECONDS_MAX)
+    """Seconds of a `Retry-After` header, up to the maximum; None when unusable."""
+    seconds = parse_retry_after(text, datetime.now(UTC))
+    return None if seconds is None else min(seconds, RETRY_AFTER_SECONDS_MAX)

@@ -1,4 +1,4 @@
-"""`settle webhooks list|redeliver|replay`: deliveries of webhooks, by operators."""
+"""`settle webhooks list|redeliver|enable|replay`: deliveries of webhooks, by operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from commands.output import print_json, progress, stdout, table
 from composition import service_database
 from db.webhooks import deliveries, endpoints
 from domain.errors import InvalidInput, WebhookDeliveryNotFound, WebhookEndpointStopped
-from services.webhooks.endpoints import DeliveryView, EndpointView, find_endpoint, redeliver
+from services.webhooks.endpoints import DeliveryView, EndpointView, enable_endpoint, find_endpoint, redeliver
 from settings import Settings
 
 LISTED_MAX: Final = 1_000
@@ -85,6 +85,16 @@ async def redeliver_one(settings: Settings, *, delivery_id: UUID, as_json: bool)
         print_json({"deliveryId": str(delivery_id), "state": "pending"})
     else:
         stdout.print(f"delivery {delivery_id} is sent again", markup=False)
+
+
+async def enable_one(settings: Settings, *, endpoint_id: UUID, as_json: bool) -> None:
+    """Have events sent to a stopped endpoint again. Raises `WebhookEndpointNotFound`."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        view = await enable_endpoint(connection, endpoint_id)
+    if as_json:
+        print_json(view)
+    else:
+        stdout.print(f"endpoint {endpoint_id} is {view.state}", markup=False)
 
 
 async def replay_time(

@@ -45,6 +45,21 @@ async def webhooks_redeliver(context: Context, delivery_id: UUID, as_json: bool)
     await redeliver_one(context.settings, delivery_id=delivery_id, as_json=as_json)
 
 
+@webhooks.command("enable")
+@click.argument("endpoint_id", metavar="ENDPOINT", type=RowId())
+@json_option
+@click.pass_obj
+@command
+async def webhooks_enable(context: Context, endpoint_id: UUID, as_json: bool) -> None:
+    """Send to an endpoint again that its receiver has stopped with status 410.
+
+    Events from now on are sent. Of those before, `replay` sends again what the account has kept.
+    """
+    from commands.webhook_deliveries import enable_one
+
+    await enable_one(context.settings, endpoint_id=endpoint_id, as_json=as_json)
+
+
 @webhooks.command("replay")
 @click.argument("endpoint_id", metavar="ENDPOINT", type=RowId())
 @click.option("--from", "since", required=True, metavar="TIME", help="First event, as 2027-01-31T12:00:00Z.")

@@ -269,6 +269,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "create_webhook_endpoint": (APP_ROLE, SERVICE_ROLE),
     "rotate_webhook_secret": (APP_ROLE, SERVICE_ROLE),
     "delete_webhook_endpoint": (APP_ROLE, SERVICE_ROLE),
+    "enable_webhook_endpoint": (APP_ROLE, SERVICE_ROLE),
     "redeliver_webhook": (APP_ROLE, SERVICE_ROLE),
     "replay_webhooks": (SERVICE_ROLE,),
     "prune_webhooks": (SERVICE_ROLE,),

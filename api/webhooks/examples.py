@@ -33,6 +33,7 @@ _DELIVERY_ID: Final = UUID("7c1d6c1e-0f0a-4b0d-8d6c-8f3e5a719a4f")
 WEBHOOK_ENDPOINT_REQUEST: Final = {"url": _ENDPOINT["url"], "events": _ENDPOINT["events"]}
 _SECRET: Final = "whsec_bm90IGEgc2VjcmV0LCBqdXN0IGFuIGV4YW1wbGU="
 NEW_WEBHOOK_ENDPOINT: Final = _wire(NewEndpoint(**_ENDPOINT, secret=_SECRET))
+WEBHOOK_ENDPOINT: Final = _wire(EndpointView(**_ENDPOINT))
 WEBHOOK_ENDPOINTS: Final = _wire(EndpointList(endpoints=[EndpointView(**_ENDPOINT)]))
 WEBHOOK_DELIVERIES: Final = _wire(
     DeliveryPage(

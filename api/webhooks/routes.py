@@ -128,6 +128,25 @@ async def rotate_secret(
         return await endpoints.rotate_secret(connection, endpoint_id, caller.billing_account_id, overlap=overlap)
 
 
+@router.post(
+    "/{id}/enable",
+    operation_id="enableWebhookEndpoint",
+    summary="Send to a stopped webhook endpoint again",
+    responses={
+        200: answered("The endpoint, which is active.", {"endpoint": examples.WEBHOOK_ENDPOINT}),
+        **documented(*POSTED, *_REFUSED, WebhookEndpointNotFound, RateLimited),
+    },
+    dependencies=_CHANGES,
+)
+async def enable_endpoint(endpoint_id: EndpointId, caller: CallerOfAccount, services: ApiServices) -> EndpointView:
+    """Of an endpoint whose receiver has answered 410: events from now on are sent to it again.
+
+    What had not been accepted when it stopped is sent where `redeliver` asks for it.
+    """
+    async with services.database.transaction(caller.user_id) as connection:
+        return await endpoints.enable_endpoint(connection, endpoint_id, caller.billing_account_id)
+
+
 @router.delete(
     "/{id}",
     operation_id="deleteWebhookEndpoint",

@@ -273,6 +273,21 @@ BEGIN
     RETURN true;
 END $function$;
 
+-- Send to an endpoint again that its receiver had stopped: what happens from now on, and what is asked for. True as well
+-- where nothing had stopped it; false where there is none that the caller may manage.
+CREATE OR REPLACE FUNCTION public.enable_webhook_endpoint(p_endpoint_id uuid)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    UPDATE webhook_endpoints e SET disabled_at = NULL, disabled_reason = NULL
+     WHERE e.id = p_endpoint_id AND e.disabled_reason IS DISTINCT FROM 'deleted'
+       AND may_manage_account(e.billing_account_id);
+    RETURN FOUND;
+END $function$;
+
 -- Send an event to an endpoint again, whatever came of it, with all tries before it. False where there is no such delivery
 -- that the caller may manage, or its endpoint takes nothing any more.
 CREATE OR REPLACE FUNCTION public.redeliver_webhook(p_delivery_id uuid)

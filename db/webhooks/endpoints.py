@@ -20,6 +20,7 @@ _CREATE: Final = text(
 )
 _ROTATE: Final = text("SELECT rotate_webhook_secret(:id, :secret, CAST(:overlap AS interval))")
 _DELETE: Final = text("SELECT delete_webhook_endpoint(:id)")
+_ENABLE: Final = text("SELECT enable_webhook_endpoint(:id)")
 _FIND: Final = """
     SELECT e.id, e.billing_account_id, e.url, e.events, e.created_at, e.disabled_at, e.disabled_reason,
            d.pending, d.failed
@@ -84,6 +85,11 @@ async def rotate_secret(
 async def delete_endpoint(connection: ManagingConnection, endpoint_id: UUID) -> bool:
     """Send nothing more to an endpoint. False where the caller manages no such endpoint."""
     return bool((await connection.connection.execute(_DELETE, {"id": endpoint_id})).scalar_one())
+
+
+async def enable_endpoint(connection: ManagingConnection, endpoint_id: UUID) -> bool:
+    """Send to an endpoint again that its receiver had stopped. False where the caller manages no such endpoint."""
+    return bool((await connection.connection.execute(_ENABLE, {"id": endpoint_id})).scalar_one())
 
 
 async def find_endpoint(

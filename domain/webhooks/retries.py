@@ -16,11 +16,14 @@ LATER_DELAY: Final = timedelta(hours=1)
 GIVEN_UP_AFTER: Final = timedelta(days=3)
 """A receiver that fails on a Friday evening is fixed on a Monday."""
 
+ASKED_DELAY_MAX: Final = LATER_DELAY
+"""A receiver may put the next try off, and not so far that its deliveries become rarer than they end."""
 
-def next_delay(failures: int, tried_for: timedelta) -> timedelta | None:
+
+def next_delay(failures: int, tried_for: timedelta, asked: timedelta = timedelta(0)) -> timedelta | None:
     """How long to wait after the `failures`-th failure in a row; None where the delivery is given up.
 
-    `tried_for` is the time since the first try.
+    `tried_for` is the time since the first try, `asked` what the receiver asks to wait: it brings no try forward.
     """
     delay = FIRST_DELAYS[failures - 1] if failures <= len(FIRST_DELAYS) else LATER_DELAY
-    return None if tried_for + delay > GIVEN_UP_AFTER else delay
+    return None if tried_for + delay > GIVEN_UP_AFTER else max(delay, min(asked, ASKED_DELAY_MAX))

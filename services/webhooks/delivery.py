@@ -74,7 +74,7 @@ async def _record(connection: ServiceConnection, delivery: StoredDelivery, answe
         await deliveries.stop_endpoint(connection, delivery.endpoint_id)
         return Ended("stopped", "the receiver answered 410: its endpoint is stopped")
     tried_for = delivery.now - delivery.tried_since
-    delay = next_delay(failures, tried_for)
+    delay = next_delay(failures, tried_for, answer.retry_after)
     if delay is not None:
         await deliveries.postpone(connection, delivery, failures=failures, delay=delay)
         return Postponed(delay, detail)

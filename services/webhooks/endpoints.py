@@ -196,6 +196,20 @@ async def delete_endpoint(connection: ManagingConnection, endpoint_id: UUID, bil
     await endpoints.delete_endpoint(connection, endpoint_id)
 
 
+async def enable_endpoint(
+    connection: ManagingConnection, endpoint_id: UUID, billing_account_id: str | None = None
+) -> EndpointView:
+    """Send to an endpoint again that its receiver has stopped; one that is active stays so.
+
+    What happened while it was stopped was not written for it, unless another endpoint took it. Raises
+    `WebhookEndpointNotFound`.
+    """
+    await find_endpoint(connection, endpoint_id, billing_account_id)
+    if not await endpoints.enable_endpoint(connection, endpoint_id):
+        raise WebhookEndpointNotFound(endpoint_id)
+    return EndpointView.of(await find_endpoint(connection, endpoint_id))
+
+
 async def redeliver(
     connection: ManagingConnection, delivery_id: UUID, *, endpoint_id: UUID, billing_account_id: str | None = None
 ) -> None:

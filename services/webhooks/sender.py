@@ -16,15 +16,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.hdrs import RETRY_AFTER
 
 from domain.errors import InvalidInput
+from domain.retry_after import parse_retry_after
 from domain.webhooks.addresses import is_loopback, is_port_allowed, parse_url, refusal_of
 
 CONNECT_SECONDS_MAX: Final = 5.0
@@ -49,6 +53,8 @@ class Answer:
     status_code: int | None = None
     response_head: str | None = None
     error: str | None = None
+    retry_after: timedelta = timedelta(0)
+    """What a receiver that is busy asks to wait."""
 
     @property
     def is_accepted(self) -> bool:
@@ -89,7 +95,11 @@ class WebhookSender:
         )
         try:
             async with self._session(checked) as session, self._post(session, url, body, headers) as response:
-                return answer(status_code=response.status, response_head=await _head_of(response))
+                return answer(
+                    status_code=response.status,
+                    retry_after=_retry_after(response),
+                    response_head=await _head_of(response),
+                )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return answer(error=checked.refused or _reason(error, self._timeout.total))
 
@@ -183,6 +193,14 @@ async def resolve_by_system(host: str, port: int) -> list[str]:
     ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, ask)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> timedelta:
+    """What 429 and 503 ask to wait; of any other status the header means something else."""
+    if response.status not in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return timedelta(0)
+    seconds = parse_retry_after(response.headers.get(RETRY_AFTER), datetime.now(UTC))
+    return timedelta(seconds=seconds or 0)
 
 
 async def _head_of(response: aiohttp.ClientResponse) -> str:

@@ -218,6 +218,16 @@ async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stoppe
         assert delivery["state"] == "stopped"
         refused = await payer.post(f"{path}/{delivery['deliveryId']}/redeliver")
         assert (refused.status, refused.code) == (409, "WEBHOOK_ENDPOINT_STOPPED")
+        receiver.behave = answer(204)
+        enable = f"{ENDPOINTS}/{endpoint['endpointId']}/enable"
+        for _ in range(2):
+            enabled = await payer.post(enable)
+            assert (enabled.status, enabled.body["state"]) == (200, "active")
+        assert (await payer.post(f"{path}/{delivery['deliveryId']}/redeliver")).status == 202
+        await receiver.wait_for(2)
+        await event(payer)
+        *_, third = await receiver.wait_for(3)
+        third.verified(endpoint["secret"])
 
 
 async def test_a_delivery_is_of_its_own_endpoint(api: RunningApi, payer: Visitor) -> None:
@@ -268,6 +278,7 @@ async def test_another_accounts_endpoint_does_not_exist(api: RunningApi, payer: 
 
         await refused(await stranger.get(f"{path}/deliveries"))
         await refused(await stranger.post(f"{path}/rotate"))
+        await refused(await stranger.post(f"{path}/enable"))
         await refused(await stranger.post(f"{path}/deliveries/{delivery_id}/redeliver"))
         await refused(await stranger.call("DELETE", path))
     [kept] = (await payer.get(ENDPOINTS)).body["endpoints"]

@@ -85,6 +85,19 @@ async def test_one_is_sent_again(database: Database, endpoint: Endpoint, tmp_pat
     assert (await run(database, tmp_path, "redeliver", "seven")).exit_code == 2
 
 
+async def test_a_stopped_endpoint_is_enabled(database: Database, endpoint: Endpoint, tmp_path: Path) -> None:
+    with connect(database.superuser_url) as superuser:
+        superuser.execute("UPDATE webhook_endpoints SET disabled_at = now(), disabled_reason = 'stopped_by_receiver'")
+    since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    refused = await run(database, tmp_path, "replay", str(endpoint.id), "--from", since, "--json")
+    assert (refused.exit_code, refused.json()["code"]) == (1, "WEBHOOK_ENDPOINT_STOPPED")
+    enabled = await run(database, tmp_path, "enable", str(endpoint.id), "--json")
+    assert (enabled.exit_code, enabled.json()["state"]) == (0, "active")
+    assert (await run(database, tmp_path, "replay", str(endpoint.id), "--from", since)).exit_code == 0
+    unknown = await run(database, tmp_path, "enable", str(uuid4()), "--json")
+    assert (unknown.exit_code, unknown.json()["code"]) == (1, "WEBHOOK_ENDPOINT_NOT_FOUND")
+
+
 @pytest.mark.parametrize(
     ("more", "count", "states"), [(("--failed",), 1, {"pending", "delivered"}), ((), 2, {"pending"})]
 )

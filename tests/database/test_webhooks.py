@@ -389,6 +389,7 @@ async def test_a_secret_is_read_by_workers_only(roles: RolePair, payer: Payer, r
 FOREIGN: Final = {
     "rotate": "SELECT rotate_webhook_secret(%(endpoint)s, %(secret)s, interval '1 hour')",
     "delete": "SELECT delete_webhook_endpoint(%(endpoint)s)",
+    "enable": "SELECT enable_webhook_endpoint(%(endpoint)s)",
     "redeliver": "SELECT redeliver_webhook((SELECT id FROM d))",
 }
 
@@ -404,6 +405,13 @@ async def test_a_stranger_changes_nothing_of_an_endpoint(roles: RolePair, payer:
         assert app.execute(statement.encode(), values).fetchone() == (False,)
     with connect(roles.database.app_url, user_id=payer.user_id) as app:
         assert app.execute(statement.encode(), values).fetchone() == (True,)
+
+
+async def test_what_was_deleted_is_not_enabled(roles: RolePair, payer: Payer) -> None:
+    endpoint = make_endpoint(roles.database, payer)
+    with connect(roles.database.app_url, user_id=payer.user_id) as app:
+        for name, expected in (("enable", True), ("delete", True), ("enable", False)):
+            assert app.execute(FOREIGN[name].encode(), {"endpoint": endpoint.id}).fetchone() == (expected,)
 
 
 async def test_an_endpoint_is_made_for_the_own_account_only(roles: RolePair, payer: Payer) -> None:

@@ -228,6 +228,18 @@ def test_it_is_tried_again_soon_then_ever_later_then_hourly_for_three_days() -> 
     assert GIVEN_UP_AFTER - LATER_DELAY < tried_for <= GIVEN_UP_AFTER == timedelta(days=3)
 
 
+@pytest.mark.parametrize(
+    ("failures", "asked_seconds", "expected_seconds"),
+    [(1, 3, 5), (1, 5, 5), (1, 6, 6), (1, 3_599, 3_599), (1, 3_600, 3_600), (1, 86_400, 3_600), (5, 86_400, 3_600)],
+)
+def test_what_a_receiver_asks_to_wait_puts_the_next_try_off_by_an_hour_at_most(
+    failures: int, asked_seconds: int, expected_seconds: int
+) -> None:
+    delay = next_delay(failures, timedelta(0), timedelta(seconds=asked_seconds))
+    assert delay == timedelta(seconds=expected_seconds)
+    assert next_delay(failures, GIVEN_UP_AFTER, timedelta(seconds=asked_seconds)) is None
+
+
 def test_the_edge_of_three_days_is_tried_at() -> None:
     assert next_delay(50, GIVEN_UP_AFTER - LATER_DELAY) == LATER_DELAY
     assert next_delay(50, GIVEN_UP_AFTER - LATER_DELAY + timedelta(microseconds=1)) is None

@@ -141,6 +141,20 @@ async def test_the_next_try_is_after_five_seconds_and_is_shown(hooks: Hooks, rol
     assert pending.last_failure.message == "the receiver answered 500"
 
 
+async def test_a_receiver_that_asks_to_wait_is_tried_then(hooks: Hooks, roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    async with running_receiver() as receiver, hooks.delivering():
+        receiver.behave = answer(503, b"", "Retry-After: 600")
+        make_endpoint(roles.database, payer, url=receiver.url)
+        await hooks.event(payer)
+        await hooks.until_true(lambda: query(roles.database.service_url, TRIES), "a try")
+    [(seconds,)] = query(
+        roles.database.service_url,
+        "SELECT extract(epoch FROM d.due_at - t.sent_at) FROM webhook_deliveries d, webhook_tries t",
+    )
+    assert 600 <= seconds < 610
+
+
 async def test_410_stops_the_endpoint_and_nothing_more_is_written_for_it(hooks: Hooks, roles: RolePair) -> None:
     payer = await roles.open_account(1)
     async with running_receiver() as receiver, running_receiver() as other, hooks.delivering():

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +102,24 @@ async def test_a_receiver_without_an_answer_ends_in_time_with_a_reason(
     assert error in result.error
     assert not result.is_accepted
     assert result.duration_ms < 10 * SECONDS_MAX * 1000
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (503, "Retry-After: 120", 120),
+        (429, "Retry-After: 7", 7),
+        (503, "Retry-After: soon", 0),
+        (503, "X: 120", 0),
+        (500, "Retry-After: 120", 0),
+        (200, "Retry-After: 120", 0),
+    ],
+)
+async def test_a_receiver_under_load_asks_to_wait(
+    receiver: Receiver, sender: WebhookSender, status: int, header: str, seconds: int
+) -> None:
+    receiver.behave = answer(status, b"", header)
+    assert (await sender.send(receiver.url, b"{}", {})).retry_after == timedelta(seconds=seconds)
 
 
 async def test_nothing_listens(sender: WebhookSender) -> None:
