@@ -225,7 +225,7 @@ async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stoppe
             assert (enabled.status, enabled.body["state"]) == (200, "active")
         assert (await payer.post(f"{path}/{delivery['deliveryId']}/redeliver")).status == 202
         await receiver.wait_for(2)
-        await event(payer)
+        await event(payer, number=2)
         *_, third = await receiver.wait_for(3)
         third.verified(endpoint["secret"])
 
