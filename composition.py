@@ -14,10 +14,12 @@ from chain.joined_batches import JOIN_SECONDS
 from chain.preconditions import SettlementPreconditions
 from chain.reader import ChainReader
 from chain.rpc import RequestObserver
+from db.deposits.authorizations import ChargeLimits
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.payments.authorizations import DailyLimits
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from services.deposits.charges import ChargePolicy
+from services.deposits.signed_payments import SignedPaymentPolicy
 from services.payments.topups import TopUpPolicy
 from settings import Settings
 from starter.payments import PaymentPolicy, PaymentsClient
@@ -70,6 +72,28 @@ def top_up_policy(settings: Settings) -> TopUpPolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         block_time=settings.block_time,
         limits=DailyLimits(settings.relay_per_account_per_day, settings.relay_failed_per_account_per_day),
+    )
+
+
+def charge_limits(settings: Settings) -> ChargeLimits:
+    """A day's signatures for charges, for API and relay."""
+    return ChargeLimits(
+        relayed_per_charge=settings.relay_per_charge_per_day,
+        failed_per_charge=settings.relay_failed_per_charge_per_day,
+        relayed_per_account=settings.relay_per_account_per_day,
+        failed_per_account=settings.relay_failed_per_account_per_day,
+    )
+
+
+def signed_payment_policy(settings: Settings) -> SignedPaymentPolicy:
+    """The settings for charges paid by signature. Raises `ConfigurationError` without a treasury."""
+    return SignedPaymentPolicy(
+        chain_id=settings.chain_id,
+        token=settings.usdc_token_address,
+        treasury=settings.require_treasury_address(),
+        min_usd_cents=settings.payment_min_usd_cents,
+        block_time=settings.block_time,
+        limits=charge_limits(settings),
     )
 
 

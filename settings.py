@@ -334,6 +334,12 @@ class Settings(BaseModel):
     relay_failed_per_account_per_day: int = Field(
         5, alias="RELAY_FAILED_PER_ACCOUNT_PER_DAY", ge=1, le=1_000_000, description="transactions a day, 1 to 1000000"
     )
+    relay_per_charge_per_day: int = Field(
+        5, alias="RELAY_PER_CHARGE_PER_DAY", ge=0, le=1_000_000, description="signatures a day, 0 to 1000000"
+    )
+    relay_failed_per_charge_per_day: int = Field(
+        2, alias="RELAY_FAILED_PER_CHARGE_PER_DAY", ge=1, le=1_000_000, description="transactions a day, 1 to 1000000"
+    )
     relay_gas_per_day_wei: int = Field(
         2 * 10**16, alias="RELAY_GAS_PER_DAY_WEI", ge=1, le=10**24, description="whole wei, 1 or more"
     )

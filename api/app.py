@@ -11,6 +11,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from api import health
 from api.accounts import routes as auth
 from api.billing import routes as billing
+from api.deposits import pay as charge_payments
 from api.deposits import routes as deposits
 from api.health import Readiness
 from api.http.bodies import BODY_BYTES_MAX
@@ -62,6 +63,7 @@ def build_api() -> FastAPI:
     app.include_router(auth.router)
     app.include_router(payments.router)
     app.include_router(deposits.router)
+    app.include_router(charge_payments.router)
     app.include_router(topups.router)
     app.include_router(billing.router)
     app.include_router(webhooks.router)

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from api.billing.models import CallPage, KeyPage
+from api.deposits.models import ChargeOffer, ChargePayment
 from api.models import (
     EXAMPLE_ADDRESS,
     EXAMPLE_HASH,
@@ -23,7 +24,7 @@ from api.models import (
 from db.billing.keys import KeyState
 from domain.accounts.sign_in import new_challenge
 from domain.billing.reports import UsageBy
-from domain.deposits.charges import ChargeStatus, DepositState
+from domain.deposits.charges import ChargeStatus, DepositState, SignedState
 from domain.deposits.methods import MethodKind, Scheme
 from domain.money import credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
@@ -38,6 +39,7 @@ from services.deposits.views import (
     DepositView,
     MethodList,
     MethodView,
+    SignedPaymentView,
 )
 from starter.models import AttemptView, Intent
 
@@ -133,9 +135,7 @@ INTENT: Final = _wire(
 SUBMIT_REQUEST: Final = {"txHash": EXAMPLE_HASH}
 SUBMITTED: Final = _wire(_SUBMITTED)
 WAITING: Final = _wire(_WAITING)
-_PRICE: Final = Price(
-    chain_id=_CHAIN_ID, token=_USDC, treasury=EXAMPLE_ADDRESS, amount_raw=raw_for_usd_cents(_USD_CENTS)
-)
+_PRICE: Final = Price(chain_id=_CHAIN_ID, token=_USDC, pay_to=EXAMPLE_ADDRESS, amount_raw=raw_for_usd_cents(_USD_CENTS))
 _DOMAIN: Final = TokenDomain(name="USD Coin", version="2")
 _REQUIRED: Final = payment_required(
     _PRICE,
@@ -294,6 +294,51 @@ _CHARGE: Final = ChargeView(
     metadata={"orderId": "7f3a"},
     created_at=_NOON,
     deposits=[],
+)
+_CHARGE_PRICE: Final = _PRICE.model_copy(update={"pay_to": _CHARGE.address})
+_CHARGE_REQUIRED: Final = payment_required(
+    _CHARGE_PRICE,
+    _DOMAIN,
+    resource=f"https://pay.example.com/api/v1/charges/{_CHARGE.charge_id}/pay",
+    description="25 USDC to Example",
+)
+CHARGE_OFFER: Final = _wire(
+    ChargeOffer(
+        charge_id=_CHARGE.charge_id,
+        x402_version=_CHARGE_REQUIRED["x402Version"],
+        error=_CHARGE_REQUIRED["error"],
+        resource=_CHARGE_REQUIRED["resource"],
+        accepts=_CHARGE_REQUIRED["accepts"],
+        authorization=typed_data(
+            _CHARGE_PRICE, _DOMAIN, nonce=EXAMPLE_HASH, valid_before=int((_NOON + timedelta(minutes=10)).timestamp())
+        ),
+    )
+)
+_CHARGE_PAYMENT: Final = ChargePayment(
+    charge_id=_CHARGE.charge_id,
+    status=ChargeStatus.NEW,
+    amount_raw=_CHARGE.amount_raw,
+    received_raw=0,
+    missing_raw=_CHARGE.amount_raw,
+    payment=SignedPaymentView(
+        payer=EXAMPLE_ADDRESS,
+        nonce=EXAMPLE_HASH,
+        amount_raw=_CHARGE.amount_raw,
+        valid_before=_NOON + timedelta(minutes=10),
+        state=SignedState.SENT,
+        tx_hash=EXAMPLE_HASH,
+    ),
+)
+CHARGE_PAYMENT_SENT: Final = _wire(_CHARGE_PAYMENT)
+CHARGE_PAID: Final = _wire(
+    _CHARGE_PAYMENT.model_copy(
+        update={
+            "status": ChargeStatus.PAID,
+            "received_raw": _CHARGE.amount_raw,
+            "missing_raw": 0,
+            "payment": None,
+        }
+    )
 )
 _SHORT_RAW: Final = 24_000_000
 NEW_CHARGE: Final = _wire(_CHARGE)

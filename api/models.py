@@ -94,18 +94,23 @@ class IntentRequest(StrictRequestModel):
     )
 
 
-class TopUpOffer(ResponseModel):
-    """What to sign for a top-up: the terms of x402, and the message for a wallet."""
+class SigningOffer(ResponseModel):
+    """What to sign: the terms of x402, and the message for a wallet."""
 
-    attempt_id: UUID
     x402_version: int = Field(alias="x402Version")
     error: str = Field(description="why the answer is no other, as x402 has it")
-    resource: dict[str, str] = Field(description="its address names the attempt")
+    resource: dict[str, str] = Field(description="its address names what is paid for")
     accepts: list[dict[str, Any]] = Field(description="one: scheme `exact`, EIP-3009")
     authorization: dict[str, Any] = Field(
-        description="the message for `eth_signTypedData_v4`; add the wallet's address as `message.from`. Its nonce is "
-        "derived from the attempt: what is paid for is in what is signed"
+        description="the message for `eth_signTypedData_v4`; add the wallet's address as `message.from`. What is paid "
+        "for is in what is signed: a top-up's nonce is derived from its attempt, a charge is named by its address"
     )
+
+
+class TopUpOffer(SigningOffer):
+    """What to sign for a top-up."""
+
+    attempt_id: UUID
     expires_at: datetime
 
 

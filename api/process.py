@@ -18,7 +18,14 @@ from api.app import build_app
 from api.pages.credits import LOOPBACK
 from api.resources import ApiSettings, RateLimits, Services, SingleFlight
 from api.server import http_server, listen
-from composition import chain_reader, charge_policy, payment_policy, settlement_preconditions, top_up_policy
+from composition import (
+    chain_reader,
+    charge_policy,
+    payment_policy,
+    settlement_preconditions,
+    signed_payment_policy,
+    top_up_policy,
+)
 from db.engine import OperatorDatabase, TenantDatabase
 from db.startup import (
     check_answers,
@@ -30,6 +37,7 @@ from db.startup import (
 )
 from domain.errors import ConfigurationError
 from services.deposits.charges import Charges
+from services.deposits.signed_payments import SignedPayments
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import watch_host_clock
 from services.operations.gauges import refreshing
@@ -114,6 +122,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             payments=PaymentsClient(database, temporal, payment_policy(settings), read_head=read_head),
             topups=TopUps(database, chain, top_up_policy(settings)),
             charges=Charges(database, charge_policy(settings), read_head=read_head),
+            signed_payments=SignedPayments(database, chain, signed_payment_policy(settings)),
             chain=chain,
             temporal=temporal,
             checks={

@@ -18,6 +18,7 @@ from api.http.stream_limits import StreamLimits
 from chain.reader import ChainReader
 from db.engine import OperatorDatabase, TenantDatabase
 from services.deposits.charges import Charges
+from services.deposits.signed_payments import SignedPayments
 from services.payments.topups import TopUps
 from starter.payments import PaymentsClient
 from telemetry.health import Check
@@ -91,6 +92,7 @@ class Services:
     payments: PaymentsClient
     topups: TopUps
     charges: Charges
+    signed_payments: SignedPayments
     chain: ChainReader
     temporal: Client
     checks: Mapping[str, Check]

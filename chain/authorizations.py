@@ -139,6 +139,8 @@ class Fate:
     """The transaction that executed it, where its event was found."""
     is_cancelled: bool = False
     """Cancelled in a finalized block."""
+    is_executed_for_good: bool = False
+    """Executed in a finalized block."""
 
     def is_unpayable(self, valid_before: int) -> bool:
         """Whether it is proved that it can never pay: it is unused, and no block that could use it can come any more.
@@ -263,14 +265,15 @@ class AuthorizationReader:
         # An authorization lives for an hour at most: the query is short.
         [logs] = await node.history.batch([key.events_call(from_block, max(head, from_block))], deadline=deadline)
         found = [log for log, _ in read_logs(logs)]
-        used = [log.transaction_hash for log in found if log.topics[0] == AUTHORIZATION_USED_TOPIC]
+        used = [log for log in found if log.topics[0] == AUTHORIZATION_USED_TOPIC]
         cancelled = [log for log in found if log.topics[0] == AUTHORIZATION_CANCELED_TOPIC]
         return Fate(
             is_used=True,
             finalized_number=finalized,
             finalized_time=block.mined_at,
-            used_by=used[0] if used else None,
+            used_by=used[0].transaction_hash if used else None,
             is_cancelled=any(log.block_number <= finalized for log in cancelled),
+            is_executed_for_good=any(log.block_number <= finalized for log in used),
         )
 
     async def _agreed(self, read: Callable[[PooledEndpoint, float], Awaitable[_T]]) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from composition import chain_reader
+from composition import chain_reader, charge_limits
 from db.payments.authorizations import DailyLimits
 from domain.errors import ConfigurationError
 from relay.policy import RelayPolicy
@@ -36,6 +36,7 @@ def relay_options(settings: Settings) -> RelayOptions:
             min_confirmations=settings.min_confirmations,
             block_time=settings.block_time,
             limits=DailyLimits(settings.relay_per_account_per_day, settings.relay_failed_per_account_per_day),
+            charge_limits=charge_limits(settings),
             gas_per_day_wei=settings.relay_gas_per_day_wei,
             max_fee_wei=settings.relay_max_fee_wei,
             balance_alert_wei=settings.relay_balance_alert_wei,

@@ -119,6 +119,8 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         APP_ROLE: {"SELECT": WHOLE, "INSERT": ("attempt_id", "own_nonce")},
         SERVICE_ROLE: _READ,
     },
+    # What payers sign for charges, functions write.
+    "charge_authorizations": {SERVICE_ROLE: _READ},
     "relayers": {SERVICE_ROLE: _READ},
     "relay_nonces": {SERVICE_ROLE: _READ},
     "relay_transactions": {SERVICE_ROLE: _READ},
@@ -243,6 +245,12 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "relay_sent": (RELAY_ROLE,),
     "relay_ended": (RELAY_ROLE,),
     "relay_spent_today": (RELAY_ROLE,),
+    "relay_seen": (RELAY_ROLE,),
+    "is_relay_there": (APP_ROLE,),
+    "claim_charge_authorization": (APP_ROLE,),
+    "charge_authorizations_of": (APP_ROLE,),
+    "relay_charge_claims": (RELAY_ROLE,),
+    "end_charge_authorization": (SERVICE_ROLE,),
     "book_swept_transfer": (SERVICE_ROLE,),
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from db.deposits.authorizations import ChargeLimits
 from db.payments.authorizations import DailyLimits
 
 
 @dataclass(frozen=True, slots=True)
 class RelayPolicy:
-    """`token` on chain `chain_id`, from payers to `treasury`, is all that it moves. Amounts in wei."""
+    """`token` on chain `chain_id`, from payers to `treasury` or to a contract that pays it, is all that it moves.
+
+    Amounts in wei.
+    """
 
     chain_id: int
     token: str
@@ -18,7 +22,9 @@ class RelayPolicy:
     min_confirmations: int
     block_time: timedelta
     limits: DailyLimits
-    """Of each account."""
+    """Of each account, for what it signs for itself."""
+    charge_limits: ChargeLimits
+    """Of each charge, and of all charges of an account: anyone with a charge's page may sign for it."""
     gas_per_day_wei: int
     """Of all accounts together."""
     max_fee_wei: int

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from chain.authorizations import transfer_calldata
+from chain.derivation.addresses import address_of_charge
 from chain.reader import ChainReader
 from chain.transactions import AccountView, ExecutionRefused, MinedTransaction
 from db.engine import RelayDatabase
@@ -49,6 +50,9 @@ GAS_MAX: Final = 400_000
 REPLACE_AFTER_BLOCKS: Final = 8
 """Blocks after which a transaction that is not mined is replaced by one that offers more."""
 
+SEEN_EVERY_SECONDS: Final = 15.0
+"""How often it writes that it works: `settle doctor` and the pages that offer to sign read it."""
+
 RETRY_AFTER_SECONDS: Final = (5.0, 15.0, 60.0, 300.0)
 """When a claim is tried again that would have reverted: its payer may have moved the balance for a moment."""
 
@@ -63,6 +67,7 @@ class Relay:
         self._policy = policy
         self._relayer = key.address.lower()
         self._refused: dict[UUID, tuple[int, float]] = {}
+        self._says_at = 0.0
         self.account: AccountView | None = None
         """The account as of the last pass."""
 
@@ -72,6 +77,18 @@ class Relay:
         RELAY_BALANCE.set(self.account.balance_wei / WEI_PER_COIN)
         still_open = await self._follow_open(self.account)
         await self._relay_claims(self.account, still_open)
+        await self._say_that_it_works(self.account)
+
+    async def _say_that_it_works(self, account: AccountView) -> None:
+        if time.monotonic() < self._says_at:
+            return
+        async with self._database.transaction() as connection:
+            await books.note_seen(
+                *(connection, self._policy.chain_id, self._relayer),
+                chain_nonce=account.nonce,
+                balance_wei=account.balance_wei,
+            )
+        self._says_at = time.monotonic() + SEEN_EVERY_SECONDS
 
     # What is open ----------------------------------------------------------------------------------------------------
 
@@ -112,7 +129,7 @@ class Relay:
             )
         if is_first:
             RELAY_TRANSACTIONS.labels(outcome).inc()
-            log.info("relayed", attempt_id=str(one.attempt_id), nonce=one.nonce, outcome=outcome)
+            log.info("relayed", payment_id=str(one.payment_id), nonce=one.nonce, outcome=outcome)
         return True
 
     async def _end_if_lost(self, one: OpenNonce, account: AccountView) -> bool:
@@ -143,13 +160,13 @@ class Relay:
                 self._relayer,
                 one.nonce,
                 signed,
-                attempt_id=one.attempt_id,
+                payment_id=one.payment_id,
                 replaces=len(one.transactions),
             )
         if not is_stored:
             return False
         RELAY_TRANSACTIONS.labels("replaced").inc()
-        log.warning("transaction replaced", attempt_id=str(one.attempt_id), nonce=one.nonce, fee_wei=fees.max_fee_wei)
+        log.warning("transaction replaced", payment_id=str(one.payment_id), nonce=one.nonce, fee_wei=fees.max_fee_wei)
         await self._send(signed)
         return True
 
@@ -164,13 +181,17 @@ class Relay:
     # What is claimed -------------------------------------------------------------------------------------------------
 
     async def _relay_claims(self, account: AccountView, still_open: int) -> None:
+        policy = self._policy
         async with self._database.transaction() as connection:
-            claims = await books.list_claims(
-                connection, self._policy.chain_id, limits=self._policy.limits, limit=CLAIMS_MAX
-            )
+            claims = [
+                *await books.list_claims(connection, policy.chain_id, limits=policy.limits, limit=CLAIMS_MAX),
+                *await books.list_charge_claims(
+                    connection, policy.chain_id, limits=policy.charge_limits, limit=CLAIMS_MAX
+                ),
+            ]
         RELAY_WAITING.set(len(claims))
-        waiting = {claim.attempt_id for claim in claims}
-        self._refused = {attempt_id: rests for attempt_id, rests in self._refused.items() if attempt_id in waiting}
+        waiting = {claim.payment_id for claim in claims}
+        self._refused = {payment_id: rests for payment_id, rests in self._refused.items() if payment_id in waiting}
         for claim in claims:
             if still_open >= OPEN_MAX:
                 return
@@ -188,12 +209,12 @@ class Relay:
             still_open += await self._relay(claim, account, gas, fees)
 
     def _is_resting(self, claim: RelayClaim) -> bool:
-        return self._refused.get(claim.attempt_id, (0, 0.0))[1] > time.monotonic()
+        return self._refused.get(claim.payment_id, (0, 0.0))[1] > time.monotonic()
 
     async def _gas_of(self, claim: RelayClaim, account: AccountView) -> int | None:
         """The gas limit of its transaction; None where it is not sent now: what would revert is not paid for."""
         policy, authorization = self._policy, claim.signed.authorization
-        if not (same_address(claim.token, policy.token) and same_address(claim.treasury, policy.treasury)):
+        if not (same_address(claim.token, policy.token) and same_address(authorization.to, self._destination(claim))):
             self._rest(claim, "it is not of this relay's token and treasury")
             return None
         try:
@@ -213,11 +234,19 @@ class Relay:
             return None
         return with_margin(gas)
 
+    def _destination(self, claim: RelayClaim) -> str:
+        """Where the claim has to pay: the treasury, or the contract that sends a charge's payments there.
+
+        By the charge's id and no row: whatever the database says, nothing is sent that would pay anyone else.
+        """
+        treasury = self._policy.treasury
+        return treasury if claim.charge_id is None else address_of_charge(claim.charge_id, treasury)
+
     def _rest(self, claim: RelayClaim, reason: str) -> None:
-        tries = self._refused.get(claim.attempt_id, (0, 0.0))[0]
+        tries = self._refused.get(claim.payment_id, (0, 0.0))[0]
         seconds = RETRY_AFTER_SECONDS[min(tries, len(RETRY_AFTER_SECONDS) - 1)]
-        self._refused[claim.attempt_id] = (tries + 1, time.monotonic() + seconds)
-        log.info("authorization not sent now", attempt_id=str(claim.attempt_id), reason=reason)
+        self._refused[claim.payment_id] = (tries + 1, time.monotonic() + seconds)
+        log.info("authorization not sent now", payment_id=str(claim.payment_id), reason=reason)
 
     async def _has_funds(self, cost_wei: int, account: AccountView) -> bool:
         async with self._database.transaction() as connection:
@@ -246,10 +275,10 @@ class Relay:
                 priority_fee_wei=fees.priority_fee_wei,
             )
             is_stored = await books.store(
-                connection, policy.chain_id, self._relayer, nonce, signed, attempt_id=claim.attempt_id
+                connection, policy.chain_id, self._relayer, nonce, signed, payment_id=claim.payment_id
             )
         if not is_stored:
             return False
-        log.info("authorization is sent", attempt_id=str(claim.attempt_id), nonce=nonce, tx_hash=signed.tx_hash)
+        log.info("authorization is sent", payment_id=str(claim.payment_id), nonce=nonce, tx_hash=signed.tx_hash)
         await self._send(signed)
         return True

@@ -49,6 +49,7 @@ class AttemptView(ResponseModel):
     )
     status: AttemptStatus
     client_status: ClientStatus
+    signed: bool = Field(default=False, description="its payer's signature is there, and is or will be broadcast")
     chain_id: int
     tx_hash: str | None = None
     error_code: ErrorCode | None = None
@@ -70,6 +71,7 @@ class AttemptView(ResponseModel):
             kind=attempt.kind,
             status=attempt.status,
             client_status=attempt.client_status,
+            signed=attempt.is_claimed,
             chain_id=attempt.chain_id,
             tx_hash=attempt.tx_hash,
             error_code=attempt.error_code,

@@ -47,6 +47,7 @@ class AuthorizationFollower:
                 await self._claims.submit_relayed()
                 if time.monotonic() >= self._ends_at:
                     await self._claims.end_overdue()
+                    await self._claims.end_of_charges()
                     self._ends_at = time.monotonic() + END_EVERY_SECONDS
             except Unavailable as error:
                 log.warning("authorizations not checked", error=error.message)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from api.http.sse import KEEPALIVE_SECONDS, RETRY_MILLISECONDS, STREAM_SECONDS_MAX, happens
 from api.resources import Services
-from domain.deposits.charges import ChargeStatus, DepositState
+from domain.deposits.charges import ChargeStatus, DepositState, SignedState
 from domain.errors import Unavailable
 from services.answers import ResponseModel
 from services.deposits.charges import Owner
@@ -31,6 +31,7 @@ class ChargeProgress(ResponseModel):
     missing_raw: int
     confirming: list[int | None] = Field(description="confirmations of each deposit that is not credited yet")
     confirmations_needed: int | None
+    signed: list[SignedState] = Field(description="what was signed and is not seen yet")
 
     @classmethod
     def of(cls, view: ChargeView) -> ChargeProgress:
@@ -46,6 +47,7 @@ class ChargeProgress(ResponseModel):
                 None if found.confirmations is None else min(found.confirmations, found.confirmations_needed)
                 for found in waiting
             ],
+            signed=[payment.state for payment in view.signed_payments],
             confirmations_needed=next((found.confirmations_needed for found in waiting), None),
         )
 

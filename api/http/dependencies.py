@@ -33,6 +33,7 @@ __all__ = [
     "limit_by_account",
     "limit_by_address",
     "limit_by_caller",
+    "limit_by_page",
 ]
 
 # For the OpenAPI document only: which of the two names applies depends on TLS.
@@ -130,6 +131,21 @@ def limit_by_address(kind: str, per_minute: Callable[[Services], int]) -> Callab
 
     async def limit(request: Request, services: ApiServices) -> None:
         await take(services, kind, [Bucket(f"{kind}:address:{client_address(request)}", per_minute(services))])
+
+    return limit
+
+
+def limit_by_page(
+    kind: str, per_page: Callable[[Services], int], per_address: Callable[[Services], int]
+) -> Callable[..., Awaitable[None]]:
+    """A dependency that counts the request against its address, then against what it is about: `id` in its path."""
+
+    async def limit(request: Request, services: ApiServices) -> None:
+        buckets = [
+            Bucket(f"{kind}:address:{client_address(request)}", per_address(services)),
+            Bucket(f"{kind}:of:{request.path_params['id']}", per_page(services)),
+        ]
+        await take(services, kind, buckets)
 
     return limit
 

@@ -50,6 +50,7 @@ STATIC_FOLDER: Final = FOLDER / "static"
 
 STATIC_FILES: Final = (
     "charts.css",
+    "client.js",
     "credits.css",
     "credits.js",
     "favicon.svg",
@@ -173,6 +174,7 @@ async def show_credits(
             # Payments are read first, so that the balance includes every payment shown as credited.
             "payments": await _shown_payments(services, session),
             "deposits": await services.charges.deposits(session, limit=WAITING_PAYMENTS_MAX),
+            "can_sign": await services.topups.is_relayed(),
             "summary": await read_summary(services, session, limit=LEDGER_PAGE_ROWS, cursor=before),
         }
     return templates.TemplateResponse(request, "credits.html", context)
@@ -261,7 +263,9 @@ def site_of(services: Services) -> Site:
 
 
 def _was_never_paid(attempt: AttemptView) -> bool:
-    """An unpaid intent is not shown once it has expired."""
+    """An unpaid intent is not shown once it has expired; one that was to be signed and was not, never."""
+    if attempt.kind is AttemptKind.AUTHORIZATION and not attempt.signed:
+        return True
     return attempt.error_code == ErrorCode.INTENT_EXPIRED and attempt.tx_hash is None
 
 
@@ -318,7 +322,7 @@ def network_name(method: PaymentMethod, site: Site) -> str:
 def payment_state(attempt: AttemptView) -> str:
     """State of a payment in templates and CSS: unpaid, expired, pending, credited or failed."""
     match attempt.status:
-        case AttemptStatus.CREATED_INTENT if attempt.kind is AttemptKind.DEPOSIT:
+        case AttemptStatus.CREATED_INTENT if attempt.kind is AttemptKind.DEPOSIT or attempt.signed:
             return "pending"
         case AttemptStatus.CREATED_INTENT if attempt.expires_at and attempt.expires_at <= estimated_now():
             return "expired"

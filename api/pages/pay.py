@@ -1,6 +1,6 @@
 """The page of a charge, `/pay/{id}`: public by its id, and without anything of the account that is paid.
 
-It works without JavaScript; `static/pay.js` adds live progress, the countdown and copying.
+It works without JavaScript; `static/pay.js` adds live progress, the countdown, copying and payment by signature.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from api.deposits.events import charge_events
 from api.http.dependencies import ApiServices
 from api.http.rate_limits import client_address
 from api.http.sse import EventStream
-from api.pages.credits import HtmlRoute, network_name, site_of, templates
+from api.pages.credits import HtmlRoute, network_name, site_of, templates, utc_words
 from db.clock import estimated_now
-from domain.deposits.charges import Charge, ChargeStatus, DepositState
+from domain.deposits.charges import Charge, ChargeStatus, DepositState, SignedState
 from domain.deposits.payment_uri import payment_uri
 from domain.errors import ChargeNotFound
 from domain.money import format_token
-from services.deposits.views import ChargeView, DepositView
+from services.deposits.views import ChargeView, DepositView, SignedPaymentView
 
 QUIET_MODULES: Final = 4
 """The white edge that readers of QR codes need."""
@@ -89,6 +89,8 @@ async def show_charge(request: Request, services: ApiServices, charge_id: Charge
         "codes": _codes_of(charge),
         "state_label": STATE_LABELS[view.status],
         "now": estimated_now(),
+        "is_on_its_way": charge.is_payment_on_its_way,
+        "can_sign": await services.signed_payments.is_offered(charge),
         "is_open": view.status is not ChargeStatus.PAID and view.missing_raw > 0,
     }
     return templates.TemplateResponse(request, "pay.html", context)
@@ -140,6 +142,23 @@ def how_a_deposit_stands(deposit: DepositView) -> str:
     return DEPOSIT_LABELS[deposit.state]
 
 
+def how_a_signature_stands(payment: SignedPaymentView) -> str:
+    """What is known of a signed payment, as text. What is not known is not called failed."""
+    match payment.state:
+        case SignedState.CLAIMED | SignedState.SENT if payment.valid_before <= estimated_now():
+            return "signed, and not seen in time; whether it came is being found out"
+        case SignedState.CLAIMED:
+            return "signed; it is being sent"
+        case SignedState.SENT:
+            return "signed and sent; waiting for a block to include it"
+        case SignedState.SUCCEEDED | SignedState.EXECUTED:
+            return "on the network; it is counted here in a moment"
+        case SignedState.REVERTED:
+            return f"signed, and refused by the token so far; it may still come until {utc_words(payment.valid_before)}"
+        case SignedState.EXPIRED:
+            return "signed, and expired: it was not paid, and never will be"
+
+
 def least_confirmed(view: ChargeView) -> DepositView | None:
     """The deposit that the charge waits for longest."""
     waiting = [deposit for deposit in view.deposits if deposit.state is DepositState.CONFIRMING]
@@ -149,5 +168,6 @@ def least_confirmed(view: ChargeView) -> DepositView | None:
 templates.env.filters |= {
     "tokens": format_token,
     "deposit_words": how_a_deposit_stands,
+    "signed_words": how_a_signature_stands,
     "least_confirmed": least_confirmed,
 }

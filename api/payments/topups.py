@@ -37,6 +37,7 @@ from domain.errors import (
 from domain.payments import x402
 from domain.payments.attempt import AttemptStatus
 from domain.payments.authorizations import SIGNING_TIME, typed_data
+from services.answers import ResponseModel
 from services.payments.topups import Offer, Payee, check_same_request
 from starter.models import AttemptView
 
@@ -139,7 +140,7 @@ async def top_up(
         check_same_request(offer.attempt, body.amount_usd_cents, body.purpose)
         x402.check_accepted(claim, offer.price)
         await services.topups.claim(offer, claim.signed)
-    return await _settled(services, caller, offer, wait_seconds=_wait_of(request))
+    return await _settled(services, caller, offer, wait_seconds=wait_of(request, WAIT_SECONDS))
 
 
 async def _offer(services: Services, payee: Payee, body: IntentRequest, attempt_id: UUID | None) -> Response:
@@ -158,21 +159,14 @@ async def _offer(services: Services, payee: Payee, body: IntentRequest, attempt_
     required = x402.payment_required(offer.price, offer.domain, resource=resource, description=description)
     expires_at = offer.attempt.expires_at
     assert expires_at is not None, "an open intent has an expiry"
+    valid_before = int((estimated_now() + SIGNING_TIME).timestamp())
     shown = TopUpOffer(
         attempt_id=offer.attempt.id,
-        x402_version=required["x402Version"],
-        error=required["error"],
-        resource=required["resource"],
-        accepts=required["accepts"],
-        authorization=typed_data(
-            offer.price,
-            offer.domain,
-            nonce=offer.own_nonce,
-            valid_before=int((estimated_now() + SIGNING_TIME).timestamp()),
-        ),
+        authorization=typed_data(offer.price, offer.domain, nonce=offer.own_nonce, valid_before=valid_before),
         expires_at=expires_at,
+        **signing_terms(required),
     )
-    return _json(402, shown.model_dump(mode="json", by_alias=True), {x402.PAYMENT_REQUIRED: x402.as_header(required)})
+    return with_x402(402, shown, x402.PAYMENT_REQUIRED, required)
 
 
 async def _settled(services: Services, caller: Caller, offer: Offer, *, wait_seconds: float) -> Response:
@@ -204,14 +198,26 @@ async def _answer(services: Services, payee: Payee, offer: Offer) -> Response:
         tx_hash=view.tx_hash,
         is_settled=is_credited,
     )
-    headers = {x402.PAYMENT_RESPONSE: x402.as_header(response)}
-    return _json(200 if is_credited else 202, view.model_dump(mode="json", by_alias=True), headers)
+    return with_x402(200 if is_credited else 202, view, x402.PAYMENT_RESPONSE, response)
 
 
-def _json(status: int, content: dict[str, Any], headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse(content, status, {**headers, "Access-Control-Expose-Headers": _EXPOSED})
+def signing_terms(required: dict[str, Any]) -> dict[str, Any]:
+    """What `PAYMENT-REQUIRED` says, as fields of a `SigningOffer`."""
+    return {
+        "x402_version": required["x402Version"],
+        "error": required["error"],
+        "resource": required["resource"],
+        "accepts": required["accepts"],
+    }
 
 
-def _wait_of(request: Request) -> float:
+def with_x402(status: int, shown: ResponseModel, header: str, content: dict[str, Any]) -> JSONResponse:
+    """An answer with a header of x402, which scripts of any page may read."""
+    headers = {header: x402.as_header(content), "Access-Control-Expose-Headers": _EXPOSED}
+    return JSONResponse(shown.model_dump(mode="json", by_alias=True), status, headers)
+
+
+def wait_of(request: Request, otherwise_seconds: float) -> float:
+    """How long the request asks to wait for the end of its payment, in seconds."""
     found = _WAIT.search(request.headers.get("prefer", ""))
-    return WAIT_SECONDS if found is None else min(float(found[1]), WAIT_SECONDS_MAX)
+    return otherwise_seconds if found is None else min(float(found[1]), WAIT_SECONDS_MAX)

@@ -2,17 +2,29 @@
 /**
  * Signs in and pays with a browser wallet (EIP-6963, EIP-1193), and shows the progress of payments.
  *
- * The server renders the current state. This module talks to the wallet, submits the hash of a sent transaction, updates
+ * The server renders the current state. This module submits the hash of a sent transaction, updates
  * a payment's progress, and reloads parts of the page when something has changed. Money is BigInt or text here, never a float.
  */
 
-/** @typedef {{ request(call: { method: string, params?: unknown[] }): Promise<any>, on?: Function }} Provider */
-/** @typedef {{ rdns: string, name: string, icon: string, provider: Provider }} Wallet */
+import { Problem, Stop, call, clockDifferenceMs, pause, persist, request } from './client.js';
+import {
+  WalletRefusal,
+  ask,
+  payBySignature,
+  pickWallet,
+  readBalance,
+  requireChain,
+  wallets,
+  whenWalletsAreFound,
+  word,
+} from './wallets.js';
+
+/** @typedef {import('./wallets.js').Wallet} Wallet */
 /** @typedef {{ attemptId: string, chainId: number, token: string, to: string, amountRaw: number,
  *   expiresAt: string }} Intent */
 /** @typedef {{ key: string, intent?: Intent, isAsked?: boolean }} Offer */
 /** @typedef {{ attemptId: string, status: string, clientStatus: string, errorCode?: string | null,
- *   amountUsdCents: number, purpose: string, confirmations?: number | null, confirmationsNeeded?: number | null
+ *   amountUsdCents: number, purpose: string, txHash?: string | null, confirmations?: number | null, confirmationsNeeded?: number | null
  * }} Attempt */
 /** @typedef {'' | 'good' | 'bad'} Tone */
 /** @typedef {(text: string, tone?: Tone) => void} SetStatus */
@@ -21,14 +33,10 @@ const CREDITS_PER_CENT = 100_000n;
 const RAW_PER_CENT = 10_000n;
 const RAW_PER_USDC = 1_000_000n;
 const TRANSFER_SELECTOR = '0xa9059cbb';
-const BALANCE_OF_SELECTOR = '0x70a08231';
 
 /** Codes that refuse a hash for good; after any other answer it is submitted again. */
 const HASH_REFUSED = ['ATTEMPT_NOT_FOUND', 'TX_HASH_IN_USE', 'TOO_MANY_REPLACEMENTS', 'INVALID_INPUT'];
 
-const REQUEST_TIMEOUT_MS = 20_000;
-const FIRST_WAIT_MS = 1_000;
-const LONGEST_WAIT_MS = 30_000;
 /** An intent this close to its expiry is not paid any more: the wallet takes time, and the server's clock decides. */
 const INTENT_MARGIN_MS = 60_000;
 /** A browser opens six connections to a server, for all its tabs together. Further payments are polled. */
@@ -51,9 +59,6 @@ const site = {
   name: document.querySelector('.brand')?.textContent?.trim() ?? '',
 };
 const chainIdHex = `0x${site.chainId.toString(16)}`;
-
-/** Ends the user's action; the message says why, and what to do. */
-class Stop extends Error {}
 
 // -- money ------------------------------------------------------------------------------------------------
 
@@ -126,181 +131,16 @@ const unsentName = (attemptId) => `${UNSENT}${mine}:${attemptId}`;
 /** @param {string} purpose @param {bigint} cents */
 const offerName = (purpose, cents) => `settle:offer:${mine}:${purpose}:${cents}`;
 
-// -- the server -----------------------------------------------------------------------------------------------
-
-/** The server refused a request, or did not answer. */
-class Problem extends Stop {
-  /**
-   * @param {string} text
-   * @param {{ status?: number, code?: string, isRepeatable?: boolean, retryAfterMs?: number }} [facts]
-   */
-  constructor(text, { status = 0, code = '', isRepeatable = true, retryAfterMs = 0 } = {}) {
-    super(text);
-    this.status = status;
-    this.code = code;
-    this.isRepeatable = isRepeatable;
-    this.retryAfterMs = retryAfterMs;
-  }
-
-  get isSessionOver() {
-    return this.code === 'UNAUTHENTICATED';
-  }
-
-  /** Worth a retry. A refusal without a code is not ours: a proxy sent it. */
-  get isPassing() {
-    return !this.code || this.isRepeatable;
-  }
-}
-
-/** Offset of the server's clock: this device's may be wrong, and intents expire by the server's. */
-let clockDifferenceMs = 0;
-
-/** @param {string} path @param {RequestInit} [options] */
-async function request(path, options) {
-  try {
-    const response = await fetch(path, { signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS), ...options });
-    const serverTime = Date.parse(response.headers.get('Date') ?? '');
-    if (serverTime) clockDifferenceMs = serverTime - Date.now();
-    return response;
-  } catch {
-    throw new Problem('The server cannot be reached. Is this device online?');
-  }
-}
-
-/**
- * One call of the API. Throws `Problem`.
- * @param {string} method @param {string} path @param {object} [body] @param {Record<string, string>} [headers]
- */
-async function call(method, path, body, headers = {}) {
-  const response = await request(`/api/v1${path}`, {
-    method,
-    headers: { Accept: 'application/json', ...(body ? { 'Content-Type': 'application/json' } : {}), ...headers },
-    body: body && JSON.stringify(body),
-  });
-  if (response.ok) return response.status === 204 ? null : response.json();
-  const problem = await response.json().catch(() => ({}));
-  throw new Problem(problem.detail || problem.title || `The server answered ${response.status}.`, {
-    status: response.status,
-    code: problem.code,
-    // A server of an earlier version does not send it.
-    isRepeatable: problem.retryable ?? ([408, 429].includes(response.status) || response.status >= 500),
-    retryAfterMs: (Number(response.headers.get('Retry-After')) || 0) * 1_000,
-  });
-}
-
-/** @param {number} ms @param {AbortSignal} [signal] */
-const pause = (ms, signal) =>
-  new Promise((done) => {
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener('abort', () => (clearTimeout(timer), done(undefined)), { once: true });
-  });
-
-/**
- * Retries an action until the server has answered, with a growing delay.
- * @template T @param {() => Promise<T>} action @param {(problem: Problem) => void} [onWait] @returns {Promise<T>}
- */
-async function persist(action, onWait) {
-  for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(2 * waitMs, LONGEST_WAIT_MS)) {
-    try {
-      return await action();
-    } catch (error) {
-      if (!(error instanceof Problem) || !error.isPassing) throw error;
-      onWait?.(error);
-      await pause(Math.max(waitMs, error.retryAfterMs));
-    }
-  }
-}
-
 // -- wallets --------------------------------------------------------------------------------------------------
-
-/** By EIP-6963, which allows several in one browser. @type {Map<string, Wallet>} */
-const announced = new Map();
-
-/** The wallets of this browser; one from before EIP-6963 counts where no other is. @returns {Wallet[]} */
-function wallets() {
-  const injected = /** @type {any} */ (window).ethereum;
-  if (announced.size || !injected) return [...announced.values()];
-  return [{ rdns: 'injected', name: 'Browser wallet', icon: '', provider: injected }];
-}
-
-/** @param {Event} event */
-function noteWallet(event) {
-  const { info, provider } = /** @type {CustomEvent} */ (event).detail ?? {};
-  if (!info?.uuid || !provider || announced.has(info.uuid)) return;
-  // Icons come from extensions: no address of theirs is loaded.
-  const icon = String(info.icon ?? '').startsWith('data:image/') ? info.icon : '';
-  announced.set(info.uuid, { rdns: String(info.rdns), name: String(info.name), icon, provider });
-  watchRememberedWallet();
-}
 
 const storedWallet = () => wallets().find(({ rdns }) => rdns === storage.get(WALLET));
 
 /** The wallet to use. With `chooseAgain` the user chooses, if there are several. @param {{ chooseAgain: boolean }} options */
 async function chooseWallet({ chooseAgain }) {
-  const found = wallets();
-  if (found.length === 0) {
-    throw new Stop(
-      'No wallet was found in this browser. Install one, or open this page in your wallet’s own browser, and reload.',
-    );
-  }
-  const wallet = (chooseAgain ? null : storedWallet()) ?? (found.length === 1 ? found[0] : await letChoose(found));
+  const wallet = await pickWallet(chooseAgain ? undefined : storedWallet());
   storage.set(WALLET, wallet.rdns);
   watchRememberedWallet();
   return wallet;
-}
-
-/** @param {Wallet[]} found @returns {Promise<Wallet>} */
-function letChoose(found) {
-  const dialog = /** @type {HTMLDialogElement} */ (document.getElementById('wallets'));
-  dialog.querySelector('ul')?.replaceChildren(
-    ...found.map((wallet, number) => {
-      const button = document.createElement('button');
-      button.value = String(number);
-      if (wallet.icon) {
-        const icon = Object.assign(document.createElement('img'), { src: wallet.icon, alt: '', width: 32, height: 32 });
-        button.append(icon);
-      }
-      button.append(wallet.name);
-      const item = document.createElement('li');
-      item.append(button);
-      return item;
-    }),
-  );
-  return new Promise((resolve, reject) => {
-    dialog.returnValue = '';
-    dialog.onclose = () => {
-      const wallet = dialog.returnValue === '' ? undefined : found[Number(dialog.returnValue)];
-      wallet ? resolve(wallet) : reject(new Stop('No wallet was chosen.'));
-    };
-    dialog.showModal();
-  });
-}
-
-/** The wallet refused or failed. `code` is EIP-1193's. */
-class WalletRefusal extends Stop {
-  /** @param {any} error */
-  constructor(error) {
-    // On telephones some wallets wrap their own error.
-    const code = Number(error?.data?.originalError?.code ?? error?.code);
-    const says = String(error?.message ?? error).slice(0, 200);
-    super(
-      code === 4001
-        ? 'You declined the request in your wallet, and nothing was sent. You can try again.'
-        : code === -32002
-          ? 'Your wallet already shows a request. Open it and answer there, then try again.'
-          : `Your wallet says: ${says}`,
-    );
-    this.code = code;
-  }
-}
-
-/** @param {Wallet} wallet @param {string} method @param {unknown[]} [params] */
-async function ask(wallet, method, params) {
-  try {
-    return await wallet.provider.request(params ? { method, params } : { method });
-  } catch (error) {
-    throw new WalletRefusal(error);
-  }
 }
 
 /** @param {string} address */
@@ -347,45 +187,9 @@ async function requireMyAccount(wallet) {
   throw new Stop(accounts.length ? wrongAccountText(accounts[0]) : 'Your wallet shows no account to this page.');
 }
 
-/** @param {Wallet} wallet */
-async function requireChain(wallet) {
-  const isThere = async () => BigInt(await ask(wallet, 'eth_chainId')) === site.chainId;
-  const switchTo = () => ask(wallet, 'wallet_switchEthereumChain', [{ chainId: chainIdHex }]);
-  if (await isThere()) return;
-  try {
-    await switchTo();
-  } catch (error) {
-    if (!(error instanceof WalletRefusal) || error.code !== 4902) throw error;
-    if (!site.publicRpcUrl) {
-      throw new Stop(
-        `Your wallet does not know ${site.chainName}. Add the network with chain id ${site.chainId} in its settings, ` +
-          'then try again.',
-      );
-    }
-    await ask(wallet, 'wallet_addEthereumChain', [
-      {
-        chainId: chainIdHex,
-        chainName: site.chainName,
-        rpcUrls: [site.publicRpcUrl],
-        nativeCurrency: { name: 'Ether', symbol: 'ETH', decimals: 18 },
-        ...(site.explorerTxUrl ? { blockExplorerUrls: [new URL(site.explorerTxUrl).origin] } : {}),
-      },
-    ]);
-    // Wallets may add it without switching to it.
-    if (!(await isThere())) await switchTo();
-  }
-  if (!(await isThere())) throw new Stop(`Switch your wallet to ${site.chainName}, then try again.`);
-}
-
-/** @param {string | bigint} value an address or a number */
-const word = (value) => BigInt(value).toString(16).padStart(64, '0');
-
 /** @param {Wallet} wallet @param {bigint} amountRaw */
 async function requireFunds(wallet, amountRaw) {
-  const data = BALANCE_OF_SELECTOR + word(site.address);
-  const answer = await ask(wallet, 'eth_call', [{ to: site.token, data }, 'latest']);
-  if (answer === '0x') throw new Stop(`There is no USDC contract on your wallet’s ${site.chainName}: it may be another network with the same id.`);
-  const balanceRaw = BigInt(answer);
+  const balanceRaw = await readBalance(wallet, site, site.address);
   if (balanceRaw >= amountRaw) return;
   throw new Stop(
     `Your wallet has ${inUsdc(balanceRaw)} USDC on ${site.chainName}; this payment needs ${inUsdc(amountRaw)}.`,
@@ -515,20 +319,51 @@ async function isStillOpen(intent) {
   }
 }
 
-/** @param {HTMLFormElement} form @param {SetStatus} setStatus */
-async function pay(form, setStatus) {
+/** What the form asks for; null where it first has to be corrected. @param {HTMLFormElement} form */
+function agreedCents(form) {
   const cents = chosenCents(form);
   if (typeof cents === 'string') {
     showWhatOneGets(form, { isFinal: true });
     /** @type {HTMLElement | null} */ (form.querySelector('input[type="text"]'))?.focus();
-    return;
+    return null;
   }
   keepDraft(form);
+  return cents;
+}
+
+/** Pay by signature (EIP-3009), with whatever account the wallet shows. @param {HTMLFormElement} form @param {SetStatus} setStatus */
+async function sign(form, setStatus) {
+  const cents = agreedCents(form);
+  if (cents === null) return;
+  const wallet = await chooseWallet({ chooseAgain: false });
+  setStatus('Continue in your wallet…');
+  const accounts = await ask(wallet, 'eth_requestAccounts');
+  if (!accounts.length) throw new Stop('Your wallet shows no account to this page.');
+  await requireChain(wallet, site);
+  const payment = {
+    path: '/payments/topups',
+    body: { amountUsdCents: Number(cents), purpose: form.dataset.purpose },
+    isAsShown: (/** @type {{ value: string }} */ message) => BigInt(message.value) === cents * RAW_PER_CENT,
+    inWords: (/** @type {bigint} */ raw) => `${inUsdc(raw)} USDC`,
+  };
+  /** @type {Attempt} */
+  const attempt = await payBySignature(wallet, hasMine(accounts) ? site.address : accounts[0], site, payment, setStatus);
+  history.replaceState(null, '');
+  setStatus('Signed. It is listed under Payments, and credited as soon as the network has confirmed it.');
+  awaited.add(attempt.attemptId);
+  await refresh();
+  document.getElementById(`payment-${attempt.attemptId}`)?.scrollIntoView({ block: 'nearest' });
+}
+
+/** @param {HTMLFormElement} form @param {SetStatus} setStatus */
+async function pay(form, setStatus) {
+  const cents = agreedCents(form);
+  if (cents === null) return;
   const amountRaw = cents * RAW_PER_CENT;
   const wallet = await chooseWallet({ chooseAgain: false });
   setStatus('Continue in your wallet…');
   await requireMyAccount(wallet);
-  await requireChain(wallet);
+  await requireChain(wallet, site);
   await requireFunds(wallet, amountRaw);
   const { name, offer, intent } = await offerFor(form.dataset.purpose ?? '', cents);
   const isAsAgreed =
@@ -716,7 +551,7 @@ function show(attempt) {
   // None any more after a reorganisation.
   line.textContent = bar.value
     ? `${bar.value} of ${bar.max} confirmations`
-    : 'Sent. Waiting for a block to include it.';
+    : attempt.txHash ? 'Sent. Waiting for a block to include it.' : 'Signed. Waiting to be sent.';
 }
 
 // -- the page -------------------------------------------------------------------------------------------------------
@@ -902,8 +737,7 @@ async function submitTyped(form, setStatus) {
 }
 
 function start() {
-  window.addEventListener('eip6963:announceProvider', noteWallet);
-  window.dispatchEvent(new Event('eip6963:requestProvider'));
+  whenWalletsAreFound(watchRememberedWallet);
   watchRememberedWallet();
 
   for (const form of payForms()) {
@@ -917,10 +751,11 @@ function start() {
   });
   document.addEventListener('submit', (event) => {
     const form = /** @type {HTMLFormElement} */ (event.target);
-    const action = form.matches('.pay') ? pay : form.matches('.hash-form') ? submitTyped : null;
+    const isSigned = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value === 'signature';
+    const action = form.matches('.pay') ? (isSigned ? sign : pay) : form.matches('.hash-form') ? submitTyped : null;
     if (!action) return;
     event.preventDefault();
-    const button = /** @type {HTMLElement} */ (form.querySelector('button'));
+    const button = /** @type {HTMLElement} */ (event.submitter ?? form.querySelector('button'));
     void busy(button, statusSetter(form), (setStatus) => action(form, setStatus));
   });
   window.addEventListener('beforeunload', (event) => isSending && event.preventDefault());

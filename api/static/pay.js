@@ -1,9 +1,13 @@
 // @ts-check
 /**
- * What the server cannot do on the page of a charge: the visitor's time zone, the countdown, copying, and live progress.
+ * What the server cannot do on the page of a charge: the visitor's time zone, the countdown, copying, live progress, and
+ * payment by a wallet's signature.
  *
  * The server renders every state. An event only says that something has changed; then the page's parts are read again.
  */
+
+import { Stop } from './client.js';
+import { ask, payBySignature, pickWallet, requireChain, wallets, whenWalletsAreFound } from './wallets.js';
 
 const COPIED_MS = 4000;
 const POLL_MS = 20_000;
@@ -22,7 +26,70 @@ function enliven() {
   for (const button of /** @type {NodeListOf<HTMLButtonElement>} */ (document.querySelectorAll('button.copy'))) {
     button.hidden = false;
   }
+  offerToSign();
   showTimeLeft();
+}
+
+/** Only where there is a wallet: for all others the page has an address. */
+function offerToSign() {
+  const offer = document.getElementById('sign');
+  if (offer) offer.hidden = wallets().length === 0;
+}
+
+/** The line may have been replaced in between. @param {string} text */
+function saySigning(text) {
+  const says = document.querySelector('#how .says');
+  if (says) says.textContent = text;
+}
+
+let isSigning = false;
+/** @param {HTMLButtonElement} button */
+async function sign(button) {
+  if (isSigning) return;
+  isSigning = true;
+  button.setAttribute('aria-busy', 'true');
+  try {
+    await paySigned(/** @type {HTMLElement} */ (document.getElementById('sign')).dataset);
+    saySigning('');
+  } catch (error) {
+    saySigning(error instanceof Stop ? error.message : 'Something went wrong in this page. Load it again.');
+    if (!(error instanceof Stop)) throw error;
+  } finally {
+    isSigning = false;
+    button.removeAttribute('aria-busy');
+  }
+  await refresh();
+}
+
+/** @param {DOMStringMap} shown what the page asks for */
+async function paySigned(shown) {
+  const network = {
+    chainId: BigInt(main.dataset.chainId ?? 0),
+    chainName: main.dataset.chainName ?? '',
+    token: main.dataset.token ?? '',
+    explorerTxUrl: main.dataset.explorerTxUrl ?? '',
+    publicRpcUrl: main.dataset.publicRpcUrl ?? '',
+  };
+  const wallet = await pickWallet();
+  saySigning('Continue in your wallet…');
+  const [account] = await ask(wallet, 'eth_requestAccounts');
+  if (!account) throw new Stop('Your wallet shows no account to this page.');
+  await requireChain(wallet, network);
+  const payment = {
+    path: location.pathname.replace('/pay/', '/charges/') + '/pay',
+    isAsShown: (/** @type {{ to: string, value: string }} */ message) =>
+      message.to.toLowerCase() === shown.to?.toLowerCase() && BigInt(message.value) === BigInt(shown.raw ?? 0),
+    inWords: (/** @type {bigint} */ raw) => `${inTokens(raw, Number(shown.decimals))} ${shown.symbol}`,
+  };
+  await payBySignature(wallet, account, network, payment, saySigning);
+}
+
+/** @param {bigint} raw @param {number} decimals */
+function inTokens(raw, decimals) {
+  const digits = raw.toString().padStart(decimals + 1, '0');
+  const whole = digits.slice(0, digits.length - decimals);
+  const rest = digits.slice(digits.length - decimals).replace(/0+$/, '');
+  return rest ? `${whole}.${rest}` : whole;
 }
 
 /** @param {HTMLButtonElement} button */
@@ -115,7 +182,7 @@ function replaceState(shown, now) {
 
 /** What is said about the way to pay, without what this module writes. @param {HTMLElement} part */
 const fingerprint = (part) =>
-  ['amount', 'address', 'price'].map((id) => part.querySelector(`#${id}`)).map((found) =>
+  ['amount', 'address', 'price', 'sign'].map((id) => part.querySelector(`#${id}`)).map((found) =>
     found?.id === 'price' ? found.className : found?.textContent).join();
 
 /** @type {EventSource | null} */
@@ -140,6 +207,8 @@ function stop() {
 document.addEventListener('click', ({ target }) => {
   const button = /** @type {HTMLElement} */ (target).closest('button.copy');
   if (button) void copy(/** @type {HTMLButtonElement} */ (button));
+  const signing = /** @type {HTMLElement} */ (target).closest('#sign button');
+  if (signing) void sign(/** @type {HTMLButtonElement} */ (signing));
 });
 document.addEventListener('visibilitychange', () => {
   // A browser opens few connections to a server: hidden tabs leave them to the visible one.
@@ -150,5 +219,6 @@ document.addEventListener('visibilitychange', () => {
   }
 });
 setInterval(showTimeLeft, 1000);
+whenWalletsAreFound(offerToSign);
 enliven();
 follow();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, assert_never
+from uuid import UUID
 
 from coincurve import PublicKey
 from eth_utils.crypto import keccak
@@ -46,6 +47,11 @@ def derive_address(
             return address_of_key(external.child(index).public_key, path)
         case _:
             assert_never(scheme)
+
+
+def address_of_charge(charge_id: UUID, treasury: str) -> str:
+    """The create2 address of a charge, which follows from its id and the treasury alone. Raises `InvalidInput`."""
+    return derive_address(Scheme.CREATE2, treasury=treasury, salt=salt_of_charge(charge_id))
 
 
 def salt_of(address: DepositAddress) -> str:

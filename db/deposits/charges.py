@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.deposits.authorizations import list_signed
 from db.deposits.methods import method_of_row
 from db.engine import ServiceConnection, TenantConnection
 from domain.deposits.charges import Charge, ChargeStatus, Deposit, Received
@@ -168,6 +169,7 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
             credits=int(received.credits),
         ),
         deposits=tuple(deposit_of_row(found) for found in deposits),
+        signed=await list_signed(connection, charge_id),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import ReadAllConnection, TenantConnection
 from domain.payments.authorizations import SignedAuthorization
@@ -53,6 +54,8 @@ _CLAIM: Final = text(
 )
 
 _RELAYED_HASH: Final = text("SELECT relayed_hash(:attempt_id)")
+
+_IS_RELAY_THERE: Final = text("SELECT is_relay_there(:chain_id, :seconds)")
 
 _IS_CLAIMED: Final = text(
     """
@@ -168,6 +171,12 @@ async def find_relayed_hash(connection: TenantConnection, attempt_id: UUID) -> s
     """The transaction that was last sent for the tenant's own attempt; None before the first."""
     found: str | None = (await connection.connection.execute(_RELAYED_HASH, {"attempt_id": attempt_id})).scalar_one()
     return found
+
+
+async def is_relay_there(connection: AsyncConnection, chain_id: int, *, within: timedelta) -> bool:
+    """Whether a relay of the chain has completed a pass lately."""
+    values = {"chain_id": chain_id, "seconds": int(within.total_seconds())}
+    return bool((await connection.execute(_IS_RELAY_THERE, values)).scalar_one())
 
 
 async def find_claimed_nonces(

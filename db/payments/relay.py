@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
+from db.deposits.authorizations import ChargeLimits
 from db.engine import RelayConnection
 from db.payments.authorizations import DailyLimits
 from domain.payments.authorizations import Authorization, SignedAuthorization
 
 _CLAIMS: Final = text("SELECT * FROM relay_claims(:chain_id, :limit, :relayed, :failed)")
+_CHARGE_CLAIMS: Final = text(
+    "SELECT * FROM relay_charge_claims(:chain_id, :limit, :failed_per_charge, :failed_per_account)"
+)
 _NEXT_NONCE: Final = text("SELECT relay_next_nonce(:chain_id, :relayer, :chain_nonce)")
 _STORE: Final = text(
     """
-    SELECT relay_store(:chain_id, :relayer, :nonce, :attempt_id, :replaces, :tx_hash, :raw, :gas,
+    SELECT relay_store(:chain_id, :relayer, :nonce, :payment_id, :replaces, :tx_hash, :raw, :gas,
                        CAST(:max_fee_wei AS numeric), CAST(:priority_fee_wei AS numeric))
     """
 )
@@ -26,18 +30,20 @@ _OPEN: Final = text("SELECT * FROM relay_open_transactions(:chain_id, :relayer)"
 _SENT: Final = text("SELECT relay_sent(:chain_id, :tx_hash)")
 _ENDED: Final = text("SELECT relay_ended(:chain_id, :relayer, :nonce, :outcome, :tx_hash, CAST(:spent_wei AS numeric))")
 _SPENT: Final = text("SELECT relay_spent_today(:chain_id, :relayer)")
+_SEEN: Final = text("SELECT relay_seen(:chain_id, :relayer, :chain_nonce, CAST(:balance_wei AS numeric))")
 
 
 @dataclass(frozen=True, slots=True)
 class RelayClaim:
     """A claimed authorization for which nothing has been sent, or only what reverted."""
 
-    attempt_id: UUID
+    payment_id: UUID
+    """An attempt's, or that of what was signed for a charge."""
     token: str
-    treasury: str
-    amount_raw: int
     signed: SignedAuthorization
     is_contract: bool
+    charge_id: UUID | None = None
+    """The charge to whose address it pays; None where it pays the treasury."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class OpenNonce:
     """A nonce without an outcome, with all that was signed for it, the newest last."""
 
     nonce: int
-    attempt_id: UUID
+    payment_id: UUID
     transactions: tuple[StoredTransaction, ...]
 
     @property
@@ -86,26 +92,58 @@ async def list_claims(
     """Claims to be relayed, the oldest first, without those of accounts that are at a limit."""
     values = {"chain_id": chain_id, "limit": limit, "relayed": limits.relayed, "failed": limits.failed}
     return [
-        RelayClaim(
-            attempt_id=row.attempt_id,
-            token=row.token,
-            treasury=row.to_address,
-            amount_raw=row.amount_raw,
-            signed=SignedAuthorization(
-                authorization=Authorization(
-                    payer=row.from_address,
-                    to=row.to_address,
-                    value_raw=row.amount_raw,
-                    valid_after=row.valid_after,
-                    valid_before=row.valid_before,
-                    nonce=row.nonce,
-                ),
-                signature=bytes(row.signature),
-            ),
-            is_contract=row.is_contract,
-        )
+        _claim(row, row.attempt_id, payer=row.from_address, value_raw=row.amount_raw)
         for row in await connection.connection.execute(_CLAIMS, values)
     ]
+
+
+async def list_charge_claims(
+    connection: RelayConnection, chain_id: int, *, limits: ChargeLimits, limit: int
+) -> list[RelayClaim]:
+    """What was signed for charges and is to be relayed, the oldest first, without charges and accounts at a limit."""
+    values = {
+        "chain_id": chain_id,
+        "limit": limit,
+        "failed_per_charge": limits.failed_per_charge,
+        "failed_per_account": limits.failed_per_account,
+    }
+    return [
+        _claim(row, row.id, payer=row.payer, value_raw=int(row.value_raw), charge_id=row.charge_id)
+        for row in await connection.connection.execute(_CHARGE_CLAIMS, values)
+    ]
+
+
+def _claim(row: Row[Any], payment_id: UUID, *, payer: str, value_raw: int, charge_id: UUID | None = None) -> RelayClaim:
+    return RelayClaim(
+        payment_id=payment_id,
+        token=row.token,
+        signed=SignedAuthorization(
+            authorization=Authorization(
+                payer=payer,
+                to=row.to_address,
+                value_raw=value_raw,
+                valid_after=row.valid_after,
+                valid_before=row.valid_before,
+                nonce=row.nonce,
+            ),
+            signature=bytes(row.signature),
+        ),
+        is_contract=row.is_contract,
+        charge_id=charge_id,
+    )
+
+
+async def note_seen(
+    connection: RelayConnection, chain_id: int, relayer: str, *, chain_nonce: int, balance_wei: int
+) -> None:
+    """The account's relay has completed a pass; `balance_wei` is what the account holds."""
+    values = {
+        "chain_id": chain_id,
+        "relayer": relayer,
+        "chain_nonce": chain_nonce,
+        "balance_wei": Decimal(balance_wei),
+    }
+    await connection.connection.execute(_SEEN, values)
 
 
 async def lock_next_nonce(connection: RelayConnection, chain_id: int, relayer: str, *, chain_nonce: int) -> int:
@@ -121,7 +159,7 @@ async def store(
     nonce: int,
     transaction: SignedTransaction,
     *,
-    attempt_id: UUID,
+    payment_id: UUID,
     replaces: int = 0,
 ) -> bool:
     """Store a signed transaction before it is sent; False where another relay has been first.
@@ -132,7 +170,7 @@ async def store(
         "chain_id": chain_id,
         "relayer": relayer,
         "nonce": nonce,
-        "attempt_id": attempt_id,
+        "payment_id": payment_id,
         "replaces": replaces,
         "tx_hash": transaction.tx_hash,
         "raw": transaction.raw,

@@ -105,10 +105,49 @@ class Relayer(Base):
     address: Mapped[str] = mapped_column(primary_key=True)
     next_nonce: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # its last completed pass, and what the account held then
+    seen_at: Mapped[datetime | None]
+    balance_wei: Mapped[Decimal | None]
+
+
+class ChargeAuthorization(Base):
+    """What a payer has signed to a charge's address, and what has become of it. Written by functions only."""
+
+    __tablename__ = "charge_authorizations"
+    __table_args__ = (
+        Index(
+            "charge_authorizations_once",
+            "chain_id",
+            text("lower(token)"),
+            text("lower(payer)"),
+            "nonce",
+            unique=True,
+        ),
+        Index("charge_authorizations_by_charge", "charge_id", "claimed_at"),
+        Index("charge_authorizations_open", "chain_id", "valid_before", postgresql_where=text("outcome IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    charge_id: Mapped[UUID] = mapped_column(ForeignKey("charges.id"))
+    chain_id: Mapped[int]
+    token: Mapped[str]
+    payer: Mapped[str]
+    to_address: Mapped[str]
+    value_raw: Mapped[Decimal]
+    valid_after: Mapped[int]
+    valid_before: Mapped[int]
+    nonce: Mapped[str]
+    signature: Mapped[bytes]
+    is_contract: Mapped[bool]
+    from_block: Mapped[int]
+    claimed_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    outcome: Mapped[str | None]
+    executed_by: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
 
 
 class RelayNonce(Base):
-    """A nonce of such an account, the attempt that it is for, and what has become of it."""
+    """A nonce of such an account, the attempt or the charge's payment that it is for, and what has become of it."""
 
     __tablename__ = "relay_nonces"
     __table_args__ = (
@@ -116,12 +155,24 @@ class RelayNonce(Base):
         Index("relay_nonces_by_attempt", "attempt_id"),
         Index("relay_nonces_by_time", "created_at"),
         Index("relay_nonces_one_open_per_attempt", "attempt_id", unique=True, postgresql_where=text("outcome IS NULL")),
+        Index(
+            "relay_nonces_by_charge_authorization",
+            "charge_authorization_id",
+            postgresql_where=text("charge_authorization_id IS NOT NULL"),
+        ),
+        Index(
+            "relay_nonces_one_open_per_charge_authorization",
+            "charge_authorization_id",
+            unique=True,
+            postgresql_where=text("outcome IS NULL AND charge_authorization_id IS NOT NULL"),
+        ),
     )
 
     chain_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     relayer: Mapped[str] = mapped_column(primary_key=True)
     nonce: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("payment_attempts.id"))
+    attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"))
+    charge_authorization_id: Mapped[UUID | None] = mapped_column(ForeignKey("charge_authorizations.id"))
     outcome: Mapped[str | None]
     mined_tx_hash: Mapped[str | None]
     spent_wei: Mapped[Decimal | None]

@@ -77,6 +77,43 @@ class Deposit(DepositValue):
     created_at: datetime
 
 
+class SignedState(StrEnum):
+    """What is known of a payment that was signed (EIP-3009), until its transfer is seen: then it is a deposit."""
+
+    CLAIMED = "claimed"
+    """Kept, and to be broadcast."""
+
+    SENT = "sent"
+    SUCCEEDED = "succeeded"
+    """Its transaction is confirmed."""
+
+    REVERTED = "reverted"
+    """Its transaction was refused on the chain. What was signed may still be executed until it expires."""
+
+    EXECUTED = "executed"
+    """Found on the chain, of whosever transaction."""
+
+    EXPIRED = "expired"
+    """Proved: it was not executed, and never can be."""
+
+
+class SignedPayment(DepositValue):
+    """What a payer has signed to a charge's address."""
+
+    id: UUID
+    payer: str
+    nonce: str
+    value_raw: int
+    valid_before: int
+    """Unix seconds on the chain."""
+    state: SignedState
+    tx_hash: str | None
+    is_on_its_way: bool
+    """It may arrive any moment: another payer is asked to wait for it."""
+    is_seen: bool
+    """Its transfer is among the charge's deposits."""
+
+
 class Received(DepositValue):
     """What has come to a charge's address: raw units of its token, and credits of all tokens."""
 
@@ -115,6 +152,13 @@ class Charge(DepositValue):
 
     received: Received
     deposits: tuple[Deposit, ...]
+    signed: tuple[SignedPayment, ...] = ()
+    """The newest first."""
+
+    @property
+    def is_payment_on_its_way(self) -> bool:
+        """Whether something that was signed may arrive any moment."""
+        return any(payment.is_on_its_way for payment in self.signed)
 
     @property
     def shown_status(self) -> ChargeStatus:

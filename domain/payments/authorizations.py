@@ -96,11 +96,11 @@ class TokenDomain(Value):
 
 
 class Price(Value):
-    """What an attempt asks for: exactly that value of that token, to that treasury."""
+    """What is asked for: exactly that value of that token, to the treasury, or to a charge's address."""
 
     chain_id: int
     token: Address
-    treasury: Address
+    pay_to: Address
     amount_raw: int
 
 
@@ -128,7 +128,7 @@ def typed_data(price: Price, domain: TokenDomain, *, nonce: str, valid_before: i
             "verifyingContract": price.token,
         },
         "message": {
-            "to": price.treasury,
+            "to": price.pay_to,
             "value": str(price.amount_raw),
             "validAfter": "0",
             "validBefore": str(valid_before),
@@ -138,18 +138,23 @@ def typed_data(price: Price, domain: TokenDomain, *, nonce: str, valid_before: i
 
 
 def check_agrees(authorization: Authorization, price: Price) -> None:
-    """Check that it pays what the attempt asks for: never another recipient's or another amount's.
+    """Check that it pays what is asked for: never another recipient's or another amount's.
 
     Raises `AuthorizationRefused`.
     """
-    if not same_address(authorization.to, price.treasury):
-        raise AuthorizationRefused(f"it pays {authorization.to}: expected the treasury {price.treasury}")
+    if not same_address(authorization.to, price.pay_to):
+        raise AuthorizationRefused(f"it pays {authorization.to}: expected {price.pay_to}")
     if authorization.value_raw != price.amount_raw:
         raise AuthorizationRefused(f"it is of {authorization.value_raw} raw units: expected {price.amount_raw}")
 
 
 def check_window(
-    authorization: Authorization, *, block_time: datetime, seconds_per_block: float, blocks: int = WINDOW_BLOCKS_MIN
+    authorization: Authorization,
+    *,
+    block_time: datetime,
+    seconds_per_block: float,
+    blocks: int = WINDOW_BLOCKS_MIN,
+    longest: timedelta = WINDOW_MAX,
 ) -> None:
     """Check that it can be mined within so many blocks, and that it ends: by the newest block's time, no host's clock.
 
@@ -165,10 +170,10 @@ def check_window(
         raise AuthorizationRefused(
             f"it is valid before {authorization.valid_before}: expected {blocks} blocks more, later than {earliest}"
         )
-    latest = now + int(WINDOW_MAX.total_seconds())
+    latest = now + int(longest.total_seconds())
     if authorization.valid_before > latest:
         raise AuthorizationRefused(
-            f"it is valid before {authorization.valid_before}: expected at most an hour, until {latest}"
+            f"it is valid before {authorization.valid_before}: expected at most {longest}, until {latest}"
         )
 
 

@@ -173,10 +173,10 @@ def check_accepted(claim: PaymentClaim, price: Price) -> None:
         raise AuthorizationRefused(f"network {claim.network!r} is not offered: expected {network!r}")
     if not same_address(claim.asset, price.token):
         raise AuthorizationRefused(f"asset {claim.asset} is not offered: expected {price.token}")
-    if claim.amount_raw != price.amount_raw or not same_address(claim.pay_to, price.treasury):
+    if claim.amount_raw != price.amount_raw or not same_address(claim.pay_to, price.pay_to):
         raise AuthorizationRefused(
             f"{claim.amount_raw} raw units to {claim.pay_to} are not offered: "
-            f"expected {price.amount_raw} to {price.treasury}"
+            f"expected {price.amount_raw} to {price.pay_to}"
         )
 
 
@@ -208,7 +208,7 @@ def payment_required(
                 "network": network_of(price.chain_id),
                 "amount": str(price.amount_raw),
                 "asset": price.token,
-                "payTo": price.treasury,
+                "payTo": price.pay_to,
                 "maxTimeoutSeconds": int(SIGNING_TIME.total_seconds()),
                 "extra": {"name": domain.name, "version": domain.version, "assetTransferMethod": "eip3009"},
             }

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
 from pydantic import Field
 
-from domain.deposits.charges import Charge, ChargeStatus, Deposit, DepositState, state_of
+from domain.deposits.charges import (
+    Charge,
+    ChargeStatus,
+    Deposit,
+    DepositState,
+    SignedPayment,
+    SignedState,
+    state_of,
+)
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
 from services.answers import ResponseModel
 
@@ -107,6 +115,32 @@ class DepositView(ResponseModel):
         )
 
 
+class SignedPaymentView(ResponseModel):
+    """What a payer has signed for a charge, to be broadcast by the relay, until its transfer is seen."""
+
+    payer: str
+    nonce: str
+    amount_raw: int
+    valid_before: datetime = Field(description="by the chain's time; later it is not executed any more")
+    state: SignedState = Field(
+        description="`reverted`: its transaction was refused, and it may still be executed until it expires; "
+        "`expired`: proved never to be executed"
+    )
+    tx_hash: str | None = Field(default=None, description="null until it is sent")
+
+    @classmethod
+    def of(cls, payment: SignedPayment) -> Self:
+        """The answer about what was signed."""
+        return cls(
+            payer=payment.payer,
+            nonce=payment.nonce,
+            amount_raw=payment.value_raw,
+            valid_before=datetime.fromtimestamp(payment.valid_before, UTC),
+            state=payment.state,
+            tx_hash=payment.tx_hash,
+        )
+
+
 class ChargeView(ResponseModel):
     """A charge. Amounts ending in `Raw` are whole units of the token; of 18 decimals they may exceed 2^53."""
 
@@ -132,6 +166,9 @@ class ChargeView(ResponseModel):
     metadata: dict[str, Any] = Field(description="as given")
     created_at: datetime
     deposits: list[DepositView] = Field(description="the last ones first, at most 50")
+    signed_payments: list[SignedPaymentView] = Field(
+        default=[], description="signed by payers on the charge's page, and not among the deposits yet"
+    )
 
     @classmethod
     def of(cls, charge: Charge, *, pay_url: str, head: int | None, min_confirmations: int) -> Self:
@@ -163,4 +200,5 @@ class ChargeView(ResponseModel):
                 DepositView.of(deposit, is_below_minimum=is_below_minimum, head=head, needed=needed)
                 for deposit in charge.deposits
             ],
+            signed_payments=[SignedPaymentView.of(payment) for payment in charge.signed if not payment.is_seen],
         )

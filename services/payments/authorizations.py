@@ -10,6 +10,8 @@ import structlog
 
 from chain.authorizations import AuthorizationKey, Fate
 from chain.reader import ChainReader
+from db.deposits import authorizations as signatures
+from db.deposits.authorizations import OpenSignature
 from db.engine import ServiceDatabase
 from db.payments import authorizations
 from db.payments.authorizations import Claim
@@ -28,7 +30,7 @@ PAGE: Final = 100
 FINALIZED: Final = "finalized"
 
 
-async def find_fate(chain: ChainReader, claim: Claim) -> Fate:
+async def find_fate(chain: ChainReader, claim: Claim | OpenSignature) -> Fate:
     """What has become of a claimed authorization, as all nodes say. Raises `ChainUnavailable`."""
     finalized = await chain.heads.tagged_number(FINALIZED)
     key = AuthorizationKey(claim.token, claim.payer, claim.nonce)
@@ -87,6 +89,27 @@ class ClaimedAuthorizations:
                 await self._starter.submit(claim.owner_user_id, claim.attempt_id, fate.used_by)
             elif (refused := refusal_of(claim, fate)) is not None:
                 ended += await self._end(claim, refused)
+        return ended
+
+    async def end_of_charges(self) -> int:
+        """Record what has become of what was signed for charges; how many ended. Raises `Unavailable`.
+
+        What was executed is a deposit already, or soon: nothing is credited by this, in whatever order they are seen.
+        """
+        async with self._database.autocommit() as connection:
+            undecided = await signatures.list_open(connection, self._chain_id, limit=PAGE)
+        ended = 0
+        for one in undecided:
+            try:
+                fate = await find_fate(self._chain, one)
+            except ChainUnavailable as error:
+                log.warning("fate of an authorization unknown", signature_id=str(one.id), error=error.message)
+                continue
+            if not fate.is_executed_for_good and not fate.is_unpayable(one.valid_before):
+                continue
+            executed_by = fate.used_by if fate.is_executed_for_good else None
+            async with self._database.transaction() as settled:
+                ended += await signatures.end(settled, one.id, executed_by=executed_by)
         return ended
 
     async def _end(self, claim: Claim, refused: Refused) -> bool:

@@ -7,35 +7,20 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
-from chain.authorizations import (
-    AuthorizationKey,
-    PayerView,
-    attempt_nonce,
-    authorization_digest,
-    domain_separator,
-    transfer_calldata,
-)
+from chain.authorizations import attempt_nonce
 from chain.reader import ChainReader
-from chain.signatures import is_accepted_by_contract, recover_signer
 from db.accounts.wallets import find_non_payer_kind
 from db.clock import read_clock
 from db.engine import TenantDatabase
 from db.payments import attempts, authorizations
 from db.payments.authorizations import ClaimOutcome, DailyLimits
 from domain.errors import AttemptNotFound, AuthorizationInUse, AuthorizationRefused, InvalidInput, RateLimited
-from domain.identifiers import same_address
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.payments.attempt import AttemptKind, AttemptStatus, PaymentAttempt, Purpose
-from domain.payments.authorizations import (
-    Price,
-    SignedAuthorization,
-    TokenDomain,
-    check_agrees,
-    check_window,
-    normal_signature,
-)
+from domain.payments.authorizations import Price, SignedAuthorization, TokenDomain, check_agrees
 from domain.transfers.income import ZERO_ADDRESS, require_payer
 from services.payments import lifecycle
+from services.payments.signatures import check_executable, is_relay_there
 
 LIMIT_RETRY_SECONDS: Final = 3600.0
 """When to try again where a day's limit is reached: it is counted over the last 24 hours."""
@@ -76,7 +61,7 @@ class Offer:
 def price_of(attempt: PaymentAttempt) -> Price:
     """What an attempt of kind `authorization` asks for."""
     return Price(
-        chain_id=attempt.chain_id, token=attempt.token, treasury=attempt.to_address, amount_raw=attempt.amount_raw
+        chain_id=attempt.chain_id, token=attempt.token, pay_to=attempt.to_address, amount_raw=attempt.amount_raw
     )
 
 
@@ -132,6 +117,10 @@ class TopUps:
         domain = await self._chain.authorizations.token_domain(attempt.token)
         return Offer(attempt, price_of(attempt), domain, attempt_nonce(attempt.chain_id, attempt.id))
 
+    async def is_relayed(self) -> bool:
+        """Whether what is signed now is broadcast soon, as far as is known."""
+        return await is_relay_there(self._database, self._policy.chain_id)
+
     async def relayed_hash(self, payee: Payee, attempt_id: UUID) -> str | None:
         """The transaction that was last sent for it; None before the first."""
         async with self._database.transaction(payee.user_id) as connection:
@@ -149,12 +138,15 @@ class TopUps:
         if not attempt.is_claimed:
             if attempt.status is not AttemptStatus.CREATED_INTENT:
                 raise AuthorizationRefused("the offer has expired: ask for a new one")
-            view = await self._check_on_chain(offer, signed)
-            signed = signed.model_copy(
-                update={"signature": normal_signature(signed.signature, is_contract=view.is_contract)}
+            executable = await check_executable(
+                self._chain,
+                offer.price,
+                offer.domain,
+                signed,
+                seconds_per_block=self._policy.block_time.total_seconds(),
             )
-            await self._check_signature(offer, signed, view)
-            is_contract, from_block = view.is_contract, view.head_number
+            signed = executable.signed
+            is_contract, from_block = executable.is_contract, executable.from_block
         else:
             is_contract, from_block = False, 0  # nothing is written: it is only compared
         async with self._database.transaction(attempt.owner_user_id) as connection:
@@ -171,38 +163,6 @@ class TopUps:
                 limits=self._policy.limits,
             )
         _require_claimed(outcome, attempt.id)
-
-    async def _check_on_chain(self, offer: Offer, signed: SignedAuthorization) -> PayerView:
-        authorization = signed.authorization
-        key = AuthorizationKey(offer.price.token, authorization.payer, authorization.nonce)
-        view = await self._chain.authorizations.payer_view(key)
-        if view.is_used:
-            raise AuthorizationInUse("its nonce was used or cancelled on the chain: sign one with a new nonce")
-        check_window(
-            authorization, block_time=view.block_time, seconds_per_block=self._policy.block_time.total_seconds()
-        )
-        if view.balance_raw < authorization.value_raw:
-            raise AuthorizationRefused(
-                f"{authorization.payer} holds {view.balance_raw} raw units: expected {authorization.value_raw}"
-            )
-        return view
-
-    async def _check_signature(self, offer: Offer, signed: SignedAuthorization, view: PayerView) -> None:
-        """The payer has signed it, and the token would execute it now. Raises `AuthorizationRefused`."""
-        authorization = signed.authorization
-        separator = domain_separator(offer.domain, chain_id=offer.price.chain_id, token=offer.price.token)
-        digest = authorization_digest(authorization, separator)
-        if view.is_contract:
-            accepted = await is_accepted_by_contract(self._chain, authorization.payer, digest, signed.signature)
-        else:
-            signer = recover_signer(digest, signed.signature)
-            accepted = signer is not None and same_address(signer, authorization.payer)
-        if not accepted:
-            raise AuthorizationRefused(f"the signature is not that of {authorization.payer}")
-        calldata = transfer_calldata(signed, is_contract=view.is_contract)
-        refusal = await self._chain.authorizations.refusal(offer.price.token, calldata)
-        if refusal is not None:
-            raise AuthorizationRefused(f"the token would not execute it: {refusal}")
 
 
 def check_same_request(attempt: PaymentAttempt, amount_usd_cents: int, purpose: Purpose) -> None:

@@ -41,6 +41,7 @@ OPERATIONS: Final = {
     "getDepositAddress": "POST /api/v1/deposit-address",
     "createCharge": "POST /api/v1/charges",
     "getCharge": "GET /api/v1/charges/{id}",
+    "payCharge": "POST /api/v1/charges/{id}/pay",
     "listKeys": "GET /api/v1/keys",
     "createKey": "POST /api/v1/keys",
     "rotateKey": "POST /api/v1/keys/{id}/rotate",
@@ -100,7 +101,7 @@ SETTINGS: Final = {
     },
 }
 
-OF_OTHER_TESTS: Final = {"logOut", "topUp", "redeliverWebhook"}
+OF_OTHER_TESTS: Final = {"logOut", "topUp", "payCharge", "redeliverWebhook"}
 """What succeeds with things that no request makes: another session, a signature, an event."""
 
 SECONDS_MAX: Final = 240
@@ -139,7 +140,7 @@ expected-statuses = ["2xx", 401, 404, 409, 422]
 
 # A signature cannot be guessed: the answer is what to sign, or why something else is none.
 [[operations]]
-include-operation-id = "topUp"
+include-operation-id = ["topUp", "payCharge"]
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", 401, 402, 404, 422]
 
@@ -235,7 +236,7 @@ def test_every_error_is_a_problem_with_a_known_code() -> None:
             if int(status) < 400 or label == "GET /readyz":
                 continue
             if int(status) == 402:  # of x402: what to pay, which is no error
-                assert label == OPERATIONS["topUp"]
+                assert label in {OPERATIONS["topUp"], OPERATIONS["payCharge"]}
                 continue
             assert set(answer["content"]) == {PROBLEM_JSON}, label
             for name, example in answer["content"][PROBLEM_JSON]["examples"].items():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import pytest
@@ -11,13 +15,15 @@ from playwright.async_api import expect
 
 from devstack.chain import payer_wallets
 from devstack.processes import wait_until
+from relay.relay import Relay
 from tests.browser.conftest import OpenSite, Site
 from tests.deposits.test_settlement import start_watch
 from tests.support.api import Visitor as Program
-from tests.support.browser import Visitor
+from tests.support.browser import DECLINED, FOREIGN_CHAIN_ID, Visitor
 from tests.support.deposits import METHOD, add_method, status_of
-from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS
+from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
 from tests.support.sql import scalar
+from tests.topups.conftest import new_key, opened_relay
 
 USDC: Final = 1_000_000
 STRANGER: Final = payer_wallets()[5]
@@ -41,7 +47,9 @@ class Shop:
         return answer
 
     async def page(self, charge: dict[str, Any], **options: Any) -> Visitor:
-        visitor = await self.site.visitor(wallets=[], **options)
+        visitor = await self.site.visitor(**{"wallets": [], **options})
+        # The terms to sign, which browsers list among errors.
+        visitor.allowed.append("402 (Payment Required)")
         await visitor.open(f"/pay/{charge['chargeId']}")
         return visitor
 
@@ -130,6 +138,90 @@ async def test_short_several_and_over_are_credited_each_for_what_it_is(shop: Sho
     await shop.confirm()
     assert (await shop.credited(charge, 29))["status"] == "paid"
     assert await shop.site.own_balance() == 290_000_000
+
+
+@asynccontextmanager
+async def relaying(engine: Engine) -> AsyncIterator[Relay]:
+    """A relay that goes on by itself, once it has said that it is there."""
+
+    async def go_on(relay: Relay) -> None:
+        while True:
+            await relay.run_once()
+            await asyncio.sleep(0.1)
+
+    # The chain mines on request: by its block time everything would be replaced.
+    async with opened_relay(engine, await new_key(engine.chain), block_time=timedelta(minutes=1)) as relay:
+        await relay.run_once()
+        task = asyncio.create_task(go_on(relay))
+        try:
+            yield relay
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_a_wallet_that_never_signed_in_pays_by_signature_without_gas(shop: Shop) -> None:
+    """It is on another network, declines at first, and its account holds no gas."""
+    engine = shop.site.engine
+    gas_wei = int(await engine.chain.rpc("eth_getBalance", STRANGER.address, "latest"), 16)
+    await engine.chain.set_balance(STRANGER.address, 0)
+    wallet = shop.site.wallet(account=STRANGER, chain_id=FOREIGN_CHAIN_ID)
+    async with relaying(engine):
+        charge = await shop.charge()
+        payer = await shop.page(charge, wallets=[wallet])
+        button = payer.page.get_by_role("button", name="Pay with a wallet")
+        says = payer.page.locator("#how .says")
+        wallet.errors["eth_signTypedData_v4"] = DECLINED
+        await button.click()
+        await expect(says).to_contain_text("You declined the request in your wallet, and nothing was sent.")
+        assert (wallet.times("wallet_switchEthereumChain"), wallet.chain_id) == (1, engine.chain.chain_id)
+        del wallet.errors["eth_signTypedData_v4"]
+        await button.click()
+        badge, state = payer.page.locator("#state .badge"), payer.page.locator("#state")
+        await expect(state).to_contain_text("signed and sent; waiting for a block")
+        await expect(button).to_have_count(0)
+        await shop.confirm()
+        await expect(badge).to_have_text("Paid")
+        paid = await shop.credited(charge, 25)
+    assert [found["fromAddress"] for found in paid["deposits"]] == [STRANGER.address]
+    assert wallet.sent == []
+    assert wallet.times("eth_signTypedData_v4") == 2
+    assert await shop.site.own_balance() == 250_000_000
+    await engine.chain.set_balance(STRANGER.address, gas_wei)
+
+
+async def test_signing_is_offered_only_where_a_wallet_and_a_relay_are(shop: Shop) -> None:
+    charge = await shop.charge()
+    wallet = shop.site.wallet(account=STRANGER)
+    button = "button", "Pay with a wallet"
+    without_relay = await shop.page(charge, wallets=[wallet])
+    await expect(without_relay.page.get_by_role("button", name="Copy the amount")).to_be_visible()
+    assert await without_relay.page.get_by_role("button", name=button[1]).count() == 0
+    async with relaying(shop.site.engine):
+        with_both = await shop.page(charge, wallets=[wallet])
+        await expect(with_both.page.get_by_role("button", name=button[1])).to_be_visible()
+        without_wallet = await shop.page(charge, wallets=[])
+        await expect(without_wallet.page.get_by_role("button", name="Copy the amount")).to_be_visible()
+        await expect(without_wallet.page.locator("#sign")).to_be_hidden()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_signing_has_no_barrier_that_axe_knows(shop: Shop, scheme: str) -> None:
+    async with relaying(shop.site.engine):
+        charge = await shop.charge()
+        wallet = shop.site.wallet(account=STRANGER)
+        options = {"bypass_csp": True, "color_scheme": scheme, "reduced_motion": "reduce"}
+        payer = await shop.page(charge, wallets=[wallet], **options)
+        button = payer.page.get_by_role("button", name="Pay with a wallet")
+        await expect(button).to_be_visible()
+        assert await payer.barriers() == []
+        await button.click()
+        await expect(payer.page.locator("#state")).to_contain_text("signed and sent")
+        assert await payer.barriers() == []
+        await shop.confirm()
+        await expect(payer.page.locator("#state .badge")).to_have_text("Paid")
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "RELAY_PRIVATE_KEY": ("0x12", "4" * 67),
     "RELAY_PER_ACCOUNT_PER_DAY": ("-1", "1000001", "1.5", "many"),
     "RELAY_FAILED_PER_ACCOUNT_PER_DAY": ("0", "-1", "1000001", "1.5", "many"),
+    "RELAY_PER_CHARGE_PER_DAY": ("-1", "1000001", "1.5", "many"),
+    "RELAY_FAILED_PER_CHARGE_PER_DAY": ("0", "-1", "1000001", "1.5", "many"),
     "RELAY_GAS_PER_DAY_WEI": ("0", "-1", "1.5", "0.1 ETH", str(10**24 + 1)),
     "RELAY_MAX_FEE_WEI": ("0", "-1", "1.5", "10 gwei", str(10**15 + 1)),
     "RELAY_BALANCE_ALERT_WEI": ("-1", "1.5", "0.1 ETH", str(10**24 + 1)),

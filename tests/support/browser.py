@@ -142,6 +142,13 @@ class InjectedWallet:
                 message = bytes.fromhex(params[0].removeprefix("0x"))
                 signed = Account.sign_message(encode_defunct(message), self.account.private_key)
                 return "0x" + bytes(signed.signature).hex()
+            case "eth_signTypedData_v4":
+                # As wallets do: the chain of what is signed has to be the one that they are on.
+                typed = json.loads(params[1])
+                assert params[0].lower() == self.account.address.lower() == typed["message"]["from"].lower()
+                assert int(typed["domain"]["chainId"]) == self.chain_id
+                signed = Account.sign_typed_data(self.account.private_key, full_message=typed)
+                return "0x" + bytes(signed.signature).hex()
             case "eth_sendTransaction":
                 wanted = params[0]
                 assert wanted["from"].lower() == self.account.address.lower()

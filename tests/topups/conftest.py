@@ -16,6 +16,7 @@ import pytest
 from eth_account import Account
 
 from composition import chain_reader
+from db.deposits.authorizations import ChargeLimits
 from db.engine import RelayDatabase
 from db.payments.authorizations import DailyLimits
 from devstack.chain import LocalChain, SignedPayment, Wallet, payer_wallets
@@ -174,6 +175,7 @@ def relay_policy(engine: Engine, **changes: Any) -> RelayPolicy:
         min_confirmations=MIN_CONFIRMATIONS,
         block_time=engine.settings.block_time,
         limits=DailyLimits(100, 5),
+        charge_limits=ChargeLimits(5, 2, 100, 5),
         gas_per_day_wei=10**17,
         max_fee_wei=10**11,
         balance_alert_wei=0,

@@ -35,7 +35,7 @@ ATTEMPT = UUID("00112233-4455-6677-8899-aabbccddeeff")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECONDS = int(NOW.timestamp())
 DOMAIN = TokenDomain(name="USD Coin", version="2")
-PRICE = Price(chain_id=CHAIN_ID, token=TOKEN, treasury=TREASURY, amount_raw=1_000_000)
+PRICE = Price(chain_id=CHAIN_ID, token=TOKEN, pay_to=TREASURY, amount_raw=1_000_000)
 WALLET = Account.from_key("0x" + "42" * 32)
 
 
