@@ -32,13 +32,13 @@ def silent(endpoint: str) -> NoResponse:
 
 
 NOT_USDC: dict[str, dict[str, Any]] = {
-    "no contract": {"has_code": False, "decimals": None, "treasury_balance_raw": None},
+    "no contract at": {"has_code": False, "decimals": None, "treasury_balance_raw": None},
     "18 decimals": {"decimals": 18},
-    "no decimals": {"decimals": None},
+    "no decimals()": {"decimals": None},
     "0 decimals": {"decimals": 0},
     "5 decimals": {"decimals": 5},
     "7 decimals": {"decimals": 7},
-    "no balances": {"treasury_balance_raw": None},
+    "no balanceOf()": {"treasury_balance_raw": None},
 }
 
 
@@ -48,6 +48,7 @@ def test_a_token_that_most_nodes_say_is_not_usdc_is_refused_by_the_name_of_its_s
     found = evaluate(1, TOKEN, TREASURY, answers, [])
     assert found.state is State.BROKEN
     assert found.message.startswith("USDC_TOKEN_ADDRESS is invalid: ")
+    assert what in found.message
     assert "\n" not in found.message
     assert [one.partition(":")[0] for one in found.dissenters] == ["a"]
 
@@ -231,3 +232,46 @@ async def test_silent_nodes_make_a_process_wait_and_never_pass(
     await preconditions.require_known(TOKEN)  # what readiness says then is that the nodes do not answer
     with pytest.raises(PreconditionNotMet):
         await preconditions.require(TOKEN, at_block=0)
+
+
+async def test_a_check_that_may_be_older_than_the_question_is_not_its_answer(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers
+) -> None:
+    await _put(node)
+    (slow,) = await faulty_nodes(1)
+    preconditions = SettlementPreconditions((await readers(slow)).contracts, TREASURY)
+    slow.hang()
+    before = asyncio.create_task(preconditions.check(TOKEN))
+    await slow.received(1)
+    after = asyncio.create_task(preconditions.check(TOKEN))
+    await asyncio.sleep(0)
+    slow.heal()
+    assert (await before).state is State.UNKNOWN
+    assert (await after).state is State.MET
+
+
+async def test_nodes_that_hang_end_the_question_in_time(
+    faulty_nodes: FaultyNodes, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mute,) = await faulty_nodes(1)
+    mute.hang()
+    monkeypatch.setattr("chain.preconditions.CHECK_SECONDS_MAX", 0.1)
+    found = await SettlementPreconditions((await readers(mute)).contracts, TREASURY).check(TOKEN)
+    assert (found.state, found.is_answered) == (State.UNKNOWN, False)
+    assert "in time" in found.message
+    mute.heal()
+
+
+async def test_answers_are_kept_of_so_many_tokens_and_no_more(
+    node: Node, faulty_nodes: FaultyNodes, readers: Readers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open intents name the tokens: their number is not the settings' to say."""
+    await _put(node)
+    (counted,) = await faulty_nodes(1)
+    preconditions = SettlementPreconditions((await readers(counted)).contracts, TREASURY, clock=clock)
+    monkeypatch.setattr("chain.preconditions.TOKENS_MAX", 1)
+    await preconditions.known(TOKEN)
+    await preconditions.known("0x" + "71" * 20)
+    asked = len(counted.requests)
+    await preconditions.known(TOKEN)
+    assert len(counted.requests) > asked

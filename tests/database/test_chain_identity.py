@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from psycopg.errors import CheckViolation
 
+from activities.messages import AttemptRef
+from activities.own_chain import OwnChain
+from domain.errors import WorkerOfAnotherChain
 from domain.operations.findings import Remedy
+from domain.operations.resolutions import RemedyRequest
 from tests.reconciliation.planting import find_transfer, observe, take
 from tests.support.payments import CHAIN_ID, RolePair, tx_hash, wallet
 from tests.support.sql import connect, refused
@@ -53,3 +57,17 @@ async def test_what_became_of_a_transfer_is_written_down_for_its_own_chain_only(
             " block_hash, level) VALUES (%s, %s, %s, %s, 0, 7, %s, 'finalized')",
             (attempt.id, outcome, OTHER, tx_hash(1), tx_hash(7)),
         )
+
+
+async def test_work_that_names_no_chain_is_of_its_attempts_or_findings(roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    attempt = await roles.create(payer)
+    finding_id = await find_transfer(roles.service, 1)
+    of_attempt = AttemptRef(
+        attempt_id=attempt.id, owner_user_id=payer.user_id, billing_account_id=payer.billing_account_id
+    )
+    of_finding = RemedyRequest(finding_id=finding_id, remedy=Remedy.RETRY, operator="ada", reason="asked")
+    for message in (of_attempt, of_finding):
+        await OwnChain(roles.service, CHAIN_ID).require(message)
+        with pytest.raises(WorkerOfAnotherChain):
+            await OwnChain(roles.service, CHAIN_ID + 1).require(message)

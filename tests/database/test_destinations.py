@@ -47,6 +47,13 @@ async def test_a_workers_word_stays_beside_an_intents(roles: RolePair) -> None:
     assert (kind(roles.database, TREASURY), kind(roles.database, TOKEN)) == ("treasury", "token")
 
 
+async def test_before_a_workers_word_every_intent_names_a_place(roles: RolePair) -> None:
+    payer = await roles.open_account(1)
+    for treasury in (TREASURY, wallet(7)):
+        await roles.create(payer, to_address=treasury)
+    assert known(roles.database) == {(TOKEN, TREASURY, "intent"), (TOKEN, wallet(7), "intent")}
+
+
 async def test_after_a_workers_word_intents_name_no_place_any_more(roles: RolePair) -> None:
     await note(roles, SCOPE)
     await roles.create(await roles.open_account(1), to_address=wallet(7))
