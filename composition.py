@@ -19,6 +19,7 @@ from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.payments.authorizations import DailyLimits
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
 from services.deposits.charges import ChargePolicy
+from services.deposits.pricing import Prices
 from services.deposits.signed_payments import SignedPaymentPolicy
 from services.payments.topups import TopUpPolicy
 from settings import Settings
@@ -172,3 +173,19 @@ def chain_reader(
         on_request=on_request,
         join_seconds=join_seconds,
     )
+
+
+@asynccontextmanager
+async def open_prices(settings: Settings, chain: ChainReader) -> AsyncIterator[Prices]:
+    """The price feeds on the settings' chain, and on that of `PRICE_FEED_CHAIN_ID`, whose nodes are opened here.
+
+    Raises `ConfigurationError` where only one of its two settings is given.
+    """
+    feeds = {chain.chain_id: chain.prices}
+    other = settings.price_feeds
+    if other is None or other[0] == chain.chain_id:
+        yield Prices(feeds)
+        return
+    chain_id, urls = other
+    async with ChainReader(urls, chain_id, timeout_seconds=settings.chain_rpc_timeout_seconds) as reader:
+        yield Prices({**feeds, chain_id: reader.prices})

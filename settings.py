@@ -202,6 +202,12 @@ class Settings(BaseModel):
         repr=False,
         description=_NODES_EXPECTED,
     )
+    price_feed_chain_id: int | None = Field(
+        None, alias="PRICE_FEED_CHAIN_ID", gt=0, lt=2**53, description="a chain's number, 1 or more"
+    )
+    price_feed_rpc_urls: HttpUrls | None = Field(
+        None, alias="PRICE_FEED_RPC_URLS", repr=False, description=_NODES_EXPECTED
+    )
     usdc_token_address: ChecksumAddress = Field(
         BASE_USDC_ADDRESS, alias="USDC_TOKEN_ADDRESS", description=_ADDRESS_EXPECTED
     )
@@ -541,6 +547,21 @@ class Settings(BaseModel):
     def require_chain_rpc_urls(self) -> tuple[str, ...]:
         """`CHAIN_RPC_URLS`, or `ConfigurationError`."""
         return _required("CHAIN_RPC_URLS", self.chain_rpc_urls, _NODES_EXPECTED)
+
+    @property
+    def price_feeds(self) -> tuple[int, tuple[str, ...]] | None:
+        """Another chain with price feeds, and its nodes; None where feeds are on the settings' chain only.
+
+        Raises `ConfigurationError` where only one of the two settings is given.
+        """
+        pair = {"PRICE_FEED_CHAIN_ID": self.price_feed_chain_id, "PRICE_FEED_RPC_URLS": self.price_feed_rpc_urls}
+        missing = [name for name, value in pair.items() if value is None]
+        if len(missing) == 1:
+            [given] = pair.keys() - missing
+            raise ConfigurationError.incomplete(missing[0], given, "both for price feeds on another chain")
+        if self.price_feed_chain_id is None or self.price_feed_rpc_urls is None:
+            return None
+        return self.price_feed_chain_id, self.price_feed_rpc_urls
 
     def require_transfer_scope(self) -> TransferScope:
         """Where payments go to. Raises `ConfigurationError` without a treasury."""

@@ -35,12 +35,13 @@ from activities.ledger import wiring as ledger
 from activities.operations import wiring as operations
 from activities.own_chain import OwnChain
 from activities.payments import wiring as payments
+from activities.signatures import Activity
 from activities.transfers import wiring as transfers
 from activities.webhooks import wiring as webhooks
 from activities.wiring import Dependencies
 from chain.preconditions import SettlementPreconditions, State
 from chain.reader import ChainReader
-from composition import chain_reader, settlement_preconditions, settlement_starter
+from composition import chain_reader, open_prices, settlement_preconditions, settlement_starter
 from db.engine import ServiceDatabase, SettlementDatabase
 from db.startup import check_service_database, check_settlement_database, check_writes
 from db.transfers.destinations import note_destination
@@ -49,6 +50,7 @@ from domain.errors import ConfigurationError
 from domain.operations.events import Publish
 from gateway.upstreams_file import admin_keys, load_upstreams, upstream_keys
 from services.billing.provider_api import Providers
+from services.deposits.pricing import Prices
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
 from services.operations.clocks import clock_watch
 from services.operations.gauges import DatabaseGauges, PreconditionGauge, refreshing
@@ -107,6 +109,7 @@ class _Opened:
     temporal: Client
     sdk_metrics_address: str
     events: EventPublisher
+    prices: Prices
 
 
 async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
@@ -129,6 +132,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
             publish=opened.events.publish,
             preconditions=opened.preconditions,
             providers=providers,
+            prices=opened.prices,
         )
         health_port = await stack.enter_async_context(
             _serve_health(settings, opened, is_alive=lambda: worker.is_running and not stop.is_set())
@@ -170,7 +174,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, variables: Mapping[st
     if added:
         log.info("search attributes registered", names=added)
     events = await stack.enter_async_context(event_publisher(settings))
-    return _Opened(settlement, service, chain, preconditions, temporal, sdk_metrics_address, events)
+    prices = await stack.enter_async_context(open_prices(settings, chain))
+    return _Opened(settlement, service, chain, preconditions, temporal, sdk_metrics_address, events, prices)
 
 
 def _serve_health(
@@ -272,11 +277,13 @@ def build_worker(
     publish: Publish | None = None,
     preconditions: SettlementPreconditions | None = None,
     providers: Providers | None = None,
+    prices: Prices | None = None,
 ) -> Workers:
     """The worker with all workflows and activities. It does not own its dependencies.
 
     It polls its chain's queue, the platform's and that of webhooks, and refuses work of another chain from any of them.
-    Without `publish` events go to the log only; without `providers` no provider is asked for its record of a call.
+    Without `publish` events go to the log only; without `providers` no provider is asked for its record of a call;
+    without `prices` price feeds are on the worker's own chain.
     """
     starter = settlement_starter(temporal, settings, settlement)
     deps = Dependencies(
@@ -289,18 +296,11 @@ def build_worker(
         publish=publish or EventPublisher().publish,
         finality=FinalityDecider(chain, service, starter, policy=settings.finality_policy),
         providers=providers or Providers(),
+        prices=prices or Prices({chain.chain_id: chain.prices}),
     )
     parts: dict[str, Any] = dict(
         workflows=registry.WORKFLOWS,
-        activities=[
-            *payments.activities(deps),
-            *transfers.activities(deps),
-            *ledger.activities(deps),
-            *operations.activities(deps),
-            *billing.activities(deps),
-            *deposits.activities(deps),
-            *webhooks.activities(deps),
-        ],
+        activities=_activities(deps),
         interceptors=[LogContext(), DomainErrors(), OwnChain(service, settings.chain_id)],
     )
     return Workers(
@@ -311,6 +311,19 @@ def build_worker(
         ],
         beside=partial(following_outbox, service, starter),
     )
+
+
+def _activities(deps: Dependencies) -> list[Activity]:
+    """Those of all subjects."""
+    return [
+        *payments.activities(deps),
+        *transfers.activities(deps),
+        *ledger.activities(deps),
+        *operations.activities(deps),
+        *billing.activities(deps),
+        *deposits.activities(deps),
+        *webhooks.activities(deps),
+    ]
 
 
 def providers_of(settings: Settings, variables: Mapping[str, str]) -> Providers:

@@ -13,6 +13,7 @@ from chain.reader import ChainReader
 from db.engine import ServiceDatabase, SettlementDatabase
 from domain.operations.events import Publish
 from services.billing.provider_api import Providers
+from services.deposits.pricing import Prices
 from services.payments.finality import FinalityDecider
 from services.ports import SettlementStarter
 from settings import Settings
@@ -33,6 +34,7 @@ class Dependencies:
     publish: Publish
     finality: FinalityDecider
     providers: Providers = field(default_factory=Providers)
+    prices: Prices = field(default_factory=lambda: Prices({}))
 
     @property
     def worker_version(self) -> str:

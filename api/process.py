@@ -21,6 +21,7 @@ from api.server import http_server, listen
 from composition import (
     chain_reader,
     charge_policy,
+    open_prices,
     payment_policy,
     settlement_preconditions,
     signed_payment_policy,
@@ -109,6 +110,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             stack.push_async_callback(operators.dispose)
             await check_operator_database(operators)
         chain = await stack.enter_async_context(chain_reader(settings))
+        prices = await stack.enter_async_context(open_prices(settings, chain))
         preconditions = settlement_preconditions(settings, chain)
         temporal = await connect(variables, lazy=True)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
@@ -121,7 +123,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
             database=database,
             payments=PaymentsClient(database, temporal, payment_policy(settings), read_head=read_head),
             topups=TopUps(database, chain, top_up_policy(settings)),
-            charges=Charges(database, charge_policy(settings), read_head=read_head),
+            charges=Charges(database, charge_policy(settings), prices=prices, read_head=read_head),
             signed_payments=SignedPayments(database, chain, signed_payment_policy(settings)),
             chain=chain,
             temporal=temporal,

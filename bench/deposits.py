@@ -34,6 +34,7 @@ from domain.chain import DepositLane
 from domain.deposits.methods import Scheme
 from services.deposits.charges import Charges
 from services.deposits.lanes import DepositAddresses
+from services.deposits.pricing import Prices
 from services.deposits.scanner import DepositScanner
 from settings import Settings
 from starter.payments import PaymentsClient
@@ -81,7 +82,7 @@ async def measure_deposits(
         payments = PaymentsClient(tenants, temporal, payment_policy(system.settings))
         chain = system.stack.chain
         payer = await payments.provision(client_wallet(0).address)
-        charges = Charges(tenants, charge_policy(system.settings), read_head=chain.block_number)
+        charges = Charges(tenants, charge_policy(system.settings), prices=Prices({}), read_head=chain.block_number)
         on_progress(f"{deposits} charges with an address of their own")
         given, seconds = await _give(charges, payer, deposits)
         await _until_watched(service)

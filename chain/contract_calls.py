@@ -188,6 +188,16 @@ class ContractCalls:
         call = Call("eth_getCode", (parse_address(address), "latest"))
         return bool(await self._agreed(call, read_data))
 
+    async def call(self, address: str, calldata: str) -> bytes | None:
+        """What a function of a contract returns at the head; None where it reverts, empty where there is no contract.
+
+        By the word of every endpoint. Raises as `deployless_call` does.
+        """
+        return await self._agreed(
+            Call("eth_call", ({"to": parse_address(address), "data": calldata}, "latest")),
+            lambda reply: None if has_failed_in_execution(reply) else read_data(reply),
+        )
+
     async def _agreed(self, call: Call, read: Callable[[Reply], bytes | None]) -> bytes | None:
         calls = [CHAIN_ID, call]
         answers: dict[bytes | None, list[str]] = {}

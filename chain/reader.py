@@ -16,6 +16,7 @@ from chain.family import ChainFamily
 from chain.head_reader import HeadReader
 from chain.log_reader import LogReader
 from chain.payment_reader import PaymentReader
+from chain.price_feeds import PriceFeeds
 from chain.rpc import RequestObserver
 from chain.transactions import TransactionCalls
 from domain.utxo import is_utxo_chain
@@ -63,6 +64,7 @@ class ChainReader:
         self.blocks = BlockReader(self._pool, family)
         self.logs = LogReader(self._pool, family)
         self.contracts = ContractCalls(self._pool)
+        self.prices = PriceFeeds(chain_id, self.contracts, self.blocks)
         self.authorizations = AuthorizationReader(self._pool)
         self.transactions = TransactionCalls(self._pool)
 

@@ -40,6 +40,15 @@ def methods() -> None:
 @click.option("--path", metavar="PATH", help="Of the account, such as m/84'/0'/0'.")
 @click.option("--min-raw", type=RawAmount("raw units"), default=1, show_default=True, metavar="N", help="Less waits.")
 @click.option("--confirmations", type=WholeNumber("blocks"), metavar="N", help="Default: the installation's.")
+@click.option("--price-feed", metavar="ADDRESS", help="Of a token that is no dollar: its price, an AggregatorV3 feed.")
+@click.option("--second-feed", metavar="ADDRESS", help="Another feed, which has to agree.")
+@click.option("--sequencer-feed", metavar="ADDRESS", help="An L2's uptime feed: no price while its sequencer is down.")
+@click.option("--price-chain", type=WholeNumber("a chain's id"), metavar="ID", help="Of the feeds.")
+@click.option("--max-age", type=WholeNumber("seconds"), metavar="SECONDS", help="Of an answer. Default: an hour.")
+@click.option("--max-divergence-bps", type=WholeNumber("hundredths of a percent"), metavar="N", help="Default: 100.")
+@click.option("--sequencer-grace", type=WholeNumber("seconds"), metavar="SECONDS", help="Default: an hour.")
+@click.option("--min-price", metavar="USD", help="Below it the feed is not believed.")
+@click.option("--max-price", metavar="USD", help="Above it the feed is not believed.")
 @click.option("--confirm", "confirmed_address", metavar="ADDRESS", help="The key's first address, from its wallet.")
 @click.option("--yes", "is_confirmed", is_flag=True, help="The key's first addresses have been compared already.")
 @json_option
@@ -47,6 +56,7 @@ def methods() -> None:
 @command
 async def methods_add(
     context: Context,
+    /,
     *,
     method_id: str,
     chain_id: int,
@@ -60,12 +70,13 @@ async def methods_add(
     confirmed_address: str | None,
     is_confirmed: bool,
     as_json: bool,
+    **of_price: str | int | None,
 ) -> bool:
     """Register a method, or enable one again, and open its ledger accounts.
 
     The token is checked on the chain. Of a new key the first three addresses are shown, and the owner confirms that the
     wallet shows the same: a key that was exported for another purpose gives addresses that it does not find. Exit code
-    1 where they are not confirmed.
+    1 where they are not confirmed, and where a feed has no price now.
     """
     from commands.methods import add
 
@@ -83,6 +94,7 @@ async def methods_add(
         is_confirmed=is_confirmed,
         confirmed_address=confirmed_address,
         as_json=as_json,
+        of_price=of_price,
     )
 
 

@@ -16,6 +16,7 @@ from chain.preconditions import State
 from commands.addresses import check_addresses
 from commands.chain_checks import check_finality, check_watcher
 from commands.gateway_checks import check_spending, check_upstreams
+from commands.methods import check_prices
 from commands.output import grouped, print_json, progress, stdout, table
 from commands.readiness import check_ready
 from composition import (
@@ -108,6 +109,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
         await check("database, role settle_operator", lambda: _operator_database(operator_url))
     await check("books", lambda: _books(settings, full=full), is_bounded=False)
     await check("deposit addresses", lambda: check_addresses(settings))
+    await check("prices", lambda: check_prices(settings))
     await check("Temporal", lambda: _temporal(variables))
     await check("workers", lambda: _workers(settings, variables))
     if api_url is not None:

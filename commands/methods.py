@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 import click
 
 from chain.contract_calls import ContractCalls
 from commands.output import print_json, progress, stdout, table
-from composition import chain_reader, service_database
+from composition import chain_reader, open_prices, service_database
 from db.deposits.methods import find_method, list_methods
+from db.deposits.prices import find_source, list_sources
 from db.deposits.registry import disable_method, list_cash_accounts, list_rings
-from db.engine import ServiceDatabase
+from db.engine import ServiceConnection, ServiceDatabase
 from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Scheme
-from domain.errors import InvalidInput, MethodNotFound, SettleError
+from domain.deposits.prices import PriceSource
+from domain.deposits.worth import is_dollar_token
+from domain.errors import InvalidInput, MethodNotFound, PriceUnavailable, SettleError
 from services.answers import ResponseModel
+from services.deposits.price_sources import (
+    AskedSource,
+    PriceState,
+    check_source,
+    parse_source,
+    read_states,
+    register_source,
+)
 from services.deposits.registration import (
     NewMethod,
+    Registered,
     check_contract,
     find_known_ring,
     first_addresses,
@@ -29,9 +42,44 @@ from services.deposits.registration import (
 )
 from settings import Settings
 
+WITHOUT_PRICE: Final = (
+    "charges in it are refused, and what comes is credited to no one until there is a price; see --price-feed"
+)
 UNWATCHED: Final = (
     "no process of settle reads this chain: what is paid to its addresses is yours, and is credited by no one but you"
 )
+
+
+class PriceRow(ResponseModel):
+    """Where a method's price comes from, and what it is now; `problem` says why there is none."""
+
+    chain_id: int
+    feed: str
+    source: str
+    second_feed: str | None
+    sequencer_feed: str | None
+    max_age_seconds: int
+    max_divergence_bps: int
+    price_usd: str | None
+    age_seconds: int | None
+    problem: str | None
+
+    @classmethod
+    def of(cls, state: PriceState) -> Self:
+        """The answer about a price."""
+        source = state.source
+        return cls(
+            chain_id=source.chain_id,
+            feed=source.feed,
+            source=source.description,
+            second_feed=source.second_feed,
+            sequencer_feed=source.sequencer_feed,
+            max_age_seconds=source.max_age_seconds,
+            max_divergence_bps=source.max_divergence_bps,
+            price_usd=None if state.quote is None else state.quote.price.text,
+            age_seconds=state.age_seconds,
+            problem=state.problem,
+        )
 
 
 class MethodRow(ResponseModel):
@@ -50,12 +98,15 @@ class MethodRow(ResponseModel):
     enabled: bool
     created_at: datetime
     first_addresses: list[str] | None = None
+    price: PriceRow | None = None
 
     @classmethod
-    def of(cls, method: PaymentMethod, *, first_addresses: list[str] | None = None) -> Self:
+    def of(
+        cls, method: PaymentMethod, *, first_addresses: list[str] | None = None, price: PriceState | None = None
+    ) -> Self:
         """The answer about a method."""
         fields = {name: getattr(method, name) for name in PaymentMethod.model_fields}
-        return cls(**fields, first_addresses=first_addresses)
+        return cls(**fields, first_addresses=first_addresses, price=None if price is None else PriceRow.of(price))
 
 
 class MethodCheck(ResponseModel):
@@ -64,6 +115,23 @@ class MethodCheck(ResponseModel):
     id: str
     enabled: bool
     problem: str | None
+    price: str | None = None
+    """Of a token that is no dollar: its price, and how old it is."""
+
+
+async def check_prices(settings: Settings) -> str:
+    """The prices of all methods that need one, for `settle doctor`. Raises `PriceUnavailable`."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        sources = await list_sources(connection)
+        needy = [one for one in await list_methods(connection) if one.enabled and not is_dollar_token(one.token)]
+    if not needy:
+        return "every token that can be paid with is a dollar token"
+    states = await _prices(settings, {one.id: sources[one.id] for one in needy if one.id in sources})
+    problems = [f"{one.id} has no price feed" for one in needy if one.id not in sources]
+    problems += [str(state.problem) for state in states.values() if state.problem is not None]
+    if problems:
+        raise PriceUnavailable("; ".join(problems))
+    return "; ".join(f"{method_id}: {state.words}" for method_id, state in states.items())
 
 
 async def add(
@@ -81,10 +149,12 @@ async def add(
     is_confirmed: bool,
     confirmed_address: str | None,
     as_json: bool,
+    of_price: Mapping[str, Any],
 ) -> bool:
     """Register a method, or enable one again. False where the owner has not confirmed the key's first addresses.
 
-    Raises `InvalidInput`, and `ChainUnavailable` where the chain cannot be asked about the token.
+    `of_price`: the options about its price. Raises `InvalidInput`, `ChainUnavailable` where the chain cannot be asked
+    about the token, and `PriceUnavailable` where its feed has no price now.
     """
     new = parse_method(
         method_id=method_id,
@@ -97,7 +167,9 @@ async def add(
         min_amount_raw=min_amount_raw,
         confirmations=confirmations,
     )
+    asked = parse_source(new.token, **of_price)
     await _check_on_chain(settings, new)
+    price = None if asked is None else await _check_price(settings, new.id, asked)
     async with service_database(settings) as database:
         shown = None if new.key is None else first_addresses(unsaved_ring(new))
         if shown is not None and not await _is_known_key(database, new):
@@ -107,11 +179,40 @@ async def add(
                 return False
         async with database.transaction() as connection:
             done = await register(connection, new, own_chain_id=settings.chain_id, usdc=settings.usdc_token_address)
-    if as_json:
-        print_json(MethodRow.of(done.method, first_addresses=shown))
-    else:
-        stdout.print(f"{new.id} is {'registered' if done.is_new else 'enabled'}", markup=False)
+            await _register_price(connection, done.method, price)
+    _print_done(done, price, shown, as_json=as_json)
     return True
+
+
+async def _register_price(connection: ServiceConnection, method: PaymentMethod, price: PriceState | None) -> None:
+    if price is not None:
+        await register_source(connection, price.source)
+    elif not is_dollar_token(method.token) and await find_source(connection, method.id) is None:
+        progress(f"warning: {method.token} has no price: {WITHOUT_PRICE}")
+
+
+def _print_done(done: Registered, price: PriceState | None, shown: list[str] | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(MethodRow.of(done.method, first_addresses=shown, price=price))
+        return
+    priced = "" if price is None else f"; {price.words}"
+    stdout.print(f"{done.method.id} is {'registered' if done.is_new else 'enabled'}{priced}", markup=False)
+
+
+async def _check_price(settings: Settings, method_id: str, asked: AskedSource) -> PriceState:
+    other = settings.price_feeds
+    chain_id = asked.chain_id or (settings.chain_id if other is None else other[0])
+    async with chain_reader(settings) as chain, open_prices(settings, chain) as prices:
+        source, quote = await check_source(prices, method_id, asked, chain_id=chain_id)
+    return PriceState(source, quote, None)
+
+
+async def _prices(settings: Settings, sources: Mapping[str, PriceSource]) -> dict[str, PriceState]:
+    """What the sources say now."""
+    if not sources:
+        return {}
+    async with chain_reader(settings) as chain, open_prices(settings, chain) as prices:
+        return await read_states(prices, sources)
 
 
 async def _check_on_chain(settings: Settings, new: NewMethod) -> None:
@@ -184,14 +285,20 @@ def _print_unconfirmed(new: NewMethod, shown: list[str], *, as_json: bool) -> No
 async def list_all(settings: Settings, *, as_json: bool) -> None:
     """Every method, disabled ones too, the oldest first."""
     async with service_database(settings) as database, database.transaction() as connection:
-        views = [MethodRow.of(method) for method in await list_methods(connection)]
+        methods = await list_methods(connection)
+        sources = await list_sources(connection)
+    prices = await _prices(settings, sources)
+    views = [MethodRow.of(method, price=prices.get(method.id)) for method in methods]
     if as_json:
         print_json(views)
         return
     if not views:
         stdout.print("no payment methods")
         return
-    columns = ("method", "chain", "token", "contract", "decimals", "scheme", "minimum, raw", "confirmations", "enabled")
+    columns = (
+        *("method", "chain", "token", "contract", "decimals", "scheme", "minimum, raw", "confirmations", "enabled"),
+        "price",
+    )
     rows = [
         (
             view.id,
@@ -203,6 +310,10 @@ async def list_all(settings: Settings, *, as_json: bool) -> None:
             view.min_amount_raw,
             view.confirmations,
             "yes" if view.enabled else "no",
+            *(
+                (prices[view.id].words if view.id in prices else "1" if is_dollar_token(view.token) else "none",)
+                * bool(prices)
+            ),
         )
         for view in views
     ]
@@ -232,21 +343,28 @@ async def verify(settings: Settings, *, method_id: str | None, as_json: bool) ->
         methods = await list_methods(connection)
         rings = {ring.id: ring for ring in await list_rings(connection)}
         accounts = await list_cash_accounts(connection)
+        sources = await list_sources(connection)
     chosen = [method for method in methods if method_id in (None, method.id)]
     if method_id is not None and not chosen:
         raise MethodNotFound(method_id)
     checks = []
+    prices = await _prices(settings, {one.id: sources[one.id] for one in chosen if one.id in sources})
     async with chain_reader(settings) as chain:
         for method in chosen:
+            price = prices.get(method.id)
             problem = _stored_problem(method, rings, accounts)
             if problem is None and method.address is not None and method.chain_id == settings.chain_id:
                 problem = await _contract_problem(settings, chain.contracts, method)
-            checks.append(MethodCheck(id=method.id, enabled=method.enabled, problem=problem))
+            if problem is None and price is not None:
+                problem = price.problem
+            words = None if price is None else price.words
+            checks.append(MethodCheck(id=method.id, enabled=method.enabled, problem=problem, price=words))
     if as_json:
         print_json(checks)
     else:
         for check in checks:
-            stdout.print(f"{check.id}: {check.problem or 'as registered'}", markup=False)
+            priced = "" if check.price is None else f"; {check.price}"
+            stdout.print(f"{check.id}: {check.problem or f'as registered{priced}'}", markup=False)
     return all(check.problem is None for check in checks)
 
 

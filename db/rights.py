@@ -54,7 +54,7 @@ _DEPOSIT_ADDRESS: Final = (
 )
 _CHARGE: Final = (
     *("id", "billing_account_id", "method_id", "amount_usd_cents", "quoted_amount_raw", "address_id"),
-    *("price_expires_at", "metadata"),
+    *("price_expires_at", "metadata", "quote_id"),
 )
 _SUBMISSION: Final = ("status", "tx_hash", "error_code", "expires_at", "submitted_at", "submission_count")
 _CREDIT: Final = (*_SUBMISSION, "revenue_share")
@@ -139,6 +139,8 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": _CHARGE},
     },
     "deposits": {APP_ROLE: _READ, SERVICE_ROLE: _ALL_ROWS},
+    "price_sources": {APP_ROLE: _READ, SERVICE_ROLE: _APPEND},
+    "price_quotes": {APP_ROLE: _APPEND, SERVICE_ROLE: _APPEND},
     "sweeps": {SERVICE_ROLE: {"SELECT": WHOLE, "INSERT": ("id", "chain_id", "plan"), "UPDATE": ("status", "ended_at")}},
     "sweep_transactions": {
         SERVICE_ROLE: {

@@ -598,10 +598,17 @@ class AddressBudgetExhausted(Unavailable):
 
 
 class PriceUnavailable(Unavailable):
-    """There is no price of a token that is not registered as a dollar token."""
+    """There is no price of a token that is not registered as a dollar token.
+
+    `problem` is one of `domain.deposits.prices.PriceProblem`; the message says what it is about.
+    """
 
     code = "PRICE_UNAVAILABLE"
     title = "The token's price is not known now"
+
+    def __init__(self, message: str, *, problem: str = "no_source") -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class ProviderUnavailable(Unavailable):

@@ -84,6 +84,24 @@ def format_usd(amount_usd_cents: int) -> str:
     return _format(amount_usd_cents, decimals=2)
 
 
+def credits_for_tokens(value_raw: int, answer_raw: int, *, decimals: int) -> int:
+    """Credits for raw units at a raw price in US dollars, rounded down. `decimals`: of both together."""
+    worth: int = value_raw * answer_raw * CREDITS_PER_USD // 10**decimals
+    return worth
+
+
+def tokens_for_usd_cents(amount_usd_cents: int, answer_raw: int, *, decimals: int) -> int:
+    """The least number of raw units that are worth the amount, at a raw price in US dollars, as above."""
+    needed_raw: int = -(-amount_usd_cents * 10**decimals // (100 * answer_raw))
+    return needed_raw
+
+
+def scaled_raw(amount_raw: int, digits: int) -> int:
+    """The same amount with so many digits more after the point."""
+    scaled: int = amount_raw * 10**digits
+    return scaled
+
+
 def format_usdc(amount_raw: int) -> str:
     """Format raw USDC units as USDC, exactly: `1,234.50`, `0.000001`."""
     return _format(amount_raw, decimals=USDC_DECIMALS)

@@ -15,6 +15,7 @@ from domain.chain import DepositLane, DepositScope, TransferScope
 from domain.transfers.watching import Promise
 from services.deposits.crediting import DepositCrediting
 from services.deposits.lanes import DepositAddresses
+from services.deposits.pricing import DepositPricing
 from services.deposits.scanner import DepositScanner
 from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.recovery import PaymentRecovery, RecentSubmissions
@@ -63,8 +64,19 @@ class _DepositLanes:
     def __init__(self, deps: Dependencies) -> None:
         settings = deps.settings
         self._addresses = DepositAddresses(deps.service, settings.chain_id, settings.require_treasury_address())
+        pricing = DepositPricing(
+            deps.service,
+            deps.prices,
+            chain_id=settings.chain_id,
+            min_confirmations=settings.min_confirmations,
+            price_lifetime=timedelta(seconds=settings.charge_price_ttl_seconds),
+        )
         crediting = DepositCrediting(
-            deps.service, deps.starter, chain_id=settings.chain_id, min_confirmations=settings.min_confirmations
+            deps.service,
+            deps.starter,
+            pricing,
+            chain_id=settings.chain_id,
+            min_confirmations=settings.min_confirmations,
         )
 
         def lane(lane: DepositLane, every: timedelta | None) -> ScopeWatch:

@@ -16,7 +16,16 @@ from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from domain.errors import REPEATABLE, Category, InvalidInput, RateLimited, SettleError, registered
+from domain.deposits.prices import WORDS, PriceProblem
+from domain.errors import (
+    REPEATABLE,
+    Category,
+    InvalidInput,
+    PriceUnavailable,
+    RateLimited,
+    SettleError,
+    registered,
+)
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROBLEM_JSON: Final = "application/problem+json"
@@ -224,7 +233,8 @@ async def _on_settle_error(request: Request, error: Exception) -> JSONResponse:
     elif kind.status == 503:
         # The server and the reason are logged only: the caller can do nothing with them.
         log.warning("dependency unavailable", code=error.code, reason=error.message)
-        detail = f"{kind.title}; try again shortly"
+        why = f": {WORDS[PriceProblem(error.problem)]}" if isinstance(error, PriceUnavailable) else ""
+        detail = f"{kind.title}{why}; try again shortly"
     return problem_response(
         kind,
         detail,

@@ -40,6 +40,7 @@ STATE_LABELS: Final = {
 DEPOSIT_LABELS: Final = {
     DepositState.CONFIRMING: "confirming",
     DepositState.BELOW_MINIMUM: "too small by itself; it counts when more comes",
+    DepositState.WITHOUT_PRICE: "confirmed; it counts as soon as its price is known",
     DepositState.CREDITED: "received",
     DepositState.NOT_CREDITED: "not received",
     DepositState.REVERSED: "reversed by the network",

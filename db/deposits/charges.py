@@ -13,8 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.deposits.authorizations import list_signed
 from db.deposits.methods import method_of_row
+from db.deposits.prices import find_quote, find_source_of_quote
 from db.engine import ServiceConnection, TenantConnection
 from domain.deposits.charges import Charge, ChargeStatus, Deposit, Received
+from domain.deposits.worth import UnitPrice
 from domain.payments.attempt import AttemptStatus
 
 DEPOSITS_SHOWN_MAX: Final = 50
@@ -33,17 +35,19 @@ class NewCharge:
     address_id: UUID
     price_expires_at: datetime
     details: dict[str, Any]
+    quote_id: UUID | None = None
 
 
 _INSERT: Final = text(
     "INSERT INTO charges (id, billing_account_id, method_id, amount_usd_cents, quoted_amount_raw, address_id,"
-    " price_expires_at, metadata) VALUES (:id, :account, :method, :cents, :raw, :address, :expires_at, :metadata)"
+    " price_expires_at, metadata, quote_id)"
+    " VALUES (:id, :account, :method, :cents, :raw, :address, :expires_at, :metadata, :quote)"
 )
 
 _FIND: Final = text(
     """
     SELECT c.id AS charge_id, c.billing_account_id, c.amount_usd_cents, c.quoted_amount_raw, c.status,
-           c.price_expires_at, c.metadata, c.created_at AS charged_at, c.address_id, a.address AS pay_to,
+           c.price_expires_at, c.metadata, c.created_at AS charged_at, c.address_id, c.quote_id, a.address AS pay_to,
            clock_timestamp() AS read_at, m.*
       FROM charges c
       JOIN deposit_addresses a ON a.id = c.address_id
@@ -68,9 +72,11 @@ _DEPOSITS: Final = text(
     """
     SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
            d.block_time, d.attempt_id, p.status AS attempt_status, d.created_at, m.token, m.decimals,
-           m.chain_id = :chain AND m.token = :token AS is_of_charge
+           m.chain_id = :chain AND m.token = :token AS is_of_charge,
+           q.answer_raw AS price_raw, q.decimals AS price_decimals
       FROM deposits d
       JOIN payment_methods m ON m.id = d.method_id
+      LEFT JOIN price_quotes q ON q.id = d.quote_id
       LEFT JOIN payment_attempts p ON p.id = d.attempt_id
      WHERE d.address_id = :address
      ORDER BY d.created_at DESC, d.block_number DESC, d.log_index DESC LIMIT :limit
@@ -82,11 +88,12 @@ _WAITING: Final = text(
     """
     SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
            d.block_time, d.attempt_id, NULL AS attempt_status, d.created_at, m.token, m.decimals, true AS is_of_charge,
-           m.chain_id, m.confirmations, m.min_amount_raw,
+           m.chain_id, m.confirmations, m.min_amount_raw, q.answer_raw AS price_raw, q.decimals AS price_decimals,
            sum(d.value_raw) OVER (PARTITION BY d.address_id, d.method_id) AS waiting_raw
       FROM deposits d
       JOIN payment_methods m ON m.id = d.method_id
       JOIN deposit_addresses a ON a.id = d.address_id
+      LEFT JOIN price_quotes q ON q.id = d.quote_id
      WHERE a.billing_account_id = :account AND d.attempt_id IS NULL
      ORDER BY d.created_at DESC, d.id LIMIT :limit
     """
@@ -136,6 +143,7 @@ async def insert_charge(connection: TenantConnection, charge: NewCharge) -> None
             "address": charge.address_id,
             "expires_at": charge.price_expires_at,
             "metadata": Jsonb(charge.details),
+            "quote": charge.quote_id,
         },
     )
 
@@ -150,6 +158,7 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
     received = (await connection.connection.execute(_RECEIVED, of_address)).one()
     of_token = {"chain": method.chain_id, "token": method.token, "limit": DEPOSITS_SHOWN_MAX, **of_address}
     deposits = await connection.connection.execute(_DEPOSITS, of_token)
+    quote = None if row.quote_id is None else await find_quote(connection, row.quote_id)
     return Charge(
         id=row.charge_id,
         billing_account_id=row.billing_account_id,
@@ -170,6 +179,8 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
         ),
         deposits=tuple(deposit_of_row(found) for found in deposits),
         signed=await list_signed(connection, charge_id),
+        quote=quote,
+        source=None if quote is None else await find_source_of_quote(connection, quote),
     )
 
 
@@ -207,6 +218,7 @@ def deposit_of_row(row: Any) -> Deposit:
         attempt_id=row.attempt_id,
         attempt_status=AttemptStatus(row.attempt_status) if row.attempt_status else None,
         created_at=row.created_at,
+        price=None if row.price_raw is None else UnitPrice(int(row.price_raw), row.price_decimals),
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Row, text
 
 from db.engine import ReadAllConnection, ServiceConnection
 from domain.deposits.methods import WORTH_CREDITS_MAX
-from domain.deposits.worth import is_dollar_token, worth_in_credits
+from domain.deposits.worth import ONE_DOLLAR, UnitPrice, is_dollar_token, worth_in_credits
 from domain.payments.attempt import AttemptStatus
 from domain.transfers.identity import assign_places, place_of
 from domain.transfers.income import NonPayer
@@ -70,10 +70,13 @@ _INSERT: Final = text(
 _TOUCH: Final = text(
     "UPDATE deposit_addresses SET active_at = now() WHERE id = :id AND active_at < now() - interval '1 minute'"
 )
+# Its price was that of the block that it has left, unless it is a payment by now.
 _MOVE: Final = text(
     """
     UPDATE deposits SET log_index = :log_index, block_number = :block_number, block_hash = :block_hash,
-           block_time = :block_time
+           block_time = :block_time,
+           credits = CASE WHEN quote_id IS NOT NULL AND attempt_id IS NULL THEN 0 ELSE credits END,
+           quote_id = CASE WHEN attempt_id IS NULL THEN NULL ELSE quote_id END
      WHERE id = :id AND (log_index, block_hash) IS DISTINCT FROM (:log_index, :block_hash)
     """
 )
@@ -315,12 +318,17 @@ class DepositOfTransfer:
     """The symbol."""
     decimals: int
     credits: int
+    price: UnitPrice
+    """Of one whole token: a dollar of a dollar token."""
+    is_priced: bool
+    """False while it is not known what it is worth."""
 
 
 _OF_TRANSFER: Final = text(
     """
-    SELECT a.billing_account_id, m.token, m.decimals, d.credits
+    SELECT a.billing_account_id, m.token, m.decimals, d.credits, q.answer_raw, q.decimals AS price_decimals
       FROM deposits d JOIN deposit_addresses a ON a.id = d.address_id JOIN payment_methods m ON m.id = d.method_id
+      LEFT JOIN price_quotes q ON q.id = d.quote_id
      WHERE d.chain_id = :chain_id AND d.tx_hash = :tx_hash AND d.log_index = :log_index
     """
 )
@@ -332,4 +340,13 @@ async def find_deposit_of_transfer(
     """The deposit at a place; None where the transfer there went to a treasury."""
     place = {"chain_id": chain_id, "tx_hash": tx_hash, "log_index": log_index}
     row = (await connection.connection.execute(_OF_TRANSFER, place)).one_or_none()
-    return None if row is None else DepositOfTransfer(*row)
+    if row is None:
+        return None
+    return DepositOfTransfer(
+        billing_account_id=row.billing_account_id,
+        token=row.token,
+        decimals=row.decimals,
+        credits=row.credits,
+        price=ONE_DOLLAR if row.answer_raw is None else UnitPrice(int(row.answer_raw), row.price_decimals),
+        is_priced=row.answer_raw is not None or is_dollar_token(row.token),
+    )

@@ -121,7 +121,9 @@ BEGIN
             'from', p_deposit.from_address,
             'address', v_address.address,
             'amountRaw', p_deposit.value_raw::text,
-            'amountCredits', p_deposit.credits,
+            'amountCredits', CASE WHEN p_deposit.quote_id IS NOT NULL OR p_deposit.credits > 0
+                                    OR NOT EXISTS (SELECT FROM price_sources s WHERE s.method_id = p_deposit.method_id)
+                                  THEN p_deposit.credits END,
             'txHash', p_deposit.tx_hash,
             'logIndex', p_deposit.log_index,
             'blockNumber', p_deposit.block_number));

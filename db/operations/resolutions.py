@@ -101,9 +101,10 @@ _INSERT_CREDIT: Final = text(
     """
     INSERT INTO transfer_credits (chain_id, tx_hash, log_index, part, block_number, block_hash, from_address,
                                   finding_id, billing_account_id, value_raw, amount_credits, revenue_share, reference,
-                                  token_decimals)
+                                  token_decimals, price_raw, price_decimals)
     VALUES (:chain_id, :tx_hash, :log_index, :part, :block_number, :block_hash, :from_address,
-            :finding_id, :billing_account_id, :value_raw, :amount_credits, :revenue_share, :reference, :token_decimals)
+            :finding_id, :billing_account_id, :value_raw, :amount_credits, :revenue_share, :reference, :token_decimals,
+            :price_raw, :price_decimals)
     """
 )
 _CREDIT_OF_FINDING: Final = text(

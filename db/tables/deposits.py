@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, Integer, UniqueConstraint, func, text
+from sqlalchemy import ForeignKey, Identity, Index, Integer, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.tables.base import Base
@@ -47,6 +47,50 @@ class PaymentMethodRow(Base):
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PriceSourceRow(Base):
+    """The feeds of a method's price. Append-only: the last row of a method counts."""
+
+    __tablename__ = "price_sources"
+    __table_args__ = (Index("price_sources_of_method", "method_id", "seq"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    seq: Mapped[int] = mapped_column(Identity(always=True), unique=True)
+    method_id: Mapped[str] = mapped_column(ForeignKey("payment_methods.id"))
+    chain_id: Mapped[int]
+    feed: Mapped[str]
+    description: Mapped[str]
+    decimals: Mapped[int] = mapped_column(Integer)
+    max_age_seconds: Mapped[int] = mapped_column(Integer)
+    second_feed: Mapped[str | None]
+    second_decimals: Mapped[int | None] = mapped_column(Integer)
+    max_divergence_bps: Mapped[int] = mapped_column(Integer)
+    sequencer_feed: Mapped[str | None]
+    sequencer_grace_seconds: Mapped[int] = mapped_column(Integer)
+    min_answer_raw: Mapped[Decimal] = mapped_column(server_default=text("1"))
+    max_answer_raw: Mapped[Decimal | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PriceQuoteRow(Base):
+    """A price at which a charge was made, or a deposit credited. Append-only."""
+
+    __tablename__ = "price_quotes"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    source_id: Mapped[UUID] = mapped_column(ForeignKey("price_sources.id"))
+    round_id: Mapped[Decimal]
+    answer_raw: Mapped[Decimal]
+    decimals: Mapped[int] = mapped_column(Integer)
+    feed_updated_at: Mapped[datetime]
+    block_number: Mapped[int | None]
+    block_time: Mapped[datetime]
+    second_round_id: Mapped[Decimal | None]
+    second_answer_raw: Mapped[Decimal | None]
+    second_decimals: Mapped[int | None] = mapped_column(Integer)
+    second_updated_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class DepositAddressRow(Base):
@@ -127,6 +171,7 @@ class ChargeRow(Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    quote_id: Mapped[UUID | None] = mapped_column(ForeignKey("price_quotes.id"))
 
 
 class DepositRow(Base):
@@ -156,3 +201,4 @@ class DepositRow(Base):
     block_time: Mapped[datetime]
     attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    quote_id: Mapped[UUID | None] = mapped_column(ForeignKey("price_quotes.id"))

@@ -101,6 +101,8 @@ class TransferCredit(Base):
     reference: Mapped[str | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     token_decimals: Mapped[int] = mapped_column(Integer, server_default=text("6"))
+    price_raw: Mapped[Decimal] = mapped_column(server_default=text("1"))
+    price_decimals: Mapped[int] = mapped_column(Integer, server_default=text("0"))
 
 
 class BalanceAssertion(Base):

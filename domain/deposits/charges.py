@@ -14,7 +14,8 @@ from typing import Any, Final, assert_never
 from uuid import UUID
 
 from domain.deposits.methods import DepositValue, MethodKind, PaymentMethod
-from domain.deposits.worth import price_in_raw
+from domain.deposits.prices import PriceSource, Quote
+from domain.deposits.worth import UnitPrice, is_dollar_token, price_in_raw
 from domain.errors import AddressBudgetExhausted, InvalidInput, MethodDisabled
 from domain.money import check_payment_amount
 from domain.payments.attempt import AttemptStatus
@@ -49,6 +50,9 @@ class DepositState(StrEnum):
     BELOW_MINIMUM = "below_minimum"
     """Confirmed, and too small by itself: it is credited as soon as the sum at its address reaches the minimum."""
 
+    WITHOUT_PRICE = "without_price"
+    """Confirmed, and of a token whose price is not known now: it is credited when there is one."""
+
     CREDITED = "credited"
     NOT_CREDITED = "not_credited"
     REVERSED = "reversed"
@@ -56,7 +60,7 @@ class DepositState(StrEnum):
 
 
 class Deposit(DepositValue):
-    """A transfer that was seen at an address. `credits` is what it is worth."""
+    """A transfer that was seen at an address. `credits` is what it is worth, 0 before it has a price."""
 
     id: UUID
     tx_hash: str
@@ -75,6 +79,13 @@ class Deposit(DepositValue):
     attempt_id: UUID | None
     attempt_status: AttemptStatus | None
     created_at: datetime
+    price: UnitPrice | None = None
+    """Of one token, that it is credited at; None of a dollar token, and of any other one before it has a price."""
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether it is known what it is worth."""
+        return self.price is not None or is_dollar_token(self.token)
 
 
 class SignedState(StrEnum):
@@ -155,6 +166,12 @@ class Charge(DepositValue):
     signed: tuple[SignedPayment, ...] = ()
     """The newest first."""
 
+    quote: Quote | None = None
+    """The price that it was made at; None of a dollar token."""
+
+    source: PriceSource | None = None
+    """Where that price is from."""
+
     @property
     def is_payment_on_its_way(self) -> bool:
         """Whether something that was signed may arrive any moment."""
@@ -172,14 +189,17 @@ class Charge(DepositValue):
         return max(0, self.quoted_amount_raw - self.received.seen_raw)
 
 
-def quote(method: PaymentMethod, amount_usd_cents: object, *, minimum: int, maximum: int) -> tuple[int, int]:
+def quote(
+    method: PaymentMethod, amount_usd_cents: object, *, minimum: int, maximum: int, price: UnitPrice | None = None
+) -> tuple[int, int]:
     """The amount in US cents, checked, and how many raw units of the method's token it takes.
 
-    Raises `MethodDisabled`, `InvalidInput` naming `amountUsdCents`, and `PriceUnavailable`.
+    `price` is of a token that is no dollar. Raises `MethodDisabled`, `InvalidInput` naming `amountUsdCents`, and
+    `PriceUnavailable`.
     """
     require_enabled(method)
     cents = check_payment_amount(amount_usd_cents, minimum=minimum, maximum=maximum)
-    raw = price_in_raw(method, cents)
+    raw = price_in_raw(method, cents, price)
     if raw < method.min_amount_raw:
         raise InvalidInput(
             "amountUsdCents",
@@ -226,7 +246,9 @@ def state_of(deposit: Deposit, *, confirmations: int | None, needed: int, is_bel
     status = deposit.attempt_status
     if status is None:
         is_confirmed = confirmations is not None and confirmations >= needed
-        return DepositState.BELOW_MINIMUM if is_confirmed and is_below_minimum else DepositState.CONFIRMING
+        if is_confirmed and is_below_minimum:
+            return DepositState.BELOW_MINIMUM
+        return DepositState.WITHOUT_PRICE if is_confirmed and not deposit.is_priced else DepositState.CONFIRMING
     match status:
         case AttemptStatus.CREATED_INTENT | AttemptStatus.PENDING_UNVERIFIED:
             return DepositState.CONFIRMING

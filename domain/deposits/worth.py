@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from domain.errors import PriceUnavailable
-from domain.money import CREDITS_PER_USD
+from domain.money import credits_for_tokens, format_token, tokens_for_usd_cents
 
 DOLLAR_TOKENS: Final = frozenset(
     {
@@ -16,6 +17,26 @@ DOLLAR_TOKENS: Final = frozenset(
 """Symbols of tokens that one US dollar is paid out for. A method's symbol is the operator's word, not the contract's:
 who registers a token under one of these says that it is worth a dollar.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPrice:
+    """US dollars for one whole token: `answer_raw` / 10^`decimals`. Raises `ValueError` where it is not positive."""
+
+    answer_raw: int
+    decimals: int
+
+    def __post_init__(self) -> None:
+        if self.answer_raw <= 0 or self.decimals < 0:
+            raise ValueError(f"expected a positive price, got {self.answer_raw} with {self.decimals} decimals")
+
+    @property
+    def text(self) -> str:
+        """US dollars as an exact decimal: `2534.17`."""
+        return format_token(self.answer_raw, self.decimals)
+
+
+ONE_DOLLAR: Final = UnitPrice(1, 0)
 
 
 class Priced(Protocol):
@@ -39,23 +60,26 @@ def is_dollar_token(token: str) -> bool:
     return token.upper() in DOLLAR_TOKENS
 
 
-def worth_in_credits(method: Priced, value_raw: int) -> int:
-    """Credits that raw units of the method's token are worth, rounded down.
+def worth_in_credits(method: Priced, value_raw: int, price: UnitPrice | None = None) -> int:
+    """Credits that raw units of the method's token are worth at a price, rounded down.
 
-    Raises `PriceUnavailable` for a token that is not a dollar: none is ever taken for one.
+    A dollar token needs none. Raises `PriceUnavailable` for any other one without a price: none is ever taken for a
+    dollar.
     """
-    _require_dollar(method)
-    one_token_raw: int = 10**method.decimals
-    return value_raw * CREDITS_PER_USD // one_token_raw
+    one = _price_of(method, price)
+    return credits_for_tokens(value_raw, one.answer_raw, decimals=method.decimals + one.decimals)
 
 
-def price_in_raw(method: Priced, amount_usd_cents: int) -> int:
-    """The least number of raw units of the method's token that are worth the amount. Raises `PriceUnavailable`."""
-    _require_dollar(method)
-    one_token_raw: int = 10**method.decimals
-    return -(-amount_usd_cents * one_token_raw // 100)
+def price_in_raw(method: Priced, amount_usd_cents: int, price: UnitPrice | None = None) -> int:
+    """The least number of raw units of the method's token that are worth the amount. Raises as `worth_in_credits`."""
+    one = _price_of(method, price)
+    return tokens_for_usd_cents(amount_usd_cents, one.answer_raw, decimals=method.decimals + one.decimals)
 
 
-def _require_dollar(method: Priced) -> None:
-    if not is_dollar_token(method.token):
+def _price_of(method: Priced, price: UnitPrice | None) -> UnitPrice:
+    """A dollar token is a dollar, whatever a feed says; any other one is what it costs."""
+    if is_dollar_token(method.token):
+        return ONE_DOLLAR
+    if price is None:
         raise PriceUnavailable(f"{method.token} is not registered as a dollar token, and {method.id} has no price")
+    return price

@@ -66,6 +66,10 @@ class FindingKind(StrEnum):
 
     DEPOSITS_DIFFER = "deposits_differ"
     """What deposit addresses hold is not what came to them less what was swept: a transfer was missed, or moved."""
+
+    DEPOSIT_WITHOUT_PRICE = "deposit_without_price"
+    """Deposits of a token that is no dollar are not credited, because its price has been unknown for an hour."""
+
     WEBHOOK_UNDELIVERED = "webhook_undelivered"
     """An endpoint has not accepted a webhook for three days; it is not tried any more."""
 
@@ -103,6 +107,7 @@ REMEDIES: Final[dict[FindingKind, tuple[Remedy, ...]]] = {
     FindingKind.PROVIDER_COST_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.ADDRESS_DIFFERS: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.DEPOSITS_DIFFER: (Remedy.WRITE_OFF,),
+    FindingKind.DEPOSIT_WITHOUT_PRICE: (Remedy.RETRY, Remedy.WRITE_OFF),
     FindingKind.WEBHOOK_UNDELIVERED: (Remedy.RETRY, Remedy.WRITE_OFF),
 }
 """Remedies of each kind, the most likely first."""
@@ -158,9 +163,11 @@ _OF_AN_ENTRY: Final = frozenset(
         FindingKind.PROVIDER_COST_DIFFERS,
         FindingKind.ADDRESS_DIFFERS,
         FindingKind.DEPOSITS_DIFFER,
+        FindingKind.DEPOSIT_WITHOUT_PRICE,
     }
 )
-"""About an attempt, or a ledger entry; of addresses, their key or treasury; of what they hold, the token."""
+"""About an attempt, or a ledger entry; of addresses, their key or treasury; of what they hold, the token; of what has
+no price, the method."""
 
 ALARMS: Final = frozenset(
     {FindingKind.LEDGER_WITHOUT_TRANSFER, FindingKind.LEDGER_DISAGREES, FindingKind.ADDRESS_DIFFERS}

@@ -18,9 +18,12 @@ from db.clock import read_clock
 from db.deposits import addresses, charges, methods
 from db.deposits.addresses import NewAddress
 from db.deposits.charges import NewCharge, OwnerOfCharge
+from db.deposits.prices import find_source, insert_quote
 from db.engine import TenantConnection, TenantDatabase
 from domain.deposits.charges import Charge, check_address_budget, check_metadata, quote, require_enabled
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
+from domain.deposits.prices import PriceSource, Quote
+from domain.deposits.worth import is_dollar_token
 from domain.errors import (
     BookkeepingError,
     ChargeNotFound,
@@ -29,10 +32,19 @@ from domain.errors import (
     RequestOfKeyDiffers,
     Unavailable,
 )
+from services.deposits.pricing import Prices
 from services.deposits.views import ChargeView, DepositAddressView, DepositView, MethodList, MethodView
 
 METHOD_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 """As far as the table has them: what does not match is the name of none."""
+
+
+class _PriceNeeded(Exception):
+    """The charge is in a token that is no dollar: its price is read first."""
+
+    def __init__(self, source: PriceSource) -> None:
+        super().__init__(source.method_id)
+        self.source = source
 
 
 class Owner(Protocol):
@@ -96,9 +108,10 @@ class Charges:
     """Uses a database of role settle_app, and owns nothing. Rows are read in their owner's scope."""
 
     def __init__(
-        self, database: TenantDatabase, policy: ChargePolicy, *, read_head: Callable[[], Awaitable[int]]
+        self, database: TenantDatabase, policy: ChargePolicy, *, prices: Prices, read_head: Callable[[], Awaitable[int]]
     ) -> None:
-        """`read_head` gives the height of the policy's chain."""
+        """`read_head` gives the height of the policy's chain; `prices` those of tokens that are no dollars."""
+        self._prices = prices
         self._database = database
         self._policy = policy
         self._read_head = read_head
@@ -184,21 +197,50 @@ class Charges:
         `AddressBudgetExhausted` and `RequestOfKeyDiffers`.
         """
         asked = _Asked(owner.billing_account_id, method_id, amount_usd_cents, check_metadata(metadata))
+        try:
+            charge = await self._make_or_find(owner, asked, idempotency_key, None)
+        except _PriceNeeded as needed:
+            # Not within a transaction: the nodes may take seconds. What was written so far is rolled back.
+            price = await self._prices.now(needed.source)
+            charge = await self._make_or_find(owner, asked, idempotency_key, price)
+        return await self._view(charge)
+
+    async def _make_or_find(
+        self, owner: Owner, asked: _Asked, idempotency_key: str | None, price: Quote | None
+    ) -> Charge:
+        """The charge that was asked for, new or made before, in one transaction."""
         new_id = uuid4()
         async with self._database.transaction(owner.user_id) as connection:
             made = await _made_before(connection, idempotency_key, asked, new_id)
             if made is None:
-                await self._make_charge(connection, new_id, asked)
+                await self._make_charge(connection, new_id, asked, price)
             else:
                 await addresses.note_interest(connection, made)
-            charge = await _require_charge(connection, made or new_id, owner.billing_account_id)
-        return await self._view(charge)
+            return await _require_charge(connection, made or new_id, owner.billing_account_id)
 
-    async def _make_charge(self, connection: TenantConnection, charge_id: UUID, asked: _Asked) -> None:
+    async def _make_charge(
+        self, connection: TenantConnection, charge_id: UUID, asked: _Asked, price: Quote | None
+    ) -> None:
         policy = self._policy
         method = await self._require_method(connection, asked.method_id)
-        cents, raw = quote(method, asked.amount_usd_cents, minimum=policy.min_usd_cents, maximum=policy.max_usd_cents)
-        expires_at = await read_clock(connection.connection) + policy.price_lifetime
+        require_enabled(method)
+        if price is None and not is_dollar_token(method.token):
+            source = await find_source(connection, method.id)
+            if source is not None:
+                raise _PriceNeeded(source)
+        cents, raw = quote(
+            method,
+            asked.amount_usd_cents,
+            minimum=policy.min_usd_cents,
+            maximum=policy.max_usd_cents,
+            price=None if price is None else price.price,
+        )
+        begins_at = await read_clock(connection.connection)
+        if price is not None:
+            await insert_quote(connection, price)
+            # The block's time, where it is the earlier one: the worker, too, measures the lock from there.
+            begins_at = min(begins_at, price.block_time)
+        expires_at = begins_at + policy.price_lifetime
         # Last: an index locks its key until the end of the transaction.
         address = await self._make_address(connection, method, asked.billing_account_id, charge_id=charge_id)
         new = NewCharge(
@@ -210,6 +252,7 @@ class Charges:
             address_id=address.id,
             price_expires_at=expires_at,
             details=asked.details,
+            quote_id=None if price is None else price.id,
         )
         await charges.insert_charge(connection, new)
 

@@ -22,6 +22,7 @@ from domain.operations.findings import Finding, FindingKind
 from domain.payments.attempt import AttemptKind, AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.transfers.income import MOVES_OWN_MONEY, NON_PAYER_DESCRIPTIONS
 from domain.transfers.matching import renewal_id
+from services.deposits.pricing import DepositPricing
 from services.ports import PaymentResumer
 from telemetry.metrics.worker import FINDINGS_OPENED
 
@@ -47,8 +48,15 @@ class DepositCrediting:
     """Decides about confirmed deposits. Two that run concurrently decide the same and apply it once."""
 
     def __init__(
-        self, database: ServiceDatabase, starter: PaymentResumer, *, chain_id: int, min_confirmations: int
+        self,
+        database: ServiceDatabase,
+        starter: PaymentResumer,
+        pricing: DepositPricing,
+        *,
+        chain_id: int,
+        min_confirmations: int,
     ) -> None:
+        self._pricing = pricing
         self._database = database
         self._starter = starter
         self._chain_id = chain_id
@@ -60,6 +68,7 @@ class DepositCrediting:
         An attempt that was written and whose workflow could not be started is started by housekeeping, and by the
         watcher's own check of recent submissions (`services.payments.recovery`). Raises `Unavailable`.
         """
+        await self._pricing.price(head)
         until = time.monotonic() + ACT_SECONDS_MAX
         while page := await self._page(head):
             decided = [await self._decide_unhindered(deposit) for deposit in page]

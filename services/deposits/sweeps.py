@@ -13,6 +13,7 @@ import structlog
 
 from chain.reader import ChainReader
 from db.deposits.methods import find_method
+from db.deposits.prices import booked_worth
 from db.deposits.registry import list_rings, list_treasuries
 from db.deposits.sweeps import (
     SignedSweepTransaction,
@@ -28,9 +29,8 @@ from db.deposits.sweeps import (
 )
 from db.engine import ServiceConnection, ServiceDatabase
 from domain.chain import Transfer, TransferScope
-from domain.deposits.methods import DepositAddress
-from domain.deposits.worth import worth_in_credits
-from domain.errors import PriceUnavailable
+from domain.deposits.methods import WORTH_CREDITS_MAX, DepositAddress
+from domain.deposits.worth import is_dollar_token, worth_in_credits
 from services.deposits.verification import problem_of
 
 BLOCKS_AT_ONCE: Final = 2_000
@@ -209,10 +209,11 @@ class Sweeps:
                 address = senders.get(transfer.from_address.lower())
                 if address is None or transfer.value_raw == 0:
                     continue
-                try:
-                    credits = worth_in_credits(method, transfer.value_raw)
-                except PriceUnavailable:
-                    credits = 0
+                if is_dollar_token(method.token):
+                    worth = worth_in_credits(method, transfer.value_raw)
+                    credits = worth if worth <= WORTH_CREDITS_MAX else 0
+                else:
+                    credits = await booked_worth(connection, address.id, method.token, transfer.value_raw)
                 booked += await book_swept_transfer(connection, scope, transfer, address.id, credits)
         if booked:
             log.info("swept transfers are booked", method=scope.method_id, treasury=scope.treasury, count=booked)

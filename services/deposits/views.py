@@ -18,6 +18,7 @@ from domain.deposits.charges import (
     state_of,
 )
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
+from domain.deposits.prices import PriceSource, Quote
 from services.answers import ResponseModel
 
 EXAMPLE_METHOD = "USDC:base"
@@ -68,6 +69,31 @@ class DepositAddressView(ResponseModel):
     symbol: str = Field(examples=["USDC"])
 
 
+class QuoteView(ResponseModel):
+    """The price that a charge was made at, and where it is from."""
+
+    price_usd: str = Field(description="US dollars for one whole token, an exact decimal", examples=["2534.17"])
+    source: str = Field(description="how the price feed names itself", examples=["ETH / USD"])
+    feed: str = Field(description="the feed's contract")
+    feed_chain_id: int
+    round_id: str = Field(description="the feed's round; a number of up to 80 bits")
+    updated_at: datetime = Field(description="when the feed was updated")
+    read_at: datetime = Field(description="the time of the block at which it was read")
+
+    @classmethod
+    def of(cls, quote: Quote, source: PriceSource) -> Self:
+        """The answer about a quote."""
+        return cls(
+            price_usd=quote.price.text,
+            source=source.description,
+            feed=source.feed,
+            feed_chain_id=source.chain_id,
+            round_id=str(quote.round_id),
+            updated_at=quote.feed_updated_at,
+            read_at=quote.block_time,
+        )
+
+
 class DepositView(ResponseModel):
     """A transfer to an address."""
 
@@ -79,9 +105,17 @@ class DepositView(ResponseModel):
     symbol: str = Field(examples=["USDC"])
     decimals: int
     value_raw: int
-    credits: int = Field(description="what it is worth, and is credited with")
+    credits: int | None = Field(
+        description="what it is worth, and is credited with; null for a token that is no dollar before it has a price"
+    )
+    price_usd: str | None = Field(
+        default=None,
+        description="US dollars for one whole token, as it is credited: the charge's price if it came while that held, "
+        "else that of its block. Null for a dollar token, and before it has a price",
+    )
     state: DepositState = Field(
-        description="`below_minimum`: it is credited when the sum of such transfers at its address reaches the minimum"
+        description="`below_minimum`: it is credited when the sum of such transfers at its address reaches the "
+        "minimum; `without_price`: when the price of its token is known again"
     )
     confirmations: int | None = Field(description="so far; null while the chain cannot be read")
     confirmations_needed: int
@@ -105,7 +139,8 @@ class DepositView(ResponseModel):
             symbol=deposit.token,
             decimals=deposit.decimals,
             value_raw=deposit.value_raw,
-            credits=deposit.credits,
+            credits=deposit.credits if deposit.is_priced else None,
+            price_usd=None if deposit.price is None else deposit.price.text,
             state=state_of(deposit, confirmations=confirmations, needed=needed, is_below_minimum=is_below_minimum),
             confirmations=confirmations,
             confirmations_needed=needed,
@@ -157,6 +192,7 @@ class ChargeView(ResponseModel):
     amount_usd_cents: int
     amount_raw: int = Field(description="what to send")
     price_expires_at: datetime = Field(description="until when `amountRaw` is the price; the address does not expire")
+    quote: QuoteView | None = Field(default=None, description="null for a dollar token")
     pay_url: str = Field(description="a page for the payer, who needs no account")
     received_raw: int = Field(description="seen so far, confirmed or not")
     confirming_raw: int = Field(description="the part of it that is not credited yet")
@@ -188,6 +224,7 @@ class ChargeView(ResponseModel):
             amount_usd_cents=charge.amount_usd_cents,
             amount_raw=charge.quoted_amount_raw,
             price_expires_at=charge.price_expires_at,
+            quote=None if charge.quote is None or charge.source is None else QuoteView.of(charge.quote, charge.source),
             pay_url=pay_url,
             received_raw=received.seen_raw,
             confirming_raw=received.confirming_raw,

@@ -16,6 +16,7 @@ from db.engine import ServiceConnection
 from db.ledger import entries as ledger
 from db.operations import findings, resolutions
 from db.operations.resolutions import Action, Creditable, CreditRefused
+from domain.deposits.worth import ONE_DOLLAR, UnitPrice
 from domain.errors import BookkeepingError, RemedyRefused
 from domain.identifiers import same_address
 from domain.ledger.entries import CASH_ACCOUNT, deposits_account
@@ -108,6 +109,8 @@ async def _credit(
 ) -> dict[str, Any]:
     transfer = await _find_creditable(connection, finding)
     deposit = await find_deposit_of_transfer(connection, finding.chain_id, finding.tx_hash, transfer.log_index)
+    if deposit is not None and not deposit.is_priced:
+        raise RemedyRefused(f"the price of {deposit.token} is not known: a deposit has no worth before it has a price")
     account_id = request.billing_account_id
     if account_id is None:
         known = await find_non_payer_kind(connection.connection, transfer.from_address)
@@ -131,6 +134,7 @@ async def _credit(
             "revenue_share": revenue_share,
             "reference": posting.reference,
             "token_decimals": USDC_DECIMALS if deposit is None else deposit.decimals,
+            **_price(ONE_DOLLAR if deposit is None else deposit.price),
         },
     )
     facts = {"findingId": str(finding.id), "operator": request.operator, "valueRaw": str(transfer.value_raw)}
@@ -142,6 +146,11 @@ async def _credit(
         "bonusCredits": revenue_share_credits(entry.amount_credits, revenue_share),
         "valueRaw": str(transfer.value_raw),
     }
+
+
+def _price(price: UnitPrice) -> dict[str, Any]:
+    """What one token was credited at."""
+    return {"price_raw": Decimal(price.answer_raw), "price_decimals": price.decimals}
 
 
 def _place(finding: StoredFinding, transfer: Creditable) -> dict[str, Any]:
@@ -182,6 +191,7 @@ async def _claim_for_refund(connection: ServiceConnection, finding: StoredFindin
             "revenue_share": Decimal(0),
             "reference": None,
             "token_decimals": USDC_DECIMALS,
+            **_price(ONE_DOLLAR),
         },
     )
 

@@ -17,6 +17,7 @@ from commands.local_method import seed_local_method
 from devstack.chain import LocalChain
 from settings import load
 from tests.cli.command import ResponseModel, settle
+from tests.deposits.feeds import deploy_feed
 from tests.support.addresses import (
     BITCOIN_PATH,
     EVM_PATH,
@@ -243,7 +244,10 @@ async def test_a_chain_without_the_deployer_gives_no_create2_addresses(
 async def test_verify_finds_a_method_whose_contract_is_another(run: Run, database: Database, chain: LocalChain) -> None:
     assert (await run(*add(chain))).exit_code == 0
     right = await run("methods", "verify", "--json")
-    assert (right.exit_code, right.json()) == (0, [{"id": "USDC:local", "enabled": True, "problem": None}])
+    assert (right.exit_code, right.json()) == (
+        0,
+        [{"id": "USDC:local", "enabled": True, "problem": None, "price": None}],
+    )
     query(database.superuser_url, "UPDATE payment_methods SET decimals = 5 RETURNING id")
     wrong = await run("methods", "verify", "USDC:local", "--json")
     assert wrong.exit_code == 1
@@ -322,3 +326,38 @@ async def test_a_key_whose_unpaid_addresses_a_wallet_would_not_find_is_named(
     verified = await run("addresses", "verify")
     assert verified.exit_code == 0
     assert "7 addresses" in verified.stderr and EVM_PATH in verified.stderr and "wallets search 6" in verified.stderr
+
+
+# -- prices
+
+
+WETH: Final = {"id": "WETH:local", "decimals": "18"}
+
+
+async def test_a_token_that_is_no_dollar_is_registered_with_its_feed(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    token, feed = await chain.deploy_token("PlainToken", "WETH", 18), await deploy_feed(chain, 2_500)
+    second = await deploy_feed(chain, 2_510)
+    of_price = {"price-feed": feed.address, "second-feed": second.address, "max-age": "7200", "max-price": "9000"}
+    done = await run(*add(chain, "--json", token=token, **WETH, **of_price))
+    assert done.exit_code == 0, done.stderr
+    price = done.json()["price"]
+    assert (price["priceUsd"], price["source"], price["maxAgeSeconds"]) == ("2500", "ETH / USD", 7_200)
+    assert price["ageSeconds"] >= 0
+    [(stored,)] = query(database.superuser_url, "SELECT max_answer_raw FROM price_sources")
+    assert int(stored) == 9_000 * 10**8
+
+    again = await run(*add(chain, "--json", token=token, **WETH, **of_price))
+    assert again.exit_code == 0, again.stderr
+    assert scalar(database.superuser_url, "SELECT count(*) FROM price_sources") == 1, "nothing has changed"
+    [listed] = (await run("methods", "list", "--json")).json()
+    assert listed["price"]["priceUsd"] == "2500"
+
+    await feed.answer(0)
+    [check] = (await run("methods", "verify", "--json")).json()
+    assert feed.address in check["problem"]
+    refused = await run(*add(chain, token=token, **WETH, **of_price))
+    assert (refused.exit_code, feed.address in refused.stderr) == (1, True)
+    alone = await run(*add(chain, **{"max-age": "60"}))
+    assert (alone.exit_code, "belongs to --price-feed" in alone.stderr) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,7 +20,9 @@ from domain.errors import TransferAlreadySettled
 from domain.payments.verification import Verified, evaluate, terms_of
 from services.deposits.crediting import DepositCrediting
 from services.deposits.lanes import DepositAddresses
+from services.deposits.pricing import DepositPricing, Prices
 from services.deposits.scanner import DepositScanner
+from services.ports import PaymentResumer
 from tests.deposits.given import USDC, Given, add_method, give_address
 from tests.support.payments import RolePair
 from tests.support.servers import xdist_number
@@ -27,6 +30,7 @@ from tests.support.sql import query
 
 FIRST_CHAIN_PORT: Final = 28_945
 MIN_CONFIRMATIONS: Final = 3
+PRICE_LIFETIME: Final = timedelta(minutes=30)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,14 @@ class Deposits:
         return await self.roles.balance(given.account.billing_account_id)
 
 
+def crediting_of(chain: LocalChain, roles: RolePair, reader: ChainReader, starter: PaymentResumer) -> DepositCrediting:
+    """What decides about the chain's deposits, their prices included."""
+    of_chain = {"chain_id": chain.chain_id, "min_confirmations": MIN_CONFIRMATIONS}
+    prices = Prices({chain.chain_id: reader.prices})
+    pricing = DepositPricing(roles.service, prices, price_lifetime=PRICE_LIFETIME, **of_chain)
+    return DepositCrediting(roles.service, starter, pricing, **of_chain)
+
+
 async def open_deposits(chain: LocalChain, roles: RolePair, reader: ChainReader, **options: Any) -> Deposits:
     """A harness that reads from the next block on."""
     addresses = DepositAddresses(roles.service, chain.chain_id, chain.treasury_address)
@@ -183,8 +195,7 @@ async def open_deposits(chain: LocalChain, roles: RolePair, reader: ChainReader,
         look_back_blocks=0,
     )
     settling = Settling(roles, reader)
-    crediting = DepositCrediting(roles.service, settling, chain_id=chain.chain_id, min_confirmations=MIN_CONFIRMATIONS)
-    return Deposits(chain, roles, reader, scan, crediting, settling)
+    return Deposits(chain, roles, reader, scan, crediting_of(chain, roles, reader, settling), settling)
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ from structlog.testing import capture_logs
 from domain.chain import DepositLane
 from domain.errors import TemporalUnavailable
 from domain.money import credits_for_raw
-from services.deposits.crediting import DepositCrediting
 from services.deposits.lanes import DepositAddresses
 from services.deposits.scanner import DepositScanner
 from services.payments.recovery import PaymentRecovery, Recovered
-from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
+from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits, crediting_of
 from tests.support.sql import connect
 
 
@@ -26,15 +25,7 @@ async def test_watchers_that_act_at_once_credit_each_deposit_once(deposits: Depo
             await deposits.pay(each, 1_000_000, blocks=1)
     await deposits.chain.mine(MIN_CONFIRMATIONS)
     head = await deposits.read()
-    others = [
-        DepositCrediting(
-            deposits.roles.service,
-            deposits.settling,
-            chain_id=deposits.chain.chain_id,
-            min_confirmations=MIN_CONFIRMATIONS,
-        )
-        for _ in range(2)
-    ]
+    others = [crediting_of(deposits.chain, deposits.roles, deposits.reader, deposits.settling) for _ in range(2)]
     with capture_logs() as lines:
         await asyncio.gather(*(crediting.act(head) for crediting in others))
     assert [line for line in lines if line["log_level"] == "error"] == [], "who is second has nothing to do"
@@ -70,9 +61,7 @@ async def test_one_whose_workflow_could_not_be_started_is_found_and_settled(depo
         async def resume_payment(self, user_id: str, attempt_id: object) -> bool:
             raise TemporalUnavailable("no Temporal")
 
-    deaf = DepositCrediting(
-        deposits.roles.service, Deaf(), chain_id=deposits.chain.chain_id, min_confirmations=MIN_CONFIRMATIONS
-    )
+    deaf = crediting_of(deposits.chain, deposits.roles, deposits.reader, Deaf())
     with pytest.raises(TemporalUnavailable):
         await deaf.act(await deposits.read())
     assert [status for *_, status in deposits.deposits()] == ["PENDING_UNVERIFIED"]

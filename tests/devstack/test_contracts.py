@@ -15,12 +15,13 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["Collector", "Forwarder", "SignatureValidator", "TokenBalances"],
+    "chain/contracts": ["Collector", "Forwarder", "PriceRounds", "SignatureValidator", "TokenBalances"],
     "devstack/contracts": [
         "FeeToken",
         "LyingToken",
         "Multisend",
         "PlainToken",
+        "PriceFeed",
         "SilentToken",
         "SmartWallet",
         "SmartWalletFactory",

@@ -20,6 +20,7 @@ from devstack.chain import payer_wallets
 from domain.errors import HashInUse, TemporalUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from services.deposits.charges import Charges
+from services.deposits.pricing import Prices
 from services.payments import lifecycle as payments
 from settings import load
 from starter.singletons import SingletonWorkflow, list_missing, start_missing
@@ -99,7 +100,7 @@ async def test_batches_end_when_one_is_not_full(engine: Engine, count: int) -> N
 async def test_charges_whose_price_has_run_out_are_expired_batch_by_batch(engine: Engine, count: int) -> None:
     payer, method = await engine.payer(), add_method(engine.database)
     settings = load({**engine.variables, "API_URL": "https://pay.example.com"})
-    charges = Charges(engine.tenants, charge_policy(settings), read_head=engine.reader.heads.height)
+    charges = Charges(engine.tenants, charge_policy(settings), prices=Prices({}), read_head=engine.reader.heads.height)
     over = [await charges.create_charge(payer, method, 500) for _ in range(count)]
     with connect_sql(engine.database.superuser_url) as connection:
         connection.execute("UPDATE charges SET price_expires_at = now() - interval '1 second'")

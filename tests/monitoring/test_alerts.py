@@ -191,6 +191,12 @@ CASES: Final = (
         1,
     ),
     Case(
+        "SettleDepositsWithoutPrice",
+        {'settle_findings_open{kind="deposit_without_price"}': steady(1)},
+        {'settle_findings_open{kind="deposit_without_price"}': steady(0)},
+        1,
+    ),
+    Case(
         "SettleDepositsDiffer",
         {'settle_findings_open{kind="deposits_differ"}': steady(1)},
         {'settle_findings_open{kind="deposits_differ"}': steady(0)},

@@ -54,6 +54,8 @@ BAD: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(POSTGRES, BAD_POSTGRES),
     **dict.fromkeys(ADDRESSES, BAD_ADDRESSES),
     "CHAIN_ID": ("0", "-1", "base", "1.5", str(2**53)),
+    "PRICE_FEED_CHAIN_ID": ("0", "-1", "base", "1.5", str(2**53)),
+    "PRICE_FEED_RPC_URLS": (f"ws://node.example/{PASSWORD}", f"node.example/{PASSWORD}", ","),
     "CHAIN_RPC_URLS": (
         f"ws://node.example/{PASSWORD}",
         f"node.example/{PASSWORD}",

@@ -26,6 +26,7 @@ GOOD = {
     "MIGRATION_DATABASE_URL": POSTGRES,
     "OPERATOR_DATABASE_URL": POSTGRES,
     "CHAIN_RPC_URLS": NODE,
+    "PRICE_FEED_RPC_URLS": NODE,
     "USDC_TOKEN_ADDRESS": TOKEN,
     "TREASURY_ADDRESS": WALLET,
     "FINALITY": "safe",
@@ -64,7 +65,15 @@ GOOD = {
 NAMES = sorted(str(field.alias) for field in Settings.model_fields.values())
 NUMBERS = [str(field.alias) for field in Settings.model_fields.values() if field.annotation in (int, float, int | None)]
 FRACTIONAL = [str(field.alias) for field in Settings.model_fields.values() if field.annotation is float]
-URLS = ("CHAIN_RPC_URLS", "API_URL", "EXPLORER_TX_URL", "PUBLIC_RPC_URL", "EVENT_SINK_URL", "TEMPORAL_UI_URL")
+URLS = (
+    "CHAIN_RPC_URLS",
+    "PRICE_FEED_RPC_URLS",
+    "API_URL",
+    "EXPLORER_TX_URL",
+    "PUBLIC_RPC_URL",
+    "EVENT_SINK_URL",
+    "TEMPORAL_UI_URL",
+)
 
 
 def _good(name: str) -> str:

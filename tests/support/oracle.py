@@ -403,10 +403,12 @@ CHECKS: Final = (
 EXPECTED_ENTRIES: Final = """
     WITH worth AS (
         SELECT a.id, a.purpose, a.status, a.billing_account_id,
-               CASE a.kind WHEN 'deposit' THEN floor(d.value_raw * 10000000 / power(10::numeric, m.decimals))
+               CASE a.kind WHEN 'deposit' THEN div(d.value_raw * coalesce(q.answer_raw, 1) * 10000000,
+                                                   power(10::numeric, m.decimals + coalesce(q.decimals, 0)))
                            ELSE a.amount_usd_cents::numeric * 100000 END AS credits
           FROM payment_attempts a LEFT JOIN deposits d ON d.attempt_id = a.id AND a.kind = 'deposit'
           LEFT JOIN payment_methods m ON m.id = d.method_id
+          LEFT JOIN price_quotes q ON q.id = d.quote_id
          WHERE a.status IN ('CREDITED', 'REVERSED')
     ), expected AS (
         SELECT id, 'credits_purchase' AS reason, billing_account_id AS account, credits AS amount

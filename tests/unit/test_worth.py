@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.deposits.worth import is_dollar_token, price_in_raw, worth_in_credits
+from domain.deposits.worth import UnitPrice, is_dollar_token, price_in_raw, worth_in_credits
 from domain.errors import PriceUnavailable
-from domain.money import credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
+from domain.money import CREDITS_PER_USD, credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,39 @@ def test_a_token_that_is_no_dollar_has_no_price_and_is_never_taken_for_one(symbo
         price_in_raw(token, 5_000)
     with pytest.raises(PriceUnavailable):
         worth_in_credits(token, 10**18)
+
+
+PRICES = st.builds(UnitPrice, answer_raw=st.integers(1, 10**30), decimals=st.integers(0, 36))
+
+
+@given(cents=st.integers(1, 10**12), decimals=st.integers(0, 36), price=PRICES)
+def test_at_any_price_what_is_asked_for_is_enough_and_one_unit_less_is_not(
+    cents: int, decimals: int, price: UnitPrice
+) -> None:
+    """The payer's amount is rounded up, the worth down: no rounding gives away a credit."""
+    token = Token("WETH", decimals)
+    raw = price_in_raw(token, cents, price)
+    assert worth_in_credits(token, raw, price) >= credits_for_usd_cents(cents)
+    assert worth_in_credits(token, raw - 1, price) < credits_for_usd_cents(cents)
+    exact = Fraction(raw * price.answer_raw * CREDITS_PER_USD, 10 ** (decimals + price.decimals))
+    assert 0 <= exact - worth_in_credits(token, raw, price) < 1
+
+
+@given(values=st.lists(st.integers(0, 10**24), max_size=6), price=PRICES)
+def test_several_deposits_are_worth_no_more_than_one_of_their_sum(values: list[int], price: UnitPrice) -> None:
+    token = Token("WETH", 18)
+    apart = sum(worth_in_credits(token, value, price) for value in values)
+    together = worth_in_credits(token, sum(values), price)
+    assert together - len(values) <= apart <= together
+
+
+@given(cents=st.integers(1, 10**9), price=PRICES)
+def test_a_dollar_token_is_a_dollar_whatever_a_feed_says(cents: int, price: UnitPrice) -> None:
+    assert price_in_raw(USDC, cents, price) == price_in_raw(USDC, cents)
+    assert worth_in_credits(USDC, cents, price) == worth_in_credits(USDC, cents)
+
+
+@pytest.mark.parametrize(("answer_raw", "decimals"), [(0, 8), (-1, 8), (1, -1)])
+def test_what_is_not_positive_is_no_price(answer_raw: int, decimals: int) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        UnitPrice(answer_raw, decimals)

@@ -20,7 +20,7 @@ compatible_from = "0008"
 SQL_FILES = ("0009_prices.sql", "0009_relay.sql")
 
 # Every table of before that one of the files changes, or names in a foreign key.
-CHANGED_TABLES = ("payment_methods", "charges", "deposits", "relay_nonces", "relayers")
+CHANGED_TABLES = ("payment_methods", "charges", "deposits", "transfer_credits", "relay_nonces", "relayers")
 
 # Those of triggers, and what these call: from this transaction on they run with the version before.
 NEW_FUNCTIONS: tuple[str, ...] = ()
