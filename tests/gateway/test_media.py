@@ -16,7 +16,7 @@ import pytest
 from devstack.upstream import Behaviour
 from devstack.upstream.dialects.media import BYTES_PER_WORD
 from gateway.policy import REQUEST_BYTES_MAX, RateLimits
-from tests.gateway.support import Answer, Served, chat, served
+from tests.gateway.support import Answer, Served, chat, served, until
 from tests.support.postgres import Database
 from tests.support.sql import scalar
 
@@ -175,7 +175,7 @@ async def test_who_hangs_up_in_speech_pays_for_what_was_to_be_read_out(gateway: 
         response.close()
     await gateway.is_quiet()
     assert gateway.books.receipt()["charged_credits"] == 13 * 300
-    assert gateway.calls()[0].was_cancelled
+    await until(lambda: gateway.calls()[0].was_cancelled)
 
 
 @pytest.mark.parametrize(
