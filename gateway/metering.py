@@ -5,7 +5,8 @@ Nothing is changed here. A meter is given the answer's events, or its whole body
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum, auto
@@ -18,6 +19,7 @@ from domain.billing.usage import Dialect, ImplausibleUsage, Usage, merge_reports
 from gateway.sse import SseEvent
 
 _DONE: Final = b"[DONE]"
+_SEARCHES: Final[Mapping[str, str]] = {"web_search_call": "web_searches", "file_search_call": "storage_searches"}
 _IMAGE_COMPLETED: Final = "image_generation.completed"
 _LAST_TYPES: Final = frozenset(
     {
@@ -57,6 +59,8 @@ class Meter:
     output_bytes: int = 0
     images: int = 0
     """Images that came."""
+    searches: Mapping[str, int] = field(default_factory=dict)
+    """Searches that the provider made for the answer: it bills them, and does not report them as usage."""
     has_ended: bool = False
     """The API's own last event came, or the whole body."""
     has_finished: bool = False
@@ -93,6 +97,8 @@ class Meter:
         """Units that are known exactly, whether or not the provider reports them."""
         if self.dialect is Dialect.IMAGES:
             return {IMAGES: self.images}
+        if self.dialect is Dialect.RESPONSES:
+            return self.searches
         return self.other_units if self.dialect is Dialect.SPEECH else {}
 
     @property
@@ -181,6 +187,8 @@ class Meter:
                 self.error = part["error"]
             elif part.get("error"):
                 self.error = {"message": str(part["error"])[:500]}
+            if self.dialect is Dialect.RESPONSES and isinstance(part.get("output"), list):
+                self.searches = Counter(_searches(part["output"]))
             if self.upstream_id is None and isinstance(part.get("id"), str):
                 self.upstream_id = part["id"][:200]
         self.output_bytes += sum(len(text.encode(errors="replace")) for text in _output_texts(document))
@@ -195,6 +203,15 @@ class Meter:
         """So many bytes of speech came."""
         self.is_answer = True
         self.output_bytes += count
+
+
+def _searches(items: Sequence[Any]) -> Iterator[str]:
+    """The unit of each search among the items of a response. To open a page that was found costs nothing more."""
+    for item in items:
+        unit = _SEARCHES.get(str(item.get("type"))) if isinstance(item, Mapping) else None
+        action = item.get("action") if unit else None
+        if unit and (not isinstance(action, Mapping) or action.get("type", "search") == "search"):
+            yield unit
 
 
 def _is_number(value: object) -> bool:

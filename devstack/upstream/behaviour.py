@@ -69,6 +69,8 @@ class Behaviour(BaseModel):
     """How many tool calls to make where the request has tools."""
     tool_arguments: dict[str, Any] | None = None
     """Their arguments, instead of some that fit the tool's schema."""
+    searches: Count = 0
+    """Web searches made for the answer: Anthropic's API reports them as usage, that of responses as output items."""
     id: str | None = None
     """The answer's id: this text, or null. Two answers can have the same one."""
 

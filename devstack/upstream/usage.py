@@ -30,6 +30,8 @@ def usage_of(generation: Generation, *, tokens: Tokens | None = None) -> Any:
     if behaviour.usage == "omit":
         return OMITTED
     usage = true_usage(generation.asked.dialect, tokens)
+    if behaviour.searches and generation.asked.dialect is Dialect.MESSAGES:
+        usage["server_tool_use"] = {"web_search_requests": behaviour.searches}
     if generation.asked.model.startswith("whisper"):
         usage = {"type": "duration", "seconds": decimal(Decimal(tokens.prompt) / TOKENS_PER_SECOND)}
     if behaviour.cost is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from math import ceil
 from typing import Any
 
 import pytest
 
+from devstack.upstream import Behaviour
 from devstack.upstream.records import Call
 from tests.gateway.support import MODEL, UPSTREAM_KEY, Served, chat, faulty, served
 from tests.support.postgres import Database
@@ -182,6 +184,17 @@ async def test_the_scheme_is_read_in_any_case(gateway: Served, scheme: str) -> N
         headers={"Authorization": f"{scheme} {gateway.account.key}"},
     ) as response:
         assert response.status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_searches_of_the_provider_are_charged(gateway: Served, path: str, stream: bool) -> None:
+    gateway.upstream.order(Behaviour(searches=3, tokens=1))
+    model = "gpt-5" if path == "/v1/responses" else "claude-sonnet-4-5"
+    body = {**BODIES[path], "model": model, "stream": stream}
+    assert (await gateway.client.post(body, path, **MESSAGES)).status == 200
+    [line] = [one for one in gateway.books.receipt()["unit_prices"]["lines"] if one["unit"] == "web_searches"]
+    assert (line["count"], Decimal(line["usd"]), line["per"]) == (3, Decimal(10), 1_000)
 
 
 async def test_the_rate_limit_is_shown_and_enforced(database: Database) -> None:

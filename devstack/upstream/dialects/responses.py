@@ -105,6 +105,13 @@ def _call_item(generation: Generation, index: int, call: ToolCall, status: str) 
 
 def _output(generation: Generation) -> list[dict[str, Any]]:
     items = [_reasoning_item(generation)] if generation.whole.reasoning else []
+    for number in range(generation.asked.behaviour.searches):
+        action = {"type": "search", "query": f"query {number}", "sources": []}
+        opened = {"type": "open_page", "url": "https://example.com"}
+        items += [
+            {"id": f"ws_{number}{kind}", "type": "web_search_call", "status": "completed", "action": done}
+            for kind, done in enumerate((action, opened))
+        ]
     if generation.calls:
         first = len(items)
         items += [_call_item(generation, first + i, call, "completed") for i, call in enumerate(generation.calls)]
