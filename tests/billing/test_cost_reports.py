@@ -92,6 +92,7 @@ CENTS = {"amount": "150", "currency": "USD"}
         (CostKind.OPENROUTER, {"data": ["no row"]}),
         (CostKind.OPENROUTER, {"data": [{"usage": None}]}),
         (CostKind.LITELLM, {"rows": []}),
+        (CostKind.LITELLM, {}),
         (CostKind.LITELLM, [{"spend": 1}]),
         (CostKind.LITELLM, [{"startTime": "2026-03-01", "spend": "Infinity"}]),
     ],

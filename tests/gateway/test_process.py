@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psycopg
 import pytest
 import yaml
 
@@ -134,6 +135,36 @@ async def test_sigkill_leaves_a_hold_that_lapses_with_what_is_needed_to_charge_i
         await until(
             lambda: scalar(database.service_url, "SELECT bool_and(lease_until < clock_timestamp()) FROM credit_holds")
         )
+
+
+@pytest.mark.slow(but=1)
+@pytest.mark.parametrize("moment", ["while it is charged", "once it was charged"])
+async def test_sigkill_at_a_charge_charges_once(database: Database, tmp_path: Path, moment: str) -> None:
+    async with (
+        running(database, tmp_path, HOLD_LEASE_SECONDS="3") as gateway,
+        await psycopg.AsyncConnection.connect(database.superuser_url) as other,
+    ):
+        call = asyncio.create_task(gateway.client.post(faulty(stream=True, tokens=20, tokens_per_second=100)))
+        await until(gateway.books.states)
+        if moment == "while it is charged":
+            await other.execute("SELECT 1 FROM billing_accounts FOR UPDATE")
+            await until(lambda: scalar(database.superuser_url, WAITING))
+        else:
+            await until(lambda: gateway.books.states() == ["captured"])
+        gateway.process.process.send_signal(signal.SIGKILL)
+        await asyncio.wait([call])
+        call.exception()
+        await other.rollback()
+        await until(lambda: gateway.books.states() == ["captured"])
+        receipt = gateway.books.receipt()
+        assert (receipt["charge_reason"], receipt["output_tokens"]) == ("completed", 20)
+        # Who resolves lapsed holds is answered with what was charged.
+        [(hold_id,)] = query(database.service_url, "SELECT id FROM credit_holds")
+        assert query(database.service_url, RESOLVE, hold_id) == [("repeated",)]
+        assert len(gateway.books.receipts()) == 1
+
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.mark.slow
