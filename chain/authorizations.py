@@ -19,11 +19,10 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 
 from chain.contract_calls import DEPLOYLESS_CALL_SENDER, has_failed_in_execution
-from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
-from chain.quorum import EndpointsDisagree
+from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint, only_answer
 from chain.rpc import Call, EndpointFailure, Failure, Reply
 from chain.wire import AUTHORIZATION_USED_TOPIC, read_block, read_data, read_head, read_logs, read_quantity
-from domain.errors import ChainUnavailable, PreconditionNotMet
+from domain.errors import PreconditionNotMet
 from domain.payments.authorizations import Authorization, SignedAuthorization, TokenDomain, nonce_preimage
 
 AUTHORIZATION_CANCELED_TOPIC: Final[bytes] = keccak(text="AuthorizationCanceled(address,bytes32)")
@@ -295,14 +294,7 @@ class AuthorizationReader:
             answers.setdefault(answer, []).append(node.label)
 
         await asyncio.gather(*(hear(node) for node in self._pool.nodes()))
-        match list(answers):
-            case []:
-                raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
-            case [answer]:
-                return answer
-            case _:
-                sides = "; ".join(f"{', '.join(names)}: {answer}" for answer, names in answers.items())
-                raise EndpointsDisagree(f"endpoints disagree about an authorization: {sides}")
+        return only_answer(answers, reasons, about="an authorization")
 
 
 def _call(to: str, calldata: bytes) -> Call:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from chain.contracts import creation_code
-from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, NO_ENDPOINT, EndpointPool, PooledEndpoint
+from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint, only_answer
 from chain.preconditions import TokenAnswer
 from chain.quorum import EndpointsDisagree, NoResponse
 from chain.rpc import Call, EndpointFailure, Failure, Reply
@@ -221,16 +221,11 @@ class ContractCalls:
             answers.setdefault(answer, []).append(node.label)
 
         await asyncio.gather(*(hear(node) for node in self._pool.nodes()))
-        match list(answers):
-            case []:
-                raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
-            case [answer]:
-                return answer
-            case _:
-                sides = [f"{', '.join(names)}: {_shown(answer)}" for answer, names in answers.items()]
-                message = "endpoints disagree about what a call returns: " + "; ".join(sides)
-                log.warning("%s", message)
-                raise EndpointsDisagree(message)
+        try:
+            return only_answer(answers, reasons, about="what a call returns", shown=_shown)
+        except EndpointsDisagree as error:
+            log.warning("%s", error.message)
+            raise
 
 
 def _uint(reply: Reply, *, below: int) -> int | None:

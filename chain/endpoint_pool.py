@@ -20,6 +20,7 @@ import aiohttp
 from chain.circuit_breaker import HEAD_TOLERANCE_BLOCKS, MARK_EXPIRY_SECONDS, STALL_SECONDS, CircuitBreaker, HeadMark
 from chain.history import HistoryRefused
 from chain.joined_batches import JOIN_SECONDS, JoinedBatches
+from chain.quorum import EndpointsDisagree
 from chain.ranges import LogRange
 from chain.rpc import (
     RESPONSE_BYTES_MAX,
@@ -56,6 +57,23 @@ BLOCK_NUMBER: Final = Call("eth_blockNumber")
 NO_ENDPOINT: Final = "no usable chain endpoint: "
 
 _T = TypeVar("_T")
+
+
+def only_answer(
+    answers: Mapping[_T, Sequence[str]], reasons: Sequence[str], *, about: str, shown: Callable[[_T], object] = str
+) -> _T:
+    """The answer that all endpoints gave, which are named with theirs. `reasons` are those of the others.
+
+    Raises `ChainUnavailable` where there is none, and `EndpointsDisagree` where there are several.
+    """
+    match list(answers):
+        case []:
+            raise ChainUnavailable(NO_ENDPOINT + "; ".join(reasons))
+        case [answer]:
+            return answer
+        case _:
+            sides = "; ".join(f"{', '.join(names)}: {shown(answer)}" for answer, names in answers.items())
+            raise EndpointsDisagree(f"endpoints disagree about {about}: {sides}")
 
 
 class EndpointsFailed(ChainUnavailable):

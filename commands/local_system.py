@@ -184,46 +184,37 @@ class LocalSystem:
     async def start_worker(self, name: str = "worker") -> ProcessService:
         """Start a supervised worker process and wait until it is ready."""
         port = PortBook(self.state_dir).pick(f"{name}-health", DEFAULT_PORT)
-        return await self.stack.add_process(
-            name,
-            [sys.executable, "-P", "-m", "cli", "worker"],
-            {**self._without_settings(_NOT_OF_THE_WORKER), "WORKER_HEALTH_PORT": str(port)},
-            ready=_answers(f"http://127.0.0.1:{port}/readyz"),
-            stop_timeout_seconds=WORKER_STOP_SECONDS,
-        )
+        variables = {**self._without_settings(_NOT_OF_THE_WORKER), "WORKER_HEALTH_PORT": str(port)}
+        return await self._start(name, "worker", variables, port=port, stop_seconds=WORKER_STOP_SECONDS)
 
     async def start_api(self) -> ProcessService:
         """Start the API as a supervised process on `API_URL` and wait until it is ready."""
-        return await self.stack.add_process(
-            "api",
-            [sys.executable, "-P", "-m", "cli", "api"],
-            self._without_settings(_NOT_OF_THE_API),
-            ready=_answers(f"http://127.0.0.1:{self.variables['API_PORT']}/readyz"),
-            stop_timeout_seconds=API_STOP_SECONDS,
-        )
+        variables = self._without_settings(_NOT_OF_THE_API)
+        return await self._start("api", "api", variables, port=variables["API_PORT"], stop_seconds=API_STOP_SECONDS)
 
     async def start_gateway(self, name: str = "gateway", **changes: str) -> ProcessService:
         """Start a gateway as a supervised process on `GATEWAY_URL` and wait until it is ready; `changes` are settings
         by their variables' names.
         """
         variables = {**self._without_settings(_NOT_OF_THE_GATEWAY), **changes}
-        return await self.stack.add_process(
-            name,
-            [sys.executable, "-P", "-m", "cli", "gateway"],
-            variables,
-            ready=_answers(f"http://127.0.0.1:{variables['GATEWAY_PORT']}/readyz"),
-            stop_timeout_seconds=GATEWAY_STOP_SECONDS,
-        )
+        port = variables["GATEWAY_PORT"]
+        return await self._start(name, "gateway", variables, port=port, stop_seconds=GATEWAY_STOP_SECONDS)
 
     async def start_relay(self, name: str = "relay") -> ProcessService:
         """Start a relay as a supervised process and wait until it is ready."""
         port = PortBook(self.state_dir).pick(f"{name}-health", RELAY_HEALTH_PORT)
+        variables = {**self._without_settings(_NOT_OF_THE_RELAY), "RELAY_HEALTH_PORT": str(port)}
+        return await self._start(name, "relay", variables, port=port, stop_seconds=RELAY_STOP_SECONDS)
+
+    async def _start(
+        self, name: str, command: str, variables: Mapping[str, str], *, port: int | str, stop_seconds: float
+    ) -> ProcessService:
         return await self.stack.add_process(
             name,
-            [sys.executable, "-P", "-m", "cli", "relay"],
-            {**self._without_settings(_NOT_OF_THE_RELAY), "RELAY_HEALTH_PORT": str(port)},
+            [sys.executable, "-P", "-m", "cli", command],
+            variables,
             ready=_answers(f"http://127.0.0.1:{port}/readyz"),
-            stop_timeout_seconds=RELAY_STOP_SECONDS,
+            stop_timeout_seconds=stop_seconds,
         )
 
     async def _prepare_relay_key(self) -> None:

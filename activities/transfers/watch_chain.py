@@ -18,9 +18,9 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.messages import Followed, Rescan, WatchedChain
-from activities.transfers.authorizations import AuthorizationFollower
+from activities.transfers.authorizations import follow_authorizations
 from activities.transfers.finality import FinalityFollower
-from activities.transfers.recent_submissions import SubmissionFollower
+from activities.transfers.recent_submissions import follow_submissions
 from activities.transfers.signatures import WatchingSignatures
 from chain.head_reader import ChainProgress
 from db.engine import ServiceDatabase
@@ -29,6 +29,7 @@ from domain.chain import DepositScope, TransferScope
 from domain.errors import Unavailable
 from domain.transfers.rescan import RescanReport
 from domain.transfers.watching import Promise, old_promises, poll_interval
+from services.background import in_background
 from services.payments.authorizations import ClaimedAuthorizations
 from services.payments.finality import FinalityDecider
 from services.payments.recovery import RecentSubmissions
@@ -158,8 +159,8 @@ class WatchingActivities(WatchingSignatures):
         until = loop.time() + chain.follow_seconds
         async with (
             _heartbeats(lambda: followers.words + finality.words),
-            SubmissionFollower(self._recent),
-            AuthorizationFollower(self._claims),
+            in_background(follow_submissions(self._recent), name="recent submissions"),
+            in_background(follow_authorizations(self._claims), name="authorizations"),
             finality,
         ):
             while loop.time() < until:
@@ -341,10 +342,5 @@ async def _heartbeats(words: Callable[[], str]) -> AsyncIterator[None]:
             activity.heartbeat(words())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    beating = asyncio.create_task(beat())
-    try:
+    async with in_background(beat()):
         yield
-    finally:
-        beating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await beating

@@ -196,12 +196,22 @@ async def capture(
     only_lapsed: bool = False,
 ) -> Captured:
     """Charge a call: entry, receipt and the hold's end in one transaction; once, however often it is asked for."""
-    usage = charge.usage
     values = {
+        **charge_values(charge, end=end, provider=provider, upstream_id=upstream_id, markup_factor=markup_factor),
         "hold_id": str(hold_id),
         "only_lapsed": only_lapsed,
-        "charged": charge.charged_credits,
         "grace": grace_credits,
+    }
+    return Captured(*await _row(connection, _CAPTURE, values))
+
+
+def charge_values(
+    charge: Charge, *, end: CallEnd, provider: str, upstream_id: str | None, markup_factor: Decimal
+) -> dict[str, Any]:
+    """What a function that charges a call is given of the call itself, by the statements' names."""
+    usage = charge.usage
+    return {
+        "charged": charge.charged_credits,
         "user_cost": charge.user_cost_usd,
         "provider_cost": charge.provider_cost_usd,
         "absorbed_cost": charge.absorbed_cost_usd,
@@ -220,7 +230,6 @@ async def capture(
         "doubt_detail": charge.doubt_detail,
         "unit_prices": unit_prices(charge, markup_factor),
     }
-    return Captured(*await _row(connection, _CAPTURE, values))
 
 
 def unit_prices(charge: Charge, markup_factor: Decimal) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.billing.holds import unit_prices
+from db.billing.holds import charge_values
 from db.driver import fetch_one_by_driver
 from domain.billing.charges import Charge
 from domain.billing.ingested import SOURCE_SYSTEM, IngestedCall
@@ -47,33 +47,18 @@ async def ingest_charge(
     price_version: str | None,
 ) -> Ingested:
     """Charge a call once; of the same reference and body the same answer. Raises `UnknownAccount`."""
-    usage = charge.usage
+    of_call = charge_values(
+        charge, end=call.end, provider=call.provider, upstream_id=call.upstream_id, markup_factor=markup_factor
+    )
     values = {
+        **of_call,
         "source_system": SOURCE_SYSTEM,
         "reference": call.reference,
         "body_hash": call.body_hash,
         "request_id": call.request_id,
         "account": call.billing_account_id,
-        "charged": charge.charged_credits,
-        "user_cost": charge.user_cost_usd,
-        "provider_cost": charge.provider_cost_usd,
-        "absorbed_cost": charge.absorbed_cost_usd,
-        "reason": call.end.value,
         "model": call.model,
-        "provider": call.provider,
-        "upstream_id": call.upstream_id,
-        "tokens": [
-            usage.input_tokens,
-            usage.cached_input_tokens,
-            usage.cache_write_tokens,
-            usage.output_tokens,
-            usage.reasoning_tokens,
-        ],
-        "estimated": charge.is_estimated,
-        "doubt": charge.doubt.value if charge.doubt else None,
-        "doubt_detail": charge.doubt_detail,
         "price_version": price_version,
-        "unit_prices": unit_prices(charge, markup_factor),
         "called_at": call.called_at,
     }
     try:

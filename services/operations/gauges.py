@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 from prometheus_client import Gauge
@@ -20,6 +20,7 @@ from domain.errors import SettleError
 from domain.operations.findings import FindingKind
 from domain.payments.attempt import OPEN_STATUSES, Purpose
 from domain.payments.finality import FinalityLevel, FinalityPolicy
+from services.background import in_background
 from services.billing.resolution import RESOLVED_WITHIN
 from telemetry.metrics.worker import PRECONDITIONS_MET, observe_books
 
@@ -134,13 +135,8 @@ async def refreshing(refresh: Callable[[], Awaitable[None]], *, every_seconds: f
                 log.exception("could not refresh the gauges")
             await asyncio.sleep(every_seconds)
 
-    task = asyncio.create_task(repeat())
-    try:
+    async with in_background(repeat()):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 class PreconditionGauge:

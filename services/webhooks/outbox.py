@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
@@ -13,6 +13,7 @@ from db.engine import ServiceDatabase
 from db.webhooks import deliveries
 from db.webhooks.deliveries import DueDelivery
 from domain.errors import SettleError
+from services.background import in_background
 from services.ports import WebhookDeliveryStarter
 
 PAGE: Final = 200
@@ -45,13 +46,8 @@ async def following_outbox(database: ServiceDatabase, starter: WebhookDeliverySt
                 pause = AFTER_A_FAILURE_SECONDS
             await asyncio.sleep(pause)
 
-    task = asyncio.create_task(follow())
-    try:
+    async with in_background(follow()):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def start_new(database: ServiceDatabase, starter: WebhookDeliveryStarter) -> int:

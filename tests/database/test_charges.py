@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.errors import UniqueViolation
 
 from db.deposits import addresses, charges
 from db.deposits.addresses import NewAddress
@@ -14,8 +15,8 @@ from domain.deposits.charges import ChargeStatus, Received, status_of
 from domain.deposits.methods import Scheme
 from tests.support.deposits import METHOD, add_method, see_deposit, settle_deposit
 from tests.support.deposits import status_of as stored_status
-from tests.support.payments import CHAIN_ID, TREASURY, RolePair
-from tests.support.sql import query
+from tests.support.payments import CHAIN_ID, TREASURY, RolePair, tx_hash
+from tests.support.sql import connect, query, refused, scalar
 
 QUOTED_RAW = 1_000
 MINUTE = timedelta(minutes=1)
@@ -122,3 +123,30 @@ async def test_a_deposit_that_is_deleted_counts_no_more(roles: RolePair) -> None
     assert stored_status(roles.database, charge_id) == "confirming"
     query(roles.database.service_url, "DELETE FROM deposits WHERE id = %s RETURNING 1", deposit_id)
     assert stored_status(roles.database, charge_id) == "new"
+
+
+async def test_a_transfer_is_one_deposit(roles: RolePair) -> None:
+    add_method(roles.database)
+    _, address = await charge(roles)
+    see_deposit(roles.database, address, QUOTED_RAW)
+    with refused(UniqueViolation, "deposits_once"), connect(roles.database.service_url) as service:
+        service.execute(
+            "INSERT INTO deposits (id, chain_id, tx_hash, log_index, address_id, method_id, token, from_address,"
+            " value_raw, credits, block_number, block_hash, block_time)"
+            " SELECT gen_random_uuid(), chain_id, tx_hash, log_index, address_id, method_id, token, from_address,"
+            " value_raw, credits, block_number, block_hash, block_time FROM deposits"
+        )
+
+
+async def test_what_was_swept_is_booked_once(roles: RolePair) -> None:
+    add_method(roles.database)
+    await charge(roles)
+    book = (
+        "SELECT book_swept_transfer(a.chain_id, %s, 0, a.id, m.id, a.treasury, 5, 50, 1, %s)"
+        " FROM deposit_addresses a, payment_methods m"
+    )
+    booked = [scalar(roles.database.service_url, book, tx_hash(1), tx_hash(2)) for _ in range(2)]
+    assert booked == [True, False]
+    assert query(roles.database.service_url, "SELECT reason, count(*) FROM general_entries GROUP BY 1") == [
+        ("sweep", 1)
+    ]
