@@ -53,8 +53,15 @@ class MinedTransaction:
     tx_hash: str
     block_number: int
     succeeded: bool
-    spent_wei: int
-    """Gas used times what was paid for it; of a rollup without what its publication costs."""
+    gas_used: int
+    gas_price_wei: int
+    l1_fee_wei: int | None
+    """What a rollup took for publication, where its receipts say so."""
+
+    @property
+    def spent_wei(self) -> int:
+        """What it has cost its sender."""
+        return self.gas_used * self.gas_price_wei + (self.l1_fee_wei or 0)
 
 
 class _WireHeader(WireModel):
@@ -67,6 +74,7 @@ class _WireReceipt(WireModel):
     status: Annotated[Quantity, Field(le=1)]
     gas_used: Quantity
     effective_gas_price: Quantity
+    l1_fee: Quantity | None = None
 
 
 _HEADER: Final = TypeAdapter(_WireHeader)
@@ -153,8 +161,14 @@ class TransactionCalls:
                 receipt = _parsed(_RECEIPT, raw)
                 if receipt.transaction_hash != tx_hash or receipt.block_number > head:
                     raise EndpointFailure(Failure.CONTRADICTION, f"the receipt of {tx_hash} contradicts the request")
-                spent = receipt.gas_used * receipt.effective_gas_price
-                found[tx_hash] = MinedTransaction(tx_hash, receipt.block_number, receipt.status == 1, spent)
+                found[tx_hash] = MinedTransaction(
+                    tx_hash,
+                    receipt.block_number,
+                    succeeded=receipt.status == 1,
+                    gas_used=receipt.gas_used,
+                    gas_price_wei=receipt.effective_gas_price,
+                    l1_fee_wei=receipt.l1_fee,
+                )
             return found
 
         return await self._pool.ask_first(read)

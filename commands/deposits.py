@@ -266,4 +266,18 @@ async def sweep_send(context: Context, file: Path, as_json: bool) -> None:
     await send(context.settings, context.variables, file, as_json=as_json)
 
 
+@sweep.command("list")
+@json_option
+@click.pass_obj
+@command
+async def sweep_list(context: Context, as_json: bool) -> None:
+    """List the newest sweeps of the chain, how far each is, and what it has cost in wei.
+
+    Gas is in no ledger: nothing there says what the chain's coin is worth.
+    """
+    from commands.sweep import list_all
+
+    await list_all(context.settings, as_json=as_json)
+
+
 GROUPS: Final = (methods, addresses, sweep)

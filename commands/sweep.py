@@ -1,4 +1,4 @@
-"""`settle sweep plan|sign|send`: collects what deposit addresses hold. The plan is a file that travels to the key."""
+"""`settle sweep plan|sign|send|list`: collects what deposit addresses hold, by a file that travels to the key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from commands.output import grouped, print_json, progress, stdout, table
 from commands.sweep_signing import SECRET_EXPECTED, check_signed, sign_plan
 from composition import chain_reader, service_database
 from db.deposits.methods import find_method
-from db.deposits.sweeps import SignedSweepTransaction, insert_sweep
+from db.deposits.sweeps import ListedSweep, SignedSweepTransaction, insert_sweep, list_sweeps
 from domain.deposits.sweeps import BATCH_MAX, Plan, StepKind
 from domain.errors import InvalidInput, MethodNotFound
 from domain.identifiers import same_address
@@ -27,6 +27,7 @@ from starter.temporal import connect
 from workflows.naming import sweep_workflow_id
 
 WEI_PER_GWEI: Final = 10**9
+LISTED_MAX: Final = 100
 
 
 async def plan(
@@ -157,6 +158,46 @@ async def send(settings: Settings, variables: Mapping[str, str], file: Path, *, 
         print_json(document)
         return
     stdout.print(f"sweep {sweep_id} {'is being sent' if is_new else 'is under way already'}", markup=False)
+
+
+async def list_all(settings: Settings, *, as_json: bool) -> None:
+    """The chain's newest sweeps, with what they have cost."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        found = await list_sweeps(connection, settings.chain_id, limit=LISTED_MAX)
+    if as_json:
+        print_json([_listed(one) for one in found])
+    elif not found:
+        stdout.print("no sweeps")
+    else:
+        rows = [
+            (
+                one.id,
+                one.status,
+                f"{one.created_at:%Y-%m-%d %H:%M:%S}",
+                f"{one.decided} of {one.nonces}",
+                one.gas_used,
+                one.spent_wei,
+            )
+            for one in found
+        ]
+        columns = ("sweep", "status", "stored", "decided", "gas used", "spent, wei")
+        stdout.print(table("", columns, rows, right=("decided", "gas used", "spent, wei")))
+
+
+def _listed(one: ListedSweep) -> dict[str, Any]:
+    """Amounts in wei as text: a JSON number does not keep them."""
+    return {
+        "sweepId": str(one.id),
+        "chainId": one.chain_id,
+        "status": one.status,
+        "storedAt": one.created_at.isoformat(),
+        "endedAt": one.ended_at and one.ended_at.isoformat(),
+        "nonces": one.nonces,
+        "decided": one.decided,
+        "gasUsed": one.gas_used,
+        "spentWei": str(one.spent_wei),
+        "l1FeeWei": None if one.l1_fee_wei is None else str(one.l1_fee_wei),
+    }
 
 
 def read_plan(file: Path) -> Plan:

@@ -146,7 +146,7 @@ TABLES: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]] = {
         SERVICE_ROLE: {
             "SELECT": WHOLE,
             "INSERT": ("chain_id", "tx_hash", "sweep_id", "sender", "nonce", "raw"),
-            "UPDATE": ("outcome", "block_number", "spent_wei"),
+            "UPDATE": ("outcome", "block_number", "spent_wei", "gas_used", "gas_price_wei", "l1_fee_wei"),
         }
     },
     "swept_transfers": {SERVICE_ROLE: _READ},

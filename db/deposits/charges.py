@@ -61,8 +61,10 @@ _RECEIVED: Final = text(
     """
     SELECT r.seen_raw, r.credited_raw, o.credits, o.waiting_raw
       FROM received_for_charge(:id) r, LATERAL (
-           SELECT coalesce(sum(d.credits) FILTER (WHERE p.status = 'CREDITED'), 0) AS credits,
-                  coalesce(sum(d.value_raw) FILTER (WHERE d.attempt_id IS NULL), 0) AS waiting_raw
+           SELECT coalesce(sum(coalesce(d.operator_credits, d.credits))
+                               FILTER (WHERE p.status = 'CREDITED' OR d.operator_credits IS NOT NULL), 0) AS credits,
+                  coalesce(sum(d.value_raw) FILTER (WHERE d.attempt_id IS NULL AND d.operator_credits IS NULL), 0)
+                      AS waiting_raw
              FROM deposits d LEFT JOIN payment_attempts p ON p.id = d.attempt_id
             WHERE d.address_id = :address) o
     """
@@ -71,7 +73,8 @@ _RECEIVED: Final = text(
 _DEPOSITS: Final = text(
     """
     SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
-           d.block_time, d.attempt_id, p.status AS attempt_status, d.created_at, m.token, m.decimals,
+           d.block_time, d.attempt_id, d.created_at, m.token, m.decimals,
+           CASE WHEN d.operator_credits IS NULL THEN p.status ELSE 'CREDITED' END AS attempt_status,
            m.chain_id = :chain AND m.token = :token AS is_of_charge,
            q.answer_raw AS price_raw, q.decimals AS price_decimals
       FROM deposits d
@@ -94,7 +97,7 @@ _WAITING: Final = text(
       JOIN payment_methods m ON m.id = d.method_id
       JOIN deposit_addresses a ON a.id = d.address_id
       LEFT JOIN price_quotes q ON q.id = d.quote_id
-     WHERE a.billing_account_id = :account AND d.attempt_id IS NULL
+     WHERE a.billing_account_id = :account AND d.attempt_id IS NULL AND d.operator_credits IS NULL
      ORDER BY d.created_at DESC, d.id LIMIT :limit
     """
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -27,6 +27,47 @@ class SignedSweepTransaction:
     nonce: int
     raw: bytes
     outcome: str | None = None
+
+
+class SweepCost(Protocol):
+    """What a mined transaction has cost, amounts in wei."""
+
+    @property
+    def block_number(self) -> int:
+        """Where it was mined."""
+
+    @property
+    def gas_used(self) -> int:
+        """In units."""
+
+    @property
+    def gas_price_wei(self) -> int:
+        """Of a unit."""
+
+    @property
+    def l1_fee_wei(self) -> int | None:
+        """What a rollup took for publication, where it says so."""
+
+    @property
+    def spent_wei(self) -> int:
+        """All of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSweep:
+    """A sweep, and what its transactions have cost so far."""
+
+    id: UUID
+    chain_id: int
+    status: str
+    created_at: datetime
+    ended_at: datetime | None
+    nonces: int
+    decided: int
+    gas_used: int
+    spent_wei: int
+    l1_fee_wei: int | None
+    """The part of it that a rollup took for publication; None where no receipt says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +119,22 @@ _LEFT: Final = text(
 )
 
 _NOTE_OUTCOME: Final = text(
-    "UPDATE sweep_transactions SET outcome = :outcome, block_number = :block_number, spent_wei = :spent_wei"
+    "UPDATE sweep_transactions SET outcome = :outcome, block_number = :block_number, spent_wei = :spent_wei,"
+    " gas_used = :gas_used, gas_price_wei = :gas_price_wei, l1_fee_wei = :l1_fee_wei"
     " WHERE chain_id = :chain_id AND tx_hash = :tx_hash AND outcome IS NULL"
+)
+
+# Of a nonce with several transactions, one is mined.
+_LIST: Final = text(
+    """
+    SELECT s.id, s.chain_id, s.status, s.created_at, s.ended_at, count(DISTINCT (t.sender, t.nonce)) AS nonces,
+           count(DISTINCT (t.sender, t.nonce)) FILTER (WHERE t.outcome IS NOT NULL) AS decided,
+           coalesce(sum(t.gas_used), 0)::bigint AS gas_used, coalesce(sum(t.spent_wei), 0) AS spent_wei,
+           sum(t.l1_fee_wei) AS l1_fee_wei
+      FROM sweeps s LEFT JOIN sweep_transactions t ON t.sweep_id = s.id
+     WHERE s.chain_id = :chain_id
+     GROUP BY s.id ORDER BY s.created_at DESC, s.id LIMIT :limit
+    """
 )
 
 _END_SWEEP: Final = text("UPDATE sweeps SET status = :status, ended_at = now() WHERE id = :id AND status = 'sent'")
@@ -176,23 +231,35 @@ async def list_left(connection: ServiceConnection, chain_id: int, *, grace: time
 
 
 async def note_outcome(
-    connection: ServiceConnection,
-    chain_id: int,
-    tx_hash: str,
-    outcome: str,
-    *,
-    block_number: int | None = None,
-    spent_wei: int | None = None,
+    connection: ServiceConnection, chain_id: int, tx_hash: str, outcome: str, mined: SweepCost | None = None
 ) -> None:
-    """Write what has become of a transaction, once."""
+    """Write what has become of a transaction, once, and what it has cost where it was mined."""
     values = {
         "chain_id": chain_id,
         "tx_hash": tx_hash,
         "outcome": outcome,
-        "block_number": block_number,
-        "spent_wei": None if spent_wei is None else Decimal(spent_wei),
+        "block_number": mined and mined.block_number,
+        "spent_wei": mined and Decimal(mined.spent_wei),
+        "gas_used": mined and mined.gas_used,
+        "gas_price_wei": mined and Decimal(mined.gas_price_wei),
+        "l1_fee_wei": None if mined is None or mined.l1_fee_wei is None else Decimal(mined.l1_fee_wei),
     }
     await connection.connection.execute(_NOTE_OUTCOME, values)
+
+
+async def list_sweeps(connection: ServiceConnection, chain_id: int, *, limit: int) -> list[ListedSweep]:
+    """The newest sweeps of a chain, with what they have cost."""
+    rows = await connection.connection.execute(_LIST, {"chain_id": chain_id, "limit": limit})
+    return [
+        ListedSweep(
+            **{
+                **row._mapping,
+                "spent_wei": int(row.spent_wei),
+                "l1_fee_wei": None if row.l1_fee_wei is None else int(row.l1_fee_wei),
+            }
+        )
+        for row in rows
+    ]
 
 
 async def end_sweep(connection: ServiceConnection, sweep_id: UUID, status: str) -> None:

@@ -6,8 +6,9 @@ CREATE OR REPLACE FUNCTION public.received_for_charge(p_charge_id uuid)
  LANGUAGE sql
  STABLE
 AS $function$
-    SELECT coalesce(sum(d.value_raw) FILTER (WHERE a.status IS NULL OR a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED', 'CREDITED')), 0),
-           coalesce(sum(d.value_raw) FILTER (WHERE a.status = 'CREDITED'), 0)
+    SELECT coalesce(sum(d.value_raw) FILTER (WHERE a.status IS NULL OR a.status IN ('CREATED_INTENT', 'PENDING_UNVERIFIED', 'CREDITED')
+                                                   OR d.operator_credits IS NOT NULL), 0),
+           coalesce(sum(d.value_raw) FILTER (WHERE a.status = 'CREDITED' OR d.operator_credits IS NOT NULL), 0)
       FROM charges c
       JOIN payment_methods m ON m.id = c.method_id
       JOIN deposits d ON d.address_id = c.address_id
@@ -60,6 +61,29 @@ AS $function$
 BEGIN
     PERFORM refresh_charge(d.charge_id) FROM deposits t JOIN deposit_addresses d ON d.id = t.address_id
       WHERE t.attempt_id = NEW.id AND d.charge_id IS NOT NULL;
+    RETURN NULL;
+END $function$;
+
+-- An operator has credited a transfer: where it is a deposit, and to the account of its address, the deposit is credited, and
+-- with it what its charge asks for. To another account it is no payment of that charge.
+CREATE OR REPLACE FUNCTION public.note_operator_credit_of_deposit()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+DECLARE
+    v_deposit deposits;
+BEGIN
+    UPDATE deposits d SET operator_credits = NEW.amount_credits
+      FROM deposit_addresses a
+     WHERE d.chain_id = NEW.chain_id AND d.tx_hash = NEW.tx_hash AND d.log_index = NEW.log_index
+       AND a.id = d.address_id AND a.billing_account_id = NEW.billing_account_id AND NEW.amount_credits > 0
+    RETURNING d.* INTO v_deposit;
+    IF FOUND THEN
+        v_deposit.credits := NEW.amount_credits;
+        PERFORM record_webhook_of_deposit(v_deposit, 'deposit.credited');
+    END IF;
     RETURN NULL;
 END $function$;
 

@@ -202,3 +202,4 @@ class DepositRow(Base):
     attempt_id: Mapped[UUID | None] = mapped_column(ForeignKey("payment_attempts.id"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     quote_id: Mapped[UUID | None] = mapped_column(ForeignKey("price_quotes.id"))
+    operator_credits: Mapped[int | None]

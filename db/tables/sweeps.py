@@ -41,6 +41,9 @@ class SweepTransactionRow(Base):
     outcome: Mapped[str | None]
     block_number: Mapped[int | None]
     spent_wei: Mapped[Decimal | None]
+    gas_used: Mapped[int | None]
+    gas_price_wei: Mapped[Decimal | None]
+    l1_fee_wei: Mapped[Decimal | None]
     stored_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

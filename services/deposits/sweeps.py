@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 
 from chain.reader import ChainReader
+from chain.transactions import MinedTransaction
 from db.deposits.methods import find_method
 from db.deposits.prices import booked_worth
 from db.deposits.registry import list_rings, list_treasuries
@@ -112,10 +113,10 @@ class Sweeps:
                 needed = self._min_confirmations
                 return f"{needed - (found.block_number - deep)} of {needed} confirmations"
             outcome = "succeeded" if found.succeeded else "reverted"
-            await self._note(signed, one.tx_hash, outcome, found.block_number, found.spent_wei)
+            await self._note(signed, one.tx_hash, outcome, found)
             return None
         if deep > 0 and await self._chain.transactions.nonce_at(sender, deep) > nonce:
-            await self._note(signed, None, "replaced", None, None)
+            await self._note(signed, None, "replaced")
             return None
         # The newest one first: it is the one that offers most.
         refusals = [await self._chain.transactions.send(one.raw) for one in reversed(signed)]
@@ -128,16 +129,13 @@ class Sweeps:
         signed: Sequence[SignedSweepTransaction],
         tx_hash: str | None,
         outcome: str,
-        block_number: int | None,
-        spent_wei: int | None,
+        mined: MinedTransaction | None = None,
     ) -> None:
         chain_id = self._chain.chain_id
         async with self._database.transaction() as connection:
             for one in signed:
                 if one.tx_hash == tx_hash:
-                    await note_outcome(
-                        connection, chain_id, tx_hash, outcome, block_number=block_number, spent_wei=spent_wei
-                    )
+                    await note_outcome(connection, chain_id, tx_hash, outcome, mined)
                 else:
                     await note_outcome(connection, chain_id, one.tx_hash, "replaced")
 

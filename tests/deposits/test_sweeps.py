@@ -17,7 +17,7 @@ from chain.reader import ChainReader
 from commands.sweep import read_plan
 from commands.sweep import sign as sign_file
 from commands.sweep_signing import check_signed, sign_plan
-from db.deposits.sweeps import SignedSweepTransaction, insert_sweep
+from db.deposits.sweeps import SignedSweepTransaction, insert_sweep, list_sweeps
 from db.engine import ServiceDatabase
 from devstack.chain import LocalChain, Wallet, call_data, dev_wallets, payer_wallets
 from domain.deposits.methods import AddressRing
@@ -151,6 +151,17 @@ async def test_what_is_at_create2_addresses_is_collected_and_booked_once(sweepin
     assert sweeping.booked() == [(amount, amount * 10) for amount in sorted(amounts)]
     assert scalar(sweeping.database.service_url, "SELECT status FROM sweeps") == "done"
     assert (await sweeping.plan()).steps == ()
+    cost = query(
+        sweeping.database.service_url, "SELECT tx_hash, gas_used, spent_wei, l1_fee_wei FROM sweep_transactions"
+    )
+    receipts = [await sweeping.chain.rpc("eth_getTransactionReceipt", tx_hash) for tx_hash, *_ in cost]
+    gas = [int(receipt["gasUsed"], 16) for receipt in receipts]
+    spent = [used * int(receipt["effectiveGasPrice"], 16) for used, receipt in zip(gas, receipts, strict=True)]
+    assert [tuple(rest) for _, *rest in cost] == [(used, wei, None) for used, wei in zip(gas, spent, strict=True)]
+    async with sweeping.service.transaction() as connection:
+        [listed] = await list_sweeps(connection, sweeping.chain.chain_id, limit=10)
+    assert (listed.status, listed.nonces, listed.decided) == ("done", len(plan.steps), len(plan.steps))
+    assert (listed.gas_used, listed.spent_wei, listed.l1_fee_wei) == (sum(gas), sum(spent), None)
 
 
 async def test_a_stranger_who_flushes_first_is_booked_and_does_not_stop_the_sweep(sweeping: Sweeping) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from db.deposits.charges import find_charge
+from domain.money import credits_for_raw
+from domain.operations.findings import Remedy
+from domain.operations.resolutions import RemedyRequest
+from domain.payments.attempt import AttemptStatus
+from services.operations.resolutions import mint_bonus_of_credit, take_remedy
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
 from tests.deposits.given import Given
 from tests.deposits.test_reorganisations import raw, reversed_deposit
+from tests.support.payments import SHARE
 from tests.support.webhooks import make_endpoint, types_of, written
 
 
@@ -89,3 +96,44 @@ async def test_a_deposit_that_moves_while_its_attempt_waits_is_no_event(deposits
     assert (seen[0], seen[-1], seen.count("deposit.credited")) == ("deposit.seen", "deposit.credited", 1)
     # Between its two blocks it was in none: what is taken away is seen again.
     assert seen.count("deposit.seen") == seen.count("deposit.reversed") + 1
+
+
+async def credited_by_operator(deposits: Deposits, given: Given, account: str) -> None:
+    """A deposit that no payer sent, and that an operator credits to an account."""
+    await deposits.chain.mint(given.address, 5_000_000)
+    await deposits.chain.mine(MIN_CONFIRMATIONS)
+    await deposits.act()
+    [(finding_id,)] = deposits.rows("SELECT id FROM findings")
+    request = RemedyRequest(
+        finding_id=finding_id, remedy=Remedy.CREDIT, operator="ada", reason="it is theirs", billing_account_id=account
+    )
+    async with deposits.roles.service.transaction() as connection:
+        await take_remedy(connection, request, revenue_share=SHARE)
+    async with deposits.roles.service.transaction() as connection:
+        await mint_bonus_of_credit(connection, finding_id)
+
+
+async def test_a_deposit_that_an_operator_credits_is_credited_and_pays_its_charge(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits, charge_cents=500)
+    await credited_by_operator(deposits, given, given.account.billing_account_id)
+    assert deposits.status_of(given) == "paid"
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen", "deposit.credited"]
+    assert types_of_subject(deposits, "charge:") == ["charge.confirming", "charge.paid"]
+    last = {event.type: event.data for event in written(deposits.roles.database)}
+    assert last["deposit.credited"]["amountCredits"] == credits_for_raw(5_000_000)
+    assert last["charge.paid"]["creditedRaw"] == "5000000"
+    async with deposits.roles.app.transaction(given.account.user_id) as connection:
+        assert given.charge_id is not None
+        charge = await find_charge(connection, given.charge_id, given.account.billing_account_id)
+    assert charge is not None
+    assert (charge.received.credits, charge.received.waiting_raw) == (credits_for_raw(5_000_000), 0)
+    assert [one.attempt_status for one in charge.deposits] == [AttemptStatus.CREDITED]
+
+
+async def test_to_another_account_it_pays_no_charge(deposits: Deposits) -> None:
+    given = await given_with_endpoint(deposits, charge_cents=500)
+    other = await deposits.account(2)
+    await credited_by_operator(deposits, given, other.billing_account_id)
+    assert await deposits.roles.balance(other.billing_account_id) == credits_for_raw(5_000_000)
+    assert deposits.status_of(given) == "confirming"
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen"]

@@ -17,13 +17,21 @@ depends_on = None
 compatible_from = "0008"
 
 # One file for each part. None needs what another one makes.
-SQL_FILES = ("0009_prices.sql", "0009_relay.sql")
+SQL_FILES = ("0009_prices.sql", "0009_relay.sql", "0009_sweeps.sql")
 
 # Every table of before that one of the files changes, or names in a foreign key.
-CHANGED_TABLES = ("payment_methods", "charges", "deposits", "transfer_credits", "relay_nonces", "relayers")
+CHANGED_TABLES = (
+    "payment_methods",
+    "charges",
+    "deposits",
+    "transfer_credits",
+    "sweep_transactions",
+    "relay_nonces",
+    "relayers",
+)
 
 # Those of triggers, and what these call: from this transaction on they run with the version before.
-NEW_FUNCTIONS: tuple[str, ...] = ()
+NEW_FUNCTIONS: tuple[str, ...] = ("note_operator_credit_of_deposit",)
 
 
 def upgrade() -> None:
