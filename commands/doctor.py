@@ -19,6 +19,7 @@ from commands.gateway_checks import check_spending, check_upstreams
 from commands.methods import check_prices
 from commands.output import grouped, print_json, progress, stdout, table
 from commands.readiness import check_ready
+from commands.relay_checks import check_relay
 from composition import (
     CONNECTIONS,
     chain_reader,
@@ -123,6 +124,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("chain nodes", lambda: _chain_nodes(settings))
     await check("token and treasury", lambda: _preconditions(settings))
     await check("clocks", lambda: _clocks(settings))
+    await check("relay", lambda: check_relay(settings))
     await check("chain watcher", lambda: check_watcher(settings))
     await check("finality", lambda: check_finality(settings))
     ok = all(finding.ok for finding in findings)

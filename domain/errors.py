@@ -54,6 +54,7 @@ SettleError                     has a stable `code`; knows nothing of HTTP or Te
     ├── BookkeepingError        the ledger contradicts the request
     ├── BooksDoNotBalance       an invariant of the ledger is violated
     ├── HoldsNotResolved        credits are held for calls whose gateway has died, for longer than they should be
+    ├── RelayNotWorking         what payers have signed is not sent, or soon will not be
     ├── ClocksApart             host, database and chain clocks differ by more than the rules tolerate
     ├── DemoFailed              a step of the demo did not happen in time
     └── SettlementFailed        a settlement of the bench did not end as expected
@@ -738,6 +739,13 @@ class HoldsNotResolved(OperatorError):
 
     code = "HOLDS_NOT_RESOLVED"
     title = "Lapsed holds are not resolved"
+
+
+class RelayNotWorking(OperatorError):
+    """What payers have signed is not sent, or soon will not be: no relay works, or its account lacks gas."""
+
+    code = "RELAY_NOT_WORKING"
+    title = "The relay does not work"
 
 
 class ClocksApart(OperatorError):

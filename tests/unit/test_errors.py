@@ -85,6 +85,7 @@ STABLE_CODES = {
     "BooksDoNotBalance": "BOOKS_DO_NOT_BALANCE",
     "ClocksApart": "CLOCKS_APART",
     "HoldsNotResolved": "HOLDS_NOT_RESOLVED",
+    "RelayNotWorking": "RELAY_NOT_WORKING",
     "ApiNotReady": "API_NOT_READY",
     "DemoFailed": "DEMO_FAILED",
     "SettlementFailed": "BENCH_SETTLEMENT_FAILED",
