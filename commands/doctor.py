@@ -127,6 +127,11 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("relay", lambda: check_relay(settings))
     await check("chain watcher", lambda: check_watcher(settings))
     await check("finality", lambda: check_finality(settings))
+    return _report(findings, as_json=as_json)
+
+
+def _report(findings: list[Finding], *, as_json: bool) -> bool:
+    """Print what was found. True when all is well."""
     ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({"ok": ok, "checks": [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]})
