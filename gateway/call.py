@@ -48,6 +48,8 @@ _OWN_ACCOUNT_STATUSES: Final = frozenset(
 _PASSING_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 """Another upstream may answer instead; so it is with 5xx."""
 
+_BYTES_TYPES: Final = frozenset({"application/octet-stream", "binary/octet-stream"})
+
 log = structlog.get_logger(__name__)
 
 
@@ -198,8 +200,8 @@ class Call:
             is_stream = answer.status < HTTPStatus.MULTIPLE_CHOICES and answer.content_type == "text/event-stream"
             if is_stream:
                 return await self._pass_stream(answer)
-            is_sound = self._asked.dialect is Dialect.SPEECH and answer.status < HTTPStatus.MULTIPLE_CHOICES
-            if is_sound and answer.content_type != "application/json":
+            is_sound = answer.content_type.startswith("audio/") or answer.content_type in _BYTES_TYPES
+            if is_sound and self._asked.dialect is Dialect.SPEECH and answer.status < HTTPStatus.MULTIPLE_CHOICES:
                 return await self._pass_sound(answer)
             return await self._pass_whole(answer)
         finally:
@@ -372,6 +374,8 @@ class Call:
                 self._drain_within(len(chunk))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _Broke from error
+        if not waiting:
+            raise _Broke
         self._meter.has_ended = True
         return waiting
 

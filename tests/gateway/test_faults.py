@@ -91,16 +91,18 @@ async def test_a_page_in_place_of_an_answer_is_none(database: Database) -> None:
         return web.Response(text="<html>Welcome to the network</html>", content_type="text/html")
 
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", page)
+    app.router.add_post("/{path:.*}", page)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         async with served(database, upstreams={"base_url": url}) as gateway:
-            answer = await gateway.client.post(chat())
-            assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
-            assert gateway.books.states() == ["voided"]
+            speech = {"model": "tts-1", "voice": "alloy", "input": "one two three"}
+            for body, path in ((chat(), "/v1/chat/completions"), (speech, "/v1/audio/speech")):
+                answer = await gateway.client.post(body, path)
+                assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+            assert gateway.books.states() == ["voided"] * 2
     finally:
         await runner.cleanup()
 

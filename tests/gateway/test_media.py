@@ -168,6 +168,14 @@ async def test_speech_that_breaks_off_is_paid_by_the_platform(gateway: Served) -
     assert Decimal(str(receipt["absorbed_cost_usd"])) == Decimal("0.000195")
 
 
+async def test_speech_without_any_sound_is_none(gateway: Served) -> None:
+    gateway.upstream.order(Behaviour(text="", delay=0.01))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await gateway.client.post(SPEECH, "/v1/audio/speech")
+    await gateway.is_quiet()
+    assert gateway.books.receipt()["charged_credits"] == 0
+
+
 async def test_who_hangs_up_in_speech_pays_for_what_was_to_be_read_out(gateway: Served) -> None:
     gateway.upstream.order(Behaviour(tokens=50, tokens_per_second=50))
     async with gateway.client.open(SPEECH, "/v1/audio/speech") as response:
