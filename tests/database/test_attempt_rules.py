@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.errors import CheckViolation, ForeignKeyViolation, NotNullViolation, RestrictViolation, UniqueViolation
+from psycopg.errors import (
+    CheckViolation,
+    ForeignKeyViolation,
+    InsufficientPrivilege,
+    NotNullViolation,
+    RestrictViolation,
+    UniqueViolation,
+)
 
 from domain.payments.attempt import LEGAL_TRANSITIONS, OPEN_STATUSES, AttemptStatus
 from tests.database.conftest import TwoTenants
@@ -434,3 +442,50 @@ def test_an_attempt_is_from_the_wallet_of_its_account(two_tenants: TwoTenants, r
         connect(two_tenants.database.url_as(role), user_id=two_tenants.alice.user_id) as connection,
     ):
         _insert(connection, two_tenants.alice.account, from_address=wallet(2))
+
+
+DEPOSIT: dict[str, object] = {
+    "kind": "deposit",
+    "amount_credits": 10_000_000,
+    "value_raw": 1_000_000,
+    "cash_account": "cash:usdc:deposits",
+    "purpose": "self",
+}
+"""A deposit's attempt, of what has come."""
+
+
+def test_only_a_worker_says_that_a_deposit_has_come(two_tenants: TwoTenants) -> None:
+    alice = two_tenants.alice
+    with (
+        refused(InsufficientPrivilege, "payment_attempts_deposit_by_worker"),
+        connect(two_tenants.database.app_url, user_id=alice.user_id) as app,
+    ):
+        _insert(app, alice.account, **DEPOSIT)
+    with connect(two_tenants.database.service_url) as service:
+        _insert(service, alice.account, **DEPOSIT)
+
+
+@pytest.mark.parametrize("surplus_raw", [0, 1])
+def test_a_deposit_is_paid_by_exactly_what_came(two_tenants: TwoTenants, surplus_raw: int) -> None:
+    account = two_tenants.alice.account
+    with (
+        refused(CheckViolation, "settled_transfers_pays_what_was_agreed") if surplus_raw else nullcontext(),
+        connect(two_tenants.database.migration_url) as owner,
+    ):
+        owner.execute(
+            "INSERT INTO ledger_accounts (code, name, type, normal_side)"
+            " VALUES ('cash:usdc:deposits', 'at addresses', 'asset', 'debit') ON CONFLICT DO NOTHING"
+        )
+        attempt_id = _insert(owner, account, **DEPOSIT)
+        _step(owner, attempt_id, AttemptStatus.PENDING_UNVERIFIED)
+        owner.execute(
+            "INSERT INTO settled_transfers (chain_id, tx_hash, from_address, value_raw, surplus_raw, log_index,"
+            " attempt_id, block_number, block_hash) SELECT chain_id, tx_hash, from_address, value_raw + %s, %s, 0, id,"
+            " 1, tx_hash FROM payment_attempts WHERE id = %s",
+            (surplus_raw, surplus_raw, attempt_id),
+        )
+        owner.execute(
+            "SELECT * FROM post_entry(%s, 10000000, 'credits_purchase', %s, 'cash:usdc:deposits', '{}')",
+            (account, str(attempt_id)),
+        )
+        _step(owner, attempt_id, AttemptStatus.CREDITED)
