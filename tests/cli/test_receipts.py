@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from db.engine import ServiceDatabase
 from domain.billing.charges import CallEnd
 from domain.billing.usage import Usage
+from services.billing import receipts
 from tests.cli.command import ResponseModel, settle
 from tests.support.postgres import Database
 from tests.support.spending import Caller, open_caller, open_wallets_account, usage
@@ -91,6 +94,25 @@ async def test_what_was_changed_behind_a_receipt_is_named(
     assert any(name.startswith(field) for name in differing), differing
     every = await run(database, tmp_path, "receipt", "verify", "--all", "--json")
     assert (every.exit_code, every.json()["differing"]) == (1, 1)
+
+
+async def test_all_receipts_are_verified_page_by_page_and_only_so_many_listed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "PAGE", 2)
+    monkeypatch.setattr(receipts, "DIFFERING_MAX", 3)
+    caller = open_caller(database, open_wallets_account(database, WALLET), 20_000_000)
+    for _ in range(5):
+        caller.call(usage(1_000, 300))
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute("UPDATE charge_receipts SET charged_credits = charged_credits + 1")
+    seen: list[tuple[int, int]] = []
+    service = ServiceDatabase(database.service_url)
+    since = datetime.now(UTC) - timedelta(days=1)
+    done = await receipts.verify_all(service, since=since, on_progress=lambda *counts: seen.append(counts))
+    await service.dispose()
+    assert (done.verified, done.differing, len(done.listed)) == (5, 5, 3)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
 async def test_a_receipt_says_why_so_much_was_charged(database: Database, tmp_path: Path) -> None:
