@@ -18,6 +18,7 @@ from db.deposits.authorizations import ChargeLimits
 from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.payments.authorizations import DailyLimits
 from db.startup import check_service_database, check_settlement_database, check_tenant_database
+from domain.utxo import is_utxo_chain
 from services.deposits.charges import ChargePolicy
 from services.deposits.pricing import Prices
 from services.deposits.signed_payments import SignedPaymentPolicy
@@ -118,10 +119,14 @@ def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:
             workflow_id=watch_workflow_id(settings.chain_id),
             workflow=WATCH_CHAIN,
             input=WatchedChain(chain_id=settings.chain_id),
-            summary=f"transfers to {settings.treasury_address} on chain {settings.chain_id}",
+            summary=f"{_watched(settings)} on chain {settings.chain_id}",
             chain_id=settings.chain_id,
         )
     ]
+
+
+def _watched(settings: Settings) -> str:
+    return "deposits" if is_utxo_chain(settings.chain_id) else f"transfers to {settings.treasury_address}"
 
 
 def tenant_database(settings: Settings) -> AbstractAsyncContextManager[TenantDatabase]:

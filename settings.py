@@ -23,7 +23,7 @@ import domain.setting_values as values
 from chain.addresses import checksum_address
 from db.address import EXPECTED as _POSTGRES_EXPECTED
 from db.address import normalize_address
-from domain.chain import TransferScope
+from domain.chain import DepositLane, DepositScope, TransferScope
 from domain.errors import ConfigurationError, InvalidInput
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
@@ -34,6 +34,7 @@ from domain.money import (
 from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
 from domain.operations.governance_call import GovernanceLoopPolicy
 from domain.payments.finality import FinalityLevel, FinalityPolicy
+from domain.utxo import NATIVE_COIN, UTXO_CHAINS, is_utxo_chain
 
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
@@ -564,7 +565,12 @@ class Settings(BaseModel):
         return self.price_feed_chain_id, self.price_feed_rpc_urls
 
     def require_transfer_scope(self) -> TransferScope:
-        """Where payments go to. Raises `ConfigurationError` without a treasury."""
+        """Where payments go to: of Bitcoin's family, to deposit addresses only.
+
+        Raises `ConfigurationError` without a treasury.
+        """
+        if is_utxo_chain(self.chain_id):
+            return DepositScope.of(self.chain_id, DepositLane.BUSY)
         treasury = self.require_treasury_address()
         return TransferScope(chain_id=self.chain_id, token=self.usdc_token_address, treasury=treasury)
 
@@ -591,6 +597,11 @@ class Settings(BaseModel):
     def require_upstreams_file(self) -> Path:
         """`UPSTREAMS_FILE`, or `ConfigurationError`."""
         return _required("UPSTREAMS_FILE", self.upstreams_file, "a YAML file of upstreams")
+
+    @property
+    def settled_token(self) -> str:
+        """What the chain's payments are made in; of deposits it is one of several."""
+        return NATIVE_COIN if is_utxo_chain(self.chain_id) else self.usdc_token_address
 
     def require_treasury_address(self) -> str:
         """`TREASURY_ADDRESS`, or `ConfigurationError`."""
@@ -685,6 +696,8 @@ def load(variables: Mapping[str, str]) -> Settings:
             settings.dust_below_raw,
             f"at most the smallest payment (PAYMENT_MIN_USD_CENTS), {smallest_raw}",
         )
+    if is_utxo_chain(settings.chain_id):
+        _check_utxo_chain(settings)
     if settings.finality_large.rank < settings.finality.rank:
         raise ConfigurationError.invalid(
             "FINALITY_LARGE", repr(settings.finality_large.value), f"at least FINALITY, {settings.finality.value!r}"
@@ -696,6 +709,19 @@ def load(variables: Mapping[str, str]) -> Settings:
             "the address that receives payments",
         )
     return settings
+
+
+def _check_utxo_chain(settings: Settings) -> None:
+    if settings.chain_id not in UTXO_CHAINS:
+        known = ", ".join(f"{chain_id} ({chain.name})" for chain_id, chain in UTXO_CHAINS.items())
+        raise ConfigurationError.invalid("CHAIN_ID", settings.chain_id, f"below 2^52, or one of {known}")
+    for name, level in (("FINALITY", settings.finality), ("FINALITY_LARGE", settings.finality_large)):
+        if level is not FinalityLevel.CONFIRMATIONS:
+            raise ConfigurationError.invalid(
+                name,
+                repr(level.value),
+                "'confirmations': no node of Bitcoin's family calls a block final",
+            )
 
 
 def _first_invalid(error: ValidationError) -> ConfigurationError:

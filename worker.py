@@ -48,6 +48,7 @@ from db.transfers.destinations import note_destination
 from domain.billing.upstreams import UsageLookup
 from domain.errors import ConfigurationError
 from domain.operations.events import Publish
+from domain.utxo import is_utxo_chain
 from gateway.upstreams_file import admin_keys, load_upstreams, upstream_keys
 from services.billing.provider_api import Providers
 from services.deposits.pricing import Prices
@@ -161,12 +162,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, variables: Mapping[st
     await check_service_database(service)
     chain = await stack.enter_async_context(chain_reader(settings, on_request=observe_rpc_request))
     preconditions = settlement_preconditions(settings, chain)
-    asked = await preconditions.require_at_start(settings.usdc_token_address)
+    asked = await preconditions.require_at_start(settings.settled_token)
     if asked.state is not State.MET:
         log.error("starting without being ready: nothing is credited until this is confirmed", reason=asked.message)
-    async with service.autocommit() as connection:
-        # Before the first credit: from here on an intent alone does not decide where payments may go.
-        await note_destination(connection, settings.require_transfer_scope())
+    if not is_utxo_chain(settings.chain_id):
+        async with service.autocommit() as connection:
+            # Before the first credit: from here on an intent alone does not decide where payments may go.
+            await note_destination(connection, settings.require_transfer_scope())
     sdk_metrics_address = f"127.0.0.1:{_free_port()}"
     temporal = await connect(variables, runtime=sdk_runtime(sdk_metrics_address))
     await temporal_answers(lambda: is_serving(temporal))
@@ -191,7 +193,7 @@ def _serve_health(
             "service_database": partial(_check_service, opened.service),
             "temporal": lambda: temporal_answers(lambda: is_serving(opened.temporal)),
             "chain": opened.chain.heads.height,
-            "token": lambda: opened.preconditions.require_known(settings.usdc_token_address),
+            "token": lambda: opened.preconditions.require_known(settings.settled_token),
         },
         sdk_metrics_address=opened.sdk_metrics_address,
     )
@@ -201,7 +203,7 @@ async def _keep_measuring(stack: AsyncExitStack, settings: Settings, opened: _Op
     """What is measured again and again beside the work, until the stack is closed."""
     gauges = DatabaseGauges(opened.service, chain_id=settings.chain_id, finality=settings.finality_policy)
     await stack.enter_async_context(gauges.refreshing())
-    token = PreconditionGauge(opened.preconditions, settings.usdc_token_address, chain_id=settings.chain_id)
+    token = PreconditionGauge(opened.preconditions, settings.settled_token, chain_id=settings.chain_id)
     await stack.enter_async_context(token.refreshing())
     clocks = clock_watch(opened.service, opened.chain, settings.block_time)
     await stack.enter_async_context(refreshing(clocks, every_seconds=CLOCKS_EVERY_SECONDS))

@@ -19,6 +19,7 @@ from chain.quorum import NoResponse, reached_by_most
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
 from domain.money import USDC_DECIMALS
+from domain.utxo import NATIVE_COIN
 
 TOKEN_DECIMALS: Final = USDC_DECIMALS
 """Only with these is an amount in raw units worth what the intent says."""
@@ -82,6 +83,11 @@ class Preconditions:
     """Nodes that answer otherwise, each with its answer."""
     is_answered: bool = True
     """Whether any node answered at all."""
+
+
+COIN_IS_MET: Final = Preconditions(
+    State.MET, "the chain's own coin has no contract that could be another one", head_number=2**63 - 1
+)
 
 
 class _AsksForTokens(Protocol):
@@ -250,6 +256,8 @@ class SettlementPreconditions:
 
     async def _ask(self, token: _Token) -> Preconditions:
         asked_at = self._clock()
+        if same_address(token.address, NATIVE_COIN):
+            return COIN_IS_MET
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 answers, silent = await self._chain.ask_about_token(token.address, self._treasury)

@@ -43,9 +43,7 @@ async def check_watcher(settings: Settings) -> str:
 
     Raises `ChainUnavailable` with the same text where something is wrong, and what `service_database` raises.
     """
-    current = TransferScope(
-        chain_id=settings.chain_id, token=settings.usdc_token_address, treasury=settings.require_treasury_address()
-    )
+    current = settings.require_transfer_scope()
     head = await _head(settings)
     async with service_database(settings) as database, database.transaction() as connection:
         watched = await list_watched_scopes(connection, settings.chain_id)
@@ -76,7 +74,7 @@ async def check_watcher(settings: Settings) -> str:
             if estimated_now() - promise.since > STANDS_AFTER:
                 troubles.append(words[-1])
     if not any(is_same_scope(scope, current) for scope in followed):
-        words.insert(0, f"transfers to {current.treasury} are not followed yet: settle worker, settle schedules apply")
+        words.insert(0, f"{current.words} are not followed yet: settle worker, settle schedules apply")
         if watched or any(estimated_now() - promise.since > STANDS_AFTER for promise in every):
             troubles.append(words[0])
     words += [_gap(gap) for gap in gaps]

@@ -44,6 +44,7 @@ from domain.errors import (
     SettleError,
     TemporalUnavailable,
 )
+from domain.utxo import UTXO_CHAINS, is_utxo_chain
 from services.operations.clocks import ChainClock
 from settings import Settings
 from starter.temporal import (
@@ -284,6 +285,9 @@ async def _clocks(settings: Settings) -> str:
         host = await measure_host_offset(connection.connection)
         words = f"this host is {in_words(host)} the database"
         ahead = None
+        if is_utxo_chain(settings.chain_id):
+            _require_together(host, None)
+            return f"{words}; the chain was not compared: a miner's clock may be two hours from the others'"
         try:
             ahead, newest = await ChainClock(chain, settings.block_time).wait_and_compare(connection)
         except ChainUnavailable:
@@ -294,19 +298,25 @@ async def _clocks(settings: Settings) -> str:
                 if ahead is None
                 else f"; the chain is {in_words(ahead)} it"
             )
-    problems = ClockOffsets(host=host, chain=ahead).problems
+    _require_together(host, ahead)
+    return words
+
+
+def _require_together(host: timedelta, chain: timedelta | None) -> None:
+    problems = ClockOffsets(host=host, chain=chain).problems
     if problems:
         raise ClocksApart("; ".join(problems))
-    return words
 
 
 async def _preconditions(settings: Settings) -> str:
     """The same check that a worker makes at its start, and before it credits a payment."""
     async with chain_reader(settings) as chain:
         preconditions = settlement_preconditions(settings, chain)
-        found = await preconditions.check(settings.usdc_token_address)
+        found = await preconditions.check(settings.settled_token)
     words = "; ".join([found.message, *(f"contradicted by {dissenter}" for dissenter in found.dissenters)])
     answer = found.answer
+    if is_utxo_chain(settings.chain_id):
+        return f"{UTXO_CHAINS[settings.chain_id].name}: {words}"
     if found.state is not State.MET or found.dissenters or answer is None:
         raise PreconditionNotMet(words, is_broken=found.state is State.BROKEN)
     return f"{answer.symbol or 'token'} with {words}, treasury holds {grouped(answer.treasury_balance_raw or 0)} raw"

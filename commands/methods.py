@@ -21,6 +21,7 @@ from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Sche
 from domain.deposits.prices import PriceSource
 from domain.deposits.worth import is_dollar_token
 from domain.errors import InvalidInput, MethodNotFound, PriceUnavailable, SettleError
+from domain.utxo import UTXO_CHAINS, is_utxo_chain
 from services.answers import ResponseModel
 from services.deposits.price_sources import (
     AskedSource,
@@ -217,11 +218,7 @@ async def _prices(settings: Settings, sources: Mapping[str, PriceSource]) -> dic
 
 async def _check_on_chain(settings: Settings, new: NewMethod) -> None:
     if new.kind is MethodKind.UTXO:
-        if new.chain_id == settings.chain_id:
-            raise InvalidInput(
-                "--chain", f"{new.chain_id} is CHAIN_ID, where {new.token} is not: expected another number"
-            )
-        progress(f"warning: {UNWATCHED}")
+        await _check_coin(settings, new)
         return
     if new.chain_id != settings.chain_id:
         raise InvalidInput(
@@ -231,6 +228,21 @@ async def _check_on_chain(settings: Settings, new: NewMethod) -> None:
         notes = await _notes(settings, chain.contracts, new)
     for note in notes:
         progress(f"note: {note}")
+
+
+async def _check_coin(settings: Settings, new: NewMethod) -> None:
+    """A coin has no contract. What can be asked is whether the nodes of the settings are of its chain."""
+    if not is_utxo_chain(new.chain_id):
+        if new.chain_id == settings.chain_id:
+            raise InvalidInput(
+                "--chain", f"{new.chain_id} is CHAIN_ID, where {new.token} is not: expected another number"
+            )
+        progress(f"warning: {UNWATCHED}")
+    elif new.chain_id == settings.chain_id:
+        async with chain_reader(settings) as chain:
+            progress(f"note: the newest block of {UTXO_CHAINS[new.chain_id].name} is {await chain.heads.height()}")
+    else:
+        progress(f"note: a worker with CHAIN_ID={new.chain_id} credits what is paid")
 
 
 async def _notes(settings: Settings, contracts: ContractCalls, method: NewMethod | PaymentMethod) -> list[str]:

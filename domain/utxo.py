@@ -23,8 +23,13 @@ UNNAMED_SENDER: Final[Address] = "0x000000000000000000000000000000000000b17c"
 COINBASE_SENDER: Final[Address] = "0x0000000000000000000000000000000000C01BB1"
 """In place of the sender of a block's reward, which no one can spend before it is mature."""
 
+SENDERLESS: Final = frozenset({UNNAMED_SENDER, COINBASE_SENDER})
+
 COINBASE_MATURITY: Final = 100
 """Confirmations of a reward before which the chain lets no one spend it: the next block may."""
+
+UTXO_DECIMALS: Final = 8
+"""A coin is 10^8 satoshis."""
 
 UTXO_CHAINS_FROM: Final = 2**52
 """Chains of the family have numbers from here on; EVM chains are below."""

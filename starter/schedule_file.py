@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from domain.errors import ConfigurationError
+from domain.utxo import is_utxo_chain
 from workflows.registry import CHAIN_FIELD, Job
 
 DEFAULT_FILE: Final = Path(__file__).with_name("schedules.yaml")
@@ -55,6 +56,10 @@ def show_duration(span: timedelta) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+EVM_JOBS: Final = frozenset({"BookSweeps", "CheckDeposits", "Reconcile"})
+"""Jobs about treasuries and tokens' contracts, which chains of Bitcoin's family do not have."""
 
 
 class Entry(BaseModel):
@@ -120,10 +125,11 @@ def parse_schedules(text: str, jobs: Mapping[str, Job], *, where: str, chain_id:
     entries = document["schedules"]
     if not isinstance(entries, dict):
         raise ConfigurationError(f"{where}: schedules: got {_shown(entries)}, expected schedules by their names")
-    return [
+    wanted = [
         _read(name, entry, jobs, where=f"{where}: schedules.{name}", chain_id=chain_id)
         for name, entry in entries.items()
     ]
+    return [one for one in wanted if not (is_utxo_chain(chain_id) and one.job in EVM_JOBS)]
 
 
 def _read(name: object, raw: object, jobs: Mapping[str, Job], *, where: str, chain_id: int) -> WantedSchedule:

@@ -8,6 +8,7 @@ from activities.payments.system_tenant import SystemTenantActivities
 from activities.payments.verification import VerificationActivities
 from activities.signatures import Activity
 from activities.wiring import Dependencies
+from domain.utxo import is_utxo_chain
 
 
 def activities(deps: Dependencies) -> list[Activity]:
@@ -25,7 +26,7 @@ def activities(deps: Dependencies) -> list[Activity]:
         min_confirmations=settings.min_confirmations,
         block_time=settings.block_time,
         verification_timeout=settings.verification_timeout,
-        own_destination=settings.require_transfer_scope(),
+        own_destination=None if is_utxo_chain(settings.chain_id) else settings.require_transfer_scope(),
         from_block=settings.chain_watch_from_block,
     )
     finality = FinalityActivities(

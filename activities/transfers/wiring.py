@@ -13,6 +13,7 @@ from activities.wiring import Dependencies
 from db.clock import estimated_now
 from domain.chain import DepositLane, DepositScope, TransferScope
 from domain.transfers.watching import Promise
+from domain.utxo import is_utxo_chain
 from services.deposits.crediting import DepositCrediting
 from services.deposits.lanes import DepositAddresses
 from services.deposits.pricing import DepositPricing
@@ -51,7 +52,11 @@ def activities(deps: Dependencies) -> list[Activity]:
         )
         return ScopeWatch(scan, matcher)
 
-    watches = ScopeWatches(deps.service, settings.require_transfer_scope(), open_scope, _DepositLanes(deps))
+    lanes, scope = _DepositLanes(deps), settings.require_transfer_scope()
+    if is_utxo_chain(settings.chain_id):
+        watches = ScopeWatches(deps.service, scope, lambda _, promise: lanes.busy)
+    else:
+        watches = ScopeWatches(deps.service, scope, open_scope, lanes)
     recovery = PaymentRecovery(deps.service, chain_id=settings.chain_id, starter=deps.starter)
     recent = RecentSubmissions(deps.service, recovery)
     claims = ClaimedAuthorizations(deps.service, deps.chain, deps.starter, chain_id=settings.chain_id)
@@ -87,11 +92,15 @@ class _DepositLanes:
                 lane,
                 chain_id=settings.chain_id,
                 look_back_blocks=ceil(settings.payment_intent_ttl / settings.block_time),
+                from_block=settings.chain_watch_from_block if is_utxo_chain(settings.chain_id) else None,
             )
             return ScopeWatch(scan, crediting, every.total_seconds() if every is not None else None)
 
+        self.busy = lane(DepositLane.BUSY, None)
+        """Of Bitcoin's family the only one, with all addresses: their blocks are read whole."""
+
         self._lanes: dict[TransferScope, ScopeWatch] = {
-            DepositScope.of(settings.chain_id, DepositLane.BUSY): lane(DepositLane.BUSY, None),
+            DepositScope.of(settings.chain_id, DepositLane.BUSY): self.busy,
             DepositScope.of(settings.chain_id, DepositLane.QUIET): lane(DepositLane.QUIET, QUIET_EVERY),
         }
 

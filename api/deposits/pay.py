@@ -164,7 +164,7 @@ def _answer(charge: Charge, view: ChargeView, payment: SignedPayment | None, *, 
     last = view.deposits[0] if view.deposits else None
     response = x402.payment_response(
         chain_id=charge.method.chain_id,
-        payer=payment.payer if payment else last.from_address if last else "",
+        payer=payment.payer if payment else (last.from_address or "") if last else "",
         amount_raw=payment.value_raw if payment else view.received_raw,
         tx_hash=payment.tx_hash if payment else last.tx_hash if last else None,
         is_settled=is_settled,

@@ -41,6 +41,7 @@ from domain.payments.attempt import (
     ErrorCode,
     Purpose,
 )
+from domain.utxo import UTXO_CHAINS
 from starter.models import AttemptView
 
 log = structlog.get_logger(__name__)
@@ -314,6 +315,8 @@ def utc_words(moment: datetime) -> str:
 
 def network_name(method: PaymentMethod, site: Site) -> str:
     """A method's network as wallets and exchanges call it: a chain's name, else the word of the method's id."""
+    if method.chain_id in UTXO_CHAINS:
+        return UTXO_CHAINS[method.chain_id].name
     if method.chain_id == site.chain_id and method.kind is not MethodKind.UTXO:
         return site.chain_name
     return method.id.partition(":")[2].replace("-", " ").replace("_", " ").capitalize()

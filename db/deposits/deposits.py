@@ -17,6 +17,7 @@ from domain.deposits.worth import ONE_DOLLAR, UnitPrice, is_dollar_token, worth_
 from domain.payments.attempt import AttemptStatus
 from domain.transfers.identity import assign_places, place_of
 from domain.transfers.income import NonPayer
+from domain.utxo import COINBASE_MATURITY, COINBASE_SENDER, NATIVE_COIN
 
 _DEPOSIT_NAMESPACE: Final = UUID("c7bd9a1e-5a5f-5f3e-8f0c-2f7f5a3f9d08")
 """Namespace of the ids of deposits."""
@@ -40,7 +41,7 @@ _OBSERVED: Final = text(
       JOIN deposit_addresses d ON d.chain_id = o.chain_id AND lower(d.address) = lower(o.to_address)
       JOIN LATERAL (
            SELECT * FROM payment_methods p
-            WHERE p.chain_id = o.chain_id AND lower(p.address) = lower(o.token)
+            WHERE p.chain_id = o.chain_id AND lower(coalesce(p.address, :coin)) = lower(o.token)
             ORDER BY (p.scheme = d.scheme AND p.ring_id IS NOT DISTINCT FROM d.ring_id) DESC, p.created_at LIMIT 1
            ) m ON true
      WHERE o.chain_id = :chain_id AND o.tx_hash = ANY (CAST(:tx_hashes AS text[]))
@@ -102,7 +103,7 @@ async def keep_deposits(connection: ServiceConnection, chain_id: int, tx_hashes:
     """
     if not tx_hashes:
         return
-    values: dict[str, Any] = {"chain_id": chain_id, "tx_hashes": sorted(tx_hashes)}
+    values: dict[str, Any] = {"chain_id": chain_id, "tx_hashes": sorted(tx_hashes), "coin": NATIVE_COIN}
     execute = connection.connection.execute
     await execute(_LOCK, values)
     observed: dict[tuple[Any, ...], list[Row[Any]]] = defaultdict(list)
@@ -214,7 +215,8 @@ _CONFIRMED: Final = text(
           JOIN observed_transfers o
             ON o.chain_id = t.chain_id AND o.tx_hash = t.tx_hash AND o.log_index = t.log_index
          WHERE t.chain_id = :chain_id AND o.handled_at IS NULL AND t.credits > 0
-           AND o.block_number <= :head - coalesce(greatest(m.confirmations, :min_confirmations), :min_confirmations) + 1
+           AND o.block_number <= 1 + :head - greatest(
+                   m.confirmations, :min_confirmations, CASE WHEN t.from_address = :coinbase THEN :maturity END)
     )
     SELECT c.id, c.chain_id, c.tx_hash, c.log_index, c.block_number, c.block_hash, c.block_time, c.token AS contract,
            c.from_address, c.value_raw, c.credits, c.address_id, d.address, c.method_id, c.symbol AS token,
@@ -234,7 +236,14 @@ async def list_confirmed(
     connection: ReadAllConnection, chain_id: int, *, head: int, min_confirmations: int, limit: int
 ) -> list[ConfirmedDeposit]:
     """Deposits to decide about at this height, in the chain's order."""
-    values = {"chain_id": chain_id, "head": head, "min_confirmations": min_confirmations, "limit": limit}
+    values = {
+        "chain_id": chain_id,
+        "head": head,
+        "min_confirmations": min_confirmations,
+        "coinbase": COINBASE_SENDER,
+        "maturity": COINBASE_MATURITY,
+        "limit": limit,
+    }
     return [_confirmed(row) for row in await connection.connection.execute(_CONFIRMED, values)]
 
 

@@ -26,6 +26,7 @@ from domain.chain import DepositLane, DepositScope
 from domain.deposits.methods import DepositAddress
 from domain.errors import ChainUnavailable
 from domain.operations.findings import Finding, FindingKind
+from domain.utxo import is_utxo_chain
 from services.deposits.scanner import DepositScanner
 from services.deposits.verification import problem_of
 
@@ -95,6 +96,9 @@ class DepositBalances:
 
         Raises `ChainUnavailable`, also where endpoints disagree about a balance, and `DatabaseUnavailable`.
         """
+        if is_utxo_chain(self._chain_id):
+            # Nothing is read by its balance there: each block is read whole, for all addresses.
+            return BalancesChecked()
         checked = BalancesChecked(block=await self._block())
         if checked.block is None:
             return checked

@@ -14,7 +14,10 @@ from db.deposits.registry import list_rings, list_treasuries
 from db.engine import ServiceConnection, ServiceDatabase
 from domain.chain import DepositLane, DepositScope
 from domain.deposits.methods import DepositAddress
+from domain.utxo import NATIVE_COIN, is_utxo_chain
 from services.deposits.verification import problem_of
+
+EVERY_ADDRESS: Final = timedelta(days=36_500)
 
 ACTIVE_WITHIN: Final = {DepositLane.BUSY: timedelta(days=1), DepositLane.QUIET: timedelta(days=30)}
 """How long after it was last asked for or paid an address is in a lane. What comes later is found by the balances
@@ -37,6 +40,7 @@ class DepositAddresses:
         self._database = database
         self._treasury = treasury
         self._chain_id = chain_id
+        self._reads_blocks = is_utxo_chain(chain_id)
         self._derived: set[ActiveAddress] = set()
         self._refused: set[UUID] = set()
 
@@ -48,8 +52,10 @@ class DepositAddresses:
     async def scope(self, lane: DepositLane) -> DepositScope:
         """What to read now in a lane. Raises `DatabaseUnavailable`."""
         async with self._database.autocommit() as connection:
-            tokens = await list_tokens(connection, self._chain_id)
-            rows = await list_active_addresses(connection, self._chain_id, within=ACTIVE_WITHIN[lane])
+            tokens = [NATIVE_COIN] if self._reads_blocks else await list_tokens(connection, self._chain_id)
+            # Where blocks are read whole, any number of addresses costs the same.
+            within = EVERY_ADDRESS if self._reads_blocks else ACTIVE_WITHIN[lane]
+            rows = await list_active_addresses(connection, self._chain_id, within=within)
             new = [row.id for row in rows if row not in self._derived and row.id not in self._refused]
             if new:
                 await self._derive(connection, await list_addresses(connection, new))

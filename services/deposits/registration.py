@@ -27,6 +27,7 @@ from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Sche
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.identifiers import same_address
 from domain.money import USDC_DECIMALS
+from domain.utxo import UTXO_CHAINS, UTXO_DECIMALS, is_utxo_chain
 
 SHOWN_ADDRESSES: Final = 3
 """As many as wallets show at first: the owner compares them before anything is paid to one."""
@@ -89,6 +90,8 @@ def parse_method(
     key = _parse_key(scheme, xpub, path)
     symbol = found[1]
     kind = _kind(symbol, token, path if key else None)
+    if kind is MethodKind.UTXO or is_utxo_chain(chain_id):
+        _require_own_coin(chain_id, kind, decimals, path)
     return NewMethod(
         id=method_id,
         chain_id=chain_id,
@@ -140,6 +143,24 @@ def _kind(symbol: str, token: str, path: str | None) -> MethodKind:
             "so that payments in it are not seen",
         )
     return MethodKind.ERC20
+
+
+def _require_own_coin(chain_id: int, kind: MethodKind, decimals: int, path: str | None) -> None:
+    """A chain of Bitcoin's family has one token, its coin, at addresses of its own network."""
+    if not is_utxo_chain(chain_id):
+        return
+    chain = UTXO_CHAINS.get(chain_id)
+    if chain is None:
+        known = ", ".join(f"{one.chain_id} ({one.name})" for one in UTXO_CHAINS.values())
+        raise InvalidInput("--chain", f"{chain_id} is no chain that can be read: expected one of {known}")
+    if kind is not MethodKind.UTXO or path is None:
+        raise InvalidInput(
+            "--scheme", f"{chain.name} has its own coin only: expected xpub and a path of coin {chain.coin}'"
+        )
+    if parse_account_path(path).coin != chain.coin:
+        raise InvalidInput("--path", f"expected a path of coin {chain.coin}', whose addresses are {chain.name}'s")
+    if decimals != UTXO_DECIMALS:
+        raise InvalidInput("--decimals", f"expected {UTXO_DECIMALS}: amounts are in satoshis")
 
 
 def first_addresses(ring: AddressRing, count: int = SHOWN_ADDRESSES) -> list[str]:

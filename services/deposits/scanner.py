@@ -28,9 +28,10 @@ class DepositScanner(BlockScanner):
         *,
         chain_id: int,
         look_back_blocks: int,
+        from_block: int | None = None,
     ) -> None:
         super().__init__(
-            chain, database, DepositScope.of(chain_id, lane), from_block=None, look_back_blocks=look_back_blocks
+            chain, database, DepositScope.of(chain_id, lane), from_block=from_block, look_back_blocks=look_back_blocks
         )
         self._addresses = addresses
         self._lane = lane

@@ -19,6 +19,7 @@ from domain.deposits.charges import (
 )
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
 from domain.deposits.prices import PriceSource, Quote
+from domain.utxo import SENDERLESS
 from services.answers import ResponseModel
 
 EXAMPLE_METHOD = "USDC:base"
@@ -100,7 +101,7 @@ class DepositView(ResponseModel):
     deposit_id: UUID
     tx_hash: str
     log_index: int
-    from_address: str
+    from_address: str | None = Field(description="null on chains whose transfers have no sender, as Bitcoin's")
     method: str = Field(examples=[EXAMPLE_METHOD])
     symbol: str = Field(examples=["USDC"])
     decimals: int
@@ -134,7 +135,7 @@ class DepositView(ResponseModel):
             deposit_id=deposit.id,
             tx_hash=deposit.tx_hash,
             log_index=deposit.log_index,
-            from_address=deposit.from_address,
+            from_address=None if deposit.from_address in SENDERLESS else deposit.from_address,
             method=deposit.method_id,
             symbol=deposit.token,
             decimals=deposit.decimals,

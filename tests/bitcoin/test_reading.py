@@ -9,12 +9,10 @@ import pytest
 from aiohttp import web
 
 from chain.bitcoin.blocks import BlockMalformed, read_block
-from chain.derivation.addresses import derive_address
 from chain.quorum import is_included
 from chain.reader import ChainReader
 from devstack.bitcoin_chain import COINBASE_MATURITY, BitcoinChain
 from domain.chain import DepositLane, DepositScope, TransferRange
-from domain.deposits.methods import AddressRing, Scheme
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.utxo import (
     COINBASE_SENDER,
@@ -24,28 +22,10 @@ from domain.utxo import (
     UTXO_CHAINS_FROM,
     chain_id_of_genesis,
 )
-from services.deposits.registration import parse_method, unsaved_ring
-from tests.bitcoin.conftest import REGTEST
+from tests.bitcoin.given import REGTEST, address_of
 from tests.bitcoin.scripts import script_of
-from tests.support.deposits import TESTNET_ACCOUNTS
 
 SATOSHIS = 5_000_000
-
-
-def ring(purpose: int = 84) -> AddressRing:
-    """A key as `settle methods add` takes it."""
-    path, xpub = TESTNET_ACCOUNTS[purpose]
-    return unsaved_ring(
-        parse_method(
-            method_id="BTC:regtest", chain_id=REGTEST.chain_id, token="BTC", decimals=8, scheme=Scheme.XPUB,
-            xpub=xpub, path=path, min_amount_raw=1, confirmations=None,
-        )
-    )  # fmt: skip
-
-
-def address(index: int = 0, purpose: int = 84) -> str:
-    """An address of it."""
-    return derive_address(Scheme.XPUB, ring=ring(purpose), index=index)
 
 
 async def transfers(
@@ -60,7 +40,7 @@ async def transfers(
 async def test_every_output_to_a_derived_address_is_a_transfer(
     bitcoin: BitcoinChain, reader: ChainReader, purpose: int
 ) -> None:
-    ours, other = address(purpose=purpose), address(1, purpose)
+    ours, other = address_of(purpose=purpose), address_of(1, purpose)
     before = await bitcoin.height()
     payment = await bitcoin.pay((script_of(ours), SATOSHIS), (script_of(other), 800), (script_of(ours), SATOSHIS))
     [block_hash] = await bitcoin.mine()
@@ -77,7 +57,7 @@ async def test_every_output_to_a_derived_address_is_a_transfer(
 
 
 async def test_a_transaction_is_found_where_it_is_now(bitcoin: BitcoinChain, reader: ChainReader) -> None:
-    payment = await bitcoin.pay((script_of(address()), SATOSHIS))
+    payment = await bitcoin.pay((script_of(address_of()), SATOSHIS))
     tx_hash = "0x" + payment.txid
     waiting = await reader.payments.look(tx_hash)
     await bitcoin.mine()
@@ -100,7 +80,7 @@ async def test_a_transaction_is_found_where_it_is_now(bitcoin: BitcoinChain, rea
 
 
 async def test_a_reward_matures(bitcoin: BitcoinChain, reader: ChainReader) -> None:
-    ours = address(7)
+    ours = address_of(7)
     await bitcoin.mine_to(script_of(ours))
     height = await bitcoin.height()
 
@@ -113,20 +93,20 @@ async def test_a_reward_matures(bitcoin: BitcoinChain, reader: ChainReader) -> N
 
 
 async def test_many_blocks_are_read_in_parts(bitcoin: BitcoinChain, reader: ChainReader) -> None:
-    found = await transfers(reader, 1, 100, [address()])
+    found = await transfers(reader, 1, 100, [address_of()])
     assert (found.first, found.last) == (1, 10)
     with pytest.raises(ChainUnavailable):
-        await transfers(reader, await bitcoin.height() + 1, await bitcoin.height() + 2, [address()])
+        await transfers(reader, await bitcoin.height() + 1, await bitcoin.height() + 2, [address_of()])
 
 
 async def test_a_block_is_what_its_hash_says(bitcoin: BitcoinChain) -> None:
-    await bitcoin.pay((script_of(address()), SATOSHIS))
+    await bitcoin.pay((script_of(address_of()), SATOSHIS))
     [block_hash] = await bitcoin.mine()
     data = bytes.fromhex(await bitcoin.rpc("getblock", block_hash, False))
-    script = bytes.fromhex(script_of(address()))
+    script = bytes.fromhex(script_of(address_of()))
 
     assert any(output.script == script for one in read_block(data, block_hash).transactions for output in one.outputs)
-    stolen = data.replace(script, bytes.fromhex(script_of(address(1))))
+    stolen = data.replace(script, bytes.fromhex(script_of(address_of(1))))
     for forged in (stolen, data[:-1], data + b"\0", b"\1" + data[1:], data[:79]):
         with pytest.raises(BlockMalformed):
             read_block(forged, block_hash)
@@ -134,7 +114,7 @@ async def test_a_block_is_what_its_hash_says(bitcoin: BitcoinChain) -> None:
 
 async def test_a_block_with_a_transaction_repeated_is_refused(bitcoin: BitcoinChain) -> None:
     """Three transactions have the Merkle root of the same with the last one repeated (CVE-2012-2459)."""
-    sent = [await bitcoin.pay((script_of(address()), SATOSHIS + number)) for number in range(2)]
+    sent = [await bitcoin.pay((script_of(address_of()), SATOSHIS + number)) for number in range(2)]
     [block_hash] = await bitcoin.mine()
     data = bytes.fromhex(await bitcoin.rpc("getblock", block_hash, False))
     [last] = [raw for raw in (bytes.fromhex(payment.raw) for payment in sent) if data.endswith(raw)]
@@ -192,7 +172,7 @@ async def test_two_nodes_with_other_blocks_decide_nothing(
         height = await bitcoin.height()
         hashes = await asyncio.gather(*(bitcoin.rpc("getblockhash", number) for number in range(1, height + 1)))
         await bitcoin.share(second, hashes)
-        payment = await bitcoin.pay((script_of(address(3)), SATOSHIS))
+        payment = await bitcoin.pay((script_of(address_of(3)), SATOSHIS))
         [paid_in] = await bitcoin.mine()
         await second.mine()
         async with ChainReader([bitcoin.url, second.url], REGTEST.chain_id) as reader:

@@ -17,7 +17,7 @@ depends_on = None
 compatible_from = "0008"
 
 # One file for each part. None needs what another one makes.
-SQL_FILES = ("0009_prices.sql", "0009_relay.sql", "0009_sweeps.sql")
+SQL_FILES = ("0009_prices.sql", "0009_relay.sql", "0009_sweeps.sql", "0009_utxo.sql")
 
 # Every table of before that one of the files changes, or names in a foreign key.
 CHANGED_TABLES = (
@@ -28,6 +28,8 @@ CHANGED_TABLES = (
     "sweep_transactions",
     "relay_nonces",
     "relayers",
+    "observed_transfers",
+    "payment_attempts",
 )
 
 # Those of triggers, and what these call: from this transaction on they run with the version before.
