@@ -246,6 +246,7 @@ async def test_an_amount_is_a_whole_number_of_cents_within_bounds(
     assert (refused.status, refused.body["errors"][0]["field"]) == (422, "amountUsdCents")
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("path", [CHARGES, ADDRESS])
 @pytest.mark.parametrize("method", ["USDC:nowhere", "", "x" * 200, "a\u0000b", "USDC:locål", "%s'\"", "USDC:elsewhere"])
 async def test_an_unknown_method_is_not_found(api: RunningApi, payer: Visitor, path: str, method: str) -> None:

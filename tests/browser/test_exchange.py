@@ -40,6 +40,7 @@ async def test_the_address_is_given_when_it_is_asked_for_and_stays(shop: Shop) -
     await expect(exchange(visitor)).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_what_arrives_is_listed_as_it_is_confirmed(shop: Shop) -> None:
     address = await own_address(shop)
     visitor = await shop.site.signed_in()
@@ -60,6 +61,7 @@ async def test_what_arrives_is_listed_as_it_is_confirmed(shop: Shop) -> None:
     await expect(visitor.cards()).to_have_count(2)
 
 
+@pytest.mark.slow
 async def test_without_its_module_the_address_is_given_by_a_form(shop: Shop) -> None:
     with_script = await shop.site.signed_in()
     visitor = await shop.site.visitor(java_script_enabled=False)

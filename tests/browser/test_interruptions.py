@@ -71,6 +71,7 @@ async def test_paying_again_before_the_first_is_submitted_is_a_payment_of_its_ow
     assert len(await site.attempt_ids()) == 2
 
 
+@pytest.mark.slow
 async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(site: Site) -> None:
     visitor = await site.signed_in()
     held = visitor.hold("eth_sendTransaction")

@@ -143,6 +143,7 @@ async def test_an_unknown_charge_is_a_page_that_says_so(shop: Shop, charge_id: s
         assert (await stranger.get(f"/pay/{charge_id}/events")).status == 404
 
 
+@pytest.mark.slow
 async def test_the_qr_codes_say_the_address_and_the_payment(shop: Shop) -> None:
     charge = await shop.charge()
     payer = await shop.payer(charge)
@@ -162,6 +163,7 @@ async def test_the_qr_codes_say_the_address_and_the_payment(shop: Shop) -> None:
     await expect(codes.nth(1)).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_amount_and_address_are_copied_as_wallets_take_them(shop: Shop) -> None:
     charge = await shop.charge(123_456)
     payer = await shop.payer(charge, permissions=["clipboard-read", "clipboard-write"])
@@ -171,6 +173,7 @@ async def test_amount_and_address_are_copied_as_wallets_take_them(shop: Shop) ->
         assert await payer.page.evaluate("navigator.clipboard.readText()") == expected
 
 
+@pytest.mark.slow
 async def test_the_countdown_is_the_prices_and_the_address_stays(open_shop: OpenShop) -> None:
     """Fault 9: expiry was never enforced, and what came after it was not credited."""
     async with open_shop(CHARGE_PRICE_TTL_SECONDS="4") as shop:
@@ -184,6 +187,7 @@ async def test_the_countdown_is_the_prices_and_the_address_stays(open_shop: Open
         await expect(payer.page.locator("#state .badge")).to_have_text("Confirming")
 
 
+@pytest.mark.slow
 async def test_without_its_module_it_asks_again_by_itself(shop: Shop) -> None:
     charge = await shop.charge()
     payer = await shop.payer(charge, java_script_enabled=False)
@@ -199,6 +203,7 @@ async def test_without_its_module_it_asks_again_by_itself(shop: Shop) -> None:
     await expect(payer.page.locator("#state .badge")).to_have_text("Paid in part")
 
 
+@pytest.mark.slow
 async def test_opening_it_lets_the_address_be_watched_closely(shop: Shop) -> None:
     charge = await shop.charge()
     long_ago = "UPDATE deposit_addresses SET active_at = now() - interval '40 days' RETURNING 1"

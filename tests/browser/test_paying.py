@@ -107,6 +107,7 @@ async def test_a_double_click_pays_once(site: Site) -> None:
     assert (len(visitor.wallet.sent), len(await site.attempt_ids())) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_second_tab_cannot_pay_while_the_first_has_the_wallet(site: Site) -> None:
     visitor = await site.signed_in()
     other = await visitor.open_another_tab()

@@ -114,6 +114,7 @@ async def test_a_charge_is_paid_by_a_wallet_that_never_signed_in(shop: Shop) -> 
     assert scalar(shop.site.engine.database.service_url, statement, STRANGER.address) == 0
 
 
+@pytest.mark.slow
 async def test_short_several_and_over_are_credited_each_for_what_it_is(shop: Shop) -> None:
     """Fault 10: short was "settled" and credited to no account, over was kept, a second transfer was dropped."""
     charge = await shop.charge()

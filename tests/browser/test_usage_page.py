@@ -98,6 +98,7 @@ async def opened(site: Site, **options: Any) -> Visitor:
     return visitor
 
 
+@pytest.mark.slow
 async def test_a_key_is_made_shown_once_copied_rotated_and_revoked(site: Site) -> None:
     visitor = await opened(site, permissions=CLIPBOARD)
     page = visitor.page

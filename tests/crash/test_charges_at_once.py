@@ -47,6 +47,7 @@ async def charge(api: ApiProcess, key: str, number: int) -> dict[str, Any] | Non
         return None
 
 
+@pytest.mark.slow(but=("while all wait for an index",))
 @pytest.mark.parametrize("killed", ["while all wait for an index", "after the first answer"])
 async def test_no_index_is_lost_and_none_is_given_out_twice(engine: Engine, tmp_path: Path, killed: str) -> None:
     """Fault 7: an index was used up before the charge existed, and each retry burned one more."""

@@ -69,7 +69,7 @@ async def system_behind(systems: Systems, *nodes: FaultyNode) -> PaymentSystem:
     return await systems(CHAIN_RPC_URLS=",".join(node.url for node in nodes), CHAIN_RPC_TIMEOUT_SECONDS="1")
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LIES)
 async def test_a_payment_waits_while_its_only_node(systems: Systems, faulty_nodes: Faults, what: str) -> None:
     [node] = await faulty_nodes(1)
@@ -101,7 +101,7 @@ def revert(node: FaultyNode) -> None:
     node.change_receipt(lambda receipt: receipt.update(status="0x0", logs=[]))
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [inflate, deflate, revert])
 async def test_nothing_final_follows_from_two_nodes_of_which_the_first_lies(
     systems: Systems, faulty_nodes: Faults, lie: Callable[[FaultyNode], None]
@@ -159,7 +159,7 @@ async def test_one_faulty_node_among_three_nodes_neither_credits_nor_refuses_nor
     await system.books_are_right()
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["never answers", "breaks down", "has had enough", "breaks off", "is of another chain"]
 )

@@ -38,6 +38,7 @@ async def race_for_the_bonus(system: PaymentSystem) -> tuple[Payment, list[Poste
     return payment, list(await asyncio.gather(second, return_exceptions=True))
 
 
+@pytest.mark.slow
 async def test_two_mints_of_one_bonus_at_once_leave_one_bonus(system: PaymentSystem) -> None:
     payment, [outcome] = await race_for_the_bonus(system)
     assert isinstance(outcome, PostedMeanwhile)
@@ -58,6 +59,7 @@ async def test_without_its_unique_index_the_same_race_doubles_the_bonus_and_the_
     assert await system.books(nothing_stuck=True) == [wrong_bonuses(payment.attempt_id, 2, 750_000_000)]
 
 
+@pytest.mark.slow
 async def test_the_oracle_names_a_submitted_payment_without_a_workflow(system: PaymentSystem) -> None:
     payment = await system.purchase()
     await system.record_without_worker(payment)

@@ -54,7 +54,7 @@ async def on(
     return await stack.enter_async_context(open_system(namespace, database, chain, folder / "system"))
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("purpose", "activity"),
     [(Purpose.SELF, "credit_buyer"), (Purpose.SELF, "mint_bonus"), (Purpose.SYSTEM, "credit_donation")],
@@ -231,6 +231,7 @@ async def test_a_client_process_that_is_killed_before_it_has_its_answer_has_subm
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_workflow_terminated_between_the_credits_mints_the_bonus_when_the_hash_is_submitted_again(
     system: PaymentSystem,
 ) -> None:

@@ -23,6 +23,7 @@ async def _killed_while_submitting(system: PaymentSystem, payment: Payment, mome
     assert command.exit_code == -9, command.log_text()
 
 
+@pytest.mark.slow
 async def test_killed_before_the_commit_nothing_is_submitted_and_the_repetition_is_settled(
     system: PaymentSystem,
 ) -> None:

@@ -76,6 +76,7 @@ async def test_a_payment_is_credited_with_one_request_while_the_watcher_lives(wa
     await system.books_are_right()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", [WorkerProcess.kill, WorkerProcess.pause], ids=["killed", "frozen"])
 async def test_a_payment_goes_on_by_its_own_polls_when_the_watcher_stops_in_mid_wait(
     watched: Watched, fate: Callable[[WorkerProcess], Awaitable[None] | None]
@@ -99,6 +100,7 @@ async def test_a_payment_goes_on_by_its_own_polls_when_the_watcher_stops_in_mid_
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_frozen_watcher_that_goes_on_after_a_reorganisation_spoils_nothing(watched: Watched) -> None:
     system, node, follower = watched
     async with waiting(system, blocks=2) as payment:
@@ -114,6 +116,7 @@ async def test_a_frozen_watcher_that_goes_on_after_a_reorganisation_spoils_nothi
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_a_reverted_transaction_fails_while_the_watcher_lives(watched: Watched) -> None:
     system, node, _ = watched
     payer, intent = await system.intent(wallet=wallets(1)[0])
@@ -130,6 +133,7 @@ async def test_a_reverted_transaction_fails_while_the_watcher_lives(watched: Wat
     await system.books_are_right()
 
 
+@pytest.mark.slow
 async def test_many_payments_that_become_due_together_share_requests(watched: Watched) -> None:
     system, node, _ = watched
     payments = [await system.purchase(1_000 + number, confirmed=False) for number in range(MANY)]

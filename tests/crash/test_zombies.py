@@ -61,7 +61,7 @@ async def test_an_activity_that_goes_on_after_another_worker_did_its_work_double
     await pause_take_over_and_go_on(system, purpose, activity, moment, idle_in_transaction_timeout="3s")
 
 
-@pytest.mark.slow(but=("self-credit_buyer-after_commit",))
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", list(Moment))
 @pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)
 async def test_a_ledger_step_that_goes_on_after_its_workflow_task_was_given_away_doubles_nothing(

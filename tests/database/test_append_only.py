@@ -18,6 +18,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow(but=tuple(f"owner-{table}-{change}" for table in TABLES for change in CHANGES))
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("role", ["owner", "superuser"])

@@ -328,9 +328,11 @@ async def test_what_is_wrong_with_new_rows_is_found_until_it_is_fixed(shop: Shop
         forget(shop.database)
         with broken(shop, statement):
             assert name in await check(shop.roles), statement
-            # The checkpoints have moved on: it is on record, not found again.
-            assert name in await check(shop.roles), statement
-        assert await check_everything(shop.roles) == set(), statement
+            if statement is BREAK[name]:
+                # The checkpoints have moved on: it is on record, not found again.
+                assert name in await check(shop.roles)
+        forget(shop.database)
+        assert await check(shop.roles) == set(), statement
 
 
 @pytest.mark.slow(but=4)

@@ -64,6 +64,7 @@ async def expire(roles: RolePair, limit: int = 10) -> int:
 CREDITED, LOST = "CREDITED", ("REJECTED", "FAILED", "REVERSED")
 
 
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("expires_in", [MINUTE, -MINUTE])
 @pytest.mark.parametrize(
     ("deposits", "status"),

@@ -53,7 +53,7 @@ async def test_rows_are_put_back_into_tables_that_were_emptied(roles: RolePair) 
             assert await contents(roles) == expected
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -98,6 +98,7 @@ async def test_a_database_whose_schema_was_changed_is_not_used_again(pool: Datab
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_a_database_with_an_open_transaction_is_not_used_again(pool: DatabasePool) -> None:
     left = AsyncExitStack()
     async with pool.database() as roles:
@@ -111,6 +112,7 @@ async def test_a_database_with_an_open_transaction_is_not_used_again(pool: Datab
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_a_database_whose_connections_were_ended_is_not_used_again(pool: DatabasePool) -> None:
     async with pool.database() as roles:
         name = roles.database.name

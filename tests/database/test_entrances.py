@@ -204,6 +204,7 @@ ENTRANCES: Final[dict[str, Callable[[Case], Awaitable[bool]]]] = {
 }
 
 
+@pytest.mark.slow(but=22)
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("rule", RULES)
 async def test_a_transfer_that_is_not_right_is_credited_through_no_entrance(

@@ -90,6 +90,7 @@ def test_it_sees_the_rows_of_all_tenants(two_tenants: TwoTenants, table: str) ->
     assert scalar(two_tenants.database.operator_url, count, user_id=two_tenants.alice.user_id) == everything
 
 
+@pytest.mark.slow(but=6)
 @pytest.mark.parametrize("table", SECRET + NOT_SHOWN)
 def test_it_cannot_read_what_people_sign_in_with(two_tenants: TwoTenants, table: str) -> None:
     with refused(InsufficientPrivilege):
@@ -114,7 +115,7 @@ def test_without_its_policies_it_sees_nothing(two_tenants: TwoTenants) -> None:
         superuser.rollback()
 
 
-@pytest.mark.slow(but="each value")
+@pytest.mark.slow(but=12)
 @pytest.mark.parametrize(
     "statement",
     [
@@ -209,6 +210,7 @@ READS = ("system_tenant_is_flagged", "schema_compatible_from", "non_payer_kind",
 """What it may call: every process asks it at its start, or the page that explains a payment."""
 
 
+@pytest.mark.slow(but=6)
 @pytest.mark.parametrize("function", CALLS)
 def test_it_cannot_call_any_security_definer_function(two_tenants: TwoTenants, function: str) -> None:
     with refused(InsufficientPrivilege, match=f"permission denied for function {function}"):

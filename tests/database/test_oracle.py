@@ -75,6 +75,7 @@ async def test_a_line_that_was_changed_is_named(two_tenants: TwoTenants) -> None
     ]
 
 
+@pytest.mark.slow
 async def test_entries_that_err_in_opposite_ways_are_named_though_the_total_is_right(two_tenants: TwoTenants) -> None:
     first, second = _entry(two_tenants, two_tenants.alice.credited.id), _entry(two_tenants, two_tenants.bob.credited.id)
     _plant(two_tenants, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s AND side = 'debit'", first)
@@ -85,6 +86,7 @@ async def test_entries_that_err_in_opposite_ways_are_named_though_the_total_is_r
     }
 
 
+@pytest.mark.slow
 async def test_a_header_that_its_lines_do_not_bear_out_is_named(two_tenants: TwoTenants) -> None:
     entry = _entry(two_tenants, two_tenants.alice.credited.id)
     _plant(two_tenants, "UPDATE journal_lines SET amount = amount + 1 WHERE entry_id = %s", entry)
@@ -93,12 +95,14 @@ async def test_a_header_that_its_lines_do_not_bear_out_is_named(two_tenants: Two
     ]
 
 
+@pytest.mark.slow
 async def test_a_header_without_lines_is_named(two_tenants: TwoTenants) -> None:
     entry = _entry(two_tenants, two_tenants.alice.credited.id)
     _plant(two_tenants, "DELETE FROM journal_lines WHERE entry_id = %s", entry)
     assert await _complaints(two_tenants) == [f"entry {entry}: header says {CREDITS}, its liability lines say 0"]
 
 
+@pytest.mark.slow
 async def test_lines_without_a_header_are_named(two_tenants: TwoTenants) -> None:
     lost = uuid4()
     _plant(
@@ -113,6 +117,7 @@ async def test_lines_without_a_header_are_named(two_tenants: TwoTenants) -> None
     assert all(complaint.endswith(f"its entry {lost} does not exist") for complaint in complaints)
 
 
+@pytest.mark.slow
 async def test_an_entry_that_moves_another_accounts_credits_is_named(two_tenants: TwoTenants) -> None:
     entry = _entry(two_tenants, two_tenants.alice.credited.id)
     theirs = f"credits:{two_tenants.bob.account}"
@@ -124,6 +129,7 @@ async def test_an_entry_that_moves_another_accounts_credits_is_named(two_tenants
     ]
 
 
+@pytest.mark.slow
 async def test_a_balance_that_is_not_the_sum_is_named(two_tenants: TwoTenants) -> None:
     _plant(
         two_tenants,
@@ -135,6 +141,7 @@ async def test_a_balance_that_is_not_the_sum_is_named(two_tenants: TwoTenants) -
     ]
 
 
+@pytest.mark.slow
 async def test_a_running_balance_that_does_not_run_is_named(two_tenants: TwoTenants) -> None:
     entry = _entry(two_tenants, two_tenants.alice.credited.id)
     _plant(two_tenants, "UPDATE credit_ledger SET balance_after = balance_after - 1 WHERE id = %s", entry)
@@ -143,6 +150,7 @@ async def test_a_running_balance_that_does_not_run_is_named(two_tenants: TwoTena
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "flagged"),
     [
@@ -162,6 +170,7 @@ async def test_a_wrong_number_of_system_tenants_is_named(two_tenants: TwoTenants
     assert await _complaints(two_tenants) == [f"system tenant: flagged are {expected}"]
 
 
+@pytest.mark.slow
 async def test_a_purchase_without_its_entry_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     entry = _entry(two_tenants, attempt.id)
@@ -174,6 +183,7 @@ async def test_a_purchase_without_its_entry_is_named(two_tenants: TwoTenants) ->
     ]
 
 
+@pytest.mark.slow
 async def test_an_entry_of_the_wrong_amount_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     entry = _entry(two_tenants, attempt.id)
@@ -190,6 +200,7 @@ async def test_an_entry_of_the_wrong_amount_is_named(two_tenants: TwoTenants) ->
     ]
 
 
+@pytest.mark.slow
 async def test_a_donation_that_went_to_the_donor_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.donated
     with connect(two_tenants.database.service_url) as service:
@@ -203,6 +214,7 @@ async def test_a_donation_that_went_to_the_donor_is_named(two_tenants: TwoTenant
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["credits_purchase", "platform_revenue_share", "system_donation"])
 async def test_credits_that_no_attempt_asked_for_are_named(two_tenants: TwoTenants, reason: str) -> None:
     for reference in (
@@ -234,6 +246,7 @@ async def test_a_bonus_that_is_missing_is_named_unless_it_may_still_come(two_ten
     assert await _complaints(two_tenants, pending_bonus_ok=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pending_bonus_ok", [False, True])
 async def test_a_bonus_of_the_wrong_amount_is_named(two_tenants: TwoTenants, pending_bonus_ok: bool) -> None:
     complaints = await _complaints(two_tenants, expected_share=Decimal("0.5"), pending_bonus_ok=pending_bonus_ok)
@@ -244,12 +257,14 @@ async def test_a_bonus_of_the_wrong_amount_is_named(two_tenants: TwoTenants, pen
     assert len(missing) == (0 if pending_bonus_ok else 2)
 
 
+@pytest.mark.slow
 async def test_a_bonus_where_the_share_is_nothing_is_named(two_tenants: TwoTenants) -> None:
     complaints = await _complaints(two_tenants, expected_share=Decimal(0))
     assert len(complaints) == 2
     assert all("platform_revenue_share" in complaint for complaint in complaints)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["pending", "rejected"])
 async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(two_tenants: TwoTenants, state: str) -> None:
     attempt = two_tenants.alice.pending if state == "pending" else two_tenants.alice.rejected
@@ -267,6 +282,7 @@ async def test_a_transfer_of_an_attempt_that_is_not_credited_is_named(two_tenant
     }
 
 
+@pytest.mark.slow
 async def test_an_attempt_paid_by_two_transfers_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     with connect(two_tenants.database.superuser_url, triggers=False) as owner:
@@ -280,6 +296,7 @@ async def test_an_attempt_paid_by_two_transfers_is_named(two_tenants: TwoTenants
     assert await _complaints(two_tenants) == [f"attempt {attempt.id}: CREDITED with 2 settled transfers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -297,6 +314,7 @@ async def test_a_transfer_that_is_not_what_was_asked_for_is_named(two_tenants: T
     assert complaint.endswith(f"is not what attempt {two_tenants.alice.credited.id} asked for")
 
 
+@pytest.mark.slow
 async def test_a_transfer_of_no_attempt_is_named(two_tenants: TwoTenants) -> None:
     lost = uuid4()
     _plant(two_tenants, "INSERT INTO settled_transfers (chain_id, tx_hash, log_index, attempt_id, block_number,"
@@ -309,11 +327,13 @@ async def test_a_transfer_of_no_attempt_is_named(two_tenants: TwoTenants) -> Non
 # -- the audit trail
 
 
+@pytest.mark.slow
 async def test_an_attempt_without_a_trail_is_named(two_tenants: TwoTenants) -> None:
     _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s", two_tenants.alice.credited.id)
     assert await _complaints(two_tenants) == [f"attempt {two_tenants.alice.credited.id}: CREDITED without an event"]
 
 
+@pytest.mark.slow
 async def test_a_status_that_the_trail_does_not_end_with_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s AND to_status = 'CREDITED'", attempt.id)
@@ -322,6 +342,7 @@ async def test_a_status_that_the_trail_does_not_end_with_is_named(two_tenants: T
     ]
 
 
+@pytest.mark.slow
 async def test_an_error_that_the_trail_does_not_end_with_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.rejected
     _plant(two_tenants, "UPDATE payment_attempts SET error_code = 'INVALID_TOKEN' WHERE id = %s", attempt.id)
@@ -330,6 +351,7 @@ async def test_an_error_that_the_trail_does_not_end_with_is_named(two_tenants: T
     ]
 
 
+@pytest.mark.slow
 async def test_a_step_that_is_missing_from_the_trail_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     _plant(two_tenants, "DELETE FROM payment_events WHERE attempt_id = %s AND event_type = 'submitted'", attempt.id)
@@ -338,6 +360,7 @@ async def test_a_step_that_is_missing_from_the_trail_is_named(two_tenants: TwoTe
     ]
 
 
+@pytest.mark.slow
 async def test_a_trail_with_an_illegal_step_is_named(two_tenants: TwoTenants) -> None:
     attempt = two_tenants.alice.credited
     with connect(two_tenants.database.service_url) as service:
@@ -399,6 +422,7 @@ def _post_past_the_look(connection: psycopg.Connection[tuple[object, ...]], post
         )
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("index", INDEXES)
 async def test_without_its_unique_index_a_double_credit_is_possible_and_named(
     two_tenants: TwoTenants, index: str
@@ -538,6 +562,7 @@ PLANTED: Final = {
 }
 
 
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("planted", PLANTED)
 async def test_a_sweep_or_a_relayed_transaction_that_is_wrong_is_named(roles: RolePair, planted: str) -> None:
     statements, complaint = PLANTED[planted]

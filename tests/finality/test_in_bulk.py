@@ -35,13 +35,15 @@ def block_requests(node: FaultyNode) -> int:
     return sum(1 for methods in node.requests if methods.count("eth_getBlockByNumber") > 1)
 
 
-async def test_300_payments_take_a_handful_of_requests(bulk: Bulk) -> None:
+@pytest.mark.slow(but=1)
+@pytest.mark.parametrize("payments", [40, 300])
+async def test_many_payments_take_a_handful_of_requests(bulk: Bulk, payments: int) -> None:
     head = await bulk.head()
     blocks = [head - FINAL_AFTER + 1 - n for n in range(20)]
-    paid = [await bulk.credited(blocks[n % len(blocks)]) for n in range(300)]
+    paid = [await bulk.credited(blocks[n % len(blocks)]) for n in range(payments)]
     decider = await bulk.decider(nodes=2)
     decided = await decider.decide_all()
-    assert decided.counts == {"final": 300}
+    assert decided.counts == {"final": payments}
     assert bulk.outcomes().keys() == {attempt.id for attempt in paid}
     # One for how far the chain is, of the first node only, and one for all the blocks.
     assert [len(node.requests) for node in bulk.nodes] == [2, 1]

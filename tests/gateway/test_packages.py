@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import anthropic
     import openai
 
+pytestmark = pytest.mark.slow
+"""Their imports alone take seconds. What the gateway answers is in the other files."""
+
 HELLO = [{"role": "user", "content": "one two three"}]
 TOOLS = [
     {
@@ -85,7 +88,6 @@ async def test_embeddings_and_models(client: openai.AsyncOpenAI) -> None:
     assert (await client.models.retrieve(MODEL)).id == MODEL
 
 
-@pytest.mark.slow
 async def test_messages(gateway: Served, claude: anthropic.AsyncAnthropic) -> None:
     answer = await claude.messages.create(model=MODEL, max_tokens=50, messages=HELLO)  # type: ignore[arg-type]
     assert answer.content[0].text == echo_of("one two three")  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from tests.support.payments import RolePair
 from tests.support.postgres import Cluster
+from tests.support.sql import KEPT, count_kept, forget, lent_again
 
 CATALOGS: Final[dict[LiteralString, LiteralString]] = {
     "pg_class": "true", "pg_attribute": "attrelid >= 16384", "pg_attrdef": "true", "pg_index": "true",
@@ -37,9 +38,6 @@ SCHEMA: Final[LiteralString] = " UNION ALL ".join(
 )
 """Differs after every committed change: each version of a row names its transaction. It is the same in each copy."""
 
-KEPT: Final = "settle tests kept"
-"""The name under which connections stay from test to test."""
-
 END_OTHERS: Final = """
     SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> %s
@@ -48,6 +46,7 @@ OTHERS: Final = """
     SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+NEXT_TRANSACTION: Final = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 SEQUENCES: Final = "SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences"
 TABLES: Final = """
     SELECT c.oid::regclass::text, string_agg(quote_ident(a.attname), ', ') FROM pg_class c
@@ -92,6 +91,9 @@ class Content:
     They are put back only where something was written to them."""
     _large_again: dict[tuple[int, str], TupleRow] = field(default_factory=dict)
     """The same after they were put back, by the connection that did."""
+    _next: dict[int, int] = field(default_factory=dict)
+    """The server's next transaction, after the rows were put back by the connection of that number. While it is the
+    next one still, no transaction of any database has written."""
 
     @classmethod
     async def read(cls, superuser: Superuser) -> Content:
@@ -114,15 +116,21 @@ class Content:
 
         `kept` connections of pools must be there still, and all that the test opened are ended. With None all stay.
         """
+        number = superuser.info.backend_pid
         try:
-            if await _all(superuser, SCHEMA) != self._schema:
-                return False
             if kept is not None:
                 await _all(superuser, END_OTHERS, KEPT)
             [(others, busy)] = await _all(superuser, OTHERS)
             if busy or kept not in {None, others}:
                 return False
-            await self._put_back(superuser)
+            [(unused,)] = await _all(superuser, NEXT_TRANSACTION)
+            if unused != self._next.get(number):
+                if await _all(superuser, SCHEMA) != self._schema:
+                    return False
+                await self._put_back(superuser)
+            # A row that was refused may have taken a number without a transaction of its own.
+            await _run(superuser, self._numbers)
+            [(self._next[number],)] = await _all(superuser, NEXT_TRANSACTION)
         except psycopg.Error:
             return False
         return True
@@ -138,7 +146,7 @@ class Content:
         await _run(superuser, *SETTINGS, *(f"DELETE FROM {table}" for table in used))
         # Or new rows would fill the gaps, and come in another order than in a new database.
         await _run(superuser, f"VACUUM (SKIP_DATABASE_STATS) {', '.join(used)}")
-        await _run(superuser, *(rows for table, rows in self._rows.items() if table not in kept), self._numbers)
+        await _run(superuser, *(rows for table, rows in self._rows.items() if table not in kept))
         for table in self._large.keys() - kept:
             [self._large_again[number, table]] = await _all(superuser, VERSIONS.format(table=table))
 
@@ -168,9 +176,11 @@ class DatabasePool:
             pools = [database.engine.pool for database in (roles.app, roles.settlement, roles.service)]
             kept = sum(pool.checkedin() for pool in pools if isinstance(pool, QueuePool))
             kept += sum(len(database._hot._idle) for database in (roles.settlement, roles.service))
+            kept += count_kept(roles.database.name)
             if await self._origin.restore(superuser, kept=kept):
                 self._free.append((roles, superuser))
             else:
+                forget(roles.database.name)
                 await roles.dispose()
                 await superuser.close()
                 await self._cluster.drop(roles.database)
@@ -181,10 +191,12 @@ class DatabasePool:
             database.superuser_url, autocommit=True, application_name=KEPT
         )
         self._origin = self._origin or await Content.read(superuser)
+        lent_again(database.name)
         return RolePair(database, application_name=KEPT), superuser
 
     async def close(self) -> None:
         """End all connections; the databases end with their server."""
         for roles, superuser in self._free:
+            forget(roles.database.name)
             await roles.dispose()
             await superuser.close()

@@ -6,13 +6,16 @@ judges. Each violation is one sentence that begins with what it is about.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from decimal import Decimal
 from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import dict_row
+
+from tests.support.sql import lent
 
 WRONG_BONUSES: Final = "attempt {id}: CREDITED with {entries} bonuses of {amount}, not with 1"
 
@@ -460,18 +463,21 @@ async def check_books(
         "pending_bonus_ok": pending_bonus_ok,
         "nothing_stuck": nothing_stuck,
     }
-    violations: list[str] = []
-    async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
-        # One snapshot for all queries, so that concurrent payments do not appear as violations.
-        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-        await connection.set_read_only(True)
-        for sentence, statement in CHECKS:
-            cursor = await connection.execute(EXPECTED_ENTRIES + statement, values)
-            violations += [sentence.format_map(row) for row in await cursor.fetchall()]
-        rows = await (await connection.execute(TRAIL)).fetchall()
+    violations, rows = await asyncio.to_thread(_read, url, values)
     for _, trail in groupby(rows, key=lambda row: row["id"]):
         violations += _check_trail(list(trail))
     return violations
+
+
+def _read(url: str, values: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    violations: list[str] = []
+    with lent(url) as connection, connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+        # One snapshot for all queries, so that concurrent payments do not appear as violations.
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for sentence, statement in CHECKS:
+            cursor.execute(EXPECTED_ENTRIES + statement, values)
+            violations += [sentence.format_map(row) for row in cursor.fetchall()]
+        return violations, cursor.execute(TRAIL).fetchall()
 
 
 def wrong_bonuses(attempt_id: UUID, entries: int, amount: int) -> str:

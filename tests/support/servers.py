@@ -59,12 +59,13 @@ class TemporalServer:
     def __init__(self, server: EmbeddedTemporal) -> None:
         self.server = server
         self._numbers = itertools.count(1)
+        self._admin: Client | None = None
 
     async def namespace(self) -> Namespace:
         """A new namespace, ready to be used."""
         name = f"test-{next(self._numbers)}"
-        admin = await connect({"TEMPORAL_ADDRESS": self.server.address})
-        await admin.workflow_service.register_namespace(
+        self._admin = self._admin or await connect({"TEMPORAL_ADDRESS": self.server.address})
+        await self._admin.workflow_service.register_namespace(
             RegisterNamespaceRequest(
                 namespace=name,
                 workflow_execution_retention_period=Duration(seconds=RETENTION_SECONDS),

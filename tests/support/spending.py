@@ -25,7 +25,7 @@ from domain.billing.keys import KeySecret, make_key
 from domain.billing.pricing import ModelRates
 from domain.billing.usage import Usage
 from tests.support.postgres import Database
-from tests.support.sql import Connection, connect, scalar
+from tests.support.sql import Connection, connect, lent, scalar
 
 GRACE: Final = 5_000_000
 LEASE_SECONDS: Final = 60.0
@@ -88,7 +88,7 @@ class ServiceKey:
 
 def add_credits(database: Database, billing_account_id: str, amount: int) -> None:
     """Credits from nowhere, with a balanced entry."""
-    with connect(database.service_url) as service:
+    with lent(database.service_url) as service:
         service.execute(
             "SELECT post_entry(%s, %s::bigint, 'gift', %s, 'cash:usdc', '{}')",
             (billing_account_id, amount, str(uuid4())),
@@ -107,7 +107,7 @@ def create_key(database: Database, billing_account_id: str, **columns: Any) -> S
 
 
 def _store_key(database: Database, key: ServiceKey, *, limit_day: int | None, hint: str = "sk-…") -> None:
-    with connect(database.service_url) as service:
+    with lent(database.service_url) as service:
         created = call(
             service,
             "create_key",
@@ -139,7 +139,7 @@ def capture(on: Database | Connection, hold_id: UUID, charged: int, **changes: A
 
 def _as_gateway(on: Database | Connection, function: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(on, Database):
-        with connect(on.app_url) as app:
+        with lent(on.app_url) as app:
             return call(app, function, **values)
     return call(on, function, **values)
 
@@ -192,7 +192,7 @@ class Spender:
 
     def void(self, hold_id: UUID) -> bool:
         """Whether this call has released it."""
-        with connect(self.database.app_url) as app:
+        with lent(self.database.app_url) as app:
             return bool(call(app, "void_hold", hold_id=hold_id)["void_hold"])
 
     def lapse(self, hold_id: UUID) -> None:

@@ -63,6 +63,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow(but=("before it is stored", "stored, not sent", "sent, not recorded"))
 @pytest.mark.parametrize(("owner", "name", "after"), POINTS)
 async def test_killed_at_each_commit_it_sends_each_authorization_once(
     till: Till, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool

@@ -339,6 +339,7 @@ async def test_events_and_characters_are_cut_apart(running: Running, size: int) 
         assert "ö".encode()[:1] in reply.chunks
 
 
+@pytest.mark.slow
 async def test_the_openai_package_reads_every_framing(running: Running) -> None:
     import openai
 

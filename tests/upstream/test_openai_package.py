@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
     from openai.types.responses import FunctionToolParam
 
+pytestmark = pytest.mark.slow
+"""Its import alone takes seconds. What the upstream says is in the other files."""
+
 MODEL = "gpt-5-mini"
 SAID = "You said: Count these words please"  # 6 tokens for 4
 USER: Any = [{"role": "user", "content": "Count these words please"}]

@@ -198,6 +198,7 @@ async def spend(running: Running) -> None:
     await ask(running, "chat", request_body("chat", billed_on=TODAY.isoformat()))
 
 
+@pytest.mark.slow
 async def test_openais_costs_are_read_by_its_package(running: Running) -> None:
     import openai
 
