@@ -607,3 +607,28 @@ async def test_asking_again_lets_the_address_be_watched_closely(api: RunningApi,
     assert not active(own)
     await payer.post(ADDRESS, {"method": METHOD})
     assert active(own)
+
+
+async def test_opening_its_page_shows_two_codes_and_lets_the_address_be_watched_closely(
+    api: RunningApi, payer: Visitor
+) -> None:
+    """Whether they are read as what they say, a browser tests."""
+    add_method(api.engine.database)
+    charge = await charged(payer)
+    long_ago = "UPDATE deposit_addresses SET active_at = now() - interval '40 days' RETURNING 1"
+    assert len(query(api.engine.database.superuser_url, long_ago)) == 1
+    async with api.visitor() as stranger:
+        page = await stranger.get(f"/pay/{charge['chargeId']}")
+    assert page.status == 200
+    assert charge["address"] in page.body
+    assert page.body.count('<svg aria-hidden="true"') == 2
+    is_active = "SELECT active_at > now() - interval '1 minute' FROM deposit_addresses"
+    assert scalar(api.engine.database.superuser_url, is_active)
+
+
+async def test_the_credits_page_gives_the_accounts_own_address_by_a_form(api: RunningApi, payer: Visitor) -> None:
+    add_method(api.engine.database)
+    given = await payer.call("POST", "/credits/address", data={"method": METHOD}, allow_redirects=False)
+    assert (given.status, given.headers["Location"]) == (303, "/credits#exchange")
+    address = scalar(api.engine.database.superuser_url, "SELECT address FROM deposit_addresses")
+    assert address in (await payer.get("/credits")).body
