@@ -129,3 +129,47 @@ async def test_where_the_nodes_keep_its_state_the_block_is_final(deposits: Depos
     [progress] = [await deposits.reader.heads.progress(("finalized",))]
     kept = await checks(deposits)._has_state(progress.tagged["finalized"])
     assert checked.block == (progress.tagged["finalized"] if kept else progress.head_number - MIN_CONFIRMATIONS + 1)
+
+
+async def test_the_block_is_the_newest_that_lanes_and_sweeps_have_read(deposits: Deposits) -> None:
+    given = await deposits.give()
+    await deposits.pay(given, 5_000_000)
+    await finalize(deposits)
+    first = await checks(deposits).check()
+    await deposits.pay(given, 1_000_000)
+    await finalize(deposits)
+    second = await checks(deposits).check()
+    assert first.block is not None and second.block is not None
+    assert second.block > first.block, "the quiet lane was read first"
+    assert second.differences == []
+    behind = second.block - 1
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute(
+            "INSERT INTO sweep_cursors (chain_id, token, treasury, block_number) VALUES (%s, 'a', 'b', %s)",
+            (deposits.chain.chain_id, behind),
+        )
+    assert (await checks(deposits).check()).block == behind
+
+
+async def test_an_address_that_does_not_derive_is_not_asked_about(deposits: Deposits) -> None:
+    """What a forged row names holds others' money: it is another check's finding."""
+    given = await deposits.give()
+    await finalize(deposits)
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute(
+            "UPDATE deposit_addresses SET address = %s WHERE id = %s", (deposits.payer(3).address, given.id)
+        )
+    checked = await checks(deposits).check()
+    assert (checked.addresses, checked.differences, checked.found_transfers) == (0, [], 0)
+    assert deposits.findings() == []
+
+
+async def test_a_finding_closes_when_there_is_no_difference_left(deposits: Deposits) -> None:
+    given = await deposits.give()
+    await deposits.pay(given, 5_000_000)
+    await finalize(deposits)
+    for change, resolution in (("+ 1", None), ("- 1", "settled")):
+        with connect(deposits.roles.database.superuser_url) as superuser:
+            superuser.execute(f"UPDATE deposits SET value_raw = value_raw {change}".encode())
+        await checks(deposits).check()
+        assert deposits.rows("SELECT kind, resolution FROM findings") == [("deposits_differ", resolution)]
