@@ -106,8 +106,7 @@ class SweepPlanner:
             if terms.method_id not in (None, method.id):
                 continue
             if method.kind is not MethodKind.ERC20 or method.address is None:
-                reason = f"{method.token} is spent by the wallet that holds the key, which pays the fee from it"
-                refused.append(Refusal(method=method.id, reason=reason))
+                refused.append(Refusal(method=method.id, reason=_why_not(method)))
             elif method.chain_id == self._chain.chain_id:
                 key = (method.address.lower(), method.scheme, method.ring_id)
                 groups.setdefault(key, _Group(method.address, method.scheme, method.ring_id, method))
@@ -171,6 +170,19 @@ class SweepPlanner:
                 treasury=terms.treasury,
             )
         ]
+
+
+def _why_not(method: PaymentMethod) -> str:
+    """Why what a method brings is in no plan, and what moves it."""
+    if method.scheme is Scheme.CREATE2:
+        return (
+            f"{method.token} at a forwarder goes to the treasury with each flush of it: with the next collection of a "
+            "token from that address, or by its flush([]), which anyone may call"
+        )
+    return (
+        f"{method.token} is spent by the wallet that holds the key, which pays the fee from it: send it from there to "
+        "the treasury"
+    )
 
 
 def _collections(token: str, held: Sequence[DepositAddress], balances: dict[str, int], batch_size: int) -> list[Step]:
