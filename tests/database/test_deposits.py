@@ -1,4 +1,4 @@
-"""Deposits are what is observed: each keeps what it is, wherever it is mined, and whoever writes at once."""
+"""Deposits are what is observed: each keeps what it is, wherever it is mined, also where two write at once."""
 
 from __future__ import annotations
 
