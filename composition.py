@@ -47,6 +47,7 @@ def payment_policy(settings: Settings) -> PaymentPolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
         verification_timeout=settings.verification_timeout,
+        finality=settings.finality_policy,
     )
 
 

@@ -29,6 +29,7 @@ from domain.deposits.methods import MethodKind, Scheme
 from domain.money import credits_for_raw, credits_for_usd_cents, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, ClientStatus, ErrorCode, Purpose
 from domain.payments.authorizations import Price, TokenDomain, typed_data
+from domain.payments.finality import FinalityLevel, FinalityState
 from domain.payments.x402 import payment_required, resource_url
 from services.billing.keys import KeyView, NewKey
 from services.billing.reports import CallView, ReceiptLine, UsageReport, UsageReportRow, UsageTotals
@@ -80,7 +81,12 @@ _WAITING: Final = _SUBMITTED.model_copy(
     }
 )
 _CREDITED: Final = _SUBMITTED.model_copy(
-    update={"status": AttemptStatus.CREDITED, "client_status": ClientStatus.CONFIRMED}
+    update={
+        "status": AttemptStatus.CREDITED,
+        "client_status": ClientStatus.CONFIRMED,
+        "finality_state": FinalityState.PENDING,
+        "finality_level": FinalityLevel.FINALIZED,
+    }
 )
 _REJECTED: Final = _SUBMITTED.model_copy(
     update={

@@ -20,6 +20,7 @@ from db.payments.finality import FinalityStanding, find_standing
 from domain.errors import AttemptNotFound, SettleError
 from domain.ledger.entries import Reason
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.finality import finality_of
 from domain.payments.verification import (
     NOTHING_KNOWN,
     KnownTransfers,
@@ -133,6 +134,9 @@ async def diagnose(
         _count_workers(temporal, attempt.chain_id),
     )
     view = AttemptView.of(attempt).model_dump()
+    standing = recorded.standing
+    is_awaited = standing is not None and standing.final_level is None and standing.awaiting_block is not None
+    view |= {"finality_state": finality_of(attempt.status, is_awaited=is_awaited)}
     if isinstance(verdict, Waiting | Verified):
         view |= {"confirmations": verdict.confirmations, "confirmations_needed": min_confirmations}
     return Diagnosis(

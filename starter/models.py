@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import Field
 
 from domain.payments.attempt import AttemptKind, AttemptStatus, ClientStatus, ErrorCode, PaymentAttempt, Purpose
+from domain.payments.finality import FinalityLevel, FinalityState
 from services.answers import ResponseModel
 
 
@@ -58,6 +59,12 @@ class AttemptView(ResponseModel):
     purpose: Purpose
     created_at: datetime
     expires_at: datetime | None = Field(default=None, description="until when it can be paid, while it is not")
+    finality_state: FinalityState | None = Field(
+        default=None,
+        description="of a credited payment: `pending` while the chain can still drop it, and the credits are reversed. "
+        "Null where it was not credited, and in answers to a submission",
+    )
+    finality_level: FinalityLevel | None = Field(default=None, description="what it waits for, while it is `pending`")
     confirmations: int | None = Field(default=None, description="so far, while the payment waits for the chain")
     confirmations_needed: int | None = None
     waiting_for: str | None = Field(default=None, description="as reported by the last poll of the chain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
@@ -21,10 +21,12 @@ from db.accounts.wallets import Payer, find_non_payer_kind, provision_wallet
 from db.clock import read_clock
 from db.engine import TenantDatabase
 from db.payments import attempts
+from db.payments.finality import find_awaiting
 from domain.errors import AttemptNotFound, WrongChain
 from domain.identifiers import parse_tx_hash
 from domain.money import check_payment_amount, raw_for_usd_cents
 from domain.payments.attempt import AttemptStatus, PaymentAttempt, Purpose
+from domain.payments.finality import FinalityPolicy, FinalityState, finality_of
 from domain.payments.verification import Waiting, WaitReason, confirmations_message
 from domain.transfers.income import NonPayer, require_payer
 from services.payments import lifecycle as payments
@@ -48,7 +50,11 @@ class PaymentPolicy:
     min_confirmations: int
     verification_timeout: timedelta
     """How long a submitted hash is waited for."""
+    finality: FinalityPolicy = field(default_factory=FinalityPolicy)
+    """When a credited payment is final."""
 
+
+CREDITED_ONCE: Final = (AttemptStatus.CREDITED, AttemptStatus.REVERSED)
 
 CHAIN_UNREADABLE: Final = "the chain cannot be read right now"
 """What payers see while no chain node gives a usable answer."""
@@ -225,9 +231,16 @@ class PaymentsClient:
             raise AttemptNotFound(attempt_id)
         return await self.with_progress(attempt)
 
-    async def with_progress(self, attempt: PaymentAttempt) -> AttemptView:
-        """The view of an attempt that was read already, with the confirmations so far while it waits."""
+    async def with_progress(
+        self, attempt: PaymentAttempt, *, awaiting_finality: frozenset[UUID] | None = None
+    ) -> AttemptView:
+        """The view of an attempt that was read already: the confirmations so far while it waits, then its finality.
+
+        `awaiting_finality`: those of several attempts that await it, where that was read already.
+        """
         view = AttemptView.of(attempt)
+        if attempt.status in CREDITED_ONCE:
+            return await self._with_finality(view, attempt, awaiting_finality)
         if attempt.status is not AttemptStatus.PENDING_UNVERIFIED or attempt.tx_hash is None:
             return view
         # Blocks of another chain confirm nothing: of its payments only the last poll's result is known.
@@ -244,6 +257,17 @@ class PaymentsClient:
                 "next_look_at": look.next_attempt_at if look else None,
             }
         )
+
+    async def _with_finality(
+        self, view: AttemptView, attempt: PaymentAttempt, awaiting: frozenset[UUID] | None
+    ) -> AttemptView:
+        if awaiting is None:
+            async with self._database.transaction(attempt.owner_user_id) as connection:
+                awaiting = await find_awaiting(connection, [attempt.id])
+        state = finality_of(attempt.status, is_awaited=attempt.id in awaiting)
+        is_pending = state is FinalityState.PENDING
+        level = self._policy.finality.level_for(attempt.amount_usd_cents) if is_pending else None
+        return view.model_copy(update={"finality_state": state, "finality_level": level})
 
     async def _counted_since(self, attempt: PaymentAttempt, tx_hash: str, waiting: Waiting) -> Waiting:
         """The confirmations since the chain watcher has seen the transfer, which the last poll came too early for."""

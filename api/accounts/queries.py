@@ -12,6 +12,7 @@ from db.accounts import wallets as accounts
 from db.accounts.sessions import Session
 from db.ledger import entries as ledger
 from db.payments import attempts
+from db.payments.finality import find_awaiting
 from domain.errors import BookkeepingError
 from domain.payments.attempt import AttemptStatus
 
@@ -63,5 +64,8 @@ async def read_attempts(
     account = session.billing_account_id
     async with services.database.transaction(session.user_id) as connection:
         found = await attempts.page_attempts(connection, account, statuses=statuses, limit=limit + 1, before=cursor)
-    views = await asyncio.gather(*(services.payments.with_progress(attempt) for attempt in found[:limit]))
+        awaiting = await find_awaiting(connection, [attempt.id for attempt in found])
+    views = await asyncio.gather(
+        *(services.payments.with_progress(attempt, awaiting_finality=awaiting) for attempt in found[:limit])
+    )
     return AttemptPage(attempts=views, next_cursor=views[-1].attempt_id if len(found) > limit else None)

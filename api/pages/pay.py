@@ -25,6 +25,7 @@ from domain.deposits.charges import Charge, ChargeStatus, DepositState, SignedSt
 from domain.deposits.payment_uri import payment_uri
 from domain.errors import ChargeNotFound
 from domain.money import format_token
+from domain.payments.finality import FinalityState
 from services.deposits.views import ChargeView, DepositView, SignedPaymentView
 
 QUIET_MODULES: Final = 4
@@ -140,7 +141,8 @@ def how_a_deposit_stands(deposit: DepositView) -> str:
     if deposit.state is DepositState.CONFIRMING and deposit.confirmations is not None:
         confirmed = min(deposit.confirmations, deposit.confirmations_needed)
         return f"{confirmed} of {deposit.confirmations_needed} confirmations"
-    return DEPOSIT_LABELS[deposit.state]
+    words = DEPOSIT_LABELS[deposit.state]
+    return f"{words}, not final yet" if deposit.finality_state is FinalityState.PENDING else words
 
 
 def how_a_signature_stands(payment: SignedPaymentView) -> str:

@@ -75,6 +75,7 @@ _DEPOSITS: Final = text(
     SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
            d.block_time, d.attempt_id, d.created_at, m.token, m.decimals,
            CASE WHEN d.operator_credits IS NULL THEN p.status ELSE 'CREDITED' END AS attempt_status,
+           EXISTS (SELECT FROM transfers_awaiting_finality w WHERE w.attempt_id = d.attempt_id) AS is_awaiting_finality,
            m.chain_id = :chain AND m.token = :token AS is_of_charge,
            q.answer_raw AS price_raw, q.decimals AS price_decimals
       FROM deposits d
@@ -90,7 +91,8 @@ _DEPOSITS: Final = text(
 _WAITING: Final = text(
     """
     SELECT d.id, d.tx_hash, d.log_index, d.method_id, d.from_address, d.value_raw, d.credits, d.block_number,
-           d.block_time, d.attempt_id, NULL AS attempt_status, d.created_at, m.token, m.decimals, true AS is_of_charge,
+           d.block_time, d.attempt_id, NULL AS attempt_status, false AS is_awaiting_finality, d.created_at,
+           m.token, m.decimals, true AS is_of_charge,
            m.chain_id, m.confirmations, m.min_amount_raw, q.answer_raw AS price_raw, q.decimals AS price_decimals,
            sum(d.value_raw) OVER (PARTITION BY d.address_id, d.method_id) AS waiting_raw
       FROM deposits d
@@ -220,6 +222,7 @@ def deposit_of_row(row: Any) -> Deposit:
         block_time=row.block_time,
         attempt_id=row.attempt_id,
         attempt_status=AttemptStatus(row.attempt_status) if row.attempt_status else None,
+        is_awaiting_finality=row.is_awaiting_finality,
         created_at=row.created_at,
         price=None if row.price_raw is None else UnitPrice(int(row.price_raw), row.price_decimals),
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db.engine import ReadAllConnection, ServiceConnection
+from db.engine import ReadAllConnection, ServiceConnection, TenantConnection
 from db.payments.attempts import settled_transfer_of
 from domain.payments.attempt import AttemptStatus
 from domain.payments.finality import FinalityLevel
@@ -36,6 +36,9 @@ LATE_COMMITS_MAX: Final = 1_000
 """How many rows with lower numbers may be committed after one that was seen."""
 
 _FIRST: Final = text("SELECT min(id) FROM settled_transfers WHERE created_at > now() - CAST(:looked_back AS interval)")
+_AWAITING: Final = text(
+    "SELECT attempt_id FROM transfers_awaiting_finality WHERE attempt_id = ANY (CAST(:attempt_ids AS uuid[]))"
+)
 _LAST: Final = text("SELECT max(id) FROM settled_transfers")
 # Rows are numbered in the order of time, and nearly all are final: the first one that is not is soon found.
 _OLDEST_WAITING: Final = text(
@@ -59,6 +62,12 @@ class WaitingForFinality:
     seconds: float
     attempt_id: UUID
     block_number: int
+
+
+async def find_awaiting(connection: TenantConnection, attempt_ids: Collection[UUID]) -> frozenset[UUID]:
+    """Those of the tenant's credited payments that are not final yet."""
+    rows = await connection.connection.execute(_AWAITING, {"attempt_ids": list(attempt_ids)})
+    return frozenset(row.attempt_id for row in rows)
 
 
 async def find_last_settled(connection: ReadAllConnection) -> int | None:

@@ -78,6 +78,8 @@ class Deposit(DepositValue):
     block_time: datetime
     attempt_id: UUID | None
     attempt_status: AttemptStatus | None
+    is_awaiting_finality: bool = False
+    """Credited, and the chain can still drop it."""
     created_at: datetime
     price: UnitPrice | None = None
     """Of one token, that it is credited at; None of a dollar token, and of any other one before it has a price."""

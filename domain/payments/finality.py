@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final as Constant
-from typing import Literal
+from typing import Literal, assert_never
 
 from pydantic import BaseModel, ConfigDict
 
 from domain.chain import Receipt
+from domain.payments.attempt import AttemptStatus
 from domain.payments.verification import PaymentTerms, SettledTransfer, pays
 from domain.transfers.identity import assign_places, is_alike, place_of
 
@@ -46,6 +47,32 @@ class FinalityLevel(StrEnum):
     def words(self) -> str:
         """How messages describe a block that has reached the level."""
         return _WORDS[self]
+
+
+class FinalityState(StrEnum):
+    """Whether the chain can still drop a credited payment."""
+
+    PENDING = "pending"
+    """Credited, and not final yet: a reorganization of its block reverses the credit."""
+    FINAL = "final"
+    REVERSED = "reversed"
+
+
+def finality_of(status: AttemptStatus, *, is_awaited: bool) -> FinalityState | None:
+    """The state of a payment of this status; None of what was never credited. `is_awaited`: it has no outcome yet."""
+    match status:
+        case AttemptStatus.CREDITED:
+            return FinalityState.PENDING if is_awaited else FinalityState.FINAL
+        case AttemptStatus.REVERSED:
+            return FinalityState.REVERSED
+        case (
+            AttemptStatus.CREATED_INTENT
+            | AttemptStatus.PENDING_UNVERIFIED
+            | AttemptStatus.REJECTED
+            | AttemptStatus.FAILED
+        ):
+            return None
+    assert_never(status)
 
 
 _WORDS: Constant = {

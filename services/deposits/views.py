@@ -19,6 +19,7 @@ from domain.deposits.charges import (
 )
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
 from domain.deposits.prices import PriceSource, Quote
+from domain.payments.finality import FinalityState, finality_of
 from domain.utxo import SENDERLESS
 from services.answers import ResponseModel
 
@@ -118,6 +119,9 @@ class DepositView(ResponseModel):
         description="`below_minimum`: it is credited when the sum of such transfers at its address reaches the "
         "minimum; `without_price`: when the price of its token is known again"
     )
+    finality_state: FinalityState | None = Field(
+        default=None, description="of what is credited: `pending` while the chain can still drop it"
+    )
     confirmations: int | None = Field(description="so far; null while the chain cannot be read")
     confirmations_needed: int
     attempt_id: UUID | None = Field(description="the payment that it has become; null until it is confirmed")
@@ -143,6 +147,11 @@ class DepositView(ResponseModel):
             credits=deposit.credits if deposit.is_priced else None,
             price_usd=None if deposit.price is None else deposit.price.text,
             state=state_of(deposit, confirmations=confirmations, needed=needed, is_below_minimum=is_below_minimum),
+            finality_state=(
+                finality_of(deposit.attempt_status, is_awaited=deposit.is_awaiting_finality)
+                if deposit.attempt_status
+                else None
+            ),
             confirmations=confirmations,
             confirmations_needed=needed,
             attempt_id=deposit.attempt_id,

@@ -101,6 +101,9 @@ async def test_a_charge_is_paid_by_a_wallet_that_never_signed_in(shop: Shop) -> 
     await shop.confirm()
     await expect(badge).to_have_text("Paid")
     paid = await shop.credited(charge, 25)
+    # On this chain a block is final 64 blocks later.
+    await expect(payer.page.locator("#state .came")).to_contain_text("not final yet")
+    assert [found["finalityState"] for found in paid["deposits"]] == ["pending"]
     assert (paid["status"], [found["txHash"] for found in paid["deposits"]]) == ("paid", [sent])
     [deposit] = paid["deposits"]
     assert (deposit["state"], deposit["fromAddress"], deposit["attemptId"]) == (

@@ -23,7 +23,7 @@ HASH = "0x" + "ab" * 32
 INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
 VIEW = {
     "attemptId", "kind", "status", "clientStatus", "chainId", "txHash", "errorCode", "amountUsdCents", "amountCredits",
-    "purpose",
+    "purpose", "signed", "finalityState", "finalityLevel",
     "createdAt", "expiresAt", "confirmations", "confirmationsNeeded", "waitingFor", "nextLookAt",
 }  # fmt: skip
 DIAGNOSIS = VIEW | {

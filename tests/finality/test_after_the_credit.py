@@ -13,6 +13,7 @@ from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, ClientStatus, Purpose
+from domain.payments.finality import FinalityLevel, FinalityState
 from starter.models import Intent
 from tests.finality.conftest import FINAL_AFTER, start_as_before
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
@@ -48,6 +49,13 @@ def _on_record(engine: Engine, attempt_id: UUID) -> list[tuple[object, ...]]:
     )
 
 
+async def _shown(engine: Engine, attempt_id: UUID) -> tuple[FinalityState | None, FinalityLevel | None]:
+    """What the payer is shown."""
+    attempt = await engine.attempt(attempt_id)
+    view = await engine.payments.status(attempt.owner_user_id, attempt_id)
+    return view.finality_state, view.finality_level
+
+
 async def _balances(engine: Engine) -> dict[str, int]:
     async with engine.service.transaction() as connection:
         return await balances(connection)
@@ -57,10 +65,12 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_posted_b
     async with engine.worker():
         intent, _ = await _credited(engine, confirmations=MIN_CONFIRMATIONS)
         assert await engine.credits(intent.attempt_id) == {"credits_purchase": CREDITS, "platform_revenue_share": BONUS}
+        assert await _shown(engine, intent.attempt_id) == (FinalityState.PENDING, FinalityLevel.CONFIRMATIONS)
         state = await engine.polled(intent.attempt_id, "to go")
         assert state.is_running
         await engine.chain.mine(FINAL_AFTER)
         result = await engine.result(intent.attempt_id)
+    assert await _shown(engine, intent.attempt_id) == (FinalityState.FINAL, None)
     [(outcome, level, block_number, _)] = _on_record(engine, intent.attempt_id)
     assert (outcome, level) == ("final", "confirmations")
     assert (result.status, result.final_block) == (AttemptStatus.CREDITED, block_number)
@@ -104,6 +114,7 @@ async def test_a_purchase_that_is_reorged_out_is_reversed(engine: Engine, depth:
     attempt = await engine.attempt(intent.attempt_id)
     assert (result.status, attempt.status) == (AttemptStatus.REVERSED, AttemptStatus.REVERSED)
     assert (attempt.client_status, attempt.tx_hash) == (ClientStatus.FAILED, sent)
+    assert await _shown(engine, intent.attempt_id) == (FinalityState.REVERSED, None)
     async with engine.service.transaction() as connection:
         rows = await ledger.list_entries(connection, str(intent.attempt_id))
     assert [(row.billing_account_id == SYSTEM_TENANT_ACCOUNT_ID, row.reason, row.amount) for row in rows] == [
