@@ -84,6 +84,19 @@ class Finding:
     detail: str
 
 
+async def _checked(name: str, ask: Callable[[], Awaitable[str]], *, seconds_max: float | None) -> Finding:
+    """What a check has found; whatever it raises is its finding."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            return Finding(name, ok=True, detail=await ask())
+    except TimeoutError:
+        return Finding(name, ok=False, detail=f"no answer within {CHECK_SECONDS_MAX} s")
+    except SettleError as error:
+        return Finding(name, ok=False, detail=error.message)
+    except Exception as error:  # a fault of the check, reported in its place
+        return Finding(name, ok=False, detail=f"{type(error).__name__}: {first_line(error)}")
+
+
 async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool, as_json: bool) -> bool:
     """Run every check, whatever the others find. True when all pass. What is not configured is not checked.
 
@@ -92,15 +105,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     findings: list[Finding] = []
 
     async def check(name: str, ask: Callable[[], Awaitable[str]], *, is_bounded: bool = True) -> None:
-        try:
-            async with asyncio.timeout(CHECK_SECONDS_MAX if is_bounded else None):
-                findings.append(Finding(name, ok=True, detail=await ask()))
-        except TimeoutError:
-            findings.append(Finding(name, ok=False, detail=f"no answer within {CHECK_SECONDS_MAX} s"))
-        except SettleError as error:
-            findings.append(Finding(name, ok=False, detail=error.message))
-        except Exception as error:  # a fault of the check, reported in its place
-            findings.append(Finding(name, ok=False, detail=f"{type(error).__name__}: {first_line(error)}"))
+        findings.append(await _checked(name, ask, seconds_max=CHECK_SECONDS_MAX if is_bounded else None))
 
     await check("settings", lambda: _settings(settings))
     await check("database, role settle_app", lambda: _tenant_database(settings))

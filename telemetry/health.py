@@ -62,6 +62,18 @@ def _abandon(task: asyncio.Task[str]) -> None:
     task.cancel()
 
 
+async def _metrics_of_sdk(address: str | None) -> bytes:
+    """Empty where they are not available: the process's own are served all the same."""
+    if address is not None:
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
+                session.get(f"http://{address}/metrics") as response,
+            ):
+                return await response.read()
+    return b""
+
+
 @asynccontextmanager
 async def serve_health(
     host: str,
@@ -91,16 +103,7 @@ async def serve_health(
         )
 
     async def metrics(_: web.Request) -> web.Response:
-        body = generate_latest()
-        if sdk_metrics_address is None:
-            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-        # Our metrics are served even where the SDK's are not available.
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)) as session,
-                session.get(f"http://{sdk_metrics_address}/metrics") as response,
-            ):
-                body += await response.read()
+        body = generate_latest() + await _metrics_of_sdk(sdk_metrics_address)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()

@@ -203,13 +203,10 @@ def evaluate_absence(
     of them has another block at the transfer's height and the transaction in no block; that height is final; and so is
     the height at which the transfer was first missing, which gave it the same time again to come back in another block.
     """
-    for report in inclusion_reports:
-        if report.chain_id != settled.chain_id:
-            return NotFinal(
-                message=f"{report.endpoint} answers for chain {report.chain_id}, "
-                f"the payment is on chain {settled.chain_id}",
-                missing_since_head=missing_since_head,
-            )
+    stranger = next((report for report in inclusion_reports if report.chain_id != settled.chain_id), None)
+    if stranger is not None:
+        message = f"{stranger.endpoint} answers for chain {stranger.chain_id}, the payment is on {settled.chain_id}"
+        return NotFinal(message=message, missing_since_head=missing_since_head)
     head = max((report.head_number for report in inclusion_reports), default=settled.block_number)
     since = missing_since_head if missing_since_head is not None else head
 
