@@ -219,3 +219,18 @@ async def listed(owner: Owner, *, in_force: bool = False) -> list[keys.ServiceKe
     """The owner's own keys."""
     async with owner.scope() as connection:
         return await keys.page_keys(connection, owner.payer.billing_account_id, limit=100, in_force=in_force)
+
+
+@pytest.mark.parametrize(("role", "is_made"), [("admin", True), ("member", False)])
+async def test_an_admin_makes_keys_of_an_organization_and_a_member_does_not(
+    owner: Owner, stranger: Owner, role: str, is_made: bool
+) -> None:
+    account = uuid4().hex
+    with connect(owner.roles.database.service_url) as service:
+        service.execute("SELECT open_account(%s, %s, 'organization', NULL, 'Lab')", (account, owner.payer.user_id))
+        service.execute(
+            "INSERT INTO account_members (billing_account_id, user_id, role) VALUES (%s, %s, %s)",
+            (account, stranger.payer.user_id, role),
+        )
+    _, made = await stranger.makes(account=account)
+    assert made is is_made
