@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -240,3 +241,14 @@ def test_the_lines_of_a_function_are_counted_from_its_def_to_its_end() -> None:
         "class A:\n    @decorated\n    async def f(\n        self,\n    ):\n        'doc'\n\n        def g(): ...\n"
     )
     assert _lengths(source, "m") == {"m.A.f": 6, "m.A.f.g": 1}
+
+
+def test_the_tests_that_prove_the_guards_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/decisions/guards.md").read_text("utf-8"))
+    missing = {
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists() or not re.search(rf"\bdef {name}\(", (ROOT / path).read_text("utf-8"))
+    }
+    assert named
+    assert missing == set(), "name the test that fails without the guard now"
