@@ -25,7 +25,7 @@ from services.deposits.scanner import DepositScanner
 from services.ports import PaymentResumer
 from tests.deposits.given import USDC, Given, add_method, give_address
 from tests.support.payments import RolePair
-from tests.support.servers import xdist_number
+from tests.support.servers import running_chain
 from tests.support.sql import query
 
 FIRST_CHAIN_PORT: Final = 28_945
@@ -36,15 +36,8 @@ PRICE_LIFETIME: Final = timedelta(minutes=30)
 @pytest.fixture(scope="module")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
     """A chain of the module's own; it mines only on request."""
-    running = LocalChain(
-        tmp_path_factory.mktemp("deposits-chain"), FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None
-    )
-    await running.start()
-    try:
-        await running.deploy()
+    async with running_chain(tmp_path_factory.mktemp("deposits-chain"), first_port=FIRST_CHAIN_PORT) as running:
         yield running
-    finally:
-        await running.stop()
 
 
 @dataclass

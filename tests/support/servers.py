@@ -139,11 +139,13 @@ async def running_skipping_temporal() -> AsyncIterator[WorkflowEnvironment]:
 
 
 @asynccontextmanager
-async def running_chain(state_dir: Path, *, slots_in_an_epoch: int = 32) -> AsyncIterator[LocalChain]:
-    """A chain with the test token that mines only on request."""
+async def running_chain(
+    state_dir: Path, *, slots_in_an_epoch: int = 32, first_port: int = FIRST_CHAIN_PORT
+) -> AsyncIterator[LocalChain]:
+    """A chain with the test token that mines only on request. One beside another has another `first_port`."""
     chain = LocalChain(
         state_dir,
-        FIRST_CHAIN_PORT + xdist_number(),
+        first_port + xdist_number(),
         block_time_seconds=None,
         slots_in_an_epoch=slots_in_an_epoch,
     )

@@ -30,7 +30,7 @@ from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair
-from tests.support.servers import Namespace, xdist_number
+from tests.support.servers import Namespace, running_chain
 
 FIRST_CHAIN_PORT: Final = 28_745
 MIN_CONFIRMATIONS: Final = 3
@@ -40,15 +40,8 @@ TTL: Final = timedelta(minutes=30)
 @pytest.fixture(scope="module")
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
     """A chain whose time no other test has driven ahead; it mines only on request."""
-    running = LocalChain(
-        tmp_path_factory.mktemp("watched-chain"), FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None
-    )
-    await running.start()
-    try:
-        await running.deploy()
+    async with running_chain(tmp_path_factory.mktemp("watched-chain"), first_port=FIRST_CHAIN_PORT) as running:
         yield running
-    finally:
-        await running.stop()
 
 
 @dataclass
