@@ -177,6 +177,16 @@ def check_window(
         )
 
 
+def _signature_within(wrapped: bytes) -> bytes:
+    """The signature of an ERC-6492 wrapper, encoded as (address, bytes, bytes). Raises `AuthorizationRefused`."""
+    begin = int.from_bytes(wrapped[64:96], "big")
+    size = int.from_bytes(wrapped[begin : begin + 32], "big")
+    signature = wrapped[begin + 32 : begin + 32 + size]
+    if begin < 96 or begin + 32 > len(wrapped) or len(signature) != size:
+        raise AuthorizationRefused("the signature ends as ERC-6492 says and is not encoded so: (address, bytes, bytes)")
+    return signature
+
+
 def normal_signature(signature: bytes, *, is_contract: bool) -> bytes:
     """The signature as the token takes it: of a key r, s and 27 or 28; of a contract unchanged.
 
@@ -186,10 +196,13 @@ def normal_signature(signature: bytes, *, is_contract: bool) -> bytes:
     if len(signature) > SIGNATURE_BYTES_MAX:
         raise AuthorizationRefused(f"the signature has {len(signature)} bytes: expected at most {SIGNATURE_BYTES_MAX}")
     if signature.endswith(UNDEPLOYED_WALLET_MAGIC):
-        raise AuthorizationRefused(
-            "the signature is of a wallet that is not on the chain yet (ERC-6492), which the token refuses: "
-            "deploy the wallet first"
-        )
+        if not is_contract:
+            raise AuthorizationRefused(
+                "the signature is of a wallet that is not on the chain yet (ERC-6492), which the token refuses: "
+                "deploy the wallet first"
+            )
+        # Wallets may go on adding how they were deployed: the token takes the signature alone.
+        return _signature_within(signature[: -len(UNDEPLOYED_WALLET_MAGIC)])
     if is_contract:
         return signature
     if len(signature) != KEY_SIGNATURE_BYTES:
