@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -11,6 +12,7 @@ from psycopg.errors import UniqueViolation
 from db.deposits import addresses, charges
 from db.deposits.addresses import NewAddress
 from db.deposits.charges import NewCharge
+from devstack.processes import wait_until
 from domain.deposits.charges import ChargeStatus, Received, status_of
 from domain.deposits.methods import Scheme
 from tests.support.deposits import METHOD, add_method, see_deposit, settle_deposit
@@ -151,3 +153,22 @@ async def test_what_was_swept_is_booked_once(roles: RolePair) -> None:
     assert query(roles.database.service_url, "SELECT reason, count(*) FROM general_entries GROUP BY 1") == [
         ("sweep", 1)
     ]
+
+
+async def test_of_two_deposits_at_once_the_second_one_sees_the_first(roles: RolePair) -> None:
+    """Each is half of what is asked for: together they are all of it, whichever is written last."""
+    add_method(roles.database)
+    charge_id, address = await charge(roles)
+    half = QUOTED_RAW // 2
+    first = see_deposit(roles.database, address, 1)
+
+    async def waits() -> bool:
+        question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = %s"
+        return bool(scalar(roles.database.superuser_url, question, "Lock"))
+
+    with connect(roles.database.superuser_url) as superuser, superuser.transaction():
+        superuser.execute("UPDATE deposits SET value_raw = %s WHERE id = %s", (half, first))
+        second = asyncio.create_task(asyncio.to_thread(see_deposit, roles.database, address, half))
+        await wait_until(waits, timeout_seconds=10, what="the second one's wait")
+    await second
+    assert stored_status(roles.database, charge_id) == "confirming"
