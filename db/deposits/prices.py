@@ -31,14 +31,14 @@ def _insert_into(table: str, columns: Collection[str]) -> str:
 
 
 _INSERT_SOURCE: Final = text(_insert_into("price_sources", _SOURCE_COLUMNS))
-_INSERT_QUOTE: Final = text(_insert_into("price_quotes", _QUOTE_COLUMNS))
+_INSERT_QUOTE: Final = text(_insert_into("price_quotes", _QUOTE_COLUMNS) + " ON CONFLICT (id) DO NOTHING")
 
 _UNPRICED_WHERE: Final = """
     t.chain_id = :chain_id AND t.quote_id IS NULL AND t.credits = 0 AND t.value_raw > 0 AND t.attempt_id IS NULL
     AND t.log_index >= 0 AND NOT (upper(m.token) = ANY (CAST(:dollars AS text[])))
 """
 
-# With the quote of the address's charge, where the deposit is of the charge's token: it may be within the lock.
+# With the quote of the address's charge: the deposit may be within its lock.
 _UNPRICED: Final = text(
     f"""
     SELECT t.id AS deposit_id, t.tx_hash, t.block_number, t.block_hash, t.block_time, t.value_raw,
@@ -47,8 +47,6 @@ _UNPRICED: Final = text(
       JOIN payment_methods m ON m.id = t.method_id
       JOIN deposit_addresses a ON a.id = t.address_id
       LEFT JOIN charges c ON c.id = a.charge_id AND c.address_id = a.id
-       AND EXISTS (SELECT FROM payment_methods k
-                    WHERE k.id = c.method_id AND k.chain_id = m.chain_id AND k.token = m.token)
      WHERE {_UNPRICED_WHERE}
        AND t.block_number <= :head - coalesce(greatest(m.confirmations, :min_confirmations), :min_confirmations) + 1
        AND NOT (t.id = ANY (CAST(:but AS uuid[])))
@@ -100,7 +98,7 @@ class UnpricedDeposit:
     value_raw: int
     method: PaymentMethod
     charge_quote_id: UUID | None
-    """The quote of its address's charge, if that is of the same token."""
+    """The quote of its address's charge, which may be of another method."""
     price_expires_at: datetime | None
 
 
@@ -135,7 +133,7 @@ async def insert_source(connection: ServiceConnection, source: PriceSource) -> N
 
 
 async def insert_quote(connection: TenantConnection | ServiceConnection, quote: Quote) -> None:
-    """Write a quote, in the transaction that writes what it is for."""
+    """Write a quote, in the transaction that writes what it is for; nothing where it is stored already."""
     await connection.connection.execute(_INSERT_QUOTE, {name: getattr(quote, name) for name in _QUOTE_COLUMNS})
 
 

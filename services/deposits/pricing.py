@@ -108,6 +108,8 @@ class DepositPricing:
         self._min_confirmations = min_confirmations
         self._price_lifetime = price_lifetime
         self._again_at: dict[UUID, float] = {}
+        self._of_blocks: dict[tuple[UUID, int, datetime], Quote] = {}
+        """Of one pass: many small deposits in a block cost one question."""
 
     async def price(self, head: int) -> int:
         """Price what is confirmed at this height; how many deposits got a price.
@@ -126,6 +128,7 @@ class DepositPricing:
                 limit=PAGE,
             )
         without: dict[str, PriceUnavailable] = {}
+        self._of_blocks = {}
         for deposit in page:
             method_id = deposit.method.id
             # One refusal of the nodes is not waited for again by each of its deposits.
@@ -151,9 +154,7 @@ class DepositPricing:
         quote = None if locked is None else await self._honoured(*locked)
         is_locked = quote is not None
         if quote is None:
-            quote = await self._prices.at(
-                source, deposit.block_time, chain_id=deposit.method.chain_id, block_number=deposit.block_number
-            )
+            quote = await self._of_block(source, deposit)
         credits = worth_in_credits(deposit.method, deposit.value_raw, quote.price)
         if credits > WORTH_CREDITS_MAX:
             raise PriceUnavailable(
@@ -177,6 +178,14 @@ class DepositPricing:
             is_locked=is_locked,
         )
         return True
+
+    async def _of_block(self, source: PriceSource, deposit: UnpricedDeposit) -> Quote:
+        key = (source.id, deposit.block_number, deposit.block_time)
+        if key not in self._of_blocks:
+            self._of_blocks[key] = await self._prices.at(
+                source, deposit.block_time, chain_id=deposit.method.chain_id, block_number=deposit.block_number
+            )
+        return self._of_blocks[key]
 
     async def _locked(
         self, connection: ServiceConnection, deposit: UnpricedDeposit

@@ -248,8 +248,8 @@ async def test_before_the_first_round_and_where_one_is_missing_there_is_no_price
 
 
 def _lie(method: str, params: list[Any], result: Any) -> Any:
-    """Ten times the price, in the answer of the code that reads the feeds."""
-    if method != "eth_call" or not isinstance(result, str) or len(result) != 2 + 2 * 32 * 22:
+    """Ten times the price, in the answer of the code that reads the feeds at a block."""
+    if method != "eth_call" or params[1] == "latest" or not isinstance(result, str) or len(result) != 2 + 2 * 32 * 22:
         return result
     answer = 2 + 64 * 4
     return result[:answer] + f"{10 * int(result[answer : answer + 64], 16):064x}" + result[answer + 64 :]
@@ -273,13 +273,29 @@ async def test_nodes_that_contradict_each_other_give_no_price(chain: LocalChain)
 
 
 async def test_a_node_that_invents_a_block_gives_no_price_by_itself(chain: LocalChain) -> None:
+    """It alone has that block, so that no other one could contradict what it says there."""
     feed = await deploy_feed(chain, PRICE)
+    said: list[str] = []
+
+    def note(method: str, params: list[Any], result: Any) -> Any:
+        said.extend([result] if method == "eth_call" else [])
+        return result
+
     async with (
         FaultyNode.in_front_of(chain.url) as lying,
+        ChainReader([lying.url], chain.chain_id, timeout_seconds=5.0) as alone,
         ChainReader([lying.url, chain.url, chain.url + "/"], chain.chain_id, timeout_seconds=5.0) as reader,
     ):
+        lying.answers(note)
+        assert (await Prices({chain.chain_id: alone.prices}).now(source(chain, feed.address))).price.text == str(PRICE)
         lying.answers(lambda method, _, real: hex(int(real, 16) + 50) if method == "eth_blockNumber" else real)
-        lying.answers(_lie)
+        lie = _lie("eth_call", [None, "0x1"], said[-1])
+        lying.batches(
+            lambda asked, replies: [
+                {"jsonrpc": "2.0", "id": one["id"], "result": lie} if one["method"] == "eth_call" else reply
+                for one, reply in zip(asked, replies, strict=True)
+            ]
+        )
         asked = Prices({chain.chain_id: reader.prices}).now(source(chain, feed.address))
         assert await problem_of(asked) is PriceProblem.UNREADABLE
 

@@ -77,7 +77,10 @@ class Priced:
 
     async def read(self) -> Quote:
         """The price of now."""
-        [row] = self.deposits.rows("SELECT id, method_id, chain_id, feed FROM price_sources ORDER BY seq DESC LIMIT 1")
+        [row] = self.deposits.rows(
+            f"SELECT id, method_id, chain_id, feed FROM price_sources WHERE method_id = '{WETH}'"
+            " ORDER BY seq DESC LIMIT 1"
+        )
         source = PriceSource(
             id=row[0],
             method_id=row[1],
@@ -131,6 +134,16 @@ async def test_a_token_of_18_decimals_is_credited_at_the_price_of_its_block(weth
     assert (int(answer), int(round_id)) == (250_012_345_678, FIRST_AGGREGATOR + 2)
     [(cash,)] = weth.deposits.rows("SELECT amount FROM journal_lines WHERE account_code = 'cash:weth:deposits'")
     assert cash == credits
+
+
+async def test_deposits_of_one_block_are_priced_by_one_question(weth: Priced) -> None:
+    chain, given = weth.deposits.chain, [await weth.deposits.give(number, method=WETH) for number in (1, 2)]
+    for each in given:
+        await chain.pay(OWNER.private_key, each.address, ONE, token=weth.token)
+    await chain.mine(MIN_CONFIRMATIONS)
+    await weth.deposits.act()
+    assert [credits for credits, _, _ in weth.priced()] == [2_500 * CREDITS_PER_USD] * 2
+    assert weth.deposits.rows("SELECT count(*) FROM price_quotes") == [(1,)]
 
 
 async def test_within_its_lock_a_charges_price_holds(weth: Priced) -> None:
@@ -274,6 +287,13 @@ async def test_what_is_swept_leaves_the_books_at_the_prices_that_it_came_at(weth
     async with service.autocommit() as connection:
         assert await booked_worth(connection, given.id, "WETH", 3 * ONE // 2) == total - part
         assert await booked_worth(connection, given.id, "WETH", 9 * ONE) == total - part
+    await weth.pass_time(10)
+    await weth.feed.answer(4_000)
+    await weth.pay(given)
+    await weth.deposits.act()
+    left = total - part + 4_000 * CREDITS_PER_USD
+    async with service.autocommit() as connection:
+        assert await booked_worth(connection, given.id, "WETH", 5 * ONE // 4) == left // 2
 
 
 async def test_an_operator_credits_what_no_payer_sent_at_its_price_and_not_without_one(weth: Priced) -> None:
