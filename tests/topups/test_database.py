@@ -76,3 +76,17 @@ async def test_a_signature_comes_with_the_same_request_that_it_was_asked_for(til
         f"{PATH}?attemptId={offer['attemptId']}", {"amountUsdCents": CENTS, "purpose": "system"}
     )
     assert (other.status, other.code) == (422, "INVALID_INPUT")
+
+
+async def test_the_relay_stores_the_next_nonce_and_no_other(till: Till) -> None:
+    claimed, _ = await till.claimed()
+    relayer = "0x" + "7" * 40
+    store = "SELECT relay_store(%s, %s, %s, %s, 0, '0x' || repeat('a', 64), '', 100000, 1, 1)"
+    with psycopg.connect(till.engine.database.relay_url) as connection:
+        chain_id = till.engine.chain.chain_id
+        connection.execute("SELECT relay_next_nonce(%s, %s, 5)", (chain_id, relayer))
+        for nonce in (4, 6):
+            with pytest.raises(CheckViolation) as refused, connection.transaction():
+                connection.execute(store, (chain_id, relayer, nonce, claimed))
+            assert refused.value.diag.constraint_name == "relay_nonces_in_order"
+        assert connection.execute(store, (chain_id, relayer, 5, claimed)).fetchone() == (True,)
