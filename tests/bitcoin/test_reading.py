@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -14,6 +16,7 @@ from chain.reader import ChainReader
 from devstack.bitcoin_chain import COINBASE_MATURITY, BitcoinChain
 from domain.chain import DepositLane, DepositScope, TransferRange
 from domain.errors import ChainUnavailable, InvalidInput
+from domain.payments.verification import PaymentTerms, Waiting, evaluate
 from domain.utxo import (
     COINBASE_SENDER,
     NATIVE_COIN,
@@ -89,7 +92,17 @@ async def test_a_reward_matures(bitcoin: BitcoinChain, reader: ChainReader) -> N
     assert reward.from_address == COINBASE_SENDER
     view = await reader.payments.look(reward.tx_hash)
     assert view.receipt is not None
-    assert view.receipt.matures_after == COINBASE_MATURITY
+    terms = PaymentTerms(
+        chain_id=REGTEST.chain_id,
+        token=NATIVE_COIN,
+        payer=COINBASE_SENDER,
+        treasury=ours,
+        amount_raw=reward.value_raw,
+        exact=True,
+    )
+    waiting = evaluate(terms, reward.tx_hash, view, min_confirmations=1)
+    assert isinstance(waiting, Waiting)
+    assert waiting.confirmations_needed == COINBASE_MATURITY
 
 
 async def test_many_blocks_are_read_in_parts(bitcoin: BitcoinChain, reader: ChainReader) -> None:
@@ -123,18 +136,26 @@ async def test_a_block_with_a_transaction_repeated_is_refused(bitcoin: BitcoinCh
         read_block(data[:80] + b"\4" + data[81:] + last, block_hash)
 
 
-async def test_an_index_that_is_not_complete_proves_no_absence(bitcoin: BitcoinChain) -> None:
-    """A node without `txindex` knows its memory pool only: it is no witness that a payment was reorged out."""
-    says = "No such mempool transaction. Use -txindex or provide a block hash to enable blockchain transaction queries"
+Answer = Callable[[str, list[Any]], Awaitable[Any]]
+"""Of a call's method and parameters; raises `NodeError` for a refusal."""
+
+
+class NodeError(Exception):
+    """What a node refuses a call with."""
+
+
+@asynccontextmanager
+async def node_that(answers: Answer) -> AsyncIterator[str]:
+    """A node of its own mind; its address."""
 
     async def answer(request: web.Request) -> web.Response:
-        replies = []
+        replies: list[dict[str, Any]] = []
         for call in await request.json():
-            if call["method"] == "getrawtransaction":
-                replies.append({"id": call["id"], "result": None, "error": {"code": -5, "message": says}})
-            else:
-                result = await bitcoin.rpc(call["method"], *call["params"])
-                replies.append({"id": call["id"], "result": result, "error": None})
+            try:
+                reply = {"result": await answers(call["method"], call["params"]), "error": None}
+            except NodeError as error:
+                reply = {"result": None, "error": {"code": -5, "message": str(error)}}
+            replies.append({"id": call["id"], **reply})
         return web.json_response(replies)
 
     app = web.Application()
@@ -142,15 +163,62 @@ async def test_an_index_that_is_not_complete_proves_no_absence(bitcoin: BitcoinC
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        async with ChainReader([f"http://127.0.0.1:{port}"], REGTEST.chain_id) as reader:
-            with pytest.raises(ChainUnavailable, match="-txindex"):
-                await reader.payments.look("0x" + "ab" * 32)
-            assert await reader.payments.inclusion_reports("0x" + "ab" * 32, 1) == []
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def test_an_index_that_is_not_complete_proves_no_absence(bitcoin: BitcoinChain) -> None:
+    """A node without `txindex` knows its memory pool only: it is no witness that a payment was reorged out."""
+
+    async def answers(method: str, parameters: list[Any]) -> Any:
+        if method == "getrawtransaction":
+            raise NodeError("No such mempool transaction. Use -txindex or provide a block hash to enable queries")
+        return await bitcoin.rpc(method, *parameters)
+
+    async with node_that(answers) as url, ChainReader([url], REGTEST.chain_id) as reader:
+        with pytest.raises(ChainUnavailable, match="-txindex"):
+            await reader.payments.look("0x" + "ab" * 32)
+        assert await reader.payments.inclusion_reports("0x" + "ab" * 32, 1) == []
+
+
+async def test_an_index_that_names_another_place_is_not_believed(bitcoin: BitcoinChain) -> None:
+    """The block that it names is not at that height on the node's chain."""
+    payment = await bitcoin.pay((script_of(address_of()), SATOSHIS))
+    await bitcoin.mine(2)
+
+    async def answers(method: str, parameters: list[Any]) -> Any:
+        answer = await bitcoin.rpc(method, *parameters)
+        return {**answer, "confirmations": 1} if method == "getrawtransaction" else answer
+
+    async with node_that(answers) as url, ChainReader([url], REGTEST.chain_id) as reader:
+        with pytest.raises(ChainUnavailable, match="in another block"):
+            await reader.payments.look("0x" + payment.txid)
+
+
+async def test_blocks_that_do_not_follow_each_other_are_refused(bitcoin: BitcoinChain) -> None:
+    async def answers(method: str, parameters: list[Any]) -> Any:
+        if method == "getblockhash" and parameters == [5]:
+            parameters = [7]
+        return await bitcoin.rpc(method, *parameters)
+
+    async with node_that(answers) as url, ChainReader([url], REGTEST.chain_id) as reader:
+        await transfers(reader, 1, 4, [address_of()])
+        for first, anchor in ((4, None), (5, 4), (6, 5)):
+            with pytest.raises(ChainUnavailable, match="does not follow"):
+                await transfers(reader, first, 6, [address_of()], anchor=anchor)
+
+
+async def test_a_node_without_a_new_block_for_an_hour_is_a_witness(bitcoin: BitcoinChain) -> None:
+    """Blocks come every ten minutes, and by chance. Of an EVM chain such a node would be stuck, and have no vote."""
+    now = 0.0
+    async with ChainReader([bitcoin.url], REGTEST.chain_id, clock=lambda: now) as reader:
+        assert len(await reader.payments.inclusion_reports("0x" + "ab" * 32, 1)) == 1
+        now = 3_600.0
+        assert len(await reader.payments.inclusion_reports("0x" + "ab" * 32, 1)) == 1
+        now = 4 * 3_600.0
+        assert await reader.payments.inclusion_reports("0x" + "ab" * 32, 1) == []
 
 
 async def test_a_node_of_another_chain_is_refused_by_its_first_block(bitcoin: BitcoinChain) -> None:
