@@ -546,3 +546,72 @@ async def test_what_ended_long_ago_is_deleted_with_its_events_and_nothing_else(r
     assert deliveries_of(roles.database, waiting) == [("payment.submitted", "pending")]
     with pytest.raises(psycopg.errors.CheckViolation), connect(roles.database.service_url) as service:
         service.execute("SELECT * FROM prune_webhooks(1, interval '1 hour')")
+
+
+# Line by line ---------------------------------------------------------------------------------------------------------
+
+
+def pending(roles: RolePair) -> list[tuple[Any, ...]]:
+    """State, round, failures of each delivery, and whether it waits for a workflow, the oldest event first."""
+    return query(
+        roles.database.service_url,
+        "SELECT d.state, d.round, d.failures, d.started_at IS NULL FROM webhook_deliveries d"
+        " JOIN webhook_events v ON v.id = d.event_id ORDER BY v.sequence, d.id",
+    )
+
+
+async def test_what_is_deleted_has_no_secret_no_delivery_and_no_place(roles: RolePair, payer: Payer) -> None:
+    endpoint = await plant_one_of_each(roles, payer)
+    values = {"endpoint": endpoint.id, "secret": make_secret()}
+    with connect(roles.database.app_url, user_id=payer.user_id) as app:
+        assert app.execute(FOREIGN["delete"].encode(), values).fetchone() == (True,)
+        assert app.execute(FOREIGN["rotate"].encode(), values).fetchone() == (False,)
+    assert scalar(roles.database.service_url, "SELECT count(*) FROM webhook_secrets") == 0
+    assert {state for state, *_ in pending(roles)} == {"stopped"}
+    for _ in range(10):
+        make_endpoint(roles.database, payer)
+
+
+async def test_a_redelivery_is_a_round_of_its_own(roles: RolePair, payer: Payer) -> None:
+    await plant_one_of_each(roles, payer)
+    with connect(roles.database.superuser_url) as superuser:
+        superuser.execute(
+            "UPDATE webhook_deliveries SET failures = 7, started_at = now(), tried_since = now() - interval '2 days'"
+        )
+    [(delivery,)] = query(roles.database.service_url, "SELECT id FROM webhook_deliveries")
+    assert scalar(roles.database.service_url, "SELECT redeliver_webhook(%s)", delivery) is True
+    [(state, number, failures, waits)] = pending(roles)
+    assert (state, failures, waits) == ("pending", 0, True)
+    assert number > 0 and number == scalar(roles.database.service_url, "SELECT max(round) FROM webhook_deliveries")
+    before = number
+    assert scalar(roles.database.service_url, "SELECT redeliver_webhook(%s)", delivery) is True
+    assert pending(roles)[0][1] == before + 1
+    since = "SELECT tried_since > now() - interval '1 hour' FROM webhook_deliveries"
+    assert scalar(roles.database.service_url, since) is True
+
+
+async def test_a_replay_is_of_what_the_endpoint_takes_and_to_no_stopped_one(roles: RolePair, payer: Payer) -> None:
+    make_endpoint(roles.database, payer)
+    await roles.credit(await roles.create_submitted(payer, 1))
+    chosen = make_endpoint(roles.database, payer, events=["payment.credited"])
+    replay = "SELECT replay_webhooks(%s, now() - interval '1 hour', now() + interval '1 hour', false)"
+    stop = "UPDATE webhook_endpoints SET disabled_at = now(), disabled_reason = 'stopped_by_receiver' WHERE id = %s"
+    count = "SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = %s"
+    with connect(roles.database.superuser_url) as superuser:
+        superuser.execute(stop, (chosen.id,))
+    assert scalar(roles.database.service_url, replay, chosen.id) == 0
+    assert scalar(roles.database.service_url, count, chosen.id) == 0
+    assert scalar(roles.database.service_url, "SELECT enable_webhook_endpoint(%s)", chosen.id) is True
+    assert scalar(roles.database.service_url, replay, chosen.id) == 1
+    assert scalar(roles.database.service_url, count, chosen.id) == 1
+
+
+async def test_a_stopped_endpoint_is_written_nothing_while_another_one_takes_it(roles: RolePair, payer: Payer) -> None:
+    stopped, active = make_endpoint(roles.database, payer), make_endpoint(roles.database, payer)
+    with connect(roles.database.superuser_url) as superuser:
+        superuser.execute(
+            "UPDATE webhook_endpoints SET disabled_at = now(), disabled_reason = 'stopped_by_receiver' WHERE id = %s",
+            (stopped.id,),
+        )
+    await roles.create_submitted(payer, 1)
+    assert query(roles.database.service_url, "SELECT endpoint_id FROM webhook_deliveries") == [(active.id,)]
