@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from devstack.upstream import Behaviour
+from domain.billing.upstreams import read_upstreams
+from domain.errors import ConfigurationError
 from gateway import server
-from tests.gateway.support import PATIENCE_SECONDS, Served, chat, served, until
+from gateway.process import GatewayOptions, run_gateway
+from tests.gateway.support import PATIENCE_SECONDS, POLICY, Served, chat, served, until, upstreams_document
 from tests.support.postgres import Database
 
 ALIVE = b"GET /livez HTTP/1.1\r\nHost: gateway\r\n\r\n"
@@ -167,6 +170,21 @@ async def test_a_new_connection_takes_the_place_of_the_one_that_is_idle_for_long
                 assert b"200 OK" in await answer_of(reader)
 
 
+async def test_a_connection_whose_request_is_on_its_way_is_not_idle(database: Database) -> None:
+    async with (
+        served(database, connections_max=2) as gateway,
+        connected(gateway) as (beginning, first),
+        connected(gateway) as (idle, second),
+    ):
+        first.write(ALIVE[:10])
+        second.write(ALIVE)
+        assert b"200 OK" in await answer_of(idle)
+        async with connected(gateway):
+            assert await idle.read() == b""
+            first.write(ALIVE[10:])
+            assert b"200 OK" in await answer_of(beginning)
+
+
 async def test_what_is_far_beyond_the_limit_is_closed_without_an_answer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +213,20 @@ try:
 except ConfigurationError as error:
     print(error)
 """
+
+
+async def test_a_process_that_may_not_open_enough_files_does_not_start() -> None:
+    options = GatewayOptions(
+        database_url="postgresql://127.0.0.1:9/none",
+        host="127.0.0.1",
+        port=0,
+        connections_max=10**9,
+        policy=POLICY,
+        upstreams=read_upstreams(upstreams_document({"first": "http://127.0.0.1:9"}), where="the test"),
+        api_keys={},
+    )
+    with pytest.raises(ConfigurationError, match="GATEWAY_MAX_CONNECTIONS: got"):
+        await run_gateway(options)
 
 
 def test_the_process_may_open_as_many_files_as_its_connections_need() -> None:
