@@ -319,7 +319,7 @@ FORBIDDEN = [
 NOT_OF_THE_SERVICE = [statement for statement in FORBIDDEN if statement.startswith("INSERT INTO payment_events")]
 
 
-@pytest.mark.slow(but=8)
+@pytest.mark.slow(but="each value")
 @pytest.mark.parametrize("statement", FORBIDDEN)
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_may_bypass_the_security_definer_functions(two_tenants: TwoTenants, role: str, statement: str) -> None:
