@@ -12,6 +12,7 @@ from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
 from tests.deposits.given import Given
 from tests.deposits.test_reorganisations import raw, reversed_deposit
 from tests.support.payments import SHARE
+from tests.support.sql import connect
 from tests.support.webhooks import make_endpoint, types_of, written
 
 
@@ -137,3 +138,22 @@ async def test_to_another_account_it_pays_no_charge(deposits: Deposits) -> None:
     assert await deposits.roles.balance(other.billing_account_id) == credits_for_raw(5_000_000)
     assert deposits.status_of(given) == "confirming"
     assert types_of_subject(deposits, "deposit:") == ["deposit.seen"]
+
+
+async def test_neither_another_place_in_its_block_nor_a_failed_attempt_is_an_event_of_a_deposit(
+    deposits: Deposits,
+) -> None:
+    given = await given_with_endpoint(deposits)
+    deposits.settling.is_idle = True
+    await deposits.pay(given, 5_000_000)
+    await deposits.act()
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposits SET log_index = log_index + 1")
+    with connect(deposits.roles.database.service_url) as service:
+        service.execute("UPDATE payment_attempts SET status = 'FAILED', error_code = 'TX_REVERTED'")
+        service.execute(
+            "INSERT INTO payment_events (attempt_id, event_type, from_status, to_status, error_code)"
+            " SELECT id, 'failed', 'PENDING_UNVERIFIED', 'FAILED', 'TX_REVERTED' FROM payment_attempts"
+        )
+    assert types_of_subject(deposits, "deposit:") == ["deposit.seen"]
+    assert types_of_subject(deposits, "payment:") == ["payment.submitted", "payment.failed"]
