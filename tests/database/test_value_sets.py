@@ -43,6 +43,7 @@ WITHOUT_A_TYPE = {
     "billing_alerts.kind",
     "billing_alerts.period",
     "books_checkpoints.stream",
+    "charge_authorizations.outcome",
     "credit_holds.state",
     "general_entries.reason",
     "ledger_accounts.type",
