@@ -8,8 +8,9 @@ from temporalio import activity
 
 from activities.messages import MintedBonus
 from activities.operations.signatures import RemedySignatures
-from chain.preconditions import SettlementPreconditions
+from chain.preconditions import TOKEN_DECIMALS, SettlementPreconditions
 from chain.reader import ChainReader
+from db.deposits.deposits import find_deposit_of_transfer
 from db.engine import ServiceDatabase
 from db.operations.findings import find_finding
 from db.transfers.observed import find_observed
@@ -46,7 +47,7 @@ class RemedyActivities(RemedySignatures):
 
         Before a transfer is credited all nodes are asked for it, because it was observed by one. Raises `RemedyRefused`
         where they do not have it, `ChainUnavailable` (to be retried) where they disagree, and `PreconditionNotMet`
-        where the token is not confirmed to be USDC.
+        where the token is not confirmed to be what its method, or the settings, say.
         """
         if request.remedy is Remedy.CREDIT:
             await self._require_on_chain(request)
@@ -64,15 +65,22 @@ class RemedyActivities(RemedySignatures):
             return
         async with self._database.autocommit() as connection:
             known = await find_observed(connection, self._chain.chain_id, finding.tx_hash, finding.log_index)
-        if known is None:
-            raise RemedyRefused("the transfer is not on the chain as it was recorded: nothing was done")
-        scope, observed = known
+            if known is None:
+                raise RemedyRefused("the transfer is not on the chain as it was recorded: nothing was done")
+            scope, observed = known
+            deposit = await find_deposit_of_transfer(
+                connection, self._chain.chain_id, observed.tx_hash, observed.log_index
+            )
         receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
         for log in transfers_in(receipt, scope):
             if log.log_index == observed.log_index and is_alike(log, observed):
                 if confirmations < self._min_confirmations:
                     raise ChainUnavailable(f"{confirmations} of {self._min_confirmations} confirmations")
-                await self._preconditions.require(scope.token, at_block=observed.block_number)
+                await self._preconditions.require(
+                    scope.token,
+                    at_block=observed.block_number,
+                    decimals=TOKEN_DECIMALS if deposit is None else deposit.decimals,
+                )
                 return
         raise RemedyRefused("the chain nodes do not have the transfer as it was recorded: nothing was done")
 
