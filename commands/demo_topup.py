@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import aiohttp
+from eth_account import Account
 
 from commands.demo_report import Payment
 from commands.demo_spending import MODEL, SpentCall
@@ -80,15 +81,16 @@ class TopUpScene:
             offer = await response.json()
             if response.status != HTTPStatus.PAYMENT_REQUIRED:
                 raise DemoFailed(f"the top-up's address answered {response.status} {offer}, expected 402")
-        header = self._sign(offer, wallet)
-        async with http.post(url, json={"amountUsdCents": CENTS}, headers={x402.PAYMENT_SIGNATURE: header}) as response:
+            signed, signer = await self._sign(url, dict(response.headers), offer, wallet)
+        async with http.post(url, json={"amountUsdCents": CENTS}, headers=signed) as response:
             answer = await response.json()
             if response.status not in {HTTPStatus.OK, HTTPStatus.ACCEPTED}:
                 raise DemoFailed(f"a signed top-up was answered {response.status} {answer}, expected 200 or 202")
             settled = json.loads(base64.b64decode(response.headers[x402.PAYMENT_RESPONSE]))
         attempt_id = UUID(answer["attemptId"])
         self._say(
-            f"{TITLE}: signed by {wallet.address[:8]}…, {response.status}, {settled.get('errorReason', 'settled')}"
+            f"{TITLE}: signed by {wallet.address[:8]}… with {signer}, {response.status}, "
+            f"{settled.get('errorReason', 'settled')}"
         )
 
         async def is_credited() -> bool:
@@ -99,7 +101,27 @@ class TopUpScene:
         self._say(f"{TITLE}: CREDITED")
         return self._payment(payer, offer)
 
-    def _sign(self, offer: dict[str, Any], wallet: Wallet) -> str:
+    async def _sign(
+        self, url: str, headers: dict[str, str], offer: dict[str, Any], wallet: Wallet
+    ) -> tuple[dict[str, str], str]:
+        """The headers that pay for the offer, and what has made them: x402's client where it is installed.
+
+        It is no dependency of the product, and a wheel's demo signs the same by itself.
+        """
+        try:
+            from x402 import x402Client
+            from x402.http import x402HTTPClient
+            from x402.mechanisms.evm.exact import ExactEvmScheme
+        except ImportError:
+            return {x402.PAYMENT_SIGNATURE: self._signed_offer(offer, wallet)}, "a wallet"
+        client = x402Client()
+        scheme = ExactEvmScheme(Account.from_key(wallet.private_key))
+        client.register(f"eip155:{self._system.settings.chain_id}", scheme)
+        client.set_spend_controls(False)  # it knows the USDC of public chains only
+        made, _ = await x402HTTPClient(client).handle_402_response(headers, json.dumps(offer).encode(), url)
+        return made, "the x402 package's client"
+
+    def _signed_offer(self, offer: dict[str, Any], wallet: Wallet) -> str:
         message = offer["authorization"]["message"]
         signed = self._system.stack.chain.sign_payment(
             wallet.private_key,
