@@ -15,7 +15,7 @@ from db.deposits.authorizations import list_signed
 from db.deposits.methods import method_of_row
 from db.deposits.prices import find_quote, find_source_of_quote
 from db.engine import ServiceConnection, TenantConnection
-from domain.deposits.charges import Charge, ChargeStatus, Deposit, Received
+from domain.deposits.charges import Charge, Deposit, Received, status_of
 from domain.deposits.worth import UnitPrice
 from domain.payments.attempt import AttemptStatus
 
@@ -46,7 +46,7 @@ _INSERT: Final = text(
 
 _FIND: Final = text(
     """
-    SELECT c.id AS charge_id, c.billing_account_id, c.amount_usd_cents, c.quoted_amount_raw, c.status,
+    SELECT c.id AS charge_id, c.billing_account_id, c.amount_usd_cents, c.quoted_amount_raw,
            c.price_expires_at, c.metadata, c.created_at AS charged_at, c.address_id, c.quote_id, a.address AS pay_to,
            clock_timestamp() AS read_at, m.*
       FROM charges c
@@ -160,7 +160,13 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
         return None
     method = method_of_row(row)
     of_address = {"id": charge_id, "address": row.address_id}
-    received = (await connection.connection.execute(_RECEIVED, of_address)).one()
+    sums = (await connection.connection.execute(_RECEIVED, of_address)).one()
+    received = Received(
+        seen_raw=int(sums.seen_raw),
+        credited_raw=int(sums.credited_raw),
+        waiting_raw=int(sums.waiting_raw),
+        credits=int(sums.credits),
+    )
     of_token = {"chain": method.chain_id, "token": method.token, "limit": DEPOSITS_SHOWN_MAX, **of_address}
     deposits = await connection.connection.execute(_DEPOSITS, of_token)
     quote = None if row.quote_id is None else await find_quote(connection, row.quote_id)
@@ -171,17 +177,13 @@ async def find_charge(connection: TenantConnection, charge_id: UUID, billing_acc
         address=row.pay_to,
         amount_usd_cents=row.amount_usd_cents,
         quoted_amount_raw=int(row.quoted_amount_raw),
-        status=ChargeStatus(row.status),
+        # Of the same moment as the sums: the row was read before them, and a deposit may have been credited in between.
+        status=status_of(int(row.quoted_amount_raw), received, price_expires_at=row.price_expires_at, now=row.read_at),
         price_expires_at=row.price_expires_at,
         read_at=row.read_at,
         details=row.metadata,
         created_at=row.charged_at,
-        received=Received(
-            seen_raw=int(received.seen_raw),
-            credited_raw=int(received.credited_raw),
-            waiting_raw=int(received.waiting_raw),
-            credits=int(received.credits),
-        ),
+        received=received,
         deposits=tuple(deposit_of_row(found) for found in deposits),
         signed=await list_signed(connection, charge_id),
         quote=quote,

@@ -155,7 +155,7 @@ class Charge(DepositValue):
     amount_usd_cents: int
     quoted_amount_raw: int
     status: ChargeStatus
-    """As it is stored; `shown_status` is as of now."""
+    """As of now, by what has come to it; what is stored may be older, as of a price that has just run out."""
 
     price_expires_at: datetime
     details: dict[str, Any]
@@ -178,12 +178,6 @@ class Charge(DepositValue):
     def is_payment_on_its_way(self) -> bool:
         """Whether something that was signed may arrive any moment."""
         return any(payment.is_on_its_way for payment in self.signed)
-
-    @property
-    def shown_status(self) -> ChargeStatus:
-        """A price that has just run out has, whether or not housekeeping has written it."""
-        is_over = self.status is ChargeStatus.NEW and self.price_expires_at <= self.read_at
-        return ChargeStatus.EXPIRED if is_over else self.status
 
     @property
     def missing_raw(self) -> int:

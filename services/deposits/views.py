@@ -224,7 +224,7 @@ class ChargeView(ResponseModel):
         is_below_minimum = received.waiting_raw < method.min_amount_raw
         return cls(
             charge_id=charge.id,
-            status=charge.shown_status,
+            status=charge.status,
             method=method.id,
             address=charge.address,
             chain_id=method.chain_id,

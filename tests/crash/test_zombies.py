@@ -10,7 +10,7 @@ import pytest
 
 from domain.payments.attempt import Purpose
 from starter import submission
-from tests.support.faults import GONE_ON, Action, Fault, Moment, paused
+from tests.support.faults import GONE_ON, OF_A_TRANSACTION, Action, Fault, Moment, paused
 from tests.support.system import PaymentSystem
 from workflows import policies
 
@@ -53,7 +53,7 @@ async def pause_take_over_and_go_on(
 
 @pytest.mark.slow(but=("self-mint_bonus-after_commit",))
 @pytest.mark.usefixtures("short_ledger_timeout")
-@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("moment", OF_A_TRANSACTION)
 @pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)
 async def test_an_activity_that_goes_on_after_another_worker_did_its_work_doubles_nothing(
     system: PaymentSystem, purpose: Purpose, activity: str, moment: Moment
@@ -62,7 +62,7 @@ async def test_an_activity_that_goes_on_after_another_worker_did_its_work_double
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("moment", OF_A_TRANSACTION)
 @pytest.mark.parametrize(("purpose", "activity"), SETTLING_ACTIVITIES)
 async def test_a_ledger_step_that_goes_on_after_its_workflow_task_was_given_away_doubles_nothing(
     system: PaymentSystem, monkeypatch: pytest.MonkeyPatch, purpose: Purpose, activity: str, moment: Moment

@@ -31,6 +31,10 @@ class Moment(StrEnum):
     """A node has taken it, and nothing says so yet."""
 
 
+OF_A_TRANSACTION: Final = (Moment.BEFORE_TRANSACTION, Moment.BEFORE_COMMIT, Moment.AFTER_COMMIT)
+"""Of an activity that writes to the database and sends nothing to a node."""
+
+
 class Action(StrEnum):
     """What happens to the worker process there."""
 
