@@ -69,7 +69,7 @@ async def test_a_ledger_step_that_goes_on_after_its_workflow_task_was_given_away
 ) -> None:
     monkeypatch.setattr(submission, "WORKFLOW_TASK_TIMEOUT", timedelta(seconds=2))
     payment = await system.purchase(purpose=purpose)
-    polls = system.start_worker(Fault(activities_only=True))
+    polls = system.start_worker(Fault(moment=None, activities_only=True))
     zombie = system.start_worker(
         Fault(
             activity=activity,

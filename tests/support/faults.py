@@ -51,7 +51,8 @@ class Fault(BaseModel):
     activity: str = ""
     statement: str = ""
     """Of a process without activities: the words of the statement whose transaction it is."""
-    moment: Moment = Moment.BEFORE_COMMIT
+    moment: Moment | None = Moment.BEFORE_COMMIT
+    """None: it does nothing to itself, and is only otherwise limited."""
     action: Action = Action.KILL
     ledger_start_to_close_seconds: float | None = None
     poll_start_to_close_seconds: float | None = None
