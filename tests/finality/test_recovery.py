@@ -70,7 +70,8 @@ async def test_half_a_reversal_of_a_lost_run_of_the_version_before_is_completed(
         await engine.handle(intent.attempt_id).terminate("by mistake")
         with connect(engine.database.superuser_url) as owner:
             owner.execute("DROP TRIGGER refuse_for_now ON credit_ledger")
-        assert (await keep_house(engine)).payments_picked_up == {"REVERSED": 1}
+        # The watcher, which the housekeeping before has started, may have been faster: one of the two picks it up.
+        assert (await keep_house(engine)).payments_picked_up in ({"REVERSED": 1}, {})
         await wait_until(
             lambda: len(_reversals(engine, intent.attempt_id)) == 2,
             timeout_seconds=PATIENCE_SECONDS,
