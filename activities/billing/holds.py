@@ -16,8 +16,8 @@ from services.billing import resolution
 from services.billing.provider_api import Providers
 from telemetry.metrics.worker import HOLDS_RESOLVED
 
-NO_RECORD_YET: Final = "NO_RECORD_YET"
 NOT_DUE: Final = "the hold is not due"
+NO_RECORD_YET: Final = "NO_RECORD_YET"
 """Type of the failure that asks for another try: records come a while after their calls."""
 
 
