@@ -24,6 +24,7 @@ from chain.addresses import checksum_address
 from db.address import EXPECTED as _POSTGRES_EXPECTED
 from db.address import normalize_address
 from domain.chain import DepositLane, DepositScope, TransferScope
+from domain.coin import NATIVE_COIN
 from domain.errors import ConfigurationError, InvalidInput
 from domain.money import (
     DEFAULT_PAYMENT_MAX_USD_CENTS,
@@ -34,7 +35,7 @@ from domain.money import (
 from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
 from domain.operations.governance_call import GovernanceLoopPolicy
 from domain.payments.finality import FinalityLevel, FinalityPolicy
-from domain.utxo import NATIVE_COIN, UTXO_CHAINS, is_utxo_chain
+from domain.utxo import UTXO_CHAINS, is_utxo_chain
 
 BASE_CHAIN_ID: Final = 8453
 BASE_USDC_ADDRESS: Final = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"

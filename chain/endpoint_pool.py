@@ -51,6 +51,9 @@ CONNECTIONS_MAX: Final = 32
 LOG_RANGE_MAX: Final = 2_000
 """Blocks per log query, where the settings say nothing and the endpoint does not refuse."""
 
+WHOLE_BLOCKS_MAX: Final = 10
+"""Blocks in one answer where each is read whole: of some megabytes each."""
+
 CHAIN_ID: Final = Call("eth_chainId")
 BLOCK_NUMBER: Final = Call("eth_blockNumber")
 
@@ -114,6 +117,8 @@ class PooledEndpoint:
     joined: JoinedBatches
     """The same endpoint for questions about payments, many of which are asked at once."""
     log_range: LogRange
+    block_range: LogRange = field(default_factory=lambda: LogRange(WHOLE_BLOCKS_MAX))
+    """The same for questions about whole blocks, which are larger: neither says anything about the other."""
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     reason: str = ""
     last_failure: EndpointFailure | None = None
@@ -186,7 +191,7 @@ class EndpointPool:
                 open_endpoint(url, label),
                 joined,
                 LogRange(self._log_range_max),
-                CircuitBreaker(stall_seconds=self._stall_seconds),
+                breaker=CircuitBreaker(stall_seconds=self._stall_seconds),
             )
 
         self._nodes = [pooled(url, label) for url, label in zip(self._urls, self._labels, strict=True)]

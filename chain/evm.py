@@ -8,9 +8,10 @@ from typing import Final
 
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint
 from chain.family import NodeBlocks, NodeProgress, TaggedBlock
-from chain.history import read_blocks, read_range
+from chain.history import block_call, read_blocks, read_range
 from chain.quorum import Reading
 from chain.rpc import Call, EndpointFailure, Failure, Reply
+from chain.traces import read_coin_range, transaction_traces_call, with_coin
 from chain.wire import read_block, read_head, read_header, read_quantity, read_receipt, read_tagged_number
 from domain.chain import BlockHeader, ChainHead, ChainView, MinedBlock, Receipt, TransferRange, TransferScope
 
@@ -71,7 +72,7 @@ class EvmFamily:
             CHAIN_ID,
             BLOCK_NUMBER,
             *(_tag_call(tag) for tag in tags),
-            *(_block_call(number) for number in numbers),
+            *(block_call(number) for number in numbers),
         ]
         chain_id, height, *replies = await node.endpoint.batch(calls, deadline=deadline)
         pool.check_chain(read_quantity(chain_id))
@@ -91,9 +92,16 @@ class EvmFamily:
         return NodeBlocks(NodeProgress(head, tagged), hashes)
 
     async def read_payment(
-        self, pool: EndpointPool, node: PooledEndpoint, tx_hash: str, *, block_hint: int | None, deadline: float
+        self,
+        pool: EndpointPool,
+        node: PooledEndpoint,
+        tx_hash: str,
+        *,
+        block_hint: int | None,
+        coin: bool,
+        deadline: float,
     ) -> Reading:
-        """Receipt, head and the block at the receipt's height, all three of the same batch.
+        """Receipt, head and the block at the receipt's height, all three of the same batch; with `coin` the trace, too.
 
         Questions about other payments may be in it, too.
         """
@@ -101,17 +109,21 @@ class EvmFamily:
         asked: BlockHeader | None = None
         for round_number in range(ROUNDS_MAX):
             calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_getTransactionReceipt", (tx_hash,))]
+            if coin:
+                calls.append(transaction_traces_call(tx_hash))
             if height is not None:
-                calls.append(_block_call(height))
+                calls.append(block_call(height))
             replies = await node.joined.ask(calls, deadline=deadline)
             chain_id = pool.check_chain(read_quantity(replies[0]))
             head = pool.saw_head(node, read_quantity(replies[1]))
             receipt = await _receipt(replies[2], tx_hash)
-            block = read_header(replies[3], height) if height is not None else None
+            block = read_header(replies[-1], height) if height is not None else None
             if round_number == 0:
                 asked = block
             there = receipt is not None and receipt.block_number <= head
             if receipt is None or not there or receipt.block_number == height:
+                if receipt is not None and there and coin:
+                    receipt = await with_coin(receipt, replies[3])
                 view = ChainView(
                     chain_id=chain_id,
                     endpoint=node.label,
@@ -133,13 +145,14 @@ class EvmFamily:
         *,
         anchor: int | None,
     ) -> TransferRange:
-        """One log query for each 500 recipients (`chain.history`)."""
+        """One log query for each 500 recipients (`chain.history`); of the chain's own coin a trace of each block."""
 
         def saw_head(head: int) -> None:
             if pool.mark.is_behind(pool.saw_head(node, head)):
                 raise pool.behind(node, head)
 
-        return await read_range(node.history, scope, first, last, anchor=anchor, saw_head=saw_head)
+        read = read_coin_range if scope.is_of_coin else read_range
+        return await read(node.history, scope, first, last, anchor=anchor, saw_head=saw_head)
 
     async def read_blocks(
         self, pool: EndpointPool, node: PooledEndpoint, numbers: Sequence[int]
@@ -153,10 +166,6 @@ async def _receipt(reply: Reply, tx_hash: str) -> Receipt | None:
     if isinstance(raw, dict) and isinstance(raw.get("logs"), list) and len(raw["logs"]) > PARSE_INLINE_LOGS_MAX:
         return await asyncio.to_thread(read_receipt, reply, tx_hash)
     return read_receipt(reply, tx_hash)
-
-
-def _block_call(number: int) -> Call:
-    return Call("eth_getBlockByNumber", (hex(number), False))
 
 
 def _tag_call(tag: str) -> Call:

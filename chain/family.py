@@ -75,11 +75,19 @@ class ChainFamily(Protocol):
         """The node's blocks at these heights."""
 
     async def read_payment(
-        self, pool: EndpointPool, node: PooledEndpoint, tx_hash: str, *, block_hint: int | None, deadline: float
+        self,
+        pool: EndpointPool,
+        node: PooledEndpoint,
+        tx_hash: str,
+        *,
+        block_hint: int | None,
+        coin: bool,
+        deadline: float,
     ) -> Reading:
         """Where the transaction is, what it transfers, and the block that is at that height now.
 
-        `Reading.asked` is the node's block at `block_hint`.
+        `Reading.asked` is the node's block at `block_hint`. Without `coin` movements of the chain's own coin may be
+        missing, where reading them costs another question.
         """
 
     async def read_transfers(

@@ -90,25 +90,25 @@ async def read_range(
     their timestamps; both must be of the same chain. An anchor that the node does not return is None in the answer.
     Raises `RangeRefused`, `HistoryPruned`, `HistoryRefused`, and `EndpointFailure` for everything else.
     """
-    calls = [_CHAIN_ID, _BLOCK_NUMBER, _block_call(last)]
+    calls = [_CHAIN_ID, _BLOCK_NUMBER, block_call(last)]
     if anchor is not None:
-        calls.append(_block_call(anchor))
+        calls.append(block_call(anchor))
     queries = _logs_calls(scope, first, last)
     calls.extend(queries)
     try:
         replies = await endpoint.batch(calls)
     except EndpointFailure as failure:
-        if failure.failure in _MAY_BE_THE_RANGE and await _answers(endpoint):
+        if await may_be_the_range(endpoint, failure):
             raise RangeRefused(failure.failure, failure.message) from None
         raise
-    _check_chain(replies[0], scope.chain_id)
+    check_chain(replies[0], scope.chain_id)
     head = read_quantity(replies[1])
     saw_head(head)
     if head < last:
         # Beyond its head a node silently returns part of the logs.
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
     logs = _unpruned(replies[-len(queries) :])
-    last_block = _last_block(replies[2], last, head)
+    last_block = past_block(replies[2], last, head)
     found = await _found(logs, scope, first, last)
     numbers = sorted({log.block_number for log, _ in found} | {last})
     blocks = await read_blocks(endpoint, scope.chain_id, numbers) if found else {}
@@ -119,16 +119,17 @@ async def read_range(
         first=first,
         last=last,
         last_block=last_block,
-        anchor=_anchor(replies[3], anchor) if anchor is not None else None,
+        anchor=anchor_block(replies[3], anchor) if anchor is not None else None,
         transfers=tuple(_placed(log, transfer, blocks, scope) for log, transfer in found),
     )
 
 
-def _last_block(reply: Reply, last: int, head: int) -> MinedBlock:
-    block = _past_block(reply, last, head)
+def past_block(reply: Reply, number: int, head: int) -> MinedBlock:
+    """The block at a height below the node's head. Raises `HistoryRefused` where the node does not return it."""
+    block = _block_if_there(reply, number, head)
     if block is None:
-        kind = HistoryPruned if head - last > POOL_LAG_BLOCKS_MAX else HistoryRefused
-        raise kind(Failure.CONTRADICTION, f"has no block {last}, its head is {head}")
+        kind = HistoryPruned if head - number > POOL_LAG_BLOCKS_MAX else HistoryRefused
+        raise kind(Failure.CONTRADICTION, f"has no block {number}, its head is {head}")
     return block
 
 
@@ -148,13 +149,13 @@ async def read_blocks(endpoint: Endpoint, own_chain_id: int, numbers: Sequence[i
     blocks: dict[int, MinedBlock | None] = {}
     for start in range(0, len(numbers), HEADERS_MAX):
         wanted = numbers[start : start + HEADERS_MAX]
-        calls = [_CHAIN_ID, _BLOCK_NUMBER, *(_block_call(number) for number in wanted)]
+        calls = [_CHAIN_ID, _BLOCK_NUMBER, *(block_call(number) for number in wanted)]
         chain_id, height, *replies = await endpoint.batch(calls)
-        _check_chain(chain_id, own_chain_id)
+        check_chain(chain_id, own_chain_id)
         head = read_quantity(height)
         for number, reply in zip(wanted, replies, strict=True):
             try:
-                block = _past_block(reply, number, head)
+                block = _block_if_there(reply, number, head)
             except HistoryRefused:
                 continue
             if block is not None or number > head:
@@ -162,7 +163,7 @@ async def read_blocks(endpoint: Endpoint, own_chain_id: int, numbers: Sequence[i
     return blocks
 
 
-def _past_block(reply: Reply, number: int, head: int) -> MinedBlock | None:
+def _block_if_there(reply: Reply, number: int, head: int) -> MinedBlock | None:
     """The block. A node's error is about historical data, unless it says that the rate limit was reached."""
     try:
         return read_block(reply, number)
@@ -173,15 +174,18 @@ def _past_block(reply: Reply, number: int, head: int) -> MinedBlock | None:
         raise kind(failure.failure, f"block {number} of {head}: {failure.message}") from None
 
 
-def _anchor(reply: Reply, number: int) -> MinedBlock | None:
+def anchor_block(reply: Reply, number: int) -> MinedBlock | None:
+    """The block that was read before; None where the node does not return it."""
     try:
-        return _past_block(reply, number, number)
+        return _block_if_there(reply, number, number)
     except HistoryRefused:
         return None
 
 
-async def _answers(endpoint: Endpoint) -> bool:
-    """Whether the node is reachable after all."""
+async def may_be_the_range(endpoint: Endpoint, failure: EndpointFailure) -> bool:
+    """Whether a batch may have failed because it asked for too much: the node is reachable after all."""
+    if failure.failure not in _MAY_BE_THE_RANGE:
+        return False
     try:
         await endpoint.batch([_CHAIN_ID, _BLOCK_NUMBER])
     except EndpointFailure:
@@ -264,13 +268,15 @@ def _placed(
     )
 
 
-def _check_chain(reply: Reply, own_chain_id: int) -> None:
+def check_chain(reply: Reply, own_chain_id: int) -> None:
+    """Refuse an answer of another chain. Raises `EndpointFailure`."""
     chain_id = read_quantity(reply)
     if chain_id != own_chain_id:
         raise EndpointFailure(Failure.WRONG_CHAIN, f"answers for chain {chain_id}, not {own_chain_id}")
 
 
-def _block_call(number: int) -> Call:
+def block_call(number: int) -> Call:
+    """A block with the hashes of its transactions."""
     return Call("eth_getBlockByNumber", (hex(number), False))
 
 

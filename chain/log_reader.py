@@ -32,10 +32,11 @@ class LogReader:
     ) -> TransferRange:
         """The transfers in blocks `first` to `last`, or to an earlier one where one answer holds no more.
 
-        One log query, whatever the number of transfers. With `anchor`, also that block as it is at this moment. A range
-        that an endpoint refuses is made smaller for it, which is remembered, and does not affect reading payments from
-        that endpoint. With `endpoint`, a label, only that one is asked. Raises `EndpointsFailed` with each endpoint's
-        reason, also where a head is below `last`; of a single endpoint its own failure. Both are `ChainUnavailable`.
+        One log query, whatever the number of transfers; of the chain's own coin a question for each block. With
+        `anchor`, also that block as it is at this moment. A range that an endpoint refuses is made smaller for it,
+        which is remembered, and does not affect reading payments from that endpoint. With `endpoint`, a label, only
+        that one is asked. Raises `EndpointsFailed` with each endpoint's reason, also where a head is below `last`; of a
+        single endpoint its own failure. Both are `ChainUnavailable`.
         """
 
         async def read(node: PooledEndpoint, _: float) -> TransferRange:
@@ -73,21 +74,21 @@ class LogReader:
         self, node: PooledEndpoint, scope: TransferScope, first: int, last: int, anchor: int | None
     ) -> TransferRange:
         """As many of the blocks as the endpoint returns in one answer."""
-
+        limit = node.block_range if scope.is_of_coin else node.log_range
         while True:
-            until = min(last, first + node.log_range.size - 1)
+            until = min(last, first + limit.size - 1)
             try:
                 found = await self._family.read_transfers(self._pool, node, scope, first, until, anchor=anchor)
             except RangeRefused as refusal:
-                if not node.log_range.refused(until - first + 1):
+                if not limit.refused(until - first + 1):
                     raise
                 log.info(
-                    "chain endpoint %s refuses a log query of %d blocks (%s), asking for %d",
+                    "chain endpoint %s refuses a query of %d blocks (%s), asking for %d",
                     node.label,
                     until - first + 1,
                     refusal.message,
-                    node.log_range.size,
+                    limit.size,
                 )
             else:
-                node.log_range.answered(until - first + 1)
+                limit.answered(until - first + 1)
                 return found

@@ -18,6 +18,7 @@ from chain.endpoint_pool import NO_ENDPOINT, EndpointPool, PooledEndpoint
 from chain.family import ChainFamily
 from chain.quorum import Agreed, EndpointsDisagree, NoResponse, Reading, decide, is_included
 from chain.rpc import EndpointFailure, Failure
+from chain.traces import TracesRefused
 from domain.chain import ChainView
 from domain.errors import ChainUnavailable
 from domain.identifiers import parse_tx_hash
@@ -65,7 +66,9 @@ class PaymentReader:
         self._family = family
         self._is_probing = False
 
-    async def look(self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False) -> ChainView:
+    async def look(
+        self, tx_hash: str, *, block_hint: int | None = None, ask_all: bool = False, coin: bool = False
+    ) -> ChainView:
         """The transaction as returned by the first endpoint that has it in a block of its canonical chain.
 
         With `block_hint`, the block of an earlier poll, one HTTP request is enough. Endpoints that fail, are behind or
@@ -73,13 +76,15 @@ class PaymentReader:
         answers is returned (a block, then a receipt without its block, then no receipt; from the highest head).
         Endpoints that failed recently are asked only when no other has answered.
 
-        With `ask_all`, for the final poll before a payment is given up, every endpoint is asked concurrently.
+        With `ask_all`, for the final poll before a payment is given up, every endpoint is asked concurrently. With
+        `coin` the transaction's movements of the chain's own coin are among its transfers, and an endpoint that does
+        not trace it is passed over.
 
         Takes at most `timeout_seconds` for each endpoint. Raises `ChainUnavailable` naming each endpoint's reason when
         no answer can be used. While every endpoint's last answer was a failure, one poll at a time asks them all
         concurrently, and the others raise without asking.
         """
-        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_hint)
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_hint, coin=coin)
         if ask_all:
             heard = await self._hear_all(question)
         elif not self._pool.is_down():
@@ -96,7 +101,7 @@ class PaymentReader:
                 self._is_probing = False
         return heard.best()
 
-    async def cross_check(self, tx_hash: str, view: ChainView) -> ChainView:
+    async def cross_check(self, tx_hash: str, view: ChainView, *, coin: bool = False) -> ChainView:
         """The view that may decide finally, after all other endpoints were asked concurrently.
 
         Called when the result for `view` is final; evaluate the returned view again, because it may have another head
@@ -105,6 +110,10 @@ class PaymentReader:
         requested is respected. Takes at most `timeout_seconds`. Without other endpoints, or without the transaction in
         a block, `view` itself, without a request. Raises `EndpointsDisagree`, a `ChainUnavailable`, when no claim has a
         majority.
+
+        With `coin`, as the view was read, an endpoint that does not trace has no vote. Where that is not a minority of
+        them, nothing is decided: unlike one that is down, it never has a vote, and the few others would be believed
+        alone for good. Raises `ChainUnavailable`.
         """
         tx_hash = parse_tx_hash(tx_hash)
         others = [node for node in self._pool.nodes() if node.label != view.endpoint]
@@ -112,18 +121,23 @@ class PaymentReader:
         if not others or receipt is None or not is_included(view):
             return view
 
-        question = partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number)
+        question = partial(self._read, tx_hash=tx_hash, block_hint=receipt.block_number, coin=coin)
+        untraced: list[str] = []
 
         async def hear(node: PooledEndpoint) -> Reading | NoResponse:
             if pause := self._pool.pause(node):
                 return NoResponse(node.label, pause)
             heard = await self._try(node, question)
+            if isinstance(heard, TracesRefused):
+                untraced.append(f"{node.label}: {heard.message}")
             return NoResponse(node.label, heard.message) if isinstance(heard, EndpointFailure) else heard
 
         outcome = decide(view, await asyncio.gather(*(hear(node) for node in others)))
         if not isinstance(outcome, Agreed):
             log.warning("%s", outcome.message)
             raise EndpointsDisagree(outcome.message)
+        if 2 * len(untraced) >= len(self._pool.nodes()):
+            raise ChainUnavailable(f"too few endpoints trace {tx_hash}: {'; '.join(untraced)}")
         if outcome.votes == 1 and self._pool.mark.is_behind(view.head_number):
             # No other node confirms what a lagging node says, and it may still be on an abandoned branch.
             raise ChainUnavailable(
@@ -136,13 +150,13 @@ class PaymentReader:
                 )
         return outcome.view
 
-    async def inclusion_reports(self, tx_hash: str, block_number: int) -> list[InclusionReport]:
+    async def inclusion_reports(self, tx_hash: str, block_number: int, *, coin: bool = False) -> list[InclusionReport]:
         """What each answering endpoint reports about a transaction that was in block `block_number`, asked
         concurrently.
 
         Never raises for a faulty endpoint: one that is silent, stuck or behind is not in the list.
         """
-        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number)
+        question = partial(self._read, tx_hash=parse_tx_hash(tx_hash), block_hint=block_number, coin=coin)
 
         async def hear(node: PooledEndpoint) -> InclusionReport | None:
             heard = await self._try(node, question)
@@ -160,8 +174,12 @@ class PaymentReader:
         heard = await asyncio.gather(*(hear(node) for node in self._pool.nodes()))
         return [inclusion_report for inclusion_report in heard if inclusion_report is not None]
 
-    async def _read(self, node: PooledEndpoint, deadline: float, *, tx_hash: str, block_hint: int | None) -> Reading:
-        return await self._family.read_payment(self._pool, node, tx_hash, block_hint=block_hint, deadline=deadline)
+    async def _read(
+        self, node: PooledEndpoint, deadline: float, *, tx_hash: str, block_hint: int | None, coin: bool
+    ) -> Reading:
+        return await self._family.read_payment(
+            self._pool, node, tx_hash, block_hint=block_hint, coin=coin, deadline=deadline
+        )
 
     async def _hear_in_order(self, question: Callable[[PooledEndpoint, float], Awaitable[Reading]]) -> _Heard:
         """One endpoint after the other, until one that keeps up returns the transaction in a block."""

@@ -16,10 +16,10 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from chain.quorum import NoResponse, reached_by_most
+from domain.coin import NATIVE_COIN
 from domain.errors import PreconditionNotMet, StartupCheckFailed
 from domain.identifiers import same_address
 from domain.money import USDC_DECIMALS
-from domain.utxo import NATIVE_COIN
 
 TOKEN_DECIMALS: Final = USDC_DECIMALS
 """Only with these is an amount in raw units worth what the intent says."""

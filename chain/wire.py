@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from chain.addresses import checksum_of_bytes
 from chain.rpc import EndpointFailure, Failure, Reply
 from domain.chain import BlockHeader, ChainHead, MinedBlock, Receipt, TransferLog
+from domain.coin import COIN_PLACES_FROM
 
 TRANSFER_TOPIC: Final[bytes] = keccak(text="Transfer(address,address,uint256)")
 """Topic 0 of ERC-20's event. ERC-721 has the same one and differs by a fourth topic."""
@@ -64,7 +65,7 @@ class WireLog(WireModel):
     address: Annotated[Data, Field(min_length=20, max_length=20)]
     topics: Annotated[list[Annotated[Data, Field(min_length=32, max_length=32)]], Field(max_length=4)]
     data: Data
-    log_index: Quantity
+    log_index: Annotated[Quantity, Field(lt=COIN_PLACES_FROM)]
     block_number: Quantity
     block_hash: Hash
     transaction_hash: Hash
@@ -109,12 +110,12 @@ _T = TypeVar("_T")
 
 def read_quantity(reply: Reply) -> int:
     """A hex quantity below 2^63."""
-    return _checked(reply.method, _QUANTITY_ADAPTER, reply.value())
+    return checked(reply.method, _QUANTITY_ADAPTER, reply.value())
 
 
 def read_data(reply: Reply) -> bytes:
     """Hex bytes."""
-    return _checked(reply.method, _DATA_ADAPTER, reply.value())
+    return checked(reply.method, _DATA_ADAPTER, reply.value())
 
 
 def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
@@ -125,14 +126,14 @@ def read_receipt(reply: Reply, tx_hash: str) -> Receipt | None:
     raw = reply.value()
     if raw is None or (isinstance(raw, dict) and raw.get("blockHash", "") is None):
         return None
-    receipt = _checked(reply.method, _RECEIPT_ADAPTER, raw)
+    receipt = checked(reply.method, _RECEIPT_ADAPTER, raw)
     if receipt.transaction_hash != tx_hash:
         raise EndpointFailure(
             Failure.CONTRADICTION, f"the receipt is of another transaction {receipt.transaction_hash}"
         )
     if receipt.status not in (0, 1):
         raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: status is {receipt.status}, expected 0 or 1")
-    logs = [_checked(reply.method, _LOG_ADAPTER, log) for log in receipt.logs if log.get("removed") is not True]
+    logs = [checked(reply.method, _LOG_ADAPTER, log) for log in receipt.logs if log.get("removed") is not True]
     _contradictions(receipt, logs)
     return Receipt(
         tx_hash=receipt.transaction_hash,
@@ -148,7 +149,7 @@ def read_header(reply: Reply, number: int) -> BlockHeader | None:
     raw = reply.value()
     if raw is None:
         return None
-    header = _checked(reply.method, _HEADER_ADAPTER, raw)
+    header = checked(reply.method, _HEADER_ADAPTER, raw)
     if header.number != number:
         raise EndpointFailure(Failure.CONTRADICTION, f"asked for block {number}, got block {header.number}")
     return _to_block(header)
@@ -157,12 +158,12 @@ def read_header(reply: Reply, number: int) -> BlockHeader | None:
 def read_tagged_number(reply: Reply) -> int | None:
     """Number of the block that the node returns for a tag; None where it has none, or does not know the tag."""
     raw = reply.value()
-    return None if raw is None else _checked(reply.method, _HEAD_ADAPTER, raw).number
+    return None if raw is None else checked(reply.method, _HEAD_ADAPTER, raw).number
 
 
 def read_head(reply: Reply) -> ChainHead:
     """The newest block of a node."""
-    head = _checked(reply.method, _HEAD_ADAPTER, reply.value())
+    head = checked(reply.method, _HEAD_ADAPTER, reply.value())
     return ChainHead(number=head.number, mined_at=datetime.fromtimestamp(head.timestamp, UTC))
 
 
@@ -171,7 +172,7 @@ def read_block(reply: Reply, number: int) -> MinedBlock | None:
     raw = reply.value()
     if raw is None:
         return None
-    block = _checked(reply.method, _BLOCK_ADAPTER, raw)
+    block = checked(reply.method, _BLOCK_ADAPTER, raw)
     if block.number != number:
         raise EndpointFailure(Failure.CONTRADICTION, f"asked for block {number}, got block {block.number}")
     return MinedBlock(number=block.number, block_hash=block.hash, mined_at=datetime.fromtimestamp(block.timestamp, UTC))
@@ -183,7 +184,7 @@ def read_logs(reply: Reply) -> list[tuple[WireLog, TransferLog | None]]:
     if not isinstance(raw, list):
         raise EndpointFailure(Failure.MALFORMED, f"{reply.method}: expected an array")
     there = [log for log in raw if not (isinstance(log, dict) and log.get("removed") is True)]
-    return [(log, _transfer(log)) for log in (_checked(reply.method, _LOG_ADAPTER, log) for log in there)]
+    return [(log, _transfer(log)) for log in (checked(reply.method, _LOG_ADAPTER, log) for log in there)]
 
 
 def _to_block(header: WireHeader) -> BlockHeader:
@@ -202,7 +203,8 @@ _HEAD_ADAPTER: Final = TypeAdapter(WireHead)
 _BLOCK_ADAPTER: Final = TypeAdapter(WireBlock)
 
 
-def _checked(method: str, adapter: TypeAdapter[_T], raw: object) -> _T:
+def checked(method: str, adapter: TypeAdapter[_T], raw: object) -> _T:
+    """The value that a node's answer to `method` is. Raises `EndpointFailure` where it has another shape."""
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from domain.coin import NATIVE_COIN
 from domain.errors import WorkerOfAnotherChain
 from domain.identifiers import Address, Recipient, TxHash
 
@@ -30,7 +31,10 @@ class ChainValue(BaseModel):
 
 
 class TransferLog(ChainValue):
-    """One ERC-20 `Transfer` event; `emitter` is the contract that logged it."""
+    """One ERC-20 `Transfer` event; `emitter` is the contract that logged it.
+
+    Or a movement of the chain's own coin, whose place is in place of the log index (`domain.coin`).
+    """
 
     log_index: int
     emitter: Address
@@ -100,6 +104,17 @@ class TransferScope(ChainValue):
         return (self.treasury,)
 
     @property
+    def is_of_coin(self) -> bool:
+        """Whether the chain's own coin is read, and no token."""
+        return self.emitters == (NATIVE_COIN,)
+
+    def selector(self) -> Callable[[str, str, str], bool]:
+        """Which transfers are of the scope, by token, sender and recipient in lower case."""
+        tokens = frozenset(token.lower() for token in self.emitters)
+        recipients = frozenset(address.lower() for address in self.recipients)
+        return lambda token, _sender, recipient: token in tokens and recipient in recipients
+
+    @property
     def words(self) -> str:
         """How a message names it."""
         return f"treasury {self.treasury}"
@@ -118,12 +133,17 @@ class DepositLane(StrEnum):
     QUIET = "0x00000000000000000000000000000000DE900002"
     """Every few minutes: used within a month, the busy ones too, so that one that changes lane is always read."""
 
+    COIN = "0x00000000000000000000000000000000dE900003"
+    """All addresses, for an EVM chain's own coin: its blocks are traced whole, whatever the number of addresses."""
+
 
 class DepositScope(TransferScope):
     """Transfers of several tokens to many addresses, those of one lane."""
 
     tokens: tuple[Address, ...] = ()
     addresses: tuple[Recipient, ...] = ()
+    treasuries: tuple[Recipient, ...] = ()
+    """Where the addresses send their coin to: of the coin's lane these transfers are read as well, which sweeps are."""
 
     @classmethod
     def of(
@@ -148,10 +168,21 @@ class DepositScope(TransferScope):
         """The addresses of the lane; while there are none, one that is not in use, so that progress continues."""
         return self.addresses or (self.treasury,)
 
+    def selector(self) -> Callable[[str, str, str], bool]:
+        """Those to the addresses, and those that these send to a treasury."""
+        to_addresses = super().selector()
+        own = frozenset(address.lower() for address in self.addresses)
+        treasuries = frozenset(address.lower() for address in self.treasuries)
+        tokens = frozenset(token.lower() for token in self.emitters)
+        return lambda token, sender, recipient: (
+            to_addresses(token, sender, recipient) or (recipient in treasuries and sender in own and token in tokens)
+        )
+
     @property
     def words(self) -> str:
         """How a message names it."""
-        return f"{DepositLane(self.treasury).name.lower()} deposit addresses"
+        lane = DepositLane(self.treasury)
+        return "the chain's own coin" if lane is DepositLane.COIN else f"{lane.name.lower()} deposit addresses"
 
 
 def scope_of_key(chain_id: int, token: str, to_address: str) -> TransferScope:

@@ -14,9 +14,6 @@ from typing import Final
 from domain.errors import InvalidInput
 from domain.identifiers import Address
 
-NATIVE_COIN: Final[Address] = "0xEeeeeEeeeEeEeeEeEeEeeEEEeeeeEeeeeeeeEEeE"
-"""In place of a token's contract: the chain's own coin (EIP-7528)."""
-
 UNNAMED_SENDER: Final[Address] = "0x000000000000000000000000000000000000b17c"
 """In place of a sender: the inputs of a transaction may be of several people, and are no one's signature under it."""
 

@@ -252,7 +252,7 @@ async def _ask_chain(
         return None, f"not asked: the payment is on chain {attempt.chain_id}, CHAIN_ID here is {chain.chain_id}"
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            view = await chain.payments.look(attempt.tx_hash)
+            view = await chain.payments.look(attempt.tx_hash, coin=terms_of(attempt).scope.is_of_coin)
     except SettleError as error:
         return None, error.message
     except TimeoutError:

@@ -71,7 +71,9 @@ class RemedyActivities(RemedySignatures):
             deposit = await find_deposit_of_transfer(
                 connection, self._chain.chain_id, observed.tx_hash, observed.log_index
             )
-        receipt, confirmations = await find_receipt(self._chain, finding.tx_hash, observed.block_number)
+        receipt, confirmations = await find_receipt(
+            self._chain, finding.tx_hash, observed.block_number, coin=scope.is_of_coin
+        )
         for log in transfers_in(receipt, scope):
             if log.log_index == observed.log_index and is_alike(log, observed):
                 if confirmations < self._min_confirmations:

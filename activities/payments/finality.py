@@ -113,7 +113,8 @@ class FinalityActivities(FinalitySignatures):
     async def _ask(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel
     ) -> evaluation.Final | NotFinal | ReorgedOut:
-        view = await self._chain.payments.look(settled.tx_hash, block_hint=settled.block_number)
+        coin = payment.terms.scope.is_of_coin
+        view = await self._chain.payments.look(settled.tx_hash, block_hint=settled.block_number, coin=coin)
         if view.canonical is None or view.receipt is None:
             return await self._evaluate_absence(payment, settled, level, view.head_number)
         found = evaluation.locate(payment.terms, settled, view.receipt)
@@ -127,7 +128,7 @@ class FinalityActivities(FinalitySignatures):
         if isinstance(verdict, NotFinal):
             return verdict
         # No poll follows, and one node may lie: all the others are asked.
-        agreed = await self._chain.payments.cross_check(settled.tx_hash, view)
+        agreed = await self._chain.payments.cross_check(settled.tx_hash, view, coin=coin)
         found = evaluation.locate(payment.terms, settled, agreed.receipt) if agreed.receipt else None
         if found is None:
             return NotFinal(message="the nodes disagree on the payment's block")
@@ -138,7 +139,9 @@ class FinalityActivities(FinalitySignatures):
     async def _evaluate_absence(
         self, payment: CreditedPayment, settled: SettledTransfer, level: FinalityLevel, head: int
     ) -> NotFinal | ReorgedOut:
-        inclusion_reports = await self._chain.payments.inclusion_reports(settled.tx_hash, settled.block_number)
+        inclusion_reports = await self._chain.payments.inclusion_reports(
+            settled.tx_hash, settled.block_number, coin=payment.terms.scope.is_of_coin
+        )
         return evaluation.evaluate_absence(
             payment.terms,
             settled,

@@ -216,18 +216,18 @@ class VerificationActivities(VerificationSignatures):
             )
 
         is_judged = False
+        coin = payment.terms.scope.is_of_coin
         try:
             async with asyncio.timeout(POLL_TIMEOUT.total_seconds()):
-                view = await self._chain.payments.look(
-                    attempt.tx_hash, block_hint=_block_hint(attempt, before), ask_all=payment.is_last_look
-                )
+                hint, is_last = _block_hint(attempt, before), payment.is_last_look
+                view = await self._chain.payments.look(attempt.tx_hash, block_hint=hint, ask_all=is_last, coin=coin)
                 known = await self._with_claims(payment, view, known)
                 verdict = verdict_on(view, known)
                 if isinstance(verdict, Waiting):
                     self._remember(view, attempt)  # not for a final result: no poll follows
                     return verdict
                 # What follows is irreversible, and one node may lie: all the others are asked.
-                checked = await self._chain.payments.cross_check(attempt.tx_hash, view)
+                checked = await self._chain.payments.cross_check(attempt.tx_hash, view, coin=coin)
                 verdict = verdict_on(checked, await self._with_claims(payment, checked, known))
                 is_judged = not isinstance(verdict, Waiting)
                 if isinstance(verdict, Verified) and not await self._is_known_destination(payment):

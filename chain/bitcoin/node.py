@@ -33,11 +33,11 @@ from domain.chain import (
     TransferRange,
     TransferScope,
 )
+from domain.coin import NATIVE_COIN
 from domain.errors import InvalidInput
 from domain.utxo import (
     COINBASE_MATURITY,
     COINBASE_SENDER,
-    NATIVE_COIN,
     UNNAMED_SENDER,
     UTXO_CHAINS,
     UtxoChain,
@@ -137,11 +137,19 @@ class BitcoinFamily:
         return NodeBlocks(NodeProgress(head, [_no_tag(node.label, tag) for tag in tags]), hashes)
 
     async def read_payment(
-        self, pool: EndpointPool, node: PooledEndpoint, tx_hash: str, *, block_hint: int | None, deadline: float
+        self,
+        pool: EndpointPool,
+        node: PooledEndpoint,
+        tx_hash: str,
+        *,
+        block_hint: int | None,
+        coin: bool,
+        deadline: float,
     ) -> Reading:
         """Two requests: which block has it by the node's index, then that block, and the hash at its height.
 
-        The block at `block_hint` is known by its hash alone, without its transactions.
+        The block at `block_hint` is known by its hash alone, without its transactions. Whether or not the `coin` is
+        asked for, there is nothing else.
         """
         asked: BlockHeader | None = None
         for round_number in range(ROUNDS_MAX):

@@ -12,12 +12,13 @@ from uuid import UUID, uuid5
 from sqlalchemy import Row, text
 
 from db.engine import ReadAllConnection, ServiceConnection
+from domain.coin import NATIVE_COIN
 from domain.deposits.methods import WORTH_CREDITS_MAX
 from domain.deposits.worth import ONE_DOLLAR, UnitPrice, is_dollar_token, worth_in_credits
 from domain.payments.attempt import AttemptStatus
 from domain.transfers.identity import assign_places, place_of
 from domain.transfers.income import NonPayer
-from domain.utxo import COINBASE_MATURITY, COINBASE_SENDER, NATIVE_COIN
+from domain.utxo import COINBASE_MATURITY, COINBASE_SENDER
 
 _DEPOSIT_NAMESPACE: Final = UUID("c7bd9a1e-5a5f-5f3e-8f0c-2f7f5a3f9d08")
 """Namespace of the ids of deposits."""

@@ -13,8 +13,9 @@ from db.deposits.lanes import ActiveAddress, has_addresses, list_active_addresse
 from db.deposits.registry import list_rings, list_treasuries
 from db.engine import ServiceConnection, ServiceDatabase
 from domain.chain import DepositLane, DepositScope
+from domain.coin import NATIVE_COIN
 from domain.deposits.methods import DepositAddress
-from domain.utxo import NATIVE_COIN, is_utxo_chain
+from domain.utxo import is_utxo_chain
 from services.deposits.verification import problem_of
 
 EVERY_ADDRESS: Final = timedelta(days=36_500)

@@ -550,7 +550,7 @@ class BlockScanner:
         """The transaction's transfers by its receipt, on which all endpoints agree; unchanged where they do not."""
         one = transfers[0]
         try:
-            receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number)
+            receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number, coin=self.scope.is_of_coin)
         except ChainUnavailable as error:
             log.warning("transfers in dispute", tx_hash=one.tx_hash, error=error.message)
             return _Dispute(one.tx_hash)

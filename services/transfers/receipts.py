@@ -7,20 +7,23 @@ from domain.chain import Receipt, TransferLog, TransferScope
 from domain.errors import ChainUnavailable
 
 
-async def find_receipt(chain: ChainReader, tx_hash: str, block_number: int) -> tuple[Receipt | None, int]:
+async def find_receipt(
+    chain: ChainReader, tx_hash: str, block_number: int, *, coin: bool = False
+) -> tuple[Receipt | None, int]:
     """The receipt that the nodes agree on, and its confirmations; None where most report that there is none.
 
-    `block_number` is where the transaction is expected. Raises `ChainUnavailable` where they disagree, or too few
+    `block_number` is where the transaction is expected. With `coin`, its movements of the chain's own coin are among
+    its transfers. Raises `ChainUnavailable` where they disagree, or too few
     answer to conclude that it is absent.
     """
-    view = await chain.payments.look(tx_hash, block_hint=block_number, ask_all=True)
+    view = await chain.payments.look(tx_hash, block_hint=block_number, ask_all=True, coin=coin)
     if view.receipt is not None and view.canonical is not None:
-        agreed = await chain.payments.cross_check(tx_hash, view)
+        agreed = await chain.payments.cross_check(tx_hash, view, coin=coin)
         if agreed.receipt is not None and agreed.canonical is not None:
             if agreed.canonical.block_hash == agreed.receipt.block_hash:
                 return agreed.receipt, agreed.head_number - agreed.receipt.block_number + 1
             raise ChainUnavailable(f"the nodes disagree on the block of transaction {tx_hash}")
-    inclusion_reports = await chain.payments.inclusion_reports(tx_hash, block_number)
+    inclusion_reports = await chain.payments.inclusion_reports(tx_hash, block_number, coin=coin)
     absent = [
         inclusion_report
         for inclusion_report in inclusion_reports
@@ -35,10 +38,9 @@ def transfers_in(receipt: Receipt | None, scope: TransferScope) -> list[Transfer
     """Its transfers in the scope, of more than zero; none of a failed transaction."""
     if receipt is None or not receipt.succeeded:
         return []
-    emitters = {token.lower() for token in scope.emitters}
-    recipients = {address.lower() for address in scope.recipients}
+    is_selected = scope.selector()
     return [
         log
         for log in receipt.transfers
-        if log.emitter.lower() in emitters and log.to_address.lower() in recipients and log.value_raw > 0
+        if is_selected(log.emitter.lower(), log.from_address.lower(), log.to_address.lower()) and log.value_raw > 0
     ]

@@ -15,11 +15,11 @@ from chain.quorum import is_included
 from chain.reader import ChainReader
 from devstack.bitcoin_chain import COINBASE_MATURITY, BitcoinChain
 from domain.chain import DepositLane, DepositScope, TransferRange
+from domain.coin import NATIVE_COIN
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.payments.verification import PaymentTerms, Waiting, evaluate
 from domain.utxo import (
     COINBASE_SENDER,
-    NATIVE_COIN,
     UNNAMED_SENDER,
     UTXO_CHAINS,
     UTXO_CHAINS_FROM,

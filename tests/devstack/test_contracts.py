@@ -15,8 +15,9 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["Collector", "Forwarder", "PriceRounds", "SignatureValidator", "TokenBalances"],
+    "chain/contracts": ["CoinBalances", "Collector", "Forwarder", "PriceRounds", "SignatureValidator", "TokenBalances"],
     "devstack/contracts": [
+        "CoinSender",
         "FeeToken",
         "LyingToken",
         "Multisend",
