@@ -357,6 +357,11 @@ class Settings(BaseModel):
     relay_balance_alert_wei: int = Field(
         5 * 10**15, alias="RELAY_BALANCE_ALERT_WEI", ge=0, le=10**24, description="whole wei, 0 or more"
     )
+    smart_wallet_factories: Annotated[tuple[ChecksumAddress, ...], BeforeValidator(_chain_addresses)] = Field(
+        (),
+        alias="SMART_WALLET_FACTORIES",
+        description="comma-separated addresses of contracts that deploy smart wallets",
+    )
     relay_health_host: ListeningHost = Field(
         "127.0.0.1",
         alias="RELAY_HEALTH_HOST",
@@ -709,6 +714,11 @@ def load(variables: Mapping[str, str]) -> Settings:
             f"{settings.treasury_address}, which is USDC_TOKEN_ADDRESS",
             "the address that receives payments",
         )
+    for address in (settings.usdc_token_address, settings.treasury_address):
+        if address in settings.smart_wallet_factories:
+            raise ConfigurationError.invalid(
+                "SMART_WALLET_FACTORIES", f"{address}, which is the token or the treasury", "factories of smart wallets"
+            )
     return settings
 
 

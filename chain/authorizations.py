@@ -7,7 +7,7 @@ authorizes or by its cancellation, once, and each logs an event with payer and n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeVar
@@ -19,11 +19,20 @@ from eth_abi.exceptions import DecodingError
 from eth_utils.crypto import keccak
 
 from chain.contract_calls import DEPLOYLESS_CALL_SENDER, has_failed_in_execution
+from chain.contracts import creation_code
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndpoint, only_answer
 from chain.rpc import Call, EndpointFailure, Failure, Reply
 from chain.wire import AUTHORIZATION_USED_TOPIC, read_block, read_data, read_head, read_logs, read_quantity
 from domain.errors import PreconditionNotMet
-from domain.payments.authorizations import Authorization, SignedAuthorization, TokenDomain, nonce_preimage
+from domain.payments.authorizations import (
+    Authorization,
+    SignedAuthorization,
+    TokenDomain,
+    check_factory,
+    is_of_undeployed_wallet,
+    nonce_preimage,
+    read_deployment,
+)
 
 AUTHORIZATION_CANCELED_TOPIC: Final[bytes] = keccak(text="AuthorizationCanceled(address,bytes32)")
 
@@ -52,6 +61,17 @@ _BALANCE_OF: Final = _selector("balanceOf(address)")
 _NAME: Final = _selector("name()")
 _VERSION: Final = _selector("version()")
 _DOMAIN_SEPARATOR: Final = _selector("DOMAIN_SEPARATOR()")
+
+TRANSFER_GAS_MAX: Final = 400_000
+"""Several times what a transfer takes: the rest is what a payer's wallet does with its signature."""
+
+DEPLOYING_GAS_MAX: Final = 1_000_000
+"""With the deployment of the payer's wallet: a proxy, its owners, and a passkey's signature checked without the chain's
+help take some two thirds of it."""
+
+SIMULATED_GAS_PERCENT: Final = 80
+"""Of the most that a transaction may have. A limit is a fifth above its estimate, and nodes estimate some percent more
+than is used."""
 
 REASON_CHARS_MAX: Final = 160
 
@@ -88,6 +108,42 @@ def _values(authorization: Authorization) -> list[object]:
     one = authorization
     nonce = bytes.fromhex(one.nonce[2:])
     return [one.payer, one.to, one.value_raw, one.valid_after, one.valid_before, nonce]
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A transaction that executes an authorization; any account may send it."""
+
+    to: str | None
+    """The token; None for a creation, whose code deploys the payer's wallet first (`contracts/FirstPayment.sol`)."""
+    data: bytes
+    gas_limit_max: int
+    """The most that a limit may be."""
+
+    @property
+    def simulated_gas(self) -> int:
+        """What a simulation may take: as much less as a limit is above its estimate."""
+        return self.gas_limit_max * SIMULATED_GAS_PERCENT // 100
+
+
+def execution_of(
+    token: str, signed: SignedAuthorization, *, is_contract: bool, factories: Collection[str]
+) -> Execution:
+    """How it is executed: by the token, or, of a wallet that is yet to be deployed, with the call of its factory.
+
+    One that is deployed by then is left as it is. Raises `AuthorizationRefused` for a factory that is none of
+    `factories`, and where the signature does not say how to deploy, though it ends so.
+    """
+    if not is_of_undeployed_wallet(signed.signature):
+        return Execution(token, transfer_calldata(signed, is_contract=is_contract), TRANSFER_GAS_MAX)
+    deployment = read_deployment(signed.signature)
+    check_factory(deployment, factories)
+    transfer = transfer_calldata(signed.model_copy(update={"signature": deployment.signature}), is_contract=True)
+    arguments = abi_encode(
+        ["address", "address", "bytes", "address", "bytes"],
+        [signed.authorization.payer, deployment.factory, deployment.calldata, token, transfer],
+    )
+    return Execution(None, creation_code("FirstPayment") + arguments, DEPLOYING_GAS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +263,23 @@ class AuthorizationReader:
 
         return await self._pool.ask_first(read)
 
-    async def refusal(self, token: str, calldata: bytes) -> str | None:
-        """Why the token would refuse the call now, as it reports it; None where it would execute it.
+    async def refusal(self, execution: Execution) -> str | None:
+        """Why it would revert now, as a node reports it; None where it would be executed, with gas to spare.
 
+        With a deployment every endpoint is asked, and all must agree: what its factory does is a stranger's choice.
         Raises `ChainUnavailable`.
         """
-        transaction = {"from": DEPLOYLESS_CALL_SENDER, "to": token, "data": "0x" + calldata.hex()}
+        call = {
+            "from": DEPLOYLESS_CALL_SENDER,
+            "data": "0x" + execution.data.hex(),
+            "gas": hex(execution.simulated_gas),
+        }
+        if execution.to is not None:
+            call["to"] = execution.to
 
         async def read(node: PooledEndpoint, deadline: float) -> str | None:
             chain_id, height, outcome = await node.endpoint.batch(
-                [CHAIN_ID, BLOCK_NUMBER, Call("eth_call", (transaction, "latest"))], deadline=deadline
+                [CHAIN_ID, BLOCK_NUMBER, Call("eth_call", (call, "latest"))], deadline=deadline
             )
             self._pool.check_chain(read_quantity(chain_id))
             self._pool.saw_head(node, read_quantity(height))
@@ -226,7 +289,16 @@ class AuthorizationReader:
             read_data(outcome)
             return None
 
-        return await self._pool.ask_first(read)
+        if execution.to is not None:
+            return await self._pool.ask_first(read)
+        reasons: list[str] = []
+
+        async def is_refused(node: PooledEndpoint, deadline: float) -> bool:
+            if (reason := await read(node, deadline)) is not None:
+                reasons.append(reason)  # nodes word it differently
+            return reason is not None
+
+        return reasons[0] if await self._agreed(is_refused) else None
 
     async def fate(self, key: AuthorizationKey, *, from_block: int, finalized: int) -> Fate:
         """What has become of an authorization that was first shown at block `from_block`; `finalized` is a finalized

@@ -124,9 +124,12 @@ class TransactionCalls:
 
         return await self._pool.ask_first(read)
 
-    async def estimate_gas(self, sender: str, to: str, calldata: bytes) -> int:
-        """Gas that the call takes now. Raises `ExecutionRefused` where it would revert, and `ChainUnavailable`."""
-        transaction = {"from": sender, "to": to, "data": "0x" + calldata.hex()}
+    async def estimate_gas(self, sender: str, to: str | None, calldata: bytes) -> int:
+        """Gas that the call takes now, or, without `to`, the creation.
+
+        Raises `ExecutionRefused` where it would revert, and `ChainUnavailable`.
+        """
+        transaction = {"from": sender, "data": "0x" + calldata.hex(), **({} if to is None else {"to": to})}
 
         async def read(node: PooledEndpoint, deadline: float) -> int | str:
             calls = [CHAIN_ID, BLOCK_NUMBER, Call("eth_estimateGas", (transaction,))]

@@ -33,6 +33,7 @@ def relay_options(settings: Settings) -> RelayOptions:
             chain_id=settings.chain_id,
             token=settings.usdc_token_address,
             treasury=settings.require_treasury_address(),
+            wallet_factories=settings.smart_wallet_factories,
             min_confirmations=settings.min_confirmations,
             block_time=settings.block_time,
             limits=DailyLimits(settings.relay_per_account_per_day, settings.relay_failed_per_account_per_day),

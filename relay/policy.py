@@ -13,12 +13,15 @@ from db.payments.authorizations import DailyLimits
 class RelayPolicy:
     """`token` on chain `chain_id`, from payers to `treasury` or to a contract that pays it, is all that it moves.
 
+    `wallet_factories` may be called for wallets that are yet to be deployed (ERC-6492), for a payment of theirs only.
+
     Amounts in wei.
     """
 
     chain_id: int
     token: str
     treasury: str
+    wallet_factories: tuple[str, ...]
     min_confirmations: int
     block_time: timedelta
     limits: DailyLimits

@@ -14,12 +14,13 @@ from typing import Final
 
 import structlog
 
+from chain.authorizations import DEPLOYING_GAS_MAX, TRANSFER_GAS_MAX
 from chain.reader import ChainReader
 from db.engine import RelayDatabase
 from db.startup import check_relay_database
 from domain.errors import Unavailable
 from relay.policy import RelayPolicy
-from relay.relay import GAS_MAX, Relay
+from relay.relay import Relay
 from relay.signing import RelayKey
 from telemetry.health import Check, serve_health
 from telemetry.metrics.relay import RELAY_BALANCE_MIN, RELAY_PASSES_FAILED, RELAY_SPENT_MAX, WEI_PER_COIN
@@ -91,7 +92,8 @@ class RelayLoop:
         account = self._relay.account
         if account is None:
             raise Unavailable("the chain was not read yet")
-        if account.balance_wei < GAS_MAX * min(2 * account.base_fee_wei, self._policy.max_fee_wei):
+        gas = DEPLOYING_GAS_MAX if self._policy.wallet_factories else TRANSFER_GAS_MAX
+        if account.balance_wei < gas * min(2 * account.base_fee_wei, self._policy.max_fee_wei):
             raise Unavailable(f"the account holds {account.balance_wei} wei: send it gas")
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from chain.authorizations import transfer_calldata
+from chain.authorizations import Execution, execution_of
 from chain.derivation.addresses import address_of_charge
 from chain.reader import ChainReader
 from chain.transactions import AccountView, ExecutionRefused, MinedTransaction
@@ -43,9 +43,6 @@ CLAIMS_MAX: Final = 50
 
 OPEN_MAX: Final = 16
 """Nonces without an outcome: nodes keep a limited number of one account, and one that is stuck holds up the rest."""
-
-GAS_MAX: Final = 400_000
-"""Several times what a transfer takes: the rest is what a payer's wallet does with its signature."""
 
 REPLACE_AFTER_BLOCKS: Final = 8
 """Blocks after which a transaction that is not mined is replaced by one that offers more."""
@@ -201,18 +198,22 @@ class Relay:
             if fees is None:
                 log.warning("gas is too expensive", base_fee_wei=account.base_fee_wei)
                 return
-            gas = await self._gas_of(claim, account)
-            if gas is None:
+            prepared = await self._prepare(claim, account)
+            if prepared is None:
                 continue
+            execution, gas = prepared
             if not await self._has_funds(gas * fees.max_fee_wei, account):
                 return
-            still_open += await self._relay(claim, account, gas, fees)
+            still_open += await self._relay(claim, account, execution, gas, fees)
 
     def _is_resting(self, claim: RelayClaim) -> bool:
         return self._refused.get(claim.payment_id, (0, 0.0))[1] > time.monotonic()
 
-    async def _gas_of(self, claim: RelayClaim, account: AccountView) -> int | None:
-        """The gas limit of its transaction; None where it is not sent now: what would revert is not paid for."""
+    async def _prepare(self, claim: RelayClaim, account: AccountView) -> tuple[Execution, int] | None:
+        """Its transaction and the limit of its gas; None where it is not sent now: what would revert is not paid for.
+
+        Of a wallet that is yet to be deployed the factory is compared with the relay's own list, whatever is stored.
+        """
         policy, authorization = self._policy, claim.signed.authorization
         if not (same_address(claim.token, policy.token) and same_address(authorization.to, self._destination(claim))):
             self._rest(claim, "it is not of this relay's token and treasury")
@@ -224,15 +225,18 @@ class Relay:
                 seconds_per_block=policy.block_time.total_seconds(),
                 blocks=1,
             )
-            calldata = transfer_calldata(claim.signed, is_contract=claim.is_contract)
-            gas = await self._chain.transactions.estimate_gas(self._key.address, policy.token, calldata)
+            execution = execution_of(
+                policy.token, claim.signed, is_contract=claim.is_contract, factories=policy.wallet_factories
+            )
+            gas = await self._chain.transactions.estimate_gas(self._key.address, execution.to, execution.data)
         except (AuthorizationRefused, ExecutionRefused) as refusal:
             self._rest(claim, refusal.message)
             return None
-        if with_margin(gas) > GAS_MAX:
-            self._rest(claim, f"it takes {gas} gas: expected at most {GAS_MAX}")
+        limit = with_margin(gas)
+        if limit > execution.gas_limit_max:
+            self._rest(claim, f"it takes a limit of {limit} gas: expected at most {execution.gas_limit_max}")
             return None
-        return with_margin(gas)
+        return execution, limit
 
     def _destination(self, claim: RelayClaim) -> str:
         """Where the claim has to pay: the treasury, or the contract that sends a charge's payments there.
@@ -260,7 +264,7 @@ class Relay:
             return False
         return True
 
-    async def _relay(self, claim: RelayClaim, account: AccountView, gas: int, fees: Fees) -> bool:
+    async def _relay(self, claim: RelayClaim, account: AccountView, execution: Execution, gas: int, fees: Fees) -> bool:
         """Store and send it; False where another relay has."""
         policy = self._policy
         async with self._database.transaction() as connection:
@@ -268,8 +272,8 @@ class Relay:
             signed = self._key.sign(
                 chain_id=policy.chain_id,
                 nonce=nonce,
-                to=policy.token,
-                calldata=transfer_calldata(claim.signed, is_contract=claim.is_contract),
+                to=execution.to,
+                calldata=execution.data,
                 gas=gas,
                 max_fee_wei=fees.max_fee_wei,
                 priority_fee_wei=fees.priority_fee_wei,

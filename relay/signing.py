@@ -59,16 +59,26 @@ class RelayKey:
         return cls.parse(text, setting=setting)
 
     def sign(
-        self, *, chain_id: int, nonce: int, to: str, calldata: bytes, gas: int, max_fee_wei: int, priority_fee_wei: int
+        self,
+        *,
+        chain_id: int,
+        nonce: int,
+        to: str | None,
+        calldata: bytes,
+        gas: int,
+        max_fee_wei: int,
+        priority_fee_wei: int,
     ) -> SignedTransaction:
-        """A signed transaction without value. The same arguments give the same bytes (RFC 6979)."""
+        """A signed transaction without value; without `to` a creation. The same arguments give the same bytes (RFC
+        6979).
+        """
         fields: list[_Item] = [
             _number(chain_id),
             _number(nonce),
             _number(priority_fee_wei),
             _number(max_fee_wei),
             _number(gas),
-            bytes.fromhex(to[2:]),
+            b"" if to is None else bytes.fromhex(to[2:]),
             _number(0),
             calldata,
             [],
@@ -86,7 +96,7 @@ class RelayKey:
         return self.sign(
             chain_id=int.from_bytes(chain_id, "big"),
             nonce=int.from_bytes(nonce, "big"),
-            to="0x" + to.hex(),
+            to="0x" + to.hex() if to else None,
             calldata=calldata,
             gas=int.from_bytes(gas, "big"),
             max_fee_wei=max_fee_wei,

@@ -6,6 +6,7 @@ Pure rules. Hashing and the chain's answers are in `chain/authorizations.py`, th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Annotated, Any, Final
@@ -30,6 +31,12 @@ SIGNING_TIME: Final = timedelta(minutes=10)
 
 SIGNATURE_BYTES_MAX: Final = 8 * 2**10
 """A passkey's signature with what its wallet adds takes some 2 kB."""
+
+DEPLOYMENT_BYTES_MAX: Final = 4 * 2**10
+"""What a factory is called with: a wallet's owners, each a key of 64 bytes, or what sets the wallet up."""
+
+WALLET_SIGNATURE_BYTES_MAX: Final = 4 * 2**10
+"""Of a wallet that is yet to be deployed, without how it is deployed."""
 
 KEY_SIGNATURE_BYTES: Final = 65
 HALF_CURVE_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
@@ -85,6 +92,14 @@ class SignedAuthorization(Value):
     """An authorization with its signature: its holder can have it executed, once."""
 
     authorization: Authorization
+    signature: bytes = Field(repr=False)
+
+
+class WalletDeployment(Value):
+    """How a wallet that is not on the chain yet is deployed, and what it has signed (ERC-6492)."""
+
+    factory: Address
+    calldata: bytes
     signature: bytes = Field(repr=False)
 
 
@@ -177,32 +192,62 @@ def check_window(
         )
 
 
-def _signature_within(wrapped: bytes) -> bytes:
-    """The signature of an ERC-6492 wrapper, encoded as (address, bytes, bytes). Raises `AuthorizationRefused`."""
-    begin = int.from_bytes(wrapped[64:96], "big")
-    size = int.from_bytes(wrapped[begin : begin + 32], "big")
-    signature = wrapped[begin + 32 : begin + 32 + size]
-    if begin < 96 or begin + 32 > len(wrapped) or len(signature) != size:
+def is_of_undeployed_wallet(signature: bytes) -> bool:
+    """Whether it says how its wallet is deployed (ERC-6492)."""
+    return signature.endswith(UNDEPLOYED_WALLET_MAGIC)
+
+
+def read_deployment(signature: bytes) -> WalletDeployment:
+    """What such a signature holds: (address, bytes, bytes), as the ABI encodes them, before the ending.
+
+    Raises `AuthorizationRefused` where it is encoded otherwise, where a part is too long, and where what the wallet has
+    signed is such a signature again.
+    """
+    content = signature[: -len(UNDEPLOYED_WALLET_MAGIC)]
+    factory, calldata, inner = content[:32], _dynamic(content, at=32), _dynamic(content, at=64)
+    if calldata is None or inner is None or any(factory[:12]):
         raise AuthorizationRefused("the signature ends as ERC-6492 says and is not encoded so: (address, bytes, bytes)")
-    return signature
+    if is_of_undeployed_wallet(inner):
+        raise AuthorizationRefused("the signature says twice how its wallet is deployed (ERC-6492): expected once")
+    for name, part, longest in (
+        ("the factory's call", calldata, DEPLOYMENT_BYTES_MAX),
+        ("the wallet's signature", inner, WALLET_SIGNATURE_BYTES_MAX),
+    ):
+        if len(part) > longest:
+            raise AuthorizationRefused(f"{name} has {len(part)} bytes: expected at most {longest}")
+    return WalletDeployment(factory="0x" + factory[12:].hex(), calldata=calldata, signature=inner)
+
+
+def _dynamic(content: bytes, *, at: int) -> bytes | None:
+    """The bytes whose place is named by the word `at`; None where they are not there in full."""
+    begin = int.from_bytes(content[at : at + 32], "big")
+    size = int.from_bytes(content[begin : begin + 32], "big")
+    part = content[begin + 32 : begin + 32 + size]
+    return part if 96 <= begin <= len(content) - 32 and len(part) == size else None
+
+
+def check_factory(deployment: WalletDeployment, factories: Collection[str]) -> None:
+    """Check that the wallet's factory is one of those that may deploy wallets. Raises `AuthorizationRefused`."""
+    if any(same_address(deployment.factory, factory) for factory in factories):
+        return
+    raise AuthorizationRefused(
+        f"the signature is of a wallet that is not on the chain yet (ERC-6492), and its factory {deployment.factory} "
+        "is called for no payer here: deploy the wallet first"
+    )
 
 
 def normal_signature(signature: bytes, *, is_contract: bool) -> bytes:
-    """The signature as the token takes it: of a key r, s and 27 or 28; of a contract unchanged.
+    """The signature as it is kept: of a key r, s and 27 or 28; of a contract what the token takes; of a wallet that is
+    yet to be deployed (ERC-6492) unchanged, with how that is done.
 
-    Raises `AuthorizationRefused` for what the token never accepts: a wallet that is yet to be deployed (ERC-6492), a
-    length, an s or a v that no key's signature has.
+    Raises `AuthorizationRefused` for a length, an s or a v that no key's signature has, and as `read_deployment` does.
     """
     if len(signature) > SIGNATURE_BYTES_MAX:
         raise AuthorizationRefused(f"the signature has {len(signature)} bytes: expected at most {SIGNATURE_BYTES_MAX}")
-    if signature.endswith(UNDEPLOYED_WALLET_MAGIC):
-        if not is_contract:
-            raise AuthorizationRefused(
-                "the signature is of a wallet that is not on the chain yet (ERC-6492), which the token refuses: "
-                "deploy the wallet first"
-            )
+    if is_of_undeployed_wallet(signature):
         # Wallets may go on adding how they were deployed: the token takes the signature alone.
-        return _signature_within(signature[: -len(UNDEPLOYED_WALLET_MAGIC)])
+        deployment = read_deployment(signature)
+        return deployment.signature if is_contract else signature
     if is_contract:
         return signature
     if len(signature) != KEY_SIGNATURE_BYTES:

@@ -39,6 +39,8 @@ class SignedPaymentPolicy:
     chain_id: int
     token: str
     treasury: str
+    wallet_factories: tuple[str, ...]
+    """Those that the relay calls for wallets that are yet to be deployed."""
     min_usd_cents: int
     """Less is not worth the relay's gas."""
     block_time: timedelta
@@ -109,6 +111,7 @@ class SignedPayments:
         check_agrees(signed.authorization, price)
         executable = await check_executable(
             *(self._chain, price, terms.domain, signed),
+            factories=policy.wallet_factories,
             seconds_per_block=policy.block_time.total_seconds(),
             longest=WINDOW_MAX,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -11,7 +12,7 @@ from chain.authorizations import (
     PayerView,
     authorization_digest,
     domain_separator,
-    transfer_calldata,
+    execution_of,
 )
 from chain.reader import ChainReader
 from chain.signatures import is_accepted_by_contract, recover_signer
@@ -53,13 +54,15 @@ async def check_executable(
     domain: TokenDomain,
     signed: SignedAuthorization,
     *,
+    factories: Collection[str],
     seconds_per_block: float,
     longest: timedelta = WINDOW_MAX,
 ) -> Executable:
     """Check window, balance, signature, and that the token would execute it now. `longest`: how long it may be valid.
 
-    That it pays what is asked for is checked before (`check_agrees`). Raises `AuthorizationRefused`,
-    `AuthorizationInUse` where its nonce is used, and `ChainUnavailable`.
+    A wallet that is yet to be deployed is accepted where its factory is one of `factories`. That it pays what is asked
+    for is checked before (`check_agrees`). Raises `AuthorizationRefused`, `AuthorizationInUse` where its nonce is used,
+    and `ChainUnavailable`.
     """
     authorization = signed.authorization
     view = await chain.authorizations.payer_view(
@@ -73,14 +76,20 @@ async def check_executable(
             f"{authorization.payer} holds {view.balance_raw} raw units: expected {authorization.value_raw}"
         )
     signed = signed.model_copy(update={"signature": normal_signature(signed.signature, is_contract=view.is_contract)})
-    await _check_signature(chain, price, domain, signed, view)
-    return Executable(signed, is_contract=view.is_contract, from_block=view.head_number)
+    execution = execution_of(price.token, signed, is_contract=view.is_contract, factories=factories)
+    if execution.to is not None:
+        await _check_signature(chain, price, domain, signed, view)
+    # Before it is deployed, a wallet's signature is checked by the token, in this simulation.
+    refusal = await chain.authorizations.refusal(execution)
+    if refusal is not None:
+        raise AuthorizationRefused(f"the token would not execute it: {refusal}")
+    return Executable(signed, is_contract=view.is_contract or execution.to is None, from_block=view.head_number)
 
 
 async def _check_signature(
     chain: ChainReader, price: Price, domain: TokenDomain, signed: SignedAuthorization, view: PayerView
 ) -> None:
-    """The payer has signed it, and the token would execute it now. Raises `AuthorizationRefused`."""
+    """The payer has signed it. Raises `AuthorizationRefused`."""
     authorization = signed.authorization
     separator = domain_separator(domain, chain_id=price.chain_id, token=price.token)
     digest = authorization_digest(authorization, separator)
@@ -91,6 +100,3 @@ async def _check_signature(
         accepted = signer is not None and same_address(signer, authorization.payer)
     if not accepted:
         raise AuthorizationRefused(f"the signature is not that of {authorization.payer}")
-    refusal = await chain.authorizations.refusal(price.token, transfer_calldata(signed, is_contract=view.is_contract))
-    if refusal is not None:
-        raise AuthorizationRefused(f"the token would not execute it: {refusal}")

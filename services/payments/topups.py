@@ -33,6 +33,8 @@ class TopUpPolicy:
     chain_id: int
     token: str
     treasury: str
+    wallet_factories: tuple[str, ...]
+    """Those that the relay calls for wallets that are yet to be deployed."""
     intent_ttl: timedelta
     min_usd_cents: int
     max_usd_cents: int
@@ -143,6 +145,7 @@ class TopUps:
                 offer.price,
                 offer.domain,
                 signed,
+                factories=self._policy.wallet_factories,
                 seconds_per_block=self._policy.block_time.total_seconds(),
             )
             signed = executable.signed

@@ -27,9 +27,17 @@ POINTS: Final = {
 """Where the relay is killed."""
 
 
+BEFORE_IT_IS_KNOWN: Final = ("after a broadcast", f"{Moment.AFTER_COMMIT.value} of what is signed")
+"""Where the payer's wallet may be deployed, and is not to be again."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
-async def test_a_relay_killed_anywhere_executes_an_authorization_once(system: PaymentSystem, point: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "is_deployed"), [*((point, True) for point in POINTS), *((point, False) for point in BEFORE_IT_IS_KNOWN)]
+)
+async def test_a_relay_killed_anywhere_executes_an_authorization_once(
+    system: PaymentSystem, point: str, is_deployed: bool
+) -> None:
     chain = system.chain
     key = Account.create()
     await chain.set_balance(key.address, 10**18)
@@ -38,11 +46,16 @@ async def test_a_relay_killed_anywhere_executes_an_authorization_once(system: Pa
         "RELAY_PRIVATE_KEY": key.key.to_0x_hex(),
         "RELAY_HEALTH_PORT": "0",
     }
+    factories = {"SMART_WALLET_FACTORIES": chain.smart_wallet_factory_address}
+    variables |= factories
     claims = ClaimedAuthorizations(system.service, system.reader, system.payments, chain_id=chain.chain_id)
     before = await chain.token_balance_raw(chain.treasury_address)
-    async with running_api(system) as api, api.visitor(HOLDER) as payee, system.worker():
+    async with running_api(system, **factories) as api, api.visitor(HOLDER) as payee, system.worker():
         counter = Counter(system, api, payee)
-        attempt_id, _ = await counter.claimed()
+        if is_deployed:
+            attempt_id, _ = await counter.claimed()
+        else:
+            attempt_id = await counter.claimed_by(await counter.new_wallet())
         doomed = system.start_command("relay", fault=POINTS[point], **variables)
         async with system.mining():
             await system.ends(doomed, exit_code=-signal.SIGKILL)

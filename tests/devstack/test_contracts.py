@@ -15,7 +15,15 @@ from tests.devstack.conftest import ROOT
 
 OWNER, OTHER, RELAYER = payer_wallets()[:3]
 CONTRACTS = {
-    "chain/contracts": ["CoinBalances", "Collector", "Forwarder", "PriceRounds", "SignatureValidator", "TokenBalances"],
+    "chain/contracts": [
+        "CoinBalances",
+        "Collector",
+        "FirstPayment",
+        "Forwarder",
+        "PriceRounds",
+        "SignatureValidator",
+        "TokenBalances",
+    ],
     "devstack/contracts": [
         "CoinSender",
         "FeeToken",

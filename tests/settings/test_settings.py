@@ -124,6 +124,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "RELAY_GAS_PER_DAY_WEI": ("0", "-1", "1.5", "0.1 ETH", str(10**24 + 1)),
     "RELAY_MAX_FEE_WEI": ("0", "-1", "1.5", "10 gwei", str(10**15 + 1)),
     "RELAY_BALANCE_ALERT_WEI": ("-1", "1.5", "0.1 ETH", str(10**24 + 1)),
+    "SMART_WALLET_FACTORIES": (*BAD_ADDRESSES, f"{OTHER_ADDRESS},0x12", f"{OTHER_ADDRESS},{CHECKSUMMED}"),
     "RELAY_HEALTH_PORT": ("-1", "65536", "http"),
     "LOG_LEVEL": ("TRACE", "10", "LOUD"),
     "LOG_FORMAT": ("xml", "1"),
@@ -299,6 +300,13 @@ def test_the_token_does_not_receive_the_payments() -> None:
     with pytest.raises(ConfigurationError, match=f"{CHECKSUMMED}.*USDC_TOKEN_ADDRESS") as refused:
         load({"TREASURY_ADDRESS": CHECKSUMMED})
     assert refused.value.setting == "TREASURY_ADDRESS"
+
+
+@pytest.mark.parametrize("name", ["USDC_TOKEN_ADDRESS", "TREASURY_ADDRESS"])
+def test_neither_the_token_nor_the_treasury_deploys_wallets(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=OTHER_ADDRESS) as refused:
+        load({name: OTHER_ADDRESS, "SMART_WALLET_FACTORIES": f"{'0x' + '77' * 20},{OTHER_ADDRESS.lower()}"})
+    assert refused.value.setting == "SMART_WALLET_FACTORIES"
 
 
 @pytest.mark.parametrize(

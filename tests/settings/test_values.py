@@ -39,6 +39,7 @@ GOOD = {
     "EXPLORER_TX_URL": "https://explorer.example/tx/{tx_hash}",
     "PUBLIC_RPC_URL": "https://node.example",
     "OPERATOR_WALLETS": WALLET,
+    "SMART_WALLET_FACTORIES": WALLET,
     "SCHEDULES_FILE": "/etc/settle/schedules.yaml",
     "EVENT_SINK_URL": NODE,
     "RECONCILIATION_DIR": "/var/lib/settle",
@@ -168,7 +169,7 @@ def test_nodes_that_differ_by_port_path_or_query_are_two(pair: str) -> None:
     assert load({"CHAIN_RPC_URLS": pair}).chain_rpc_urls == tuple(pair.split(","))
 
 
-@pytest.mark.parametrize("name", ["OPERATOR_WALLETS", "TRUSTED_PROXIES"])
+@pytest.mark.parametrize("name", ["OPERATOR_WALLETS", "TRUSTED_PROXIES", "SMART_WALLET_FACTORIES"])
 @pytest.mark.parametrize("separator", ["\n", " ", ";", "|", ",,"])
 def test_other_lists_want_single_commas_too(name: str, separator: str) -> None:
     _refusal(name, separator.join([_good(name)] * 2))

@@ -33,6 +33,7 @@ from tests.support.api import Reply, RunningApi, Visitor, running_api
 from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain
+from tests.support.smart_wallets import contract_address, wrap_with_factory
 
 PATH: Final = x402.TOP_UP_PATH
 CENTS: Final = 100
@@ -41,6 +42,9 @@ PAYER, OTHER, STRANGER, HOLDER = payer_wallets()[:4]
 """Who signs, another who signs, who broadcasts or steals, and whose account it is."""
 
 GAS_WEI: Final = 10**18
+
+ODD_FACTORY: Final = contract_address(6492)
+"""A factory that is called as well; each test says what its code does."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,28 @@ async def engine(namespace: Namespace, roles: RolePair, chain: LocalChain) -> As
     await chain.mine(1)  # its clock is the host's with the newest block
     async with open_engine(namespace, roles, chain) as opened:
         yield opened
+
+
+@dataclass(frozen=True)
+class UndeployedWallet:
+    """A smart wallet of the local chain's factory that is yet to be deployed."""
+
+    chain: LocalChain
+    owner: Wallet
+    salt: int
+    address: str
+
+    def wrapped(self, payment: SignedPayment) -> str:
+        """What its owner has signed, with how it is deployed (ERC-6492)."""
+        return wrap_with_factory(self.chain, self.owner.address, "0x" + payment.signature.hex(), self.salt)
+
+    async def is_there(self) -> bool:
+        """Whether it is on the chain by now."""
+        return bool(await self.chain.rpc("eth_getCode", self.address, "latest") != "0x")
+
+    async def deploy(self) -> None:
+        """As any account may; mined."""
+        await self.chain.deploy_smart_wallet(self.owner.address, self.salt)
 
 
 @dataclass
@@ -110,6 +136,23 @@ class Counter:
         reply = await self.post(offer, payment)
         assert reply.status == 202, reply.body
         return UUID(offer["attemptId"]), payment
+
+    async def new_wallet(self, owner: Wallet = OTHER, amount_raw: int = RAW) -> UndeployedWallet:
+        """A smart wallet that holds so much and is not on the chain; its factory is."""
+        await self.chain.deploy_smart_wallet_factory()
+        salt = secrets.randbits(64)
+        wallet = UndeployedWallet(self.chain, owner, salt, self.chain.smart_wallet_address(owner.address, salt))
+        await self.chain.mint(wallet.address, amount_raw)
+        await self.chain.mine(1)
+        return wallet
+
+    async def claimed_by(self, wallet: UndeployedWallet) -> UUID:
+        """An attempt with what that wallet has signed for it, and nothing more."""
+        offer = await self.offer()
+        payment = self.sign(offer, wallet.owner, payer=wallet.address)
+        reply = await self.post(offer, payment, signature=wallet.wrapped(payment))
+        assert reply.status == 202, reply.body
+        return UUID(offer["attemptId"])
 
     async def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """What the database holds, as its superuser sees it."""
@@ -166,12 +209,18 @@ def payment_header(offer: dict[str, Any], payment: SignedPayment, **changes: Any
     return x402.as_header(content)
 
 
+def wallet_factories(chain: LocalChain) -> tuple[str, ...]:
+    """Those that are called for wallets which are yet to be deployed."""
+    return chain.smart_wallet_factory_address, ODD_FACTORY
+
+
 def relay_policy(engine: Engine, **changes: Any) -> RelayPolicy:
     """What the tests' relay may do."""
     policy = RelayPolicy(
         chain_id=engine.chain.chain_id,
         token=engine.chain.token_address,
         treasury=engine.chain.treasury_address,
+        wallet_factories=wallet_factories(engine.chain),
         min_confirmations=MIN_CONFIRMATIONS,
         block_time=engine.settings.block_time,
         limits=DailyLimits(100, 5),
@@ -213,7 +262,7 @@ async def till(engine: Engine) -> AsyncIterator[Till]:
     key = await new_key(engine.chain)
     begin = await engine.chain.block_number()
     async with (
-        running_api(engine) as api,
+        running_api(engine, SMART_WALLET_FACTORIES=",".join(wallet_factories(engine.chain))) as api,
         api.visitor(HOLDER) as payee,
         opened_relay(engine, key) as relay,
     ):

@@ -277,13 +277,18 @@ def test_fees_are_bounded_in_first_and_replacing_transactions() -> None:
 
 def test_it_signs_what_a_wallet_would() -> None:
     key, account = RelayKey.parse(SECRET, setting="X"), Account.from_key(SECRET)
-    to = OTHER.address
-    for calldata in (b"", b"\x01", b"\x99" * 70, b"\x07" * 5_000):
+    for to, calldata in (
+        (OTHER.address, b""),
+        (OTHER.address, b"\x01"),
+        (OTHER.address, b"\x07" * 5_000),
+        (None, b"\x99"),
+    ):
         for nonce, fee, tip in ((0, 10**9, 0), (127, 10**18, 5), (2**40, 2**64, 2**64)):
             signed = key.sign(
                 chain_id=8453, nonce=nonce, to=to, calldata=calldata, gas=90_000, max_fee_wei=fee, priority_fee_wei=tip
             )
-            fields = {"type": 2, "chainId": 8453, "nonce": nonce, "to": to, "data": calldata, "value": 0}
+            fields = {"type": 2, "chainId": 8453, "nonce": nonce, "data": calldata, "value": 0}
+            fields |= {} if to is None else {"to": to}
             fees = {"gas": 90_000, "maxFeePerGas": fee, "maxPriorityFeePerGas": tip}
             expected = account.sign_transaction({**fields, **fees})
             assert signed.raw == bytes(expected.raw_transaction)

@@ -21,6 +21,10 @@ TO_CHARGE: Final = 68_734
 """A charge's address holds nothing before."""
 OF_SMART_WALLET: Final = 53_586
 """The overload with bytes, and the wallet's own code."""
+CREATION_GAS: Final = 32_000
+INIT_CODE_WORD_GAS: Final = 2
+OF_UNDEPLOYED_WALLET: Final = 476_735
+"""The same with the wallet's deployment by its factory, and the relay's code that calls both."""
 
 
 async def execution_gas(till: Till, tx_hash: str) -> int:
@@ -30,7 +34,10 @@ async def execution_gas(till: Till, tx_hash: str) -> int:
     sent: dict[str, Any] = await till.chain.rpc("eth_getTransactionByHash", tx_hash)
     data = bytes.fromhex(sent["input"][2:])
     zeros = data.count(0)
-    return int(receipt["gasUsed"], 16) - INTRINSIC_GAS - ZERO_BYTE_GAS * zeros - OTHER_BYTE_GAS * (len(data) - zeros)
+    intrinsic = INTRINSIC_GAS + ZERO_BYTE_GAS * zeros + OTHER_BYTE_GAS * (len(data) - zeros)
+    if sent["to"] is None:
+        intrinsic += CREATION_GAS + INIT_CODE_WORD_GAS * -(-len(data) // 32)
+    return int(receipt["gasUsed"], 16) - intrinsic
 
 
 async def relayed(till: Till) -> list[int]:
@@ -69,6 +76,10 @@ async def test_gas_of_signed_payments_is_exact(till: Till) -> None:
     )
     assert reply.status == 202, reply.body
     assert await relayed(till) == [OF_SMART_WALLET]
+
+    undeployed = await till.new_wallet()
+    await till.claimed_by(undeployed)
+    assert await relayed(till) == [OF_UNDEPLOYED_WALLET]
 
 
 async def test_the_limit_is_a_fifth_above_what_is_used(till: Till) -> None:

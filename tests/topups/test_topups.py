@@ -15,7 +15,6 @@ from devstack.processes import wait_until
 from domain.payments import x402
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from tests.support.engine import MIN_CONFIRMATIONS
-from tests.support.smart_wallets import wrap_with_factory
 from tests.topups.conftest import CENTS, HOLDER, OTHER, PATH, PAYER, RAW, STRANGER, Till, payment_header
 
 
@@ -121,28 +120,6 @@ async def test_a_smart_wallet_pays_by_bytes_of_its_own(till: Till) -> None:
         await till.settle(attempt_id)
     assert (await till.engine.attempt(attempt_id)).from_address == wallet
     assert await till.status(attempt_id) is AttemptStatus.CREDITED
-
-
-@pytest.mark.parametrize("is_deployed", [True, False])
-async def test_a_wallet_that_adds_how_it_is_deployed_pays_once_it_is_there(till: Till, is_deployed: bool) -> None:
-    """ERC-6492: the token verifies no wallet that is yet to be deployed, and takes no wrapper of a signature."""
-    wallet = await till.chain.deploy_smart_wallet(OTHER.address)
-    await till.chain.mint(wallet, RAW)
-    await till.chain.mine(1)
-    if not is_deployed:
-        await till.chain.rpc("anvil_setCode", wallet, "0x")
-    offer = await till.offer()
-    payment = till.sign(offer, OTHER, payer=wallet)
-    wrapped = wrap_with_factory(till.chain, OTHER.address, "0x" + payment.signature.hex())
-    reply = await till.post(offer, payment, signature=wrapped)
-    assert reply.status == (202 if is_deployed else 422)
-    if is_deployed:
-        await till.relay.run_once()
-        await till.chain.mine(1)
-        [(tx_hash,)] = await till.rows("SELECT tx_hash FROM relay_transactions")
-        assert int((await till.chain.wait_for_receipt(tx_hash))["status"], 16) == 1
-    else:
-        assert reply.code == "AUTHORIZATION_REFUSED"
 
 
 async def test_it_does_not_matter_who_broadcasts(till: Till) -> None:

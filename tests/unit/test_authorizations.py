@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from eth_abi.abi import encode as abi_encode
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 
@@ -16,16 +17,20 @@ from chain.authorizations import Fate, attempt_nonce, authorization_digest, doma
 from domain.errors import AuthorizationRefused, InvalidInput
 from domain.payments import x402
 from domain.payments.authorizations import (
+    DEPLOYMENT_BYTES_MAX,
     HALF_CURVE_ORDER,
     SIGNATURE_BYTES_MAX,
     UNDEPLOYED_WALLET_MAGIC,
+    WALLET_SIGNATURE_BYTES_MAX,
     Authorization,
     Price,
     TokenDomain,
+    WalletDeployment,
     check_agrees,
     check_window,
     nonce_preimage,
     normal_signature,
+    read_deployment,
     typed_data,
 )
 
@@ -149,6 +154,30 @@ def test_a_contracts_signature_is_its_own_matter_but_for_size_and_deployment() -
     for refused in (b"\x01" * (SIGNATURE_BYTES_MAX + 1), UNDEPLOYED_WALLET_MAGIC):
         with pytest.raises(AuthorizationRefused):
             normal_signature(refused, is_contract=True)
+
+
+@pytest.mark.parametrize(
+    ("calldata", "inner", "is_accepted"),
+    [
+        (DEPLOYMENT_BYTES_MAX, 65, True),
+        (DEPLOYMENT_BYTES_MAX + 1, 65, False),
+        (0, WALLET_SIGNATURE_BYTES_MAX, True),
+        (0, WALLET_SIGNATURE_BYTES_MAX + 1, False),
+        (0, 0, True),
+    ],
+)
+def test_what_deploys_a_wallet_is_bounded(calldata: int, inner: int, is_accepted: bool) -> None:
+    parts = [OTHER, b"\x07" * calldata, b"\x08" * inner]
+    wrapped = abi_encode(["address", "bytes", "bytes"], parts) + UNDEPLOYED_WALLET_MAGIC
+    if not is_accepted:
+        with pytest.raises(AuthorizationRefused):
+            normal_signature(wrapped, is_contract=True)
+        return
+    assert read_deployment(wrapped) == WalletDeployment(
+        factory=OTHER, calldata=b"\x07" * calldata, signature=b"\x08" * inner
+    )
+    assert normal_signature(wrapped, is_contract=False) == wrapped
+    assert normal_signature(wrapped, is_contract=True) == b"\x08" * inner
 
 
 @pytest.mark.parametrize(
