@@ -18,12 +18,12 @@ from activities.operations.signatures import (
     SingletonWorkflows,
 )
 from db.clock import read_clock
-from db.deposits import charges
 from db.engine import ServiceDatabase
 from db.operations import housekeeping
 from db.payments.recovery import Window
 from domain.errors import ChainUnavailable
 from domain.payments.attempt import AttemptStatus, ErrorCode
+from services.deposits.expiry import expire_charges
 from services.payments.finality import FinalityDecider
 from services.payments.recovery import PaymentRecovery, Recovered
 from services.ports import SingletonStarter
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class HousekeepingActivities(HousekeepingSignatures):
-    """Each batch is one transaction; safe to repeat, to run concurrently, and to be stopped half-way."""
+    """Each batch is one transaction, or one for each charge. Safe to repeat, to run at once, to be stopped half-way."""
 
     def __init__(
         self,
@@ -69,8 +69,7 @@ class HousekeepingActivities(HousekeepingSignatures):
 
     async def _expire_charges(self, batch_size: int) -> None:
         while True:
-            async with self._database.transaction() as connection:
-                count = await charges.expire_charges(connection, limit=batch_size)
+            count = await expire_charges(self._database, limit=batch_size)
             if count:
                 log.info("charges expired", count=count)
             if count < batch_size:

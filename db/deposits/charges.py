@@ -106,13 +106,14 @@ _WAITING: Final = text(
 
 _OWNER: Final = text("SELECT user_id, billing_account_id FROM owner_of_charge(:id) WHERE user_id IS NOT NULL")
 
-_EXPIRE: Final = text(
+_DUE: Final = text(
     """
-    SELECT refresh_charge(due.id) FROM (
-        SELECT c.id FROM charges c WHERE c.status = 'new' AND c.price_expires_at <= clock_timestamp()
-         ORDER BY c.price_expires_at LIMIT :limit) due
+    SELECT c.id FROM charges c WHERE c.status = 'new' AND c.price_expires_at <= clock_timestamp()
+     ORDER BY c.price_expires_at LIMIT :limit
     """
 )
+
+_REFRESH: Final = text("SELECT refresh_charge(:id)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,11 @@ async def find_owner(connection: AsyncConnection, charge_id: UUID) -> OwnerOfCha
     return OwnerOfCharge(row.user_id, row.billing_account_id) if row else None
 
 
-async def expire_charges(connection: ServiceConnection, *, limit: int) -> int:
-    """Let at most `limit` charges whose price has run out with nothing received be `expired`; how many were due."""
-    return len((await connection.connection.execute(_EXPIRE, {"limit": limit})).all())
+async def list_due(connection: ServiceConnection, *, limit: int) -> list[UUID]:
+    """At most `limit` charges whose price has run out with nothing received, the oldest first."""
+    return list((await connection.connection.execute(_DUE, {"limit": limit})).scalars())
+
+
+async def refresh(connection: ServiceConnection, charge_id: UUID) -> None:
+    """Write the status that a charge has by now."""
+    await connection.connection.execute(_REFRESH, {"id": charge_id})

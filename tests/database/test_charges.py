@@ -15,6 +15,7 @@ from db.deposits.charges import NewCharge
 from devstack.processes import wait_until
 from domain.deposits.charges import ChargeStatus, Received, status_of
 from domain.deposits.methods import Scheme
+from services.deposits.expiry import expire_charges
 from tests.support.deposits import METHOD, add_method, see_deposit, settle_deposit
 from tests.support.deposits import status_of as stored_status
 from tests.support.payments import CHAIN_ID, TREASURY, RolePair, tx_hash
@@ -59,8 +60,7 @@ async def charge(roles: RolePair, *, expires_in: timedelta = MINUTE, number: int
 
 
 async def expire(roles: RolePair, limit: int = 10) -> int:
-    async with roles.service.transaction() as connection:
-        return await charges.expire_charges(connection, limit=limit)
+    return await expire_charges(roles.service, limit=limit)
 
 
 CREDITED, LOST = "CREDITED", ("REJECTED", "FAILED", "REVERSED")
@@ -162,13 +162,32 @@ async def test_of_two_deposits_at_once_the_second_one_sees_the_first(roles: Role
     half = QUOTED_RAW // 2
     first = see_deposit(roles.database, address, 1)
 
+    with connect(roles.database.superuser_url) as superuser, superuser.transaction():
+        superuser.execute("UPDATE deposits SET value_raw = %s WHERE id = %s", (half, first))
+        second = asyncio.create_task(asyncio.to_thread(see_deposit, roles.database, address, half))
+        await wait_for_lock(roles)
+    await second
+    assert stored_status(roles.database, charge_id) == "confirming"
+
+
+async def test_charges_that_expire_are_not_held_while_another_is_waited_for(roles: RolePair) -> None:
+    """What records deposits locks charges in the order of the deposits: with one of each held, both would wait."""
+    add_method(roles.database)
+    first, _ = await charge(roles, expires_in=-2 * MINUTE, number=1)
+    second, _ = await charge(roles, expires_in=-MINUTE, number=2)
+    with connect(roles.database.superuser_url) as superuser, superuser.transaction():
+        superuser.execute("SELECT refresh_charge(%s)", (second,))
+        expiring = asyncio.create_task(expire(roles))
+        await wait_for_lock(roles)
+        superuser.execute("SELECT refresh_charge(%s)", (first,))
+    assert await expiring == 2
+
+
+async def wait_for_lock(roles: RolePair) -> None:
+    """Until a statement in the database waits for another one's."""
+
     async def waits() -> bool:
         question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = %s"
         return bool(scalar(roles.database.superuser_url, question, "Lock"))
 
-    with connect(roles.database.superuser_url) as superuser, superuser.transaction():
-        superuser.execute("UPDATE deposits SET value_raw = %s WHERE id = %s", (half, first))
-        second = asyncio.create_task(asyncio.to_thread(see_deposit, roles.database, address, half))
-        await wait_until(waits, timeout_seconds=10, what="the second one's wait")
-    await second
-    assert stored_status(roles.database, charge_id) == "confirming"
+    await wait_until(waits, timeout_seconds=10, what="a wait for a lock")
