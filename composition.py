@@ -104,7 +104,9 @@ def signed_payment_policy(settings: Settings) -> SignedPaymentPolicy:
 
 def settlement_preconditions(settings: Settings, chain: ChainReader) -> SettlementPreconditions:
     """What must be true of chain and token. Raises `ConfigurationError` without a treasury."""
-    return SettlementPreconditions(chain.contracts, settings.require_treasury_address())
+    return SettlementPreconditions(
+        chain.contracts, settings.require_treasury_address(), usdc=settings.usdc_token_address
+    )
 
 
 def settlement_starter(temporal: Client, settings: Settings, database: TenantDatabase) -> TemporalStarter:

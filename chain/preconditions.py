@@ -36,6 +36,10 @@ CHECK_SECONDS_MAX: Final = 7.0
 RESERVED_ADDRESSES: Final = 0x10000
 """Below are the zero address, precompiled contracts and 0x…dEaD: what is sent there is lost."""
 
+SETTING: Final = "USDC_TOKEN_ADDRESS"
+ELSEWHERE: Final = "the token of a payment method (settle methods list), or of an earlier USDC_TOKEN_ADDRESS,"
+"""Where a token comes from that is not the setting's: its method says which it is, or an attempt that still waits."""
+
 TOKENS_MAX: Final = 16
 """Tokens whose answer is cached: the one of the settings, and those that open intents name."""
 
@@ -105,10 +109,12 @@ def evaluate(
     silent: Sequence[NoResponse],
     *,
     decimals: int = TOKEN_DECIMALS,
+    named: str = SETTING,
 ) -> Preconditions:
     """Whether payments in `token` to `treasury` may be credited, by the answers of all nodes.
 
-    `decimals` are those that its amounts are counted in: the payment method's, where it is not USDC.
+    `decimals` are those that its amounts are counted in: the payment method's, where it is not USDC. `named`: what
+    gives the token.
     """
     if int(treasury, 16) < RESERVED_ADDRESSES or same_address(treasury, token):
         what = "the token itself" if same_address(treasury, token) else "an address without a known key"
@@ -139,7 +145,7 @@ def evaluate(
     names = ", ".join(one.endpoint for one in group)
     return Preconditions(
         State.BROKEN if problem else State.MET,
-        f"USDC_TOKEN_ADDRESS is invalid: {problem} ({names})" if problem else f"{_said(answer)} ({names})",
+        f"{named} is invalid: {problem} ({names})" if problem else f"{_said(answer)} ({names})",
         head_number=reached_by_most([one.head_number for one in group]),
         answer=answer,
         dissenters=strangers + tuple(f"{one.endpoint}: {_said(one)}" for one in others),
@@ -183,12 +189,20 @@ class _Kept:
 class SettlementPreconditions:
     """Checks the preconditions for each token and caches the answer. Concurrent callers share one request.
 
-    `clock` is a monotonic clock in seconds.
+    `usdc` is the setting's token; without it each is taken for that. `clock` is a monotonic clock in seconds.
     """
 
-    def __init__(self, chain: _AsksForTokens, treasury: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        chain: _AsksForTokens,
+        treasury: str,
+        *,
+        usdc: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._chain = chain
         self._treasury = treasury
+        self._usdc = usdc
         self._clock = clock
         self._kept: dict[_Token, _Kept] = {}
         self._confirmed: dict[_Token, bool] = {}
@@ -261,8 +275,11 @@ class SettlementPreconditions:
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 answers, silent = await self._chain.ask_about_token(token.address, self._treasury)
+            is_setting = self._usdc is None or same_address(token.address, self._usdc)
             found = evaluate(
-                self._chain.chain_id, token.address, self._treasury, answers, silent, decimals=token.decimals
+                *(self._chain.chain_id, token.address, self._treasury, answers, silent),
+                decimals=token.decimals,
+                named=SETTING if is_setting else ELSEWHERE,
             )
         except TimeoutError:
             message = f"the chain nodes did not answer in time about token {token.address}"

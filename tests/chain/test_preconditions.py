@@ -54,6 +54,22 @@ def test_a_token_that_most_nodes_say_is_not_usdc_is_refused_by_the_name_of_its_s
 
 
 @pytest.mark.parametrize(
+    ("usdc", "named"),
+    [(TOKEN.upper().replace("X", "x"), "USDC_TOKEN_ADDRESS is"), ("0x" + "71" * 20, "the token of a payment method")],
+)
+async def test_a_token_of_a_payment_method_is_not_refused_in_the_settings_name(usdc: str, named: str) -> None:
+    class Nodes:
+        chain_id = 1
+
+        async def ask_about_token(self, token: str, treasury: str) -> tuple[list[TokenAnswer], list[NoResponse]]:
+            return [answer("a", decimals=18)], []
+
+    found = await SettlementPreconditions(Nodes(), TREASURY, usdc=usdc).check(TOKEN)
+    assert found.state is State.BROKEN
+    assert found.message.startswith(named)
+
+
+@pytest.mark.parametrize(
     ("answers", "silences", "state"),
     [
         ([answer("a")], [], State.MET),
