@@ -117,7 +117,7 @@ def settlement_starter(temporal: Client, settings: Settings, database: TenantDat
 
 def singleton_workflows(settings: Settings) -> list[SingletonWorkflow]:
     """Singleton workflows besides the scheduled ones: the chain watch, where its scope is configured."""
-    if settings.treasury_address is None:
+    if settings.treasury_address is None and not is_utxo_chain(settings.chain_id):
         return []
     return [
         SingletonWorkflow(

@@ -35,6 +35,7 @@ from domain.money import (
 from domain.operations.findings import DEFAULT_DUST_BELOW_RAW
 from domain.operations.governance_call import GovernanceLoopPolicy
 from domain.payments.finality import FinalityLevel, FinalityPolicy
+from domain.transfers.income import ZERO_ADDRESS
 from domain.utxo import UTXO_CHAINS, is_utxo_chain
 
 BASE_CHAIN_ID: Final = 8453
@@ -610,8 +611,21 @@ class Settings(BaseModel):
         return NATIVE_COIN if is_utxo_chain(self.chain_id) else self.usdc_token_address
 
     def require_treasury_address(self) -> str:
-        """`TREASURY_ADDRESS`, or `ConfigurationError`."""
+        """`TREASURY_ADDRESS`, or `ConfigurationError`.
+
+        Of Bitcoin's family, where nothing is sent to it, it need not be set: then it is the zero address, to which no
+        payment is credited.
+        """
+        if self.treasury_address is None and is_utxo_chain(self.chain_id):
+            return ZERO_ADDRESS
         return _required("TREASURY_ADDRESS", self.treasury_address, _ADDRESS_EXPECTED)
+
+    def require_evm_chain(self) -> None:
+        """Raises `ConfigurationError` on a chain of Bitcoin's family: no wallet signs in there, nor is there USDC."""
+        if is_utxo_chain(self.chain_id):
+            raise ConfigurationError.invalid(
+                "CHAIN_ID", self.chain_id, "an EVM chain, on which wallets sign in: Bitcoin's needs a worker only"
+            )
 
 
 def _required(name: str, value: _T | None, expected: str) -> _T:

@@ -37,7 +37,6 @@ from db.startup import (
     check_writes,
 )
 from domain.errors import ConfigurationError
-from domain.utxo import is_utxo_chain
 from services.deposits.charges import Charges
 from services.deposits.signed_payments import SignedPayments
 from services.operations.clocks import EVERY_SECONDS as CLOCKS_EVERY_SECONDS
@@ -57,10 +56,7 @@ log = structlog.get_logger(__name__)
 
 def api_settings(settings: Settings) -> ApiSettings:
     """The interface's own settings. Raises `ConfigurationError` without `API_URL`, and for a chain without wallets."""
-    if is_utxo_chain(settings.chain_id):
-        raise ConfigurationError.invalid(
-            "CHAIN_ID", settings.chain_id, "an EVM chain, on which wallets sign in: Bitcoin's needs a worker only"
-        )
+    settings.require_evm_chain()
     return ApiSettings(
         origin=settings.require_api_url(),
         platform_name=settings.platform_name,

@@ -25,6 +25,7 @@ async def create(
 ) -> None:
     """Create an intent, and print what to send where."""
     address = checksum_address(wallet, field="--wallet")
+    settings.require_evm_chain()
     async with payments_client(settings, variables) as client:
         try:
             await client.require_payer(address)

@@ -25,6 +25,7 @@ def relay_key(settings: Settings) -> RelayKey:
 
 def relay_options(settings: Settings) -> RelayOptions:
     """What the process is made of. Raises `ConfigurationError`."""
+    settings.require_evm_chain()
     return RelayOptions(
         database_url=settings.require_relay_database_url(),
         chain=chain_reader(settings),

@@ -27,6 +27,7 @@ SATOSHIS: Final = (100_000_000, 100_000_000, 123_456_700)
 
 OF_BITCOIN: Final = {
     "CHAIN_ID": str(REGTEST.chain_id),
+    "TREASURY_ADDRESS": "",
     "MIN_CONFIRMATIONS": str(CONFIRMATIONS),
     "FINALITY": "confirmations",
     "FINALITY_LARGE": "confirmations",

@@ -9,6 +9,8 @@ from typing import Final
 import pytest
 
 from api.process import api_settings
+from commands.relay import relay_options
+from composition import singleton_workflows
 from devstack.bitcoin_chain import BitcoinChain
 from devstack.chain import LocalChain
 from domain.errors import ConfigurationError
@@ -25,6 +27,7 @@ from workflows.registry import JOBS
 
 OF_BITCOIN: Final = {
     "CHAIN_ID": str(REGTEST.chain_id),
+    "TREASURY_ADDRESS": "",
     "CHAIN_BLOCK_TIME_SECONDS": "600",
     "FINALITY": "confirmations",
     "FINALITY_LARGE": "confirmations",
@@ -88,9 +91,24 @@ def test_a_chain_that_cannot_be_read_is_refused() -> None:
         load({**OF_BITCOIN, "CHAIN_ID": str(UTXO_CHAINS_FROM)})
 
 
-def test_no_one_signs_in_on_bitcoin() -> None:
-    with pytest.raises(ConfigurationError, match="CHAIN_ID is invalid"):
-        api_settings(load({**OF_BITCOIN, "API_URL": "http://127.0.0.1:8000"}))
+def test_no_one_signs_in_or_is_relayed_for_on_bitcoin() -> None:
+    settings = load({**OF_BITCOIN, "API_URL": "http://127.0.0.1:8000"})
+    for of_evm_chains in (api_settings, relay_options):
+        with pytest.raises(ConfigurationError, match="CHAIN_ID is invalid"):
+            of_evm_chains(settings)
+
+
+async def test_nothing_is_asked_for_that_would_go_to_no_treasury(tmp_path: Path) -> None:
+    created = await asyncio.to_thread(
+        settle, ["attempt", "create", "--wallet", "0x" + "11" * 20, "--cents", "100"], OF_BITCOIN, tmp_path
+    )
+    assert (created.exit_code, "CHAIN_ID is invalid" in created.stderr) == (2, True)
+
+
+def test_the_watcher_follows_bitcoin_without_a_treasury() -> None:
+    """Elsewhere there is nothing to follow before it is set."""
+    assert len(singleton_workflows(load(OF_BITCOIN))) == 1
+    assert singleton_workflows(load({})) == []
 
 
 def test_jobs_about_contracts_are_not_scheduled_there() -> None:

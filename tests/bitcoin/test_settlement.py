@@ -32,6 +32,7 @@ async def bitcoin_worker(engine: Engine, *urls: str) -> AsyncIterator[None]:
         {
             **engine.variables,
             "CHAIN_ID": str(REGTEST.chain_id),
+            "TREASURY_ADDRESS": "",
             "CHAIN_RPC_URLS": ",".join(urls),
             "FINALITY": "confirmations",
             "FINALITY_LARGE": "confirmations",
