@@ -19,7 +19,7 @@ from services.deposits.expiry import expire_charges
 from tests.support.deposits import METHOD, add_method, see_deposit, settle_deposit
 from tests.support.deposits import status_of as stored_status
 from tests.support.payments import CHAIN_ID, TREASURY, RolePair, tx_hash
-from tests.support.sql import connect, query, refused, scalar
+from tests.support.sql import connect, query, refused, scalar, waits_for_lock
 
 QUOTED_RAW = 1_000
 MINUTE = timedelta(minutes=1)
@@ -185,9 +185,5 @@ async def test_charges_that_expire_are_not_held_while_another_is_waited_for(role
 
 async def wait_for_lock(roles: RolePair) -> None:
     """Until a statement in the database waits for another one's."""
-
-    async def waits() -> bool:
-        question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = %s"
-        return bool(scalar(roles.database.superuser_url, question, "Lock"))
-
-    await wait_until(waits, timeout_seconds=10, what="a wait for a lock")
+    superuser_url = roles.database.superuser_url
+    await wait_until(lambda: waits_for_lock(superuser_url), timeout_seconds=10, what="a wait for a lock")

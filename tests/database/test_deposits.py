@@ -15,7 +15,7 @@ from devstack.processes import wait_until
 from domain.chain import DEPOSITS_TOKEN
 from tests.support.deposits import CHAIN_ID, METHOD, NEVER_DEPLOYED, add_method, add_ring, settle_deposit
 from tests.support.payments import RolePair, tx_hash, wallet
-from tests.support.sql import connect, query, scalar
+from tests.support.sql import connect, query, scalar, waits_for_lock
 
 TX: Final = tx_hash(9)
 OTHER_TOKEN: Final = "0x" + "6b" * 20
@@ -138,14 +138,12 @@ async def test_a_tokens_deposit_is_of_the_method_that_made_its_address(roles: Ro
 async def test_of_two_that_write_at_once_the_second_one_waits_and_changes_nothing(roles: RolePair) -> None:
     observe(roles, [Log(await address(roles))])
 
-    async def waits() -> bool:
-        question = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = %s"
-        return bool(scalar(roles.database.superuser_url, question, "Lock"))
-
     async with roles.service.transaction() as connection:
         await keep_deposits(connection, CHAIN_ID, [TX])
         second = asyncio.create_task(keep(roles))
-        await wait_until(waits, timeout_seconds=10, what="the second one's wait")
+        await wait_until(
+            lambda: waits_for_lock(roles.database.superuser_url), timeout_seconds=10, what="the second one's wait"
+        )
     await second
     assert len(kept(roles)) == 1
 

@@ -112,6 +112,16 @@ def scalar(url: str, statement: str, *values: Any, user_id: str | None = None) -
     return value
 
 
+WAITING: Final = (
+    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
+
+
+def waits_for_lock(superuser_url: str) -> bool:
+    """Whether a statement in the database waits for what another transaction has locked."""
+    return bool(scalar(superuser_url, WAITING))
+
+
 @contextmanager
 def refused(
     error_type: type[psycopg.Error], constraint: str | None = None, *, match: str | None = None

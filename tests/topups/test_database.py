@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -11,7 +13,9 @@ from psycopg.errors import CheckViolation, InsufficientPrivilege, RestrictViolat
 
 from db.clock import read_clock
 from db.operations.housekeeping import expire_intents
+from devstack.processes import wait_until
 from domain.payments.attempt import AttemptStatus
+from tests.support.sql import waits_for_lock
 from tests.topups.conftest import CENTS, HOLDER, PATH, STRANGER, Till
 
 
@@ -90,3 +94,25 @@ async def test_the_relay_stores_the_next_nonce_and_no_other(till: Till) -> None:
                 connection.execute(store, (chain_id, relayer, nonce, claimed))
             assert refused.value.diag.constraint_name == "relay_nonces_in_order"
         assert connection.execute(store, (chain_id, relayer, 5, claimed)).fetchone() == (True,)
+
+
+async def test_of_two_replacements_at_once_one_is_stored(till: Till) -> None:
+    """Each replaces what it has read: of the second one that is no longer all that there is."""
+    claimed, _ = await till.claimed()
+    database, chain_id, relayer = till.engine.database, till.engine.chain.chain_id, "0x" + "7" * 40
+
+    def store(connection: psycopg.Connection[Any], replaces: int, digit: str) -> object:
+        statement = f"SELECT relay_store(%s, %s, 5, %s, %s, '0x' || repeat('{digit}', 64), '', 100000, 1, 1)"
+        return connection.execute(statement.encode(), (chain_id, relayer, claimed, replaces)).fetchone()
+
+    connections = [psycopg.connect(database.relay_url, autocommit=True) for _ in range(2)]
+    with connections[0] as first, connections[1] as second:
+        first.execute("SELECT relay_next_nonce(%s, %s, 5)", (chain_id, relayer))
+        assert store(first, 0, "a") == (True,)
+        with first.transaction():
+            assert store(first, 1, "b") == (True,)
+            waiting = asyncio.create_task(asyncio.to_thread(store, second, 1, "c"))
+            await wait_until(
+                lambda: waits_for_lock(database.superuser_url), timeout_seconds=10, what="the second one's wait"
+            )
+        assert await waiting == (False,)
