@@ -30,7 +30,7 @@ from tests.database.signed_rows import (
 )
 from tests.support.deposits import METHOD, add_method, see_deposit
 from tests.support.payments import CHAIN_ID, RolePair
-from tests.support.sql import query, scalar, waits_for_lock
+from tests.support.sql import scalar, waits_for_lock
 
 STRANGER = "0x" + "9" * 40
 PAY_TO = "0x" + "2" * 40
@@ -92,19 +92,23 @@ class Claims:
         failed_per_account: int = MANY,
     ) -> str:
         """An authorization for a charge."""
-        address = "SELECT address FROM deposit_addresses WHERE charge_id = %s"
         valid_before = BEFORE[valid_for]
         return str(
             as_api(
                 self.roles.database,
                 "SELECT claim_charge_authorization(%s, %s, %s, %s, %s, %s, %s, %s, %s, '', false, 1, %s, %s, %s, %s)",
                 *(charge_id, chain_id, token, wallet),
-                to or query(self.roles.database.service_url, address, charge_id)[0][0],
+                to or self.address(charge_id),
                 *(value_raw, valid_after, valid_before, hash_(nonce)),
                 *(per_charge, failed_per_charge, per_account, failed_per_account),
                 user_id=(by or self.alice).user_id,
             )[0][0]
         )
+
+    def address(self, charge_id: UUID) -> str:
+        """Where a charge is paid to."""
+        found = "SELECT address FROM deposit_addresses WHERE charge_id = %s"
+        return str(scalar(self.roles.database.service_url, found, charge_id))
 
     def charge(self, payer: Payer | None = None) -> UUID:
         """A charge of 100 raw units."""
@@ -198,16 +202,15 @@ async def test_of_two_claims_at_once_the_second_one_is_told_of_the_first(claims:
 
 
 def test_what_is_signed_for_a_charge_is_of_its_owners_scope_token_chain_address_and_amount(claims: Claims) -> None:
+    add_method(claims.roles.database, "DAI:local", address=OTHER_TOKEN)
     charge_id, other = claims.charge(), claims.charge(claims.bob)
     for wrong in ({"by": claims.bob}, {"chain_id": ELSEWHERE}, {"token": OTHER_TOKEN}, {"to": PAY_TO}):
         assert claims.sign(charge_id, 1, **wrong) == "not_found"
-    assert claims.sign(uuid4(), 1, to=PAY_TO) == "not_found"
+    assert claims.sign(uuid4(), 1, to=PAY_TO) == claims.sign(uuid4(), 1, to=claims.address(charge_id)) == "not_found"
+    assert claims.sign(charge_id, 1, to=claims.address(claims.charge())) == "not_found"
     for value_raw in (QUOTED_RAW - 1, QUOTED_RAW + 1):
         assert claims.sign(charge_id, 1, value_raw=value_raw) == "another_amount"
-    [(address,)] = query(
-        claims.roles.database.service_url, "SELECT address FROM deposit_addresses WHERE charge_id = %s", charge_id
-    )
-    see_deposit(claims.roles.database, address, 40)
+    see_deposit(claims.roles.database, claims.address(charge_id), 40)
     assert claims.sign(charge_id, 1) == "another_amount"
     assert claims.sign(charge_id, 1, value_raw=QUOTED_RAW - 40) == "new"
     assert claims.sign(other, 2, by=claims.bob) == "new"
@@ -226,10 +229,12 @@ def test_one_is_on_its_way_at_a_time_and_a_nonce_is_used_once(claims: Claims) ->
     assert claims.sign(other, 1) == "in_use"
     assert claims.sign(charge_id, 2) == claims.sign(charge_id, 1, wallet=STRANGER) == "on_its_way"
     assert claims.sign(other, 1, wallet=STRANGER) == "new"
+    assert claims.sign(charge_id, 1, wallet=STRANGER) == "in_use"
     third = claims.charge()
     for place in ({"chain_id": ELSEWHERE}, {"token": OTHER_TOKEN}):
         claims.rows.signed("other", nonce=9, **place)
     assert claims.sign(third, 9) == "new"
+    assert claims.sign(charge_id, 9) == "in_use"
     claims.rows.signed("other", nonce=8, charge_id=third, wallet=STRANGER, valid_for=-A_WHILE)
     assert claims.sign(claims.charge(), 8) == "new"
 
@@ -242,6 +247,22 @@ def test_after_one_that_has_expired_or_failed_another_may_sign(claims: Claims) -
         if case == "reverted":
             claims.rows.nonce(1, one, "reverted", is_of_charge=True)
         assert claims.sign(charge_id, 800 + lasts.days) == "new"
+
+
+@pytest.mark.parametrize("what", ["charge", "nonce"])
+async def test_of_two_who_sign_at_once_the_second_one_is_told_of_the_first(claims: Claims, what: str) -> None:
+    charge_id = claims.charge()
+    second = (charge_id, 2) if what == "charge" else (claims.charge(), 1)
+    with psycopg.connect(claims.roles.database.app_url) as first:
+        first.execute("SELECT set_config('settle.user_id', %s, true)", (claims.alice.user_id,))
+        first.execute(
+            "SELECT claim_charge_authorization(%s, %s, %s, %s, %s, 100, 0, 2000000000, %s, '', false, 1, 9, 9, 9, 9)",
+            (charge_id, CHAIN_ID, TOKEN, PAYER, claims.address(charge_id), hash_(1)),
+        )
+        signing = asyncio.create_task(asyncio.to_thread(claims.sign, *second))
+        superuser_url = claims.roles.database.superuser_url
+        await wait_until(lambda: waits_for_lock(superuser_url) or signing.done(), timeout_seconds=10, what="its wait")
+    assert await signing == ("on_its_way" if what == "charge" else "in_use")
 
 
 def test_signatures_of_a_day_are_limited_and_those_that_failed(claims: Claims) -> None:
@@ -274,6 +295,9 @@ def test_what_is_said_of_a_signature_is_what_the_relay_and_the_chain_know_of_it(
     unsent, sent, late = add(), add(), add(valid_for=-A_WHILE)
     reverted, lost, succeeded = add(), add(), add()
     executed, ended = add(ended="executed", executed_by=hash_(77)), add(ended="expired")
+    over = add(valid_for=-A_WHILE)
+    rows.nonce(30, over[0], "succeeded", is_of_charge=True, mined=hash_(230))
+    claims.charge()
     for number, open_one in enumerate((unsent, sent, late)):
         rows.nonce(10 + number, open_one[0], is_of_charge=True)
         rows.transaction(10 + number, hash_(110 + number), is_sent=open_one != unsent)
@@ -288,6 +312,7 @@ def test_what_is_said_of_a_signature_is_what_the_relay_and_the_chain_know_of_it(
         rows.elsewhere(number, [rows.claim("a"), rows.claim("a")], is_sent=True)
     rows.signed("a")
     assert claims.signed(charge_id) == [
+        (over[1], "succeeded", hash_(230), False, False),
         (ended[1], "expired", None, False, False),
         (executed[1], "executed", hash_(77), False, False),
         (succeeded[1], "succeeded", hash_(222), True, False),
@@ -300,6 +325,9 @@ def test_what_is_said_of_a_signature_is_what_the_relay_and_the_chain_know_of_it(
         (claimed[1], "claimed", None, True, False),
     ]
     assert claims.signed(charge_id, claims.bob.user_id) == claims.signed(charge_id, "") == []
+    for _ in range(50):
+        add()
+    assert len(claims.signed(charge_id)) == 50
 
 
 def test_a_signature_is_seen_where_its_own_transfer_is_among_the_charges_deposits(claims: Claims) -> None:
@@ -307,8 +335,10 @@ def test_a_signature_is_seen_where_its_own_transfer_is_among_the_charges_deposit
     mine = rows.signed("a", charge_id=charge_id, value_raw=5)
     rows.nonce(1, mine, is_of_charge=True)
     rows.transaction(1, hash_(1), is_sent=True)
-    by_other = rows.signed("a", charge_id=charge_id, value_raw=6, ended="executed", executed_by=hash_(2))
+    rows.signed("a", charge_id=charge_id, value_raw=6, ended="executed", executed_by=hash_(2))
     rows.elsewhere(1, [rows.claim("a"), rows.claim("a")], is_sent=True)
+    rows.nonce(2, rows.claim("a"))
+    rows.transaction(2, hash_(4))
     [(address_id,)] = rows.superuser.execute("SELECT address_id FROM charges WHERE id = %s", (charge_id,)).fetchall()
     deposit = {
         "chain_id": CHAIN_ID,
@@ -337,6 +367,14 @@ def test_a_signature_is_seen_where_its_own_transfer_is_among_the_charges_deposit
     assert seen(1) == [True, False]
     assert [way for *_, way, _ in reversed(claims.signed(charge_id))] == [False, False]
     assert seen(2, value_raw=6) == [False, True]
-    for other in (seen(3), seen(1, at=uuid4()), seen(1, value_raw=4), seen(1, sender=STRANGER), seen(910), seen(911)):
+    for other in (
+        seen(3),
+        seen(4),
+        seen(1, at=uuid4()),
+        seen(1, value_raw=4),
+        seen(1, sender=STRANGER),
+        seen(910),
+        seen(911),
+    ):
         assert other == [False, False]
     assert by_other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from devstack.processes import wait_until
 from tests.database.signed_rows import (
     A_WHILE,
     DAY,
@@ -25,6 +27,7 @@ from tests.database.signed_rows import (
     planted,
 )
 from tests.support.payments import CHAIN_ID, RolePair
+from tests.support.sql import waits_for_lock
 
 
 @pytest.fixture
@@ -54,6 +57,8 @@ def test_what_the_relay_is_given_are_claims_of_its_chain_that_can_be_paid_and_ar
     rows.claim("a", chain_id=ELSEWHERE)
     rows.claim("a", is_claimed=False)
     rows.claim("a", valid_for=-A_WHILE)
+    due.append(due.pop(0))
+    rows.change("payment_authorizations", "claimed_at = now() + interval '1 s'", attempt_id=due[-1])
     assert claims(rows) == due
     assert claims(rows, limit=2) == due[:2]
 
@@ -81,6 +86,8 @@ def test_of_charges_it_is_given_what_can_be_executed_and_is_not_on_its_way(rows:
     rows.signed("a", valid_for=-A_WHILE)
     rows.signed("a", ended="executed")
     rows.signed("a", ended="expired")
+    due.append(due.pop(0))
+    rows.change("charge_authorizations", "claimed_at = now() + interval '1 s'", id=due[-1])
     assert charge_claims(rows) == due
     assert charge_claims(rows, limit=2) == due[:2]
 
@@ -100,7 +107,7 @@ def test_what_is_signed_for_a_charge_or_an_account_at_a_limit_of_failures_waits(
 
 def test_each_relayer_of_each_chain_has_nonces_of_its_own(rows: Rows) -> None:
     assert rows.call("relay_next_nonce", CHAIN_ID, RELAYER, 5) == [5]
-    relayers_before = {(ELSEWHERE, RELAYER): 50, (CHAIN_ID, OTHER_RELAYER): 60}
+    relayers_before = {(ELSEWHERE, RELAYER): 7, (CHAIN_ID, OTHER_RELAYER): 7}
     for (chain_id, address), next_nonce in relayers_before.items():
         rows.add("relayers", chain_id=chain_id, address=address, next_nonce=next_nonce)
     assert [rows.call("relay_next_nonce", CHAIN_ID, RELAYER, nonce) for nonce in (4, 7, 6)] == [[5], [7], [7]]
@@ -111,6 +118,8 @@ def test_each_relayer_of_each_chain_has_nonces_of_its_own(rows: Rows) -> None:
 
 def test_nothing_is_stored_for_what_must_not_be_paid(rows: Rows) -> None:
     relayers(rows)
+    rows.claim("b")
+    rows.signed("b")
     for refused in (
         rows.claim("a", status="FAILED"),
         rows.claim("a", status="CREDITED"),
@@ -140,10 +149,31 @@ def test_a_replacement_replaces_all_of_its_own_open_nonce(rows: Rows) -> None:
     def store(replaces: int, number: int) -> list[Any]:
         return rows.call("relay_store", CHAIN_ID, RELAYER, 3, mine, replaces, hash_(number), b"", 1, 1, 1)
 
-    assert store(2, 3) == [False]
+    rows.relay.execute("SET lock_timeout = '5s'")
+    with rows.superuser.transaction():
+        rows.superuser.execute(
+            "SELECT FROM relayers WHERE (chain_id, address) <> (%s, %s) FOR UPDATE", (CHAIN_ID, RELAYER)
+        )
+        assert store(2, 3) == [False], "and no other relayer is waited for"
     assert [store(replaces, 3 + replaces) for replaces in (1, 2)] == [[True], [True]]
     rows.change("relay_nonces", "outcome = 'succeeded', ended_at = now()", nonce=3)
     assert store(3, 6) == [False]
+
+
+@pytest.mark.parametrize("what", ["attempt", "charge"])
+async def test_what_ends_while_it_is_stored_is_not_stored(rows: Rows, roles: RolePair, what: str) -> None:
+    relayers(rows)
+    paid = rows.claim("a") if what == "attempt" else rows.signed("a")
+    with rows.superuser.transaction():
+        if what == "attempt":
+            rows.change("payment_attempts", "status = 'FAILED', error_code = 'INTENT_EXPIRED'", id=paid)
+        else:
+            rows.change("charge_authorizations", "outcome = 'expired', ended_at = now()", id=paid)
+        values = (CHAIN_ID, RELAYER, 5, paid, 0, hash_(1), b"", 1, 1, 1)
+        storing = asyncio.create_task(asyncio.to_thread(rows.call, "relay_store", *values))
+        superuser_url = roles.database.superuser_url
+        await wait_until(lambda: waits_for_lock(superuser_url) or storing.done(), timeout_seconds=10, what="its wait")
+    assert await storing == [False]
 
 
 def test_open_transactions_are_the_relayers_own_in_the_order_of_nonces(rows: Rows) -> None:
@@ -157,8 +187,9 @@ def test_open_transactions_are_the_relayers_own_in_the_order_of_nonces(rows: Row
     rows.elsewhere(3, others)
     rows.nonce(2, rows.claim("b"), "succeeded")
     rows.transaction(2, hash_(4))
+    rows.change("relay_transactions", "stored_at = now()", tx_hash=hash_(2))
     found = [row[:3] for row in rows.call("relay_open_transactions", CHAIN_ID, RELAYER)]
-    assert found == [(3, mine, hash_(2)), (3, mine, hash_(1)), (4, signed, hash_(3))]
+    assert found == [(3, mine, hash_(1)), (3, mine, hash_(2)), (4, signed, hash_(3))]
 
 
 def test_an_end_is_of_one_nonce_and_says_that_its_transaction_was_sent(rows: Rows) -> None:
@@ -183,6 +214,26 @@ def test_an_end_is_of_one_nonce_and_says_that_its_transaction_was_sent(rows: Row
     assert marked() == [(CHAIN_ID, hash_(1), sent_at)]
     ends = rows.superuser.execute("SELECT chain_id, relayer, nonce FROM relay_nonces WHERE outcome IS NOT NULL")
     assert ends.fetchall() == [(CHAIN_ID, RELAYER, 3)]
+
+
+def test_what_became_of_a_signature_is_written_once(rows: Rows, roles: RolePair) -> None:
+    executed, expired, beside = (rows.signed("a") for _ in range(3))
+
+    def end(signed: UUID, executed_by: str | None) -> bool:
+        with psycopg.connect(roles.database.service_url) as service:
+            [(is_new,)] = service.execute("SELECT end_charge_authorization(%s, %s)", (signed, executed_by)).fetchall()
+        return bool(is_new)
+
+    assert [end(executed, hash_(1)), end(executed, None), end(expired, None), end(expired, hash_(2))] == [
+        *(True, False),
+        *(True, False),
+    ]
+    found = rows.superuser.execute("SELECT id, outcome, executed_by, ended_at IS NULL FROM charge_authorizations")
+    assert {row[0]: row[1:] for row in found.fetchall()} == {
+        executed: ("executed", hash_(1), False),
+        expired: ("expired", None, False),
+        beside: (None, None, True),
+    }
 
 
 def test_gas_of_the_day_is_what_was_spent_and_of_what_is_open_the_most_that_it_can_cost(rows: Rows) -> None:
@@ -223,7 +274,7 @@ async def test_what_was_sent_last_for_an_attempt_is_for_its_owner(rows: Rows, ro
         return as_api(roles.database, "SELECT relayed_hash(%s)", mine, user_id=user_id)[0][0]
 
     rows.nonce(2, mine, "reverted", ago=A_WHILE, mined=hash_(1))
-    for number in (2, 1):
+    for number in (1, 2):
         rows.transaction(2, hash_(number), is_sent=True)
     assert last(alice.user_id) == hash_(1)
     rows.nonce(3, mine)
