@@ -22,7 +22,7 @@ from domain.chain import DEPOSITS_TOKEN
 from domain.deposits.charges import ChargeStatus
 from domain.payments.attempt import AttemptStatus
 from domain.utxo import COINBASE_MATURITY, COINBASE_SENDER
-from tests.database.signed_rows import ELSEWHERE, OTHER_TOKEN, PAYER, TOKEN, Rows, hash_, planted
+from tests.database.signed_rows import ELSEWHERE, OTHER_TOKEN, PAYER, TOKEN, Rows, as_api, hash_, planted
 from tests.support.deposits import METHOD, add_method, add_ring
 from tests.support.payments import CHAIN_ID, TREASURY, RolePair
 from tests.support.sql import connect, query, scalar, waits_for_lock
@@ -52,6 +52,7 @@ class Books:
         self,
         owner: Payer | None = None,
         *,
+        account: str | None = None,
         chain_id: int = CHAIN_ID,
         charge_id: UUID | None = None,
         own: bool = False,
@@ -68,7 +69,7 @@ class Books:
             chain_id=chain_id,
             address=f"0x{number:040x}",
             scheme="xpub" if ring_id else "create2",
-            billing_account_id=(owner or self.alice).billing_account_id,
+            billing_account_id=account or (owner or self.alice).billing_account_id,
             charge_id=None if own else charge_id or uuid4(),
             active_at=datetime.now(UTC) - active_ago,
             **made_of,
@@ -262,6 +263,14 @@ async def test_a_deposit_is_assigned_and_handled_where_it_is_and_as_it_was_read(
         assert not await deposits.mark_deposit_handled(connection, beside, None)
 
 
+def test_a_deposits_id_follows_from_its_place_for_ever() -> None:
+    at = deposits.deposit_id(8453, hash_(1), 2)
+    assert [at, deposits.deposit_id(8453, hash_(1), 2, 1)] == [
+        UUID("84680878-799a-592f-bc85-334e53a6519e"),
+        UUID("594aa07b-ed04-5fa4-9880-1a78fc3f0e48"),
+    ]
+
+
 async def test_what_is_known_of_a_transfer_is_that_of_its_place(books: Books) -> None:
     books.method("ETHX:local", address=OTHER_TOKEN, decimals=18)
     mine, other = books.address(), books.address(books.bob)
@@ -359,6 +368,8 @@ async def test_an_own_address_is_the_accounts_for_a_chain_and_treasury_or_key_an
     key, other_key = add_ring(books.roles.database), uuid4()
     books.method("USDC:wallet", ring_id=key, address=TOKEN)
     books.method("USDC:elsewhere", address=TOKEN, chain_id=ELSEWHERE)
+    books.rows.add("billing_accounts", id="organization", owner_user_id=books.alice.user_id)
+    books.address(account="organization", own=True)
     for owner in (books.bob, None):
         books.address(owner, charge_id=uuid4())
         books.address(owner, own=True, treasury=OTHER_TREASURY)
@@ -409,14 +420,19 @@ async def test_interest_in_a_charge_is_in_its_address_alone(books: Books) -> Non
 def test_of_a_key_those_count_as_unpaid_that_come_after_the_last_that_was_paid(books: Books) -> None:
     key, other = add_ring(books.roles.database), uuid4()
     books.rows.change("address_rings", "next_index = 40", id=key)
-    unpaid = "SELECT unpaid_at_the_end(%s)"
-    assert scalar(books.roles.database.service_url, unpaid, key) == 40
-    first, last, of_other = books.address(ring_id=key), books.address(ring_id=key), books.address(ring_id=other)
+
+    def unpaid() -> int:
+        [(count,)] = as_api(books.roles.database, "SELECT unpaid_at_the_end(%s)", key, user_id=books.alice.user_id)
+        return int(count)
+
+    assert unpaid() == 40
+    first, last = books.address(ring_id=key), books.address(books.bob, ring_id=key)
+    of_other = books.address(ring_id=other)
     books.address(ring_id=key)
     for paid in (first, last, of_other):
         books.deposit(paid)
     [(index,)] = query(books.roles.database.service_url, "SELECT index FROM deposit_addresses WHERE id = %s", last)
-    assert scalar(books.roles.database.service_url, unpaid, key) == 40 - index - 1
+    assert unpaid() == 40 - index - 1, "whoever's it is"
 
 
 def test_an_index_is_of_one_key_and_its_accounts_are_opened_once(books: Books) -> None:
@@ -446,7 +462,8 @@ async def test_a_charge_is_paid_by_deposits_at_its_address_in_its_token(books: B
     assert status(charge_id) == "new"
     books.deposit(at, 10, attempt=AttemptStatus.REJECTED, operator_credits=5)
     assert status(charge_id) == "partial"
-    books.deposit(at, 60, method="USDC:again", attempt=AttemptStatus.CREDITED)
+    credited = books.deposit(at, 60, method="USDC:again", attempt=AttemptStatus.CREDITED)
+    books.rows.add("transfers_awaiting_finality", attempt_id=credited, chain_id=CHAIN_ID, block_number=1)
     books.deposit(at, 30)
     assert status(charge_id) == "confirming"
     assert status(other) == "new"
@@ -462,9 +479,14 @@ async def test_a_charge_is_paid_by_deposits_at_its_address_in_its_token(books: B
         *(ChargeStatus.CONFIRMING, 100, 70, 530),
         1 + 5,
     )
-    assert sorted((int(one.value_raw), one.is_of_charge) for one in found.deposits) == [
-        (10, True), (30, True), (60, True), (500, False), (500, True),
-    ]  # fmt: skip
+    states = [(one.value_raw, one.is_of_charge, one.attempt_status, one.is_awaiting_finality) for one in found.deposits]
+    assert sorted(states, key=str) == [
+        (10, True, AttemptStatus.CREDITED, False),
+        (30, True, None, False),
+        (500, False, None, False),
+        (500, True, AttemptStatus.REJECTED, False),
+        (60, True, AttemptStatus.CREDITED, True),
+    ]
     assert (none.status, none.deposits, none.received.credits) == (ChargeStatus.NEW, (), 0)
     assert beside
 
