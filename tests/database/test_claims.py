@@ -184,7 +184,7 @@ def test_claims_of_a_day_are_limited_and_those_that_failed(claims: Claims) -> No
     assert claims.claim(claims.offer(), per_day=2, failed_per_day=2) == "new"
 
 
-async def test_of_two_claims_at_once_the_second_one_is_told_of_the_first(claims: Claims) -> None:
+async def test_of_two_claims_at_once_the_second_one_is_refused(claims: Claims) -> None:
     offer = claims.offer()
     with psycopg.connect(claims.roles.database.app_url) as first:
         first.execute("SELECT set_config('settle.user_id', %s, true)", (claims.alice.user_id,))
@@ -250,7 +250,7 @@ def test_after_one_that_has_expired_or_failed_another_may_sign(claims: Claims) -
 
 
 @pytest.mark.parametrize("what", ["charge", "nonce"])
-async def test_of_two_who_sign_at_once_the_second_one_is_told_of_the_first(claims: Claims, what: str) -> None:
+async def test_of_two_who_sign_at_once_the_second_one_is_refused(claims: Claims, what: str) -> None:
     charge_id = claims.charge()
     second = (charge_id, 2) if what == "charge" else (claims.charge(), 1)
     with psycopg.connect(claims.roles.database.app_url) as first:

@@ -263,11 +263,11 @@ async def test_a_deposit_is_assigned_and_handled_where_it_is_and_as_it_was_read(
         assert not await deposits.mark_deposit_handled(connection, beside, None)
 
 
-def test_a_deposits_id_follows_from_its_place_for_ever() -> None:
-    at = deposits.deposit_id(8453, hash_(1), 2)
-    assert [at, deposits.deposit_id(8453, hash_(1), 2, 1)] == [
-        UUID("84680878-799a-592f-bc85-334e53a6519e"),
-        UUID("594aa07b-ed04-5fa4-9880-1a78fc3f0e48"),
+def test_a_deposits_id_follows_from_its_place_and_stays() -> None:
+    ids = [deposits.deposit_id(8453, hash_(1), 2, number) for number in (0, 1)]
+    assert [str(one) for one in ids] == [
+        "84680878-799a-592f-bc85-334e53a6519e",
+        "594aa07b-ed04-5fa4-9880-1a78fc3f0e48",
     ]
 
 
@@ -432,7 +432,7 @@ def test_of_a_key_those_count_as_unpaid_that_come_after_the_last_that_was_paid(b
     for paid in (first, last, of_other):
         books.deposit(paid)
     [(index,)] = query(books.roles.database.service_url, "SELECT index FROM deposit_addresses WHERE id = %s", last)
-    assert unpaid() == 40 - index - 1, "whoever's it is"
+    assert unpaid() == 40 - index - 1, "of all accounts"
 
 
 def test_an_index_is_of_one_key_and_its_accounts_are_opened_once(books: Books) -> None:
