@@ -19,7 +19,7 @@ PREFERRED_UI_PORT = 8233
 # SQLite's defaults wait for the disk at each of the server's many small transactions. With the write-ahead
 # log and `synchronous=1` (NORMAL) nothing is lost when a process is killed; 2.7 times the workflows a second.
 SQLITE_PRAGMAS = ("journal_mode=wal", "synchronous=1")
-DYNAMIC_CONFIG = (
+DYNAMIC_CONFIG: tuple[str, ...] = (
     # 20 by default, a tick of 50 ms: an update-with-start falls from 50 ms to 10 ms at the median.
     "history.transferProcessorMaxPollRPS=2000",
     # 1 s by default: with less, short timers and retries fire on time.
