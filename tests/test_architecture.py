@@ -9,6 +9,8 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -55,18 +57,25 @@ def _lint(folder: Path) -> tuple[int, str]:
     return run.returncode, run.stdout + run.stderr
 
 
-def _imports(path: Path) -> set[str]:
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    """The whole tree of a file, its module first."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def _imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module or "")
-    return found
+    return frozenset(found)
 
 
-def _foreign(imports: set[str]) -> set[str]:
+def _foreign(imports: frozenset[str]) -> set[str]:
     tops = {name.partition(".")[0] for name in imports}
     return tops - OURS - set(sys.stdlib_module_names)
 
@@ -134,6 +143,7 @@ def test_only_db_speaks_sql() -> None:
             assert not _foreign(_imports(path)) & {"sqlalchemy", "alembic"}, path
 
 
+@cache
 def _product_modules() -> list[Path]:
     paths = [ROOT / f"{name}.py" for name in MODULES]
     for package in PACKAGES:
@@ -150,7 +160,7 @@ def test_the_ledger_knows_nothing_of_payments() -> None:
 MONEY_UNITS: Final = ("_usd_cents", "_cents", "_raw", "_credits", "_usd")
 
 
-def _money_arithmetic(source: str) -> list[str]:
+def _money_arithmetic(nodes: Iterable[ast.AST]) -> list[str]:
     """Divisions of money, and conversions of it by a number written out."""
 
     def is_money(node: ast.expr) -> bool:
@@ -163,7 +173,7 @@ def _money_arithmetic(source: str) -> list[str]:
         return isinstance(node, ast.Constant) and node.value in {10, 100, 10_000, 100_000, 1_000_000, 10_000_000}
 
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.BinOp) and (is_money(node.left) or is_money(node.right)):
             converts = isinstance(node.op, ast.Mult | ast.FloorDiv | ast.Mod) and (
                 is_rate(node.left) or is_rate(node.right)
@@ -179,7 +189,7 @@ def test_money_is_converted_in_one_module() -> None:
     found = {
         str(path.relative_to(ROOT)): arithmetic
         for path in _product_modules()
-        if path != ROOT / "domain" / "money.py" and (arithmetic := _money_arithmetic(path.read_text()))
+        if path != ROOT / "domain" / "money.py" and (arithmetic := _money_arithmetic(_nodes(path)))
     }
     assert not found
 
@@ -189,7 +199,7 @@ def test_money_is_converted_in_one_module() -> None:
     ["attempt.amount_usd_cents / 100", "value_raw * 10", "amount_raw // 10**6", "divmod(amount_usd_cents, 100)"],
 )
 def test_arithmetic_with_money_is_noticed(expression: str) -> None:
-    assert _money_arithmetic(expression) == [expression.replace("10**6", "10 ** 6")]
+    assert _money_arithmetic(ast.walk(ast.parse(expression))) == [expression.replace("10**6", "10 ** 6")]
 
 
 def test_no_product_module_imports_the_tests() -> None:
@@ -206,7 +216,7 @@ LONGER: Final = {
 """Functions that read best as one, and why. This list only becomes shorter."""
 
 
-def _lengths(source: str, module: str) -> dict[str, int]:
+def _lengths(tree: ast.AST, module: str) -> dict[str, int]:
     """Lines of each function, by its name with module and class."""
 
     def walk(node: ast.AST, name: str) -> dict[str, int]:
@@ -221,14 +231,14 @@ def _lengths(source: str, module: str) -> dict[str, int]:
             found |= walk(child, own)
         return found
 
-    return walk(ast.parse(source), module)
+    return walk(tree, module)
 
 
 def test_functions_are_short_or_say_why_they_are_not() -> None:
     longer = {
         name
         for path in _product_modules()
-        for name, lines in _lengths(path.read_text(), ".".join(path.relative_to(ROOT).with_suffix("").parts)).items()
+        for name, lines in _lengths(_nodes(path)[0], ".".join(path.relative_to(ROOT).with_suffix("").parts)).items()
         if lines > LINES_MAX
     }
     assert longer - set(LONGER) == set(), "split it by what its parts do"
@@ -240,7 +250,7 @@ def test_the_lines_of_a_function_are_counted_from_its_def_to_its_end() -> None:
     source = (
         "class A:\n    @decorated\n    async def f(\n        self,\n    ):\n        'doc'\n\n        def g(): ...\n"
     )
-    assert _lengths(source, "m") == {"m.A.f": 6, "m.A.f.g": 1}
+    assert _lengths(ast.parse(source), "m") == {"m.A.f": 6, "m.A.f.g": 1}
 
 
 def test_the_tests_that_prove_the_guards_exist() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import subprocess
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -73,8 +71,22 @@ _QUOTES: Final = re.compile(r"""^\w*(\"{3}|'{3}|"|')(.*)\1$""", re.DOTALL)
 _DOCSTRING: Final = re.compile(r'"{3}[A-Z`][a-z`]')
 _CODE: Final = re.compile(r"`[^`\n]*`|\{[^{}\n]*\}|<[^<>\n]*>|https?://\S+|\w+(?:\.\w+)+")
 _WORD: Final = re.compile(r"""[("'`;:,]*[A-Za-z][A-Za-z'’-]*[)"'`.,:;?!]*""")
-_STRINGS: Final = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-_PATTERN: Final = {word: re.compile(rf"(?<![\w/-])(?:{word})(?![\w/-])", re.IGNORECASE) for word in BANNED}
+_TOKEN: Final = re.compile(
+    r"""\#[^\n]*|(?:\b[bfru]{1,2})?"""
+    r"""(?:"{3}(?:[^\\]|\\.)*?"{3}|'{3}(?:[^\\]|\\.)*?'{3}|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')""",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Comments and strings of Python, with a string's prefix. The standard library's tokenizer takes five times as long."""
+
+_TEST: Final = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
+
+
+def _alone(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w/-])(?:{words})(?![\w/-])", re.IGNORECASE)
+
+
+_PATTERN: Final = {word: _alone(word) for word in BANNED}
+_ANY: Final = _alone("|".join(BANNED))
 
 
 def _files(*patterns: str) -> list[str]:
@@ -84,20 +96,29 @@ def _files(*patterns: str) -> list[str]:
 
 def names_of_tests(source: str) -> Iterator[tuple[int, str]]:
     """Names of test functions as words, each with its line."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            yield node.lineno, node.name.replace("_", " ")
+    for line, found in _with_lines(_TEST, source):
+        yield line, found[1].replace("_", " ")
 
 
 def prose_of_python(source: str) -> Iterator[tuple[int, str]]:
     """Comments, docstrings, strings that hold a blank, and of SQL its own prose; each with its first line."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        is_string = token.type in _STRINGS
-        if is_string and _SQL.search(token.string) and not _DOCSTRING.match(token.string):
-            statement = _QUOTES.sub(r"\2", token.string)
-            yield from ((token.start[0] + line - 1, text) for line, text in prose_of_sql(statement))
-        elif token.type == tokenize.COMMENT or (is_string and " " in token.string):
-            yield token.start[0], token.string
+    for line, found in _with_lines(_TOKEN, source):
+        text = found[0]
+        is_string = not text.startswith("#")
+        if is_string and _SQL.search(text) and not _DOCSTRING.match(text):
+            statement = _QUOTES.sub(r"\2", text)
+            yield from ((line + offset - 1, prose) for offset, prose in prose_of_sql(statement))
+        elif not is_string or " " in text:
+            yield line, text
+
+
+def _with_lines(pattern: re.Pattern[str], source: str) -> Iterator[tuple[int, re.Match[str]]]:
+    """All matches, each with the line on which it begins."""
+    line, at = 1, 0
+    for found in pattern.finditer(source):
+        line += source.count("\n", at, found.start())
+        at = found.start()
+        yield line, found
 
 
 def prose_of_sql(source: str) -> Iterator[tuple[int, str]]:
@@ -135,7 +156,9 @@ def _sentences_in(node: ast.AST) -> Iterator[tuple[int, str]]:
 
 def banned_in(text: str, allowed: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
     """Line within the text, what was written, and what to write in its place."""
-    found = []
+    found: list[tuple[int, str, str]] = []
+    if not _ANY.search(_CODE.sub(" ", text)):
+        return found
     for number, line in enumerate(text.splitlines()):
         for phrase in allowed:
             line = line.replace(phrase, "")  # noqa: PLW2901 - the same line, without what is allowed in it
