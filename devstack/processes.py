@@ -227,9 +227,18 @@ def quiet_port() -> int:
     return port
 
 
+def _is_accepting(port: int) -> bool:
+    """Whether some process accepts connections on a TCP port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.settimeout(POLL_SECONDS)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _listens_on(pid: int, ports: frozenset[int]) -> bool:
-    """True when this very process listens on all of these TCP ports. Only Linux knows; elsewhere always True."""
-    if sys.platform != "linux" or not ports:
+    """True when this very process listens on all of these TCP ports. Only Linux knows whose they are."""
+    if not all(map(_is_accepting, ports)):
+        return False  # the kernel's table takes it milliseconds, and most of the time there is nothing to find in it
+    if sys.platform != "linux":
         return True
     owned: set[str] = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
