@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
@@ -311,23 +310,21 @@ async def test_the_end_of_an_answer_waits_for_the_charge(
     # Each event, or piece of sound, comes alone.
     gateway.upstream.order(Behaviour(tokens_per_second=50))
     key = {"Authorization": f"Bearer {gateway.account.key}"}
-    async with (
-        gateway.client.session.post(gateway.client.url + path, data=content, headers=key) as response,
-        await psycopg.AsyncConnection.connect(gateway.books.database.superuser_url) as other,
-    ):
-        await other.execute("SELECT 1 FROM billing_accounts FOR UPDATE")
-        came = b""
-        while not scalar(gateway.books.database.superuser_url, WAITING):
-            came += response.content.read_nowait()
-            await asyncio.sleep(0.01)
-        came += response.content.read_nowait()
+    async with await psycopg.AsyncConnection.connect(gateway.books.database.superuser_url) as other:
+        await other.execute(NO_CHARGES)
+        response = await gateway.client.session.post(gateway.client.url + path, data=content, headers=key)
+        await until(lambda: scalar(gateway.books.database.superuser_url, WAITING))
+        came = response.content.read_nowait()
         assert came
         assert last not in came
         await other.rollback()
         assert last in await response.read()
+        response.release()
     assert gateway.books.states() == ["captured"]
 
 
+NO_CHARGES = "LOCK TABLE charge_receipts IN EXCLUSIVE MODE"
+"""Credits are held, and no charge is written, until this transaction ends."""
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 

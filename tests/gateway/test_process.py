@@ -144,10 +144,10 @@ async def test_sigkill_at_a_charge_charges_once(database: Database, tmp_path: Pa
         running(database, tmp_path, HOLD_LEASE_SECONDS="3") as gateway,
         await psycopg.AsyncConnection.connect(database.superuser_url) as other,
     ):
-        call = asyncio.create_task(gateway.client.post(faulty(stream=True, tokens=20, tokens_per_second=100)))
-        await until(gateway.books.states)
         if moment == "while it is charged":
-            await other.execute("SELECT 1 FROM billing_accounts FOR UPDATE")
+            await other.execute("LOCK TABLE charge_receipts IN EXCLUSIVE MODE")
+        call = asyncio.create_task(gateway.client.post(faulty(stream=True, tokens=20, tokens_per_second=100)))
+        if moment == "while it is charged":
             await until(lambda: scalar(database.superuser_url, WAITING))
         else:
             await until(lambda: gateway.books.states() == ["captured"])
