@@ -6,7 +6,9 @@ Putting the rows back takes five.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, LiteralString
@@ -39,9 +41,12 @@ SCHEMA: Final[LiteralString] = " UNION ALL ".join(
 """Differs after every committed change: each version of a row names its transaction. It is the same in each copy."""
 
 END_OTHERS: Final = """
-    SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> %s
 """
+ENDED_SECONDS_MAX: Final = 5.0
+ENDED_POLL_SECONDS: Final = 0.002
+"""`pg_terminate_backend` itself, if it is to wait, polls each 0.1 s."""
 OTHERS: Final = """
     SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
      WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -59,8 +64,7 @@ USED: Final = """
 """
 """Tables that have rows, or had some."""
 
-LARGE_CHARS_MIN: Final = 100_000
-VERSIONS: Final = "SELECT count(*), sum(xmin::text::bigint) FROM {table}"
+VERSIONS: Final = "SELECT '{table}', count(*), sum(xmin::text::bigint) FROM {table}"
 """Differs after every committed change of a table's rows, as `SCHEMA` does of the catalogues."""
 
 SETTINGS: Final = ("SET session_replication_role = replica", "SET lock_timeout = '5s'")
@@ -86,11 +90,10 @@ class Content:
     """Statements that put the rows back, of each table that had any."""
     _numbers: str
     """Puts the sequences back."""
-    _large: dict[str, TupleRow]
-    """Tables that cost as much to put back as all others together, with their rows' versions: the prices of models.
-    They are put back only where something was written to them."""
-    _large_again: dict[tuple[int, str], TupleRow] = field(default_factory=dict)
-    """The same after they were put back, by the connection that did."""
+    _versions: dict[str, TupleRow]
+    """Of the rows of each table that had any. They are put back only where something was written to them."""
+    _put_back_as: dict[int, dict[str, TupleRow]] = field(default_factory=dict)
+    """The same after they were put back, by the connection of that number."""
     _next: dict[int, int] = field(default_factory=dict)
     """The server's next transaction, after the rows were put back by the connection of that number. While it is the
     next one still, no transaction of any database has written."""
@@ -98,18 +101,17 @@ class Content:
     @classmethod
     async def read(cls, superuser: Superuser) -> Content:
         """From the database of the connection, which no test has changed yet."""
-        rows, large = {}, {}
+        rows = {}
         for table, columns in await _all(superuser, TABLES):
             [(content,)] = await _all(superuser, ROWS.format(table=table))
             if content is not None:
                 rows[table] = INSERT.format(table=table, columns=columns, rows=content)
-                if len(content) >= LARGE_CHARS_MIN:
-                    [large[table]] = await _all(superuser, VERSIONS.format(table=table))
         numbers = []
         for (name,) in await _all(superuser, SEQUENCES):
             [(last, is_called)] = await _all(superuser, f"SELECT last_value, is_called FROM {name}")
             numbers.append(f"SELECT setval('{name}', {last}, {is_called})")
-        return cls(await _all(superuser, SCHEMA), rows, "; ".join(numbers), large)
+        versions = await _versions(superuser, list(rows))
+        return cls(await _all(superuser, SCHEMA), rows, "; ".join(numbers), versions)
 
     async def restore(self, superuser: Superuser, *, kept: int | None = None) -> bool:
         """Whether the database holds that again; it does not if its schema was changed or a transaction is open.
@@ -119,7 +121,9 @@ class Content:
         number = superuser.info.backend_pid
         try:
             if kept is not None:
-                await _all(superuser, END_OTHERS, KEPT)
+                [(ended,)] = await _all(superuser, END_OTHERS, KEPT)
+                if ended:
+                    await _until_only(superuser, kept)
             [(others, busy)] = await _all(superuser, OTHERS)
             if busy or kept not in {None, others}:
                 return False
@@ -137,18 +141,35 @@ class Content:
 
     async def _put_back(self, superuser: Superuser) -> None:
         number = superuser.info.backend_pid
-        kept = set()
-        for table, versions in self._large.items():
-            [now] = await _all(superuser, VERSIONS.format(table=table))
-            if now == self._large_again.get((number, table), versions):
-                kept.add(table)
-        used = [name for (name,) in await _all(superuser, USED) if name not in kept]
+        before = self._put_back_as.get(number, self._versions)
+        now = await _versions(superuser, list(self._rows))
+        same = {table for table, versions in now.items() if versions == before[table]}
+        used = [name for (name,) in await _all(superuser, USED) if name not in same]
+        if not used:
+            return
         await _run(superuser, *SETTINGS, *(f"DELETE FROM {table}" for table in used))
         # Or new rows would fill the gaps, and come in another order than in a new database.
         await _run(superuser, f"VACUUM (SKIP_DATABASE_STATS) {', '.join(used)}")
-        await _run(superuser, *(rows for table, rows in self._rows.items() if table not in kept))
-        for table in self._large.keys() - kept:
-            [self._large_again[number, table]] = await _all(superuser, VERSIONS.format(table=table))
+        if changed := self._rows.keys() - same:
+            await _run(superuser, *(rows for table, rows in self._rows.items() if table in changed))
+            self._put_back_as[number] = await _versions(superuser, list(self._rows))
+
+
+async def _versions(superuser: Superuser, tables: Sequence[str]) -> dict[str, TupleRow]:
+    if not tables:
+        return {}
+    question = " UNION ALL ".join(VERSIONS.format(table=table) for table in tables)
+    return {table: (count, versions) for table, count, versions in await _all(superuser, question)}
+
+
+async def _until_only(superuser: Superuser, kept: int) -> None:
+    """Wait until as many connections are left, as long as it may take."""
+    deadline = time.monotonic() + ENDED_SECONDS_MAX
+    while time.monotonic() < deadline:
+        [(others, _)] = await _all(superuser, OTHERS)
+        if others <= kept:
+            return
+        await asyncio.sleep(ENDED_POLL_SECONDS)
 
 
 async def _run(superuser: Superuser, *statements: str) -> None:
