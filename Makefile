@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 5
 # PYTEST_OPTIONS=--cpu shows where the time goes
 PYTEST_OPTIONS ?=
 # What was compiled is kept: each process of a run would otherwise compile the product and all tests for itself.
-PYTEST = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest -q -n $(TEST_PROCESSES) $(PYTEST_OPTIONS)
+PYTEST = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest -q --processes $(TEST_PROCESSES) $(PYTEST_OPTIONS)
 # make lock UPGRADE=--upgrade takes the newest releases
 UPGRADE ?=
 

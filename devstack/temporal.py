@@ -54,7 +54,7 @@ class EmbeddedTemporal(Service):
     """A Temporal development server, its state in `<state dir>/temporal`.
 
     The ports are preferred, not promised: see `address` and `ui_url`. `namespaces` exist once it has
-    started, "default" always does.
+    started, "default" always does. `dynamic_config` are further settings of the server's, as `key=JSON value`.
     """
 
     def __init__(
@@ -65,12 +65,14 @@ class EmbeddedTemporal(Service):
         *,
         namespaces: Sequence[str] = ("default",),
         log_level: str = "warn",
+        dynamic_config: Sequence[str] = (),
     ) -> None:
         super().__init__("temporal", state_dir)
         self._preferred_port = port or PREFERRED_PORT
         self._preferred_ui_port = ui_port or PREFERRED_UI_PORT
         self._namespaces = tuple(dict.fromkeys(namespaces))
         self._log_level = log_level
+        self._dynamic_config = (*DYNAMIC_CONFIG, *dynamic_config)
         self._folder = self.state_dir / "temporal"
         self._port = 0
         self._ui_port = 0
@@ -106,7 +108,7 @@ class EmbeddedTemporal(Service):
             "--db-filename=temporal.db",
             f"--log-level={self._log_level}",
             *(f"--sqlite-pragma={pragma}" for pragma in SQLITE_PRAGMAS),
-            *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
+            *(f"--dynamic-config-value={value}" for value in self._dynamic_config),
             *(f"--namespace={namespace}" for namespace in self._namespaces if namespace != "default"),
         ]
         # The CLI reads a person's own profile and TEMPORAL_* settings; this server is not theirs.

@@ -17,13 +17,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
-import signal
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import structlog
@@ -38,17 +35,17 @@ from tests.support.cheap_workers import poll_with_few, validate_workflows_once
 from tests.support.cpu_report import CpuReport
 from tests.support.database_pool import DatabasePool
 from tests.support.engine import Engine, open_engine
+from tests.support.parallel import ParallelRun, process_number
 from tests.support.payments import RolePair
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running_cluster, state_folder
-from tests.support.selection import ByFile, keep_what_is_not_slow, position
-from tests.support.servers import Namespace, Namespaces, TemporalServer, running_chain, running_temporal, xdist_number
+from tests.support.selection import keep_what_is_not_slow
+from tests.support.servers import Namespace, Namespaces, TemporalServer, running_chain, running_temporal
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Which tests are slow, and which files come first."""
     keep_what_is_not_slow(config, items)
-    items.sort(key=position)  # stable: within a file in their own order
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -59,24 +56,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 GARBAGE_OBJECTS_MIN = 50_000
-PR_SET_PDEATHSIG = 1
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    """Files are dealt to the processes of a parallel run, not single tests."""
-    return ByFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """An option to see where the time goes."""
+    """How many processes, and an option to see where the time goes."""
     parser.addoption("--cpu", action="store_true", help="Show each test file's seconds of the processor's.")
+    parser.addoption(
+        "--processes", type=int, default=1, metavar="N", help="Run the tests of different files in N processes."
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure on request; and a process of a parallel run ends when the one that began the run has ended."""
-    if hasattr(config, "workerinput") and sys.platform == "linux":
-        # Its servers and other children are tied to it in the same way.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    """Run in several processes, and measure, on request."""
+    config.pluginmanager.register(ParallelRun(config.getoption("--processes")))
     if config.getoption("--cpu"):
         config.pluginmanager.register(CpuReport(config))
 
@@ -115,7 +107,7 @@ settings.load_profile("settle")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """This process's PostgreSQL server, with a migrated template database."""
     with state_folder(tmp_path_factory.mktemp("cluster")) as folder:
-        async with running_cluster(folder, worker_number=xdist_number()) as running:
+        async with running_cluster(folder, worker_number=process_number()) as running:
             yield running
 
 

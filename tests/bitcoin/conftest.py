@@ -20,8 +20,8 @@ from tests.bitcoin.given import METHOD, REGTEST, give, register
 from tests.bitcoin.scripts import script_of
 from tests.deposits.conftest import MIN_CONFIRMATIONS, PRICE_LIFETIME, Settling
 from tests.deposits.given import Given
+from tests.support.parallel import process_number
 from tests.support.payments import TREASURY, RolePair
-from tests.support.servers import xdist_number
 from tests.support.sql import query
 
 FIRST_PORT: Final = 29_443
@@ -30,7 +30,7 @@ FIRST_PORT: Final = 29_443
 @pytest.fixture(scope="module")
 async def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BitcoinChain]:
     """A node with coins to pay with."""
-    running = BitcoinChain(tmp_path_factory.mktemp("bitcoin"), FIRST_PORT + xdist_number())
+    running = BitcoinChain(tmp_path_factory.mktemp("bitcoin"), FIRST_PORT + process_number())
     await running.start()
     yield running
     await running.stop()

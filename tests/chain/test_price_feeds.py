@@ -18,7 +18,7 @@ from services.deposits.price_sources import AskedSource, check_source, parse_sou
 from services.deposits.pricing import Prices
 from tests.chain.faulty_node import FaultyNode
 from tests.deposits.feeds import DECIMALS, Feed, deploy_feed
-from tests.support.servers import xdist_number
+from tests.support.parallel import process_number
 
 FIRST_CHAIN_PORT: Final = 28_975
 PRICE: Final = 2_500
@@ -29,7 +29,7 @@ SECOND_FEED: Final = {"second_decimals": DECIMALS}
 async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalChain]:
     """A chain of the module's own; it mines only on request."""
     running = LocalChain(
-        tmp_path_factory.mktemp("feeds-chain"), FIRST_CHAIN_PORT + xdist_number(), block_time_seconds=None
+        tmp_path_factory.mktemp("feeds-chain"), FIRST_CHAIN_PORT + process_number(), block_time_seconds=None
     )
     await running.start()
     try:

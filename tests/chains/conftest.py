@@ -18,8 +18,9 @@ from starter.models import Intent
 from starter.temporal import connect
 from tests.finality.conftest import start_as_before
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine, open_engine
+from tests.support.parallel import process_number
 from tests.support.payments import RolePair
-from tests.support.servers import Namespace, running_chain, xdist_number
+from tests.support.servers import Namespace, running_chain
 from tests.support.sql import query
 from worker import build_worker
 from workflows.jobs.housekeeping import Housekeeping, HousekeepingInput, HousekeepingResult
@@ -47,7 +48,7 @@ async def other_chain(chain: LocalChain, tmp_path_factory: pytest.TempPathFactor
     """Another one, with the same contracts at the same addresses, far ahead."""
     running = LocalChain(
         tmp_path_factory.mktemp("other-chain"),
-        OTHER_CHAIN_PORT + xdist_number(),
+        OTHER_CHAIN_PORT + process_number(),
         chain_id=OTHER_CHAIN_ID,
         block_time_seconds=None,
     )

@@ -13,7 +13,7 @@ import pytest
 from devstack import DevstackError, PartFailedError, Stack, StateInUseError
 from devstack.processes import process_identity, wait_until
 from tests.devstack.conftest import UNSAFE_BUT_FAST, PythonRunner, all_gone, descendants, line_of
-from tests.support.servers import xdist_number
+from tests.support.parallel import process_number
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -47,7 +47,7 @@ async def test_nothing_is_left_of_a_stack_that_is_killed_and_it_goes_on_later(
     tmp_path: Path, run_python: PythonRunner
 ) -> None:
     # Ports that no other test takes between the two runs.
-    number = 21_000 + 10 * xdist_number()
+    number = 21_000 + 10 * process_number()
     ports = {"postgres": number, "temporal": number + 1, "temporal-ui": number + 2, "chain": number + 3}
     first = run_python(RUN_A_STACK, tmp_path, json.dumps(ports))
     facts = json.loads(await line_of(first))

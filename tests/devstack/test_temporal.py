@@ -13,7 +13,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from devstack.temporal import EmbeddedTemporal, locate_test_server
-from tests.support.servers import xdist_number
+from tests.support.parallel import process_number
 
 
 @workflow.defn
@@ -36,7 +36,7 @@ class Waits:
 @pytest.mark.slow
 async def test_a_workflow_started_before_a_kill_ends_after_it(tmp_path: Path) -> None:
     # Ports that no other test takes while this server is down.
-    port = 22_000 + 10 * xdist_number()
+    port = 22_000 + 10 * process_number()
     temporal = EmbeddedTemporal(tmp_path, port, port + 1, namespaces=["settle"])
     await temporal.start()
     try:

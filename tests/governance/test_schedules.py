@@ -23,6 +23,7 @@ from starter.schedules import apply_schedules, plan_schedules, read_schedules
 from telemetry.events import EventPublisher
 from tests.governance.conftest import Heard, working
 from tests.support.engine import PATIENCE_SECONDS, Engine
+from tests.support.servers import Namespace, TemporalServer
 from tests.support.sink import Sink
 from tests.support.sql import query
 from workflows import registry
@@ -36,6 +37,12 @@ schedules:
     every: 1h
     input: {low_balance_credits: 1, head_age_seconds_max: 2147483648}
 """
+
+
+@pytest.fixture
+async def namespace(temporal_server: TemporalServer) -> Namespace:
+    """On a server that runs schedules."""
+    return await temporal_server.namespace()
 
 
 async def apply(engine: Engine, text: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
 from math import gcd
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 USUAL_PORTS: Final = ("devstack", "bench")
 """Folders whose tests start servers on their usual ports, and expect them there again after a kill."""
@@ -87,22 +86,16 @@ def representative_cases(cases: Sequence[frozenset[Hashable]], count: int | str)
         yield place
 
 
-def position(item: pytest.Item) -> int:
-    """Where a test's folder stands in the order of a run."""
-    folder = item.path.parent.name
+def folder_position(name: str) -> int:
+    """Where a test's folder stands in the order of a run that does not know how long the files take."""
+    folder = name.split("/")[-2]
     return LONG_FIRST.index(folder) if folder in LONG_FIRST else len(LONG_FIRST)
 
 
-class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """A file at a time, so that what a module or a folder builds once is built in few processes.
+def file_of(nodeid: str) -> str:
+    """The file of a test, as a path; what is run together in one process.
 
-    The folders that need the usual ports are one: their tests run one after another in one process.
+    The folders that need the usual ports are one: their tests run one after another.
     """
-
-    def __init__(self, config: pytest.Config, log: Any = None) -> None:
-        super().__init__(config, log)
-        config.option.loadscopereorder = False  # by number of tests, which says nothing about their length
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "usual ports" if file.split("/")[-2] in USUAL_PORTS else file
+    file = nodeid.partition("::")[0]
+    return f"tests/{USUAL_PORTS[0]}/" if file.split("/")[-2] in USUAL_PORTS else file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from devstack.processes import wait_until
 from devstack.temporal import EmbeddedTemporal, locate_test_server
 from domain.errors import StartupCheckFailed, TemporalUnavailable
 from starter.temporal import add_search_attributes, connect, register_search_attributes
+from tests.support.parallel import process_number
 from workflows.naming import SEARCH_ATTRIBUTES, task_queue
 
 TASK_QUEUE: Final = task_queue(LOCAL_CHAIN_ID)
@@ -32,11 +32,8 @@ FIRST_CHAIN_PORT: Final = 28_545
 RETENTION_SECONDS: Final = 86_400
 NAMESPACE_SECONDS_MAX: Final = 30.0
 NAMESPACES_ON_A_SERVER: Final = 25
-
-
-def xdist_number() -> int:
-    """Which of several parallel test processes this is; each has its own servers."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+NO_SCHEDULES: Final = ("worker.perNamespaceWorkerCount=0",)
+"""Each namespace has a worker inside the server that runs its schedules: half of what a namespace costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +84,11 @@ class TemporalServer:
 
 
 @asynccontextmanager
-async def running_temporal(state_dir: Path) -> AsyncIterator[TemporalServer]:
-    """A Temporal server for the session."""
-    server = EmbeddedTemporal(state_dir, FIRST_TEMPORAL_PORT + 2 * xdist_number())
+async def running_temporal(state_dir: Path, *, schedules: bool = True) -> AsyncIterator[TemporalServer]:
+    """A Temporal server, with or without what runs schedules."""
+    server = EmbeddedTemporal(
+        state_dir, FIRST_TEMPORAL_PORT + 2 * process_number(), dynamic_config=() if schedules else NO_SCHEDULES
+    )
     await server.start()
     try:
         yield TemporalServer(server)
@@ -116,7 +115,9 @@ class Namespaces:
         if self._current is None or self._made == NAMESPACES_ON_A_SERVER:
             await self._previous_stack.aclose()
             self._previous_stack, self._current_stack = self._current_stack, AsyncExitStack()
-            self._current = await self._current_stack.enter_async_context(running_temporal(self._folder()))
+            self._current = await self._current_stack.enter_async_context(
+                running_temporal(self._folder(), schedules=False)
+            )
             self._made = 0
         self._made += 1
         return await self._current.namespace()
@@ -145,7 +146,7 @@ async def running_chain(
     """A chain with the test token that mines only on request. One beside another has another `first_port`."""
     chain = LocalChain(
         state_dir,
-        first_port + xdist_number(),
+        first_port + process_number(),
         block_time_seconds=None,
         slots_in_an_epoch=slots_in_an_epoch,
     )

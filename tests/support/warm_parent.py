@@ -1,10 +1,9 @@
 """A parent that has imported the product already, and from which processes are forked: each saves two CPU seconds.
 
-    python -m tests.support.warm_parent SOCKET_DESCRIPTOR
-
-It has one thread and no event loop, and never runs anything itself. A request names a module and its arguments,
-variables, folder and streams; the answer is the pid. What is forked is then passed to the asking process, as a child of
-its own: a process with its own pid, session and group, which can be waited for, signalled and killed like any other.
+It is a fork of the test process, from before that had a thread or an event loop, and runs no test itself. A request
+names a module and its arguments, variables, folder and streams; the answer is the pid. What is forked is then passed to
+the asking process, as a child of its own: a process with its own pid, session and group, which can be waited for,
+signalled and killed like any other.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import gc
 import importlib.util
 import io
 import json
+import logging
 import os
 import pkgutil
 import runpy
@@ -24,9 +24,9 @@ import threading
 import time
 import traceback
 import warnings
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import structlog
 from sqlalchemy.orm import configure_mappers
 
 from db import functions
@@ -34,6 +34,10 @@ from tests.support.cheap_workers import poll_with_few
 
 PR_SET_PDEATHSIG: Final = 1
 MESSAGE_BYTES_MAX: Final = 2**17
+RECURSION_LIMIT: Final = 100_000
+"""As a library under eth-account sets it."""
+GARBAGE_THRESHOLDS: Final = (700, 10, 10)
+"""Python's own."""
 PACKAGES: Final = (
     "activities", "api", "chain", "commands", "db", "devstack", "domain", "services", "starter", "telemetry",
     "workflows",
@@ -47,25 +51,37 @@ MODULES: Final = (
 NOT_IMPORTED: Final = ("db.migrations.env", "devstack._launch", "db.migrations.versions")
 
 
-def main() -> None:
-    """Import everything, say so, and fork on request until the asking process has ended."""
-    asker = socket.socket(fileno=int(sys.argv[1]))
-    _import_everything()
-    assert threading.active_count() == 1
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a library has started a thread, which no fork would have"
-    gc.collect()
-    gc.freeze()  # or the first collection of each child would copy all of it
+def serve(asker: socket.socket) -> NoReturn:
+    """Import what is missing at the first request, and fork on request until the asking process has ended."""
+    _be_an_interpreter()
+    requests = 0
     while True:
         message, descriptors, _, _ = socket.recv_fds(asker, MESSAGE_BYTES_MAX, 3)
         if not message:  # the asker has ended, however it did: no other process has its end of the socket
             os._exit(0)
+        if not requests:
+            import_everything()
+            gc.collect()
+            gc.freeze()  # or the first collection of each child would copy all of it
+        requests += 1
         request: dict[str, Any] = json.loads(message)
         asker.send(json.dumps({"pid": _fork(request, descriptors, asker)}).encode())
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _import_everything() -> None:
+def _be_an_interpreter() -> None:
+    """Without what pytest and `tests/conftest.py` have set for the process that runs tests."""
+    logging.getLogger().handlers.clear()
+    structlog.reset_defaults()
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
+
+
+def import_everything() -> None:
+    """All modules of the product; what was imported already costs nothing."""
     for package in PACKAGES:
         found = importlib.import_module(package)
         for module in pkgutil.walk_packages(found.__path__, f"{package}."):
@@ -136,6 +152,7 @@ def _run(request: dict[str, Any], descriptors: list[int], settled: int) -> NoRet
 
 
 def _run_module(name: str) -> int:
+    sys.modules.pop(name, None)  # a test may have imported it
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -153,7 +170,3 @@ def _stream(descriptor: int, *, errors: str) -> io.TextIOWrapper:
 
 def _die_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,14 +11,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+from tests.support import warm_parent
+
 PR_SET_CHILD_SUBREAPER: Final = 36
 POLL_SECONDS: Final = 0.005
 
@@ -66,13 +66,11 @@ class _WarmParent:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._lock = threading.Lock()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.warm_parent", str(theirs.fileno())],
-                cwd=ROOT,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+        self._pid = os.fork()
+        if self._pid == 0:
+            ours.close()
+            warm_parent.serve(theirs)
+        theirs.close()
         atexit.register(self._close)
 
     def fork(
@@ -107,8 +105,7 @@ class _WarmParent:
 
     def _close(self) -> None:
         self._socket.close()
-        self._process.kill()
-        self._process.wait()
+        os.waitpid(self._pid, 0)
 
 
 def _adopt_orphans(wanted: bool) -> None:
@@ -116,11 +113,10 @@ def _adopt_orphans(wanted: bool) -> None:
     assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
 
 
-_lock = threading.Lock()
-
-
 @functools.cache
-def _warm_parent() -> _WarmParent:
+def prepare() -> _WarmParent:
+    """Fork the warm parent of this process, which must not have had a thread yet, nor a test."""
+    assert len(os.listdir("/proc/self/task")) == 1, "a library has started a thread, which no fork would have"
     return _WarmParent()
 
 
@@ -135,9 +131,7 @@ def fork(
     parent_death_signal: int = signal.SIGKILL,
 ) -> WarmProcess:
     """`python -m MODULE ARGUMENTS` with these variables and no others, in this folder."""
-    with _lock:
-        parent = _warm_parent()
-    return parent.fork(
+    return prepare().fork(
         module,
         arguments,
         variables=variables,
