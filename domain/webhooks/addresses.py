@@ -77,9 +77,7 @@ def parse_url(url: str, *, allow_private: bool = False) -> str:
         return url
     if not is_port_allowed(_port(parts)):
         raise _refused(url, f"port {HTTPS_PORT}, or one from {UNPRIVILEGED_FROM} on")
-    why = "private by its name" if literal is None and _is_local_name(host) else None
-    if literal is not None:
-        why = refusal_of(literal)
+    why = refusal_of(literal) if literal is not None else "private by its name" if _is_local_name(host) else None
     if why is not None:
         raise _refused(url, f"a public address; this one is {why}")
     return url
@@ -93,7 +91,7 @@ def refusal_of(address: IpAddress, *, allow_private: bool = False) -> str | None
     """
     if isinstance(address, IPv6Address):
         embedded = address.ipv4_mapped
-        if embedded is None and address in _NAT64:
+        if address in _NAT64:
             embedded = IPv4Address(int(address) & 0xFFFF_FFFF)
         if embedded is not None:
             return refusal_of(embedded, allow_private=allow_private)

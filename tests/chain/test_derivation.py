@@ -239,10 +239,21 @@ def test_a_row_derives_as_stored_only_for_its_owner() -> None:
     elsewhere = derive_address(Scheme.CREATE2, treasury=theirs, salt=salt_of_account("acct_1"))
     forged = own.model_copy(update={"address": elsewhere, "treasury": theirs})
     assert not derives_as_stored(forged, ring=None, treasuries=[TREASURY])
+    assert not derives_as_stored(own.model_copy(update={"treasury": None}), ring=None, treasuries=[TREASURY])
     # The forged row names the salt of the address that it claims.
     assert not derives_as_stored(
         own.model_copy(update={"billing_account_id": "acct_2"}), ring=None, treasuries=[TREASURY]
     )
+
+
+def test_a_charges_row_derives_as_stored_only_for_the_charge() -> None:
+    charge_id = uuid4()
+    salt = salt_of_charge(charge_id)
+    address = derive_address(Scheme.CREATE2, treasury=TREASURY, salt=salt)
+    own = row(address=address, salt=salt, treasury=TREASURY, charge_id=charge_id)
+    assert derives_as_stored(own, ring=None, treasuries=[TREASURY])
+    for other in (uuid4(), None):
+        assert not derives_as_stored(own.model_copy(update={"charge_id": other}), ring=None, treasuries=[TREASURY])
 
 
 def test_a_row_of_a_ring_derives_as_stored_only_at_its_index() -> None:

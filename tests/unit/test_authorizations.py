@@ -180,6 +180,29 @@ def test_what_deploys_a_wallet_is_bounded(calldata: int, inner: int, is_accepted
     assert normal_signature(wrapped, is_contract=True) == b"\x08" * inner
 
 
+WHOLE = abi_encode(["address", "bytes", "bytes"], [OTHER, b"\x07" * 40, b"\x08" * 65])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(WHOLE[:100], id="without its parts"),
+        pytest.param(WHOLE[:-64], id="cut off"),
+        pytest.param(b"\x01" + WHOLE[1:], id="a factory that is no address"),
+        pytest.param(WHOLE[:32] + (2**200).to_bytes(32, "big") + WHOLE[64:], id="a call beyond the end"),
+        pytest.param(WHOLE[:64] + (2**200).to_bytes(32, "big") + WHOLE[96:], id="a signature beyond the end"),
+        pytest.param(WHOLE[:32] + bytes(32) + WHOLE[64:], id="a call in the head"),
+        pytest.param(
+            abi_encode(["address", "bytes", "bytes"], [OTHER, b"", WHOLE + UNDEPLOYED_WALLET_MAGIC]),
+            id="deployed twice",
+        ),
+    ],
+)
+def test_what_deploys_a_wallet_is_whole_and_said_once(content: bytes) -> None:
+    with pytest.raises(AuthorizationRefused):
+        read_deployment(content + UNDEPLOYED_WALLET_MAGIC)
+
+
 @pytest.mark.parametrize(
     ("changes", "is_unpayable"),
     [

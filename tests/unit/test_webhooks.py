@@ -139,7 +139,7 @@ def test_a_public_https_address_is_taken_as_it_is(url: str) -> None:
     "url",
     [
         "",
-        "https://" + "a" * URL_CHARS_MAX,
+        "https://example.com/" + "a" * URL_CHARS_MAX,
         "example.com/hook",
         "//example.com/hook",
         "http://example.com/",
@@ -155,6 +155,7 @@ def test_a_public_https_address_is_taken_as_it_is(url: str) -> None:
         "https://example.com@10.0.0.1/",
         "https://example.com/#fragment",
         "https://example.com\\@10.0.0.1/",
+        "https://example.com/\\hook",
         "https://example.com/a b",
         "https://example.com/\n",
         "https://exämple.com/",
@@ -167,6 +168,8 @@ def test_a_public_https_address_is_taken_as_it_is(url: str) -> None:
         "https://printer.local/",
         "https://metadata.google.internal/",
         "https://intranet/",
+        "https://server/",
+        "https://" + ".".join(["a" * 60] * 5) + ".com/",
         "https://127.0.0.1/",
         "https://10.0.0.1/",
         "https://172.16.0.1/",
@@ -200,7 +203,8 @@ def test_a_refusal_shows_neither_credentials_nor_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8000/", "http://localhost/", "http://[::1]:1/", "https://10.0.0.1:1/"]
+    "url",
+    ["http://127.0.0.1:8000/", "http://localhost/", "http://a.localhost/", "http://[::1]:1/", "https://10.0.0.1:1/"],
 )
 def test_a_developer_has_private_addresses_and_http_on_loopback(url: str) -> None:
     assert parse_url(url, allow_private=True) == url
