@@ -9,9 +9,11 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
+from api import health
 from devstack.processes import wait_until
 from tests.api.write_openapi import DOCUMENT, as_text
 from tests.support.api import PATIENCE_SECONDS, RunningApi, Visitor
+from tests.support.sql import no_write_is_proved
 
 OF_THE_REQUEST: Final = {"X-Request-ID", "Date"}
 PATHS: Final = (
@@ -56,9 +58,21 @@ async def test_it_is_answered_as_get_is_without_a_body(
     assert "Content-Length" in head.headers
 
 
-async def test_readiness_too(payer: Visitor) -> None:
+async def test_readiness_too(payer: Visitor, api: RunningApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "READINESS_SECONDS", 0.0)
     got, head = await payer.get("/readyz"), await payer.call("HEAD", "/readyz")
     assert (head.status, head.headers["Content-Length"]) == (got.status, got.headers["Content-Length"])
+    fine = dict.fromkeys(("database", "schema", "system_tenant", "temporal", "chain", "token"), "ok")
+    assert (got.status, got.body["checks"]) == (200, fine)
+    with no_write_is_proved(api.engine.database.superuser_url):
+        got = await payer.get("/readyz")
+    assert (got.status, got.body["checks"]) == (503, fine | {"database": got.body["checks"]["database"]})
+    assert "no write" in got.body["checks"]["database"]
+    api.services.stopping.set()
+    try:
+        assert (await payer.get("/readyz")).status == 503
+    finally:
+        api.services.stopping.clear()
 
 
 async def test_nothing_but_the_head_is_sent(api: RunningApi) -> None:

@@ -11,10 +11,11 @@ from psycopg import sql
 from db import startup
 from db.engine import OperatorDatabase, ServiceDatabase, TenantDatabase
 from db.schema import SCHEMA_REVISION
-from db.startup import check_operator_database, check_service_database, check_tenant_database
+from db.startup import check_operator_database, check_service_database, check_tenant_database, check_writes
 from domain.errors import DatabaseUnavailable, StartupCheckFailed
+from tests.support.payments import RolePair
 from tests.support.postgres import ROLE_PASSWORD, Cluster, Database
-from tests.support.sql import connect
+from tests.support.sql import connect, no_write_is_proved, query
 
 
 async def _check(
@@ -252,3 +253,29 @@ async def test_an_operators_database_that_was_not_migrated_for_it_says_what_to_r
             said = await _check(operator_url=url)
             assert said is not None
             assert said.endswith("; run: settle migrate")
+
+
+async def test_each_role_proves_its_own_writes_at_most_every_five_seconds(roles: RolePair) -> None:
+    def proofs() -> dict[str, object]:
+        return dict(query(roles.database.superuser_url, "SELECT role_name, written_at FROM write_probes"))
+
+    for database in (roles.app, roles.service):
+        await check_writes(database)
+    first = proofs()
+    assert first.keys() == {"settle_app", "settle_service"}
+    await check_writes(roles.app)
+    assert proofs() == first
+    with no_write_is_proved(roles.database.superuser_url):
+        for database in (roles.app, roles.service):
+            with pytest.raises(DatabaseUnavailable, match="no write"):
+                await check_writes(database)
+    before = proofs()
+    await check_writes(roles.app)
+    after = proofs()
+    assert after["settle_app"] != before["settle_app"]
+    assert after["settle_service"] == before["settle_service"]
+    with connect(roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE write_probes SET written_at = now() + interval '1 hour'")
+    ahead = proofs()
+    await check_writes(roles.app)
+    assert proofs()["settle_app"] != ahead["settle_app"], "a proof of the future is none"

@@ -13,7 +13,7 @@ import pytest
 from gateway.policy import REQUEST_BYTES_MAX
 from tests.gateway.support import MODEL, Served, add_key, chat, faulty, open_account, served, until
 from tests.support.postgres import Database
-from tests.support.sql import connect, query
+from tests.support.sql import connect, no_write_is_proved, query
 
 ANTHROPIC = {"anthropic_version": "2023-06-01"}
 
@@ -189,7 +189,17 @@ async def test_the_process_says_how_it_is(gateway: Served) -> None:
     await gateway.client.post(chat())
     assert (await gateway.client.get("/livez")).json == {"status": "ok"}
     ready = await gateway.client.get("/readyz")
-    assert (ready.status, set(ready.json["checks"].values())) == (200, {"ok"})
+    fine = {"database": "ok", "schema": "ok", "system_tenant": "ok"}
+    assert (ready.status, ready.json["checks"]) == (200, fine)
+    with no_write_is_proved(gateway.books.database.superuser_url):
+        ready = await gateway.client.get("/readyz")
+    assert (ready.status, ready.json["checks"]) == (503, fine | {"database": ready.json["checks"]["database"]})
+    assert "no write" in ready.json["checks"]["database"]
+    gateway.gateway.is_stopping = True
+    try:
+        assert [(await gateway.client.get(path)).status for path in ("/livez", "/readyz")] == [503, 503]
+    finally:
+        gateway.gateway.is_stopping = False
     assert b"settle_gateway_calls_total{" in (await gateway.client.get("/metrics")).body
 
 

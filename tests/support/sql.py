@@ -123,6 +123,16 @@ def waits_for_lock(superuser_url: str) -> bool:
 
 
 @contextmanager
+def no_write_is_proved(superuser_url: str) -> Iterator[None]:
+    """As where the disk is full: the last proof of each role is a minute old, and no role can write another one."""
+    with connect(superuser_url) as superuser:
+        superuser.execute("UPDATE write_probes SET written_at = now() - interval '1 minute'")
+    with connect(superuser_url) as superuser:
+        superuser.execute("SELECT FROM write_probes FOR UPDATE")
+        yield
+
+
+@contextmanager
 def refused(
     error_type: type[psycopg.Error], constraint: str | None = None, *, match: str | None = None
 ) -> Iterator[None]:

@@ -91,6 +91,30 @@ async def test_a_check_that_breaks_says_so_in_its_place() -> None:
     assert await run_checks({"a": broken, "b": _fine}) == {"a": "ZeroDivisionError: division by zero", "b": "ok"}
 
 
+async def test_it_is_ready_while_it_is_alive_and_all_that_it_needs_answers() -> None:
+    state = {"alive": True, "down": False}
+
+    async def needed() -> None:
+        if state["down"]:
+            raise DatabaseUnavailable("PostgreSQL cannot be reached")
+
+    options = {"is_alive": lambda: state["alive"], "checks": {"a": _fine, "b": needed}, "sdk_metrics_address": None}
+    async with serve_health("127.0.0.1", 0, **options) as port, aiohttp.ClientSession() as session:  # type: ignore[arg-type]
+
+        async def answers() -> list[int]:
+            found = []
+            for path in ("livez", "readyz"):
+                async with session.get(f"http://127.0.0.1:{port}/{path}") as response:
+                    found.append(response.status)
+            return found
+
+        assert await answers() == [200, 200]
+        state["down"] = True
+        assert await answers() == [200, 503]
+        state.update(down=False, alive=False)
+        assert await answers() == [503, 503]
+
+
 async def test_metrics_of_our_own_are_served_though_the_sdks_are_not_there() -> None:
     async with (
         serve_health(
