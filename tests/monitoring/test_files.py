@@ -67,10 +67,12 @@ async def test_every_metric_that_is_named_is_one_that_a_process_has(engine: Engi
     assert named - names_in(ours) - names_in(theirs) == set()
 
 
-def test_every_metric_of_the_gateway_is_in_the_dashboard() -> None:
+@pytest.mark.parametrize(("process", "prefix"), [("gateway", ""), ("relay", ""), ("worker", "settle_webhook")])
+def test_every_metric_of_these_is_in_the_dashboard(process: str, prefix: str) -> None:
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
-    ours = [metric for metric in vars(import_module("telemetry.metrics.gateway")).values() if is_metric(metric)]
-    assert len(ours) > 15
+    metrics = [metric for metric in vars(import_module(f"telemetry.metrics.{process}")).values() if is_metric(metric)]
+    ours = [metric for metric in metrics if next(iter(metric.describe())).name.startswith(prefix)]
+    assert ours
     for metric in ours:
         [family] = metric.describe()
         names = names_in(f"# TYPE {family.name}{'_total' if family.type == 'counter' else ''} {family.type}")
