@@ -5,7 +5,6 @@ Not served unless operator wallets and a database address are configured. They a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from api.http.dependencies import ApiServices, OptionalSession, Services, Sessio
 from api.http.problems import kind_of
 from api.operators.balance_chart import Chart, draw
 from api.pages import credits as pages
+from api.pages.static_files import address_of
 from db.clock import estimated_now
 from db.engine import OperatorDatabase
 from db.operations import operator_pages as operators
@@ -395,9 +395,7 @@ templates.env.filters |= {
     "purpose": purpose_label,
     "style": status_in_style,
 }
-# Its address changes with the file, like those of the other pages' files.
-_STYLE: Final = hashlib.sha256((pages.STATIC_FOLDER / "operator.css").read_bytes()).hexdigest()[:12]
 templates.env.globals |= {
     "static": pages.templates.env.globals["static"],
-    "operator_css": f"/static/operator.css?v={_STYLE}",
+    "operator_css": address_of("operator.css"),
 }

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, assert_never
 from urllib.parse import parse_qs, urlsplit
@@ -18,15 +16,14 @@ import structlog
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
-from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from starlette.types import Scope
 
 from api.accounts.callers import Caller
 from api.accounts.queries import read_attempts, read_summary
 from api.accounts.sessions import sign_out
 from api.deposits.routes import limit_charges
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from api.pages.static_files import FingerprintedFiles, address_of
 from db.clock import estimated_now
 from domain.deposits.methods import MethodKind, PaymentMethod
 from domain.errors import Refusal, Unavailable
@@ -47,11 +44,9 @@ from starter.models import AttemptView
 log = structlog.get_logger(__name__)
 
 FOLDER: Final = Path(__file__).parents[1]
-STATIC_FOLDER: Final = FOLDER / "static"
 
 STATIC_FILES: Final = (
     "charts.css",
-    "client.js",
     "credits.css",
     "credits.js",
     "favicon.svg",
@@ -79,7 +74,6 @@ PAGE_SECONDS_MAX: Final = 15.0
 """Time limit of a page, below the limit of all requests, so that users get a page instead of a problem document."""
 
 RETRY_AFTER_SECONDS: Final = "5"
-FOR_EVER: Final = "public, max-age=31536000, immutable"
 
 REASON_LABELS: Final[Mapping[str, str]] = {
     Reason.CREDITS_PURCHASE: "Credits bought",
@@ -116,28 +110,13 @@ class HtmlRoute(APIRoute):
         return handle_for_a_person
 
 
-class FingerprintedFiles(StaticFiles):
-    """Files whose address changes with their content (see `_fingerprint`), so that browsers can cache them."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file; cacheable indefinitely when it was requested by its own fingerprint.
-
-        Not by another one: during a release an old process may receive a request for a new process's file.
-        """
-        response = await super().get_response(path, scope)
-        if response.status_code in {200, 304}:
-            is_this = scope["query_string"] == f"v={_fingerprint(path)}".encode()
-            response.headers["Cache-Control"] = FOR_EVER if is_this else "no-cache"
-        return response
-
-
 router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 
 
 def install(app: FastAPI) -> None:
     """Add the pages and their static files to an app."""
     app.include_router(router)
-    app.mount("/static", FingerprintedFiles(directory=STATIC_FOLDER), name="static")
+    app.mount("/static", FingerprintedFiles(), name="static")
 
 
 @router.get("/")
@@ -364,12 +343,6 @@ def what_a_deposit_buys(credits: int) -> str:
     return f"{credits:,} credits for a deposit of ${worth_in_usd(credits)}"
 
 
-@cache
-def _fingerprint(name: str) -> str:
-    """Changes with the file, so that browsers request it again after a release."""
-    return hashlib.sha256((STATIC_FOLDER / name).read_bytes()).hexdigest()[:12]
-
-
 templates = Jinja2Templates(directory=FOLDER / "templates")
 templates.env.filters |= {
     "usd": format_usd,
@@ -388,4 +361,4 @@ templates.env.filters |= {
     "network": network_name,
     "credits_for": credits_for_usd_cents,
 }
-templates.env.globals |= {"static": {name: f"/static/{name}?v={_fingerprint(name)}" for name in STATIC_FILES}}
+templates.env.globals |= {"static": {name: address_of(name) for name in STATIC_FILES}}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from api.http.problems import KINDS
+from api.pages.static_files import address_of, fingerprint
 from devstack.chain import payer_wallets
 from tests.support.api import RunningApi, Visitor, first_wallet, running_api
 from tests.support.engine import Engine
@@ -388,6 +390,44 @@ async def test_only_a_files_own_fingerprint_makes_it_immutable(payer: Visitor) -
     [address] = re.findall(r'src="(/static/credits.js[^"]*)"', page)
     kept = {path: (await payer.get(path)).headers["Cache-Control"] for path in (address, "/static/credits.js?v=newer")}
     assert kept == {address: "public, max-age=31536000, immutable", "/static/credits.js?v=newer": "no-cache"}
+
+
+async def test_a_module_names_those_that_it_imports_by_their_content(payer: Visitor) -> None:
+    todo = [*re.findall(r'src="(/static/[^"]+)"', (await payer.get("/credits")).body), address_of("pay.js")]
+    seen: set[str] = set()
+    while todo:
+        seen.add(address := todo.pop())
+        reply = await payer.get(address)
+        assert reply.headers["Cache-Control"] == "public, max-age=31536000, immutable", address
+        if ".js" in address:
+            imported = re.findall(r"^(?:import|\}) .*'\./([^']+)';$", reply.body, re.MULTILINE)
+            todo += {f"/static/{name}" for name in imported} - seen
+    modules = {address.partition("?")[0].removeprefix("/static/") for address in seen if ".js" in address}
+    assert modules == {"credits.js", "pay.js", "wallets.js", "client.js"}
+
+
+def test_a_changed_module_changes_the_address_of_what_imports_it(tmp_path: Path) -> None:
+    """By way of another one, too: otherwise a browser runs what it has kept, with what is new."""
+
+    def fingerprints(changed: str) -> list[str]:
+        folder = tmp_path / changed
+        folder.mkdir()
+        contents = {"a": "import { b } from './b.js';", "b": "export {\n  c,\n} from './c.js';", "c": "// c", "d": ""}
+        for name, content in contents.items():
+            (folder / f"{name}.js").write_text(content + ("//" if name == changed else ""))
+        return [fingerprint(f"{name}.js", folder) for name in contents]
+
+    before = fingerprints("none")
+    for changed, differ in (("c", "abc"), ("b", "ab"), ("a", "a"), ("d", "d")):
+        now = fingerprints(changed)
+        assert [name for name, x, y in zip("abcd", before, now, strict=True) if x != y] == list(differ)
+
+
+async def test_a_module_is_sent_again_only_when_it_has_changed(payer: Visitor) -> None:
+    first = await payer.get("/static/credits.js")
+    assert first.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    again = await payer.get("/static/credits.js", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status, again.body) == (304, "")
 
 
 async def test_an_unknown_address_and_a_wrong_method_are_problems_too(payer: Visitor) -> None:
