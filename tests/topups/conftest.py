@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
 import pytest
 from eth_account import Account
 
@@ -34,6 +33,7 @@ from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain
 from tests.support.smart_wallets import contract_address, wrap_with_factory
+from tests.support.sql import query
 
 PATH: Final = x402.TOP_UP_PATH
 CENTS: Final = 100
@@ -156,8 +156,7 @@ class Counter:
 
     async def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """What the database holds, as its superuser sees it."""
-        async with await psycopg.AsyncConnection.connect(self.engine.database.superuser_url) as connection:
-            return await (await connection.execute(statement.encode())).fetchall()
+        return query(self.engine.database.superuser_url, statement)
 
     async def status(self, attempt_id: UUID) -> AttemptStatus:
         """As the database has it."""
