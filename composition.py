@@ -61,6 +61,7 @@ def charge_policy(settings: Settings) -> ChargePolicy:
         max_usd_cents=settings.payment_max_usd_cents,
         min_confirmations=settings.min_confirmations,
         origin=settings.require_api_url(),
+        takes_coin=settings.native_coin_deposits,
     )
 
 

@@ -252,6 +252,9 @@ class Settings(BaseModel):
     charge_price_ttl_seconds: int = Field(
         1800, alias="CHARGE_PRICE_TTL_SECONDS", ge=1, le=31 * 86_400, description="whole seconds, 1 to 2678400"
     )
+    native_coin_deposits: Annotated[bool, BeforeValidator(values.switch)] = Field(
+        False, alias="NATIVE_COIN_DEPOSITS", description="true or false"
+    )
     payment_min_usd_cents: int = Field(
         DEFAULT_PAYMENT_MIN_USD_CENTS, alias="PAYMENT_MIN_USD_CENTS", ge=1, le=10**12, description="whole US cents"
     )

@@ -11,6 +11,8 @@ from eth_utils.crypto import keccak
 
 from chain.contracts import creation_code
 from chain.derivation.create2 import create2_address, init_code
+from domain.coin import NATIVE_COIN
+from domain.identifiers import same_address
 
 COLLECTOR_SALT: Final = "0x" + "00" * 32
 _FLUSH: Final = keccak(text="flush(address[])")[:4]
@@ -44,6 +46,10 @@ def flush_call(tokens: Sequence[str]) -> bytes:
 
 
 def collect_call(treasury: str, salts: Sequence[str], tokens: Sequence[str]) -> bytes:
-    """What the collector is sent for the deposit addresses of these salts: deployed where they are not, and flushed."""
+    """What the collector is sent for the deposit addresses of these salts: deployed where they are not, and flushed.
+
+    The chain's own coin is no contract to be named: each flush moves it.
+    """
+    tokens = [token for token in tokens if not same_address(token, NATIVE_COIN)]
     words = [bytes.fromhex(salt[2:]) for salt in salts]
     return _COLLECT + abi_encode(["bytes", "bytes32[]", "address[]"], [init_code(treasury), words, list(tokens)])

@@ -16,9 +16,10 @@ from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID, EndpointPool, PooledEndp
 from chain.preconditions import TokenAnswer
 from chain.quorum import EndpointsDisagree, NoResponse
 from chain.rpc import Call, EndpointFailure, Failure, Reply
-from chain.wire import read_data, read_quantity
+from chain.wire import read_data, read_quantity, read_wei
+from domain.coin import NATIVE_COIN
 from domain.errors import ChainUnavailable
-from domain.identifiers import parse_address
+from domain.identifiers import parse_address, same_address
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class ContractCalls:
         )
 
     async def balances_raw(self, token: str, addresses: Sequence[str]) -> dict[str, int]:
-        """What each address holds of a token, by the newest block of the first endpoint that keeps up.
+        """What each address holds of a token, or of the coin, by the newest block of the first endpoint that keeps up.
 
         One endpoint's word, good for a plan that the chain itself decides about. Raises `ChainUnavailable`.
         """
@@ -153,12 +154,8 @@ class ContractCalls:
         return balances
 
     async def _balances(self, token: str, addresses: Sequence[str]) -> list[int]:
-        asked = [
-            Call(
-                "eth_call", ({"to": token, "data": _BALANCE_OF_CALLDATA + address[2:].lower().rjust(64, "0")}, "latest")
-            )
-            for address in addresses
-        ]
+        is_coin = same_address(token, NATIVE_COIN)
+        asked = [_balance_call(token, address) for address in addresses]
 
         async def read(node: PooledEndpoint, deadline: float) -> list[int]:
             chain_id, height, *replies = await node.endpoint.batch([CHAIN_ID, BLOCK_NUMBER, *asked], deadline=deadline)
@@ -166,7 +163,7 @@ class ContractCalls:
             head = self._pool.saw_head(node, read_quantity(height))
             if self._pool.mark.is_behind(head):
                 raise self._pool.behind(node, head)
-            return [int.from_bytes(read_data(reply)[:32], "big") for reply in replies]
+            return [read_wei(reply) if is_coin else _word_of(reply) for reply in replies]
 
         return await self._pool.ask_first(read)
 
@@ -181,6 +178,19 @@ class ContractCalls:
         said = await self.deployless_call(creation_code("TokenBalances") + arguments, at_block=at_block)
         if said is None or len(said) != 32 * len(holders):
             raise ChainUnavailable(f"token {token} does not say what {len(holders)} addresses hold in block {at_block}")
+        return [int.from_bytes(said[start : start + 32], "big") for start in range(0, len(said), 32)]
+
+    async def coin_balances(self, holders: Sequence[str], *, at_block: int) -> list[int]:
+        """Wei that each of some addresses holds in a block, by the word of every endpoint.
+
+        At most `HOLDERS_MAX` addresses. Raises `ChainUnavailable`.
+        """
+        from eth_abi.abi import encode as abi_encode  # here: only the nightly check pays for its import
+
+        code = creation_code("CoinBalances") + abi_encode(["address[]"], [list(holders)])
+        said = await self.deployless_call(code, at_block=at_block)
+        if said is None or len(said) != 32 * len(holders):
+            raise ChainUnavailable(f"no node says what {len(holders)} addresses hold in block {at_block}")
         return [int.from_bytes(said[start : start + 32], "big") for start in range(0, len(said), 32)]
 
     async def has_code(self, address: str) -> bool:
@@ -226,6 +236,18 @@ class ContractCalls:
         except EndpointsDisagree as error:
             log.warning("%s", error.message)
             raise
+
+
+def _balance_call(token: str, address: str) -> Call:
+    if same_address(token, NATIVE_COIN):
+        return Call("eth_getBalance", (address, "latest"))
+    return Call(
+        "eth_call", ({"to": token, "data": _BALANCE_OF_CALLDATA + address[2:].lower().rjust(64, "0")}, "latest")
+    )
+
+
+def _word_of(reply: Reply) -> int:
+    return int.from_bytes(read_data(reply)[:32], "big")
 
 
 def _uint(reply: Reply, *, below: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from chain.endpoint_pool import EndpointPool, EndpointsFailed, PooledEndpoint
 from chain.family import ChainFamily
 from chain.history import HistoryRefused, RangeRefused
 from chain.rpc import Failure
+from chain.traces import trace_problem
 from domain.chain import MinedBlock, TransferRange, TransferScope
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,15 @@ class LogReader:
             if not partial:
                 raise
             return max(partial, key=len)
+
+    async def untraced(self) -> dict[str, str]:
+        """Endpoints that cannot be asked about an EVM chain's own coin, each with the reason; empty where all can.
+
+        Never raises for a faulty endpoint.
+        """
+        nodes = self._pool.nodes()
+        problems = await asyncio.gather(*(trace_problem(node.history, self._pool.chain_id) for node in nodes))
+        return {node.label: problem for node, problem in zip(nodes, problems, strict=True) if problem is not None}
 
     async def _read_transfers(
         self, node: PooledEndpoint, scope: TransferScope, first: int, last: int, anchor: int | None

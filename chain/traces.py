@@ -28,7 +28,7 @@ from chain.history import (
     says_pruned,
 )
 from chain.rpc import Call, Endpoint, EndpointFailure, Failure, Reply
-from chain.wire import Hash, WireModel, checked, read_header, read_quantity
+from chain.wire import Hash, Wei, WireModel, checked, read_header, read_quantity
 from domain.chain import BlockHeader, MinedBlock, Receipt, Transfer, TransferLog, TransferRange, TransferScope
 from domain.coin import NATIVE_COIN, CoinMovement, Frame, coin_movements
 
@@ -46,12 +46,6 @@ class TracesRefused(HistoryRefused):
     """A healthy endpoint does not trace: not recorded as a failure, and no vote about the chain's own coin."""
 
 
-def _wei(value: object) -> int:
-    if not isinstance(value, str) or not value.startswith("0x") or not 3 <= len(value) <= 66:
-        raise ValueError("expected a hex quantity of at most 256 bits")
-    return int(value, 16)
-
-
 def _address(value: object) -> str:
     if not isinstance(value, str) or len(value) != 42:
         raise ValueError("expected an address")
@@ -59,7 +53,6 @@ def _address(value: object) -> str:
     return value.lower()
 
 
-Wei = Annotated[int, BeforeValidator(_wei)]
 LowerAddress = Annotated[str, BeforeValidator(_address)]
 Path = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(max_length=DEPTH_MAX)]
 
@@ -203,8 +196,7 @@ async def read_coin_range(
     if head < last:
         raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
     traced = zip(numbers, replies[2:], replies[2 + len(numbers) :], strict=False)
-    is_selected = scope.selector()
-    read = [await _in_block(number, block, traces, head, is_selected) for number, block, traces in traced]
+    read = [await _in_block(number, block, traces, head, scope) for number, block, traces in traced]
     return TransferRange(
         endpoint=endpoint.label,
         head_number=head,
@@ -217,7 +209,7 @@ async def read_coin_range(
 
 
 async def _in_block(
-    number: int, block: Reply, traces: Reply, head: int, is_selected: Callable[[str, str, str], bool]
+    number: int, block: Reply, traces: Reply, head: int, scope: TransferScope
 ) -> tuple[MinedBlock, list[Transfer]]:
     mined = past_block(block, number, head)
     header = read_header(block, number)
@@ -226,8 +218,31 @@ async def _in_block(
         _placed(tx_hash, moved, mined)
         for tx_hash, frames in (await _of_block(traces, header)).items()
         for moved in coin_movements(frames)
-        if is_selected(_COIN, moved.sender, moved.recipient)
+        if scope.selects(_COIN, moved.sender, moved.recipient)
     ]
+
+
+async def trace_problem(endpoint: Endpoint, own_chain_id: int) -> str | None:
+    """Why an endpoint cannot be asked about the chain's own coin, by its newest block; None where it can. One line."""
+    try:
+        chain_id, height = await endpoint.batch([CHAIN_ID, BLOCK_NUMBER])
+        check_chain(chain_id, own_chain_id)
+        head = read_quantity(height)
+        block, traces = await endpoint.batch([block_call(head), block_traces_call(head)])
+        header = read_header(block, head)
+        if header is None:
+            return f"has no block {head}, which is its head"
+        await _of_block(traces, header)
+        # Of an empty block there is none to ask for: one that is not there shows whether the method is served.
+        tx_hash = min(header.tx_hashes, default="0x" + "00" * 32)
+        (traces,) = await endpoint.batch([transaction_traces_call(tx_hash)])
+        if traces.error is not None and (header.tx_hashes or traces.error.rpc_code == METHOD_NOT_FOUND):
+            return traces.error.message
+        if header.tx_hashes and (await _frames(traces, header.block_hash)).keys() != {tx_hash}:
+            return f"{traces.method}: no calls of a transaction in block {head}"
+    except EndpointFailure as failure:
+        return failure.message
+    return None
 
 
 async def _of_block(reply: Reply, block: BlockHeader) -> dict[str, list[Frame]]:

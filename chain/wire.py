@@ -26,6 +26,7 @@ AUTHORIZATION_USED_TOPIC: Final[bytes] = keccak(text="AuthorizationUsed(address,
 """Topic 0 of EIP-3009's event, which a token logs directly before the transfer that was authorized."""
 
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
+_WEI = re.compile(r"0x[0-9a-fA-F]{1,64}", re.ASCII)
 _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
@@ -34,6 +35,12 @@ def _quantity(value: object) -> int:
     if not isinstance(value, str) or _QUANTITY.fullmatch(value) is None or (number := int(value, 16)) >= 2**63:
         raise ValueError("expected a hex quantity below 2^63")
     return number
+
+
+def _wei(value: object) -> int:
+    if not isinstance(value, str) or _WEI.fullmatch(value) is None:
+        raise ValueError("expected a hex quantity of at most 256 bits")
+    return int(value, 16)
 
 
 def _data(value: object) -> bytes:
@@ -48,6 +55,7 @@ def _hash(value: object) -> str:
     return value.lower()
 
 
+Wei = Annotated[int, BeforeValidator(_wei)]
 Quantity = Annotated[int, BeforeValidator(_quantity)]
 Data = Annotated[bytes, BeforeValidator(_data)]
 Hash = Annotated[str, BeforeValidator(_hash)]
@@ -103,6 +111,7 @@ class WireBlock(WireHead):
     hash: Hash
 
 
+_WEI_ADAPTER: Final[TypeAdapter[int]] = TypeAdapter(Wei)
 _QUANTITY_ADAPTER: Final[TypeAdapter[int]] = TypeAdapter(Quantity)
 _DATA_ADAPTER: Final[TypeAdapter[bytes]] = TypeAdapter(Data)
 _T = TypeVar("_T")
@@ -111,6 +120,11 @@ _T = TypeVar("_T")
 def read_quantity(reply: Reply) -> int:
     """A hex quantity below 2^63."""
     return checked(reply.method, _QUANTITY_ADAPTER, reply.value())
+
+
+def read_wei(reply: Reply) -> int:
+    """A hex quantity of up to 256 bits."""
+    return checked(reply.method, _WEI_ADAPTER, reply.value())
 
 
 def read_data(reply: Reply) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks of `settle doctor` on the chain watcher and on finality."""
+"""Checks of `settle doctor` on the chain watcher, on finality, and on reading a chain's own coin."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from chain.head_reader import reached_by_tag
 from chain.reader import ChainReader
 from composition import chain_reader, service_database
 from db.clock import estimated_now
+from db.deposits.methods import list_methods
 from db.engine import ServiceDatabase
 from db.payments.finality import find_oldest_waiting
 from db.transfers.gaps import Gap, list_gaps
 from db.transfers.scopes import WatchedScope, list_promises, list_watched_scopes
 from domain.chain import ChainHead, DepositLane, DepositScope, TransferScope
+from domain.deposits.methods import MethodKind
 from domain.errors import ChainUnavailable
 from domain.payments.finality import LATE_AFTER, FinalityLevel
 from domain.transfers.watching import Promise, is_same_scope, old_promises
@@ -55,7 +57,7 @@ async def check_watcher(settings: Settings) -> str:
     for one in watched:
         if isinstance(one.scope, DepositScope):
             # The quiet lane is as far behind as it is read rarely.
-            if one.scope.treasury == DepositLane.BUSY:
+            if one.scope.treasury in {DepositLane.BUSY, DepositLane.COIN}:
                 said, is_well = _describe(one, head)
                 words.append(f"{one.scope.words}: {said}")
                 troubles += [] if is_well else [words[-1]]
@@ -125,6 +127,30 @@ def _ago(length: timedelta) -> str:
     if seconds < 120:
         return f"{seconds} s"
     return f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3_600} h"
+
+
+async def check_native_coin(settings: Settings) -> str:
+    """Whether a chain's own coin that is paid with is read, for `settle doctor`. Raises `ChainUnavailable`."""
+    async with service_database(settings) as database, database.transaction() as connection:
+        methods = [
+            one
+            for one in await list_methods(connection)
+            if one.kind is MethodKind.NATIVE and one.chain_id == settings.chain_id
+        ]
+    names = ", ".join(one.id for one in methods)
+    if not methods:
+        return "it is no payment method"
+    if not settings.native_coin_deposits:
+        words = f"what is paid by {names} is not read: NATIVE_COIN_DEPOSITS is not true"
+        if any(one.enabled for one in methods):
+            raise ChainUnavailable(f"{words}; set it, or run: settle methods disable")
+        return words
+    async with chain_reader(settings) as chain:
+        untraced = await chain.logs.untraced()
+    if untraced:
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in untraced.items())
+        raise ChainUnavailable(f"{names} needs nodes that serve trace_block and trace_transaction: {reasons}")
+    return f"every node traces the blocks for {names}"
 
 
 async def check_finality(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from temporalio.client import Client
 from activities.ledger.integrity_scan import check_all_books, check_books
 from chain.preconditions import State
 from commands.addresses import check_addresses
-from commands.chain_checks import check_finality, check_watcher
+from commands.chain_checks import check_finality, check_native_coin, check_watcher
 from commands.gateway_checks import check_spending, check_upstreams
 from commands.methods import check_prices
 from commands.output import grouped, print_json, progress, stdout, table
@@ -117,6 +117,7 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("books", lambda: _books(settings, full=full), is_bounded=False)
     await check("deposit addresses", lambda: check_addresses(settings))
     await check("prices", lambda: check_prices(settings))
+    await check("the chain's own coin", lambda: check_native_coin(settings))
     await check("Temporal", lambda: _temporal(variables))
     await check("workers", lambda: _workers(settings, variables))
     if api_url is not None:

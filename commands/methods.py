@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from chain.contract_calls import ContractCalls
+from chain.reader import ChainReader
 from commands.output import print_json, progress, stdout, table
 from composition import chain_reader, open_prices, service_database
 from db.deposits.methods import find_method, list_methods
@@ -34,6 +34,7 @@ from services.deposits.price_sources import (
 from services.deposits.registration import (
     NewMethod,
     Registered,
+    check_coin,
     check_contract,
     find_known_ring,
     first_addresses,
@@ -225,7 +226,7 @@ async def _check_on_chain(settings: Settings, new: NewMethod) -> None:
             "--chain", f"the settings are of chain {settings.chain_id}: expected settings with CHAIN_ID={new.chain_id}"
         )
     async with chain_reader(settings) as chain:
-        notes = await _notes(settings, chain.contracts, new)
+        notes = await _notes(settings, chain, new)
     for note in notes:
         progress(f"note: {note}")
 
@@ -245,11 +246,14 @@ async def _check_coin(settings: Settings, new: NewMethod) -> None:
         progress(f"note: a worker with CHAIN_ID={new.chain_id} credits what is paid")
 
 
-async def _notes(settings: Settings, contracts: ContractCalls, method: NewMethod | PaymentMethod) -> list[str]:
+async def _notes(settings: Settings, chain: ChainReader, method: NewMethod | PaymentMethod) -> list[str]:
+    treasury = settings.require_treasury_address()
+    if method.kind is MethodKind.NATIVE:
+        return await check_coin(chain, treasury, is_enabled=settings.native_coin_deposits)
     assert method.address is not None
     return await check_contract(
-        contracts,
-        settings.require_treasury_address(),
+        chain.contracts,
+        treasury,
         address=method.address,
         symbol=method.token,
         decimals=method.decimals,
@@ -365,8 +369,8 @@ async def verify(settings: Settings, *, method_id: str | None, as_json: bool) ->
         for method in chosen:
             price = prices.get(method.id)
             problem = _stored_problem(method, rings, accounts)
-            if problem is None and method.address is not None and method.chain_id == settings.chain_id:
-                problem = await _contract_problem(settings, chain.contracts, method)
+            if problem is None and method.kind is not MethodKind.UTXO and method.chain_id == settings.chain_id:
+                problem = await _chain_problem(settings, chain, method)
             if problem is None and price is not None:
                 problem = price.problem
             words = None if price is None else price.words
@@ -396,9 +400,9 @@ def _stored_problem(method: PaymentMethod, rings: dict[UUID, AddressRing], accou
     return None
 
 
-async def _contract_problem(settings: Settings, contracts: ContractCalls, method: PaymentMethod) -> str | None:
+async def _chain_problem(settings: Settings, chain: ChainReader, method: PaymentMethod) -> str | None:
     try:
-        await _notes(settings, contracts, method)
+        await _notes(settings, chain, method)
     except SettleError as error:
         return error.message
     return None

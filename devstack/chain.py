@@ -570,6 +570,7 @@ class LocalChain(Service):
         *,
         nonce: int | None = None,
         gas: int = TRANSFER_GAS,
+        value_wei: int = 0,
         max_fee_wei: int = MAX_FEE_WEI,
         priority_fee_wei: int = PRIORITY_FEE_WEI,
     ) -> HexStr:
@@ -590,6 +591,7 @@ class LocalChain(Service):
                     "data": data,
                     "nonce": number,
                     "gas": gas,
+                    "value": value_wei,
                     "maxFeePerGas": max_fee_wei,
                     "maxPriorityFeePerGas": priority_fee_wei,
                 },

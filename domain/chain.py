@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -83,6 +84,10 @@ class MinedBlock(ChainValue):
     mined_at: datetime
 
 
+def _lowered(addresses: Sequence[str]) -> frozenset[str]:
+    return frozenset(address.lower() for address in addresses)
+
+
 class TransferScope(ChainValue):
     """Scope of the transfers to watch: of `token`, to `treasury`, on chain `chain_id`.
 
@@ -108,11 +113,22 @@ class TransferScope(ChainValue):
         """Whether the chain's own coin is read, and no token."""
         return self.emitters == (NATIVE_COIN,)
 
-    def selector(self) -> Callable[[str, str, str], bool]:
-        """Which transfers are of the scope, by token, sender and recipient in lower case."""
-        tokens = frozenset(token.lower() for token in self.emitters)
-        recipients = frozenset(address.lower() for address in self.recipients)
-        return lambda token, _sender, recipient: token in tokens and recipient in recipients
+    def selects(self, token: str, sender: str, recipient: str) -> bool:
+        """Whether a transfer is of the scope, by token, sender and recipient in lower case."""
+        return token in self._tokens and (recipient in self._to or (recipient in self._onward and sender in self._to))
+
+    @cached_property
+    def _tokens(self) -> frozenset[str]:
+        return _lowered(self.emitters)
+
+    @cached_property
+    def _to(self) -> frozenset[str]:
+        return _lowered(self.recipients)
+
+    @cached_property
+    def _onward(self) -> frozenset[str]:
+        """To whom the recipients' own transfers are of the scope as well."""
+        return frozenset()
 
     @property
     def words(self) -> str:
@@ -168,15 +184,9 @@ class DepositScope(TransferScope):
         """The addresses of the lane; while there are none, one that is not in use, so that progress continues."""
         return self.addresses or (self.treasury,)
 
-    def selector(self) -> Callable[[str, str, str], bool]:
-        """Those to the addresses, and those that these send to a treasury."""
-        to_addresses = super().selector()
-        own = frozenset(address.lower() for address in self.addresses)
-        treasuries = frozenset(address.lower() for address in self.treasuries)
-        tokens = frozenset(token.lower() for token in self.emitters)
-        return lambda token, sender, recipient: (
-            to_addresses(token, sender, recipient) or (recipient in treasuries and sender in own and token in tokens)
-        )
+    @cached_property
+    def _onward(self) -> frozenset[str]:
+        return _lowered(self.treasuries)
 
     @property
     def words(self) -> str:

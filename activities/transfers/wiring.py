@@ -96,9 +96,12 @@ class _DepositLanes:
             )
             return ScopeWatch(scan, crediting, every.total_seconds() if every is not None else None)
 
+        self._reads_coin = settings.native_coin_deposits
+        self._coin = lane(DepositLane.COIN, None)
         self.busy = lane(DepositLane.BUSY, None)
         """Of Bitcoin's family the only one, with all addresses: their blocks are read whole."""
 
+        self._coin_scope = DepositScope.of(settings.chain_id, DepositLane.COIN)
         self._lanes: dict[TransferScope, ScopeWatch] = {
             DepositScope.of(settings.chain_id, DepositLane.BUSY): self.busy,
             DepositScope.of(settings.chain_id, DepositLane.QUIET): lane(DepositLane.QUIET, QUIET_EVERY),
@@ -106,4 +109,8 @@ class _DepositLanes:
 
     async def read(self) -> Mapping[TransferScope, ScopeWatch]:
         """The lanes to follow now; none before an address was given out. Raises `DatabaseUnavailable`."""
-        return self._lanes if await self._addresses.exist() else {}
+        if not await self._addresses.exist():
+            return {}
+        if not (self._reads_coin and await self._addresses.has_coin()):
+            return self._lanes
+        return {**self._lanes, self._coin_scope: self._coin}

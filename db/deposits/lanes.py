@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from db.deposits.registry import address_of_row
 from db.engine import ReadAllConnection
-from domain.deposits.methods import DepositAddress
+from domain.deposits.methods import DepositAddress, Scheme
 
 _TOKENS: Final = text(
     """
@@ -19,10 +19,13 @@ _TOKENS: Final = text(
     """
 )
 
+_HAS_COIN: Final = text("SELECT EXISTS (SELECT FROM payment_methods WHERE chain_id = :chain_id AND kind = 'native')")
+
 _ACTIVE: Final = text(
     """
     SELECT a.id, a.address, a.billing_account_id FROM deposit_addresses a
      WHERE a.chain_id = :chain_id AND a.active_at > now() - CAST(:within AS interval)
+       AND (CAST(:scheme AS text) IS NULL OR a.scheme = :scheme)
      ORDER BY a.created_at, a.id
     """
 )
@@ -37,6 +40,11 @@ async def list_tokens(connection: ReadAllConnection, chain_id: int) -> list[str]
     return list((await connection.connection.execute(_TOKENS, {"chain_id": chain_id})).scalars())
 
 
+async def has_coin_method(connection: ReadAllConnection, chain_id: int) -> bool:
+    """Whether an EVM chain's own coin is, or was, a payment method: what was given out stays read."""
+    return bool((await connection.connection.execute(_HAS_COIN, {"chain_id": chain_id})).scalar_one())
+
+
 class ActiveAddress(NamedTuple):
     """What of an address decides what it derives as. Of many thousands, with each block."""
 
@@ -46,10 +54,11 @@ class ActiveAddress(NamedTuple):
 
 
 async def list_active_addresses(
-    connection: ReadAllConnection, chain_id: int, *, within: timedelta
+    connection: ReadAllConnection, chain_id: int, *, within: timedelta, scheme: Scheme | None = None
 ) -> list[ActiveAddress]:
-    """Addresses that were asked for or paid within that time."""
-    rows = await connection.connection.execute(_ACTIVE, {"chain_id": chain_id, "within": within})
+    """Addresses that were asked for or paid within that time; of one scheme, or of all."""
+    values = {"chain_id": chain_id, "within": within, "scheme": scheme and scheme.value}
+    rows = await connection.connection.execute(_ACTIVE, values)
     return [ActiveAddress(*row) for row in rows]
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from db.deposits.registry import address_of_row
 from db.engine import ServiceConnection
 from domain.chain import Transfer
+from domain.coin import NATIVE_COIN
 from domain.deposits.methods import DepositAddress
 
 
@@ -91,10 +92,10 @@ _HOLDERS: Final = text(
        AND (cast(:ring_id AS uuid) IS NULL OR a.ring_id = :ring_id)
        AND EXISTS (
            SELECT FROM deposits d JOIN payment_methods m ON m.id = d.method_id
-            WHERE d.address_id = a.id AND d.log_index >= 0 AND lower(m.address) = lower(:token)
+            WHERE d.address_id = a.id AND d.log_index >= 0 AND lower(coalesce(m.address, :coin)) = lower(:token)
            HAVING sum(d.value_raw) > coalesce((
                SELECT sum(s.value_raw) FROM swept_transfers s JOIN payment_methods n ON n.id = s.method_id
-                WHERE s.address_id = a.id AND lower(n.address) = lower(:token)), 0))
+                WHERE s.address_id = a.id AND lower(coalesce(n.address, :coin)) = lower(:token)), 0))
      ORDER BY a.id
     """
 )
@@ -144,9 +145,9 @@ _REOPEN_SWEEP: Final = text("UPDATE sweeps SET status = 'sent', ended_at = NULL 
 # One row for each token and treasury: of a token with several methods the oldest one.
 _SCOPES: Final = text(
     """
-    SELECT DISTINCT ON (lower(m.address), t.treasury) m.id AS method_id, m.chain_id, m.address AS token, t.treasury,
+    SELECT DISTINCT ON (lower(m.contract), t.treasury) m.id AS method_id, m.chain_id, m.contract AS token, t.treasury,
            c.block_number AS cursor, f.first_block
-      FROM payment_methods m
+      FROM (SELECT p.*, coalesce(p.address, :coin) AS contract FROM payment_methods p WHERE p.kind <> 'utxo') m
       CROSS JOIN LATERAL (
            SELECT lower(:treasury) AS treasury
             UNION SELECT to_address FROM treasuries()
@@ -154,16 +155,35 @@ _SCOPES: Final = text(
                    WHERE a.chain_id = m.chain_id AND a.treasury IS NOT NULL) t
       JOIN LATERAL (
            SELECT min(d.block_number) AS first_block FROM deposits d JOIN payment_methods n ON n.id = d.method_id
-            WHERE d.chain_id = m.chain_id AND lower(n.address) = lower(m.address)) f ON f.first_block IS NOT NULL
+            WHERE d.chain_id = m.chain_id AND lower(coalesce(n.address, :coin)) = lower(m.contract)
+           ) f ON f.first_block IS NOT NULL
       LEFT JOIN sweep_cursors c
-        ON c.chain_id = m.chain_id AND c.token = lower(m.address) AND c.treasury = t.treasury
-     WHERE m.chain_id = :chain_id AND m.kind = 'erc20'
-     ORDER BY lower(m.address), t.treasury, m.created_at, m.id
+        ON c.chain_id = m.chain_id AND c.token = lower(m.contract) AND c.treasury = t.treasury
+     WHERE m.chain_id = :chain_id
+     ORDER BY lower(m.contract), t.treasury, m.created_at, m.id
     """
 )
 
 _SENDERS: Final = text(
     "SELECT a.* FROM deposit_addresses a WHERE a.chain_id = :chain_id AND lower(a.address) = ANY (:senders)"
+)
+
+# Not by their block: a gap that is read later may be below the last one that was booked.
+_SWEPT_COIN: Final = text(
+    """
+    SELECT o.tx_hash, o.log_index, o.block_number, o.block_hash, o.block_time, o.from_address, o.value_raw
+      FROM observed_transfers o
+     WHERE o.chain_id = :chain_id AND o.handled_at IS NULL AND o.token = :coin
+       AND lower(o.to_address) = lower(:treasury) AND o.block_number <= :up_to
+     ORDER BY o.block_number, o.log_index LIMIT :limit FOR UPDATE
+    """
+)
+
+_HANDLED: Final = text(
+    """
+    UPDATE observed_transfers o SET handled_at = now()
+     WHERE o.chain_id = :chain_id AND o.tx_hash = :tx_hash AND o.log_index = :log_index
+    """
 )
 
 _BOOK: Final = text(
@@ -185,7 +205,7 @@ async def list_holders(
     connection: ServiceConnection, *, chain_id: int, scheme: str, ring_id: UUID | None, token: str
 ) -> list[DepositAddress]:
     """Addresses to which more of a token came than was moved from them."""
-    values = {"chain_id": chain_id, "scheme": scheme, "ring_id": ring_id, "token": token}
+    values = {"chain_id": chain_id, "scheme": scheme, "ring_id": ring_id, "token": token, "coin": NATIVE_COIN}
     return [address_of_row(row) for row in await connection.connection.execute(_HOLDERS, values)]
 
 
@@ -269,7 +289,7 @@ async def end_sweep(connection: ServiceConnection, sweep_id: UUID, status: str) 
 
 async def list_scopes(connection: ServiceConnection, chain_id: int, treasury: str) -> list[SweepScope]:
     """Tokens and treasuries whose transfers are read: of tokens that any deposit was made in."""
-    values = {"chain_id": chain_id, "treasury": treasury}
+    values = {"chain_id": chain_id, "treasury": treasury, "coin": NATIVE_COIN}
     return [
         SweepScope(
             method_id=row.method_id,
@@ -290,6 +310,30 @@ async def find_senders(
     wanted = sorted({sender.lower() for sender in senders})
     found = await connection.connection.execute(_SENDERS, {"chain_id": chain_id, "senders": wanted})
     return {row.address.lower(): address_of_row(row) for row in found}
+
+
+async def list_swept_coin(
+    connection: ServiceConnection, scope: SweepScope, *, up_to: int, limit: int
+) -> list[Transfer]:
+    """Movements of the chain's own coin from deposit addresses to a treasury that are not booked, up to a block.
+
+    They stay locked: of two passes at once, one books them.
+    """
+    values = {
+        "chain_id": scope.chain_id,
+        "treasury": scope.treasury,
+        "coin": NATIVE_COIN,
+        "up_to": up_to,
+        "limit": limit,
+    }
+    rows = await connection.connection.execute(_SWEPT_COIN, values)
+    return [Transfer.model_validate(dict(row._mapping)) for row in rows]
+
+
+async def mark_swept_handled(connection: ServiceConnection, scope: SweepScope, transfer: Transfer) -> None:
+    """Record that such a movement is booked, or is none of ours."""
+    values = {"chain_id": scope.chain_id, "tx_hash": transfer.tx_hash, "log_index": transfer.log_index}
+    await connection.connection.execute(_HANDLED, values)
 
 
 async def book_swept_transfer(

@@ -114,7 +114,8 @@ AS $function$
                                              AND x.attempt_id IS NULL) AS has_enough
              FROM deposits t JOIN payment_methods m ON m.id = t.method_id
             WHERE t.chain_id = o.chain_id AND t.tx_hash = o.tx_hash AND t.log_index = o.log_index) d ON true
-     WHERE d.id IS NULL OR lower(d.token) = 'usdc'
+     -- Of a chain's own coin what is no deposit is a sweep.
+     WHERE CASE WHEN d.id IS NULL THEN o.token <> '0xEeeeeEeeeEeEeeEeEeEeeEEEeeeeEeeeeeeeEEeE' ELSE lower(d.token) = 'usdc' END
 $function$;
 
 -- The transfers that paid attempts, at their final position where that is known, with what was agreed and what is known of

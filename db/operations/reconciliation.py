@@ -164,8 +164,9 @@ _WATCHED: Final = text(
       FROM (SELECT now() AS now) n
       LEFT JOIN LATERAL (
            SELECT * FROM chain_cursors
-            -- The quiet lane of deposit addresses is behind by design; what is in use is in the busy one.
-            WHERE chain_id = :chain_id AND retired_at IS NULL AND to_address <> :quiet
+            -- The quiet lane of deposit addresses is behind by design; what is in use is in the busy one. The coin's
+            -- lane reads none of the token that is compared.
+            WHERE chain_id = :chain_id AND retired_at IS NULL AND to_address <> ALL (CAST(:others AS text[]))
             ORDER BY greatest(head_number - block_number, 0) DESC, updated_at LIMIT 1) c ON true
     """
 )
@@ -323,9 +324,8 @@ async def read_journal(connection: ServiceConnection, span: Span) -> Totals:
 
 async def find_watched(connection: ServiceConnection, chain_id: int) -> Watched:
     """How far the chain has been followed, by the cursor that lags most."""
-    row = (
-        await connection.connection.execute(_WATCHED, {"chain_id": chain_id, "quiet": DepositLane.QUIET.value})
-    ).one()
+    values = {"chain_id": chain_id, "others": [DepositLane.QUIET.value, DepositLane.COIN.value]}
+    row = (await connection.connection.execute(_WATCHED, values)).one()
     return Watched(row.first_block, row.block_number, row.head_number, row.updated_at, row.now)
 
 

@@ -17,6 +17,7 @@ from db.deposits.deposits import keep_deposits
 from db.engine import ReadAllConnection, ServiceConnection
 from db.transfers.identity import find_known_transfers
 from domain.chain import DepositScope, MinedBlock, Transfer, TransferScope
+from domain.coin import NATIVE_COIN
 from domain.transfers.income import ZERO_ADDRESS, NonPayer, non_payer
 from domain.transfers.matching import CLOCK_SLACK, RECENT, Candidate, MatchContext, renewal_id
 
@@ -45,10 +46,12 @@ class Cursor:
 
 _IN_SCOPE: Final = {
     TransferScope: "o.token = :token AND o.to_address = :to_address",
-    DepositScope: """EXISTS (SELECT FROM deposit_addresses d
-                      WHERE d.chain_id = o.chain_id AND lower(d.address) = lower(o.to_address))""",
+    DepositScope: """CASE WHEN :is_of_coin THEN o.token = :coin
+                     ELSE o.token <> :coin AND EXISTS (
+                          SELECT FROM deposit_addresses d
+                           WHERE d.chain_id = o.chain_id AND lower(d.address) = lower(o.to_address)) END""",
 }
-"""Which observed transfers are of a scope. Those to deposit addresses are of every lane of them."""
+"""Which observed transfers are of a scope. Those of tokens to deposit addresses are of every lane of them."""
 
 
 def _by_scope(query: str) -> dict[type[TransferScope], TextClause]:
@@ -67,7 +70,13 @@ async def _keep_deposits(connection: ServiceConnection, scope: TransferScope, tx
 
 
 def _scope_values(scope: TransferScope) -> dict[str, Any]:
-    return {"chain_id": scope.chain_id, "token": scope.token, "to_address": scope.treasury}
+    return {
+        "chain_id": scope.chain_id,
+        "token": scope.token,
+        "to_address": scope.treasury,
+        "is_of_coin": scope.is_of_coin,
+        "coin": NATIVE_COIN,
+    }
 
 
 _CURSOR: Final = text(

@@ -3,6 +3,9 @@
 Balances only trigger: where an address holds more than is known, its transfers are read again, and what is found there
 is a deposit like any other. That is also how a payment is found that comes to an address long out of use, which is in
 no lane. What stays different is a finding.
+
+Of an EVM chain's own coin every address is in the lane, and what is different is a finding at once: it came without a
+call, as a block's reward does, or a node has left a call out. It is credited by no path.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from db.engine import ServiceDatabase
 from db.operations.findings import open_finding, settle_finding
 from db.transfers import observed
 from domain.chain import DepositLane, DepositScope
-from domain.deposits.methods import DepositAddress
+from domain.coin import NATIVE_COIN
+from domain.deposits.methods import DepositAddress, Scheme
 from domain.errors import ChainUnavailable
 from domain.operations.findings import Finding, FindingKind
 from domain.utxo import is_utxo_chain
@@ -99,7 +103,9 @@ class DepositBalances:
         if is_utxo_chain(self._chain_id):
             # Nothing is read by its balance there: each block is read whole, for all addresses.
             return BalancesChecked()
-        checked = BalancesChecked(block=await self._block())
+        while not (await self._quiet.advance()).is_at_head:
+            pass
+        checked = BalancesChecked(block=await self._block(is_coin=False))
         if checked.block is None:
             return checked
         async with self._database.autocommit() as connection:
@@ -115,20 +121,25 @@ class DepositBalances:
             if more:
                 again = {one.address.id: one.address for one in differences}
                 differences = await self._compare(token, list(again.values()), checked.block, on_progress)
-            checked.differences += differences
-            await self._record(token, differences, checked)
+            await self._record(token, differences, checked.block, checked)
+        coins_block = await self._block(is_coin=True)
+        if coins_block is not None and not await self._has_state(coins_block):
+            # Its lane stands, which is reported where it stands: what tokens are found to be does not wait for it.
+            log.warning("no node has kept the state to compare the chain's own coin", block=coins_block)
+        elif coins_block is not None:
+            contracts = [address for address in addresses if address.scheme is Scheme.CREATE2]
+            differences = await self._compare(NATIVE_COIN, contracts, coins_block, on_progress)
+            await self._record(NATIVE_COIN, differences, coins_block, checked)
         return checked
 
-    async def _block(self) -> int | None:
-        """The block to compare: the newest that is finalized and read by all lanes.
+    async def _block(self, *, is_coin: bool) -> int | None:
+        """The block to compare: the newest that is finalized and read by all lanes, or by that of the coin.
 
         Where the nodes do not keep its state, as full nodes do not for longer than some minutes, one that is confirmed.
         """
-        while not (await self._quiet.advance()).is_at_head:
-            pass
         progress = await self._chain.heads.progress((FINALIZED,))
         async with self._database.autocommit() as connection:
-            read_to = await find_block_read_to(connection, self._chain_id)
+            read_to = await find_block_read_to(connection, self._chain_id, is_coin=is_coin)
         finalized = progress.tagged.get(FINALIZED)
         if read_to is None:
             return None
@@ -159,8 +170,13 @@ class DepositBalances:
         self, token: str, addresses: Sequence[DepositAddress], block: int, on_progress: Callable[[], object]
     ) -> list[Difference]:
         differences = []
+        contracts = self._chain.contracts
         for part in _parts(addresses):
-            held = await self._chain.contracts.token_balances(token, [one.address for one in part], at_block=block)
+            holders = [one.address for one in part]
+            if token == NATIVE_COIN:
+                held = await contracts.coin_balances(holders, at_block=block)
+            else:
+                held = await contracts.token_balances(token, holders, at_block=block)
             async with self._database.autocommit() as connection:
                 expected = await expected_balances(connection, token, [one.id for one in part], block=block)
             differences += [
@@ -197,8 +213,11 @@ class DepositBalances:
                 high = middle
         return low
 
-    async def _record(self, token: str, differences: Sequence[Difference], checked: BalancesChecked) -> None:
-        finding = self._finding(token, differences, checked.block)
+    async def _record(
+        self, token: str, differences: Sequence[Difference], block: int, checked: BalancesChecked
+    ) -> None:
+        checked.differences += differences
+        finding = self._finding(token, differences, block)
         async with self._database.transaction() as connection:
             if not differences:
                 await settle_finding(connection, finding.key)
@@ -207,7 +226,7 @@ class DepositBalances:
             if await open_finding(connection, finding):
                 checked.opened.append(finding)
 
-    def _finding(self, token: str, differences: Sequence[Difference], block: int | None) -> Finding:
+    def _finding(self, token: str, differences: Sequence[Difference], block: int) -> Finding:
         holds, expected = sum(one.holds_raw for one in differences), sum(one.expected_raw for one in differences)
         return Finding(
             kind=FindingKind.DEPOSITS_DIFFER,

@@ -71,6 +71,8 @@ class ChargePolicy:
     min_confirmations: int
     origin: str
     """Scheme, host and port of the pages that payers see."""
+    takes_coin: bool = False
+    """Whether an EVM chain's own coin is read by this installation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,15 @@ class Charges:
             found = await methods.list_methods(connection)
         needed = self._policy.min_confirmations
         return MethodList(
-            methods=[
-                MethodView.of(method, min_confirmations=needed)
-                for method in found
-                if method.enabled and self._is_served(method)
-            ]
+            methods=[MethodView.of(method, min_confirmations=needed) for method in found if self._is_open(method)]
         )
+
+    def _is_open(self, method: PaymentMethod) -> bool:
+        """Whether a method takes new charges here."""
+        return method.enabled and self._is_served(method) and self._is_read(method)
+
+    def _is_read(self, method: PaymentMethod) -> bool:
+        return method.kind is not MethodKind.NATIVE or self._policy.takes_coin
 
     def _is_served(self, method: PaymentMethod) -> bool:
         """The treasury of another chain is not known here; an address of a key is the same wherever it is derived."""
@@ -141,7 +146,7 @@ class Charges:
         account, treasury = owner.billing_account_id, self._policy.treasury
         async with self._database.transaction(owner.user_id) as connection:
             method = await self._require_method(connection, method_id)
-            require_enabled(method)
+            self._require_open(method)
             address = await addresses.find_own_address(connection, account, method, treasury)
             if address is None:
                 await addresses.lock_own_addresses(connection, account)
@@ -167,9 +172,7 @@ class Charges:
         is_ours = any(one.chain_id == policy.chain_id for one in waiting)
         head = await self._head() if is_ours else None
         return AccountDeposits(
-            addresses=[
-                OwnAddress(method, own.get(method.id)) for method in found if method.enabled and self._is_served(method)
-            ],
+            addresses=[OwnAddress(method, own.get(method.id)) for method in found if self._is_open(method)],
             waiting=[
                 DepositView.of(
                     one.deposit,
@@ -223,7 +226,7 @@ class Charges:
     ) -> None:
         policy = self._policy
         method = await self._require_method(connection, asked.method_id)
-        require_enabled(method)
+        self._require_open(method)
         if price is None and not is_dollar_token(method.token):
             source = await find_source(connection, method.id)
             if source is not None:
@@ -314,6 +317,10 @@ class Charges:
         if found is None or not self._is_served(found):
             raise MethodNotFound(method_id)
         return found
+
+    def _require_open(self, method: PaymentMethod) -> None:
+        """Raises `MethodDisabled`, also for a coin that no worker reads."""
+        require_enabled(method if self._is_read(method) else method.model_copy(update={"enabled": False}))
 
     async def _view(self, charge: Charge) -> ChargeView:
         policy = self._policy

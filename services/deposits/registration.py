@@ -20,10 +20,12 @@ from chain.derivation.bip32 import ExtendedKey, parse_account_key, parse_extende
 from chain.derivation.create2 import CREATE2_DEPLOYER
 from chain.derivation.networks import AddressForm, parse_account_path
 from chain.preconditions import TokenAnswer
+from chain.reader import ChainReader
 from db.deposits.methods import find_method, list_methods
 from db.deposits.registry import change_method, insert_method, insert_ring, list_rings, lock_registry
 from db.engine import ServiceConnection
 from domain.deposits.methods import AddressRing, MethodKind, PaymentMethod, Scheme
+from domain.deposits.worth import is_dollar_token
 from domain.errors import ChainUnavailable, InvalidInput
 from domain.identifiers import same_address
 from domain.money import USDC_DECIMALS
@@ -36,6 +38,8 @@ GAP_LIMIT: Final = 20
 """What nearly every wallet searches beyond the last address with a payment (BIP-44)."""
 
 USDC: Final = "USDC"
+COIN_DECIMALS: Final = 18
+"""Of every EVM chain's own coin, whatever it is called: a balance is in wei."""
 DECIMALS_MAX: Final = 36
 CHAIN_ID_MAX: Final = 2**63 - 1
 _ID: Final = re.compile(r"([A-Za-z0-9._-]{1,32}):[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -92,6 +96,8 @@ def parse_method(
     kind = _kind(symbol, token, path if key else None)
     if kind is MethodKind.UTXO or is_utxo_chain(chain_id):
         _require_own_coin(chain_id, kind, decimals, path)
+    elif kind is MethodKind.NATIVE:
+        _require_payable_coin(symbol, decimals, scheme)
     return NewMethod(
         id=method_id,
         chain_id=chain_id,
@@ -136,13 +142,32 @@ def _kind(symbol: str, token: str, path: str | None) -> MethodKind:
         if coin is None or token.upper() != coin or symbol.upper() != coin:
             raise InvalidInput("--token", f"expected {coin}, the coin of {account.network.name}, as in --id {coin}:…")
         return MethodKind.UTXO
-    if not token.startswith("0x"):
+    if token.startswith("0x"):
+        return MethodKind.ERC20
+    if token.upper() != symbol.upper():
         raise InvalidInput(
             "--token",
-            f"expected the address of a token's contract, got {token!r:.60}: a chain's own coin moves without a log, "
-            "so that payments in it are not seen",
+            f"expected the address of a token's contract, or {symbol} as in --id for the chain's own coin, got "
+            f"{token!r:.60}",
         )
-    return MethodKind.ERC20
+    return MethodKind.NATIVE
+
+
+def _require_payable_coin(symbol: str, decimals: int, scheme: Scheme) -> None:
+    """An EVM chain's own coin, which has no contract that could be asked."""
+    if is_dollar_token(symbol):
+        raise InvalidInput(
+            "--token",
+            f"expected the address of a token's contract: {symbol} is a dollar token, and a coin has its own price",
+        )
+    if decimals != COIN_DECIMALS:
+        raise InvalidInput("--decimals", f"expected {COIN_DECIMALS}: amounts of a chain's own coin are in wei")
+    if scheme is not Scheme.CREATE2:
+        raise InvalidInput(
+            "--scheme",
+            "expected create2: an address of a key pays gas from what it holds of the coin, so that it could not be "
+            "proven that what came is still there",
+        )
 
 
 def _require_own_coin(chain_id: int, kind: MethodKind, decimals: int, path: str | None) -> None:
@@ -205,6 +230,30 @@ async def check_contract(
         notes.append(f"the contract at {address} calls itself {answer.symbol}, not {symbol}")
     if scheme is Scheme.CREATE2:
         notes += await _check_deployment(chain, treasury)
+    return notes
+
+
+async def check_coin(chain: ChainReader, treasury: str, *, is_enabled: bool) -> list[str]:
+    """Check that a chain's own coin can be read and collected: every node traces, and the deployer is there.
+
+    Returns what the operator should know. Raises `InvalidInput` where it is not so, or not `is_enabled` by the
+    settings, and `ChainUnavailable` where the chain says nothing.
+    """
+    if not is_enabled:
+        raise InvalidInput(
+            "--token",
+            "a chain's own coin moves without a log, and is read by tracing each block: expected "
+            "NATIVE_COIN_DEPOSITS=true, with nodes that serve trace_block and trace_transaction, or the contract of "
+            "its wrapped form",
+        )
+    if untraced := await chain.logs.untraced():
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in untraced.items())
+        raise InvalidInput(
+            "--token", f"expected every node of CHAIN_RPC_URLS to serve trace_block and trace_transaction: {reasons}"
+        )
+    notes = await _check_deployment(chain.contracts, treasury)
+    if await chain.contracts.has_code(treasury):
+        notes.append(f"the treasury {treasury} has to accept the coin: what it refuses stays at the deposit addresses")
     return notes
 
 
@@ -347,13 +396,16 @@ def _require_no_contradiction(method: PaymentMethod, others: Sequence[PaymentMet
         if other.chain_id != method.chain_id:
             continue
         is_same_contract = (
-            method.address is None and other.address is None and method.token == other.token
+            method.address is None
+            and other.address is None
+            and (method.token == other.token or method.kind is other.kind is MethodKind.NATIVE)
             if method.address is None or other.address is None
             else same_address(method.address, other.address)
         )
         if other.token == method.token and not is_same_contract:
             raise InvalidInput("--token", f"on chain {method.chain_id} {method.token} is {other.address} ({other.id})")
         if is_same_contract and other.token != method.token:
-            raise InvalidInput("--id", f"the contract {method.address} is registered as {other.token} ({other.id})")
+            what = "the chain's own coin" if method.address is None else f"the contract {method.address}"
+            raise InvalidInput("--id", f"{what} is registered as {other.token} ({other.id})")
         if is_same_contract and other.decimals != method.decimals:
             raise InvalidInput("--decimals", f"{other.id} has {other.decimals}, got {method.decimals}")

@@ -18,6 +18,7 @@ from db.deposits.methods import list_methods
 from db.deposits.registry import list_rings, list_treasuries
 from db.deposits.sweeps import list_holders
 from db.engine import ServiceDatabase
+from domain.coin import NATIVE_COIN
 from domain.deposits.methods import EXTERNAL_CHAIN, AddressRing, DepositAddress, MethodKind, PaymentMethod, Scheme
 from domain.deposits.sweeps import (
     AUTHORIZATION_GAS,
@@ -84,7 +85,9 @@ class SweepPlanner:
         steps: list[Step] = []
         refused: list[Refusal] = []
         for group in await self._groups(terms, refused):
-            planned = await self._steps_of(group, terms, account.block_time.timestamp(), refused)
+            # The coin comes last: with an address's token its coin is moved, too.
+            collected = {one.address for step in steps for one in step.addresses if step.kind is StepKind.COLLECT}
+            planned = await self._steps_of(group, terms, account.block_time.timestamp(), refused, collected)
             steps += planned
         if any(step.kind is StepKind.COLLECT for step in steps):
             steps = [*await self._collector_step(terms), *steps]
@@ -105,17 +108,22 @@ class SweepPlanner:
         for method in methods:
             if terms.method_id not in (None, method.id):
                 continue
-            if method.kind is not MethodKind.ERC20 or method.address is None:
+            is_coin = method.kind is MethodKind.NATIVE
+            if method.kind is MethodKind.UTXO or (is_coin and method.scheme is not Scheme.CREATE2):
                 refused.append(Refusal(method=method.id, reason=_why_not(method)))
             elif method.chain_id == self._chain.chain_id:
-                key = (method.address.lower(), method.scheme, method.ring_id)
-                groups.setdefault(key, _Group(method.address, method.scheme, method.ring_id, method))
-        return list(groups.values())
+                token = method.address or NATIVE_COIN
+                key = (token.lower(), method.scheme, method.ring_id)
+                groups.setdefault(key, _Group(token, method.scheme, method.ring_id, method))
+        return sorted(groups.values(), key=lambda group: group.token == NATIVE_COIN)
 
-    async def _steps_of(self, group: _Group, terms: PlanTerms, now: float, refused: list[Refusal]) -> list[Step]:
+    async def _steps_of(
+        self, group: _Group, terms: PlanTerms, now: float, refused: list[Refusal], collected: set[str]
+    ) -> list[Step]:
         holders, ring = await self._holders(group, terms, refused)
         balances = await self._chain.contracts.balances_raw(group.token, [one.address for one in holders])
-        held = [one for one in holders if balances[one.address] >= terms.min_raw]
+        left = [one for one in holders if group.token != NATIVE_COIN or one.address not in collected]
+        held = [one for one in left if balances[one.address] >= terms.min_raw]
         if not held:
             return []
         if group.scheme is Scheme.CREATE2:
@@ -174,11 +182,6 @@ class SweepPlanner:
 
 def _why_not(method: PaymentMethod) -> str:
     """Why what a method brings is in no plan, and what moves it."""
-    if method.scheme is Scheme.CREATE2:
-        return (
-            f"{method.token} at a forwarder goes to the treasury with each flush of it: with the next collection of a "
-            "token from that address, or by its flush([]), which anyone may call"
-        )
     return (
         f"{method.token} is spent by the wallet that holds the key, which pays the fee from it: send it from there to "
         "the treasury"

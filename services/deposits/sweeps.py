@@ -24,17 +24,22 @@ from db.deposits.sweeps import (
     find_senders,
     list_left,
     list_scopes,
+    list_swept_coin,
     list_transactions,
+    mark_swept_handled,
     move_sweep_cursor,
     note_outcome,
 )
 from db.engine import ServiceConnection, ServiceDatabase
-from domain.chain import Transfer, TransferScope
+from db.transfers.observed import find_cursor
+from domain.chain import DepositLane, DepositScope, Transfer, TransferScope
 from domain.deposits.methods import WORTH_CREDITS_MAX, DepositAddress
 from domain.deposits.worth import is_dollar_token, worth_in_credits
 from services.deposits.verification import problem_of
 
 BLOCKS_AT_ONCE: Final = 2_000
+
+TRANSFERS_AT_ONCE: Final = 500
 
 START_GRACE: Final = timedelta(minutes=1)
 """How long a stored sweep is left to the workflow that is about to be started for it."""
@@ -168,6 +173,8 @@ class Sweeps:
         last = await self._chain.heads.height() - self._min_confirmations + 1
         first, booked = scope.first_block, 0
         watched = TransferScope(chain_id=scope.chain_id, token=scope.token, treasury=scope.treasury)
+        if watched.is_of_coin:
+            return await self._book_coin(scope, last, on_progress)
         while first <= last:
             found = await self._chain.logs.transfers(watched, first, min(last, first + BLOCKS_AT_ONCE - 1))
             count = await self._book_range(scope, found.transfers, found.last)
@@ -180,6 +187,25 @@ class Sweeps:
             )
             first = found.last + 1
         return booked
+
+    async def _book_coin(self, scope: SweepScope, last: int, on_progress: Callable[[], object]) -> int:
+        """Book what the coin's lane has seen the addresses send: to trace the blocks again would cost as much again."""
+        async with self._database.autocommit() as connection:
+            cursor = await find_cursor(connection, DepositScope.of(scope.chain_id, DepositLane.COIN))
+        if cursor is None:
+            return 0
+        last, booked = min(last, cursor.block_number), 0
+        while True:
+            async with self._database.transaction() as connection:
+                transfers = await list_swept_coin(connection, scope, up_to=last, limit=TRANSFERS_AT_ONCE)
+                booked += await self._book_transfers(connection, scope, transfers)
+                for transfer in transfers:
+                    await mark_swept_handled(connection, scope, transfer)
+                if not transfers:
+                    if scope.cursor is None or scope.cursor < last:
+                        await move_sweep_cursor(connection, scope, last)
+                    return booked
+            on_progress()
 
     async def _own_senders(
         self, connection: ServiceConnection, chain_id: int, transfers: Sequence[Transfer]
@@ -199,20 +225,25 @@ class Sweeps:
         async with self._database.transaction() as connection:
             if not await move_sweep_cursor(connection, scope, last):
                 return None
-            method = await find_method(connection, scope.method_id)
-            assert method is not None
-            senders = await self._own_senders(connection, scope.chain_id, transfers)
-            booked = 0
-            for transfer in transfers:
-                address = senders.get(transfer.from_address.lower())
-                if address is None or transfer.value_raw == 0:
-                    continue
-                if is_dollar_token(method.token):
-                    worth = worth_in_credits(method, transfer.value_raw)
-                    credits = worth if worth <= WORTH_CREDITS_MAX else 0
-                else:
-                    credits = await booked_worth(connection, address.id, method.token, transfer.value_raw)
-                booked += await book_swept_transfer(connection, scope, transfer, address.id, credits)
+            return await self._book_transfers(connection, scope, transfers)
+
+    async def _book_transfers(
+        self, connection: ServiceConnection, scope: SweepScope, transfers: Sequence[Transfer]
+    ) -> int:
+        method = await find_method(connection, scope.method_id)
+        assert method is not None
+        senders = await self._own_senders(connection, scope.chain_id, transfers)
+        booked = 0
+        for transfer in transfers:
+            address = senders.get(transfer.from_address.lower())
+            if address is None or transfer.value_raw == 0:
+                continue
+            if is_dollar_token(method.token):
+                worth = worth_in_credits(method, transfer.value_raw)
+                credits = worth if worth <= WORTH_CREDITS_MAX else 0
+            else:
+                credits = await booked_worth(connection, address.id, method.token, transfer.value_raw)
+            booked += await book_swept_transfer(connection, scope, transfer, address.id, credits)
         if booked:
             log.info("swept transfers are booked", method=scope.method_id, treasury=scope.treasury, count=booked)
         return booked

@@ -78,6 +78,7 @@ class BlockScanner:
         from_block: int | None,
         look_back_blocks: int,
         tags: Sequence[str] = (),
+        overlap_blocks: int = OVERLAP_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`from_block` is where following begins on a chain never followed before; without it, `look_back_blocks` below
@@ -89,6 +90,7 @@ class BlockScanner:
         self.progress: ChainProgress | None = None
         """The head and the tagged blocks as last read."""
         self._tags = tuple(tags)
+        self._overlap_blocks = overlap_blocks
         self._clock = clock
         self._refusals = Refusals()
         self._chain = chain
@@ -106,6 +108,7 @@ class BlockScanner:
         """
         self.progress = await self._chain.heads.progress(self._tags)
         head = self.progress.head_number
+        await self._choose_scope()
         cursor = await self._cursor(head)
         if head <= cursor.block_number:
             # Lower than before: a lagging node, or a shorter chain.
@@ -121,6 +124,9 @@ class BlockScanner:
         if not self._continues(cursor, found):
             return await self._return_to_fork(cursor, head)
         return await self._take(cursor, head, found)
+
+    async def _choose_scope(self) -> None:
+        """Set what is read, where that changes: once the head is known, so that nothing up to it was paid before."""
 
     async def _return_to_fork(self, cursor: Cursor, head: int) -> Step:
         if not await self._go_back(cursor, head):
@@ -258,7 +264,7 @@ class BlockScanner:
         anchor = cursor.block_number if cursor.block_hash is not None else None
         begin = cursor.block_number + 1
         if self._was_at_head:
-            overlapping = min(max(begin - OVERLAP_BLOCKS, cursor.first_block, _above_gap(cursor)), begin)
+            overlapping = min(max(begin - self._overlap_blocks, cursor.first_block, _above_gap(cursor)), begin)
             found = await self._chain.logs.transfers(self.scope, overlapping, head, anchor=anchor)
             if found.last > cursor.block_number:
                 return found

@@ -38,9 +38,8 @@ def transfers_in(receipt: Receipt | None, scope: TransferScope) -> list[Transfer
     """Its transfers in the scope, of more than zero; none of a failed transaction."""
     if receipt is None or not receipt.succeeded:
         return []
-    is_selected = scope.selector()
     return [
         log
         for log in receipt.transfers
-        if is_selected(log.emitter.lower(), log.from_address.lower(), log.to_address.lower()) and log.value_raw > 0
+        if scope.selects(log.emitter.lower(), log.from_address.lower(), log.to_address.lower()) and log.value_raw > 0
     ]

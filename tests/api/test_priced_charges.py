@@ -9,11 +9,14 @@ from typing import Any, Final
 import pytest
 
 from db.deposits import charges as charge_queries
+from devstack.chain import payer_wallets
 from domain.deposits.prices import WORDS, PriceProblem
-from tests.api.test_charges import CHARGES, charged, rows
+from tests.api.test_charges import ADDRESS, CHARGES, METHODS, charged, rows
+from tests.deposits.coin import ETH, add_coin_method
 from tests.deposits.feeds import DECIMALS, Feed, add_source, deploy_feed
-from tests.support.api import RunningApi, Visitor
+from tests.support.api import RunningApi, Visitor, running_api
 from tests.support.deposits import add_method, add_ring, next_index
+from tests.support.engine import Engine
 from tests.support.sql import query
 
 WETH: Final = "WETH:local"
@@ -120,3 +123,28 @@ async def test_the_page_says_the_price_and_where_it_is_from(api: RunningApi, pay
     page = await payer.get(f"/pay/{charge['chargeId']}")
     assert "$2500.12345678" in page.body
     assert "ETH / USD" in page.body
+
+
+async def test_a_chains_own_coin_is_offered_where_it_is_read_only_and_its_link_says_the_amount(engine: Engine) -> None:
+    await add_coin_method(engine.database, engine.chain)
+    asked = {"method": ETH, "amountUsdCents": 2_500}
+    async with running_api(engine) as api, api.visitor(payer_wallets()[0]) as payer:
+        assert (await payer.get(METHODS)).body["methods"] == []
+        for path in (CHARGES, ADDRESS):
+            refused = await payer.post(path, asked if path == CHARGES else {"method": ETH})
+            assert (refused.status, refused.code) == (409, "METHOD_DISABLED")
+    async with (
+        running_api(engine, NATIVE_COIN_DEPOSITS="true") as api,
+        api.visitor(payer_wallets()[0]) as payer,
+    ):
+        [method] = (await payer.get(METHODS)).body["methods"]
+        assert (method["kind"], method["address"]) == ("native", None)
+        charge = await charged(payer, 2_500, ETH)
+        assert charge["amountRaw"] == ONE // 100
+        page = (await payer.get(f"/pay/{charge['chargeId']}")).body
+        assert f"ethereum:{charge['address']}@{engine.chain.chain_id}?value={ONE // 100}" in page
+        assert "0.01" in page and "ETH" in page and "$2500" in page
+        assert "Contract of" not in page, "a coin has none"
+        own = await payer.post(ADDRESS, {"method": ETH})
+        assert (own.status, own.body["token"], own.body["symbol"]) == (200, None, "ETH")
+        assert f"address-of-{ETH}" in (await payer.get("/credits")).body

@@ -236,13 +236,13 @@ async def test_a_range_is_read_in_parts_and_smaller_ones_where_the_answer_is_too
     assert reader._pool.nodes()[0].log_range.size > 10
 
 
-async def test_blocks_whose_state_is_gone_are_history_that_is_missing(
+async def test_blocks_whose_state_is_pruned_are_history_that_is_missing(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers
 ) -> None:
     await node.mine(3)
     (faulty,) = await faulty_nodes(1)
-    gone = Refusal("missing trie node: state is not available", code=-32000)
-    faulty.answers(lambda method, _params, real: gone if method == "trace_block" else real)
+    pruned = Refusal("missing trie node: state is not available", code=-32000)
+    faulty.answers(lambda method, _params, real: pruned if method == "trace_block" else real)
     reader = await readers(faulty)
     with pytest.raises(EndpointsFailed) as refused:
         await reader.logs.transfers(COINS, 1, 2)

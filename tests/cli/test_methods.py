@@ -13,9 +13,12 @@ from chain.derivation.addresses import address_of_key
 from chain.derivation.bip32 import parse_account_key
 from chain.derivation.create2 import CREATE2_DEPLOYER
 from chain.derivation.networks import parse_account_path
+from commands.chain_checks import check_native_coin
 from commands.local_method import seed_local_method
 from devstack.chain import LocalChain
+from domain.errors import ChainUnavailable
 from settings import load
+from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.cli.command import ResponseModel, settle
 from tests.deposits.feeds import deploy_feed
 from tests.support.addresses import (
@@ -326,6 +329,82 @@ async def test_a_key_whose_unpaid_addresses_a_wallet_would_not_find_is_named(
     verified = await run("addresses", "verify")
     assert verified.exit_code == 0
     assert "7 addresses" in verified.stderr and EVM_PATH in verified.stderr and "wallets search 6" in verified.stderr
+
+
+# -- a chain's own coin
+
+COIN: Final = {"id": "ETH:local", "token": "ETH", "decimals": "18"}
+ENABLED: Final = {"NATIVE_COIN_DEPOSITS": "true"}
+
+
+async def test_a_chains_own_coin_is_refused_unless_the_settings_say_that_it_is_read(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    done = await run(*add(chain, **COIN))
+    assert done.exit_code == 2
+    assert "NATIVE_COIN_DEPOSITS=true" in done.stderr and "trace_block" in done.stderr
+    assert methods_of(database) == []
+
+
+async def test_a_chains_own_coin_is_registered_with_its_feed_where_every_node_traces(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    feed = await deploy_feed(chain, 2_500)
+    done = await run(*add(chain, "--json", **COIN, **{"price-feed": feed.address}), **ENABLED)
+    assert done.exit_code == 0, done.stderr
+    made = done.json()
+    assert [made[name] for name in ("kind", "address", "scheme", "enabled")] == ["native", None, "create2", True]
+    assert made["price"]["priceUsd"] == "2500"
+    [check] = (await run("methods", "verify", "--json", **ENABLED)).json()
+    assert check["problem"] is None
+    [check] = (await run("methods", "verify", "--json")).json()
+    assert "NATIVE_COIN_DEPOSITS" in check["problem"], "it is registered, and no longer read"
+    again = await run(*add(chain, **(COIN | {"id": "XETH:local", "token": "XETH"})), **ENABLED)
+    assert again.exit_code == 2 and "is registered as ETH" in again.stderr
+
+
+async def test_a_chains_own_coin_is_refused_where_one_node_does_not_trace_and_doctor_says_which(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    async def doctor(**changes: str) -> str:
+        return await check_native_coin(load({**chain_variables(database, chain), **changes}))
+
+    async with FaultyNode.in_front_of(chain.url) as node:
+        both = ENABLED | {"CHAIN_RPC_URLS": f"{chain.url},{node.url}"}
+        for refused in ("trace_block", "trace_transaction"):
+            node.heal()
+            node.fixed(refused, Refusal(f"the method {refused} does not exist/is not available", code=-32601))
+            done = await run(*add(chain, **COIN), **both)
+            assert done.exit_code == 2
+            assert f"{refused} does not exist" in done.stderr and node.url.rsplit(":")[-1] in done.stderr
+        assert methods_of(database) == []
+        assert "no payment method" in await doctor(**both)
+        assert (await run(*add(chain, **COIN), **ENABLED)).exit_code == 0
+        with pytest.raises(ChainUnavailable, match="trace_transaction does not exist"):
+            await doctor(**both)
+        assert "every node traces" in await doctor(**ENABLED)
+        with pytest.raises(ChainUnavailable, match="NATIVE_COIN_DEPOSITS is not true"):
+            await doctor()
+        assert (await run("methods", "disable", "ETH:local")).exit_code == 0
+        assert "is not read" in await doctor()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"decimals": "6"}, "expected 18"),
+        ({"token": "ETHER"}, "expected the address of a token's contract, or ETH as in --id"),
+        ({"id": "USDC:coin", "token": "USDC"}, "is a dollar token"),
+        ({"scheme": "xpub", "xpub": evm_xpub(), "path": EVM_PATH}, "expected create2"),
+    ],
+)
+async def test_a_chains_own_coin_is_never_a_dollar_and_never_at_a_keys_address(
+    run: Run, database: Database, chain: LocalChain, changes: dict[str, str], says: str
+) -> None:
+    done = await run(*add(chain, **(COIN | changes)), **ENABLED)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert methods_of(database) == []
 
 
 # -- prices

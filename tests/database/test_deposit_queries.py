@@ -295,7 +295,7 @@ async def test_what_is_known_of_a_transfer_is_that_of_its_place(books: Books) ->
 async def test_what_is_expected_at_addresses_is_known_up_to_where_all_have_read(books: Books) -> None:
     async def read_to() -> int | None:
         async with books.roles.service.transaction() as connection:
-            return await balances.find_block_read_to(connection, CHAIN_ID)
+            return await balances.find_block_read_to(connection, CHAIN_ID, is_coin=False)
 
     def cursor(block: int, **changes: Any) -> None:
         values = {"chain_id": CHAIN_ID, "token": DEPOSITS_TOKEN, "first_block": 0, "head_number": 99, **changes}

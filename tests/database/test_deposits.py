@@ -12,7 +12,8 @@ import pytest
 from db.deposits.balances import expected_balances, find_block_read_to
 from db.deposits.deposits import keep_deposits
 from devstack.processes import wait_until
-from domain.chain import DEPOSITS_TOKEN
+from domain.chain import DEPOSITS_TOKEN, DepositLane
+from domain.coin import NATIVE_COIN
 from tests.support.deposits import CHAIN_ID, METHOD, NEVER_DEPLOYED, add_method, add_ring, settle_deposit
 from tests.support.payments import RolePair, tx_hash, wallet
 from tests.support.sql import connect, query, scalar, waits_for_lock
@@ -175,9 +176,9 @@ async def test_what_is_expected_is_of_a_token_up_to_a_block(roles: RolePair) -> 
 
 
 async def test_a_block_is_compared_once_lanes_and_sweeps_have_read_it(roles: RolePair) -> None:
-    async def read_to() -> int | None:
+    async def read_to(*, is_coin: bool = False) -> int | None:
         async with roles.service.transaction() as connection:
-            return await find_block_read_to(connection, CHAIN_ID)
+            return await find_block_read_to(connection, CHAIN_ID, is_coin=is_coin)
 
     def cursor(token: str, treasury: str, block: int, retired: str = "NULL") -> None:
         with connect(roles.database.superuser_url, triggers=False) as superuser:
@@ -194,9 +195,18 @@ async def test_a_block_is_compared_once_lanes_and_sweeps_have_read_it(roles: Rol
     cursor(DEPOSITS_TOKEN, wallet(2), 20)
     cursor(DEPOSITS_TOKEN, wallet(3), 5, retired="now()")
     assert await read_to() == 20
-    query(
-        roles.database.superuser_url,
-        "INSERT INTO sweep_cursors (chain_id, token, treasury, block_number) VALUES (%s, 'a', 'b', 10) RETURNING 1",
-        CHAIN_ID,
-    )
+
+    def swept(token: str, block: int) -> None:
+        query(
+            roles.database.superuser_url,
+            "INSERT INTO sweep_cursors (chain_id, token, treasury, block_number) VALUES (%s, %s, 'b', %s) RETURNING 1",
+            *(CHAIN_ID, token, block),
+        )
+
+    swept("a", 10)
     assert await read_to() == 10
+    # The coin has a lane of its own: neither waits for the other.
+    swept(NATIVE_COIN.lower(), 3)
+    assert await read_to(is_coin=True) is None, "its lane is not read"
+    cursor(DEPOSITS_TOKEN, DepositLane.COIN, 4)
+    assert (await read_to(is_coin=True), await read_to()) == (3, 10)

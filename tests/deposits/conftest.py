@@ -71,7 +71,7 @@ class Settling:
             assert waiting is not None
             terms = terms_of(attempt)
             known = await find_known_transfers(connection, terms.scope, attempt.tx_hash, of_others_than=attempt_id)
-        view = await self.reader.payments.look(attempt.tx_hash)
+        view = await self.reader.payments.look(attempt.tx_hash, coin=terms.scope.is_of_coin)
         verdict = evaluate(
             terms,
             attempt.tx_hash,
@@ -99,10 +99,11 @@ class Deposits:
 
     # What is given out ------------------------------------------------------------------------------------------------
 
-    def method(self, method_id: str, contract: str, *, decimals: int = 6, min_raw: int = 1, **columns: Any) -> None:
+    def method(self, method_id: str, contract: str | None, **columns: Any) -> None:
         """A payment method, registered by an operator."""
-        add_method(self.roles.database, self.chain, method_id, contract, decimals=decimals, min_raw=min_raw, **columns)
-        self.tokens[method_id] = contract
+        add_method(self.roles.database, self.chain, method_id, contract, **columns)
+        if contract is not None:
+            self.tokens[method_id] = contract
 
     async def account(self, number: int = 1) -> Payer:
         """An account of someone with a wallet that never pays."""

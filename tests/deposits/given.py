@@ -41,7 +41,7 @@ def add_method(
     database: Database,
     chain: LocalChain,
     method_id: str,
-    contract: str,
+    contract: str | None,
     *,
     decimals: int = 6,
     min_raw: int = 1,

@@ -27,10 +27,10 @@ async def read_in(addresses: DepositAddresses, given: Given) -> set[DepositLane]
 @pytest.mark.parametrize(
     ("since", "expected"),
     [
-        ("23 hours", {DepositLane.BUSY, DepositLane.QUIET}),
-        ("25 hours", {DepositLane.QUIET}),
-        ("29 days", {DepositLane.QUIET}),
-        ("31 days", set()),
+        ("23 hours", {DepositLane.BUSY, DepositLane.QUIET, DepositLane.COIN}),
+        ("25 hours", {DepositLane.QUIET, DepositLane.COIN}),
+        ("29 days", {DepositLane.QUIET, DepositLane.COIN}),
+        ("31 days", {DepositLane.COIN}),
     ],
 )
 async def test_an_address_is_read_the_less_often_the_longer_it_is_out_of_use(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 from activities.messages import WatchedChain
-from devstack.chain import payer_wallets
+from devstack.chain import call_data, payer_wallets
 from devstack.processes import wait_until
 from domain.money import credits_for_raw
 from domain.payments.attempt import AttemptStatus
+from tests.deposits.coin import CREDITS, EXCHANGE_GAS, ONE, add_coin_method, deploy_exchange
 from tests.deposits.given import USDC, add_method, give_address
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
 from tests.support.servers import TASK_QUEUE
@@ -69,7 +70,40 @@ async def test_a_deposit_of_a_wallet_that_never_signed_in_becomes_credits_and_fi
     assert await engine.books(nothing_stuck=True) == []
 
 
+async def test_a_deposit_of_the_chains_own_coin_becomes_credits_and_final_where_it_is_read(engine: Engine) -> None:
+    await add_coin_method(engine.database, engine.chain)
+    payer = await engine.payer()
+    own = give_address(engine.database, engine.chain, payer)
+    exchange = await deploy_exchange(engine.chain)
+    pays = call_data("CoinSender", "pay", [(own.address, ONE), (own.address, ONE)])
+    await engine.chain.send(payer_wallets()[5].private_key, exchange, pays, gas=EXCHANGE_GAS)
+    await engine.chain.mine(MIN_CONFIRMATIONS)
+    lanes = "SELECT count(*) FROM chain_cursors WHERE retired_at IS NULL"
+    async with engine.worker():
+        await start_watch(engine)
+        await wait_until(
+            lambda: is_answer(engine, lanes, 3), timeout_seconds=PATIENCE_SECONDS, what="the lanes to be read"
+        )
+    assert query(engine.database.service_url, "SELECT count(*) FROM deposits") == [(0,)], "it is off by default"
+    async with engine.worker(NATIVE_COIN_DEPOSITS="true"):
+        attempts = await attempts_of(engine, payer.billing_account_id, 2)
+        results = [await engine.result(attempt_id) for attempt_id in attempts]
+        await engine.chain.mine()
+        await wait_until(
+            lambda: is_final(engine, 2), timeout_seconds=PATIENCE_SECONDS, what="both deposits to be final"
+        )
+    assert {result.status for result in results} == {AttemptStatus.CREDITED}
+    assert sum(result.buyer_credits for result in results) == 2 * CREDITS
+    assert query(engine.database.service_url, "SELECT kind FROM findings") == []
+    assert query(engine.database.service_url, lanes) == [(4,)], "a treasury, two lanes, and that of the coin"
+    assert await engine.books(nothing_stuck=True) == []
+
+
+async def is_answer(engine: Engine, statement: str, answer: int) -> bool:
+    """Whether a query has this answer by now."""
+    return query(engine.database.service_url, statement) == [(answer,)]
+
+
 async def is_final(engine: Engine, count: int) -> bool:
     """Whether so many transfers are."""
-    statement = "SELECT count(*) FROM transfer_finality WHERE outcome = 'final'"
-    return query(engine.database.service_url, statement) == [(count,)]
+    return await is_answer(engine, "SELECT count(*) FROM transfer_finality WHERE outcome = 'final'", count)

@@ -71,6 +71,7 @@ BAD: Mapping[str, tuple[str, ...]] = {
     "CHAIN_WATCH_FROM_BLOCK": ("-1", "latest", "1.5", str(2**53)),
     "CHAIN_LOG_RANGE_MAX": ("0", "-1", "100001", "all"),
     "WEBHOOK_ALLOW_PRIVATE": ("2", "maybe", "loopback"),
+    "NATIVE_COIN_DEPOSITS": ("1", "yes", "eth"),
     "EVENT_SINK_URL": ("ftp://x", "events", "https://"),
     "CHAIN_BLOCK_TIME_SECONDS": ("0", "-1", "601", "nan", "inf", "soon"),
     "CHAIN_RPC_TIMEOUT_SECONDS": ("0", "-1", "61", "nan", "inf", "soon"),

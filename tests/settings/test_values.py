@@ -54,6 +54,7 @@ GOOD = {
     "UPSTREAMS_FILE": "/etc/settle/upstreams.yaml",
     "CLAMP_OUTPUT_TOKENS": "true",
     "WEBHOOK_ALLOW_PRIVATE": "true",
+    "NATIVE_COIN_DEPOSITS": "true",
     "BILLING_INGEST_SECRET": SECRET,
     "GOVERNANCE_MODEL": "gpt-5-mini",
     "GOVERNANCE_PROMPT_FILE": "/etc/settle/prompt.txt",

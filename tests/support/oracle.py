@@ -361,7 +361,8 @@ CHECKS: Final = (
         "address {address_id}: {swept} of token {token} was swept, {came} came",
         """
         , moved AS (
-            SELECT s.address_id, lower(m.address) AS token, sum(s.value_raw) AS swept
+            SELECT s.address_id, coalesce(lower(m.address), '0xeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee') AS token,
+                   sum(s.value_raw) AS swept
               FROM swept_transfers s JOIN payment_methods m ON m.id = s.method_id GROUP BY 1, 2
         ), known AS (
             SELECT m.address_id, m.token, m.swept,

@@ -46,12 +46,12 @@ def test_places_count_movements_only_so_that_calls_which_a_client_leaves_out_shi
 
 def test_the_coins_lane_selects_what_comes_to_its_addresses_and_what_these_send_to_a_treasury() -> None:
     lane = DepositScope.of(1, DepositLane.COIN, [NATIVE_COIN], [PAYEE]).model_copy(update={"treasuries": (OTHER,)})
-    coin, is_selected = NATIVE_COIN.lower(), lane.selector()
-    assert is_selected(coin, PAYER, PAYEE)
-    assert is_selected(coin, PAYEE, OTHER)
-    assert not is_selected(coin, PAYER, OTHER), "what others send to the treasury is no deposit and no sweep"
-    assert not is_selected("0x" + "70" * 20, PAYEE, OTHER)
-    assert not is_selected("0x" + "70" * 20, PAYER, PAYEE)
+    coin = NATIVE_COIN.lower()
+    assert lane.selects(coin, PAYER, PAYEE)
+    assert lane.selects(coin, PAYEE, OTHER)
+    assert not lane.selects(coin, PAYER, OTHER), "what others send to the treasury is no deposit and no sweep"
+    assert not lane.selects("0x" + "70" * 20, PAYEE, OTHER)
+    assert not lane.selects("0x" + "70" * 20, PAYER, PAYEE)
 
 
 def test_a_scope_is_of_the_coin_or_of_tokens() -> None:
