@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from db.accounts.wallets import Payer
@@ -419,6 +421,7 @@ async def test_interest_in_a_charge_is_in_its_address_alone(books: Books) -> Non
 
 def test_of_a_key_those_count_as_unpaid_that_come_after_the_last_that_was_paid(books: Books) -> None:
     key, other = add_ring(books.roles.database), uuid4()
+    books.rows.add("address_rings", id=other, path="m/1", xpub="other", fingerprint="00000000", next_index=9)
     books.rows.change("address_rings", "next_index = 40", id=key)
 
     def unpaid() -> int:
@@ -504,6 +507,70 @@ def test_a_status_that_stays_is_not_written_and_no_other_charge_is_waited_for(bo
     before = scalar(books.roles.database.service_url, written, charge_id)
     query(books.roles.database.service_url, f"{refresh}, 1", charge_id)
     assert scalar(books.roles.database.service_url, written, charge_id) == before
+
+
+@contextmanager
+def with_trigger(books: Books, table: str, trigger: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction in which a table has one of its triggers, and no other; it is rolled back."""
+    with closing(psycopg.connect(books.roles.database.superuser_url)) as connection:
+        connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
+        connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER {trigger}".encode())
+        yield connection
+        connection.rollback()
+
+
+def test_an_operators_credit_is_of_the_deposit_at_its_place_and_of_its_addresss_account(books: Books) -> None:
+    at, theirs = books.address(), books.address(books.bob)
+    mine, beside, sent_back, to_bob = books.deposit(at), books.deposit(theirs), books.deposit(at), books.deposit(at)
+    tx_hash = scalar(books.roles.database.service_url, "SELECT tx_hash FROM deposits WHERE id = %s", mine)
+    elsewhere = books.deposit(at, chain_id=ELSEWHERE)
+    books.rows.change("deposits", f"tx_hash = '{tx_hash}'", id=elsewhere)
+    books.rows.change("deposits", f"tx_hash = '{tx_hash}', log_index = 1", id=beside)
+    for owner in (books.alice, books.bob):
+        endpoint = {"billing_account_id": owner.billing_account_id, "url": "https://example.com"}
+        books.rows.add("webhook_endpoints", id=uuid4(), **endpoint)
+    with with_trigger(books, "transfer_credits", "transfer_credits_note_deposit") as connection:
+        credited = {mine: books.alice.billing_account_id, to_bob: books.bob.billing_account_id, sent_back: None}
+        for deposit_id, account in credited.items():
+            finding_id = uuid4()
+            books.rows.add("findings", id=finding_id, key=str(finding_id), kind="x", detail="x")
+            connection.execute(
+                "INSERT INTO transfer_credits (chain_id, tx_hash, log_index, part, block_number, block_hash,"
+                " from_address, finding_id, billing_account_id, value_raw, amount_credits, revenue_share, reference)"
+                " SELECT d.chain_id, d.tx_hash, d.log_index, %(part)s, 1, d.block_hash, d.from_address, %(finding)s,"
+                " %(account)s, %(raw)s, %(credits)s, 0, CASE WHEN %(account)s::text IS NOT NULL"
+                " THEN format('transfer:%%s:%%s:%%s', d.chain_id, d.tx_hash, d.log_index) END"
+                " FROM deposits d WHERE d.id = %(id)s",
+                {
+                    "part": "whole" if account else "refund",
+                    "finding": finding_id,
+                    "account": account,
+                    "raw": 7,
+                    "credits": 70 if account else 0,
+                    "id": deposit_id,
+                },
+            )
+        noted = connection.execute("SELECT id, operator_credits FROM deposits WHERE operator_credits IS NOT NULL")
+        assert noted.fetchall() == [(mine, 70)]
+        events = connection.execute("SELECT type, subject, body::json #>> '{data,amountCredits}' FROM webhook_events")
+        assert events.fetchall() == [("deposit.credited", f"deposit:{mine}", "70")]
+
+
+def test_what_becomes_of_an_attempt_becomes_of_its_charge_whoever_decides_it(books: Books) -> None:
+    (charge_id, at), (other, beside) = books.charge(), books.charge()
+    deposit_id = books.deposit(at, 100, attempt=AttemptStatus.PENDING_UNVERIFIED)
+    own = books.deposit(books.address(own=True), attempt=AttemptStatus.PENDING_UNVERIFIED)
+    books.deposit(beside, 100, attempt=AttemptStatus.CREDITED)
+    with with_trigger(books, "payment_attempts", "payment_attempts_refresh_charge") as connection:
+        connection.execute("SELECT set_config('settle.user_id', %s, true)", (books.alice.user_id,))
+        connection.execute("SET LOCAL ROLE settle_settlement")
+        for one in (deposit_id, own):
+            connection.execute(
+                "UPDATE payment_attempts SET status = 'CREDITED', revenue_share = 0 WHERE id = %s", (one,)
+            )
+        connection.execute("RESET ROLE")
+        statuses = connection.execute("SELECT id, status FROM charges").fetchall()
+    assert dict(statuses) == {charge_id: "paid", other: "new"}
 
 
 async def test_what_waits_is_the_accounts_own_without_an_attempt_and_summed_by_address_and_method(books: Books) -> None:
@@ -699,6 +766,7 @@ async def test_a_sweeps_transactions_and_outcomes_are_its_chains_own(books: Book
         await sweeps.note_outcome(connection, CHAIN_ID, hash_(3), "reverted")
         await sweeps.end_sweep(connection, other, "done")
         await sweeps.end_sweep(connection, other, "failed")
+        await sweeps.insert_sweep(connection, mine, CHAIN_ID, {}, [_signed(5)])
     outcomes = "SELECT sweep_id, tx_hash FROM sweep_transactions WHERE outcome IS NOT NULL"
     assert query(books.roles.database.service_url, outcomes) == [(mine, hash_(3))]
     ended = "SELECT id, status FROM sweeps WHERE ended_at IS NOT NULL"
