@@ -504,6 +504,7 @@ def test_a_status_that_stays_is_not_written_and_no_other_charge_is_waited_for(bo
         with connect(books.roles.database.service_url) as service:
             service.execute("SET lock_timeout = '5s'")
             service.execute(refresh, (charge_id,))
+            service.execute("UPDATE deposits SET value_raw = 11 WHERE address_id = %s", (at,))
     before = scalar(books.roles.database.service_url, written, charge_id)
     query(books.roles.database.service_url, f"{refresh}, 1", charge_id)
     assert scalar(books.roles.database.service_url, written, charge_id) == before
@@ -520,8 +521,8 @@ def with_trigger(books: Books, table: str, trigger: str) -> Iterator[psycopg.Con
 
 
 def test_an_operators_credit_is_of_the_deposit_at_its_place_and_of_its_addresss_account(books: Books) -> None:
-    at, theirs = books.address(), books.address(books.bob)
-    mine, beside, sent_back, to_bob = books.deposit(at), books.deposit(theirs), books.deposit(at), books.deposit(at)
+    at = books.address()
+    mine, beside, sent_back, to_bob, nothing = (books.deposit(at) for _ in range(5))
     tx_hash = scalar(books.roles.database.service_url, "SELECT tx_hash FROM deposits WHERE id = %s", mine)
     elsewhere = books.deposit(at, chain_id=ELSEWHERE)
     books.rows.change("deposits", f"tx_hash = '{tx_hash}'", id=elsewhere)
@@ -530,23 +531,25 @@ def test_an_operators_credit_is_of_the_deposit_at_its_place_and_of_its_addresss_
         endpoint = {"billing_account_id": owner.billing_account_id, "url": "https://example.com"}
         books.rows.add("webhook_endpoints", id=uuid4(), **endpoint)
     with with_trigger(books, "transfer_credits", "transfer_credits_note_deposit") as connection:
-        credited = {mine: books.alice.billing_account_id, to_bob: books.bob.billing_account_id, sent_back: None}
+        own = books.alice.billing_account_id
+        credited = {mine: own, to_bob: books.bob.billing_account_id, sent_back: None, nothing: own}
         for deposit_id, account in credited.items():
             finding_id = uuid4()
             books.rows.add("findings", id=finding_id, key=str(finding_id), kind="x", detail="x")
             connection.execute(
                 "INSERT INTO transfer_credits (chain_id, tx_hash, log_index, part, block_number, block_hash,"
-                " from_address, finding_id, billing_account_id, value_raw, amount_credits, revenue_share, reference)"
+                " from_address, finding_id, billing_account_id, value_raw, token_decimals, amount_credits,"
+                " revenue_share, reference)"
                 " SELECT d.chain_id, d.tx_hash, d.log_index, %(part)s, 1, d.block_hash, d.from_address, %(finding)s,"
-                " %(account)s, %(raw)s, %(credits)s, 0, CASE WHEN %(account)s::text IS NOT NULL"
+                " %(account)s, 7, %(decimals)s, %(credits)s, 0, CASE WHEN %(account)s::text IS NOT NULL"
                 " THEN format('transfer:%%s:%%s:%%s', d.chain_id, d.tx_hash, d.log_index) END"
                 " FROM deposits d WHERE d.id = %(id)s",
                 {
                     "part": "whole" if account else "refund",
                     "finding": finding_id,
                     "account": account,
-                    "raw": 7,
-                    "credits": 70 if account else 0,
+                    "decimals": 18 if deposit_id == nothing else 6,
+                    "credits": 70 if account and deposit_id != nothing else 0,
                     "id": deposit_id,
                 },
             )
