@@ -160,6 +160,16 @@ async def test_without_an_overlap_the_old_key_has_expired(owner: Owner) -> None:
     assert list(states.values()) == [KeyState.ACTIVE]
 
 
+async def test_a_key_that_an_operator_rotates_stays_its_makers(owner: Owner) -> None:
+    key_id, _ = await owner.makes()
+    new_id = uuid4()
+    async with owner.roles.service.transaction() as service:
+        assert await keys.rotate_key(service, key_id, new_id, make_key(), overlap=timedelta())
+        found = await keys.find_key(service, new_id)
+    assert found is not None
+    assert found.created_by_user_id == owner.payer.user_id
+
+
 async def test_a_revoked_key_is_revoked_once_and_not_rotated(owner: Owner) -> None:
     key_id, _ = await owner.makes()
     async with owner.scope() as connection:
@@ -234,3 +244,7 @@ async def test_an_admin_makes_keys_of_an_organization_and_a_member_does_not(
         )
     _, made = await stranger.makes(account=account)
     assert made is is_made
+    _, made = await stranger.makes(account=owner.payer.billing_account_id)
+    assert not made, "an admin of one account manages no other"
+    may = "SELECT may_manage_account(%s)"
+    assert scalar(owner.roles.database.app_url, may, account, user_id=stranger.payer.user_id) is is_made
