@@ -171,13 +171,16 @@ async def test_a_key_that_an_operator_rotates_stays_its_makers(owner: Owner) -> 
 
 
 async def test_a_revoked_key_is_revoked_once_and_not_rotated(owner: Owner) -> None:
-    key_id, _ = await owner.makes()
+    (key_id, _), (other, _) = await owner.makes(), await owner.makes()
     async with owner.scope() as connection:
         assert await keys.revoke_key(connection, key_id)
         assert not await keys.revoke_key(connection, key_id)
         assert not await keys.rotate_key(connection, key_id, uuid4(), make_key(), overlap=timedelta(hours=1))
-    assert [key.state for key in await listed(owner)] == [KeyState.REVOKED]
-    assert await listed(owner, in_force=True) == []
+    assert {key.id: key.state for key in await listed(owner)} == {
+        key_id: KeyState.REVOKED,
+        other: KeyState.ACTIVE,
+    }
+    assert [key.id for key in await listed(owner, in_force=True)] == [other]
 
 
 async def test_the_default_key_has_no_secret_and_is_no_service_key(owner: Owner) -> None:
