@@ -559,7 +559,7 @@ def test_an_operators_credit_is_of_the_deposit_at_its_place_and_of_its_addresss_
         assert events.fetchall() == [("deposit.credited", f"deposit:{mine}", "70")]
 
 
-def test_what_becomes_of_an_attempt_becomes_of_its_charge_whoever_decides_it(books: Books) -> None:
+def test_what_a_worker_decides_about_an_attempt_is_seen_at_its_charge(books: Books) -> None:
     (charge_id, at), (other, beside) = books.charge(), books.charge()
     deposit_id = books.deposit(at, 100, attempt=AttemptStatus.PENDING_UNVERIFIED)
     own = books.deposit(books.address(own=True), attempt=AttemptStatus.PENDING_UNVERIFIED)
