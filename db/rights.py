@@ -257,6 +257,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     # transfers
     "non_payer_kind": (APP_ROLE, SERVICE_ROLE, OPERATOR_ROLE),
     "first_block_answered_for": (SERVICE_ROLE, OPERATOR_ROLE),
+    "watched_head": (APP_ROLE,),
     "treasuries": (SERVICE_ROLE,),
     "answered_blocks": (SERVICE_ROLE,),
     "is_alike": (SERVICE_ROLE,),

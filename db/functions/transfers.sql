@@ -70,6 +70,16 @@ AS $function$
      WHERE a.chain_id = p_chain_id AND a.token = lower(p_token) AND a.to_address = lower(p_to_address)
 $function$;
 
+-- The height of a chain as its worker has last seen it; none before one has followed it. Reveals what is public.
+CREATE OR REPLACE FUNCTION public.watched_head(p_chain_id bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+    SELECT max(c.head_number) FROM chain_cursors c WHERE c.chain_id = p_chain_id AND c.retired_at IS NULL
+$function$;
+
 -- An attempt is paid only by income: a payer's transfer, in an accepted block.
 CREATE OR REPLACE FUNCTION public.check_settled_income()
  RETURNS trigger

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import ReadAllConnection, ServiceConnection
 from domain.chain import TransferScope, scope_of_key
@@ -45,6 +46,8 @@ _PROMISED: Final = text(
     """
 )
 
+
+_WATCHED_HEAD: Final = text("SELECT watched_head(:chain_id)")
 
 # Read first: nothing is written unless something has changed.
 _UNMARKED: Final = text(
@@ -130,3 +133,9 @@ async def list_promises(connection: ReadAllConnection, chain_id: int) -> list[Pr
         )
         for row in await connection.connection.execute(_PROMISED, values)
     ]
+
+
+async def find_watched_head(connection: AsyncConnection, chain_id: int) -> int | None:
+    """The height of a chain as its worker has last seen it; None before one has followed it."""
+    head: int | None = (await connection.execute(_WATCHED_HEAD, {"chain_id": chain_id})).scalar_one()
+    return head

@@ -20,6 +20,7 @@ from db.deposits.addresses import NewAddress
 from db.deposits.charges import NewCharge, OwnerOfCharge
 from db.deposits.prices import find_source, insert_quote
 from db.engine import TenantConnection, TenantDatabase
+from db.transfers.scopes import find_watched_head
 from domain.deposits.charges import Charge, check_address_budget, check_metadata, quote, require_enabled
 from domain.deposits.methods import MethodKind, PaymentMethod, Scheme
 from domain.deposits.prices import PriceSource, Quote
@@ -169,15 +170,14 @@ class Charges:
             found = await methods.list_methods(connection)
             own = await addresses.list_own_addresses(connection, account, policy.treasury)
             waiting = await charges.list_waiting_deposits(connection, account, limit=limit)
-        is_ours = any(one.chain_id == policy.chain_id for one in waiting)
-        head = await self._head() if is_ours else None
+        heads = {chain_id: await self._head_of(chain_id) for chain_id in {one.chain_id for one in waiting}}
         return AccountDeposits(
             addresses=[OwnAddress(method, own.get(method.id)) for method in found if self._is_open(method)],
             waiting=[
                 DepositView.of(
                     one.deposit,
                     is_below_minimum=one.is_below_minimum,
-                    head=head if one.chain_id == policy.chain_id else None,
+                    head=heads[one.chain_id],
                     needed=one.confirmations_needed or policy.min_confirmations,
                 )
                 for one in waiting
@@ -327,15 +327,18 @@ class Charges:
         return ChargeView.of(
             charge,
             pay_url=f"{policy.origin}/pay/{charge.id}",
-            head=await self._head() if charge.deposits and self._is_own_chain(charge.method) else None,
+            head=await self._head_of(charge.method.chain_id) if charge.deposits else None,
             min_confirmations=policy.min_confirmations,
         )
 
     def _is_own_chain(self, method: PaymentMethod) -> bool:
         return method.chain_id == self._policy.chain_id
 
-    async def _head(self) -> int | None:
-        """The height of the policy's chain, where it can be read."""
+    async def _head_of(self, chain_id: int) -> int | None:
+        """The height of the policy's chain, where its nodes answer; of another one as its worker has last seen it."""
+        if chain_id != self._policy.chain_id:
+            async with self._database.unscoped_statement() as connection:
+                return await find_watched_head(connection, chain_id)
         try:
             return await self._read_head()
         except Unavailable:

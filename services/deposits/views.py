@@ -122,7 +122,9 @@ class DepositView(ResponseModel):
     finality_state: FinalityState | None = Field(
         default=None, description="of what is credited: `pending` while the chain can still drop it"
     )
-    confirmations: int | None = Field(description="so far; null while the chain cannot be read")
+    confirmations: int | None = Field(
+        description="so far, on another chain as its worker has last seen it; null while that is not known"
+    )
     confirmations_needed: int
     attempt_id: UUID | None = Field(description="the payment that it has become; null until it is confirmed")
     block_number: int

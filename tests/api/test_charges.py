@@ -537,6 +537,35 @@ async def test_what_has_been_seen_is_shown_before_it_is_credited(api: RunningApi
     assert (found["status"], found["missingRaw"], len(found["deposits"])) == ("confirming", 0, 2)
 
 
+async def test_confirmations_of_another_chain_are_those_that_its_worker_has_seen(
+    api: RunningApi, payer: Visitor
+) -> None:
+    """No node of it is known here."""
+    database = api.engine.database
+    add_method(database, "USDC:elsewhere", chain_id=8453, ring_id=add_ring(database))
+    charge = await charged(payer, method="USDC:elsewhere")
+    see_deposit(database, charge["address"], 10_000_000, method_id="USDC:elsewhere", block_number=100)
+
+    async def shown() -> int | None:
+        [deposit] = (await payer.get(f"{CHARGES}/{charge['chargeId']}")).body["deposits"]
+        confirmations: int | None = deposit["confirmations"]
+        return confirmations
+
+    assert await shown() is None, "no worker follows it"
+    follow = (
+        "INSERT INTO chain_cursors (chain_id, token, to_address, first_block, block_number, head_number, retired_at)"
+        " VALUES (%s, 'x', %s, 0, 90, %s, %s) RETURNING 1"
+    )
+    for chain_id, scope, head, retired_at in (
+        (8453, "a", 103, None),
+        (8453, "b", 101, None),
+        (8453, "c", 300, "2026-01-01"),
+        (8454, "d", 200, None),
+    ):
+        query(database.superuser_url, follow, chain_id, scope, head, retired_at)
+    assert await shown() == 4
+
+
 async def test_another_token_at_the_address_does_not_pay_the_quote(api: RunningApi, payer: Visitor) -> None:
     """Fault 3: 0.00000000005 DAI filled a charge of 50 USDC."""
     add_method(api.engine.database)

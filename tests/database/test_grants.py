@@ -146,7 +146,7 @@ CALLED_BY_THE_API = """
     members_of_account move_hold non_payer_kind observed_payment_time observed_payments open_login_challenge
     open_session own_attempt owner_of_charge prove_writes provision_wallet received_for_charge record_own_submission
     redeliver_webhook relayed_hash renew_hold revoke_key rotate_key rotate_webhook_secret schema_compatible_from
-    system_tenant_is_flagged take_from_rate_limits unpaid_at_the_end usage_of_request void_hold
+    system_tenant_is_flagged take_from_rate_limits unpaid_at_the_end usage_of_request void_hold watched_head
 """
 
 

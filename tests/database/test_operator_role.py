@@ -202,6 +202,7 @@ CALLS = {
     " 1, 1, 1, 1, 1)",
     "end_charge_authorization": "end_charge_authorization(gen_random_uuid(), '')",
     "is_relay_there": "is_relay_there(1, 1)",
+    "watched_head": "watched_head(1)",
     "relay_charge_claims": "relay_charge_claims(1, 1, 1, 1)",
     "relay_seen": "relay_seen(1, '0x', 0, 0)",
     "is_webhook_taken": "is_webhook_taken('x', 'x')",
