@@ -1,0 +1,24 @@
+"""The runbook's statements are ones that the database takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from tests.support.payments import CHAIN_ID
+from tests.support.postgres import Database
+from tests.support.sql import query
+
+RUNBOOK: Final = Path(__file__).resolve().parents[2] / "docs" / "runbook.md"
+STATEMENT: Final = re.compile(r'[`"]((?:SELECT|UPDATE) [^`"]+ (?:FROM|SET) [^`"]+)[`"]')
+
+
+def test_every_statement_of_the_runbook_can_be_run(database: Database) -> None:
+    statements = STATEMENT.findall(RUNBOOK.read_text("utf-8"))
+    assert len(statements) == 5
+    for written in statements:
+        statement = written.replace("'ID'", f"'{uuid4()}'").replace("$CHAIN_ID", str(CHAIN_ID))
+        of_the_owner = statement.startswith("UPDATE")
+        query(database.superuser_url if of_the_owner else database.service_url, f"EXPLAIN {statement}")
