@@ -26,7 +26,7 @@ from tests.support.database_pool import DatabasePool
 from tests.support.payments import RolePair, open_roles, tx_hash
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
 from tests.support.spending import Spender
-from tests.support.sql import Connection, connect, query, scalar
+from tests.support.sql import Connection, connect, lent, query, scalar
 
 PENDING_MAX: Final = timedelta(days=1)
 
@@ -67,17 +67,29 @@ def on_record(database: Database) -> set[str]:
 
 def age(database: Database) -> None:
     """Let everything that was written so far have happened an hour ago: nothing that follows it is still to come."""
-    with connect(database.superuser_url, triggers=False) as superuser:
-        superuser.execute("UPDATE payment_events SET created_at = created_at - interval '1 hour'")
-        superuser.execute("UPDATE credit_ledger SET created_at = created_at - interval '1 hour'")
-        superuser.execute("UPDATE payment_attempts SET updated_at = updated_at - interval '1 hour'")
+    at_once(
+        database,
+        "UPDATE payment_events SET created_at = created_at - interval '1 hour'",
+        "UPDATE credit_ledger SET created_at = created_at - interval '1 hour'",
+        "UPDATE payment_attempts SET updated_at = updated_at - interval '1 hour'",
+    )
 
 
 def forget(database: Database) -> None:
     """Let nothing have been checked."""
-    with connect(database.superuser_url) as superuser:
-        superuser.execute("UPDATE books_checkpoints SET checked_to = 0, safe_to = 0, mark = 0")
-        superuser.execute("UPDATE books_checks SET mark_xid = 0, debits = 0, credits = 0, round = '{}'")
+    at_once(
+        database,
+        "UPDATE books_checkpoints SET checked_to = 0, safe_to = 0, mark = 0",
+        "UPDATE books_checks SET mark_xid = 0, debits = 0, credits = 0, round = '{}'",
+    )
+
+
+def at_once(database: Database, *statements: str) -> None:
+    """Statements of the superuser in one transaction, and one message, without triggers and foreign keys."""
+    with lent(database.superuser_url) as superuser:
+        superuser.execute(
+            "; ".join(("BEGIN; SET LOCAL session_replication_role = replica", *statements, "COMMIT")).encode()
+        )
 
 
 def checkpoints(database: Database) -> dict[str, int]:
@@ -297,16 +309,19 @@ TABLES: Final = (
 def broken(shop: Shop, statement: str) -> Iterator[None]:
     """What the statement does, until the end of the block; then every table is as it was."""
     ids = {name: str(getattr(shop, name).id) for name in ("bought", "donated", "reversed", "intent", "pending")}
-    with connect(shop.database.superuser_url, triggers=False) as superuser:
-        for table in TABLES:
-            superuser.execute(f"CREATE TABLE backup_{table} AS TABLE {table}")
-        superuser.execute(statement.format_map(ids).encode())
+    # Without triggers a statement changes the tables that it names; one that calls a function may change any.
+    tables = TABLES if "post_entry(" in statement else [name for name in TABLES if name in statement]
+    backups = [f"CREATE TABLE backup_{name} AS TABLE {name}" for name in tables]
+    at_once(shop.database, *backups, statement.format_map(ids))
     yield
-    with connect(shop.database.superuser_url, triggers=False) as superuser:
-        for table in TABLES:
-            superuser.execute(f"DELETE FROM {table}")
-            superuser.execute(f"INSERT INTO {table} OVERRIDING SYSTEM VALUE TABLE backup_{table}")
-            superuser.execute(f"DROP TABLE backup_{table}")
+    at_once(
+        shop.database,
+        *(
+            f"DELETE FROM {name}; INSERT INTO {name} OVERRIDING SYSTEM VALUE TABLE backup_{name};"
+            f" DROP TABLE backup_{name}"
+            for name in tables
+        ),
+    )
 
 
 # -- what is found
