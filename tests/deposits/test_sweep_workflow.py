@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,8 +17,11 @@ from temporalio.worker import Worker
 
 from activities.deposits.sweeps import SweepActivities
 from chain.reader import ChainReader
+from commands.sweep_signing import sign_plan
 from db.engine import ServiceDatabase
 from devstack.chain import LocalChain, payer_wallets
+from domain.deposits.sweeps import Plan
+from domain.errors import InvalidInput
 from services.deposits.sweeps import Sweeps
 from tests.cli.command import ResponseModel, settle
 from tests.support.addresses import add_create2_address, chain_variables
@@ -51,11 +53,11 @@ async def worker(database: Database, chain: LocalChain, namespace: Namespace) ->
     await service.dispose()
 
 
-def sign(folder: Path, plan: str, secret: str, *more: str) -> subprocess.CompletedProcess[str]:
+def sign(folder: Path, plan: str, secret: str) -> subprocess.CompletedProcess[str]:
     """`settle sweep sign` with a secret on standard input, and no settings."""
     (folder / "plan.json").write_text(plan)
     return subprocess.run(
-        [sys.executable, "-m", "cli", "sweep", "sign", "plan.json", *more],
+        [sys.executable, "-m", "cli", "sweep", "sign", "plan.json"],
         cwd=folder,
         env=clean_environment({}),
         input=secret + "\n",
@@ -85,8 +87,8 @@ async def test_what_is_planned_signed_and_sent_is_collected_and_booked(
     assert planned.exit_code == 0, planned.stderr
     document = planned.json()
     assert document["steps"][-1]["addresses"][0]["address"] == address
-    refused = await asyncio.to_thread(sign, tmp_path, planned.stdout, payer_wallets()[0].private_key)
-    assert refused.returncode == 2 and f"the plan is for {GAS.address}" in refused.stderr
+    with pytest.raises(InvalidInput, match=f"the plan is for {GAS.address}"):
+        sign_plan(Plan.model_validate_json(planned.stdout), payer_wallets()[0].private_key, nonce=None)
     signed = await asyncio.to_thread(sign, tmp_path, planned.stdout, GAS.private_key)
     assert signed.returncode == 0, signed.stderr
     assert GAS.private_key[2:] not in signed.stdout + signed.stderr
@@ -126,9 +128,9 @@ async def test_a_sweep_whose_nonce_was_used_for_something_else_fails_visibly(
     planned = await asyncio.to_thread(
         settle, ("sweep", "plan", "--from", GAS.address, "--max-fee-gwei", "100", "--json"), variables, tmp_path
     )
-    signed = await asyncio.to_thread(sign, tmp_path, planned.stdout, GAS.private_key)
-    (tmp_path / "signed.json").write_text(signed.stdout)
-    for _ in json.loads(signed.stdout)["steps"]:
+    signed = sign_plan(Plan.model_validate_json(planned.stdout), GAS.private_key, nonce=None)
+    (tmp_path / "signed.json").write_text(signed.model_dump_json(by_alias=True))
+    for _ in signed.steps:
         await chain.pay(GAS.private_key, payer_wallets()[1].address, 1)
     await chain.mine(CONFIRMATIONS + 1)
     sent = await asyncio.to_thread(settle, ("sweep", "send", "signed.json", "--json"), variables, tmp_path)

@@ -14,6 +14,7 @@ import worker
 from devstack import temporal
 
 POLLERS: Final = 4
+ONE_PARTITION: Final = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
 
 _validated: Final[set[type]] = set()
 _prepare = SandboxedWorkflowRunner.prepare_workflow
@@ -44,5 +45,6 @@ def poll_with_few() -> None:
     namespaces of before half of each second."""
     for kind in ("workflow_task_poller_behavior", "activity_task_poller_behavior"):
         worker.WORKER_OPTIONS[kind] = PollerBehaviorSimpleMaximum(POLLERS)
-    temporal.DYNAMIC_CONFIG += ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
+    if not {*ONE_PARTITION} <= {*temporal.DYNAMIC_CONFIG}:  # a process that was forked has done so before
+        temporal.DYNAMIC_CONFIG += ONE_PARTITION
     os.environ.setdefault("GOGC", "400")
