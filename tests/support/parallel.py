@@ -160,9 +160,13 @@ class ParallelRun:
             self._start(session, running.number)
 
     def _remember(self, session: pytest.Session) -> None:
-        cache = session.config.cache
-        if cache is not None:
+        if cache := _cache(session):
             cache.set(SECONDS_OF_FILES, {**cache.get(SECONDS_OF_FILES, {}), **self._seconds})
+
+
+def _cache(session: pytest.Session) -> pytest.Cache | None:
+    """None with `-p no:cacheprovider`."""
+    return getattr(session.config, "cache", None)
 
 
 def _files(session: pytest.Session) -> Sequence[deque[int]]:
@@ -170,7 +174,8 @@ def _files(session: pytest.Session) -> Sequence[deque[int]]:
     files: dict[str, deque[int]] = defaultdict(deque)
     for place, item in enumerate(session.items):
         files[file_of(item.nodeid)].append(place)
-    known = session.config.cache.get(SECONDS_OF_FILES, {}) if session.config.cache else {}
+    cache = _cache(session)
+    known = cache.get(SECONDS_OF_FILES, {}) if cache else {}
 
     def rank(name: str) -> tuple[float, int]:
         # A new file is run early: it may take long.
