@@ -47,7 +47,7 @@ UNREAD_BLOCKS: Final = Gauge(
 FINALITY_OLDEST: Final = Gauge(
     "settle_finality_oldest_seconds",
     "How long the oldest credited payment has waited for finality, by the level that it needs",
-    ["level"],
+    ["chain", "level"],
 )
 HOLDS_LAPSED: Final = Gauge(
     "settle_holds_lapsed", "Open holds whose gateway's lease ended so long ago that they should be resolved"
@@ -117,7 +117,7 @@ class DatabaseGauges:
             self._waiting[level] = waiting.id
         elif last is not None:
             self._waiting[level] = last
-        FINALITY_OLDEST.labels(level.value).set(waiting.seconds if waiting is not None else 0.0)
+        FINALITY_OLDEST.labels(self._chain_id, level.value).set(waiting.seconds if waiting is not None else 0.0)
 
 
 @asynccontextmanager

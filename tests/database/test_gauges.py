@@ -131,7 +131,8 @@ async def test_a_retired_treasury_is_not_behind(roles: RolePair) -> None:
 
 async def test_the_oldest_payment_that_is_not_final_is_reported_by_the_level_that_it_needs(roles: RolePair) -> None:
     def oldest(level: FinalityLevel) -> float:
-        return REGISTRY.get_sample_value("settle_finality_oldest_seconds", {"level": level.value}) or 0.0
+        labels = {"chain": str(CHAIN_ID), "level": level.value}
+        return REGISTRY.get_sample_value("settle_finality_oldest_seconds", labels) or 0.0
 
     policy = FinalityPolicy(level=FinalityLevel.SAFE, large_level=FinalityLevel.FINALIZED, large_from_usd_cents=50_000)
     gauges = DatabaseGauges(roles.service, chain_id=CHAIN_ID, finality=policy)

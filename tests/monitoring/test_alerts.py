@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from domain.utxo import UTXO_CHAINS
 from tests.monitoring.test_files import MONITORING, RULES
 
 PROMTOOL: Final = os.environ.get("PROMTOOL") or shutil.which("promtool")
@@ -43,6 +44,7 @@ def rising(step: float) -> str:
     return f"0+{step}"
 
 
+BITCOIN: Final = next(iter(UTXO_CHAINS))
 UP: Final = {'up{job="settle-worker"}': steady(1), 'up{job="settle-api"}': steady(1)}
 OK_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="ok"}'
 BAD_RPC: Final = 'settle_chain_rpc_requests_total{endpoint="a",outcome="timeout"}'
@@ -97,6 +99,12 @@ CASES: Final = (
         "SettleWatcherStuck",
         {'settle_watcher_cursor_age_seconds{chain="1"}': steady(301)},
         {'settle_watcher_cursor_age_seconds{chain="1"}': steady(300)},
+        7,
+    ),
+    Case(
+        "SettleWatcherStuck",
+        {f'settle_watcher_cursor_age_seconds{{chain="{BITCOIN}"}}': steady(7_201)},
+        {f'settle_watcher_cursor_age_seconds{{chain="{BITCOIN}"}}': steady(7_200)},
         7,
     ),
     Case(
@@ -156,8 +164,14 @@ CASES: Final = (
     ),
     Case(
         "SettleFinalityLate",
-        {'settle_finality_oldest_seconds{level="finalized"}': steady(3_601)},
-        {'settle_finality_oldest_seconds{level="finalized"}': steady(3_600)},
+        {'settle_finality_oldest_seconds{chain="1",level="finalized"}': steady(3_601)},
+        {'settle_finality_oldest_seconds{chain="1",level="finalized"}': steady(3_600)},
+        7,
+    ),
+    Case(
+        "SettleFinalityLate",
+        {f'settle_finality_oldest_seconds{{chain="{BITCOIN}",level="confirmations"}}': steady(14_401)},
+        {f'settle_finality_oldest_seconds{{chain="{BITCOIN}",level="confirmations"}}': steady(14_400)},
         7,
     ),
     Case(
@@ -241,6 +255,12 @@ CASES: Final = (
         {"settle_reconciliation_timestamp_seconds": steady(0)},
         2 * 24 * 60 + 60,
         silent_minutes=2 * 24 * 60 - 60,
+    ),
+    Case(
+        "SettleReconciliationNotRun",
+        {'settle_reconciliation_timestamp_seconds{chain="1"}': steady(0)},
+        {f'settle_reconciliation_timestamp_seconds{{chain="{BITCOIN}"}}': steady(0)},
+        2 * 24 * 60 + 60,
     ),
     Case(
         "SettleHeartbeatMissing",
