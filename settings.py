@@ -170,7 +170,7 @@ _ADDRESS_EXPECTED: Final = (
 
 
 class Settings(BaseModel):
-    """Every setting of SPEC 6. A field's description is what an error says is expected."""
+    """Every setting. A field's description is what an error says is expected."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -9,7 +9,7 @@ from typing import Final
 from domain.errors import InvalidInput
 
 CREDITS_PER_USD: Final = 10_000_000
-"""A protocol constant (SPEC 1); never configurable."""
+"""A constant of the protocol; never configurable."""
 
 CREDITS_DECIMALS: Final = 7
 """A credit is the seventh decimal of a US dollar."""
@@ -60,7 +60,7 @@ def usd_of_cents(cents: Decimal) -> Decimal:
 def revenue_share_credits(purchased_credits: int, share: Decimal) -> int:
     """The system tenant's bonus: `floor(purchased_credits * share)`, exact for every decimal share.
 
-    Minted on top of the purchase, never taken from the buyer (SPEC 1).
+    Minted on top of the purchase, never taken from the buyer.
     """
     numerator, denominator = share.as_integer_ratio()
     return purchased_credits * numerator // denominator

@@ -1,4 +1,4 @@
-"""Who pays for a call, however it ended: the table of SPEC 7 and docs/decisions/gateway.md, in one function."""
+"""Who pays for a call, however it ended: the table of docs/decisions/gateway.md, in one function."""
 
 from __future__ import annotations
 

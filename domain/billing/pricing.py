@@ -178,7 +178,7 @@ def to_usd(cost: Fraction) -> Decimal:
 
 
 def credits_for_usd(usd: Decimal, *, factor: Decimal = Decimal(1)) -> int:
-    """Credits for a cost in US dollars times `factor`: one rounding, at the end, up (SPEC 1)."""
+    """Credits for a cost in US dollars times `factor`: one rounding, at the end, up."""
     return ceil(Fraction(usd) * Fraction(factor) * CREDITS_PER_USD)
 
 

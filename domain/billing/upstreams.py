@@ -1,4 +1,4 @@
-"""The upstreams that calls are passed on to: `UPSTREAMS_FILE`, read and checked (SPEC 7)."""
+"""The upstreams that calls are passed on to: `UPSTREAMS_FILE`, read and checked."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ class SubmissionEffect(StrEnum):
 def decide_submission(
     attempt: PaymentAttempt, tx_hash: str, *, submitted_at: datetime, mined_at: datetime | None = None
 ) -> SubmissionEffect:
-    """Decide the effect of submitting `tx_hash` at `submitted_at` (SPEC 3, rules "intent" and "submit").
+    """Decide the effect of submitting `tx_hash` at `submitted_at`.
 
     `mined_at` is the time of the block in which the chain watcher has seen the transfer, if it has. A transfer mined
     before the intent's expiry is in time, even when the intent has ended since. The same holds for a submission made

@@ -169,7 +169,7 @@ def evaluate(
     first_block: int | None = None,
     payer_kind: NonPayer | None = None,
 ) -> Waiting | Verified | Refused:
-    """Evaluate `tx_hash` as `view` shows it (SPEC 3, rules "the right transfer" and "waiting").
+    """Evaluate `tx_hash` as `view` shows it.
 
     `known` is what the database knows of the transaction's transfers. `first_block` is the first accepted block,
     `payer_kind` the database's record of the payer's address (`domain.transfers.income`). A transaction in the head

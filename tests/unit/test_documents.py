@@ -45,6 +45,12 @@ def test_each_command_that_a_document_names_has_these_options() -> None:
         assert isinstance(command, click.Group) or named <= options, f"settle {line}"
 
 
+def test_each_decision_is_on_the_list() -> None:
+    decisions = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\]\(([\w-]+\.md)\) \|", (decisions / "README.md").read_text("utf-8"))
+    assert sorted(listed) == sorted(path.name for path in decisions.glob("*.md") if path.name != "README.md")
+
+
 def _command(words: list[str]) -> tuple[click.Command, int]:
     """The command that the words begin with, and how many of them name it."""
     command: click.Command = main
