@@ -213,6 +213,53 @@ async def test_a_quote_that_the_feed_does_not_say_is_not_honoured(weth: Priced, 
     assert [credits for credits, _, _ in weth.priced()] == [1_000 * CREDITS_PER_USD]
 
 
+async def test_the_price_of_an_old_block_is_not_honoured_as_one_of_now(weth: Priced) -> None:
+    given = await weth.give(charge_cents=250_000)
+    old = await weth.read()
+    await weth.pass_time(2 * int(PRICE_LIFETIME.total_seconds()))
+    await weth.feed.answer(1_000)
+    now = (await weth.read()).block_time
+    await weth.quoted(
+        given,
+        round_id=old.round_id,
+        answer_raw=old.answer_raw,
+        updated=old.feed_updated_at,
+        block=old.block_number,
+        time=now,
+        until=now + PRICE_LIFETIME,
+    )
+    await weth.pay(given)
+    await weth.deposits.act()
+    assert [credits for credits, _, _ in weth.priced()] == [1_000 * CREDITS_PER_USD]
+
+
+async def test_of_a_quote_that_was_no_price_or_of_no_quote_a_deposit_has_the_price_of_its_block(weth: Priced) -> None:
+    stale, without = [await weth.deposits.give(number=number, method=WETH, charge_cents=250_000) for number in (1, 2)]
+    old = await weth.read()
+    await weth.pass_time(90_000)
+    block = await weth.deposits.chain.rpc("eth_getBlockByNumber", "latest", False)
+    time = datetime.fromtimestamp(int(block["timestamp"], 16), UTC)
+    values = {"round_id": old.round_id, "answer_raw": old.answer_raw, "updated": old.feed_updated_at}
+    await weth.feed.answer(1_000)
+    await weth.quoted(stale, block=int(block["number"], 16), time=time, until=time + PRICE_LIFETIME, **values)
+    for given in (stale, without):
+        await weth.pay(given)
+    await weth.deposits.act()
+    assert [credits for credits, _, _ in weth.priced()] == [1_000 * CREDITS_PER_USD] * 2
+
+
+async def test_a_quote_whose_feed_cannot_be_read_again_is_waited_for(weth: Priced) -> None:
+    """The method has another feed by now: its price is not that of the quote."""
+    given = await weth.give(charge_cents=250_000)
+    await weth.quoted(given)
+    with connect(weth.deposits.roles.database.superuser_url, triggers=False) as superuser:
+        superuser.execute("UPDATE price_sources SET chain_id = 999")
+    add_source(weth.deposits.roles.database, weth.deposits.chain, WETH, weth.feed.address)
+    await weth.pay(given)
+    await weth.deposits.act()
+    assert weth.priced() == [(0, None, None)]
+
+
 async def test_without_a_price_a_deposit_waits_and_is_credited_once_there_is_one(
     weth: Priced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
