@@ -18,14 +18,16 @@ from activities.webhooks.housekeeping import WebhookHousekeepingActivities
 from activities.webhooks.signatures import DeliveriesToStart, DeliveryEnd, WebhooksToPrune
 from db.engine import ServiceDatabase
 from db.webhooks import deliveries
-from devstack.processes import wait_until
+from devstack.processes import quiet_port, wait_until
 from domain.errors import TemporalUnavailable
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest
 from domain.webhooks.signatures import make_secret, shown_secret
 from services.operations.resolutions import take_remedy
+from services.webhooks.delivery import Ended, Postponed, try_once
 from services.webhooks.outbox import start_new
 from services.webhooks.sender import Answer, WebhookSender
+from telemetry.metrics.worker import WEBHOOK_TRIES
 from tests.support.engine import Engine
 from tests.support.payments import SHARE, RolePair
 from tests.support.sql import connect, query, scalar
@@ -343,6 +345,41 @@ async def test_what_is_deleted_while_it_waits_is_sent_no_more(hooks: Hooks, role
         async with hooks.following():
             await hooks.until(endpoint, "stopped")
     assert receiver.requests == []
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ("UPDATE webhook_endpoints SET disabled_at = now(), disabled_reason = 'stopped_by_receiver'", "stopped"),
+        ("DELETE FROM webhook_secrets", "stopped"),
+        ("UPDATE webhook_deliveries SET state = 'delivered', due_at = NULL, ended_at = now()", "delivered"),
+        ("DELETE FROM webhook_deliveries", "deleted"),
+        ("SELECT 1", None),
+    ],
+)
+async def test_a_try_is_made_where_one_is_due_and_the_endpoint_takes_it(
+    roles: RolePair, change: str, state: str | None
+) -> None:
+    """At a port that nothing listens on: where it is tried, it is put off, shown, and counted."""
+    payer = await roles.open_account(1)
+    endpoint = make_endpoint(roles.database, payer, url=f"http://127.0.0.1:{quiet_port()}/")
+    await roles.create_submitted(payer, 1)
+    [(event_id,)] = query(roles.database.service_url, "SELECT event_id FROM webhook_deliveries")
+    with connect(roles.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(change.encode())
+    counter, before = WEBHOOK_TRIES.labels("unreachable"), WEBHOOK_TRIES.labels("unreachable")._value.get()
+    sender = WebhookSender(allow_private=True, seconds_max=SECONDS_MAX)
+    outcome = await try_once(roles.service, sender, event_id, endpoint.id)
+    tried = query(roles.database.service_url, TRIES)
+    if state is None:
+        assert isinstance(outcome, Postponed)
+        assert (len(tried), counter._value.get() - before) == (1, 1)
+        assert outcome.detail == tried[0][2]
+    else:
+        assert isinstance(outcome, Ended)
+        assert (outcome.state, tried, counter._value.get() - before) == (state, [], 0)
+    left = [kept for _, kept in deliveries_of(roles.database, endpoint)]
+    assert left == ([] if state == "deleted" else [state or "pending"])
 
 
 # -- given up
