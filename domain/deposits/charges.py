@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any, Final, assert_never
 from uuid import UUID
 
-from domain.deposits.methods import DepositValue, MethodKind, PaymentMethod
+from domain.deposits.methods import DepositValue, PaymentMethod
 from domain.deposits.prices import PriceSource, Quote
 from domain.deposits.worth import UnitPrice, is_dollar_token, price_in_raw
 from domain.errors import AddressBudgetExhausted, InvalidInput, MethodDisabled
@@ -190,10 +190,8 @@ def quote(
 ) -> tuple[int, int]:
     """The amount in US cents, checked, and how many raw units of the method's token it takes.
 
-    `price` is of a token that is no dollar. Raises `MethodDisabled`, `InvalidInput` naming `amountUsdCents`, and
-    `PriceUnavailable`.
+    `price` is of a token that is no dollar. Raises `InvalidInput` naming `amountUsdCents`, and `PriceUnavailable`.
     """
-    require_enabled(method)
     cents = check_payment_amount(amount_usd_cents, minimum=minimum, maximum=maximum)
     raw = price_in_raw(method, cents, price)
     if raw < method.min_amount_raw:
@@ -213,10 +211,10 @@ def require_enabled(method: PaymentMethod) -> None:
 def check_address_budget(method: PaymentMethod, *, gap_limit: int, unpaid_at_the_end: int) -> None:
     """Refuse one more address where so many of its key's last ones are unpaid that wallets stop to search there.
 
-    `unpaid_at_the_end` counts the addresses after the last paid one, with the new one. Only keys of UTXO chains have
-    such wallets; on EVM chains nothing is found by searching. Raises `AddressBudgetExhausted`.
+    `unpaid_at_the_end` counts the addresses after the last paid one, with the new one. For keys of UTXO chains: on EVM
+    chains no wallet searches. Raises `AddressBudgetExhausted`.
     """
-    if method.kind is MethodKind.UTXO and unpaid_at_the_end > gap_limit - GAP_RESERVED:
+    if unpaid_at_the_end > gap_limit - GAP_RESERVED:
         raise AddressBudgetExhausted(
             f"the last {unpaid_at_the_end - 1} addresses of {method.id} are unpaid, and a wallet that restores the key "
             f"stops after {gap_limit}: the next one can be given out when one of them is paid"
