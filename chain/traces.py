@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from chain.addresses import checksum_address
 from chain.endpoint_pool import BLOCK_NUMBER, CHAIN_ID
@@ -47,7 +47,7 @@ class TracesRefused(HistoryRefused):
 
 
 def _address(value: object) -> str:
-    if not isinstance(value, str) or len(value) != 42:
+    if not isinstance(value, str) or len(value) != 42 or not value.startswith("0x"):
         raise ValueError("expected an address")
     bytes.fromhex(value[2:])
     return value.lower()
@@ -101,9 +101,21 @@ class _CreateTrace(_Traced):
     action: _CreateAction
     result: _Created | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_was_not_made(cls, raw: Any) -> Any:
+        """Clients differ in what they answer in place of a contract that was not made."""
+        return {**raw, "result": None} if isinstance(raw, dict) and raw.get("error") is not None else raw
+
+    @model_validator(mode="after")
+    def _has_made_one(self) -> Self:
+        if self.error is None and self.result is None:
+            raise ValueError("a contract was made, and its address is not there")
+        return self
+
     def frame(self) -> Frame:
-        made = self.result.address if self.result is not None and self.error is None else ""
-        return _frame(self, self.action.sender, made, self.action.value, moves=bool(made))
+        made = "" if self.result is None else self.result.address
+        return _frame(self, self.action.sender, made, self.action.value)
 
 
 class _SelfdestructTrace(_Traced):

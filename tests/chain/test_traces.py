@@ -51,6 +51,7 @@ async def test_what_reaches_an_address_is_read_whatever_moved_it_and_nothing_els
     borrowed = await coins.do("borrowCode", BOB, 1)
     destroyed = await coins.do("payByDestruction", BOB, value=7)
     await coins.do("payAndRevert", BOB, 3)
+    await node.pay(reverting=True, confirmations=1)  # a contract that is not made
     found = await read(reader)
     assert sum(one.value_raw for one in found.transfers) == await coins.held_by() == 16
     by_transaction = {tx_hash: places(found.transfers, tx_hash) for tx_hash in (plain, two, destroyed)}
@@ -181,8 +182,13 @@ ANOTHER_BLOCK = "0x" + "ee" * 32
         (lambda traces: [{**one, "type": "gift"} for one in traces], "trace_"),
         (lambda traces: [{**one, "action": {**one["action"], "value": 5}} for one in traces], "trace_"),
         (lambda traces: {"traces": traces}, "trace_"),
+        (lambda traces: [{**one, "type": "create", "result": None} for one in traces], "trace_"),
+        (lambda traces: [{**one, "action": {**one["action"], "from": "be" * 21}} for one in traces], "trace_"),
     ],
-    ids=["none", "other-transactions", "other-block", "twice", "orphan", "unknown-kind", "no-quantity", "no-array"],
+    ids=[
+        *("none", "other-transactions", "other-block", "twice", "orphan", "unknown-kind", "no-quantity", "no-array"),
+        *("nothing-made", "no-address"),
+    ],
 )
 async def test_traces_that_do_not_fit_their_block_count_for_nothing(
     node: Node, faulty_nodes: FaultyNodes, readers: Readers, change: Any, words: str
