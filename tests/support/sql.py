@@ -1,7 +1,8 @@
 """Attacks in plain SQL: a connection as any role, and a block that must be refused for one named reason.
 
-A new connection costs the server 4 ms before its first row, and the client one. `query` keeps those of single SELECTs,
-for as long as a `DatabasePool` lends the database again: `lent_again` says so, `count_kept` and `forget` are for it.
+A new connection costs the server 4 ms before its first row, and the client one. `query` keeps those of single
+statements about rows, for as long as a `DatabasePool` lends the database again: `lent_again` says so, `count_kept` and
+`forget` are for it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ KEPT: Final = "settle tests kept"
 
 OF_A_SESSION: Final = re.compile(r"pg_|set_config|current_setting|txid|nextval|setval|currval|lastval|advisory", re.I)
 """What a statement says that asks about sessions, or that might leave something in its own."""
+
+ALONE: Final = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b[^;]*;?\s*\Z")
+"""One statement that reads or writes rows, and leaves nothing else."""
 
 _kept: Final[dict[str, dict[str, list[Connection]]]] = {}
 """By database and address, of databases that are lent again."""
@@ -63,7 +67,7 @@ def _lives(connection: Connection) -> bool:
 def lent(url: str) -> Iterator[Connection]:
     """A connection that commits each statement, kept for others where the database is lent again.
 
-    For what leaves nothing in its session: single SELECTs, and calls of the product's functions.
+    For what leaves nothing in its session: single statements about rows, and calls of the product's functions.
     """
     database = str(conninfo_to_dict(url)["dbname"])
     idle = _kept[database].setdefault(url, []) if database in _kept else []
@@ -99,7 +103,7 @@ def connect(url: str, *, user_id: str | None = None, triggers: bool = True) -> I
 
 def query(url: str, statement: str, *values: Any, user_id: str | None = None) -> list[TupleRow]:
     """The rows of one statement, in a transaction of its own."""
-    if user_id is None and statement.lstrip().startswith("SELECT") and not OF_A_SESSION.search(statement):
+    if user_id is None and ALONE.match(statement) and not OF_A_SESSION.search(statement):
         with lent(url) as connection:
             return connection.execute(statement.encode(), values or None).fetchall()
     with connect(url, user_id=user_id) as connection:

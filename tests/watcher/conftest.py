@@ -31,6 +31,7 @@ from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain
+from tests.support.sql import lent
 
 FIRST_CHAIN_PORT: Final = 28_745
 MIN_CONFIRMATIONS: Final = 3
@@ -85,8 +86,8 @@ class Watch:
     async def rows(self, statement: str) -> list[dict[str, Any]]:
         """What the database holds, as its superuser sees it."""
         url = self.matcher_of_payers.database.superuser_url
-        async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
-            return await (await connection.execute(statement.encode())).fetchall()
+        with lent(url) as connection, connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(statement.encode()).fetchall()
 
     async def change(self, statement: str) -> None:
         """A change that only the superuser may make."""
