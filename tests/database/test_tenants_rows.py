@@ -113,6 +113,19 @@ def test_it_writes_no_row_of_another(roles: RolePair, two: tuple[Payer, Payer]) 
             api.rollback()
 
 
+def test_nor_does_the_role_that_credits(roles: RolePair, two: tuple[Payer, Payer]) -> None:
+    """Of an attempt in its scope, and of the status that it has."""
+    alice, _ = two
+    attempts = "SELECT id FROM payment_attempts WHERE billing_account_id = %s"
+    event = "INSERT INTO payment_events (attempt_id, event_type, to_status) VALUES (%s, 'x', %s)"
+    mine, theirs = (query(roles.database.superuser_url, attempts, one.billing_account_id)[0][0] for one in two)
+    with connect(roles.database.settlement_url, user_id=alice.user_id) as worker:
+        worker.execute(event, (mine, "CREATED_INTENT"))
+        for attempt_id, status in ((theirs, "CREATED_INTENT"), (mine, "CREDITED")):
+            with pytest.raises(InsufficientPrivilege, match="row-level security"), worker.transaction():
+                worker.execute(event, (attempt_id, status))
+
+
 async def test_an_authorization_is_of_an_attempt_that_is_paid_by_one(roles: RolePair) -> None:
     payer = await roles.open_account(1)
     attempt = await roles.create(payer)
