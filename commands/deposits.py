@@ -28,7 +28,7 @@ def methods() -> None:
 @methods.command("add")
 @click.option("--id", "method_id", required=True, metavar="SYMBOL:CHAIN", help="Such as USDC:base.")
 @click.option("--chain", "chain_id", required=True, type=WholeNumber("a chain's id"), metavar="ID")
-@click.option("--token", required=True, metavar="ADDRESS", help="The token's contract; of Bitcoin and the like BTC.")
+@click.option("--token", required=True, metavar="ADDRESS", help="The token's contract; of a coin its symbol.")
 @click.option("--decimals", required=True, type=WholeNumber("digits"), metavar="N", help="Of the token.")
 @click.option(
     "--scheme",

@@ -14,7 +14,7 @@ from services.deposits.lanes import DepositAddresses
 from services.deposits.scanner import DepositScanner
 from services.deposits.sweeps import Sweeps
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
-from tests.deposits.feeds import add_source, deploy_feed
+from tests.deposits.feeds import Feed, add_source, deploy_feed
 from tests.deposits.given import Given, add_method
 from tests.support.postgres import Database
 
@@ -28,10 +28,12 @@ EXCHANGE_GAS: Final = 400_000
 PAYER: Final = payer_wallets()[3]
 
 
-async def add_coin_method(database: Database, chain: LocalChain, **columns: Any) -> None:
-    """The coin as a payment method, at a price that a feed on the chain says."""
+async def add_coin_method(database: Database, chain: LocalChain, **columns: Any) -> Feed:
+    """The coin as a payment method, at a price that a feed on the chain says, which is returned."""
     add_method(database, chain, ETH, None, decimals=18, kind="native", **columns)
-    add_source(database, chain, ETH, (await deploy_feed(chain, USD)).address)
+    feed = await deploy_feed(chain, USD)
+    add_source(database, chain, ETH, feed.address)
+    return feed
 
 
 async def deploy_exchange(chain: LocalChain, amount_wei: int = 10 * ONE) -> str:
@@ -52,13 +54,14 @@ class CoinDeposits:
     deposits: Deposits
     exchange: str
     scan: DepositScanner
+    feed: Feed
 
     @classmethod
     async def open(cls, deposits: Deposits) -> CoinDeposits:
         """With a method, and an exchange that has coin; reading begins with the next block."""
-        await add_coin_method(deposits.roles.database, deposits.chain)
+        feed = await add_coin_method(deposits.roles.database, deposits.chain)
         exchange = await deploy_exchange(deposits.chain)
-        made = cls(deposits, exchange, lane(deposits, DepositLane.COIN))
+        made = cls(deposits, exchange, lane(deposits, DepositLane.COIN), feed)
         await made.read()
         return made
 

@@ -19,8 +19,9 @@ from domain.payments.finality import FinalityLevel, ReorgedOut
 from services.deposits import lanes
 from services.deposits.sweep_plans import PlanTerms, SweepPlanner
 from services.payments import lifecycle as payments
-from tests.deposits.coin import CREDITS, ETH, ONE, PAYER, CoinDeposits
+from tests.deposits.coin import CREDITS, ETH, ONE, PAYER, USD, CoinDeposits
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
+from tests.deposits.test_pricing import Priced
 from tests.support.addresses import add_ring_address, stored_ring
 from tests.support.sql import connect
 
@@ -51,6 +52,17 @@ async def test_a_plain_payment_is_seen_at_once_and_credited_at_its_blocks_price(
     assert deposits.rows("SELECT method_id, token, from_address, quote_id IS NOT NULL FROM deposits") == [
         (ETH, NATIVE_COIN, PAYER.address, True)
     ]
+
+
+async def test_what_is_paid_to_a_charge_is_credited_at_its_locked_price_and_else_at_its_blocks(
+    coin: CoinDeposits,
+) -> None:
+    charged, own = await coin.deposits.give(1, charge_cents=250_000, method=ETH), await coin.deposits.give(2)
+    await Priced(coin.deposits, NATIVE_COIN, coin.feed, ETH).quoted(charged)
+    await coin.feed.answer(2 * USD)
+    await coin.do("pay", [(charged.address, ONE), (own.address, ONE)])
+    await coin.act()
+    assert [await coin.deposits.balance(given) for given in (charged, own)] == [CREDITS, 2 * CREDITS]
 
 
 async def test_small_ones_wait_until_their_sum_is_the_methods_minimum(coin: CoinDeposits) -> None:

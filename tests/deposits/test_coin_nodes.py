@@ -49,7 +49,7 @@ async def through(coin: CoinDeposits, count: int = 1) -> AsyncIterator[tuple[Coi
         urls = [*(proxy.url for proxy in proxies), coin.chain.url]
         reader = await stack.enter_async_context(ChainReader(urls, coin.chain.chain_id, timeout_seconds=5.0))
         deposits = replace(coin.deposits, reader=reader)
-        yield CoinDeposits(deposits, coin.exchange, lane(deposits, DepositLane.COIN)), proxies
+        yield CoinDeposits(deposits, coin.exchange, lane(deposits, DepositLane.COIN), coin.feed), proxies
 
 
 def of_inner_calls(**changes: Any) -> Any:

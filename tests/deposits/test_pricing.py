@@ -37,6 +37,7 @@ class Priced:
     deposits: Deposits
     token: str
     feed: Feed
+    method: str = WETH
 
     async def pay(self, given: Given, value_raw: int = ONE, *, blocks: int = MIN_CONFIRMATIONS) -> str:
         """A transfer of the token to the address."""
@@ -78,7 +79,7 @@ class Priced:
     async def read(self) -> Quote:
         """The price of now."""
         [row] = self.deposits.rows(
-            f"SELECT id, method_id, chain_id, feed FROM price_sources WHERE method_id = '{WETH}'"
+            f"SELECT id, method_id, chain_id, feed FROM price_sources WHERE method_id = '{self.method}'"
             " ORDER BY seq DESC LIMIT 1"
         )
         source = PriceSource(
