@@ -7,7 +7,7 @@ from psycopg import sql
 from psycopg.errors import RestrictViolation
 
 from tests.database.conftest import TwoTenants
-from tests.support.sql import connect, refused, scalar
+from tests.support.sql import connect, query, refused, scalar
 
 TABLES = ("credit_ledger", "journal_lines", "payment_events", "settled_transfers")
 CHANGES = {
@@ -31,6 +31,28 @@ def test_an_append_only_table_refuses_change(two_tenants: TwoTenants, role: str,
     with refused(RestrictViolation, match=f"{table} is append-only"), connect(url) as connection:
         connection.execute(sql.SQL(statement).format(sql.Identifier(table)))
     assert scalar(two_tenants.database.service_url, f"SELECT count(*) FROM {table}") == before > 0
+
+
+OTHERS = {
+    *("balance_assertions", "charge_receipts", "charge_references", "general_entries", "operator_actions"),
+    "swept_transfers",
+}
+HELD = """
+    SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger
+     WHERE tgfoid = 'refuse_change'::regproc AND tgparentid = 0 AND (tgtype & 24) <> 0
+"""
+"""Tables whose rows are neither changed nor deleted."""
+
+
+def test_so_do_all_others_to_a_superuser(two_tenants: TwoTenants) -> None:
+    database = two_tenants.database
+    assert {table for (table,) in query(database.superuser_url, HELD)} >= OTHERS
+    with connect(database.superuser_url) as connection:
+        for table in sorted(OTHERS):
+            column = "source_reference" if table == "charge_references" else "created_at"
+            for statement in (f"UPDATE {table} SET {column} = {column} WHERE false", f"DELETE FROM {table}"):
+                with refused(RestrictViolation, match="append-only"), connection.transaction():
+                    connection.execute(statement.encode())
 
 
 @pytest.mark.parametrize("table", ["billing_accounts", "payment_attempts", "users", "ledger_accounts", "virtual_keys"])
