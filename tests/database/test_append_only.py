@@ -35,7 +35,7 @@ def test_an_append_only_table_refuses_change(two_tenants: TwoTenants, role: str,
 
 OTHERS = {
     *("balance_assertions", "charge_receipts", "charge_references", "general_entries", "operator_actions"),
-    "swept_transfers",
+    *("swept_transfers", "transfer_credits"),
 }
 HELD = """
     SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger
