@@ -193,7 +193,14 @@ def _no_capturing(config: pytest.Config) -> Iterator[None]:
     try:
         yield
     finally:
-        capturing.start_global_capturing()
+        _capture(config)
+
+
+def _capture(config: pytest.Config) -> None:
+    """As between two tests: what is written now is for the terminal."""
+    capturing = config.pluginmanager.getplugin("capturemanager")
+    capturing.start_global_capturing()
+    capturing.suspend_global_capture()
 
 
 def _serve(session: pytest.Session, connection: Connection, other_end: Connection) -> None:
@@ -204,25 +211,29 @@ def _serve(session: pytest.Session, connection: Connection, other_end: Connectio
     warm_process.prepare()
     config = session.config
     config.workerinput = {"workerid": multiprocessing.current_process().name}  # type: ignore[attr-defined]  # plugins ask for it
-    capturing = config.pluginmanager.getplugin("capturemanager")
-    capturing.start_global_capturing()
+    _capture(config)
     config.pluginmanager.unregister(name="terminalreporter")
-    config.pluginmanager.register(_Reports(config, connection))
+    reports = _Reports(config, connection)
+    config.pluginmanager.register(reports)
+    reports.is_registered = True
     folders = config._tmp_path_factory  # type: ignore[attr-defined]
     folders._basetemp = Path(folders.getbasetemp()) / f"process-{process_number()}-{os.getpid()}"
     folders._basetemp.mkdir(mode=0o700)
-    connection.send(("next",))
-    tests: deque[int] = deque(connection.recv())
-    while tests:
-        place = tests.popleft()
-        if not tests:  # what the module has built is torn down with its last test, or kept for the next one
-            connection.send(("next",))
-            tests.extend(connection.recv())
-        following = session.items[tests[0]] if tests else None
-        config.hook.pytest_runtest_protocol(item=session.items[place], nextitem=following)
-        connection.send(("end", place))
-    capturing.stop_global_capturing()
+    while tests := _next_file(connection):
+        for place, following in zip(tests, [*tests[1:], None], strict=True):
+            # What a module has built ends with its last test, and what the session has stays for the next file.
+            next_item = session if following is None else session.items[following]
+            config.hook.pytest_runtest_protocol(item=session.items[place], nextitem=next_item)
+            connection.send(("end", place))
+    session._setupstate.teardown_exact(None)
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
     connection.send(("exit",))  # something that a test has left may keep the connection open
+
+
+def _next_file(connection: Connection) -> list[int]:
+    connection.send(("next",))
+    tests: list[int] = connection.recv()
+    return tests
 
 
 class _Reports:
@@ -231,6 +242,7 @@ class _Reports:
     def __init__(self, config: pytest.Config, connection: Connection) -> None:
         self._config = config
         self._connection = connection
+        self.is_registered = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         content = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -243,6 +255,8 @@ class _Reports:
         nodeid: str,
         location: tuple[str, int, str] | None,
     ) -> None:
+        if not self.is_registered:
+            return  # of processes before this one, repeated
         content = {
             "message": str(warning_message.message),
             "category": warning_message.category,
