@@ -222,6 +222,16 @@ async def test_a_gateway_that_is_away_is_asked_again_and_one_that_refuses_is_not
     assert loop.rows() == []
 
 
+async def test_without_settings_each_step_says_what_is_missing(engine: Engine) -> None:
+    unconfigured = GovernanceLoopActivities(engine.settlement, engine.service, None)
+    now = datetime.now(UTC)
+    with pytest.raises(ConfigurationError, match="GOVERNANCE_MODEL is not set"):
+        await unconfigured.prepare_governance_call(CallToPrepare(since=now, until=now, output_tokens_max=100))
+    with pytest.raises(ConfigurationError, match="GOVERNANCE_MODEL is not set"):
+        await unconfigured.call_governance_model(CallToMake(key="loop/run", scheduled_at=now, body="{}"))
+
+
+@pytest.mark.slow  # it is retried for some time
 async def test_a_run_without_settings_fails_and_says_what_is_missing(engine: Engine, heard: Heard) -> None:
     async with working(engine, heard.publish):
         with pytest.raises(WorkflowFailureError) as failed:
