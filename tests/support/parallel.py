@@ -33,7 +33,7 @@ from tests.support.selection import file_of, folder_position
 
 PR_SET_PDEATHSIG: Final = 1
 SECONDS_OF_FILES: Final = "settle/seconds-of-files"
-"""In pytest's cache: how long the tests of each file took when they last ran."""
+"""In pytest's cache, for each choice of tests by their marks: how long those of each file took when they last ran."""
 GRACE_SECONDS: Final = 30.0
 
 NAME_PREFIX: Final = "test process "
@@ -161,7 +161,11 @@ class ParallelRun:
 
     def _remember(self, session: pytest.Session) -> None:
         if cache := _cache(session):
-            cache.set(SECONDS_OF_FILES, {**cache.get(SECONDS_OF_FILES, {}), **self._seconds})
+            cache.set(_key(session), {**cache.get(_key(session), {}), **self._seconds})
+
+
+def _key(session: pytest.Session) -> str:
+    return f"{SECONDS_OF_FILES}-{session.config.option.markexpr.replace(' ', '-') or 'all'}"
 
 
 def _cache(session: pytest.Session) -> pytest.Cache | None:
@@ -175,7 +179,7 @@ def _files(session: pytest.Session) -> Sequence[deque[int]]:
     for place, item in enumerate(session.items):
         files[file_of(item.nodeid)].append(place)
     cache = _cache(session)
-    known = cache.get(SECONDS_OF_FILES, {}) if cache else {}
+    known = cache.get(_key(session), {}) if cache else {}
 
     def rank(name: str) -> tuple[float, int]:
         # A new file is run early: it may take long.
