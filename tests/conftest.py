@@ -146,6 +146,12 @@ async def namespace(namespaces: Namespaces) -> Namespace:
     return await namespaces.new()
 
 
+@pytest.fixture
+async def scheduling_namespace(temporal_server: TemporalServer) -> Namespace:
+    """The same on a server that runs schedules."""
+    return await temporal_server.namespace()
+
+
 @pytest.fixture(scope="session")
 async def databases(cluster: Cluster) -> AsyncIterator[DatabasePool]:
     """Where `database` and `roles` come from."""

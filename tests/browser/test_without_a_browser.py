@@ -65,7 +65,7 @@ def test_a_run_without_a_browser_ends_with_the_reason() -> None:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     # The interpreter's own programs only: no browser is among them.
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "no:cacheprovider", "tests/browser/test_sign_in.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/browser/test_sign_in.py"],
         cwd=Path(__file__).parents[2],
         env=outside | {"PATH": sysconfig.get_path("scripts")},
         capture_output=True,

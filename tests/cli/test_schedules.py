@@ -31,12 +31,12 @@ def variables(folder: Path, *, temporal: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_from_an_empty_list_to_a_changed_file(namespace: Namespace, tmp_path: Path) -> None:
-    client, watch = namespace.client, watch_workflow_id(31337)
+async def test_from_an_empty_list_to_a_changed_file(scheduling_namespace: Namespace, tmp_path: Path) -> None:
+    client, watch = scheduling_namespace.client, watch_workflow_id(31337)
     file = tmp_path / "schedules.yaml"
 
     async def run(*arguments: str) -> ResponseModel:
-        given = variables(tmp_path, temporal=namespace.variables)
+        given = variables(tmp_path, temporal=scheduling_namespace.variables)
         return await asyncio.to_thread(settle, ["schedules", *arguments], given, tmp_path)
 
     async def both_are_listed() -> bool:

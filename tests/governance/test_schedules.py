@@ -23,7 +23,7 @@ from starter.schedules import apply_schedules, plan_schedules, read_schedules
 from telemetry.events import EventPublisher
 from tests.governance.conftest import Heard, working
 from tests.support.engine import PATIENCE_SECONDS, Engine
-from tests.support.servers import Namespace, TemporalServer
+from tests.support.servers import Namespace
 from tests.support.sink import Sink
 from tests.support.sql import query
 from workflows import registry
@@ -40,9 +40,9 @@ schedules:
 
 
 @pytest.fixture
-async def namespace(temporal_server: TemporalServer) -> Namespace:
+def namespace(scheduling_namespace: Namespace) -> Namespace:
     """On a server that runs schedules."""
-    return await temporal_server.namespace()
+    return scheduling_namespace
 
 
 async def apply(engine: Engine, text: str) -> None:

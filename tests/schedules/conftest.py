@@ -15,6 +15,6 @@ async def shared(temporal_server: TemporalServer) -> Client:
 
 
 @pytest.fixture
-async def namespace(temporal_server: TemporalServer) -> Namespace:
+def namespace(scheduling_namespace: Namespace) -> Namespace:
     """A Temporal namespace of one's own."""
-    return await temporal_server.namespace()
+    return scheduling_namespace
