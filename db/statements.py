@@ -22,6 +22,8 @@ from domain.errors import DatabaseUnavailable
 Connection = psycopg.AsyncConnection[TupleRow]
 
 WAIT_SECONDS_MAX: Final = 5.0
+ANSWER_SECONDS_MAX: Final = 2.0
+"""Of an idle connection that is tested: one whose server keeps it and says nothing is given up."""
 
 
 class StatementConnections:
@@ -87,7 +89,8 @@ class StatementConnections:
 
 async def _answers(connection: Connection) -> bool:
     try:
-        await connection.execute("")
-    except psycopg.Error:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            await connection.execute("")
+    except (psycopg.Error, TimeoutError):
         return False
     return True

@@ -71,45 +71,52 @@ class CallBooks:
         upstream_id: str | None,
         balance_before: int | None,
     ) -> Settled:
-        """Charge a call, or release its hold where nothing is owed; tried again for `CAPTURE_SECONDS_MAX`."""
-        is_free = charge.is_nothing and charge.usage.is_empty and charge.doubt is None
-        deadline = time.monotonic() + CAPTURE_SECONDS_MAX
-        delay_seconds = RETRY_SECONDS_MIN
-        while True:
-            try:
-                async with self._database.hot_statement() as connection:
-                    if is_free:
-                        await holds.void(connection, hold_id)
-                        return Settled(0, balance_before)
-                    captured = await holds.capture(
-                        connection,
-                        hold_id,
-                        charge,
-                        end=end,
-                        markup_factor=markup_factor,
-                        provider=provider,
-                        upstream_id=upstream_id,
-                        grace_credits=self._grace_credits,
-                    )
-                    if captured.outcome == "captured":
-                        metrics.COST_CREDITS.inc(credits_for_usd(charge.provider_cost_usd))
-                        absorbed = credits_for_usd(charge.absorbed_cost_usd) + (captured.uncollected or 0)
-                        metrics.ABSORBED_CREDITS.inc(absorbed)
-                    return self._settled(hold_id, captured)
-            except DatabaseUnavailable as error:
-                metrics.CAPTURE_RETRIES.inc()
-                if time.monotonic() + delay_seconds > deadline:
-                    metrics.LEFT_TO_RESOLVE.inc()
-                    log.error("a charge is left to be resolved", hold_id=str(hold_id), reason=error.message)
-                    return Settled(None, None)
-            await asyncio.sleep(delay_seconds)
-            delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
+        """Charge a call, or release its hold where nothing is owed; tried again for `CAPTURE_SECONDS_MAX`.
 
-    def _settled(self, hold_id: UUID, captured: Captured) -> Settled:
-        if captured.outcome == "repeated":
+        So long and no longer, even where the server keeps the connection and does not answer. What it executes later is
+        then found by who resolves lapsed holds.
+        """
+        is_free = charge.is_nothing and charge.usage.is_empty and charge.doubt is None
+        delay_seconds = RETRY_SECONDS_MIN
+        reason = "PostgreSQL does not answer"
+        try:
+            async with asyncio.timeout(CAPTURE_SECONDS_MAX):
+                while True:
+                    try:
+                        async with self._database.hot_statement() as connection:
+                            if is_free:
+                                await holds.void(connection, hold_id)
+                                return Settled(0, balance_before)
+                            captured = await holds.capture(
+                                connection,
+                                hold_id,
+                                charge,
+                                end=end,
+                                markup_factor=markup_factor,
+                                provider=provider,
+                                upstream_id=upstream_id,
+                                grace_credits=self._grace_credits,
+                            )
+                        return self._settled(hold_id, charge, captured)
+                    except DatabaseUnavailable as error:
+                        metrics.CAPTURE_RETRIES.inc()
+                        reason = error.message
+                    await asyncio.sleep(delay_seconds)
+                    delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
+        except TimeoutError:
+            metrics.LEFT_TO_RESOLVE.inc()
+            log.error("a charge is left to be resolved", hold_id=str(hold_id), reason=reason)
+            return Settled(None, None)
+
+    def _settled(self, hold_id: UUID, charge: Charge, captured: Captured) -> Settled:
+        if captured.outcome == "captured":
+            metrics.COST_CREDITS.inc(credits_for_usd(charge.provider_cost_usd))
+            absorbed = credits_for_usd(charge.absorbed_cost_usd) + (captured.uncollected or 0)
+            metrics.ABSORBED_CREDITS.inc(absorbed)
+        elif captured.outcome == "repeated":
             # An answer that was lost, or the hold was resolved while this process was paused.
             log.warning("a call was charged before", hold_id=str(hold_id), charged=captured.charged)
-        elif captured.outcome != "captured":
+        else:
             metrics.REFUSED_CAPTURES.labels(captured.outcome).inc()
             log.error("a call cannot be charged", hold_id=str(hold_id), outcome=captured.outcome)
         return Settled(captured.charged, captured.balance)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from db import statements
+from db.driver import PromptConnection
 from db.payments import attempts
 from db.statements import Connection, StatementConnections
 from devstack.processes import wait_until
@@ -29,7 +32,7 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
     made: list[StatementConnections] = []
 
     async def connect() -> Connection:
-        return await psycopg.AsyncConnection.connect(database.service_url, autocommit=True)
+        return await PromptConnection.connect(database.service_url, autocommit=True)
 
     def make(*, size: int = 2, idle_seconds_max: float = LONG, seconds_max: float = LONG) -> StatementConnections:
         made.append(
@@ -76,6 +79,20 @@ async def test_a_connection_is_used_again_and_each_statement_is_committed(pool: 
         balance = "SELECT balance_credits FROM billing_accounts WHERE id = 'cogni_system'"
         assert await asyncio.to_thread(scalar, database.service_url, balance) == 5
     assert await server_process(connections) == first
+
+
+async def test_an_idle_one_whose_server_process_does_not_answer_is_given_up(
+    pool: Pool, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "ANSWER_SECONDS_MAX", 0.05)
+    connections = pool(idle_seconds_max=0)
+    pid = await server_process(connections)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert await asyncio.wait_for(server_process(connections), LONG) != pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await wait_until_ended(database, pid)
 
 
 async def test_no_more_than_so_many_are_open_and_the_next_waits_for_one(

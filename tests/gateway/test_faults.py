@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
 import aiohttp
@@ -13,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from gateway import draining
 from gateway.policy import DRAINS_MAX
-from tests.gateway.support import MODEL, Served, chat, faulty, served, until
+from tests.gateway.support import MODEL, PATIENCE_SECONDS, Served, chat, faulty, served, until
 from tests.support.payments import open_roles
 from tests.support.postgres import Database
 from tests.support.sql import query
@@ -411,6 +413,31 @@ async def test_a_charge_that_stays_impossible_is_left_to_be_resolved(
         assert gateway.books.states() == ["held"]
         await relay.open()
     await relay.cut()
+
+
+async def test_a_charge_that_is_not_answered_is_left_to_be_resolved(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connections stay open, and take every byte."""
+    from gateway import books
+
+    monkeypatch.setattr(books, "CAPTURE_SECONDS_MAX", 0.5)
+    servers = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = 'settle_app'"
+    async with served(database) as gateway:
+        async with gateway.client.open(faulty(stream=True, tokens=30, tokens_per_second=60)) as response:
+            await read_some(response, 2)
+            pids = [pid for (pid,) in query(database.superuser_url, servers)]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                rest = await asyncio.wait_for(response.content.read(), PATIENCE_SECONDS)
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+        assert b": credits charged=pending" in rest
+        # It was sent, and is executed when the server goes on: once.
+        await until(lambda: gateway.books.states() == ["captured"])
+        assert len(gateway.books.receipts()) == 1
 
 
 async def test_a_hold_whose_answer_was_lost_is_released(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
