@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,7 +74,8 @@ async def test_a_head_that_comes_byte_by_byte_is_given_up(gateway: Served, befor
             writer.write(bytes([rest.pop(0)]))
             await asyncio.wait([closed], timeout=0.02)
         assert rest
-        assert await closed == b""
+        with suppress(ConnectionResetError):  # a byte was on its way when the gateway closed
+            assert await closed == b""
     assert (await gateway.client.get("/livez")).status == 200
 
 
