@@ -75,6 +75,29 @@ def says_pruned(refusal: EndpointFailure) -> bool:
     return bool(_PRUNED.search(refusal.message)) and not _FOR_NOW.search(refusal.message)
 
 
+async def ask_range(
+    endpoint: Endpoint, calls: Sequence[Call], *, chain_id: int, last: int, saw_head: Callable[[int], None]
+) -> tuple[Sequence[Reply], int]:
+    """The replies to a range's calls, of which the first two ask for chain id and height; and that height.
+
+    Raises `RangeRefused` where fewer blocks may be answered, `HistoryRefused` where the node has no block `last` yet,
+    and `EndpointFailure` for everything else.
+    """
+    try:
+        replies = await endpoint.batch(calls)
+    except EndpointFailure as failure:
+        if await may_be_the_range(endpoint, failure):
+            raise RangeRefused(failure.failure, failure.message) from None
+        raise
+    check_chain(replies[0], chain_id)
+    head = read_quantity(replies[1])
+    saw_head(head)
+    if head < last:
+        # Beyond its head a node silently returns part of what there is.
+        raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
+    return replies, head
+
+
 async def read_range(
     endpoint: Endpoint,
     scope: TransferScope,
@@ -95,18 +118,7 @@ async def read_range(
         calls.append(block_call(anchor))
     queries = _logs_calls(scope, first, last)
     calls.extend(queries)
-    try:
-        replies = await endpoint.batch(calls)
-    except EndpointFailure as failure:
-        if await may_be_the_range(endpoint, failure):
-            raise RangeRefused(failure.failure, failure.message) from None
-        raise
-    check_chain(replies[0], scope.chain_id)
-    head = read_quantity(replies[1])
-    saw_head(head)
-    if head < last:
-        # Beyond its head a node silently returns part of the logs.
-        raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
+    replies, head = await ask_range(endpoint, calls, chain_id=scope.chain_id, last=last, saw_head=saw_head)
     logs = _unpruned(replies[-len(queries) :])
     last_block = past_block(replies[2], last, head)
     found = await _found(logs, scope, first, last)

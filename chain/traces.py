@@ -21,9 +21,9 @@ from chain.history import (
     HistoryRefused,
     RangeRefused,
     anchor_block,
+    ask_range,
     block_call,
     check_chain,
-    may_be_the_range,
     past_block,
     says_pruned,
 )
@@ -196,17 +196,7 @@ async def read_coin_range(
     calls = [CHAIN_ID, BLOCK_NUMBER, *map(block_call, numbers), *map(block_traces_call, numbers)]
     if anchor is not None:
         calls.append(block_call(anchor))
-    try:
-        replies = await endpoint.batch(calls)
-    except EndpointFailure as failure:
-        if await may_be_the_range(endpoint, failure):
-            raise RangeRefused(failure.failure, failure.message) from None
-        raise
-    check_chain(replies[0], scope.chain_id)
-    head = read_quantity(replies[1])
-    saw_head(head)
-    if head < last:
-        raise HistoryRefused(Failure.BEHIND, f"has no block {last} yet, its head is {head}")
+    replies, head = await ask_range(endpoint, calls, chain_id=scope.chain_id, last=last, saw_head=saw_head)
     traced = zip(numbers, replies[2:], replies[2 + len(numbers) :], strict=False)
     read = [await _in_block(number, block, traces, head, scope) for number, block, traces in traced]
     return TransferRange(
