@@ -18,8 +18,6 @@ from psycopg.waiting import Wait, wait_async
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import PoolProxiedConnection
 
-from db.outages import READ_ONLY, sqlstate_of
-
 _T = TypeVar("_T")
 
 
@@ -76,6 +74,12 @@ def driver_of(connection: PoolProxiedConnection) -> psycopg.AsyncConnection[Tupl
     return driver
 
 
+def takes_no_writes(driver: psycopg.AsyncConnection[TupleRow]) -> bool:
+    """The server is a standby, or allows only reading, as it reported by itself with the last answer (`GUC_REPORT`)."""
+    reported = driver.pgconn.parameter_status
+    return b"on" in (reported(b"in_hot_standby"), reported(b"default_transaction_read_only"))
+
+
 async def fetch_one_by_driver(
     connection: AsyncConnection, statement: LiteralString, values: Mapping[str, object]
 ) -> TupleRow | None:
@@ -87,7 +91,7 @@ async def fetch_one_by_driver(
     driver = driver_of(await connection.get_raw_connection())
     try:
         return await (await driver.execute(statement, values)).fetchone()
-    except (psycopg.Error, asyncio.CancelledError) as error:
-        if driver.closed or sqlstate_of(error) == READ_ONLY:
+    except (psycopg.Error, asyncio.CancelledError):
+        if driver.closed:
             await connection.invalidate()  # SQLAlchemy did not see it break and would reuse it
         raise

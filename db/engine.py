@@ -11,15 +11,15 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 from sqlalchemy import event, text
-from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.address import has_several_hosts, parse_address
-from db.driver import PromptConnection, driver_of, fetch_one_by_driver
-from db.outages import READ_ONLY, as_unavailable, sqlstate_of
+from db.driver import PromptConnection, driver_of, fetch_one_by_driver, takes_no_writes
+from db.outages import as_unavailable
 from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
 from db.statements import Connection, StatementConnections
@@ -111,9 +111,15 @@ def connection_arguments(url: str, *, application_name: str) -> dict[str, Any]:
 
 
 def _engine(
-    url: str, *, application_name: str, pool_size: int, ping_after_idle_seconds: float | None, **options: Any
+    url: str,
+    *,
+    application_name: str,
+    pool_size: int,
+    ping_after_idle_seconds: float | None,
+    only_reads: bool = False,
+    **options: Any,
 ) -> tuple[AsyncEngine, Route]:
-    """An engine. Idle connections are tested before they are reused."""
+    """An engine. Idle connections are tested before they are reused. One that `only_reads` may lead to a standby."""
     connect_args = connection_arguments(url, application_name=application_name)
     route = Route(PromptConnection, connect_args.get("options", ""))
     engine = create_async_engine(
@@ -129,7 +135,8 @@ def _engine(
     )
     if ping_after_idle_seconds is not None:
         _ping_idle_connections(engine, ping_after_idle_seconds)
-    event.listen(engine.sync_engine, "handle_error", _renew_pool_of_read_only_server)
+    if not only_reads:
+        _use_connections_that_take_no_writes_once(engine, route)
     return engine, route
 
 
@@ -138,10 +145,17 @@ def _with_session_settings(connect_args: Mapping[str, Any]) -> dict[str, Any]:
     return {**connect_args, "options": f"{settings} {connect_args.get('options', '')}".strip()}
 
 
-def _renew_pool_of_read_only_server(context: ExceptionContext) -> None:
-    """After a failover the address leads to another server, so that no connection to the previous one may be reused."""
-    if sqlstate_of(context.original_exception) == READ_ONLY:
-        context.is_disconnect = True
+def _use_connections_that_take_no_writes_once(engine: AsyncEngine, route: Route) -> None:
+    """A server that takes over the address, or allows writing again, is found by the next use of each connection.
+
+    A pooler reports what its server said once, which may no longer be so.
+    """
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def replace_before_the_next_use(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        # None: it was lost.
+        if dbapi_connection is not None and not route.is_pooled and takes_no_writes(dbapi_connection.driver_connection):
+            record.invalidate(soft=True)
 
 
 IDLE_SECONDS_MAX: Final = 1.0
@@ -364,6 +378,7 @@ class OperatorDatabase(_Database):
             application_name=application_name,
             pool_size=pool_size,
             ping_after_idle_seconds=0.0,
+            only_reads=True,
             isolation_level="REPEATABLE READ",
         )
         super().__init__(engine, route)

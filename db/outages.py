@@ -23,9 +23,6 @@ UNAVAILABLE_CLASSES: Final = {
 BUSY: Final = frozenset({"40001", "40003", "40P01", "55P03"})
 """Serialization failure, unknown outcome, deadlock, lock time-out: the server is healthy, a retry may succeed."""
 
-READ_ONLY: Final = "25006"
-"""The server accepts no writes: another one may have taken over the same address."""
-
 
 def sqlstate_of(error: BaseException | None) -> str | None:
     """The server's error code; None where the error is not the server's."""

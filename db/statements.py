@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
+from db.driver import takes_no_writes
 from domain.errors import DatabaseUnavailable
 
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -27,7 +28,9 @@ ANSWER_SECONDS_MAX: Final = 2.0
 
 
 class StatementConnections:
-    """At most `size` connections, opened when they are needed. One that failed is not used again."""
+    """At most `size` connections, opened when they are needed. One that failed is not used again, nor one whose server
+    takes no writes.
+    """
 
     def __init__(
         self, connect: Callable[[], Awaitable[Connection]], *, size: int, idle_seconds_max: float, seconds_max: float
@@ -59,11 +62,12 @@ class StatementConnections:
                 yield connection
                 is_sound = True
             except psycopg.Error:
-                # Where the connection was lost, or the server accepts no writes, the others lead to the same server.
+                # Where the connection was lost, the others lead to the same server.
                 self.renew()
                 raise
             finally:
-                if is_sound and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+                is_idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+                if is_sound and is_idle and not takes_no_writes(connection):
                     self._idle.append((connection, opened, time.monotonic()))
                 else:
                     connection.pgconn.finish()

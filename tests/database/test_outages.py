@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 import psycopg
 import pytest
@@ -111,6 +112,43 @@ async def test_the_probe_renews_all_connections(roles: RolePair) -> None:
                 assert (await connection.execute(text("SHOW transaction_read_only"))).scalar_one() == "off"
     finally:
         await tenants.dispose()
+
+
+@pytest.mark.parametrize("pre_ping", [True, False])
+async def test_a_connection_made_while_the_server_took_no_writes_is_used_once(roles: RolePair, pre_ping: bool) -> None:
+    """Else each of them would refuse one request after the server takes writes again."""
+    service = ServiceDatabase(roles.database.service_url, pool_size=2, pre_ping=pre_ping)
+
+    async def is_read_only(opened: AbstractAsyncContextManager[ServiceConnection]) -> str:
+        async with opened as connection:
+            await asyncio.sleep(0)  # all are open at once
+            return str((await connection.connection.execute(text("SHOW transaction_read_only"))).scalar_one())
+
+    async def hot_is_read_only() -> str:
+        async with service.hot_statement() as connection:
+            await asyncio.sleep(0)
+            [found] = await (await connection.execute("SHOW transaction_read_only")).fetchone() or ()
+            return str(found)
+
+    async def all_of_them() -> set[str]:
+        pooled = (is_read_only(service.transaction()), is_read_only(service.transaction()))
+        return set(await asyncio.gather(*pooled, hot_is_read_only(), hot_is_read_only()))
+
+    try:
+        with read_only(roles.database):
+            assert await all_of_them() == {"on"}
+        assert await all_of_them() == {"off"}
+        before = scalar(roles.database.superuser_url, CONNECTIONS)
+        assert await all_of_them() == {"off"}
+        assert scalar(roles.database.superuser_url, CONNECTIONS) == before, "those that take writes are used again"
+    finally:
+        await service.dispose()
+
+
+CONNECTIONS = (
+    "SELECT array_agg(pid ORDER BY pid) FROM pg_stat_activity"
+    " WHERE usename = 'settle_service' AND datname = current_database()"
+)
 
 
 # -- what proves that writing works
