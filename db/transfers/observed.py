@@ -469,10 +469,10 @@ async def orphan_transfers(connection: ServiceConnection, scope: TransferScope, 
 async def list_observed(
     connection: ReadAllConnection, scope: TransferScope, *, first: int, last: int
 ) -> list[Transfer]:
-    """The transfers that were observed in these blocks."""
+    """The transfers that were observed in these blocks; of a lane those to the addresses that are in the scope."""
     values = {**_scope_values(scope), "first": first, "last": last}
     rows = await connection.connection.execute(_OBSERVED[_kind(scope)], values)
-    return [_transfer(row, scope) for row in rows]
+    return [_transfer(row, scope) for row in rows if _is_selected(row, scope)]
 
 
 async def find_observed(
@@ -643,6 +643,11 @@ async def recheck_transfer(connection: ServiceConnection, scope: TransferScope, 
         "block_hash": transfer.block_hash,
     }
     await connection.connection.execute(_REOPEN, values)
+
+
+def _is_selected(row: Row[Any], scope: TransferScope) -> bool:
+    """Whether nodes that are asked for the scope return it, too: a lane has a part of the addresses."""
+    return scope.selects(row.token.lower(), row.from_address.lower(), row.to_address.lower())
 
 
 def _transfer(row: Row[Any], scope: TransferScope) -> Transfer:

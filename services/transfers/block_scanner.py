@@ -212,19 +212,21 @@ class BlockScanner:
         Transfers that an endpoint returns and the database lacks are added; transfers of blocks that are not canonical
         are removed. Raises `ChainUnavailable` and `DatabaseUnavailable`.
         """
+        # One for nodes, database and receipts: what follows the chain may choose another one before this is done.
+        scope = self.scope
         async with self._database.autocommit() as connection:
-            cursor = await observed.find_cursor(connection, self.scope)
+            cursor = await observed.find_cursor(connection, scope)
         if cursor is None or cursor.block_hash is None:
             return RescanReport()
         first = max(cursor.block_number - blocks + 1, cursor.first_block, _above_gap(cursor))
         if first > cursor.block_number:
             return RescanReport()
-        answers = await asyncio.gather(*(self._read_again(label, first, cursor) for label in self._chain.labels))
+        answers = await asyncio.gather(*(self._read_again(scope, label, first, cursor) for label in self._chain.labels))
         silent = [answer for answer in answers if isinstance(answer, str)]
         shown = [answer for answer in answers if not isinstance(answer, str)]
         union = {(one.tx_hash, one.log_index): one for transfers in shown for one in transfers}
-        disputed = await self._find_disputed(shown, first, cursor)
-        settled = [await self._settle_dispute(transfers) for transfers in disputed]
+        disputed = await self._find_disputed(scope, shown, first, cursor)
+        settled = [await self._settle_dispute(scope, transfers) for transfers in disputed]
         agreed = [one for one in union.values() if one.tx_hash not in {each[0].tx_hash for each in disputed}]
         stale = await self._find_stale(first - 1, cursor, cursor) if shown else []
         async with self._database.transaction() as connection:
@@ -493,13 +495,13 @@ class BlockScanner:
 
     # Re-scan ----------------------------------------------------------------------------------------------------------
 
-    async def _read_again(self, label: str, first: int, cursor: Cursor) -> list[Transfer] | str:
+    async def _read_again(self, scope: TransferScope, label: str, first: int, cursor: Cursor) -> list[Transfer] | str:
         """All transfers that one endpoint returns up to the cursor, or the reason why it does not count."""
         transfers: list[Transfer] = []
         begin = first
         try:
             while True:
-                found = await self._chain.logs.transfers(self.scope, begin, cursor.block_number, endpoint=label)
+                found = await self._chain.logs.transfers(scope, begin, cursor.block_number, endpoint=label)
                 transfers += found.transfers
                 if found.last == cursor.block_number:
                     break
@@ -510,13 +512,15 @@ class BlockScanner:
             return f"{label}: has another block {cursor.block_number}"
         return transfers
 
-    async def _find_disputed(self, shown: list[list[Transfer]], first: int, cursor: Cursor) -> list[list[Transfer]]:
+    async def _find_disputed(
+        self, scope: TransferScope, shown: list[list[Transfer]], first: int, cursor: Cursor
+    ) -> list[list[Transfer]]:
         """Transactions on which endpoints or the database disagree, each with all reported transfers.
 
         At most `DISPUTES_MAX`; an endpoint that disputes more is asked about the rest in the next re-scan.
         """
         async with self._database.autocommit() as connection:
-            recorded = await observed.list_observed(connection, self.scope, first=first, last=cursor.block_number)
+            recorded = await observed.list_observed(connection, scope, first=first, last=cursor.block_number)
         said: dict[str, list[frozenset[Transfer]]] = {}
         for transfers in [*shown, recorded]:
             by_transaction: dict[str, set[Transfer]] = {}
@@ -552,15 +556,15 @@ class BlockScanner:
             )
         return added, orphaned
 
-    async def _settle_dispute(self, transfers: list[Transfer]) -> _Dispute:
+    async def _settle_dispute(self, scope: TransferScope, transfers: list[Transfer]) -> _Dispute:
         """The transaction's transfers by its receipt, on which all endpoints agree; unchanged where they do not."""
         one = transfers[0]
         try:
-            receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number, coin=self.scope.is_of_coin)
+            receipt, _ = await find_receipt(self._chain, one.tx_hash, one.block_number, coin=scope.is_of_coin)
         except ChainUnavailable as error:
             log.warning("transfers in dispute", tx_hash=one.tx_hash, error=error.message)
             return _Dispute(one.tx_hash)
-        there = {log.log_index: log for log in transfers_in(receipt, self.scope)}
+        there = {log.log_index: log for log in transfers_in(receipt, scope)}
         times = {each.block_hash: each.block_time for each in transfers}
         if receipt is not None and receipt.block_hash not in times:
             # It has moved in the meantime: following the chain finds it at its new position.
@@ -578,7 +582,7 @@ class BlockScanner:
                     value_raw=found.value_raw,
                     **(
                         {"token": found.emitter, "to_address": found.to_address}
-                        if isinstance(self.scope, DepositScope)
+                        if isinstance(scope, DepositScope)
                         else {}
                     ),
                 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from devstack.processes import wait_until
 from domain.chain import DepositLane
 from services.deposits.lanes import DepositAddresses
 from services.deposits.scanner import DepositScanner
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
 from tests.deposits.given import Given
 from tests.support.payments import note_former_treasury
-from tests.support.sql import connect
+from tests.support.sql import connect, waits_for_lock
 
 
 def lanes(deposits: Deposits, treasury: str | None = None) -> DepositAddresses:
@@ -89,3 +92,42 @@ async def test_blocks_that_are_read_again_are_read_for_the_addresses_of_now(depo
     else:
         assert (await started.rescan(MIN_CONFIRMATIONS + 1)).added == 1
     assert [value_raw for _, _, value_raw, _ in deposits.deposits()] == [1_000_000]
+
+
+def leave_the_busy_lane(deposits: Deposits) -> None:
+    """Out of use for a day: read in the quiet lane only."""
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposit_addresses SET active_at = now() - interval '25 hours'")
+
+
+async def test_a_rescan_leaves_the_transfers_of_addresses_that_its_lane_does_not_read(deposits: Deposits) -> None:
+    """As the quiet lane has just read one, or the chain has stood still for a day: nodes were not asked for it."""
+    given = await deposits.give(charge_cents=100)
+    await deposits.pay(given, 1_000_000)
+    await deposits.act()
+    leave_the_busy_lane(deposits)
+    report = await deposits.scan.rescan(MIN_CONFIRMATIONS + 1)
+    assert (report.added, report.orphaned) == (0, 0)
+    assert [(log_index >= 0, status) for _, log_index, _, status in deposits.deposits()] == [(True, "CREDITED")]
+    assert deposits.status_of(given) == "paid"
+
+
+async def test_a_rescan_is_of_the_addresses_that_it_began_with(deposits: Deposits) -> None:
+    """What follows the chain chooses the lane's addresses again before the re-scan is done."""
+    given = await deposits.give()
+    await deposits.pay(given, 1_000_000)
+    await deposits.read()
+    superuser_url = deposits.roles.database.superuser_url
+    with connect(superuser_url) as superuser:
+        superuser.execute("DELETE FROM deposits")
+        superuser.execute("DELETE FROM observed_transfers")
+    with connect(superuser_url) as superuser:
+        superuser.execute("LOCK observed_transfers IN ACCESS EXCLUSIVE MODE")
+        rescan = asyncio.create_task(deposits.scan.rescan(MIN_CONFIRMATIONS + 1))
+        # The nodes have answered, and what they say is compared with the database next.
+        await wait_until(lambda: waits_for_lock(superuser_url), timeout_seconds=10, what="the re-scan's wait")
+        leave_the_busy_lane(deposits)
+        await deposits.scan.advance()
+        assert given.address not in deposits.scan.scope.recipients
+    report = await rescan
+    assert (report.added, report.orphaned) == (1, 0)
