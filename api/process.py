@@ -47,6 +47,7 @@ from settings import CHAIN_NAMES, Settings
 from starter.payments import PaymentsClient
 from starter.temporal import connect, is_serving
 from telemetry.health import temporal_answers
+from telemetry.metrics.topups import note_wallet_factories
 
 DATABASE_CONNECTIONS: Final = 10
 HEAD_LIFETIME_SECONDS_MAX: Final = 1.0
@@ -114,6 +115,7 @@ async def open_services(settings: Settings, variables: Mapping[str, str]) -> Asy
         prices = await stack.enter_async_context(open_prices(settings, chain))
         preconditions = settlement_preconditions(settings, chain)
         temporal = await connect(variables, lazy=True)
+        note_wallet_factories(settings.chain_id, settings.smart_wallet_factories)
         head_lifetime_seconds = min(settings.chain_block_time_seconds / 2, HEAD_LIFETIME_SECONDS_MAX)
         read_head = SingleFlight(chain.heads.height, lifetime_seconds=head_lifetime_seconds)
         await stack.enter_async_context(

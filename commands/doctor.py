@@ -15,6 +15,7 @@ from activities.ledger.integrity_scan import check_all_books, check_books
 from chain.preconditions import State
 from commands.addresses import check_addresses
 from commands.chain_checks import check_finality, check_native_coin, check_watcher
+from commands.factory_checks import check_factories
 from commands.gateway_checks import check_spending, check_upstreams
 from commands.methods import check_prices
 from commands.output import grouped, print_json, progress, stdout, table
@@ -132,6 +133,8 @@ async def doctor(settings: Settings, variables: Mapping[str, str], *, full: bool
     await check("token and treasury", lambda: _preconditions(settings))
     await check("clocks", lambda: _clocks(settings))
     await check("relay", lambda: check_relay(settings))
+    if not is_utxo_chain(settings.chain_id) and (settings.smart_wallet_factories or settings.relay_health_port):
+        await check("smart wallet factories", lambda: check_factories(settings))
     await check("chain watcher", lambda: check_watcher(settings))
     await check("finality", lambda: check_finality(settings))
     return _report(findings, as_json=as_json)

@@ -200,11 +200,11 @@ class LocalSystem:
         port = variables["GATEWAY_PORT"]
         return await self._start(name, "gateway", variables, port=port, stop_seconds=GATEWAY_STOP_SECONDS)
 
-    async def start_relay(self, name: str = "relay") -> ProcessService:
+    async def start_relay(self) -> ProcessService:
         """Start a relay as a supervised process and wait until it is ready."""
-        port = PortBook(self.state_dir).pick(f"{name}-health", RELAY_HEALTH_PORT)
-        variables = {**self._without_settings(_NOT_OF_THE_RELAY), "RELAY_HEALTH_PORT": str(port)}
-        return await self._start(name, "relay", variables, port=port, stop_seconds=RELAY_STOP_SECONDS)
+        variables = self._without_settings(_NOT_OF_THE_RELAY)
+        port = variables["RELAY_HEALTH_PORT"]
+        return await self._start("relay", "relay", variables, port=port, stop_seconds=RELAY_STOP_SECONDS)
 
     async def _start(
         self, name: str, command: str, variables: Mapping[str, str], *, port: int | str, stop_seconds: float
@@ -232,6 +232,10 @@ class LocalSystem:
                 await self.stack.chain.set_balance(address, RELAY_GAS_WEI)
         elif not {"RELAY_PRIVATE_KEY", "RELAY_PRIVATE_KEY_FILE"} & self.variables.keys():
             self._without.add("relay")
+        if "relay" not in self._without and self.variables.get("RELAY_HEALTH_PORT", "0") == "0":
+            # Written to `env`, too: `settle doctor` reads there what the relay runs with.
+            port = PortBook(self.state_dir).pick("relay-health", RELAY_HEALTH_PORT)
+            self.variables["RELAY_HEALTH_PORT"] = str(port)
 
     async def _prepare_service_key(self) -> None:
         settings = self.settings

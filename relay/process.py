@@ -24,6 +24,7 @@ from relay.relay import Relay
 from relay.signing import RelayKey
 from telemetry.health import Check, serve_health
 from telemetry.metrics.relay import RELAY_BALANCE_MIN, RELAY_PASSES_FAILED, RELAY_SPENT_MAX, WEI_PER_COIN
+from telemetry.metrics.topups import note_wallet_factories
 
 PASS_EVERY_SECONDS_MAX: Final = 1.0
 """A payer waits for it; on a faster chain there is one with each block."""
@@ -104,6 +105,7 @@ async def running_relay(options: RelayOptions) -> AsyncIterator[int]:
     database = RelayDatabase(options.database_url)
     RELAY_BALANCE_MIN.set(policy.balance_alert_wei / WEI_PER_COIN)
     RELAY_SPENT_MAX.set(policy.gas_per_day_wei / WEI_PER_COIN)
+    note_wallet_factories(policy.chain_id, policy.wallet_factories)
     try:
         await check_relay_database(database)
         async with options.chain as chain:

@@ -80,6 +80,11 @@ def test_the_relay_has_one_password_and_no_other_service_its_key() -> None:
     assert with_key == {"relay"}
 
 
+def test_relay_and_api_call_the_same_factories_of_wallets() -> None:
+    of_both = [SERVICES[name]["environment"]["SMART_WALLET_FACTORIES"] for name in ("api", "relay")]
+    assert of_both[0] == of_both[1]
+
+
 def test_no_two_services_want_the_same_port_of_this_machine() -> None:
     taken = [with_defaults(port).split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(taken) == len(set(taken))

@@ -25,6 +25,7 @@ from tests.support.sql import connect
 
 API: Final = "API"
 OPERATORS: Final = "database, role settle_operator"
+FACTORIES: Final = "smart wallet factories"
 
 
 async def findings(engine: Engine, folder: Path, **changes: str) -> dict[str, tuple[bool, str]]:
@@ -38,14 +39,16 @@ async def findings(engine: Engine, folder: Path, **changes: str) -> dict[str, tu
 
 
 async def test_what_is_not_set_up_is_not_listed(engine: Engine, tmp_path: Path) -> None:
-    assert not {API, OPERATORS} & (await findings(engine, tmp_path)).keys()
+    assert not {API, OPERATORS, FACTORIES} & (await findings(engine, tmp_path)).keys()
 
 
 async def test_an_api_that_is_ready_and_the_operators_role_are_fine(engine: Engine, tmp_path: Path) -> None:
     async with engine.worker(), running_api(engine) as api:
-        found = await findings(engine, tmp_path, API_URL=api.url, OPERATOR_DATABASE_URL=engine.database.operator_url)
+        where = {"API_URL": api.url, "OPERATOR_DATABASE_URL": engine.database.operator_url}
+        found = await findings(engine, tmp_path, **where, RELAY_HEALTH_PORT=str(quiet_port()))
     assert found[API] == (True, f"ready at {api.url}")
     assert found[OPERATORS][0]
+    assert found[FACTORIES][0]
     assert all(is_fine for is_fine, _ in found.values())
 
 

@@ -186,6 +186,13 @@ CASES: Final = (
         {'settle_findings_oldest_seconds{kind="surplus"}': steady(86_400)},
         17,
     ),
+    # It is tried in steps of half an hour: 10.08 and 9.6 million in a day.
+    Case(
+        "SettleDustAddsUp",
+        {"settle_dust_raw_total": rising(210_000)},
+        {"settle_dust_raw_total": rising(200_000)},
+        25 * 60,
+    ),
     Case(
         "SettleFindingsMany",
         {'settle_findings_open{kind="transfer_without_intent"}': steady(501)},
@@ -415,6 +422,19 @@ CASES: Final = (
             'settle_relay_waiting_authorizations{instance="a"}': steady(0),
         },
         4,
+    ),
+    Case(
+        "SettleWalletFactoriesDiffer",
+        {
+            'settle_smart_wallet_factories{job="settle-api",chain="1",factories="0xa,0xb"}': steady(2),
+            'settle_smart_wallet_factories{job="settle-relay",chain="1",factories="0xa"}': steady(1),
+        },
+        {
+            'settle_smart_wallet_factories{job="settle-api",chain="1",factories="0xa,0xb"}': steady(2),
+            'settle_smart_wallet_factories{job="settle-relay",chain="1",factories="0xa,0xb"}': steady(2),
+            'settle_smart_wallet_factories{job="settle-relay",chain="2",factories="none"}': steady(0),
+        },
+        16,
     ),
     Case(
         "SettleDrainsFull",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Final, TypeGuard
 
 import aiohttp
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
+import telemetry.metrics
 from tests.gateway.support import served
 from tests.support.api import running_api
 from tests.support.engine import Engine
@@ -67,13 +69,18 @@ async def test_every_metric_that_is_named_is_one_that_a_process_has(engine: Engi
     assert named - names_in(ours) - names_in(theirs) == set()
 
 
-@pytest.mark.parametrize(("process", "prefix"), [("gateway", ""), ("relay", ""), ("worker", "settle_webhook")])
-def test_every_metric_of_these_is_in_the_dashboard(process: str, prefix: str) -> None:
+MODULES_WITH_METRICS: Final = (
+    *(f"telemetry.metrics.{module.name}" for module in iter_modules(telemetry.metrics.__path__)),
+    *("services.operations.gauges", "services.operations.clocks", "telemetry.events"),
+)
+
+
+@pytest.mark.parametrize("module", MODULES_WITH_METRICS)
+def test_every_metric_is_in_the_dashboard(module: str) -> None:
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
-    metrics = [metric for metric in vars(import_module(f"telemetry.metrics.{process}")).values() if is_metric(metric)]
-    ours = [metric for metric in metrics if next(iter(metric.describe())).name.startswith(prefix)]
-    assert ours
-    for metric in ours:
+    metrics = [metric for metric in vars(import_module(module)).values() if is_metric(metric)]
+    assert metrics
+    for metric in metrics:
         [family] = metric.describe()
         names = names_in(f"# TYPE {family.name}{'_total' if family.type == 'counter' else ''} {family.type}")
         assert names & shown, f"{family.name} is in no panel"
