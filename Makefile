@@ -67,7 +67,7 @@ types: install
 unit: install
 	$(PYTEST) -m "not slow"
 
-bench: install ## Settlements beside DBOS and plain code, what they cost, postings, HTTP, calls
+bench: install ## Settlements beside DBOS and plain code, what they cost, postings, HTTP, calls, deposits, webhooks
 	@$(BIN)/settle bench
 
 histories: install ## Record the histories of every workflow's paths again

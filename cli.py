@@ -224,6 +224,7 @@ async def doctor(context: Context, full: bool, as_json: bool) -> bool:
 @click.option("--calls", type=click.IntRange(100, 100_000), default=2000, show_default=True, help="Calls to an AI.")
 @click.option("--deposits", type=click.IntRange(10, 10_000), default=200, show_default=True, help="To as many charges.")
 @click.option("--watched", type=click.IntRange(10, 1_000_000), default=100_000, show_default=True, help="Addresses.")
+@click.option("--webhooks", type=click.IntRange(25, 10_000), default=300, show_default=True, help="Delivered at once.")
 @click.option("--litellm", "with_litellm", is_flag=True, help="Install LiteLLM's proxy and measure it, too.")
 @json_option
 @click.pass_obj
@@ -240,6 +241,7 @@ async def bench(
     calls: int,
     deposits: int,
     watched: int,
+    webhooks: int,
     with_litellm: bool,
     as_json: bool,
 ) -> bool:
@@ -248,8 +250,9 @@ async def bench(
     DBOS is measured where the extra `bench` is installed. Then what payments that wait ask of a chain node, at a block
     every two seconds. Then the HTTP interface: many concurrent clients, from the intent through submit and status to
     the credits. Then calls to an AI through the gateway, against the same calls straight; with --litellm against
-    LiteLLM's proxy, too, which is installed from the package index into an environment of its own. Last, charges with
-    addresses of their own, deposits to them, and what reading many addresses asks of a node.
+    LiteLLM's proxy, too, which is installed from the package index into an environment of its own. Then charges with
+    addresses of their own, deposits to them, and what reading many addresses asks of a node. Last, webhooks, from the
+    commit of their events to the receiver's 200.
     """
     from bench.run import bench as run
 
@@ -264,6 +267,7 @@ async def bench(
         calls=calls,
         deposits=deposits,
         watched=watched,
+        webhooks=webhooks,
         with_litellm=with_litellm,
         as_json=as_json,
     )

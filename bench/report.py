@@ -11,6 +11,7 @@ from bench.deposits_report import Deposits, show_deposits
 from bench.parts import Latency, Measured, Part, Range
 from bench.settlement_report import Budgets, show_costs, show_settlements
 from bench.spending_report import Spending, show_spending
+from bench.webhooks_report import Webhooks, show_webhooks
 from commands.output import grouped, table
 
 POSTINGS_AIM: Final = 0.8
@@ -56,6 +57,7 @@ class Report(Part):
     http_path: HttpPath
     spending: Spending
     deposits: Deposits
+    webhooks: Webhooks
     settled: int
     posted: int
 
@@ -99,6 +101,7 @@ def show(report: Report, console: Console) -> None:
     console.print(_http_conditions(report.http_path), markup=False)
     show_spending(report.spending, console)
     show_deposits(report.deposits, console)
+    show_webhooks(report.webhooks, console)
     console.print(_conditions(report), markup=False)
     for measured in report.postings:
         if measured.ratio.median > 1:

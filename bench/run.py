@@ -27,6 +27,8 @@ from bench.spending import SpendingBench
 from bench.spending_report import Spending
 from bench.surroundings import databases, without_servers
 from bench.waiting import open_waiting_bench
+from bench.webhooks import measure_webhooks
+from bench.webhooks_report import Webhooks
 from commands.local_system import LocalSystem
 from commands.output import print_json, progress, stdout
 from db.engine import ServiceDatabase
@@ -72,6 +74,7 @@ class Sizes:
     waiting: Sequence[int]
     deposits: int
     watched: int
+    webhooks: int
     with_litellm: bool
 
 
@@ -87,6 +90,7 @@ async def bench(
     waiting: Sequence[int] = (WAITING,),
     deposits: int = 200,
     watched: int = 100_000,
+    webhooks: int = 300,
     with_litellm: bool = False,
     as_json: bool = False,
     seconds_max: float = SECONDS_MAX,
@@ -96,14 +100,24 @@ async def bench(
     `settlements` and `postings` are what each side does in one round; `clients` submit without a pause, and each makes
     so many `payments` over HTTP; `waiting` are the payments that wait at the same time, measured for each number;
     `calls` are what each side makes through the gateway in one round; `deposits` are made, and `watched` addresses
-    read. Raises `DevstackError` and `SettleError`.
+    read; `webhooks` are delivered at once. Raises `DevstackError` and `SettleError`.
     """
     # Lines of the product's code go to standard error, and only what is wrong; the workers' own are in their logs.
     configure(level="WARNING", log_format="console")
     async with until_signalled():
         with tempfile.TemporaryDirectory(prefix="settle-bench-") as folder:
             sizes = Sizes(
-                settlements, postings, rounds, clients, payments, calls, waiting, deposits, watched, with_litellm
+                settlements,
+                postings,
+                rounds,
+                clients,
+                payments,
+                calls,
+                waiting,
+                deposits,
+                watched,
+                webhooks,
+                with_litellm,
             )
             report = await _run(Path(folder), variables, sizes, seconds_max)
     if as_json:
@@ -156,6 +170,7 @@ async def _run(state_dir: Path, variables: Mapping[str, str], sizes: Sizes, seco
         http_path=systems.http_path,
         spending=systems.spending,
         deposits=systems.deposits,
+        webhooks=systems.webhooks,
         settled=running.settled,
         posted=work.posted,
     )
@@ -169,6 +184,7 @@ class _Systems:
     http_path: HttpPath
     spending: Spending
     deposits: Deposits
+    webhooks: Webhooks
     violations: list[str]
 
 
@@ -180,8 +196,11 @@ async def _measure_systems(state_dir: Path, variables: Mapping[str, str], sizes:
     deposits = await measure_deposits(
         state_dir / "deposits", variables, deposits=sizes.deposits, watched=sizes.watched, on_progress=progress
     )
-    wrong = [*of_waiting, *of_http, *of_spending, *deposits.violations]
-    return _Systems(waiting, http_path, spending, deposits, wrong)
+    webhooks = await measure_webhooks(
+        state_dir / "webhooks", variables, deliveries=sizes.webhooks, on_progress=progress
+    )
+    wrong = [*of_waiting, *of_http, *of_spending, *deposits.violations, *webhooks.violations]
+    return _Systems(waiting, http_path, spending, deposits, webhooks, wrong)
 
 
 async def _measure_waiting(

@@ -12,9 +12,11 @@ import psycopg
 import pytest
 
 from bench.cost import SqlCount, counting_postgres
+from bench.parts import Latency
 from bench.rounds import Deadline, Side, at_once, compare, measure_alternately
 from bench.run import find_violations
 from bench.surroundings import without_servers
+from bench.webhooks_report import Webhooks
 from db.engine import ServiceDatabase
 from db.ledger.entries import count_entries
 from tests.support.payments import RolePair
@@ -62,6 +64,7 @@ REPORT = {
     "httpPath",
     "spending",
     "deposits",
+    "webhooks",
     "settled",
     "posted",
 }
@@ -90,6 +93,8 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
             "10",
             "--watched",
             "600",
+            "--webhooks",
+            "50",
             "--json",
         ),
         cwd=ROOT,
@@ -170,6 +175,12 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert (deposits["deposits"], deposits["credited"], deposits["watched"]) == (10, 10, 600)
     assert deposits["confirmedToCredited"]["count"] == 10
     assert deposits["queriesPerBlock"] >= 2, "600 addresses take two queries"
+    webhooks = report["webhooks"]
+    assert webhooks["deliveries"] == webhooks["delivered"] == webhooks["atOnce"]["count"] + webhooks["spaced"]["count"]
+    assert webhooks["atOnce"]["count"] == 50
+    assert webhooks["deliveriesPerSecond"] > 0
+    for measured in (webhooks["atOnce"], webhooks["spaced"]):
+        assert 0 < measured["p50Ms"] <= measured["p95Ms"]
     assert b"round 1" in progress
     assert b"5 clients, 2 payments each" in progress
 
@@ -187,6 +198,16 @@ async def test_books_that_do_not_balance_make_the_run_invalid(roles: RolePair) -
 
     [violation] = await find_violations(roles.service, settled=0, posted=0, credited=0)
     assert "account cogni_system" in violation
+
+
+def test_webhooks_that_did_not_come_make_the_run_invalid() -> None:
+    none = Latency.of([])
+    found = Webhooks(
+        accounts=1, deliveries=3, delivered=3, repeated=0, deliveries_per_second=0, at_once=none, spaced=none
+    )
+    assert found.violations == []
+    [violation] = found.model_copy(update={"delivered": 2}).violations
+    assert "1 of 3" in violation
 
 
 def test_no_server_that_the_environment_names_is_used() -> None:
