@@ -13,6 +13,9 @@ from domain.errors import InvalidInput
 
 # -- methods
 
+SKIPPED_MAX: Final = 10_000
+"""Addresses of one key in the time that a restore has lost; a wallet searches as far."""
+
 
 class RawAmount(WholeNumber):
     """A raw amount: as long as a uint256."""
@@ -132,6 +135,26 @@ async def methods_verify(context: Context, method: str | None, as_json: bool) ->
     from commands.methods import verify
 
     return await verify(context.settings, method_id=method, as_json=as_json)
+
+
+@methods.command("skip")
+@click.argument("method", metavar="[ID]", required=False)
+@click.option(
+    "--by", "count", required=True, type=click.IntRange(1, SKIPPED_MAX), metavar="N", help="So many addresses."
+)
+@click.option("--yes", "confirmed", is_flag=True, help="Move the indices. Without it only a preview.")
+@json_option
+@click.pass_obj
+@command
+async def methods_skip(context: Context, method: str | None, count: int, confirmed: bool, as_json: bool) -> None:
+    """After a restore: give out none of the next N addresses of a wallet's key, which payers may have been shown.
+
+    Of the method's key, or of all keys (scheme xpub). An index only moves forward. Keys of Bitcoin may have N more
+    addresses unpaid at their end: the wallet has to search as far.
+    """
+    from commands.rings import skip
+
+    await skip(context.settings, method_id=method, count=count, confirmed=confirmed, as_json=as_json)
 
 
 def _one_of(argument: str | None, option: str | None) -> str:

@@ -235,6 +235,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "refresh_charge": (SERVICE_ROLE,),
     "allocate_index": (APP_ROLE, SERVICE_ROLE),
     "unpaid_at_the_end": (APP_ROLE, SERVICE_ROLE),
+    "skip_indices": (SERVICE_ROLE,),
     "owner_of_charge": (APP_ROLE,),
     # authorizations
     "claim_authorization": (APP_ROLE,),

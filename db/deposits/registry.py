@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -50,6 +51,21 @@ _LONG_ENDS: Final = text(
     "SELECT r.path, r.fingerprint, r.gap_limit, unpaid_at_the_end(r.id) AS unpaid FROM address_rings r"
     " WHERE unpaid_at_the_end(r.id) > r.gap_limit ORDER BY r.created_at, r.id"
 )
+
+# Of every key or of one method's; the last index is the highest that was stored with an address.
+_RINGS_IN_USE: Final = text(
+    """
+    SELECT r.*, m.methods, m.is_utxo,
+           (SELECT max(a.index) FROM deposit_addresses a WHERE a.ring_id = r.id) AS last_index
+      FROM address_rings r
+      JOIN (SELECT ring_id, array_agg(id ORDER BY created_at, id) AS methods, bool_or(kind = 'utxo') AS is_utxo
+              FROM payment_methods GROUP BY ring_id) m ON m.ring_id = r.id
+     WHERE cast(:method_id AS text) IS NULL OR :method_id = ANY (m.methods)
+     ORDER BY r.created_at, r.id
+    """
+)
+
+_SKIP: Final = text("SELECT next_index, gap_limit FROM skip_indices(:ring_id, :count)")
 
 _TREASURIES: Final = text("SELECT to_address FROM treasuries()")
 
@@ -104,6 +120,30 @@ async def insert_ring(
 async def list_rings(connection: ServiceConnection) -> list[AddressRing]:
     """Every extended public key, the oldest first."""
     return [ring_of_row(row) for row in await connection.connection.execute(_RINGS)]
+
+
+@dataclass(frozen=True, slots=True)
+class RingInUse:
+    """A key with the methods that share it."""
+
+    ring: AddressRing
+    methods: tuple[str, ...]
+    is_utxo: bool
+    """Whether one of them is of a chain like Bitcoin, whose wallets search as far as the gap limit."""
+    last_index: int | None
+    """The highest index that an address is stored with."""
+
+
+async def list_rings_in_use(connection: ServiceConnection, method_id: str | None = None) -> list[RingInUse]:
+    """The keys of all methods, or of one, the oldest first."""
+    rows = await connection.connection.execute(_RINGS_IN_USE, {"method_id": method_id})
+    return [RingInUse(ring_of_row(row), tuple(row.methods), row.is_utxo, row.last_index) for row in rows]
+
+
+async def skip_indices(connection: ServiceConnection, ring_id: UUID, count: int) -> tuple[int, int]:
+    """Give out so many indices of a key to no one; its next index and gap limit from now on."""
+    row = (await connection.connection.execute(_SKIP, {"ring_id": ring_id, "count": count})).one()
+    return int(row.next_index), int(row.gap_limit)
 
 
 async def list_keys_past_their_gap(connection: ServiceConnection) -> list[str]:

@@ -97,6 +97,27 @@ AS $function$
     UPDATE address_rings r SET next_index = r.next_index + 1 WHERE r.id = p_ring_id RETURNING r.next_index - 1
 $function$;
 
+-- After a restore: so many indices of a key are given out to no one. Only forward. Where the key has addresses of a chain
+-- like Bitcoin, as many more may be unpaid at its end, since no payment to the ones that were skipped is known.
+CREATE OR REPLACE FUNCTION public.skip_indices(p_ring_id uuid, p_count integer, OUT next_index bigint, OUT gap_limit integer)
+ RETURNS record
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+BEGIN
+    IF p_count IS NULL OR p_count < 1 THEN
+        RAISE EXCEPTION 'an index only moves forward: expected 1 or more to skip, got %', p_count
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE address_rings r
+       SET next_index = r.next_index + p_count,
+           gap_limit = r.gap_limit + CASE WHEN EXISTS (
+               SELECT FROM payment_methods m WHERE m.ring_id = r.id AND m.kind = 'utxo') THEN p_count ELSE 0 END
+     WHERE r.id = p_ring_id
+    RETURNING r.next_index, r.gap_limit INTO skip_indices.next_index, skip_indices.gap_limit;
+END $function$;
+
 -- How many indices of a key come after the last one that was paid to, of all accounts: that far a wallet has to search.
 CREATE OR REPLACE FUNCTION public.unpaid_at_the_end(p_ring_id uuid)
  RETURNS bigint

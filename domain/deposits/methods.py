@@ -44,6 +44,8 @@ EXTERNAL_CHAIN: Final = 0
 INDEX_MAX: Final = 2**31 - 1
 """From 2^31 on a child is hardened, and cannot be derived from a public key (BIP-32)."""
 
+GAP_LIMIT_MAX: Final = 100_000
+
 
 class DepositValue(BaseModel):
     """Immutable row."""

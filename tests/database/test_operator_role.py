@@ -146,6 +146,7 @@ def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> N
 CALLS = {
     "allocate_index": "allocate_index(gen_random_uuid())",
     "book_swept_transfer": "book_swept_transfer(1, '', 0, gen_random_uuid(), '', '', 1, 0, 1, '')",
+    "skip_indices": "skip_indices(gen_random_uuid(), 1)",
     "unpaid_at_the_end": "unpaid_at_the_end(gen_random_uuid())",
     "owner_of_charge": "owner_of_charge(gen_random_uuid())",
     "refresh_charge": "refresh_charge(gen_random_uuid())",
