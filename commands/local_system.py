@@ -14,7 +14,7 @@ from typing import Final, Self
 import aiohttp
 
 from commands.local_gateway import LocalServiceKey, read_stored_key, write_upstreams_file
-from commands.local_method import seed_local_method
+from commands.local_method import seed_local_method, seed_priced_method
 from commands.schedules import apply_quietly, check_file
 from composition import payments_client
 from db.migrate import migrate
@@ -103,8 +103,9 @@ class LocalSystem:
     """Starts the parts that the settings do not name as existing servers; an async context manager.
 
     `variables` are the caller's settings; those of the started parts are added to them. `with_service_key` makes a
-    service key, once, of an account that it buys credits for, where database, Temporal and chain are its own. Raises
-    `DevstackError` and `SettleError`, in one line; nothing is left running then.
+    service key, once, of an account that it buys credits for, where database, Temporal and chain are its own;
+    `with_priced_token` adds a payment method that is no dollar, where database and chain are. Raises `DevstackError`
+    and `SettleError`, in one line; nothing is left running then.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class LocalSystem:
         block_time_seconds: float | None = LOCAL_BLOCK_TIME_SECONDS,
         with_schedules: bool = True,
         with_service_key: bool = True,
+        with_priced_token: bool = False,
     ) -> None:
         unknown = sorted(set(without) - set(PARTS))
         if unknown:
@@ -129,6 +131,7 @@ class LocalSystem:
         self._with_schedules = with_schedules
         # Nothing is bought on servers of others.
         self._with_service_key = with_service_key and not self._without & {"postgres", "temporal", "chain"}
+        self._with_priced_token = with_priced_token
         self._cleanup = AsyncExitStack()
         self.stack = Stack(
             self.state_dir,
@@ -160,6 +163,8 @@ class LocalSystem:
                 self._migrate()
             if not self._without & {"postgres", "chain"}:
                 await seed_local_method(self.settings)
+                if self._with_priced_token:
+                    await seed_priced_method(self.settings, self.stack.chain)
             if "worker" not in self._without:
                 await self.start_worker()
             if "api" not in self._without:

@@ -27,7 +27,7 @@ async def up(state_dir: Path, variables: Mapping[str, str], *, without: Collecti
     """Run until SIGINT or SIGTERM. Raises `DevstackError` and `SettleError`."""
     async with (
         until_signalled(),
-        LocalSystem(state_dir, variables, without=without, on_progress=progress) as system,
+        LocalSystem(state_dir, variables, without=without, on_progress=progress, with_priced_token=True) as system,
     ):
         addresses = {name: system.variables[name] for name in SHOWN if name in system.variables}
         if as_json:

@@ -664,7 +664,7 @@ class LocalChain(Service):
         return to_checksum_address((await self.wait_for_receipt(tx_hash))["contractAddress"])
 
     async def deploy_token(self, contract: str, symbol: str, decimals: int) -> ChecksumAddress:
-        """Deploys a PlainToken, FeeToken or LyingToken; its deployer (payer 8) owns it and may `mint` it.
+        """Deploys a PlainToken, FeeToken, LyingToken or PriceFeed; its deployer (payer 8) owns it and may `mint` it.
 
         Mines a block for it. Raises ChainCallError when refused.
         """

@@ -14,13 +14,14 @@ from chain.derivation.bip32 import parse_account_key
 from chain.derivation.create2 import CREATE2_DEPLOYER
 from chain.derivation.networks import parse_account_path
 from commands.chain_checks import check_native_coin
-from commands.local_method import seed_local_method
-from devstack.chain import LocalChain
+from commands.local_method import PRICED_METHOD, PRICED_MINT_RAW, seed_local_method, seed_priced_method
+from devstack.chain import LocalChain, payer_wallets
 from domain.errors import ChainUnavailable
+from services.deposits.price_sources import AGE_SECONDS_MAX
 from settings import load
 from tests.chain.faulty_node import FaultyNode, Refusal
 from tests.cli.command import ResponseModel, settle
-from tests.deposits.feeds import deploy_feed
+from tests.deposits.feeds import Feed, deploy_feed
 from tests.support.addresses import (
     BITCOIN_PATH,
     EVM_PATH,
@@ -314,6 +315,24 @@ async def test_a_local_system_has_a_method_unless_it_was_disabled(database: Data
     query(database.superuser_url, "UPDATE payment_methods SET enabled = false RETURNING id")
     await seed_local_method(settings)
     assert methods_of(database) == [("USDC:local", "USDC", "create2", False)]
+
+
+async def test_a_local_system_has_a_token_with_a_price_that_is_no_dollar(
+    run: Run, database: Database, chain: LocalChain
+) -> None:
+    settings = load(chain_variables(database, chain))
+    await seed_priced_method(settings, chain)
+    [listed] = (await run("methods", "list", "--json")).json()
+    assert (listed["id"], listed["price"]["priceUsd"], listed["price"]["problem"]) == (PRICED_METHOD, "2500", None)
+    assert await chain.token_balance_raw(payer_wallets()[0].address, token=listed["address"]) == PRICED_MINT_RAW
+    # Started again after a pause: the same token and feed, and a new round of the price that was said last.
+    feed = Feed(chain, listed["price"]["feed"], last=1)
+    await feed.answer(2_600, age=AGE_SECONDS_MAX + 60)
+    assert (await run("methods", "verify")).exit_code == 1
+    await seed_priced_method(settings, chain)
+    [again] = (await run("methods", "list", "--json")).json()
+    assert (again["address"], again["price"]["priceUsd"]) == (listed["address"], "2600")
+    assert (await run("methods", "verify")).exit_code == 0
 
 
 async def test_a_key_whose_unpaid_addresses_a_wallet_would_not_find_is_named(
