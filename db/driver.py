@@ -8,17 +8,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import LiteralString, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, LiteralString, Self, TypeVar
 
 import psycopg
-from psycopg.abc import PQGen
-from psycopg.pq import TransactionStatus
+from psycopg.abc import AdaptContext, Buffer, PQGen
+from psycopg.adapt import Loader
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.waiting import Wait, wait_async
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import PoolProxiedConnection
 
 _T = TypeVar("_T")
+
+EARLIEST: Final = datetime(1000, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
+"""What is read of times that Python lacks. A thousand years within its bounds: adding to them overflows nothing."""
+
+
+class BoundedTimeLoader(Loader):
+    """Reads times with a time zone, those before year 1 and after year 9999 as `EARLIEST` and `LATEST`.
+
+    The driver's own refuses them, `infinity` among them: a row that has one, which processes that people reach can
+    write, would end every query that reads it among many.
+    """
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        usual = psycopg.adapters.get_loader(oid, Format.TEXT)
+        assert usual is not None, "the driver has one for the type"
+        self._usual = usual(oid, context)
+
+    def load(self, data: Buffer) -> datetime:
+        """The time. Raises `psycopg.DataError` for what is none."""
+        try:
+            return self._usual.load(data)  # type: ignore[no-any-return]
+        except psycopg.DataError:
+            text = bytes(data)
+            if text == b"-infinity" or text.endswith(b"BC"):
+                return EARLIEST
+            if text == b"infinity" or text.find(b"-") > 4:
+                return LATEST
+            raise
 
 
 class PromptConnection(psycopg.AsyncConnection[TupleRow]):
@@ -31,7 +63,17 @@ class PromptConnection(psycopg.AsyncConnection[TupleRow]):
     may have happened.
 
     Can be removed when the driver lets its callers set those times.
+
+    It also reads times that Python lacks (`BoundedTimeLoader`).
     """
+
+    @classmethod
+    async def connect(cls, *args: Any, **options: Any) -> Self:
+        """Connect, as the driver does."""
+        connection = await super().connect(*args, **options)
+        # Not before: the driver replaces the adapters by those of its caller's context.
+        connection.adapters.register_loader("timestamptz", BoundedTimeLoader)
+        return connection
 
     async def wait(
         self,

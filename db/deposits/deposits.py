@@ -227,16 +227,23 @@ _CONFIRMED: Final = text(
       JOIN deposit_addresses d ON d.id = c.address_id
       JOIN billing_accounts b ON b.id = d.billing_account_id
       LEFT JOIN payment_attempts a ON a.id = c.attempt_id
-     WHERE c.attempt_id IS NOT NULL OR c.sum_raw >= c.min_amount_raw
-     ORDER BY c.block_number, c.log_index LIMIT :limit
+     WHERE (c.attempt_id IS NOT NULL OR c.sum_raw >= c.min_amount_raw)
+       AND (c.block_number, c.log_index, c.tx_hash) > (:after_block, :after_index, :after_hash)
+     ORDER BY c.block_number, c.log_index, c.tx_hash LIMIT :limit
     """
 )
 
 
 async def list_confirmed(
-    connection: ReadAllConnection, chain_id: int, *, head: int, min_confirmations: int, limit: int
+    connection: ReadAllConnection,
+    chain_id: int,
+    *,
+    head: int,
+    min_confirmations: int,
+    limit: int,
+    after: ConfirmedDeposit | None = None,
 ) -> list[ConfirmedDeposit]:
-    """Deposits to decide about at this height, in the chain's order."""
+    """Deposits to decide about at this height, in the chain's order; those that come after one."""
     values = {
         "chain_id": chain_id,
         "head": head,
@@ -244,6 +251,10 @@ async def list_confirmed(
         "coinbase": COINBASE_SENDER,
         "maturity": COINBASE_MATURITY,
         "limit": limit,
+        # In a block of Bitcoin, and of coin, the places of several transactions have the same number.
+        "after_block": -1 if after is None else after.block_number,
+        "after_index": -1 if after is None else after.log_index,
+        "after_hash": "" if after is None else after.tx_hash,
     }
     return [_confirmed(row) for row in await connection.connection.execute(_CONFIRMED, values)]
 

@@ -70,16 +70,24 @@ class DepositCrediting:
         """
         await self._pricing.price(head)
         until = time.monotonic() + ACT_SECONDS_MAX
-        while page := await self._page(head):
+        last: ConfirmedDeposit | None = None
+        while page := await self._page(head, after=last):
             decided = [await self._decide_unhindered(deposit) for deposit in page]
             await self._start([attempt for attempt in decided if isinstance(attempt, PaymentAttempt)])
-            if len(page) < PAGE or not any(decided) or time.monotonic() > until:
+            if len(page) < PAGE or time.monotonic() > until:
                 return
+            # Not the first page again: what of it could not be decided about stops nothing behind it.
+            last = page[-1]
 
-    async def _page(self, head: int) -> list[ConfirmedDeposit]:
+    async def _page(self, head: int, *, after: ConfirmedDeposit | None = None) -> list[ConfirmedDeposit]:
         async with self._database.autocommit() as connection:
             return await list_confirmed(
-                connection, self._chain_id, head=head, min_confirmations=self._min_confirmations, limit=PAGE
+                connection,
+                self._chain_id,
+                head=head,
+                min_confirmations=self._min_confirmations,
+                limit=PAGE,
+                after=after,
             )
 
     async def _decide_unhindered(self, deposit: ConfirmedDeposit) -> PaymentAttempt | bool:

@@ -30,7 +30,7 @@ from db.operations.findings import open_finding, settle_finding
 from domain.deposits.methods import WORTH_CREDITS_MAX
 from domain.deposits.prices import PriceProblem, PriceReading, PriceSource, Quote, quote_of
 from domain.deposits.worth import worth_in_credits
-from domain.errors import PriceUnavailable
+from domain.errors import PriceUnavailable, Unavailable
 from domain.operations.findings import Finding, FindingKind
 from telemetry.metrics.worker import FINDINGS_OPENED
 
@@ -114,7 +114,8 @@ class DepositPricing:
     async def price(self, head: int) -> int:
         """Price what is confirmed at this height; how many deposits got a price.
 
-        What has none is asked about again a minute later. Raises `DatabaseUnavailable`.
+        What has none is asked about again a minute later, and so is one about which there was an error: it stops no
+        other. Raises `DatabaseUnavailable`.
         """
         priced, now = 0, time.monotonic()
         self._again_at = {one: at for one, at in self._again_at.items() if at > now}
@@ -140,6 +141,10 @@ class DepositPricing:
                     continue
                 except PriceUnavailable as error:
                     without[method_id] = error
+                except Unavailable:
+                    raise
+                except Exception:
+                    log.exception("could not price the deposit", deposit_id=str(deposit.id), method=method_id)
             self._again_at[deposit.id] = now + AGAIN_SECONDS
         for method_id, refused in without.items():
             await self._report(method_id, refused.message)

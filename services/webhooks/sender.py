@@ -164,9 +164,7 @@ class _CheckedAddresses(AbstractResolver):
         """The socket for an address, which is checked: nothing is connected to that has not come through here."""
         family, kind, protocol, _, address = address_info
         self._check(str(address[0]), int(address[1]), str(address[0]))
-        opened = socket.socket(family=family, type=kind, proto=protocol)
-        opened.setblocking(False)
-        return opened
+        return socket.socket(family=family, type=kind, proto=protocol)
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
+from db.driver import EARLIEST, LATEST, fetch_one_by_driver
 from db.engine import ServiceConnection, TenantDatabase
 from db.ledger import entries as ledger
 from domain.errors import DatabaseBusy, DatabaseUnavailable
@@ -98,3 +100,24 @@ def end_backends(roles: RolePair) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND usename IN ('settle_app', 'settle_service')",
     )
+
+
+WRITTEN_TIMES = {
+    "infinity": LATEST,
+    "10000-01-01T00:00:00Z": LATEST,
+    "9999-12-31T12:00:00Z": datetime(9999, 12, 31, 12, tzinfo=UTC),
+    "0001-01-02T00:00:00Z": datetime(1, 1, 2, tzinfo=UTC),
+    "0044-03-15 BC": EARLIEST,
+    "-infinity": EARLIEST,
+}
+
+
+async def test_times_that_python_lacks_are_read_as_its_own(roles: RolePair) -> None:
+    """One row with such a time, which the API may write, would end each query that reads it among others."""
+    columns = ", ".join(f"'{written}'::timestamptz" for written in WRITTEN_TIMES)
+    read: tuple[datetime, ...]
+    async with roles.service.autocommit() as connection:
+        read = tuple((await connection.connection.execute(text(f"SELECT {columns}"))).one())
+        assert read == tuple(WRITTEN_TIMES.values())
+        by_driver = await fetch_one_by_driver(connection.connection, f"SELECT {columns}", {})
+    assert by_driver == read

@@ -198,18 +198,22 @@ async def test_an_address_of_another_account_derives_differently(deposits: Depos
     assert await deposits.roles.balance(other.billing_account_id) == 0
 
 
-async def test_one_that_cannot_be_decided_about_stops_no_other(deposits: Deposits) -> None:
+async def test_those_that_cannot_be_decided_about_stop_no_other(
+    deposits: Deposits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither beside one, nor behind as many as are read at a time."""
+    monkeypatch.setattr("services.deposits.crediting.PAGE", 2)
     given = await deposits.give()
     with connect(deposits.roles.database.superuser_url) as superuser:
         superuser.execute("ALTER TABLE payment_attempts ADD CONSTRAINT refused CHECK (value_raw <> 666)")
-    for value_raw in (666, 5_000_000):
+    for value_raw in (666, 5_000_000, 666, 666, 5_000_000):
         await deposits.pay(given, value_raw)
     await deposits.act()
-    assert [status for *_, status in deposits.deposits()] == [None, "CREDITED"]
+    assert [status for *_, status in deposits.deposits()] == [None, "CREDITED", None, None, "CREDITED"]
     with connect(deposits.roles.database.superuser_url) as superuser:
         superuser.execute("ALTER TABLE payment_attempts DROP CONSTRAINT refused")
     await deposits.act()
-    assert [status for *_, status in deposits.deposits()] == ["CREDITED", "CREDITED"]
+    assert [status for *_, status in deposits.deposits()] == ["CREDITED"] * 5
 
 
 async def test_what_has_moved_since_it_was_listed_is_decided_about_where_it_is_now(deposits: Deposits) -> None:

@@ -70,6 +70,16 @@ async def test_an_address_of_another_chain_is_in_no_lane_of_this_one(deposits: D
     assert await read_in(lanes(deposits), given) == set()
 
 
+async def test_an_address_in_use_at_a_time_that_python_lacks_stops_no_lane(deposits: Deposits) -> None:
+    """Who has the API's password can write when an address was in use, and would stop all deposits of the chain."""
+    given, other = await deposits.give(1), await deposits.give(2)
+    user_id = given.account.user_id
+    with connect(deposits.roles.database.app_url, user_id=user_id) as app:
+        written = app.execute("UPDATE deposit_addresses SET active_at = 'infinity' WHERE id = %s", (given.id,))
+    assert written.rowcount == 1
+    assert DepositLane.BUSY in await read_in(lanes(deposits), given) & await read_in(lanes(deposits), other)
+
+
 @pytest.mark.parametrize("how", ["a gap", "a rescan"])
 async def test_blocks_that_are_read_again_are_read_for_the_addresses_of_now(deposits: Deposits, how: str) -> None:
     """By a process that has just started: it has read no address yet, and would find nothing."""

@@ -297,6 +297,28 @@ async def test_what_has_no_price_is_not_asked_for_with_each_block(weth: Priced) 
     assert weth.priced() == [(0, None, None)]
 
 
+async def test_one_that_cannot_be_priced_stops_no_other(weth: Priced) -> None:
+    given = await weth.give()
+    await weth.feed.answer(2_500)
+    with connect(weth.deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("ALTER TABLE deposits ADD CONSTRAINT refused CHECK (credits <> 25000000000)")
+    for value_raw in (ONE, 2 * ONE):
+        await weth.pay(given, value_raw)
+    await weth.deposits.act()
+    assert [(credits, status) for credits, status, _ in weth.priced()] == [(0, None), (50_000_000_000, "CREDITED")]
+
+
+async def test_a_price_that_ends_at_a_time_that_python_lacks_stops_no_deposit(weth: Priced) -> None:
+    """Who has the API's password writes when a charge's price expires."""
+    given, other = await weth.give(charge_cents=500), await weth.deposits.give(2)
+    with connect(weth.deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE charges SET price_expires_at = 'infinity'")
+    await weth.pay(given)
+    await weth.deposits.pay(other, 1_000_000)
+    await weth.deposits.act()
+    assert [status for _, status, _ in weth.priced()] == ["CREDITED", "CREDITED"]
+
+
 async def test_nothing_is_priced_before_it_is_confirmed(weth: Priced) -> None:
     given = await weth.give()
     await weth.pay(given, blocks=MIN_CONFIRMATIONS - 1)

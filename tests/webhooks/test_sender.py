@@ -232,6 +232,15 @@ def _checks(monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> list[str]:
     return seen
 
 
+async def test_a_port_of_another_service_is_connected_to_by_a_developer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the one who parses the address for the connection reads another port than the one who checked it."""
+    developer = WebhookSender(allow_private=True, seconds_max=SECONDS_MAX)
+    assert "cannot connect" in str((await developer.send("http://127.0.0.1:9/", b"{}", HEADERS)).error)
+    monkeypatch.setattr("services.webhooks.sender.parse_url", lambda url, *, allow_private: url)
+    result = await WebhookSender(resolve=Names([PUBLIC])).send("https://example.com:22/", b"{}", HEADERS)
+    assert "which is port 22" in str(result.error)
+
+
 async def test_http_is_sent_to_loopback_only_also_by_a_developer(receiver: Receiver) -> None:
     sender = WebhookSender(allow_private=True, resolve=Names(["10.0.0.1"]))
     url = f"http://here.localhost:{port_of(receiver)}/hook"
