@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from db.billing.prices import (
     current_prices,
     list_versions,
     lock_versions,
+    prices_at,
     read_version,
     seed_first_version,
     write_version,
 )
 from db.engine import ADDRESS_IN_ARGUMENTS, ServiceDatabase, TenantDatabase, connection_arguments
+from devstack.processes import wait_until
 from domain.billing.installed_prices import installed_book, installed_source
 from domain.billing.price_book import ListedPrice, PriceBook
 from domain.billing.upstreams import PriceOverride
+from domain.errors import Refusal, StartupCheckFailed
+from services.billing.prices import import_installed
 from tests.support.postgres import Database
+from tests.support.sql import waits_for_lock
 
+MOMENT = timedelta(microseconds=1)
 CHEAPER = PriceBook("new", (ListedPrice("gpt-4o", "openai", {"input_tokens": {"usd": "1"}}, {"equals": "gpt-4o"}),))
 
 
@@ -77,11 +84,64 @@ async def test_a_version_counts_from_its_time_whenever_it_was_written(database: 
         second = await current_prices(connection.connection, first)
         assert (first.version, second.version) == ("1", str(at_once))
         assert second.listed == CHEAPER.listed == (await read_version(connection.connection, ahead)).listed
-        assert [version.id for version in await list_versions(connection)] == [1, at_once, ahead]
+        versions = await list_versions(connection)
+        assert [version.id for version in versions] == [1, at_once, ahead]
+        assert [version.models for version in versions] == [len(first.listed), 1, 1]
+        from_then_on = versions[1].counts_from
+        prices = [await prices_at(connection.connection, from_then_on - earlier) for earlier in (timedelta(), MOMENT)]
+        assert [book.version for book in prices] == [str(at_once), "1"]
     with psycopg.connect(database.migration_url, autocommit=True) as owner:
         owner.execute("UPDATE price_versions SET counts_from = now() WHERE id = %s", [ahead])
     async with service.transaction() as connection:
         assert (await current_prices(connection.connection, second)).version == str(ahead)
+    await service.dispose()
+
+
+async def test_models_are_tried_for_a_name_in_the_order_in_which_they_were_written(database: Database) -> None:
+    [first] = CHEAPER.listed
+    book = PriceBook("new", (replace(first, model="b"), replace(first, model="a"), replace(first, model="c")))
+    service = ServiceDatabase(database.superuser_url)
+    async with service.transaction() as connection:
+        now = datetime.now(UTC)
+        version = await write_version(connection, book, source="test", counts_from=now, created_by="ops")
+        for model in ("a", "b"):
+            # A new version of the row has another place in its table.
+            await connection.connection.execute(
+                text("UPDATE model_prices SET rates = rates WHERE version_id = :id AND model = :model"),
+                {"id": version, "model": model},
+            )
+        assert (await read_version(connection.connection, version)).listed == book.listed
+    await service.dispose()
+
+
+async def test_without_a_version_it_is_said_what_to_run(database: Database) -> None:
+    service = ServiceDatabase(database.superuser_url)
+    async with service.transaction() as connection:
+        with pytest.raises(StartupCheckFailed, match="run: settle migrate"):
+            await prices_at(connection.connection, datetime(2020, 1, 1, tzinfo=UTC))
+    await service.dispose()
+
+
+async def test_of_two_who_import_at_once_the_second_one_finds_nothing_to_change(database: Database) -> None:
+    service = ServiceDatabase(database.service_url)
+
+    async def import_it() -> int:
+        async with service.transaction() as connection:
+            return (await import_installed(connection, None, created_by="ops"))[1]
+
+    async with service.transaction() as connection:
+        now = datetime.now(UTC)
+        await write_version(connection, CHEAPER, source="test", counts_from=now, created_by="ops")
+    async with service.transaction() as first:
+        await import_installed(first, None, created_by="ops")
+        second = asyncio.create_task(import_it())
+        await wait_until(
+            lambda: waits_for_lock(database.superuser_url) or second.done(),
+            timeout_seconds=10,
+            what="the second's wait",
+        )
+    with pytest.raises(Refusal, match="nothing to import"):
+        await second
     await service.dispose()
 
 
