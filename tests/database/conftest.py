@@ -9,9 +9,11 @@ import pytest
 
 from db.accounts.wallets import Payer
 from domain.payments.attempt import PaymentAttempt, Purpose
+from tests.database.spending_rows import BALANCE
 from tests.support.database_pool import DatabasePool
 from tests.support.payments import WRONG_PAYMENT, RolePair, open_roles
 from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database
+from tests.support.spending import ServiceKey, add_credits, create_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,21 @@ async def tenants_roles(town: DatabasePool) -> AsyncIterator[RolePair]:
 def two_tenants(tenants_roles: RolePair, two_tenants_template: TwoTenants) -> TwoTenants:
     """A database with Alice and Bob in it, as if it were one's own."""
     return TwoTenants(tenants_roles.database, two_tenants_template.alice, two_tenants_template.bob)
+
+
+@pytest.fixture
+async def key(roles: RolePair) -> ServiceKey:
+    """A key of an account with `BALANCE` credits."""
+    return await _open_key(roles, 1)
+
+
+@pytest.fixture
+async def others_key(roles: RolePair) -> ServiceKey:
+    """A key of another account with as much."""
+    return await _open_key(roles, 2)
+
+
+async def _open_key(roles: RolePair, number: int) -> ServiceKey:
+    payer = await roles.open_account(number)
+    add_credits(roles.database, payer.billing_account_id, BALANCE)
+    return create_key(roles.database, payer.billing_account_id)

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -18,32 +18,12 @@ from psycopg.errors import (
     UniqueViolation,
 )
 
-from devstack.processes import wait_until
+from tests.database.spending_rows import BALANCE, account, when_it_waits
 from tests.support.oracle import check_books
 from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.spending import GRACE, ServiceKey, add_credits, capture, create_key, hold
-from tests.support.sql import Connection, connect, query, refused, scalar
-
-BALANCE: Final = 1_000_000
-
-
-@pytest.fixture
-async def key(roles: RolePair) -> ServiceKey:
-    """A key of an account with `BALANCE` credits."""
-    payer = await roles.open_account(1)
-    add_credits(roles.database, payer.billing_account_id, BALANCE)
-    return create_key(roles.database, payer.billing_account_id)
-
-
-def account(database: Database, key: ServiceKey) -> tuple[int, int]:
-    """Balance and held credits of the key's account."""
-    [row] = query(
-        database.superuser_url,
-        "SELECT balance_credits, held_credits FROM billing_accounts WHERE id = %s",
-        key.billing_account_id,
-    )
-    return row[0], row[1]
+from tests.support.sql import connect, query, refused, scalar
 
 
 def set_account(database: Database, key: ServiceKey, **columns: Any) -> None:
@@ -487,21 +467,6 @@ async def test_a_receipt_is_in_its_months_partition(database: Database, key: Ser
 
 
 # -- two at once
-
-
-async def when_it_waits(database: Database, first: Connection, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a second call answers that waits for the first one's transaction, which commits then."""
-    second = asyncio.create_task(asyncio.to_thread(call))
-
-    async def waits_or_is_done() -> bool:
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        return second.done() or bool(await asyncio.to_thread(scalar, database.superuser_url, waiting))
-
-    await wait_until(waits_or_is_done, timeout_seconds=30, what="a call that waits for another")
-    first.commit()
-    return await second
 
 
 async def test_two_holds_in_different_buckets_see_each_other(database: Database, key: ServiceKey) -> None:
