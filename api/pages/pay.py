@@ -6,6 +6,7 @@ It works without JavaScript; `static/pay.js` adds live progress, the countdown, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -168,7 +169,13 @@ def least_confirmed(view: ChargeView) -> DepositView | None:
     return min(waiting, key=lambda deposit: deposit.confirmations or 0, default=None)
 
 
+def price_words(price_usd: str) -> str:
+    """A price as people read it: every digit, with thousands set apart."""
+    return f"{Decimal(price_usd):,f}"
+
+
 templates.env.filters |= {
+    "price": price_words,
     "tokens": format_token,
     "deposit_words": how_a_deposit_stands,
     "signed_words": how_a_signature_stands,

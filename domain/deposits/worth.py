@@ -19,6 +19,12 @@ who registers a token under one of these says that it is worth a dollar.
 """
 
 
+SIGNIFICANT_DIGITS: Final = 6
+"""Of an amount that is asked for at a price: exchanges take eight decimals where a token has eighteen, and a unit less
+is paid in part. It adds less than a thousandth of a percent, which is credited like the rest.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitPrice:
     """US dollars for one whole token: `answer_raw` / 10^`decimals`. Raises `ValueError` where it is not positive."""
@@ -71,9 +77,18 @@ def worth_in_credits(method: Priced, value_raw: int, price: UnitPrice | None = N
 
 
 def price_in_raw(method: Priced, amount_usd_cents: int, price: UnitPrice | None = None) -> int:
-    """The least number of raw units of the method's token that are worth the amount. Raises as `worth_in_credits`."""
+    """How many raw units of the method's token pay the amount. Raises as `worth_in_credits`.
+
+    The least number that is worth it; of a token that is no dollar rounded up to `SIGNIFICANT_DIGITS`.
+    """
     one = _price_of(method, price)
-    return tokens_for_usd_cents(amount_usd_cents, one.answer_raw, decimals=method.decimals + one.decimals)
+    least_raw = tokens_for_usd_cents(amount_usd_cents, one.answer_raw, decimals=method.decimals + one.decimals)
+    return least_raw if is_dollar_token(method.token) else _typeable(least_raw)
+
+
+def _typeable(least_raw: int) -> int:
+    step: int = 10 ** max(len(str(least_raw)) - SIGNIFICANT_DIGITS, 0)
+    return -(-least_raw // step) * step
 
 
 def _price_of(method: Priced, price: UnitPrice | None) -> UnitPrice:

@@ -13,7 +13,9 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from devstack.chain import payer_wallets
+from domain.money import format_token
 from tests.browser.conftest import Site, visited
+from tests.deposits.feeds import add_source, deploy_feed
 from tests.support.api import Visitor as Program
 from tests.support.api import running_api
 from tests.support.browser import SMALL_TELEPHONE, Visitor
@@ -171,6 +173,23 @@ async def test_amount_and_address_are_copied_as_wallets_take_them(shop: Shop) ->
         await payer.page.get_by_role("button", name=f"Copy the {what}").click()
         await expect(payer.page.locator("#how .says")).to_have_text(f"The {what} is copied.")
         assert await payer.page.evaluate("navigator.clipboard.readText()") == expected
+
+
+@pytest.mark.slow
+async def test_of_a_token_that_is_no_dollar_the_price_is_a_sentence_with_its_worth(shop: Shop) -> None:
+    chain, database = shop.engine.chain, shop.engine.database
+    feed = await deploy_feed(chain, "253417000000", description="ETH / USD")
+    add_method(database, "WETH:local", address=await chain.deploy_token("PlainToken", "WETH", 18), decimals=18)
+    add_source(database, chain, "WETH:local", feed.address)
+    charge = await shop.charge(1_700, "WETH:local")
+    payer = await shop.payer(charge)
+    said = await payer.page.locator("#unit-price").inner_text()
+    asked = format_token(int(charge["amountRaw"]), 18)
+    assert len(asked) == len("0.00670832"), "as many digits as an exchange takes"
+    for part in (asked, "$17.00", "$2,534.17", "ETH / USD"):
+        assert part in said
+    assert "\n" not in said, "one sentence, whose parts are no columns"
+    await expect(payer.page.locator("#left")).to_have_text(re.compile(r"^[0-9]+:[0-5][0-9]$"))
 
 
 @pytest.mark.slow
