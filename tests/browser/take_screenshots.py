@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from playwright.async_api import Browser, ViewportSize, expect
@@ -18,7 +18,9 @@ from devstack.chain import LocalChain, payer_wallets
 from domain.payments.attempt import Purpose
 from tests.browser.conftest import OpenSite, Site, visited
 from tests.browser.test_usage_page import make_key, spend
+from tests.deposits.feeds import add_source, deploy_feed
 from tests.deposits.test_settlement import start_watch
+from tests.support.api import Visitor as Program
 from tests.support.api import running_api
 from tests.support.browser import DECLINED, Visitor
 from tests.support.deposits import METHOD, add_method
@@ -93,6 +95,19 @@ async def test_take_screenshots(open_site: OpenSite) -> None:
         await _save(many, "credits-wallets")
 
 
+async def _priced_charge(site: Site, program: Program) -> dict[str, Any]:
+    """A charge in a token that is no dollar."""
+    chain, database = site.engine.chain, site.engine.database
+    feed = await deploy_feed(chain, "253417000000")
+    add_method(database, "WETH:local", address=await chain.deploy_token("PlainToken", "WETH", 18), decimals=18)
+    add_source(database, chain, "WETH:local", feed.address)
+    await chain.mine(3)
+    charge: dict[str, Any] = (
+        await program.post("/api/v1/charges", {"method": "WETH:local", "amountUsdCents": 1_700})
+    ).body
+    return charge
+
+
 async def test_take_screenshots_of_a_charge(open_site: OpenSite) -> None:
     async with open_site(MIN_CONFIRMATIONS="5", EXPLORER_TX_URL=EXPLORER) as site:
         add_method(site.engine.database, address=site.engine.chain.token_address)
@@ -102,8 +117,11 @@ async def test_take_screenshots_of_a_charge(open_site: OpenSite) -> None:
         async with site.api.visitor(payer_wallets()[0]) as program:
             charge = (await program.post("/api/v1/charges", {"method": METHOD, "amountUsdCents": 2_500})).body
             await program.post("/api/v1/deposit-address", {"method": METHOD})
+            priced = await _priced_charge(site, program)
         page = f"/pay/{charge['chargeId']}"
         payer = await site.visitor(wallets=[], viewport=DESKTOP)
+        await payer.open(f"/pay/{priced['chargeId']}")
+        await _save(payer, "pay-priced")
         telephone = await site.visitor(
             wallets=[], viewport=TELEPHONE, has_touch=True, is_mobile=True, color_scheme="dark"
         )

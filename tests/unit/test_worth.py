@@ -85,7 +85,8 @@ def test_at_any_price_what_is_asked_for_is_enough_and_one_unit_less_is_not(
 
 def last_digit(raw: int) -> int:
     """What the last digit that a payer has to type counts, in raw units: there are six."""
-    return 10 ** max(len(str(raw)) - 6, 0)
+    unit: int = 10 ** max(len(str(raw)) - 6, 0)
+    return unit
 
 
 @given(cents=st.integers(1, 10**12), decimals=st.integers(0, 36), price=PRICES)
