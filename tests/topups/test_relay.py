@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from eth_account import Account
 
-from chain.transactions import TransactionCalls
+from chain.transactions import ExecutionRefused, TransactionCalls
 from composition import chain_reader
 from db.payments import relay as books
 from devstack.processes import wait_until
@@ -210,6 +210,66 @@ async def test_a_fee_spike_is_not_followed_beyond_what_the_relay_pays(till: Till
     assert len(await till.rows("SELECT 1 FROM relay_transactions")) == 1
 
 
+async def test_an_outcome_is_one_once_it_is_confirmed(till: Till) -> None:
+    await till.claimed()
+    async with opened_relay(till.engine, await new_key(till.chain), block_time=SLOW) as relay:
+        await relay.run_once()
+        for mined, outcome in ((1, None), (MIN_CONFIRMATIONS - 2, None), (1, "succeeded")):
+            await till.chain.mine(mined)
+            await relay.run_once()
+            assert await till.rows("SELECT outcome FROM relay_nonces") == [(outcome,)]
+
+
+async def test_what_no_node_has_taken_is_not_sent_and_not_replaced(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    await till.claimed()
+    async with opened_relay(till.engine, await new_key(till.chain), block_time=SLOW) as relay:
+        with monkeypatch.context() as patched:
+            patched.setattr(TransactionCalls, "send", _answering("not now"))
+            for _ in range(2):
+                await relay.run_once()
+                assert await till.rows("SELECT sent_at FROM relay_transactions") == [(None,)]
+                _grow_old(till)
+        await relay.run_once()
+        assert await till.rows("SELECT sent_at IS NULL FROM relay_transactions") == [(False,)]
+
+
+async def test_a_replacement_that_another_relay_has_stored_first_is_not_sent(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await till.claimed()
+    sent: list[bytes] = []
+    async with opened_relay(till.engine, await new_key(till.chain), block_time=SLOW) as relay:
+        await relay.run_once()
+        _grow_old(till)
+        monkeypatch.setattr(books, "store", _answering(False))
+        monkeypatch.setattr(TransactionCalls, "send", _answering(None, sent))
+        await relay.run_once()
+    assert [(raw,) for raw in sent] == [
+        (bytes(raw),) for (raw,) in await till.rows("SELECT raw FROM relay_transactions")
+    ]
+
+
+async def test_what_would_revert_is_not_tried_with_each_pass(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    await till.claimed()
+    tried: list[bytes] = []
+
+    async def refuse(_: object, sender: str, to: str | None, data: bytes) -> int:
+        tried.append(data)
+        raise ExecutionRefused("it would revert")
+
+    monkeypatch.setattr(TransactionCalls, "estimate_gas", refuse)
+    async with opened_relay(till.engine, await new_key(till.chain)) as relay:
+        for _ in range(2):
+            await relay.run_once()
+        assert len(tried) == 1
+        monkeypatch.setattr("relay.relay.RETRY_AFTER_SECONDS", (0.0,))
+        relay._refused.clear()
+        for _ in range(3):
+            await relay.run_once()
+        assert len(tried) == 4, "the last pause is that of every later time"
+    assert await till.rows("SELECT 1 FROM relay_nonces") == []
+
+
 async def test_a_nonce_that_another_program_has_used_is_given_up_and_the_authorization_sent_again(till: Till) -> None:
     async with till.engine.worker():
         attempt_id, _ = await till.claimed()
@@ -220,7 +280,10 @@ async def test_a_nonce_that_another_program_has_used_is_given_up_and_the_authori
             [(first,)] = await till.rows("SELECT tx_hash FROM relay_transactions")
             await till.chain.rpc("anvil_dropTransaction", first)
             await till.chain.send(SECRET, STRANGER.address, "0x", nonce=0)
-            await till.chain.mine(MIN_CONFIRMATIONS + 1)
+            await till.chain.mine(MIN_CONFIRMATIONS)
+            await relay.run_once()
+            assert await till.rows("SELECT nonce, outcome FROM relay_nonces") == [(0, None)], "not confirmed yet"
+            await till.chain.mine(1)
             await relay.run_once()
             await till.settle(attempt_id)
     assert await till.rows("SELECT nonce, outcome FROM relay_nonces ORDER BY nonce") == [(0, "lost"), (1, None)]
@@ -252,9 +315,19 @@ async def test_without_gas_nothing_is_stored(till: Till) -> None:
     assert await till.rows("SELECT 1 FROM relay_nonces") == []
 
 
-async def test_what_is_not_of_its_treasury_is_not_sent(till: Till) -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"treasury": STRANGER.address},
+        {"token": STRANGER.address},
+        pytest.param({"block_time": timedelta(days=1)}, id="over before the next block"),
+    ],
+)
+async def test_what_is_not_of_its_treasury_and_token_or_ends_before_it_is_mined_is_not_sent(
+    till: Till, policy: dict[str, Any]
+) -> None:
     await till.claimed()
-    async with opened_relay(till.engine, await new_key(till.chain), treasury=STRANGER.address) as relay:
+    async with opened_relay(till.engine, await new_key(till.chain), **policy) as relay:
         await relay.run_once()
     assert await till.rows("SELECT 1 FROM relay_nonces") == []
 
@@ -359,6 +432,23 @@ def test_its_role_reads_no_table_and_writes_none(till: Till) -> None:
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
                 connection.execute(f"SELECT {call}".encode())
+
+
+def _answering(answer: object, seen: list[bytes] | None = None) -> Callable[..., Any]:
+    """In place of a call that the relay makes; `seen` gets the bytes that it is to send."""
+
+    async def call(*arguments: Any, **_: Any) -> Any:
+        if seen is not None:
+            seen.append(bytes(arguments[-1]))
+        return answer
+
+    return call
+
+
+def _grow_old(till: Till) -> None:
+    """As after hours without a block that has them."""
+    with psycopg.connect(till.engine.database.superuser_url) as superuser:
+        superuser.execute("UPDATE relay_transactions SET stored_at = stored_at - interval '1 day'")
 
 
 async def _stored(till: Till, count: int) -> None:

@@ -139,3 +139,108 @@ def test_what_is_not_understood_is_passed_on(data: str) -> None:
     assert read.observe(event(data)) is Handling.PASS
     assert read.report is None
     assert read.observe(parse_event(b": PROCESSING\n\n")) is Handling.PASS
+
+
+def test_before_the_end_the_input_is_what_was_reported_first() -> None:
+    """Anthropic's first event has it. It is no report: the output is not known yet."""
+    read = meter(Dialect.MESSAGES)
+    read.observe(event({"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}))
+    read.observe(event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "abcdefgh"}}))
+    assert read.produced == Usage({"input_tokens": 25, "output_tokens": 2})
+    assert read.report is None
+    assert not read.is_complete
+    read.observe(event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 30}}))
+    assert read.is_complete
+    assert read.produced == Usage({"input_tokens": 9, "output_tokens": 2})
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_complete"),
+    [
+        ([], False),
+        ([chunk(choices=[{"delta": {"content": "x"}, "finish_reason": None}])], False),
+        ([chunk(choices=[{"delta": {}, "finish_reason": "stop"}])], True),
+        ([chunk(usage=USAGE)], True),
+        (["[DONE]"], True),
+    ],
+)
+def test_an_answer_is_whole_once_anything_says_so(chunks: list[Any], is_complete: bool) -> None:
+    read = meter(Dialect.CHAT)
+    for one in chunks:
+        read.observe(event(one))
+    assert read.is_complete is is_complete
+
+
+def test_an_error_is_all_that_came_where_nothing_was_written() -> None:
+    read = meter(Dialect.CHAT)
+    assert not read.is_error_only
+    read.observe(event({"error": {"message": "overloaded"}}))
+    assert read.is_error_only
+    read.observe(event(chunk(choices=[{"delta": {"content": "x"}}])))
+    assert not read.is_error_only
+
+
+@pytest.mark.parametrize("fields", [{}, {"usage": USAGE, "error": {"message": "overloaded"}}])
+def test_a_chunk_that_is_more_or_less_than_usage_is_passed_on(fields: dict[str, Any]) -> None:
+    assert meter(Dialect.CHAT).observe(event(chunk(**fields))) is Handling.PASS
+
+
+def test_a_body_whose_usage_cannot_be_read_is_an_answer_of_its_length() -> None:
+    read, body = meter(Dialect.CHAT), b'{"choices": [], "usage": {"prompt_tokens": NaN}}'
+    read.observe_body(body)
+    assert isinstance(read.report, ImplausibleUsage)
+    assert (read.is_answer, read.output_bytes) == (True, len(body))
+    other = meter(Dialect.CHAT)
+    other.observe_body(b"<html>")
+    assert (other.is_answer, other.output_bytes) == (False, 0)
+
+
+def test_the_first_id_is_that_of_the_call() -> None:
+    read = meter(Dialect.CHAT)
+    for identifier in ("first", "second"):
+        read.observe(event(chunk(id=identifier)))
+    assert read.upstream_id == "first"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "more", "seconds"),
+    [
+        (Dialect.TRANSCRIPTIONS, {"duration": 7.5}, 8),
+        (Dialect.TRANSCRIPTIONS, {"duration": True}, None),
+        (Dialect.TRANSCRIPTIONS, {"duration": 7, "usage": {"type": "duration", "seconds": 3}}, 3),
+        (Dialect.CHAT, {"duration": 7}, None),
+    ],
+)
+def test_a_length_is_what_was_used_of_sound_where_nothing_else_is_said(
+    dialect: Dialect, more: dict[str, Any], seconds: int | None
+) -> None:
+    read = meter(dialect)
+    read.observe_body(json.dumps({"text": "x", **more}).encode())
+    expected = None if seconds is None else Usage({"audio_seconds": seconds, "input_audio_seconds": seconds})
+    assert read.report == expected
+
+
+@pytest.mark.parametrize(
+    ("action", "searches"), [({"type": "search"}, 1), ({}, 1), (None, 1), ("text", 1), ({"type": "open_page"}, 0)]
+)
+def test_a_search_is_counted_and_what_is_done_with_it_is_not(action: object, searches: int) -> None:
+    read = meter(Dialect.RESPONSES)
+    read.observe_body(json.dumps({"output": [{"type": "web_search_call", "action": action}]}).encode())
+    assert sum(read.counted.values()) == searches
+
+
+def test_speech_is_as_many_tokens_as_its_bytes_and_no_more_than_its_limit() -> None:
+    read = Meter(Dialect.SPEECH, False, input_tokens_estimate=9, output_tokens_limit=100)
+    read.observe_sound(8)
+    assert read.produced.output_tokens == 2
+    read.observe_sound(100_000)
+    assert read.produced.output_tokens == 100
+
+
+def test_text_is_read_in_few_levels_of_what_an_upstream_nests() -> None:
+    read = meter(Dialect.CHAT)
+    nested: Any = {"content": "abcd"}
+    for _ in range(20):
+        nested = [nested]
+    read.observe(event({"choices": nested}))
+    assert (read.is_answer, read.output_bytes) == (True, 0)
