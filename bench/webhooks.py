@@ -32,7 +32,7 @@ from starter.payments import PaymentsClient
 from starter.temporal import connect
 
 ACCOUNTS: Final = 25
-"""A worker sends eight webhooks of one account at a time, so that many accounts are needed to keep it busy."""
+"""Of one account a worker sends eight webhooks at a time: what is measured is the system, not that limit."""
 
 CENTS: Final = 100
 AT_ONCE: Final = 8
