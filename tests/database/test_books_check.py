@@ -20,7 +20,7 @@ from bench.books import Ledger
 from db.engine import ServiceConnection
 from db.ledger import integrity_scan as books_check
 from db.ledger.integrity_scan import ROWS_MAX
-from db.ledger.invariants import CHECK_NAMES
+from db.ledger.invariants import CHECK_NAMES, find_violations
 from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.database_pool import DatabasePool
 from tests.support.payments import RolePair, open_roles, tx_hash
@@ -255,6 +255,7 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
     "sweep_without_transfer": [
         "DELETE FROM swept_transfers",
         "UPDATE general_entries SET reference = 'x' WHERE reason = 'sweep'",
+        "UPDATE swept_transfers SET entry_id = gen_random_uuid()",
     ],
     "held_credits": [
         "UPDATE credit_holds SET state = 'voided', resolved_at = now() WHERE state = 'held'",
@@ -265,6 +266,9 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
         "UPDATE credit_ledger SET reason = 'llm_usage'"
         " WHERE id = (SELECT id FROM credit_ledger WHERE reason = 'payment_reversal' LIMIT 1)",
         "DELETE FROM charge_references",
+        "UPDATE charge_references SET source_system = 'another'",
+        "UPDATE charge_references SET receipt_id = gen_random_uuid()",
+        "UPDATE charge_references SET receipt_created_at = receipt_created_at - interval '1 second'",
         "UPDATE charge_receipts SET charged_credits = charged_credits + 1",
         "UPDATE charge_receipts SET billing_account_id = 'cogni_system'",
         "UPDATE charge_receipts SET entry_id = gen_random_uuid()",
@@ -277,6 +281,16 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
         "DELETE FROM journal_lines",
         "INSERT INTO journal_lines (entry_id, account_code, side, amount)"
         " SELECT id, 'cash:usdc', side, 1 FROM credit_ledger, (VALUES ('debit'), ('credit')) s (side)",
+        "INSERT INTO journal_lines (entry_id, account_code, side, amount)"
+        " SELECT id, 'cash:usdc', 'credit', 1 FROM credit_ledger LIMIT 1",
+        "UPDATE journal_lines SET account_code = 'cash:usdc' WHERE account_code = 'revenue:usage'",
+        "UPDATE journal_lines SET account_code = 'revenue:usage'"
+        " WHERE account_code LIKE 'credits:%' AND side = 'credit'",
+        "UPDATE journal_lines SET account_code = 'credits:cogni_system' WHERE account_code = 'cash:usdc'"
+        " AND entry_id = (SELECT id FROM credit_ledger WHERE reference = '{bought}' AND reason = 'credits_purchase')",
+    ],
+    "running_balance": [
+        "UPDATE credit_ledger SET balance_after = balance_after + 1 WHERE billing_account_id = 'cogni_system'"
     ],
     "credited_attempt": [
         "UPDATE credit_ledger SET amount = amount - 1 WHERE reference = '{bought}' AND reason = 'credits_purchase'",
@@ -286,11 +300,17 @@ BREAK_OTHERWISE: Final[dict[str, list[str]]] = {
     ],
     "reversed_attempt": [
         "DELETE FROM transfer_finality",
+        "UPDATE transfer_finality SET attempt_id = '{bought}'",
+        "UPDATE transfer_finality SET outcome = 'final'",
+        "UPDATE credit_ledger SET reference = gen_random_uuid() WHERE reason = 'payment_reversal'",
+        "UPDATE credit_ledger SET billing_account_id = 'x'"
+        " WHERE reason = 'payment_reversal' AND billing_account_id <> 'cogni_system'",
         "UPDATE credit_ledger SET reason = 'gift'"
         " WHERE reason = 'payment_reversal' AND billing_account_id = 'cogni_system'",
     ],
     "bonus_without_purchase": [
         "UPDATE payment_attempts SET purpose = 'system', revenue_share = NULL WHERE id = '{bought}'",
+        "UPDATE payment_attempts SET status = 'FAILED', error_code = 'x', revenue_share = NULL WHERE id = '{bought}'",
         "UPDATE credit_ledger SET reference = 'no id' WHERE reference = '{bought}'",
         "DELETE FROM transfer_credits",
     ],
@@ -350,6 +370,20 @@ async def test_what_is_wrong_with_new_rows_is_found_until_it_is_fixed(shop: Shop
         assert await check(shop.roles) == set(), statement
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("bonus_missing", "SELECT '{bought}'"),
+        ("operator_bonus_missing", "SELECT id::text FROM credit_ledger WHERE reason = 'operator_credit'"),
+    ],
+)
+async def test_a_bonus_that_is_missing_is_that_of_its_own_payment(shop: Shop, name: str, own: str) -> None:
+    with broken(shop, BREAK[name]):
+        await check(shop.roles)
+    found = query(shop.database.service_url, "SELECT subject FROM books_violations WHERE check_name = %s", name)
+    assert found == query(shop.database.superuser_url, own.format(bought=shop.bought.id))
+
+
 @pytest.mark.slow(but=4)
 @pytest.mark.parametrize("name", BREAK)
 async def test_what_is_done_to_checked_rows_is_found_by_the_check_of_everything(shop: Shop, name: str) -> None:
@@ -386,6 +420,39 @@ async def test_a_hold_that_was_released_on_the_account_alone_is_found_by_the_par
         async with shop.roles.service.transaction() as connection:
             await books_check.check_old(connection, pending_max=PENDING_MAX)
         assert on_record(shop.database) == {"held_credits"}
+
+
+async def test_a_balance_without_any_entry_is_found(shop: Shop) -> None:
+    account = (
+        "INSERT INTO billing_accounts (id, owner_user_id, balance_credits)"
+        " SELECT 'empty', owner_user_id, 5 FROM billing_accounts LIMIT 1"
+    )
+    with broken(shop, account):
+        assert await check_everything(shop.roles) == {"account_balance"}
+        async with shop.roles.service.transaction() as connection:
+            [violation] = await find_violations(connection)
+        assert "account empty" in violation
+
+
+async def test_an_intent_that_has_expired_is_not_overdue(shop: Shop) -> None:
+    expired = (
+        "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED',"
+        " expires_at = now() - interval '1 hour' WHERE id = '{intent}'"
+    )
+    with broken(shop, expired):
+        assert await check(shop.roles) == set()
+
+
+@pytest.mark.parametrize(("minutes", "is_late"), [(9, False), (11, True)])
+async def test_the_bonus_of_a_reversed_purchase_may_be_reversed_a_while_later(
+    shop: Shop, minutes: int, is_late: bool
+) -> None:
+    with broken(
+        shop,
+        "DELETE FROM credit_ledger WHERE reason = 'payment_reversal' AND billing_account_id = 'cogni_system';"
+        f" UPDATE payment_attempts SET updated_at = now() - interval '{minutes} minutes' WHERE id = '{{reversed}}'",
+    ):
+        assert ("reversed_attempt" in await check(shop.roles)) is is_late
 
 
 async def test_a_general_entry_without_lines_is_found_by_the_check_of_everything(shop: Shop) -> None:

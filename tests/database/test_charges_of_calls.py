@@ -201,6 +201,16 @@ async def test_each_limit_that_a_charge_crosses_is_noted_with_what_was_spent_of_
     capture(database, held, 120)
     again = ("key_limit", paying, key.id, "day", today, 100, BALANCE - 400, 120, 100, f"gateway:{held}")
     assert query(database.superuser_url, noted) == [of_account, of_key, again]
+    change(database, "UPDATE billing_accounts SET limit_month_credits = 200 WHERE id = %s", paying)
+    change(database, "UPDATE virtual_keys SET limit_day_credits = 1000 WHERE id = %s", key.id)
+    held = hold(database, key, 40)["hold_id"]
+    capture(database, held, 40)
+    of_month = ("month", today.replace(day=1), 80, BALANCE - 440, 160, 200, f"gateway:{held}")
+    months = f"SELECT * FROM ({noted}) n WHERE period = 'month'"
+    assert query(database.superuser_url, months) == [
+        ("account_limit", paying, None, *of_month),
+        ("key_limit", paying, key.id, *of_month),
+    ]
 
 
 async def test_the_end_of_a_balance_is_noted_with_its_charge(database: Database, key: ServiceKey) -> None:
@@ -237,3 +247,23 @@ async def test_the_sums_of_a_day_are_of_each_key_model_and_attribution(database:
             (key.id, HELD["model"], "", *once),
         ]
     )
+
+
+# -- months
+
+
+async def test_a_month_whose_receipts_have_another_place_already_gets_no_partition(
+    database: Database, key: ServiceKey
+) -> None:
+    capture(database, hold(database, key, 100)["hold_id"], 50)
+    start = "(date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => {ahead})) AT TIME ZONE 'UTC'"
+    with connect(database.superuser_url, triggers=False) as superuser:
+        for ahead in (4, 6):
+            superuser.execute(
+                f"INSERT INTO charge_receipts SELECT (jsonb_populate_record(r, jsonb_build_object('created_at',"
+                f" {start.format(ahead=ahead)}))).* FROM charge_receipts r LIMIT 1".encode()
+            )
+    assert scalar(database.service_url, "SELECT open_receipt_months(5)") == 1
+    opened = f"SELECT to_regclass('charge_receipts_' || to_char({start} AT TIME ZONE 'UTC', 'YYYY_MM')) IS NOT NULL"
+    found = [scalar(database.superuser_url, opened.format(ahead=ahead)) for ahead in range(3, 7)]
+    assert found == [True, False, True, False]
