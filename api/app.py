@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -46,7 +45,7 @@ documents with a stable `code`. Every answer carries `X-Request-ID`.
 """
 
 
-def build_api() -> FastAPI:
+def build_api() -> Api:
     """Routes and error handlers; enough to generate the OpenAPI document."""
     app = Api(
         title="settle",
@@ -60,14 +59,14 @@ def build_api() -> FastAPI:
         redirect_slashes=False,
         max_body_size=BODY_BYTES_MAX,
     )
-    app.include_router(auth.router)
-    app.include_router(payments.router)
-    app.include_router(deposits.router)
-    app.include_router(charge_payments.router)
-    app.include_router(topups.router)
-    app.include_router(billing.router)
-    app.include_router(webhooks.router)
-    app.include_router(health.router)
+    app.add_routes_of(auth.router)
+    app.add_routes_of(payments.router)
+    app.add_routes_of(deposits.router)
+    app.add_routes_of(charge_payments.router)
+    app.add_routes_of(topups.router)
+    app.add_routes_of(billing.router)
+    app.add_routes_of(webhooks.router)
+    app.add_routes_of(health.router)
     install_problem_handlers(app)
     return app
 

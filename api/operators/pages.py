@@ -15,13 +15,14 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.templating import Jinja2Templates
 from pydantic import BaseModel, ConfigDict
 
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from api.http.openapi import Api
 from api.http.problems import kind_of
 from api.operators.balance_chart import Chart, draw
 from api.pages import credits as pages
@@ -105,11 +106,11 @@ class OperatorRoute(APIRoute):
 router = APIRouter(prefix="/operator", route_class=OperatorRoute, include_in_schema=False)
 
 
-def install(app: FastAPI) -> None:
+def install(app: Api) -> None:
     """Add the pages to an app whose services (`app.state.services`) are configured for them."""
     services: Services = app.state.services
     if services.operators is not None and services.settings.operator_wallets:
-        app.include_router(router)
+        app.add_routes_of(router)
 
 
 async def _operator(services: ApiServices, session: OptionalSession) -> Session:

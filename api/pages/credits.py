@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.templating import Jinja2Templates
@@ -23,6 +23,7 @@ from api.accounts.queries import read_attempts, read_summary
 from api.accounts.sessions import sign_out
 from api.deposits.routes import limit_charges
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from api.http.openapi import Api
 from api.pages.static_files import FingerprintedFiles, address_of
 from db.clock import estimated_now
 from domain.deposits.methods import MethodKind, PaymentMethod
@@ -113,9 +114,9 @@ class HtmlRoute(APIRoute):
 router = APIRouter(route_class=HtmlRoute, include_in_schema=False)
 
 
-def install(app: FastAPI) -> None:
+def install(app: Api) -> None:
     """Add the pages and their static files to an app."""
-    app.include_router(router)
+    app.add_routes_of(router)
     app.mount("/static", FingerprintedFiles(), name="static")
 
 

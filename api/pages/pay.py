@@ -11,13 +11,14 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import segno
-from fastapi import APIRouter, FastAPI, Path, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 from fastapi.responses import StreamingResponse as Streaming
 from markupsafe import Markup
 
 from api.deposits.events import charge_events
 from api.http.dependencies import ApiServices
+from api.http.openapi import Api
 from api.http.rate_limits import client_address
 from api.http.sse import EventStream
 from api.pages.credits import HtmlRoute, network_name, site_of, templates, utc_words
@@ -65,9 +66,9 @@ class QrCode:
     """The same for a wallet on this device."""
 
 
-def install(app: FastAPI) -> None:
+def install(app: Api) -> None:
     """Add the page to an app."""
-    app.include_router(router)
+    app.add_routes_of(router)
 
 
 @router.get("/pay/{id}")

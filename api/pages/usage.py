@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,7 @@ from api.billing import queries
 from api.billing.models import TIME
 from api.billing.routes import OwnUsageBy, csv_answer, limit_key_changes
 from api.http.dependencies import ApiServices, OptionalSession, Services, Session
+from api.http.openapi import Api
 from api.http.problems import kind_of
 from api.pages.credits import HtmlRoute, site_of, templates
 from api.pages.usage_accounts import ChosenAccount, choose_account
@@ -73,9 +74,9 @@ class UsageRoute(HtmlRoute):
 router = APIRouter(prefix="/usage", route_class=UsageRoute, include_in_schema=False)
 
 
-def install(app: FastAPI) -> None:
+def install(app: Api) -> None:
     """Add the page to an app."""
-    app.include_router(router)
+    app.add_routes_of(router)
 
 
 class Asked(BaseModel):
