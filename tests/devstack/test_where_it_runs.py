@@ -186,10 +186,14 @@ async def test_a_full_disk_is_what_initdb_is_said_to_have_failed_of(small_disk: 
 # -- Ctrl-C
 
 BEGIN = (
-    "import sys; from commands.entry import leave_on_interrupt, main; leave_on_interrupt(); print(flush=True); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from commands.entry import leave_on_interrupt, main; leave_on_interrupt(); print(flush=True); "
     "sys.argv = ['settle', *sys.argv[1:]]; main()"
 )
-"""The command, with a line when it has begun: before that, Ctrl-C meets the interpreter's own start."""
+"""The command, with a line when it has begun: before that, Ctrl-C meets the interpreter's own start.
+
+A shell without job control starts what runs in the background, these tests perhaps, with SIGINT ignored.
+"""
 
 
 def _begun(folder: Path, command: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
