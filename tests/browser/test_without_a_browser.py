@@ -30,18 +30,22 @@ def _apt_get(folder: Path, monkeypatch: pytest.MonkeyPatch, *, install: str, use
     monkeypatch.setattr(os, "geteuid", lambda: user_id)
 
 
-def test_root_gets_the_package_even_when_the_lists_cannot_be_renewed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there_is", [browser.PACKAGES, browser.PACKAGES[1:]])
+def test_root_gets_the_first_package_that_there_is_even_when_the_lists_cannot_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_is: tuple[str, ...]
 ) -> None:
-    made = f': > "{tmp_path}/chromium"; /bin/chmod +x "{tmp_path}/chromium"'
+    program = f'"{tmp_path}/{there_is[0]}"'
+    made = f"case \"$*\" in *' {there_is[0]}') : > {program}; /bin/chmod +x {program};; *) exit 100;; esac"
     _apt_get(tmp_path, monkeypatch, install=made)
     assert browser.install_browser() is None
-    assert browser.find_browser() == tmp_path / "chromium"
-    update, install = (tmp_path / "asked").read_text().splitlines()
+    assert browser.find_browser() == tmp_path / there_is[0]
+    update, *installs = (tmp_path / "asked").read_text().splitlines()
     assert update.endswith(" update")
-    assert install.endswith(" install --yes --no-install-recommends chromium")
+    tried = browser.PACKAGES[: browser.PACKAGES.index(there_is[0]) + 1]
+    for install, package in zip(installs, tried, strict=True):
+        assert install.endswith(f" install --yes --no-install-recommends {package}")
     assert browser.install_browser() is None
-    assert len((tmp_path / "asked").read_text().splitlines()) == 2, "what is there is left alone"
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1 + len(tried), "what is there is left alone"
 
 
 def test_what_cannot_be_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

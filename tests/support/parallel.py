@@ -29,6 +29,7 @@ from typing import Any, Final, Literal
 import pytest
 
 from tests.support import warm_parent, warm_process
+from tests.support.postgres import prepared_once
 from tests.support.selection import file_of, folder_position
 
 PR_SET_PDEATHSIG: Final = 1
@@ -79,15 +80,16 @@ class ParallelRun:
         warm_parent.import_everything()
         gc.freeze()
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        try:
-            for number in range(min(self._count, len(self._files))):
-                self._start(session, number)
-            self._listen(session)
-        finally:
-            for running in self._running:
-                running.process.terminate()
-            for running in self._running:
-                running.process.join(GRACE_SECONDS)
+        with prepared_once():
+            try:
+                for number in range(min(self._count, len(self._files))):
+                    self._start(session, number)
+                self._listen(session)
+            finally:
+                for running in self._running:
+                    running.process.terminate()
+                for running in self._running:
+                    running.process.join(GRACE_SECONDS)
         self._remember(session)
         return True
 

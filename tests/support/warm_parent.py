@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy.orm import configure_mappers
 
 from db import functions
-from tests.support.cheap_workers import poll_with_few
+from tests.support.cheap_starts import poll_with_few
 
 PR_SET_PDEATHSIG: Final = 1
 MESSAGE_BYTES_MAX: Final = 2**17
