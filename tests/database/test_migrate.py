@@ -23,7 +23,7 @@ from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckF
 from tests.database.test_rolling_deploy import upgrade_to
 from tests.support.oracle import check_books
 from tests.support.postgres import ROLE_PASSWORD, Cluster, Database, migrate_database
-from tests.support.sql import connect, query, scalar
+from tests.support.sql import connect, new_session, query, scalar
 
 
 def engine_on(url: str) -> Engine:
@@ -274,7 +274,7 @@ async def test_passwords_are_set_where_that_is_asked_for_and_they_differ(databas
     assert migrated.passwords_set == (APP_ROLE,)
     assert [line for line in said if APP_ROLE in line and "password of DATABASE_URL" in line]
     assert scalar(other, "SELECT current_user::text") == APP_ROLE
-    with pytest.raises(psycopg.OperationalError), connect(database.app_url):
+    with pytest.raises(psycopg.OperationalError), new_session(database.app_url):
         pass
     again = await asyncio.to_thread(_with_app_url, database, other, set_passwords=True)
     assert again.passwords_set == ()

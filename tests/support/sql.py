@@ -69,6 +69,12 @@ def lent(url: str) -> Iterator[Connection]:
 
     For what leaves nothing in its session: single statements about rows, and calls of the product's functions.
     """
+    with _taken(url) as connection:
+        yield connection
+
+
+@contextmanager
+def _taken(url: str) -> Iterator[Connection]:
     database = str(conninfo_to_dict(url)["dbname"])
     idle = _kept[database].setdefault(url, []) if database in _kept else []
     while idle:
@@ -80,7 +86,7 @@ def lent(url: str) -> Iterator[Connection]:
     try:
         yield connection
     finally:
-        if database in _kept and connection.info.transaction_status is TransactionStatus.IDLE:
+        if database in _kept and connection.info.transaction_status is TransactionStatus.IDLE and connection.autocommit:
             idle.append(connection)
         else:
             connection.close()
@@ -90,14 +96,39 @@ def lent(url: str) -> Iterator[Connection]:
 def connect(url: str, *, user_id: str | None = None, triggers: bool = True) -> Iterator[Connection]:
     """One transaction, committed at the end of the block; `user_id` is the tenant's scope.
 
-    `triggers=False` (superuser only) also silences foreign keys: the way to plant what cannot happen.
+    `triggers=False` (superuser only) also silences foreign keys: the way to plant what cannot happen. Its session may
+    have been another test's, of which nothing is left; `new_session` has one of its own.
     """
+    with _taken(url) as connection:
+        connection.autocommit = False
+        try:
+            if user_id is not None:
+                connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id,))
+            if not triggers:
+                connection.execute("SET session_replication_role = replica")
+            yield connection
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+        else:
+            connection.commit()
+        finally:
+            _clean(connection)
+
+
+def _clean(connection: Connection) -> None:
+    """Leave nothing in its session; a connection that is broken is closed by whoever has taken it."""
+    if connection.info.transaction_status is TransactionStatus.IDLE:
+        connection.autocommit = True
+        connection.execute("DISCARD ALL")
+
+
+@contextmanager
+def new_session(url: str) -> Iterator[Connection]:
+    """The same as `connect`, in a session of its own: with what was set for new ones, and an end."""
     # psycopg's own block does not close when the commit at its end is refused.
     with closing(psycopg.connect(url)) as connection, connection:
-        if user_id is not None:
-            connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id,))
-        if not triggers:
-            connection.execute("SET session_replication_role = replica")
         yield connection
 
 
