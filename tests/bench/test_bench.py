@@ -185,6 +185,7 @@ async def test_a_small_bench_prints_one_document_with_every_field() -> None:
     assert b"5 clients, 2 payments each" in progress
 
 
+@pytest.mark.slow
 async def test_a_missing_entry_makes_the_run_invalid(roles: RolePair) -> None:
     assert await find_violations(roles.service, settled=0, posted=0, credited=0) == []
     [violation] = await find_violations(roles.service, settled=2, posted=3, credited=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import pytest
+
 from chain.reader import ChainReader
 from devstack.bitcoin_chain import BitcoinChain
 from devstack.chain import LocalChain
@@ -18,6 +20,7 @@ USD: Final = 100_000
 SATOSHIS: Final = 1_000_000
 
 
+@pytest.mark.slow
 async def test_a_bitcoin_deposit_waits_for_a_price_and_is_credited_at_it(
     bitcoin: BitcoinChain, reader: ChainReader, roles: RolePair, chain: LocalChain
 ) -> None:

@@ -61,6 +61,7 @@ async def becomes(engine: Engine, statement: str, rows: list[tuple[Any, ...]], w
     )
 
 
+@pytest.mark.slow
 async def test_a_deposit_becomes_credits_and_final(engine: Engine, bitcoin: BitcoinChain) -> None:
     payer = await engine.payer()
     given = give(engine.database, payer, register(engine.database), index=10)

@@ -165,6 +165,7 @@ async def relaying(engine: Engine) -> AsyncIterator[Relay]:
                 await task
 
 
+@pytest.mark.slow
 async def test_a_wallet_that_never_signed_in_pays_by_signature_without_gas(shop: Shop) -> None:
     """It is on another network, declines at first, and its account holds no gas."""
     engine = shop.site.engine
@@ -195,6 +196,7 @@ async def test_a_wallet_that_never_signed_in_pays_by_signature_without_gas(shop:
     await engine.chain.set_balance(STRANGER.address, gas_wei)
 
 
+@pytest.mark.slow
 async def test_signing_is_offered_only_where_a_wallet_and_a_relay_are(shop: Shop) -> None:
     charge = await shop.charge()
     wallet = shop.site.wallet(account=STRANGER)

@@ -43,6 +43,7 @@ async def test_credits_are_bought_with_a_signature_and_without_gas(site: Site, p
     assert await site.own_balance() == (100_000_000 if purpose == "self" else 0)
 
 
+@pytest.mark.slow
 async def test_without_a_relay_the_page_offers_no_signature(site: Site) -> None:
     visitor = await site.signed_in()
     await expect(visitor.form().get_by_role("button")).to_have_count(1)

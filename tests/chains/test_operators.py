@@ -39,7 +39,7 @@ def _credited(engine: Engine) -> list[tuple[int]]:
     return query(engine.database.superuser_url, "SELECT amount FROM credit_ledger WHERE reason = 'operator_credit'")
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("remedy", list(Remedy))
 async def test_a_remedy_is_not_taken_by_a_worker_of_another_chain(
     engine: Engine, other_worker: OtherWorker, remedy: Remedy

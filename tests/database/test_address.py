@@ -125,7 +125,7 @@ class OnSocket(Database):
         return f"postgresql:///{self.name}?host={folder}&port={port}&user={role}&password={password}"
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["host", "query"])
 async def test_everything_works_on_a_socket(on_socket: Cluster, socket_folder: Path, form: str) -> None:
     async with on_socket.temporary() as by_tcp:

@@ -95,6 +95,7 @@ LANDED_ATTEMPT: Final = """
 """
 
 
+@pytest.mark.slow
 async def test_an_upgrade_notes_what_was_followed_or_paid_and_apart_from_it_what_intents_named(
     cluster: Cluster,
 ) -> None:

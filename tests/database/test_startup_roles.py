@@ -148,6 +148,7 @@ async def test_a_process_that_may_read_the_servers_health_continues(cluster: Clu
         await cluster.run(sql.SQL("REVOKE pg_monitor FROM settle_service"))
 
 
+@pytest.mark.slow
 async def test_between_the_two_halves_of_an_upgrade_processes_start(cluster: Cluster) -> None:
     """settle_app has what old workers use until the contracting half: that is no fault of the process."""
     async with cluster.temporary() as empty:

@@ -175,6 +175,7 @@ async def test_a_stack_that_cannot_start_leaves_nothing_running(
         assert stack.chain.is_running
 
 
+@pytest.mark.slow
 async def test_parts_can_be_left_out_by_name(tmp_path: Path) -> None:
     async with Stack(tmp_path, without=["postgres", "temporal"], block_time_seconds=None) as stack:
         assert stack.chain.is_running

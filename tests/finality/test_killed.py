@@ -57,7 +57,7 @@ async def test_killed_between_deciding_and_recording_each_payment_is_recorded_on
     assert await system.books() == []
 
 
-@pytest.mark.slow(but=2)
+@pytest.mark.slow(but=1)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("activity", ["reverse_payment", "reverse_bonus"])
 async def test_killed_in_a_reversal_it_is_completed_once(system: PaymentSystem, activity: str, moment: Moment) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
+import pytest
+
 from devstack.processes import wait_until
 from tests.finality.conftest import FINAL_AFTER
 from tests.finality.test_after_the_credit import BONUS, CREDITS, _credited, _missed, _on_record
@@ -51,6 +53,7 @@ async def test_a_run_of_the_version_before_that_was_lost_after_the_credit_is_not
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_half_a_reversal_of_a_lost_run_of_the_version_before_is_completed(engine: Engine) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, confirmations=3)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+import pytest
 from temporalio.client import WorkflowHandle
 
 from activities.messages import ReversalResult
@@ -264,6 +265,7 @@ async def test_a_donation_that_is_reorged_out_is_reversed_without_a_bonus(engine
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_a_run_of_the_version_before_and_the_watcher_record_one_final_outcome(engine: Engine) -> None:
     async with following(engine, is_watched=False):
         payer, intent, sent = await engine.buy()

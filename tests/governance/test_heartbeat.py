@@ -104,6 +104,7 @@ async def test_a_low_balance_is_published_once_per_crossing_over_many_ticks(engi
     assert told[0].data == {"balanceCredits": 0, "thresholdCredits": 1}
 
 
+@pytest.mark.slow
 async def test_the_very_first_heartbeat_publishes_a_low_balance(engine: Engine, heard: Heard) -> None:
     async with working(engine, heard.publish):
         await beat(engine, threshold=1)

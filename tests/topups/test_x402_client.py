@@ -109,6 +109,7 @@ async def test_a_call_is_refused_topped_up_over_x402_and_answered(till: Till, ke
     assert (await till.engine.attempt(UUID(attempt_id))).from_address == PAYER.address
 
 
+@pytest.mark.slow
 async def test_the_plain_client_waits_for_the_credit_where_it_asks_to(till: Till, key: str) -> None:
     async with at_work(till):
         done = await pay(till, key, f"{till.api.url}{PATH}", Prefer="wait=20")

@@ -49,6 +49,7 @@ from workflows.naming import webhook_delivery_workflow_id
 TRIES: Final = "SELECT status_code, response_head, error FROM webhook_tries ORDER BY id"
 
 
+@pytest.mark.slow
 async def test_a_payment_of_the_whole_product_is_delivered_signed_and_in_order(engine: Engine) -> None:
     """Fault 13: no signature, no id, no order."""
     async with running_receiver() as receiver, engine.worker(WEBHOOK_ALLOW_PRIVATE="true"):
