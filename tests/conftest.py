@@ -142,9 +142,10 @@ def sandboxed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def namespace(namespaces: Namespaces) -> Namespace:
+async def namespace(namespaces: Namespaces) -> AsyncIterator[Namespace]:
     """A Temporal namespace of one's own."""
-    return await namespaces.new()
+    async with namespaces.lent() as made:
+        yield made
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ async def systems(
 
         async def make(**changes: str) -> PaymentSystem:
             roles = await stack.enter_async_context(databases.database())
-            namespace = await namespaces.new()
+            namespace = await stack.enter_async_context(namespaces.lent())
             folder = tmp_path / f"system-{next(numbers)}"
             return await stack.enter_async_context(open_system(namespace, roles, chain, folder, changes))
 

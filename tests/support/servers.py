@@ -105,27 +105,55 @@ class Namespaces:
 
     def __init__(self, folder: Callable[[], Path]) -> None:
         self._folder = folder
-        self._current: TemporalServer | None = None
-        self._made = 0
-        self._current_stack = AsyncExitStack()
-        self._previous_stack = AsyncExitStack()
+        self._current: _Lending | None = None
 
-    async def new(self) -> Namespace:
-        """A namespace that lasts until `NAMESPACES_ON_A_SERVER` more have been made, at least."""
-        if self._current is None or self._made == NAMESPACES_ON_A_SERVER:
-            await self._previous_stack.aclose()
-            self._previous_stack, self._current_stack = self._current_stack, AsyncExitStack()
-            self._current = await self._current_stack.enter_async_context(
-                running_temporal(self._folder(), schedules=False)
-            )
-            self._made = 0
-        self._made += 1
-        return await self._current.namespace()
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[Namespace]:
+        """A namespace for the length of a block."""
+        if self._current is None or self._current.made == NAMESPACES_ON_A_SERVER:
+            previous, self._current = self._current, _Lending()
+            if previous is not None:
+                await previous.retire()
+            await self._current.start(self._folder())
+        current = self._current
+        current.made += 1
+        current.in_use += 1
+        try:
+            yield await current.server().namespace()
+        finally:
+            current.in_use -= 1
+            await current.stop_when_retired()
 
     async def close(self) -> None:
-        """Stop the servers."""
-        await self._previous_stack.aclose()
-        await self._current_stack.aclose()
+        """Stop the server."""
+        if self._current is not None:
+            await self._current.retire()
+
+
+class _Lending:
+    """A server, and how many of its namespaces are in use."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.in_use = 0
+        self._is_retired = False
+        self._stack = AsyncExitStack()
+        self._server: TemporalServer | None = None
+
+    async def start(self, folder: Path) -> None:
+        self._server = await self._stack.enter_async_context(running_temporal(folder, schedules=False))
+
+    def server(self) -> TemporalServer:
+        assert self._server is not None
+        return self._server
+
+    async def retire(self) -> None:
+        self._is_retired = True
+        await self.stop_when_retired()
+
+    async def stop_when_retired(self) -> None:
+        if self._is_retired and self.in_use == 0:
+            await self._stack.aclose()
 
 
 @asynccontextmanager
