@@ -140,7 +140,7 @@ async def test_sigkill_leaves_a_hold_that_lapses_with_what_is_needed_to_charge_i
 @pytest.mark.slow(but=1)
 @pytest.mark.parametrize("moment", ["while it is charged", "once it was charged"])
 async def test_sigkill_at_a_charge_charges_once(database: Database, tmp_path: Path, moment: str) -> None:
-    # A server that notices in time that its client is gone gives the charge up instead, and the hold lapses.
+    # A server that notices in time that its client has ended gives the charge up instead, and the hold lapses.
     url = f"{database.app_url}?options=-c%20client_connection_check_interval%3D0"
     async with (
         running(database, tmp_path, HOLD_LEASE_SECONDS="3", DATABASE_URL=url) as gateway,

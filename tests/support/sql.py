@@ -118,7 +118,7 @@ def connect(url: str, *, user_id: str | None = None, triggers: bool = True) -> I
 
 
 def _clean(connection: Connection) -> None:
-    """Leave nothing in its session; a connection that is broken is closed by whoever has taken it."""
+    """Leave nothing in its session; one that is broken is closed by `_taken`."""
     if connection.info.transaction_status is TransactionStatus.IDLE:
         connection.autocommit = True
         connection.execute("DISCARD ALL")
