@@ -36,10 +36,12 @@ function offerToSign() {
   if (offer) offer.hidden = wallets().length === 0;
 }
 
-/** The line may have been replaced in between. @param {string} text */
-function saySigning(text) {
-  const says = document.querySelector('#how .says');
-  if (says) says.textContent = text;
+/** The line may have been replaced in between. @param {string} text @param {'' | 'bad'} tone */
+function saySigning(text, tone = '') {
+  const says = document.getElementById('signing');
+  if (!says) return;
+  says.textContent = text;
+  says.className = `says ${tone}`.trim();
 }
 
 let isSigning = false;
@@ -52,7 +54,7 @@ async function sign(button) {
     await paySigned(/** @type {HTMLElement} */ (document.getElementById('sign')).dataset);
     saySigning('');
   } catch (error) {
-    saySigning(error instanceof Stop ? error.message : 'Something went wrong in this page. Load it again.');
+    saySigning(error instanceof Stop ? error.message : 'Something went wrong in this page. Load it again.', 'bad');
     if (!(error instanceof Stop)) throw error;
   } finally {
     isSigning = false;
@@ -81,7 +83,7 @@ async function paySigned(shown) {
       message.to.toLowerCase() === shown.to?.toLowerCase() && BigInt(message.value) === BigInt(shown.raw ?? 0),
     inWords: (/** @type {bigint} */ raw) => `${inTokens(raw, Number(shown.decimals))} ${shown.symbol}`,
   };
-  await payBySignature(wallet, account, network, payment, saySigning);
+  await payBySignature(wallet, account, network, payment, (words) => saySigning(words));
 }
 
 /** @param {bigint} raw @param {number} decimals */
@@ -95,7 +97,7 @@ function inTokens(raw, decimals) {
 /** @param {HTMLButtonElement} button */
 async function copy(button) {
   const source = /** @type {HTMLElement} */ (document.getElementById(button.dataset.copies ?? ''));
-  const says = /** @type {HTMLElement} */ (document.querySelector('#how .says'));
+  const says = /** @type {HTMLElement} */ (document.getElementById('copied'));
   try {
     // Without TLS, but on this machine, browsers have no clipboard for pages.
     await navigator.clipboard.writeText(source.textContent ?? '');

@@ -171,7 +171,7 @@ async def test_amount_and_address_are_copied_as_wallets_take_them(shop: Shop) ->
     payer = await shop.payer(charge, permissions=["clipboard-read", "clipboard-write"])
     for what, expected in (("amount", "1234.56"), ("address", charge["address"])):
         await payer.page.get_by_role("button", name=f"Copy the {what}").click()
-        await expect(payer.page.locator("#how .says")).to_have_text(f"The {what} is copied.")
+        await expect(payer.page.locator("#copied")).to_have_text(f"The {what} is copied.")
         assert await payer.page.evaluate("navigator.clipboard.readText()") == expected
 
 

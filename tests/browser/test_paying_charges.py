@@ -176,10 +176,12 @@ async def test_a_wallet_that_never_signed_in_pays_by_signature_without_gas(shop:
         charge = await shop.charge()
         payer = await shop.page(charge, wallets=[wallet])
         button = payer.page.get_by_role("button", name="Pay with a wallet")
-        says = payer.page.locator("#how .says")
+        says = payer.page.locator("#signing")
         wallet.errors["eth_signTypedData_v4"] = DECLINED
         await button.click()
         await expect(says).to_contain_text("You declined the request in your wallet, and nothing was sent.")
+        under = await says.bounding_box(), await button.bounding_box()
+        assert under[0] and under[1] and 0 < under[0]["y"] - under[1]["y"] < 150, "beside the button that it is about"
         assert (wallet.times("wallet_switchEthereumChain"), wallet.chain_id) == (1, engine.chain.chain_id)
         del wallet.errors["eth_signTypedData_v4"]
         await button.click()
