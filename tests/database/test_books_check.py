@@ -434,6 +434,28 @@ async def test_a_balance_without_any_entry_is_found(shop: Shop) -> None:
         assert "account empty" in violation
 
 
+async def test_what_was_fixed_takes_no_place_among_what_is_checked_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books_check, "KNOWN_MAX", 1)
+    for name in ("sweep_without_transfer", "bonus_amount"):
+        forget(shop.database)
+        with broken(shop, BREAK[name]):
+            assert await check(shop.roles) == {name}
+        assert await check(shop.roles) == set()
+
+
+async def test_what_has_ended_takes_no_place_among_what_is_overdue(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books_check, "KNOWN_MAX", 1)
+    assert await check(shop.roles) == set()
+    ended = (
+        "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED',"
+        " expires_at = now() - interval '1 hour' WHERE id = '{pending}'"
+    )
+    with broken(shop, f"{ended}; {BREAK['intent_overdue']}"):
+        assert await check(shop.roles) == {"intent_overdue"}
+
+
 async def test_an_intent_that_has_expired_is_not_overdue(shop: Shop) -> None:
     expired = (
         "UPDATE payment_attempts SET status = 'FAILED', error_code = 'INTENT_EXPIRED',"
