@@ -190,7 +190,7 @@ class DepositBalances:
     async def _read_again(self, tokens: Sequence[str], address: DepositAddress, last: int) -> int:
         """Record all transfers to an address since it was given out; how many were new."""
         scope = DepositScope.of(self._chain_id, DepositLane.QUIET, tokens, [address.address])
-        begin = await self._first_block_after(scope, address, last)
+        begin = await self._first_block_after(address, last)
         added = 0
         while begin <= last:
             found = await self._chain.logs.transfers(scope, begin, last)
@@ -200,7 +200,7 @@ class DepositBalances:
         log.info("a deposit address was read again", address=address.address, transfers=added)
         return added
 
-    async def _first_block_after(self, scope: DepositScope, address: DepositAddress, last: int) -> int:
+    async def _first_block_after(self, address: DepositAddress, last: int) -> int:
         """A block before which the address was not given out yet, by the blocks' times."""
         low, high = 0, last
         since = address.created_at - CLOCK_SLACK

@@ -86,7 +86,7 @@ class SweepPlanner:
         refused: list[Refusal] = []
         for group in await self._groups(terms, refused):
             # The coin comes last: with an address's token its coin is moved, too.
-            collected = {one.address for step in steps for one in step.addresses if step.kind is StepKind.COLLECT}
+            collected = {one.address for step in steps for one in step.addresses}
             planned = await self._steps_of(group, terms, account.block_time.timestamp(), refused, collected)
             steps += planned
         if any(step.kind is StepKind.COLLECT for step in steps):

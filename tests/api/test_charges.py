@@ -272,6 +272,21 @@ async def test_a_disabled_method_gives_out_nothing_new(api: RunningApi, payer: V
     assert (await payer.get(f"{CHARGES}/{charge['chargeId']}")).body["status"] == "confirming"
 
 
+async def test_the_credits_page_has_the_open_methods_and_what_is_on_its_way(api: RunningApi, payer: Visitor) -> None:
+    add_method(api.engine.database)
+    own = (await payer.post(ADDRESS, {"method": METHOD})).body["address"]
+    see_deposit(api.engine.database, own, 1_000_000)
+    needed = api.engine.settings.min_confirmations
+    page = (await payer.get("/credits")).body
+    assert own in page
+    assert f"of {needed} confirmations" in page
+    query(api.engine.database.superuser_url, "UPDATE payment_methods SET confirmations = %s RETURNING 1", needed + 7)
+    disable(api.engine.database)
+    page = (await payer.get("/credits")).body
+    assert own not in page, "no one is to send anything there any more"
+    assert f"of {needed + 7} confirmations" in page, "what was sent is shown as before"
+
+
 async def test_what_is_no_dollar_token_has_no_price_and_burns_no_index(api: RunningApi, payer: Visitor) -> None:
     """Faults 7 and 19: a failing price burned an index, and a token without one was taken for a dollar."""
     ring_id = add_ring(api.engine.database)

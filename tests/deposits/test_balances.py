@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from db.deposits.lanes import list_tokens
@@ -80,6 +82,16 @@ async def test_a_payment_to_an_address_long_out_of_use_is_found_and_credited(dep
     assert [status for *_, status in deposits.deposits()] == ["CREDITED"]
     assert await deposits.balance(given) == credits_for_raw(5_000_000)
     assert deposits.findings() == []
+
+
+async def test_an_address_is_read_from_the_block_in_which_it_was_given_out(deposits: Deposits) -> None:
+    await deposits.give()
+    check, last = checks(deposits), await deposits.chain.block_number()
+    [address] = await check._derived()
+    now = address.created_at
+    for created_at, first in ((now - timedelta(days=1), 0), (now + timedelta(days=1), last)):
+        moved = address.model_copy(update={"created_at": created_at})
+        assert await check._first_block_after(moved, last) == first
 
 
 async def test_a_transfer_that_a_node_left_out_is_found(deposits: Deposits) -> None:

@@ -216,6 +216,19 @@ async def test_those_that_cannot_be_decided_about_stop_no_other(
     assert [status for *_, status in deposits.deposits()] == ["CREDITED"] * 5
 
 
+async def test_a_pass_ends_in_time_and_the_next_one_goes_on(
+    deposits: Deposits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.deposits.crediting.PAGE", 1)
+    monkeypatch.setattr("services.deposits.crediting.ACT_SECONDS_MAX", -1.0)
+    given = await deposits.give()
+    for _ in range(2):
+        await deposits.pay(given, 5_000_000)
+    for credited in (1, 2):
+        await deposits.act()
+        assert [status for *_, status in deposits.deposits()].count("CREDITED") == credited
+
+
 async def test_what_has_moved_since_it_was_listed_is_decided_about_where_it_is_now(deposits: Deposits) -> None:
     given = await deposits.give()
     sent = [await deposits.pay(given, 5_000_000), await deposits.chain.mint(given.address, 7)]

@@ -302,6 +302,9 @@ async def test_no_plan_is_made_while_gas_costs_more_than_the_cap(sweeping: Sweep
         await sweeping.plan(max_fee_wei=5 * 10**9)
     capped = await sweeping.plan(max_fee_wei=60 * 10**9)
     assert capped.max_fee_per_gas_wei == 60 * 10**9
+    base = int((await sweeping.chain.rpc("eth_getBlockByNumber", "latest", False))["baseFeePerGas"], 16)
+    offered = await sweeping.plan(max_fee_wei=10**12)
+    assert offered.max_fee_per_gas_wei == 2 * base + offered.max_priority_fee_per_gas_wei
     await sweeping.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**9))
     await sweeping.chain.mine()
 
@@ -317,6 +320,15 @@ async def test_a_plan_for_no_one_is_signed_by_the_key_that_names_its_next_nonce(
     await sweeping.store(signed)
     assert (await sweeping.finish(signed)).problems == ()
     assert await sweeping.balance(address) == 0
+
+
+async def test_a_plan_is_of_the_method_and_the_amounts_that_were_asked_for(sweeping: Sweeping) -> None:
+    paid, _ = await paid_address(sweeping, 1, DOLLAR)
+    other = await sweeping.chain.deploy_token("PlainToken", "USDT", 6)
+    add_method(sweeping.database, "USDT:other", address=other, chain_id=sweeping.chain.chain_id)
+    assert (await sweeping.plan(method_id="USDT:other")).steps == ()
+    assert [one.address for one in (await sweeping.plan(min_raw=DOLLAR)).steps[-1].addresses] == [paid]
+    assert (await sweeping.plan(min_raw=DOLLAR + 1)).steps == ()
 
 
 async def test_an_address_that_does_not_derive_is_left_out_and_named(sweeping: Sweeping) -> None:
@@ -364,7 +376,10 @@ async def paid_ring(
 
 async def test_usdc_at_a_wallets_addresses_is_moved_by_signatures_and_needs_no_gas_there(sweeping: Sweeping) -> None:
     await paid_ring(sweeping, [8 * DOLLAR, DOLLAR])
+    code = await sweeping.chain.rpc("eth_getCode", collector_address(), "latest")
+    await sweeping.chain.rpc("anvil_setCode", collector_address(), "0x")
     plan = await sweeping.plan()
+    await sweeping.chain.rpc("anvil_setCode", collector_address(), code)
     assert [step.kind for step in plan.steps] == [StepKind.AUTHORIZATION] * 2
     with pytest.raises(InvalidInput, match="the account's xprv first"):
         sign_plan(plan, GAS.private_key, nonce=None)
