@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from db.billing.claims import KEY_LENGTH_MAX
 from devstack.upstream import Behaviour
 from domain.billing.charges import CallEnd
 from tests.gateway.support import Served, add_key, chat, faulty, open_account, served, until
@@ -28,6 +31,22 @@ async def test_another_request_under_the_same_key_is_refused(gateway: Served) ->
     assert (answer.status, answer.error["code"]) == (422, "idempotency_key_reused")
     other = add_key(gateway.books.database, gateway.account.id)
     assert (await gateway.client.post(chat("else"), key=other.key, **KEY)).status == 200
+
+
+async def test_a_key_is_a_few_printable_ascii_characters(gateway: Served) -> None:
+    for key in ("", "k" * (KEY_LENGTH_MAX + 1), "a\tb", "ß"):
+        answer = await gateway.client.post(chat(), Idempotency_Key=key)
+        assert (answer.status, answer.error["code"]) == (400, "invalid_request"), key
+    assert gateway.calls() == []
+    assert (await gateway.client.post(chat(), Idempotency_Key="k" * KEY_LENGTH_MAX)).status == 200
+
+
+async def test_an_answer_that_is_too_long_is_not_kept(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.claims.STORED_ANSWER_BYTES_MAX", 10)
+    first = await gateway.client.post(chat(), **KEY)
+    again = await gateway.client.post(chat(), **KEY)
+    assert (first.status, again.status, again.error["code"]) == (200, 409, "idempotency_key_used")
+    assert len(gateway.calls()) == 1
 
 
 async def test_a_call_in_flight_is_not_made_twice(gateway: Served) -> None:
