@@ -72,7 +72,6 @@ async def test_a_platform_service_is_of_a_tier_and_is_not_refused_for_credits(
     )
 
 
-@pytest.mark.slow
 async def test_limits_are_set_and_removed_one_by_one(database: Database, tmp_path: Path) -> None:
     account = (await create(database, tmp_path, "organization"))["billingAccountId"]
     limited = await run(database, tmp_path, "accounts", "limit", account, "--day", "500", "--month", "9000", "--json")
@@ -87,7 +86,6 @@ async def test_limits_are_set_and_removed_one_by_one(database: Database, tmp_pat
     assert "of any number" in text.stdout and "of 9,000" in text.stdout
 
 
-@pytest.mark.slow
 async def test_members_come_change_and_leave_but_the_owner_stays(database: Database, tmp_path: Path) -> None:
     account = (await create(database, tmp_path, "organization"))["billingAccountId"]
     members = ("accounts", "members")

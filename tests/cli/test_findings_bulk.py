@@ -89,7 +89,6 @@ async def test_a_list_shows_money_first_and_says_what_it_does_not_show(engine: E
     assert len(narrowed.json()) == 7
 
 
-@pytest.mark.slow
 async def test_a_bulk_remedy_says_what_it_would_do_and_does_it_when_confirmed(engine: Engine, tmp_path: Path) -> None:
     _plant(engine, 1, MONEY_RAW)
     _plant(engine, 60, 1)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
 import yaml
 
 from domain.billing.installed_prices import installed_source
@@ -39,7 +38,6 @@ def change_stored_prices(database: Database) -> None:
         owner.execute("""UPDATE model_prices SET names = '{"equals": "o3"}' WHERE model = 'o3'""")
 
 
-@pytest.mark.slow
 async def test_the_difference_is_shown_before_it_counts_and_written_once(database: Database, tmp_path: Path) -> None:
     change_stored_prices(database)
     shown = await run(database, tmp_path, "diff", "--json")
@@ -102,7 +100,6 @@ async def test_what_cannot_be_asked_of_prices_is_refused(database: Database, tmp
     assert json.loads((await run(database, tmp_path, "diff", "--json")).stdout)["changes"] == []
 
 
-@pytest.mark.slow
 async def test_prices_of_the_file_of_upstreams_are_shown_as_the_gateway_has_them(
     database: Database, tmp_path: Path
 ) -> None:

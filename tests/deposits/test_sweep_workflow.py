@@ -68,7 +68,6 @@ def sign(folder: Path, plan: str, secret: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.slow
 async def test_what_is_planned_signed_and_sent_is_collected_and_booked(
     database: Database, chain: LocalChain, namespace: Namespace, worker: Worker, tmp_path: Path
 ) -> None:
