@@ -25,6 +25,7 @@ from api.pages.credits import HtmlRoute, network_name, site_of, templates, utc_w
 from db.clock import estimated_now
 from domain.deposits.charges import Charge, ChargeStatus, DepositState, SignedState
 from domain.deposits.payment_uri import payment_uri
+from domain.deposits.worth import typeable_raw
 from domain.errors import ChargeNotFound
 from domain.money import format_token
 from domain.payments.finality import FinalityState
@@ -90,7 +91,7 @@ async def show_charge(request: Request, services: ApiServices, charge_id: Charge
         "view": view,
         "network": network_name(charge.method, site),
         "explorer_tx_url": services.settings.explorer_tx_url if charge.method.chain_id == site.chain_id else None,
-        "codes": _codes_of(charge),
+        "codes": _codes_of(charge, view),
         "state_label": STATE_LABELS[view.status],
         "now": estimated_now(),
         "is_on_its_way": charge.is_payment_on_its_way,
@@ -121,10 +122,11 @@ def _parse(charge_id: str) -> UUID:
         raise ChargeNotFound(charge_id[:40]) from None
 
 
-def _codes_of(charge: Charge) -> list[QrCode]:
+def _codes_of(charge: Charge, view: ChargeView) -> list[QrCode]:
     """The address alone first: every wallet and exchange reads it, and an amount only some of them."""
     codes = [QrCode("address", "Address only", charge.address, _draw(charge.address))]
-    uri = payment_uri(charge.method, charge.address, charge.missing_raw or charge.quoted_amount_raw)
+    amount_raw = asked_raw(charge.missing_raw or charge.quoted_amount_raw, view)
+    uri = payment_uri(charge.method, charge.address, amount_raw)
     if uri is not None:
         codes.append(QrCode("amount", "Address and amount", uri, _draw(uri), link=uri))
     return codes
@@ -170,12 +172,18 @@ def least_confirmed(view: ChargeView) -> DepositView | None:
     return min(waiting, key=lambda deposit: deposit.confirmations or 0, default=None)
 
 
+def asked_raw(least_raw: int, view: ChargeView) -> int:
+    """What the page asks for, in raw units: of a token with a price an amount that can be typed."""
+    return least_raw if view.quote is None else typeable_raw(least_raw)
+
+
 def price_words(price_usd: str) -> str:
     """A price as people read it: every digit, with thousands set apart."""
     return f"{Decimal(price_usd):,f}"
 
 
 templates.env.filters |= {
+    "asked_of": asked_raw,
     "price": price_words,
     "tokens": format_token,
     "deposit_words": how_a_deposit_stands,

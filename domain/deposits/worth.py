@@ -20,8 +20,8 @@ who registers a token under one of these says that it is worth a dollar.
 
 
 SIGNIFICANT_DIGITS: Final = 6
-"""Of an amount that is asked for at a price: exchanges take eight decimals where a token has eighteen, and a unit less
-is paid in part. It adds less than a thousandth of a percent, which is credited like the rest.
+"""Of an amount that people type: exchanges take eight decimals where a token has eighteen, and a unit less is paid in
+part. It adds less than a thousandth of a percent, which is credited like the rest.
 """
 
 
@@ -77,16 +77,13 @@ def worth_in_credits(method: Priced, value_raw: int, price: UnitPrice | None = N
 
 
 def price_in_raw(method: Priced, amount_usd_cents: int, price: UnitPrice | None = None) -> int:
-    """How many raw units of the method's token pay the amount. Raises as `worth_in_credits`.
-
-    The least number that is worth it; of a token that is no dollar rounded up to `SIGNIFICANT_DIGITS`.
-    """
+    """The least number of raw units of the method's token that are worth the amount. Raises as `worth_in_credits`."""
     one = _price_of(method, price)
-    least_raw = tokens_for_usd_cents(amount_usd_cents, one.answer_raw, decimals=method.decimals + one.decimals)
-    return least_raw if is_dollar_token(method.token) else _typeable(least_raw)
+    return tokens_for_usd_cents(amount_usd_cents, one.answer_raw, decimals=method.decimals + one.decimals)
 
 
-def _typeable(least_raw: int) -> int:
+def typeable_raw(least_raw: int) -> int:
+    """An amount in raw units, rounded up to `SIGNIFICANT_DIGITS`: what people are asked to send at a price."""
     step: int = 10 ** max(len(str(least_raw)) - SIGNIFICANT_DIGITS, 0)
     return -(-least_raw // step) * step
 

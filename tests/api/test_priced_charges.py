@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import pytest
 from db.deposits import charges as charge_queries
 from devstack.chain import payer_wallets
 from domain.deposits.prices import WORDS, PriceProblem
-from domain.deposits.worth import SIGNIFICANT_DIGITS
+from domain.deposits.worth import typeable_raw
 from tests.api.test_charges import ADDRESS, CHARGES, METHODS, charged, rows
 from tests.deposits.coin import ETH, add_coin_method
 from tests.deposits.feeds import DECIMALS, Feed, add_source, deploy_feed
@@ -61,11 +62,10 @@ async def refused(payer: Visitor, **options: Any) -> str:
 async def test_a_charge_is_quoted_at_the_feeds_price_and_keeps_its_round(
     api: RunningApi, payer: Visitor, feed: Feed
 ) -> None:
-    """Fault 8: fractions of a cent. The raw amount is rounded up: with one less of its last digit it is not the sum."""
+    """Fault 8: fractions of a cent. The raw amount is rounded up: with a unit less it is not the sum."""
     charge = await charged(payer, 12_345, WETH)
     raw, answer = charge["amountRaw"], 250_012_345_678
-    less = raw - 10 ** (len(str(raw)) - SIGNIFICANT_DIGITS)
-    assert less * answer * 100 < 12_345 * ONE * 10**DECIMALS <= raw * answer * 100
+    assert (raw - 1) * answer * 100 < 12_345 * ONE * 10**DECIMALS <= raw * answer * 100
     quote = charge["quote"]
     assert (quote["priceUsd"], quote["source"], quote["feed"]) == ("2500.12345678", "ETH / USD", feed.address)
     [stored] = query(
@@ -124,6 +124,9 @@ async def test_the_page_says_the_price_and_where_it_is_from(api: RunningApi, pay
     charge = await charged(payer, 5_000, WETH)
     page = await payer.get(f"/pay/{charge['chargeId']}")
     assert "$2,500.12345678" in page.body
+    assert re.findall(r'id="amount">([0-9.]+)<', page.body) == ["0.0199991"], "six digits, more than the quote"
+    assert f"uint256={typeable_raw(charge['amountRaw'])}" in page.body, "the link asks for the same"
+    assert charge["amountRaw"] == 19_999_012_394_530_637, "programs are asked for the quote"
     assert "ETH / USD" in page.body
 
 

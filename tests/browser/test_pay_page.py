@@ -13,6 +13,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from devstack.chain import payer_wallets
+from domain.deposits.worth import typeable_raw
 from domain.money import format_token
 from tests.browser.conftest import Site, visited
 from tests.deposits.feeds import add_source, deploy_feed
@@ -184,7 +185,7 @@ async def test_of_a_token_that_is_no_dollar_the_price_is_a_sentence_with_its_wor
     charge = await shop.charge(1_700, "WETH:local")
     payer = await shop.payer(charge)
     said = await payer.page.locator("#unit-price").inner_text()
-    asked = format_token(int(charge["amountRaw"]), 18)
+    asked = format_token(typeable_raw(int(charge["amountRaw"])), 18)
     assert len(asked) == len("0.00670832"), "as many digits as an exchange takes"
     for part in (asked, "$17.00", "$2,534.17", "ETH / USD"):
         assert part in said

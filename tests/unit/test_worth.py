@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.deposits.worth import UnitPrice, is_dollar_token, price_in_raw, worth_in_credits
+from domain.deposits.worth import UnitPrice, is_dollar_token, price_in_raw, typeable_raw, worth_in_credits
 from domain.errors import PriceUnavailable
 from domain.money import CREDITS_PER_USD, credits_for_raw, credits_for_usd_cents, format_token, raw_for_usd_cents
 
@@ -78,29 +78,22 @@ def test_at_any_price_what_is_asked_for_is_enough_and_one_unit_less_is_not(
     token = Token("WETH", decimals)
     raw = price_in_raw(token, cents, price)
     assert worth_in_credits(token, raw, price) >= credits_for_usd_cents(cents)
-    assert worth_in_credits(token, raw - last_digit(raw), price) < credits_for_usd_cents(cents)
+    assert worth_in_credits(token, raw - 1, price) < credits_for_usd_cents(cents)
     exact = Fraction(raw * price.answer_raw * CREDITS_PER_USD, 10 ** (decimals + price.decimals))
     assert 0 <= exact - worth_in_credits(token, raw, price) < 1
 
 
-def last_digit(raw: int) -> int:
-    """What the last digit that a payer has to type counts, in raw units: there are six."""
-    unit: int = 10 ** max(len(str(raw)) - 6, 0)
-    return unit
+@given(least=st.integers(1, 10**40))
+def test_what_people_type_has_six_digits_and_costs_hardly_more(least: int) -> None:
+    typed = typeable_raw(least)
+    assert len(str(typed).rstrip("0")) <= 6
+    assert least <= typed
+    assert (typed - least) * 100_000 < least
 
 
-@given(cents=st.integers(1, 10**12), decimals=st.integers(0, 36), price=PRICES)
-def test_what_is_asked_for_has_six_digits_and_costs_hardly_more(cents: int, decimals: int, price: UnitPrice) -> None:
-    raw = price_in_raw(Token("WETH", decimals), cents, price)
-    assert len(str(raw).rstrip("0")) <= 6
-    least = -(-Fraction(cents, 100) * 10 ** (decimals + price.decimals) // price.answer_raw)
-    assert least <= raw
-    assert (raw - least) * 100_000 < least
-
-
-def test_an_exchange_takes_the_decimals_of_a_quote() -> None:
-    asked = price_in_raw(Token("WETH", 18), 1_700, UnitPrice(253_417, 2))
-    assert format_token(asked, 18) == "0.00670832"
+def test_an_exchange_takes_the_decimals_of_what_is_typed() -> None:
+    least = price_in_raw(Token("WETH", 18), 1_700, UnitPrice(253_417, 2))
+    assert (format_token(least, 18), format_token(typeable_raw(least), 18)) == ("0.006708310807877925", "0.00670832")
 
 
 @given(values=st.lists(st.integers(0, 10**24), max_size=6), price=PRICES)
