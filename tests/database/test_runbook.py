@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from domain.operations.findings import DEFAULT_DUST_BELOW_RAW as FLOOR
 from tests.support.payments import CHAIN_ID
 from tests.support.postgres import Database
 from tests.support.sql import query
@@ -19,6 +20,8 @@ def test_every_statement_of_the_runbook_can_be_run(database: Database) -> None:
     statements = STATEMENT.findall(RUNBOOK.read_text("utf-8"))
     assert len(statements) == 5
     for written in statements:
-        statement = written.replace("'ID'", f"'{uuid4()}'").replace("$CHAIN_ID", str(CHAIN_ID))
+        statement = written
+        for name, value in {"'ID'": f"'{uuid4()}'", "$CHAIN_ID": CHAIN_ID, "$DUST_BELOW_RAW": FLOOR}.items():
+            statement = statement.replace(name, str(value))
         of_the_owner = statement.startswith("UPDATE")
         query(database.superuser_url if of_the_owner else database.service_url, f"EXPLAIN {statement}")
