@@ -15,6 +15,7 @@ from psycopg import sql
 from tests.support.deposits import METHOD
 from tests.support.payments import CHAIN_ID
 from tests.support.postgres import Database
+from tests.support.sql import connect, lent
 
 ELSEWHERE: Final = CHAIN_ID + 1
 RELAYER, OTHER_RELAYER, TOKEN, OTHER_TOKEN, PAYER, PAY_TO = (f"0x{digit * 40}" for digit in "785613")
@@ -234,16 +235,15 @@ class Rows:
 @contextmanager
 def planted(database: Database) -> Iterator[Rows]:
     """Rows are planted as the superuser, without triggers; the relay is asked in its own role."""
-    with (
-        psycopg.connect(database.superuser_url, autocommit=True) as superuser,
-        psycopg.connect(database.relay_url, autocommit=True) as relay,
-    ):
+    with lent(database.superuser_url) as superuser, lent(database.relay_url) as relay:
         superuser.execute("SET session_replication_role = replica")
-        yield Rows(superuser, relay)
+        try:
+            yield Rows(superuser, relay)
+        finally:
+            superuser.execute("RESET session_replication_role")
 
 
 def as_api(database: Database, statement: str, *values: Any, user_id: str = "") -> list[Any]:
     """What a process that people reach is answered, in a user's scope."""
-    with psycopg.connect(database.app_url) as connection:
-        connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id,))
+    with connect(database.app_url, user_id=user_id) as connection:
         return connection.execute(statement.encode(), values).fetchall()

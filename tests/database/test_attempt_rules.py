@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 from psycopg import sql
 from psycopg.errors import (
@@ -84,7 +83,7 @@ def test_the_database_allows_the_steps_that_the_domain_allows(
     two_tenants: TwoTenants, before: AttemptStatus, after: AttemptStatus
 ) -> None:
     # Never committed: whether CREDITED was earned is checked by other tests.
-    with psycopg.connect(two_tenants.database.migration_url) as owner:
+    with connect(two_tenants.database.migration_url) as owner:
         attempt_id = _attempt_in(owner, two_tenants.alice.account, before)
         stays = before is after and before in OPEN_STATUSES
         if stays or after in LEGAL_TRANSITIONS[before]:
@@ -129,7 +128,7 @@ def test_what_was_agreed_is_write_once(two_tenants: TwoTenants, column: str, sta
 def test_each_column_alone_is_write_once_where_no_other_rule_binds_it(two_tenants: TwoTenants) -> None:
     """amount_raw and amount_usd_cents go together; without their rule each of them is still write-once."""
     for column in ("amount_raw", "amount_usd_cents"):
-        with psycopg.connect(two_tenants.database.migration_url) as owner:
+        with connect(two_tenants.database.migration_url) as owner:
             owner.execute("ALTER TABLE payment_attempts DROP CONSTRAINT payment_attempts_amounts_agree")
             with refused(RestrictViolation, "payment_attempts_write_once"):
                 _set(owner, two_tenants.alice.pending.id, f"{column} = {column} + 1")

@@ -430,10 +430,9 @@ NOT_OF_THE_SERVICE = [statement for statement in FORBIDDEN if statement.startswi
 def test_no_role_may_bypass_the_security_definer_functions(two_tenants: TwoTenants, role: str, statement: str) -> None:
     if role == "settle_service" and statement in NOT_OF_THE_SERVICE:
         pytest.skip("settle_service writes whole events")
-    with psycopg.connect(two_tenants.database.url_as(role)) as connection:
-        connection.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
-        with refused(InsufficientPrivilege):
-            connection.execute(statement)
+    alice = two_tenants.alice.user_id
+    with connect(two_tenants.database.url_as(role), user_id=alice) as connection, refused(InsufficientPrivilege):
+        connection.execute(statement)
 
 
 def test_provisioning_gives_the_service_what_it_gives_the_app(two_tenants: TwoTenants) -> None:

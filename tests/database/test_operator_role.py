@@ -137,10 +137,9 @@ def test_without_its_policies_it_sees_nothing(two_tenants: TwoTenants) -> None:
     ],
 )
 def test_it_cannot_change_anything(two_tenants: TwoTenants, statement: str) -> None:
-    with psycopg.connect(two_tenants.database.operator_url) as connection:
-        connection.execute("SELECT set_config('settle.user_id', %s, true)", (two_tenants.alice.user_id,))
-        with refused(InsufficientPrivilege):
-            connection.execute(statement)
+    alice = two_tenants.alice.user_id
+    with connect(two_tenants.database.operator_url, user_id=alice) as connection, refused(InsufficientPrivilege):
+        connection.execute(statement)
 
 
 CALLS = {

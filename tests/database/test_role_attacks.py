@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from itertools import product
 from uuid import UUID
 
@@ -31,10 +32,8 @@ SUBMIT = (
 )
 
 
-def _as(two_tenants: TwoTenants, role: str, user_id: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
-    connection = psycopg.connect(two_tenants.database.url_as(role))
-    connection.execute("SELECT set_config('settle.user_id', %s, true)", (user_id or two_tenants.alice.user_id,))
-    return connection
+def _as(two_tenants: TwoTenants, role: str, user_id: str | None = None) -> AbstractContextManager[Connection]:
+    return connect(two_tenants.database.url_as(role), user_id=user_id or two_tenants.alice.user_id)
 
 
 # -- the API's password
@@ -380,7 +379,7 @@ def test_a_workers_tenant_role_sees_its_scope_and_without_one_nothing(two_tenant
                                              if one != other])  # fmt: skip
 def test_no_role_becomes_another(two_tenants: TwoTenants, role: str, other: str) -> None:
     for statement in (f"SET ROLE {other}", f"SET SESSION AUTHORIZATION {other}", f"GRANT {other} TO {role}"):
-        with psycopg.connect(two_tenants.database.url_as(role)) as connection, refused(InsufficientPrivilege):
+        with connect(two_tenants.database.url_as(role)) as connection, refused(InsufficientPrivilege):
             connection.execute(statement)
 
 

@@ -19,7 +19,7 @@ import signal
 import sys
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -66,6 +66,20 @@ class ParallelRun:
         self._running: list[TestProcess] = []
         self._files: deque[deque[int]] = deque()
         self._seconds: dict[str, float] = defaultdict(float)
+        self._prepared = contextlib.ExitStack()
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """While tests are collected, which keeps one processor busy, a process makes the server that others copy."""
+        if self._count > 1 and not session.config.option.collectonly:
+            make = self._prepared.enter_context(prepared_once())
+            with _no_capturing(session.config):
+                process = _fork.Process(target=_make_server, args=(make,), name="maker of a server")
+                process.start()
+            self._prepared.callback(process.join, GRACE_SECONDS)
+
+    def pytest_sessionfinish(self) -> None:
+        """Remove it."""
+        self._prepared.close()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
@@ -80,16 +94,15 @@ class ParallelRun:
         warm_parent.import_everything()
         gc.freeze()
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        with prepared_once():
-            try:
-                for number in range(min(self._count, len(self._files))):
-                    self._start(session, number)
-                self._listen(session)
-            finally:
-                for running in self._running:
-                    running.process.terminate()
-                for running in self._running:
-                    running.process.join(GRACE_SECONDS)
+        try:
+            for number in range(min(self._count, len(self._files))):
+                self._start(session, number)
+            self._listen(session)
+        finally:
+            for running in self._running:
+                running.process.terminate()
+            for running in self._running:
+                running.process.join(GRACE_SECONDS)
         self._remember(session)
         return True
 
@@ -207,6 +220,12 @@ def _capture(config: pytest.Config) -> None:
     capturing = config.pluginmanager.getplugin("capturemanager")
     capturing.start_global_capturing()
     capturing.suspend_global_capture()
+
+
+def _make_server(make: Callable[[], object]) -> None:
+    os.setpgid(0, 0)  # Ctrl-C is for the process that began the run
+    end_with_parent()
+    make()
 
 
 def _serve(session: pytest.Session, connection: Connection, other_end: Connection) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ SERVER_FILES: Final = ("postgres", "postgres-superuser-password")
 """What makes a server in its state folder, without its port and its logs."""
 
 FIRST_PORT: Final = 25_432
+MAKING_PORT: Final = FIRST_PORT - 1
 
 MEMORY_FOLDER: Final = Path("/dev/shm")
 MEMORY_BYTES_MIN: Final = 2**31
@@ -208,21 +209,23 @@ _prepared: Path | None = None
 
 
 @contextmanager
-def prepared_once() -> Iterator[None]:
+def prepared_once() -> Iterator[Callable[[], object]]:
     """Servers of this process and of those that it forks are copies of one, which the first of them makes.
 
-    To make one and to migrate its template takes two seconds of the processor's, to copy it a tenth of one.
+    To make one and to migrate its template takes two seconds of the processor's, to copy it a tenth of one. What is
+    yielded makes it, for a process that has nothing else to do.
     """
     global _prepared  # noqa: PLW0603 - a forked process has what its parent has set
     with TemporaryDirectory() as fallback, state_folder(Path(fallback)) as folder:
         _prepared = folder
         try:
-            yield
+            yield lambda: asyncio.run(_make_prepared(folder, port=MAKING_PORT))
         finally:
             _prepared = None
 
 
-async def _copy_prepared(prepared: Path, state_dir: Path, *, port: int) -> None:
+async def _make_prepared(prepared: Path, *, port: int) -> Path:
+    """Its files, once it has been made."""
     files = prepared / "server"
     with (prepared / "being-made").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others would do the same, and wait for the processor
@@ -234,6 +237,11 @@ async def _copy_prepared(prepared: Path, state_dir: Path, *, port: int) -> None:
             finally:
                 await making.stop()
             making.state_dir.rename(files)
+    return files
+
+
+async def _copy_prepared(prepared: Path, state_dir: Path, *, port: int) -> None:
+    files = await _make_prepared(prepared, port=port)
     for name in SERVER_FILES:
         # Not `shutil`: the files have to stay those of the user that the server runs as.
         subprocess.run(["cp", "-a", files / name, state_dir / name], check=True)
