@@ -7,6 +7,7 @@ it relies on.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, LiteralString, Self, TypeVar
@@ -120,6 +121,17 @@ def takes_no_writes(driver: psycopg.AsyncConnection[TupleRow]) -> bool:
     """The server is a standby, or allows only reading, as it reported by itself with the last answer (`GUC_REPORT`)."""
     reported = driver.pgconn.parameter_status
     return b"on" in (reported(b"in_hot_standby"), reported(b"default_transaction_read_only"))
+
+
+def has_unread(driver: psycopg.AsyncConnection[TupleRow]) -> bool:
+    """The server has sent something unasked to an idle connection: that it ends it, as a restart does to all.
+
+    Asks the system and not the server. Of a session that goes on it may be a setting that was reloaded, which costs a
+    connection and no request.
+    """
+    poll = select.poll()
+    poll.register(driver.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def fetch_one_by_driver(

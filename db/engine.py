@@ -12,13 +12,13 @@ import psycopg
 from psycopg.rows import TupleRow
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from db.address import has_several_hosts, parse_address
-from db.driver import PromptConnection, driver_of, fetch_one_by_driver, takes_no_writes
+from db.driver import PromptConnection, driver_of, fetch_one_by_driver, has_unread, takes_no_writes
 from db.outages import as_unavailable
 from db.pooler import Route, limits_sql
 from db.schema import TENANT_SETTING
@@ -160,7 +160,8 @@ def _use_connections_that_take_no_writes_once(engine: AsyncEngine, route: Route)
 
 IDLE_SECONDS_MAX: Final = 1.0
 """SQLAlchemy's own ping runs at every checkout, a third of a request's statements. A connection that worked a moment
-ago is reused untested; a request that finds it broken gets a 503, and the pool is renewed.
+ago is reused unless the server has said that it ends it; a request that finds it broken gets a 503, and the pool is
+renewed.
 """
 
 
@@ -171,13 +172,15 @@ def _ping_idle_connections(engine: AsyncEngine, after_seconds: float) -> None:
 
     @event.listens_for(engine.sync_engine, "checkout")
     def ping(dbapi_connection: Any, record: ConnectionPoolEntry, _: object) -> None:
+        if has_unread(dbapi_connection.driver_connection):
+            raise InvalidatePoolError
         if time.monotonic() - record.info.get("checked_in", 0.0) < after_seconds:
             return
         dialect = engine.sync_engine.dialect
         try:
             dialect.do_ping(dbapi_connection)
         except dialect.loaded_dbapi.Error as error:
-            raise DisconnectionError from error
+            raise InvalidatePoolError from error
 
 
 @asynccontextmanager

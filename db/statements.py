@@ -17,7 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from db.driver import takes_no_writes
+from db.driver import has_unread, takes_no_writes
 from domain.errors import DatabaseUnavailable
 
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -84,7 +84,7 @@ class StatementConnections:
         while self._idle:
             connection, opened, used = self._idle.pop()
             now = time.monotonic()
-            is_young = now - opened < self._seconds_max
+            is_young = now - opened < self._seconds_max and not has_unread(connection)
             if is_young and (now - used < self._idle_seconds_max or await _answers(connection)):
                 return connection, opened
             connection.pgconn.finish()

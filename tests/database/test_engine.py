@@ -74,12 +74,14 @@ async def test_a_connection_that_broke_while_it_was_idle_is_not_lent(
 
 
 async def test_one_that_breaks_in_use_is_unavailable_once(roles: RolePair) -> None:
-    async with roles.app.unscoped():
-        pass
-    end_backends(roles)
-    with pytest.raises(DatabaseUnavailable):
+    async def use() -> None:
         async with roles.app.unscoped() as connection:
             await connection.execute(text("SELECT 1"))
+            end_backends(roles)
+            await connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnavailable):
+        await use()
     async with roles.app.unscoped() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
 
@@ -97,7 +99,7 @@ def end_backends(roles: RolePair) -> None:
     """As a restart of the server does."""
     query(
         roles.database.superuser_url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND usename IN ('settle_app', 'settle_service')",
     )
 

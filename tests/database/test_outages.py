@@ -20,7 +20,7 @@ from domain.errors import DatabaseBusy, DatabaseUnavailable
 from tests.database.test_engine import BONUS
 from tests.support.payments import RolePair
 from tests.support.postgres import Cluster, Database
-from tests.support.sql import connect, scalar
+from tests.support.sql import connect, query, scalar
 
 UNAVAILABLE = (
     "08000", "08003", "08006", "25006", "25P03", "53000", "53100", "53200", "53300", "53400", "57000", "57014", "57P01",
@@ -225,6 +225,34 @@ async def test_a_statement_whose_connection_an_administrator_ends_is_unavailable
                 await service.connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     finally:
         await superuser.dispose()
+
+
+@pytest.mark.parametrize("is_hot", [False, True])
+async def test_none_is_used_that_the_server_has_ended_however_little_it_was_idle(roles: RolePair, is_hot: bool) -> None:
+    """As a restart does: those that were used a moment ago would refuse a request each."""
+    service = ServiceDatabase(roles.database.service_url, pool_size=2)
+
+    async def one() -> int:
+        if is_hot:
+            async with service.hot_statement() as driver:
+                await asyncio.sleep(0)
+                return int((await (await driver.execute("SELECT 1")).fetchone() or (0,))[0])
+        async with service.autocommit() as connection:
+            await asyncio.sleep(0)
+            return int((await connection.connection.execute(text("SELECT 1"))).scalar_one())
+
+    try:
+        assert {*await asyncio.gather(one(), one())} == {1}
+        query(roles.database.superuser_url, END_ALL)
+        assert {*await asyncio.gather(one(), one())} == {1}
+    finally:
+        await service.dispose()
+
+
+END_ALL = (
+    "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+    " WHERE usename = 'settle_service' AND datname = current_database() AND application_name = 'settle'"
+)
 
 
 async def test_of_several_hosts_the_one_that_answers_and_takes_writes_is_used(roles: RolePair) -> None:

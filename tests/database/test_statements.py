@@ -164,11 +164,22 @@ async def test_one_that_broke_while_it_was_idle_is_replaced_unnoticed(pool: Pool
     assert await server_process(connections) != pid
 
 
-async def test_one_that_broke_a_moment_ago_is_an_error_once(pool: Pool, database: Database) -> None:
+async def test_one_that_the_server_ended_a_moment_ago_is_not_used(pool: Pool, database: Database) -> None:
     connections = pool(size=1)
     await end(database, await server_process(connections))
+    assert await server_process(connections)
+
+
+async def test_one_that_breaks_in_use_is_an_error_once(pool: Pool, database: Database) -> None:
+    connections = pool(size=1)
+
+    async def use() -> None:
+        async with connections.connection() as connection:
+            await end(database, await pid_of(connection))
+            await pid_of(connection)
+
     with pytest.raises(psycopg.OperationalError):
-        await server_process(connections)
+        await use()
     assert await server_process(connections)
 
 
@@ -214,11 +225,14 @@ async def test_a_step_whose_connection_breaks_is_a_domain_error_and_goes_through
 ) -> None:
     first, second = [await roles.create_submitted(await roles.open_account(number), number) for number in (1, 2)]
     await roles.credit(first)
-    async with roles.settlement.statements(first.owner_user_id) as connection:
-        pid = await pid_of(connection.driver)
-    await end(roles.database, pid)
+
+    async def use() -> None:
+        async with roles.settlement.statements(first.owner_user_id) as connection:
+            await end(roles.database, await pid_of(connection.driver))
+            await pid_of(connection.driver)
+
     with pytest.raises(DatabaseUnavailable):
-        await roles.credit(second)
+        await use()
     assert (await roles.credit(second)).changed
 
 
