@@ -118,15 +118,16 @@ async def test_the_probe_renews_all_connections(roles: RolePair) -> None:
 async def test_a_connection_made_while_the_server_took_no_writes_is_used_once(roles: RolePair, pre_ping: bool) -> None:
     """Else each of them would refuse one request after the server takes writes again."""
     service = ServiceDatabase(roles.database.service_url, pool_size=2, pre_ping=pre_ping)
+    all_are_open = asyncio.Barrier(4)
 
     async def is_read_only(opened: AbstractAsyncContextManager[ServiceConnection]) -> str:
         async with opened as connection:
-            await asyncio.sleep(0)  # all are open at once
+            await all_are_open.wait()
             return str((await connection.connection.execute(text("SHOW transaction_read_only"))).scalar_one())
 
     async def hot_is_read_only() -> str:
         async with service.hot_statement() as connection:
-            await asyncio.sleep(0)
+            await all_are_open.wait()
             [found] = await (await connection.execute("SHOW transaction_read_only")).fetchone() or ()
             return str(found)
 
@@ -231,14 +232,15 @@ async def test_a_statement_whose_connection_an_administrator_ends_is_unavailable
 async def test_none_is_used_that_the_server_has_ended_however_little_it_was_idle(roles: RolePair, is_hot: bool) -> None:
     """As a restart does: those that were used a moment ago would refuse a request each."""
     service = ServiceDatabase(roles.database.service_url, pool_size=2)
+    both_are_open = asyncio.Barrier(2)
 
     async def one() -> int:
         if is_hot:
             async with service.hot_statement() as driver:
-                await asyncio.sleep(0)
+                await both_are_open.wait()
                 return int((await (await driver.execute("SELECT 1")).fetchone() or (0,))[0])
         async with service.autocommit() as connection:
-            await asyncio.sleep(0)
+            await both_are_open.wait()
             return int((await connection.connection.execute(text("SELECT 1"))).scalar_one())
 
     try:
