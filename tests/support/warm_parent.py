@@ -1,9 +1,9 @@
 """A parent that has imported the product already, and from which processes are forked: each saves two CPU seconds.
 
 It is a fork of the test process, from before that had a thread or an event loop, and runs no test itself. A request
-names a module and its arguments, variables, folder and streams; the answer is the pid. What is forked is then passed to
-the asking process, as a child of its own: a process with its own pid, session and group, which can be waited for,
-signalled and killed like any other.
+names a module and its arguments, variables, folder and streams; the answer is the pid. What is forked is a child of the
+asking process, not of this one: a process with its own pid, session and group, which can be waited for, signalled and
+killed like any other.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ import structlog
 from sqlalchemy.orm import configure_mappers
 
 from db import functions
+from tests.support import huge_pages
 from tests.support.cheap_starts import poll_with_few
 
 PR_SET_PDEATHSIG: Final = 1
+CLONE_PARENT: Final = 0x8000
+SYS_CLONE3: Final = 435
+"""On every architecture."""
+HUGE_PAGES_FROM: Final = 10
+"""The request from which it pays to move this process to huge pages: that takes what twenty forks do."""
 MESSAGE_BYTES_MAX: Final = 2**17
 RECURSION_LIMIT: Final = 100_000
 """As a library under eth-account sets it."""
@@ -64,8 +70,9 @@ def serve(asker: socket.socket) -> NoReturn:
             gc.collect()
             gc.freeze()  # or the first collection of each child would copy all of it
         requests += 1
-        request: dict[str, Any] = json.loads(message)
-        asker.send(json.dumps({"pid": _fork(request, descriptors, asker)}).encode())
+        if requests == HUGE_PAGES_FROM:
+            huge_pages.collapse()
+        asker.send(str(_fork(message, descriptors, asker)).encode())
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -96,29 +103,45 @@ def import_everything() -> None:
     poll_with_few()
 
 
-def _fork(request: dict[str, Any], descriptors: list[int], asker: socket.socket) -> int:
-    """The pid of a new process, an orphan that the asker has adopted."""
+def _fork(message: bytes, descriptors: list[int], asker: socket.socket) -> int:
+    """The pid of a new process, which is a group of its own by now."""
     reading, writing = os.pipe()
-    between = os.fork()
-    if between == 0:
-        child = os.fork()
-        if child:
-            os.write(writing, str(child).encode())
-            os._exit(0)
+    pid = _fork_sibling()
+    if pid == 0:
         os.close(reading)
         asker.close()
-        _run(request, descriptors, writing)
+        _run(json.loads(message), descriptors, writing)
     os.close(writing)
-    os.waitpid(between, 0)
-    with open(reading) as answer:
-        return int(answer.read())  # to the end: the child closes it when it is a group of its own
+    os.read(reading, 1)  # to the end: the child closes it
+    os.close(reading)
+    return pid
+
+
+class _CloneArguments(ctypes.Structure):
+    """`struct clone_args` of `man 2 clone`, as far as the first kernel with `clone3` has it."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"
+    )]  # fmt: skip
+
+
+def _fork_sibling() -> int:
+    """`os.fork`, but that the new process is a child of this one's parent, which is the asker."""
+    arguments = _CloneArguments(flags=CLONE_PARENT)
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid = int(python.syscall(SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)))
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+    assert pid >= 0, "the kernel has no clone3"
+    return pid
 
 
 def _run(request: dict[str, Any], descriptors: list[int], settled: int) -> NoReturn:
     """Become the process that was asked for."""
     try:
-        while os.getppid() not in {1, request["parent"]}:
-            time.sleep(0.0005)
         os.setsid()
         if request["parent_death_signal"]:
             _die_with_parent(request["parent_death_signal"])

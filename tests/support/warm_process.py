@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -19,7 +18,6 @@ from typing import Final
 
 from tests.support import warm_parent
 
-PR_SET_CHILD_SUBREAPER: Final = 36
 POLL_SECONDS: Final = 0.005
 
 
@@ -93,24 +91,15 @@ class _WarmParent:
             "parent_death_signal": int(parent_death_signal),
         }
         with self._lock, open(os.devnull, "rb") as stdin:
-            _adopt_orphans(True)
-            try:
-                message = json.dumps(request).encode()
-                socket.send_fds(self._socket, [message], [stdin.fileno(), stdout, stderr])
-                answer = self._socket.recv(1024)
-            finally:
-                _adopt_orphans(False)
+            message = json.dumps(request).encode()
+            socket.send_fds(self._socket, [message], [stdin.fileno(), stdout, stderr])
+            answer = self._socket.recv(1024)
         assert answer, "the warm parent has ended"
-        return WarmProcess(json.loads(answer)["pid"], [module, *arguments])
+        return WarmProcess(int(answer), [module, *arguments])
 
     def _close(self) -> None:
         self._socket.close()
         os.waitpid(self._pid, 0)
-
-
-def _adopt_orphans(wanted: bool) -> None:
-    """Whether orphans below this process become its children; only while one is expected."""
-    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
 
 
 @functools.cache
