@@ -131,6 +131,8 @@ def _engine(
         connect_args={**_with_session_settings(connect_args), "async_creator_fn": route.connect},
         # An error must not carry an address or a payload into a log.
         hide_parameters=True,
+        # Each new engine would ask the server for a type that we do not use.
+        use_native_hstore=False,
         **options,
     )
     if ping_after_idle_seconds is not None:

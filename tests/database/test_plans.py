@@ -16,7 +16,7 @@ from domain.payments.attempt import OPEN_STATUSES
 from tests.support.payments import RolePair
 from tests.support.sql import connect
 
-PAYMENTS: Final = 20_000
+PAYMENTS: Final = 5_000
 
 # Straight into the tables, with triggers off: only the number of rows matters here.
 FILL: Final = f"""

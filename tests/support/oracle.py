@@ -19,6 +19,28 @@ from tests.support.sql import lent
 
 WRONG_BONUSES: Final = "attempt {id}: CREDITED with {entries} bonuses of {amount}, not with 1"
 
+EXPECTED_ENTRIES: Final = """
+    WITH worth AS (
+        SELECT a.id, a.purpose, a.status, a.billing_account_id,
+               CASE a.kind WHEN 'deposit' THEN div(d.value_raw * coalesce(q.answer_raw, 1) * 10000000,
+                                                   power(10::numeric, m.decimals + coalesce(q.decimals, 0)))
+                           ELSE a.amount_usd_cents::numeric * 100000 END AS credits
+          FROM payment_attempts a LEFT JOIN deposits d ON d.attempt_id = a.id AND a.kind = 'deposit'
+          LEFT JOIN payment_methods m ON m.id = d.method_id
+          LEFT JOIN price_quotes q ON q.id = d.quote_id
+         WHERE a.status IN ('CREDITED', 'REVERSED')
+    ), expected AS (
+        SELECT id, 'credits_purchase' AS reason, billing_account_id AS account, credits AS amount
+          FROM worth WHERE purpose = 'self'
+        UNION ALL
+        SELECT id, 'system_donation', 'cogni_system', credits FROM worth WHERE purpose = 'system'
+        UNION ALL
+        SELECT id, 'platform_revenue_share', 'cogni_system', floor(credits * %(expected_share)s::numeric)
+          FROM worth WHERE purpose = 'self'
+    )
+"""
+"""The entries that the attempts ask for: every one once, and no other."""
+
 CHECKS: Final = (
     (
         "journal line {id}: its entry {entry_id} does not exist",
@@ -158,7 +180,8 @@ CHECKS: Final = (
     ),
     (
         "attempt {id}: CREDITED with {entries} entries {reason} of {amount} on {account}, not with 1",
-        """
+        EXPECTED_ENTRIES
+        + """
         SELECT x.id, x.reason, x.amount, x.account, count(e.id) AS entries FROM expected x
           LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
                 AND e.billing_account_id = x.account AND e.amount = x.amount
@@ -168,7 +191,8 @@ CHECKS: Final = (
     ),
     (
         WRONG_BONUSES,
-        """
+        EXPECTED_ENTRIES
+        + """
         SELECT x.id, x.amount, count(e.id) AS entries FROM expected x
           LEFT JOIN credit_ledger e ON e.reference = x.id::text AND e.reason = x.reason
                 AND e.billing_account_id = x.account AND e.amount = x.amount
@@ -179,7 +203,8 @@ CHECKS: Final = (
     ),
     (
         "entry {id}: {reason} of {amount} on {billing_account_id} is what no CREDITED attempt asks for",
-        """
+        EXPECTED_ENTRIES
+        + """
         SELECT e.id, e.reason, e.amount, e.billing_account_id FROM credit_ledger e
          WHERE e.reason IN ('credits_purchase', 'platform_revenue_share', 'system_donation')
            AND NOT EXISTS (
@@ -360,7 +385,7 @@ CHECKS: Final = (
     (
         "address {address_id}: {swept} of token {token} was swept, {came} came",
         """
-        , moved AS (
+        WITH moved AS (
             SELECT s.address_id, coalesce(lower(m.address), '0xeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee') AS token,
                    sum(s.value_raw) AS swept
               FROM swept_transfers s JOIN payment_methods m ON m.id = s.method_id GROUP BY 1, 2
@@ -403,28 +428,6 @@ CHECKS: Final = (
     ),
 )
 """Sentence and the query whose rows are the violations."""
-
-EXPECTED_ENTRIES: Final = """
-    WITH worth AS (
-        SELECT a.id, a.purpose, a.status, a.billing_account_id,
-               CASE a.kind WHEN 'deposit' THEN div(d.value_raw * coalesce(q.answer_raw, 1) * 10000000,
-                                                   power(10::numeric, m.decimals + coalesce(q.decimals, 0)))
-                           ELSE a.amount_usd_cents::numeric * 100000 END AS credits
-          FROM payment_attempts a LEFT JOIN deposits d ON d.attempt_id = a.id AND a.kind = 'deposit'
-          LEFT JOIN payment_methods m ON m.id = d.method_id
-          LEFT JOIN price_quotes q ON q.id = d.quote_id
-         WHERE a.status IN ('CREDITED', 'REVERSED')
-    ), expected AS (
-        SELECT id, 'credits_purchase' AS reason, billing_account_id AS account, credits AS amount
-          FROM worth WHERE purpose = 'self'
-        UNION ALL
-        SELECT id, 'system_donation', 'cogni_system', credits FROM worth WHERE purpose = 'system'
-        UNION ALL
-        SELECT id, 'platform_revenue_share', 'cogni_system', floor(credits * %(expected_share)s::numeric)
-          FROM worth WHERE purpose = 'self'
-    )
-"""
-"""The entries that the attempts ask for: every one once, and no other."""
 
 TRAIL: Final = """
     SELECT a.id, a.status, a.error_code, e.id AS event_id, e.from_status, e.to_status, e.error_code AS event_error_code
@@ -472,11 +475,15 @@ async def check_books(
 
 def _read(url: str, values: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     violations: list[str] = []
-    with lent(url) as connection, connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+    with (
+        lent(url, prepares=True) as connection,
+        connection.transaction(),
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
         # One snapshot for all queries, so that concurrent payments do not appear as violations.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for sentence, statement in CHECKS:
-            cursor.execute(EXPECTED_ENTRIES + statement, values)
+            cursor.execute(statement, values, prepare=True)
             violations += [sentence.format_map(row) for row in cursor.fetchall()]
         return violations, cursor.execute(TRAIL).fetchall()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import select
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
@@ -30,8 +31,8 @@ OF_A_SESSION: Final = re.compile(r"pg_|set_config|current_setting|txid|nextval|s
 ALONE: Final = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b[^;]*;?\s*\Z")
 """One statement that reads or writes rows, and leaves nothing else."""
 
-_kept: Final[dict[str, dict[str, list[Connection]]]] = {}
-"""By database and address, of databases that are lent again."""
+_kept: Final[dict[str, dict[tuple[str, bool], list[Connection]]]] = {}
+"""By database, address and whether they prepare statements, of databases that are lent again."""
 
 
 def lent_again(database: str) -> None:
@@ -64,25 +65,27 @@ def _lives(connection: Connection) -> bool:
 
 
 @contextmanager
-def lent(url: str) -> Iterator[Connection]:
+def lent(url: str, *, prepares: bool = False) -> Iterator[Connection]:
     """A connection that commits each statement, kept for others where the database is lent again.
 
-    For what leaves nothing in its session: single statements about rows, and calls of the product's functions.
+    For what leaves nothing in its session: single statements about rows, and calls of the product's functions. One that
+    `prepares` is for statements that are executed with `prepare=True`, and never taken for anything else.
     """
-    with _taken(url) as connection:
+    with _taken(url, prepares=prepares) as connection:
         yield connection
 
 
 @contextmanager
-def _taken(url: str) -> Iterator[Connection]:
+def _taken(url: str, *, prepares: bool = False) -> Iterator[Connection]:
     database = str(conninfo_to_dict(url)["dbname"])
-    idle = _kept[database].setdefault(url, []) if database in _kept else []
+    idle = _kept[database].setdefault((url, prepares), []) if database in _kept else []
     while idle:
         connection = idle.pop()
         if _lives(connection):
             break
     else:
-        connection = psycopg.connect(url, application_name=KEPT, autocommit=True, prepare_threshold=None)
+        threshold = sys.maxsize if prepares else None
+        connection = psycopg.connect(url, application_name=KEPT, autocommit=True, prepare_threshold=threshold)
     try:
         yield connection
     finally:
