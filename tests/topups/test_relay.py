@@ -26,6 +26,7 @@ from tests.support.engine import MIN_CONFIRMATIONS
 from tests.topups.conftest import OTHER, PAYER, STRANGER, Till, new_key, opened_relay, relay_policy
 
 SECRET = "0x" + "42" * 32
+CURVE_ORDER = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
 SLOW = timedelta(minutes=1)
 """The time of a block with which nothing is replaced."""
 
@@ -343,6 +344,7 @@ def test_fees_are_bounded_in_first_and_replacing_transactions() -> None:
     assert bumped == Fees(1_131, 114)
     risen = replacing_fees(before, 10 * tip, max_fee_wei=15 * tip)
     assert risen == Fees(15 * tip, 114), "as far as it pays"
+    assert replacing_fees(before, 100, max_fee_wei=15 * tip) == Fees(tip + 200, 114), "or to what a first one offers"
 
 
 # The process ---------------------------------------------------------------------------------------------------------
@@ -353,6 +355,9 @@ def test_it_signs_what_a_wallet_would() -> None:
     for to, calldata in (
         (OTHER.address, b""),
         (OTHER.address, b"\x01"),
+        (OTHER.address, b"\x80"),
+        (OTHER.address, b"\x07" * 55),
+        (OTHER.address, b"\x07" * 56),
         (OTHER.address, b"\x07" * 5_000),
         (None, b"\x99"),
     ):
@@ -371,7 +376,7 @@ def test_it_signs_what_a_wallet_would() -> None:
             assert key.resign(signed.raw, fee + 1, tip + 1).raw == bytes(replaced.raw_transaction)
 
 
-@pytest.mark.parametrize("text", ["", "0x12", "42" * 33, "zz" * 32, "00" * 32, "ff" * 32])
+@pytest.mark.parametrize("text", ["", "0x12", "42" * 33, "zz" * 32, "00" * 32, "ff" * 32, CURVE_ORDER])
 def test_what_is_no_key_is_refused_and_not_shown(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         RelayKey.parse(text, setting="RELAY_PRIVATE_KEY")
@@ -382,14 +387,20 @@ def test_what_is_no_key_is_refused_and_not_shown(text: str) -> None:
 def test_a_key_shows_its_address_only_and_its_file_is_its_owners(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text(SECRET + "\n")
-    path.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="others may read"):
-        RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
+    for mode in (0o644, 0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(ConfigurationError, match="others may read"):
+            RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
     path.chmod(0o600)
     key = RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
     assert repr(key) == f"RelayKey({Account.from_key(SECRET).address})"
     with pytest.raises(ConfigurationError, match="No such file"):
         RelayKey.read(tmp_path / "none", setting="RELAY_PRIVATE_KEY_FILE")
+    path.write_bytes(SECRET.encode("ascii") + b"\xff")
+    with pytest.raises(ConfigurationError, match="not text") as caught:
+        RelayKey.read(path, setting="RELAY_PRIVATE_KEY_FILE")
+    assert caught.value.__suppress_context__, "what could not be decoded holds the key, and is in no traceback"
+    assert RelayKey.parse(SECRET[2:], setting="X").address == key.address
 
 
 async def test_the_process_relays_and_says_how_it_is(till: Till) -> None:
