@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,17 @@ import psycopg
 import pytest
 from eth_account import Account
 
+from chain.authorizations import DEPLOYING_GAS_MAX, TRANSFER_GAS_MAX
 from chain.transactions import ExecutionRefused, TransactionCalls
 from composition import chain_reader
 from db.payments import relay as books
 from devstack.processes import wait_until
-from domain.errors import ChainUnavailable, ConfigurationError
+from domain.errors import ChainUnavailable, ConfigurationError, Unavailable
 from domain.payments.attempt import AttemptStatus
-from relay.fees import BUMP_PERCENT, PRIORITY_FEE_WEI, Fees, first_fees, replacing_fees
-from relay.process import RelayOptions, running_relay
+from relay.fees import BUMP_PERCENT, PRIORITY_FEE_WEI, Fees, first_fees, replacing_fees, with_margin
+from relay.process import STALE_AFTER_SECONDS, RelayLoop, RelayOptions, running_relay
 from relay.signing import RelayKey
-from tests.support.engine import MIN_CONFIRMATIONS
+from tests.support.engine import MIN_CONFIRMATIONS, Engine
 from tests.topups.conftest import OTHER, PAYER, STRANGER, Till, new_key, opened_relay, relay_policy
 
 SECRET = "0x" + "42" * 32
@@ -316,6 +319,26 @@ async def test_without_gas_nothing_is_stored(till: Till) -> None:
     assert await till.rows("SELECT 1 FROM relay_nonces") == []
 
 
+async def test_the_day_and_the_account_may_be_used_up_to_the_last_wei(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wei less on either side, and nothing is stored."""
+    monkeypatch.setattr(TransactionCalls, "estimate_gas", _answering(100_000))
+    await till.claimed()
+    max_fee = relay_policy(till.engine).max_fee_wei
+    async with opened_relay(till.engine, await new_key(till.chain), gas_per_day_wei=0) as relay:
+        await relay.run_once()
+        assert relay.account is not None
+        fees = first_fees(relay.account.base_fee_wei, max_fee_wei=max_fee)
+    assert fees is not None
+    cost = with_margin(100_000) * fees.max_fee_wei
+    for balance, day, stored in ((cost, cost - 1, 0), (cost - 1, cost, 0), (cost, cost, 1)):
+        key = await new_key(till.chain, gas_wei=balance)
+        async with opened_relay(till.engine, key, gas_per_day_wei=day) as relay:
+            await relay.run_once()
+        assert len(await till.rows("SELECT 1 FROM relay_nonces")) == stored, (balance - cost, day - cost)
+
+
 @pytest.mark.parametrize(
     "policy",
     [
@@ -430,6 +453,63 @@ async def test_the_process_relays_and_says_how_it_is(till: Till) -> None:
             assert "settle_relay_balance_coins" in await metrics.text()
         async with session.get("/livez") as alive:
             assert alive.status == 200
+
+
+async def test_a_relay_is_ready_with_the_gas_of_its_dearest_transaction(engine: Engine) -> None:
+    """At what it offers: twice the base fee, and no more than it pays."""
+    key = await new_key(engine.chain)
+    async with opened_relay(engine, key) as relay:
+        loops = {factories: RelayLoop(relay, relay_policy(engine, wallet_factories=factories, max_fee_wei=1_000))
+                 for factories in ((), (STRANGER.address,))}  # fmt: skip
+        with pytest.raises(Unavailable, match="not read yet"):
+            await loops[()].check_gas()
+        await relay.run_once()
+        assert relay.account is not None
+        for factories, gas in (((), TRANSFER_GAS_MAX), ((STRANGER.address,), DEPLOYING_GAS_MAX)):
+            for base_fee, fee in ((100, 200), (900, 1_000)):
+                relay.account = replace(relay.account, base_fee_wei=base_fee, balance_wei=gas * fee)
+                await loops[factories].check_gas()
+                relay.account = replace(relay.account, balance_wei=gas * fee - 1)
+                with pytest.raises(Unavailable, match="send it gas"):
+                    await loops[factories].check_gas()
+
+
+async def test_passes_that_fail_end_no_process_and_it_is_not_ready_until_one_is_completed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [KeyError("a fault"), ChainUnavailable("no usable chain endpoint")]
+    monkeypatch.setattr("relay.process.PATIENCE_SECONDS_MAX", 0.01)
+    async with opened_relay(engine, await new_key(engine.chain)) as relay:
+        run_once, ready = relay.run_once, asyncio.Event()
+
+        async def fail_first() -> None:
+            if errors:
+                raise errors.pop(0)
+            await ready.wait()
+            await run_once()
+
+        monkeypatch.setattr(relay, "run_once", fail_first)
+        loop = RelayLoop(relay, relay_policy(engine))
+        await loop.check_passes()
+        task = asyncio.create_task(loop.run())
+        try:
+            await wait_until(lambda: task.done() or not errors, timeout_seconds=15, what="failed passes")
+            loop._completed_at -= STALE_AFTER_SECONDS
+            with pytest.raises(Unavailable, match="no usable chain endpoint"):
+                await loop.check_passes()
+            ready.set()
+
+            async def is_ready() -> bool:
+                with contextlib.suppress(Unavailable):
+                    await loop.check_passes()
+                    return True
+                return task.done()
+
+            await wait_until(is_ready, timeout_seconds=15, what="a pass")
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def test_its_role_reads_no_table_and_writes_none(till: Till) -> None:
