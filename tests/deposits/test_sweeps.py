@@ -385,6 +385,16 @@ async def test_usdc_at_a_wallets_addresses_is_moved_by_signatures_and_needs_no_g
         sign_plan(plan, GAS.private_key, nonce=None)
     authorized = sign_plan(plan, account_key(), nonce=None)
     assert account_key()[10:60] not in authorized.model_dump_json()
+    swapped = [step.authorization and step.authorization.signature for step in reversed(authorized.steps)]
+    steps = tuple(
+        step.model_copy(update={"authorization": step.authorization.model_copy(update={"signature": signature})})
+        for step, signature in zip(authorized.steps, swapped, strict=True)
+        if step.authorization is not None
+    )
+    with pytest.raises(InvalidInput, match=f"(?i){authorized.steps[0].addresses[0].address}"):
+        sign_plan(authorized.model_copy(update={"steps": steps}), GAS.private_key, nonce=None)
+    with pytest.raises(InvalidInput, match=STRANGER.address):
+        sign_plan(authorized, STRANGER.private_key, nonce=None)
     signed = sign_plan(authorized, GAS.private_key, nonce=None)
     assert signed.id == plan.id
     before = await sweeping.balance(sweeping.chain.treasury_address)

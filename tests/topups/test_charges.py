@@ -201,7 +201,9 @@ async def test_a_payer_is_asked_for_what_is_missing(shop: Shop) -> None:
     late = await shop.post(charge, offer, shop.till.sign(offer))
     assert (late.status, late.code) == (422, "AUTHORIZATION_REFUSED")
     assert (await shop.offer(charge))["authorization"]["message"]["value"] == str(RAW - 1_000_000)
-    see_deposit(shop.till.engine.database, charge["address"], 1_000_000)
+    see_deposit(shop.till.engine.database, charge["address"], 500_000)
+    assert (await shop.offer(charge))["authorization"]["message"]["value"] == "1000000", "the least is enough"
+    see_deposit(shop.till.engine.database, charge["address"], 500_000)
     little = await shop.ask(charge)
     assert (little.status, little.code) == (422, "AUTHORIZATION_REFUSED"), "half a dollar is not worth the gas"
 
