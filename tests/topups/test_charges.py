@@ -99,6 +99,8 @@ async def test_what_a_stranger_signs_becomes_a_deposit_and_the_same_signature_th
     charge = await shop.charge()
     offer = await shop.offer(charge)
     assert offer["authorization"]["message"]["to"] == charge["address"]
+    await till.relay.run_once()
+    assert 'id="sign"' in (await shop.visitor.get(f"/pay/{charge['chargeId']}")).body
     payment = till.sign(offer, PAYER)
     answers = [await shop.post(charge, offer, payment) for _ in range(2)]
     assert [answer.status for answer in answers] == [202, 202]
@@ -112,6 +114,7 @@ async def test_what_a_stranger_signs_becomes_a_deposit_and_the_same_signature_th
         "txHash": None,
     }
     assert (await shop.ask(charge)).status == 202, "never 402 while it is on its way"
+    assert 'id="sign"' not in (await shop.visitor.get(f"/pay/{charge['chargeId']}")).body
     async with till.engine.worker():
         await start_watch(till.engine)
         await till.relay.run_once()
