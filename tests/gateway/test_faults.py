@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -14,11 +16,12 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from gateway import draining
+from gateway.metering import Meter
 from gateway.policy import DRAINS_MAX
 from tests.gateway.support import MODEL, PATIENCE_SECONDS, Served, chat, faulty, served, until
 from tests.support.payments import open_roles
 from tests.support.postgres import Database
-from tests.support.sql import query
+from tests.support.sql import connect, query
 
 SLOW: dict[str, Any] = {"tokens": 400, "tokens_per_second": 200}
 
@@ -77,7 +80,11 @@ async def test_an_error_of_the_upstream_is_passed_on_and_costs_nothing(gateway: 
     assert not gateway.books.receipts()
 
 
-@pytest.mark.parametrize("behaviour", [{"status": 401}, {"redirect": "http://127.0.0.1:9/"}, {"html": True}], ids=str)
+@pytest.mark.parametrize(
+    "behaviour",
+    [{"status": 401}, {"status": 402}, {"status": 407}, {"redirect": "http://127.0.0.1:9/"}, {"html": True}],
+    ids=str,
+)
 async def test_what_concerns_the_platform_and_its_upstream_is_not_shown(
     gateway: Served, behaviour: dict[str, Any]
 ) -> None:
@@ -88,25 +95,81 @@ async def test_what_concerns_the_platform_and_its_upstream_is_not_shown(
     assert gateway.books.states() == ["voided"]
 
 
-async def test_a_page_in_place_of_an_answer_is_none(database: Database) -> None:
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text="<html>Welcome to the network</html>", content_type="text/html")
-
+@asynccontextmanager
+async def answered_by(
+    database: Database, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> AsyncIterator[Served]:
+    """A gateway before an upstream that answers every call so."""
     app = web.Application()
-    app.router.add_post("/{path:.*}", page)
-    runner = web.AppRunner(app)
+    app.router.add_post("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         async with served(database, upstreams={"base_url": url}) as gateway:
-            speech = {"model": "tts-1", "voice": "alloy", "input": "one two three"}
-            for body, path in ((chat(), "/v1/chat/completions"), (speech, "/v1/audio/speech")):
-                answer = await gateway.client.post(body, path)
-                assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
-            assert gateway.books.states() == ["voided"] * 2
+            yield gateway
     finally:
         await runner.cleanup()
+
+
+async def test_a_page_in_place_of_an_answer_is_none(database: Database) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Welcome to the network</html>", content_type="text/html")
+
+    async with answered_by(database, page) as gateway:
+        speech = {"model": "tts-1", "voice": "alloy", "input": "one two three"}
+        for body, path in ((chat(), "/v1/chat/completions"), (speech, "/v1/audio/speech")):
+            answer = await gateway.client.post(body, path)
+            assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+        assert gateway.books.states() == ["voided"] * 2
+
+
+async def test_a_last_event_without_its_blank_line_is_the_end(database: Database) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n')
+        await response.write(b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}')
+        return response
+
+    async with answered_by(database, stream) as gateway:
+        unasked = await gateway.client.post(chat(stream=True))
+        asked = await gateway.client.post({**chat(stream=True), "stream_options": {"include_usage": True}})
+        assert (unasked.comment["charged"], asked.comment["charged"]) == ("18", "18")
+        assert b"usage" not in unasked.body
+        assert asked.body.endswith(b'"completion_tokens": 1}}\n\n')
+
+
+async def test_an_answer_that_is_too_long_is_paid_by_the_platform(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.call.ANSWER_BYTES_MAX", 100)
+    answer = await gateway.client.post(faulty())
+    assert (answer.status, answer.headers["X-Credits-Charged"]) == (502, "0")
+    assert gateway.books.receipt()["charge_reason"] == "upstream_broke"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_fault_of_the_gateway_is_paid_by_the_platform(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Meter, "observe", fail)
+        broken.setattr(Meter, "observe_body", fail)
+        if stream:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await gateway.client.post(faulty(stream=True))
+        else:
+            answer = await gateway.client.post(faulty())
+            assert (answer.status, answer.headers["X-Credits-Charged"]) == (502, "0")
+        await gateway.is_quiet()
+    receipt = gateway.books.receipt()
+    assert (receipt["charge_reason"], receipt["charged_credits"]) == ("upstream_broke", 0)
+    assert gateway.books.balance(gateway.account.id) == (10_000_000, 0)
 
 
 async def test_what_an_error_costs_the_platform_bears(gateway: Served) -> None:
@@ -207,10 +270,14 @@ async def test_an_upstream_that_breaks_off_with_usage_is_paid_by_the_user(gatewa
     assert answer.comment["charged"] == str(receipt["charged_credits"])
 
 
-async def test_a_whole_answer_that_breaks_off_is_paid_by_the_platform(gateway: Served) -> None:
-    answer = await gateway.client.post(faulty(tokens=50, break_after=20))
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_whole_answer_that_breaks_off_is_paid_by_the_platform(gateway: Served, reset: bool) -> None:
+    answer = await gateway.client.post(faulty(tokens=50, break_after=20, reset=reset))
     assert (answer.status, answer.headers["X-Credits-Charged"]) == (502, "0")
-    assert gateway.books.receipt()["absorbed_cost_usd"] > 0
+    receipt = gateway.books.receipt()
+    assert receipt["absorbed_cost_usd"] > 0
+    # A reset may discard what came before it.
+    assert receipt["output_tokens"] > 0 or reset
 
 
 async def test_a_stream_that_ends_early_and_cleanly_is_broken_off(gateway: Served) -> None:
@@ -230,9 +297,10 @@ async def test_a_silent_upstream_is_given_up(database: Database) -> None:
         assert gateway.books.states() == ["captured", "voided"]
 
 
-async def test_the_leg_that_answered_is_paid(database: Database) -> None:
+@pytest.mark.parametrize("status", [401, 408, 429, 503])
+async def test_the_leg_that_answered_is_paid(database: Database, status: int) -> None:
     async with served(database, names=("first", "second")) as gateway:
-        gateway.upstreams["first"].order(behaviour(status=503))
+        gateway.upstreams["first"].order(behaviour(status=status))
         answer = await gateway.client.post(chat("one two"))
         assert answer.status == 200
         assert (len(gateway.calls("first")), len(gateway.calls("second"))) == (1, 1)
@@ -253,6 +321,66 @@ async def test_what_the_other_legs_cost_the_platform_bears(database: Database) -
         assert failed["request_id"] == paid["request_id"] == answer.request_id
         assert answer.headers["X-Credits-Charged"] == str(paid["charged_credits"])
         assert gateway.books.balance(gateway.account.id) == (10_000_000 - paid["charged_credits"], 0)
+
+
+async def test_another_leg_needs_a_hold_of_its_own_where_the_first_has_cost_something(database: Database) -> None:
+    async with served(database, names=("first", "second")) as gateway:
+        gateway.upstreams["first"].order(behaviour(status=500, error_usage=True, delay=0.2))
+        post = asyncio.create_task(gateway.client.post(chat()))
+        await until(lambda: gateway.calls("first"))
+        with connect(database.superuser_url) as owner:
+            owner.execute("UPDATE virtual_keys SET revoked_at = now()")
+        answer = await post
+        assert (answer.status, answer.headers["X-Credits-Charged"]) == (401, "0")
+        assert not gateway.calls("second")
+        assert gateway.books.states() == ["captured"]
+        assert gateway.books.receipt()["charge_reason"] == "failed_over"
+        assert gateway.books.balance(gateway.account.id) == (10_000_000, 0)
+
+
+async def test_no_other_upstream_is_tried_that_the_database_does_not_know(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from db.billing import holds
+    from domain.errors import DatabaseUnavailable
+
+    async def lose_the_connection(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the connection was lost")
+
+    async with served(database, names=("first", "second")) as gateway:
+        gateway.upstreams["first"].order(behaviour(status=503))
+        monkeypatch.setattr(holds, "move", lose_the_connection)
+        answer = await gateway.client.post(chat())
+        assert (answer.status, answer.headers["X-Credits-Charged"]) == (503, "0")
+        assert answer.error["code"] == "unavailable"
+        assert not gateway.calls("second")
+        assert gateway.books.states() == ["voided"]
+
+
+async def test_who_hangs_up_between_two_upstreams_pays_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from db.billing import holds
+
+    move, is_moving, may_move = holds.move, asyncio.Event(), asyncio.Event()
+
+    async def move_later(*given: Any, **named: Any) -> None:
+        is_moving.set()
+        await may_move.wait()
+        await move(*given, **named)
+
+    async with served(database, names=("first", "second")) as gateway:
+        gateway.upstreams["first"].order(behaviour(status=503))
+        monkeypatch.setattr(holds, "move", move_later)
+        post = asyncio.create_task(gateway.client.post(chat()))
+        await is_moving.wait()
+        [call] = gateway.gateway.calls
+        post.cancel()
+        await until(lambda: call._has_left)
+        may_move.set()
+        await gateway.is_quiet()
+        assert not gateway.calls("second")
+        assert gateway.books.states() == ["voided"]
 
 
 async def test_no_other_upstream_is_tried_after_the_first_byte(database: Database) -> None:

@@ -68,7 +68,8 @@ async def test_who_hangs_up_and_repeats_gets_the_answer_of_the_first_call(gatewa
     await gateway.is_quiet()
     answer = await gateway.client.post(body, **KEY)
     assert (answer.status, answer.json["choices"][0]["message"]["content"]) == (200, "You said: one two")
-    assert len(gateway.calls()) == len(gateway.books.receipts()) == 1
+    assert len(gateway.calls()) == 1
+    assert gateway.books.receipt()["charge_reason"] == "client_left"
 
 
 async def test_a_stream_is_not_given_again(gateway: Served) -> None:
@@ -77,6 +78,20 @@ async def test_a_stream_is_not_given_again(gateway: Served) -> None:
     assert (again.status, again.error["code"]) == (409, "idempotency_key_used")
     assert (again.error["request_id"], again.headers["x-should-retry"]) == (first.request_id, "false")
     assert len(gateway.calls()) == 1
+
+
+async def test_a_stream_that_broke_off_can_be_repeated_and_one_whose_client_left_cannot(gateway: Served) -> None:
+    broken = faulty(stream=True, tokens=9, break_after=3)
+    for _ in range(2):
+        assert (await gateway.client.post(broken, **KEY)).status == 200
+    left = faulty(stream=True, tokens=2_000, tokens_per_second=200)
+    async with gateway.client.open(left, Idempotency_Key="order-8") as response:
+        await response.content.readuntil(b"\n\n")
+        response.close()
+    await gateway.is_quiet()
+    answer = await gateway.client.post(left, Idempotency_Key="order-8")
+    assert (answer.status, answer.error["code"]) == (409, "idempotency_key_used")
+    assert len(gateway.calls()) == 3
 
 
 async def test_what_was_refused_or_failed_can_be_repeated(database: Database) -> None:
