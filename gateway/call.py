@@ -208,10 +208,10 @@ class Call:
             # Reused for another call only where all of the answer has come.
             answer.release() if answer.content.at_eof() else answer.close()
 
-    async def _end_interrupted(self) -> web.StreamResponse:
+    async def _end_interrupted(self, *, is_refused: bool = False) -> web.StreamResponse:
         assert self._interruption.by is not None
-        # Nothing was sent: nothing was used.
-        end = self._interruption.by if self._sending.was_sent else CallEnd.REFUSED
+        # Nothing was sent, or an error came: nothing was used.
+        end = CallEnd.REFUSED if is_refused or not self._sending.was_sent else self._interruption.by
         settled = await self._account.settle(end, self._upstream)
         return await self._conclude(refusals.unavailable("The gateway is stopping"), settled)
 
@@ -224,11 +224,12 @@ class Call:
         try:
             await self._interruption.interruptibly(self._read(answer, body))
         except Interrupted:
-            return await self._end_interrupted()
+            self._note_part(body)
+            return await self._end_interrupted(is_refused=is_error)
         except _Broke:
             if is_error:
                 return _Failure("broke", refusals.upstream_failed("The upstream broke off"))
-            self._meter.output_bytes = max(self._meter.output_bytes, len(body))
+            self._note_part(body)
             settled = await self._account.settle(CallEnd.UPSTREAM_BROKE, self._upstream)
             return await self._conclude(refusals.upstream_failed("The upstream broke off"), settled)
         self._meter.observe_body(bytes(body))
@@ -248,6 +249,10 @@ class Call:
             return await self._conclude(passed, await self._account.settle(CallEnd.ERROR_ONLY, self._upstream))
         end = CallEnd.CLIENT_LEFT if self._has_left else CallEnd.COMPLETED
         return await self._conclude(passed, await self._account.settle(end, self._upstream), is_kept=True)
+
+    def _note_part(self, body: bytearray) -> None:
+        """Of a whole answer that is not whole, its bytes are what was produced; empty lines only keep a connection."""
+        self._meter.output_bytes = max(self._meter.output_bytes, len(body.strip()))
 
     async def _read(self, answer: aiohttp.ClientResponse, body: bytearray) -> None:
         try:

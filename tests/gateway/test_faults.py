@@ -113,6 +113,38 @@ async def answered_by(
         await runner.cleanup()
 
 
+@pytest.mark.parametrize(("status", "piece"), [(200, b"text"), (200, b"\n\n\n\n"), (400, b"text")])
+async def test_who_hangs_up_in_a_whole_answer_pays_what_has_come_of_it(
+    database: Database, status: int, piece: bytes
+) -> None:
+    written = 0
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse(status=status, headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while request.transport is not None and not request.transport.is_closing():
+            await response.write(piece)
+            written += 4
+            await asyncio.sleep(0.005)
+        return response
+
+    async with answered_by(database, drip) as gateway:
+        post = asyncio.create_task(gateway.client.post(chat()))
+        await until(lambda: written >= 80)
+        post.cancel()
+        await gateway.is_quiet()
+        if status == 200:
+            receipt = gateway.books.receipt()
+            assert receipt["charge_reason"] == "client_left"
+            # Some providers keep the connection with empty lines until the answer is there.
+            assert 0 < receipt["output_tokens"] <= written // 4 if piece.strip() else receipt["output_tokens"] == 0
+            assert receipt["charged_credits"] == receipt["input_tokens"] * 2 + receipt["output_tokens"] * 8
+        else:
+            # An error is not charged for.
+            assert gateway.books.states() == ["voided"]
+
+
 async def test_a_page_in_place_of_an_answer_is_none(database: Database) -> None:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="<html>Welcome to the network</html>", content_type="text/html")
