@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := activities api bench chain commands db devstack domain gateway relay services starter telemetry tests workflows cli.py composition.py \
 	settings.py worker.py
-TEST_PROCESSES ?= 5
+TEST_PROCESSES ?= 6
 # PYTEST_OPTIONS=--cpu shows where the time goes
 PYTEST_OPTIONS ?=
 # What was compiled is kept: each process of a run would otherwise compile the product and all tests for itself.
