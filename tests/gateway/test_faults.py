@@ -125,7 +125,7 @@ async def test_who_hangs_up_in_a_whole_answer_pays_what_has_come_of_it(
         await response.prepare(request)
         while request.transport is not None and not request.transport.is_closing():
             await response.write(piece)
-            written += 4
+            written += len(piece)
             await asyncio.sleep(0.005)
         return response
 

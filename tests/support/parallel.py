@@ -1,7 +1,7 @@
 """`pytest --processes N`: everything is collected once, and N processes are forked of the one that did.
 
 Importing and collecting took each process of pytest-xdist, which starts interpreters, seven seconds of the processor's,
-and the parent of its warm processes (`tests.support.warm_process`) two more. A fork takes ten milliseconds.
+and the parent of its warm processes (`tests.support.warm_process`) two more. A fork takes twenty milliseconds.
 
 Files are dealt out, not single tests, those first that took longest the last time: what a module builds once is built
 once, and a run does not end with one process that works and others that wait.
