@@ -776,6 +776,8 @@ function start() {
   followSession();
   enliven();
   submitUnsent();
+  // A hash submitted while this page was on its way is stored no more, and its payment shown as one nobody has paid.
+  if (mine && document.querySelector('.payment[data-state=unpaid]')) void refresh();
 }
 
 start();

@@ -72,6 +72,29 @@ async def test_paying_again_before_the_first_is_submitted_is_a_payment_of_its_ow
 
 
 @pytest.mark.slow
+async def test_a_page_that_was_on_its_way_during_the_submission_shows_it(site: Site) -> None:
+    """Rendered before it and shown after it: by then no stored hash says that there is something to ask for."""
+    visitor = await site.signed_in()
+    visitor.allowed.append("ERR_FAILED")
+    await visitor.context.route(SUBMIT, _abort)
+    await visitor.pay("25")
+    await expect(visitor.says()).to_contain_text("The server does not respond")
+
+    async def submitted_before_it_comes(route: Route) -> None:
+        rendered = await route.fetch()
+        await visitor.context.unroute(SUBMIT)
+        await expect(visitor.says()).to_contain_text("It is listed under Payments")
+        await route.fulfill(response=rendered)
+
+    other = await visitor.context.new_page()
+    await other.route("**/credits", submitted_before_it_comes, times=1)
+    await visitor.open(page=other)
+    await visitor.page.close()
+    visitor.page = other
+    await _credited(site, visitor)
+
+
+@pytest.mark.slow
 async def test_a_tab_that_is_closed_while_the_wallet_asks_does_not_pay_twice(site: Site) -> None:
     visitor = await site.signed_in()
     held = visitor.hold("eth_sendTransaction")
