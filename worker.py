@@ -70,6 +70,9 @@ from workflows.naming import PLATFORM_TASK_QUEUE, WEBHOOK_TASK_QUEUE, task_queue
 GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
 """The time limit of a ledger activity: a worker that is asked to stop finishes running ones."""
 
+STOP_SECONDS_MAX: Final = GRACEFUL_SHUTDOWN.total_seconds() + 3.0
+"""How long a worker takes to stop, whatever Temporal does; then its process ends without it."""
+
 DATABASE_CONNECTIONS: Final = 8
 """Per role. More connections make one hot account slower, not faster."""
 
@@ -245,6 +248,7 @@ class Workers:
         self._workers = workers
         self._beside = beside
         self._running = AsyncExitStack()
+        self._is_given_up = False
 
     @property
     def task_queues(self) -> list[str]:
@@ -259,7 +263,8 @@ class Workers:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             for worker in self._workers:
-                await stack.enter_async_context(worker)
+                await worker.__aenter__()
+                stack.push_async_exit(partial(self._leave, worker))
             await stack.enter_async_context(self._beside())
             self._running = stack.pop_all()
         return self
@@ -267,9 +272,26 @@ class Workers:
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Concurrently: each may take its time to drain, and the process has that time once.
-        await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+        try:
+            async with asyncio.timeout(STOP_SECONDS_MAX):
+                # Concurrently: each may take its time to drain, and the process has that time once.
+                await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+        except TimeoutError:
+            # Where the server is to end the polls of a worker that stops, the SDK waits for it without end. What was
+            # running has been completed or cancelled by now, and Temporal hands it out again.
+            log.warning("worker stops without Temporal", seconds=STOP_SECONDS_MAX)
+            self._is_given_up = True
         await self._running.__aexit__(error_type, error, traceback)
+
+    async def _leave(
+        self,
+        worker: Worker,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._is_given_up:
+            await worker.__aexit__(error_type, error, traceback)
 
 
 def build_worker(

@@ -8,12 +8,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from temporalio import workflow
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from devstack.temporal import EmbeddedTemporal, locate_test_server
 from tests.support.parallel import process_number
+from tests.support.servers import Namespace
 
 
 @workflow.defn
@@ -76,6 +78,13 @@ async def test_it_listens_on_127_0_0_1_only(tmp_path: Path) -> None:
                 socket.create_connection(("127.0.0.2", port), timeout=2)
     finally:
         await temporal.stop()
+
+
+async def test_it_ends_the_polls_of_a_worker_that_stops(namespace: Namespace) -> None:
+    """Where the server says so of a namespace, the SDK waits for it, and loses fewer tasks."""
+    asked = DescribeNamespaceRequest(namespace=namespace.name)
+    described = await namespace.client.workflow_service.describe_namespace(asked)
+    assert described.namespace_info.capabilities.worker_poll_complete_on_shutdown
 
 
 async def test_the_time_skipping_server_is_found_and_skips_time() -> None:
