@@ -189,7 +189,7 @@ class Meter:
                 self.error = {"message": str(part["error"])[:500]}
             if self.dialect is Dialect.RESPONSES and isinstance(part.get("output"), list):
                 self.searches = Counter(_searches(part["output"]))
-            if self.upstream_id is None and isinstance(part.get("id"), str):
+            if self.upstream_id is None and _is_id(part.get("id")):
                 self.upstream_id = part["id"][:200]
         self.output_bytes += sum(len(text.encode(errors="replace")) for text in _output_texts(document))
         if self.dialect is Dialect.IMAGES:
@@ -212,6 +212,11 @@ def _searches(items: Sequence[Any]) -> Iterator[str]:
         action = item.get("action") if unit else None
         if unit and (not isinstance(action, Mapping) or action.get("type", "search") == "search"):
             yield unit
+
+
+def _is_id(value: object) -> bool:
+    """Whether it names a call. PostgreSQL holds no NUL, and one statement renews the leases of all calls."""
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _is_number(value: object) -> bool:

@@ -134,7 +134,7 @@ def read_usage(dialect: Dialect, report: Any) -> Usage | None:
 def _of_recording(seconds: object) -> Usage:
     """A recording's length, each second that has begun."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | Decimal) or not 0 <= seconds <= TOKENS_MAX:
-        raise ImplausibleUsage(f"seconds is {str(seconds)[:40]}: expected a number from 0")
+        raise ImplausibleUsage(f"seconds is {str(seconds)[:40]!r}: expected a number from 0")
     begun = ceil(seconds)
     return Usage({"audio_seconds": begun, "input_audio_seconds": begun})
 

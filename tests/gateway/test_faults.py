@@ -16,6 +16,7 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from gateway import draining
+from gateway.heartbeat import renew_all
 from gateway.metering import Meter
 from gateway.policy import DRAINS_MAX
 from tests.gateway.support import MODEL, PATIENCE_SECONDS, Served, chat, faulty, served, until
@@ -171,6 +172,30 @@ async def test_a_last_event_without_its_blank_line_is_the_end(database: Database
         assert (unasked.comment["charged"], asked.comment["charged"]) == ("18", "18")
         assert b"usage" not in unasked.body
         assert asked.body.endswith(b'"completion_tokens": 1}}\n\n')
+
+
+async def test_text_of_an_upstream_that_the_database_cannot_hold_stops_no_charge(database: Database) -> None:
+    may_end = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"id": "gen\\u0000", "choices": [{"delta": {"content": "hello"}}]}\n\n')
+        await may_end.wait()
+        await response.write(b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}\n\n')
+        return response
+
+    async with answered_by(database, stream) as gateway:
+        async with gateway.client.open(chat(stream=True)) as response:
+            await read_some(response, 1)
+            try:
+                # One statement renews the leases of all calls.
+                await renew_all(gateway.gateway)
+            finally:
+                may_end.set()
+            assert b": credits charged=18 " in await response.read()
+        assert gateway.books.states() == ["captured"]
+        assert gateway.books.receipt()["charge_reason"] == "completed"
 
 
 async def test_an_answer_that_is_too_long_is_paid_by_the_platform(

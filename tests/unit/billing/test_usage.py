@@ -122,6 +122,14 @@ def test_what_cannot_be_true_is_refused(report: str) -> None:
         read_usage(Dialect.CHAT, as_read(report))
 
 
+@pytest.mark.parametrize("seconds", ["-1", "true", "null", '"7"', "1e400", r'"\u0000"'])
+def test_a_length_that_is_none_is_refused_with_text_that_the_database_holds(seconds: str) -> None:
+    report = as_read('{"type": "duration", "seconds": ' + seconds + "}")
+    with pytest.raises(ImplausibleUsage) as refused:
+        read_usage(Dialect.TRANSCRIPTIONS, report)
+    assert str(refused.value).isprintable()
+
+
 def test_whole_numbers_may_be_written_as_decimals() -> None:
     usage = read_usage(Dialect.CHAT, as_read('{"prompt_tokens": 5.0, "completion_tokens": 2e2}'))
     assert usage is not None

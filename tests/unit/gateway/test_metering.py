@@ -202,6 +202,15 @@ def test_the_first_id_is_that_of_the_call() -> None:
     assert read.upstream_id == "first"
 
 
+@pytest.mark.parametrize("identifier", ["", "gen\0", "gen\n", 7])
+def test_an_id_that_no_database_holds_is_none(identifier: object) -> None:
+    read = meter(Dialect.CHAT)
+    read.observe(event(chunk(id=identifier)))
+    assert read.upstream_id is None
+    read.observe(event(chunk(id="g" * 300)))
+    assert read.upstream_id == "g" * 200
+
+
 @pytest.mark.parametrize(
     ("dialect", "more", "seconds"),
     [
