@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from db.billing import claims
 from db.billing.claims import KEY_LENGTH_MAX
 from devstack.upstream import Behaviour
 from domain.billing.charges import CallEnd
+from domain.errors import DatabaseUnavailable
 from tests.gateway.support import Served, add_key, chat, faulty, open_account, served, until
 from tests.support.postgres import Database
 from tests.support.sql import connect
@@ -25,12 +27,52 @@ async def test_a_repeated_call_has_the_stored_answer(gateway: Served) -> None:
     assert len(gateway.calls()) == len(gateway.books.receipts()) == 1
 
 
+async def test_a_stored_answer_has_no_header_that_was_true_of_the_first_moment_only(gateway: Served) -> None:
+    path = "/v1/messages"
+    first = await gateway.client.post(chat(max_tokens=50), path, **KEY)
+    again = await gateway.client.post(chat(max_tokens=50), path, **KEY)
+    kept = ("Content-Type", "request-id", "X-Request-Id", "X-Credits-Charged")
+    assert [again.headers[name] for name in kept] == [first.headers[name] for name in kept]
+    passing = ("X-Credits-Remaining", "x-ratelimit-remaining-requests")
+    assert [(name in first.headers, name in again.headers) for name in passing] == [(True, False)] * 2
+
+
 async def test_another_request_under_the_same_key_is_refused(gateway: Served) -> None:
     await gateway.client.post(chat(), **KEY)
     answer = await gateway.client.post(chat("else"), **KEY)
     assert (answer.status, answer.error["code"]) == (422, "idempotency_key_reused")
     other = add_key(gateway.books.database, gateway.account.id)
     assert (await gateway.client.post(chat("else"), key=other.key, **KEY)).status == 200
+
+
+async def test_another_path_or_account_is_another_request(database: Database) -> None:
+    account = await open_account(database, may_attribute=True)
+    async with served(database, account=account) as gateway:
+        body = chat(max_tokens=50)
+        assert (await gateway.client.post(body, **KEY)).status == 200
+        path = await gateway.client.post(body, "/v1/messages", **KEY)
+        attributed = await gateway.client.post(body, **KEY, X_Attribute_To=account.id)
+        for answer in (path, attributed):
+            assert (answer.status, answer.error["code"]) == (422, "idempotency_key_reused")
+        assert len(gateway.calls()) == 1
+
+
+async def test_without_the_database_no_call_is_claimed_and_an_answer_is_given_all_the_same(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose_the_connection(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the connection was lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(claims, "finish", lose_the_connection)
+        answer = await gateway.client.post(chat(), **KEY)
+        charged = gateway.books.receipt()["charged_credits"]
+        assert (answer.status, answer.headers["X-Credits-Charged"]) == (200, str(charged))
+        broken.setattr(claims, "claim", lose_the_connection)
+        answer = await gateway.client.post(chat(), Idempotency_Key="order-8")
+        assert (answer.status, answer.error["code"]) == (503, "unavailable")
+        assert answer.headers["x-should-retry"] == "true"
+    assert len(gateway.calls()) == 1
 
 
 async def test_a_key_is_a_few_printable_ascii_characters(gateway: Served) -> None:
