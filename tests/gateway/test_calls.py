@@ -50,6 +50,12 @@ async def test_an_answer_is_charged_at_what_it_used(gateway: Served, path: str) 
     assert (receipt["request_id"], receipt["estimated"]) == (answer.request_id, False)
 
 
+async def test_a_receipt_says_which_answer_was_charged_and_at_which_markup(gateway: Served) -> None:
+    await gateway.client.post(faulty(id="gen-7"))
+    receipt = gateway.books.receipt()
+    assert (receipt["upstream_id"], receipt["unit_prices"]["markup_factor"]) == ("gen-7", "2")
+
+
 @pytest.mark.parametrize("path", STREAMED)
 async def test_a_stream_is_charged_before_its_last_event(gateway: Served, path: str) -> None:
     answer = await gateway.client.post({**BODIES[path], "stream": True}, path)
@@ -226,6 +232,44 @@ async def test_strict_mode_lowers_the_bound_to_what_can_be_held(database: Databa
         without = await gateway.client.post(chat())
         assert without.status == 200
         assert json.loads(gateway.calls()[1].body)["max_tokens"] == 4096
+
+
+DEAR: dict[str, Any] = {MODEL: {"input_per_million_usd": "100", "output_per_million_usd": "250"}}
+"""2,000 credits for a token of input, and 5,000 for one of output."""
+
+
+async def test_strict_mode_makes_no_call_that_could_pay_for_no_answer(database: Database) -> None:
+    async with served(database, cents=1, clamps_output=True, prices=DEAR) as gateway:
+        for bound, least in ((None, 16), (1_000, 16), (12, 12)):
+            body = chat("hi", max_tokens=bound)
+            answer = await gateway.client.post(body)
+            assert (answer.status, answer.error["code"]) == (402, "insufficient_credits")
+            of_input = 2_000 * ceil(len(json.dumps(body)) / 4)
+            # 16 tokens alone could be paid for.
+            assert answer.error["needed"] == of_input + 5_000 * least > 100_000 == answer.error["available"]
+        assert not gateway.calls()
+        assert not gateway.books.holds()
+        assert (await gateway.client.post(chat("hi", max_tokens=3))).status == 200
+
+
+async def test_strict_mode_believes_no_output_far_over_its_own_bound(database: Database) -> None:
+    async with served(database, cents=3, clamps_output=True, prices=DEAR) as gateway:
+        await gateway.client.post(faulty(usage="output_over_max"))
+        receipt = gateway.books.receipt()
+        assert (receipt["doubt"], receipt["estimated"]) == ("implausible_usage", True)
+        assert receipt["charged_credits"] <= gateway.books.holds()[0][1] == 300_000
+
+
+async def test_what_is_held_for_a_call_without_a_price_is_a_setting(database: Database) -> None:
+    stating = {"usage_lookup": "openrouter"}
+    async with served(database, cents=1, upstreams=stating, unpriced_hold_credits=100_001) as gateway:
+        answer = await gateway.client.post(faulty(model="unheard-of", cost="number"))
+        assert (answer.status, answer.error["needed"]) == (402, 100_001)
+        assert not gateway.calls()
+    account = gateway.account
+    async with served(database, account=account, upstreams=stating, unpriced_hold_credits=100_000) as gateway:
+        assert (await gateway.client.post(faulty(model="unheard-of", cost="number"))).status == 200
+        assert gateway.books.holds() == [("captured", 100_000)]
 
 
 async def test_a_model_without_a_price_goes_only_to_who_states_costs(database: Database) -> None:

@@ -67,6 +67,7 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(database: Databa
         answer = await gateway.client.post(chat())
         assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
         assert (answer.headers["X-Credits-Charged"], answer.headers["x-should-retry"]) == ("0", "true")
+        assert answer.headers["X-Credits-Remaining"] == "10000000"
         assert gateway.books.states() == ["voided"]
         assert gateway.books.balance(gateway.account.id) == (10_000_000, 0)
 
@@ -380,6 +381,38 @@ async def test_what_the_other_legs_cost_the_platform_bears(database: Database) -
         assert gateway.books.balance(gateway.account.id) == (10_000_000 - paid["charged_credits"], 0)
 
 
+@pytest.mark.parametrize("error_usage", [True, False])
+async def test_nothing_of_a_leg_that_failed_is_read_of_the_answer_of_another(
+    database: Database, error_usage: bool
+) -> None:
+    async with served(database, names=("first", "second")) as gateway:
+        gateway.upstreams["first"].order(behaviour(status=500, error_usage=error_usage, prompt_tokens=1000))
+        answer = await gateway.client.post(chat("one two", stream=True))
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        *_, paid = gateway.books.receipts()
+        assert (paid["provider"], paid["charge_reason"], paid["estimated"]) == ("second", "completed", False)
+        assert int(answer.comment["charged"]) == paid["charged_credits"] > 0
+        # No lease is renewed for the leg that was settled.
+        await gateway.is_quiet()
+
+
+@pytest.mark.parametrize(
+    ("reported", "states"), [({"cost": "number"}, ["captured", "captured"]), ({}, ["captured"])], ids=["cost", "zero"]
+)
+async def test_a_leg_that_reports_nothing_but_its_cost_is_borne_by_the_platform(
+    database: Database, reported: dict[str, Any], states: list[str]
+) -> None:
+    async with served(database, names=("first", "second")) as gateway:
+        leg = behaviour(status=500, error_usage=True, usage="zero", prompt_tokens=1000, **reported)
+        gateway.upstreams["first"].order(leg)
+        assert (await gateway.client.post(chat("one two"))).status == 200
+        assert gateway.books.states() == states
+        if reported:
+            failed = gateway.books.receipts()[0]
+            assert (failed["provider"], failed["charge_reason"]) == ("first", "failed_over")
+            assert failed["absorbed_cost_usd"] == failed["provider_cost_usd"] > 0
+
+
 async def test_another_leg_needs_a_hold_of_its_own_where_the_first_has_cost_something(database: Database) -> None:
     async with served(database, names=("first", "second")) as gateway:
         gateway.upstreams["first"].order(behaviour(status=500, error_usage=True, delay=0.2))
@@ -389,6 +422,7 @@ async def test_another_leg_needs_a_hold_of_its_own_where_the_first_has_cost_some
             owner.execute("UPDATE virtual_keys SET revoked_at = now()")
         answer = await post
         assert (answer.status, answer.headers["X-Credits-Charged"]) == (401, "0")
+        assert answer.headers["X-Credits-Remaining"] == "10000000"
         assert not gateway.calls("second")
         assert gateway.books.states() == ["captured"]
         assert gateway.books.receipt()["charge_reason"] == "failed_over"
@@ -623,6 +657,62 @@ async def test_a_charge_that_is_not_answered_is_left_to_be_resolved(
         # It was sent, and is executed when the server goes on: once.
         await until(lambda: gateway.books.states() == ["captured"])
         assert len(gateway.books.receipts()) == 1
+
+
+LEASES = "SELECT lease_until FROM credit_holds ORDER BY created_at"
+
+
+async def test_leases_are_renewed_again_after_the_database_was_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from db.billing import holds
+    from domain.errors import DatabaseUnavailable
+
+    renew, was_asked = holds.renew, asyncio.Event()
+
+    async def lose_the_first(*given: Any, **named: Any) -> Any:
+        if was_asked.is_set():
+            return await renew(*given, **named)
+        was_asked.set()
+        raise DatabaseUnavailable("the connection was lost")
+
+    monkeypatch.setattr(holds, "renew", lose_the_first)
+    async with served(database, lease_seconds=2) as gateway:
+        post = asyncio.create_task(gateway.client.post(faulty(delay=60)))
+        await until(gateway.calls)
+        [(first,)] = query(database.service_url, LEASES)
+        await asyncio.wait_for(was_asked.wait(), PATIENCE_SECONDS)
+        # It is renewed long before it lapses, so that one time that fails costs nothing.
+        assert query(database.service_url, "SELECT lease_until > clock_timestamp() FROM credit_holds") == [(True,)]
+        await until(lambda: query(database.service_url, LEASES)[0][0] > first)
+        post.cancel()
+        await gateway.is_quiet()
+
+
+async def test_the_leases_of_all_calls_are_renewed_so_many_in_a_statement(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from db.billing import holds
+
+    renew, sizes = holds.renew, []
+
+    async def renew_counted(connection: Any, progress: Any, **named: Any) -> Any:
+        sizes.append(len(progress))
+        return await renew(connection, progress, **named)
+
+    url = gateway.books.database.service_url
+    posts = [asyncio.create_task(gateway.client.post(faulty(delay=60))) for _ in range(3)]
+    await until(lambda: len(gateway.calls()) == 3)
+    before = query(url, LEASES)
+    with monkeypatch.context() as changed:
+        changed.setattr("gateway.heartbeat.BATCH_MAX", 2)
+        changed.setattr(holds, "renew", renew_counted)
+        await renew_all(gateway.gateway)
+    assert sizes == [2, 1]
+    assert all(after > first for (after,), (first,) in zip(query(url, LEASES), before, strict=True))
+    for post in posts:
+        post.cancel()
+    await gateway.is_quiet()
 
 
 async def test_a_hold_whose_answer_was_lost_is_released(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
