@@ -14,6 +14,8 @@ import aiohttp
 import psycopg
 import pytest
 
+from devstack.upstream.records import Call
+from domain.billing.charges import CallEnd
 from gateway import call as call_module
 from gateway import draining
 from gateway import process as process_module
@@ -73,8 +75,8 @@ async def test_who_hangs_up_during_the_charge_is_charged(gateway: Served) -> Non
     assert gateway.books.receipt()["charge_reason"] == "completed"
 
 
-async def test_who_takes_nothing_has_left(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "CLIENT_WRITE_SECONDS_MAX", 0.2)
+async def take_nothing(gateway: Served) -> Call:
+    """A client that stays, and reads nothing of its stream; what its upstream has got."""
     url = urlsplit(gateway.client.url)
     # Repeated word by word: more than all buffers between the two take.
     body = chat(" ".join(["w" * 65_000] * 200), stream=True, max_tokens=400)
@@ -86,10 +88,39 @@ async def test_who_takes_nothing_has_left(gateway: Served, monkeypatch: pytest.M
         await gateway.is_quiet()
         [call] = gateway.calls()
         await until(lambda: call.has_ended)
+    return call
+
+
+async def test_who_takes_nothing_has_left(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_module, "CLIENT_WRITE_SECONDS_MAX", 0.2)
+    call = await take_nothing(gateway)
     assert call.was_cancelled
     receipt = gateway.books.receipt()
     assert (receipt["charge_reason"], receipt["estimated"]) == ("client_left", True)
     assert gateway.books.balance(gateway.account.id) == (10_000_000 - receipt["charged_credits"], 0)
+
+
+async def test_who_takes_nothing_pays_all_where_the_upstream_bills_all(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_module, "CLIENT_WRITE_SECONDS_MAX", 0.2)
+    async with served(database, drains=True) as gateway:
+        call = await take_nothing(gateway)
+        assert not call.was_cancelled
+        receipt = gateway.books.receipt()
+        assert (receipt["charge_reason"], receipt["estimated"]) == ("client_left", False)
+        assert receipt["output_tokens"] == call.billed.output
+        assert gateway.gateway.drains.running == 0
+
+
+async def test_the_first_reason_to_end_a_call_counts(gateway: Served) -> None:
+    async with gateway.client.open(faulty(stream=True, **SLOW)) as response:
+        await read_some(response)
+        [call] = gateway.gateway.calls
+        call.leave()
+        call.interrupt(CallEnd.GATEWAY_DIED)
+        await gateway.is_quiet()
+    assert gateway.books.receipt()["charge_reason"] == "client_left"
 
 
 async def test_an_answer_with_a_client_has_no_bound_of_bytes(
