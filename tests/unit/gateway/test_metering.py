@@ -154,6 +154,24 @@ def test_before_the_end_the_input_is_what_was_reported_first() -> None:
     assert read.produced == Usage({"input_tokens": 9, "output_tokens": 2})
 
 
+def test_a_first_report_that_cannot_be_true_is_not_what_was_used() -> None:
+    read = meter(Dialect.MESSAGES)
+    read.observe(event({"type": "message_start", "message": {"usage": {"input_tokens": -25, "output_tokens": 1}}}))
+    assert read.produced == Usage({"input_tokens": 9, "output_tokens": 0})
+
+
+def test_the_end_of_a_stream_is_read_with_the_space_around_it() -> None:
+    read = meter(Dialect.CHAT)
+    assert read.observe(event("[DONE] ")) is Handling.LAST
+    assert read.has_ended
+
+
+def test_an_event_without_a_type_is_of_its_name() -> None:
+    read = meter(Dialect.MESSAGES)
+    assert read.observe(event({}, "message_stop")) is Handling.LAST
+    assert read.has_ended
+
+
 @pytest.mark.parametrize(
     ("chunks", "is_complete"),
     [
