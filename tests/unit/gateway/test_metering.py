@@ -166,6 +166,18 @@ def test_the_end_of_a_stream_is_read_with_the_space_around_it() -> None:
     assert read.has_ended
 
 
+@pytest.mark.parametrize("name", ["content", "reasoning", "reasoning_content", "refusal", "thinking", "text"])
+def test_what_was_written_counts_under_each_of_its_names(name: str) -> None:
+    read = meter(Dialect.CHAT)
+    read.observe(event(chunk(choices=[{"delta": {name: "abcd", "role": "assistant"}}])))
+    assert read.output_bytes == 4
+
+
+def test_usage_without_choices_is_passed_on_where_the_api_has_none() -> None:
+    ended = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 30}}
+    assert meter(Dialect.MESSAGES).observe(event(ended, "message_delta")) is Handling.PASS
+
+
 def test_an_event_without_a_type_is_of_its_name() -> None:
     read = meter(Dialect.MESSAGES)
     assert read.observe(event({}, "message_stop")) is Handling.LAST
