@@ -54,6 +54,7 @@ async def test_a_receipt_says_which_answer_was_charged_and_at_which_markup(gatew
     await gateway.client.post(faulty(id="gen-7"))
     receipt = gateway.books.receipt()
     assert (receipt["upstream_id"], receipt["unit_prices"]["markup_factor"]) == ("gen-7", "2")
+    assert receipt["price_version"] is not None
 
 
 @pytest.mark.parametrize("path", STREAMED)
