@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ import pytest
 
 from api.webhooks.models import NewEndpointRequest
 from devstack.chain import payer_wallets
+from domain.billing.keys import make_key
 from domain.webhooks.signatures import SECRET_PREFIX
 from services.webhooks.endpoints import ENDPOINTS_MAX
 from services.webhooks.outbox import start_new
@@ -106,8 +108,9 @@ async def test_a_repetition_makes_no_other_endpoint_and_shows_no_secret(api: Run
     again = await payer.post(ENDPOINTS, {"url": URL}, headers=headers)
     assert (first.status, again.status) == (201, 201)
     assert again.body == {**first.body, "secret": None}
-    other = await payer.post(ENDPOINTS, {"url": URL, "events": ["charge.*"]}, headers=headers)
-    assert (other.status, other.code) == (422, "IDEMPOTENCY_KEY_REUSED")
+    for body in ({"url": URL, "events": ["charge.*"]}, {"url": "https://example.com/another"}):
+        other = await payer.post(ENDPOINTS, body, headers=headers)
+        assert (other.status, other.code) == (422, "IDEMPOTENCY_KEY_REUSED")
     assert scalar(api.engine.database.superuser_url, "SELECT count(*) FROM webhook_endpoints") == 1
 
 
@@ -125,8 +128,12 @@ async def test_a_rotated_secret_is_another_and_the_old_one_signs_beside_it(api: 
     assert rotated.status == 201
     assert rotated.body == {**endpoint, "secret": rotated.body["secret"]}
     assert rotated.body["secret"] != endpoint["secret"]
-    in_force = "SELECT count(*) FROM webhook_secrets WHERE expires_at IS NULL OR expires_at > now()"
-    assert scalar(api.engine.database.service_url, in_force) == 2
+    lasts = "SELECT expires_at - now() FROM webhook_secrets ORDER BY id"
+    [(old,), (new,)] = query(api.engine.database.service_url, lasts)
+    assert (timedelta(minutes=59) < old <= timedelta(hours=1), new) == (True, None)
+    assert (await payer.post(f"{ENDPOINTS}/{endpoint['endpointId']}/rotate")).status == 201
+    _, (second,), _ = query(api.engine.database.service_url, lasts)
+    assert timedelta(hours=23) < second <= timedelta(hours=24), "a day where nothing else was asked for"
     assert (await payer.post(f"{ENDPOINTS}/{endpoint['endpointId']}/rotate", {"overlapSeconds": -1})).status == 422
 
 
@@ -167,6 +174,21 @@ async def test_deliveries_are_shown_with_their_tries_page_by_page(api: RunningAp
         assert delivery["tries"][0].items() >= {"statusCode": 500, "responseHead": "no", "error": None}.items()
     [counted] = (await payer.get(ENDPOINTS)).body["endpoints"]
     assert (counted["pendingDeliveries"], counted["failedDeliveries"]) == (3, 0)
+
+
+async def test_endpoints_are_listed_the_oldest_first_each_with_its_own_numbers(api: RunningApi, payer: Visitor) -> None:
+    taken = ["payment.credited", "payment.submitted", "charge.*", "deposit.*", "payment.*"]
+    endpoints = [await made(payer, events=[events]) for events in taken]
+    await event(payer)
+    with connect(api.engine.database.superuser_url) as superuser:
+        superuser.execute(
+            "UPDATE webhook_deliveries SET state = 'failed', due_at = NULL, ended_at = now() WHERE endpoint_id = %s",
+            (endpoints[-1]["endpointId"],),
+        )
+    listed = (await payer.get(ENDPOINTS)).body["endpoints"]
+    assert [shown["endpointId"] for shown in listed] == [endpoint["endpointId"] for endpoint in endpoints]
+    numbers = [(shown["pendingDeliveries"], shown["failedDeliveries"]) for shown in listed]
+    assert numbers == [(0, 0), (1, 0), (0, 0), (0, 0), (0, 1)]
 
 
 async def test_a_redelivery_is_the_same_webhook_again(engine: Engine) -> None:
@@ -213,6 +235,7 @@ async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stoppe
         async with asyncio.timeout(30):
             while (await payer.get(ENDPOINTS)).body["endpoints"][0]["state"] != "stopped":
                 await asyncio.sleep(0.05)
+        assert (await payer.get(ENDPOINTS)).body["endpoints"][0]["stoppedAt"] is not None
         path = f"{ENDPOINTS}/{endpoint['endpointId']}/deliveries"
         [delivery] = (await payer.get(path)).body["deliveries"]
         assert delivery["state"] == "stopped"
@@ -222,7 +245,7 @@ async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stoppe
         enable = f"{ENDPOINTS}/{endpoint['endpointId']}/enable"
         for _ in range(2):
             enabled = await payer.post(enable)
-            assert (enabled.status, enabled.body["state"]) == (200, "active")
+            assert (enabled.status, enabled.body["state"], enabled.body["stoppedAt"]) == (200, "active", None)
         assert (await payer.post(f"{path}/{delivery['deliveryId']}/redeliver")).status == 202
         await receiver.wait_for(2)
         await event(payer, number=2)
@@ -283,6 +306,42 @@ async def test_another_accounts_endpoint_does_not_exist(api: RunningApi, payer: 
         await refused(await stranger.call("DELETE", path))
     [kept] = (await payer.get(ENDPOINTS)).body["endpoints"]
     assert kept["state"] == "active"
+
+
+async def test_a_key_of_another_account_of_the_same_person_has_its_own_endpoints_only(
+    api: RunningApi, payer: Visitor
+) -> None:
+    """The person manages both accounts, so that the database lets the key's request at either."""
+    endpoint = await made(payer)
+    await event(payer)
+    service_url = api.engine.database.service_url
+    [(delivery_id,)] = query(service_url, "SELECT id FROM webhook_deliveries")
+    user_id = (await payer.get("/api/v1/auth/session")).body["userId"]
+    query(service_url, "SELECT open_account('shop', %s, 'organization', NULL, 'Shop')", user_id)
+    key = make_key()
+    query(
+        service_url,
+        "SELECT create_key(gen_random_uuid(), 'shop', 'Shop', %s, %s, NULL, NULL, NULL, NULL, false)",
+        *(key.key_hash, key.key_hint),
+    )
+    headers = {"Authorization": f"Bearer {key.key}"}
+    path = f"{ENDPOINTS}/{endpoint['endpointId']}"
+    async with api.visitor() as program:
+        own = await program.post(ENDPOINTS, {"url": URL}, headers=headers)
+        assert (own.status, own.body["billingAccountId"]) == (201, "shop")
+        for reply in (
+            await program.get(f"{path}/deliveries", headers=headers),
+            await program.post(f"{path}/rotate", headers=headers),
+            await program.post(f"{path}/enable", headers=headers),
+            await program.post(f"{path}/deliveries/{delivery_id}/redeliver", headers=headers),
+            await program.call("DELETE", path, headers=headers),
+        ):
+            assert (reply.status, reply.code) == (404, "WEBHOOK_ENDPOINT_NOT_FOUND")
+        listed = (await program.get(ENDPOINTS, headers=headers)).body["endpoints"]
+        assert [shown["endpointId"] for shown in listed] == [own.body["endpointId"]]
+    listed = (await payer.get(ENDPOINTS)).body["endpoints"]
+    assert [(shown["endpointId"], shown["state"]) for shown in listed] == [(endpoint["endpointId"], "active")]
+    assert query(service_url, "SELECT count(*), max(expires_at) FROM webhook_secrets") == [(2, None)]
 
 
 async def test_a_delivery_waits_for_no_worker_of_the_api(api: RunningApi, payer: Visitor) -> None:
