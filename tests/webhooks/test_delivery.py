@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -18,12 +19,14 @@ from activities.webhooks.housekeeping import WebhookHousekeepingActivities
 from activities.webhooks.signatures import DeliveriesToStart, DeliveryEnd, WebhooksToPrune
 from db.engine import ServiceDatabase
 from db.webhooks import deliveries
+from db.webhooks.deliveries import DueDelivery
 from devstack.processes import quiet_port, wait_until
 from domain.errors import TemporalUnavailable
 from domain.operations.findings import FindingKind, Remedy
 from domain.operations.resolutions import RemedyRequest
 from domain.webhooks.signatures import make_secret, shown_secret
 from services.operations.resolutions import take_remedy
+from services.webhooks import outbox
 from services.webhooks.delivery import Ended, Postponed, try_once
 from services.webhooks.outbox import start_new
 from services.webhooks.sender import Answer, WebhookSender
@@ -32,7 +35,7 @@ from tests.support.engine import Engine
 from tests.support.payments import SHARE, RolePair
 from tests.support.sql import connect, query, scalar
 from tests.support.webhooks import Endpoint, deliveries_of, make_endpoint, types_of, written
-from tests.webhooks.conftest import SECONDS_MAX, Hooks
+from tests.webhooks.conftest import SECONDS_MAX, Hooks, Starter
 from tests.webhooks.receiver import (
     Behave,
     accept_with_a_huge_body,
@@ -465,6 +468,47 @@ async def test_what_could_not_be_started_is_started_when_temporal_is_back(hooks:
         await hooks.until(endpoint, "delivered")
 
 
+@dataclass
+class Faltering:
+    """A starter that fails in each of these ways, one after the other, before it works."""
+
+    starter: Starter
+    failures: list[Exception]
+
+    async def start_webhook_delivery(self, delivery: DueDelivery, *, at_once: bool) -> bool:
+        """Fail, or start it."""
+        if self.failures:
+            raise self.failures.pop()
+        return await self.starter.start_webhook_delivery(delivery, at_once=at_once)
+
+
+async def test_new_deliveries_are_followed_through_every_failure(
+    hooks: Hooks, roles: RolePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "AFTER_A_FAILURE_SECONDS", 0.01)
+    payer = await roles.open_account(1)
+    starter = Faltering(hooks.starter, [TemporalUnavailable("it is down"), TimeoutError(), ZeroDivisionError()])
+    async with running_receiver() as receiver, hooks.worker(), outbox.following_outbox(roles.service, starter):
+        endpoint = make_endpoint(roles.database, payer, url=receiver.url)
+        await hooks.event(payer)
+        await hooks.until(endpoint, "delivered")
+    assert starter.failures == []
+
+
+async def test_more_than_a_page_of_new_deliveries_is_started_without_a_pause(
+    hooks: Hooks, roles: RolePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PAGE", 1)
+    monkeypatch.setattr(outbox, "EVERY_SECONDS", 600.0)
+    payer = await roles.open_account(1)
+    async with running_receiver() as receiver, hooks.worker():
+        endpoint = make_endpoint(roles.database, payer, url=receiver.url)
+        for _ in range(3):
+            await hooks.event(payer)
+        async with hooks.following():
+            await hooks.until(endpoint, *["delivered"] * 3)
+
+
 async def test_two_workers_that_start_the_same_delivery_send_it_once(hooks: Hooks, roles: RolePair) -> None:
     payer = await roles.open_account(1)
     async with running_receiver() as receiver, hooks.worker():
@@ -502,6 +546,27 @@ async def test_a_delivery_that_has_lost_its_workflow_is_found_by_housekeeping_an
         done = await run(keeper.start_overdue_webhooks, DeliveriesToStart(overdue_seconds=300))
         assert done.counts == {"started": 1}
         await hooks.until(endpoint, "delivered", "delivered")
+
+
+async def test_housekeeping_goes_by_page_after_page_of_what_is_overdue(
+    hooks: Hooks, roles: RolePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PAGE", 1)
+    payer = await roles.open_account(1)
+    async with running_receiver() as receiver, hooks.worker():
+        endpoint = make_endpoint(roles.database, payer, url=receiver.url)
+        for _ in range(3):
+            await hooks.event(payer)
+        with connect(roles.database.superuser_url) as superuser:
+            superuser.execute(
+                "UPDATE webhook_deliveries SET started_at = now(), due_at = now() - interval '301 seconds'"
+            )
+        async with asyncio.timeout(30):
+            done = await ActivityEnvironment().run(
+                housekeeping(hooks, roles.service).start_overdue_webhooks, DeliveriesToStart(overdue_seconds=300)
+            )
+        assert done.counts == {"started": 3}
+        await hooks.until(endpoint, *["delivered"] * 3)
 
 
 async def test_housekeeping_deletes_what_is_old(hooks: Hooks, roles: RolePair) -> None:
