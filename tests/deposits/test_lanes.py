@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
 from devstack.processes import wait_until
 from domain.chain import DepositLane
+from services.deposits import lanes as deposit_lanes
 from services.deposits.lanes import DepositAddresses
 from services.deposits.scanner import DepositScanner
 from tests.deposits.conftest import MIN_CONFIRMATIONS, Deposits
@@ -68,6 +70,57 @@ async def test_an_address_of_another_chain_is_in_no_lane_of_this_one(deposits: D
     with connect(deposits.roles.database.superuser_url) as superuser:
         superuser.execute("UPDATE deposit_addresses SET chain_id = 1")
     assert await read_in(lanes(deposits), given) == set()
+
+
+async def test_a_chain_is_read_for_its_own_addresses_and_methods(deposits: Deposits) -> None:
+    addresses = lanes(deposits)
+    assert not await addresses.exist()
+    await deposits.give()
+    assert await addresses.exist()
+    deposits.method("ETH:other", None, kind="native", decimals=18, chain_id=1)
+    deposits.method("USDT:other", deposits.payer(7).address, chain_id=1)
+    assert not await addresses.has_coin()
+    deposits.method("ETH:test", None, kind="native", decimals=18)
+    assert await addresses.has_coin()
+    assert (await addresses.scope(DepositLane.BUSY)).tokens == (deposits.chain.token_address,)
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposit_addresses SET chain_id = 1")
+    assert not await addresses.exist()
+
+
+async def test_an_address_that_changes_its_owner_is_read_no_more(deposits: Deposits) -> None:
+    """No role of the product may change it: this is what is left where another has."""
+    given, other = await deposits.give(1), await deposits.account(2)
+    addresses = lanes(deposits)
+    assert given.address in (await addresses.scope(DepositLane.BUSY)).addresses
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposit_addresses SET billing_account_id = %s", (other.billing_account_id,))
+    assert (await addresses.scope(DepositLane.BUSY)).addresses == ()
+
+
+async def test_the_coins_lane_knows_each_treasury_from_when_it_is_noted(deposits: Deposits) -> None:
+    await deposits.give()
+    addresses = lanes(deposits)
+    of_the_settings, former = deposits.chain.treasury_address, deposits.payer(7).address
+    assert (await addresses.scope(DepositLane.COIN)).treasuries == (of_the_settings,)
+    with connect(deposits.roles.database.service_url) as service:
+        note_former_treasury(service, former)
+    assert set((await addresses.scope(DepositLane.COIN)).treasuries) == {of_the_settings, former}
+
+
+async def test_the_coins_lane_reads_all_addresses_again_after_a_while(
+    deposits: Deposits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was given out while the database was away is too old for what is read with each block."""
+    addresses = lanes(deposits)
+    first = await deposits.give(1)
+    assert (await addresses.scope(DepositLane.COIN)).addresses == (first.address,)
+    missed = await deposits.give(2)
+    with connect(deposits.roles.database.superuser_url) as superuser:
+        superuser.execute("UPDATE deposit_addresses SET active_at = now() - interval '1 hour'")
+    assert (await addresses.scope(DepositLane.COIN)).addresses == (first.address,)
+    monkeypatch.setattr(deposit_lanes, "COIN_READ_EVERY", timedelta(0))
+    assert set((await addresses.scope(DepositLane.COIN)).addresses) == {first.address, missed.address}
 
 
 async def test_an_address_in_use_at_a_time_that_python_lacks_stops_no_lane(deposits: Deposits) -> None:
