@@ -13,13 +13,15 @@ from typing import Final
 import psycopg
 import pytest
 from sqlalchemy import text
+from temporalio.testing import ActivityEnvironment
 
 from activities.ledger import integrity_scan as bookkeeping
-from activities.ledger.integrity_scan import check_all_books, check_books
+from activities.ledger.integrity_scan import BookkeepingActivities, check_all_books, check_books
+from activities.ledger.signatures import BooksToCheck
 from bench.books import Ledger
 from db.engine import ServiceConnection
 from db.ledger import integrity_scan as books_check
-from db.ledger.integrity_scan import ROWS_MAX
+from db.ledger.integrity_scan import ROWS_MAX, Round
 from db.ledger.invariants import CHECK_NAMES, find_violations
 from domain.payments.attempt import PaymentAttempt, Purpose
 from tests.support.database_pool import DatabasePool
@@ -505,6 +507,19 @@ async def test_new_lines_of_an_old_entry_are_found(shop: Shop) -> None:
     """
     with broken(shop, lines):
         assert await check(shop.roles) == {"entry_balanced"}
+    assert await check_everything(shop.roles) == set()
+
+
+async def test_lines_without_an_entry_are_found_and_their_removal_is_no_change_of_the_sums(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    lines = """
+        INSERT INTO journal_lines (entry_id, account_code, side, amount)
+        SELECT gen_random_uuid(), 'cash:usdc', side, 1 FROM (VALUES ('debit'), ('credit')) s (side)
+    """
+    with broken(shop, lines):
+        assert await check_everything(shop.roles) == {"line_without_entry"}
+        assert checkpoints(shop.database) == newest(shop.database)
+    assert await check_everything(shop.roles) == set()
 
 
 async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(shop: Shop) -> None:
@@ -670,6 +685,27 @@ async def test_a_check_in_small_steps_is_the_same(shop: Shop, rows_max: int) -> 
     assert await check_everything(shop.roles, rows_max=rows_max) == set()
 
 
+async def test_small_steps_come_by_every_row_of_every_table(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    several_of_each = (
+        "UPDATE credit_ledger SET balance_after = balance_after + 1;"
+        " DELETE FROM settled_transfers;"
+        " UPDATE billing_accounts SET balance_credits = balance_credits + 2;"
+        # No open hold leads to an account.
+        " DELETE FROM credit_holds;"
+        " DELETE FROM journal_lines WHERE entry_id IN (SELECT id FROM general_entries);"
+        " UPDATE journal_lines SET entry_id = gen_random_uuid()"
+    )
+    recorded = "SELECT check_name, subject FROM books_violations ORDER BY check_name, subject"
+    with broken(shop, several_of_each):
+        await check_all_books(shop.roles.service, pending_max=PENDING_MAX, rows_max=1)
+        found = query(shop.database.service_url, recorded)
+        await check_all_books(shop.roles.service, pending_max=PENDING_MAX)
+        assert query(shop.database.service_url, recorded) == found
+    of_each = {"running_balance", "credited_attempt", "account_balance", "general_entry_balanced", "line_without_entry"}
+    assert of_each <= {name for name, _ in found}
+
+
 async def test_the_round_over_old_rows_comes_by_all_of_them_and_begins_again(shop: Shop) -> None:
     assert await check(shop.roles) == set()
     for _ in range(2):
@@ -688,6 +724,47 @@ async def test_concurrent_checks_are_serialized(shop: Shop) -> None:
     await asyncio.gather(*(check_books(shop.roles.service, pending_max=PENDING_MAX, rows_max=2) for _ in range(5)))
     assert await check_everything(shop.roles) == set()
     assert checkpoints(shop.database) == newest(shop.database)
+
+
+async def run_activity(shop: Shop, *, full: bool, begun: Round | None = None) -> list[Round | None]:
+    """The activity, after a try of it that had come so far; the positions that it sends."""
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, heartbeat_details=[begun and begun.model_dump()])
+    sent: list[Round | None] = []
+    environment.on_heartbeat = lambda position: sent.append(position and Round.model_validate(position))
+    activities = BookkeepingActivities(shop.roles.service, pending_max=PENDING_MAX)
+    await environment.run(activities.check_books, BooksToCheck(full=full))
+    return sent
+
+
+async def test_a_check_of_everything_that_is_interrupted_goes_on_where_it_was(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    begun = Round(entries=newest(shop.database)["entries"])
+    with broken(shop, BREAK["running_balance"]):
+        new_rows, end = await run_activity(shop, full=True, begun=begun)
+        assert on_record(shop.database) == set(), "the entries were checked before"
+        assert new_rows == begun, "interrupted again before it goes on, it is as far as it was"
+        assert end is not None
+        assert end.is_complete
+        assert (await run_activity(shop, full=True))[0] is None
+        assert on_record(shop.database) == {"running_balance"}
+
+
+async def test_each_ordinary_run_checks_some_old_rows_as_well(shop: Shop) -> None:
+    assert await check(shop.roles) == set()
+    with broken(shop, BREAK["running_balance"]):
+        assert await check(shop.roles) == set()
+        await run_activity(shop, full=False)
+        assert on_record(shop.database) == {"running_balance"}
+
+
+async def test_a_check_of_everything_alone_is_noted_as_one(shop: Shop) -> None:
+    ends = "SELECT checked_at IS NOT NULL, checked_in_full_at IS NOT NULL FROM books_checks"
+    await check_everything(shop.roles)
+    assert query(shop.database.service_url, ends) == [(False, False)], "as the command does it"
+    for full, noted in ((False, (True, False)), (True, (True, True)), (False, (True, True))):
+        await run_activity(shop, full=full)
+        assert query(shop.database.service_url, ends) == [noted]
 
 
 @pytest.mark.slow
@@ -762,6 +839,51 @@ async def test_a_violation_that_was_not_published_is_published_by_the_next(shop:
             async with shop.roles.service.transaction() as connection:
                 [change] = await books_check.list_unannounced(connection)
     assert (change.check, change.is_resolved) == ("bonus_amount", False)
+
+
+RECORDED: Final = """
+    INSERT INTO books_violations (check_name, subject, detail, resolved_at)
+    VALUES ('x', '1', 'one', NULL), ('x', '2', 'two', now()), ('x', '3', 'three', NULL), ('y', '4', 'four', NULL)
+"""
+
+
+async def test_one_run_publishes_so_many_the_oldest_first_and_the_next_the_rest(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books_check, "ANNOUNCED_MAX", 2)
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(RECORDED)
+
+    async def publish() -> list[tuple[str, bool]]:
+        async with shop.roles.service.transaction() as connection:
+            changes = await books_check.list_unannounced(connection)
+            opened = [change.id for change in changes if not change.is_resolved]
+            await books_check.note_announced(
+                connection, opened, [change.id for change in changes if change.is_resolved]
+            )
+        return [(change.subject, change.is_resolved) for change in changes]
+
+    assert await publish() == [("1", False), ("2", False), ("2", True)]
+    told = "SELECT announced_at FROM books_violations WHERE subject = '1'"
+    first_told = query(shop.database.service_url, told)
+    assert await publish() == [("3", False), ("4", False)]
+    assert await publish() == []
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute("UPDATE books_violations SET resolved_at = now() WHERE subject = '1'")
+    assert await publish() == [("1", True)]
+    assert query(shop.database.service_url, told) == first_told, "its end does not say when it was published as new"
+
+
+async def test_what_is_open_is_listed_so_many_of_each_check_the_oldest_first(shop: Shop) -> None:
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(RECORDED)
+    async with shop.roles.service.transaction() as connection:
+        listed = [
+            [violation.subject for violation in await books_check.list_open_violations(connection, shown_max=shown_max)]
+            for shown_max in (1, 2)
+        ]
+        assert listed == [["1", "4"], ["1", "3", "4"]]
+        assert await books_check.count_open_violations(connection) == {"x": 2, "y": 1}
 
 
 # -- what it costs
