@@ -522,6 +522,21 @@ async def test_lines_without_an_entry_are_found_and_their_removal_is_no_change_o
     assert await check_everything(shop.roles) == set()
 
 
+async def test_lines_that_are_put_right_behind_a_check_under_way_are_summed_again(shop: Shop) -> None:
+    wrong = """
+        UPDATE journal_lines SET entry_id = gen_random_uuid(), amount = amount + 1
+         WHERE entry_id = (SELECT id FROM credit_ledger WHERE entry_seq = 1)
+    """
+    with broken(shop, wrong):
+        assert "line_without_entry" in await check(shop.roles)
+        async with shop.roles.service.transaction() as connection:
+            begun = await books_check.check_old(connection, Round(), pending_max=PENDING_MAX, rows_max=1)
+        assert begun.lines == 2, "it has passed both lines of the first entry"
+    assert await check(shop.roles) == set()
+    await check_all_books(shop.roles.service, pending_max=PENDING_MAX, begin_at=begun)
+    assert await check_everything(shop.roles) == set()
+
+
 async def test_removing_an_account_s_last_entry_and_what_goes_with_it_is_found(shop: Shop) -> None:
     """Every balance still agrees, and no attempt misses it: only the sums know."""
     with connect(shop.database.service_url) as service:
@@ -884,6 +899,13 @@ async def test_what_is_open_is_listed_so_many_of_each_check_the_oldest_first(sho
         ]
         assert listed == [["1", "4"], ["1", "3", "4"]]
         assert await books_check.count_open_violations(connection) == {"x": 2, "y": 1}
+
+
+async def test_what_another_version_has_recorded_stays_and_stops_no_check(shop: Shop) -> None:
+    """While a new version is rolled out, both check: of a check that is not its own, neither knows what it is about."""
+    with connect(shop.database.superuser_url, triggers=False) as superuser:
+        superuser.execute(RECORDED)
+    assert await check_everything(shop.roles) == {"x", "y"}
 
 
 # -- what it costs
