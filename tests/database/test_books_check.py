@@ -721,6 +721,14 @@ async def test_small_steps_come_by_every_row_of_every_table(shop: Shop) -> None:
     assert of_each <= {name for name, _ in found}
 
 
+async def test_small_steps_over_new_rows_pass_over_none(shop: Shop) -> None:
+    with broken(shop, "UPDATE journal_lines SET entry_id = gen_random_uuid()"):
+        await check(shop.roles, rows_max=1)
+        found = "SELECT count(*) FROM books_violations WHERE check_name = 'line_without_entry'"
+        lines = scalar(shop.database.service_url, "SELECT count(*) FROM journal_lines")
+        assert scalar(shop.database.service_url, found) == lines
+
+
 async def test_the_round_over_old_rows_comes_by_all_of_them_and_begins_again(shop: Shop) -> None:
     assert await check(shop.roles) == set()
     for _ in range(2):
