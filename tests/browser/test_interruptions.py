@@ -71,7 +71,6 @@ async def test_paying_again_before_the_first_is_submitted_is_a_payment_of_its_ow
     assert len(await site.attempt_ids()) == 2
 
 
-@pytest.mark.slow
 async def test_a_page_that_was_on_its_way_during_the_submission_shows_it(site: Site) -> None:
     """Rendered before it and shown after it: by then no stored hash says that there is something to ask for."""
     visitor = await site.signed_in()
