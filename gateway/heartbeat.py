@@ -37,6 +37,9 @@ async def _beat(gateway: Gateway) -> None:
             await renew_all(gateway)
         except DatabaseUnavailable as error:
             log.warning("leases are not extended", reason=error.message)
+        except Exception:
+            # Or no lease of this process would be extended again, and nothing would say so.
+            log.exception("leases are not extended")
 
 
 async def renew_all(gateway: Gateway) -> None:

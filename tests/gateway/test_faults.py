@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from domain.errors import DatabaseUnavailable
 from gateway import draining
 from gateway.heartbeat import renew_all
 from gateway.metering import Meter
@@ -662,11 +663,11 @@ async def test_a_charge_that_is_not_answered_is_left_to_be_resolved(
 LEASES = "SELECT lease_until FROM credit_holds ORDER BY created_at"
 
 
+@pytest.mark.parametrize("failure", [DatabaseUnavailable("the connection was lost"), ValueError("unforeseen")])
 async def test_leases_are_renewed_again_after_the_database_was_away(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     from db.billing import holds
-    from domain.errors import DatabaseUnavailable
 
     renew, was_asked = holds.renew, asyncio.Event()
 
@@ -674,7 +675,7 @@ async def test_leases_are_renewed_again_after_the_database_was_away(
         if was_asked.is_set():
             return await renew(*given, **named)
         was_asked.set()
-        raise DatabaseUnavailable("the connection was lost")
+        raise failure
 
     monkeypatch.setattr(holds, "renew", lose_the_first)
     async with served(database, lease_seconds=2) as gateway:
