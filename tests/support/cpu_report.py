@@ -1,4 +1,4 @@
-"""`pytest --cpu`: seconds of the processor's by test file, of the test process and of every process below it."""
+"""`pytest --cpu`: seconds of the processor's by file and by test, of the test process and of every process below it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 PROPERTY: Final = "cpu seconds"
 STAT_BYTES_MAX: Final = 1024
+DEAR_SECONDS_MIN: Final = 0.2
 
 
 def tree_seconds(root: int) -> float:
@@ -44,6 +45,7 @@ class CpuReport:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._files: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+        self._tests: dict[str, float] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -65,11 +67,16 @@ class CpuReport:
         for name, measured in report.user_properties:
             if name == PROPERTY and report.when == "teardown" and not hasattr(self._config, "workerinput"):
                 file = self._files[report.nodeid.partition("::")[0]]
+                self._tests[report.nodeid] = measured[1]
                 for place, value in enumerate([1.0, *cast("tuple[float, float]", measured)]):
                     file[place] += value
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """The files, dearest first."""
+        """Files and single tests, dearest first."""
+        terminalreporter.section(f"tests that took {DEAR_SECONDS_MIN} seconds of the processor's and more")
+        for name, spent in sorted(self._tests.items(), key=lambda entry: -entry[1]):
+            if spent >= DEAR_SECONDS_MIN:
+                terminalreporter.write_line(f"{spent:8.2f} s  {name}")
         terminalreporter.section("seconds of the processor's, of each file's tests and all that they start")
         for name, (tests, wall, spent) in sorted(self._files.items(), key=lambda entry: -entry[1][2]):
             terminalreporter.write_line(f"{spent:8.1f} s  in {wall:8.1f} s  {tests:5.0f} tests  {name}")
