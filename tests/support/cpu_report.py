@@ -67,7 +67,7 @@ class CpuReport:
         for name, measured in report.user_properties:
             if name == PROPERTY and report.when == "teardown" and not hasattr(self._config, "workerinput"):
                 file = self._files[report.nodeid.partition("::")[0]]
-                self._tests[report.nodeid] = measured[1]
+                self._tests[report.nodeid] = cast("tuple[float, float]", measured)[1]
                 for place, value in enumerate([1.0, *cast("tuple[float, float]", measured)]):
                     file[place] += value
 

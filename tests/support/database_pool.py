@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -47,11 +47,13 @@ END_OTHERS: Final = """
 ENDED_SECONDS_MAX: Final = 5.0
 ENDED_POLL_SECONDS: Final = 0.002
 """`pg_terminate_backend` itself, if it is to wait, polls each 0.1 s."""
-OTHERS: Final = """
-    SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
-     WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
 NEXT_TRANSACTION: Final = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+OTHERS: Final = f"""
+    SELECT count(*), count(*) FILTER (WHERE state <> 'idle'), count(*) FILTER (WHERE application_name <> %s),
+           ({NEXT_TRANSACTION})
+      FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+THIS_TRANSACTION: Final = "SELECT pg_current_xact_id()::text::bigint"
 SEQUENCES: Final = "SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences"
 TABLES: Final = """
     SELECT c.oid::regclass::text, string_agg(quote_ident(a.attname), ', ') FROM pg_class c
@@ -120,21 +122,18 @@ class Content:
         """
         number = superuser.info.backend_pid
         try:
-            if kept is not None:
-                [(ended,)] = await _all(superuser, END_OTHERS, KEPT)
-                if ended:
-                    await _until_only(superuser, kept)
-            [(others, busy)] = await _all(superuser, OTHERS)
+            [(others, busy, strange, unused)] = await _all(superuser, OTHERS, KEPT)
+            if kept is not None and strange:
+                await _all(superuser, END_OTHERS, KEPT)
+                others, busy, unused = await _until_only(superuser, kept)
             if busy or kept not in {None, others}:
                 return False
-            [(unused,)] = await _all(superuser, NEXT_TRANSACTION)
             if unused != self._next.get(number):
                 if await _all(superuser, SCHEMA) != self._schema:
                     return False
                 await self._put_back(superuser)
             # A row that was refused may have taken a number without a transaction of its own.
-            await _run(superuser, self._numbers)
-            [(self._next[number],)] = await _all(superuser, NEXT_TRANSACTION)
+            self._next[number] = await _run(superuser, self._numbers, NEXT_TRANSACTION)
         except psycopg.Error:
             return False
         return True
@@ -148,11 +147,15 @@ class Content:
         if not used:
             return
         await _run(superuser, *SETTINGS, *(f"DELETE FROM {table}" for table in used))
-        # Or new rows would fill the gaps, and come in another order than in a new database.
-        await _run(superuser, f"VACUUM (SKIP_DATABASE_STATS) {', '.join(used)}")
+        # Or new rows would fill the gaps, and come in another order than in a new database (what is in TOAST has none).
+        await _run(superuser, f"VACUUM (SKIP_DATABASE_STATS, PROCESS_TOAST FALSE) {', '.join(used)}")
         if changed := self._rows.keys() - same:
-            await _run(superuser, *(rows for table, rows in self._rows.items() if table in changed))
-            self._put_back_as[number] = await _versions(superuser, list(self._rows))
+            rows = (statement for table, statement in self._rows.items() if table in changed)
+            transaction = await _run(superuser, *rows, THIS_TRANSACTION)
+            counts = {table: self._versions[table][0] for table in changed}
+            self._put_back_as[number] = before | {
+                table: (count, count * transaction) for table, count in counts.items()
+            }
 
 
 async def _versions(superuser: Superuser, tables: Sequence[str]) -> dict[str, TupleRow]:
@@ -162,19 +165,23 @@ async def _versions(superuser: Superuser, tables: Sequence[str]) -> dict[str, Tu
     return {table: (count, versions) for table, count, versions in await _all(superuser, question)}
 
 
-async def _until_only(superuser: Superuser, kept: int) -> None:
-    """Wait until as many connections are left, as long as it may take."""
+async def _until_only(superuser: Superuser, kept: int) -> tuple[int, int, int]:
+    """Wait until as many connections are left; how many are, how many of them busy, and the next transaction."""
     deadline = time.monotonic() + ENDED_SECONDS_MAX
-    while time.monotonic() < deadline:
-        [(others, _)] = await _all(superuser, OTHERS)
-        if others <= kept:
-            return
+    while True:
+        [(others, busy, _, unused)] = await _all(superuser, OTHERS, KEPT)
+        if others <= kept or time.monotonic() >= deadline:
+            return others, busy, unused
         await asyncio.sleep(ENDED_POLL_SECONDS)
 
 
-async def _run(superuser: Superuser, *statements: str) -> None:
-    """All in one transaction, where it may be one."""
-    await superuser.execute("; ".join(statements).encode(), prepare=False)
+async def _run(superuser: Superuser, *statements: str) -> Any:
+    """All in one transaction, where it may be one; the value that the last of them gives, or None."""
+    cursor = await superuser.execute("; ".join(statements).encode(), prepare=False)
+    while cursor.nextset():
+        pass
+    row = await cursor.fetchone() if cursor.description else None
+    return row[0] if row else None
 
 
 class DatabasePool:
