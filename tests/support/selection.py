@@ -9,8 +9,9 @@ from typing import Final
 
 import pytest
 
-USUAL_PORTS: Final = ("devstack", "bench")
-"""Folders whose tests start servers on their usual ports, and expect them there again after a kill."""
+IN_ONE_PROCESS: Final = {"devstack": "tests/devstack/", "bench": "tests/devstack/", "browser": "tests/browser/"}
+"""Folders whose files are run one after another, and what they are called together: their tests start servers on their
+usual ports and expect them there again after a kill, or share a browser, which takes a second to start."""
 
 LONG_FIRST: Final = (
     "devstack",
@@ -93,9 +94,6 @@ def folder_position(name: str) -> int:
 
 
 def file_of(nodeid: str) -> str:
-    """The file of a test, as a path; what is run together in one process.
-
-    The folders that need the usual ports are one: their tests run one after another.
-    """
+    """The file of a test, as a path, or the folder whose files are run in one process."""
     file = nodeid.partition("::")[0]
-    return f"tests/{USUAL_PORTS[0]}/" if file.split("/")[-2] in USUAL_PORTS else file
+    return IN_ONE_PROCESS.get(file.split("/")[-2], file)
