@@ -93,6 +93,7 @@ class CallAccount:
         self.output_tokens_clamp: int | None = None
         """Strict mode: more must not be written."""
         self.held: HoldAnswer
+        self._settled: Settled | None = None
         self.meter = self._new_meter()
 
     @property
@@ -128,7 +129,7 @@ class CallAccount:
         report = self.meter.report
         if isinstance(report, Usage) and (not report.is_empty or report.stated_cost_usd):
             await self.settle(CallEnd.FAILED_OVER, failed)
-            self._hold_id = uuid4()
+            self._hold_id, self._settled = uuid4(), None
             self.meter = self._new_meter()
             await self.hold(upstream)
         else:
@@ -136,7 +137,12 @@ class CallAccount:
             self.meter = self._new_meter()
 
     async def settle(self, end: CallEnd, upstream: Upstream) -> Settled:
-        """Charge the call; once. Afterwards its hold is resolved, or left to who resolves lapsed holds."""
+        """Charge the call; once. Afterwards its hold is resolved, or left to who resolves lapsed holds.
+
+        Called again, it says what was charged.
+        """
+        if self._settled is not None:
+            return self._settled
         if self._hold_id not in self._gateway.open_holds:
             return Settled(0, self.held.balance)
         policy, price = self._gateway.policy, self._price
@@ -150,7 +156,7 @@ class CallAccount:
         if owed.doubt is not None:
             metrics.DOUBTS.labels(owed.doubt.value).inc()
         started = time.monotonic()
-        settled = await self._gateway.books.settle(
+        self._settled = settled = await self._gateway.books.settle(
             self._hold_id,
             owed,
             end=end,

@@ -35,7 +35,10 @@ class CallClaim:
     hold_id: UUID
 
     async def finish(self, request_id: str, status: int | None, headers: dict[str, str], body: bytes | None) -> None:
-        """Store the answer, or give the claim up. Where the database does not take it, the claim ends by itself."""
+        """Store the answer, or give the claim up. Where the database does not take it, the claim ends by itself.
+
+        Raises nothing: the call was charged, and its client is to have the answer.
+        """
         is_kept = body is not None and len(body) <= STORED_ANSWER_BYTES_MAX
         kept = {name: value for name, value in headers.items() if name.lower() in _KEPT_HEADERS}
         try:
@@ -49,6 +52,8 @@ class CallClaim:
             )
         except DatabaseUnavailable as error:
             log.warning("an answer is not kept", request_id=request_id, reason=error.message)
+        except Exception:
+            log.exception("an answer is not kept", request_id=request_id)
 
 
 async def claim_call(

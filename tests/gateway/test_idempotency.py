@@ -11,6 +11,7 @@ from db.billing.claims import KEY_LENGTH_MAX
 from devstack.upstream import Behaviour
 from domain.billing.charges import CallEnd
 from domain.errors import DatabaseUnavailable
+from gateway.claims import CallClaim
 from tests.gateway.support import Served, add_key, chat, faulty, open_account, served, until
 from tests.support.postgres import Database
 from tests.support.sql import connect
@@ -73,6 +74,38 @@ async def test_without_the_database_no_call_is_claimed_and_an_answer_is_given_al
         assert (answer.status, answer.error["code"]) == (503, "unavailable")
         assert answer.headers["x-should-retry"] == "true"
     assert len(gateway.calls()) == 1
+
+
+async def test_who_was_charged_gets_the_answer_whatever_keeps_it_from_being_stored(database: Database) -> None:
+    with connect(database.superuser_url) as owner:
+        owner.execute("REVOKE EXECUTE ON FUNCTION finish_call FROM settle_app")
+    async with served(database) as gateway:
+        whole = await gateway.client.post(chat("one two"), **KEY)
+        charged = gateway.books.receipt()["charged_credits"]
+        assert (whole.status, whole.headers.get("X-Credits-Charged")) == (200, str(charged))
+        assert whole.json["choices"][0]["message"]["content"] == "You said: one two"
+        stream = await gateway.client.post(chat(stream=True), Idempotency_Key="order-8")
+        assert stream.body.endswith(b"data: [DONE]\n\n")
+        assert (await gateway.client.post(chat("one two"), **KEY)).status == 409
+        assert len(gateway.books.receipts()) == len(gateway.calls()) == 2
+
+
+async def test_a_call_that_fails_after_its_charge_says_what_was_charged(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such failure is known; the account of the call knows what it has charged, whatever may come."""
+    failures = iter([RuntimeError("unforeseen")])
+
+    async def fail_once(*_: object) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(CallClaim, "finish", fail_once)
+    answer = await gateway.client.post(chat(), **KEY)
+    receipt = gateway.books.receipt()
+    balance, _ = gateway.books.balance(gateway.account.id)
+    said = (answer.headers["X-Credits-Charged"], answer.headers["X-Credits-Remaining"])
+    assert (answer.status, said) == (502, (str(receipt["charged_credits"]), str(balance)))
 
 
 async def test_a_key_is_a_few_printable_ascii_characters(gateway: Served) -> None:
