@@ -74,7 +74,8 @@ class CallBooks:
         """Charge a call, or release its hold where nothing is owed; tried again for `CAPTURE_SECONDS_MAX`.
 
         So long and no longer, even where the server keeps the connection and does not answer. What it executes later is
-        then found by who resolves lapsed holds.
+        then found by who resolves lapsed holds. They also charge what fails for any other reason: the answer is there,
+        and its client is to have it.
         """
         is_free = charge.is_nothing and charge.usage.is_empty and charge.doubt is None
         delay_seconds = RETRY_SECONDS_MIN
@@ -104,9 +105,11 @@ class CallBooks:
                     await asyncio.sleep(delay_seconds)
                     delay_seconds = min(delay_seconds * 2, RETRY_SECONDS_MAX)
         except TimeoutError:
-            metrics.LEFT_TO_RESOLVE.inc()
             log.error("a charge is left to be resolved", hold_id=str(hold_id), reason=reason)
-            return Settled(None, None)
+        except Exception:
+            log.exception("a charge is left to be resolved", hold_id=str(hold_id))
+        metrics.LEFT_TO_RESOLVE.inc()
+        return Settled(None, None)
 
     def _settled(self, hold_id: UUID, charge: Charge, captured: Captured) -> Settled:
         if captured.outcome == "captured":

@@ -635,6 +635,20 @@ async def test_a_charge_that_stays_impossible_is_left_to_be_resolved(
     await relay.cut()
 
 
+async def test_an_answer_whose_charge_fails_is_passed_on_and_left_to_be_resolved(database: Database) -> None:
+    with connect(database.superuser_url) as owner:
+        owner.execute("REVOKE EXECUTE ON FUNCTION capture_hold FROM settle_app")
+    async with served(database) as gateway:
+        whole = await gateway.client.post(chat("one two"))
+        assert (whole.status, whole.json["choices"][0]["message"]["content"]) == (200, "You said: one two")
+        assert "X-Credits-Charged" not in whole.headers
+        stream = await gateway.client.post(chat(stream=True))
+        assert b": credits charged=pending usage=/v1/usage/" in stream.body
+        assert stream.body.endswith(b"data: [DONE]\n\n")
+        await gateway.is_quiet()
+        assert gateway.books.states() == ["held", "held"]
+
+
 async def test_a_charge_that_is_not_answered_is_left_to_be_resolved(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
