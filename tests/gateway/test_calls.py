@@ -13,6 +13,7 @@ from devstack.upstream import Behaviour
 from devstack.upstream.records import Call
 from tests.gateway.support import MODEL, UPSTREAM_KEY, Served, chat, faulty, served
 from tests.support.postgres import Database
+from tests.support.sql import query
 
 MESSAGES = {"anthropic-version": "2023-06-01"}
 BODIES: dict[str, Any] = {
@@ -55,6 +56,12 @@ async def test_a_receipt_says_which_answer_was_charged_and_at_which_markup(gatew
     receipt = gateway.books.receipt()
     assert (receipt["upstream_id"], receipt["unit_prices"]["markup_factor"]) == ("gen-7", "2")
     assert receipt["price_version"] is not None
+
+
+async def test_what_is_held_for_a_call_has_the_gateways_lease(gateway: Served) -> None:
+    await gateway.client.post(chat())
+    lease = "SELECT extract(epoch FROM lease_until - created_at)::int FROM credit_holds"
+    assert query(gateway.books.database.service_url, lease) == [(gateway.gateway.books.lease_seconds,)]
 
 
 @pytest.mark.parametrize("path", STREAMED)

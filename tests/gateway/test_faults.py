@@ -346,6 +346,13 @@ async def test_a_stream_that_ends_early_and_cleanly_is_broken_off(gateway: Serve
     assert gateway.books.receipt()["charge_reason"] == "upstream_broke"
 
 
+async def test_a_stream_whose_event_has_no_end_is_broken_off(gateway: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sse.EVENT_BYTES_MAX", 100)
+    answer = await gateway.client.post(faulty(stream=True, chunk_bytes=50))
+    assert (answer.status, answer.comment["charged"]) == (200, "0")
+    assert gateway.books.receipt()["charge_reason"] == "upstream_broke"
+
+
 async def test_a_silent_upstream_is_given_up(database: Database) -> None:
     async with served(database, read_timeout_seconds=0.3) as gateway:
         answer = await gateway.client.post(faulty(stream=True, tokens=50, stall_after=10))
