@@ -250,8 +250,7 @@ _ANNOUNCED: Final = text(
 
 _STANDING: Final = text(
     """
-    SELECT c.debits + l.debits AS debits, c.credits + l.credits AS credits, c.checked_at, c.checked_in_full_at,
-           now() AS now
+    SELECT c.debits + l.debits AS debits, c.credits + l.credits AS credits, c.checked_at, now() AS now
       FROM books_checks c,
            LATERAL (SELECT coalesce(sum(amount) FILTER (WHERE side = 'debit'), 0) AS debits,
                            coalesce(sum(amount) FILTER (WHERE side = 'credit'), 0) AS credits
@@ -311,12 +310,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The sums of all journal lines, in credits, and the age of the scheduled checks."""
+    """The sums of all journal lines, in credits, and the age of the last scheduled check."""
 
     debits: int
     credits: int
     checked_ago: timedelta | None
-    checked_in_full_ago: timedelta | None
 
 
 @dataclass(slots=True)
@@ -550,13 +548,12 @@ async def has_at_most(connection: ReadAllConnection, entries: int) -> bool:
 
 
 async def find_standing(connection: ServiceConnection) -> Standing:
-    """The sums of all journal lines, and the age of the scheduled checks."""
+    """The sums of all journal lines, and the age of the last scheduled check."""
     row = (await connection.connection.execute(_STANDING)).one()
     return Standing(
         debits=int(row.debits),
         credits=int(row.credits),
         checked_ago=row.now - row.checked_at if row.checked_at else None,
-        checked_in_full_ago=row.now - row.checked_in_full_at if row.checked_in_full_at else None,
     )
 
 
