@@ -62,12 +62,19 @@ def upgrade_to(database: Database, revision: str) -> None:
             run_sql_file(connection, "seeds.sql")
 
 
-@pytest.fixture
-async def landed(cluster: Cluster) -> AsyncIterator[Database]:
-    """A database of the landed schema, with the rights that its version has."""
+@pytest.fixture(scope="module")
+async def landed_template(cluster: Cluster) -> AsyncIterator[Database]:
+    """The database that `landed` copies."""
     async with cluster.temporary() as database:
         await asyncio.to_thread(upgrade_to, database, LANDED)
         await asyncio.to_thread(grant_what_is_there, database)
+        yield database
+
+
+@pytest.fixture
+async def landed(cluster: Cluster, landed_template: Database) -> AsyncIterator[Database]:
+    """A database of the landed schema, with the rights that its version has."""
+    async with cluster.temporary(template=landed_template.name) as database:
         yield database
 
 
