@@ -31,6 +31,7 @@ from services.billing.provider_api import Providers
 from tests.billing.starting import Starter
 from tests.governance.conftest import Heard
 from tests.support.engine import PATIENCE_SECONDS
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.spending import GRACE, Spender
@@ -47,11 +48,9 @@ CREDITS: Final = 1_000
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[ServiceDatabase]:
+def service(roles: RolePair) -> ServiceDatabase:
     """Role settle_service, as the worker has it."""
-    opened = ServiceDatabase(database.service_url)
-    yield opened
-    await opened.dispose()
+    return roles.service
 
 
 @pytest.fixture
