@@ -31,6 +31,7 @@ from services.billing.provider_api import Providers
 from tests.billing.starting import Starter
 from tests.governance.conftest import Heard
 from tests.support.engine import PATIENCE_SECONDS
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.spending import GRACE, Spender
@@ -47,11 +48,9 @@ CREDITS: Final = 1_000
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[ServiceDatabase]:
+def service(roles: RolePair) -> ServiceDatabase:
     """Role settle_service, as the worker has it."""
-    opened = ServiceDatabase(database.service_url)
-    yield opened
-    await opened.dispose()
+    return roles.service
 
 
 @pytest.fixture
@@ -87,24 +86,22 @@ async def keep_house(namespace: Namespace, **wanted: int) -> BillingHousekeeping
     )
 
 
-async def test_a_lapsed_hold_is_resolved_by_the_clock_alone(
-    namespace: Namespace, service: ServiceDatabase, heard: Heard, database: Database
+async def test_an_account_that_runs_empty_is_published_once_for_each_crossing_whenever_the_receiver_is_there(
+    namespace: Namespace,
+    service: ServiceDatabase,
+    heard: Heard,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spender = Spender.open(database, credits=100_000)
-    hold_id = spender.hold(10_000)
-    spender.lapse(hold_id)
-    async with working(namespace, service, heard.publish):
-        assert (await keep_house(namespace)).holds == {"started": 1}
-        resolution = namespace.client.get_workflow_handle(f"resolve-hold-{hold_id}")
-        assert (await resolution.result())["outcome"] == "captured"
-        assert (await keep_house(namespace)).holds == {}
-
-
-async def test_an_account_that_runs_empty_is_published_once_for_each_crossing(
-    namespace: Namespace, service: ServiceDatabase, heard: Heard, database: Database
-) -> None:
+    monkeypatch.setattr("workflows.policies.JOB_RETRY.maximum_attempts", 1)
     spender = Spender.open(database, credits=CREDITS)
     spender.capture(spender.hold(CREDITS), CREDITS + 7, grace=50)
+
+    async def refuse(_: object) -> None:
+        raise EventNotDelivered("of the test", "is away")
+
+    async with working(namespace, service, refuse):
+        assert (await keep_house(namespace)).alerts_published == 0
     async with working(namespace, service, heard.publish):
         assert (await keep_house(namespace)).alerts_published == 1
         assert (await keep_house(namespace)).alerts_published == 0
@@ -138,34 +135,17 @@ async def test_a_limit_is_published_at_80_and_at_100_percent_once_in_its_period(
     )  # fmt: skip
 
 
-async def test_a_receiver_that_accepts_nothing_delays_the_event_and_loses_none(
-    namespace: Namespace,
-    service: ServiceDatabase,
-    heard: Heard,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("workflows.policies.JOB_RETRY.maximum_attempts", 1)
-    spender = Spender.open(database, credits=CREDITS)
-    spender.capture(spender.hold(CREDITS), CREDITS)
-
-    async def refuse(_: object) -> None:
-        raise EventNotDelivered("of the test", "is away")
-
-    async with working(namespace, service, refuse):
-        assert (await keep_house(namespace)).alerts_published == 0
-    async with working(namespace, service, heard.publish):
-        assert (await keep_house(namespace)).alerts_published == 1
-
-
 def findings(database: Database) -> list[tuple[Any, ...]]:
     """All of them, in the order in which they were opened."""
     return query(database.service_url, "SELECT kind, billing_account_id, value_raw, detail FROM findings ORDER BY key")
 
 
-async def test_a_doubtful_receipt_is_one_finding_that_says_what_to_do(
+async def test_a_doubtful_receipt_is_one_finding_and_a_lapsed_hold_is_resolved_by_the_clock_alone(
     namespace: Namespace, service: ServiceDatabase, heard: Heard, database: Database
 ) -> None:
+    other = Spender.open(database, credits=100_000)
+    hold_id = other.hold(10_000)
+    other.lapse(hold_id)
     spender = Spender.open(database, credits=CREDITS)
     doubt = {"doubt": "implausible_usage", "doubt_detail": "output_tokens is -5"}
     spender.capture(spender.hold(10), 10)
@@ -176,7 +156,11 @@ async def test_a_doubtful_receipt_is_one_finding_that_says_what_to_do(
     async with working(namespace, service, heard.publish):
         result = await keep_house(namespace, batch_size=1)
         assert result.findings_opened == {"charge_doubtful": 3, "charge_uncollected": 1}
-        assert (await keep_house(namespace)).findings_opened == {}
+        assert result.holds == {"started": 1}
+        resolution = namespace.client.get_workflow_handle(f"resolve-hold-{hold_id}")
+        assert (await resolution.result())["outcome"] == "captured"
+        again = await keep_house(namespace)
+        assert (again.findings_opened, again.holds) == ({}, {})
         with connect(database.service_url) as operator:
             operator.execute("UPDATE findings SET resolved_at = now(), resolution = 'write_off'")
         assert (await keep_house(namespace)).findings_opened == {}, "an operator has decided"

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
+import psycopg
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from db.engine import TenantDatabase
+from devstack.processes import wait_until
 from domain.billing.upstreams import PriceOverride
 from gateway.ingest import PATH, ingest_routes
+from tests.support.database_pool import Content, DatabasePool, Superuser
+from tests.support.engine import PATIENCE_SECONDS
 from tests.support.litellm_payloads import FAILURE, body, payload, without_account
 from tests.support.oracle import check_books
 from tests.support.postgres import Database
@@ -67,15 +71,31 @@ async def serve(database: Database, secret: str | None) -> tuple[TestClient[web.
     return client, tenants
 
 
+@pytest.fixture(scope="module")
+async def module_proxy(databases: DatabasePool) -> AsyncIterator[tuple[Proxy, Content, Superuser]]:
+    """A proxy before the route, an account with ten dollars, and what their database holds then."""
+    async with (
+        databases.database() as roles,
+        await psycopg.AsyncConnection.connect(roles.database.superuser_url, autocommit=True) as superuser,
+    ):
+        client, tenants = await serve(roles.database, SECRET)
+        proxy = Proxy(client, Spender.open(roles.database, credits=100_000_000))
+        yield proxy, await Content.read(superuser), superuser
+        await client.close()
+        await tenants.dispose()
+
+
 @pytest.fixture
-async def proxy(database: Database) -> AsyncIterator[Proxy]:
-    """A proxy before the route, and an account with ten dollars."""
-    client, tenants = await serve(database, SECRET)
-    spender = Spender.open(database, credits=100_000_000)
-    yield Proxy(client, spender)
-    await client.close()
-    await tenants.dispose()
-    assert await check_books(database.superuser_url) == []
+async def proxy(module_proxy: tuple[Proxy, Content, Superuser]) -> AsyncIterator[Proxy]:
+    """The module's, before its first call."""
+    proxy, content, superuser = module_proxy
+    yield proxy
+    assert await check_books(proxy.spender.database.superuser_url) == []
+
+    async def is_back() -> bool:
+        return await content.restore(superuser)
+
+    await wait_until(is_back, timeout_seconds=PATIENCE_SECONDS, what="database without open transactions")
 
 
 async def test_a_call_is_charged_its_cost_and_the_markup_and_the_receipt_says_when_it_was_made(proxy: Proxy) -> None:
@@ -213,14 +233,12 @@ async def test_the_account_is_the_metadata_s_else_the_end_user(proxy: Proxy) -> 
     assert (await proxy.report(without_account()))[0] == 422
 
 
-async def test_who_does_not_know_the_secret_is_refused_and_without_one_it_is_off(
-    proxy: Proxy, database: Database
-) -> None:
+async def test_who_does_not_know_the_secret_is_refused_and_without_one_it_is_off(proxy: Proxy) -> None:
     assert (await proxy.report(proxy.payload(), secret="another"))[0] == 401
     assert (await proxy.client.post(PATH, json=proxy.payload())).status == 401
     basic = {"Authorization": f"Basic {SECRET}"}
     assert (await proxy.client.post(PATH, json=proxy.payload(), headers=basic)).status == 401
-    client, tenants = await serve(database, None)
+    client, tenants = await serve(proxy.spender.database, None)
     answer = await client.post(PATH, json=proxy.payload(), headers={"Authorization": "Bearer "})
     assert (answer.status, (await answer.json())["error"]["message"]) == (
         503,

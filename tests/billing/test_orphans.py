@@ -25,6 +25,7 @@ from domain.billing.upstreams import Upstream, UsageLookup
 from services.billing.provider_api import Providers
 from tests.billing.starting import Starter
 from tests.support.oracle import check_books
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
 from tests.support.spending import GRACE, Spender
@@ -36,11 +37,9 @@ HELD: Final = 10_000
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[ServiceDatabase]:
+def service(roles: RolePair) -> ServiceDatabase:
     """Role settle_service, as the worker has it."""
-    opened = ServiceDatabase(database.service_url)
-    yield opened
-    await opened.dispose()
+    return roles.service
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from services.billing.provider_api import Providers
 from services.billing.provider_costs import cost_source
 from services.billing.provider_reconciliation import ProviderReconciliation
 from tests.support.oracle import check_books
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.spending import Spender
 from tests.support.sql import connect, query
@@ -34,11 +35,9 @@ PATH: Final = {CostKind.ANTHROPIC: "messages"}
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[ServiceDatabase]:
+def service(roles: RolePair) -> ServiceDatabase:
     """Role settle_service, as the worker has it."""
-    opened = ServiceDatabase(database.service_url)
-    yield opened
-    await opened.dispose()
+    return roles.service
 
 
 @asynccontextmanager

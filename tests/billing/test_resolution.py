@@ -26,6 +26,7 @@ from domain.billing.usage import Usage
 from domain.errors import ProviderUnavailable, TemporalUnavailable
 from services.billing.resolution import STARTED_AT_ONCE_MAX, charge_of, start_lapsed
 from tests.billing.test_orphans import HELD, orphan, providers_at, receipt_of
+from tests.support.payments import RolePair
 from tests.support.postgres import Database
 from tests.support.spending import GRACE, Spender
 from tests.support.sql import query
@@ -34,11 +35,9 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-async def service(database: Database) -> AsyncIterator[ServiceDatabase]:
+def service(roles: RolePair) -> ServiceDatabase:
     """Role settle_service, as the worker has it."""
-    opened = ServiceDatabase(database.service_url)
-    yield opened
-    await opened.dispose()
+    return roles.service
 
 
 @pytest.fixture

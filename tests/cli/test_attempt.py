@@ -1,4 +1,4 @@
-"""`settle attempt`, `migrate` and `doctor` on real servers: what they print, and how they end."""
+"""`settle attempt` and `migrate` on real servers: what they print, and how they end."""
 
 from __future__ import annotations
 
@@ -196,25 +196,3 @@ async def test_migrating_twice_says_what_was_done(engine: Engine, cluster: Clust
             "rolesCreated": [],
         }
         assert answer.stderr
-
-
-async def test_the_doctor_finds_what_is_missing_and_says_yes_when_nothing_is(engine: Engine, tmp_path: Path) -> None:
-    without = await _run(engine.variables, tmp_path, "doctor", "--json")
-    assert without.exit_code == 1
-    assert [check["name"] for check in without.json()["checks"] if not check["ok"]] == ["workers"]
-    async with engine.worker():
-        found = await _run(engine.variables, tmp_path, "doctor", "--json")
-    assert (found.exit_code, found.stderr) == (0, "")
-    assert found.json()["ok"] is True
-    assert all(set(check) == {"name", "ok", "detail"} for check in found.json()["checks"])
-    dead = {
-        **engine.variables,
-        "CHAIN_RPC_URLS": f"http://127.0.0.1:{quiet_port()}/v2/sekret",
-        "TEMPORAL_ADDRESS": "x:1",
-    }
-    broken = await _run(dead, tmp_path, "doctor", "--json")
-    assert broken.exit_code == 1
-    assert {check["name"] for check in broken.json()["checks"] if not check["ok"]} == {
-        "Temporal", "workers", "chain nodes", "finality", "token and treasury",
-    }  # fmt: skip
-    assert "sekret" not in broken.stdout + broken.stderr

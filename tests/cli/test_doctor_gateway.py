@@ -1,41 +1,28 @@
 """What `settle doctor` says of the gateway, its upstreams, and what spending needs by the clock.
 
-That it says so, and where, is tried with the command; each condition by the check that it runs.
+That it says so, and where, is tried with the command, here and in `test_doctor`; each condition by the check that it
+runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
-import yaml
 
 from commands.gateway_checks import check_spending, check_upstreams
 from devstack.processes import quiet_port
 from devstack.upstream import Upstream
 from domain.errors import ApiNotReady, ConfigurationError, HoldsNotResolved, StartupCheckFailed
 from settings import Settings, load
-from tests.cli.test_doctor import findings
-from tests.gateway.support import chat, served, upstreams_document
+from tests.cli.test_doctor import GATEWAY, SPENDING, UPSTREAMS, findings, upstreams_file
+from tests.gateway.support import chat, served
 from tests.support.engine import Engine
 from tests.support.postgres import Database
 from tests.support.spending import Spender
 from tests.support.sql import connect
-
-GATEWAY = "gateway"
-UPSTREAMS = "upstreams"
-SPENDING = "spending"
-
-
-def file_of(folder: Path, urls: Mapping[str, str], **changes: Any) -> str:
-    """An UPSTREAMS_FILE."""
-    path = folder / "upstreams.yaml"
-    path.write_text(yaml.safe_dump(upstreams_document(urls, **changes)))
-    return str(path)
 
 
 async def test_a_gateway_and_its_upstream_are_fine(engine: Engine, tmp_path: Path) -> None:
@@ -45,30 +32,12 @@ async def test_a_gateway_and_its_upstream_are_fine(engine: Engine, tmp_path: Pat
             engine,
             tmp_path,
             GATEWAY_URL=gateway.client.url,
-            UPSTREAMS_FILE=file_of(tmp_path, {"first": gateway.gateway.upstreams.upstreams[0].base_url[:-3]}),
+            UPSTREAMS_FILE=upstreams_file(tmp_path, {"first": gateway.gateway.upstreams.upstreams[0].base_url[:-3]}),
             UPSTREAM_KEY="sk-upstream",
         )
     assert found[GATEWAY] == (True, f"ready at {gateway.client.url}")
     assert found[UPSTREAMS] == (True, "1 of 1 upstreams answer")
     assert found[SPENDING][0]
-
-
-async def test_what_is_not_configured_is_not_listed_and_spending_always_is(engine: Engine, tmp_path: Path) -> None:
-    found = await findings(engine, tmp_path)
-    assert not {GATEWAY, UPSTREAMS} & found.keys()
-    assert found[SPENDING][0]
-
-
-async def test_a_gateway_that_is_away_says_what_to_run(engine: Engine, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{quiet_port()}"
-    path = file_of(tmp_path, {"away": f"http://127.0.0.1:{quiet_port()}"})
-    found = await findings(engine, tmp_path, GATEWAY_URL=url, UPSTREAMS_FILE=path, UPSTREAM_KEY="sk-upstream")
-    is_fine, detail = found[GATEWAY]
-    assert not is_fine
-    assert f"nothing answers at {url}" in detail
-    assert "run: settle gateway" in detail
-    is_fine, detail = found[UPSTREAMS]
-    assert not is_fine and detail.endswith("away")
 
 
 # -- each condition
@@ -86,10 +55,10 @@ async def test_upstreams_that_do_not_answer_are_named(database: Database, tmp_pa
     settings = settings_of(database)
     nowhere = {name: f"http://127.0.0.1:{quiet_port()}" for name in ("away", "off")}
     with pytest.raises(ApiNotReady, match="away, off"):
-        await check_upstreams(settings, KEYS, Path(file_of(tmp_path, nowhere)))
+        await check_upstreams(settings, KEYS, Path(upstreams_file(tmp_path, nowhere)))
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(Upstream().serve())
-        path = Path(file_of(tmp_path, {"here": url, "away": nowhere["away"]}))
+        path = Path(upstreams_file(tmp_path, {"here": url, "away": nowhere["away"]}))
         # One that answers is enough, and the others are named.
         answer = await check_upstreams(settings, KEYS, path)
         assert answer.startswith("1 of 2") and answer.endswith("away")
@@ -99,18 +68,18 @@ async def test_named_models_without_a_price_are_named(database: Database, tmp_pa
     unpriced = [f"no-such-model-{number}" for number in range(7)]
     # The file has a price for the one, the price book for the other, and a pattern names no model.
     models = [*unpriced, "dev-small", "gpt-4o", "any-*"]
-    path = Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"}, models=models))
+    path = Path(upstreams_file(tmp_path, {"any": "http://127.0.0.1:1"}, models=models))
     with pytest.raises(ConfigurationError) as refused:
         await check_upstreams(settings_of(database), KEYS, path)
     assert f"UPSTREAMS_FILE: {', '.join(unpriced[:5])} and 2 more" in refused.value.message
-    few = Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"}, models=unpriced[:5]))
+    few = Path(upstreams_file(tmp_path, {"any": "http://127.0.0.1:1"}, models=unpriced[:5]))
     with pytest.raises(ConfigurationError, match=f"{unpriced[4]} without a price"):
         await check_upstreams(settings_of(database), KEYS, few)
 
 
 async def test_an_upstream_that_states_costs_needs_no_prices(database: Database, tmp_path: Path) -> None:
     async with Upstream().serve() as url:
-        path = Path(file_of(tmp_path, {"here": url}, models=["no-such-model"], usage_lookup="openrouter"))
+        path = Path(upstreams_file(tmp_path, {"here": url}, models=["no-such-model"], usage_lookup="openrouter"))
         assert await check_upstreams(settings_of(database), KEYS, path) == "1 of 1 upstreams answer"
 
 
@@ -119,7 +88,7 @@ async def test_a_file_that_cannot_be_read_and_a_missing_key_are_reported(databas
     with pytest.raises(ConfigurationError, match="none.yaml"):
         await check_upstreams(settings, KEYS, tmp_path / "none.yaml")
     with pytest.raises(ConfigurationError, match="UPSTREAM_KEY is not set.* any"):
-        await check_upstreams(settings, {}, Path(file_of(tmp_path, {"any": "http://127.0.0.1:1"})))
+        await check_upstreams(settings, {}, Path(upstreams_file(tmp_path, {"any": "http://127.0.0.1:1"})))
 
 
 async def test_a_hold_that_lapsed_long_ago_is_reported_and_a_recent_one_is_not(database: Database) -> None:

@@ -176,15 +176,16 @@ async def test_holds_that_should_be_resolved_by_now_are_counted(roles: RolePair)
     assert REGISTRY.get_sample_value("settle_holds_lapsed") == 0
 
 
+# Of each table more pages than a gauge may read.
 FILL: Final = """
     INSERT INTO payment_attempts (billing_account_id, from_address, chain_id, token, to_address, amount_raw,
                                   amount_usd_cents, status, error_code, created_at)
     SELECT 'x', '0x' || repeat('1', 40), 1, '0x' || repeat('2', 40), '0x' || repeat('3', 40), 1000000, 100, 'FAILED',
-           'INTENT_EXPIRED', now() FROM generate_series(1, 20000) n;
+           'INTENT_EXPIRED', now() FROM generate_series(1, 5000) n;
     INSERT INTO findings (key, kind, detail, resolved_at, resolution)
-    SELECT n, 'surplus', 'x', now(), 'write_off' FROM generate_series(1, 20000) n;
+    SELECT n, 'surplus', 'x', now(), 'write_off' FROM generate_series(1, 5000) n;
     INSERT INTO books_violations (check_name, subject, detail, resolved_at)
-    SELECT 'x', n, 'x', now() FROM generate_series(1, 20000) n;
+    SELECT 'x', n, 'x', now() FROM generate_series(1, 8000) n;
     ANALYZE;
 """
 

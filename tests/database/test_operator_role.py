@@ -280,20 +280,7 @@ async def test_migrating_again_leaves_the_policies_as_they_are(database: Databas
     assert query(database.superuser_url, POLICIES) == before
 
 
-async def test_a_database_gets_its_policies_when_the_address_is_first_set(empty: Database) -> None:
-    await asyncio.to_thread(
-        migrate,
-        empty.migration_url,
-        app_url=empty.app_url,
-        settlement_url=empty.settlement_url,
-        service_url=empty.service_url,
-    )
-    await migrate_database(empty)
-    assert len(query(empty.superuser_url, POLICIES)) == len(READABLE) - 1
-    assert scalar(empty.operator_url, "SELECT count(*) FROM billing_accounts") == 1
-
-
-async def test_a_database_migrated_without_its_address_is_closed_to_it(empty: Database) -> None:
+async def test_a_database_is_closed_to_it_and_gets_its_policies_when_the_address_is_first_set(empty: Database) -> None:
     """Roles are the whole server's: another database's operators must not get in because theirs exist."""
     await asyncio.to_thread(
         migrate,
@@ -307,6 +294,9 @@ async def test_a_database_migrated_without_its_address_is_closed_to_it(empty: Da
     for table in READABLE:
         with refused(InsufficientPrivilege):
             query(empty.operator_url, f"SELECT * FROM {table}")
+    await migrate_database(empty)
+    assert len(query(empty.superuser_url, POLICIES)) == len(READABLE) - 1
+    assert scalar(empty.operator_url, "SELECT count(*) FROM billing_accounts") == 1
 
 
 def test_it_is_no_more_than_it_should_be(two_tenants: TwoTenants) -> None:

@@ -47,7 +47,7 @@ from tests.support.payments import (
 )
 from tests.support.sql import connect, scalar
 
-AT_ONCE = 20
+AT_ONCE = 10
 CREDITS = 1_000_000_000
 BONUS = 750_000_000
 

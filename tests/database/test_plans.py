@@ -52,7 +52,7 @@ STATEMENTS_OF_A_TENANT: Final = (
 )
 
 
-async def test_a_tenant_never_reads_everybodys_rows(roles: RolePair) -> None:
+async def test_a_tenant_never_reads_everybodys_rows_and_a_posting_not_the_account_s_history(roles: RolePair) -> None:
     payer = await roles.open_account(1)
     with connect(roles.database.superuser_url) as superuser:
         superuser.execute(FILL)
@@ -61,11 +61,6 @@ async def test_a_tenant_never_reads_everybodys_rows(roles: RolePair) -> None:
             plan = plan_of(app, statement)
         for table in ("payment_attempts", "billing_accounts", "credit_ledger"):
             assert f"Seq Scan on {table}" not in plan, f"{statement}: {plan}"
-
-
-async def test_a_posting_does_not_read_the_account_s_history(roles: RolePair) -> None:
-    with connect(roles.database.superuser_url) as superuser:
-        superuser.execute(FILL)
     with connect(roles.database.migration_url) as owner:
         owner.execute("SET plan_cache_mode = force_generic_plan")
         owner.execute(

@@ -25,7 +25,7 @@ from tests.support.pooler import Pooler, pooled
 from tests.support.postgres import Database, migrate_database
 from tests.support.sql import connect
 
-TIMES: Final = 12
+TIMES: Final = 7
 """More often than the driver needs to prepare a statement."""
 
 AT_ONCE: Final = 5

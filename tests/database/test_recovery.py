@@ -86,7 +86,7 @@ async def test_where_there_are_more_than_the_limit_all_are_asked_about_in_rotati
     payer = await roles.open_account(1)
     all_of_them = {(await roles.create_submitted(payer, number)).id for number in range(1, 6)}
     seen: set[UUID] = set()
-    for _ in range(200):
+    for _ in range(50):
         found = await unfinished(roles, limit=2)
         assert len(found) == 2
         seen |= found.keys()

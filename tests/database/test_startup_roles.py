@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import product
 
 import pytest
 from psycopg import sql
@@ -73,22 +74,26 @@ MINTS = [
 ]
 
 
-@pytest.mark.parametrize("right", MINTS)
-async def test_an_api_whose_role_was_given_what_mints_stops(database: Database, right: str) -> None:
-    with connect(database.migration_url) as owner:
-        owner.execute(sql.SQL(f"GRANT {right} TO settle_app"))
-    said = await _check("settle_app", database.app_url)
-    assert said is not None
-    assert startup.MORE_RIGHTS in said
+async def _each_stops(database: Database, role: str, rights: list[str]) -> None:
+    for right in rights:
+        with connect(database.migration_url) as owner:
+            owner.execute(sql.SQL(f"GRANT {right} TO {role}"))
+        said = await _check(role, database.url_as(role))
+        assert said is not None, right
+        assert startup.MORE_RIGHTS in said
+        with connect(database.migration_url) as owner:
+            owner.execute(sql.SQL(f"REVOKE {right} FROM {role}"))
+    assert await _check(role, database.url_as(role)) is None, "each was refused for itself"
 
 
-@pytest.mark.parametrize("right", ["INSERT (id) ON payment_attempts", "EXECUTE ON FUNCTION open_session"])
-async def test_a_worker_whose_tenant_role_was_given_the_apis_rights_stops(database: Database, right: str) -> None:
-    with connect(database.migration_url) as owner:
-        owner.execute(sql.SQL(f"GRANT {right} TO settle_settlement"))
-    said = await _check("settle_settlement", database.settlement_url)
-    assert said is not None
-    assert startup.MORE_RIGHTS in said
+async def test_an_api_whose_role_was_given_what_mints_stops(database: Database) -> None:
+    await _each_stops(database, "settle_app", MINTS)
+
+
+async def test_a_worker_whose_tenant_role_was_given_the_apis_rights_stops(database: Database) -> None:
+    await _each_stops(
+        database, "settle_settlement", ["INSERT (id) ON payment_attempts", "EXECUTE ON FUNCTION open_session"]
+    )
 
 
 @pytest.fixture
@@ -100,22 +105,22 @@ async def group(cluster: Cluster) -> AsyncIterator[str]:
     await cluster.run(sql.SQL("DROP OWNED BY settle_group; DROP ROLE settle_group"))
 
 
-@pytest.mark.parametrize("options", ["", "WITH INHERIT FALSE"])
-@pytest.mark.parametrize("role", TENANT_ROLES)
 async def test_a_right_that_comes_by_a_group_stops_the_process(
-    cluster: Cluster, database: Database, group: str, role: str, options: str
+    cluster: Cluster, database: Database, group: str
 ) -> None:
     """Also where it is not inherited: SET ROLE takes it."""
-    await cluster.run(sql.SQL(f"GRANT {group} TO {role} {options}"))
-    assert await _check(role, database.url_as(role)) is None, "a group without rights is none of our business"
-    with connect(database.superuser_url) as superuser:
-        superuser.execute(sql.SQL(f"GRANT UPDATE (balance_credits) ON billing_accounts TO {group}"))
-    said = await _check(role, database.url_as(role))
-    with connect(database.superuser_url) as superuser:
-        superuser.execute(sql.SQL(f"REVOKE ALL ON billing_accounts FROM {group}"))
-        superuser.execute(sql.SQL(f"REVOKE UPDATE (balance_credits) ON billing_accounts FROM {group}"))
-    assert said is not None
-    assert "(billing_accounts.balance_credits UPDATE)" in said
+    for role, options in product(TENANT_ROLES, ("", "WITH INHERIT FALSE")):
+        await cluster.run(sql.SQL(f"GRANT {group} TO {role} {options}"))
+        assert await _check(role, database.url_as(role)) is None, "a group without rights is none of our business"
+        with connect(database.superuser_url) as superuser:
+            superuser.execute(sql.SQL(f"GRANT UPDATE (balance_credits) ON billing_accounts TO {group}"))
+        said = await _check(role, database.url_as(role))
+        with connect(database.superuser_url) as superuser:
+            superuser.execute(sql.SQL(f"REVOKE ALL ON billing_accounts FROM {group}"))
+            superuser.execute(sql.SQL(f"REVOKE UPDATE (balance_credits) ON billing_accounts FROM {group}"))
+        await cluster.run(sql.SQL(f"REVOKE {group} FROM {role}"))
+        assert said is not None, (role, options)
+        assert "(billing_accounts.balance_credits UPDATE)" in said
 
 
 @pytest.mark.parametrize(

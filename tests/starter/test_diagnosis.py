@@ -10,7 +10,7 @@ import pytest
 from temporalio.client import Client
 
 from chain.reader import ChainReader
-from devstack.chain import LocalChain
+from devstack.chain import LocalChain, payer_wallets
 from devstack.processes import quiet_port
 from domain.errors import AttemptNotFound
 from domain.money import DEFAULT_REVENUE_SHARE
@@ -153,12 +153,20 @@ async def test_with_the_node_down_the_answer_says_so_and_keeps_the_rest(engine: 
     assert "an-api-key" not in found.model_dump_json()
 
 
-async def test_a_credited_purchase_names_both_credits(engine: Engine) -> None:
+async def test_each_end_of_a_payment_is_named(engine: Engine) -> None:
+    wanted = ((Purpose.SELF, 0), (Purpose.SELF, 7), (Purpose.SYSTEM, 0), (Purpose.SELF, -1))
+    intents = []
     async with engine.worker():
-        payer, intent, sent = await engine.buy()
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-    found = await _diagnose(engine, intent.attempt_id)
+        for wallet, (purpose, too_much) in zip(payer_wallets(), wanted, strict=False):
+            payer, intent = await engine.intent(purpose=purpose, wallet=wallet)
+            sent = await engine.pay_and_confirm(intent, wallet=wallet, amount_raw=intent.amount_raw + too_much)
+            await engine.submit(payer, intent, sent)
+            intents.append(intent)
+        for intent in intents:
+            await engine.result(intent.attempt_id)
+    bought, more, gave, less = intents
+
+    found = await _diagnose(engine, bought.attempt_id)
     assert found.explanation == diagnosis.credited(1_000_000_000, ", 750,000,000 to the system tenant")
     assert found.workflow is not None
     assert found.workflow.startswith("COMPLETED, ")
@@ -167,24 +175,14 @@ async def test_a_credited_purchase_names_both_credits(engine: Engine) -> None:
         "platform_revenue_share": 750_000_000,
     }
     assert found.surplus_raw == 0
+    assert (await _diagnose(engine, more.attempt_id)).surplus_raw == 7
+    assert (await _diagnose(engine, gave.attempt_id)).explanation == diagnosis.donated(1_000_000_000)
 
-
-async def test_a_surplus_is_reported(engine: Engine) -> None:
-    async with engine.worker():
-        payer, intent = await engine.intent()
-        sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw + 7)
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-    assert (await _diagnose(engine, intent.attempt_id)).surplus_raw == 7
-
-
-async def test_a_credited_donation(engine: Engine) -> None:
-    async with engine.worker():
-        payer, intent, sent = await engine.buy(purpose=Purpose.SYSTEM)
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-    found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation == diagnosis.donated(1_000_000_000)
+    found = await _diagnose(engine, less.attempt_id)
+    assert found.explanation.startswith(diagnosis.ended(AttemptStatus.REJECTED, "INSUFFICIENT_AMOUNT"))
+    assert found.chain is not None
+    assert found.chain.startswith(f"INSUFFICIENT_AMOUNT: {less.amount_raw - 1} raw units")
+    assert str(less.amount_raw) in found.chain
 
 
 async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> None:
@@ -196,19 +194,6 @@ async def test_a_credited_purchase_whose_bonus_is_still_due(engine: Engine) -> N
     found = await _diagnose(engine, intent.attempt_id)
     assert found.explanation.startswith(diagnosis.credited(1_000_000_000, "; its bonus is missing")[:-1])
     assert "there is none" in found.explanation
-
-
-async def test_a_rejected_payment_names_its_code_and_the_chain_says_why(engine: Engine) -> None:
-    async with engine.worker():
-        payer, intent = await engine.intent()
-        sent = await engine.pay_and_confirm(intent, amount_raw=intent.amount_raw - 1)
-        await engine.submit(payer, intent, sent)
-        await engine.result(intent.attempt_id)
-    found = await _diagnose(engine, intent.attempt_id)
-    assert found.explanation.startswith(diagnosis.ended(AttemptStatus.REJECTED, "INSUFFICIENT_AMOUNT"))
-    assert found.chain is not None
-    assert found.chain.startswith(f"INSUFFICIENT_AMOUNT: {intent.amount_raw - 1} raw units")
-    assert str(intent.amount_raw) in found.chain
 
 
 async def test_a_payment_that_appeared_after_it_had_failed_is_distinguished(engine: Engine) -> None:

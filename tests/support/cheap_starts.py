@@ -5,6 +5,7 @@ few pollers, queues of one part.
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
@@ -16,6 +17,8 @@ from temporalio.workflow import _Definition
 import worker
 from db.billing import prices
 from devstack import temporal
+from domain.billing import installed_prices
+from services.billing import prices as compared_prices
 
 POLLERS: Final = 4
 ONE_PARTITION: Final = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
@@ -42,7 +45,14 @@ def validate_workflows_once() -> None:
 
 def read_installed_prices_once() -> None:
     """Each database that is migrated from its beginning gets the prices of two thousand models, 0.1 s to convert."""
-    prices.installed_book = cache(prices.installed_book)  # type: ignore[attr-defined]
+    once = cache(installed_prices.installed_book)
+    for module in (prices, compared_prices):
+        module.installed_book = once  # type: ignore[attr-defined]
+
+
+def read_installed_prices_now() -> None:
+    """What is forked from here on has them."""
+    prices.installed_book(datetime.now(UTC).date())  # type: ignore[attr-defined]
 
 
 def poll_with_few() -> None:

@@ -31,7 +31,7 @@ from sqlalchemy.orm import configure_mappers
 
 from db import functions
 from tests.support import huge_pages
-from tests.support.cheap_starts import poll_with_few
+from tests.support.cheap_starts import poll_with_few, read_installed_prices_now
 
 PR_SET_PDEATHSIG: Final = 1
 CLONE_PARENT: Final = 0x8000
@@ -100,6 +100,7 @@ def import_everything() -> None:
     # Done once by each process, at its first query and its start-up check.
     configure_mappers()
     functions.load()
+    read_installed_prices_now()
     poll_with_few()
 
 
