@@ -58,10 +58,21 @@ async def test_a_receipt_says_which_answer_was_charged_and_at_which_markup(gatew
     assert receipt["price_version"] is not None
 
 
-async def test_what_is_held_for_a_call_has_the_gateways_lease(gateway: Served) -> None:
-    await gateway.client.post(chat())
-    lease = "SELECT extract(epoch FROM lease_until - created_at)::int FROM credit_holds"
-    assert query(gateway.books.database.service_url, lease) == [(gateway.gateway.books.lease_seconds,)]
+@pytest.mark.parametrize(("path", "stream"), [("/v1/messages", True), ("/v1/chat/completions", False)])
+async def test_a_hold_says_on_which_terms_its_call_is_made(gateway: Served, path: str, stream: bool) -> None:
+    """Where the gateway dies, they are all that the call can be charged by."""
+    answer = await gateway.client.post(chat(max_tokens=50, stream=stream), path)
+    price = gateway.gateway.prices.find(MODEL)
+    assert price is not None
+    terms = (
+        "SELECT request_id, dialect, model, upstream, is_streamed, markup_factor, price_version, rates,"
+        " output_tokens_limit, input_tokens_estimate > 0, extract(epoch FROM lease_until - created_at)::int"
+        " FROM credit_holds"
+    )
+    [(request_id, dialect, *rest)] = query(gateway.books.database.service_url, terms)
+    assert (request_id, dialect) == (answer.request_id, "messages" if stream else "chat")
+    rates = json.loads(price.rates_json)
+    assert rest == [MODEL, "first", stream, 2, price.version, rates, 50, True, gateway.gateway.books.lease_seconds]
 
 
 @pytest.mark.parametrize("path", STREAMED)

@@ -119,6 +119,22 @@ async def test_images_that_are_priced_by_tokens_too_are_estimated_without_usage(
         assert lines(receipt)["output_tokens"] == 7_000
 
 
+async def test_images_and_the_tokens_that_they_take_are_charged_together(database: Database) -> None:
+    prices = {"pictures": {"image_usd": "0.04", "input_per_million_usd": "1", "output_per_million_usd": "1"}}
+    body = {"model": "pictures", "prompt": "a red cat", "n": 2, "quality": "low"}
+    async with served(database, prices=prices) as gateway:
+        for behaviour in (Behaviour(), Behaviour(usage="negative"), Behaviour(cost="number")):
+            gateway.upstream.order(behaviour)
+            await gateway.client.post(body, "/v1/images/generations")
+        reported, implausible, stated = gateway.books.receipts()
+    assert lines(reported) == {"images": 2, "input_tokens": 3, "output_tokens": 10}
+    assert (reported["charged_credits"], reported["estimated"]) == (2 * (800_000 + 3 * 10 + 10 * 10), False)
+    # What is counted is no report: tokens are estimated where theirs cannot be believed.
+    assert lines(implausible)["output_tokens"] == 2 * 500
+    assert (implausible["doubt"], implausible["estimated"]) == ("implausible_usage", True)
+    assert lines(stated) == {"requests": 1}
+
+
 async def test_images_without_usage_are_estimated_by_their_number(gateway: Served) -> None:
     gateway.upstream.order(Behaviour(usage="omit"))
     await gateway.client.post({"model": IMAGE_MODEL, "prompt": "a cat", "quality": "low"}, "/v1/images/generations")
