@@ -30,18 +30,27 @@ class ResponseModel:
         return json.loads(self.stdout)
 
 
-def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> ResponseModel:
-    """Run a command in `folder`, with these settings and no others."""
-    with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        process = start_settle(arguments, variables, folder, stdout=stdout.fileno(), stderr=stderr.fileno())
+def settle(arguments: Sequence[str], variables: Mapping[str, str], folder: Path, *, stdin: str = "") -> ResponseModel:
+    """Run a command in `folder`, with these settings and no others, and with this to read."""
+    with TemporaryFile() as said, TemporaryFile() as stdout, TemporaryFile() as stderr:
+        said.write(stdin.encode())
+        said.seek(0)
+        process = start_settle(
+            arguments,
+            variables,
+            folder,
+            stdin=said.fileno(),
+            stdout=stdout.fileno(),
+            stderr=stderr.fileno(),
+        )
         try:
             exit_code = process.wait(SECONDS_MAX)
         finally:
             process.kill()
             process.wait()
-        said = [_all_of(stream) for stream in (stdout, stderr)]
-    assert "Traceback" not in said[1], said[1]
-    return ResponseModel(exit_code, *said)
+        answers = [_all_of(stream) for stream in (stdout, stderr)]
+    assert "Traceback" not in answers[1], answers[1]
+    return ResponseModel(exit_code, *answers)
 
 
 def settle_from_a_shell(arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> ResponseModel:

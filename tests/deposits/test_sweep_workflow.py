@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from temporalio.client import WorkflowFailureError
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.deposits.sweeps import SweepActivities
 from chain.reader import ChainReader
@@ -28,7 +26,6 @@ from tests.support.addresses import add_create2_address, chain_variables
 from tests.support.deposits import add_method, see_deposit
 from tests.support.postgres import Database
 from tests.support.servers import Namespace
-from tests.support.service_process import clean_environment
 from tests.support.spending import open_wallets_account
 from tests.support.sql import query, scalar
 from workflows.naming import task_queue
@@ -47,25 +44,20 @@ async def worker(database: Database, chain: LocalChain, namespace: Namespace) ->
         sweeps = Sweeps(service, reader, treasury=chain.treasury_address, min_confirmations=CONFIRMATIONS)
         activities = SweepActivities(sweeps, block_time=timedelta(milliseconds=100)).activities()
         async with Worker(
-            namespace.client, task_queue=task_queue(chain.chain_id), workflows=[Sweep], activities=activities
+            namespace.client,
+            task_queue=task_queue(chain.chain_id),
+            workflows=[Sweep],
+            activities=activities,
+            workflow_runner=UnsandboxedWorkflowRunner(),
         ) as running:
             yield running
     await service.dispose()
 
 
-def sign(folder: Path, plan: str, secret: str) -> subprocess.CompletedProcess[str]:
+def sign(folder: Path, plan: str, secret: str) -> ResponseModel:
     """`settle sweep sign` with a secret on standard input, and no settings."""
     (folder / "plan.json").write_text(plan)
-    return subprocess.run(
-        [sys.executable, "-m", "cli", "sweep", "sign", "plan.json"],
-        cwd=folder,
-        env=clean_environment({}),
-        input=secret + "\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return settle(("sweep", "sign", "plan.json"), {}, folder, stdin=secret + "\n")
 
 
 async def test_what_is_planned_signed_and_sent_is_collected_and_booked(
@@ -90,7 +82,7 @@ async def test_what_is_planned_signed_and_sent_is_collected_and_booked(
     with pytest.raises(InvalidInput, match=f"the plan is for {GAS.address}"):
         sign_plan(Plan.model_validate_json(planned.stdout), payer_wallets()[0].private_key, nonce=None)
     signed = await asyncio.to_thread(sign, tmp_path, planned.stdout, GAS.private_key)
-    assert signed.returncode == 0, signed.stderr
+    assert signed.exit_code == 0, signed.stderr
     assert GAS.private_key[2:] not in signed.stdout + signed.stderr
     (tmp_path / "signed.json").write_text(signed.stdout)
     unsigned = await run("sweep", "send", "plan.json")

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,22 +29,19 @@ def clean_environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_settle(
-    arguments: Sequence[str], variables: Mapping[str, str], folder: Path, *, stdout: int, stderr: int
-) -> subprocess.Popen[bytes] | WarmProcess:
-    """`settle ARGUMENTS` in `folder`, with these settings and no others.
-
-    Forked of a warm parent, unless its host's clock is wrong: that has to be so before anything is imported.
-    """
-    if CLOCK_AHEAD_VARIABLE not in variables:
-        return warm_process.fork(
-            "cli", arguments, variables=clean_environment(variables), folder=folder, stdout=stdout, stderr=stderr
-        )
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.shifted_host", *arguments],
-        cwd=folder,  # no .env of the user who runs the tests
-        env=clean_environment(variables),
-        stdout=stdout,
-        stderr=stderr,
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    folder: Path,
+    *,
+    stdin: int | None = None,
+    stdout: int,
+    stderr: int,
+) -> WarmProcess:
+    """`settle ARGUMENTS` in `folder`, with these settings and no others."""
+    module = "tests.support.shifted_host" if CLOCK_AHEAD_VARIABLE in variables else "cli"
+    environment = clean_environment(variables)
+    return warm_process.fork(
+        module, arguments, variables=environment, folder=folder, stdin=stdin, stdout=stdout, stderr=stderr
     )
 
 
@@ -54,7 +49,7 @@ def start_settle(
 class ServiceProcess:
     """A running process."""
 
-    process: subprocess.Popen[bytes] | WarmProcess
+    process: WarmProcess
     log_path: Path
 
     @property

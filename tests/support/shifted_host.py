@@ -1,12 +1,14 @@
 """`settle` on a host whose clock is wrong: ahead by as many seconds as a variable says, or behind.
 
-Every clock of the day that Python reads is; monotonic clocks run as they do.
+Every clock of the day that Python reads is, also in what the parent of a forked process has imported; monotonic clocks
+run as they do.
 """
 
 from __future__ import annotations
 
 import datetime as module
 import os
+import sys
 import time
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final
@@ -21,7 +23,7 @@ class _AnyDatetime(type):
 
 
 def main() -> None:
-    """Shift the clocks before anything of the product is imported, and run its command line."""
+    """Shift the clocks, and run the product's command line."""
     ahead = timedelta(seconds=float(os.environ[CLOCK_AHEAD_VARIABLE]))
 
     class Shifted(datetime, metaclass=_AnyDatetime):
@@ -35,8 +37,18 @@ def main() -> None:
             return datetime.now(tz) + ahead
 
     real_time = time.time
-    module.datetime = Shifted  # type: ignore[misc]
-    time.time = lambda: real_time() + ahead.total_seconds()
+
+    def shifted_time() -> float:
+        return real_time() + ahead.total_seconds()
+
+    clocks: dict[int, object] = {id(datetime): Shifted, id(real_time): shifted_time}
+    for name, imported in list(sys.modules.items()):
+        if name not in {__name__, "_datetime"}:
+            for attribute, value in list(vars(imported).items()):
+                if id(value) in clocks:
+                    setattr(imported, attribute, clocks[id(value)])
+    assert module.datetime is Shifted
+    assert time.time is shifted_time
     from cli import main as run
 
     run()

@@ -78,6 +78,7 @@ class _WarmParent:
         *,
         variables: Mapping[str, str],
         folder: Path,
+        stdin: int | None,
         stdout: int,
         stderr: int,
         parent_death_signal: int,
@@ -90,9 +91,10 @@ class _WarmParent:
             "parent": os.getpid(),
             "parent_death_signal": int(parent_death_signal),
         }
-        with self._lock, open(os.devnull, "rb") as stdin:
+        with self._lock, open(os.devnull, "rb") as nothing:
             message = json.dumps(request).encode()
-            socket.send_fds(self._socket, [message], [stdin.fileno(), stdout, stderr])
+            said = nothing.fileno() if stdin is None else stdin
+            socket.send_fds(self._socket, [message], [said, stdout, stderr])
             answer = self._socket.recv(1024)
         assert answer, "the warm parent has ended"
         return WarmProcess(int(answer), [module, *arguments])
@@ -115,16 +117,18 @@ def fork(
     *,
     variables: Mapping[str, str],
     folder: Path,
+    stdin: int | None = None,
     stdout: int,
     stderr: int,
     parent_death_signal: int = signal.SIGKILL,
 ) -> WarmProcess:
-    """`python -m MODULE ARGUMENTS` with these variables and no others, in this folder."""
+    """`python -m MODULE ARGUMENTS` with these variables and no others, in this folder; it reads nothing, or `stdin`."""
     return prepare().fork(
         module,
         arguments,
         variables=variables,
         folder=folder,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         parent_death_signal=parent_death_signal,

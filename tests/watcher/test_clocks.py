@@ -26,7 +26,7 @@ from tests.chain.faulty_node import FaultyNode
 from tests.cli.command import settle
 from tests.support.api import first_wallet
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine, open_engine
-from tests.support.postgres import Database
+from tests.support.payments import RolePair
 from tests.support.servers import Namespace
 from tests.support.shifted_host import CLOCK_AHEAD_VARIABLE
 from tests.support.sql import connect
@@ -44,9 +44,9 @@ def on_a_host(ahead_seconds: float) -> dict[str, str]:
 
 
 @pytest.fixture
-async def engine(namespace: Namespace, database: Database, chain: Any) -> AsyncIterator[Engine]:
+async def engine(namespace: Namespace, roles: RolePair, chain: Any) -> AsyncIterator[Engine]:
     """An engine on the folder's chain, whose time is right."""
-    async with open_engine(namespace, database, chain) as opened:
+    async with open_engine(namespace, roles, chain) as opened:
         yield opened
 
 
@@ -103,10 +103,10 @@ async def test_a_host_takes_a_hash_in_time_by_the_clock_that_made_the_intent(
 async def test_an_expired_intent_is_expired_on_a_host_whose_clock_is_behind(engine: Engine, tmp_path: Path) -> None:
     _, intent = await engine.intent()
     _set_expiry(engine, "clock_timestamp() - interval '1 second'")
-    async with running(tmp_path, engine.variables, **on_a_host(-600)) as api, api.visitor() as visitor:
-        await visitor.sign_in(first_wallet())
-        reply = await visitor.submit(intent.attempt_id, A)
-    assert reply.body["errorCode"] == ErrorCode.INTENT_EXPIRED
+    variables = {**engine.variables, **on_a_host(-600)}
+    submit = ("attempt", "submit", str(intent.attempt_id), A, "--json")
+    submitted = await asyncio.to_thread(settle, submit, variables, tmp_path)
+    assert submitted.json()["errorCode"] == ErrorCode.INTENT_EXPIRED
 
 
 @pytest.mark.parametrize(("lived", "ended"), [("9 seconds", 0), ("11 seconds", 1)])
@@ -185,7 +185,7 @@ async def test_clocks_that_agree_are_fine(engine: Engine, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("ahead_seconds", [-600, 600])
 async def test_a_chain_whose_new_blocks_are_of_another_time_is_reported(
-    engine: Engine, chain: Any, ahead_seconds: int
+    engine: Engine, roles: RolePair, chain: Any, ahead_seconds: int
 ) -> None:
     def shift(method: str, _: list[Any], result: Any) -> Any:
         if method == "eth_getBlockByNumber" and result:
@@ -195,7 +195,7 @@ async def test_a_chain_whose_new_blocks_are_of_another_time_is_reported(
     async with FaultyNode.in_front_of(chain.url) as node:
         node.answers(shift)
         async with (
-            open_engine(engine.namespace, engine.database, chain, CHAIN_RPC_URLS=node.url) as shifted,
+            open_engine(engine.namespace, roles, chain, CHAIN_RPC_URLS=node.url) as shifted,
             shifted.service.autocommit() as connection,
         ):
             clock = ChainClock(shifted.reader, timedelta(seconds=2))
