@@ -236,14 +236,14 @@ class SharedApi:
 
 
 @asynccontextmanager
-async def shared_api_on(engine: Engine, **changes: str) -> AsyncIterator[SharedApi]:
+async def shared_api_on(engine: Engine, payer: Wallet | None = None, /, **changes: str) -> AsyncIterator[SharedApi]:
     """An interface that several tests can use, on an engine that nothing else uses; `changes` as in `running_api`."""
     async with (
         running_api(engine, **changes) as running,
         await psycopg.AsyncConnection.connect(engine.database.superuser_url, autocommit=True) as superuser,
     ):
         empty = await Content.read(superuser)
-        async with running.visitor(first_wallet()) as visitor:
+        async with running.visitor(payer or first_wallet()) as visitor:
             yield SharedApi(running, visitor.cookie, empty, await Content.read(superuser), superuser)
 
 

@@ -201,7 +201,7 @@ class DatabasePool:
             yield roles
         finally:
             assert self._origin is not None
-            pools = [database.engine.pool for database in (roles.app, roles.settlement, roles.service)]
+            pools = [one.engine.pool for one in (roles.app, roles.settlement, roles.service, roles.relay)]
             kept = sum(pool.checkedin() for pool in pools if isinstance(pool, QueuePool))
             kept += sum(len(database._hot._idle) for database in (roles.settlement, roles.service))
             kept += count_kept(roles.database.name)

@@ -15,7 +15,7 @@ from activities.messages import SettlementResult
 from chain.reader import ChainReader
 from composition import chain_reader, payment_policy
 from db.accounts.wallets import Payer
-from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.engine import RelayDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.ledger import entries as ledger
 from db.payments import attempts
 from devstack.chain import LocalChain, Wallet, payer_wallets
@@ -74,6 +74,7 @@ class Engine:
     tenants: TenantDatabase
     settlement: SettlementDatabase
     service: ServiceDatabase
+    relay: RelayDatabase
     reader: ChainReader
     payments: PaymentsClient
 
@@ -228,7 +229,8 @@ async def open_engine(
             payments = PaymentsClient(opened.app, namespace.client, payment_policy(settings))
             yield Engine(
                 *(namespace, opened.database, chain, variables, settings),
-                *(opened.app, opened.settlement, opened.service, reader, payments),
+                *(opened.app, opened.settlement, opened.service, opened.relay),
+                *(reader, payments),
             )
     finally:
         if opened is not on:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from db.accounts import wallets as accounts
 from db.accounts.wallets import Payer
-from db.engine import ServiceDatabase, SettlementDatabase, TenantDatabase
+from db.engine import RelayDatabase, ServiceDatabase, SettlementDatabase, TenantDatabase
 from db.ledger import entries as ledger
 from domain.payments.attempt import AttemptStatus, ErrorCode, PaymentAttempt, Purpose
 from domain.payments.finality import FinalityLevel, ReorgedOut
@@ -103,6 +103,7 @@ class RolePair:
         self.app = TenantDatabase(database.app_url, **options)
         self.settlement = SettlementDatabase(database.settlement_url, **options)
         self.service = ServiceDatabase(database.service_url, **options)
+        self.relay = RelayDatabase(database.relay_url, **options)
 
     async def open_account(self, number: int) -> Payer:
         """The payer of wallet `number`."""
@@ -183,6 +184,7 @@ class RolePair:
         await self.app.dispose()
         await self.settlement.dispose()
         await self.service.dispose()
+        await self.relay.dispose()
 
 
 @asynccontextmanager

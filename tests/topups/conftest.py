@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -16,7 +16,6 @@ from eth_account import Account
 
 from composition import chain_reader
 from db.deposits.authorizations import ChargeLimits
-from db.engine import RelayDatabase
 from db.payments.authorizations import DailyLimits
 from devstack.chain import LocalChain, SignedPayment, Wallet, payer_wallets
 from domain.chain import TransferScope
@@ -28,10 +27,11 @@ from relay.signing import RelayKey
 from services.payments.authorizations import ClaimedAuthorizations
 from services.transfers.block_scanner import BlockScanner
 from services.transfers.matcher import TransferMatcher
-from tests.support.api import Reply, RunningApi, Visitor, running_api
+from tests.support.api import Reply, RunningApi, SharedApi, Visitor, running_api, shared_api_on
+from tests.support.database_pool import DatabasePool
 from tests.support.engine import MIN_CONFIRMATIONS, Engine, open_engine
 from tests.support.payments import RolePair
-from tests.support.servers import Namespace, running_chain
+from tests.support.servers import Namespace, Namespaces, running_chain
 from tests.support.smart_wallets import contract_address, wrap_with_factory
 from tests.support.sql import query
 
@@ -42,6 +42,13 @@ PAYER, OTHER, STRANGER, HOLDER = payer_wallets()[:4]
 """Who signs, another who signs, who broadcasts or steals, and whose account it is."""
 
 GAS_WEI: Final = 10**18
+
+NO_LIMITS: Final = {
+    f"RATE_LIMIT_{calls}_PER_{whom}": "1000000"
+    for calls in ("LOGINS", "INTENTS", "SUBMITS", "CHARGES", "TOPUPS")
+    for whom in ("ADDRESS", "ACCOUNT")
+}
+"""Of an interface that is asked by several tests in the same minute."""
 
 ODD_FACTORY: Final = contract_address(6492)
 """A factory that is called as well; each test says what its code does."""
@@ -240,17 +247,15 @@ async def new_key(chain: LocalChain, gas_wei: int = GAS_WEI) -> RelayKey:
 
 @asynccontextmanager
 async def opened_relay(engine: Engine, key: RelayKey, **changes: Any) -> AsyncIterator[Relay]:
-    """A relay with connections of its own."""
-    async with AsyncExitStack() as stack:
-        reader = await stack.enter_async_context(chain_reader(engine.settings))
-        database = RelayDatabase(engine.database.relay_url)
-        stack.push_async_callback(database.dispose)
-        yield Relay(database, reader, key, relay_policy(engine, **changes))
+    """A relay with clients of its own for the nodes, and with the engine's connections."""
+    async with chain_reader(engine.settings) as reader:
+        yield Relay(engine.relay, reader, key, relay_policy(engine, **changes))
 
 
-@pytest.fixture
-async def till(engine: Engine) -> AsyncIterator[Till]:
-    """The whole, without a worker."""
+@asynccontextmanager
+async def opened_till(api: RunningApi, payee: Visitor) -> AsyncIterator[Till]:
+    """The whole on an interface's engine, without a worker; what it reads begins with the next block."""
+    engine = api.engine
     scope = TransferScope(
         chain_id=engine.chain.chain_id, token=engine.chain.token_address, treasury=engine.chain.treasury_address
     )
@@ -260,11 +265,7 @@ async def till(engine: Engine) -> AsyncIterator[Till]:
 
     key = await new_key(engine.chain)
     begin = await engine.chain.block_number()
-    async with (
-        running_api(engine, SMART_WALLET_FACTORIES=",".join(wallet_factories(engine.chain))) as api,
-        api.visitor(HOLDER) as payee,
-        opened_relay(engine, key) as relay,
-    ):
+    async with opened_relay(engine, key) as relay:
         yield Till(
             engine,
             api,
@@ -278,3 +279,58 @@ async def till(engine: Engine) -> AsyncIterator[Till]:
                 min_confirmations=MIN_CONFIRMATIONS,
             ),
         )
+
+
+@pytest.fixture
+async def own_till(engine: Engine) -> AsyncIterator[Till]:
+    """One on an interface, a database and a namespace of the test's own."""
+    async with (
+        running_api(engine, SMART_WALLET_FACTORIES=",".join(wallet_factories(engine.chain))) as api,
+        api.visitor(HOLDER) as payee,
+        opened_till(api, payee) as till,
+    ):
+        yield till
+
+
+@pytest.fixture(scope="module")
+async def shared_counter(
+    namespaces: Namespaces, databases: DatabasePool, chain: LocalChain
+) -> AsyncIterator[SharedApi]:
+    """The module's interface, with a namespace in which no worker ever runs."""
+    async with (
+        namespaces.lent() as namespace,
+        databases.database() as roles,
+        open_engine(namespace, roles, chain) as engine,
+        shared_api_on(
+            engine,
+            HOLDER,
+            SMART_WALLET_FACTORIES=",".join(wallet_factories(chain)),
+            **NO_LIMITS,
+        ) as shared,
+    ):
+        yield shared
+
+
+@pytest.fixture
+async def shared_till(shared_counter: SharedApi) -> AsyncIterator[Till]:
+    """One on the module's interface, with no rows but those of a payee who is signed in."""
+    await shared_counter.running.engine.chain.mine(1)  # its clock is the host's with the newest block
+    async with shared_counter.payer() as payee, opened_till(shared_counter.running, payee) as till:
+        yield till
+
+
+@pytest.fixture
+def own_servers() -> None:
+    """For `with_worker`."""
+
+
+with_worker = pytest.mark.usefixtures(own_servers.__name__)
+"""For a test with a worker, which would take up what others have left in the namespace that they share."""
+
+
+@pytest.fixture
+def till(request: pytest.FixtureRequest) -> Till:
+    """The whole, without a worker: the module's, or the test's own."""
+    is_own = own_servers.__name__ in request.fixturenames
+    found: Till = request.getfixturevalue((own_till if is_own else shared_till).__name__)
+    return found

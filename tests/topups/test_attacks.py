@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import pytest
@@ -14,12 +14,13 @@ from domain.payments.attempt import AttemptStatus
 from domain.payments.authorizations import HALF_CURVE_ORDER
 from tests.support.api import running_api
 from tests.support.engine import MIN_CONFIRMATIONS
-from tests.topups.conftest import CENTS, OTHER, PATH, PAYER, RAW, STRANGER, Till, new_key, opened_relay
+from tests.topups.conftest import CENTS, OTHER, PATH, PAYER, RAW, STRANGER, Till, new_key, opened_relay, with_worker
 
 ORDER = 2 * HALF_CURVE_ORDER + 1
 BYSTANDER = payer_wallets()[5]
 
 
+@with_worker
 async def test_a_replayed_signature_pays_once(till: Till) -> None:
     """Claimed for another attempt, of the same account or another, in any order: one attempt is paid."""
     offer = await till.offer()
@@ -35,47 +36,45 @@ async def test_a_replayed_signature_pays_once(till: Till) -> None:
     assert await till.rows("SELECT count(*) FROM credit_ledger WHERE reason = 'credits_purchase'") == [(1,)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [
-        pytest.param({"to": STRANGER.address}, "AUTHORIZATION_REFUSED", id="another recipient"),
-        pytest.param({"amount_raw": RAW - 1}, "AUTHORIZATION_REFUSED", id="a smaller amount"),
-        pytest.param({"amount_raw": RAW + 1}, "AUTHORIZATION_REFUSED", id="a larger amount"),
-        pytest.param({"valid_before": 1}, "AUTHORIZATION_REFUSED", id="expired"),
-        pytest.param({"valid_before": 2**48}, "AUTHORIZATION_REFUSED", id="valid for years"),
-        pytest.param({"valid_after": 2**40}, "AUTHORIZATION_REFUSED", id="not valid yet"),
-        pytest.param({"for_receiver": True}, "AUTHORIZATION_REFUSED", id="for receiveWithAuthorization"),
-        pytest.param({"payer": STRANGER.address}, "AUTHORIZATION_REFUSED", id="in another's name"),
-        pytest.param({"token": "0x" + "77" * 20}, "AUTHORIZATION_REFUSED", id="in another token's domain"),
-    ],
-)
-async def test_a_signature_of_anything_else_is_refused_before_anything_is_claimed(
-    till: Till, changes: dict[str, Any], code: str
-) -> None:
-    offer = await till.offer()
-    reply = await till.post(offer, till.sign(offer, **changes))
-    assert (reply.status, reply.code) == (422, code)
-    attempt = await till.engine.attempt(UUID(offer["attemptId"]))
-    assert (attempt.status, attempt.is_claimed) == (AttemptStatus.CREATED_INTENT, False)
+OTHERWISE_SIGNED: Final[dict[str, dict[str, Any]]] = {
+    "another recipient": {"to": STRANGER.address},
+    "a smaller amount": {"amount_raw": RAW - 1},
+    "a larger amount": {"amount_raw": RAW + 1},
+    "expired": {"valid_before": 1},
+    "valid for years": {"valid_before": 2**48},
+    "not valid yet": {"valid_after": 2**40},
+    "for receiveWithAuthorization": {"for_receiver": True},
+    "in another's name": {"payer": STRANGER.address},
+    "in another token's domain": {"token": "0x" + "77" * 20},
+}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"authorization_to": STRANGER.address}, id="another recipient than was signed"),
-        pytest.param({"authorization_value": str(RAW - 1)}, id="another amount"),
-        pytest.param({"authorization_nonce": "0x" + "12" * 32}, id="another nonce"),
-        pytest.param({"authorization_from": OTHER.address}, id="another payer"),
-        pytest.param({"signature": "0x" + "00" * 65}, id="no signature"),
-        pytest.param({"signature": "0x" + "6492" * 16}, id="an undeployed wallet's"),
-        pytest.param({"accepted": None}, id="nothing accepted"),
-        pytest.param({"resource": None}, id="no resource"),
-    ],
-)
-async def test_what_was_not_signed_is_refused(till: Till, changes: dict[str, Any]) -> None:
+async def test_a_signature_of_anything_else_is_refused_before_anything_is_claimed(till: Till) -> None:
     offer = await till.offer()
-    reply = await till.post(offer, till.sign(offer), **changes)
-    assert reply.status == 422, reply.body
+    for name, changes in OTHERWISE_SIGNED.items():
+        reply = await till.post(offer, till.sign(offer, **changes))
+        assert (reply.status, reply.code) == (422, "AUTHORIZATION_REFUSED"), name
+        attempt = await till.engine.attempt(UUID(offer["attemptId"]))
+        assert (attempt.status, attempt.is_claimed) == (AttemptStatus.CREATED_INTENT, False), name
+
+
+NOT_SIGNED: Final[dict[str, dict[str, Any]]] = {
+    "another recipient than was signed": {"authorization_to": STRANGER.address},
+    "another amount": {"authorization_value": str(RAW - 1)},
+    "another nonce": {"authorization_nonce": "0x" + "12" * 32},
+    "another payer": {"authorization_from": OTHER.address},
+    "no signature": {"signature": "0x" + "00" * 65},
+    "an undeployed wallet's": {"signature": "0x" + "6492" * 16},
+    "nothing accepted": {"accepted": None},
+    "no resource": {"resource": None},
+}
+
+
+async def test_what_was_not_signed_is_refused(till: Till) -> None:
+    offer = await till.offer()
+    for name, changes in NOT_SIGNED.items():
+        reply = await till.post(offer, till.sign(offer), **changes)
+        assert reply.status == 422, (name, reply.body)
 
 
 async def test_a_refusal_names_the_wallet_whose_signature_it_is_not(till: Till) -> None:
@@ -107,6 +106,7 @@ async def test_a_nonce_that_is_claimed_twice_at_once_pays_one_attempt(till: Till
     assert sorted(reply.status for reply in replies) == [202, 409, 409, 409, 409, 409]
 
 
+@with_worker
 async def test_attack_i_b_a_stranger_claims_a_signature_that_is_in_the_mempool(till: Till) -> None:
     """By its own nonce it is another attempt's, by a random one it is claimed already: the stranger gains nothing."""
     async with till.api.visitor(STRANGER) as stranger, till.engine.worker():
@@ -135,6 +135,7 @@ async def test_a_nonce_of_another_attempt_is_refused_before_that_one_is_claimed(
         assert (await till.post(offer, payment)).status == 202
 
 
+@with_worker
 async def test_a_stranger_cannot_claim_what_a_wallet_of_another_account_has_signed_for_something_else(
     till: Till,
 ) -> None:
@@ -152,6 +153,7 @@ async def test_a_stranger_cannot_claim_what_a_wallet_of_another_account_has_sign
             assert (await bystander.ends(intent["attemptId"]))["status"] == "CREDITED"
 
 
+@with_worker
 async def test_a_claimed_transfer_pays_no_attempt_of_its_sender_too(till: Till) -> None:
     """The wallet that signed has an intent of the same amount, and submits the relay's transaction for it."""
     async with till.api.visitor(PAYER) as payer, till.engine.worker():
@@ -174,6 +176,7 @@ async def test_another_accounts_attempt_is_not_found(till: Till) -> None:
         assert (reply.status, reply.code) == (404, "ATTEMPT_NOT_FOUND")
 
 
+@with_worker
 async def test_a_wrong_hash_neither_pays_nor_ends_it(till: Till) -> None:
     async with till.engine.worker():
         attempt_id, _ = await till.claimed()

@@ -26,7 +26,8 @@ from relay.fees import BUMP_PERCENT, PRIORITY_FEE_WEI, Fees, first_fees, replaci
 from relay.process import STALE_AFTER_SECONDS, RelayLoop, RelayOptions, running_relay
 from relay.signing import RelayKey
 from tests.support.engine import MIN_CONFIRMATIONS, Engine
-from tests.topups.conftest import OTHER, PAYER, STRANGER, Till, new_key, opened_relay, relay_policy
+from tests.support.sql import connect
+from tests.topups.conftest import OTHER, PAYER, STRANGER, Till, new_key, opened_relay, relay_policy, with_worker
 
 SECRET = "0x" + "42" * 32
 CURVE_ORDER = "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
@@ -67,6 +68,7 @@ POINTS = [
 ]
 
 
+@with_worker
 @pytest.mark.slow(but=("before it is stored", "stored, not sent", "sent, not recorded"))
 @pytest.mark.parametrize(("owner", "name", "after"), POINTS)
 async def test_killed_at_each_commit_it_sends_each_authorization_once(
@@ -159,6 +161,7 @@ async def test_two_relays_of_two_keys_send_an_authorization_once(till: Till) -> 
 # Stuck ---------------------------------------------------------------------------------------------------------------
 
 
+@with_worker
 async def test_a_transaction_that_is_not_mined_is_replaced_on_its_nonce_and_all_hashes_are_known(till: Till) -> None:
     attempt_id, _ = await till.claimed()
     await till.relay.run_once()
@@ -177,6 +180,7 @@ async def test_a_transaction_that_is_not_mined_is_replaced_on_its_nonce_and_all_
     assert await till.status(attempt_id) is AttemptStatus.CREDITED
 
 
+@with_worker
 async def test_a_replacement_that_comes_too_late_changes_nothing(till: Till) -> None:
     """The first transaction was mined while the second one was signed: its hash is still known."""
     async with till.engine.worker():
@@ -274,6 +278,7 @@ async def test_what_would_revert_is_not_tried_with_each_pass(till: Till, monkeyp
     assert await till.rows("SELECT 1 FROM relay_nonces") == []
 
 
+@with_worker
 async def test_a_nonce_that_another_program_has_used_is_given_up_and_the_authorization_sent_again(till: Till) -> None:
     async with till.engine.worker():
         attempt_id, _ = await till.claimed()
@@ -538,7 +543,7 @@ def _answering(answer: object, seen: list[bytes] | None = None) -> Callable[...,
 
 def _grow_old(till: Till) -> None:
     """As after hours without a block that has them."""
-    with psycopg.connect(till.engine.database.superuser_url) as superuser:
+    with connect(till.engine.database.superuser_url) as superuser:
         superuser.execute("UPDATE relay_transactions SET stored_at = stored_at - interval '1 day'")
 
 

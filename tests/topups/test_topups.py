@@ -15,7 +15,7 @@ from devstack.processes import wait_until
 from domain.payments import x402
 from domain.payments.attempt import AttemptStatus, ErrorCode
 from tests.support.engine import MIN_CONFIRMATIONS
-from tests.topups.conftest import CENTS, HOLDER, OTHER, PATH, PAYER, RAW, STRANGER, Till, payment_header
+from tests.topups.conftest import CENTS, HOLDER, OTHER, PATH, PAYER, RAW, STRANGER, Till, payment_header, with_worker
 
 
 async def test_what_is_to_be_signed_names_the_attempt_twice(till: Till) -> None:
@@ -33,6 +33,7 @@ async def test_what_is_to_be_signed_names_the_attempt_twice(till: Till) -> None:
     assert (attempt.kind, attempt.status, attempt.authorization_nonce) == ("authorization", "CREATED_INTENT", None)
 
 
+@with_worker
 @pytest.mark.parametrize("own_nonce", [True, False], ids=["its own nonce", "a random nonce"])
 async def test_a_signature_is_relayed_and_credited_and_the_payer_spends_no_gas(till: Till, own_nonce: bool) -> None:
     async with till.engine.worker():
@@ -51,6 +52,7 @@ async def test_a_signature_is_relayed_and_credited_and_the_payer_spends_no_gas(t
     assert await till.engine.books() == []
 
 
+@with_worker
 async def test_a_donation_by_signature_is_the_system_tenants(till: Till) -> None:
     async with till.engine.worker():
         offer = await till.offer(purpose="system")
@@ -62,6 +64,7 @@ async def test_a_donation_by_signature_is_the_system_tenants(till: Till) -> None
     assert await till.engine.credits(UUID(offer["attemptId"])) == {"system_donation": CENTS * 100_000}
 
 
+@with_worker
 async def test_the_same_signature_again_gives_the_same_payment_and_never_402(till: Till) -> None:
     offer = await till.offer()
     payment = till.sign(offer)
@@ -84,6 +87,7 @@ async def test_the_same_signature_again_gives_the_same_payment_and_never_402(til
     assert (pending["success"], pending["errorReason"]) == (False, "settlement_pending")
 
 
+@with_worker
 async def test_a_request_that_waits_is_answered_when_it_is_credited(till: Till) -> None:
     async with till.engine.worker():
         offer = await till.offer()
@@ -100,6 +104,7 @@ async def test_a_request_that_waits_is_answered_when_it_is_credited(till: Till) 
     assert (reply.status, reply.body["clientStatus"]) == (200, "CONFIRMED")
 
 
+@with_worker
 async def test_with_the_relay_down_it_is_202_and_broadcast_when_it_is_back(till: Till) -> None:
     attempt_id, _ = await till.claimed()
     await till.chain.mine(3)
@@ -110,6 +115,7 @@ async def test_with_the_relay_down_it_is_202_and_broadcast_when_it_is_back(till:
     assert await till.status(attempt_id) is AttemptStatus.CREDITED
 
 
+@with_worker
 async def test_a_smart_wallet_pays_by_bytes_of_its_own(till: Till) -> None:
     wallet = await till.chain.deploy_smart_wallet(OTHER.address)
     await till.chain.mint(wallet, RAW)
@@ -122,6 +128,7 @@ async def test_a_smart_wallet_pays_by_bytes_of_its_own(till: Till) -> None:
     assert await till.status(attempt_id) is AttemptStatus.CREDITED
 
 
+@with_worker
 async def test_it_does_not_matter_who_broadcasts(till: Till) -> None:
     """A stranger sends the signature first: the relay's own transaction reverts, and the payment is credited."""
     async with till.engine.worker():
@@ -139,6 +146,7 @@ async def test_it_does_not_matter_who_broadcasts(till: Till) -> None:
     assert await till.rows("SELECT kind FROM findings") == []
 
 
+@with_worker
 async def test_what_its_payer_broadcasts_without_showing_it_pays_the_attempt_that_it_names(till: Till) -> None:
     """Its nonce is the attempt's own: nothing else has to be known. A random nonce would have named nothing."""
     async with till.engine.worker():
@@ -153,6 +161,7 @@ async def test_what_its_payer_broadcasts_without_showing_it_pays_the_attempt_tha
     assert await till.rows("SELECT kind FROM findings") == [("transfer_without_intent",)]
 
 
+@with_worker
 async def test_of_several_authorizations_in_one_transaction_each_pays_its_own_attempt(till: Till) -> None:
     async with till.engine.worker():
         claims = [await till.claimed(wallet=wallet) for wallet in (PAYER, PAYER, OTHER)]
@@ -168,6 +177,7 @@ async def test_of_several_authorizations_in_one_transaction_each_pays_its_own_at
     assert await till.engine.books() == []
 
 
+@with_worker
 async def test_what_was_never_sent_is_found_by_its_event_when_its_time_is_up(till: Till) -> None:
     """Executed by a stranger while the watcher does not run: the nodes are asked about payer and nonce."""
     async with till.engine.worker():
@@ -219,6 +229,7 @@ async def test_a_cancelled_authorization_ends_once_the_cancellation_is_final(til
     assert (await till.engine.attempt(attempt_id)).error_code is ErrorCode.AUTHORIZATION_EXPIRED
 
 
+@with_worker
 async def test_a_payment_that_waits_for_a_transaction_ends_by_the_same_proof(till: Till) -> None:
     """The relay's transaction reverts, because the balance was moved: failed only once that is proved."""
     async with till.engine.worker(VERIFICATION_TIMEOUT_SECONDS="1"):

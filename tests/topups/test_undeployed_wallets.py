@@ -45,6 +45,7 @@ from tests.topups.conftest import (
     new_key,
     opened_relay,
     wallet_factories,
+    with_worker,
 )
 from tests.topups.test_charges import Shop
 from tests.topups.test_relay import POINTS, SLOW, Killed, kill
@@ -56,6 +57,7 @@ MUCH = DEPLOYING_GAS_MAX // 26
 """Rounds that take more than a transaction may."""
 
 
+@with_worker
 async def test_a_wallet_pays_in_the_transaction_that_deploys_it_and_by_itself_from_then_on(till: Till) -> None:
     wallet = await till.new_wallet(amount_raw=2 * RAW)
     async with till.engine.worker():
@@ -171,6 +173,7 @@ async def test_what_takes_more_gas_than_a_transaction_may_have_is_refused(till: 
     assert DEPLOYING_GAS_MAX // 2 < gas <= DEPLOYING_GAS_MAX
 
 
+@with_worker
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before it is broadcast", "in the block before it is mined"])
 async def test_a_wallet_that_a_stranger_deploys_in_between_pays_and_its_factory_is_not_called(
@@ -229,6 +232,7 @@ async def test_a_wallet_that_is_there_and_adds_how_it_is_deployed_pays_whatever_
     assert transaction["to"] == till.chain.token_address.lower()
 
 
+@with_worker
 @pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "after"), POINTS)
 async def test_killed_at_each_commit_the_relay_deploys_and_pays_once(
@@ -254,6 +258,7 @@ async def test_killed_at_each_commit_the_relay_deploys_and_pays_once(
     assert await till.rows("SELECT nonce, outcome FROM relay_nonces") == [(0, "succeeded")]
 
 
+@with_worker
 @pytest.mark.slow
 async def test_it_is_replaced_on_its_nonce_by_the_same_creation(till: Till) -> None:
     wallet = await till.new_wallet()

@@ -22,7 +22,7 @@ from devstack.processes import wait_until
 from tests.gateway.support import MODEL, add_key, served
 from tests.support.engine import MIN_CONFIRMATIONS
 from tests.support.sql import query
-from tests.topups.conftest import CENTS, HOLDER, PATH, PAYER, Till
+from tests.topups.conftest import CENTS, HOLDER, PATH, PAYER, Till, with_worker
 
 CALL = {"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -85,6 +85,7 @@ async def key(till: Till) -> str:
     return add_key(till.engine.database, payee.billing_account_id).key
 
 
+@with_worker
 async def test_a_call_is_refused_topped_up_over_x402_and_answered(till: Till, key: str) -> None:
     async with served(till.engine.database, top_up_url=f"{till.api.url}{PATH}") as gateway, at_work(till):
         url = f"{gateway.client.url}/v1/chat/completions"
@@ -109,6 +110,7 @@ async def test_a_call_is_refused_topped_up_over_x402_and_answered(till: Till, ke
     assert (await till.engine.attempt(UUID(attempt_id))).from_address == PAYER.address
 
 
+@with_worker
 @pytest.mark.slow
 async def test_the_plain_client_waits_for_the_credit_where_it_asks_to(till: Till, key: str) -> None:
     async with at_work(till):
@@ -119,6 +121,7 @@ async def test_the_plain_client_waits_for_the_credit_where_it_asks_to(till: Till
     assert response.network == f"eip155:{till.chain.chain_id}"
 
 
+@with_worker
 async def test_a_time_out_of_the_client_is_no_failure(till: Till, key: str) -> None:
     """It hangs up while its payment is on the way: nothing is lost, and nothing paid twice."""
     async with till.engine.worker():
