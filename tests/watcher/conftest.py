@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 from psycopg.rows import dict_row
 
@@ -31,7 +30,7 @@ from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import Engine, open_engine
 from tests.support.payments import RolePair
 from tests.support.servers import Namespace, running_chain
-from tests.support.sql import lent
+from tests.support.sql import connect, lent
 
 FIRST_CHAIN_PORT: Final = 28_745
 MIN_CONFIRMATIONS: Final = 3
@@ -91,9 +90,8 @@ class Watch:
 
     async def change(self, statement: str) -> None:
         """A change that only the superuser may make."""
-        url = self.matcher_of_payers.database.superuser_url
-        async with await psycopg.AsyncConnection.connect(url) as connection:
-            await connection.execute(statement.encode())
+        with connect(self.matcher_of_payers.database.superuser_url) as connection:
+            connection.execute(statement.encode())
 
     async def seen(self) -> dict[str, int]:
         """Hash and block of each observed transfer."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import psycopg
 import pytest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError
@@ -23,6 +22,7 @@ from services.payments import lifecycle as payments
 from tests.chain.faulty_node import FaultyNode
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
 from tests.support.servers import TASK_QUEUE
+from tests.support.sql import connect, query
 from tests.watcher.conftest import Watches
 from workflows.jobs.rescan_chain import RescanChain
 from workflows.naming import watch_workflow_id, watched_chain_of
@@ -150,12 +150,9 @@ async def test_a_payment_that_a_reorganisation_takes_away_before_the_credit_is_c
 
 
 async def _orphaned(engine: Engine, tx_hash: str) -> None:
-    async def is_orphaned() -> bool:
-        async with await psycopg.AsyncConnection.connect(engine.database.superuser_url) as connection:
-            row = await (
-                await connection.execute("SELECT count(*) FROM orphaned_transfers WHERE tx_hash = %s", (tx_hash,))
-            ).fetchone()
-        return row is not None and row[0] == 1
+    def is_orphaned() -> bool:
+        found = query(engine.database.superuser_url, "SELECT 1 FROM orphaned_transfers WHERE tx_hash = %s", tx_hash)
+        return len(found) == 1
 
     await wait_until(is_orphaned, timeout_seconds=PATIENCE_SECONDS, what=f"{tx_hash} to be taken out")
 
@@ -165,8 +162,8 @@ async def test_a_payment_made_in_time_is_credited_although_its_intent_has_ended(
     block = (await watched.chain.wait_for_receipt(sent))["blockNumber"]
     header = await watched.chain.rpc("eth_getBlockByNumber", block, False)
     mined_at = datetime.fromtimestamp(int(header["timestamp"], 16), UTC)
-    async with await psycopg.AsyncConnection.connect(watched.database.superuser_url) as connection:
-        await connection.execute(
+    with connect(watched.database.superuser_url) as connection:
+        connection.execute(
             "UPDATE payment_attempts SET expires_at = %s WHERE id = %s",
             (mined_at + timedelta(seconds=1), intent.attempt_id),
         )
@@ -226,8 +223,8 @@ async def test_the_job_reads_the_last_blocks_again(watched: Engine) -> None:
         _, intent, sent = await watched.buy()
         await ends(watched, intent.attempt_id)
         await handle.cancel()
-        async with await psycopg.AsyncConnection.connect(watched.database.superuser_url) as connection:
-            await connection.execute("DELETE FROM observed_transfers")
+        with connect(watched.database.superuser_url) as connection:
+            connection.execute("DELETE FROM observed_transfers")
         report = await watched.namespace.client.execute_workflow(
             RescanChain.run, Rescan(blocks=50), id="rescan", task_queue=TASK_QUEUE, rpc_timeout=RESULT_TIMEOUT
         )
