@@ -36,7 +36,7 @@ from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIM
 from tests.support.servers import Namespace
 from tests.support.sql import query
 from workflows.jobs.rescan_chain import RescanChain
-from workflows.naming import PLATFORM_TASK_QUEUE
+from workflows.naming import PLATFORM_TASK_QUEUE, task_queue
 
 CREDITS = {"credits_purchase": 1_000_000_000, "platform_revenue_share": 750_000_000}
 OTHER_HEIGHT: Final = 10**9
@@ -60,6 +60,7 @@ async def test_a_payment_that_is_not_final_yet_is_not_reversed_by_a_worker_of_an
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_a_payment_that_waits_for_confirmations_is_left_to_its_own_chain(
     engine: Engine, other_worker: OtherWorker
 ) -> None:
@@ -78,6 +79,7 @@ async def test_a_payment_that_waits_for_confirmations_is_left_to_its_own_chain(
     assert await engine.credits(intent.attempt_id) == CREDITS
 
 
+@pytest.mark.slow
 async def test_each_chain_has_its_own_queue_and_what_is_on_it_is_not_even_asked_about_by_the_other(
     engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
 ) -> None:
@@ -116,10 +118,12 @@ async def test_what_a_worker_of_another_chain_once_took_for_missing_does_not_sho
 async def test_housekeeping_of_one_chain_picks_nothing_up_of_another(
     engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
 ) -> None:
-    intent, _ = await credited(engine)
+    payer, intent = await engine.intent()
+    await engine.credit_without_bonus(payer, intent)
     payer, waiting = await engine.intent(20_000)
     sent = await engine.pay_and_confirm(waiting)
     await engine.submit(payer, waiting, sent)
+    assert (await engine.handle(waiting.attempt_id).describe()).task_queue == task_queue(engine.chain.chain_id)
     await engine.handle(waiting.attempt_id).terminate("a test")
     query(
         engine.database.superuser_url,

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any
+from typing import Final as Constant
 from uuid import UUID
 
 import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from activities.messages import Settlement, Submission
+from activities.messages import CreditedPayment, Settlement, Submission
+from activities.payments.finality import NOT_FINAL_YET, FinalityActivities
 from chain.reader import ChainReader
 from db.accounts.wallets import Payer
 from devstack.chain import LocalChain
+from devstack.processes import wait_until
 from domain.payments.attempt import PaymentAttempt
-from domain.payments.finality import FinalityLevel, FinalityPolicy
+from domain.payments.finality import Final, FinalityLevel, FinalityPolicy, ReorgedOut
 from domain.payments.verification import terms_of
 from services.payments.finality import FinalityDecider
+from settings import load
 from starter.models import Intent
 from tests.chain.faulty_node import FaultyNode
-from tests.support.engine import Engine, open_engine
+from tests.support.engine import PATIENCE_SECONDS, Engine, open_engine
 from tests.support.payments import RolePair, transfer_for
 from tests.support.servers import TASK_QUEUE, Namespace, running_chain
 from tests.support.sql import query
 from workflows.naming import workflow_id
 from workflows.verify_and_settle import VerifyAndSettle
 
-FINAL_AFTER: Final = 12
+FINAL_AFTER: Constant = 12
 """Confirmations that make a payment final here; it is credited after two."""
 
-POLICY: Final = FinalityPolicy(
+POLICY: Constant = FinalityPolicy(
     level=FinalityLevel.CONFIRMATIONS, large_level=FinalityLevel.CONFIRMATIONS, confirmations=FINAL_AFTER
 )
 
@@ -75,6 +81,51 @@ async def start_as_before(engine: Engine, payer: Payer, intent: Intent, sent: st
         id=workflow_id(attempt.id),
         task_queue=queue,
     )
+
+
+@dataclass
+class Polls:
+    """Polls for one credited payment as a run has them made, without the run: what one remembers the next is given."""
+
+    engine: Engine
+    attempt_id: UUID
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the worker by their variables' names."""
+    remembered: Sequence[Any] = ()
+
+    async def poll(self) -> Final | ReorgedOut | str:
+        """The answer, or why the payment is to be asked about again."""
+        settings = load({**self.engine.variables, **self.changes})
+        activities = FinalityActivities(
+            self.engine.reader, self.engine.service, policy=settings.finality_policy, block_time=settings.block_time
+        )
+        attempt = await self.engine.attempt(self.attempt_id)
+        payment = CreditedPayment(
+            attempt_id=attempt.id,
+            owner_user_id=attempt.owner_user_id,
+            billing_account_id=attempt.billing_account_id,
+            terms=terms_of(attempt),
+        )
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, heartbeat_details=self.remembered)
+        environment.on_heartbeat = self._remember
+        try:
+            return await environment.run(activities.await_finality, payment)
+        except ApplicationError as waits:
+            if waits.type != NOT_FINAL_YET:
+                raise
+            return waits.message
+
+    async def find_final(self) -> None:
+        """Returns when a poll has found it final: a block that a tag names is remembered for a second."""
+
+        async def is_final() -> bool:
+            return isinstance(await self.poll(), Final)
+
+        await wait_until(is_final, timeout_seconds=PATIENCE_SECONDS, what="a final payment")
+
+    def _remember(self, *details: Any) -> None:
+        self.remembered = details
 
 
 @dataclass

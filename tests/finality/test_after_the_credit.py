@@ -15,8 +15,9 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.payments.attempt import AttemptStatus, ClientStatus, Purpose
 from domain.payments.finality import FinalityLevel, FinalityState
 from starter.models import Intent
-from tests.finality.conftest import FINAL_AFTER, start_as_before
+from tests.finality.conftest import FINAL_AFTER, Polls, start_as_before
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, Engine
+from tests.support.payments import RolePair
 from tests.support.sql import query
 
 CREDITS = 1_000_000_000
@@ -77,26 +78,32 @@ async def test_a_run_waits_until_the_payment_is_final_and_the_credit_is_posted_b
     assert await engine.books() == []
 
 
-@pytest.mark.slow(but=1)
+async def _tracked(engine: Engine, *, confirmations: int, **changes: str) -> tuple[Polls, str]:
+    """A credited payment with so many confirmations; the polls for it and its transaction."""
+    payer, intent = await engine.intent()
+    sent = await engine.credit_without_bonus(payer, intent)
+    await engine.chain.mine(confirmations - MIN_CONFIRMATIONS)
+    return Polls(engine, intent.attempt_id, changes), sent
+
+
 @pytest.mark.parametrize(("level", "trails"), [("safe", 8), ("finalized", 16)])
 async def test_the_nodes_tag_decides_where_the_policy_says_so(engine: Engine, level: str, trails: int) -> None:
-    async with engine.worker(FINALITY=level, FINALITY_LARGE="finalized"):
-        intent, _ = await _credited(engine, confirmations=trails)
-        await engine.polled(intent.attempt_id, "1 to go")
-        await engine.chain.mine(1)
-        await engine.result(intent.attempt_id)
-    [(outcome, found, *_)] = _on_record(engine, intent.attempt_id)
+    polls, _ = await _tracked(engine, confirmations=trails, FINALITY=level, FINALITY_LARGE="finalized")
+    assert "1 to go" in str(await polls.poll())
+    assert _on_record(engine, polls.attempt_id) == []
+    await engine.chain.mine(1)
+    await polls.find_final()
+    [(outcome, found, *_)] = _on_record(engine, polls.attempt_id)
     assert (outcome, found) == ("final", level)
 
 
 async def test_a_larger_payment_waits_for_more(engine: Engine) -> None:
     changes = {"FINALITY_LARGE": "finalized", "FINALITY_LARGE_FROM_USD_CENTS": "10000"}
-    async with engine.worker(**changes):
-        intent, _ = await _credited(engine, confirmations=FINAL_AFTER)
-        await engine.polled(intent.attempt_id, "finalized is block")
-        await engine.chain.mine(16 + 1 - FINAL_AFTER)
-        await engine.result(intent.attempt_id)
-    assert _on_record(engine, intent.attempt_id)[0][:2] == ("final", "finalized")
+    polls, _ = await _tracked(engine, confirmations=FINAL_AFTER, **changes)
+    assert "finalized is block" in str(await polls.poll())
+    await engine.chain.mine(16 + 1 - FINAL_AFTER)
+    await polls.find_final()
+    assert _on_record(engine, polls.attempt_id)[0][:2] == ("final", "finalized")
 
 
 @pytest.mark.slow(but=1)
@@ -131,6 +138,7 @@ async def test_a_purchase_that_is_reorged_out_is_reversed(engine: Engine, depth:
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_a_donation_that_is_reorged_out_is_reversed(engine: Engine) -> None:
     async with engine.worker():
         intent, _ = await _credited(engine, Purpose.SYSTEM, confirmations=4)
@@ -143,7 +151,7 @@ async def test_a_donation_that_is_reorged_out_is_reversed(engine: Engine) -> Non
     assert await engine.books() == []
 
 
-@pytest.mark.slow(but=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 async def test_a_payment_that_returns_in_another_block_stays_credited(engine: Engine, depth: int) -> None:
     async with engine.worker():
@@ -160,37 +168,34 @@ async def test_a_payment_that_returns_in_another_block_stays_credited(engine: En
 
 
 async def test_a_payment_that_returns_late_stays_credited(engine: Engine) -> None:
-    async with engine.worker():
-        intent, sent = await _credited(engine, confirmations=3)
-        raw = await engine.chain.raw_transaction(sent)
-        await engine.chain.reorg(3)
-        await engine.chain.mine(1)
-        await _missed(engine, intent.attempt_id)
-        await engine.chain.rpc("eth_sendRawTransaction", raw)
-        await engine.chain.mine(1)
-        await engine.chain.wait_for_receipt(sent)
-        await engine.polled(intent.attempt_id, "to go")
-        await engine.chain.mine(FINAL_AFTER)
-        assert (await engine.result(intent.attempt_id)).status is AttemptStatus.CREDITED
-    assert await engine.books() == []
+    polls, sent = await _tracked(engine, confirmations=3)
+    raw = await engine.chain.raw_transaction(sent)
+    await engine.chain.reorg(3)
+    await engine.chain.mine(1)
+    assert isinstance(await polls.poll(), str)
+    assert list(polls.remembered) == [await engine.chain.block_number(), engine.chain.chain_id], "missing since then"
+    await engine.chain.rpc("eth_sendRawTransaction", raw)
+    await engine.chain.mine(1)
+    await engine.chain.wait_for_receipt(sent)
+    assert "to go" in str(await polls.poll())
+    assert list(polls.remembered) == [None, engine.chain.chain_id], "missing again, it has the whole time again"
+    await engine.chain.mine(FINAL_AFTER)
+    await polls.find_final()
+    assert (await engine.attempt(polls.attempt_id)).status is AttemptStatus.CREDITED
+    assert await engine.books(pending_bonus_ok=True) == []
 
 
-async def test_a_balance_that_was_spent_goes_below_zero(engine: Engine) -> None:
-    async with engine.worker():
-        intent, _ = await _credited(engine, confirmations=3)
-        attempt = await engine.attempt(intent.attempt_id)
-        query(
-            engine.database.service_url,
-            "SELECT post_entry(%s, -900000000, 'usage', 'call-1', 'revenue:usage', '{}')",
-            attempt.billing_account_id,
-        )
-        await engine.chain.reorg(3)
-        await engine.chain.mine(1)
-        await _missed(engine, intent.attempt_id)
-        await engine.chain.mine(2 * FINAL_AFTER)
-        await engine.result(intent.attempt_id)
-    assert (await _balances(engine))[attempt.billing_account_id] == -900_000_000
-    assert await engine.books() == []
+async def test_a_balance_that_was_spent_goes_below_zero(roles: RolePair) -> None:
+    attempt = await roles.settle(await roles.open_account(1), 1)
+    query(
+        roles.database.service_url,
+        "SELECT post_entry(%s, -900000000, 'usage', 'call-1', 'revenue:usage', '{}')",
+        attempt.billing_account_id,
+    )
+    await roles.reverse(attempt)
+    await roles.reverse_bonus(attempt)
+    assert await roles.balance(attempt.billing_account_id) == -900_000_000
+    assert await roles.books() == []
 
 
 @pytest.mark.slow

@@ -9,10 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from chain.block_reader import BLOCKS_MAX
+from chain import block_reader
 from db.payments import finality as db
 from domain.errors import BookkeepingError, ChainUnavailable
 from domain.payments.finality import FinalityLevel, FinalityPolicy
+from services.payments import finality
 from services.payments.finality import HANDED_OVER_SECONDS, UNDECIDED_SECONDS, FinalityDecider
 from tests.chain.anvil import Clock
 from tests.chain.faulty_node import FaultyNode
@@ -36,7 +37,7 @@ def block_requests(node: FaultyNode) -> int:
 
 
 @pytest.mark.slow(but=1)
-@pytest.mark.parametrize("payments", [40, 300])
+@pytest.mark.parametrize("payments", [24, 300])
 async def test_many_payments_take_a_handful_of_requests(bulk: Bulk, payments: int) -> None:
     head = await bulk.head()
     blocks = [head - FINAL_AFTER + 1 - n for n in range(20)]
@@ -52,13 +53,18 @@ async def test_many_payments_take_a_handful_of_requests(bulk: Bulk, payments: in
     assert await bulk.roles.books() == []
 
 
-async def test_more_blocks_than_one_request_may_ask_for_take_several(bulk: Bulk) -> None:
-    last = await bulk.head(at_least=BLOCKS_MAX + FINAL_AFTER + 5) - FINAL_AFTER + 1
-    for number in range(BLOCKS_MAX + 2):
+async def test_more_blocks_than_one_request_may_ask_for_take_several(
+    bulk: Bulk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = 5
+    for module in (block_reader, finality):
+        monkeypatch.setattr(module, "BLOCKS_MAX", blocks)
+    last = await bulk.head() - FINAL_AFTER + 1
+    for number in range(blocks + 2):
         await bulk.credited(last - number)
     decider = await bulk.decider()
-    assert (await decider.decide_all()).counts == {"final": BLOCKS_MAX + 2}
-    assert [methods.count("eth_getBlockByNumber") for methods in bulk.nodes[0].requests] == [0, BLOCKS_MAX, 2]
+    assert (await decider.decide_all()).counts == {"final": blocks + 2}
+    assert [methods.count("eth_getBlockByNumber") for methods in bulk.nodes[0].requests] == [0, blocks, 2]
 
 
 async def test_a_page_is_followed_by_the_next_one(bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +245,11 @@ async def test_a_completed_run_is_followed_by_another_only_while_there_is_no_out
 
 async def test_two_passes_at_once_record_each_payment_once(bulk: Bulk) -> None:
     last = await bulk.head() - FINAL_AFTER + 1
-    for n in range(30):
-        await bulk.credited(last - n % 10)
+    for n in range(12):
+        await bulk.credited(last - n % 4)
     first, second = await bulk.decider(), await bulk.decider()
     decided = await asyncio.gather(first.decide_all(), second.decide_all())
-    assert sum(one.final for one in decided) == len(bulk.outcomes()) == 30
+    assert sum(one.final for one in decided) == len(bulk.outcomes()) == 12
 
 
 async def test_a_reversal_at_the_same_time_leaves_one_outcome_and_fails_neither(bulk: Bulk) -> None:

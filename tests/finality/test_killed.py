@@ -37,7 +37,7 @@ async def system(
         yield opened
 
 
-@pytest.mark.slow(but=("after_commit",))
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_killed_between_deciding_and_recording_each_payment_is_recorded_once(
     system: PaymentSystem, moment: Moment

@@ -40,6 +40,7 @@ def age(engine: Engine, interval: str) -> None:
         owner.execute("UPDATE payment_attempts SET updated_at = updated_at - %s::interval", (interval,))
 
 
+@pytest.mark.slow
 async def test_a_run_of_the_version_before_that_was_lost_after_the_credit_is_not_missed(engine: Engine) -> None:
     """Its payment is on the list, as all are."""
     async with engine.worker():

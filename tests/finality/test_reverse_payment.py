@@ -17,10 +17,11 @@ from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
 from domain.operations.events import PAYMENT_REVERSED, PlatformEvent
 from domain.payments.attempt import AttemptStatus, Purpose
 from services.payments import lifecycle
+from services.payments.finality import FinalityDecider
 from starter.diagnosis import diagnose
 from starter.models import Intent
 from starter.progress import WorkflowState, read_reversal, read_workflow
-from tests.finality.conftest import FINAL_AFTER, start_as_before
+from tests.finality.conftest import FINAL_AFTER, Reversals, start_as_before
 from tests.finality.test_after_the_credit import BONUS, CREDITS, _balances, _on_record
 from tests.finality.test_recovery import REFUSE_REVERSED_BONUSES, age, keep_house
 from tests.support.engine import MIN_CONFIRMATIONS, PATIENCE_SECONDS, RESULT_TIMEOUT, Engine
@@ -128,6 +129,9 @@ async def test_a_payment_that_is_reorged_out_is_reversed_by_a_workflow_of_its_ow
         assert attributes.get(BILLING_ACCOUNT_ID) == attempt.billing_account_id
         assert (attributes.get(CHAIN_ID), attributes.get(TX_HASH)) == (attempt.chain_id, sent)
         assert "100.00 USD" in (await description.static_summary() or "")
+        shown = await shown_finality(engine, attempt.id)
+        assert reversal_workflow_id(attempt.id) in shown, "an operator sees what it waits for"
+        assert "the canonical chain" in shown
         # It has the time again to come back in another block that it had to become final.
         assert (await engine.attempt(attempt.id)).status is AttemptStatus.CREDITED
         await engine.chain.mine(2 * FINAL_AFTER)
@@ -147,6 +151,7 @@ async def test_a_payment_that_is_reorged_out_is_reversed_by_a_workflow_of_its_ow
         assert [event.event_type for event in await engine.events(attempt.id)].count("reversed") == 1
         reversals = [event for event in published if event.type == PAYMENT_REVERSED]
         assert [(event.subject, event.data["bonusCredits"]) for event in reversals] == [(str(attempt.id), BONUS)]
+        assert reversals[0].id == f"{PAYMENT_REVERSED}-{attempt.id}", "the same from whichever run"
     assert await engine.books() == []
 
 
@@ -164,13 +169,17 @@ async def test_a_payment_in_another_block_is_final_there(engine: Engine) -> None
 
 
 async def test_of_two_payments_in_one_block_the_one_that_is_missing_is_reversed(engine: Engine) -> None:
-    intents = [await engine.intent(wallet=payer_wallets()[number]) for number in (0, 1)]
+    """It is a donation, which has no bonus."""
+    purposes = (Purpose.SELF, Purpose.SYSTEM)
+    intents = [
+        await engine.intent(purpose=purpose, wallet=payer_wallets()[number]) for number, purpose in enumerate(purposes)
+    ]
     sent = [await engine.pay(intent, wallet=payer_wallets()[number]) for number, (_, intent) in enumerate(intents)]
     await engine.chain.mine(MIN_CONFIRMATIONS)
     for (payer, intent), tx_hash in zip(intents, sent, strict=True):
         await engine.credit_transaction(payer, intent, tx_hash)
-        async with engine.service.autocommit() as connection:
-            await lifecycle.mint_revenue_share(connection, intent.attempt_id)
+    async with engine.service.autocommit() as connection:
+        await lifecycle.mint_revenue_share(connection, intents[0][1].attempt_id)
     assert len({(await engine.chain.wait_for_receipt(tx_hash))["blockHash"] for tx_hash in sent}) == 1
     stays, goes = [intent.attempt_id for _, intent in intents]
     async with following(engine):
@@ -181,6 +190,7 @@ async def test_of_two_payments_in_one_block_the_one_that_is_missing_is_reversed(
         await engine.chain.mine(2 * FINAL_AFTER)
         assert (await result_of(engine, goes)).status is AttemptStatus.REVERSED
     assert [_on_record(engine, attempt_id)[0][0] for attempt_id in (stays, goes)] == ["final", "reversed"]
+    assert await engine.credits(goes) == {"system_donation": CREDITS, "payment_reversal": -CREDITS}
     assert await engine.books() == []
 
 
@@ -213,10 +223,12 @@ async def test_housekeeping_does_its_other_work_while_no_node_answers(engine: En
 async def test_a_payment_that_lost_its_place_in_the_list_is_listed_again(engine: Engine) -> None:
     async with following(engine, is_watched=False):
         intent, _ = await credited(engine)
+        age(engine, "2 hours")
+        assert (await keep_house(engine)).payments_picked_up == {}, "it is on the list"
         with connect(engine.database.superuser_url) as superuser:
             superuser.execute("DELETE FROM transfers_awaiting_finality")
         await engine.chain.mine(FINAL_AFTER)
-        age(engine, "50 minutes")
+        age(engine, "-70 minutes")
         done = await keep_house(engine)
         assert (done.finality_decided, done.payments_picked_up) == ({}, {}), "it may still become final in time"
         age(engine, "2 hours")
@@ -255,18 +267,6 @@ async def test_half_a_reversal_whose_workflow_was_lost_is_completed(engine: Engi
     assert await engine.books() == []
 
 
-async def test_a_donation_that_is_reorged_out_is_reversed_without_a_bonus(engine: Engine) -> None:
-    intent, _ = await credited(engine, purpose=Purpose.SYSTEM)
-    async with following(engine):
-        await engine.chain.reorg(MIN_CONFIRMATIONS)
-        await engine.chain.mine(FINAL_AFTER + 1)
-        await is_in_doubt(engine, intent.attempt_id)
-        await engine.chain.mine(2 * FINAL_AFTER)
-        assert (await result_of(engine, intent.attempt_id)).status is AttemptStatus.REVERSED
-    assert await engine.credits(intent.attempt_id) == {"system_donation": CREDITS, "payment_reversal": -CREDITS}
-    assert await engine.books() == []
-
-
 @pytest.mark.slow
 async def test_a_run_of_the_version_before_and_the_watcher_record_one_final_outcome(engine: Engine) -> None:
     async with following(engine, is_watched=False):
@@ -281,6 +281,7 @@ async def test_a_run_of_the_version_before_and_the_watcher_record_one_final_outc
     assert await engine.books() == []
 
 
+@pytest.mark.slow
 async def test_a_run_of_the_version_before_and_a_reversal_reverse_once(engine: Engine) -> None:
     async with following(engine, is_watched=False) as published:
         payer, intent, sent = await engine.buy()
@@ -304,25 +305,14 @@ async def test_an_operator_sees_what_a_credited_payment_waits_for(engine: Engine
     await engine.chain.mine(FINAL_AFTER)
     intent, sent = await credited(engine)
     number = int((await engine.chain.wait_for_receipt(sent))["blockNumber"], 16)
-    async with following(engine, is_watched=False):
-        assert await shown_finality(engine, intent.attempt_id) == f"in block {number}"
-        await keep_house(engine)
-        missing = FINAL_AFTER - MIN_CONFIRMATIONS
-        assert f"block {number - missing}, {missing} to go" in await shown_finality(engine, intent.attempt_id)
-        await engine.chain.mine(missing)
-        await keep_house(engine)
-        assert (await shown_finality(engine, intent.attempt_id)).startswith(f"final: block {number} ")
-
-
-async def test_an_operator_sees_what_a_reversal_waits_for(engine: Engine) -> None:
-    intent, _ = await credited(engine)
-    async with following(engine):
-        await engine.chain.reorg(MIN_CONFIRMATIONS)
-        await engine.chain.mine(FINAL_AFTER)
-        await is_in_doubt(engine, intent.attempt_id)
-        words = await shown_finality(engine, intent.attempt_id)
-        assert reversal_workflow_id(intent.attempt_id) in words
-        assert "the canonical chain" in words
+    decider = FinalityDecider(engine.reader, engine.service, Reversals(), policy=engine.settings.finality_policy)
+    assert await shown_finality(engine, intent.attempt_id) == f"in block {number}"
+    await decider.decide_all()
+    missing = FINAL_AFTER - MIN_CONFIRMATIONS
+    assert f"block {number - missing}, {missing} to go" in await shown_finality(engine, intent.attempt_id)
+    await engine.chain.mine(missing)
+    await decider.decide_all()
+    assert (await shown_finality(engine, intent.attempt_id)).startswith(f"final: block {number} ")
 
 
 async def shown_finality(engine: Engine, attempt_id: UUID) -> str:
