@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
+
 from activities.messages import WatchedChain
 from devstack.chain import call_data, payer_wallets
 from devstack.processes import wait_until
@@ -45,6 +47,7 @@ async def attempts_of(engine: Engine, account: str, count: int) -> list[UUID]:
     return found
 
 
+@pytest.mark.slow
 async def test_a_deposit_of_a_wallet_that_never_signed_in_becomes_credits_and_final(engine: Engine) -> None:
     add_method(engine.database, engine.chain, USDC, engine.chain.token_address)
     payer = await engine.payer()

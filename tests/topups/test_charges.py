@@ -243,6 +243,10 @@ async def test_the_relay_sends_to_no_address_that_does_not_follow_from_the_charg
     assert await shop.till.rows("SELECT 1 FROM relay_nonces") == []
 
 
+# The relay's steps are the same for an attempt, for which `make test` has the other three.
+@pytest.mark.slow(
+    but=("before the nonce", "while it is stored: rolled back", "while that is recorded: rolled back"),
+)
 @pytest.mark.parametrize(("owner", "name", "after"), POINTS)
 async def test_killed_at_each_commit_the_relay_sends_each_signature_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool

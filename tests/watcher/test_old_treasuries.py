@@ -58,6 +58,7 @@ async def test_who_submits_a_payment_to_the_old_treasury_is_credited_and_tracked
         )
 
 
+@pytest.mark.slow
 async def test_a_payment_to_the_old_treasury_that_is_reorged_out_is_reversed(watched: Engine) -> None:
     depth = ENGINE_CONFIRMATIONS
     payer, intent, sent = await watched.buy()
