@@ -48,22 +48,22 @@ async def test_transfers_of_nothing_and_to_others_are_not_recorded(watch: Watch)
     assert await watch.seen() == {}
 
 
-async def test_a_watcher_that_was_down_for_500_blocks_fills_the_gap_with_a_log_query_for_each_range(
+async def test_a_watcher_that_was_down_for_100_blocks_fills_the_gap_with_a_log_query_for_each_range(
     watches: Watches, faulty: FaultyNode
 ) -> None:
-    watch = await watches(faulty, log_range_max=200)
+    watch = await watches(faulty, log_range_max=40)
     await watch.catch_up()
     faulty.log_ranges.clear()
     sent = []
     for _ in range(5):
         sent += [await watch.pay(blocks=0) for _ in range(4)]
-        await watch.chain.mine(100)
+        await watch.chain.mine(20)
     await watch.chain.wait_for_receipt(sent[-1])
     step = await watch.catch_up()
     assert step.cursor.block_number == await watch.head()
     assert list(await watch.seen()) == sent
-    assert len(faulty.log_ranges) == 3, "500 blocks in ranges of 200, however many transfers"
-    assert max(faulty.log_ranges) == 200
+    assert len(faulty.log_ranges) == 3, "100 blocks in ranges of 40, however many transfers"
+    assert max(faulty.log_ranges) == 40
 
 
 async def test_a_provider_that_refuses_more_than_ten_blocks_is_read_ten_by_ten(
