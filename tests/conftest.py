@@ -203,9 +203,9 @@ async def module_api(
 
 
 @pytest.fixture
-async def shared_api(module_api: SharedApi) -> AsyncIterator[RunningApi]:
-    """The module's interface, with an empty database."""
-    async with module_api.lent() as running:
+async def shared_api(module_api: SharedApi, request: pytest.FixtureRequest) -> AsyncIterator[RunningApi]:
+    """The module's interface, with an empty database, but for a payer who is signed in where the test asks for one."""
+    async with module_api.lent(has_payer="shared_payer" in request.fixturenames) as running:
         yield running
 
 

@@ -79,9 +79,9 @@ async def module_pages(
 
 
 @pytest.fixture
-async def api(module_pages: SharedApi) -> AsyncIterator[RunningApi]:
-    """The same, with an empty database."""
-    async with module_pages.lent() as running:
+async def api(module_pages: SharedApi, request: pytest.FixtureRequest) -> AsyncIterator[RunningApi]:
+    """The same, with an empty database, but for an operator who is signed in where the test asks for one."""
+    async with module_pages.lent(has_payer="reader" in request.fixturenames) as running:
         yield running
 
 
