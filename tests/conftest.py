@@ -31,7 +31,12 @@ import worker
 from devstack.browser import NO_BROWSER, find_browser
 from devstack.chain import LocalChain
 from tests.support.api import RunningApi, SharedApi, Visitor, shared_api_on
-from tests.support.cheap_starts import poll_with_few, read_installed_prices_once, validate_workflows_once
+from tests.support.cheap_starts import (
+    poll_with_few,
+    read_installed_prices_once,
+    read_stored_prices_once,
+    validate_workflows_once,
+)
 from tests.support.cpu_report import CpuReport
 from tests.support.database_pool import DatabasePool
 from tests.support.engine import Engine, open_engine
@@ -84,6 +89,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 validate_workflows_once()
 poll_with_few()
 read_installed_prices_once()
+read_stored_prices_once()
 
 # A library under eth-account raises it to 100,000 when it is imported. Then pytest's own report of a failure fails,
 # and text that is nested deeply enough ends the process.
@@ -197,9 +203,9 @@ async def module_api(
 
 
 @pytest.fixture
-async def shared_api(module_api: SharedApi) -> AsyncIterator[RunningApi]:
-    """The module's interface, with an empty database."""
-    async with module_api.lent() as running:
+async def shared_api(module_api: SharedApi, request: pytest.FixtureRequest) -> AsyncIterator[RunningApi]:
+    """The module's interface, with an empty database, but for a payer who is signed in where the test asks for one."""
+    async with module_api.lent(has_payer="shared_payer" in request.fixturenames) as running:
         yield running
 
 

@@ -222,6 +222,8 @@ def _lengths(tree: ast.AST, module: str) -> dict[str, int]:
     def walk(node: ast.AST, name: str) -> dict[str, int]:
         found: dict[str, int] = {}
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                continue  # no expression holds a function with a name
             own = name
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 own = f"{name}.{child.name}"

@@ -28,10 +28,11 @@ from tests.support.deposits import (
     disable,
     next_index,
     see_deposit,
+    settle_deposit,
     status_of,
 )
 from tests.support.engine import Engine
-from tests.support.sql import query, scalar
+from tests.support.sql import connect, query, scalar
 
 CHARGES = "/api/v1/charges"
 ADDRESS = "/api/v1/deposit-address"
@@ -550,6 +551,45 @@ async def test_what_has_been_seen_is_shown_before_it_is_credited(api: RunningApi
     see_deposit(api.engine.database, charge["address"], 16_000_000, block_number=height)
     found = (await payer.get(f"{CHARGES}/{charge['chargeId']}")).body
     assert (found["status"], found["missingRaw"], len(found["deposits"])) == ("confirming", 0, 2)
+
+
+async def test_what_is_credited_is_shown_with_its_payment_and_whether_that_is_final(
+    api: RunningApi, payer: Visitor
+) -> None:
+    database = api.engine.database
+    add_method(database)
+    charge = await charged(payer)
+    deposit_id = see_deposit(database, charge["address"], charge["amountRaw"])
+    settle_deposit(database, deposit_id)
+    [(tx_hash, from_address)] = query(database.superuser_url, "SELECT tx_hash, from_address FROM deposits")
+
+    async def shown() -> tuple[str, str]:
+        """How final it is, and how the charge's page says so."""
+        found = (await payer.get(f"{CHARGES}/{charge['chargeId']}")).body
+        assert {
+            "status": "paid",
+            "creditedRaw": charge["amountRaw"],
+            "creditedCredits": charge["amountRaw"] * 10,
+            "missingRaw": 0,
+        }.items() <= found.items()
+        [deposit] = found["deposits"]
+        assert {
+            "depositId": str(deposit_id),
+            "attemptId": str(deposit_id),
+            "txHash": tx_hash,
+            "fromAddress": from_address,
+            "state": "credited",
+        }.items() <= deposit.items()
+        page = (await payer.get(f"/pay/{charge['chargeId']}")).body
+        return deposit["finalityState"], "not final yet" if "not final yet" in page else "received"
+
+    assert await shown() == ("final", "received")
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute(
+            "INSERT INTO transfers_awaiting_finality (attempt_id, chain_id, block_number)"
+            " SELECT attempt_id, chain_id, block_number FROM deposits"
+        )
+    assert await shown() == ("pending", "not final yet")
 
 
 async def test_confirmations_of_another_chain_are_those_that_its_worker_has_seen(

@@ -15,6 +15,12 @@ INTENTS = "/api/v1/payments/intents"
 TREASURY = dev_wallets()[9]
 
 
+@pytest.fixture
+def api(shared_api: RunningApi) -> RunningApi:
+    """One interface for the whole file."""
+    return shared_api
+
+
 @pytest.mark.parametrize("purpose", ["self", "system"])
 async def test_the_treasury_signs_in_and_buys_nothing(api: RunningApi, purpose: str) -> None:
     assert TREASURY.address == api.engine.settings.treasury_address

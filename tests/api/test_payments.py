@@ -142,11 +142,11 @@ async def test_the_requests_id_is_in_the_answer_and_in_the_workflow(api: Running
     assert await (await handle.describe()).memo() == {"requestId": "checkout-42.a"}
 
 
-@pytest.mark.parametrize("hostile", ["a" * 65, "a b", "<script>", "-a"])
-async def test_a_request_id_that_could_spoil_a_log_is_replaced(payer: Visitor, hostile: str) -> None:
-    reply = await payer.get("/api/v1/auth/session", headers={"X-Request-ID": hostile})
-    assert len(reply.headers["X-Request-ID"]) == 16
-    assert reply.headers["X-Request-ID"] != hostile
+async def test_a_request_id_that_could_spoil_a_log_is_replaced(payer: Visitor) -> None:
+    for hostile in ("a" * 65, "a b", "<script>", "-a"):
+        reply = await payer.get("/api/v1/auth/session", headers={"X-Request-ID": hostile})
+        assert len(reply.headers["X-Request-ID"]) == 16
+        assert reply.headers["X-Request-ID"] != hostile
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from structlog.testing import capture_logs
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.http.problems import STATUSES
-from devstack.chain import payer_wallets
 from domain.errors import (
     BookkeepingError,
     Category,
@@ -26,8 +25,7 @@ from domain.errors import (
 )
 from services.payments import lifecycle as payments
 from starter.temporal import to_temporal_unavailable
-from tests.support.api import running_api
-from tests.support.engine import Engine
+from tests.support.api import RunningApi, SharedApi, Visitor
 
 HASH = "0x" + "ab" * 32
 
@@ -51,13 +49,11 @@ def _raising(error: Exception) -> Raise:
     ids=lambda e: e.code,
 )
 async def test_a_refusal_of_an_inner_layer_is_a_refusal_with_its_code(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: SettleError
+    shared_payer: Visitor, monkeypatch: pytest.MonkeyPatch, error: SettleError
 ) -> None:
-    async with running_api(engine) as api, api.visitor(wallet=payer_wallets()[0]) as visitor:
-        intent = await visitor.post("/api/v1/payments/intents", {"amountUsdCents": 500})
-        monkeypatch.setattr(payments, "submit_locked", _raising(error))
-        path = f"/api/v1/payments/attempts/{intent.body['attemptId']}/submit"
-        reply = await visitor.post(path, {"txHash": HASH})
+    intent = await shared_payer.intent()
+    monkeypatch.setattr(payments, "submit_locked", _raising(error))
+    reply = await shared_payer.submit(intent["attemptId"], HASH)
     assert (reply.status, reply.code) == (STATUSES[error.category], error.code)
     assert reply.body["retryable"] is False
     assert error.message in reply.body["detail"]
@@ -67,12 +63,11 @@ async def test_a_refusal_of_an_inner_layer_is_a_refusal_with_its_code(
 @pytest.mark.slow(but=1)
 @pytest.mark.parametrize("error", [StartupCheckFailed("run x"), BookkeepingError("secret facts")], ids=lambda e: e.code)
 async def test_an_operators_error_is_reported_and_logged_and_reveals_nothing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: SettleError
+    shared_api: RunningApi, shared_payer: Visitor, monkeypatch: pytest.MonkeyPatch, error: SettleError
 ) -> None:
-    async with running_api(engine) as api, api.visitor(wallet=payer_wallets()[0]) as visitor:
-        monkeypatch.setattr(api.services.payments, "create_intent", _raising(error))
-        with capture_logs() as lines:
-            reply = await visitor.post("/api/v1/payments/intents", {"amountUsdCents": 500})
+    monkeypatch.setattr(shared_api.services.payments, "create_intent", _raising(error))
+    with capture_logs() as lines:
+        reply = await shared_payer.post("/api/v1/payments/intents", {"amountUsdCents": 500})
     assert (reply.status, reply.code, reply.body["retryable"]) == (500, error.code, False)
     assert error.message not in str(reply.body)
     [line] = [line for line in lines if line["event"] == "request failed"]
@@ -103,7 +98,8 @@ def test_what_temporal_says_is_said_as_what_it_is(
     assert "words" in error.message
 
 
-async def test_a_namespace_that_is_not_there_is_named(engine: Engine) -> None:
+async def test_a_namespace_that_is_not_there_is_named(module_api: SharedApi) -> None:
+    engine = module_api.running.engine
     lost = await engine.namespace.client.connect(
         engine.namespace.client.service_client.config.target_host, namespace="nowhere"
     )

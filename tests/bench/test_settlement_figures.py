@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
@@ -136,17 +137,17 @@ def waiting(wait: RealWait, *, credited: int, final: int) -> Waiting:
 
 
 def test_processor_time_of_a_process_that_is_named_itself_counts_once() -> None:
-    busy = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ninput()"
+    busy = "import time; end = time.process_time() + 0.15\nwhile time.process_time() < end: pass\ninput()"
     with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE) as child:
-        while cpu_seconds_of({"child": child.pid})["child"] < 0.2:
-            pass
+        while cpu_seconds_of({"child": child.pid})["child"] < 0.1:
+            time.sleep(0.005)
         both = cpu_seconds_of({"child": child.pid, "parent": os.getpid()})
         parent_alone = cpu_seconds_of({"parent": os.getpid()})["parent"]
         assert child.stdin is not None
         child.stdin.close()
         child.wait()
-    assert both["child"] >= 0.2
-    assert parent_alone - both["parent"] >= 0.1
+    assert both["child"] >= 0.1
+    assert parent_alone - both["parent"] >= 0.05
 
 
 async def test_plain_code_gives_the_credits_that_the_product_gives(engine: Engine) -> None:

@@ -5,19 +5,43 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import expect
 
+from devstack.chain import payer_wallets
 from tests.browser.conftest import OpenSite, Site
 from tests.support.browser import InjectedWallet
 
 CREDITS_100_USD = 1_000_000_000
 
 
-async def test_a_purchase_counts_its_confirmations_and_is_credited(open_site: OpenSite) -> None:
+async def test_a_purchase_is_paid_once_by_who_signed_in_counts_its_confirmations_and_is_credited(
+    open_site: OpenSite,
+) -> None:
     async with open_site(MIN_CONFIRMATIONS="4") as site:
         visitor = await site.signed_in()
+        # Another account in the wallet is noticed and never pays.
+        mine, other = payer_wallets()[:2]
+        words = "Your wallet is on 0x3c44…93bc, but you are signed in as 0x7099…79C8."
+        await visitor.use_account(other)
+        await expect(visitor.notices()).to_contain_text(words)
+        await visitor.pay("25")
+        await expect(visitor.says()).to_contain_text(words)
+        assert (visitor.wallet.times("eth_sendTransaction"), await site.attempt_ids()) == (0, [])
+        await visitor.use_account(mine)
+        await expect(visitor.notices()).to_be_empty()
+
+        # A double click pays once, and nothing else can be paid while the wallet asks.
+        held = visitor.hold("eth_sendTransaction")
         button = await visitor.choose("100")
         await expect(visitor.form().locator("output")).to_have_text("1,000,000,000 credits for 100.00 USDC")
         await expect(button).to_have_text("Pay 100.00 USDC")
-        await button.click()
+        await button.dblclick()
+        await expect(visitor.says()).to_contain_text("Confirm 100.00 USDC in your wallet.")
+        await expect(button).to_have_attribute("aria-disabled", "true")
+        await button.click(force=True)
+        await visitor.form("system").get_by_role("button").click(force=True)
+        held.set()
+        await expect(visitor.cards()).to_have_count(1)
+        await expect(button).not_to_have_attribute("aria-disabled", "true")
+        assert (len(visitor.wallet.sent), len(await site.attempt_ids())) == (1, 1)
 
         card, bar = visitor.cards().first, visitor.page.get_by_role("progressbar")
         await expect(card).to_contain_text("Waiting for a block to include it")
@@ -90,21 +114,6 @@ async def test_what_one_gets_is_exact_for_every_amount(site: Site) -> None:
     await expect(field).to_have_attribute("aria-invalid", "true")
     assert visitor.wallet.calls == before
     assert await site.attempt_ids() == []
-
-
-async def test_a_double_click_pays_once(site: Site) -> None:
-    visitor = await site.signed_in()
-    held = visitor.hold("eth_sendTransaction")
-    button = await visitor.choose("25")
-    await button.dblclick()
-    await expect(visitor.says()).to_contain_text("Confirm 25.00 USDC in your wallet.")
-    await expect(button).to_have_attribute("aria-disabled", "true")
-    await button.click(force=True)
-    await visitor.form("system").get_by_role("button").click(force=True)
-    held.set()
-    await expect(visitor.cards()).to_have_count(1)
-    await expect(button).not_to_have_attribute("aria-disabled", "true")
-    assert (len(visitor.wallet.sent), len(await site.attempt_ids())) == (1, 1)
 
 
 @pytest.mark.slow

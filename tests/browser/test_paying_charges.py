@@ -90,6 +90,7 @@ async def shop(open_site: OpenSite, settings: dict[str, str]) -> AsyncIterator[S
             yield Shop(site, program)
 
 
+@pytest.mark.slow
 async def test_a_charge_is_paid_by_a_wallet_that_never_signed_in(shop: Shop) -> None:
     charge = await shop.charge()
     payer = await shop.page(charge)

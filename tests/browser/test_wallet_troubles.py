@@ -152,22 +152,6 @@ async def test_any_other_error_shows_the_wallets_own_message(site: Site) -> None
     await expect(visitor.says()).to_have_text("Your wallet says: Ledger <i>device</i> is locked.")
 
 
-async def test_another_account_in_the_wallet_is_noticed_and_never_pays(site: Site) -> None:
-    visitor = await site.signed_in()
-    mine, other = payer_wallets()[:2]
-    words = "Your wallet is on 0x3c44…93bc, but you are signed in as 0x7099…79C8."
-    await visitor.use_account(other)
-    await expect(visitor.notices()).to_contain_text(words)
-    await visitor.pay("25")
-    await expect(visitor.says()).to_contain_text(words)
-    assert (visitor.wallet.times("eth_sendTransaction"), await site.attempt_ids()) == (0, [])
-
-    await visitor.use_account(mine)
-    await expect(visitor.notices()).to_be_empty()
-    await visitor.pay("25")
-    await expect(visitor.cards()).to_have_count(1)
-
-
 @pytest.mark.slow
 async def test_an_account_that_was_switched_while_away_is_noticed_on_return(site: Site) -> None:
     visitor = await site.signed_in()

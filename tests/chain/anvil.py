@@ -23,6 +23,8 @@ ANVIL = (
     Path(__file__).parents[2] / "node_modules" / "@foundry-rs" / f"anvil-{PLATFORM}-{ARCHITECTURE}" / "bin" / "anvil"
 )
 PATIENCE_SECONDS = 10.0
+GAS_LIMIT = 30_000_000
+"""Of a block, as anvil has it; another one outlasts its chain."""
 
 ALICE = "0x" + "a1" * 20
 BOB = "0x" + "b0" * 20
@@ -66,6 +68,12 @@ class Node:
             answer = await response.json()
         assert "error" not in answer, answer
         return answer["result"]
+
+    async def begin_anew(self) -> None:
+        """Another chain, of a first block only, with nothing that waits for a block."""
+        await self.call("anvil_dropAllTransactions")
+        await self.call("anvil_reset")
+        await self.call("anvil_setBlockGasLimit", hex(GAS_LIMIT))
 
     async def mine(self, blocks: int = 1) -> None:
         await self.call("anvil_mine", hex(blocks))

@@ -1,4 +1,4 @@
-"""Forty charges at once in two processes, one of them killed: each index is given out once, and none is lost."""
+"""Twenty charges at once in two processes, one of them killed: each index is given out once, and none is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.deposits import METHOD, add_method, add_ring, next_index
 from tests.support.engine import PATIENCE_SECONDS, Engine
 from tests.support.sql import query, scalar
 
-AT_ONCE: Final = 40
+AT_ONCE: Final = 20
 CHARGES: Final = "/api/v1/charges"
 
 

@@ -1,16 +1,17 @@
 """What the tests of the embedded parts share."""
 
 import asyncio
-import subprocess
-import sys
-import textwrap
+import os
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from devstack.chain import LocalChain
 from devstack.processes import process_identity, wait_until
+from tests.support import warm_process
+from tests.support.warm_process import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,34 +28,50 @@ async def chain(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Loca
     await node.stop()
 
 
-PythonRunner = Callable[..., subprocess.Popen[str]]
+class PythonProcess(WarmProcess):
+    """A process of a module of the tests, and what it writes."""
+
+    def __init__(self, started: WarmProcess, stdout: TextIO, errors_path: Path) -> None:
+        super().__init__(started.pid, started.args)
+        self.stdout = stdout
+        self._errors_path = errors_path
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """The rest of its output, and all its errors, once it has ended. Raises `subprocess.TimeoutExpired`."""
+        self.wait(timeout)
+        return self.stdout.read(), self._errors_path.read_text()
+
+
+PythonRunner = Callable[..., PythonProcess]
 
 
 @pytest.fixture
-def run_python() -> Generator[PythonRunner, None, None]:
-    """Runs a script in a process of its own, which ends with the test."""
-    started: list[subprocess.Popen[str]] = []
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> Generator[PythonRunner, None, None]:
+    """Runs a module in a process of its own, which ends with the test."""
+    started: list[PythonProcess] = []
 
-    def run(script: str, *arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
+    def run(module: str, *arguments: object) -> PythonProcess:
+        reading, writing = os.pipe()
+        errors_path = tmp_path_factory.mktemp("python") / "errors"
+        with errors_path.open("wb") as errors:
+            # An interpreter of its own would import the product again, for nearly a second.
+            process = warm_process.fork(
+                module, list(map(str, arguments)), variables=os.environ, folder=ROOT,
+                stdout=writing, stderr=errors.fileno(),
+            )  # fmt: skip
+        os.close(writing)
+        started.append(PythonProcess(process, os.fdopen(reading), errors_path))
+        return started[-1]
 
     yield run
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
-async def line_of(process: subprocess.Popen[str], *, timeout_seconds: float = 30) -> str:
+async def line_of(process: PythonProcess, *, timeout_seconds: float = 30) -> str:
     """The next line a process prints; fails with its errors when there is none."""
-    assert process.stdout is not None
     line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), timeout_seconds)
     if not line:
         _, errors = process.communicate()

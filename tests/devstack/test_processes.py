@@ -29,19 +29,7 @@ from devstack.processes import (
 from tests.devstack.conftest import PythonRunner, all_gone, descendants, line_of
 
 STUBBORN = """trap "" TERM; sleep 1000 & echo ready; wait; wait; wait"""
-
-LEAVE_BEHIND = """
-    import sys
-    from pathlib import Path
-    from devstack.processes import ProcessSpec, start_process
-    spec = ProcessSpec(name="left", argv=["/bin/sh", "-c", sys.argv[2]], state_dir=Path(sys.argv[1]))
-    child = start_process(spec)
-    while child.is_running and "ready" not in child.last_log_line():
-        pass
-    print(child.pid, flush=True)
-    sys.stdin.read() if sys.argv[3] == "stay" else None
-    import time; time.sleep(1000)
-"""
+LEFT_BEHIND = "tests.devstack.left_behind"
 
 
 async def test_a_child_that_ignores_the_polite_signal_is_killed_with_its_own_children(tmp_path: Path) -> None:
@@ -68,7 +56,7 @@ async def test_a_child_is_not_in_the_terminals_process_group(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death to its children")
 async def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path, run_python: PythonRunner) -> None:
-    parent = run_python(LEAVE_BEHIND, tmp_path, "echo ready; exec sleep 1000", "die")
+    parent = run_python(LEFT_BEHIND, tmp_path, "echo ready; exec sleep 1000")
     child_pid = int(await line_of(parent))
     child = {child_pid: process_identity(child_pid) or ""}
     parent.kill()
@@ -76,7 +64,7 @@ async def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path, run_pyt
 
 
 async def test_what_an_earlier_run_left_behind_is_ended(tmp_path: Path, run_python: PythonRunner) -> None:
-    parent = run_python(LEAVE_BEHIND, tmp_path, STUBBORN, "die")
+    parent = run_python(LEFT_BEHIND, tmp_path, STUBBORN)
     child_pid = int(await line_of(parent))
     with pytest.raises(StateInUseError, match="already running"):
         await end_leftovers(tmp_path)

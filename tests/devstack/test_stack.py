@@ -17,29 +17,7 @@ from tests.support.parallel import process_number
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
-RUN_A_STACK = """
-    import asyncio, json, sys
-    from pathlib import Path
-    from devstack import Stack, payer_wallets, until_signalled
-
-    async def main():
-        ports = json.loads(sys.argv[2]) if len(sys.argv) > 2 else None
-        settings = {"fsync": "off"}
-        async with until_signalled(), Stack(Path(sys.argv[1]), ports=ports, postgres_settings=settings) as stack:
-            await stack.add_process("worker", ["sleep", "1000"])
-            chain = stack.chain
-            tx_hash = await chain.pay(payer_wallets()[0].private_key, chain.treasury_address, 1)
-            receipt = await chain.wait_for_receipt(tx_hash)
-            print(json.dumps({
-                "database": stack.postgres.superuser_url(),
-                "temporal": stack.temporal.address,
-                "chain": chain.url,
-                "receipt": receipt,
-            }), flush=True)
-            await stack.wait()
-
-    asyncio.run(main())
-"""
+RUN_A_STACK = "tests.devstack.stack_of_its_own"
 
 
 @linux_only
@@ -58,7 +36,7 @@ async def test_nothing_is_left_of_a_stack_that_is_killed_and_it_goes_on_later(
     first.kill()
     first.wait()
     await all_gone(below)
-    async with Stack(tmp_path, postgres_settings=UNSAFE_BUT_FAST) as stack:
+    async with Stack(tmp_path, without=["upstream"], postgres_settings=UNSAFE_BUT_FAST) as stack:
         assert stack.postgres.superuser_url() == facts["database"]
         assert (stack.temporal.address, stack.chain.url) == (facts["temporal"], facts["chain"])
         async with await psycopg.AsyncConnection.connect(facts["database"], autocommit=True) as connection:

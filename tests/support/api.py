@@ -211,18 +211,20 @@ class SharedApi:
     _superuser: Superuser
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[RunningApi]:
-        """The interface, for one test.
+    async def lent(self, *, has_payer: bool = False) -> AsyncIterator[RunningApi]:
+        """The interface, for one test: with an empty database, or with what `payer` needs.
 
         Raises PartFailedError if the test left a transaction open or changed the schema: it needs its own interface.
         """
+        content = self._signed_in if has_payer else self._empty
+        # It is there already where the test before began with it, too: that is seen at once.
+        await self._put_back(content)
         yield self.running
-        await self._put_back(self._empty)
+        await self._put_back(content)
 
     @asynccontextmanager
     async def payer(self) -> AsyncIterator[Visitor]:
         """A payer who is signed in already, with a wallet that holds test USDC."""
-        await self._put_back(self._signed_in)
         async with self.running.visitor() as visitor:
             visitor.cookie = self.cookie
             yield visitor
