@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pytest
+from _pytest._io import TerminalWriter
 
 from tests.support import warm_parent, warm_process
 from tests.support.postgres import prepared_once
@@ -240,6 +241,7 @@ def _serve(session: pytest.Session, connection: Connection, other_end: Connectio
     config.workerinput = {"workerid": multiprocessing.current_process().name}  # type: ignore[attr-defined]  # plugins ask for it
     _capture(config)
     config.pluginmanager.unregister(name="terminalreporter")
+    config.pluginmanager.register(_Terminal(), "terminalreporter")
     reports = _Reports(config, connection)
     config.pluginmanager.register(reports)
     reports.is_registered = True
@@ -261,6 +263,13 @@ def _next_file(connection: Connection) -> list[int]:
     connection.send(("next",))
     tests: list[int] = connection.recv()
     return tests
+
+
+class _Terminal:
+    """Where a plugin writes that has something to say of a test: its report has it, like the test's own output."""
+
+    def __init__(self) -> None:
+        self._tw = TerminalWriter(sys.__stderr__)
 
 
 class _Reports:

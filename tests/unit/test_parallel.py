@@ -104,6 +104,13 @@ def test_the_first_failure_ends_all_processes_on_request(run: Run) -> None:
     assert counts(output)["failed"] == 1
 
 
+def test_a_test_that_hangs_fails_by_its_name_and_the_others_run(run: Run) -> None:
+    output, _ = run(WAITS, DIES, options=("--timeout=2",)).communicate(timeout=TIMEOUT_SECONDS)
+    assert counts(output) == {"failed": 3, "passed": 3}
+    assert "suite/test_0.py::test_that_never_ends" in output
+    assert "Failed: Timeout (>2.0s)" in output
+
+
 def test_an_interrupt_ends_all_processes(run: Run) -> None:
     process = run(WAITS, WAITS, options=("--capture=no",))
     assert process.stdout is not None
