@@ -118,8 +118,7 @@ async def test_what_a_worker_of_another_chain_once_took_for_missing_does_not_sho
 async def test_housekeeping_of_one_chain_picks_nothing_up_of_another(
     engine: Engine, other_worker: OtherWorker, other_chain: LocalChain
 ) -> None:
-    payer, intent = await engine.intent()
-    await engine.credit_without_bonus(payer, intent)
+    intent, _ = await credited(engine)
     payer, waiting = await engine.intent(20_000)
     sent = await engine.pay_and_confirm(waiting)
     await engine.submit(payer, waiting, sent)

@@ -164,6 +164,8 @@ def _run(request: dict[str, Any], descriptors: list[int], settled: int) -> NoRet
         if request["variables"].get("PYTHONWARNINGS") == "error":
             warnings.simplefilter("error")
         sys.argv[:] = [request["module"], *request["arguments"]]
+        # A process of `multiprocessing` has another one.
+        sys.stdin = sys.__stdin__ = _input()  # type: ignore[misc]
         sys.stdout = sys.__stdout__ = _stream(1, errors="strict")  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = _stream(2, errors="backslashreplace")  # type: ignore[misc]
         exit_code = _run_module(request["module"])
@@ -184,6 +186,10 @@ def _run_module(name: str) -> int:
             sys.stderr.write(f"{end.code}\n")
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _input() -> io.TextIOWrapper:
+    return io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")
 
 
 def _stream(descriptor: int, *, errors: str) -> io.TextIOWrapper:

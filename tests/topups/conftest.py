@@ -315,7 +315,11 @@ async def shared_counter(
 async def shared_till(shared_counter: SharedApi) -> AsyncIterator[Till]:
     """One on the module's interface, with no rows but those of a payee who is signed in."""
     await shared_counter.running.engine.chain.mine(1)  # its clock is the host's with the newest block
-    async with shared_counter.payer() as payee, opened_till(shared_counter.running, payee) as till:
+    async with (
+        shared_counter.lent(has_payer=True) as api,
+        shared_counter.payer() as payee,
+        opened_till(api, payee) as till,
+    ):
         yield till
 
 
