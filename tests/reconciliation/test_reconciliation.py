@@ -604,6 +604,7 @@ async def test_two_at_once_find_the_same_and_write_it_down_once(books: Books) ->
     assert open_ == 4
 
 
+@pytest.mark.slow
 async def test_all_of_them_at_once_are_found(books: Books) -> None:
     # What spoils the system tenant's balance comes last: nothing can be posted to it after that.
     for planted, _ in sorted(PLANTED, key=lambda one: one[0] is _wrong_bonus):
