@@ -211,7 +211,7 @@ def nested(levels: int) -> dict[str, Any]:
 
 async def test_metadata_that_cannot_be_kept_is_refused(api: RunningApi, payer: Visitor) -> None:
     add_method(api.engine.database)
-    for metadata in (
+    given: tuple[object, ...] = (
         {"text": "x" * 4_096},
         nested(8),
         {"a": "nul\u0000"},
@@ -222,7 +222,8 @@ async def test_metadata_that_cannot_be_kept_is_refused(api: RunningApi, payer: V
         [],
         "text",
         7,
-    ):
+    )
+    for metadata in given:
         refused = await payer.post(CHARGES, {"method": METHOD, "amountUsdCents": 100, "metadata": metadata})
         assert (refused.status, refused.code) == (422, "INVALID_INPUT"), (metadata, refused.body)
         assert rows(api, "charges") == 0, metadata
