@@ -66,10 +66,8 @@ async def test_a_key_works_as_soon_as_it_is_made_and_its_secret_is_shown_once(ap
     assert key["key"] not in str(query(api.engine.database.superuser_url, "SELECT * FROM virtual_keys"))
 
 
-@pytest.mark.slow(but=8)
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
+async def test_a_malformed_key_is_refused_by_the_fields_name(payer: Visitor) -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "label"),
         ({"label": ""}, "label"),
         ({"label": "   "}, "label"),
@@ -97,14 +95,11 @@ async def test_a_key_works_as_soon_as_it_is_made_and_its_secret_is_shown_once(ap
         ({"mayAttribute": True}, "mayAttribute"),
         ({"may_attribute": True}, "may_attribute"),
         ({"billingAccountId": "cogni_system"}, "billingAccountId"),
-    ],
-)
-async def test_a_malformed_key_is_refused_by_the_fields_name(
-    api: RunningApi, payer: Visitor, body: dict[str, Any], field: str
-) -> None:
-    refused = await payer.post(KEYS, {"label": "Agent", **body} if body else {})
-    assert (refused.status, refused.code) == (422, "INVALID_INPUT"), refused.body
-    assert refused.body["errors"][0]["field"] == field
+    )
+    for body, field in cases:
+        refused = await payer.post(KEYS, {"label": "Agent", **body} if body else {})
+        assert (refused.status, refused.code) == (422, "INVALID_INPUT"), (body, refused.body)
+        assert refused.body["errors"][0]["field"] == field, body
     assert (await payer.get(KEYS)).body["keys"] == []
 
 
@@ -120,37 +115,34 @@ async def test_keys_are_the_sessions_accounts_and_of_no_other(api: RunningApi, p
     assert await state_of(api, key["key"]) == "active"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", KEYS),
-        ("POST", KEYS),
-        ("POST", f"{KEYS}/{UUID(int=1)}/rotate"),
-        ("DELETE", f"{KEYS}/{UUID(int=1)}"),
-        ("GET", "/api/v1/usage"),
-        ("GET", "/api/v1/usage/calls"),
-    ],
-)
-async def test_without_a_session_there_are_neither_keys_nor_usage(api: RunningApi, method: str, path: str) -> None:
+async def test_without_a_session_there_are_neither_keys_nor_usage(api: RunningApi) -> None:
     async with api.visitor() as stranger:
-        refused = await stranger.call(method, path, {"label": "x"} if method == "POST" else None)
-    assert (refused.status, refused.code) == (401, "UNAUTHENTICATED")
+        for method, path in (
+            ("GET", KEYS),
+            ("POST", KEYS),
+            ("POST", f"{KEYS}/{UUID(int=1)}/rotate"),
+            ("DELETE", f"{KEYS}/{UUID(int=1)}"),
+            ("GET", "/api/v1/usage"),
+            ("GET", "/api/v1/usage/calls"),
+        ):
+            refused = await stranger.call(method, path, {"label": "x"} if method == "POST" else None)
+            assert (refused.status, refused.code) == (401, "UNAUTHENTICATED"), (method, path)
 
 
-@pytest.mark.parametrize(
-    "headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
-)
-async def test_no_other_site_makes_rotates_or_revokes_a_key(
-    api: RunningApi, payer: Visitor, headers: dict[str, str]
-) -> None:
+async def test_no_other_site_makes_rotates_or_revokes_a_key(payer: Visitor) -> None:
     key = await made(payer)
-    for method, path in (
-        ("POST", KEYS),
-        ("POST", f"{KEYS}/{key['keyId']}/rotate"),
-        ("DELETE", f"{KEYS}/{key['keyId']}"),
+    for name, value in (
+        ("Origin", "https://evil.example"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
     ):
-        refused = await payer.call(method, path, {"label": "x"} if path == KEYS else None, headers=headers)
-        assert (refused.status, refused.code) == (403, "CROSS_SITE_REQUEST")
+        for method, path in (
+            ("POST", KEYS),
+            ("POST", f"{KEYS}/{key['keyId']}/rotate"),
+            ("DELETE", f"{KEYS}/{key['keyId']}"),
+        ):
+            refused = await payer.call(method, path, {"label": "x"} if path == KEYS else None, headers={name: value})
+            assert (refused.status, refused.code) == (403, "CROSS_SITE_REQUEST"), (value, path)
     assert [found["state"] for found in (await payer.get(KEYS)).body["keys"]] == ["active"]
 
 
@@ -170,12 +162,11 @@ async def test_a_rotated_key_and_its_successor_both_work_during_the_overlap(api:
     assert [await state_of(api, key["key"]) for key in (new, last)] == ["key_expired", "active"]
 
 
-@pytest.mark.slow(but=1)
-@pytest.mark.parametrize("overlap", [-1, 30 * 86_400 + 1, 0.5, "60", None])
-async def test_a_malformed_overlap_is_refused(payer: Visitor, overlap: object) -> None:
+async def test_a_malformed_overlap_is_refused(payer: Visitor) -> None:
     key = await made(payer)
-    refused = await payer.post(f"{KEYS}/{key['keyId']}/rotate", {"overlapSeconds": overlap})
-    assert (refused.status, refused.body["errors"][0]["field"]) == (422, "overlapSeconds")
+    for overlap in (-1, 30 * 86_400 + 1, 0.5, "60", None):
+        refused = await payer.post(f"{KEYS}/{key['keyId']}/rotate", {"overlapSeconds": overlap})
+        assert (refused.status, refused.body["errors"][0]["field"]) == (422, "overlapSeconds"), overlap
     assert len((await payer.get(KEYS)).body["keys"]) == 1
 
 

@@ -67,9 +67,8 @@ async def test_without_a_list_it_takes_everything(payer: Visitor) -> None:
     assert (await made(payer))["events"] is None
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
+async def test_a_body_that_is_wrong_is_refused_by_its_field(payer: Visitor) -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "url"),
         ({"url": ""}, "url"),
         ({"url": 7}, "url"),
@@ -84,12 +83,11 @@ async def test_without_a_list_it_takes_everything(payer: Visitor) -> None:
         ({"url": URL, "events": "payment.credited"}, "events"),
         ({"url": URL, "secret": "mine"}, "secret"),
         ({"url": URL, "billingAccountId": "another"}, "billingAccountId"),
-    ],
-)
-async def test_a_body_that_is_wrong_is_refused_by_its_field(payer: Visitor, body: dict[str, Any], field: str) -> None:
-    reply = await payer.post(ENDPOINTS, body)
-    assert (reply.status, reply.code) == (422, "INVALID_INPUT")
-    assert field in str(reply.body)
+    )
+    for body, field in cases:
+        reply = await payer.post(ENDPOINTS, body)
+        assert (reply.status, reply.code) == (422, "INVALID_INPUT"), body
+        assert field in str(reply.body), body
     assert (await payer.get(ENDPOINTS)).body["endpoints"] == []
 
 
@@ -191,7 +189,9 @@ async def test_endpoints_are_listed_the_oldest_first_each_with_its_own_numbers(a
     assert numbers == [(0, 0), (1, 0), (0, 0), (0, 0), (0, 1)]
 
 
-async def test_a_redelivery_is_the_same_webhook_again(engine: Engine) -> None:
+async def test_a_redelivery_is_the_same_webhook_again_and_waits_for_an_endpoint_that_was_stopped(
+    engine: Engine,
+) -> None:
     async with (
         running_receiver() as receiver,
         running_api(engine, WEBHOOK_ALLOW_PRIVATE="true") as api,
@@ -217,21 +217,15 @@ async def test_a_redelivery_is_the_same_webhook_again(engine: Engine) -> None:
         assert (reply.status, reply.body) == (202, {"deliveryId": delivery["deliveryId"], "state": "pending"})
         first, second = await receiver.wait_for(2)
         assert (await delivered())["triesCount"] == 2
-    assert first.webhook_id == second.webhook_id == delivery["eventId"]
-    assert first.body == second.body
-    second.verified(endpoint["secret"])
+        assert first.webhook_id == second.webhook_id == delivery["eventId"]
+        assert first.body == second.body
+        second.verified(endpoint["secret"])
+        assert (await payer.call("DELETE", f"{ENDPOINTS}/{endpoint['endpointId']}")).status == 204
 
-
-async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stopped(engine: Engine) -> None:
-    async with (
-        running_receiver() as receiver,
-        running_api(engine, WEBHOOK_ALLOW_PRIVATE="true") as api,
-        api.visitor(payer_wallets()[0]) as payer,
-        engine.worker(WEBHOOK_ALLOW_PRIVATE="true"),
-    ):
+        # Nothing is sent again to an endpoint that its receiver has stopped.
         receiver.behave = answer(410)
         endpoint = await made(payer, url=receiver.url, events=["payment.submitted"])
-        await event(payer)
+        await event(payer, number=2)
         async with asyncio.timeout(30):
             while (await payer.get(ENDPOINTS)).body["endpoints"][0]["state"] != "stopped":
                 await asyncio.sleep(0.05)
@@ -247,10 +241,10 @@ async def test_nothing_is_sent_again_to_an_endpoint_that_its_receiver_has_stoppe
             enabled = await payer.post(enable)
             assert (enabled.status, enabled.body["state"], enabled.body["stoppedAt"]) == (200, "active", None)
         assert (await payer.post(f"{path}/{delivery['deliveryId']}/redeliver")).status == 202
-        await receiver.wait_for(2)
-        await event(payer, number=2)
-        *_, third = await receiver.wait_for(3)
-        third.verified(endpoint["secret"])
+        await receiver.wait_for(4)
+        await event(payer, number=3)
+        *_, last = await receiver.wait_for(5)
+        last.verified(endpoint["secret"])
 
 
 async def test_a_delivery_is_of_its_own_endpoint(api: RunningApi, payer: Visitor) -> None:

@@ -1,4 +1,4 @@
-"""`settle attempt` and `migrate` on real servers: what they print, and how they end."""
+"""`settle attempt` on real servers: what it prints, and how it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cli.command import ResponseModel, settle
 from tests.support import sql
 from tests.support.engine import Engine
 from tests.support.payments import note_former_treasury
-from tests.support.postgres import ROLE_PASSWORD, Cluster
+from tests.support.postgres import ROLE_PASSWORD
 
 HASH = "0x" + "ab" * 32
 INTENT = {"attemptId", "chainId", "token", "to", "amountRaw", "amountUsdCents", "purpose", "expiresAt"}
@@ -177,22 +177,3 @@ async def test_without_a_worker_a_submission_is_taken_all_the_same(engine: Engin
     assert answer.exit_code == 0
     assert (answer.json()["status"], answer.json()["txHash"]) == ("PENDING_UNVERIFIED", HASH)
     assert len(answer.stderr.splitlines()) <= 1
-
-
-async def test_migrating_twice_says_what_was_done(engine: Engine, cluster: Cluster, tmp_path: Path) -> None:
-    async with cluster.temporary() as empty:
-        variables = {
-            "DATABASE_URL": empty.app_url,
-            "SETTLEMENT_DATABASE_URL": empty.settlement_url,
-            "SERVICE_DATABASE_URL": empty.service_url,
-            "MIGRATION_DATABASE_URL": empty.migration_url,
-        }
-        first, second = [await _run(variables, tmp_path, "migrate", "--json") for _ in range(2)]
-    for answer, before in ((first, None), (second, first.json()["revision"])):
-        assert answer.exit_code == 0
-        assert answer.json() == {
-            "revisionBefore": before,
-            "revision": first.json()["revision"],
-            "rolesCreated": [],
-        }
-        assert answer.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,6 +21,7 @@ from db.rights import APP_ROLE, SERVICE_ROLE
 from db.schema import EXPANDED_REVISION, LAST_CONTRACT, SCHEMA_REVISION
 from db.tables import Base
 from domain.errors import ConfigurationError, DatabaseUnavailable, StartupCheckFailed
+from tests.cli.command import settle
 from tests.database.test_rolling_deploy import upgrade_to
 from tests.support.oracle import check_books
 from tests.support.postgres import ROLE_PASSWORD, Cluster, Database, migrate_database
@@ -79,18 +81,28 @@ SEEDED = [
 
 
 async def test_one_migration_of_an_empty_database_says_what_it_does_and_leaves_everything_seeded(
-    empty: Database,
+    empty: Database, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    migrated = await asyncio.to_thread(_migrate_from, empty.migration_url, empty, on_progress=said.append)
-    assert migrated == Migrated(revision_before=None, revision=SCHEMA_REVISION, roles_created=())
-    schema, functions, prices, seeds = said
-    assert schema.endswith(SCHEMA_REVISION)
-    assert re.fullmatch(r"functions .*: \w+(, \w+)*", functions)
-    assert "price book" in prices
-    assert "seeded" in seeds
-    assert query(empty.service_url, SEEDS) == SEEDED
-    assert await check_books(empty.service_url) == []
+    """By the command, whose second run says that nothing was left to do."""
+    variables = {
+        "DATABASE_URL": empty.app_url,
+        "SETTLEMENT_DATABASE_URL": empty.settlement_url,
+        "SERVICE_DATABASE_URL": empty.service_url,
+        "MIGRATION_DATABASE_URL": empty.migration_url,
+    }
+    for before in (None, SCHEMA_REVISION):
+        answer = await asyncio.to_thread(settle, ("migrate", "--json"), variables, tmp_path)
+        assert answer.exit_code == 0
+        assert answer.json() == {"revisionBefore": before, "revision": SCHEMA_REVISION, "rolesCreated": []}
+        assert answer.stderr and ROLE_PASSWORD not in answer.stdout + answer.stderr
+        if before is None:
+            schema, functions, prices, seeds = answer.stderr.splitlines()
+            assert schema.endswith(SCHEMA_REVISION)
+            assert re.fullmatch(r"functions .*: \w+(, \w+)*", functions)
+            assert "price book" in prices
+            assert "seeded" in seeds
+            assert query(empty.service_url, SEEDS) == SEEDED
+            assert await check_books(empty.service_url) == []
 
 
 async def test_a_second_migration_changes_nothing(database: Database) -> None:

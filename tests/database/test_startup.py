@@ -132,25 +132,23 @@ async def odd_role(cluster: Cluster) -> AsyncIterator[str]:
     await cluster.run(sql.SQL("DROP ROLE IF EXISTS settle_odd"))
 
 
-@pytest.mark.parametrize(
-    ("attributes", "words"),
-    [
+async def test_any_other_power_of_a_role_is_refused(cluster: Cluster, odd_role: str, database: Database) -> None:
+    for attributes, words in (
         ("CREATEROLE", "may create roles"),
         ("CREATEDB", "may create databases"),
         ("REPLICATION", "may replicate"),
         ("IN ROLE settle_owner", "owns tables"),
         ("NOINHERIT IN ROLE settle_owner", "owns tables"),
-    ],
-)
-async def test_any_other_power_of_a_role_is_refused(
-    cluster: Cluster, odd_role: str, database: Database, attributes: str, words: str
-) -> None:
-    await cluster.run(sql.SQL(f"CREATE ROLE {odd_role} LOGIN PASSWORD '{ROLE_PASSWORD}' {attributes}"))
-    with connect(database.superuser_url) as superuser:
-        superuser.execute(sql.SQL(f"GRANT SELECT ON alembic_version TO {odd_role}"))
-    said = await _check(database.url_as(odd_role))
-    assert said is not None
-    assert words in said
+    ):
+        await cluster.run(sql.SQL(f"CREATE ROLE {odd_role} LOGIN PASSWORD '{ROLE_PASSWORD}' {attributes}"))
+        with connect(database.superuser_url) as superuser:
+            superuser.execute(sql.SQL(f"GRANT SELECT ON alembic_version TO {odd_role}"))
+        said = await _check(database.url_as(odd_role))
+        assert said is not None, attributes
+        assert words in said
+        with connect(database.superuser_url) as superuser:
+            superuser.execute(sql.SQL(f"DROP OWNED BY {odd_role}"))
+        await cluster.run(sql.SQL(f"DROP ROLE {odd_role}"))
 
 
 # -- schema and system tenant
@@ -166,20 +164,54 @@ async def test_any_other_power_of_a_role_is_refused(
             "is at revision 0000, which this version does not know",
         ),
         ("DELETE FROM alembic_version", f"the schema is at revision None, the code needs {SCHEMA_REVISION}"),
-        ("DROP TABLE alembic_version", "the database has no schema yet"),
-        ("DROP FUNCTION prune_expired", "lacks functions that this version calls (prune_expired); run: settle migrate"),
-        ("ALTER TABLE payment_attempts DISABLE ROW LEVEL SECURITY", "row-level security is not forced on payment_a"),
-        ("ALTER TABLE users NO FORCE ROW LEVEL SECURITY", "row-level security is not forced on users"),
-        ("ALTER TABLE credit_ledger DISABLE TRIGGER USER", "triggers are disabled on credit_ledger"),
     ],
 )
 async def test_a_database_that_is_not_what_the_code_needs_is_refused(
     database: Database, damage: str, words: str
 ) -> None:
-    with connect(database.superuser_url, triggers=False) as superuser:
-        superuser.execute(damage)
+    await _refused_after(database, damage, words)
+
+
+async def test_a_schema_that_is_not_what_the_code_needs_is_refused(database: Database) -> None:
+    for damage, repair, words in (
+        (
+            "ALTER TABLE alembic_version RENAME TO lost",
+            "ALTER TABLE lost RENAME TO alembic_version",
+            "the database has no schema yet",
+        ),
+        (
+            "ALTER FUNCTION prune_expired RENAME TO lost",
+            "ALTER FUNCTION lost RENAME TO prune_expired",
+            "lacks functions that this version calls (prune_expired); run: settle migrate",
+        ),
+        (
+            "ALTER TABLE payment_attempts DISABLE ROW LEVEL SECURITY",
+            "ALTER TABLE payment_attempts ENABLE ROW LEVEL SECURITY",
+            "row-level security is not forced on payment_a",
+        ),
+        (
+            "ALTER TABLE users NO FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE users FORCE ROW LEVEL SECURITY",
+            "row-level security is not forced on users",
+        ),
+        (
+            "ALTER TABLE credit_ledger DISABLE TRIGGER USER",
+            "ALTER TABLE credit_ledger ENABLE TRIGGER USER",
+            "triggers are disabled on credit_ledger",
+        ),
+    ):
+        await _refused_after(database, damage, words)
+        with connect(database.superuser_url, triggers=False) as superuser:
+            superuser.execute(sql.SQL(repair))
     for said in (await _check(app_url=database.app_url), await _check(service_url=database.service_url)):
-        assert said is not None
+        assert said is None, "each was refused for itself"
+
+
+async def _refused_after(database: Database, damage: str, words: str) -> None:
+    with connect(database.superuser_url, triggers=False) as superuser:
+        superuser.execute(sql.SQL(damage))
+    for said in (await _check(app_url=database.app_url), await _check(service_url=database.service_url)):
+        assert said is not None, damage
         assert words in said
         assert re.search(f"{startup.RUN_MIGRATE}$|{startup.INSTALL_NEWER}$|for each: ALTER", said)
 
@@ -221,9 +253,8 @@ async def test_operators_with_any_other_role_are_refused(database: Database, rol
         assert word in said
 
 
-@pytest.mark.parametrize(
-    ("grant", "words"),
-    [
+async def test_an_operators_role_that_may_write_is_refused(database: Database) -> None:
+    for grant, words in (
         ("INSERT ON payment_events", "may write"),
         ("INSERT ON settled_transfers", "may write"),
         ("INSERT ON idempotency_keys", "may write"),
@@ -233,15 +264,16 @@ async def test_operators_with_any_other_role_are_refused(database: Database, rol
         ("UPDATE ON billing_accounts", "(billing_accounts UPDATE)"),
         ("EXECUTE ON FUNCTION post_entry", "may post to every account"),
         ("CREATE ON SCHEMA public", "may create tables and functions"),
-    ],
-)
-async def test_an_operators_role_that_may_write_is_refused(database: Database, grant: str, words: str) -> None:
-    with connect(database.migration_url) as owner:
-        owner.execute(sql.SQL(f"GRANT {grant} TO settle_operator"))
-    said = await _check(operator_url=database.operator_url)
-    assert said is not None
-    assert said.startswith(startup.more_rights("OPERATOR_DATABASE_URL", "settle_operator"))
-    assert words in said
+    ):
+        with connect(database.migration_url) as owner:
+            owner.execute(sql.SQL(f"GRANT {grant} TO settle_operator"))
+        said = await _check(operator_url=database.operator_url)
+        assert said is not None, grant
+        assert said.startswith(startup.more_rights("OPERATOR_DATABASE_URL", "settle_operator")), grant
+        assert words in said
+        with connect(database.migration_url) as owner:
+            owner.execute(sql.SQL(f"REVOKE {grant} FROM settle_operator"))
+    assert await _check(operator_url=database.operator_url) is None, "each was refused for itself"
 
 
 async def test_an_operators_database_that_was_not_migrated_for_it_says_what_to_run(
