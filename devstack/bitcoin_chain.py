@@ -109,19 +109,25 @@ class BitcoinChain(Service):
 
     async def rpc(self, method: str, *params: Any) -> Any:
         """One JSON-RPC request; gives back its result. Raises ChainCallError with the node's message."""
-        request = {"id": 1, "method": method, "params": params}
+        [result] = await self._ask(method, [params])
+        return result
+
+    async def _ask(self, method: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """The same with several calls of one method, one after another in one HTTP request; their results."""
+        batch = [{"id": number, "method": method, "params": params} for number, params in enumerate(calls)]
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout) as session,
-                session.post(self.url, json=request) as response,
+                session.post(self.url, json=batch) as response,
             ):
-                answer = json.loads(await response.text())
+                answers = json.loads(await response.text())
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise ChainCallError(method, str(error) or type(error).__name__) from error
-        if answer.get("error"):
-            raise ChainCallError(method, str(answer["error"].get("message")))
-        return answer["result"]
+        for answer in answers:
+            if answer.get("error"):
+                raise ChainCallError(method, str(answer["error"].get("message")))
+        return [answer["result"] for answer in answers]
 
     async def height(self) -> int:
         """The newest block's number. Raises ChainCallError."""
@@ -167,5 +173,9 @@ class BitcoinChain(Service):
 
     async def share(self, other: BitcoinChain, hashes: Sequence[str]) -> None:
         """Give another node these blocks of this one, in order. Raises ChainCallError."""
-        for block_hash in hashes:
-            await other.rpc("submitblock", await self.rpc("getblock", block_hash, False))
+        blocks = await self._ask("getblock", [(block_hash, False) for block_hash in hashes])
+        await other._ask("submitblock", [(block,) for block in blocks])
+
+    async def hashes(self, first: int, last: int) -> list[str]:
+        """Of the blocks with these numbers. Raises ChainCallError."""
+        return await self._ask("getblockhash", [(number,) for number in range(first, last + 1)])

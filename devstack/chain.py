@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -71,7 +71,7 @@ PRIORITY_FEE_WEI = 1_000_000_000
 # 32 bytes of salt, at an address that does not depend on who asks or when.
 CREATE2_DEPLOYER = "0x4e59b44847b379578588920cA78FbF26c0B4956C"
 NONCE_ATTEMPTS_MAX = 20
-REQUEST_TIMEOUT_SECONDS = 30
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 STOP_SAVE_SECONDS = 3
 
 # States of past blocks that anvil keeps in memory: how deep `reorg` can go, and how far back a call can ask for
@@ -315,6 +315,7 @@ class LocalChain(Service):
         self._next_save_of_empty_blocks = 0.0
         self._is_saving = False
         self._request_id = 0
+        self._kept: tuple[asyncio.AbstractEventLoop, aiohttp.ClientSession] | None = None
         deployer = dev_wallets()[DEPLOYER_INDEX].address
         self.token_address = created_address(deployer, 0)
         self.multisend_address = created_address(deployer, 1)
@@ -481,11 +482,9 @@ class LocalChain(Service):
         for method, params in calls:
             self._request_id += 1
             requests.append({"jsonrpc": "2.0", "id": self._request_id, "method": method, "params": list(params)})
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
         try:
-            # A session for each request: it then belongs to no event loop, and tests have many.
             async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
+                self._session() as session,
                 session.post(self.url, json=requests if len(requests) > 1 else requests[0]) as response,
             ):
                 answer = await response.json(content_type=None)
@@ -499,6 +498,25 @@ class LocalChain(Service):
                 raise ChainCallError(str(request["method"]), str(item["error"].get("message", item["error"])))
             results.append(item["result"])
         return results
+
+    @contextlib.asynccontextmanager
+    async def keeping_connections(self) -> AsyncIterator[None]:
+        """Requests of this event loop use connections again while the block runs."""
+        async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+            self._kept = (asyncio.get_running_loop(), session)
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """The one that is kept, or one for this request, which belongs to no other event loop."""
+        if self._kept is not None and self._kept[0] is asyncio.get_running_loop():
+            yield self._kept[1]
+        else:
+            async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+                yield session
 
     async def read(self, contract: str, function: str, *arguments: Any, address: str | None = None) -> Any:
         """Calls a reading function of one of our contracts; without `address`, of the deployed token or Multisend.

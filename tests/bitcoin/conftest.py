@@ -1,4 +1,4 @@
-"""A regtest node of one's own for each file, which mines on request, and what reads and credits deposits there."""
+"""A regtest node for all files, which mines on request, and what reads and credits deposits there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.sql import query
 FIRST_PORT: Final = 29_443
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def bitcoin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BitcoinChain]:
     """A node with coins to pay with."""
     running = BitcoinChain(tmp_path_factory.mktemp("bitcoin"), FIRST_PORT + process_number())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -238,8 +237,7 @@ async def test_two_nodes_with_other_blocks_decide_nothing(
     await second.start()
     try:
         height = await bitcoin.height()
-        hashes = await asyncio.gather(*(bitcoin.rpc("getblockhash", number) for number in range(1, height + 1)))
-        await bitcoin.share(second, hashes)
+        await bitcoin.share(second, await bitcoin.hashes(1, height))
         payment = await bitcoin.pay((script_of(address_of(3)), SATOSHIS))
         [paid_in] = await bitcoin.mine()
         await second.mine()

@@ -113,8 +113,7 @@ async def test_a_deposit_waits_for_a_node_that_was_killed(
     given = give(engine.database, payer, register(engine.database), index=12)
     second = BitcoinChain(tmp_path_factory.mktemp("second"), bitcoin.port + 100, name="second", coins=False)
     await second.start()
-    hashes = [await bitcoin.rpc("getblockhash", number) for number in range(1, await bitcoin.height() + 1)]
-    await bitcoin.share(second, hashes)
+    await bitcoin.share(second, await bitcoin.hashes(1, await bitcoin.height()))
     try:
         async with bitcoin_worker(engine, second.url, bitcoin.url):
             await becomes(engine, "SELECT count(*) FROM chain_cursors WHERE block_hash IS NOT NULL", [(1,)], "a cursor")

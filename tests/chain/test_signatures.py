@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 from aiohttp import web
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chain.contract_calls import DEPLOYLESS_CALL_GAS
@@ -219,17 +219,35 @@ WORDS = st.one_of(
 HOSTILE = st.lists(WORDS, max_size=12).map(lambda words: "0x" + (b"".join(words) + WRAPPER_MAGIC).hex())
 
 
-@given(
+WHAT_A_CALLER_SENDS = given(
     signature=st.one_of(st.text(), HEX, HOSTILE),
     message=st.one_of(st.just(MESSAGE), st.text(st.characters(exclude_categories=()))),
     address=st.text(),
 )
-async def test_nothing_a_caller_sends_gets_through(
-    honest: ChainReader, signature: str, message: str, address: str
-) -> None:
+A_FEW = settings(max_examples=25)
+"""Of each property's hundred, which the slow ones have."""
+
+
+async def gets_not_through(honest: ChainReader, signature: str, message: str, address: str) -> None:
     for wallet in (address, OWNER.address, PRECOMPILES[3]):
         with suppress(InvalidInput):
             assert not await signed_by(honest, wallet, message, signature)
+
+
+@A_FEW
+@WHAT_A_CALLER_SENDS
+async def test_nothing_a_caller_sends_gets_through(
+    honest: ChainReader, signature: str, message: str, address: str
+) -> None:
+    await gets_not_through(honest, signature, message, address)
+
+
+@pytest.mark.slow
+@WHAT_A_CALLER_SENDS
+async def test_nothing_of_all_that_a_caller_sends_gets_through(
+    honest: ChainReader, signature: str, message: str, address: str
+) -> None:
+    await gets_not_through(honest, signature, message, address)
 
 
 @given(HOSTILE)
@@ -240,10 +258,21 @@ async def test_a_malformed_wrapper_is_refused(honest: ChainReader, signature: st
     assert not await signed_by(honest, OWNER.address, MESSAGE, signature)
 
 
-@given(st.binary(min_size=65, max_size=65))
-async def test_no_65_bytes_break_the_recovery(honest: ChainReader, raw: bytes) -> None:
+async def no_recovery_is_broken(honest: ChainReader, raw: bytes) -> None:
     for v in (0, 1, 27, 28):
         assert not await signed_by(honest, OWNER.address, MESSAGE, "0x" + raw[:64].hex() + f"{v:02x}")
+
+
+@A_FEW
+@given(st.binary(min_size=65, max_size=65))
+async def test_no_65_bytes_break_the_recovery(honest: ChainReader, raw: bytes) -> None:
+    await no_recovery_is_broken(honest, raw)
+
+
+@pytest.mark.slow
+@given(st.binary(min_size=65, max_size=65))
+async def test_none_of_many_65_bytes_breaks_the_recovery(honest: ChainReader, raw: bytes) -> None:
+    await no_recovery_is_broken(honest, raw)
 
 
 # Smart wallets -------------------------------------------------------------------------------------------------------

@@ -132,17 +132,6 @@ async def test_the_relayer_of_a_payment_cannot_claim_it(system: PaymentSystem) -
     await system.books_are_right()
 
 
-async def test_a_surplus_is_recorded_and_buys_no_credits(system: PaymentSystem) -> None:
-    payment = await system.purchase(10_000, amount_raw=123_456_789)
-    async with system.worker():
-        await system.submit_payment(payment)
-        await system.must_be_settled(payment)
-    assert (await system.settled_by(payment.attempt_id)).surplus_raw == 23_456_789
-    [credited] = [event for event in await system.events(payment.attempt_id) if event.event_type == "credited"]
-    assert credited.details["surplusRaw"] == "23456789"
-    await system.books_are_right()
-
-
 @pytest.mark.slow(but=1)
 @pytest.mark.parametrize(("share", "bonus"), [("0", 0), ("1", CREDITS), ("0.000000001", 1), ("0.0000000009", 0)])
 async def test_the_bonus_is_the_floor_of_the_share_and_a_bonus_of_nothing_writes_no_row(
@@ -158,16 +147,20 @@ async def test_the_bonus_is_the_floor_of_the_share_and_a_bonus_of_nothing_writes
     await system.books_are_right(expected_share=system.settings.system_tenant_revenue_share)
 
 
-async def test_a_donation_goes_to_the_system_tenant_whole_and_leaves_the_donors_balance(
+async def test_a_surplus_is_recorded_and_buys_no_credits_and_a_donation_leaves_the_donors_balance(
     system: PaymentSystem,
 ) -> None:
+    """The donation goes to the system tenant whole."""
     async with system.worker():
-        own = await system.purchase(10_000)
+        own = await system.purchase(10_000, amount_raw=123_456_789)
         await system.submit_payment(own)
         await system.must_be_settled(own)
         gift = await system.purchase(12_345, Purpose.SYSTEM)
         await system.submit_payment(gift)
         await system.must_be_settled(gift)
+    assert (await system.settled_by(own.attempt_id)).surplus_raw == 23_456_789
+    [credited] = [event for event in await system.events(own.attempt_id) if event.event_type == "credited"]
+    assert credited.details["surplusRaw"] == "23456789"
     assert await system.balance(own.payer.billing_account_id) == CREDITS
     assert await system.balance() == BONUS + 1_234_500_000
     await system.books_are_right()

@@ -9,9 +9,15 @@ from typing import Final
 
 import pytest
 
-IN_ONE_PROCESS: Final = {"devstack": "tests/devstack/", "bench": "tests/devstack/", "browser": "tests/browser/"}
+IN_ONE_PROCESS: Final = {
+    "devstack": "tests/devstack/",
+    "bench": "tests/devstack/",
+    "browser": "tests/browser/",
+    "bitcoin": "tests/bitcoin/",
+}
 """Folders whose files are run one after another, and what they are called together: their tests start servers on their
-usual ports and expect them there again after a kill, or share a browser, which takes a second to start."""
+usual ports and expect them there again after a kill, or share a browser or a Bitcoin node, which take a second to
+start."""
 
 LONG_FIRST: Final = (
     "devstack",

@@ -180,7 +180,8 @@ async def running_chain(
     )
     await chain.start()
     try:
-        await chain.deploy()
-        yield chain
+        async with chain.keeping_connections():
+            await chain.deploy()
+            yield chain
     finally:
         await chain.stop()

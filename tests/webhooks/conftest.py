@@ -18,6 +18,7 @@ from db.accounts.wallets import Payer
 from db.webhooks.deliveries import DueDelivery
 from devstack.processes import wait_until
 from domain.webhooks import retries
+from services.webhooks import outbox
 from services.webhooks.outbox import following_outbox
 from services.webhooks.sender import WebhookSender
 from starter.webhook_deliveries import start_webhook_delivery
@@ -97,8 +98,9 @@ class Hooks:
 
 
 @pytest.fixture
-def hooks(roles: RolePair, namespace: Namespace) -> Hooks:
-    """One of a test's own."""
+def hooks(roles: RolePair, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Hooks:
+    """One of a test's own, whose database is asked for new deliveries at shorter intervals."""
+    monkeypatch.setattr(outbox, "EVERY_SECONDS", 0.1)
     return Hooks(roles, namespace)
 
 
