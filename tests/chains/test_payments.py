@@ -9,14 +9,13 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.messages import CreditedPayment, Rescan
+from activities.messages import Rescan
 from activities.payments.finality import FinalityActivities
 from composition import chain_reader, payment_policy
 from devstack.chain import LocalChain
 from devstack.processes import wait_until
 from domain.errors import WrongChain
 from domain.payments.attempt import AttemptStatus
-from domain.payments.verification import terms_of
 from settings import load
 from starter.payments import PaymentsClient
 from tests.chains.conftest import (
@@ -200,13 +199,7 @@ async def test_the_height_of_another_chain_is_not_the_one_at_which_a_payment_was
     finality = FinalityActivities(
         engine.reader, engine.service, policy=engine.settings.finality_policy, block_time=engine.settings.block_time
     )
-    attempt = await engine.attempt(intent.attempt_id)
-    payment = CreditedPayment(
-        attempt_id=attempt.id,
-        owner_user_id=attempt.owner_user_id,
-        billing_account_id=attempt.billing_account_id,
-        terms=terms_of(attempt),
-    )
+    payment = await engine.credited_payment(intent.attempt_id)
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, heartbeat_details=remembered)
     heard: list[tuple[Any, ...]] = []

@@ -15,7 +15,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.messages import CreditedPayment, Settlement, Submission
+from activities.messages import Settlement, Submission
 from activities.payments.finality import NOT_FINAL_YET, FinalityActivities
 from chain.reader import ChainReader
 from db.accounts.wallets import Payer
@@ -99,13 +99,7 @@ class Polls:
         activities = FinalityActivities(
             self.engine.reader, self.engine.service, policy=settings.finality_policy, block_time=settings.block_time
         )
-        attempt = await self.engine.attempt(self.attempt_id)
-        payment = CreditedPayment(
-            attempt_id=attempt.id,
-            owner_user_id=attempt.owner_user_id,
-            billing_account_id=attempt.billing_account_id,
-            terms=terms_of(attempt),
-        )
+        payment = await self.engine.credited_payment(self.attempt_id)
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, heartbeat_details=self.remembered)
         environment.on_heartbeat = self._remember

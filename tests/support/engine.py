@@ -11,7 +11,7 @@ from uuid import UUID
 
 from temporalio.client import WorkflowHandle
 
-from activities.messages import SettlementResult
+from activities.messages import CreditedPayment, SettlementResult
 from chain.reader import ChainReader
 from composition import chain_reader, payment_policy
 from db.accounts.wallets import Payer
@@ -154,6 +154,16 @@ class Engine:
     async def submit(self, payer: Payer, intent: Intent, sent: str) -> AttemptView:
         """Submit as the payer."""
         return await self.payments.submit(payer.user_id, intent.attempt_id, sent)
+
+    async def credited_payment(self, attempt_id: UUID) -> CreditedPayment:
+        """What the activity that waits for its finality is given."""
+        attempt = await self.attempt(attempt_id)
+        return CreditedPayment(
+            attempt_id=attempt.id,
+            owner_user_id=attempt.owner_user_id,
+            billing_account_id=attempt.billing_account_id,
+            terms=terms_of(attempt),
+        )
 
     def handle(self, attempt_id: UUID) -> WorkflowHandle[VerifyAndSettle, SettlementResult]:
         """The attempt's workflow, its latest run."""
