@@ -39,9 +39,9 @@ def create_functions(connection: Connection, names: Sequence[str]) -> None:
 def lock_tables(connection: Connection, names: Sequence[str]) -> None:
     """Lock tables for a revision: call it first, with every table that is there and that the revision changes.
 
-    The wait for the first table is `lock_timeout`, with nothing held. For all others together it is half of the
-    server's `deadlock_timeout`: settlements lock them in another order, and of two transactions that wait for each
-    other PostgreSQL ends the one that has waited for that long. Raises `psycopg.errors.LockNotAvailable`.
+    The busiest comes first: the wait for it is `lock_timeout`, with nothing held. For all others together it is half
+    of the server's `deadlock_timeout`: settlements lock them in another order, and of two transactions that wait for
+    each other PostgreSQL ends the one that has waited for that long. Raises `psycopg.errors.LockNotAvailable`.
     """
     driver = _driver(connection)
     first, *others = names

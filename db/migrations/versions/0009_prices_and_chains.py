@@ -20,7 +20,9 @@ compatible_from = "0008"
 SQL_FILES = ("0009_prices.sql", "0009_relay.sql", "0009_sweeps.sql", "0009_utxo.sql")
 
 # Every table of before that one of the files changes, or names in a foreign key.
+# The busiest first: nothing is held while it is waited for.
 CHANGED_TABLES = (
+    "payment_attempts",
     "payment_methods",
     "charges",
     "deposits",
@@ -29,7 +31,6 @@ CHANGED_TABLES = (
     "relay_nonces",
     "relayers",
     "observed_transfers",
-    "payment_attempts",
 )
 
 # Those of triggers, and what these call: from this transaction on they run with the version before.
