@@ -31,6 +31,9 @@ from commands.local_system import (
     _NOT_OF_THE_GATEWAY,
     _NOT_OF_THE_RELAY,
     _NOT_OF_THE_WORKER,
+    GATEWAY_STOP_SECONDS,
+    RELAY_STOP_SECONDS,
+    WORKER_STOP_SECONDS,
     LocalSystem,
 )
 from db.accounts.wallets import find_funds
@@ -180,7 +183,8 @@ async def up(folder: Path, *options: str) -> AsyncIterator[tuple[subprocess.Pope
         process.kill()
         process.wait()
         process.stdout.close()
-        await all_gone(below)
+        # All are asked to end at once, and a worker whose Temporal ends first takes all of its time.
+        await all_gone(below, timeout_seconds=max(WORKER_STOP_SECONDS, GATEWAY_STOP_SECONDS, RELAY_STOP_SECONDS))
 
 
 def _document(process: subprocess.Popen[str]) -> dict[str, Any]:
