@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -47,7 +47,7 @@ from db.engine import ServiceDatabase, SettlementDatabase
 from db.startup import check_service_database, check_settlement_database, check_writes
 from db.transfers.destinations import note_destination
 from domain.billing.upstreams import UsageLookup
-from domain.errors import ConfigurationError
+from domain.errors import ConfigurationError, TemporalUnavailable
 from domain.operations.events import Publish
 from domain.utxo import is_utxo_chain
 from gateway.upstreams_file import admin_keys, load_upstreams, upstream_keys
@@ -61,7 +61,7 @@ from services.webhooks.outbox import following_outbox
 from settings import Settings
 from starter.temporal import connect, is_serving, register_search_attributes
 from telemetry.events import DEFAULT_SOURCE, EventPublisher
-from telemetry.health import serve_health, temporal_answers
+from telemetry.health import first_line, serve_health, temporal_answers
 from telemetry.logs import LogContext
 from telemetry.metrics.worker import observe_rpc_request
 from workflows import registry
@@ -72,6 +72,9 @@ GRACEFUL_SHUTDOWN: Final = timedelta(seconds=10)
 
 STOP_SECONDS_MAX: Final = GRACEFUL_SHUTDOWN.total_seconds() + 3.0
 """How long a worker takes to stop, whatever Temporal does; then its process ends without it."""
+
+START_POLL_SECONDS: Final = 0.01
+"""The SDK does not say when Temporal has confirmed a worker's namespace, only whether it has."""
 
 DATABASE_CONNECTIONS: Final = 8
 """Per role. More connections make one hot account slower, not faster."""
@@ -146,6 +149,7 @@ async def run_worker(settings: Settings, variables: Mapping[str, str]) -> None:
         )
         await _keep_measuring(stack, settings, opened)
         async with worker:
+            await worker.confirmed_or(stop)
             log.info(
                 "worker runs",
                 task_queues=worker.task_queues,
@@ -240,7 +244,10 @@ async def _check_service(database: ServiceDatabase) -> None:
 
 
 class Workers:
-    """One process's workers, one for each queue; an async context manager. `beside` them runs what brings them work."""
+    """One process's workers, one for each queue; an async context manager. `beside` them runs what brings them work.
+
+    Where one of them fails, the block is cancelled, and leaving it raises `TemporalUnavailable`.
+    """
 
     def __init__(
         self, workers: Sequence[Worker], *, beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
@@ -248,7 +255,10 @@ class Workers:
         self._workers = workers
         self._beside = beside
         self._running = AsyncExitStack()
-        self._is_given_up = False
+        self._runs: list[asyncio.Task[None]] = []
+        self._block: asyncio.Task[Any] | None = None
+        self._is_stopping = False
+        self._failure: Exception | None = None
 
     @property
     def task_queues(self) -> list[str]:
@@ -260,38 +270,59 @@ class Workers:
         """Whether all of them are running."""
         return all(worker.is_running for worker in self._workers)
 
+    async def confirmed_or(self, stop: asyncio.Event) -> None:
+        """Wait until Temporal has confirmed all of them and they poll, or `stop` is set."""
+        while not (self.is_running or stop.is_set()):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), START_POLL_SECONDS)
+
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            for worker in self._workers:
-                await worker.__aenter__()
-                stack.push_async_exit(partial(self._leave, worker))
-            await stack.enter_async_context(self._beside())
-            self._running = stack.pop_all()
+        self._block = asyncio.current_task()
+        # Not `async with worker`: by that a worker that fails while the block is left cancels what comes after it.
+        self._runs = [asyncio.create_task(self._run(worker)) for worker in self._workers]
+        try:
+            await self._running.enter_async_context(self._beside())
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        failure = self._failure
+        try:
+            await self._stop()
+        finally:
+            await self._running.__aexit__(error_type, error, traceback)
+        if failure is None or self._block is None:
+            return
+        is_cancelled_by_others = self._block.uncancel() > 0
+        if error_type in (None, asyncio.CancelledError) and not is_cancelled_by_others:
+            raise TemporalUnavailable(f"a worker has failed: {first_line(failure)}") from failure
+
+    async def _run(self, worker: Worker) -> None:
+        try:
+            await worker.run()
+        except Exception as error:
+            is_first, self._failure = self._failure is None, self._failure or error
+            if is_first and not self._is_stopping and self._block is not None:
+                self._block.cancel()
+
+    async def _stop(self) -> None:
+        has_failed, self._is_stopping = self._failure is not None, True
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 # Concurrently: each may take its time to drain, and the process has that time once.
-                await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+                await asyncio.gather(*(worker.shutdown() for worker in self._workers), *self._runs)
         except TimeoutError:
             # Where the server is to end the polls of a worker that stops, the SDK waits for it without end. What was
             # running has been completed or cancelled by now, and Temporal hands it out again.
-            log.warning("worker stops without Temporal", seconds=STOP_SECONDS_MAX)
-            self._is_given_up = True
-        await self._running.__aexit__(error_type, error, traceback)
-
-    async def _leave(
-        self,
-        worker: Worker,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._is_given_up:
-            await worker.__aexit__(error_type, error, traceback)
+            log.warning("worker stops without Temporal", reason=f"no answer within {STOP_SECONDS_MAX:g} s")
+        else:
+            if self._failure is not None and not has_failed:
+                # Its start had not been confirmed yet.
+                log.warning("worker stops without Temporal", reason=first_line(self._failure))
 
 
 def build_worker(
