@@ -42,6 +42,15 @@ def _again_before(end: datetime) -> timedelta:
     return HOUR if end - activity.info().started_time > 2 * HOUR else A_FEW_MINUTES
 
 
+async def _now(environment: WorkflowEnvironment) -> datetime:
+    """The server's time, at half a second.
+
+    An activity whose schedule-to-close timeout ends at a whole second has none on this server (`getNanos() != 0` in its
+    `TestServiceRetryState`) and is retried for years. It schedules within milliseconds of when the workflow decides.
+    """
+    return (await environment.get_current_time()).replace(microsecond=500_000)
+
+
 async def _start(
     environment: WorkflowEnvironment, script: Script, attempt_id: UUID, submitted_at: datetime
 ) -> WorkflowHandle[VerifyAndSettle, SettlementResult]:
@@ -61,7 +70,7 @@ async def test_a_payment_that_is_not_found_fails_after_a_day_and_one_final_poll(
     skipping: WorkflowEnvironment,
 ) -> None:
     script, looks, attempt_id = Script(), list[timedelta](), uuid4()
-    submitted_at = await skipping.get_current_time()
+    submitted_at = await _now(skipping)
 
     async def look(payment: PaymentToVerify) -> Verified | Refused:
         looks.append(activity.info().started_time - submitted_at)
@@ -81,7 +90,7 @@ async def test_a_payment_that_is_not_found_fails_after_a_day_and_one_final_poll(
 
 async def test_a_payment_that_appears_in_the_last_hour_is_credited(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
-    submitted_at = await skipping.get_current_time()
+    submitted_at = await _now(skipping)
 
     async def look(_: PaymentToVerify) -> Verified | Refused:
         if activity.info().started_time - submitted_at < TIMEOUT - HOUR:
@@ -104,7 +113,7 @@ async def test_a_payment_that_only_the_final_poll_sees_is_credited(skipping: Wor
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, script, attempt_id, await skipping.get_current_time())).result()
+        result = await (await _start(skipping, script, attempt_id, await _now(skipping))).result()
     assert result.status is AttemptStatus.CREDITED
 
 
@@ -120,7 +129,7 @@ async def test_a_poll_that_breaks_every_time_is_retried_to_the_end_and_ends_noth
 
     script.look = look
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-        result = await (await _start(skipping, script, attempt_id, await skipping.get_current_time())).result()
+        result = await (await _start(skipping, script, attempt_id, await _now(skipping))).result()
     assert result.status is AttemptStatus.CREDITED
     # After 1, 2, 4, 8 and 16 seconds, then every 30 seconds of the ten minutes.
     assert 20 <= len(script.named("await_confirmation")) <= 30
@@ -128,7 +137,7 @@ async def test_a_poll_that_breaks_every_time_is_retried_to_the_end_and_ends_noth
 
 async def test_a_hash_that_replaces_another_has_a_day_of_its_own(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
-    submitted_at = await skipping.get_current_time()
+    submitted_at = await _now(skipping)
 
     async def look(payment: PaymentToVerify) -> Verified | Refused:
         if payment.is_last_look:
@@ -139,11 +148,11 @@ async def test_a_hash_that_replaces_another_has_a_day_of_its_own(skipping: Workf
     async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
         handle = await _start(skipping, script, attempt_id, submitted_at)
         await skipping.sleep(TIMEOUT - HOUR)
-        replaced_at = await skipping.get_current_time()
+        replaced_at = await _now(skipping)
         replaced = ReplacedHash(tx_hash=B, submitted_at=replaced_at, verify_until=replaced_at + TIMEOUT)
         await handle.signal(HASH_REPLACED_SIGNAL, replaced)
         result = await handle.result()
-        ended_at = await skipping.get_current_time()
+        ended_at = await _now(skipping)
     assert (result.status, result.error_code) == (AttemptStatus.FAILED, ErrorCode.RECEIPT_NOT_FOUND)
     assert ended_at - submitted_at >= TIMEOUT - HOUR + TIMEOUT - MINUTE * 11
     ends = {look.verify_until for look in script.named("await_confirmation")}
@@ -162,7 +171,7 @@ async def test_thirty_polls_leave_no_more_history_than_one(skipping: WorkflowEnv
 
         script.look = look
         async with scripted_worker(skipping.client, script, f"time-{attempt_id}"):
-            handle = await _start(skipping, script, attempt_id, await skipping.get_current_time())
+            handle = await _start(skipping, script, attempt_id, await _now(skipping))
             await handle.result()
         assert len(script.named("await_confirmation")) == polls + 1
         lengths.append(len((await handle.fetch_history()).events))
@@ -171,7 +180,7 @@ async def test_thirty_polls_leave_no_more_history_than_one(skipping: WorkflowEnv
 
 async def test_the_ledger_is_retried_indefinitely(skipping: WorkflowEnvironment) -> None:
     script, attempt_id = Script(), uuid4()
-    submitted_at = await skipping.get_current_time()
+    submitted_at = await _now(skipping)
 
     async def unavailable(message: PaymentToCredit) -> AttemptOutcomeMessage:
         if activity.info().is_local or activity.info().started_time < submitted_at + A_FEW_MINUTES:
