@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, LiteralString, Self, TypeVar
@@ -70,8 +71,14 @@ class PromptConnection(psycopg.AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(cls, *args: Any, **options: Any) -> Self:
-        """Connect, as the driver does."""
-        connection = await super().connect(*args, **options)
+        """Connect, as the driver does; who does not wait for the end leaves no connection behind."""
+        try:
+            connection = await super().connect(*args, **options)
+        except BaseException as error:
+            # The driver leaves it to the frames that the error refers to, and so to the collector of garbage: till then
+            # it takes one of the server's places, and no database can be created or dropped (authentication_timeout).
+            traceback.clear_frames(error.__traceback__)
+            raise
         # Not before: the driver replaces the adapters by those of its caller's context.
         connection.adapters.register_loader("timestamptz", BoundedTimeLoader)
         return connection

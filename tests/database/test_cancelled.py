@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import pytest
 from sqlalchemy import text
 
-from db.engine import ServiceConnection
+from db.engine import ServiceConnection, ServiceDatabase
 from db.ledger import entries as ledger
 from devstack.processes import wait_until
 from domain.identifiers import SYSTEM_TENANT_ACCOUNT_ID
@@ -98,6 +99,32 @@ async def test_the_statement_of_one_who_left_does_not_go_on_waiting_for_a_lock(
         await wait_until(lambda: works(0), timeout_seconds=PATIENCE_SECONDS, what="its end")
     async with roles.service.transaction() as service:
         await post(service)
+
+
+async def test_a_connection_that_was_not_awaited_to_its_end_is_closed(roles: RolePair) -> None:
+    opened, closed = asyncio.Event(), asyncio.Event()
+
+    async def never_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.set()
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    async def use(service: ServiceDatabase) -> None:
+        async with service.transaction():
+            pass
+
+    async with await asyncio.start_server(never_answers, "127.0.0.1", 0) as server:
+        address = str(server.sockets[0].getsockname()[1])
+        service = ServiceDatabase(re.sub(r":\d+/", f":{address}/", roles.database.service_url))
+        using = asyncio.create_task(use(service))
+        await asyncio.wait_for(opened.wait(), PATIENCE_SECONDS)
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError) as left:
+            await using
+        await asyncio.wait_for(closed.wait(), SECONDS_MAX)
+        assert left.value, "the error, with what it refers to, is still there"
+        await service.dispose()
 
 
 async def in_a_scope(roles: RolePair) -> None:
