@@ -46,6 +46,8 @@ from tests.support.postgres import MIGRATED_TEMPLATE, Cluster, Database, running
 from tests.support.selection import keep_what_is_not_slow
 from tests.support.servers import Namespace, Namespaces, TemporalServer, running_chain, running_temporal
 
+gc.disable()  # until all is collected
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,10 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported and collected stays to the end: no collection of garbage walks through it again."""
-    gc.collect()
+    """What is imported and collected stays to the end: no collection of garbage walks through it, now or later."""
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS_MIN, 20, 50)
+    gc.enable()
 
 
 GARBAGE_OBJECTS_MIN = 50_000
