@@ -93,3 +93,16 @@ async def test_what_a_block_raises_is_not_replaced_by_a_workers_failure(engine: 
     with pytest.raises(ZeroDivisionError):
         async with workers:
             await fails_when_cancelled()
+
+
+async def test_who_is_cancelled_by_another_as_well_stays_cancelled(engine: Engine) -> None:
+    async def wait(workers: Workers) -> None:
+        async with workers:
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(wait(await _unconfirmed_workers(engine)))
+    while not waiting.cancelling():
+        await asyncio.sleep(0)  # the other comes in the round of the loop in which the worker fails
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
