@@ -221,6 +221,24 @@ async def _credited_without_settled_transfer(books: Books) -> None:
     plant(books.roles, "DELETE FROM observed_transfers WHERE tx_hash = %s", attempt.tx_hash)
 
 
+async def _only_called(status: str, number: int, books: Books) -> None:
+    """Neither a transfer nor an entry: the state was written by hand."""
+    attempt = await books.roles.create_submitted(books.payer, number, created_at=ago(2 * HOUR), expires_at=ago(-HOUR))
+    plant(
+        books.roles,
+        "UPDATE payment_attempts SET status = %s, updated_at = %s, revenue_share = 0.75 WHERE id = %s",
+        status, ago(HOUR), attempt.id,
+    )  # fmt: skip
+
+
+async def _only_called_credited(books: Books) -> None:
+    await _only_called("CREDITED", 90, books)
+
+
+async def _only_called_reversed(books: Books) -> None:
+    await _only_called("REVERSED", 91, books)
+
+
 async def _settled_and_not_credited(books: Books) -> None:
     attempt = await books.settle(33)
     plant(
@@ -322,6 +340,8 @@ PLANTED: list[tuple[Plant, list[tuple[str, str]]]] = [
     (_wrong_bonus, [("ledger_disagrees", "alarm")]),
     (_settled_for_another_value, [("ledger_disagrees", "alarm")]),
     (_credited_without_settled_transfer, [("ledger_without_transfer", "alarm"), UNCLOSED]),
+    (_only_called_credited, [("ledger_without_transfer", "alarm")]),
+    (_only_called_reversed, [("ledger_without_transfer", "alarm")]),
     (_settled_and_not_credited, [("ledger_disagrees", "alarm")]),
     (_finding_credited_without_credit, [("ledger_disagrees", "alarm")]),
     (_no_workflow, [("workflow_missing", "started")]),
