@@ -54,7 +54,8 @@ async def test_a_worker_stops_in_time_whatever_temporal_does(
         assert exit_code == 0, worker.log
         assert seconds > GRACEFUL_SHUTDOWN.total_seconds()
         assert worker.said("worker stops without Temporal")
-        assert worker.lines()[-1]["event"] == "worker stopped"
+        # Not as its last line: the SDK's own threads go on polling, and log that, until the process ends.
+        assert worker.said("worker stopped")
 
 
 async def _unconfirmed_workers(engine: Engine) -> Workers:
