@@ -115,8 +115,8 @@ async def test_a_connection_that_was_not_awaited_to_its_end_is_closed(roles: Rol
             pass
 
     async with await asyncio.start_server(never_answers, "127.0.0.1", 0) as server:
-        address = str(server.sockets[0].getsockname()[1])
-        service = ServiceDatabase(re.sub(r":\d+/", f":{address}/", roles.database.service_url))
+        port = server.sockets[0].getsockname()[1]
+        service = ServiceDatabase(re.sub(r":\d+/", f":{port}/", roles.database.service_url))
         using = asyncio.create_task(use(service))
         await asyncio.wait_for(opened.wait(), PATIENCE_SECONDS)
         using.cancel()
